@@ -1,0 +1,1 @@
+//! HTTP over TCP and the control socket.

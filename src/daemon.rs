@@ -1,0 +1,1 @@
+//! Builds every part, runs them, drains them.

@@ -1,0 +1,1 @@
+//! Two loopback registries and a sample image.

@@ -1,0 +1,179 @@
+//! The classes of failure, and what each asks of the caller.
+//!
+//! Everything that can happen normally is a value; a [`Fault`] is what should not have happened. Callers decide by
+//! [`Class`] and never by text. The text is for people: it names the thing and the way out, and never holds a secret.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+/// What a failure asks of the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Worth another try: `transfer::retry` waits the longer of its backoff and `after`.
+    Retryable {
+        /// The least time to wait, when the peer named one.
+        after: Option<Duration>,
+    },
+    /// The registry does not accept us. The job fails; the registry counts as down for us.
+    Auth,
+    /// Something that was named is not there. Survey again once.
+    NotFound,
+    /// Bytes are not what their digest or size promised. Fetch afresh once, then fail loudly; never name.
+    Corrupt,
+    /// The peer understood and refused, or answered in a way that another try cannot mend.
+    Rejected,
+    /// We were asked to stop.
+    Cancelled,
+}
+
+impl Class {
+    /// Retryable without a word on when.
+    pub const RETRYABLE: Class = Class::Retryable { after: None };
+
+    /// The name in reports, the ledger and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Retryable { .. } => "retryable",
+            Class::Auth => "auth",
+            Class::NotFound => "not_found",
+            Class::Corrupt => "corrupt",
+            Class::Rejected => "rejected",
+            Class::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether another try may help.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Class::Retryable { .. })
+    }
+}
+
+/// A failure: its class, a sentence, and what caused it.
+pub struct Fault {
+    class: Class,
+    text: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Fault {
+    /// A failure of `class`; `text` names the thing and the way out, lower case, without a full stop.
+    pub fn new(class: Class, text: impl Into<String>) -> Fault {
+        Fault { class, text: text.into(), source: None }
+    }
+
+    /// Worth another try.
+    pub fn retryable(text: impl Into<String>) -> Fault {
+        Fault::new(Class::RETRYABLE, text)
+    }
+
+    /// Bytes are not what was promised.
+    pub fn corrupt(text: impl Into<String>) -> Fault {
+        Fault::new(Class::Corrupt, text)
+    }
+
+    /// Refused, or beyond mending.
+    pub fn rejected(text: impl Into<String>) -> Fault {
+        Fault::new(Class::Rejected, text)
+    }
+
+    /// Not there.
+    pub fn not_found(text: impl Into<String>) -> Fault {
+        Fault::new(Class::NotFound, text)
+    }
+
+    /// We were asked to stop.
+    pub fn cancelled() -> Fault {
+        Fault::new(Class::Cancelled, "interrupted")
+    }
+
+    /// Adds what caused it.
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Fault {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Puts what was being done in front: `"{doing}: {text}"`.
+    pub fn while_doing(mut self, doing: impl fmt::Display) -> Fault {
+        self.text = format!("{doing}: {}", self.text);
+        self
+    }
+
+    /// What it asks of the caller.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The same failure under another class.
+    pub fn with_class(mut self, class: Class) -> Fault {
+        self.class = class;
+        self
+    }
+
+    /// The whole chain in one line, bounded in length.
+    pub fn chain(&self) -> String {
+        let mut text = self.text.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let level = error.to_string();
+            // Wrappers often repeat their cause: say each thing once.
+            if !text.contains(&level) {
+                text.push_str(": ");
+                text.push_str(&level);
+            }
+            cause = error.source();
+        }
+        clip(&text, 2000)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.class.name(), self.chain())
+    }
+}
+
+impl StdError for Fault {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// A text of a peer, made fit for a log line or a message: control characters escaped, at most `most` characters.
+pub fn clip(text: &str, most: usize) -> String {
+    let mut clipped = String::with_capacity(text.len().min(most) + 4);
+    for (count, character) in text.chars().enumerate() {
+        if count == most {
+            clipped.push('…');
+            break;
+        }
+        if character.is_control() { clipped.extend(character.escape_default()) } else { clipped.push(character) }
+    }
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_each_thing_once() {
+        let inner = Fault::retryable("connection reset");
+        let outer = Fault::retryable("GET blob: connection reset").because(inner);
+        assert_eq!(outer.chain(), "GET blob: connection reset");
+        let outer = Fault::rejected("cannot push").because(std::io::Error::other("disk full"));
+        assert_eq!(outer.while_doing("tag v1").chain(), "tag v1: cannot push: disk full");
+    }
+
+    #[test]
+    fn what_peers_say_cannot_break_a_log_line() {
+        assert_eq!(clip("a\nb\u{1b}[31m", 100), "a\\nb\\u{1b}[31m");
+        assert_eq!(clip("abcdef", 3), "abc…");
+    }
+}

@@ -1,0 +1,1 @@
+//! Hints and open uploads in SQLite.

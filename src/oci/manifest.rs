@@ -1,0 +1,298 @@
+//! Manifests and indexes: raw bytes kept verbatim, and what they refer to, read tolerantly.
+//!
+//! The bytes are never written again from a parsed form: what goes to production is what staging sent. Parsing only
+//! answers which content belongs to the manifest. Unknown fields and media types pass; a digest that cannot be verified,
+//! a document that says two different things of itself, and schema 1 do not. Image specification, `manifest.md` and
+//! `image-index.md`.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::descriptor::Descriptor;
+use super::digest::{self, Algorithm, Digest};
+use super::media_type::{Kind, MediaType, OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST};
+
+/// Largest manifest that is read, in bytes: what registries accept (distribution and ECR: 4 MiB).
+pub const MAX_SIZE: u64 = 4 * 1024 * 1024;
+/// Most entries (children, layers, blobs) that one manifest may list.
+pub const MAX_ENTRIES: usize = 10_000;
+
+/// A manifest or index as it was read.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The bytes, verbatim.
+    pub bytes: Bytes,
+    /// What it is sent as.
+    pub media_type: MediaType,
+    /// The digest of `bytes`.
+    pub digest: Digest,
+    /// Index, image or artifact.
+    pub kind: Kind,
+    /// Children of an index, in order, duplicates removed. Some may turn out to be blobs.
+    pub children: Vec<Descriptor>,
+    /// Config, layers and blobs, in order, duplicates removed.
+    pub blobs: Vec<Descriptor>,
+    /// The manifest that this one says something about.
+    pub subject: Option<Descriptor>,
+}
+
+/// Why bytes are not a manifest that can be mirrored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Larger than [`MAX_SIZE`].
+    #[error("the manifest is larger than {} MiB", MAX_SIZE / 1024 / 1024)]
+    TooLarge,
+    /// Not JSON, or not of the shape of a manifest.
+    #[error("the manifest is not valid JSON of a manifest: {0}")]
+    Malformed(String),
+    /// Docker schema 1.
+    #[error("the manifest is of Docker schema 1, whose content cannot be verified; push the image again with a current tool")]
+    Schema1,
+    /// The `Content-Type` and the document's own `mediaType` differ.
+    #[error("the registry serves the manifest as {served}, the manifest calls itself {own}")]
+    TypesDiffer {
+        /// The `Content-Type` of the answer.
+        served: String,
+        /// The `mediaType` in the document.
+        own: String,
+    },
+    /// Neither the answer nor the document says what it is, and its shape does not either.
+    #[error("the media type {0:?} is not that of a manifest")]
+    UnknownType(String),
+    /// More than [`MAX_ENTRIES`] entries.
+    #[error("the manifest lists more than {MAX_ENTRIES} entries")]
+    TooManyEntries,
+    /// A digest in it cannot be verified.
+    #[error("the manifest refers to content that cannot be verified: {0}")]
+    Digest(#[from] digest::ParseError),
+    /// It names itself as its own child or subject.
+    #[error("the manifest refers to itself")]
+    RefersToItself,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    #[serde(default)]
+    schema_version: Option<serde_json::Value>,
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<Vec<Entry>>,
+    #[serde(default)]
+    config: Option<Entry>,
+    #[serde(default)]
+    layers: Option<Vec<Entry>>,
+    #[serde(default)]
+    blobs: Option<Vec<Entry>>,
+    #[serde(default)]
+    subject: Option<Entry>,
+    #[serde(default)]
+    fs_layers: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(default)]
+    media_type: Option<String>,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: Option<String>,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+impl Manifest {
+    /// Reads a manifest. `served` is the `Content-Type` it came with, `algorithm` the one to name its bytes by.
+    ///
+    /// # Errors
+    /// See [`Error`]; each says what is wrong with the document, not where it came from.
+    pub fn parse(bytes: Bytes, served: Option<&str>, algorithm: Algorithm) -> Result<Manifest, Error> {
+        if bytes.len() as u64 > MAX_SIZE {
+            return Err(Error::TooLarge);
+        }
+        let document: Document = serde_json::from_slice(&bytes).map_err(|error| Error::Malformed(error.to_string()))?;
+        let media_type = agree_on_type(served, &document)?;
+        let kind = match media_type.kind() {
+            Kind::Schema1 => return Err(Error::Schema1),
+            Kind::Other => return Err(Error::UnknownType(media_type.to_string())),
+            kind => kind,
+        };
+        let digest = Digest::of(algorithm, &bytes);
+        let (children, blobs) = match kind {
+            Kind::Index => (entries([document.manifests])?, Vec::new()),
+            _ => (Vec::new(), entries([document.config.map(|config| vec![config]), document.layers, document.blobs])?),
+        };
+        let subject = document.subject.map(Entry::read).transpose()?;
+        if children.iter().chain(&subject).any(|entry| entry.digest == digest) {
+            return Err(Error::RefersToItself);
+        }
+        Ok(Manifest { bytes, media_type, digest, kind, children, blobs, subject })
+    }
+
+    /// The descriptor of the manifest itself.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor::new(self.media_type.clone(), self.digest, self.bytes.len() as u64)
+    }
+}
+
+/// The one media type that the answer and the document agree on.
+fn agree_on_type(served: Option<&str>, document: &Document) -> Result<MediaType, Error> {
+    let served = served.map(MediaType::new).filter(|served| !served.is_empty());
+    let own = document.media_type.as_deref().map(MediaType::new).filter(|own| !own.is_empty());
+    match (served, own) {
+        // Static file servers and some gateways send a generic type: the document knows better.
+        (Some(served), Some(own)) if served.kind() == Kind::Other && is_generic(&served) => Ok(own),
+        (Some(served), Some(own)) if served != own => Err(Error::TypesDiffer { served: served.to_string(), own: own.to_string() }),
+        (Some(served), None) if is_generic(&served) => by_shape(document),
+        (Some(served), _) => Ok(served),
+        (None, Some(own)) => Ok(own),
+        (None, None) => by_shape(document),
+    }
+}
+
+fn is_generic(media_type: &MediaType) -> bool {
+    matches!(media_type.as_str(), "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream")
+}
+
+/// Without any word on the type the shape decides (distribution specification, section on content negotiation).
+fn by_shape(document: &Document) -> Result<MediaType, Error> {
+    let text = match document {
+        Document { fs_layers: Some(_), .. } => return Err(Error::Schema1),
+        Document { schema_version: Some(version), .. } if version == &serde_json::json!(1) => return Err(Error::Schema1),
+        Document { manifests: Some(_), .. } => OCI_INDEX,
+        Document { config: Some(_), layers: Some(_), .. } => OCI_MANIFEST,
+        Document { blobs: Some(_), .. } => OCI_ARTIFACT,
+        _ => return Err(Error::UnknownType(String::new())),
+    };
+    Ok(MediaType::new(text))
+}
+
+fn entries<const N: usize>(lists: [Option<Vec<Entry>>; N]) -> Result<Vec<Descriptor>, Error> {
+    let mut seen = HashSet::new();
+    let mut descriptors = Vec::new();
+    for entry in lists.into_iter().flatten().flatten() {
+        let descriptor = entry.read()?;
+        if seen.insert((descriptor.digest, descriptor.size)) {
+            descriptors.push(descriptor);
+        }
+        if descriptors.len() > MAX_ENTRIES {
+            return Err(Error::TooManyEntries);
+        }
+    }
+    Ok(descriptors)
+}
+
+impl Entry {
+    fn read(self) -> Result<Descriptor, Error> {
+        Ok(Descriptor {
+            media_type: MediaType::new(self.media_type.as_deref().unwrap_or_default()),
+            digest: self.digest.parse()?,
+            size: self.size,
+            platform: self.platform.and_then(Platform::read),
+        })
+    }
+}
+
+impl Platform {
+    fn read(self) -> Option<String> {
+        let parts = [Some(self.os?), Some(self.architecture?), self.variant];
+        let text = parts.into_iter().flatten().collect::<Vec<_>>().join("/");
+        Some(text.chars().take(64).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::media_type::DOCKER_SCHEMA1_SIGNED;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn parse(value: serde_json::Value, served: Option<&str>) -> Result<Manifest, Error> {
+        Manifest::parse(value.to_string().into_bytes().into(), served, Algorithm::Sha256)
+    }
+
+    fn entry(content: &str) -> serde_json::Value {
+        json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": Digest::sha256(content.as_bytes()), "size": content.len()})
+    }
+
+    #[test]
+    fn bytes_are_kept_and_named() {
+        let text = r#"{ "schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[] , "x":null}"#;
+        let manifest = Manifest::parse(Bytes::from_static(text.as_bytes()), None, Algorithm::Sha256).unwrap();
+        assert_eq!(manifest.bytes, text);
+        assert_eq!(manifest.digest, Digest::sha256(text.as_bytes()));
+    }
+
+    #[test]
+    fn lists_what_belongs_to_it_once() {
+        let image = json!({"config": entry("c"), "layers": [entry("a"), entry("b"), entry("a")], "annotations": null});
+        let manifest = parse(image, None).unwrap();
+        assert_eq!(manifest.kind, Kind::Image);
+        assert_eq!(manifest.blobs.len(), 3);
+        let empty = json!({"mediaType": OCI_MANIFEST, "config": entry("{}"), "layers": [entry("{}")], "subject": entry("s")});
+        let manifest = parse(empty, Some(OCI_MANIFEST)).unwrap();
+        assert_eq!(manifest.blobs.len(), 1, "the empty config is often config and layer at once");
+        assert_eq!(manifest.subject.unwrap().digest, Digest::sha256(b"s"));
+        let artifact = json!({"mediaType": OCI_ARTIFACT, "blobs": [entry("a")]});
+        assert_eq!(parse(artifact, None).unwrap().kind, Kind::Artifact);
+        let nulls = json!({"mediaType": OCI_MANIFEST, "config": entry("c"), "layers": null, "subject": null});
+        assert_eq!(parse(nulls, None).unwrap().blobs.len(), 1);
+    }
+
+    #[test]
+    fn platforms_are_read_tolerantly() {
+        let mut child = entry("a");
+        child["platform"] = json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.1"});
+        let mut bare = entry("b");
+        bare["platform"] = json!({});
+        let index = parse(json!({"manifests": [child, bare]}), Some("application/json")).unwrap();
+        assert_eq!(index.children[0].platform.as_deref(), Some("windows/amd64"));
+        assert_eq!(index.children[1].platform, None);
+    }
+
+    #[test]
+    fn refuses_with_a_reason() {
+        let blake = json!({"mediaType": "x", "digest": "blake3:00", "size": 1});
+        assert!(matches!(parse(json!({"manifests": [blake]}), None), Err(Error::Digest(_))));
+        assert_eq!(parse(json!({"schemaVersion": 1, "fsLayers": []}), None).unwrap_err(), Error::Schema1);
+        assert_eq!(parse(json!({}), Some(DOCKER_SCHEMA1_SIGNED)).unwrap_err(), Error::Schema1);
+        assert!(matches!(
+            parse(json!({"mediaType": OCI_INDEX, "manifests": []}), Some(OCI_MANIFEST)),
+            Err(Error::TypesDiffer { .. })
+        ));
+        assert!(matches!(parse(json!({"hello": 1}), None), Err(Error::UnknownType(_))));
+        assert!(matches!(parse(json!({"hello": 1}), Some("text/html")), Err(Error::UnknownType(_))));
+        assert!(matches!(parse(json!({"manifests": [{"digest": "sha256:x"}]}), None), Err(Error::Malformed(_))));
+        let many: Vec<_> = (0..=MAX_ENTRIES).map(|n| entry(&n.to_string())).collect();
+        assert_eq!(parse(json!({"manifests": many}), None).unwrap_err(), Error::TooManyEntries);
+        let large = Bytes::from(vec![b' '; MAX_SIZE as usize + 1]);
+        assert_eq!(Manifest::parse(large, None, Algorithm::Sha256).unwrap_err(), Error::TooLarge);
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_not_followed() {
+        let deep = format!("{}{}", r#"{"x":"#.repeat(100_000), "}".repeat(100_000));
+        assert!(matches!(Manifest::parse(deep.into_bytes().into(), None, Algorithm::Sha256), Err(Error::Malformed(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Manifest::parse(bytes.into(), Some(OCI_INDEX), Algorithm::Sha256);
+        }
+    }
+}

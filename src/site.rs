@@ -1,0 +1,1 @@
+//! Any place that holds images.

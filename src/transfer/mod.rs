@@ -1,0 +1,1 @@
+//! Carries an image and names it.

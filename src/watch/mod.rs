@@ -1,0 +1,1 @@
+//! Finds out where something differs.

@@ -1,0 +1,1 @@
+//! Tests against real servers, through the doors that users use.
