@@ -1,0 +1,167 @@
+//! The board: what the daemon is doing, as others may see it. Written by the watch floor, read by status, readiness and
+//! progress.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::job::{Totals, Trouble};
+
+/// A snapshot of everything on the board: the body of `GET /v1/status`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// When the daemon started.
+    pub started: Option<Timestamp>,
+    /// Whether the daemon is draining.
+    pub draining: bool,
+    /// Whether every route has been looked at once.
+    pub ready: bool,
+    /// The config file.
+    pub config: ConfigStatus,
+    /// Each route.
+    pub routes: Vec<RouteStatus>,
+    /// Each registry.
+    pub registries: Vec<RegistryStatus>,
+    /// What is waiting.
+    pub queue: QueueStatus,
+    /// What is running now.
+    pub jobs: Vec<JobStatus>,
+}
+
+/// The config file that is in force.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Its path.
+    pub path: String,
+    /// When it was read.
+    pub loaded: Option<Timestamp>,
+    /// The first twelve characters of its SHA-256.
+    pub hash: String,
+    /// Why the newest reading of it was refused, if it was.
+    pub refused: Option<String>,
+}
+
+/// A route, as far as it is known.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it reads.
+    pub from: String,
+    /// Where it writes.
+    pub to: Vec<String>,
+    /// Source repositories that fall to it, as of the last discovery.
+    pub repositories: usize,
+    /// When a look last ended.
+    pub last_look: Option<Timestamp>,
+    /// When a look last ended with every chosen tag equal.
+    pub last_success: Option<Timestamp>,
+    /// When it will be looked at without being asked.
+    pub next_look: Option<Timestamp>,
+    /// Tags by state, over its repositories and destinations.
+    pub tags: Totals,
+    /// What is wrong now.
+    pub trouble: Vec<Trouble>,
+}
+
+/// A registry, as far as it is known.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RegistryStatus {
+    /// Its name in the config.
+    pub name: String,
+    /// Its origin.
+    pub url: String,
+    /// Whether it accepts us; unknown before the first request.
+    pub up: Option<bool>,
+    /// What it said last, when it does not.
+    pub trouble: Option<String>,
+}
+
+/// The queue of looks.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Looks that wait for their turn.
+    pub depth: usize,
+    /// Looks that are running.
+    pub running: usize,
+    /// How long the oldest has waited, in seconds.
+    pub oldest_seconds: f64,
+}
+
+/// A running job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Its route.
+    pub route: String,
+    /// `host/repository:tag`.
+    pub source: String,
+    /// `host/repository:tag`.
+    pub destination: String,
+    /// When it started.
+    pub since: Timestamp,
+}
+
+/// The shared board.
+#[derive(Clone, Debug, Default)]
+pub struct Board {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    status: Status,
+    jobs: BTreeMap<u64, JobStatus>,
+    next_job: u64,
+}
+
+impl Board {
+    /// What is on the board now.
+    pub fn snapshot(&self) -> Status {
+        let state = self.lock();
+        let mut status = state.status.clone();
+        status.jobs = state.jobs.values().cloned().collect();
+        status
+    }
+
+    /// Changes what is on the board.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock().status);
+    }
+
+    /// Changes a route's entry.
+    pub fn update_route(&self, route: &str, change: impl FnOnce(&mut RouteStatus)) {
+        if let Some(entry) = self.lock().status.routes.iter_mut().find(|entry| entry.name == route) {
+            change(entry);
+        }
+    }
+
+    /// Lists a running job until the guard is dropped.
+    pub fn start_job(&self, job: JobStatus) -> RunningJob {
+        let mut state = self.lock();
+        let id = state.next_job;
+        state.next_job += 1;
+        state.jobs.insert(id, job);
+        RunningJob { id, board: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the board")
+    }
+}
+
+/// A job on the board.
+#[derive(Debug)]
+pub struct RunningJob {
+    id: u64,
+    board: Board,
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        self.board.lock().jobs.remove(&self.id);
+    }
+}

@@ -1,0 +1,55 @@
+//! Events: somebody says "look here". Every trigger produces the same value, and losing one or getting it twice is harmless.
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::job::{Actor, Cause, Look};
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// Which part of the world to look at; empty means everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Only these routes.
+    pub routes: Vec<String>,
+    /// Only this source repository.
+    pub repository: Option<RepositoryName>,
+    /// Only this tag.
+    pub tag: Option<Tag>,
+    /// A digest that somebody outside expects the tag to have: compared, never written from.
+    pub digest: Option<Digest>,
+}
+
+/// "Look here."
+#[derive(Debug)]
+pub struct Event {
+    /// Where.
+    pub scope: Scope,
+    /// Why.
+    pub cause: Cause,
+    /// Who.
+    pub actor: Actor,
+    /// When it arrived.
+    pub received: Instant,
+    /// What the asker wants of it.
+    pub wish: Wish,
+    /// Told how many looks were queued, then what came of them.
+    pub reply: Option<Reply>,
+}
+
+/// How a pass is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+    /// List what is up to date as well.
+    pub all: bool,
+}
+
+/// Where the answer to an event goes.
+#[derive(Debug)]
+pub struct Reply {
+    /// The number of looks that the event stands for, as soon as they are queued.
+    pub queued: oneshot::Sender<usize>,
+    /// One message for each look that started after the event arrived and has settled; closed after the last.
+    pub looks: mpsc::UnboundedSender<Look>,
+}
