@@ -177,6 +177,10 @@ pub struct Job {
     pub destination: Seen,
     /// When both sides were asked, on tokio's clock.
     pub seen_at: tokio::time::Instant,
+    /// When the look began: what hints have seen since then needs no asking.
+    pub look_began: Timestamp,
+    /// The destination repository had no tags at all: what nobody has seen there is not there.
+    pub fresh: bool,
     /// Why.
     pub cause: Cause,
     /// Who.

@@ -1,1 +1,154 @@
-//! Any place that holds images.
+//! Any place that holds images: a registry or a folder of layouts, behind one type, so that a route can lead from one to the
+//! other.
+
+use std::sync::Arc;
+
+use crate::endpoint::{Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally, Upload};
+use crate::fault::Fault;
+use crate::layout;
+use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::registry;
+
+/// A registry or a folder of layouts.
+#[derive(Clone)]
+pub enum Site {
+    /// A registry.
+    Registry(registry::Registry),
+    /// A folder of layouts.
+    Layout(layout::Root),
+}
+
+/// One repository of a site.
+#[derive(Clone)]
+pub enum Repository {
+    /// Of a registry.
+    Registry(registry::Repository),
+    /// Of a folder of layouts.
+    Layout(layout::Repository),
+}
+
+impl Site {
+    /// Its name in the config.
+    pub fn name(&self) -> &str {
+        match self {
+            Site::Registry(registry) => registry.name(),
+            Site::Layout(root) => root.name(),
+        }
+    }
+
+    /// Where its blobs live.
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Site::Registry(registry) => registry.origin(),
+            Site::Layout(root) => root.origin(),
+        }
+    }
+
+    /// A handle on one repository; nothing is asked.
+    pub fn repository(&self, name: RepositoryName) -> Repository {
+        match self {
+            Site::Registry(registry) => Repository::Registry(registry.repository(name)),
+            Site::Layout(root) => Repository::Layout(root.repository(name)),
+        }
+    }
+
+    /// One page of the repositories. `None`: the registry has no catalog for us.
+    ///
+    /// # Errors
+    /// Those of the request or the disk.
+    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+        match self {
+            Site::Registry(registry) => registry.repositories(cursor).await,
+            Site::Layout(root) => root.repositories(cursor).await,
+        }
+    }
+}
+
+/// Passes a call on to whichever it is.
+macro_rules! either {
+    ($self:ident, $repository:ident => $call:expr) => {
+        match $self {
+            Repository::Registry($repository) => $call,
+            Repository::Layout($repository) => $call,
+        }
+    };
+}
+
+impl Source for Repository {
+    fn registry(&self) -> &str {
+        either!(self, repository => repository.registry())
+    }
+
+    fn origin(&self) -> &Origin {
+        either!(self, repository => repository.origin())
+    }
+
+    fn repository(&self) -> &RepositoryName {
+        either!(self, repository => repository.repository())
+    }
+
+    fn address(&self) -> String {
+        either!(self, repository => repository.address())
+    }
+
+    fn counted(&self, tally: &Arc<Tally>) -> Self {
+        match self {
+            Repository::Registry(repository) => Repository::Registry(repository.counted(tally)),
+            Repository::Layout(repository) => Repository::Layout(repository.counted(tally)),
+        }
+    }
+
+    async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
+        either!(self, repository => repository.tags(cursor).await)
+    }
+
+    async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
+        either!(self, repository => repository.resolve(target).await)
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
+        either!(self, repository => repository.manifest(target).await)
+    }
+
+    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+        either!(self, repository => repository.referrers(subject, cursor).await)
+    }
+
+    async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
+        either!(self, repository => repository.read_blob(blob, offset).await)
+    }
+}
+
+impl Destination for Repository {
+    fn abilities(&self) -> Abilities {
+        either!(self, repository => repository.abilities())
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
+        either!(self, repository => repository.has_blob(digest).await)
+    }
+
+    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+        either!(self, repository => repository.begin_upload(digest, from).await)
+    }
+
+    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+        either!(self, repository => repository.send_chunk(upload, offset, length, body).await)
+    }
+
+    async fn finish_upload(&self, upload: &mut Upload, digest: &Digest, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+        either!(self, repository => repository.finish_upload(upload, digest, offset, length, body).await)
+    }
+
+    async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
+        either!(self, repository => repository.upload_offset(upload).await)
+    }
+
+    async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
+        either!(self, repository => repository.cancel_upload(upload).await)
+    }
+
+    async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
+        either!(self, repository => repository.put_manifest(target, manifest).await)
+    }
+}

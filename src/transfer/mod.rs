@@ -1,1 +1,333 @@
-//! Carries an image and names it.
+//! Carries an image and names it: job → survey → plan → carry → verdict → name → outcome.
+//!
+//! - [`survey`](self) gathers facts; [`plan`] decides without touching anything; carrying brings blobs, child manifests and
+//!   referrers over, addressed by digest, and changes nothing anyone sees; naming moves the tag and is the last request.
+//! - Facts older than two seconds are asked for again before the tag moves; when staging moved meanwhile, nothing is named
+//!   and the story starts over with the new facts.
+//! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
+
+mod blob;
+mod carry;
+mod claims;
+pub mod limits;
+pub mod metrics;
+mod name;
+pub mod plan;
+mod referrers;
+mod resume;
+pub mod retry;
+pub mod settle;
+mod survey;
+pub mod verify;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use self::claims::Claims;
+pub use self::limits::Limits;
+pub use self::metrics::Metrics;
+use self::plan::Decision;
+pub use self::retry::Stop;
+use self::retry::retry;
+pub use self::settle::Settle;
+use crate::endpoint::{Destination, Source, Tally};
+use crate::fault::{Class, Fault};
+use crate::index::Index;
+use crate::job::{BlobOutcome, Job, Key, Outcome, Progress};
+use crate::ledger::Ledger;
+use crate::oci::Digest;
+
+/// How the engine behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How patient it is.
+    pub retry: retry::Settings,
+    /// How long a hint about production is good enough for a routine poll.
+    pub trust: Duration,
+    /// Facts older than this are asked for again before a tag moves.
+    pub fresh: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { retry: retry::Settings::default(), trust: Duration::from_secs(3600), fresh: Duration::from_secs(2) }
+    }
+}
+
+/// How often a tag is looked at anew because staging moved it while it was carried.
+const ROUNDS: u32 = 5;
+
+/// The engine: shared by all jobs. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    /// How it behaves.
+    pub settings: Settings,
+    /// Hints and open uploads.
+    pub index: Index,
+    /// What happened.
+    pub ledger: Ledger,
+    /// Who may send how much.
+    pub limits: Limits,
+    /// What is counted.
+    pub metrics: Metrics,
+    claims: Claims,
+    troubled: Arc<Mutex<HashSet<Key>>>,
+}
+
+/// What came of running a job, before it is settled.
+#[derive(Debug)]
+pub struct Ending {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// What staging named.
+    pub digest: Option<Digest>,
+    /// What production named before.
+    pub previous: Option<Digest>,
+    /// Why, for people.
+    pub reasons: Vec<String>,
+    /// The failure, if it failed.
+    pub fault: Option<Fault>,
+    /// What it cost.
+    pub cost: Cost,
+    /// What the production tag names now by our hand.
+    pub written: Option<Digest>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What a job cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Blobs by what happened to them.
+    pub blobs: crate::job::BlobCounts,
+    /// Blob bytes put on the wire to the destination.
+    pub bytes_sent: u64,
+    /// Sizes of blobs present or mounted.
+    pub bytes_spared: u64,
+    /// Requests on both sides.
+    pub requests: u64,
+}
+
+impl Engine {
+    /// An engine over its stores.
+    pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
+        Engine { settings, index, ledger, limits, metrics, claims: Claims::default(), troubled: Arc::default() }
+    }
+
+    /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
+    pub async fn run<S: Source, D: Destination>(&self, job: &Job, source: &S, destination: &D, progress: &Arc<Progress>, stop: &Stop) -> Ending {
+        let _permit = self.limits.job().await;
+        let tally = Arc::new(Tally::default());
+        let trip = Trip {
+            engine: self,
+            job,
+            source: source.counted(&tally),
+            destination: destination.counted(&tally),
+            progress,
+            stop,
+            started: Instant::now(),
+            sent: AtomicU64::new(0),
+            spared: AtomicU64::new(0),
+            counts: Counts::default(),
+        };
+        let _in_flight = self.metrics.in_flight();
+        let story = trip.promote().await;
+        trip.end(story, tally.requests())
+    }
+}
+
+impl Ending {
+    /// Nothing to do: both sides name `digest`.
+    pub fn equal(digest: Digest, requests: u64) -> Ending {
+        let cost = Cost { requests, ..Cost::default() };
+        Ending { outcome: Outcome::UpToDate, digest: Some(digest), previous: Some(digest), fault: None, ..Ending::empty(cost) }
+    }
+
+    /// It did not work, or we were asked to stop.
+    pub fn failed(fault: Fault, requests: u64) -> Ending {
+        let outcome = if fault.class() == Class::Cancelled { Outcome::Interrupted } else { Outcome::Failed };
+        let fault = (outcome == Outcome::Failed).then_some(fault);
+        Ending { outcome, fault, ..Ending::empty(Cost { requests, ..Cost::default() }) }
+    }
+
+    fn empty(cost: Cost) -> Ending {
+        Ending { outcome: Outcome::Failed, digest: None, previous: None, reasons: Vec::new(), fault: None, cost, written: None, took: Duration::ZERO }
+    }
+}
+
+/// One job on its way.
+struct Trip<'a, S, D> {
+    engine: &'a Engine,
+    job: &'a Job,
+    source: S,
+    destination: D,
+    progress: &'a Arc<Progress>,
+    stop: &'a Stop,
+    started: Instant,
+    sent: AtomicU64,
+    spared: AtomicU64,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    present: AtomicU64,
+    mounted: AtomicU64,
+    copied: AtomicU64,
+    resumed: AtomicU64,
+}
+
+/// How a story ended when nothing went wrong.
+struct Story {
+    outcome: Outcome,
+    digest: Option<Digest>,
+    previous: Option<Digest>,
+    reasons: Vec<String>,
+    written: Option<Digest>,
+}
+
+/// A story that broke off, with what was known by then.
+struct Broken {
+    fault: Fault,
+    digest: Option<Digest>,
+    previous: Option<Digest>,
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
+    async fn promote(&self) -> Result<Story, Broken> {
+        let mut facts = self.survey_tag(survey::Sight::of(self.job)).await.map_err(|fault| self.broken(fault, None))?;
+        for _ in 0..ROUNDS {
+            let known = facts.clone();
+            let failed = |fault| self.broken(fault, Some(&known));
+            let decision = self.decide(&facts).await.map_err(failed)?;
+            if decision == Decision::UpToDate && !self.job.dry_run {
+                self.bring_referrers_later(&facts).await.map_err(failed)?;
+            }
+            if decision != Decision::Promote {
+                return Ok(Story::untouched(decision, &facts));
+            }
+            if self.job.dry_run {
+                return Ok(Story::planned(&facts));
+            }
+            let image = self.survey_image(&mut facts).await.map_err(failed)?;
+            let Some(image) = image else { continue };
+            self.carry(&image).await.map_err(failed)?;
+            match self.name(&image, &facts).await.map_err(failed)? {
+                name::Named::Moved => return Ok(Story::promoted(&facts, &image)),
+                name::Named::Equal => return Ok(Story::untouched(Decision::UpToDate, &facts)),
+                name::Named::Immutable(production) => return Ok(Story::immutable(&facts, production)),
+                name::Named::Again(newer) => facts = *newer,
+            }
+        }
+        let text = format!("staging moved {} {ROUNDS} times while it was carried", self.source_reference());
+        Err(self.broken(Fault::retryable(text), Some(&facts)))
+    }
+
+    fn broken(&self, fault: Fault, facts: Option<&survey::TagFacts>) -> Broken {
+        let digest = facts.and_then(|facts| facts.source).or(self.job.source.digest());
+        let previous = facts.and_then(|facts| facts.destination).or(self.job.destination.digest());
+        Broken { fault, digest, previous }
+    }
+
+    fn end(&self, story: Result<Story, Broken>, requests: u64) -> Ending {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let blobs = crate::job::BlobCounts {
+            present: count(&self.counts.present),
+            mounted: count(&self.counts.mounted),
+            copied: count(&self.counts.copied),
+            resumed: count(&self.counts.resumed),
+        };
+        let cost = Cost { blobs, bytes_sent: count(&self.sent), bytes_spared: count(&self.spared), requests };
+        let took = self.started.elapsed();
+        match story {
+            Ok(Story { outcome, digest, previous, reasons, written }) => {
+                Ending { outcome, digest, previous, reasons, fault: None, cost, written, took }
+            }
+            Err(Broken { fault, digest, previous }) => Ending { digest, previous, cost, took, ..Ending::failed(fault, requests) },
+        }
+    }
+
+    /// Asks the source: under its limits, with retry.
+    async fn ask_source<T, F>(&self, act: impl Fn(S) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let lane = self.engine.limits.lane(self.source.origin());
+        let act = || lane.send(act(self.source.clone()));
+        retry(self.engine.settings.retry, &self.engine.metrics, self.source.registry(), self.stop, act).await
+    }
+
+    /// Asks the destination: under its limits, with retry.
+    async fn ask_destination<T, F>(&self, act: impl Fn(D) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let lane = self.engine.limits.lane(self.destination.origin());
+        let act = || lane.send(act(self.destination.clone()));
+        retry(self.engine.settings.retry, &self.engine.metrics, self.destination.registry(), self.stop, act).await
+    }
+
+    /// Whether a hint from `seen` needs no asking.
+    fn trusts(&self, seen: Timestamp) -> bool {
+        let age = self.job.look_began.duration_since(seen).as_secs();
+        age <= 0 || (self.job.cause.trusts_hints() && (age as u64) < self.engine.settings.trust.as_secs())
+    }
+
+    fn source_reference(&self) -> String {
+        format!("{}:{}", self.source.address(), self.job.key.tag)
+    }
+
+    fn destination_reference(&self) -> String {
+        format!("{}:{}", self.destination.address(), self.job.key.destination.tag)
+    }
+
+    fn count_blob(&self, outcome: BlobOutcome, size: u64) {
+        let add = |counter: &AtomicU64, by| counter.fetch_add(by, Ordering::Relaxed);
+        match outcome {
+            BlobOutcome::Present => add(&self.counts.present, 1),
+            BlobOutcome::Mounted => add(&self.counts.mounted, 1),
+            BlobOutcome::Copied { resumed } => {
+                add(&self.counts.resumed, resumed.into());
+                add(&self.counts.copied, 1)
+            }
+        };
+        if !matches!(outcome, BlobOutcome::Copied { .. }) {
+            add(&self.spared, size);
+        }
+        self.engine.metrics.blob(&self.job.key.route, self.destination.registry(), outcome, size);
+    }
+}
+
+impl Story {
+    fn untouched(decision: Decision, facts: &survey::TagFacts) -> Story {
+        let (outcome, reason) = match decision {
+            Decision::UpToDate | Decision::Promote => (Outcome::UpToDate, None),
+            Decision::Conflict(reason) => (Outcome::Conflict, Some(reason)),
+            Decision::Drift(reason) => (Outcome::Drift, Some(reason)),
+            Decision::Existing(reason) => (Outcome::Existing, Some(reason)),
+            Decision::Refused(reason) => (Outcome::Refused, Some(reason)),
+            Decision::Gone => (Outcome::Gone, None),
+        };
+        Story { outcome, digest: facts.source, previous: facts.destination, reasons: reason.into_iter().collect(), written: None }
+    }
+
+    fn planned(facts: &survey::TagFacts) -> Story {
+        Story { outcome: Outcome::Planned, digest: facts.source, previous: facts.destination, reasons: Vec::new(), written: None }
+    }
+
+    fn immutable(facts: &survey::TagFacts, production: Digest) -> Story {
+        let reason = format!("the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there");
+        Story { outcome: Outcome::Conflict, digest: facts.source, previous: Some(production), reasons: vec![reason], written: None }
+    }
+
+    fn promoted(facts: &survey::TagFacts, image: &survey::Image) -> Story {
+        let written = Some(image.top.digest);
+        Story { outcome: Outcome::Promoted, digest: written, previous: facts.destination, reasons: Vec::new(), written }
+    }
+}

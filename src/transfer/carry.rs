@@ -1,0 +1,101 @@
+//! Carry: brings blobs, child manifests and referrers to the destination, addressed by digest. Nobody sees a change.
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::Trip;
+use super::survey::Image;
+use crate::endpoint::{Destination, Put, Source};
+use crate::fault::Fault;
+use crate::oci::{Descriptor, Digest, Manifest, Target};
+
+/// Blobs of one image that are asked for or moved at once.
+const BLOBS_AT_ONCE: usize = 16;
+/// Manifests of one level that are written at once.
+const MANIFESTS_AT_ONCE: usize = 8;
+/// How often content that the registry misses all of a sudden is brought again.
+const REPAIRS: usize = 2;
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// Brings all that belongs to the image, except the manifest that the tag will name, and what refers to the image.
+    pub(super) async fn carry(&self, image: &Image) -> Result<(), Fault> {
+        self.carry_content(image).await?;
+        self.bring_referrers(&image.subjects).await
+    }
+
+    /// Brings the blobs, then the manifests from the bottom up.
+    pub(super) async fn carry_content(&self, image: &Image) -> Result<(), Fault> {
+        self.carry_blobs(&image.blobs).await?;
+        for level in image.levels.iter().rev() {
+            let write = |manifest| self.put_by_digest(image, manifest);
+            stream::iter(level).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
+            self.remember_manifests(level.iter().map(|manifest| manifest.digest).collect()).await;
+        }
+        Ok(())
+    }
+
+    async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
+        stream::iter(blobs).map(|blob| self.blob(blob)).buffer_unordered(BLOBS_AT_ONCE).try_collect().await
+    }
+
+    async fn put_by_digest(&self, image: &Image, manifest: &Manifest) -> Result<(), Fault> {
+        match self.put(image, &Target::Digest(manifest.digest), manifest).await? {
+            Put::Accepted { .. } => Ok(()),
+            Put::Immutable | Put::Missing(_) => {
+                let address = self.destination.address();
+                Err(Fault::rejected(format!("{address} does not take manifest {}", manifest.digest)))
+            }
+        }
+    }
+
+    /// Writes a manifest. What the registry misses although it was there is brought again; foreign layers are brought when
+    /// it insists on them.
+    pub(super) async fn put(&self, image: &Image, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
+        let write = |destination: D| {
+            let (target, manifest) = (target.clone(), manifest.clone());
+            async move { destination.put_manifest(&target, &manifest).await }
+        };
+        for _ in 0..REPAIRS {
+            match self.ask_destination(write).await? {
+                Put::Missing(named) => self.repair(image, manifest, &named).await?,
+                put => return Ok(put),
+            }
+        }
+        match self.ask_destination(write).await? {
+            Put::Missing(named) => Err(self.misses(manifest, &named)),
+            put => Ok(put),
+        }
+    }
+
+    /// Brings again what the registry says it misses, and what it may mean when it names nothing.
+    async fn repair(&self, image: &Image, manifest: &Manifest, named: &[Digest]) -> Result<(), Fault> {
+        let is_meant = |digest: &Digest| named.is_empty() || named.contains(digest);
+        let own = manifest.blobs.iter().filter(|blob| is_meant(&blob.digest));
+        let blobs: Vec<Descriptor> = own.cloned().collect();
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        tracing::debug!(destination = %self.destination.address(), manifest = %manifest.digest, blobs = blobs.len(), "the registry misses content; bringing it again");
+        self.engine.index.forget_blobs(origin, repository, blobs.iter().map(|blob| blob.digest).collect()).await;
+        for child in manifest.children.iter().filter(|child| is_meant(&child.digest)) {
+            self.engine.index.forget_manifest(origin, repository, &child.digest).await;
+            self.bring_child(image, child).await?;
+        }
+        self.carry_blobs(&blobs).await
+    }
+
+    /// Brings a child that the destination was thought to hold.
+    async fn bring_child(&self, image: &Image, child: &Descriptor) -> Result<(), Fault> {
+        let Some(manifest) = self.source_manifest(child.digest.into()).await? else {
+            return self.blob(child).await;
+        };
+        let below = Box::pin(self.walk(manifest)).await?;
+        Box::pin(self.carry_content(&below)).await?;
+        Box::pin(self.put_by_digest(image, &below.top)).await
+    }
+
+    fn misses(&self, manifest: &Manifest, named: &[Digest]) -> Fault {
+        let address = self.destination.address();
+        let foreign = manifest.blobs.iter().any(|blob| blob.media_type.is_foreign_layer());
+        let hint = if foreign { "; it wants the foreign layers, which staging does not serve" } else { "" };
+        let what = named.iter().take(3).map(Digest::to_string).collect::<Vec<_>>().join(", ");
+        Fault::rejected(format!("{address} refuses manifest {} because it misses content {what}{hint}", manifest.digest))
+    }
+}

@@ -1,0 +1,304 @@
+//! What the engine counts. Labels come from the config or from closed sets; repositories are capped.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus::{Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tokio::time::Instant;
+
+use crate::fault::Class;
+use crate::job::{BlobOutcome, Outcome};
+
+/// Destination repositories that have series of their own; the ones past it count as `other`.
+const REPOSITORIES: usize = 1000;
+/// The window of the throughput gauges.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// The engine's instruments. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    promotions: IntCounterVec,
+    outcomes: IntCounterVec,
+    promotion_seconds: HistogramVec,
+    push_to_production_seconds: HistogramVec,
+    jobs_in_flight: IntGauge,
+    blobs: IntCounterVec,
+    resumes: IntCounter,
+    spared_bytes: IntCounterVec,
+    throughput: GaugeVec,
+    digest_mismatches: IntCounterVec,
+    retries: IntCounterVec,
+    rate_limited_seconds: prometheus::CounterVec,
+    registry_up: GaugeVec,
+    repositories: Arc<Mutex<HashSet<String>>>,
+    rates: Arc<Mutex<Vec<Rate>>>,
+}
+
+#[derive(Debug)]
+struct Rate {
+    key: String,
+    gauge: Gauge,
+    window: [(u64, u64); WINDOW.as_secs() as usize],
+    started: Instant,
+}
+
+impl Metrics {
+    /// Registers the instruments.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn new(registry: &Registry) -> Result<Metrics, Error> {
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntCounterVec::new(Opts::new(format!("blobferry_{name}"), help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, Error>(vec)
+        };
+        let histograms = |name: &str, help: &str, from: f64, factor: f64, count: usize| {
+            let buckets = prometheus::exponential_buckets(from, factor, count)?;
+            let vec = HistogramVec::new(HistogramOpts::new(format!("blobferry_{name}"), help).buckets(buckets), &["route"])?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, Error>(vec)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let vec = GaugeVec::new(Opts::new(format!("blobferry_{name}"), help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, Error>(vec)
+        };
+        let jobs_in_flight = IntGauge::new("blobferry_jobs_in_flight", "Jobs that are running.")?;
+        registry.register(Box::new(jobs_in_flight.clone()))?;
+        let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
+        registry.register(Box::new(resumes.clone()))?;
+        let rate_limited = Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
+        let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
+        registry.register(Box::new(rate_limited_seconds.clone()))?;
+        Ok(Metrics {
+            promotions: counters("promotions_total", "Production tags that were moved.", &["route", "destination", "repository"])?,
+            outcomes: counters("outcomes_total", "Settled jobs by what came of them.", &["route", "destination", "result"])?,
+            promotion_seconds: histograms("promotion_duration_seconds", "From the start of a promotion to its tag in production.", 0.05, 2.0, 16)?,
+            push_to_production_seconds: histograms(
+                "push_to_production_seconds",
+                "From the push in staging, where its time is known, to the tag readable in production.",
+                1.0,
+                2.0,
+                15,
+            )?,
+            jobs_in_flight,
+            blobs: counters("blobs_total", "Blobs by how they came to be in the destination.", &["route", "destination", "how"])?,
+            resumes,
+            spared_bytes: counters("spared_bytes_total", "Bytes that did not have to be sent.", &["how"])?,
+            throughput: gauges("transfer_throughput_bytes_per_second", "Blob bytes per second over the last 10 seconds.", &["registry", "direction"])?,
+            digest_mismatches: counters("digest_mismatches_total", "Content that did not have the digest or size it promised.", &["registry"])?,
+            retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
+            rate_limited_seconds,
+            registry_up: gauges("registry_up", "Whether the registry accepts us.", &["registry"])?,
+            repositories: Arc::default(),
+            rates: Arc::default(),
+        })
+    }
+
+    /// Makes all series of a route exist, at 0.
+    pub fn prepare_route<'a>(&self, route: &str, destinations: impl Iterator<Item = &'a str>) {
+        for destination in destinations {
+            for outcome in Outcome::ALL {
+                self.outcomes.with_label_values(&[route, destination, outcome.name()]);
+            }
+            for how in ["present", "mounted", "copied"] {
+                self.blobs.with_label_values(&[route, destination, how]);
+            }
+        }
+        self.promotion_seconds.with_label_values(&[route]);
+        self.push_to_production_seconds.with_label_values(&[route]);
+        for how in ["present", "mounted", "resumed"] {
+            self.spared_bytes.with_label_values(&[how]);
+        }
+    }
+
+    /// Makes the promotion counter of a literal destination repository exist, at 0.
+    pub fn prepare_repository(&self, route: &str, destination: &str, repository: &str) {
+        self.promotions.with_label_values(&[route, destination, &self.bounded(repository)]);
+    }
+
+    /// Makes all series of a registry exist, at 0.
+    pub fn prepare_registry(&self, registry: &str) {
+        self.digest_mismatches.with_label_values(&[registry]);
+        self.rate_limited_seconds.with_label_values(&[registry]);
+        self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
+        for direction in ["read", "sent"] {
+            self.throughput.with_label_values(&[registry, direction]);
+        }
+    }
+
+    /// Forgets a route that the config no longer has.
+    pub fn forget_route(&self, route: &str) {
+        let _ = self.promotion_seconds.remove_label_values(&[route]);
+        let _ = self.push_to_production_seconds.remove_label_values(&[route]);
+    }
+
+    /// A job runs until the guard is dropped.
+    pub fn in_flight(&self) -> InFlight {
+        self.jobs_in_flight.inc();
+        InFlight(self.jobs_in_flight.clone())
+    }
+
+    /// A job settled.
+    pub fn counted(&self, route: &str, destination: &str, outcome: Outcome) {
+        self.outcomes.with_label_values(&[route, destination, outcome.name()]).inc();
+    }
+
+    /// A tag was moved.
+    pub fn promoted(&self, route: &str, destination: &str, repository: &str, took: Duration, since_push: Option<Duration>) {
+        self.promotions.with_label_values(&[route, destination, &self.bounded(repository)]).inc();
+        self.promotion_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+        if let Some(since_push) = since_push {
+            self.push_to_production_seconds.with_label_values(&[route]).observe(since_push.as_secs_f64());
+        }
+    }
+
+    /// A blob came to be in the destination.
+    pub fn blob(&self, route: &str, destination: &str, outcome: BlobOutcome, size: u64) {
+        let how = match outcome {
+            BlobOutcome::Present => "present",
+            BlobOutcome::Mounted => "mounted",
+            BlobOutcome::Copied { .. } => "copied",
+        };
+        self.blobs.with_label_values(&[route, destination, how]).inc();
+        if !matches!(outcome, BlobOutcome::Copied { .. }) {
+            self.spared_bytes.with_label_values(&[how]).inc_by(size);
+        }
+    }
+
+    /// An upload went on from a checkpoint: `spared` bytes were not sent again.
+    pub fn resumed(&self, spared: u64) {
+        self.resumes.inc();
+        self.spared_bytes.with_label_values(&["resumed"]).inc_by(spared);
+    }
+
+    /// Content did not have the digest or size that was promised.
+    pub fn mismatched(&self, registry: &str) {
+        self.digest_mismatches.with_label_values(&[registry]).inc();
+    }
+
+    /// Another try, after `wait`.
+    pub fn retried(&self, registry: &str, class: Class, wait: Duration) {
+        self.retries.with_label_values(&[registry, class.name()]).inc();
+        if matches!(class, Class::Retryable { after: Some(_) }) {
+            self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
+        }
+    }
+
+    /// Whether a registry accepts us.
+    pub fn registry_up(&self, registry: &str, up: bool) {
+        self.registry_up.with_label_values(&[registry]).set(f64::from(up));
+    }
+
+    /// A meter of the bytes that cross `registry` in `direction` (`read` or `sent`).
+    pub fn meter(&self, registry: &str, direction: &str) -> Meter {
+        let gauge = self.throughput.with_label_values(&[registry, direction]);
+        let mut rates = self.rates.lock().expect("nothing panics while it counts");
+        let key = format!("{registry}\0{direction}");
+        let at = rates.iter().position(|rate| rate.key == key);
+        let at = at.unwrap_or_else(|| {
+            rates.push(Rate { key, gauge, window: Default::default(), started: Instant::now() });
+            rates.len() - 1
+        });
+        Meter { rates: self.rates.clone(), at }
+    }
+
+    /// Brings the throughput gauges up to date; called before a scrape.
+    pub fn refresh(&self) {
+        for rate in self.rates.lock().expect("nothing panics while it counts").iter() {
+            rate.gauge.set(rate.per_second());
+        }
+    }
+
+    fn bounded(&self, repository: &str) -> String {
+        let mut known = self.repositories.lock().expect("nothing panics while it counts");
+        if known.contains(repository) {
+            return repository.into();
+        }
+        if known.len() >= REPOSITORIES {
+            return "other".into();
+        }
+        known.insert(repository.into());
+        repository.into()
+    }
+}
+
+impl Rate {
+    fn second(&self) -> u64 {
+        self.started.elapsed().as_secs() + 1
+    }
+
+    fn add(&mut self, bytes: u64) {
+        let second = self.second();
+        let slot = &mut self.window[(second % WINDOW.as_secs()) as usize];
+        if slot.0 != second {
+            *slot = (second, 0);
+        }
+        slot.1 += bytes;
+    }
+
+    fn per_second(&self) -> f64 {
+        let now = self.second();
+        let recent = self.window.iter().filter(|(second, _)| *second + WINDOW.as_secs() > now);
+        recent.map(|(_, bytes)| *bytes as f64).sum::<f64>() / WINDOW.as_secs_f64()
+    }
+}
+
+/// A job that runs.
+#[derive(Debug)]
+pub struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Counts bytes for a throughput gauge.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    rates: Arc<Mutex<Vec<Rate>>>,
+    at: usize,
+}
+
+impl Meter {
+    /// Counts bytes.
+    pub fn add(&self, bytes: u64) {
+        if let Some(rate) = self.rates.lock().expect("nothing panics while it counts").get_mut(self.at) {
+            rate.add(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn throughput_is_that_of_the_last_ten_seconds() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let meter = metrics.meter("production", "sent");
+        let other = metrics.meter("production", "read");
+        meter.add(1000);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        metrics.meter("production", "sent").add(500);
+        other.add(7);
+        metrics.refresh();
+        assert_eq!(metrics.throughput.with_label_values(&["production", "sent"]).get(), 150.0);
+        tokio::time::advance(Duration::from_secs(7)).await;
+        metrics.refresh();
+        assert_eq!(metrics.throughput.with_label_values(&["production", "sent"]).get(), 50.0);
+    }
+
+    #[test]
+    fn repositories_past_the_cap_share_a_series() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        for n in 0..REPOSITORIES + 5 {
+            metrics.prepare_repository("r", "d", &format!("repo-{n}"));
+        }
+        assert_eq!(metrics.bounded("repo-1"), "repo-1");
+        assert_eq!(metrics.bounded("one-more"), "other");
+    }
+}

@@ -1,0 +1,70 @@
+//! Name: moves the tag. The last request of a promotion, sent only when the facts are fresh and the ledger knows what is
+//! about to happen.
+
+use tokio::time::Instant;
+
+use super::Trip;
+use super::survey::{Image, Sight, TagFacts};
+use crate::endpoint::{Destination, Put, Source};
+use crate::fault::Fault;
+use crate::oci::{Digest, Target};
+
+/// What came of naming.
+pub(super) enum Named {
+    /// The tag names the image now.
+    Moved,
+    /// It did before us.
+    Equal,
+    /// The registry keeps the tag at this digest and does not let it move.
+    Immutable(Digest),
+    /// One of the sides moved: these are the facts now, and nothing was named.
+    Again(Box<TagFacts>),
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// Moves the tag to the image that has been carried, unless something moved meanwhile.
+    pub(super) async fn name(&self, image: &Image, facts: &TagFacts) -> Result<Named, Fault> {
+        if let Some(newer) = self.newer_facts(facts).await? {
+            return Ok(Named::Again(Box::new(newer)));
+        }
+        let place = &self.job.key.destination;
+        self.engine.ledger.intend(place, &image.top.digest).await?;
+        match self.put(image, &Target::Tag(place.tag.clone()), &image.top).await? {
+            Put::Immutable => self.refused_as_immutable(image).await,
+            Put::Accepted { .. } | Put::Missing(_) => {
+                self.remember_manifests(image.subjects.clone()).await;
+                self.remember_tag(Some(image.top.digest)).await;
+                Ok(Named::Moved)
+            }
+        }
+    }
+
+    /// Asks both sides again when the facts are too old to act on. `None`: nothing changed.
+    async fn newer_facts(&self, facts: &TagFacts) -> Result<Option<TagFacts>, Fault> {
+        if facts.at.elapsed() <= self.engine.settings.fresh {
+            return Ok(None);
+        }
+        let at = Instant::now();
+        let (source, destination) = futures::try_join!(
+            self.source_digest(&self.job.key.tag),
+            self.destination_digest(&self.job.key.destination.tag)
+        )?;
+        let same = source == facts.source && destination == facts.destination;
+        Ok((!same).then_some(TagFacts { source, destination, at, manifest: None }))
+    }
+
+    /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.
+    async fn refused_as_immutable(&self, image: &Image) -> Result<Named, Fault> {
+        let facts = self.survey_tag(Sight::none()).await?;
+        match facts.destination {
+            Some(production) if production == image.top.digest => Ok(Named::Equal),
+            Some(production) => Ok(Named::Immutable(production)),
+            None => Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference()))),
+        }
+    }
+
+    pub(super) async fn remember_tag(&self, digest: Option<Digest>) {
+        let place = &self.job.key.destination;
+        self.engine.index.remember_tags(&place.origin, &place.repository, vec![(place.tag.clone(), digest)]).await;
+    }
+}

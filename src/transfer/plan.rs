@@ -1,0 +1,238 @@
+//! The plan: what is to happen to a tag. Pure: facts in, a decision out, nothing touched.
+//!
+//! S is staging's digest, P production's, L what we last wrote there.
+//!
+//! | | fixed tag | moving tag |
+//! |---|---|---|
+//! | P absent | promote | promote |
+//! | P = S | up to date | up to date |
+//! | P ≠ S, P = L | conflict | promote |
+//! | P ≠ S, P ≠ L, L known | drift (`restore` → as P = L) | drift (`restore` → promote) |
+//! | P ≠ S, L unknown | existing (`adopt` → conflict) | promote if staging still holds P, else existing (`adopt` → promote) |
+//! | S gone | nothing | nothing |
+
+use crate::job::{Drift, Existing, TagRules};
+use crate::oci::Digest;
+
+/// What is known of a tag on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// S: what staging names; `None`: the tag is gone.
+    pub source: Option<Digest>,
+    /// P: what production names.
+    pub destination: Option<Digest>,
+    /// Whether we know what we last wrote there (L).
+    pub written_known: bool,
+    /// Whether P is what we wrote.
+    pub written_by_us: bool,
+    /// Whether staging still holds the manifest P. Only asked for where [`needs_holding`] says so.
+    pub staging_holds: bool,
+}
+
+/// What a person asked for on top of the rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// An explicit act: what was there before us or was changed does not stop a moving tag.
+    pub explicit: bool,
+    /// Only this digest may be promoted.
+    pub expect: Option<Digest>,
+    /// The production digest that may be replaced even under a fixed tag.
+    pub replace: Option<Digest>,
+    /// Whether S is in conflict under a fixed tag of the same repository.
+    pub refused: bool,
+}
+
+/// What is to happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing: both sides name the same digest.
+    UpToDate,
+    /// Carry the content, then move the tag.
+    Promote,
+    /// Nothing, loudly: a tag that must not move names another digest.
+    Conflict(String),
+    /// Nothing: someone changed what we wrote.
+    Drift(String),
+    /// Nothing: another digest was there before us.
+    Existing(String),
+    /// Nothing: a rule says no.
+    Refused(String),
+    /// Nothing: staging does not have the tag any more.
+    Gone,
+}
+
+/// Whether the decision hangs on staging still holding production's digest: the one fact that costs a request.
+pub fn needs_holding(rules: TagRules, facts: &Facts, order: &Order) -> bool {
+    let differs = facts.source.is_some() && facts.destination.is_some() && facts.source != facts.destination;
+    differs && rules.moving && !order.explicit && !facts.written_known && rules.existing == Existing::Keep
+}
+
+/// Decides by the table above; a person's order is looked at first.
+pub fn decide(rules: TagRules, facts: &Facts, order: &Order) -> Decision {
+    let Some(source) = facts.source else { return Decision::Gone };
+    if let Some(expected) = order.expect.filter(|expected| *expected != source) {
+        return Decision::Refused(format!("staging names {source}, but {expected} was expected"));
+    }
+    let Some(production) = facts.destination else {
+        return if order.refused && rules.moving { refused(source) } else { Decision::Promote };
+    };
+    if production == source {
+        return Decision::UpToDate;
+    }
+    if order.replace == Some(production) {
+        return Decision::Promote;
+    }
+    let decision = if order.explicit { explicit(rules, source, production) } else { by_rules(rules, facts, source, production) };
+    if decision == Decision::Promote && order.refused { refused(source) } else { decision }
+}
+
+fn refused(source: Digest) -> Decision {
+    Decision::Refused(format!("{source} is in conflict under a fixed tag of this repository; resolve that first"))
+}
+
+fn explicit(rules: TagRules, source: Digest, production: Digest) -> Decision {
+    if rules.moving {
+        Decision::Promote
+    } else {
+        Decision::Conflict(format!("production names {production}, not {source}; to move this fixed tag, say --replace {production}"))
+    }
+}
+
+fn by_rules(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
+    match (facts.written_known, facts.written_by_us) {
+        (true, true) => ours(rules, source, production),
+        (true, false) if rules.drift == Drift::Restore => ours(rules, source, production),
+        (true, false) => Decision::Drift(format!(
+            "someone moved the production tag to {production}; it stays until staging names it too, or `drift: restore` is set, or a person copies over it"
+        )),
+        (false, _) => foreign(rules, facts, source, production),
+    }
+}
+
+fn ours(rules: TagRules, source: Digest, production: Digest) -> Decision {
+    if rules.moving {
+        Decision::Promote
+    } else {
+        Decision::Conflict(format!(
+            "staging moved a fixed tag to {source}, production keeps {production}; push the content under a new tag, list the tag under `moving`, or copy with --replace {production}"
+        ))
+    }
+}
+
+fn foreign(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
+    match (rules.moving, rules.existing) {
+        (true, Existing::Adopt) => Decision::Promote,
+        (true, Existing::Keep) if facts.staging_holds => Decision::Promote,
+        (false, Existing::Adopt) => Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move")),
+        (_, Existing::Keep) => Decision::Existing(format!(
+            "production named {production} before blobferry; it stays (`existing: adopt` takes it over)"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Want {
+        UpToDate,
+        Promote,
+        Conflict,
+        Drift,
+        Existing,
+        Refused,
+        Gone,
+    }
+
+    fn kind(decision: &Decision) -> Want {
+        match decision {
+            Decision::UpToDate => Want::UpToDate,
+            Decision::Promote => Want::Promote,
+            Decision::Conflict(_) => Want::Conflict,
+            Decision::Drift(_) => Want::Drift,
+            Decision::Existing(_) => Want::Existing,
+            Decision::Refused(_) => Want::Refused,
+            Decision::Gone => Want::Gone,
+        }
+    }
+
+    fn digest(name: &str) -> Digest {
+        Digest::sha256(name.as_bytes())
+    }
+
+    /// A row of the table: which facts, then the wish for fixed and moving tags under keep, and under adopt and restore.
+    #[test]
+    fn the_table_holds_cell_by_cell() {
+        use Want::*;
+        let facts = |source: Option<&str>, destination: Option<&str>, known, ours, holds| Facts {
+            source: source.map(digest),
+            destination: destination.map(digest),
+            written_known: known,
+            written_by_us: ours,
+            staging_holds: holds,
+        };
+        let table = [
+            ("P absent", facts(Some("s"), None, false, false, false), [Promote, Promote, Promote, Promote]),
+            ("P absent, L known", facts(Some("s"), None, true, false, false), [Promote, Promote, Promote, Promote]),
+            ("P = S", facts(Some("s"), Some("s"), true, false, false), [UpToDate, UpToDate, UpToDate, UpToDate]),
+            ("P = L", facts(Some("s"), Some("p"), true, true, false), [Conflict, Promote, Conflict, Promote]),
+            ("P ≠ L", facts(Some("s"), Some("p"), true, false, true), [Drift, Drift, Conflict, Promote]),
+            ("L unknown", facts(Some("s"), Some("p"), false, false, false), [Existing, Existing, Conflict, Promote]),
+            ("L unknown, held", facts(Some("s"), Some("p"), false, false, true), [Existing, Promote, Conflict, Promote]),
+            ("S gone", facts(None, Some("p"), true, true, true), [Gone, Gone, Gone, Gone]),
+            ("S gone, P absent", facts(None, None, false, false, false), [Gone, Gone, Gone, Gone]),
+        ];
+        for (name, facts, want) in table {
+            let rules = |moving, loose: bool| TagRules {
+                moving,
+                existing: if loose { Existing::Adopt } else { Existing::Keep },
+                drift: if loose { Drift::Restore } else { Drift::Keep },
+            };
+            let got = [rules(false, false), rules(true, false), rules(false, true), rules(true, true)]
+                .map(|rules| kind(&decide(rules, &facts, &Order::default())));
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_person_can_order_more_but_not_everything() {
+        let facts =
+            Facts { source: Some(digest("s")), destination: Some(digest("p")), written_known: true, written_by_us: false, staging_holds: false };
+        let fixed = TagRules::default();
+        let moving = TagRules { moving: true, ..fixed };
+        let explicit = Order { explicit: true, ..Order::default() };
+        assert_eq!(kind(&decide(fixed, &facts, &explicit)), Want::Conflict);
+        assert_eq!(kind(&decide(moving, &facts, &explicit)), Want::Promote);
+        let replace = |name| Order { explicit: true, replace: Some(digest(name)), ..Order::default() };
+        assert_eq!(kind(&decide(fixed, &facts, &replace("p"))), Want::Promote);
+        assert_eq!(kind(&decide(fixed, &facts, &replace("other"))), Want::Conflict);
+        let expect = |name| Order { expect: Some(digest(name)), ..Order::default() };
+        assert_eq!(kind(&decide(moving, &facts, &expect("other"))), Want::Refused);
+        assert_eq!(kind(&decide(moving, &Facts { destination: None, ..facts }, &expect("s"))), Want::Promote);
+    }
+
+    #[test]
+    fn a_digest_in_conflict_gets_no_moving_tag() {
+        let refused = Order { refused: true, ..Order::default() };
+        let moving = TagRules { moving: true, ..TagRules::default() };
+        let absent = Facts { source: Some(digest("s")), destination: None, written_known: false, written_by_us: false, staging_holds: false };
+        let ours = Facts { destination: Some(digest("p")), written_known: true, written_by_us: true, ..absent };
+        assert_eq!(kind(&decide(moving, &absent, &refused)), Want::Refused);
+        assert_eq!(kind(&decide(moving, &ours, &refused)), Want::Refused);
+        assert_eq!(kind(&decide(moving, &Facts { destination: absent.source, ..absent }, &refused)), Want::UpToDate);
+    }
+
+    #[test]
+    fn the_costly_fact_is_asked_for_only_where_it_decides() {
+        let order = Order::default();
+        let moving = TagRules { moving: true, ..TagRules::default() };
+        let facts =
+            Facts { source: Some(digest("s")), destination: Some(digest("p")), written_known: false, written_by_us: false, staging_holds: false };
+        assert!(needs_holding(moving, &facts, &order));
+        assert!(!needs_holding(TagRules::default(), &facts, &order));
+        assert!(!needs_holding(moving, &Facts { written_known: true, ..facts }, &order));
+        assert!(!needs_holding(moving, &Facts { destination: None, ..facts }, &order));
+        assert!(!needs_holding(TagRules { existing: Existing::Adopt, ..moving }, &facts, &order));
+    }
+}

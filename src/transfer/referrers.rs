@@ -1,0 +1,218 @@
+//! Referrers: signatures, SBOMs and attestations travel with their subject and arrive before its tag.
+//!
+//! They are found through the referrers API, else through the fallback tag and cosign's tags in the source's listing, down
+//! to a bounded depth. A look-up that fails is a failure, never "no referrers". Where the destination does not list a referrer
+//! under its subject, the fallback tag there is brought up to date, one writer at a time.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Trip;
+use super::claims::Subject;
+use super::retry::stoppable;
+use super::survey::TagFacts;
+use crate::endpoint::{Cursor, Destination, Put, Source};
+use crate::fault::Fault;
+use crate::oci::media_type::OCI_INDEX;
+use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
+
+/// How far referrers of referrers are followed.
+const DEPTH: usize = 4;
+/// Most referrers of one image.
+const MOST: usize = 1000;
+/// Subjects that are asked for at once.
+const AT_ONCE: usize = 4;
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// Brings what refers to any of `subjects`, and what refers to that.
+    pub(super) async fn bring_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
+        let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
+        let mut level = subjects.to_vec();
+        for _ in 0..DEPTH {
+            let found = stream::iter(level).map(|subject| self.bring_referrers_of(subject)).buffer_unordered(AT_ONCE);
+            let found: Vec<Vec<Digest>> = found.try_collect().await?;
+            level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
+            if level.is_empty() || seen.len() > subjects.len() + MOST {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a tag that is up to date already: signatures often come after the image. Looked for when the listing shows some,
+    /// and again after the time for which hints are trusted.
+    pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
+        let Some(top) = facts.source else { return Ok(()) };
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let checked = self.engine.index.checked(origin, repository, &top).await;
+        let trust = self.engine.settings.trust.as_secs() as i64;
+        let is_due = checked.is_none_or(|at| Timestamp::now().duration_since(at).as_secs() >= trust);
+        if !is_due && self.companions_of(&top).is_empty() {
+            return Ok(());
+        }
+        let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
+        let children = manifest.children.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest);
+        let subjects: Vec<Digest> = std::iter::once(top).chain(children).collect();
+        self.bring_referrers(&subjects).await
+    }
+
+    /// Brings the referrers of one subject; returns them.
+    async fn bring_referrers_of(&self, subject: Digest) -> Result<Vec<Digest>, Fault> {
+        let listed = self.list_referrers(&subject).await?;
+        let mut unlisted = Vec::new();
+        for descriptor in &listed {
+            let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
+            if manifest.subject.as_ref().is_none_or(|named| named.digest != subject) {
+                // Some registries answer with manifests that say nothing about the subject.
+                continue;
+            }
+            if !self.bring_manifest(manifest.clone(), None).await? {
+                unlisted.push(manifest);
+            }
+        }
+        if !unlisted.is_empty() {
+            self.list_under_fallback(&subject, &unlisted).await?;
+        }
+        for tag in self.companions_of(&subject) {
+            if tag != Tag::fallback(&subject) {
+                self.bring_companion(&tag).await?;
+            }
+        }
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        self.engine.index.mark_checked(origin, repository, &subject).await;
+        Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
+    }
+
+    /// Who refers to `subject` at the source.
+    async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+        let mut listed = Vec::new();
+        let mut cursor: Option<Cursor> = None;
+        loop {
+            let page = self.ask_source(|source| { let cursor = cursor.clone(); async move { source.referrers(subject, cursor.as_ref()).await } }).await?;
+            let Some(page) = page else { return self.list_fallback(subject).await };
+            listed.extend(page.entries);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(listed);
+            }
+            if listed.len() > MOST {
+                return Err(Fault::rejected(format!("{} lists more than {MOST} referrers of {subject}", self.source.address())));
+            }
+        }
+    }
+
+    async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+        let tag = Tag::fallback(subject);
+        if !self.job.companions.contains_key(&tag) {
+            return Ok(Vec::new());
+        }
+        Ok(self.source_manifest(tag.into()).await?.map(|index| index.children).unwrap_or_default())
+    }
+
+    /// The tags of the source that belong to `subject`: its fallback list and cosign's tags.
+    fn companions_of(&self, subject: &Digest) -> Vec<Tag> {
+        let stem = Tag::fallback(subject);
+        let from = self.job.companions.range(stem.clone()..).map(|(tag, _)| tag);
+        from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
+    }
+
+    /// Brings a tag that travels with its subject, unless both sides agree on it.
+    async fn bring_companion(&self, tag: &Tag) -> Result<(), Fault> {
+        let (source, destination) = futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?;
+        let Some(source) = source.filter(|digest| destination != Some(*digest)) else { return Ok(()) };
+        let Some(manifest) = self.source_manifest(source.into()).await? else { return Ok(()) };
+        self.bring_manifest(manifest, Some(tag)).await.map(|_| ())
+    }
+
+    /// Carries a manifest with all that belongs to it. Returns whether the destination lists it under its subject.
+    async fn bring_manifest(&self, manifest: Manifest, tag: Option<&Tag>) -> Result<bool, Fault> {
+        let image = self.walk(manifest).await?;
+        self.carry_content(&image).await?;
+        let target = tag.map_or(Target::Digest(image.top.digest), |tag| Target::Tag(tag.clone()));
+        match self.put(&image, &target, &image.top).await? {
+            Put::Accepted { subject } => Ok(subject),
+            Put::Immutable | Put::Missing(_) => {
+                Err(Fault::rejected(format!("{} does not take {target}, which belongs to the image", self.destination.address())))
+            }
+        }
+    }
+
+    /// Adds referrers to the fallback list of their subject at the destination.
+    async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
+        let tag = Tag::fallback(subject);
+        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()));
+        let _alone = stoppable(&self.stop.drain, claim).await?;
+        let read = |destination: D| { let target = Target::Tag(tag.clone()); async move { destination.manifest(&target).await } };
+        let current = self.ask_destination(read).await?;
+        let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
+        let write = |destination: D| {
+            let (target, index) = (Target::Tag(tag.clone()), index.clone());
+            async move { destination.put_manifest(&target, &index).await }
+        };
+        match self.ask_destination(write).await? {
+            Put::Accepted { .. } => Ok(()),
+            Put::Immutable | Put::Missing(_) => Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address()))),
+        }
+    }
+}
+
+/// The list with the referrers added; `None` when it has them all.
+fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<Manifest>, Fault> {
+    let malformed = |error: serde_json::Error| Fault::rejected("the referrers list at the destination is not an index").because(error);
+    let mut index = match current {
+        Some(current) => serde_json::from_slice(&current.bytes).map_err(malformed)?,
+        None => json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
+    };
+    let listed: HashSet<Digest> = current.map(|current| current.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
+    let new: Vec<Value> = referrers.iter().filter(|referrer| !listed.contains(&referrer.digest)).map(entry).collect();
+    if new.is_empty() {
+        return Ok(None);
+    }
+    let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
+        return Err(Fault::rejected("the referrers list at the destination is not an index"));
+    };
+    entries.extend(new);
+    let bytes = Bytes::from(index.to_string());
+    Manifest::parse(bytes, Some(OCI_INDEX), Algorithm::Sha256).map(Some).map_err(|error| Fault::rejected("the referrers list").because(error))
+}
+
+/// A referrer as its subject's list shows it: distribution specification, "Listing Referrers".
+fn entry(referrer: &Manifest) -> Value {
+    let document: Value = serde_json::from_slice(&referrer.bytes).unwrap_or_default();
+    let own = document.get("artifactType").filter(|own| own.as_str().is_some_and(|own| !own.is_empty()));
+    let mut entry = json!({"mediaType": referrer.media_type, "digest": referrer.digest, "size": referrer.bytes.len()});
+    if let Some(artifact_type) = own.or_else(|| document.pointer("/config/mediaType")) {
+        entry["artifactType"] = artifact_type.clone();
+    }
+    if let Some(annotations) = document.get("annotations").filter(|annotations| annotations.is_object()) {
+        entry["annotations"] = annotations.clone();
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn referrer(name: &str) -> Manifest {
+        let document = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "x/y", "layers": [], "annotations": {"n": name}});
+        Manifest::parse(document.to_string().into(), None, Algorithm::Sha256).unwrap()
+    }
+
+    #[test]
+    fn a_list_keeps_what_it_has_and_gains_what_is_new() {
+        let first = merged(None, &[referrer("a")]).unwrap().unwrap();
+        assert_eq!(first.children.len(), 1);
+        assert!(merged(Some(&first), &[referrer("a")]).unwrap().is_none());
+        let second = merged(Some(&first), &[referrer("a"), referrer("b")]).unwrap().unwrap();
+        assert_eq!(second.children.len(), 2);
+        let document: Value = serde_json::from_slice(&second.bytes).unwrap();
+        assert_eq!(document["manifests"][1]["artifactType"], "x/y");
+        assert_eq!(document["manifests"][1]["annotations"]["n"], "b");
+    }
+}

@@ -1,0 +1,125 @@
+//! Settle: an ending becomes ledger row, metrics, log line and progress. The only place where that happens.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{Ending, Engine};
+use crate::job::{Job, Key, Outcome, Progress, Settled, Trouble};
+use crate::ledger::Facts;
+
+/// Most keys whose trouble is remembered, so that its end is told.
+const TROUBLED: usize = 100_000;
+
+/// Who is told what came of a pass, and under which facts it is recorded.
+#[derive(Clone, Debug)]
+pub struct Settle {
+    /// What every row of the ledger says besides the job.
+    pub facts: Arc<Facts>,
+    /// How far things are.
+    pub progress: Arc<Progress>,
+    /// Told of every settled job, as it happens.
+    pub listener: Option<mpsc::UnboundedSender<Settled>>,
+}
+
+/// Names of both sides, as people write them, and the destination registry's label.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// `host/repository:tag`.
+    pub source: String,
+    /// `host/repository:tag`.
+    pub destination: String,
+    /// The destination's name in the config.
+    pub registry: String,
+}
+
+impl Engine {
+    /// Settles a job: what is returned is what reports show.
+    pub async fn settle(&self, settle: &Settle, job: &Job, names: &Names, ending: Ending) -> Settled {
+        let settled = shown(job, names, &ending);
+        self.metrics.counted(&job.key.route, &names.registry, settled.result);
+        if settled.result == Outcome::Promoted {
+            let since_push = job.pushed.map(|pushed| Timestamp::now().duration_since(pushed)).and_then(|since| Duration::try_from(since).ok());
+            self.metrics.promoted(&job.key.route, &names.registry, job.key.destination.repository.as_str(), ending.took, since_push);
+        }
+        self.record(settle, job, &settled, &ending).await;
+        settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
+        if let Some(listener) = &settle.listener {
+            // Nobody listens any more: nothing is lost.
+            let _ = listener.send(settled.clone());
+        }
+        settled
+    }
+
+    /// Whether the last thing that settled under this key was trouble.
+    pub fn is_in_trouble(&self, key: &Key) -> bool {
+        self.troubled.lock().expect("nothing panics while it notes").contains(key)
+    }
+
+    /// Notes whether the key is in trouble now; returns whether it was.
+    fn note_trouble(&self, job: &Job, result: Outcome) -> bool {
+        let mut troubled = self.troubled.lock().expect("nothing panics while it notes");
+        match result {
+            Outcome::Promoted | Outcome::UpToDate => troubled.remove(&job.key),
+            Outcome::Planned | Outcome::Interrupted => troubled.contains(&job.key),
+            _ if troubled.len() >= TROUBLED => false,
+            _ => !troubled.insert(job.key.clone()),
+        }
+    }
+
+    /// Writes the ledger row when the result changed, and then the log line: a quiet daemon is quiet.
+    async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, ending: &Ending) {
+        let was_in_trouble = self.note_trouble(job, settled.result);
+        let lasting = match settled.result {
+            Outcome::Planned | Outcome::Interrupted => false,
+            Outcome::UpToDate => was_in_trouble,
+            _ => true,
+        };
+        if !lasting || job.dry_run {
+            return;
+        }
+        match self.ledger.record(&job.key, settled, (*settle.facts).clone(), ending.written).await {
+            Ok(true) => tell(settled),
+            Ok(false) => {}
+            Err(fault) => tracing::error!(destination = settled.destination, result = %settled.result, error = %fault.chain(), "the ledger could not be written"),
+        }
+    }
+}
+
+fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
+    Settled {
+        route: job.key.route.to_string(),
+        source: names.source.clone(),
+        destination: names.destination.clone(),
+        digest: ending.digest,
+        previous_digest: ending.previous.filter(|previous| Some(*previous) != ending.digest || ending.outcome != Outcome::Promoted),
+        cause: job.cause,
+        actor: job.actor.clone(),
+        result: ending.outcome,
+        reasons: ending.reasons.clone(),
+        error: ending.fault.as_ref().map(Trouble::from),
+        blobs: ending.cost.blobs,
+        bytes_sent: ending.cost.bytes_sent,
+        bytes_spared: ending.cost.bytes_spared,
+        requests: ending.cost.requests,
+        duration_seconds: (ending.took.as_secs_f64() * 1000.0).round() / 1000.0,
+    }
+}
+
+fn tell(settled: &Settled) {
+    let Settled { route, source, destination, cause, actor, result, bytes_sent, duration_seconds, .. } = settled;
+    let digest = settled.digest.map(|digest| digest.to_string()).unwrap_or_default();
+    let reasons = settled.reasons.join("; ");
+    let error = settled.error.as_ref().map(|error| error.text.as_str()).unwrap_or_default();
+    match result {
+        Outcome::Promoted => {
+            tracing::info!(route, source, destination, digest, %cause, %actor, bytes_sent, duration_seconds, "promoted");
+        }
+        Outcome::UpToDate | Outcome::Gone => tracing::debug!(route, source, destination, digest, %result, "settled"),
+        Outcome::Failed => tracing::warn!(route, source, destination, digest, %cause, error, "failed"),
+        _ => tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted"),
+    }
+}

@@ -1,0 +1,302 @@
+//! Survey: gathers facts. Of a tag: what both sides name and what we wrote. Of an image: which manifests and blobs belong
+//! to it, as far as the destination does not hold them already.
+//!
+//! An image is walked breadth first with bounds on depth, number and bytes; what a hint or the destination itself shows to be
+//! complete there is not walked. Each manifest is read at most once.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
+
+use super::Trip;
+use super::plan::{self, Decision, Facts, Order};
+use crate::endpoint::{Destination, Resolved, Source};
+use crate::fault::Fault;
+use crate::job::{Job, Seen};
+use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag, Target};
+
+/// Deepest nesting of indexes.
+const DEPTH: usize = 8;
+/// Most manifests of one image.
+const MANIFESTS: usize = 10_000;
+/// Most bytes of manifests of one image.
+const BYTES: usize = 32 * 1024 * 1024;
+/// Manifests that are read at once for one image.
+const AT_ONCE: usize = 8;
+
+/// What was seen of a tag on both sides, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    source: Seen,
+    destination: Seen,
+    at: Instant,
+}
+
+impl Sight {
+    /// What the look saw.
+    pub(super) fn of(job: &Job) -> Sight {
+        Sight { source: job.source, destination: job.destination, at: job.seen_at }
+    }
+
+    /// Nothing is known: both sides are asked.
+    pub(super) fn none() -> Sight {
+        Sight { source: Seen::Unknown, destination: Seen::Unknown, at: Instant::now() }
+    }
+}
+
+/// What is known of a tag.
+#[derive(Clone, Debug)]
+pub(super) struct TagFacts {
+    /// S.
+    pub(super) source: Option<Digest>,
+    /// P.
+    pub(super) destination: Option<Digest>,
+    /// When both were asked.
+    pub(super) at: Instant,
+    /// The manifest, when asking for S has read it already.
+    pub(super) manifest: Option<Manifest>,
+}
+
+/// An image that is to be carried.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// The manifest that the tag names.
+    pub(super) top: Manifest,
+    /// The manifests below it that the destination lacks, by level, the top's own children first.
+    pub(super) levels: Vec<Vec<Manifest>>,
+    /// The blobs of all of them, once each.
+    pub(super) blobs: Vec<Descriptor>,
+    /// Foreign layers: carried only where the destination insists.
+    pub(super) foreign: Vec<Descriptor>,
+    /// All manifests of the image, the ones that the destination holds included: what referrers may name.
+    pub(super) subjects: Vec<Digest>,
+}
+
+/// A child of an index, once it has been looked at.
+enum Child {
+    Held,
+    Manifest(Manifest),
+    Blob(Descriptor),
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// Asks for what is not known of the tag.
+    pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
+        let mut manifest = None;
+        let source = match sight.source {
+            Seen::At(digest) => Some(digest),
+            Seen::Absent => None,
+            // What is missing in production has to be read anyway: one request instead of two.
+            Seen::Unknown if sight.destination == Seen::Absent && !self.job.dry_run => {
+                manifest = self.source_manifest(self.job.key.tag.clone().into()).await?;
+                manifest.as_ref().map(|manifest| manifest.digest)
+            }
+            Seen::Unknown => self.source_digest(&self.job.key.tag).await?,
+        };
+        let destination = match sight.destination {
+            Seen::At(digest) => Some(digest),
+            Seen::Absent => None,
+            Seen::Unknown => self.destination_digest(&self.job.key.destination.tag).await?,
+        };
+        Ok(TagFacts { source, destination, at: sight.at, manifest })
+    }
+
+    /// Decides by the facts, the ledger and the person's order.
+    pub(super) async fn decide(&self, facts: &TagFacts) -> Result<Decision, Fault> {
+        let job = self.job;
+        let written = self.engine.ledger.written(&job.key.destination).await?;
+        let mut known = Facts {
+            source: facts.source,
+            destination: facts.destination,
+            written_known: written.known(),
+            written_by_us: facts.destination.is_some_and(|production| written.is_ours(&production)),
+            staging_holds: false,
+        };
+        let refused = facts.source.is_some_and(|source| job.refused.contains(&source));
+        let order = Order { explicit: job.explicit, expect: job.expect, replace: job.replace, refused };
+        if let Some(production) = facts.destination.filter(|_| plan::needs_holding(job.rules, &known, &order)) {
+            known.staging_holds = self.resolve_source(production.into()).await?.is_some();
+        }
+        Ok(plan::decide(job.rules, &known, &order))
+    }
+
+    /// Finds out what belongs to the image that staging names. `None`: staging moved the tag meanwhile; the facts are new.
+    pub(super) async fn survey_image(&self, facts: &mut TagFacts) -> Result<Option<Image>, Fault> {
+        let expected = facts.source.expect("only a tag that exists is promoted");
+        let top = match facts.manifest.take() {
+            Some(manifest) => Some(manifest),
+            None => self.source_manifest(expected.into()).await?,
+        };
+        let Some(top) = top else {
+            // Deleted or moved between two requests: the next round sees what is there now.
+            *facts = self.survey_tag(Sight::none()).await?;
+            return if facts.source == Some(expected) { Err(self.vanished(expected)) } else { Ok(None) };
+        };
+        if self.is_complete(&top.digest).await {
+            return Ok(Some(Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), foreign: Vec::new(), top }));
+        }
+        self.walk(top).await.map(Some)
+    }
+
+    /// Walks down from `top`.
+    pub(super) async fn walk(&self, top: Manifest) -> Result<Image, Fault> {
+        let mut walk = Walk::new(&top);
+        let mut next = walk.add(&top)?;
+        let mut levels = Vec::new();
+        while !next.is_empty() {
+            if levels.len() == DEPTH {
+                return Err(self.refuse(format!("its indexes are nested more than {DEPTH} deep")));
+            }
+            let looked_at = stream::iter(next).map(|child| self.look_at(child)).buffered(AT_ONCE);
+            let children: Vec<Child> = looked_at.try_collect().await?;
+            let mut level = Vec::new();
+            next = Vec::new();
+            for child in children {
+                match child {
+                    Child::Held => {}
+                    Child::Blob(blob) => walk.add_blob(&blob),
+                    Child::Manifest(manifest) => {
+                        next.extend(walk.add(&manifest).map_err(|fault| self.refuse(fault.to_string()))?);
+                        level.push(manifest);
+                    }
+                }
+            }
+            levels.push(level);
+        }
+        let Walk { blobs, foreign, subjects, .. } = walk;
+        Ok(Image { top, levels, blobs, foreign, subjects })
+    }
+
+    /// Reads a child, unless the destination holds it with all that belongs to it.
+    async fn look_at(&self, child: Descriptor) -> Result<Child, Fault> {
+        if child.media_type.is_surely_blob() {
+            return Ok(Child::Blob(child));
+        }
+        if self.is_complete(&child.digest).await || self.destination_has(&child.digest).await? {
+            return Ok(Child::Held);
+        }
+        match self.source_manifest(child.digest.into()).await? {
+            Some(manifest) if manifest.bytes.len() as u64 != child.size => Err(self.lies(&child, manifest.bytes.len())),
+            Some(manifest) => Ok(Child::Manifest(manifest)),
+            None if child.media_type.kind() == Kind::Other => Ok(Child::Blob(child)),
+            None => Err(self.vanished(child.digest)),
+        }
+    }
+
+    fn lies(&self, child: &Descriptor, found: usize) -> Fault {
+        self.engine.metrics.mismatched(self.source.registry());
+        let (address, Descriptor { digest, size, .. }) = (self.source.address(), child);
+        Fault::corrupt(format!("the index in {address} says that manifest {digest} has {size} bytes, but it has {found}; push the image again"))
+    }
+
+    /// Whether a hint that needs no asking says that the destination holds the manifest with all that belongs to it.
+    async fn is_complete(&self, digest: &Digest) -> bool {
+        let hint = self.engine.index.manifest(self.destination.origin(), self.destination.repository(), digest).await;
+        hint.is_some_and(|hint| hint.complete && self.trusts(hint.seen))
+    }
+
+    /// Asks the destination for a child manifest: a registry that holds it holds what it refers to. Not asked where nobody
+    /// has seen anything yet.
+    async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
+        if self.job.fresh {
+            return Ok(false);
+        }
+        let target = Target::Digest(*digest);
+        let held = self.ask_destination(|destination| { let target = target.clone(); async move { destination.resolve(&target).await } }).await?.is_some();
+        if held {
+            self.remember_manifests(vec![*digest]).await;
+        }
+        Ok(held)
+    }
+
+    pub(super) async fn remember_manifests(&self, digests: Vec<Digest>) {
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        self.engine.index.remember_manifests(origin, repository, digests, true).await;
+    }
+
+    pub(super) async fn source_manifest(&self, target: Target) -> Result<Option<Manifest>, Fault> {
+        let read = self.ask_source(|source| { let target = target.clone(); async move { source.manifest(&target).await } }).await;
+        if read.as_ref().is_err_and(|fault| fault.class() == crate::fault::Class::Corrupt) {
+            self.engine.metrics.mismatched(self.source.registry());
+        }
+        read
+    }
+
+    async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
+        self.ask_source(|source| { let target = target.clone(); async move { source.resolve(&target).await } }).await
+    }
+
+    /// What the source's tag names.
+    pub(super) async fn source_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
+        let target = Target::Tag(tag.clone());
+        match self.resolve_source(target.clone()).await? {
+            None => Ok(None),
+            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
+            // No word on the digest: only the bytes tell.
+            Some(_) => Ok(self.source_manifest(target).await?.map(|manifest| manifest.digest)),
+        }
+    }
+
+    /// What the destination's tag names.
+    pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
+        let target = Target::Tag(tag.clone());
+        let resolve = |destination: D| { let target = target.clone(); async move { destination.resolve(&target).await } };
+        match self.ask_destination(resolve).await? {
+            None => Ok(None),
+            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
+            Some(_) => {
+                let read = |destination: D| { let target = target.clone(); async move { destination.manifest(&target).await } };
+                Ok(self.ask_destination(read).await?.map(|manifest| manifest.digest))
+            }
+        }
+    }
+
+    fn vanished(&self, digest: Digest) -> Fault {
+        let address = self.source.address();
+        Fault::not_found(format!("{address} lists manifest {digest} under {} but does not have it; push the image again", self.job.key.tag))
+    }
+
+    fn refuse(&self, why: String) -> Fault {
+        Fault::rejected(format!("{} cannot be mirrored: {why}", self.source_reference()))
+    }
+}
+
+/// What has been found on the way down.
+struct Walk {
+    blobs: Vec<Descriptor>,
+    foreign: Vec<Descriptor>,
+    subjects: Vec<Digest>,
+    bytes: usize,
+    seen: HashSet<Digest>,
+    sizes: HashMap<Digest, u64>,
+}
+
+impl Walk {
+    fn new(top: &Manifest) -> Walk {
+        let seen = HashSet::from([top.digest]);
+        Walk { blobs: Vec::new(), foreign: Vec::new(), subjects: vec![top.digest], bytes: 0, seen, sizes: HashMap::new() }
+    }
+
+    /// Adds what a manifest refers to; the children that are new are to be looked at.
+    fn add(&mut self, manifest: &Manifest) -> Result<Vec<Descriptor>, Fault> {
+        self.bytes += manifest.bytes.len();
+        if self.bytes > BYTES || self.seen.len() > MANIFESTS {
+            return Err(Fault::rejected(format!("it has more than {MANIFESTS} manifests or {} MiB of them", BYTES / 1024 / 1024)));
+        }
+        for blob in &manifest.blobs {
+            self.add_blob(blob);
+        }
+        let new: Vec<_> = manifest.children.iter().filter(|child| self.seen.insert(child.digest)).cloned().collect();
+        self.subjects.extend(new.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest));
+        Ok(new)
+    }
+
+    /// Adds a blob once; under a second size it is kept too, so that the lie is found out.
+    fn add_blob(&mut self, blob: &Descriptor) {
+        if self.sizes.insert(blob.digest, blob.size) == Some(blob.size) {
+            return;
+        }
+        if blob.media_type.is_foreign_layer() { self.foreign.push(blob.clone()) } else { self.blobs.push(blob.clone()) }
+    }
+}

@@ -1,0 +1,285 @@
+//! The road of the bytes: every byte of a blob that goes from a source to a destination is counted and hashed here.
+//!
+//! - A blob's last frame is handed on only after the source has ended and size and digest are right: a destination never
+//!   gets the chance to finish a corrupt blob.
+//! - A source that breaks off is opened again where it stopped, as often as its budget allows; the destination only sees a
+//!   pause.
+//! - The road outlives the request that carries it: chunks are [`Leg`]s of one road, and a checkpoint (offset and hasher
+//!   state) is taken about every 8 MiB, so that an upload can go on elsewhere than at its start.
+//!
+//! No byte is copied and nothing is allocated per frame.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use super::limits::Lane;
+use super::metrics::Meter;
+use crate::endpoint::BlobBody;
+use crate::fault::{Class, Fault};
+use crate::job::ActiveBlob;
+use crate::oci::{Descriptor, Digest, Hasher};
+
+/// Bytes between two checkpoints.
+pub const CHECKPOINT: u64 = 8 * 1024 * 1024;
+
+/// A point from which an upload can go on: the hasher's state after so many bytes.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Bytes from the start of the blob.
+    pub offset: u64,
+    /// The hasher after them.
+    pub hasher: Hasher,
+}
+
+/// Opens the source of a road at an offset, with whatever patience its owner has.
+pub type Open = Box<dyn FnMut(u64) -> Opening + Send>;
+/// A source that is being opened.
+pub type Opening = Pin<Box<dyn Future<Output = Result<BlobBody, Fault>> + Send>>;
+
+/// What a road tells its owner while it is used.
+#[derive(Debug)]
+pub struct Watchers {
+    /// Where checkpoints go.
+    pub checkpoints: mpsc::UnboundedSender<Checkpoint>,
+    /// The progress bar.
+    pub progress: Option<ActiveBlob>,
+    /// The throughput of the source.
+    pub read: Option<Meter>,
+}
+
+enum Reader {
+    Opening(Opening),
+    Open(BlobBody),
+    Ended,
+}
+
+struct State {
+    blob: Descriptor,
+    reader: Reader,
+    open: Open,
+    hasher: Option<Hasher>,
+    /// Bytes hashed, counted from the start of the blob.
+    hashed: u64,
+    /// Bytes handed to the destination, or skipped because it has them.
+    passed: u64,
+    /// Hashed bytes that wait to be handed on.
+    ready: VecDeque<Bytes>,
+    checkpointed: u64,
+    lanes: [Option<Arc<Lane>>; 2],
+    pause: Option<Pin<Box<Sleep>>>,
+    watchers: Watchers,
+    fault: Option<(Class, String)>,
+    ended_well: bool,
+}
+
+/// A blob on its way. Cheap to clone; the legs share it.
+#[derive(Clone)]
+pub struct Road {
+    state: Arc<Mutex<State>>,
+}
+
+impl Road {
+    /// A road for `blob` that starts with the hasher's state at `from`. Bytes below `skip_to` are hashed but not handed on:
+    /// the destination has them.
+    pub fn new(blob: Descriptor, from: Checkpoint, skip_to: u64, mut open: Open, lanes: [Option<Arc<Lane>>; 2], watchers: Watchers) -> Road {
+        let reader = Reader::Opening(open(from.offset));
+        let state = State {
+            reader,
+            open,
+            hashed: from.offset,
+            passed: skip_to,
+            checkpointed: from.offset,
+            hasher: Some(from.hasher),
+            ready: VecDeque::new(),
+            lanes,
+            pause: None,
+            watchers,
+            fault: None,
+            ended_well: false,
+            blob,
+        };
+        Road { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The next `length` bytes as a request body with that exact length.
+    pub fn leg(&self, length: u64) -> BlobBody {
+        BlobBody::new(Leg { road: self.clone(), left: length })
+    }
+
+    /// Bytes handed on so far, counted from the start of the blob.
+    pub fn passed(&self) -> u64 {
+        self.lock().passed
+    }
+
+    /// The source's failure, if it was the source that ended the road.
+    pub fn source_fault(&self) -> Option<Fault> {
+        self.lock().fault.as_ref().map(|(class, text)| Fault::new(*class, text.clone()))
+    }
+
+    /// Whether all bytes were hashed and found right.
+    pub fn is_verified(&self) -> bool {
+        self.lock().ended_well
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a poll that panicked has ended its request")
+    }
+}
+
+impl State {
+    /// The next bytes for the destination, at most `most`. `None`: the blob is complete and verified.
+    fn poll_next(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<Option<Result<Bytes, Fault>>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            if let Some(bytes) = self.take_ready(most) {
+                self.passed += bytes.len() as u64;
+                if let Some(progress) = &self.watchers.progress {
+                    progress.at(self.passed);
+                }
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if self.ended_well {
+                return Poll::Ready(None);
+            }
+            if let Err(fault) = ready!(self.poll_read(cx)) {
+                self.fault = Some((fault.class(), fault.chain()));
+                return Poll::Ready(Some(Err(fault)));
+            }
+        }
+    }
+
+    /// Hashed bytes that may go: all but the last frame, which waits for the verdict on the whole.
+    fn take_ready(&mut self, most: u64) -> Option<Bytes> {
+        if self.ready.len() < 2 && !self.ended_well {
+            return None;
+        }
+        let front = self.ready.front_mut()?;
+        if front.len() as u64 > most { Some(front.split_to(most as usize)) } else { self.ready.pop_front() }
+    }
+
+    /// Reads, counts and hashes one frame; opens the source again when it broke off.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        match &mut self.reader {
+            Reader::Opening(opening) => {
+                self.reader = Reader::Open(ready!(opening.as_mut().poll(cx))?);
+                Poll::Ready(Ok(()))
+            }
+            Reader::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes))),
+                Some(Err(fault)) if fault.class().is_retryable() && self.hashed < self.blob.size => {
+                    self.reader = Reader::Opening((self.open)(self.hashed));
+                    Poll::Ready(Ok(()))
+                }
+                Some(Err(fault)) => Poll::Ready(Err(fault)),
+                None => Poll::Ready(self.end()),
+            },
+            Reader::Ended => Poll::Ready(Err(Fault::corrupt("the blob was read on after its end"))),
+        }
+    }
+
+    fn hash(&mut self, mut bytes: Bytes) -> Result<(), Fault> {
+        let length = bytes.len() as u64;
+        if self.hashed + length > self.blob.size {
+            return Err(self.mismatch(format!("the source sends more than the {} bytes that the manifest names", self.blob.size)));
+        }
+        let hasher = self.hasher.as_mut().expect("the hasher is taken at the end only");
+        hasher.update(&bytes);
+        self.hashed += length;
+        self.pay(length);
+        self.checkpoint();
+        let known = self.passed_in(&bytes);
+        if known < length {
+            self.ready.push_back(bytes.split_off(known as usize));
+        }
+        Ok(())
+    }
+
+    /// How many of the bytes just hashed the destination has already.
+    fn passed_in(&self, bytes: &Bytes) -> u64 {
+        if !self.ready.is_empty() {
+            return 0;
+        }
+        let start = self.hashed - bytes.len() as u64;
+        self.passed.saturating_sub(start).min(bytes.len() as u64)
+    }
+
+    fn pay(&mut self, bytes: u64) {
+        if let Some(read) = &self.watchers.read {
+            read.add(bytes);
+        }
+        let wait = self.lanes.iter().flatten().map(|lane| lane.bandwidth(bytes)).max().unwrap_or_default();
+        if !wait.is_zero() {
+            self.pause = Some(Box::pin(tokio::time::sleep(wait)));
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        if self.hashed - self.checkpointed < CHECKPOINT || self.hashed == self.blob.size {
+            return;
+        }
+        self.checkpointed = self.hashed;
+        let hasher = self.hasher.clone().expect("the hasher is taken at the end only");
+        // The owner may have stopped listening: then nobody will go on from here.
+        let _ = self.watchers.checkpoints.send(Checkpoint { offset: self.hashed, hasher });
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        if self.hashed < self.blob.size {
+            // A clean end before the length that was promised: the source lost its own source.
+            self.reader = Reader::Opening((self.open)(self.hashed));
+            return Ok(());
+        }
+        self.reader = Reader::Ended;
+        let digest: Digest = self.hasher.take().expect("a road ends once").finish();
+        if digest != self.blob.digest {
+            return Err(self.mismatch(format!("the source sends content with digest {digest}")));
+        }
+        self.ended_well = true;
+        Ok(())
+    }
+
+    fn mismatch(&self, found: String) -> Fault {
+        Fault::corrupt(format!("blob {} is corrupt at its source: {found}", self.blob.digest))
+    }
+}
+
+/// A stretch of a road as the body of one request.
+struct Leg {
+    road: Road,
+    left: u64,
+}
+
+impl Body for Leg {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let left = self.left;
+        let next = ready!(self.road.lock().poll_next(cx, left));
+        if let Some(Ok(bytes)) = &next {
+            self.left -= bytes.len() as u64;
+        }
+        Poll::Ready(next.map(|bytes| bytes.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}

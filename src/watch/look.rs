@@ -1,0 +1,437 @@
+//! A look: lists one source repository and its destinations, chooses by the tag rules, finds what differs, and has it carried.
+//!
+//! Fixed tags go before moving tags, and a digest in conflict is refused under the moving tags of that destination. A tag that
+//! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::board::{Board, JobStatus};
+use super::event::Wish;
+use super::metrics;
+use super::route::Route;
+use super::world::{Side, World};
+use crate::endpoint::{Cursor, Destination, Source, Tally};
+use crate::fault::{Class, Fault};
+use crate::index::TagHint;
+use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Seen, Settled, Totals, Trouble};
+use crate::oci::{Digest, RepositoryName, Tag, Target};
+use crate::site::Repository;
+use crate::transfer::retry::retry;
+use crate::transfer::settle::Names;
+use crate::transfer::{Ending, Settle, Stop, limits};
+
+/// Most tags of one repository: more is a registry that never ends its list.
+pub const MOST_TAGS: usize = 200_000;
+
+/// What is asked of a look.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Only these tags; empty means all.
+    pub tags: Vec<Tag>,
+    /// A digest that the tag is expected to have.
+    pub digest: Option<Digest>,
+    /// Why.
+    pub cause: Cause,
+    /// Who.
+    pub actor: Actor,
+    /// How.
+    pub wish: Wish,
+}
+
+/// One look.
+pub struct Looking<'a> {
+    /// The world in which it began.
+    pub world: &'a World,
+    /// The route.
+    pub route: &'a Route,
+    /// The source repository.
+    pub repository: &'a RepositoryName,
+    /// What is asked.
+    pub ask: &'a Ask,
+    /// Where outcomes go.
+    pub settle: &'a Settle,
+    /// The board.
+    pub board: &'a Board,
+    /// When to stop.
+    pub stop: &'a Stop,
+}
+
+/// A source repository's tags.
+struct Listing {
+    tags: HashMap<Tag, (Option<Digest>, Option<Timestamp>)>,
+    chosen: Vec<Tag>,
+    companions: Arc<BTreeMap<Tag, Option<Digest>>>,
+    excluded: u64,
+}
+
+/// What one destination's look came to.
+#[derive(Default)]
+struct Found {
+    totals: Totals,
+    jobs: Vec<Settled>,
+    trouble: Vec<Trouble>,
+    pending: Vec<Tag>,
+}
+
+impl Looking<'_> {
+    /// Looks, and carries what differs.
+    pub async fn look(&self) -> Look {
+        let began = Timestamp::now();
+        let source = self.world.source(self.route, self.repository);
+        let sides = match self.world.destinations(self.route, self.repository) {
+            Ok(sides) => sides,
+            Err(fault) => return self.fruitless(fault),
+        };
+        let (listing, lists) = futures::join!(self.list_source(&source), self.list_destinations(&sides));
+        let listing = match listing {
+            Ok(Some(listing)) => listing,
+            Ok(None) => return self.fruitless(self.no_such_repository(&source)),
+            Err(fault) => return self.fruitless(fault),
+        };
+        let shared = (sides.len() > 1).then(SourceDigests::default);
+        let mut look = Look { found: self.is_found(&listing), ..Look::default() };
+        let each = sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began));
+        for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
+            self.world.metrics.looked(self.route, &side.registry, self.repository, &found.totals, self.sight(found.trouble.is_empty()), &found.pending);
+            look.totals.merge(&found.totals);
+            look.jobs.extend(found.jobs);
+            look.trouble.extend(found.trouble);
+        }
+        look.totals.excluded = listing.excluded;
+        look
+    }
+
+    fn sight(&self, everything: bool) -> metrics::Seen {
+        metrics::Seen { everything, whole: self.ask.tags.is_empty() && !self.ask.wish.dry_run }
+    }
+
+    fn is_found(&self, listing: &Listing) -> bool {
+        self.ask.tags.is_empty() || !listing.chosen.is_empty()
+    }
+
+    fn no_such_repository(&self, source: &Repository) -> Fault {
+        Fault::not_found(format!("{} does not exist at {}; push to it, or mend `from` of route {}", source.address(), source.registry(), self.route.name))
+    }
+
+    /// A look that could not see anything.
+    fn fruitless(&self, fault: Fault) -> Look {
+        if fault.class() == Class::Auth {
+            self.world.engine.metrics.registry_up(self.route.from.registry(), false);
+        }
+        let interrupted = u64::from(fault.class() == Class::Cancelled);
+        let totals = Totals { interrupted, ..Totals::default() };
+        for template in &self.route.to {
+            self.world.metrics.looked(self.route, template.registry(), self.repository, &totals, self.sight(false), &[]);
+        }
+        let text = format!("route {}: {}", self.route.name, fault.chain());
+        Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
+    }
+
+    async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
+        let Some(tags) = self.list(source).await? else { return Ok(None) };
+        self.world.engine.metrics.registry_up(source.registry(), true);
+        let choice = self.route.selection.choose(tags.keys());
+        let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
+        let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
+        let excluded = if self.ask.tags.is_empty() { choice.excluded } else { named_but_left_out };
+        let mut chosen: Vec<Tag> = choice.chosen.into_iter().filter(wanted).collect();
+        chosen.sort_unstable();
+        let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
+        Ok(Some(Listing { chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
+    }
+
+    /// The tags of each destination; `None` where only single tags are asked for.
+    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<HashSet<Tag>>, Fault>> {
+        let list = |side: &Side| {
+            let repository = side.repository.clone();
+            async move {
+                if !self.ask.tags.is_empty() {
+                    return Ok(None);
+                }
+                let tags = self.list(&repository).await?.unwrap_or_default();
+                Ok(Some(tags.into_keys().collect()))
+            }
+        };
+        futures::future::join_all(sides.iter().map(list)).await
+    }
+
+    /// All tags of a repository. `None`: there is no such repository.
+    async fn list(&self, repository: &Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
+        let mut tags = HashMap::new();
+        let mut cursor: Option<Cursor> = None;
+        let mut seen = HashSet::new();
+        loop {
+            let page = self.ask_side(repository, |repository| { let cursor = cursor.clone(); async move { repository.tags(cursor.as_ref()).await } }).await?;
+            let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
+            let before = tags.len();
+            tags.extend(page.entries.into_iter().map(|tag| (tag.name, (tag.digest, tag.pushed))));
+            let Some(next) = page.next else { return Ok(Some(tags)) };
+            let stands_still = tags.len() == before && seen.len() > 8;
+            if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
+                let address = repository.address();
+                return Err(Fault::rejected(format!("{address} never ends its list of tags ({} so far); its registry or a proxy before it is broken", tags.len())));
+            }
+            cursor = Some(next);
+        }
+    }
+
+    async fn ask_side<T, F>(&self, repository: &Repository, act: impl Fn(Repository) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let engine = &self.world.engine;
+        let lane = engine.limits.lane(repository.origin());
+        retry(engine.settings.retry, &engine.metrics, repository.registry(), self.stop, || lane.send(act(repository.clone()))).await
+    }
+
+    /// Looks at one destination and has carried what differs there.
+    async fn look_at(
+        &self,
+        source: &Repository,
+        side: &Side,
+        listing: &Listing,
+        list: Result<Option<HashSet<Tag>>, Fault>,
+        shared: Option<&SourceDigests>,
+        began: Timestamp,
+    ) -> Found {
+        let list = match list {
+            Ok(list) => list,
+            Err(fault) => return self.blind(side, fault),
+        };
+        let view = View { looking: self, source, side, listing, list, shared, began, hints: self.hints(side).await, refused: Arc::default() };
+        let mut found = Found::default();
+        if let Some(list) = &view.list {
+            let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
+            found.totals.only_in_destination = alone.count() as u64;
+        }
+        let (moving, fixed): (Vec<&Tag>, Vec<&Tag>) = listing.chosen.iter().partition(|tag| self.route.selection.is_moving(tag));
+        let conflicts = view.tend(fixed, &mut found).await;
+        let view = View { refused: Arc::new(conflicts), ..view };
+        view.tend(moving, &mut found).await;
+        found
+    }
+
+    /// What the index says of production's tags: for the routine poll only.
+    async fn hints(&self, side: &Side) -> HashMap<Tag, TagHint> {
+        if !self.ask.cause.trusts_hints() {
+            return HashMap::new();
+        }
+        self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await
+    }
+
+    fn blind(&self, side: &Side, fault: Fault) -> Found {
+        if fault.class() == Class::Auth {
+            self.world.engine.metrics.registry_up(&side.registry, false);
+        }
+        let text = format!("route {}: {}", self.route.name, fault.chain());
+        let interrupted = u64::from(fault.class() == Class::Cancelled);
+        Found { trouble: vec![Trouble { class: fault.class().name().into(), text }], totals: Totals { interrupted, ..Totals::default() }, ..Found::default() }
+    }
+}
+
+/// Digests of source tags that several destinations need: asked for once.
+#[derive(Default)]
+struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
+
+/// A look at one destination.
+struct View<'a> {
+    looking: &'a Looking<'a>,
+    source: &'a Repository,
+    side: &'a Side,
+    listing: &'a Listing,
+    list: Option<HashSet<Tag>>,
+    shared: Option<&'a SourceDigests>,
+    began: Timestamp,
+    hints: HashMap<Tag, TagHint>,
+    refused: Arc<HashSet<Digest>>,
+}
+
+/// What a tag came to.
+enum Tended {
+    Equal(Digest),
+    Settled(Box<Settled>),
+}
+
+impl View<'_> {
+    /// Compares tags and carries those that differ; returns the digests in conflict.
+    async fn tend(&self, tags: Vec<&Tag>, found: &mut Found) -> HashSet<Digest> {
+        let mut conflicts = HashSet::new();
+        let mut equal = Vec::new();
+        let at_once = limits::JOBS;
+        let mut tended = stream::iter(tags).map(|tag| async move { (tag, self.tend_one(tag).await) }).buffer_unordered(at_once);
+        while let Some((tag, tended)) = tended.next().await {
+            match tended {
+                Tended::Equal(digest) => {
+                    found.totals.add(Outcome::UpToDate);
+                    equal.push((tag.clone(), Some(digest)));
+                }
+                Tended::Settled(settled) => {
+                    found.totals.add(settled.result);
+                    if settled.result == Outcome::Conflict {
+                        conflicts.extend(settled.digest);
+                    }
+                    if matches!(settled.result, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+                        found.pending.push(tag.clone());
+                    }
+                    if self.looking.ask.wish.all || settled.result != Outcome::UpToDate {
+                        found.jobs.push(*settled);
+                    }
+                }
+            }
+        }
+        if !equal.is_empty() {
+            let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+            self.looking.world.engine.index.remember_tags(origin, repository, equal).await;
+        }
+        conflicts
+    }
+
+    async fn tend_one(&self, tag: &Tag) -> Tended {
+        let tally = Arc::new(Tally::default());
+        let seen_at = Instant::now();
+        let job = match self.compare(tag, &tally).await {
+            Ok((Seen::At(source), Seen::At(destination))) if source == destination && !self.has_news(&source).await => {
+                return self.equal(tag, source, seen_at, tally.requests()).await;
+            }
+            Ok((source, destination)) => self.job(tag, source, destination, seen_at),
+            Err(fault) => {
+                let job = self.job(tag, Seen::Unknown, Seen::Unknown, seen_at);
+                return self.settle(&job, Ending::failed(fault, tally.requests())).await;
+            }
+        };
+        let looking = self.looking;
+        let _listed = looking.board.start_job(JobStatus {
+            route: looking.route.name.to_string(),
+            source: self.source_name(tag),
+            destination: self.destination_name(tag),
+            since: Timestamp::now(),
+        });
+        looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
+        let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, &looking.settle.progress, looking.stop).await;
+        ending.cost.requests += tally.requests();
+        self.settle(&job, ending).await
+    }
+
+    /// An equal tag needs no job; it is settled only when somebody wants to read of it or when its trouble is over.
+    async fn equal(&self, tag: &Tag, digest: Digest, seen_at: Instant, requests: u64) -> Tended {
+        let job = self.job(tag, Seen::At(digest), Seen::At(digest), seen_at);
+        if !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key) {
+            return Tended::Equal(digest);
+        }
+        self.settle(&job, Ending::equal(digest, requests)).await
+    }
+
+    async fn settle(&self, job: &Job, ending: Ending) -> Tended {
+        if let Some(fault) = ending.fault.as_ref().filter(|fault| fault.class() == Class::Auth) {
+            tracing::debug!(registry = &*self.side.registry, error = %fault.chain(), "not accepted");
+        }
+        let names = Names { source: self.source_name(&job.key.tag), destination: self.destination_name(&job.key.tag), registry: self.side.registry.to_string() };
+        Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
+    }
+
+    /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
+    async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<(Seen, Seen), Fault> {
+        let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
+        if self.list.as_ref().is_some_and(|list| !list.contains(tag)) {
+            let source = match (listed, self.shared) {
+                (Some(digest), _) => Seen::At(digest),
+                (None, Some(_)) => self.source_digest(tag, tally).await?,
+                (None, None) => Seen::Unknown,
+            };
+            return Ok((source, Seen::Absent));
+        }
+        let source = async {
+            match listed {
+                Some(digest) => Ok(Seen::At(digest)),
+                None => self.source_digest(tag, tally).await,
+            }
+        };
+        futures::try_join!(source, self.destination_digest(tag, tally))
+    }
+
+    async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        let Some(shared) = self.shared else { return self.resolve(self.source, tag, tally).await };
+        let cell = shared.0.lock().await.entry(tag.clone()).or_default().clone();
+        let digest = cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
+        Ok(digest.map_or(Seen::Absent, Seen::At))
+    }
+
+    async fn destination_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        if let Some(hint) = self.hints.get(tag) {
+            let age = self.began.duration_since(hint.seen).as_secs();
+            if (0..self.looking.world.engine.settings.trust.as_secs() as i64).contains(&age) {
+                return Ok(Seen::At(hint.digest));
+            }
+        }
+        self.resolve(&self.side.repository, tag, tally).await
+    }
+
+    async fn resolve(&self, repository: &Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        let target = Target::Tag(tag.clone());
+        let counted = repository.counted(tally);
+        let resolved = self.looking.ask_side(&counted, |side| { let target = target.clone(); async move { side.resolve(&target).await } }).await?;
+        match resolved {
+            None => Ok(Seen::Absent),
+            Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
+            Some(_) => {
+                let manifest = self.looking.ask_side(&counted, |side| { let target = target.clone(); async move { side.manifest(&target).await } }).await?;
+                Ok(manifest.map_or(Seen::Absent, |manifest| Seen::At(manifest.digest)))
+            }
+        }
+    }
+
+    /// Whether something that belongs to an equal tag may have come since: a signature in the listing that nobody has looked
+    /// at for a while.
+    async fn has_news(&self, digest: &Digest) -> bool {
+        let stem = Tag::fallback(digest);
+        let listed = self.listing.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()));
+        if !listed || self.looking.ask.wish.dry_run {
+            return false;
+        }
+        let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+        let index = &self.looking.world.engine.index;
+        let trust = self.looking.world.engine.settings.trust.as_secs() as i64;
+        let is_new = self.list.as_ref().is_some_and(|list| self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains(tag)));
+        let checked = index.checked(origin, repository, digest).await;
+        checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust || (is_new && !self.looking.ask.cause.trusts_hints()))
+    }
+
+    fn job(&self, tag: &Tag, source: Seen, destination: Seen, seen_at: Instant) -> Job {
+        static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+        let looking = self.looking;
+        let place = Place { origin: self.side.repository.origin().clone(), repository: self.side.repository.repository().clone(), tag: tag.clone() };
+        Job {
+            key: Key { route: looking.route.name.clone(), source: looking.repository.clone(), tag: tag.clone(), destination: place },
+            rules: looking.route.rules_for(tag),
+            source,
+            destination,
+            seen_at,
+            look_began: self.began,
+            fresh: self.list.as_ref().is_some_and(HashSet::is_empty),
+            cause: looking.ask.cause,
+            actor: looking.ask.actor.clone(),
+            explicit: false,
+            expect: looking.ask.digest,
+            replace: None,
+            dry_run: looking.ask.wish.dry_run,
+            refused: self.refused.clone(),
+            pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
+            companions: self.listing.companions.clone(),
+            sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn source_name(&self, tag: &Tag) -> String {
+        format!("{}:{tag}", self.source.address())
+    }
+
+    fn destination_name(&self, tag: &Tag) -> String {
+        format!("{}:{tag}", self.side.repository.address())
+    }
+}

@@ -1,0 +1,82 @@
+//! The world as the config says it is: sites, routes, and the engine that carries between them. Replaced as a whole when the
+//! config is read again; looks that run keep the world they began in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::Metrics;
+use super::route::{Route, Routes};
+use crate::fault::Fault;
+use crate::ledger::Facts;
+use crate::oci::RepositoryName;
+use crate::site::{Repository, Site};
+use crate::transfer::Engine;
+
+/// How often to look without being asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Rhythm {
+    /// Between two polls of a route; `None`: only the sweep.
+    pub poll: Option<Duration>,
+    /// Between two looks that ask production itself.
+    pub verify: Duration,
+}
+
+/// The world.
+pub struct World {
+    /// The sites by their names in the config.
+    pub sites: BTreeMap<String, Site>,
+    /// The routes, in the order of the config.
+    pub routes: Routes,
+    /// What carries.
+    pub engine: Engine,
+    /// What is counted on this floor.
+    pub metrics: Metrics,
+    /// What every row of the ledger says besides the job.
+    pub facts: Arc<Facts>,
+    /// How often to look.
+    pub rhythm: Rhythm,
+    /// Cancelled when a newer config no longer has the route: its jobs end before their tag.
+    pub withdrawn: BTreeMap<Arc<str>, CancellationToken>,
+}
+
+/// One side of a route: a repository of a site.
+#[derive(Clone)]
+pub struct Side {
+    /// The registry's name in the config.
+    pub registry: Arc<str>,
+    /// The repository.
+    pub repository: Repository,
+}
+
+impl World {
+    /// The route of that name.
+    pub fn route(&self, name: &str) -> Option<&Route> {
+        self.routes.0.iter().find(|route| &*route.name == name)
+    }
+
+    /// The site of that name. The config has made sure that there is one for every route.
+    pub fn site(&self, name: &str) -> &Site {
+        self.sites.get(name).expect("the config names the registries of its routes")
+    }
+
+    /// The source repository of a look.
+    pub fn source(&self, route: &Route, repository: &RepositoryName) -> Repository {
+        self.site(route.from.registry()).repository(repository.clone())
+    }
+
+    /// The destination repositories of a source repository.
+    ///
+    /// # Errors
+    /// When the repository's name gives no valid name on the other side.
+    pub fn destinations(&self, route: &Route, repository: &RepositoryName) -> Result<Vec<Side>, Fault> {
+        let captures = route.from.captures(repository).unwrap_or_default();
+        let fill = |template: &super::route::Template| {
+            let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
+            Ok(Side { registry: template.registry().clone(), repository: self.site(template.registry()).repository(name) })
+        };
+        route.to.iter().map(fill).collect()
+    }
+}
