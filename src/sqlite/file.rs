@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::said;
+use super::task::said;
 use crate::state;
 
 /// What a database of ours looks like.

@@ -80,6 +80,26 @@ async fn close_commits_what_was_accepted_and_refuses_what_comes_later() {
 }
 
 #[tokio::test]
+async fn a_closed_database_in_memory_refuses() {
+    let store = Store::in_memory(&ONE);
+    store.clone().close().await;
+    assert!(store.write(insert(1)).await.unwrap_err().is_closed());
+    assert!(store.read(count).await.unwrap_err().is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_stands_still_over_a_database_in_memory() {
+    let store = Store::in_memory(&ONE);
+    let before = tokio::time::Instant::now();
+    let work = async {
+        store.write(insert(1)).await.unwrap();
+        store.read(count).await.unwrap()
+    };
+    assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(1), work).await, Ok(1));
+    assert_eq!(before.elapsed(), std::time::Duration::ZERO);
+}
+
+#[tokio::test]
 async fn the_threads_end_with_the_last_handle_and_lose_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
@@ -87,7 +107,7 @@ async fn the_threads_end_with_the_last_handle_and_lose_nothing() {
     for n in 0..500 {
         store.queue(insert(n), |outcome| outcome.unwrap()).await;
     }
-    let mut settled = store.settled.clone();
+    let Home::File(Lanes { mut settled, .. }) = store.home.clone() else { panic!("it is a file") };
     drop(store);
     while settled.changed().await.is_ok() {}
     assert_eq!(Store::open(&path, &ONE).unwrap().read(count).await.unwrap(), 500);
