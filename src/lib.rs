@@ -10,7 +10,7 @@
 //! | 6 | [`admin`] | HTTP over TCP and the control socket: metrics, health, status, triggers |
 //! | 5 | [`watch`] | poll, ping, signal → event → queue → look → jobs |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
-//! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; what happened |
+//! | 3 | [`index`], [`ledger`], [`sqlite`], [`state`] | SQLite: hints and open uploads; what happened; the threads and the folder under both |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`site`] | distribution client, image-layout directory, AWS control plane, any of them |
 //! | 1 | [`endpoint`], [`job`] | the seam to what holds images; what is asked and what came of it |
 //! | 0 | [`oci`], [`fault`] | the specifications' words as types; classes of failure |
@@ -32,6 +32,8 @@ pub mod ledger;
 pub mod oci;
 pub mod registry;
 pub mod site;
+pub mod sqlite;
+pub mod state;
 pub mod telemetry;
 pub mod transfer;
 pub mod watch;

@@ -1,0 +1,71 @@
+//! Whether the database works: said once when that changes, counted always.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::sqlite::Failure;
+
+/// Reading and writing fail apart: a full disk still answers.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    errors: AtomicU64,
+    reading: Mutex<Lane>,
+    writing: Mutex<Lane>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    trouble: Option<String>,
+    /// When the log last heard of trouble.
+    told: Option<Instant>,
+}
+
+/// A disk that is full for some requests and not for others would fill the log too.
+const QUIET: Duration = Duration::from_secs(60);
+
+impl Health {
+    pub(super) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn of_read<T>(&self, outcome: Result<T, Failure>) -> Option<T> {
+        self.note(&self.reading, outcome, "read")
+    }
+
+    pub(super) fn note_write(&self, outcome: Result<(), Failure>) {
+        self.note(&self.writing, outcome, "write");
+    }
+
+    fn note<T>(&self, lane: &Mutex<Lane>, outcome: Result<T, Failure>, doing: &'static str) -> Option<T> {
+        let mut lane = lane.lock().expect("nothing panics while it notes an outcome");
+        match outcome {
+            Ok(value) => {
+                if lane.trouble.take().is_some() {
+                    tracing::info!(doing, "index works again");
+                }
+                Some(value)
+            }
+            // Whoever is late at the end is told nothing, and that is no trouble.
+            Err(failure) if failure.is_closed() => None,
+            Err(failure) => {
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                lane.fail(failure.to_string(), doing);
+                None
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn fail(&mut self, trouble: String, doing: &'static str) {
+        let changed = self.trouble.as_ref() != Some(&trouble);
+        if changed && self.told.is_none_or(|told| told.elapsed() >= QUIET) {
+            tracing::warn!(doing, error = %trouble, "index fails: registries are asked instead");
+            self.told = Some(Instant::now());
+        }
+        self.trouble = Some(trouble);
+    }
+}

@@ -1,1 +1,0 @@
-//! What happened and what people decided, in SQLite.

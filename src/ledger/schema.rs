@@ -1,0 +1,55 @@
+//! The ledger's tables.
+//!
+//! Texts throughout, so that a person with `sqlite3` can read them; times are milliseconds since 1970.
+
+use crate::sqlite::Schema;
+
+pub(super) const SCHEMA: Schema = Schema { name: "ledger", application: 0x62_66_6c_67, migrations: &[VERSION_1] };
+
+const VERSION_1: &str = "
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY,
+        route TEXT NOT NULL,
+        source TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        destination_tag TEXT NOT NULL,
+        UNIQUE (route, source, tag, origin, repository, destination_tag)
+    ) STRICT;
+    CREATE INDEX jobs_by_source ON jobs (source);
+    CREATE INDEX jobs_by_repository ON jobs (repository);
+
+    -- a row for each change of a job's result; never changed, never deleted
+    CREATE TABLE outcomes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job INTEGER NOT NULL REFERENCES jobs (id),
+        at INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        host TEXT NOT NULL,
+        config_hash TEXT NOT NULL,
+        version TEXT NOT NULL,
+        settled TEXT NOT NULL  -- JSON, as in reports
+    ) STRICT;
+    CREATE INDEX outcomes_by_job ON outcomes (job, id);
+
+    -- the digest that each place names by our hand
+    CREATE TABLE written (
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (origin, repository, tag)
+    ) STRICT, WITHOUT ROWID;
+
+    -- digests that a place may name by our hand: announced, and not known to have been written or replaced since
+    CREATE TABLE intents (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        UNIQUE (origin, repository, tag, digest)
+    ) STRICT;
+";

@@ -1,0 +1,192 @@
+//! The file of a database: private, checked, brought to the newest schema; or set aside.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::task::said;
+use crate::state;
+
+/// What a database of ours looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema {
+    /// Names its threads.
+    pub name: &'static str,
+    /// Written into the file, so that no other program's database is taken for ours.
+    pub application: i32,
+    /// Each brings the database from the version that is its place in the list to the next. What has been released is
+    /// never edited, only added to.
+    pub migrations: &'static [&'static str],
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not a database of ours, or broken.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A newer program wrote it.
+    #[error("{} was written by a newer version of this program (its schema is {found}, known is {known})", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version that this program knows.
+        known: i64,
+    },
+    /// It cannot be reached.
+    #[error("cannot open {}: {reason} (it must be on a local disk and belong to the user of this process)", path.display())]
+    Unavailable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// Opens the writing and the reading connection.
+pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connection), OpenError> {
+    create(path).map_err(|error| unavailable(path, error))?;
+    let sorted = |error| sort_out(path, &error);
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let writing = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sorted)?;
+    prepare(&writing).map_err(sorted)?;
+    recognise(&writing, path, schema)?;
+    let journal = writing.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(sorted)?;
+    if journal != "wal" {
+        return Err(unavailable(path, "its file system cannot hold a write-ahead log"));
+    }
+    migrate(&writing, schema).map_err(sorted)?;
+    let reading = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
+    prepare(&reading).map_err(sorted)?;
+    Ok((writing, reading))
+}
+
+/// A database in memory, at the newest version.
+pub(super) fn in_memory(schema: &Schema) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    prepare(&connection)?;
+    migrate(&connection, schema)?;
+    Ok(connection)
+}
+
+/// Moves a database that cannot be used out of the way, with its log, over one that was moved there before. Returns where
+/// it is now.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    make_private(path)?;
+    let aside = with_suffix(path, ".aside");
+    // The log first: a crash in between must not leave it to the database that starts afresh.
+    for part in ["-wal", "-shm", ""] {
+        let (from, to) = (with_suffix(path, part), with_suffix(&aside, part));
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&to)?,
+            other => other?,
+        }
+    }
+    Ok(aside)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// SQLite gives the log and its index the mode of the database, so the database must be private before it is opened.
+fn create(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        state::create_folder(folder)?;
+    }
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    make_private(path)
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    for part in ["", "-wal", "-shm"] {
+        let part = with_suffix(path, part);
+        match fs::metadata(&part) {
+            Ok(metadata) if metadata.permissions().mode() & 0o177 != 0 => {
+                fs::set_permissions(&part, Permissions::from_mode(0o600))?
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // In kibibytes where negative; the log is cut back to 16 MiB after it has been folded in.
+    connection.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -8192; PRAGMA journal_size_limit = 16777216;",
+    )
+}
+
+/// Sees that the database is new or ours, not newer than us, and whole.
+fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<(), OpenError> {
+    let sorted = |error| sort_out(path, &error);
+    let damaged = |reason: String| OpenError::Damaged { path: path.into(), reason };
+    let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(sorted);
+    let found = number("PRAGMA user_version")?;
+    let known = schema.migrations.len() as i64;
+    let empty = number("SELECT count(*) FROM sqlite_schema")? == 0;
+    if found == 0 && empty {
+        return Ok(());
+    }
+    if number("PRAGMA application_id")? != i64::from(schema.application) {
+        return Err(damaged("another program's database".into()));
+    }
+    if found > known {
+        return Err(OpenError::Newer { path: path.into(), found, known });
+    }
+    let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)).map_err(sorted)?;
+    if check == "ok" { Ok(()) } else { Err(damaged(check)) }
+}
+
+/// Takes every step that is missing, all or none.
+fn migrate(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(version).unwrap_or(0);
+    for step in schema.migrations.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    if done < schema.migrations.len() {
+        transaction.pragma_update(None, "application_id", schema.application)?;
+        transaction.pragma_update(None, "user_version", schema.migrations.len() as i64)?;
+    }
+    transaction.commit()
+}
+
+fn sort_out(path: &Path, error: &rusqlite::Error) -> OpenError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Damaged { path: path.into(), reason: error.to_string() }
+        }
+        _ => unavailable(path, said(error)),
+    }
+}
+
+fn unavailable(path: &Path, reason: impl std::fmt::Display) -> OpenError {
+    OpenError::Unavailable { path: path.into(), reason: reason.to_string() }
+}
