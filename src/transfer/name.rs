@@ -27,6 +27,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if let Some(newer) = self.newer_facts(facts).await? {
             return Ok(Named::Again(Box::new(newer)));
         }
+        if self.stop.withdrawn.is_cancelled() {
+            return Err(Fault::cancelled());
+        }
         let place = &self.job.key.destination;
         self.engine.ledger.intend(place, &image.top.digest).await?;
         match self.put(image, &Target::Tag(place.tag.clone()), &image.top).await? {

@@ -111,6 +111,8 @@ pub struct Stop {
     pub drain: CancellationToken,
     /// Drop everything.
     pub abort: CancellationToken,
+    /// The route is no more: nothing is named any more.
+    pub withdrawn: CancellationToken,
 }
 
 /// Tries until it works, the budget is used up, or `stop` says to stop: draining ends the waits, aborting all.

@@ -1,9 +1,23 @@
-//! Finds out where something differs: poll · ping · signal → [`Event`] → queue → look → jobs.
+//! Finds out where something differs: poll · ping · signal → [`Event`] → [`queue`] → [`look`] → jobs.
 
 pub mod board;
+pub mod discover;
 pub mod event;
 mod handle;
+pub mod look;
+pub mod metrics;
+mod pass;
+pub mod queue;
+pub mod route;
+pub mod rules;
+mod run;
+pub mod signal;
+mod world;
 
 pub use board::Board;
 pub use event::{Event, Reply, Scope, Wish};
 pub use handle::{Busy, Handle, Run, Ticket};
+pub use metrics::Metrics;
+pub use pass::pass;
+pub use run::Watch;
+pub use world::{Rhythm, Side, World};
