@@ -41,7 +41,7 @@ pub(super) enum Named {
 struct Entry {
     raw: Box<RawValue>,
     name: Option<String>,
-    /// `Err` holds the digest's text.
+    /// `Err`: the digest cannot be verified.
     descriptor: Result<Descriptor, digest::ParseError>,
 }
 
@@ -279,14 +279,12 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_written_back_as_it_was() {
-        let theirs =
-            r#"{"digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae","size":1.0e0,"x":[1.10]}"#;
-        let theirs = theirs.replace("1.0e0", "3");
+        let theirs = r#"{"digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae","size":3,"x":[1.10]}"#;
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{theirs}],"annotations":{{"k":"v"}},"n":1.50}}"#);
         let mut index = IndexJson::parse(text.as_bytes()).unwrap();
         assert!(index.name(&tag("v1"), &descriptor("a"), |_| false));
         let written = String::from_utf8(index.to_bytes()).unwrap();
-        assert!(written.contains(&theirs) && written.contains(r#""n":1.50"#) && written.contains(r#"{"k":"v"}"#), "{written}");
+        assert!(written.contains(theirs) && written.contains(r#""n":1.50"#) && written.contains(r#"{"k":"v"}"#), "{written}");
     }
 
     #[test]

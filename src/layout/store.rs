@@ -28,6 +28,8 @@ pub(super) const BLOBS: &str = "blobs";
 pub(super) const UPLOADS: &str = ".uploads";
 /// Our file that writers of the index lock.
 const LOCK: &str = ".lock";
+/// Linux: too many symbolic links.
+const ELOOP: i32 = 40;
 /// Largest mark that is read, in bytes.
 const MARK_MAX: u64 = 64 * 1024;
 
@@ -293,8 +295,8 @@ pub(super) fn fault(doing: &str, path: &Path, error: io::Error) -> Fault {
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::FileTooLarge
         | io::ErrorKind::Unsupported => Class::Rejected,
-        // The text of a chain of links has no kind of its own on stable Rust: ELOOP.
-        _ if error.raw_os_error() == Some(40) => Class::Rejected,
+        // A circle of symbolic links has no kind on stable Rust.
+        _ if error.raw_os_error() == Some(ELOOP) => Class::Rejected,
         _ => Class::RETRYABLE,
     };
     Fault::new(class, format!("cannot {doing} {}", path.display())).because(error)
