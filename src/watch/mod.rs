@@ -3,6 +3,8 @@
 pub mod board;
 pub mod event;
 mod handle;
+pub mod route;
+pub mod rules;
 
 pub use board::Board;
 pub use event::{Event, Reply, Scope, Wish};
