@@ -4,6 +4,7 @@
 //! session that a refused mount leaves is used. No permit is held while waiting for a claim.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -26,6 +27,15 @@ const JOURNALLED: u64 = super::verify::CHECKPOINT;
 enum Asked {
     Done(BlobOutcome),
     Session(Upload),
+}
+
+/// What is left of the patience with one blob.
+struct Patience {
+    budget: Budget,
+    /// The most that the registry has ever held of it.
+    best: u64,
+    /// Whether it has been fetched afresh because it came corrupt.
+    afresh: bool,
 }
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
@@ -168,46 +178,49 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let _read = stoppable(&self.stop.drain, self.engine.limits.lane(self.source.origin()).read()).await?;
         let _write = stoppable(&self.stop.drain, self.engine.limits.lane(self.destination.origin()).write()).await?;
         let _permit = stoppable(&self.stop.drain, self.engine.limits.blob()).await?;
-        self.progress.bytes_planned.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed);
+        self.progress.bytes_planned.fetch_add(blob.size, Ordering::Relaxed);
         self.journal_opening(blob, &standing).await;
-        let mut budget = Budget::new(self.engine.settings.retry);
-        let mut best = standing.offset;
-        let mut afresh = false;
-        loop {
-            let fault = match self.send_once(blob, &mut standing).await {
-                Ok(()) => break,
-                Err(fault) => fault,
-            };
-            standing = match fault.class() {
-                Class::Corrupt if !afresh => {
-                    afresh = true;
-                    self.start_over(blob, standing).await?
-                }
-                Class::Retryable { .. } if standing.source_failed => return Err(fault),
-                class @ Class::Retryable { .. } => {
-                    let Some(wait) = budget.next(class) else { return Err(fault) };
-                    self.engine.metrics.retried(self.destination.registry(), class, wait);
-                    tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
-                    stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
-                    match self.go_on(blob, standing).await? {
-                        None => break,
-                        Some(next) => next,
-                    }
-                }
-                Class::Corrupt => {
-                    self.drop_upload(blob, standing.upload).await;
-                    return Err(fault);
-                }
-                _ => return Err(fault),
-            };
-            if standing.offset > best {
-                best = standing.offset;
-                budget.progress();
+        let mut patience = Patience { budget: Budget::new(self.engine.settings.retry), best: standing.offset, afresh: false };
+        let resumed = loop {
+            match self.send_once(blob, &mut standing).await {
+                Ok(()) => break standing.resumed,
+                Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
+                    Some(next) => standing = next,
+                    // The cut came after the registry had closed the session.
+                    None => break false,
+                },
             }
-        }
+        };
         self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
         self.remember_blob(blob).await;
-        Ok(BlobOutcome::Copied { resumed: standing.resumed })
+        Ok(BlobOutcome::Copied { resumed })
+    }
+
+    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
+    async fn after(&self, blob: &Descriptor, standing: Standing, fault: Fault, patience: &mut Patience) -> Result<Option<Standing>, Fault> {
+        match fault.class() {
+            Class::Corrupt if !patience.afresh => {
+                patience.afresh = true;
+                self.start_over(blob, standing).await.map(Some)
+            }
+            Class::Corrupt => {
+                self.drop_upload(blob, standing.upload).await;
+                Err(fault)
+            }
+            class @ Class::Retryable { .. } if !standing.source_failed => {
+                let Some(wait) = patience.budget.next(class) else { return Err(fault) };
+                self.engine.metrics.retried(self.destination.registry(), class, wait);
+                tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
+                stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
+                let next = self.go_on(blob, standing).await?;
+                if let Some(next) = next.as_ref().filter(|next| next.offset > patience.best) {
+                    patience.best = next.offset;
+                    patience.budget.progress();
+                }
+                Ok(next)
+            }
+            _ => Err(fault),
+        }
     }
 
     /// One attempt from where the session stands to the end of the blob.
@@ -216,7 +229,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let progress = self.progress.start_blob(format!("{} {}", self.destination.repository(), blob.digest.short()), blob.size);
         let road = self.road(blob, standing, sender, progress);
         let sent = self.travel(blob, standing, &road, checkpoints).await;
-        self.sent.fetch_add(road.passed().saturating_sub(standing.offset), std::sync::atomic::Ordering::Relaxed);
+        self.sent.fetch_add(road.passed().saturating_sub(standing.offset), Ordering::Relaxed);
         standing.passed = road.passed();
         standing.source_failed = road.source_fault().is_some();
         match (sent, road.source_fault()) {

@@ -1,5 +1,7 @@
 //! Carry: brings blobs, child manifests and referrers to the destination, addressed by digest. Nobody sees a change.
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Trip;
@@ -26,15 +28,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn carry_content(&self, image: &Image) -> Result<(), Fault> {
         self.carry_blobs(&image.blobs).await?;
         for level in image.levels.iter().rev() {
-            let write = |manifest| self.put_by_digest(image, manifest);
-            stream::iter(level).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
+            let write = |manifest: Manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
+            stream::iter(level.clone()).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
             self.remember_manifests(level.iter().map(|manifest| manifest.digest).collect()).await;
         }
         Ok(())
     }
 
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
-        stream::iter(blobs).map(|blob| self.blob(blob)).buffer_unordered(BLOBS_AT_ONCE).try_collect().await
+        let bring = |blob: Descriptor| async move { self.blob(&blob).await }.boxed();
+        stream::iter(blobs.to_vec()).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect().await
     }
 
     async fn put_by_digest(&self, image: &Image, manifest: &Manifest) -> Result<(), Fault> {
@@ -82,13 +85,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Brings a child that the destination was thought to hold.
-    async fn bring_child(&self, image: &Image, child: &Descriptor) -> Result<(), Fault> {
-        let Some(manifest) = self.source_manifest(child.digest.into()).await? else {
-            return self.blob(child).await;
-        };
-        let below = Box::pin(self.walk(manifest)).await?;
-        Box::pin(self.carry_content(&below)).await?;
-        Box::pin(self.put_by_digest(image, &below.top)).await
+    fn bring_child<'a>(&'a self, image: &'a Image, child: &'a Descriptor) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let Some(manifest) = self.source_manifest(child.digest.into()).await? else {
+                return self.blob(child).await;
+            };
+            let below = self.walk(manifest).await?;
+            self.carry_content(&below).await?;
+            self.put_by_digest(image, &below.top).await
+        }
+        .boxed()
     }
 
     fn misses(&self, manifest: &Manifest, named: &[Digest]) -> Fault {

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -33,7 +34,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
         for _ in 0..DEPTH {
-            let found = stream::iter(level).map(|subject| self.bring_referrers_of(subject)).buffer_unordered(AT_ONCE);
+            let found = stream::iter(level).map(|subject| self.bring_referrers_of(subject).boxed()).buffer_unordered(AT_ONCE);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
             level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
             if level.is_empty() || seen.len() > subjects.len() + MOST {

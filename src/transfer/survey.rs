@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
@@ -67,8 +68,6 @@ pub(super) struct Image {
     pub(super) levels: Vec<Vec<Manifest>>,
     /// The blobs of all of them, once each.
     pub(super) blobs: Vec<Descriptor>,
-    /// Foreign layers: carried only where the destination insists.
-    pub(super) foreign: Vec<Descriptor>,
     /// All manifests of the image, the ones that the destination holds included: what referrers may name.
     pub(super) subjects: Vec<Digest>,
 }
@@ -134,7 +133,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return if facts.source == Some(expected) { Err(self.vanished(expected)) } else { Ok(None) };
         };
         if self.is_complete(&top.digest).await {
-            return Ok(Some(Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), foreign: Vec::new(), top }));
+            return Ok(Some(Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), top }));
         }
         self.walk(top).await.map(Some)
     }
@@ -148,7 +147,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             if levels.len() == DEPTH {
                 return Err(self.refuse(format!("its indexes are nested more than {DEPTH} deep")));
             }
-            let looked_at = stream::iter(next).map(|child| self.look_at(child)).buffered(AT_ONCE);
+            let looked_at = stream::iter(next).map(|child| self.look_at(child).boxed()).buffered(AT_ONCE);
             let children: Vec<Child> = looked_at.try_collect().await?;
             let mut level = Vec::new();
             next = Vec::new();
@@ -164,8 +163,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
             levels.push(level);
         }
-        let Walk { blobs, foreign, subjects, .. } = walk;
-        Ok(Image { top, levels, blobs, foreign, subjects })
+        let Walk { blobs, subjects, .. } = walk;
+        Ok(Image { top, levels, blobs, subjects })
     }
 
     /// Reads a child, unless the destination holds it with all that belongs to it.
@@ -265,7 +264,6 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 /// What has been found on the way down.
 struct Walk {
     blobs: Vec<Descriptor>,
-    foreign: Vec<Descriptor>,
     subjects: Vec<Digest>,
     bytes: usize,
     seen: HashSet<Digest>,
@@ -275,7 +273,7 @@ struct Walk {
 impl Walk {
     fn new(top: &Manifest) -> Walk {
         let seen = HashSet::from([top.digest]);
-        Walk { blobs: Vec::new(), foreign: Vec::new(), subjects: vec![top.digest], bytes: 0, seen, sizes: HashMap::new() }
+        Walk { blobs: Vec::new(), subjects: vec![top.digest], bytes: 0, seen, sizes: HashMap::new() }
     }
 
     /// Adds what a manifest refers to; the children that are new are to be looked at.
@@ -292,11 +290,14 @@ impl Walk {
         Ok(new)
     }
 
-    /// Adds a blob once; under a second size it is kept too, so that the lie is found out.
+    /// Adds a blob once; under a second size it is kept too, so that the lie is found out. Foreign layers are left out: they
+    /// are brought only when the destination refuses the manifest without them.
     fn add_blob(&mut self, blob: &Descriptor) {
         if self.sizes.insert(blob.digest, blob.size) == Some(blob.size) {
             return;
         }
-        if blob.media_type.is_foreign_layer() { self.foreign.push(blob.clone()) } else { self.blobs.push(blob.clone()) }
+        if !blob.media_type.is_foreign_layer() {
+            self.blobs.push(blob.clone());
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use super::event::Wish;
 use super::metrics;
 use super::route::Route;
 use super::world::{Side, World};
-use crate::endpoint::{Cursor, Destination, Source, Tally};
+use crate::endpoint::{Cursor, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
 use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Seen, Settled, Totals, Trouble};
@@ -96,7 +97,7 @@ impl Looking<'_> {
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
-        let each = sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began));
+        let each = sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
         for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
             self.world.metrics.looked(self.route, &side.registry, self.repository, &found.totals, self.sight(found.trouble.is_empty()), &found.pending);
             look.totals.merge(&found.totals);
@@ -157,6 +158,7 @@ impl Looking<'_> {
                 let tags = self.list(&repository).await?.unwrap_or_default();
                 Ok(Some(tags.into_keys().collect()))
             }
+            .boxed()
         };
         futures::future::join_all(sides.iter().map(list)).await
     }
@@ -210,7 +212,7 @@ impl Looking<'_> {
             let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
             found.totals.only_in_destination = alone.count() as u64;
         }
-        let (moving, fixed): (Vec<&Tag>, Vec<&Tag>) = listing.chosen.iter().partition(|tag| self.route.selection.is_moving(tag));
+        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
         let conflicts = view.tend(fixed, &mut found).await;
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
@@ -260,16 +262,16 @@ enum Tended {
 
 impl View<'_> {
     /// Compares tags and carries those that differ; returns the digests in conflict.
-    async fn tend(&self, tags: Vec<&Tag>, found: &mut Found) -> HashSet<Digest> {
+    async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
         let at_once = limits::JOBS;
-        let mut tended = stream::iter(tags).map(|tag| async move { (tag, self.tend_one(tag).await) }).buffer_unordered(at_once);
-        while let Some((tag, tended)) = tended.next().await {
+        let mut tended = stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
+        while let Some((tended, tag)) = tended.next().await {
             match tended {
                 Tended::Equal(digest) => {
                     found.totals.add(Outcome::UpToDate);
-                    equal.push((tag.clone(), Some(digest)));
+                    equal.push((tag, Some(digest)));
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
@@ -277,7 +279,7 @@ impl View<'_> {
                         conflicts.extend(settled.digest);
                     }
                     if matches!(settled.result, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
-                        found.pending.push(tag.clone());
+                        found.pending.push(tag);
                     }
                     if self.looking.ask.wish.all || settled.result != Outcome::UpToDate {
                         found.jobs.push(*settled);

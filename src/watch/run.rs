@@ -26,6 +26,8 @@ use crate::transfer::{Settle, Stop};
 
 /// Looks that run at once.
 const LOOKS: usize = 16;
+/// Repositories whose trouble is remembered, so that it is logged once per change.
+const TROUBLES: usize = 10_000;
 
 /// The watch and what it owns.
 pub struct Watch {
@@ -70,7 +72,7 @@ impl Watch {
             looked: BTreeSet::new(),
             tasks: JoinSet::new(),
             looks: 0,
-            changes: Changes::default(),
+            changes: Changes::new(TROUBLES),
         }
     }
 
@@ -252,7 +254,7 @@ impl Watch {
             }
             Cause::Start => {
                 // The first sweep comes at a time of its own for each repository.
-                self.verified.insert(key.clone(), now - verify.mul_f64(0.5 * random()).min(Duration::from_secs(now.elapsed().as_secs())));
+                self.verified.insert(key.clone(), now.checked_sub(verify.mul_f64(0.5 * random())).unwrap_or(now));
                 cause
             }
             _ => cause,
