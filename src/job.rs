@@ -187,6 +187,8 @@ pub struct Job {
     pub actor: Actor,
     /// An explicit act of a person: moving tags move, a fixed tag needs `replace`.
     pub explicit: bool,
+    /// The source is this digest, whatever the tag names: a reference by digest was given.
+    pub pinned: Option<Digest>,
     /// Only this digest may be promoted.
     pub expect: Option<Digest>,
     /// The production digest that a person allows to be replaced.

@@ -37,3 +37,9 @@ pub mod state;
 pub mod telemetry;
 pub mod transfer;
 pub mod watch;
+
+/// The revision that was built, where the build knew it.
+pub const REVISION: &str = match option_env!("BLOBFERRY_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

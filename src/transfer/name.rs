@@ -49,7 +49,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         let at = Instant::now();
         let (source, destination) = futures::try_join!(
-            self.source_digest(&self.job.key.tag),
+            self.own_source_digest(),
             self.destination_digest(&self.job.key.destination.tag)
         )?;
         let same = source == facts.source && destination == facts.destination;

@@ -84,6 +84,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let source = match sight.source {
+            _ if self.job.pinned.is_some() => self.job.pinned,
             Seen::At(digest) => Some(digest),
             Seen::Absent => None,
             // What is missing in production has to be read anyway: one request instead of two.
@@ -91,7 +92,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 manifest = self.source_manifest(self.job.key.tag.clone().into()).await?;
                 manifest.as_ref().map(|manifest| manifest.digest)
             }
-            Seen::Unknown => self.source_digest(&self.job.key.tag).await?,
+            Seen::Unknown => self.own_source_digest().await?,
         };
         let destination = match sight.destination {
             Seen::At(digest) => Some(digest),
@@ -224,6 +225,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
         self.ask_source(|source| { let target = target.clone(); async move { source.resolve(&target).await } }).await
+    }
+
+    /// What the job's own tag names at the source; a pinned digest stays what it is.
+    pub(super) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
+        if self.job.pinned.is_some() { Ok(self.job.pinned) } else { self.source_digest(&self.job.key.tag).await }
     }
 
     /// What the source's tag names.

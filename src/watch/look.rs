@@ -419,6 +419,7 @@ impl View<'_> {
             cause: looking.ask.cause,
             actor: looking.ask.actor.clone(),
             explicit: false,
+            pinned: None,
             expect: looking.ask.digest,
             replace: None,
             dry_run: looking.ask.wish.dry_run,

@@ -16,7 +16,7 @@ mod world;
 
 pub use board::Board;
 pub use event::{Event, Reply, Scope, Wish};
-pub use handle::{Busy, Handle, Run, Ticket};
+pub use handle::{Busy, Handle, Run, Ticket, run_id};
 pub use metrics::Metrics;
 pub use pass::pass;
 pub use run::Watch;

@@ -1,1 +1,0 @@
-//! Builds every part, runs them, drains them.

@@ -1,0 +1,210 @@
+//! Builds the parts: stores, instruments, engine, and the world that a config describes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntGauge, IntGaugeVec, Opts};
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use crate::config::{self, Config, RegistryKind};
+use crate::fault::Fault;
+use crate::index::Index;
+use crate::layout;
+use crate::ledger::{Facts, Ledger};
+use crate::registry::{self, Registry};
+use crate::site::Site;
+use crate::transfer::{self, Engine, Limits, limits};
+use crate::watch::route::Routes;
+use crate::watch::{self, Rhythm, World};
+
+/// The parts that outlive a config.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) registry: prometheus::Registry,
+    pub(super) index: Index,
+    pub(super) ledger: Ledger,
+    limits: Limits,
+    transfer: transfer::Metrics,
+    pub(super) watch: watch::Metrics,
+    wire: registry::Metrics,
+    store: StoreMetrics,
+    engine: Engine,
+}
+
+/// What the stores hold.
+#[derive(Clone)]
+pub(super) struct StoreMetrics {
+    entries: IntGaugeVec,
+    bytes: IntGauge,
+}
+
+impl Parts {
+    /// Opens the stores in a state folder whose lock is held.
+    pub(super) fn open(state: &Path) -> Result<Parts, Error> {
+        let opened = Index::open(state)?;
+        if let Some(aside) = &opened.set_aside {
+            tracing::warn!(path = %aside.path.display(), reason = aside.reason, "the index was damaged or newer: set aside and started afresh; this costs requests, nothing else");
+        }
+        Parts::over(opened.index, Ledger::open(state)?)
+    }
+
+    /// Parts that remember nothing.
+    pub(super) fn in_memory() -> Result<Parts, Error> {
+        Parts::over(Index::in_memory(), Ledger::in_memory())
+    }
+
+    fn over(index: Index, ledger: Ledger) -> Result<Parts, Error> {
+        let registry = prometheus::Registry::new();
+        let transfer = transfer::Metrics::new(&registry)?;
+        let watch = watch::Metrics::new(&registry)?;
+        watch.prepare_events();
+        watch.reloaded(true);
+        let wire = registry::Metrics::new(&registry)?;
+        let store = StoreMetrics::new(&registry)?;
+        build_info(&registry)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let limits = Limits::default();
+        let engine = Engine::new(transfer::Settings::default(), index.clone(), ledger.clone(), limits.clone(), transfer.clone());
+        Ok(Parts { registry, index, ledger, limits, transfer, watch, wire, store, engine })
+    }
+
+    /// The world of a config. Tokens of routes that `before` had as well are kept.
+    pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
+        let mut sites = BTreeMap::new();
+        for (name, registry) in &config.registries {
+            sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
+        }
+        let kept = |name: &Arc<str>| before.and_then(|before| before.withdrawn.get(name).cloned()).unwrap_or_default();
+        let withdrawn: BTreeMap<Arc<str>, CancellationToken> = config.routes.iter().map(|route| (route.name.clone(), kept(&route.name))).collect();
+        let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
+        let world = World {
+            sites,
+            routes: Routes(config.routes.clone()),
+            engine: Engine { settings, ..self.engine.clone() },
+            metrics: self.watch.clone(),
+            facts: Arc::new(facts(&config.hash)),
+            rhythm: Rhythm { poll: config.daemon.poll, verify: config.daemon.verify },
+            withdrawn,
+        };
+        self.prepare(&world);
+        Ok(world)
+    }
+
+    /// An engine for one act without a config.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// A registry, a folder of layouts, and what the config says of its limits.
+    fn site(&self, registry: &config::Registry) -> Result<Site, Fault> {
+        let site = match &registry.kind {
+            RegistryKind::Remote(settings) => self.remote(settings.clone())?,
+            RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
+        };
+        let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits;
+        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth };
+        self.limits.set(site.origin(), settings);
+        Ok(site)
+    }
+
+    /// A registry.
+    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
+        self.wire.prepare(&settings.name);
+        self.transfer.prepare_registry(&settings.name);
+        Registry::new(settings, &self.wire).map(Site::Registry)
+    }
+
+    /// All series of all routes exist from the start.
+    fn prepare(&self, world: &World) {
+        for route in &world.routes.0 {
+            self.watch.prepare(route);
+            self.transfer.prepare_route(&route.name, route.to.iter().map(|template| &**template.registry()));
+            let literal = route.from.literal();
+            for side in literal.iter().flat_map(|name| world.destinations(route, name)).flatten() {
+                use crate::endpoint::Source as _;
+                self.transfer.prepare_repository(&route.name, &side.registry, side.repository.repository().as_str());
+            }
+        }
+    }
+
+    /// Forgets the series of routes that are no more, and ends their jobs before their tag.
+    pub(super) fn withdraw(&self, before: &World, now: &World) {
+        for route in before.routes.0.iter().filter(|route| now.route(&route.name).is_none()) {
+            self.watch.forget(route);
+            self.transfer.forget_route(&route.name);
+            if let Some(token) = before.withdrawn.get(&route.name) {
+                token.cancel();
+            }
+        }
+    }
+
+    /// Brings the gauges up to date that are not kept so by events.
+    pub(super) fn refresh(&self, world: &World) {
+        self.transfer.refresh();
+        self.watch.refresh(world.routes.0.iter().map(|route| &route.name));
+    }
+
+    /// Brings the gauges of the stores up to date, every now and then, until dropped.
+    pub(super) async fn count_stores(self) {
+        loop {
+            let statistics = self.index.statistics().await;
+            self.store.show(&statistics);
+            tokio::time::sleep(Duration::from_secs(15)).await;
+        }
+    }
+
+    /// Lets the index forget hints that nobody has confirmed for a long time, until dropped.
+    pub(super) async fn prune_index(self) {
+        const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 90);
+        loop {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            if let Ok(limit) = jiff::Timestamp::now().checked_sub(KEPT) {
+                self.index.prune(limit).await;
+            }
+        }
+    }
+
+    /// Closes the stores after their last writer.
+    pub(super) async fn close(self) {
+        let Parts { index, ledger, engine, .. } = self;
+        drop(engine);
+        index.close().await;
+        ledger.close().await;
+    }
+}
+
+impl StoreMetrics {
+    fn new(registry: &prometheus::Registry) -> Result<StoreMetrics, prometheus::Error> {
+        let entries = IntGaugeVec::new(Opts::new("blobferry_index_entries", "Entries of the index by kind."), &["kind"])?;
+        let bytes = IntGauge::new("blobferry_index_bytes", "Size of the index on disk.")?;
+        registry.register(Box::new(entries.clone()))?;
+        registry.register(Box::new(bytes.clone()))?;
+        for kind in ["blobs", "manifests", "tags", "uploads"] {
+            entries.with_label_values(&[kind]);
+        }
+        Ok(StoreMetrics { entries, bytes })
+    }
+
+    fn show(&self, statistics: &crate::index::Statistics) {
+        let counts = [("blobs", statistics.blobs), ("manifests", statistics.manifests), ("tags", statistics.tags), ("uploads", statistics.uploads)];
+        for (kind, count) in counts {
+            self.entries.with_label_values(&[kind]).set(count as i64);
+        }
+        self.bytes.set(statistics.bytes as i64);
+    }
+}
+
+fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+    let info = IntGaugeVec::new(Opts::new("blobferry_build_info", "The build that runs: always 1."), &["version", "revision"])?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION]).set(1);
+    registry.register(Box::new(info))
+}
+
+/// What every row of the ledger says besides the job.
+pub(super) fn facts(config_hash: &str) -> Facts {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default();
+    Facts { run_id: String::new(), config_hash: config_hash.into(), version: env!("CARGO_PKG_VERSION").into(), host }
+}

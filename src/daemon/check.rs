@@ -1,0 +1,103 @@
+//! `check --online`: does every registry let us read and write what the routes need?
+
+use std::collections::BTreeSet;
+
+use super::Error;
+use super::build::Parts;
+use crate::config::Config;
+use crate::endpoint::{Begin, Destination as _, Source as _};
+use crate::fault::{Class, Fault};
+use crate::oci::Digest;
+use crate::site::{Repository, Site};
+use crate::transfer::Stop;
+use crate::watch::World;
+use crate::watch::discover::{Owners, discover};
+
+/// Repositories of one route that are tried.
+const TRIED: usize = 5;
+
+/// One thing that was tried.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// Whether it works.
+    pub ok: bool,
+    /// What was found, or what is wrong and the way out.
+    pub text: String,
+    /// The class of the failure.
+    pub class: Option<Class>,
+}
+
+impl Check {
+    fn of(name: String, result: Result<String, Fault>) -> Check {
+        match result {
+            Ok(text) => Check { name, ok: true, text, class: None },
+            Err(fault) => Check { name, ok: false, text: fault.chain(), class: Some(fault.class()) },
+        }
+    }
+}
+
+/// Tries every registry, and for every route to read from its sources and to write to its destinations: an upload is opened
+/// and cancelled, nothing else is changed.
+pub async fn check_online(config: &Config) -> Vec<Check> {
+    let built: Result<(Parts, World), Error> = Parts::in_memory().and_then(|parts| parts.world(config, None).map(|world| (parts, world)));
+    let (_parts, world) = match built {
+        Ok(built) => built,
+        Err(error) => return vec![Check { name: "config".into(), ok: false, text: error.to_string(), class: Some(Class::Rejected) }],
+    };
+    let mut checks = Vec::new();
+    for site in world.sites.values() {
+        checks.push(Check::of(format!("registry {}", site.name()), greet(site).await));
+    }
+    for route in &world.routes.0 {
+        let name = format!("route {}", route.name);
+        match discover(&world, route, &Owners::default(), &Stop::default()).await {
+            Err(fault) => checks.push(Check::of(name, Err(fault))),
+            Ok(found) => {
+                let count = found.repositories.len();
+                checks.push(Check::of(name, Ok(format!("{count} source {}", if count == 1 { "repository" } else { "repositories" }))));
+                let mut tried = BTreeSet::new();
+                for repository in found.repositories.iter().take(TRIED) {
+                    let source = world.source(route, repository);
+                    checks.push(Check::of(format!("read {}", source.address()), read(&source).await));
+                    for side in world.destinations(route, repository).unwrap_or_default() {
+                        if tried.insert(side.repository.address()) {
+                            checks.push(Check::of(format!("write {}", side.repository.address()), write(&side.repository).await));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    checks
+}
+
+async fn greet(site: &Site) -> Result<String, Fault> {
+    match site {
+        Site::Registry(registry) => {
+            registry.ping().await?;
+            let user = registry.user().unwrap_or_else(|| "anonymous".into());
+            Ok(format!("{} answers; we are {user} there", registry.origin()))
+        }
+        Site::Layout(root) => Ok(format!("{} is a folder of layouts", root.origin())),
+    }
+}
+
+async fn read(source: &Repository) -> Result<String, Fault> {
+    match source.tags(None).await? {
+        Some(page) => Ok(format!("{}{} tags", page.entries.len(), if page.next.is_some() { "+" } else { "" })),
+        None => Err(Fault::not_found(format!("{} does not exist", source.address()))),
+    }
+}
+
+async fn write(destination: &Repository) -> Result<String, Fault> {
+    let nobodys = Digest::sha256(b"blobferry check --online");
+    match destination.begin_upload(&nobodys, None).await? {
+        Begin::Mounted => Ok("an upload can be opened".into()),
+        Begin::Session(upload) => {
+            let cancelled = destination.cancel_upload(upload).await.is_ok();
+            Ok(format!("an upload can be opened{}", if cancelled { " and cancelled" } else { "; it expires by itself" }))
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! One reference to another place, without a config file: an explicit act of a person.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use url::Url;
+
+use super::build::{Parts, facts};
+use super::{Error, Observer, caller, stop_of};
+use crate::ecr;
+use crate::endpoint::{Cursor, Source as _};
+use crate::fault::Fault;
+use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals, Trouble};
+use crate::layout;
+use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
+use crate::registry::{self, auth};
+use crate::site::{Repository, Site};
+use crate::state::StateLock;
+use crate::transfer::retry::retry;
+use crate::transfer::settle::Names;
+use crate::transfer::{Settle, Stop};
+use crate::watch::look::MOST_TAGS;
+
+/// What is to be copied.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// `host/repository:tag`, `host/repository@digest`, `docker://…`, `http://…`, or `layout:PATH:tag`.
+    pub source: String,
+    /// The same; without a tag, the source's.
+    pub destination: String,
+    /// Only this digest may be copied.
+    pub expect: Option<Digest>,
+    /// The digest that a fixed tag of the destination may lose.
+    pub replace: Option<Digest>,
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+    /// A state folder, for hints and the ledger.
+    pub state: Option<PathBuf>,
+}
+
+/// A place as a command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Named {
+    Registry { scheme: &'static str, reference: Reference },
+    Layout { path: PathBuf, tag: Option<Tag>, digest: Option<Digest> },
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(rest) = text.strip_prefix("layout:") {
+            return layout_reference(rest);
+        }
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (Some("http"), rest),
+            Some(("https", rest)) => (Some("https"), rest),
+            Some(("docker", rest)) => (None, rest),
+            Some((other, _)) => return Err(format!("\"{text}\": {other}:// is not known (http://, https://, docker://, or layout:PATH:tag)")),
+            None => (None, text),
+        };
+        let reference: Reference = rest.parse().map_err(|error| format!("\"{text}\": {error}"))?;
+        let usual = if reference.host.is_loopback() { "http" } else { "https" };
+        Ok(Named::Registry { scheme: scheme.unwrap_or(usual), reference })
+    }
+}
+
+fn layout_reference(text: &str) -> Result<Named, String> {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?)),
+        None => (text, None),
+    };
+    let (path, tag) = match rest.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?)),
+        _ => (rest, None),
+    };
+    if path.is_empty() {
+        return Err(format!("\"layout:{text}\" names no folder (expected layout:PATH:tag)"));
+    }
+    Ok(Named::Layout { path: path.into(), tag, digest })
+}
+
+impl Named {
+    fn tag(&self) -> Option<&Tag> {
+        match self {
+            Named::Registry { reference, .. } => reference.tag.as_ref(),
+            Named::Layout { tag, .. } => tag.as_ref(),
+        }
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        match self {
+            Named::Registry { reference, .. } => reference.digest,
+            Named::Layout { digest, .. } => *digest,
+        }
+    }
+
+    fn open(&self, label: &str, parts: &Parts, env: &dyn Fn(&str) -> Option<String>) -> Result<Repository, Error> {
+        let name = |text: &str| RepositoryName::from_str(text).expect("a constant name");
+        match self {
+            Named::Layout { path, .. } => Ok(Site::Layout(layout::Root::single(label, path)).repository(name("layout"))),
+            Named::Registry { scheme, reference } => {
+                let settings = settings(label, scheme, &reference.host, env)?;
+                Ok(parts.remote(settings).map_err(Error::Registry)?.repository(reference.repository.clone()))
+            }
+        }
+    }
+}
+
+/// A registry of which only the host is known: who we are there is found from it.
+fn settings(label: &str, scheme: &str, host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Result<registry::Settings, Error> {
+    let url: Url = format!("{scheme}://{host}").parse().map_err(|_| Error::Usage(format!("\"{host}\" is not a registry host")))?;
+    let credentials = match ecr::host::recognise(host.name()) {
+        Some(_) => auth::Credentials::Ecr(ecr::Login::new(ecr::Settings::default(), host.name())),
+        None => auth::Credentials::DockerConfig(auth::docker::Store::standard(env)),
+    };
+    Ok(registry::Settings {
+        name: label.into(),
+        url,
+        credentials,
+        kind: None,
+        tls: registry::Tls::default(),
+        token_realms: Vec::new(),
+        insecure: false,
+        deadlines: registry::Deadlines::default(),
+    })
+}
+
+/// Copies one reference.
+///
+/// # Errors
+/// When a reference or the state folder is unusable; what goes wrong with the copy is in the report.
+pub async fn copy(request: Copy, env: &dyn Fn(&str) -> Option<String>, observer: Observer, stop: tokio_util::sync::CancellationToken) -> Result<Report, Error> {
+    let source: Named = request.source.parse().map_err(Error::Usage)?;
+    let destination: Named = request.destination.parse().map_err(Error::Usage)?;
+    let tag = destination.tag().or(source.tag()).cloned();
+    let tag = tag.ok_or_else(|| Error::Usage(format!("\"{}\" names no tag, and neither does the source", request.destination)))?;
+    let (_lock, parts) = stores(request.state.as_deref())?;
+    let (from, to) = (source.open("source", &parts, env)?, destination.open("destination", &parts, env)?);
+    let stop = stop_of(stop);
+    let (started, clock) = (Timestamp::now(), Instant::now());
+    let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: tag.clone() };
+    let source_tag = source.tag().cloned().unwrap_or_else(|| tag.clone());
+    let companions = companions(&parts, &from, &stop).await.unwrap_or_default();
+    let job = Job {
+        key: Key { route: "".into(), source: from.repository().clone(), tag: source_tag.clone(), destination: place },
+        rules: TagRules { moving: tag.as_str() == "latest", ..TagRules::default() },
+        source: Seen::Unknown,
+        destination: Seen::Unknown,
+        seen_at: clock,
+        look_began: started,
+        fresh: false,
+        cause: Cause::Cli,
+        actor: caller(),
+        explicit: true,
+        pinned: source.digest(),
+        expect: request.expect.or(destination.digest()),
+        replace: request.replace,
+        dry_run: request.dry_run,
+        refused: Arc::default(),
+        pushed: None,
+        companions: Arc::new(companions),
+        sequence: 0,
+    };
+    let named = |repository: &Repository, tag: &Tag, digest: Option<Digest>| match digest {
+        Some(digest) => format!("{}@{digest}", repository.address()),
+        None => format!("{}:{tag}", repository.address()),
+    };
+    let names = Names { source: named(&from, &source_tag, source.digest()), destination: named(&to, &tag, None), registry: "destination".into() };
+    observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+    let settle = Settle { facts: Arc::new(facts("")), progress: observer.progress.clone(), listener: Some(observer.settled.clone()) };
+    let settled = parts.engine().settle(&settle, &job, &names, ending).await;
+    let report = Report::new(&crate::watch::run_id(), started, clock.elapsed(), [as_look(settled)]);
+    parts.close().await;
+    Ok(report)
+}
+
+fn as_look(settled: crate::job::Settled) -> Look {
+    let mut totals = Totals::default();
+    totals.add(settled.result);
+    let found = settled.result != Outcome::Gone;
+    let missing = Trouble { class: "not_found".into(), text: format!("{} does not exist", settled.source) };
+    Look { totals, trouble: if found { Vec::new() } else { vec![missing] }, jobs: vec![settled], found }
+}
+
+/// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.
+async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<std::collections::BTreeMap<Tag, Option<Digest>>, Fault> {
+    let engine = parts.engine();
+    let mut companions = std::collections::BTreeMap::new();
+    let mut cursor: Option<Cursor> = None;
+    let mut read = 0;
+    loop {
+        let act = || { let cursor = cursor.clone(); async move { source.tags(cursor.as_ref()).await } };
+        let Some(page) = retry(engine.settings.retry, &engine.metrics, source.registry(), stop, act).await? else { return Ok(companions) };
+        read += page.entries.len();
+        companions.extend(page.entries.into_iter().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name, tag.digest)));
+        match page.next {
+            Some(next) if read < MOST_TAGS && cursor.as_ref() != Some(&next) => cursor = Some(next),
+            _ => return Ok(companions),
+        }
+    }
+}
+
+/// The stores of a state folder, or ones that remember nothing.
+fn stores(state: Option<&Path>) -> Result<(Option<StateLock>, Parts), Error> {
+    match state {
+        None => Ok((None, Parts::in_memory()?)),
+        Some(folder) => {
+            let lock = StateLock::acquire(folder)?;
+            Ok((Some(lock), Parts::open(folder)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_read_as_people_write_them() {
+        let scheme = |text: &str| match text.parse::<Named>().unwrap() {
+            Named::Registry { scheme, reference } => format!("{scheme} {reference}"),
+            Named::Layout { path, tag, .. } => format!("layout {} {}", path.display(), tag.map(|tag| tag.to_string()).unwrap_or_default()),
+        };
+        assert_eq!(scheme("registry.example/app:v1"), "https registry.example/app:v1");
+        assert_eq!(scheme("docker://registry.example/app:v1"), "https registry.example/app:v1");
+        assert_eq!(scheme("localhost:5000/app:v1"), "http localhost:5000/app:v1");
+        assert_eq!(scheme("https://127.0.0.1:5000/app:v1"), "https 127.0.0.1:5000/app:v1");
+        assert_eq!(scheme("http://registry.example/app:v1"), "http registry.example/app:v1");
+        assert_eq!(scheme("layout:/a/b:v1"), "layout /a/b v1");
+        assert_eq!(scheme("layout:a/b"), "layout a/b ");
+        for bad in ["app:v1", "ftp://registry.example/app", "layout::v1", "registry.example/App:v1"] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The daemon: builds every part, runs them, drains them.
+//!
+//! Start: lock the state folder, open the stores, bind the sockets, tell systemd, then look. Nothing outside this machine is
+//! waited for. SIGHUP reads the config again; a bad one changes nothing. SIGTERM and SIGINT drain: readiness turns 503, watchers
+//! end, running blobs end at a checkpoint, jobs that only have manifests left finish; at the end of `grace`, or on a second
+//! signal, the rest is dropped. The stores close after their last writer, the HTTP server stops last.
+
+mod build;
+mod check;
+mod copy;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch as channel};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::build::Parts;
+pub use self::check::{Check, check_online};
+pub use self::copy::{Copy, copy};
+use crate::admin;
+use crate::config::{self, Config};
+use crate::fault::Fault;
+use crate::job::{Actor, Progress, Report, Settled};
+use crate::state::{self, StateLock};
+use crate::transfer::{Settle, Stop};
+use crate::watch::board::{ConfigStatus, RegistryStatus};
+use crate::watch::{Board, Handle, Scope, Watch, Wish, World, pass};
+use crate::{index, ledger};
+
+/// Events that may wait to be taken.
+const EVENTS: usize = 1024;
+
+/// Why a command could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The arguments are unusable.
+    #[error("{0}")]
+    Usage(String),
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The index cannot be opened, not even afresh.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A registry's settings do not work.
+    #[error("{0}")]
+    Registry(Fault),
+    /// The sockets cannot be bound.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    /// An instrument is registered twice.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// Signals cannot be listened to.
+    #[error("signals cannot be listened to: {0}")]
+    Signals(std::io::Error),
+}
+
+impl Error {
+    /// What the process ends with: 2, usage or configuration, for nearly all; another start may mend the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Metrics(_) | Error::Signals(_) | Error::Admin(_) => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// Who watches a command that runs in this process.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    /// How far things are.
+    pub progress: Arc<Progress>,
+    /// Told of every settled job, as it happens.
+    pub settled: mpsc::UnboundedSender<Settled>,
+}
+
+/// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready` is told the address of the
+/// HTTP listener once everything is bound.
+///
+/// # Errors
+/// When it cannot start; once it runs, it ends well.
+pub async fn run(load: impl Fn() -> Result<Config, config::Error>, ready: Option<oneshot::Sender<Option<SocketAddr>>>) -> Result<(), Error> {
+    let config = load()?;
+    let _lock = StateLock::acquire(&config.daemon.state)?;
+    let parts = Parts::open(&config.daemon.state)?;
+    let bound = admin::bind(&admin_settings(&config)).await?;
+    let signals = Signals::new().map_err(Error::Signals)?;
+    let world = Arc::new(parts.world(&config, None)?);
+    let address = bound.address();
+    let running = Running::start(parts, config, world, bound)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = ?address, routes = running.config.routes.len(), "started");
+    tell_systemd(&[sd_notify::NotifyState::Ready]);
+    if let Some(ready) = ready {
+        // Who wanted to know may have gone.
+        let _ = ready.send(address);
+    }
+    running.serve(signals, load).await;
+    Ok(())
+}
+
+fn admin_settings(config: &Config) -> admin::Settings {
+    admin::Settings {
+        listen: config.daemon.listen,
+        socket: Some(control_socket(config)),
+        secret: config.daemon.secret.clone(),
+        deadlines: admin::Deadlines::default(),
+    }
+}
+
+/// Where the control socket of a config's daemon is.
+pub fn control_socket(config: &Config) -> PathBuf {
+    config.daemon.state.join("control.sock")
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// What a signal asks for.
+enum Asked {
+    Reload,
+    Stop,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+        }
+    }
+}
+
+/// The daemon, running.
+struct Running {
+    parts: Parts,
+    config: Config,
+    world: channel::Sender<Arc<World>>,
+    board: Board,
+    stop: Stop,
+    watch: JoinSet<()>,
+    helpers: JoinSet<()>,
+    server: JoinSet<()>,
+    server_stop: CancellationToken,
+}
+
+impl Running {
+    fn start(parts: Parts, config: Config, world: Arc<World>, bound: admin::Bound) -> Result<Running, Error> {
+        let (board, stop, server_stop) = (Board::default(), Stop::default(), CancellationToken::new());
+        let (events, received) = mpsc::channel(EVENTS);
+        let (sender, receiver) = channel::channel(world);
+        let handle = Handle::new(events, board.clone());
+        let mut helpers = JoinSet::new();
+        helpers.spawn(crate::watch::signal::looks(handle.clone(), stop.drain.clone()).map_err(Error::Signals)?);
+        helpers.spawn(parts.clone().count_stores());
+        helpers.spawn(parts.clone().prune_index());
+        helpers.spawn(feed_watchdog());
+        let mut watch = JoinSet::new();
+        watch.spawn(Watch::new(receiver.clone(), board.clone(), stop.clone()).run(received));
+        let mut server = JoinSet::new();
+        server.spawn(bound.serve(services(&parts, handle, receiver), server_stop.clone()));
+        let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop };
+        running.show_config();
+        Ok(running)
+    }
+
+    fn show_config(&self) {
+        let (config, world) = (&self.config, self.world.borrow().clone());
+        self.board.update(|status| {
+            status.version = env!("CARGO_PKG_VERSION").into();
+            status.started.get_or_insert(Timestamp::now());
+            let path = config.path.display().to_string();
+            status.config = ConfigStatus { path, loaded: Some(Timestamp::now()), hash: config.hash.clone(), refused: None };
+            let shown = |site: &crate::site::Site| RegistryStatus { name: site.name().into(), url: site.origin().to_string(), ..RegistryStatus::default() };
+            status.registries = world.sites.values().map(shown).collect();
+        });
+    }
+
+    /// Answers signals until it is time to stop, then drains.
+    async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>) {
+        loop {
+            match signals.next().await {
+                Asked::Reload => self.reload(&load),
+                Asked::Stop => break,
+            }
+        }
+        self.drain(&mut signals).await;
+    }
+
+    /// Reads the config again. A bad one is refused and the old one stays.
+    fn reload(&mut self, load: &impl Fn() -> Result<Config, config::Error>) {
+        tell_systemd(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading)]);
+        let before = self.world.borrow().clone();
+        let loaded = load().map_err(Error::from).and_then(|config| self.parts.world(&config, Some(&before)).map(|world| (config, world)));
+        match loaded {
+            Ok((config, world)) => self.adopt(config, world, &before),
+            Err(error) => {
+                tracing::error!(%error, "the config was refused; the old one stays in force");
+                self.parts.watch.reloaded(false);
+                self.board.update(|status| status.config.refused = Some(error.to_string()));
+            }
+        }
+        tell_systemd(&[sd_notify::NotifyState::Ready]);
+    }
+
+    fn adopt(&mut self, config: Config, world: World, before: &World) {
+        let needs_restart = |what: &str| tracing::warn!("`{what}` has changed; that takes effect with a restart");
+        if config.daemon.listen != self.config.daemon.listen {
+            needs_restart("listen");
+        }
+        if config.daemon.state != self.config.daemon.state {
+            needs_restart("state");
+        }
+        self.parts.withdraw(before, &world);
+        tracing::info!(routes = config.routes.len(), hash = config.hash, "the config was read again");
+        self.config = config;
+        self.world.send_replace(Arc::new(world));
+        self.parts.watch.reloaded(true);
+        self.show_config();
+    }
+
+    async fn drain(mut self, signals: &mut Signals) {
+        let running = self.board.snapshot().jobs.len();
+        tracing::info!(jobs = running, grace_seconds = self.config.daemon.grace.as_secs(), "draining");
+        tell_systemd(&[sd_notify::NotifyState::Stopping]);
+        self.board.update(|status| status.draining = true);
+        self.stop.drain.cancel();
+        let in_time = tokio::select! {
+            () = joined(&mut self.watch) => true,
+            () = tokio::time::sleep(self.config.daemon.grace) => false,
+            () = stop_asked_again(signals) => false,
+        };
+        if !in_time {
+            tracing::warn!(jobs = self.board.snapshot().jobs.len(), "not all could end in time; dropping the rest");
+            self.stop.abort.cancel();
+            // What does not end on its own by now is ended here.
+            let _ = tokio::time::timeout(Duration::from_secs(1), joined(&mut self.watch)).await;
+            self.watch.shutdown().await;
+        }
+        self.helpers.shutdown().await;
+        self.server_stop.cancel();
+        joined(&mut self.server).await;
+        let Running { parts, world, .. } = self;
+        drop(world);
+        parts.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn joined(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn stop_asked_again(signals: &mut Signals) {
+    while !matches!(signals.next().await, Asked::Stop) {}
+}
+
+fn services(parts: &Parts, handle: Handle, world: channel::Receiver<Arc<World>>) -> admin::Services {
+    let refreshed = parts.clone();
+    let before_scrape = move || refreshed.refresh(&world.borrow());
+    admin::Services { watch: handle, ledger: parts.ledger.clone(), metrics: parts.registry.clone(), before_scrape: Arc::new(before_scrape) }
+}
+
+/// Tells systemd that we are alive, as often as it wants to hear it.
+async fn feed_watchdog() {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(interval / 3).await;
+    }
+}
+
+fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+/// One pass over the routes in this process, asking both sides.
+///
+/// # Errors
+/// When the state folder cannot be used; what goes wrong with tags is in the report.
+pub async fn sync(config: &Config, scope: Scope, wish: Wish, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
+    let _lock = StateLock::acquire(&config.daemon.state)?;
+    let parts = Parts::open(&config.daemon.state)?;
+    let world = parts.world(config, None)?;
+    let settle = Settle { facts: world.facts.clone(), progress: observer.progress, listener: Some(observer.settled) };
+    let report = pass(&world, &scope, wish, caller(), &settle, &stop_of(stop)).await;
+    drop((world, settle));
+    parts.close().await;
+    Ok(report)
+}
+
+/// A stop that drains when `stop` is cancelled. A second signal ends the process.
+fn stop_of(stop: CancellationToken) -> Stop {
+    Stop { drain: stop, ..Stop::default() }
+}
+
+/// Who runs this process.
+fn caller() -> Actor {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::metadata("/proc/self") {
+        Ok(process) => Actor(format!("uid:{}", process.uid()).into()),
+        Err(_) => Actor("cli".into()),
+    }
+}
+
