@@ -48,7 +48,7 @@ const LONGEST: u64 = 1024 * 1024;
 pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// Everything that the user says.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// The file, as it was named.
     pub path: PathBuf,

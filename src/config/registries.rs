@@ -1,9 +1,11 @@
 //! `registries`: where images live, who we are there, how much we ask of them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use secrecy::SecretSlice;
 use url::Url;
 
 use super::section::{Item, Section};
@@ -19,7 +21,7 @@ use crate::registry::{self, Deadlines, Tls};
 const MOST_AT_ONCE: usize = 256;
 
 /// A registry under the name that the user gave it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Registry {
     /// The name: label in metrics, word in messages.
     pub name: String,
@@ -30,13 +32,18 @@ pub struct Registry {
 }
 
 /// A registry over HTTP, or a folder.
-#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a handful exists, each moved once")]
 pub enum RegistryKind {
     /// Speaks the distribution protocol.
     Remote(registry::Settings),
     /// A folder of OCI image layouts.
     Layout(PathBuf),
+}
+
+impl fmt::Debug for RegistryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        origin(self).fmt(f)
+    }
 }
 
 /// What a registry is spared. `None`: what its profile says.
@@ -59,12 +66,12 @@ pub(super) struct Read {
 impl Read {
     /// Every name, with the origin where it could be read: two names of one origin are one place.
     pub(super) fn origins(&self) -> BTreeMap<String, Option<Origin>> {
-        self.names.iter().map(|name| (name.clone(), self.registries.get(name).map(origin))).collect()
+        self.names.iter().map(|name| (name.clone(), self.registries.get(name).map(|registry| origin(&registry.kind)))).collect()
     }
 }
 
-fn origin(registry: &Registry) -> Origin {
-    match &registry.kind {
+fn origin(kind: &RegistryKind) -> Origin {
+    match kind {
         RegistryKind::Remote(settings) => Origin::new(&settings.url.origin().ascii_serialization()),
         RegistryKind::Layout(path) => Origin::new(&format!("layout:{}", path.display())),
     }
@@ -278,8 +285,13 @@ fn host_of(url: &Url) -> Option<Host> {
     url.host_str()?.parse().ok()
 }
 
-fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
+fn host_and_port(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
+    url.port().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
+    let host = &host_and_port(url);
     let auth = match &keys.auth {
         Some(item) => item.one_of(AUTH)?,
         None => found_auth(host, keys, itself)?,
@@ -310,8 +322,12 @@ fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
         }
         (true, false) => Some(Auth::Basic),
         (false, true) => Some(Auth::Bearer),
-        (false, false) if ecr::host::recognise(host).is_some() => Some(Auth::Ecr),
-        (false, false) => Some(Auth::DockerConfig),
+        (false, false) => {
+            // Anybody may read the public ECR; whoever writes there says so, or gives an AWS key.
+            let aws = keys.aws().into_iter().any(Option::is_some);
+            let ecr = ecr::host::recognise(host).is_some_and(|host| !host.public || aws);
+            Some(if ecr { Auth::Ecr } else { Auth::DockerConfig })
+        }
     }
 }
 
@@ -403,8 +419,8 @@ fn tls(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Tls> {
         (None, Some(_)) => itself.missing("client_cert_file", "is missing: client_key_file needs it"),
         _ => {}
     }
-    let identity_pem = certificate?.zip(key?).map(|(certificate, key)| [certificate, key].join(&b'\n'));
-    Some(Tls { ca_pem: ca_pem?, identity_pem })
+    let identity = certificate?.zip(key?).map(|(certificate, key)| [certificate, key].join(&b'\n'));
+    Some(Tls { ca_pem: ca_pem?, identity_pem: identity.map(SecretSlice::from) })
 }
 
 fn pem(item: &Item<'_>, label: &str) -> Option<Vec<u8>> {
