@@ -112,7 +112,7 @@ mod tests {
         type Row = (&'static [(&'static str, &'static str)], bool, Option<&'static str>);
         let table: &[Row] = &[
             (&[("STATE_DIRECTORY", "/s/one:/s/two"), ("HOME", "/h")], true, Some("/s/one")),
-            (&[("HOME", "/root")], true, Some("/var/lib/blobferry")),
+            (&[("HOME", "/h")], true, Some("/var/lib/blobferry")),
             (&[("XDG_STATE_HOME", "/x"), ("HOME", "/h")], false, Some("/x/blobferry")),
             (&[("XDG_STATE_HOME", "x"), ("HOME", "/h")], false, Some("/h/.local/state/blobferry")),
             (&[("HOME", "")], false, None),
