@@ -450,8 +450,10 @@ mod tests {
 
         #[test]
         fn the_order_of_a_listing_does_not_matter(
-            (tags, shuffled) in prop::collection::btree_set(any_tag(), 0..30)
-                .prop_flat_map(|tags| { let tags: Vec<Tag> = tags.into_iter().collect(); (Just(tags.clone()), Just(tags).prop_shuffle()) }),
+            (tags, shuffled) in prop::collection::btree_set(any_tag(), 0..30).prop_flat_map(|tags| {
+                let tags: Vec<Tag> = tags.into_iter().collect();
+                (Just(tags.clone()), Just(tags).prop_shuffle())
+            }),
         ) {
             let selection = Selection { include: rules(&["*"]), newest: NonZeroU32::new(3), ..Selection::default() };
             let set = |choice: Choice| (choice.chosen.into_iter().collect::<BTreeSet<_>>(), choice.excluded);

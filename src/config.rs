@@ -1,1 +1,0 @@
-//! The config file as typed settings.

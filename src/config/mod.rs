@@ -1,0 +1,114 @@
+//! The config file as typed settings.
+//!
+//! One YAML file says everything; [`Config::load`] reads it, the secrets it names and the variables it uses, and from then
+//! on nobody reads a file or the environment for settings. What is wrong with the file is told all at once, each
+//! [`Problem`] with file, line, column and key. Secrets never show in problems.
+//!
+//! | file | what is there |
+//! |---|---|
+//! | `yaml` | the document as a tree in which everything knows its place |
+//! | `substitute` | `${VAR}` in values |
+//! | `section` | mappings, read key by key; unknown keys; files and secrets |
+//! | `units` | durations and amounts |
+//! | `daemon`, `registries`, `routes` | the three parts of the file |
+//! | `schema` | the file's shape as JSON schema, for editors |
+
+mod daemon;
+mod problem;
+mod registries;
+mod routes;
+mod schema;
+mod section;
+mod substitute;
+#[cfg(test)]
+mod tests;
+mod units;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use daemon::Daemon;
+pub use problem::{Error, Position, Problem};
+pub use registries::{Limits, Registry, RegistryKind};
+pub use schema::schema;
+
+use crate::oci::Digest;
+use crate::watch::route::Route;
+use problem::Problems;
+use section::{Item, Reader};
+
+/// Longest config file, in bytes.
+const LONGEST: u64 = 1024 * 1024;
+
+/// Looks a variable of the environment up.
+pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// Everything that the user says.
+#[derive(Debug)]
+pub struct Config {
+    /// The file, as it was named.
+    pub path: PathBuf,
+    /// The first 12 hexadecimal characters of the SHA-256 of the file's text: tells two configs apart in history.
+    pub hash: String,
+    /// The daemon's own settings.
+    pub daemon: Daemon,
+    /// By name.
+    pub registries: BTreeMap<String, Registry>,
+    /// In the order of the file: the first that matches has a repository. Not empty.
+    pub routes: Vec<Route>,
+}
+
+impl Config {
+    /// Reads a config file of at most 1 MiB, and the files that it names.
+    ///
+    /// # Errors
+    /// [`Error`], with everything that is wrong.
+    pub fn load(path: &Path, env: &Env<'_>) -> Result<Config, Error> {
+        let file: Arc<str> = path.display().to_string().into();
+        let mut content = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content))
+            .map_err(|error| Error::whole(&file, format!("cannot read the config file: {error}")))?;
+        let text = String::from_utf8(content).map_err(|_| Error::whole(&file, "the config file is not UTF-8 text"))?;
+        Config::parse(&text, path, env)
+    }
+
+    /// Takes `text` for the content of the file `path`, from whose folder relative paths start.
+    ///
+    /// # Errors
+    /// [`Error`], with everything that is wrong.
+    pub fn parse(text: &str, path: &Path, env: &Env<'_>) -> Result<Config, Error> {
+        let file: Arc<str> = path.display().to_string().into();
+        if text.len() as u64 > LONGEST {
+            return Err(Error::whole(&file, "the config file is longer than 1 MiB"));
+        }
+        let problems = Problems::new(file);
+        let root = match yaml::parse(text) {
+            Ok(root) => root,
+            Err((at, reason)) => {
+                problems.add(at, "", format!("not valid YAML: {reason}"));
+                return problems.settle(None);
+            }
+        };
+        let reader = Reader { problems: &problems, env, folder: path.parent().unwrap_or(Path::new("")) };
+        let config = read(&Item::root(&reader, &root), path, text);
+        problems.settle(config)
+    }
+}
+
+fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
+    let mut keys = root.section()?;
+    let daemon = daemon::read(keys.item("daemon"), root);
+    let registries = keys.required("registries", "name those that the routes read and write").map(registries::read);
+    let defaults = keys.item("defaults");
+    let routes = keys.required("routes", "say what goes where");
+    let names = registries.as_ref().map(registries::Read::origins).unwrap_or_default();
+    let routes = routes::read(routes, defaults, &names);
+    keys.finish(|key| key.starts_with("x-"));
+    let hash = Digest::sha256(text.as_bytes()).encoded()[..12].to_owned();
+    Some(Config { path: path.to_owned(), hash, daemon: daemon?, registries: registries?.registries, routes })
+}

@@ -1,0 +1,456 @@
+//! `registries`: where images live, who we are there, how much we ask of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use secrecy::SecretSlice;
+use url::Url;
+
+use super::section::{Item, Section};
+use super::units;
+use crate::ecr;
+use crate::endpoint::Origin;
+use crate::oci::Host;
+use crate::registry::auth::{Credentials, docker};
+use crate::registry::profile::Kind;
+use crate::registry::{self, Deadlines, Tls};
+
+/// Most requests at once to one registry.
+const MOST_AT_ONCE: usize = 256;
+
+/// A registry under the name that the user gave it.
+#[derive(Debug)]
+pub struct Registry {
+    /// The name: label in metrics, word in messages.
+    pub name: String,
+    /// What it is.
+    pub kind: RegistryKind,
+    /// How much is asked of it at once.
+    pub limits: Limits,
+}
+
+/// A registry over HTTP, or a folder.
+#[expect(clippy::large_enum_variant, reason = "a handful exists, each moved once")]
+pub enum RegistryKind {
+    /// Speaks the distribution protocol.
+    Remote(registry::Settings),
+    /// A folder of OCI image layouts.
+    Layout(PathBuf),
+}
+
+impl fmt::Debug for RegistryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        origin(self).fmt(f)
+    }
+}
+
+/// What a registry is spared. `None`: what its profile says.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// Requests at once, 1 to 256.
+    pub concurrency: Option<NonZeroUsize>,
+    /// Requests in a second, on average.
+    pub requests_per_second: Option<f64>,
+    /// Bytes in a second, both ways together.
+    pub bandwidth: Option<u64>,
+}
+
+/// The registries that could be read, and the names of all.
+pub(super) struct Read {
+    pub(super) registries: BTreeMap<String, Registry>,
+    names: Vec<String>,
+}
+
+impl Read {
+    /// Every name, with the origin where it could be read: two names of one origin are one place.
+    pub(super) fn origins(&self) -> BTreeMap<String, Option<Origin>> {
+        self.names.iter().map(|name| (name.clone(), self.registries.get(name).map(|registry| origin(&registry.kind)))).collect()
+    }
+}
+
+fn origin(kind: &RegistryKind) -> Origin {
+    match kind {
+        RegistryKind::Remote(settings) => Origin::new(&settings.url.origin().ascii_serialization()),
+        RegistryKind::Layout(path) => Origin::new(&format!("layout:{}", path.display())),
+    }
+}
+
+pub(super) fn read(item: Item<'_>) -> Read {
+    let mut read = Read { registries: BTreeMap::new(), names: Vec::new() };
+    let Some(section) = item.section() else { return read };
+    for (name, item) in section.entries() {
+        if !is_name(name) {
+            section
+                .wrong_key(name, "is not a name for a registry (1 to 64 letters, digits, _ . -, starting with a letter or digit)");
+        }
+        read.names.push(name.to_owned());
+        if let Some(registry) = registry(name, &item) {
+            read.registries.insert(name.to_owned(), registry);
+        }
+    }
+    if read.names.is_empty() {
+        item.wrong("is empty: name at least one registry");
+    }
+    read
+}
+
+fn is_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    name.len() <= 64 && name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(inner)
+}
+
+/// Keys that only a registry over HTTP has.
+#[derive(Clone)]
+struct Keys<'a> {
+    auth: Option<Item<'a>>,
+    username: Option<Item<'a>>,
+    password_file: Option<Item<'a>>,
+    token_file: Option<Item<'a>>,
+    region: Option<Item<'a>>,
+    role_arn: Option<Item<'a>>,
+    external_id: Option<Item<'a>>,
+    aws_profile: Option<Item<'a>>,
+    account: Option<Item<'a>>,
+    identity: Option<Item<'a>>,
+    ecr_endpoint: Option<Item<'a>>,
+    ca_file: Option<Item<'a>>,
+    client_cert_file: Option<Item<'a>>,
+    client_key_file: Option<Item<'a>>,
+    token_realms: Option<Item<'a>>,
+    insecure: Option<Item<'a>>,
+    kind: Option<Item<'a>>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(section: &mut Section<'a>) -> Keys<'a> {
+        Keys {
+            auth: section.item("auth"),
+            username: section.item("username"),
+            password_file: section.item("password_file"),
+            token_file: section.item("token_file"),
+            region: section.item("region"),
+            role_arn: section.item("role_arn"),
+            external_id: section.item("external_id"),
+            aws_profile: section.item("aws_profile"),
+            account: section.item("account"),
+            identity: section.item("identity"),
+            ecr_endpoint: section.item("ecr_endpoint"),
+            ca_file: section.item("ca_file"),
+            client_cert_file: section.item("client_cert_file"),
+            client_key_file: section.item("client_key_file"),
+            token_realms: section.item("token_realms"),
+            insecure: section.item("insecure"),
+            kind: section.item("kind"),
+        }
+    }
+
+    fn basic(&self) -> [&Option<Item<'a>>; 2] {
+        [&self.username, &self.password_file]
+    }
+
+    fn aws(&self) -> [&Option<Item<'a>>; 7] {
+        let Keys { region, role_arn, external_id, aws_profile, account, identity, ecr_endpoint, .. } = self;
+        [region, role_arn, external_id, aws_profile, account, identity, ecr_endpoint]
+    }
+
+    fn rest(&self) -> [&Option<Item<'a>>; 8] {
+        let Keys { auth, token_file, ca_file, client_cert_file, client_key_file, token_realms, insecure, kind, .. } = self;
+        [auth, token_file, ca_file, client_cert_file, client_key_file, token_realms, insecure, kind]
+    }
+}
+
+enum Address {
+    Remote(Url),
+    Layout(PathBuf),
+}
+
+/// How the user wants to be known there.
+#[derive(Clone, Copy, PartialEq)]
+enum Auth {
+    Ecr,
+    DockerConfig,
+    Basic,
+    Bearer,
+    Anonymous,
+}
+
+const AUTH: [(&str, Auth); 5] = [
+    ("ecr", Auth::Ecr),
+    ("docker-config", Auth::DockerConfig),
+    ("basic", Auth::Basic),
+    ("bearer", Auth::Bearer),
+    ("anonymous", Auth::Anonymous),
+];
+
+fn registry(name: &str, item: &Item<'_>) -> Option<Registry> {
+    let mut section = item.section()?;
+    let url = section.required("url", "https://host, http://host or layout:/path");
+    let keys = Keys::of(&mut section);
+    let limits = limits(&mut section);
+    let address = url.as_ref().and_then(address);
+    let kind = match address {
+        Some(Address::Remote(url_of)) => remote(name, url_of, url.as_ref()?, &keys, section.itself()).map(RegistryKind::Remote),
+        Some(Address::Layout(path)) => layout(path, &keys),
+        None => None,
+    };
+    section.finish(|_| false);
+    Some(Registry { name: name.to_owned(), kind: kind?, limits: limits? })
+}
+
+fn layout(path: PathBuf, keys: &Keys<'_>) -> Option<RegistryKind> {
+    let foreign: Vec<_> = keys.basic().into_iter().chain(keys.aws()).chain(keys.rest()).flatten().collect();
+    foreign.iter().for_each(|item| item.wrong("means nothing for a folder of layouts"));
+    foreign.is_empty().then_some(RegistryKind::Layout(path))
+}
+
+fn address(item: &Item<'_>) -> Option<Address> {
+    let text = item.word()?;
+    if let Some(path) = text.strip_prefix("layout:") {
+        if path.is_empty() {
+            item.wrong("names no folder (layout:/path)");
+            return None;
+        }
+        return Some(Address::Layout(item.reader().folder.join(path)));
+    }
+    match web_address(&text) {
+        Ok(url) => Some(Address::Remote(url)),
+        Err(reason) => {
+            item.wrong(reason);
+            None
+        }
+    }
+}
+
+/// A URL of host and port and nothing else. The text is not repeated in complaints where it may hold a password.
+fn web_address(text: &str) -> Result<Url, &'static str> {
+    const EXPECTED: &str = "is not https://host[:port], http://host[:port] or layout:/path";
+    let url = Url::parse(text).map_err(|_| EXPECTED)?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(EXPECTED);
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a user name or password: use username and password_file");
+    }
+    if url.path() != "/" {
+        return Err("holds a path: the repository belongs into the routes");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("holds a query or a fragment: only scheme, host and port belong here");
+    }
+    Ok(url)
+}
+
+fn remote(name: &str, url: Url, url_item: &Item<'_>, keys: &Keys<'_>, itself: &Item<'_>) -> Option<registry::Settings> {
+    let credentials = credentials(&url, keys, itself);
+    let tls = tls(keys, itself);
+    let kinds = || Kind::ALL.into_iter().map(|kind| (kind.name(), kind));
+    let kind = optional(&keys.kind, |item| item.one_of(kinds()));
+    let token_realms = optional(&keys.token_realms, realms).map(Option::unwrap_or_default);
+    let insecure = optional(&keys.insecure, Item::truth).map(Option::unwrap_or_default);
+    let (credentials, insecure) = (credentials?, insecure?);
+    if travels_in_plain_text(&url, &credentials) && !insecure {
+        url_item.wrong("would carry credentials in plain text: use https, or say insecure: true");
+        return None;
+    }
+    let (kind, tls, token_realms) = (kind?, tls?, token_realms?);
+    Some(registry::Settings {
+        name: name.to_owned(),
+        url,
+        credentials,
+        kind,
+        tls,
+        token_realms,
+        insecure,
+        deadlines: Deadlines::default(),
+    })
+}
+
+/// `Some(None)` for an absent key, `None` after a complaint.
+fn optional<'a, T>(item: &Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
+    match item {
+        Some(item) => read(item).map(Some),
+        None => Some(None),
+    }
+}
+
+fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {
+    // The Docker config may hold nothing for this host: the request that would send something is refused instead.
+    let sends = matches!(credentials, Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Ecr(_));
+    sends && url.scheme() == "http" && !host_of(url).is_some_and(|host| host.is_loopback())
+}
+
+fn host_of(url: &Url) -> Option<Host> {
+    url.host_str()?.parse().ok()
+}
+
+fn host_and_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
+    let host = &host_and_port(url);
+    let auth = match &keys.auth {
+        Some(item) => item.one_of(AUTH)?,
+        None => found_auth(host, keys, itself)?,
+    };
+    let basic = auth != Auth::Basic && refuse(&keys.basic(), "auth: basic");
+    let bearer = auth != Auth::Bearer && refuse(&[&keys.token_file], "auth: bearer");
+    let aws = auth != Auth::Ecr && refuse(&keys.aws(), "auth: ecr");
+    let credentials = match auth {
+        Auth::Anonymous => Some(Credentials::Anonymous),
+        Auth::DockerConfig => Some(Credentials::DockerConfig(docker::Store::standard(itself.reader().env))),
+        Auth::Basic => basic_credentials(keys, itself),
+        Auth::Bearer => {
+            let item = needed(&keys.token_file, "token_file", "auth: bearer", itself);
+            item.and_then(Item::secret).map(Credentials::Bearer)
+        }
+        Auth::Ecr => ecr_settings(host, keys, itself).map(|settings| Credentials::Ecr(ecr::Login::new(settings, host))),
+    };
+    if basic || bearer || aws { None } else { credentials }
+}
+
+/// What the companions or else the host say when `auth` does not.
+fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
+    let basic = keys.basic().into_iter().any(Option::is_some);
+    match (basic, keys.token_file.is_some()) {
+        (true, true) => {
+            itself.missing("auth", "is missing: both a user name or password and a token are given");
+            None
+        }
+        (true, false) => Some(Auth::Basic),
+        (false, true) => Some(Auth::Bearer),
+        (false, false) => {
+            // Anybody may read the public ECR; whoever writes there says so, or gives an AWS key.
+            let aws = keys.aws().into_iter().any(Option::is_some);
+            let ecr = ecr::host::recognise(host).is_some_and(|host| !host.public || aws);
+            Some(if ecr { Auth::Ecr } else { Auth::DockerConfig })
+        }
+    }
+}
+
+/// Whether there was something to complain about.
+fn refuse(keys: &[&Option<Item<'_>>], owner: &str) -> bool {
+    let foreign = keys.iter().filter_map(|key| key.as_ref());
+    foreign.map(|item| item.wrong(format!("only means something with {owner}"))).count() > 0
+}
+
+fn needed<'k, 'a>(key: &'k Option<Item<'a>>, name: &str, owner: &str, itself: &Item<'_>) -> Option<&'k Item<'a>> {
+    if key.is_none() {
+        itself.missing(name, format!("is missing: {owner} needs it"));
+    }
+    key.as_ref()
+}
+
+fn basic_credentials(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
+    let username = needed(&keys.username, "username", "auth: basic", itself).and_then(username);
+    let password = needed(&keys.password_file, "password_file", "auth: basic", itself).and_then(Item::secret);
+    Some(Credentials::Basic { username: username?, password: password? })
+}
+
+fn username(item: &Item<'_>) -> Option<String> {
+    let username = item.word()?;
+    if username.contains(':') || username.contains(char::is_control) {
+        item.wrong("holds a colon or a control character, which no user name can");
+        return None;
+    }
+    Some(username)
+}
+
+fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::Settings> {
+    if keys.region.is_none() && ecr::host::recognise(host).is_none() {
+        itself.missing("region", "is missing: the host does not tell it");
+    }
+    if let (Some(item), None) = (&keys.external_id, &keys.role_arn) {
+        item.wrong("only means something with role_arn");
+    }
+    let region = optional(&keys.region, |item| item.parse(region));
+    let role_arn = optional(&keys.role_arn, |item| item.parse(arn));
+    let external_id = optional(&keys.external_id, Item::word);
+    let profile = optional(&keys.aws_profile, Item::word);
+    let account = optional(&keys.account, |item| item.parse(account));
+    let identity = optional(&keys.identity, |item| item.parse(arn));
+    let endpoint = optional(&keys.ecr_endpoint, |item| item.parse(endpoint));
+    Some(ecr::Settings {
+        region: region?,
+        role_arn: role_arn?,
+        external_id: external_id?,
+        profile: profile?,
+        account: account?,
+        identity: identity?,
+        endpoint: endpoint?,
+    })
+}
+
+fn region(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if valid { Ok(text.to_owned()) } else { Err(format!("\"{}\" is not a region (example: eu-west-1)", shown(text))) }
+}
+
+fn arn(text: &str) -> Result<String, String> {
+    let valid = text.starts_with("arn:") && text.split(':').count() >= 6 && !text.contains(char::is_whitespace);
+    let wrong = || format!("\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)", shown(text));
+    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
+fn account(text: &str) -> Result<String, String> {
+    let valid = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if valid { Ok(text.to_owned()) } else { Err(format!("\"{}\" is not an account (12 digits)", shown(text))) }
+}
+
+fn endpoint(text: &str) -> Result<String, &'static str> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let plain = url.filter(|url| url.username().is_empty() && url.password().is_none() && url.query().is_none());
+    plain.map(|_| text.to_owned()).ok_or("is not https://host[:port] or http://host[:port]")
+}
+
+fn shown(text: &str) -> String {
+    crate::fault::clip(text, 100)
+}
+
+fn tls(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Tls> {
+    let ca_pem = optional(&keys.ca_file, |item| pem(item, "CERTIFICATE"));
+    let certificate = optional(&keys.client_cert_file, |item| pem(item, "CERTIFICATE"));
+    let key = optional(&keys.client_key_file, |item| pem(item, "PRIVATE KEY"));
+    match (&keys.client_cert_file, &keys.client_key_file) {
+        (Some(_), None) => itself.missing("client_key_file", "is missing: client_cert_file needs it"),
+        (None, Some(_)) => itself.missing("client_cert_file", "is missing: client_key_file needs it"),
+        _ => {}
+    }
+    let identity = certificate?.zip(key?).map(|(certificate, key)| [certificate, key].join(&b'\n'));
+    Some(Tls { ca_pem: ca_pem?, identity_pem: identity.map(SecretSlice::from) })
+}
+
+fn pem(item: &Item<'_>, label: &str) -> Option<Vec<u8>> {
+    let content = item.file()?;
+    let found = str::from_utf8(&content).is_ok_and(|text| {
+        text.lines().any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----")))
+    });
+    if !found {
+        item.wrong(format!("the file holds no PEM block \"{label}\""));
+    }
+    found.then_some(content)
+}
+
+fn realms(item: &Item<'_>) -> Option<Vec<String>> {
+    item.list()?.iter().map(|realm| realm.parse(str::parse::<Host>).map(|host| host.to_string())).collect()
+}
+
+fn limits(section: &mut Section<'_>) -> Option<Limits> {
+    let concurrency = optional(&section.item("concurrency"), |item| item.parse(at_once));
+    let requests_per_second = optional(&section.item("requests_per_second"), |item| item.parse(rate));
+    let bandwidth = optional(&section.item("bandwidth"), |item| item.parse(units::bytes));
+    Some(Limits { concurrency: concurrency?, requests_per_second: requests_per_second?, bandwidth: bandwidth? })
+}
+
+fn at_once(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.trim().parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST_AT_ONCE);
+    number.ok_or_else(|| format!("\"{}\" is not a number from 1 to {MOST_AT_ONCE}", shown(text)))
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.trim().parse::<f64>().ok().filter(|rate| (0.01..=100_000.0).contains(rate));
+    rate.ok_or_else(|| format!("\"{}\" is not a number from 0.01 to 100000", shown(text)))
+}

@@ -1,0 +1,237 @@
+//! `routes` and their `defaults`: what goes where, under which rules; and what cannot be right between them.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use super::problem::hint;
+use super::section::{Item, Section};
+use crate::endpoint::Origin;
+use crate::job::{Drift, Existing};
+use crate::watch::route::{Pattern, Route, Template};
+use crate::watch::rules::{Selection, TagRule};
+
+/// Most routes: they are compared with each other.
+const MOST_ROUTES: usize = 2000;
+
+/// The registries' names, with their origins as far as they are known.
+type Origins = BTreeMap<String, Option<Origin>>;
+
+/// What a route says, or leaves to the defaults.
+#[derive(Clone, Default)]
+struct Rules {
+    include: Option<Vec<TagRule>>,
+    exclude: Option<Vec<TagRule>>,
+    newest: Option<NonZeroU32>,
+    moving: Option<Vec<TagRule>>,
+    existing: Option<Existing>,
+    drift: Option<Drift>,
+}
+
+/// A route with the places of its parts.
+struct Written<'a> {
+    route: Route,
+    name: Item<'a>,
+    from: Item<'a>,
+    /// As many as the route has destinations.
+    to: Vec<Item<'a>>,
+    number: usize,
+}
+
+/// The routes that could be read.
+pub(super) fn read(routes: Option<Item<'_>>, defaults: Option<Item<'_>>, origins: &Origins) -> Vec<Route> {
+    let defaults = defaults.map(|item| defaults_of(&item)).unwrap_or_default();
+    let Some(item) = routes else { return Vec::new() };
+    let Some(items) = item.list() else { return Vec::new() };
+    if items.is_empty() {
+        item.wrong("is empty: say what goes where");
+    }
+    if items.len() > MOST_ROUTES {
+        item.wrong(format!("has more than {MOST_ROUTES} routes: use wildcards"));
+        return Vec::new();
+    }
+    let written: Vec<Written<'_>> =
+        items.iter().enumerate().filter_map(|(number, item)| route(number, item, &defaults, origins)).collect();
+    check_names(&written);
+    check_order(&written);
+    check_meetings(&written, origins);
+    check_circles(&written, origins);
+    written.into_iter().map(|written| written.route).collect()
+}
+
+fn defaults_of(item: &Item<'_>) -> Rules {
+    let Some(mut keys) = item.section() else { return Rules::default() };
+    let rules = rules(&mut keys);
+    for key in ["name", "from", "to"] {
+        if let Some(item) = keys.item(key) {
+            item.wrong("belongs to one route and has no default");
+        }
+    }
+    keys.finish(|_| false);
+    rules
+}
+
+fn rules(keys: &mut Section<'_>) -> Rules {
+    let mut rules = Rules::default();
+    if let Some(mut tags) = keys.item("tags").and_then(|item| item.section()) {
+        rules.include = tags.item("include").map(|item| included(&item));
+        rules.exclude = tags.item("exclude").map(|item| tag_rules(&item));
+        rules.newest = tags.item("newest").and_then(|item| item.parse(newest));
+        rules.moving = tags.item("moving").map(|item| tag_rules(&item));
+        tags.finish(|_| false);
+    }
+    rules.existing = keys.item("existing").and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)]));
+    rules.drift = keys.item("drift").and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
+    rules
+}
+
+fn included(item: &Item<'_>) -> Vec<TagRule> {
+    if item.items().is_empty() {
+        item.wrong("is empty: without a tag to include the route carries nothing (\"*\" includes every tag)");
+    }
+    tag_rules(item)
+}
+
+fn tag_rules(item: &Item<'_>) -> Vec<TagRule> {
+    item.items().iter().filter_map(|item| item.parse(str::parse)).collect()
+}
+
+fn newest(text: &str) -> Result<NonZeroU32, String> {
+    text.trim().parse().map_err(|_| format!("\"{}\" is not a number of versions, 1 or more", crate::fault::clip(text, 100)))
+}
+
+fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins) -> Option<Written<'a>> {
+    let mut keys = item.section()?;
+    let name_item = keys.item("name");
+    let from_item = keys.required("from", "registry/repository");
+    let to_item = keys.required("to", "registry/repository, or a list of such");
+    let own = rules(&mut keys);
+    if own.include.is_none() && defaults.include.is_none() {
+        item.missing("tags.include", "is missing: say which tags this route takes, here or in defaults");
+    }
+    keys.finish(|_| false);
+    let from = from_item.as_ref().and_then(|item| item.parse(Pattern::parse));
+    let name = match &name_item {
+        Some(item) => item.parse(name),
+        None => from.as_ref().map(|from| from.repository().to_owned()),
+    };
+    let (from, from_item) = from.zip(from_item)?;
+    let known = is_known(from.registry(), &from_item, origins);
+    let to = to_item.and_then(|item| destinations(&item, &from, origins));
+    let ((to, to_items), name) = to.filter(|_| known).zip(name)?;
+    Some(Written {
+        route: merged(&name, from, to, own, defaults),
+        name: name_item.unwrap_or_else(|| from_item.clone()),
+        from: from_item,
+        to: to_items,
+        number,
+    })
+}
+
+fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &Rules) -> Route {
+    let defaults = defaults.clone();
+    let latest = || "latest".parse().map(|rule| vec![rule]).unwrap_or_default();
+    let selection = Selection {
+        include: own.include.or(defaults.include).unwrap_or_default(),
+        exclude: own.exclude.or(defaults.exclude).unwrap_or_default(),
+        newest: own.newest.or(defaults.newest),
+        moving: own.moving.or(defaults.moving).unwrap_or_else(latest),
+    };
+    let existing = own.existing.or(defaults.existing).unwrap_or_default();
+    let drift = own.drift.or(defaults.drift).unwrap_or_default();
+    Route { name: name.into(), from, to, selection, existing, drift }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let valid = (1..=128).contains(&text.chars().count()) && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    let wrong = || format!("\"{}\" is not a name for a route (1 to 128 characters without spaces)", crate::fault::clip(text, 150));
+    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
+fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {
+    if origins.contains_key(registry) {
+        return true;
+    }
+    let near = hint(registry, origins.keys().map(String::as_str));
+    item.wrong(format!("there is no registry \"{}\"{near}", crate::fault::clip(registry, 100)));
+    false
+}
+
+/// `None` when there is none or any is wrong.
+fn destinations<'a>(item: &Item<'a>, from: &Pattern, origins: &Origins) -> Option<(Vec<Template>, Vec<Item<'a>>)> {
+    let items = item.items();
+    if items.is_empty() {
+        item.wrong("is empty: name at least one destination");
+    }
+    let templates: Vec<Option<Template>> = items
+        .iter()
+        .map(|item| {
+            let template = item.parse(|text| Template::parse(text, from))?;
+            is_known(template.registry(), item, origins).then_some(template)
+        })
+        .collect();
+    let templates: Vec<Template> = templates.into_iter().collect::<Option<_>>()?;
+    (!templates.is_empty()).then_some((templates, items))
+}
+
+fn check_names(routes: &[Written<'_>]) {
+    let mut seen: BTreeMap<&str, &Written<'_>> = BTreeMap::new();
+    for written in routes {
+        if let Some(first) = seen.get(&*written.route.name) {
+            written.name.wrong(format!("\"{}\" already is the name of routes[{}]", written.route.name, first.number));
+        } else {
+            seen.insert(&written.route.name, written);
+        }
+    }
+}
+
+/// The first route that matches has a repository: one that stands behind it would never be asked.
+fn check_order(routes: &[Written<'_>]) {
+    for (index, written) in routes.iter().enumerate() {
+        let from = &written.route.from;
+        let takes = |other: &&Written<'_>| {
+            let literal = from.literal().filter(|_| other.route.from.registry() == from.registry());
+            other.route.from == *from || literal.is_some_and(|literal| other.route.from.captures(&literal).is_some())
+        };
+        if let Some(first) = routes[..index].iter().find(takes) {
+            let way_out = if first.route.from == *from { "let one route have both destinations" } else { "put this route first" };
+            let (number, name) = (first.number, &first.route.name);
+            written.from.wrong(format!("is never asked: routes[{number}] (\"{name}\") has the repository first; {way_out}"));
+        }
+    }
+}
+
+/// A place that a route writes to: the origin where it is known, so that two names of one registry are one place.
+fn place(registry: &str, origins: &Origins) -> Origin {
+    origins.get(registry).cloned().flatten().unwrap_or_else(|| Origin::new(registry))
+}
+
+fn check_meetings(routes: &[Written<'_>], origins: &Origins) {
+    let mut seen: BTreeMap<(Origin, &str), &Written<'_>> = BTreeMap::new();
+    for written in routes.iter().filter(|written| written.route.from.is_literal()) {
+        for (template, item) in written.route.to.iter().zip(&written.to) {
+            let place = (place(template.registry(), origins), template.repository());
+            match seen.get(&place) {
+                Some(first) if first.number == written.number => item.wrong("is named twice in this route"),
+                Some(first) => {
+                    let (number, name) = (first.number, &first.route.name);
+                    item.wrong(format!("already is a destination of routes[{number}] (\"{name}\")"));
+                }
+                None => drop(seen.insert(place, written)),
+            }
+        }
+    }
+}
+
+fn check_circles(routes: &[Written<'_>], origins: &Origins) {
+    for written in routes {
+        for (template, item) in written.route.to.iter().zip(&written.to) {
+            let here = place(template.registry(), origins);
+            let reads =
+                |other: &&Written<'_>| place(other.route.from.registry(), origins) == here && template.may_feed(&other.route.from);
+            if let Some(reader) = routes.iter().find(reads) {
+                let (number, name) = (reader.number, &reader.route.name);
+                item.wrong(format!("is read by routes[{number}] (\"{name}\"): copies would be copied again"));
+            }
+        }
+    }
+}

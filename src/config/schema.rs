@@ -1,0 +1,179 @@
+//! The file's shape for editors: JSON schema, with what each key means.
+//!
+//! Only shapes are told here. What depends on other keys is checked when a file is read.
+#![expect(dead_code, reason = "these types are never filled: only their schema is used")]
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use crate::job::{Drift, Existing};
+use crate::registry::profile::Kind;
+
+/// The JSON schema of the config file.
+pub fn schema() -> serde_json::Value {
+    SchemaGenerator::default().into_root_schema_for::<File>().to_value()
+}
+
+/// blobferry's config file.
+#[derive(JsonSchema)]
+#[schemars(title = "blobferry", deny_unknown_fields)]
+#[schemars(extend("patternProperties" = {"^x-": {"description": "Room for YAML anchors; not read."}}))]
+struct File {
+    /// The daemon's own settings.
+    daemon: Option<Daemon>,
+    /// Where images live, by a name of your own.
+    registries: BTreeMap<String, Registry>,
+    /// What a route says where it does not say it itself.
+    defaults: Option<Defaults>,
+    /// What goes where. The first route whose `from` matches a source repository has it.
+    #[schemars(length(min = 1))]
+    routes: Vec<Route>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Daemon {
+    /// Address and port of metrics, health, status and triggers, or `off`. Default: 127.0.0.1:9464.
+    listen: Option<String>,
+    /// Folder of index.db, ledger.db and control.sock. Default: $STATE_DIRECTORY, else /var/lib/blobferry for root, else
+    /// the user's XDG state folder.
+    state: Option<String>,
+    /// How often each route is looked at without being asked, or `off`. Default: 60s.
+    poll: Option<String>,
+    /// How often production itself is asked instead of the index. Default: 1h.
+    verify: Option<String>,
+    /// Time for running transfers to reach a checkpoint at shutdown. Default: 30s.
+    grace: Option<String>,
+    /// File with the bearer token of the HTTP API.
+    secret_file: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Registry {
+    /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image layouts.
+    url: String,
+    /// Who we are there. Default: basic or bearer when their keys are given; ecr for ECR hosts (the public one only with an
+    /// AWS key); else the Docker config and its credential helpers, else anonymous.
+    auth: Option<Auth>,
+    /// For `auth: basic`.
+    username: Option<String>,
+    /// File with the password, for `auth: basic`.
+    password_file: Option<String>,
+    /// File with the token, for `auth: bearer`.
+    token_file: Option<String>,
+    /// File with the certificates of authorities to trust besides the system's, in PEM.
+    ca_file: Option<String>,
+    /// File with our certificate for mutual TLS, in PEM.
+    client_cert_file: Option<String>,
+    /// File with its private key, in PEM.
+    client_key_file: Option<String>,
+    /// Hosts besides the registry's own domain to which credentials may go for a token.
+    token_realms: Option<Vec<String>>,
+    /// Whether credentials may travel over plain http beyond this machine. Default: false.
+    insecure: Option<bool>,
+    /// Overrides the recognised kind of registry.
+    #[schemars(schema_with = "kinds")]
+    kind: Option<String>,
+    /// Requests at once, 1 to 256.
+    concurrency: Option<Number>,
+    /// Requests in a second, on average.
+    requests_per_second: Option<Number>,
+    /// Bytes in a second: `50MiB`.
+    bandwidth: Option<Number>,
+    /// AWS region, where the host does not tell it.
+    region: Option<String>,
+    /// Role to assume.
+    role_arn: Option<String>,
+    /// External ID for assuming the role.
+    external_id: Option<String>,
+    /// Profile of the AWS config.
+    aws_profile: Option<String>,
+    /// AWS account of the registry, where the host does not tell it.
+    account: Option<Number>,
+    /// The ARN that we must turn out to be.
+    identity: Option<String>,
+    /// Address of ECR's control plane, for emulators and private endpoints.
+    ecr_endpoint: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Auth {
+    Ecr,
+    DockerConfig,
+    Basic,
+    Bearer,
+    Anonymous,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Defaults {
+    /// Which tags.
+    tags: Option<Tags>,
+    /// What happens to a production tag with another digest that we never wrote. Default: keep.
+    existing: Option<Existing>,
+    /// What happens to a production tag that we wrote and someone changed. Default: keep.
+    drift: Option<Drift>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Route {
+    /// Label in metrics, logs and history; unique. Default: `from` without the registry's name.
+    name: Option<String>,
+    /// Registry, slash, source repository. `*` captures within one path part, `**` across parts.
+    from: String,
+    /// Registry, slash, destination repository, or a list of such. `{1}` is the first capture.
+    to: OneOrMany,
+    /// Which tags.
+    tags: Option<Tags>,
+    /// What happens to a production tag with another digest that we never wrote. Default: keep.
+    existing: Option<Existing>,
+    /// What happens to a production tag that we wrote and someone changed. Default: keep.
+    drift: Option<Drift>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Tags {
+    /// A tag passes when one of these matches: a tag, a glob, `semver:>=1.2 <3`, or `/regular expression/`. Required, here or
+    /// in defaults.
+    include: Option<OneOrMany>,
+    /// A tag that one of these matches does not pass: always wins.
+    exclude: Option<OneOrMany>,
+    /// Of the tags that parse as versions, the highest so many.
+    newest: Option<Number>,
+    /// Tags that may name another digest later. Default: latest.
+    moving: Option<OneOrMany>,
+}
+
+/// One, or a list.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum OneOrMany {
+    One(Word),
+    Many(Vec<Word>),
+}
+
+/// A text; YAML takes `1.10` for a number, which is read as it is written.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Word {
+    Text(String),
+    Number(f64),
+}
+
+/// A number, or a text with a unit or a `${VARIABLE}`.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Number {
+    Number(f64),
+    Text(String),
+}
+
+fn kinds(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": Kind::ALL.map(Kind::name) })
+}

@@ -1,0 +1,321 @@
+//! Files that are wrong: every complaint with its line, column and key.
+
+use std::fs;
+
+use super::*;
+
+/// Whole files.
+const WHOLE: &[(&str, &str)] = &[
+    ("", "1:1: expected a mapping, found nothing"),
+    ("[]", "1:1: expected a mapping, found a list"),
+    ("just text\n", "1:1: expected a mapping, found one value"),
+    ("registries: [\n", "1:13: not valid YAML: unclosed bracket '['"),
+    ("a: b: c\n", "1:5: not valid YAML: mapping values are not allowed in this context"),
+    ("a: *nobody\n", "1:4: not valid YAML: reference to unknown value"),
+    ("a: !odd b\n", "1:9: not valid YAML: unsupported tag `!odd`"),
+    ("a: 1\n---\nb: 2\n", "3:1: not valid YAML: only single YAML document expected but multiple found"),
+    (
+        "registries: {}\nroutes: []\n",
+        "1:13: registries: is empty: name at least one registry\n2:9: routes: is empty: say what goes where",
+    ),
+    (
+        "daemon:\nregistries:\nroutes:\n",
+        "2:1: registries: has no value: name those that the routes read and write\n3:1: routes: has no value: say what goes where",
+    ),
+    (
+        "registry: {}\n",
+        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, defaults, routes",
+    ),
+    (
+        "registries: [a]\nroutes: {a: b}\n",
+        "1:13: registries: expected a mapping, found a list\n2:9: routes: expected a list, found a mapping",
+    ),
+];
+
+/// Before registries and routes that are right.
+const DAEMON: &[(&str, &str)] = &[
+    ("daemon:\n  lisen: 127.0.0.1:1\n", "2:3: daemon.lisen: unknown key; did you mean \"listen\"?"),
+    (
+        "daemon:\n  listen: localhost\n",
+        "2:11: daemon.listen: \"localhost\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
+    ),
+    ("daemon:\n  poll: 60\n", "2:9: daemon.poll: \"60\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)"),
+    ("daemon:\n  poll: 10ms\n", "2:9: daemon.poll: \"10ms\" is not between 100ms and 720h"),
+    ("daemon:\n  verify: \"off\"\n", "2:11: daemon.verify: \"off\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)"),
+    ("daemon:\n  grace: 2h\n", "2:10: daemon.grace: \"2h\" is not between 0s and 1h"),
+    ("daemon:\n  state: ${NOPE}/x\n", "2:10: daemon.state: NOPE is not set in the environment (a default is written ${NOPE:-…})"),
+    ("daemon:\n  state: ${NOPE:?say where}\n", "2:10: daemon.state: NOPE is not set in the environment: say where"),
+    ("daemon:\n  state: ${PLACE\n", "2:10: daemon.state: a ${ without its } (a plain ${ is written $${)"),
+    (
+        "daemon:\n  state: [a]\n  poll: {}\n",
+        "2:10: daemon.state: expected one value, found a list\n3:9: daemon.poll: expected one value, found a mapping",
+    ),
+    (
+        "daemon:\n  secret_file: absent\n",
+        "2:16: daemon.secret_file: cannot read /nowhere/absent: No such file or directory (os error 2)",
+    ),
+    ("daemon:\n  poll: 1s\n  poll: 2s\n", "3:3: daemon.poll: is written twice; the first is at 2:3"),
+    ("daemon: {}\ndaemon: {}\n", "2:1: daemon: is written twice; the first is at 1:1"),
+    ("demon: {}\n", "1:1: demon: unknown key; did you mean \"daemon\"?"),
+];
+
+/// Keys of a registry; the first stands at 4:5.
+const REGISTRY: &[(&str, &str)] = &[
+    ("url: s.example\n", "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path"),
+    ("url: ftp://s.example\n", "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path"),
+    ("url: https://s.example/team\n", "4:10: registries.s.url: holds a path: the repository belongs into the routes"),
+    (
+        "url: https://user:hunter2@s.example\n",
+        "4:10: registries.s.url: holds a user name or password: use username and password_file",
+    ),
+    ("url: https://s.example?x=1\n", "4:10: registries.s.url: holds a query or a fragment: only scheme, host and port belong here"),
+    ("url: \"layout:\"\n", "4:10: registries.s.url: names no folder (layout:/path)"),
+    ("url:\n", "4:5: registries.s.url: has no value: https://host, http://host or layout:/path"),
+    (
+        "urls: https://s.example\n",
+        "4:5: registries.s.url: is missing: https://host, http://host or layout:/path\n4:5: registries.s.urls: unknown key; did you mean \"url\"?",
+    ),
+    ("url: https://s.example\n    password: hunter2\n", "5:5: registries.s.password: unknown key; did you mean \"password_file\"?"),
+    (
+        "url: https://s.example\n    auth: basci\n",
+        "5:11: registries.s.auth: \"basci\" is none of ecr, docker-config, basic, bearer, anonymous; did you mean \"basic\"?",
+    ),
+    (
+        "url: https://s.example\n    auth: basic\n",
+        "4:5: registries.s.username: is missing: auth: basic needs it\n4:5: registries.s.password_file: is missing: auth: basic needs it",
+    ),
+    ("url: https://s.example\n    username: me\n", "4:5: registries.s.password_file: is missing: auth: basic needs it"),
+    ("url: https://s.example\n    auth: bearer\n", "4:5: registries.s.token_file: is missing: auth: bearer needs it"),
+    (
+        "url: https://s.example\n    auth: anonymous\n    token_file: t\n",
+        "6:17: registries.s.token_file: only means something with auth: bearer",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    token_file: t\n",
+        "4:5: registries.s.auth: is missing: both a user name or password and a token are given",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/absent\n",
+        "6:20: registries.s.password_file: cannot read SECRETS/absent: No such file or directory (os error 2)",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/empty\n",
+        "6:20: registries.s.password_file: SECRETS/empty is empty",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/newline\n",
+        "6:20: registries.s.password_file: the file holds nothing but the end of a line",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/lines\n",
+        "6:20: registries.s.password_file: the file holds more than one line, or control characters",
+    ),
+    (
+        "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/long\n",
+        "6:20: registries.s.password_file: SECRETS/long is longer than 65536 bytes",
+    ),
+    (
+        "url: https://s.example\n    username: a:b\n    password_file: ${SECRETS}/password\n",
+        "5:15: registries.s.username: holds a colon or a control character, which no user name can",
+    ),
+    (
+        "url: http://s.example\n    username: me\n    password_file: ${SECRETS}/password\n",
+        "4:10: registries.s.url: would carry credentials in plain text: use https, or say insecure: true",
+    ),
+    ("url: https://s.example\n    region: eu-west-1\n", "5:13: registries.s.region: only means something with auth: ecr"),
+    ("url: https://s.example\n    auth: ecr\n", "4:5: registries.s.region: is missing: the host does not tell it"),
+    (
+        "url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    external_id: x\n    role_arn:\n    account: 12345\n    region: Europe\n    identity: me\n    ecr_endpoint: there\n",
+        "5:18: registries.s.external_id: only means something with role_arn\n7:14: registries.s.account: \"12345\" is not an account (12 digits)\n8:13: registries.s.region: \"Europe\" is not a region (example: eu-west-1)\n9:15: registries.s.identity: \"me\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)\n10:19: registries.s.ecr_endpoint: is not https://host[:port] or http://host[:port]",
+    ),
+    (
+        "url: https://s.example\n    ca_file: ${SECRETS}/password\n",
+        "5:14: registries.s.ca_file: the file holds no PEM block \"CERTIFICATE\"",
+    ),
+    (
+        "url: https://s.example\n    client_cert_file: ${SECRETS}/cert.pem\n",
+        "4:5: registries.s.client_key_file: is missing: client_cert_file needs it",
+    ),
+    (
+        "url: https://s.example\n    concurrency: 0\n    requests_per_second: fast\n    bandwidth: 5 lightyears\n",
+        "5:18: registries.s.concurrency: \"0\" is not a number from 1 to 256\n6:26: registries.s.requests_per_second: \"fast\" is not a number from 0.01 to 100000\n7:16: registries.s.bandwidth: \"5 lightyears\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)",
+    ),
+    (
+        "url: https://s.example\n    kind: habor\n",
+        "5:11: registries.s.kind: \"habor\" is none of distribution2, distribution3, ecr, ecr-public, dockerhub, ghcr, gar, acr, quay, harbor, artifactory, nexus, zot, gitlab, olareg, generic; did you mean \"harbor\"?",
+    ),
+    (
+        "url: https://s.example\n    insecure: yes\n    token_realms: login.example\n",
+        "5:15: registries.s.insecure: \"yes\" is none of true, false\n6:19: registries.s.token_realms: expected a list, found one value",
+    ),
+    (
+        "url: https://s.example\n    token_realms: [https://login.example]\n",
+        "5:20: registries.s.token_realms[0]: \"https://login.example\" is not a registry host (host or host:port)",
+    ),
+    (
+        "url: layout:/x\n    auth: anonymous\n    region: eu-west-1\n",
+        "5:11: registries.s.auth: means nothing for a folder of layouts\n6:13: registries.s.region: means nothing for a folder of layouts",
+    ),
+    (
+        "url: https://s.example\n  a/b: {url: https://a.example}\n",
+        "5:3: registries.a/b: is not a name for a registry (1 to 64 letters, digits, _ . -, starting with a letter or digit)",
+    ),
+];
+
+/// Routes; the first stands at 7:3.
+const ROUTES: &[(&str, &str)] = &[
+    (
+        "  - from: s/app\n    to: p/app\n",
+        "7:5: routes[0].tags.include: is missing: say which tags this route takes, here or in defaults",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    tags: {includ: [latest]}\n",
+        "7:5: routes[0].tags.include: is missing: say which tags this route takes, here or in defaults\n9:12: routes[0].tags.includ: unknown key; did you mean \"include\"?",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    tags: {include: []}\n",
+        "9:21: routes[0].tags.include: is empty: without a tag to include the route carries nothing (\"*\" includes every tag)",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    tags:\n      include: [\"[a-z]\", \".*\", \"/(/\", \"semver:>=one\", \"semver:>=1 <\"]\n",
+        "10:17: routes[0].tags.include[0]: \"[a-z]\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:26: routes[0].tags.include[1]: \".*\" can match no tag (a tag has 1 to 128 of letters, digits, _ . - and does not start with . or -; a regular expression is written /between slashes/, a range of versions semver:>=1.2)\n10:32: routes[0].tags.include[2]: \"/(/\" is not a regular expression: unclosed group\n10:39: routes[0].tags.include[3]: \"semver:>=one\" is not a range of versions: unexpected character 'o' while parsing major version number (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)\n10:55: routes[0].tags.include[4]: \"semver:>=1 <\" is not a range of versions: nothing follows < (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)",
+    ),
+    (
+        "  - from: s/app\n    to: p/app\n    tags: {include: x, newest: 0, exclude: {a: b}}\n",
+        "9:32: routes[0].tags.newest: \"0\" is not a number of versions, 1 or more\n9:44: routes[0].tags.exclude: expected one value, found a mapping",
+    ),
+    ("  - from: s/app\n    tags: {include: x}\n", "7:5: routes[0].to: is missing: registry/repository, or a list of such"),
+    ("  - to: p/app\n    tags: {include: x}\n", "7:5: routes[0].from: is missing: registry/repository"),
+    (
+        "  - from: app\n    to: p/app\n    tags: {include: x}\n",
+        "7:11: routes[0].from: \"app\" names no repository (expected the registry's name, a slash, the repository)",
+    ),
+    (
+        "  - from: s/App\n    to: p/app\n    tags: {include: x}\n",
+        "7:11: routes[0].from: \"s/App\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)",
+    ),
+    (
+        "  - from: s/***\n    to: p/app\n    tags: {include: x}\n",
+        "7:11: routes[0].from: \"s/***\" has wildcards side by side (* captures within one part, ** across parts)",
+    ),
+    (
+        "  - from: stage/app\n    to: prod/app\n    tags: {include: x}\n",
+        "7:11: routes[0].from: there is no registry \"stage\"\n8:9: routes[0].to: there is no registry \"prod\"",
+    ),
+    (
+        "  - from: s/app-*\n    to: p/{2}\n    tags: {include: x}\n",
+        "8:9: routes[0].to: there is no capture {2}: `from` has one wildcard",
+    ),
+    (
+        "  - from: s/app\n    to: [\"p/{1}\", \"p/x-{1\", p/*, p/a//b, p]\n    tags: {include: x}\n",
+        "8:10: routes[0].to[0]: there is no capture {1}: `from` has no wildcard\n8:19: routes[0].to[1]: \"p/x-{1\" has a brace that is no capture (captures are written {1}, {2}, …)\n8:29: routes[0].to[2]: \"p/*\" has a wildcard (a destination uses what `from` captured: {1}, {2}, …)\n8:34: routes[0].to[3]: \"p/a//b\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)\n8:42: routes[0].to[4]: \"p\" names no repository (expected the registry's name, a slash, the repository)",
+    ),
+    ("  - from: s/app\n    to: []\n    tags: {include: x}\n", "8:9: routes[0].to: is empty: name at least one destination"),
+    (
+        "  - from: s/app\n    to: p/app\n    tags: {include: x}\n    existing: kep\n    drift: adopt\n",
+        "10:15: routes[0].existing: \"kep\" is none of keep, adopt; did you mean \"keep\"?\n11:12: routes[0].drift: \"adopt\" is none of keep, restore",
+    ),
+    (
+        "  - name: two words\n    from: s/app\n    to: p/app\n    tags: {include: x}\n",
+        "7:11: routes[0].name: \"two words\" is not a name for a route (1 to 128 characters without spaces)",
+    ),
+    (
+        "  - {name: one, from: s/a, to: p/a, tags: {include: x}}\n  - {name: one, from: s/b, to: p/b, tags: {include: x}}\n",
+        "8:12: routes[1].name: \"one\" already is the name of routes[0]",
+    ),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: p/a, to: r/a, tags: {include: x}}\n",
+        "7:21: routes[0].to: is read by routes[1] (\"a\"): copies would be copied again\n8:12: routes[1].from: \"a\" already is the name of routes[0]",
+    ),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: s/b, to: p/a, tags: {include: x}}\n",
+        "8:21: routes[1].to: already is a destination of routes[0] (\"a\")",
+    ),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: s/b, to: same/a, tags: {include: x}}\n",
+        "8:21: routes[1].to: already is a destination of routes[0] (\"a\")",
+    ),
+    ("  - {from: s/a, to: [p/a, p/b, p/a], tags: {include: x}}\n", "7:32: routes[0].to[2]: is named twice in this route"),
+    (
+        "  - {from: s/**, to: \"s/mirror/{1}\", tags: {include: x}}\n",
+        "7:22: routes[0].to: is read by routes[0] (\"**\"): copies would be copied again",
+    ),
+    (
+        "  - {from: s/dev-*, to: \"s/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/web, tags: {include: x}}\n",
+        "7:25: routes[0].to: is read by routes[1] (\"web\"): copies would be copied again",
+    ),
+    (
+        "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/x/web, tags: {include: x}}\n",
+        "8:12: routes[1].from: is never asked: routes[0] (\"*\") has the repository first; put this route first",
+    ),
+    (
+        "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {name: again, from: s/*, to: \"r/{1}\", tags: {include: x}}\n",
+        "8:25: routes[1].from: is never asked: routes[0] (\"*\") has the repository first; let one route have both destinations",
+    ),
+    ("  - just text\n", "7:5: routes[0]: expected a mapping, found one value"),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: x}, frm: y}\ndefaults: {name: x, tag: {}}\n",
+        "7:46: routes[0].frm: unknown key; did you mean \"from\"?\n8:18: defaults.name: belongs to one route and has no default\n8:21: defaults.tag: unknown key; did you mean \"tags\"?",
+    ),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: \"${TAG}\"}}\n",
+        "7:42: routes[0].tags.include: TAG is not set in the environment (a default is written ${TAG:-…})",
+    ),
+    (
+        "  - {from: s/a, to: p/a, tags: {include: \"${TAG+x}\"}}\n",
+        "7:42: routes[0].tags.include: ${TAG…} is none of ${TAG}, ${TAG:-default}, ${TAG:?message}",
+    ),
+];
+
+fn routes_file(routes: &str) -> String {
+    let registries = ["s", "p", "r"].map(|name| format!("  {name}: {{url: https://{name}.example}}\n")).concat();
+    format!("registries:\n{registries}  same: {{url: 'https://P.example:443'}}\nroutes:\n{routes}")
+}
+
+fn assert_complaints(table: &[(&str, &str)], file: impl Fn(&str) -> String) {
+    for (text, expected) in table {
+        assert_eq!(complaints(&file(text)), *expected, "{text}");
+    }
+}
+
+#[test]
+fn whole_files_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(WHOLE, |text| text.to_owned());
+}
+
+#[test]
+fn daemon_settings_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(DAEMON, |text| format!("{text}{REST}"));
+}
+
+#[test]
+fn registries_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(REGISTRY, registry_file);
+}
+
+#[test]
+fn routes_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(ROUTES, routes_file);
+}
+
+#[test]
+fn problems_are_told_all_at_once_up_to_a_bound() {
+    let routes = "  - nonsense\n".repeat(70);
+    let text = complaints(&routes_file(&routes));
+    assert_eq!(text.lines().count(), 51, "{text}");
+    assert!(text.ends_with("\nand 20 more"), "{text}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        Config::load(&path, &|_| None).unwrap_err().to_string().replace(&folder.path().display().to_string(), "F")
+    };
+    assert_eq!(load("latin.yaml", b"a: \xff"), "F/latin.yaml: the config file is not UTF-8 text");
+    assert_eq!(load("big.yaml", &vec![b'#'; (1 << 20) + 1]), "F/big.yaml: the config file is longer than 1 MiB");
+    let absent = Config::load(Path::new("/nowhere/b.yaml"), &|_| None).unwrap_err();
+    assert_eq!(absent.to_string(), "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)");
+}
