@@ -1,1 +1,5 @@
 //! Tests against real servers, through the doors that users use.
+
+mod support;
+
+mod tools;
