@@ -2,4 +2,11 @@
 
 mod support;
 
+mod bad_input;
+mod layouts;
+mod memory_bound;
+mod metrics;
+mod promote;
+mod running;
+mod table;
 mod tools;

@@ -138,6 +138,18 @@ async fn a_gate_holds_until_it_opens() {
     assert!(!reading.is_finished());
     gate.open();
     assert_eq!(reading.await.unwrap(), blob.bytes);
+
+    let gate = Gate::closed();
+    proxy.once(Kind::UploadPatch, Act::HoldRequest(500_000, gate.clone()));
+    proxy.once(Kind::UploadPut, Act::Delay(Duration::from_millis(10)));
+    let through = Client::new(&proxy.url());
+    let writing = tokio::spawn(async move { through.push_blob("other", &Blob::layer(8, 2_000_000)).await });
+    gate.arrived(1).await;
+    assert_eq!(proxy.bytes(&[Kind::UploadPatch]).0, 500_000);
+    gate.open();
+    proxy.seen(Kind::UploadPut, 1).await;
+    writing.await.unwrap();
+    assert!(registry.client().has_blob("other", &Blob::layer(8, 2_000_000).digest).await);
 }
 
 #[tokio::test]
@@ -158,6 +170,39 @@ async fn limits_redirects_and_endless_pages_look_real() {
     assert_eq!(reqwest::get(&tags).await.unwrap().status(), 429);
     let blob = reqwest::get(format!("{}/v2/app/blobs/sha256:0", proxy.url())).await.unwrap();
     assert_eq!(blob.text().await.unwrap(), "bytes");
+}
+
+#[tokio::test]
+async fn layouts_written_here_are_layouts_to_others() {
+    let (registry, scratch) = (Registry::distribution2(), tempfile::tempdir().unwrap());
+    let (image, folder) = (Image::index(&[Image::oci(1, &[500]), Image::oci(2, &[0, 70])]), scratch.path().join("app"));
+    layout::write(&folder, &[("v1", &image)]);
+    layout::assert_holds(&folder, "v1", &image);
+    skopeo::copy(&format!("oci:{}:v1", folder.display()), &format!("docker://{}/app:v1", registry.address())).await;
+    registry.client().assert_holds("app", "v1", &image).await;
+}
+
+#[tokio::test]
+async fn tags_copied_on_disk_are_tags() {
+    for program in Program::ALL {
+        let registry = program.start();
+        registry.client().push("app", "t0", &Image::oci(1, &[10])).await;
+        registry.copy_tag("app", "t0", (1..2500).map(|number| format!("t{number}")));
+        assert_eq!(registry.client().tags("app").await.len(), 2500);
+        assert_eq!(registry.client().digest("app", "t2499").await, registry.client().digest("app", "t0").await);
+    }
+}
+
+#[tokio::test]
+async fn the_linter_reads_and_prometheus_runs() {
+    let good = "# HELP a_total Some.\n# TYPE a_total counter\na_total 1\n";
+    assert_eq!(prometheus::lint(good).await, "");
+    assert_ne!(prometheus::lint("# TYPE a counter\na 1\n").await, "");
+    let target = Proxy::alone().await;
+    target.always(Kind::Other, Reply::status(200).body("text/plain; version=0.0.4", good));
+    let prometheus = prometheus::Prometheus::scraping(&target.address()).await;
+    prometheus.target_up().await;
+    assert_eq!(eventually("the value is scraped", async || prometheus.query("sum(a_total)").await).await, 1.0);
 }
 
 #[tokio::test]

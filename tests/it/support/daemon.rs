@@ -264,11 +264,6 @@ impl Daemon {
         status.expect("waiting for a child").code().unwrap_or(-1)
     }
 
-    /// Waits until the log holds a text.
-    pub async fn says(&self, text: &str) {
-        eventually(text, async || self.log().contains(text).then_some(())).await;
-    }
-
     /// The most memory it ever had resident, in bytes.
     pub fn peak_memory(&self) -> u64 {
         peak_memory(self.pid).expect("the daemon runs")

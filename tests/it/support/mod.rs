@@ -7,11 +7,13 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod image;
+pub mod layout;
 pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod rules;
 pub mod skopeo;
+pub mod stage;
 pub mod token;
 
 use std::net::TcpListener;
@@ -25,6 +27,7 @@ pub use image::{Blob, Document, Image};
 pub use proxy::{Kind, Proxy};
 pub use registry::{Program, Registry};
 pub use rules::{Act, Cut, Gate, Reply, Rule};
+pub use stage::Stage;
 pub use token::TokenServer;
 
 /// Asks again and again until there is an answer; panics after 30 s. For states of other processes that send no event.

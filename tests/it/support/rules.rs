@@ -124,11 +124,6 @@ impl Gate {
         there.unwrap_or_else(|_| panic!("not {count} at the gate within 60 s")).expect("the gate is here");
     }
 
-    /// How many have come to the gate.
-    pub fn count(&self) -> usize {
-        *self.arrived.borrow()
-    }
-
     pub(super) async fn pass(&self) {
         self.arrived.send_modify(|there| *there += 1);
         let _ = self.open.subscribe().wait_for(|open| *open).await;

@@ -17,7 +17,9 @@ pub async fn raw_digest(reference: &str) -> String {
 
 /// `skopeo copy --all` between two references with their transports (`docker://…`, `oci:…`, `dir:…`).
 pub async fn copy(source: &str, destination: &str) {
-    let copied = run(&["copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", source, destination]).await;
+    let copied =
+        run(&["copy", "--all", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false", source, destination])
+            .await;
     assert!(copied.status.success(), "skopeo copy {source} {destination}: {}", String::from_utf8_lossy(&copied.stderr));
 }
 
