@@ -1,7 +1,14 @@
 //! Tests against real servers, through the doors that users use.
 
+mod support;
+
+mod bad_input;
 mod contract;
 mod layout;
-mod support {
-    pub mod memory;
-}
+mod layouts;
+mod memory_bound;
+mod metrics;
+mod promote;
+mod running;
+mod table;
+mod tools;

@@ -1,0 +1,87 @@
+//! Folders of OCI image layouts are registries too: there and back without a changed byte, readable by others.
+
+use serde_json::json;
+
+use crate::support::*;
+
+fn images() -> Vec<(&'static str, Image)> {
+    let children = [Image::oci(1, &[4000, 20]), Image::oci(2, &[30_000])];
+    vec![("v1", Image::oci(3, &[100_000, 0])), ("v2", Image::index(&children)), ("v3", Image::empty_config(4))]
+}
+
+#[tokio::test]
+async fn from_layout_to_registry_to_layout_nothing_changes() {
+    let registry = Registry::distribution3();
+    let ferry = Ferry::bare();
+    let (here, there) = (ferry.path("here"), ferry.path("there"));
+    let images = images();
+    let tags: Vec<(&str, &Image)> = images.iter().map(|(tag, image)| (*tag, image)).collect();
+    layout::write(&here.join("team/app"), &tags);
+
+    let out = Config::new().registry("staging", &format!("layout:{}", here.display())).registry("production", &registry.url());
+    ferry.write_config(&out.route("team/app", json!({})));
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!(run.total("promoted"), 3);
+    for (tag, image) in &images {
+        registry.client().assert_holds("team/app", tag, image).await;
+    }
+
+    let back = Config::new().registry("staging", &registry.url()).registry("production", &format!("layout:{}", there.display()));
+    ferry.write_config(&back.route("team/app", json!({})));
+    ferry.sync(&[]).await.expect(0);
+    let third = Registry::distribution2();
+    for (tag, image) in &images {
+        layout::assert_holds(&there.join("team/app"), tag, image);
+        let from = format!("oci:{}:{tag}", there.join("team/app").display());
+        // skopeo reads what we wrote; it refuses images without a config of its own kind.
+        if *tag != "v3" {
+            skopeo::copy(&from, &format!("docker://{}/app:{tag}", third.address())).await;
+            third.client().assert_holds("app", tag, image).await;
+        }
+    }
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 3);
+}
+
+#[tokio::test]
+async fn what_registries_refuse_travels_between_layouts() {
+    let ferry = Ferry::bare();
+    let artifact = Image::artifact(1, 5000);
+    layout::write(&ferry.path("here/app"), &[("v1", &artifact), ("cache", &Image::cache(2, &[300, 400]))]);
+    let config = Config::new()
+        .registry("staging", &format!("layout:{}", ferry.path("here").display()))
+        .registry("production", &format!("layout:{}", ferry.path("there").display()));
+    ferry.write_config(&config.route("app", json!({})));
+    ferry.sync(&[]).await.expect(0);
+    layout::assert_holds(&ferry.path("there/app"), "v1", &artifact);
+    layout::assert_holds(&ferry.path("there/app"), "cache", &Image::cache(2, &[300, 400]));
+}
+
+#[tokio::test]
+async fn a_corrupt_blob_on_disk_goes_nowhere() {
+    let registry = Registry::distribution2();
+    let ferry = Ferry::bare();
+    let image = Image::oci(1, &[5000]);
+    let app = ferry.path("here/app");
+    layout::write(&app, &[("v1", &image)]);
+    let layer = &image.blobs[1].digest;
+    std::fs::write(app.join("blobs/sha256").join(&layer[7..]), vec![7; 5000]).unwrap();
+    let config = Config::new().registry("staging", &format!("layout:{}", ferry.path("here").display()));
+    ferry.write_config(&config.registry("production", &registry.url()).route("app", json!({})));
+    let run = ferry.sync(&[]).await.expect(1);
+    assert_eq!(run.job("v1")["error"]["class"], "corrupt");
+    registry.client().assert_lacks("app", "v1", &[layer]).await;
+}
+
+#[tokio::test]
+async fn copy_reads_and_writes_one_layout() {
+    let registry = Registry::distribution2();
+    let ferry = Ferry::bare();
+    let image = Image::index(&[Image::oci(1, &[500]), Image::oci(2, &[600])]);
+    registry.client().push("app", "v1", &image).await;
+    let folder = ferry.path("disk");
+    let place = format!("layout:{}:kept", folder.display());
+    ferry.run(&["copy", &format!("{}/app:v1", registry.address()), &place]).await.expect(0);
+    layout::assert_holds(&folder, "kept", &image);
+    ferry.run(&["copy", &place, &format!("{}/other:v1", registry.address())]).await.expect(0);
+    registry.client().assert_holds("other", "v1", &image).await;
+}

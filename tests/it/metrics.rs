@@ -1,0 +1,122 @@
+//! What Prometheus sees: the agreed names, nothing that its linter minds, and a target that is up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use crate::support::prometheus::{Prometheus, lint};
+use crate::support::*;
+
+/// One line for each metric: name, kind, labels in order; `maybe` in front of one that has no series before its event.
+const AGREED: &str = include_str!("metrics.txt");
+
+#[derive(Debug, PartialEq, Eq)]
+struct Metric {
+    kind: String,
+    labels: BTreeSet<String>,
+}
+
+async fn at_work() -> (Stage, Daemon) {
+    let stage = Stage::new(Program::Distribution3).await;
+    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
+    let daemon = stage.ferry.start_ready().await;
+    assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
+    (stage, daemon)
+}
+
+#[tokio::test]
+async fn a_scrape_has_the_agreed_metrics_and_no_other() {
+    let (_stage, daemon) = at_work().await;
+    let scraped = parse(&daemon.metrics().await);
+    let mut expected = BTreeSet::new();
+    for line in AGREED.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        let maybe = words[0] == "maybe";
+        if maybe {
+            words.remove(0);
+        }
+        let name = format!("blobferry_{}", words[0]);
+        let labels = words[2..].iter().map(ToString::to_string).collect();
+        match scraped.get(&name) {
+            Some(found) => assert_eq!(*found, Metric { kind: words[1].into(), labels }, "{name}"),
+            None => assert!(maybe, "{name} is missing"),
+        }
+        expected.insert(name);
+    }
+    let unknown: Vec<_> = scraped.keys().filter(|name| !expected.contains(*name) && !name.starts_with("process_")).collect();
+    assert!(unknown.is_empty(), "not agreed: {unknown:?}");
+    assert!(scraped.contains_key("process_resident_memory_bytes"));
+}
+
+#[tokio::test]
+async fn every_series_of_a_route_exists_before_its_first_event() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let daemon = stage.ferry.start_ready().await;
+    let route = [("route", "app"), ("destination", "production")];
+    for outcome in
+        ["promoted", "up_to_date", "conflict", "drift", "existing", "refused", "gone", "waiting", "interrupted", "failed"]
+    {
+        let labels = [&route[..], &[("result", outcome)]].concat();
+        assert_eq!(daemon.metric("blobferry_outcomes_total", &labels).await, Some(0.0), "{outcome}");
+    }
+    for state in ["up_to_date", "pending", "waiting", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"] {
+        let labels = [&route[..], &[("state", state)]].concat();
+        assert_eq!(daemon.metric("blobferry_tags", &labels).await, Some(0.0), "{state}");
+    }
+    for how in ["present", "mounted", "copied"] {
+        let labels = [&route[..], &[("how", how)]].concat();
+        assert_eq!(daemon.metric("blobferry_blobs_total", &labels).await, Some(0.0), "{how}");
+    }
+}
+
+#[tokio::test]
+async fn numbers_tell_what_happened() {
+    let (stage, daemon) = at_work().await;
+    let route = [("route", "app"), ("destination", "production")];
+    assert_eq!(daemon.metric("blobferry_promotions_total", &route).await, Some(1.0));
+    assert_eq!(daemon.metric("blobferry_tags", &[("state", "up_to_date")]).await, Some(1.0));
+    assert_eq!(daemon.metric("blobferry_blobs_total", &[("how", "copied")]).await, Some(2.0));
+    let sent = daemon.metric("blobferry_transfer_bytes_total", &[("registry", "production"), ("direction", "sent")]).await;
+    assert_eq!(sent, Some(stage.target.bytes(&[Kind::UploadPatch, Kind::UploadPut]).0 as f64));
+    let read = daemon.metric("blobferry_transfer_bytes_total", &[("registry", "staging"), ("direction", "read")]).await;
+    assert_eq!(read, Some(stage.source.bytes(&[Kind::BlobGet]).1 as f64));
+    let text = daemon.metrics().await;
+    assert!(!text.contains("sha256:"), "a digest is no label");
+    assert!(!text.contains("\"v1\""), "a tag is no label");
+    assert!(!text.contains("http://"), "a URL is no label");
+}
+
+#[tokio::test]
+async fn the_linter_has_nothing_to_say() {
+    let (_stage, daemon) = at_work().await;
+    assert_eq!(lint(&daemon.metrics().await).await, "");
+}
+
+#[tokio::test]
+async fn a_real_prometheus_has_the_target_up() {
+    let (_stage, daemon) = at_work().await;
+    let prometheus = Prometheus::scraping(daemon.url().trim_start_matches("http://")).await;
+    prometheus.target_up().await;
+    let promotions =
+        eventually("prometheus has the promotion", async || prometheus.query("sum(blobferry_promotions_total)").await).await;
+    assert_eq!(promotions, 1.0);
+}
+
+fn parse(text: &str) -> BTreeMap<String, Metric> {
+    let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').expect("a name and a kind");
+            metrics.insert(name.into(), Metric { kind: kind.into(), labels: BTreeSet::new() });
+        } else if let Some((series, labels)) = line.split_once('{') {
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| series.strip_suffix(end))
+                .filter(|base| metrics.contains_key(*base));
+            let metric = metrics.get_mut(base.unwrap_or(series)).expect("a kind comes before its series");
+            metric.labels.extend(labels.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(label, _)| label.to_owned()));
+            metric.labels.remove("le");
+        }
+    }
+    metrics
+}

@@ -1,0 +1,319 @@
+//! The program under test: the built binary with a config, a state folder and an environment of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::{Config, eventually, free_port};
+
+/// No run of the program may take longer, unless a test says so.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A place to run the program from: scratch folder, config file, state.
+pub struct Ferry {
+    scratch: TempDir,
+    port: u16,
+    environment: Vec<(String, String)>,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    /// The most memory it was seen to have resident, in bytes.
+    pub peak_memory: u64,
+}
+
+impl Ferry {
+    pub fn new(config: &Config) -> Ferry {
+        let scratch = TempDir::with_prefix("blobferry-").expect("a scratch directory");
+        let ferry = Ferry { scratch, port: free_port(), environment: Vec::new() };
+        std::fs::create_dir(ferry.path("home")).expect("a home in the scratch directory");
+        ferry.write_config(config);
+        ferry
+    }
+
+    /// A place for commands that need no config.
+    pub fn bare() -> Ferry {
+        Ferry::new(&Config::new())
+    }
+
+    /// Adds a variable to the otherwise clean environment.
+    pub fn with_env(mut self, name: &str, value: &str) -> Ferry {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// A path in the scratch folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Writes a file into the scratch folder; returns its path.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).expect("a file in the scratch directory");
+        self.path(name).display().to_string()
+    }
+
+    pub fn write_config(&self, config: &Config) {
+        self.file("blobferry.yaml", &config.write(&format!("127.0.0.1:{}", self.port), &self.path("state").display().to_string()));
+    }
+
+    /// Forgets what production was seen to hold.
+    pub fn delete_index(&self) {
+        self.delete_database("index");
+    }
+
+    /// Forgets what was written and decided.
+    pub fn delete_ledger(&self) {
+        self.delete_database("ledger");
+    }
+
+    fn delete_database(&self, name: &str) {
+        let mut found = false;
+        for suffix in ["", "-wal", "-shm"] {
+            found |= std::fs::remove_file(self.path("state").join(format!("{name}.db{suffix}"))).is_ok();
+        }
+        assert!(found, "there was no {name}.db in {}", self.path("state").display());
+    }
+
+    /// Runs a command to its end; panics when that takes longer than two minutes.
+    pub async fn run(&self, arguments: &[&str]) -> Run {
+        self.run_within(DEADLINE, arguments).await
+    }
+
+    /// `sync --json`.
+    pub async fn sync(&self, more: &[&str]) -> Run {
+        self.run(&[&["sync", "--json"], more].concat()).await
+    }
+
+    /// Runs a command that must end within `deadline`.
+    pub async fn run_within(&self, deadline: Duration, arguments: &[&str]) -> Run {
+        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let pid = child.id().expect("a child that was not waited for has an id");
+        let stdout = collect(child.stdout.take().expect("stdout is piped"));
+        let stderr = collect(child.stderr.take().expect("stderr is piped"));
+        let mut peak = 0;
+        let ended = timeout(deadline, async {
+            loop {
+                peak = peak.max(peak_memory(pid).unwrap_or(0));
+                if let Ok(status) = timeout(Duration::from_millis(20), child.wait()).await {
+                    break status.expect("waiting for a child");
+                }
+            }
+        });
+        let Ok(status) = ended.await else {
+            child.kill().await.expect("killing a child");
+            panic!("{arguments:?} did not end within {deadline:?}; stderr:\n{}", stderr.text());
+        };
+        let (stdout, stderr) = (stdout.end().await, stderr.end().await);
+        let code = status.code().unwrap_or_else(|| panic!("{arguments:?} was killed: {status}; stderr:\n{stderr}"));
+        Run { code, stdout, stderr, peak_memory: peak }
+    }
+
+    /// Starts `blobferry run` and waits until it is alive.
+    pub async fn start(&self) -> Daemon {
+        let mut child = self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let log = collect(child.stderr.take().expect("stderr is piped"));
+        let pid = child.id().expect("a child that was not waited for has an id");
+        let base = format!("http://127.0.0.1:{}", self.port);
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client without options");
+        let mut daemon = Daemon { child, pid, base, http, log };
+        eventually("the daemon is alive", async || {
+            if let Some(status) = daemon.child.try_wait().expect("asking for a child") {
+                panic!("the daemon ended with {status}:\n{}", daemon.log());
+            }
+            daemon.http.get(format!("{}/healthz", daemon.base)).send().await.ok().filter(|answer| answer.status().is_success())
+        })
+        .await;
+        daemon
+    }
+
+    /// Starts `blobferry run` and waits until every route has been looked at once.
+    pub async fn start_ready(&self) -> Daemon {
+        let daemon = self.start().await;
+        daemon.ready().await;
+        daemon
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.path("home")).env("BLOBFERRY_CONFIG", self.path("blobferry.yaml"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(self.scratch.path()).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+}
+
+impl Run {
+    /// The report on stdout.
+    pub fn report(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in:\n{}\nstderr:\n{}", self.stdout, self.stderr))
+    }
+
+    /// Asserts the exit code, here and in the report.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Run {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        if self.stdout.starts_with('{') {
+            assert_eq!(self.report()["exit_code"], code, "the report's exit code");
+        }
+        self
+    }
+
+    /// A count of the report's totals.
+    pub fn total(&self, name: &str) -> u64 {
+        self.report()["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.stdout))
+    }
+
+    /// The report's job for a tag.
+    pub fn job(&self, tag: &str) -> Value {
+        let report = self.report();
+        let jobs = report["jobs"].as_array().expect("a report has jobs");
+        let ending = format!(":{tag}");
+        let found = jobs.iter().find(|job| job["source"].as_str().is_some_and(|source| source.ends_with(&ending)));
+        found.unwrap_or_else(|| panic!("no job for {tag} in {report:#}")).clone()
+    }
+
+    /// Everything that was said.
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    pub pid: u32,
+    base: String,
+    http: reqwest::Client,
+    log: Collected,
+}
+
+impl Daemon {
+    /// `http://127.0.0.1:port`.
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    pub async fn ready(&self) {
+        eventually("every route was looked at", async || {
+            let answer = self.http.get(format!("{}/readyz", self.base)).send().await.ok();
+            answer.filter(|answer| answer.status().is_success())
+        })
+        .await;
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.http.get(format!("{}{path}", self.base)).send().await.expect("the daemon answers")
+    }
+
+    /// `POST /v1/sync`: status and body.
+    pub async fn ping(&self, body: Value) -> (u16, Value) {
+        let request = self.request("/v1/sync").header("content-type", "application/json").body(body.to_string());
+        let answer = request.send().await.expect("the daemon answers");
+        let status = answer.status().as_u16();
+        (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("an answer in JSON"))
+    }
+
+    /// A POST that is not sent yet, for headers of all kinds.
+    pub fn request(&self, path: &str) -> reqwest::RequestBuilder {
+        self.http.post(format!("{}{path}", self.base)).timeout(DEADLINE)
+    }
+
+    pub async fn metrics(&self) -> String {
+        self.get("/metrics").await.text().await.expect("metrics are text")
+    }
+
+    /// The value of a series, such as `blobferry_queue_depth` or with labels in braces; all given labels must be there.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let text = self.metrics().await;
+        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let fits = |line: &&str| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(['{', ' ']) && wanted.iter().all(|label| rest.contains(label.as_str()))
+        };
+        let values: Vec<f64> = text.lines().filter(fits).filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// Sends a signal by name, such as `USR1`.
+    pub async fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid.to_string()).status().await.expect("kill runs");
+        assert!(sent.success(), "the daemon is not there to be told {name}");
+    }
+
+    /// Waits for the end; returns the exit code. Panics when it takes longer than a minute.
+    pub async fn ended(&mut self) -> i32 {
+        let status = timeout(Duration::from_secs(60), self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("the daemon did not end within 60 s:\n{}", self.log()));
+        status.expect("waiting for a child").code().unwrap_or(-1)
+    }
+
+    /// The most memory it ever had resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        peak_memory(self.pid).expect("the daemon runs")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the daemon said last:\n{}", lines[lines.len().saturating_sub(80)..].join("\n"));
+        }
+    }
+}
+
+/// `VmHWM` of a process, in bytes.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// What a child says, gathered while it runs.
+struct Collected {
+    text: Arc<Mutex<String>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Collected {
+    fn text(&self) -> String {
+        self.text.lock().expect("no panic while gathering").clone()
+    }
+
+    async fn end(self) -> String {
+        self.reader.await.expect("gathering lines");
+        self.text.lock().expect("no panic while gathering").clone()
+    }
+}
+
+fn collect(stream: impl tokio::io::AsyncRead + Unpin + Send + 'static) -> Collected {
+    let text = Arc::new(Mutex::new(String::new()));
+    let into = text.clone();
+    let reader = tokio::spawn(async move {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0) {
+            into.lock().expect("no panic while gathering").push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    Collected { text, reader }
+}
