@@ -18,7 +18,7 @@ use super::metrics::Operation;
 use super::redirect::Whose;
 use super::transport::{Answer, Call, host_of};
 use crate::endpoint::{BlobBody, Presence};
-use crate::fault::{Class, Fault};
+use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest};
 
 impl Repository {
@@ -84,12 +84,14 @@ impl Repository {
 
     /// A refusal of a read. A storage service refuses when its signed address has run out: the registry gives a new one.
     async fn read_refused(&self, answer: Answer, about: &About) -> Fault {
-        let foreign = answer.whose == Whose::Foreign;
-        let host = host_of(&answer.url);
+        let (foreign, host) = (answer.whose == Whose::Foreign, host_of(&answer.url));
         let refusal = self.transport().refusal(answer).await;
-        let expired = matches!(refusal.status(), 400 | 401 | 403) || refusal.has("EXPIREDTOKEN") || refusal.has("ExpiredToken");
-        let fault = refusal.fault(about);
-        if foreign && expired { fault.with_class(Class::RETRYABLE).while_doing(format!("storage at {host}")) } else { fault }
+        if foreign && matches!(refusal.status(), 400 | 401 | 403) {
+            let code = refusal.entries.first().map_or("without a code", |entry| entry.code.as_str());
+            let (status, code) = (refusal.status(), crate::fault::clip(code, 60));
+            return about.retryable(format!("the storage at {host} answers {status} {code}; its signed address may have run out"));
+        }
+        refusal.fault(about)
     }
 
     fn blob_call<'a>(&'a self, method: Method, digest: &Digest, about: &'a About) -> Call<'a> {

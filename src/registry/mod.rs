@@ -7,7 +7,7 @@
 //! | file | what is there |
 //! |---|---|
 //! | `transport` | the only place that sends: credentials, one challenge round, redirects, deadlines, counting |
-//! | `client`, `redirect`, `watch` | HTTP clients and trust; where a request may lead; the body of an upload on its way |
+//! | `client`, `redirect`, `body` | HTTP clients and trust; where a request may lead; the body of an upload on its way |
 //! | `blob`, `upload`, `manifest`, `tags`, `referrers` | the endpoints |
 //! | [`auth`] | credentials, challenges, tokens |
 //! | [`profile`] | what each kind of registry does differently |
@@ -15,6 +15,7 @@
 
 pub mod auth;
 mod blob;
+mod body;
 mod client;
 mod error;
 mod manifest;
@@ -25,7 +26,6 @@ mod referrers;
 mod tags;
 mod transport;
 mod upload;
-mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -54,7 +54,7 @@ impl Repository {
 }
 
 impl Registry {
-    /// One page of the repositories (`_catalog`). `None`: this registry does not list them, or not for us.
+    /// One page of the repositories (`_catalog`). `None`: this registry lists none (404).
     ///
     /// # Errors
     /// As any request; many hosted registries refuse this one.

@@ -16,11 +16,11 @@ use url::Url;
 
 use super::Deadlines;
 use super::auth::{Authority, Scopes};
+use super::body::{self, Overdue, Watch};
 use super::client::{Clients, Lane};
 use super::error::{About, Refusal, broken};
 use super::metrics::{Meter, Operation};
 use super::redirect::{Guard, Hops, Refused, Whose};
-use super::watch::{self, Overdue, Watch};
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
 
@@ -234,12 +234,12 @@ impl Transport {
     pub(super) async fn upload(&self, call: &Call<'_>, body: BlobBody, length: u64) -> Result<(Answer, bool), Fault> {
         let whose = self.judge(call)?;
         let authorization = self.authorization(call, whose).await?;
-        let (sending, hold) = watch::watched(body, length, self.meter.sent.clone());
+        let (sending, hold) = body::watched(body, length, self.meter.sent.clone());
         let client = self.clients.of(whose, call.lane).await?;
         let hop = Hop { operation: call.operation, url: &call.url, whose, authorization: authorization.as_ref() };
         let sent = self.transmit(client, call, hop, Body::wrap(sending));
         let close = call.deadline.unwrap_or(self.deadlines.close);
-        let sent = watch::answered(sent, &hold, self.deadlines.idle, close).await;
+        let sent = body::answered(sent, &hold, self.deadlines.idle, close).await;
         if let Some(fault) = hold.take_fault() {
             return Err(fault);
         }

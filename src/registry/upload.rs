@@ -102,6 +102,7 @@ impl Repository {
         if offset > 0 && length > 0 {
             call = call.text(header::CONTENT_RANGE, &format!("{offset}-{}", offset + length - 1));
         }
+        // A registry that got the blob on another way may say so before it has taken all of this one.
         let (answer, _) = self.send_body(call, length, body).await?;
         match answer.status.as_u16() {
             200 | 201 | 204 => agrees(&answer, digest, &about).map(|()| Sent::Accepted { reported: None }),
