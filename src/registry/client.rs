@@ -1,0 +1,175 @@
+//! The HTTP clients of one registry: trust, proxies, connections.
+//!
+//! Three of them. `api` speaks HTTP/2 where it can; `blob` speaks HTTP/1.1 only, since one connection for each body is
+//! faster than many bodies on one. `foreign` goes where answers lead: it never holds the registry's client certificate.
+//! None follows redirects, keeps cookies, or decompresses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, ClientBuilder, Identity, redirect};
+use secrecy::{ExposeSecret as _, SecretSlice};
+use tokio::sync::OnceCell;
+use url::Url;
+
+use super::Deadlines;
+use super::redirect::{Guard, Resolver, Whose};
+use crate::fault::Fault;
+
+/// Whom a registry trusts and who it is to them.
+#[derive(Default)]
+pub struct Tls {
+    /// Certificates in PEM that are trusted besides the system's.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Our certificate chain and private key in one PEM text, for registries that ask for one.
+    pub identity_pem: Option<SecretSlice<u8>>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("ca", &self.ca_pem.is_some()).field("identity", &self.identity_pem.is_some()).finish()
+    }
+}
+
+/// Which client a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Small questions and answers.
+    Api,
+    /// Bodies of blobs.
+    Blob,
+}
+
+/// The clients of one registry.
+pub(super) struct Clients {
+    pub(super) api: Client,
+    blob: Client,
+    foreign: OnceCell<Client>,
+    plan: Plan,
+}
+
+/// All it takes to build a client.
+#[derive(Clone)]
+struct Plan {
+    name: String,
+    url: Url,
+    certificates: Vec<Certificate>,
+    identity: Option<Identity>,
+    loopback: bool,
+    connect: Duration,
+    guard: Arc<Guard>,
+}
+
+impl Clients {
+    /// Builds the clients of the registry called `name` at `url`. `realms` says whether token servers elsewhere are named,
+    /// which speak https even when the registry does not.
+    ///
+    /// # Errors
+    /// Certificates or keys that do not parse, and a system without CA certificates when https needs them.
+    pub(super) fn new(
+        name: &str,
+        url: &Url,
+        tls: &Tls,
+        realms: bool,
+        deadlines: &Deadlines,
+        guard: Arc<Guard>,
+    ) -> Result<Clients, Fault> {
+        let plan = Plan::new(name, url, tls, deadlines, guard)?;
+        let trusting = url.scheme() == "https" || realms || !plan.certificates.is_empty();
+        let api = match (plan.api(trusting), trusting) {
+            // Plain http must work on a system without CA certificates.
+            (Err(_), true) if url.scheme() == "http" => plan.api(false),
+            (built, _) => built,
+        };
+        let blob = plan.blob(url.scheme() == "https").map_err(|error| plan.fault(error))?;
+        Ok(Clients { api: api.map_err(|error| plan.fault(error))?, blob, foreign: OnceCell::new(), plan })
+    }
+
+    /// The client for an address.
+    pub(super) async fn of(&self, whose: Whose, lane: Lane) -> Result<&Client, Fault> {
+        match (whose, lane) {
+            (Whose::Own, Lane::Api) => Ok(&self.api),
+            (Whose::Own, Lane::Blob) => Ok(&self.blob),
+            (Whose::Foreign, _) => self.foreign.get_or_try_init(|| self.plan.foreign()).await,
+        }
+    }
+}
+
+impl Plan {
+    fn new(name: &str, url: &Url, tls: &Tls, deadlines: &Deadlines, guard: Arc<Guard>) -> Result<Plan, Fault> {
+        let unusable = |what: &str| Fault::rejected(format!("registry {name}: {what}"));
+        let certificates = match &tls.ca_pem {
+            None => Vec::new(),
+            Some(pem) => Certificate::from_pem_bundle(pem)
+                .ok()
+                .filter(|certificates| !certificates.is_empty())
+                .ok_or_else(|| unusable("`ca_file` holds no certificate in PEM"))?,
+        };
+        let identity = tls.identity_pem.as_ref().map(|pem| Identity::from_pem(pem.expose_secret())).transpose();
+        Ok(Plan {
+            name: name.to_string(),
+            url: url.clone(),
+            certificates,
+            identity: identity
+                .map_err(|_| unusable("`client_cert_file` and `client_key_file` hold no certificate and private key in PEM"))?,
+            loopback: super::is_loopback(url),
+            connect: deadlines.connect,
+            guard,
+        })
+    }
+
+    fn base(&self, trusting: bool) -> ClientBuilder {
+        let mut builder = Client::builder()
+            .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.connect)
+            .pool_idle_timeout(Duration::from_secs(15))
+            .tcp_keepalive(Duration::from_secs(30))
+            .dns_resolver(Resolver(self.guard.clone()));
+        if self.loopback {
+            builder = builder.no_proxy();
+        }
+        if trusting { builder.tls_certs_merge(self.certificates.iter().cloned()) } else { builder.tls_certs_only([]) }
+    }
+
+    fn known(&self, trusting: bool) -> ClientBuilder {
+        let builder = self.base(trusting);
+        match &self.identity {
+            Some(identity) => builder.identity(identity.clone()),
+            None => builder,
+        }
+    }
+
+    fn api(&self, trusting: bool) -> reqwest::Result<Client> {
+        let beat = Duration::from_secs(10);
+        self.known(trusting).http2_keep_alive_interval(beat).http2_keep_alive_timeout(beat).build()
+    }
+
+    fn blob(&self, trusting: bool) -> reqwest::Result<Client> {
+        self.known(trusting).http1_only().build()
+    }
+
+    /// Loads the system's certificates from disk, hence beside the runtime.
+    async fn foreign(&self) -> Result<Client, Fault> {
+        let plan = self.clone();
+        let built = tokio::task::spawn_blocking(move || {
+            let trusting = plan.base(true).http1_only().build();
+            match trusting {
+                Err(_) if plan.url.scheme() == "http" => plan.base(false).http1_only().build(),
+                built => built,
+            }
+        });
+        let built = built.await.map_err(|error| Fault::retryable("the HTTP client was not built").because(error))?;
+        built.map_err(|error| self.fault(error))
+    }
+
+    fn fault(&self, error: reqwest::Error) -> Fault {
+        let text = if self.certificates.is_empty() && self.identity.is_none() {
+            "no CA certificates on this system; install them (package ca-certificates) or name the registry's CA with `ca_file`"
+        } else {
+            "its certificates cannot be used; check `ca_file`, `client_cert_file` and `client_key_file`"
+        };
+        Fault::rejected(format!("registry {}: {text}", self.name)).because(error.without_url())
+    }
+}

@@ -1,0 +1,470 @@
+//! Statuses and wire codes → a [`Fault`] with a class and a way out, in one table.
+//!
+//! The status decides first, with two exceptions: a code that says "too many requests" is a reason to wait under any
+//! status, and a code that says "not retryable" beats a 5xx (distribution answers 500 with MANIFEST_BLOB_UNKNOWN).
+//! Texts of peers are clipped; queries of URLs are never shown.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::redirect::Refused;
+use crate::fault::{Class, Fault, clip};
+
+/// Longest wait that a registry may ask for.
+const MOST_WAIT: Duration = Duration::from_secs(300);
+
+/// What was being done, for the sentence of a failure.
+#[derive(Clone, Debug)]
+pub(super) struct About {
+    doing: &'static str,
+    registry: Arc<str>,
+    place: Arc<str>,
+    writes: bool,
+}
+
+impl About {
+    /// `doing` at `registry`; `place` is `host/repository[:tag|@digest]`.
+    pub(super) fn new(doing: &'static str, registry: &Arc<str>, place: String) -> About {
+        About { doing, registry: registry.clone(), place: place.into(), writes: false }
+    }
+
+    /// The same, of something that changes the registry.
+    pub(super) fn writing(self) -> About {
+        About { writes: true, ..self }
+    }
+
+    /// A failure of `class` in this.
+    pub(super) fn fault(&self, class: Class, text: impl AsRef<str>) -> Fault {
+        Fault::new(class, format!("{} at {} ({}): {}", self.doing, self.registry, self.place, text.as_ref()))
+    }
+
+    /// Worth another try.
+    pub(super) fn retryable(&self, text: impl AsRef<str>) -> Fault {
+        self.fault(Class::RETRYABLE, text)
+    }
+
+    /// Beyond mending.
+    pub(super) fn rejected(&self, text: impl AsRef<str>) -> Fault {
+        self.fault(Class::Rejected, text)
+    }
+
+    /// Not what was promised.
+    pub(super) fn corrupt(&self, text: impl AsRef<str>) -> Fault {
+        self.fault(Class::Corrupt, text)
+    }
+}
+
+/// One entry of an error body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The code, upper case.
+    pub(super) code: String,
+    /// The sentence.
+    pub(super) message: String,
+    /// Whatever else it says, as JSON text.
+    pub(super) detail: String,
+}
+
+/// An answer that is no success, as read.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    after: Option<Duration>,
+    pub(super) entries: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    errors: Option<serde_json::Value>,
+    #[serde(default)]
+    message: Option<serde_json::Value>,
+    #[serde(default)]
+    error: Option<serde_json::Value>,
+}
+
+impl Refusal {
+    /// Reads an answer. The body may be JSON of the specification, other JSON, XML of a storage service, HTML, text or
+    /// nothing.
+    pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Refusal {
+        Refusal { status, after: retry_after(headers, Timestamp::now()), entries: entries(body) }
+    }
+
+    /// The status.
+    pub(super) fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    /// Whether one of the entries has this code.
+    pub(super) fn has(&self, code: &str) -> bool {
+        self.entries.iter().any(|entry| entry.code == code)
+    }
+
+    /// Whether a code, message or detail holds `words`, in any case.
+    pub(super) fn mentions(&self, words: &str) -> bool {
+        let words = words.to_ascii_lowercase();
+        let holds = |text: &String| text.to_ascii_lowercase().contains(&words);
+        self.entries.iter().any(|entry| [&entry.code, &entry.message, &entry.detail].into_iter().any(holds))
+    }
+
+    /// Whether the token that came with the request has expired: ECR says so with a 403.
+    pub(super) fn says_expired(&self) -> bool {
+        self.mentions("authorization token has expired")
+    }
+
+    /// The class.
+    pub(super) fn class(&self) -> Class {
+        class_of(self.status(), self.entries.iter().map(|entry| entry.code.as_str()), self.after)
+    }
+
+    /// The failure, told in full.
+    pub(super) fn fault(&self, about: &About) -> Fault {
+        let class = self.class();
+        let mut text = self.status().to_string();
+        // The entry that decides comes first: distribution puts UNKNOWN before the code that explains.
+        let telling = self.entries.iter().find(|entry| code_class(&entry.code).is_some()).or(self.entries.first());
+        if let Some(entry) = telling {
+            if !entry.code.is_empty() {
+                text.push_str(&format!(" {}", clip(&entry.code, 60)));
+            }
+            if !entry.message.is_empty() {
+                text.push_str(&format!(": {}", clip(&entry.message, 400)));
+            }
+        } else if let Some(reason) = self.status.canonical_reason() {
+            text.push_str(&format!(" {reason}"));
+        }
+        if let Some(way_out) = self.way_out(about) {
+            text.push_str(&format!("; {way_out}"));
+        }
+        about.fault(class, text)
+    }
+
+    fn way_out(&self, about: &About) -> Option<String> {
+        let registry = &about.registry;
+        if self.has("NAME_UNKNOWN") && about.writes {
+            return Some(format!("the repository does not exist in {registry}; create it"));
+        }
+        let text = match self.status() {
+            401 => format!("{registry} does not accept the credentials; check them"),
+            403 => format!("the credentials for {registry} lack this right; grant it"),
+            404 if about.writes => format!("the repository does not exist in {registry}; create it"),
+            405 => format!("{registry} does not offer this; set its `kind`, or check what stands in front of it"),
+            407 => "the proxy in between wants credentials of its own; put them into its address".to_string(),
+            411 => "something in between drops Content-Length; check the proxies on the way".to_string(),
+            413 => format!("raise the largest request body that {registry}, or a proxy in front of it, accepts"),
+            429 => format!("{registry} limits the rate of requests; lower `requests_per_second` for it"),
+            507 => format!("{registry} has no space left"),
+            300..=399 => "the answer leads nowhere; check the registry's `url`".to_string(),
+            _ => return None,
+        };
+        Some(text)
+    }
+}
+
+/// The table: what an answer with this status and these codes asks of the caller.
+pub(super) fn class_of<'a>(status: u16, codes: impl IntoIterator<Item = &'a str>, after: Option<Duration>) -> Class {
+    let waits = Class::Retryable { after };
+    let said: Vec<Class> = codes.into_iter().filter_map(code_class).collect();
+    let refused = said.iter().find(|class| !class.is_retryable());
+    let busy = said.iter().any(|class| class.is_retryable());
+    match status {
+        401 => Class::Auth,
+        _ if busy => waits,
+        403 => Class::Auth,
+        404 => Class::NotFound,
+        408 | 425 | 429 => waits,
+        500..=599 if refused.is_some() => *refused.expect("just seen"),
+        // 520 to 530 are a CDN's words for trouble behind it.
+        500 | 502 | 503 | 504 | 520..=530 => waits,
+        _ => Class::Rejected,
+    }
+}
+
+/// What a code says by itself. `None`: nothing beyond the status.
+fn code_class(code: &str) -> Option<Class> {
+    let class = match code {
+        "TOOMANYREQUESTS" => Class::RETRYABLE,
+        "UNAUTHORIZED" | "DENIED" => Class::Auth,
+        "BLOB_UNKNOWN" | "MANIFEST_BLOB_UNKNOWN" | "MANIFEST_UNKNOWN" | "NAME_UNKNOWN" | "BLOB_UPLOAD_UNKNOWN" => Class::NotFound,
+        "DIGEST_INVALID" => Class::Corrupt,
+        "BLOB_UPLOAD_INVALID" | "MANIFEST_INVALID" | "MANIFEST_UNVERIFIED" | "NAME_INVALID" | "SIZE_INVALID" | "TAG_INVALID" => {
+            Class::Rejected
+        }
+        "UNSUPPORTED" | "PAGINATION_NUMBER_INVALID" | "RANGE_INVALID" => Class::Rejected,
+        // UNKNOWN and UNAVAILABLE are no reasons, and codes outside the specification are no promises.
+        _ => return None,
+    };
+    Some(class)
+}
+
+/// `Retry-After` in seconds or as a date, at most five minutes.
+pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+            Duration::from_secs(u64::try_from(date.as_second().saturating_sub(now.as_second())).unwrap_or(0))
+        }
+    };
+    Some(wait.min(MOST_WAIT))
+}
+
+/// Most entries that are looked at.
+const MOST_ENTRIES: usize = 64;
+
+fn entries(body: &[u8]) -> Vec<Entry> {
+    match serde_json::from_slice::<Document>(body) {
+        Ok(document) => document_entries(document),
+        Err(_) => plain_entry(&String::from_utf8_lossy(body)).into_iter().collect(),
+    }
+}
+
+fn document_entries(document: Document) -> Vec<Entry> {
+    if let Some(serde_json::Value::Array(errors)) = &document.errors {
+        return errors.iter().take(MOST_ENTRIES).map(spec_entry).collect();
+    }
+    let words: Vec<String> = [document.error, document.message, document.errors].iter().flatten().map(text_of).collect();
+    if words.is_empty() { Vec::new() } else { vec![Entry { message: words.join(": "), ..Entry::default() }] }
+}
+
+fn spec_entry(value: &serde_json::Value) -> Entry {
+    let text = |key: &str| value.get(key).filter(|value| !value.is_null()).map(text_of).unwrap_or_default();
+    Entry { code: text("code").to_ascii_uppercase(), message: text("message"), detail: text("detail") }
+}
+
+fn text_of(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn plain_entry(text: &str) -> Option<Entry> {
+    let text = text.trim();
+    if text.is_empty() {
+        return None;
+    }
+    if let Some(code) = between(text, "<Code>", "</Code>") {
+        let message = between(text, "<Message>", "</Message>").unwrap_or_default().to_string();
+        return Some(Entry { code: code.to_string(), message, detail: String::new() });
+    }
+    if text.starts_with('<') {
+        let title = between(text, "<title>", "</title>").unwrap_or("without a title").trim();
+        return Some(Entry { message: format!("an HTML page ({})", clip(title, 100)), ..Entry::default() });
+    }
+    Some(Entry { message: clip(text, 400), ..Entry::default() })
+}
+
+fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(start)?;
+    rest.split_once(end).map(|(inner, _)| inner)
+}
+
+/// Whether bytes that should be JSON are a page for people.
+pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
+    let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
+    bytes.get(start) == Some(&b'<')
+}
+
+/// A request that got no answer, or an answer that broke off: told by what caused it. `when` follows the sentence.
+pub(super) fn broken(error: reqwest::Error, about: &About, host: &str, when: &str) -> Fault {
+    let error = error.without_url();
+    if let Some(refused) = cause::<Refused>(&error) {
+        return about.rejected(refused.to_string());
+    }
+    let chain = chain(&error);
+    let (class, text) = reason(&error, &chain, host);
+    about.fault(class, text + when).because(error)
+}
+
+fn reason(error: &reqwest::Error, chain: &str, host: &str) -> (Class, String) {
+    let kind = cause::<io::Error>(error).map(io::Error::kind);
+    if chain.contains("invalid peer certificate") {
+        return (Class::Rejected, format!("the certificate of {host} is not trusted; name its CA with `ca_file`"));
+    }
+    if chain.contains("received fatal alert") && (chain.contains("ertificate") || chain.contains("UnknownCA")) {
+        return (
+            Class::Rejected,
+            format!("{host} does not accept our certificate; check `client_cert_file` and `client_key_file`"),
+        );
+    }
+    let text = match kind {
+        _ if error.is_dns() => format!("the name of {host} does not resolve"),
+        Some(io::ErrorKind::ConnectionRefused) => format!("{host} refuses connections"),
+        _ if chain.contains("InvalidContentType") => format!("{host} does not speak TLS on this port; is its `url` http://?"),
+        _ if error.is_timeout() && error.is_connect() => format!("{host} does not take the connection in time"),
+        _ if error.is_timeout() => format!("{host} does not answer in time"),
+        _ if error.is_connect() => format!("no connection to {host}"),
+        Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => format!("{host} closed the connection"),
+        _ => format!("the connection to {host} broke"),
+    };
+    (Class::RETRYABLE, text)
+}
+
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut next = Some(error as &(dyn StdError + 'static));
+    while let Some(error) = next {
+        text.push_str(&error.to_string());
+        text.push(' ');
+        next = error.source();
+    }
+    text
+}
+
+fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        // An I/O error hides what it was made from one level deeper than `source` shows.
+        if let Some(found) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref()) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn about() -> About {
+        About::new("read the manifest", &"staging".into(), "host.example/app:v1".to_string())
+    }
+
+    fn refusal(status: u16, body: &str) -> Refusal {
+        Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+    }
+
+    const WAITS: [u16; 18] = [408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530];
+
+    fn expected(status: u16) -> Class {
+        match status {
+            401 | 403 => Class::Auth,
+            404 => Class::NotFound,
+            status if WAITS.contains(&status) => Class::RETRYABLE,
+            _ => Class::Rejected,
+        }
+    }
+
+    #[test]
+    fn every_status_and_every_code_has_one_class() {
+        let silent = ["", "UNKNOWN", "UNAVAILABLE", "SOMETHING_ELSE"];
+        let decided = [
+            ("BLOB_UNKNOWN", Class::NotFound),
+            ("MANIFEST_BLOB_UNKNOWN", Class::NotFound),
+            ("MANIFEST_UNKNOWN", Class::NotFound),
+            ("NAME_UNKNOWN", Class::NotFound),
+            ("BLOB_UPLOAD_UNKNOWN", Class::NotFound),
+            ("UNAUTHORIZED", Class::Auth),
+            ("DENIED", Class::Auth),
+            ("DIGEST_INVALID", Class::Corrupt),
+            ("BLOB_UPLOAD_INVALID", Class::Rejected),
+            ("MANIFEST_INVALID", Class::Rejected),
+            ("MANIFEST_UNVERIFIED", Class::Rejected),
+            ("NAME_INVALID", Class::Rejected),
+            ("SIZE_INVALID", Class::Rejected),
+            ("TAG_INVALID", Class::Rejected),
+            ("UNSUPPORTED", Class::Rejected),
+            ("PAGINATION_NUMBER_INVALID", Class::Rejected),
+            ("RANGE_INVALID", Class::Rejected),
+        ];
+        for status in 400..=599 {
+            for code in silent {
+                assert_eq!(class_of(status, [code], None), expected(status), "{status} {code}");
+            }
+            for (code, class) in decided {
+                let expected = if status >= 500 { class } else { expected(status) };
+                assert_eq!(class_of(status, ["UNKNOWN", code], None), expected, "{status} {code}");
+            }
+            let expected = if status == 401 { Class::Auth } else { Class::RETRYABLE };
+            assert_eq!(class_of(status, ["TOOMANYREQUESTS"], None), expected, "{status} TOOMANYREQUESTS");
+        }
+    }
+
+    #[test]
+    fn the_code_that_explains_is_the_one_that_is_told() {
+        let body =
+            r#"{"errors":[{"code":"UNKNOWN"},{"code":"manifest_blob_unknown","message":"blob unknown","detail":{"digest":"x"}}]}"#;
+        let fault = refusal(500, body).fault(&about());
+        assert_eq!(fault.class(), Class::NotFound);
+        assert_eq!(
+            fault.to_string(),
+            "read the manifest at staging (host.example/app:v1): 500 MANIFEST_BLOB_UNKNOWN: blob unknown"
+        );
+    }
+
+    #[test]
+    fn failures_name_the_way_out() {
+        let table = [
+            (401, "", "check them"),
+            (403, r#"{"errors":[{"code":"DENIED","message":"no"}]}"#, "grant it"),
+            (413, "", "raise the largest request body"),
+            (429, "", "requests_per_second"),
+            (404, r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#, "does not exist in staging; create it"),
+        ];
+        for (status, body, words) in table {
+            let text = refusal(status, body).fault(&about().writing()).to_string();
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(!refusal(404, "").fault(&about()).to_string().contains("create it"));
+    }
+
+    #[test]
+    fn any_body_is_read() {
+        let message = |body: &str| refusal(400, body).entries.first().map(|entry| entry.message.clone());
+        assert_eq!(message(""), None);
+        assert_eq!(message("{}"), None);
+        assert_eq!(message(r#"{"errors":null,"message":"gone"}"#).as_deref(), Some("gone"));
+        assert_eq!(message("<html><title> Sign in </title>").as_deref(), Some("an HTML page (Sign in)"));
+        assert_eq!(message("plain\u{1b}[1m words").as_deref(), Some("plain\\u{1b}[1m words"));
+        let storage = refusal(403, "<?xml?><Error><Code>ExpiredToken</Code><Message>late</Message></Error>");
+        assert!(storage.has("ExpiredToken") && storage.mentions("LATE"));
+        assert!(refusal(403, r#"{"errors":[{"message":"Your Authorization Token has expired. Retry"}]}"#).says_expired());
+        let strange = refusal(400, r#"{"errors":["text",7,{"code":5,"message":{"a":1}}]}"#);
+        assert_eq!(strange.entries.len(), 3);
+    }
+
+    #[test]
+    fn waits_are_read_in_both_forms_and_bounded() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let wait = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap());
+            retry_after(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(wait("7"), Some(7));
+        assert_eq!(wait("86400"), Some(300));
+        assert_eq!(wait("Sat, 21 Nov 2026 10:00:09 GMT"), Some(9));
+        assert_eq!(wait("Sat, 21 Nov 2026 09:00:00 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
+        assert_eq!(wait("-1"), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn html_is_told_from_json() {
+        assert!(looks_like_html(b" \n<!doctype html>"));
+        assert!(!looks_like_html(b" {}") && !looks_like_html(b""));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(body in proptest::collection::vec(any::<u8>(), 0..300), status in 100u16..=999) {
+            let refusal = Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body);
+            let _ = refusal.fault(&about());
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Listings: tags, repositories, and the pages both come in (end-8 and `_catalog`).
+//!
+//! The next page is where `Link` says, to the letter; its absence is the only end. A link to another host is refused, and
+//! so is one to the page just read. How many pages are read is bounded by the caller.
+
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http::{Method, header};
+use serde::Deserialize;
+use url::Url;
+
+use super::auth::Scopes;
+use super::error::{About, looks_like_html};
+use super::metrics::Operation;
+use super::redirect::Whose;
+use super::transport::{Answer, Call};
+use super::{Registry, Repository};
+use crate::endpoint::{Cursor, Page, Tag};
+use crate::fault::Fault;
+use crate::oci::RepositoryName;
+
+/// Most pages that a caller should read of one listing: a million entries of a registry that sends a thousand each.
+pub const MAX_PAGES: usize = 1000;
+/// Largest page, in bytes. Registries without pages send everything at once.
+const MAX_PAGE: usize = 8 * 1024 * 1024;
+/// Entries asked for at a time; distribution 3 refuses more.
+const PAGE_LENGTH: &str = "1000";
+
+#[derive(Deserialize)]
+struct TagList {
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Catalog {
+    #[serde(default)]
+    repositories: Option<Vec<String>>,
+}
+
+impl Repository {
+    /// One page of the tags.
+    pub(super) async fn tag_page(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
+        let about = self.about("list the tags", "");
+        let first = self.transport().url(&format!("/v2/{}/tags/list", self.name));
+        let url = page_url(&self.registry, first, cursor, &about)?;
+        let call = Call::new(Operation::Tags, Method::GET, url, &self.pull, &about).counted(self.tally.as_deref());
+        let Some((bytes, next)) = page(&self.registry, &call, &about).await? else { return Ok(None) };
+        let list: TagList = parse(&bytes, &about)?;
+        let tag = |name| Tag { name, digest: None, pushed: None };
+        Ok(Some(read_entries(list.tags, next, tag)))
+    }
+}
+
+impl Registry {
+    /// One page of the repositories (`_catalog`). `None`: this registry lists none (404).
+    ///
+    /// # Errors
+    /// As any request; many hosted registries refuse this one.
+    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+        let about = self.about("list the repositories");
+        let url = page_url(self, self.transport().url("/v2/_catalog"), cursor, &about)?;
+        let scopes = Scopes::catalog();
+        let call = Call::new(Operation::Catalog, Method::GET, url, &scopes, &about);
+        let Some((bytes, next)) = page(self, &call, &about).await? else { return Ok(None) };
+        let catalog: Catalog = parse(&bytes, &about)?;
+        Ok(Some(read_entries(catalog.repositories, next, |name| name)))
+    }
+}
+
+/// Names in, entries out; what is no name is counted.
+fn read_entries<N: FromStr, T>(names: Option<Vec<String>>, next: Option<Cursor>, entry: impl Fn(N) -> T) -> Page<T> {
+    let names = names.unwrap_or_default();
+    let total = names.len();
+    let entries: Vec<T> = names.iter().filter_map(|name| name.parse().ok()).map(entry).collect();
+    Page { invalid: total - entries.len(), entries, next }
+}
+
+/// The address of a page: the first one asks for a length, the others are where a link led.
+pub(super) fn page_url(registry: &Registry, mut first: Url, cursor: Option<&Cursor>, about: &About) -> Result<Url, Fault> {
+    let Some(Cursor(text)) = cursor else {
+        first.query_pairs_mut().append_pair("n", PAGE_LENGTH);
+        return Ok(first);
+    };
+    let url = Url::parse(text).map_err(|_| about.rejected("the next page has no address"))?;
+    at_home(registry, url, about)
+}
+
+/// Sends the request for a page. `None`: 404. Otherwise its bytes and where the next one is.
+async fn page(registry: &Registry, call: &Call<'_>, about: &About) -> Result<Option<(Bytes, Option<Cursor>)>, Fault> {
+    let answer = registry.transport().call(call).await?;
+    match answer.status.as_u16() {
+        200..=299 => read_page(registry, call.url(), answer, about).await.map(Some),
+        404 => Ok(None),
+        _ => Err(registry.transport().refusal(answer).await.fault(about)),
+    }
+}
+
+/// The bytes of a page that was asked for at `asked`, and where the next one is.
+pub(super) async fn read_page(
+    registry: &Registry,
+    asked: &Url,
+    answer: Answer,
+    about: &About,
+) -> Result<(Bytes, Option<Cursor>), Fault> {
+    let next = next_page(registry, asked, &answer, about)?;
+    let bytes = registry.transport().bytes(answer, MAX_PAGE, about).await?;
+    Ok((bytes, next.map(|url| Cursor(url.into()))))
+}
+
+fn next_page(registry: &Registry, asked: &Url, answer: &Answer, about: &About) -> Result<Option<Url>, Fault> {
+    let links = answer.headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    let Some(link) = links.filter_map(next_link).next() else { return Ok(None) };
+    let url = answer.url.join(link).map_err(|_| about.rejected("the link to the next page is no address"))?;
+    if url == *asked || url == answer.url {
+        return Err(about.rejected("the page names itself as the next one"));
+    }
+    at_home(registry, url, about).map(Some)
+}
+
+fn at_home(registry: &Registry, url: Url, about: &About) -> Result<Url, Fault> {
+    match registry.transport().guard.judge_stored(&url) {
+        Ok(Whose::Own) => Ok(url),
+        Ok(Whose::Foreign) => Err(about.rejected("the next page lies on another host")),
+        Err(refused) => Err(about.rejected(refused.to_string())),
+    }
+}
+
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], about: &About) -> Result<T, Fault> {
+    if looks_like_html(bytes) {
+        return Err(about.rejected("an HTML page came instead of JSON; check the registry's `url`"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| about.rejected("the answer is not the JSON of a listing").because(error))
+}
+
+/// The target of the link with the relation `next` (RFC 8288), if the header has one.
+fn next_link(header: &str) -> Option<&str> {
+    let mut rest = header;
+    while let Some((_, after)) = rest.split_once('<') {
+        let (target, parameters) = after.split_once('>')?;
+        let (parameters, following) = until_comma(parameters);
+        if is_next(parameters) {
+            return Some(target.trim());
+        }
+        rest = following;
+    }
+    None
+}
+
+/// Splits at the first comma outside quotes: a new link starts there.
+fn until_comma(text: &str) -> (&str, &str) {
+    let mut quoted = false;
+    let end = text.find(|character| {
+        quoted ^= character == '"';
+        character == ',' && !quoted
+    });
+    end.map_or((text, ""), |end| text.split_at(end))
+}
+
+fn is_next(parameters: &str) -> bool {
+    parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
+        let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+        name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci;
+    use proptest::prelude::*;
+
+    #[test]
+    fn links_are_read_as_they_come() {
+        let table = [
+            (r#"</v2/app/tags/list?last=b&n=2>; rel="next""#, Some("/v2/app/tags/list?last=b&n=2")),
+            ("<https://host.example/x?a=1,2>;rel=next", Some("https://host.example/x?a=1,2")),
+            (r#"</a>; rel="prev", </b>; title="x, <y>"; REL="last Next""#, Some("/b")),
+            (r#"</a>; rel="prev""#, None),
+            (r#"</a>; rel="nextish""#, None),
+            (r#"/a; rel="next""#, None),
+            ("</a", None),
+            ("", None),
+        ];
+        for (header, expected) in table {
+            assert_eq!(next_link(header), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn odd_lists_are_lists() {
+        let about = About::new("list the tags", &"staging".into(), "host.example/app".into());
+        let read = |text: &str| parse::<TagList>(text.as_bytes(), &about).map(|list| list.tags.unwrap_or_default().len());
+        for empty in [r#"{"name":"app"}"#, r#"{"tags":null}"#, r#"{"tags":[]}"#] {
+            assert_eq!(read(empty).unwrap(), 0, "{empty}");
+        }
+        assert!(read("<html>").unwrap_err().to_string().contains("HTML page"));
+        assert!(read(r#"{"tags":7}"#).is_err());
+        let names = ["v1", "not a tag", "v2"].map(String::from).to_vec();
+        let page: Page<oci::Tag> = read_entries(Some(names), None, |name| name);
+        assert_eq!((page.entries.len(), page.invalid), (2, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn links_come_back(path in "/[a-z0-9/?=&%._-]{0,40}", title in "[a-z, ;<>]{0,10}") {
+            let header = format!(r#"</first>; rel="prev"; title="{title}", <{path}>; rel="next""#);
+            prop_assert_eq!(next_link(&header), Some(path.as_str()));
+        }
+
+        #[test]
+        fn reading_links_never_panics(header in "\\PC{0,80}") {
+            let _ = next_link(&header);
+        }
+    }
+}
