@@ -1,1 +1,5 @@
 //! Two loopback registries and a sample image.
+
+pub mod image;
+pub mod registry;
+pub mod store;
