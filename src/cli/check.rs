@@ -13,10 +13,11 @@ use crate::watch::rules::{Selection, TagRule};
 /// Check the config, and with --online whether the registries let us read and write
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry check -c new.yaml             before putting it in place
-  blobferry check --online                opens and cancels an upload in each destination
+  blobferry check -c new.yaml   before putting it in place
+  blobferry check --online      opens and cancels an upload in each destination
 
-Ends with 0 when all is right, 2 when the config is not, 3 when a registry does not accept us, 1 when anything else fails.")]
+Ends with 0 when all is right, 2 when the config is not, 3 when a registry does
+not accept us, 1 when anything else fails.")]
 pub(super) struct Check {
     /// Ask every registry: who are we there, may we read, may we write
     #[arg(long)]

@@ -19,10 +19,12 @@ use crate::oci::Digest;
   blobferry copy docker://staging.example/app:v7 layout:/srv/images/app:v7
   blobferry copy localhost:5000/app:v7 localhost:5001/app:v7 --dry-run
 
-SRC and DST are host/repository:tag, host/repository@digest, the same after docker://, http:// or https://, or
-layout:PATH:tag for an OCI image layout. Loopback hosts speak http unless https:// is said, others https unless http:// is.
-Credentials come from the Docker config and its helpers, for ECR from AWS. An explicit act: a moving tag moves; a fixed
-tag that names another digest is a conflict unless --replace names that digest.")]
+SRC and DST are host/repository:tag, host/repository@digest, the same after
+docker://, http:// or https://, or layout:PATH:tag for an OCI image layout.
+Loopback hosts speak http unless https:// is said, others https unless http://
+is. Credentials come from the Docker config and its helpers, for ECR from AWS.
+An explicit act: a moving tag (latest) moves; any other tag that names another
+digest is a conflict unless --replace names that digest.")]
 pub(super) struct Copy {
     /// What to copy
     #[arg(value_name = "SRC")]

@@ -17,9 +17,10 @@ use crate::demo::{self, Happening};
   blobferry demo                          until Ctrl-C
   blobferry demo --for 30s                a short look
 
-Two registries run inside this process and hold their content in memory. A new image goes to staging every few seconds; the
-daemon finds it and brings it to production. At the end production is compared with staging, every byte of it hashed: the
-exit code is 1 when anything differs. Nothing is left behind.")]
+Two registries run inside this process and hold their content in memory. A new
+image goes to staging every few seconds; the daemon finds it and brings it to
+production. At the end production is compared with staging, every byte of it
+hashed: the exit code is 1 when anything differs. Nothing is left behind.")]
 pub(super) struct Demo {
     /// End after this time, such as 30s or 5m
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]

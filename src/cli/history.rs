@@ -14,9 +14,9 @@ use crate::oci::Reference;
 /// Show what was promoted, and what was not and why
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry history                       the newest rows, the last one newest
-  blobferry history prod-demo-app:v7      what happened to one tag
-  blobferry history --json --limit 1000   a JSON object on each line, with every fact
+  blobferry history                      the newest rows, the last one newest
+  blobferry history prod-demo-app:v7     what happened to one tag
+  blobferry history --json --limit 1000  a JSON object on each line, every fact
 
 A row stands for each change of a tag's result, not for each look.")]
 pub(super) struct History {

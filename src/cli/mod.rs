@@ -40,13 +40,14 @@ static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("BLOBFERRY
 
 const EXAMPLES: &str = "\
 Examples:
-  blobferry demo                          see it work: two registries and a sample, nothing else needed
-  blobferry check --online                is the config right, and do the registries let us in
-  blobferry sync --dry-run                what would be promoted now
-  blobferry run                           the daemon
+  blobferry demo                see it work: two registries and a sample image
+  blobferry check --online      is the config right, do the registries let us in
+  blobferry sync --dry-run      what would be promoted now
+  blobferry run                 the daemon
 
-Exit codes, the first that applies: 2 usage or configuration, 130 interrupted, 3 authentication, 1 a job failed,
-4 conflict, drift or refusal, 5 what was named is not there, 0 everything else.";
+Exit codes, the first that applies: 2 usage or configuration, 130 interrupted,
+3 authentication, 1 a job failed, 4 conflict, drift or refusal, 5 what was named
+is not there, 0 everything else.";
 
 /// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
 #[derive(Debug, Parser)]

@@ -1,6 +1,6 @@
 //! How far a pass is, on stderr: bars on a terminal, else a heartbeat after ten seconds without a word.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -186,7 +186,9 @@ impl Rate {
 struct Bars {
     screen: MultiProgress,
     overall: ProgressBar,
-    blobs: BTreeMap<u64, ProgressBar>,
+    /// One for each blob that is shown, and those that have none at the moment: taking a bar away for good draws at once.
+    slots: Vec<ProgressBar>,
+    spare: Vec<ProgressBar>,
     more: ProgressBar,
     style: ProgressStyle,
 }
@@ -201,18 +203,17 @@ impl Bars {
         screen.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         let overall = screen.add(ProgressBar::new(0).with_style(style("{bar:30} {wide_msg}")));
         let more = screen.add(ProgressBar::new(0).with_style(style("  {wide_msg}")));
-        Bars { screen, overall, blobs: BTreeMap::new(), more, style: style("  {bar:20} {wide_msg}") }
+        Bars { screen, overall, slots: Vec::new(), spare: Vec::new(), more, style: style("  {bar:20} {wide_msg}") }
     }
 
     fn draw(&mut self, progress: &Progress, summary: &str) {
         let active = progress.active();
-        let shown: BTreeMap<u64, &BlobProgress> = active.iter().take(MOST_BLOBS).map(|(id, blob)| (*id, blob.as_ref())).collect();
-        self.blobs.retain(|id, bar| shown.contains_key(id) || Self::remove(&self.screen, bar));
-        for (id, blob) in &shown {
-            let new = || self.screen.insert_before(&self.more, ProgressBar::new(blob.size).with_style(self.style.clone()));
-            let bar = self.blobs.entry(*id).or_insert_with(new);
-            bar.set_position(blob.done.load(Relaxed));
-            bar.set_message(label(blob));
+        let shown = &active[..active.len().min(MOST_BLOBS)];
+        self.make_room(shown.len());
+        for (slot, (_, blob)) in self.slots.iter().zip(shown) {
+            slot.set_length(blob.size);
+            slot.set_position(blob.done.load(Relaxed));
+            slot.set_message(label(blob));
         }
         self.more.set_message(match active.len() - shown.len() {
             0 => String::new(),
@@ -223,10 +224,18 @@ impl Bars {
         self.overall.set_message(summary.to_owned());
     }
 
-    fn remove(screen: &MultiProgress, bar: &ProgressBar) -> bool {
-        bar.finish_and_clear();
-        screen.remove(bar);
-        false
+    /// Exactly `count` slots.
+    fn make_room(&mut self, count: usize) {
+        while self.slots.len() > count
+            && let Some(slot) = self.slots.pop()
+        {
+            self.screen.remove(&slot);
+            self.spare.push(slot);
+        }
+        while self.slots.len() < count {
+            let slot = self.spare.pop().unwrap_or_else(|| ProgressBar::new(0).with_style(self.style.clone()));
+            self.slots.push(self.screen.insert_before(&self.more, slot));
+        }
     }
 }
 
@@ -277,10 +286,10 @@ mod tests {
         let mut moving: Vec<_> = (0..11).map(|number| progress.start_blob(format!("app {number}"), 10)).collect();
         moving[0].at(4);
         bars.draw(&progress, "");
-        assert_eq!((bars.blobs.len(), bars.more.message().as_str()), (8, "and 3 more"));
-        assert_eq!((bars.blobs[&0].position(), bars.overall.position()), (4, 4));
+        assert_eq!((bars.slots.len(), bars.more.message().as_str()), (8, "and 3 more"));
+        assert_eq!((bars.slots[0].position(), bars.overall.position()), (4, 4));
         moving.drain(..4);
         bars.draw(&progress, "");
-        assert_eq!((bars.blobs.len(), bars.more.message().as_str()), (7, ""));
+        assert_eq!((bars.slots.len(), bars.more.message().as_str()), (7, ""));
     }
 }

@@ -14,8 +14,8 @@ use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
   blobferry status
   blobferry status --json | jq '.routes[] | {name, tags}'
 
-Asks the daemon over control.sock in its state folder. Ends with 0 when the daemon answers, whatever it says, and with 1
-when none is running.")]
+Asks the daemon over control.sock in its state folder. Ends with 0 when the
+daemon answers, whatever it says, and with 1 when none is running.")]
 pub(super) struct Status {
     /// Print all of it as JSON
     #[arg(long)]

@@ -26,13 +26,14 @@ const GLANCE: Duration = Duration::from_secs(1);
 /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry sync                          every route
-  blobferry sync demo-app --tag v7        one tag of one route
-  blobferry sync --dry-run --all          what would happen to every tag
-  blobferry sync --json | jq .totals      the report for programs
+  blobferry sync                        every route
+  blobferry sync demo-app --tag v7      one tag of one route
+  blobferry sync --dry-run --all        what would happen to every tag
+  blobferry sync --json | jq .totals    the report for programs
 
-stdout has a line for each change or trouble and the totals, or with --json the report alone; stderr has the progress:
-bars on a terminal, else a heartbeat. The first SIGINT or SIGTERM stops at the next checkpoint, the second at once.")]
+stdout has a line for each change or trouble and the totals, or with --json the
+report alone; stderr has the progress: bars on a terminal, else a heartbeat. The
+first SIGINT or SIGTERM stops at the next checkpoint, the second at once.")]
 pub(super) struct Sync {
     /// Only these routes
     #[arg(value_name = "ROUTE")]
