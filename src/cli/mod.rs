@@ -1,1 +1,311 @@
 //! Arguments in, exit code out.
+//!
+//! stdout carries results, stderr carries logs and progress. Exit codes, the first that applies: 2 usage or
+//! configuration · 130 interrupted · 3 authentication · 1 at least one job failed · 4 nothing failed, but something is in
+//! conflict, drifted or refused by a rule · 5 what was named is not there or is excluded · 0 everything else.
+
+mod check;
+mod completions;
+mod copy;
+mod demo;
+mod history;
+mod output;
+mod pass;
+mod progress;
+mod run;
+mod schema;
+mod socket;
+mod status;
+mod sync;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use indicatif::MultiProgress;
+
+use crate::config::Config;
+use crate::telemetry;
+
+use output::Lines;
+use progress::Manner;
+
+/// The version, with the revision that it was built from where the build knew one (`BLOBFERRY_REVISION`).
+static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("BLOBFERRY_REVISION") {
+    Some(revision) if !revision.is_empty() => format!("{} ({revision})", env!("CARGO_PKG_VERSION")),
+    _ => env!("CARGO_PKG_VERSION").to_owned(),
+});
+
+const EXAMPLES: &str = "\
+Examples:
+  blobferry demo                see it work: two registries and a sample image
+  blobferry check --online      is the config right, do the registries let us in
+  blobferry sync --dry-run      what would be promoted now
+  blobferry run                 the daemon
+
+Exit codes, the first that applies: 2 usage or configuration, 130 interrupted,
+3 authentication, 1 a job failed, 4 conflict, drift or refusal, 5 what was named
+is not there, 0 everything else.";
+
+/// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
+#[derive(Debug, Parser)]
+#[command(name = "blobferry", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// The config file
+    #[arg(short, long, global = true, value_name = "FILE", env = "BLOBFERRY_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+
+    /// How logs on stderr are written; BLOBFERRY_LOG filters them, as in "info,blobferry::registry=debug"
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// Log more; twice: still more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+
+    /// Log less, and show no progress; twice: errors only
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    quiet: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/blobferry/blobferry.yaml";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the config again
+    Run,
+    /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
+    Sync(sync::Sync),
+    /// Copy one reference without a config file
+    Copy(copy::Copy),
+    /// Show what the daemon is doing, each route's state, and what it will do next and when
+    Status(status::Status),
+    /// Check the config, and with --online whether the registries let us read and write
+    Check(check::Check),
+    /// Show what was promoted, and what was not and why
+    History(history::History),
+    /// See it work at once: two registries on loopback ports, a sample image, the daemon
+    Demo(demo::Demo),
+    /// Print the JSON schema of the config file, for editors
+    Schema,
+    /// Print a completion script for a shell
+    Completions(completions::Completions),
+}
+
+/// What ends a command early: printed once, by `main`.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What happened, and the way out.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    fn new(code: u8, error: impl Into<anyhow::Error>) -> Failure {
+        Failure { code, error: error.into() }
+    }
+
+    fn said(code: u8, text: impl std::fmt::Display) -> Failure {
+        Failure { code, error: anyhow::anyhow!("{text}") }
+    }
+
+    /// Usage or configuration.
+    fn usage(text: impl std::fmt::Display) -> Failure {
+        Failure::said(2, text)
+    }
+
+    fn interrupted(text: impl std::fmt::Display) -> Failure {
+        Failure::said(130, text)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        for level in self.error.chain().map(ToString::to_string) {
+            // Wrappers often repeat their cause: say each thing once.
+            if !text.contains(&level) {
+                text.push_str(if text.is_empty() { "" } else { ": " });
+                text.push_str(&level);
+            }
+        }
+        f.write_str(&text)
+    }
+}
+
+/// Reads a command line.
+///
+/// # Errors
+/// The exit code, once help, version or the mistake has been printed: 0 or 2.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, u8> {
+    Arguments::try_parse_from(arguments).map_err(|error| {
+        // Nobody is left to tell when stdout or stderr is closed.
+        let _ = error.print();
+        u8::try_from(error.exit_code()).unwrap_or(2)
+    })
+}
+
+/// Does what the command line asks for; the exit code comes back.
+///
+/// # Errors
+/// What kept the command from its work, with its exit code.
+pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let mut lines = Lines::stdout();
+    let screen = arguments.draws_bars().then(MultiProgress::new);
+    start_logs(&arguments, screen.clone())?;
+    let code = dispatch(&arguments, &mut lines, screen).await?;
+    lines.close().map_err(|error| Failure::new(1, anyhow::Error::new(error).context("stdout cannot be written")))?;
+    Ok(code)
+}
+
+async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
+    match &arguments.command {
+        Command::Run => run::run(arguments).await,
+        Command::Sync(command) => command.run(arguments, lines, screen).await,
+        Command::Copy(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).await,
+        Command::Status(command) => command.run(arguments, lines).await,
+        Command::Check(command) => command.run(arguments, lines).await,
+        Command::History(command) => command.run(arguments, lines).await,
+        Command::Demo(command) => command.run(lines).await,
+        Command::Schema => Ok(schema::run(lines)),
+        Command::Completions(command) => Ok(command.run(lines)),
+    }
+}
+
+impl Arguments {
+    fn config(&self) -> Result<Config, Failure> {
+        load(&self.config)
+    }
+
+    /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
+    fn draws_bars(&self) -> bool {
+        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_));
+        moves && self.quiet == 0 && std::io::stderr().is_terminal()
+    }
+
+    /// Commands that print what happens log only what they do not print; the daemon logs all of it.
+    fn verbosity(&self) -> i8 {
+        let base = if matches!(self.command, Command::Run) { 0 } else { -1 };
+        let step = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
+        step(self.verbose).saturating_add(base).saturating_sub(step(self.quiet))
+    }
+}
+
+/// Logs go to stderr; where bars are drawn, above them.
+fn start_logs(arguments: &Arguments, screen: Option<MultiProgress>) -> Result<(), Failure> {
+    let settings = telemetry::Settings {
+        format: match arguments.log_format {
+            LogFormat::Text => telemetry::Format::Text,
+            LogFormat::Json => telemetry::Format::Json,
+        },
+        verbosity: arguments.verbosity(),
+        filter: environment("BLOBFERRY_LOG"),
+        color: output::color(&std::io::stderr()),
+        journald: stderr_is_the_journal(),
+    };
+    let started = match screen {
+        None => telemetry::start(settings),
+        Some(screen) => {
+            let above = move |line: &[u8]| screen.suspend(|| telemetry::to_stderr(line));
+            telemetry::start_with(settings, Box::new(above))
+        }
+    };
+    started.map_err(|error| Failure::new(2, error))
+}
+
+/// systemd names the journal's stream in `JOURNAL_STREAM`; a child with another stderr inherits the variable all the same.
+fn stderr_is_the_journal() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Some(named) = environment("JOURNAL_STREAM") else { return false };
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| named == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    Config::load(path, &environment).map_err(|error| Failure::new(2, error))
+}
+
+/// The only reading of the environment, next to that of the config file by `config`.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("blobferry").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_are_taken_or_refused() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for good in [
+            "run",
+            "run -c other.yaml -vv",
+            "--log-format json run -q",
+            "sync",
+            "sync one two --tag v1 --dry-run --json --all",
+            "copy host.example/app:v1 other.example/app:v1",
+            &format!("copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"),
+            "status --json",
+            "check --online",
+            "history",
+            "history prod.example/app:v1 --limit 5 --json",
+            "demo --for 1m30s",
+            "schema",
+            "completions bash",
+        ] {
+            parsed(good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for bad in [
+            "",
+            "fly",
+            "run extra",
+            "sync --tag .bad",
+            "copy one",
+            "copy a.example/b:c d.example/e:f --expect abc",
+            "history --limit 0",
+            "demo --for soon",
+            "demo --for -3s",
+            "completions cmd",
+            "run -v -q",
+            "run --log-format xml",
+        ] {
+            assert_eq!(parsed(bad).expect_err(bad).exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_config_is_never_found_in_the_current_folder() {
+        if std::env::var_os("BLOBFERRY_CONFIG").is_none() {
+            assert_eq!(parsed("run").unwrap().config, Path::new(DEFAULT_CONFIG));
+        }
+        assert_eq!(parsed("run -c here.yaml").unwrap().config, Path::new("here.yaml"));
+    }
+
+    #[test]
+    fn a_failure_says_each_thing_once() {
+        let inner = anyhow::anyhow!("no such file");
+        let failure = Failure::new(2, inner.context("cannot read x: no such file").context("bad config"));
+        assert_eq!(failure.to_string(), "bad config: cannot read x: no such file");
+    }
+}

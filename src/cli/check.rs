@@ -1,0 +1,169 @@
+//! `check`: the config is right, which repository falls to which route, and whether the registries let us in.
+
+use clap::Args;
+
+use super::output::{Lines, Style, clean, plural};
+use super::{Arguments, Failure};
+use crate::daemon::{self, Check as Finding};
+use crate::fault::Class;
+use crate::job::{Drift, Existing};
+use crate::watch::route::{Route, Routes};
+use crate::watch::rules::{Selection, TagRule};
+
+/// Check the config, and with --online whether the registries let us read and write
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry check -c new.yaml   before putting it in place
+  blobferry check --online      opens and cancels an upload in each destination
+
+Ends with 0 when all is right, 2 when the config is not, 3 when a registry does
+not accept us, 1 when anything else fails.")]
+pub(super) struct Check {
+    /// Ask every registry: who are we there, may we read, may we write
+    #[arg(long)]
+    online: bool,
+}
+
+impl Check {
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+        let config = arguments.config()?;
+        let style = Style::of(&std::io::stdout());
+        let routes = Routes(config.routes.clone());
+        for route in &routes.0 {
+            lines.line(describe(route, &routes, style));
+        }
+        let routes = plural(routes.0.len() as u64, "route");
+        let registries = plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
+        lines.line(format!("{}: the config is right ({routes}, {registries})", arguments.config.display()));
+        if !self.online {
+            return Ok(0);
+        }
+        let findings = daemon::check_online(&config).await;
+        for finding in &findings {
+            lines.line(shown(finding, style));
+        }
+        Ok(exit_code(&findings))
+    }
+}
+
+/// A route as a paragraph.
+fn describe(route: &Route, routes: &Routes, style: Style) -> String {
+    let to: Vec<String> = route.to.iter().map(ToString::to_string).collect();
+    let mut text = format!("{}\n  {} {} {}", clean(&route.name), route.from, style.arrow(), to.join(", "));
+    text.push_str(&format!("\n  takes {}", falls_to(route, routes)));
+    text.push_str(&format!("\n  tags {}", tags(&route.selection)));
+    let existing = match route.existing {
+        Existing::Keep => "a production tag that was there before stays",
+        Existing::Adopt => "a production tag that was there before is adopted",
+    };
+    let drift = match route.drift {
+        Drift::Keep => "one that somebody changed stays changed",
+        Drift::Restore => "one that somebody changed is restored",
+    };
+    text.push_str(&format!("\n  {existing}, {drift}\n"));
+    text
+}
+
+/// Which repositories the route has: the first route that matches wins.
+fn falls_to(route: &Route, routes: &Routes) -> String {
+    let earlier = |other: &&Route| other.from.registry() == route.from.registry();
+    let before = || routes.0.iter().take_while(|other| other.name != route.name).filter(earlier);
+    match route.from.literal() {
+        Some(name) => match routes.of(route.from.registry(), &name) {
+            Some(first) if first.name != route.name => {
+                format!("nothing: {name} falls to the route {}, which stands before it", clean(&first.name))
+            }
+            _ => format!("the repository {name}"),
+        },
+        None if before().next().is_some() => {
+            let names: Vec<String> = before().map(|other| clean(&other.name)).collect();
+            format!("every repository that matches and does not fall to {}", names.join(", "))
+        }
+        None => "every repository that matches".into(),
+    }
+}
+
+fn tags(selection: &Selection) -> String {
+    let list = |rules: &[TagRule]| rules.iter().map(|rule| clean(rule.as_str())).collect::<Vec<_>>().join(", ");
+    let mut text = list(&selection.include);
+    if !selection.exclude.is_empty() {
+        text.push_str(&format!("; not {}", list(&selection.exclude)));
+    }
+    if let Some(newest) = selection.newest {
+        text.push_str(&format!("; of versions the newest {newest}"));
+    }
+    match selection.moving.is_empty() {
+        true => text.push_str("; all fixed"),
+        false => text.push_str(&format!("; moving: {}", list(&selection.moving))),
+    }
+    text
+}
+
+fn shown(finding: &Finding, style: Style) -> String {
+    let (mark, color) = match (finding.ok, style.unicode) {
+        (true, true) => ("✓", 32),
+        (true, false) => ("ok  ", 32),
+        (false, true) => ("✗", 31),
+        (false, false) => ("FAIL", 31),
+    };
+    format!("{} {}: {}", style.escape(color, mark), clean(&finding.name), clean(&finding.text))
+}
+
+fn exit_code(findings: &[Finding]) -> u8 {
+    let failed = || findings.iter().filter(|finding| !finding.ok);
+    match failed().count() {
+        0 => 0,
+        _ if failed().any(|finding| finding.class == Some(Class::Auth)) => 3,
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::route::{Pattern, Template};
+
+    fn route(name: &str, from: &str, to: &str) -> Route {
+        let from = Pattern::parse(from).unwrap();
+        let to = vec![Template::parse(to, &from).unwrap()];
+        let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let selection = Selection {
+            include: rules(&["latest", "v*"]),
+            exclude: rules(&["*-rc*"]),
+            newest: 10.try_into().ok(),
+            moving: rules(&["latest"]),
+        };
+        Route { name: name.into(), from, to, selection, existing: Existing::Keep, drift: Drift::Restore }
+    }
+
+    #[test]
+    fn a_route_tells_what_falls_to_it_and_under_which_rules() {
+        let routes = Routes(vec![
+            route("all", "staging/team/*", "production/{1}"),
+            route("web", "staging/team/web", "production/web"),
+            route("rest", "staging/**", "production/rest/{1}"),
+            route("own", "staging/own", "production/own"),
+        ]);
+        assert_eq!(
+            describe(&routes.0[0], &routes, Style::default()),
+            "all\n  staging/team/* -> production/{1}\n  takes every repository that matches\n  \
+             tags latest, v*; not *-rc*; of versions the newest 10; moving: latest\n  \
+             a production tag that was there before stays, one that somebody changed is restored\n"
+        );
+        assert_eq!(falls_to(&routes.0[1], &routes), "nothing: team/web falls to the route all, which stands before it");
+        assert_eq!(falls_to(&routes.0[2], &routes), "every repository that matches and does not fall to all, web");
+        assert!(falls_to(&routes.0[3], &routes).starts_with("nothing: own falls to the route rest"));
+        let alone = Routes(vec![routes.0[3].clone()]);
+        assert_eq!(falls_to(&alone.0[0], &alone), "the repository own");
+    }
+
+    #[test]
+    fn authentication_outranks_other_findings() {
+        let finding = |ok, class| Finding { name: "staging".into(), ok, text: "reads".into(), class };
+        assert_eq!(exit_code(&[finding(true, None)]), 0);
+        assert_eq!(exit_code(&[finding(true, None), finding(false, Some(Class::Rejected))]), 1);
+        assert_eq!(exit_code(&[finding(false, None), finding(false, Some(Class::Auth))]), 3);
+        assert_eq!(shown(&finding(false, None), Style { unicode: true, color: false }), "✗ staging: reads");
+        assert_eq!(shown(&finding(true, None), Style::default()), "ok   staging: reads");
+    }
+}

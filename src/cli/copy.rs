@@ -1,0 +1,66 @@
+//! `copy`: one reference, without a config file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::Lines;
+use super::pass::{Show, follow};
+use super::progress::Manner;
+use super::{Failure, environment};
+use crate::daemon;
+use crate::oci::Digest;
+
+/// Copy one reference without a config file
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry copy staging.example/app:v7 prod.example/app:v7
+  blobferry copy staging.example/app@sha256:… prod.example/app:v7
+  blobferry copy docker://staging.example/app:v7 layout:/srv/images/app:v7
+  blobferry copy localhost:5000/app:v7 localhost:5001/app:v7 --dry-run
+
+SRC and DST are host/repository:tag, host/repository@digest, the same after
+docker://, http:// or https://, or layout:PATH:tag for an OCI image layout.
+Loopback hosts speak http unless https:// is said, others https unless http://
+is. Credentials come from the Docker config and its helpers, for ECR from AWS.
+An explicit act: a moving tag (latest) moves; any other tag that names another
+digest is a conflict unless --replace names that digest.")]
+pub(super) struct Copy {
+    /// What to copy
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Where to
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Copy only if SRC names this digest
+    #[arg(long, value_name = "DIGEST")]
+    expect: Option<Digest>,
+    /// The digest that DST may lose
+    #[arg(long, value_name = "DIGEST")]
+    replace: Option<Digest>,
+    /// Say what would be done, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep hints, checkpoints and history in this folder; without it nothing is kept
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Copy {
+    pub(super) async fn run(&self, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+        let request = daemon::Copy {
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            expect: self.expect,
+            replace: self.replace,
+            dry_run: self.dry_run,
+            state: self.state.clone(),
+        };
+        // One reference was named: that it is up to date is the answer, not noise.
+        let show = Show::new(self.json, true);
+        follow(show, manner, lines, |observer, stop| daemon::copy(request, &environment, observer, stop)).await
+    }
+}

@@ -1,0 +1,150 @@
+//! `history`: the ledger, from the daemon while one runs, else from its file.
+
+use clap::Args;
+use jiff::tz::TimeZone;
+use serde_json::Value;
+
+use super::output::{Lines, short, table};
+use super::socket::Socket;
+use super::{Arguments, Failure};
+use crate::config::Config;
+use crate::ledger::{Ledger, Query, Row};
+use crate::oci::Reference;
+
+/// Show what was promoted, and what was not and why
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry history                      the newest rows, the last one newest
+  blobferry history prod-demo-app:v7     what happened to one tag
+  blobferry history --json --limit 1000  a JSON object on each line, every fact
+
+A row stands for each change of a tag's result, not for each look.")]
+pub(super) struct History {
+    /// Only this source or destination repository, or one tag of it; its host may stand in front
+    #[arg(value_name = "REPO[:TAG]")]
+    repository: Option<String>,
+    /// Print a JSON object on each line
+    #[arg(long)]
+    json: bool,
+    /// At most so many rows, the newest
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+}
+
+impl History {
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+        let config = arguments.config()?;
+        let mut rows = match Socket::in_state(&config.daemon.state).read(&self.path()).await? {
+            Some(body) => told(body)?,
+            None => self.read(&config).await?,
+        };
+        rows.reverse();
+        if self.json {
+            rows.iter().for_each(|row| lines.json_line(row));
+        } else if rows.is_empty() {
+            lines.line("no history yet");
+        } else {
+            lines.line(page(&rows, &TimeZone::system()));
+        }
+        Ok(0)
+    }
+
+    async fn read(&self, config: &Config) -> Result<Vec<Row>, Failure> {
+        if !config.daemon.state.join("ledger.db").exists() {
+            return Ok(Vec::new());
+        }
+        let ledger = Ledger::open(&config.daemon.state).map_err(|error| Failure::new(2, error))?;
+        let rows = ledger.page(self.query()).await.map_err(|error| Failure::new(1, error));
+        ledger.close().await;
+        rows
+    }
+
+    fn query(&self) -> Query {
+        let (repository, tag) = self.parts();
+        Query { after: 0, limit: self.limit, repository, tag, newest_first: true }
+    }
+
+    fn path(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("newest", "true").append_pair("limit", &self.limit.to_string());
+        let (repository, tag) = self.parts();
+        for (name, value) in [("repository", repository), ("tag", tag)] {
+            if let Some(value) = value {
+                query.append_pair(name, &value);
+            }
+        }
+        format!("/v1/promotions?{}", query.finish())
+    }
+
+    /// The repository without its host, and the tag. A colon before a slash is that of a port.
+    fn parts(&self) -> (Option<String>, Option<String>) {
+        let Some(text) = &self.repository else { return (None, None) };
+        if let Ok(reference) = text.parse::<Reference>() {
+            return (Some(reference.repository.to_string()), reference.tag.map(|tag| tag.to_string()));
+        }
+        match text.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => (Some(repository.to_owned()), Some(tag.to_owned())),
+            _ => (Some(text.clone()), None),
+        }
+    }
+}
+
+fn told(mut body: Value) -> Result<Vec<Row>, Failure> {
+    serde_json::from_value(body["promotions"].take())
+        .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))
+}
+
+fn page(rows: &[Row], zone: &TimeZone) -> String {
+    let cells = rows.iter().map(|row| {
+        let job = &row.settled;
+        let digest = match (&job.digest, &job.previous_digest) {
+            (Some(now), Some(before)) if now != before => format!("{} (was {})", short(now), short(before)),
+            (Some(now), _) => short(now),
+            (None, _) => String::new(),
+        };
+        let why = job.error.iter().map(|error| &error.text).chain(&job.reasons).cloned().collect::<Vec<_>>().join("; ");
+        [
+            row.at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
+            job.result.name().replace('_', " "),
+            job.destination.clone(),
+            digest,
+            format!("{} by {}", job.cause, job.actor),
+            crate::fault::clip(&why, 120),
+        ]
+    });
+    table(["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"], cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::tests::job;
+    use crate::job::Outcome;
+
+    fn asked(text: &str) -> History {
+        History { repository: Some(text.into()), json: false, limit: 7 }
+    }
+
+    #[test]
+    fn the_tag_is_what_follows_the_last_colon_unless_that_is_a_port() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(asked("app:v1").parts(), (some("app"), some("v1")));
+        assert_eq!(asked("team/app").parts(), (some("team/app"), None));
+        assert_eq!(asked("localhost:5000/app").parts(), (some("app"), None));
+        assert_eq!(asked("prod.example/team/app:v1").parts(), (some("team/app"), some("v1")));
+        assert_eq!(asked("a/b:v1").path(), "/v1/promotions?newest=true&limit=7&repository=a%2Fb&tag=v1");
+    }
+
+    #[test]
+    fn a_row_tells_when_what_and_why() {
+        let mut settled = job(Outcome::Failed);
+        settled.reasons = vec!["because".into()];
+        let words = || "x".to_owned();
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let row = Row { id: 1, at, run_id: words(), host: words(), config_hash: words(), version: words(), settled };
+        let page = page(&[row], &TimeZone::UTC);
+        let line = page.lines().nth(1).unwrap();
+        assert!(line.starts_with("1970-01-01 00:00:00 UTC  failed  prod.example/prod-demo-app:v7  sha256:121212121212"), "{line}");
+        assert!(line.ends_with("cli by uid:1000  because"), "{line}");
+    }
+}

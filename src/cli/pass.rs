@@ -1,0 +1,182 @@
+//! One pass in this process, as `sync` and `copy` make it: outcomes as they come, progress, signals, the closing line.
+
+use std::future::Future;
+use std::pin::pin;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::output::{self, Lines, Style};
+use super::progress::{Display, Manner, TICK, say};
+use crate::daemon::{self, Observer};
+use crate::job::{Outcome, Report, Settled};
+
+/// How a pass is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Show {
+    /// The report alone goes to stdout.
+    pub(super) json: bool,
+    /// What is up to date as well.
+    pub(super) all: bool,
+    pub(super) style: Style,
+}
+
+impl Show {
+    pub(super) fn new(json: bool, all: bool) -> Show {
+        Show { json, all, style: Style::of(&std::io::stdout()) }
+    }
+
+    /// Prints a settled job, unless nobody wants to read it.
+    fn settled(&self, lines: &mut Lines, job: &Settled) {
+        if !self.json && (self.all || job.result != Outcome::UpToDate) {
+            lines.line(output::settled(self.style, job));
+        }
+    }
+
+    /// Prints what is said at the end: all of the report, or what the settled jobs did not say.
+    pub(super) fn ending(&self, lines: &mut Lines, report: &Report) {
+        if self.json {
+            return lines.json(report);
+        }
+        for trouble in &report.trouble {
+            lines.line(output::trouble(self.style, trouble));
+        }
+        lines.line(output::closing(report, self.all));
+    }
+
+    /// Prints a report that somebody else has put together.
+    pub(super) fn report(&self, lines: &mut Lines, report: &Report) {
+        for job in &report.jobs {
+            self.settled(lines, job);
+        }
+        self.ending(lines, report);
+    }
+}
+
+/// Runs the pass that `work` makes; its report's exit code comes back.
+///
+/// The first signal cancels `stop`: blobs finish their chunk, the rest is reported as interrupted. The second one drops the
+/// work.
+///
+/// # Errors
+/// The pass could not be made, or a second signal ended it.
+pub(super) async fn follow<W, F>(show: Show, manner: Manner, lines: &mut Lines, work: W) -> Result<u8, Failure>
+where
+    W: FnOnce(Observer, CancellationToken) -> F,
+    F: Future<Output = Result<Report, daemon::Error>>,
+{
+    let mut signals = Signals::listen()?;
+    let mut display = Display::new(manner, show.style.unicode);
+    let stop = CancellationToken::new();
+    let (settled, mut jobs) = mpsc::unbounded_channel();
+    let mut work = pin!(work(Observer { progress: display.progress(), settled }, stop.clone()));
+    let mut tick = tokio::time::interval(TICK);
+    let report = loop {
+        tokio::select! {
+            report = &mut work => break report,
+            Some(job) = jobs.recv() => display.above(|| show.settled(lines, &job)),
+            _ = tick.tick() => display.tick(),
+            () = signals.next() => match stop.is_cancelled() {
+                true => return Err(Failure::interrupted("aborted; what was sent is kept as far as it was checkpointed")),
+                false => {
+                    stop.cancel();
+                    display.above(|| say("stopping at the next checkpoint; once more to abort"));
+                }
+            },
+        }
+    };
+    while let Ok(job) = jobs.try_recv() {
+        display.above(|| show.settled(lines, &job));
+    }
+    drop(display);
+    let report = report.map_err(|error| Failure::new(error.exit_code(), error))?;
+    show.ending(lines, &report);
+    Ok(report.exit_code)
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> Result<Signals, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::new(1, error));
+        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next of them.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::job::{Look, Totals};
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    async fn pass(json: bool, all: bool) -> (u8, String) {
+        let page = Page::default();
+        let mut lines = Lines::to(page.clone());
+        let show = Show { json, all, style: Style::default() };
+        let code = follow(show, Manner::Silent, &mut lines, |observer, _| async move {
+            let jobs = vec![output::tests::job(Outcome::Conflict), output::tests::job(Outcome::UpToDate)];
+            for job in &jobs {
+                observer.settled.send(job.clone()).unwrap();
+            }
+            let totals = Totals { conflict: 1, up_to_date: 1, ..Totals::default() };
+            let look = Look { jobs, totals, trouble: Vec::new(), found: true };
+            Ok(Report::new("run", Timestamp::UNIX_EPOCH, Duration::from_secs(1), [look]))
+        });
+        let code = code.await.map_err(|failure| failure.to_string()).unwrap();
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        (code, text)
+    }
+
+    #[tokio::test]
+    async fn trouble_is_printed_and_what_is_up_to_date_only_on_request() {
+        let (code, text) = pass(false, false).await;
+        let words = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with(' '));
+            lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!((code, words(&text)), (4, vec!["conflict".to_owned(), "1".into()]));
+        let (_, text) = pass(false, true).await;
+        assert_eq!(words(&text), ["conflict", "up", "1"]);
+        assert!(text.ends_with("1 up to date, 1 conflict (1.0 s, 18.9 MB sent, 146.8 MB spared, 22 requests)\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn json_is_the_report_and_nothing_else() {
+        let (code, text) = pass(true, false).await;
+        let report: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, report.exit_code, report.jobs.len()), (4, 4, 2));
+    }
+}

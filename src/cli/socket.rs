@@ -1,0 +1,81 @@
+//! Asking a running daemon over the control socket in its state folder.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::Value;
+
+use super::Failure;
+use super::output::clean;
+use crate::admin::client::{self, Error};
+
+/// Where the daemon's control socket is. Whether anybody answers there shows when it is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Socket(PathBuf);
+
+/// How long a question about what is known may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl Socket {
+    pub(super) fn in_state(state: &Path) -> Socket {
+        Socket(state.join("control.sock"))
+    }
+
+    /// Asks for something that is known. `None`: no daemon runs.
+    ///
+    /// # Errors
+    /// The daemon is not for us, or does not know.
+    pub(super) async fn read(&self, path_and_query: &str) -> Result<Option<Value>, Failure> {
+        let Some((status, body)) = self.ask(Method::GET, path_and_query, None, Some(DEADLINE)).await? else { return Ok(None) };
+        if status.is_success() { Ok(Some(body)) } else { Err(refusal(status, &body)) }
+    }
+
+    /// Asks for something to be done, however long it takes. `None`: no daemon runs.
+    ///
+    /// # Errors
+    /// The daemon is not for us, or went away before it answered.
+    pub(super) async fn act(&self, path: &str, body: Value) -> Result<Option<(StatusCode, Value)>, Failure> {
+        self.ask(Method::POST, path, Some(body), None).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Option<Value>,
+        deadline: Option<Duration>,
+    ) -> Result<Option<(StatusCode, Value)>, Failure> {
+        match client::request(&self.0, method, path_and_query, body, deadline).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Error::NotRunning { .. }) => Ok(None),
+            Err(error) => Err(Failure::new(1, error)),
+        }
+    }
+}
+
+/// An answer of the daemon that is not what was asked for: `{"error":{"code","text"}}`.
+pub(super) fn refusal(status: StatusCode, body: &Value) -> Failure {
+    let text = body["error"]["text"].as_str().map_or_else(|| format!("status {status}"), clean);
+    let code = match status {
+        StatusCode::NOT_FOUND => 5,
+        StatusCode::BAD_REQUEST => 2,
+        _ => 1,
+    };
+    Failure::said(code, format_args!("the daemon says: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_keep_the_daemons_words_and_get_an_exit_code() {
+        for (status, code) in [(404, 5), (400, 2), (503, 1)] {
+            let body = serde_json::json!({"error": {"code": "x", "text": "no such\u{1b} tag"}});
+            let failure = refusal(StatusCode::from_u16(status).unwrap(), &body);
+            assert_eq!((failure.code, failure.to_string().as_str()), (code, "the daemon says: no such\u{fffd} tag"));
+        }
+        assert!(refusal(StatusCode::BAD_GATEWAY, &Value::Null).to_string().contains("502"));
+    }
+}

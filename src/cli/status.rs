@@ -1,0 +1,207 @@
+//! `status`: what the daemon is doing, each route's state, and what comes next.
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::output::{Lines, Style, clean, plural, relative, seconds, table, totals};
+use super::socket::Socket;
+use super::{Arguments, Failure};
+use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
+
+/// Show what the daemon is doing, each route's state, and what it will do next and when
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry status
+  blobferry status --json | jq '.routes[] | {name, tags}'
+
+Asks the daemon over control.sock in its state folder. Ends with 0 when the
+daemon answers, whatever it says, and with 1 when none is running.")]
+pub(super) struct Status {
+    /// Print all of it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+        let config = arguments.config()?;
+        let Some(body) = Socket::in_state(&config.daemon.state).read("/v1/status").await? else {
+            let state = config.daemon.state.display();
+            return Err(Failure::said(
+                1,
+                format_args!("no daemon is running on the state folder {state} (start one with `blobferry run`)"),
+            ));
+        };
+        if self.json {
+            lines.json(&body);
+            return Ok(0);
+        }
+        let board: Board = serde_json::from_value(body)
+            .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))?;
+        lines.line(page(&board, Style::of(&std::io::stdout()), Timestamp::now()));
+        Ok(0)
+    }
+}
+
+/// The whole page.
+fn page(board: &Board, style: Style, now: Timestamp) -> String {
+    let sections = [head(board, now), routes(&board.routes, style, now), registries(&board.registries), running(board, style, now)];
+    sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n\n")
+}
+
+fn head(board: &Board, now: Timestamp) -> String {
+    let state = match (board.draining, board.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready: some routes have not been looked at yet",
+    };
+    let config = &board.config;
+    let mut text = format!(
+        "blobferry {}, started {}, {state}\nconfig {} ({}), read {}",
+        clean(&board.version),
+        relative(board.started, now),
+        clean(&config.path),
+        clean(&config.hash),
+        relative(config.loaded, now)
+    );
+    if let Some(refused) = &config.refused {
+        text.push_str(&format!("\nthe newest config was refused, this one stays in force: {}", clean(refused)));
+    }
+    text
+}
+
+fn routes(routes: &[RouteStatus], style: Style, now: Timestamp) -> String {
+    let rows = routes.iter().map(|route| {
+        let tags = totals(&route.tags, true);
+        [
+            route.name.clone(),
+            format!("{} {} {}", route.from, style.arrow(), route.to.join(", ")),
+            plural_of(route.repositories),
+            relative(route.last_look, now),
+            route.next_look.map_or_else(|| "when asked".into(), |next| due(next, now)),
+            if tags.is_empty() { "unknown".into() } else { tags },
+        ]
+    });
+    let mut text = table(["ROUTE", "FROM AND TO", "REPOSITORIES", "LAST LOOK", "NEXT LOOK", "TAGS"], rows);
+    for route in routes {
+        for trouble in &route.trouble {
+            let line = format!("\n{}: {}: {}", clean(&route.name), clean(&trouble.class), clean(&trouble.text));
+            text.push_str(&style.escape(31, &line));
+        }
+    }
+    text
+}
+
+fn plural_of(repositories: usize) -> String {
+    if repositories == 0 { "none found".into() } else { repositories.to_string() }
+}
+
+/// A look whose time has come is due, not "ago".
+fn due(next: Timestamp, now: Timestamp) -> String {
+    if next <= now { "now".into() } else { relative(Some(next), now) }
+}
+
+fn registries(registries: &[RegistryStatus]) -> String {
+    let rows = registries.iter().map(|registry| {
+        let state = match (registry.up, &registry.trouble) {
+            (Some(true), _) => "up".into(),
+            (Some(false), None) => "down".into(),
+            (Some(false), Some(trouble)) => format!("down: {trouble}"),
+            (None, _) => "not asked yet".into(),
+        };
+        [registry.name.clone(), registry.url.clone(), state]
+    });
+    table(["REGISTRY", "URL", "STATE"], rows)
+}
+
+fn running(board: &Board, style: Style, now: Timestamp) -> String {
+    let queue = &board.queue;
+    let mut text = format!("{} running, {} waiting", plural(queue.running as u64, "look"), queue.depth);
+    if queue.depth > 0 {
+        text.push_str(&format!(" (the oldest for {})", seconds(queue.oldest_seconds)));
+    }
+    let rows = board.jobs.iter().map(|job| {
+        let way = format!("{} {} {}", job.source, style.arrow(), job.destination);
+        [job.route.clone(), way, relative(Some(job.since), now)]
+    });
+    let jobs = table(["JOB OF", "FROM AND TO", "STARTED"], rows);
+    if jobs.is_empty() { text } else { format!("{text}\n\n{jobs}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Totals, Trouble};
+    use crate::watch::board::{ConfigStatus, JobStatus, QueueStatus};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn board() -> Board {
+        Board {
+            version: "0.1.0".into(),
+            started: Some(at(0)),
+            ready: true,
+            config: ConfigStatus { path: "/etc/b.yaml".into(), hash: "abc".into(), loaded: Some(at(0)), refused: None },
+            routes: vec![RouteStatus {
+                name: "demo-app".into(),
+                from: "staging/app".into(),
+                to: vec!["production/app".into()],
+                repositories: 1,
+                last_look: Some(at(88)),
+                next_look: Some(at(148)),
+                tags: Totals { up_to_date: 412, conflict: 1, ..Totals::default() },
+                ..RouteStatus::default()
+            }],
+            registries: vec![RegistryStatus {
+                name: "staging".into(),
+                url: "https://s.example".into(),
+                up: Some(true),
+                trouble: None,
+            }],
+            ..Board::default()
+        }
+    }
+
+    #[test]
+    fn the_page_shows_each_route_registry_and_the_queue() {
+        assert_eq!(
+            page(&board(), Style::default(), at(100)),
+            "blobferry 0.1.0, started 1 min 40 s ago, ready\n\
+             config /etc/b.yaml (abc), read 1 min 40 s ago\n\
+             \n\
+             ROUTE     FROM AND TO                    REPOSITORIES  LAST LOOK  NEXT LOOK  TAGS\n\
+             demo-app  staging/app -> production/app  1             12 s ago   in 48 s    412 up to date, 1 conflict\n\
+             \n\
+             REGISTRY  URL                STATE\n\
+             staging   https://s.example  up\n\
+             \n\
+             0 looks running, 0 waiting"
+        );
+    }
+
+    #[test]
+    fn trouble_of_every_kind_is_on_the_page() {
+        let mut board = board();
+        board.ready = false;
+        board.config.refused = Some("line 3: unknown key".into());
+        board.routes[0].trouble = vec![Trouble { class: "auth".into(), text: "denied\u{7}".into() }];
+        board.registries[0].up = Some(false);
+        board.registries[0].trouble = Some("token refused".into());
+        board.queue = QueueStatus { depth: 2, running: 1, oldest_seconds: 90.0 };
+        let (source, destination) = ("s.example/app:v1".into(), "p.example/app:v1".into());
+        board.jobs = vec![JobStatus { route: "demo-app".into(), source, destination, since: at(96) }];
+        let page = page(&board, Style::default(), at(100));
+        for expected in [
+            "not ready",
+            "this one stays in force: line 3: unknown key",
+            "\ndemo-app: auth: denied\u{fffd}",
+            "down: token refused",
+            "1 look running, 2 waiting (the oldest for 1 min 30 s)",
+            "demo-app  s.example/app:v1 -> p.example/app:v1  4 s ago",
+        ] {
+            assert!(page.contains(expected), "{expected:?} in\n{page}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `sync`: one pass over the routes. Beside a running daemon the daemon makes it, since only one process may use a state.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use clap::Args;
+use http::StatusCode;
+use indicatif::MultiProgress;
+use serde_json::{Value, json};
+
+use super::output::{Lines, plural};
+use super::pass::{Show, Signals, follow};
+use super::progress::{Display, Manner};
+use super::socket::{Socket, refusal};
+use super::{Arguments, Failure};
+use crate::config::Config;
+use crate::daemon;
+use crate::job::Report;
+use crate::oci::Tag;
+use crate::watch::board::Status;
+use crate::watch::{Scope, Wish};
+
+/// How often a daemon that makes our pass is asked what it is doing.
+const GLANCE: Duration = Duration::from_secs(1);
+
+/// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry sync                        every route
+  blobferry sync demo-app --tag v7      one tag of one route
+  blobferry sync --dry-run --all        what would happen to every tag
+  blobferry sync --json | jq .totals    the report for programs
+
+stdout has a line for each change or trouble and the totals, or with --json the
+report alone; stderr has the progress: bars on a terminal, else a heartbeat. The
+first SIGINT or SIGTERM stops at the next checkpoint, the second at once.")]
+pub(super) struct Sync {
+    /// Only these routes
+    #[arg(value_name = "ROUTE")]
+    routes: Vec<String>,
+    /// Only this tag
+    #[arg(long, value_name = "TAG")]
+    tag: Option<Tag>,
+    /// Say what would be done, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// List what is up to date as well
+    #[arg(long)]
+    all: bool,
+}
+
+impl Sync {
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
+        let config = arguments.config()?;
+        known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
+        let show = Show::new(self.json, self.all);
+        let manner = Manner::of(arguments.quiet > 0, screen);
+        if let Some(report) = self.ask_daemon(&Socket::in_state(&config.daemon.state), manner.clone(), show).await? {
+            show.report(lines, &report);
+            return Ok(report.exit_code);
+        }
+        self.run_here(&config, show, manner, lines).await
+    }
+
+    async fn run_here(&self, config: &Config, show: Show, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
+        let scope = Scope { routes: self.routes.clone(), tag: self.tag.clone(), ..Scope::default() };
+        let wish = Wish { dry_run: self.dry_run, all: self.all };
+        follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop)).await
+    }
+
+    /// The daemon's report. `None`: there is no daemon.
+    async fn ask_daemon(&self, socket: &Socket, manner: Manner, show: Show) -> Result<Option<Report>, Failure> {
+        let mut signals = Signals::listen()?;
+        let mut display = Display::new(manner, show.style.unicode);
+        let mut answer = pin!(socket.act("/v1/sync", self.request()));
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer?.map(|(status, body)| report(status, body)).transpose(),
+                () = signals.next() => {
+                    return Err(Failure::interrupted("no longer waiting; the daemon goes on, see `blobferry status`"));
+                }
+                text = glance(socket) => display.note(&text),
+            }
+        }
+    }
+
+    fn request(&self) -> Value {
+        let mut request = json!({"route": self.routes, "wait": true, "dry_run": self.dry_run, "all": self.all});
+        if let Some(tag) = &self.tag {
+            request["tag"] = tag.as_str().into();
+        }
+        request
+    }
+}
+
+fn report(status: StatusCode, body: Value) -> Result<Report, Failure> {
+    let said = refusal(status, &body);
+    serde_json::from_value(body).map_err(|_| said)
+}
+
+/// What the daemon is doing, a moment from now.
+async fn glance(socket: &Socket) -> String {
+    tokio::time::sleep(GLANCE).await;
+    let status = socket.read("/v1/status").await.ok().flatten().and_then(|body| serde_json::from_value::<Status>(body).ok());
+    match status {
+        Some(status) => format!(
+            "the daemon is at work: {} running, {} waiting",
+            plural(status.jobs.len() as u64, "job"),
+            plural(status.queue.depth as u64, "look")
+        ),
+        None => "the daemon is at work".into(),
+    }
+}
+
+/// Refuses a route that the config does not have.
+fn known<'a>(asked: &[String], routes: impl Iterator<Item = &'a str> + Clone) -> Result<(), Failure> {
+    match asked.iter().find(|name| !routes.clone().any(|route| route == *name)) {
+        None => Ok(()),
+        Some(unknown) => {
+            let routes: Vec<&str> = routes.collect();
+            Err(Failure::usage(format_args!("there is no route \"{unknown}\" (the config has: {})", routes.join(", "))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_route_is_a_usage_error_that_names_the_known_ones() {
+        let routes = ["one", "two"];
+        assert!(known(&["two".into()], routes.into_iter()).is_ok());
+        assert!(known(&[], [].into_iter()).is_ok());
+        let failure = known(&["one".into(), "three".into()], routes.into_iter()).unwrap_err();
+        assert_eq!((failure.code, failure.to_string().as_str()), (2, "there is no route \"three\" (the config has: one, two)"));
+    }
+
+    #[test]
+    fn an_answer_without_a_report_is_the_daemons_refusal() {
+        let body = json!({"error": {"code": "nothing_matched", "text": "nothing matches"}});
+        let failure = report(StatusCode::NOT_FOUND, body).unwrap_err();
+        assert_eq!((failure.code, failure.to_string().as_str()), (5, "the daemon says: nothing matches"));
+        let empty = Report::new("run", jiff::Timestamp::UNIX_EPOCH, Duration::ZERO, []);
+        let body = serde_json::to_value(&empty).unwrap();
+        assert_eq!(report(StatusCode::NOT_FOUND, body).unwrap().exit_code, 5);
+    }
+}
