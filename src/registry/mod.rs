@@ -1,1 +1,3 @@
 //! The OCI distribution client.
+
+pub mod auth;
