@@ -13,7 +13,7 @@
 //! | 3 | [`index`], [`ledger`], [`sqlite`], [`state`] | SQLite: hints and open uploads; what happened; the threads and the folder under both |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`site`] | distribution client, image-layout directory, AWS control plane, any of them |
 //! | 1 | [`endpoint`], [`job`] | the seam to what holds images; what is asked and what came of it |
-//! | 0 | [`oci`], [`fault`] | the specifications' words as types; classes of failure |
+//! | 0 | [`oci`], [`fault`], [`flight`] | the specifications' words as types; classes of failure; one run for all who wait |
 //!
 //! [`telemetry`] sets up logs and stands beside the floors.
 
@@ -25,6 +25,7 @@ pub mod demo;
 pub mod ecr;
 pub mod endpoint;
 pub mod fault;
+pub mod flight;
 pub mod index;
 pub mod job;
 pub mod layout;

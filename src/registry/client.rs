@@ -17,7 +17,7 @@ use super::redirect::{Guard, Resolver, Whose};
 use crate::fault::Fault;
 
 /// Whom a registry trusts and who it is to them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Tls {
     /// Certificates in PEM that are trusted besides the system's.
     pub ca_pem: Option<Vec<u8>>,

@@ -56,6 +56,7 @@ pub use self::metrics::Metrics;
 pub use self::tags::MAX_PAGES;
 
 /// What a registry is made from.
+#[derive(Clone)]
 pub struct Settings {
     /// Its name in the config: the label of metrics, the word in messages.
     pub name: String,

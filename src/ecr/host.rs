@@ -1,0 +1,87 @@
+//! Which registry hosts belong to Amazon ECR, and what their names say.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// The host of a private registry: the pattern that AWS's own credential helper recognises.
+static PRIVATE: LazyLock<Regex> = LazyLock::new(|| {
+    let domains = r"amazonaws\.(com(\.cn)?|eu)|on\.(aws|amazonwebservices\.com\.cn)|sc2s\.sgov\.gov|c2s\.ic\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov";
+    Regex::new(&format!(r"^([0-9]{{12}})\.dkr[.-]ecr(-fips)?\.([a-z0-9][a-z0-9-]*)\.({domains})$"))
+        .expect("the pattern is constant")
+});
+
+/// What the name of an ECR host says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EcrHost {
+    /// The account that owns the registry; `None` for the public registry.
+    pub account: Option<String>,
+    /// The region of the registry; for the public registry the one its control plane lives in.
+    pub region: String,
+    /// A FIPS endpoint: the control plane is asked at its FIPS endpoint as well.
+    pub fips: bool,
+    /// The public registry: another control plane, ordinary Bearer tokens, anonymous reading.
+    pub public: bool,
+}
+
+/// What `host` says when it is an ECR host; a port of 443 may follow it. `None` for every other registry.
+pub fn recognise(host: &str) -> Option<EcrHost> {
+    let host = host.to_ascii_lowercase();
+    let host = host.strip_suffix(":443").unwrap_or(&host);
+    if matches!(host, "public.ecr.aws" | "ecr-public.aws.com") {
+        return Some(EcrHost { account: None, region: "us-east-1".to_owned(), fips: false, public: true });
+    }
+    let parts = PRIVATE.captures(host)?;
+    Some(EcrHost { account: Some(parts[1].to_owned()), region: parts[3].to_owned(), fips: parts.get(2).is_some(), public: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_of_an_ecr_host_is_recognised_and_nothing_else() {
+        let private = [
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", false),
+            ("123456789012.DKR.ECR.eu-west-1.amazonaws.com:443", "eu-west-1", false),
+            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1", true),
+            ("123456789012.dkr-ecr.eu-central-1.on.aws", "eu-central-1", false),
+            ("123456789012.dkr-ecr-fips.us-east-2.on.aws", "us-east-2", true),
+            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1", false),
+            ("123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", "cn-north-1", false),
+            ("123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1", false),
+            ("123456789012.dkr.ecr.us-isob-east-1.sc2s.sgov.gov", "us-isob-east-1", false),
+            ("123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov", "us-iso-east-1", false),
+            ("123456789012.dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1", false),
+            ("123456789012.dkr.ecr.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1", false),
+        ];
+        for (host, region, fips) in private {
+            let account = Some("123456789012".to_owned());
+            let expected = EcrHost { account, region: region.to_owned(), fips, public: false };
+            assert_eq!(recognise(host), Some(expected), "{host}");
+        }
+        for host in ["public.ecr.aws", "ecr-public.aws.com", "PUBLIC.ecr.aws"] {
+            let public = recognise(host).expect(host);
+            assert!(public.public && public.account.is_none() && public.region == "us-east-1", "{host}");
+        }
+        let others = [
+            "12345678901.dkr.ecr.eu-west-1.amazonaws.com",
+            "1234567890123.dkr.ecr.eu-west-1.amazonaws.com",
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.attacker.example",
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:5000",
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.community",
+            "123456789012.dkr.ecr..amazonaws.com",
+            "123456789012.dkr.ecr.a.b.amazonaws.com",
+            "123456789012.dkrxecr.eu-west-1.amazonaws.com",
+            "x.123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "api.ecr.eu-west-1.amazonaws.com",
+            "notpublic.ecr.aws",
+            "public.ecr.aws.example",
+            "localhost:5000",
+            "",
+        ];
+        for host in others {
+            assert_eq!(recognise(host), None, "{host}");
+        }
+    }
+}

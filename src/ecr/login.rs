@@ -1,0 +1,491 @@
+//! Tokens for private ECR registries: `GetAuthorizationToken`, asked once for all who wait, ahead of expiry, and never more
+//! often than every 60 seconds for a token that does not last.
+//!
+//! A token is good for every registry that the caller may use in its region, for 12 hours. The password may be of any length.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_ecr::config::retry::RetryConfig;
+use aws_sdk_ecr::config::{BehaviorVersion, Region, SharedCredentialsProvider};
+use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::operation::get_authorization_token::GetAuthorizationTokenError;
+use aws_sdk_ecr::types::AuthorizationData;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::host::{self, EcrHost};
+use crate::fault::{Class, Fault, clip};
+use crate::flight::Flight;
+
+/// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a token is used whose `expiresAt` is past or near, and the least time between two calls for a token that was
+/// refused.
+const LEAST_LIFE: Duration = Duration::from_secs(60);
+/// How long a good token outlives a failed attempt to replace it before the next attempt.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Nobody's token lasts longer; a clock that is years off must not keep one for years.
+const MOST_LIFE: Duration = Duration::from_secs(12 * 3600);
+
+/// How to reach the control plane, all of it optional.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The region; default: the one in the host's name, else the SDK's.
+    pub region: Option<String>,
+    /// A role to assume with the credentials found.
+    pub role_arn: Option<String>,
+    /// The external id that the role's trust policy asks for.
+    pub external_id: Option<String>,
+    /// The profile of the shared AWS configuration.
+    pub profile: Option<String>,
+    /// The account that owns the registry; default: the one in the host's name.
+    pub account: Option<String>,
+    /// The caller's ARN, for messages and records.
+    pub identity: Option<String>,
+    /// The control plane's URL, for emulators and private endpoints.
+    pub endpoint: Option<String>,
+}
+
+/// What ECR accepts as user name and password until `expires`.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Always `AWS` on ECR itself.
+    pub username: String,
+    /// The password.
+    pub password: SecretString,
+    /// When ECR says that it ends; may be past on emulators.
+    pub expires: Timestamp,
+}
+
+/// The login to one ECR registry. Cheap to clone; clones share the client and the token.
+#[derive(Clone)]
+pub struct Login(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    host: String,
+    recognised: Option<EcrHost>,
+    client: OnceCell<Client>,
+    held: Mutex<Option<Held>>,
+    flight: Flight<Token>,
+}
+
+struct Client {
+    ecr: aws_sdk_ecr::Client,
+    region: String,
+}
+
+struct Held {
+    token: Token,
+    received: Instant,
+    life: Duration,
+    renew_at: Instant,
+}
+
+impl Login {
+    /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before the first token is wanted.
+    pub fn new(settings: Settings, host: &str) -> Login {
+        Login(Arc::new(Inner {
+            settings,
+            host: host.to_owned(),
+            recognised: host::recognise(host),
+            client: OnceCell::new(),
+            held: Mutex::new(None),
+            flight: Flight::new(),
+        }))
+    }
+
+    /// The token, asked for when none is held or the one held nears its end; one that still lasts survives a failure to
+    /// replace it.
+    ///
+    /// # Errors
+    /// `Auth` when AWS knows no credentials or refuses them, naming action and region; `Retryable` when it throttles or
+    /// cannot be reached.
+    pub async fn token(&self) -> Result<Token, Fault> {
+        if let Some(token) = self.0.held().as_ref().filter(|held| Instant::now() < held.renew_at) {
+            return Ok(token.token.clone());
+        }
+        let asked = self.ask().await;
+        match asked {
+            Err(fault) => self.0.survivor().ok_or(fault),
+            fresh => fresh,
+        }
+    }
+
+    /// Another token than the one that was refused, unless that one was handed out less than a minute ago: asking
+    /// again would bring the same refusal.
+    pub async fn renewed(&self, refused: &SecretString) -> Result<Token, Fault> {
+        if let Some(token) = self.0.standing(refused) {
+            return Ok(token);
+        }
+        self.ask().await
+    }
+
+    /// When the held token ends.
+    pub fn expiry(&self) -> Option<Timestamp> {
+        self.0.held().as_ref().map(|held| held.token.expires)
+    }
+
+    /// Who we are there, as far as the settings say: the caller's or the role's ARN.
+    pub fn identity(&self) -> Option<&str> {
+        self.0.settings.identity.as_deref().or(self.0.settings.role_arn.as_deref())
+    }
+
+    /// The account that owns the registry.
+    pub fn account(&self) -> Option<&str> {
+        let named = self.0.recognised.as_ref().and_then(|host| host.account.as_deref());
+        self.0.settings.account.as_deref().or(named)
+    }
+
+    /// Whether this is the public registry, which has another control plane.
+    pub fn is_public(&self) -> bool {
+        self.0.recognised.as_ref().is_some_and(|host| host.public)
+    }
+
+    async fn ask(&self) -> Result<Token, Fault> {
+        let inner = Arc::clone(&self.0);
+        self.0.flight.join(|| async move { inner.ask().await }).await
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ecr::Login").field("host", &self.0.host).field("settings", &self.0.settings).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The held token when it still lasts; the next attempt to replace it waits a little.
+    fn survivor(&self) -> Option<Token> {
+        let mut held = self.held();
+        let held = held.as_mut().filter(|held| held.received.elapsed() < held.life)?;
+        held.renew_at = Instant::now() + PAUSE;
+        Some(held.token.clone())
+    }
+
+    /// The held token, if it is another one than `refused` or too young to be replaced.
+    fn standing(&self, refused: &SecretString) -> Option<Token> {
+        use secrecy::ExposeSecret as _;
+        let held = self.held();
+        let held = held.as_ref()?;
+        let same = held.token.password.expose_secret() == refused.expose_secret();
+        (!same || held.received.elapsed() < LEAST_LIFE).then(|| held.token.clone())
+    }
+
+    async fn ask(&self) -> Result<Token, Fault> {
+        if self.recognised.as_ref().is_some_and(|host| host.public) {
+            let text = format!("{} does not take tokens of private ECR: use auth: docker-config or anonymous", self.host);
+            return Err(Fault::new(Class::Auth, text));
+        }
+        let late = || Fault::retryable(format!("AWS gave no ECR token for {} within {} s", self.host, DEADLINE.as_secs()));
+        let token = tokio::time::timeout(DEADLINE, self.call()).await.map_err(|_| late())??;
+        *self.held() = Some(Held::new(token.clone()));
+        Ok(token)
+    }
+
+    async fn call(&self) -> Result<Token, Fault> {
+        let client = self.client.get_or_try_init(|| self.connect()).await?;
+        let answer = client.ecr.get_authorization_token().send().await;
+        let answer = answer.map_err(|error| refusal(&error, &client.region, &self.host))?;
+        let unreadable = || {
+            let text = format!("ecr:GetAuthorizationToken in {} for {} answered without a usable token", client.region, self.host);
+            Fault::new(Class::Auth, text)
+        };
+        answer.authorization_data().first().and_then(read).ok_or_else(unreadable)
+    }
+
+    async fn connect(&self) -> Result<Client, Fault> {
+        let base = self.shared_config().await;
+        let region = base.region().cloned().ok_or_else(|| {
+            let text = format!("no AWS region is known for {}: set region", self.host);
+            Fault::new(Class::Auth, text)
+        })?;
+        let mut config = aws_sdk_ecr::config::Builder::from(&base);
+        if let Some(endpoint) = &self.settings.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if let Some(role) = &self.settings.role_arn {
+            config = config.credentials_provider(self.assumed(role, &base).await);
+        }
+        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), region: region.to_string() })
+    }
+
+    async fn shared_config(&self) -> SdkConfig {
+        let timeouts = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).operation_timeout(DEADLINE / 2).build();
+        let mut loader =
+            aws_config::defaults(BehaviorVersion::v2026_01_12()).retry_config(RetryConfig::disabled()).timeout_config(timeouts);
+        let named = self.recognised.as_ref().map(|host| &host.region);
+        if let Some(region) = self.settings.region.as_ref().or(named) {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(profile) = &self.settings.profile {
+            loader = loader.profile_name(profile);
+        }
+        if self.recognised.as_ref().is_some_and(|host| host.fips) {
+            loader = loader.use_fips(true);
+        }
+        let base = loader.load().await;
+        match &self.settings.profile {
+            Some(profile) => of_profile(profile, base),
+            None => base,
+        }
+    }
+
+    async fn assumed(&self, role: &str, base: &SdkConfig) -> AssumeRoleProvider {
+        let mut provider = AssumeRoleProvider::builder(role).session_name("blobferry").configure(base);
+        if let Some(id) = &self.settings.external_id {
+            provider = provider.external_id(id);
+        }
+        provider.build().await
+    }
+}
+
+/// The configuration with the credentials of `profile` and no others: the default chain would let the environment's go first.
+fn of_profile(profile: &str, base: SdkConfig) -> SdkConfig {
+    let config = ProviderConfig::without_region()
+        .with_region(base.region().cloned())
+        .with_use_fips(base.use_fips())
+        .with_behavior_version(Some(BehaviorVersion::v2026_01_12()))
+        .with_retry_config(RetryConfig::disabled());
+    let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&config).build();
+    base.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+}
+
+impl Held {
+    /// Counts from now on: the instant that ECR names is only compared with our clock once.
+    fn new(token: Token) -> Held {
+        let received = Instant::now();
+        let left = Duration::try_from(token.expires.duration_since(Timestamp::now())).unwrap_or_default();
+        let life = left.clamp(LEAST_LIFE, MOST_LIFE);
+        let early = if life > LEAST_LIFE { life / 10 } else { Duration::ZERO };
+        Held { token, received, life, renew_at: received + life - early }
+    }
+}
+
+fn read(data: &AuthorizationData) -> Option<Token> {
+    let plain = String::from_utf8(STANDARD.decode(data.authorization_token()?.trim()).ok()?).ok()?;
+    let (username, password) = plain.split_once(':')?;
+    let expires = data.expires_at().and_then(|at| Timestamp::from_second(at.secs()).ok());
+    // Without a date the token is taken for one that does not last.
+    let expires = expires.unwrap_or_else(Timestamp::now);
+    let usable = !username.is_empty() && !password.is_empty();
+    usable.then(|| Token { username: username.to_owned(), password: password.into(), expires })
+}
+
+fn refusal<R: fmt::Debug>(error: &SdkError<GetAuthorizationTokenError, R>, region: &str, host: &str) -> Fault {
+    let said = match error.as_service_error() {
+        Some(service) => {
+            format!("{}: {}", service.code().unwrap_or("unknown error"), service.message().unwrap_or("no reason given"))
+        }
+        None => chain(error),
+    };
+    let (class, advice) = classify(&said);
+    Fault::new(class, format!("ecr:GetAuthorizationToken in {region} for {host}: {}{advice}", clip(&said, 600)))
+}
+
+/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed.
+fn chain<E: std::error::Error>(error: &E) -> String {
+    let mut said = Vec::<String>::new();
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    while let Some(error) = cause {
+        let level = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if level != "other" && !said.iter().any(|said| said.contains(&level)) {
+            said.push(level);
+        }
+        cause = error.source();
+    }
+    if said.is_empty() { error.to_string() } else { said.join(": ") }
+}
+
+/// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
+/// decide here.
+fn classify(said: &str) -> (Class, &'static str) {
+    const THROTTLED: [&str; 6] =
+        ["Throttl", "TooManyRequests", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "InternalFailure"];
+    const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
+    const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
+    const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
+    const UNKNOWN: [&str; 5] =
+        ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
+    const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match said {
+        _ if says(&THROTTLED) => (Class::RETRYABLE, ""),
+        _ if says(&PROFILE) => (Class::Auth, "; check aws_profile and the shared AWS configuration"),
+        _ if says(&NONE_FOUND) => (
+            Class::Auth,
+            "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
+        ),
+        _ if says(&EXPIRED) => (Class::Auth, "; the AWS credentials have expired: renew them"),
+        _ if says(&UNKNOWN) => {
+            (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
+        }
+        _ if says(&DENIED) => (Class::Auth, "; allow the action ecr:GetAuthorizationToken on * (and sts:AssumeRole for role_arn)"),
+        _ => (Class::RETRYABLE, ""),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use aws_sdk_ecr::config::Credentials;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+    pub(crate) struct ControlPlane {
+        url: String,
+        pub(crate) calls: Arc<AtomicUsize>,
+    }
+
+    /// Answers each call with `answer(number of the call)`: a status and a body.
+    pub(crate) async fn control_plane(answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static) -> ControlPlane {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let counter = Arc::clone(&calls);
+        let app = axum::Router::new().fallback(move || {
+            let (status, body) = answer(counter.fetch_add(1, Ordering::SeqCst) + 1);
+            let status = http::StatusCode::from_u16(status).unwrap();
+            std::future::ready((status, [("content-type", "application/x-amz-json-1.1")], body))
+        });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        ControlPlane { url, calls }
+    }
+
+    pub(crate) fn token_body(password: &str, expires: i64) -> String {
+        let token = STANDARD.encode(format!("AWS:{password}"));
+        format!(
+            r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":{expires},"proxyEndpoint":"https://{HOST}"}}]}}"#
+        )
+    }
+
+    /// A login whose client stands already, with keys of its own instead of the default chain's.
+    pub(crate) fn login(plane: &ControlPlane) -> Login {
+        let login = Login::new(Settings::default(), HOST);
+        let config = aws_sdk_ecr::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .region(Region::new("eu-west-1"))
+            .retry_config(RetryConfig::disabled())
+            .endpoint_url(&plane.url)
+            .credentials_provider(Credentials::new("AKIDEXAMPLE", "key", None, None, "test"));
+        let client = Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), region: "eu-west-1".to_owned() };
+        assert!(login.0.client.set(client).is_ok());
+        login
+    }
+
+    pub(crate) async fn later(by: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(by).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn one_call_serves_all_until_the_token_nears_its_end() {
+        let plane = control_plane(|call| (200, token_body(&format!("p:{call}"), Timestamp::now().as_second() + 12 * 3600))).await;
+        let login = login(&plane);
+        let tokens = futures::future::join_all((0..10).map(|_| login.token())).await;
+        assert!(tokens.into_iter().all(|token| token.unwrap().password.expose_secret() == "p:1"));
+        assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
+        assert!(login.expiry().unwrap() > Timestamp::now());
+        later(Duration::from_secs(10 * 3600)).await;
+        assert_eq!(login.token().await.unwrap().password.expose_secret(), "p:1");
+        later(Duration::from_secs(3600)).await;
+        assert_eq!(login.token().await.unwrap().password.expose_secret(), "p:2");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_past_its_end_is_used_and_asked_for_once_a_minute() {
+        let plane = control_plane(|call| (200, token_body(&call.to_string(), 1_420_070_400))).await;
+        let login = login(&plane);
+        for _ in 0..5 {
+            assert_eq!(login.token().await.unwrap().username, "AWS");
+        }
+        assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
+        let refused = SecretString::from("1");
+        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "1", "too young to be replaced");
+        later(LEAST_LIFE).await;
+        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2");
+        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "somebody else replaced it already");
+        assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_lasts_survives_a_failure_to_replace_it() {
+        let plane = control_plane(|call| match call {
+            1 => (200, token_body("first", Timestamp::now().as_second() + 12 * 3600)),
+            _ => (400, r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#.to_owned()),
+        })
+        .await;
+        let login = login(&plane);
+        login.token().await.unwrap();
+        later(Duration::from_secs(11 * 3600)).await;
+        for _ in 0..3 {
+            assert_eq!(login.token().await.unwrap().password.expose_secret(), "first");
+        }
+        assert_eq!(plane.calls.load(Ordering::SeqCst), 2, "and is not replaced at every turn");
+        later(Duration::from_secs(3600)).await;
+        assert!(login.token().await.unwrap_err().class().is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_action_region_and_way_out() {
+        let denied = r#"{"__type":"AccessDeniedException","Message":"User: arn:aws:iam::1:user/x is not authorized to perform: ecr:GetAuthorizationToken"}"#;
+        let plane = control_plane(move |_| (400, denied.to_owned())).await;
+        let fault = login(&plane).token().await.unwrap_err();
+        assert_eq!(fault.class(), Class::Auth);
+        assert!(fault.to_string().contains("ecr:GetAuthorizationToken in eu-west-1"), "{fault}");
+        let plane = control_plane(|_| (200, r#"{"authorizationData":[]}"#.to_owned())).await;
+        assert_eq!(login(&plane).token().await.unwrap_err().class(), Class::Auth);
+        let public = Login::new(Settings::default(), "public.ecr.aws").token().await.unwrap_err();
+        assert_eq!(public.class(), Class::Auth);
+    }
+
+    #[test]
+    fn the_words_of_aws_have_their_classes() {
+        let auth = [
+            "UnrecognizedClientException: The security token included in the request is invalid.",
+            "ExpiredTokenException: The security token included in the request is expired",
+            "AccessDeniedException: no",
+            "InvalidSignatureException: Signature expired",
+            "the credential provider was not enabled: no credentials found in chain. Attempted: Environment",
+            "an error occurred while loading credentials: AccessDenied: User is not authorized to perform: sts:AssumeRole",
+            "the credential provider was not enabled: profile `nosuch` was not defined: could not find source profile nosuch",
+        ];
+        for said in auth {
+            assert_eq!(classify(said).0, Class::Auth, "{said}");
+            assert!(!classify(said).1.is_empty(), "{said}");
+        }
+        for said in ["ThrottlingException: Rate exceeded", "ServerException: oops", "io error: connection refused", "timeout"] {
+            assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_login_never_shows_its_token() {
+        let login = Login::new(Settings::default(), HOST);
+        let token = Token { username: "AWS".to_owned(), password: "hush".into(), expires: Timestamp::now() };
+        assert!(!format!("{token:?}").contains("hush"));
+        *login.0.held() = Some(Held::new(token));
+        assert!(!format!("{login:?}").contains("hush"));
+        assert_eq!(login.account(), Some("123456789012"));
+    }
+}

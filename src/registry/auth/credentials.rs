@@ -1,0 +1,202 @@
+//! What we have to show to a registry, and what of it counts for one repository.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash as _, Hasher as _, RandomState};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::docker;
+use crate::ecr;
+use crate::fault::{Class, Fault};
+
+/// Where the credentials of a registry come from.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// None: what everybody may read.
+    Anonymous,
+    /// A user name and a password.
+    Basic {
+        /// The user name.
+        username: String,
+        /// The password.
+        password: SecretString,
+    },
+    /// A token that the registry itself takes, sent with each request.
+    Bearer(SecretString),
+    /// The Docker configuration, read again when it changes, and the credential helpers that it names.
+    DockerConfig(docker::Store),
+    /// Tokens of Amazon ECR.
+    Ecr(ecr::Login),
+}
+
+impl Credentials {
+    /// What to show at `host` (`host` or `host:port`) for `repository`.
+    pub(super) async fn login(&self, host: &str, repository: Option<&str>) -> Result<Login, Fault> {
+        match self {
+            Credentials::Anonymous => Ok(Login::Anonymous),
+            Credentials::Basic { username, password } => {
+                Ok(Login::Basic { username: username.clone(), password: password.clone() })
+            }
+            Credentials::Bearer(token) => Ok(Login::Bearer(token.clone())),
+            Credentials::DockerConfig(store) => store.login(host, repository).await,
+            Credentials::Ecr(login) => login.token().await.map(Login::from),
+        }
+    }
+
+    /// The same after `refused` was refused: read, run or asked for again where that may bring another.
+    pub(super) async fn login_after(&self, refused: &Login, host: &str, repository: Option<&str>) -> Result<Login, Fault> {
+        match (self, refused) {
+            (Credentials::DockerConfig(store), _) => store.login_afresh(host, repository).await,
+            (Credentials::Ecr(login), Login::Basic { password, .. }) => login.renewed(password).await.map(Login::from),
+            _ => self.login(host, repository).await,
+        }
+    }
+
+    /// Whether they are sent without waiting for a challenge.
+    pub(super) fn go_first(&self) -> bool {
+        matches!(self, Credentials::Bearer(_) | Credentials::Ecr(_))
+    }
+
+    /// Whether a person's password is behind them, which a registry may lock after too many wrong tries.
+    pub(super) fn can_be_locked(&self) -> bool {
+        matches!(self, Credentials::Basic { .. } | Credentials::DockerConfig(_))
+    }
+}
+
+/// What is shown for one repository.
+#[derive(Clone)]
+pub(super) enum Login {
+    /// Nothing.
+    Anonymous,
+    /// A user name and a password.
+    Basic { username: String, password: SecretString },
+    /// A refresh token for the token server; some servers take it as the password of `username` too.
+    Identity { username: Option<String>, token: SecretString },
+    /// A token for the registry itself.
+    Bearer(SecretString),
+}
+
+impl Login {
+    pub(super) fn is_anonymous(&self) -> bool {
+        matches!(self, Login::Anonymous)
+    }
+
+    /// Who this is, for people.
+    pub(super) fn user(&self) -> String {
+        match self {
+            Login::Anonymous => "anonymous".to_owned(),
+            Login::Basic { username, .. } | Login::Identity { username: Some(username), .. } => username.clone(),
+            Login::Identity { username: None, .. } => "identity token".to_owned(),
+            Login::Bearer(_) => "bearer token".to_owned(),
+        }
+    }
+
+    /// The header that shows it to the registry itself, without a token server. `None`: there is no such header.
+    pub(super) fn direct(&self) -> Result<Option<HeaderValue>, Fault> {
+        match self {
+            Login::Basic { username, password } => basic(username, password).map(Some),
+            Login::Bearer(token) => bearer(token).map(Some),
+            Login::Anonymous | Login::Identity { .. } => Ok(None),
+        }
+    }
+
+    /// A number that tells one login from another without saying anything about either.
+    pub(super) fn fingerprint(&self, hashing: &RandomState) -> u64 {
+        let mut hasher = hashing.build_hasher();
+        std::mem::discriminant(self).hash(&mut hasher);
+        self.user().hash(&mut hasher);
+        self.secret().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// `text` without the secret, should a peer have echoed it.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let secret = self.secret();
+        let encoded = self.direct().ok().flatten().and_then(|header| Some(header.to_str().ok()?.rsplit_once(' ')?.1.to_owned()));
+        let words = [Some(secret), encoded.as_deref()].into_iter().flatten().filter(|word| word.len() >= 4);
+        words.fold(text.to_owned(), |text, word| text.replace(word, "[hidden]"))
+    }
+
+    fn secret(&self) -> &str {
+        match self {
+            Login::Anonymous => "",
+            Login::Basic { password: secret, .. } | Login::Identity { token: secret, .. } | Login::Bearer(secret) => {
+                secret.expose_secret()
+            }
+        }
+    }
+}
+
+impl From<ecr::Token> for Login {
+    fn from(token: ecr::Token) -> Login {
+        Login::Basic { username: token.username, password: token.password }
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.user())
+    }
+}
+
+/// `Authorization: Basic` (RFC 7617).
+pub(super) fn basic(username: &str, password: &SecretString) -> Result<HeaderValue, Fault> {
+    if username.contains(':') {
+        return Err(Fault::new(Class::Auth, format!("the user name \"{username}\" holds a colon, which no registry can read")));
+    }
+    sensitive(&format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.expose_secret()))))
+}
+
+/// `Authorization: Bearer` (RFC 6750).
+pub(super) fn bearer(token: &SecretString) -> Result<HeaderValue, Fault> {
+    sensitive(&format!("Bearer {}", token.expose_secret()))
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
+    let unfit = |_| Fault::new(Class::Auth, "a token holds characters that no header can carry");
+    let mut header = HeaderValue::from_str(text).map_err(unfit)?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_printed_holds_a_secret() {
+        let secret = SecretString::from("hush-hush");
+        let logins = [
+            Login::Basic { username: "joe".to_owned(), password: secret.clone() },
+            Login::Identity { username: None, token: secret.clone() },
+            Login::Bearer(secret.clone()),
+        ];
+        for login in logins {
+            let header = login.direct().unwrap();
+            assert!(!format!("{login:?} {header:?}").contains("hush"));
+            let echo = format!("bad password hush-hush in {}", header.as_ref().map_or("", |header| header.to_str().unwrap()));
+            let scrubbed = login.scrub(&echo);
+            assert!(!scrubbed.contains("hush") && !scrubbed.contains("am9l"), "{scrubbed}");
+        }
+        let basic = Credentials::Basic { username: "joe".to_owned(), password: secret.clone() };
+        assert!(!format!("{basic:?} {:?}", Credentials::Bearer(secret)).contains("hush"));
+    }
+
+    #[test]
+    fn another_password_is_another_login() {
+        let hashing = RandomState::new();
+        let of = |password: &str| Login::Basic { username: "joe".to_owned(), password: password.into() }.fingerprint(&hashing);
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        assert_ne!(Login::Bearer("a".into()).fingerprint(&hashing), of("a"));
+    }
+
+    #[test]
+    fn headers_that_cannot_be_are_refused() {
+        assert_eq!(basic("a:b", &"c".into()).unwrap_err().class(), Class::Auth);
+        assert_eq!(bearer(&"a\nb".into()).unwrap_err().class(), Class::Auth);
+    }
+}

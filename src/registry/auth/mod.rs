@@ -1,0 +1,451 @@
+//! Authorization at one registry, and the only owner of credentials.
+//!
+//! A request asks [`Authority::header`] what to send, and [`Authority::answer`] once when it was refused. Credentials go to the
+//! registry itself and to token servers that `realm` accepts, over https, or over http where that stays on this machine or the
+//! config says `insecure`. Once the registry has named its token server, tokens are fetched ahead of every request, one at a
+//! time for each set of scopes, and renewed before they end.
+//!
+//! A user's password that was refused rests (see `standing`): everybody gets the same answer from memory meanwhile. A
+//! password that nobody has accepted yet is tried once, not by thirty requests at the same moment.
+//!
+//! | known so far | credentials | sent ahead | after a 401 |
+//! |---|---|---|---|
+//! | nothing | ECR, bearer | the credentials | as the challenge says |
+//! | nothing | any other | nothing | as the challenge says; without one, as `GET /v2/` says |
+//! | Basic | any | user name and password | helper, file or AWS asked again; the same as before: final |
+//! | Bearer | any | a token for the scopes | a new token; if that is refused within a minute: final |
+
+mod cache;
+mod challenge;
+mod credentials;
+pub mod docker;
+mod helper;
+mod realm;
+mod scope;
+mod standing;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::fmt;
+use std::hash::RandomState;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use url::Url;
+
+pub use self::credentials::Credentials;
+pub use self::scope::Scopes;
+
+use self::cache::{Cache, Server, Slot};
+use self::challenge::Challenge;
+use self::credentials::Login;
+use self::standing::Standings;
+use self::token::{Answer, Token};
+use crate::fault::{Class, Fault};
+use crate::flight::again;
+
+/// How long a token must have been good before its refusal is taken for its end and not for a final no.
+const SECOND_TRY: Duration = Duration::from_secs(60);
+/// How long a token that the registry takes directly is used before its source is looked at again.
+const DIRECT_LIFE: Duration = Duration::from_secs(300);
+
+/// How to authorize at one registry.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The registry's name in the config.
+    pub registry: String,
+    /// Scheme, host and port of the registry.
+    pub origin: Url,
+    /// What to show.
+    pub credentials: Credentials,
+    /// Hosts (`host` or `host:port`) of token servers beyond the registry's own domain.
+    pub token_realms: Vec<String>,
+    /// Credentials may travel over plain http beyond this machine.
+    pub insecure: bool,
+    /// How long a whole token request may take; 15 seconds suit.
+    pub deadline: Duration,
+}
+
+impl Settings {
+    /// The usual settings: no foreign token server, nothing insecure, 15 seconds.
+    pub fn new(registry: impl Into<String>, origin: Url, credentials: Credentials) -> Settings {
+        let (registry, deadline) = (registry.into(), Duration::from_secs(15));
+        Settings { registry, origin, credentials, token_realms: Vec::new(), insecure: false, deadline }
+    }
+}
+
+/// The authorization of one registry. Cheap to clone; clones share what is known.
+#[derive(Clone)]
+pub struct Authority(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    host: String,
+    http: reqwest::Client,
+    hashing: RandomState,
+    known: Mutex<Known>,
+    /// Held while a password is tried that nobody has accepted yet; holds the last failure that said nothing of the password.
+    trial: tokio::sync::Mutex<Option<(Instant, Fault)>>,
+}
+
+#[derive(Default)]
+struct Known {
+    scheme: Option<Scheme>,
+    cache: Cache,
+    standings: Standings,
+    user: Option<String>,
+}
+
+#[derive(Clone)]
+enum Scheme {
+    Basic,
+    Bearer(Server),
+}
+
+impl Authority {
+    /// The authority of one registry. `http` must not follow redirects.
+    pub fn new(settings: Settings, http: reqwest::Client) -> Authority {
+        let host = settings.origin.host_str().unwrap_or_default();
+        let host = settings.origin.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
+        let (hashing, trial) = (RandomState::new(), tokio::sync::Mutex::new(None));
+        Authority(Arc::new(Inner { settings, host, http, hashing, known: Mutex::default(), trial }))
+    }
+
+    /// What to send with a request that needs `scopes`. `None`: nothing; either nothing is known yet, or there is nothing to
+    /// show.
+    ///
+    /// # Errors
+    /// `Auth` when the credentials cannot be had, are refused or must not be sent; `Retryable` when the token server is away.
+    pub async fn header(&self, scopes: &Scopes) -> Result<Option<HeaderValue>, Fault> {
+        match self.0.scheme(scopes) {
+            Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, None).await,
+            Some(Scheme::Basic) => self.0.direct(scopes).await,
+            None if self.0.settings.credentials.go_first() => self.0.direct(scopes).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What to send instead of `rejected` after a 401, or after a 403 that says that a token has expired; `challenges` are
+    /// the headers of that answer. `None`: nothing better can be had, the refusal stands. The request is sent once more at most.
+    ///
+    /// # Errors
+    /// As [`Authority::header`]; `Auth` too when the registry names a token server that it must not name.
+    pub async fn answer(
+        &self,
+        scopes: &Scopes,
+        challenges: &HeaderMap,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, Fault> {
+        match self.0.learn(scopes, challenges, rejected).await? {
+            Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, rejected).await,
+            Some(Scheme::Basic) => self.0.direct_again(scopes, rejected).await,
+            None => Ok(None),
+        }
+    }
+
+    /// When the credential or token in use that ends soonest does.
+    pub fn expiry(&self) -> Option<Timestamp> {
+        let tokens = self.0.known().cache.expiry();
+        let ecr = match &self.0.settings.credentials {
+            Credentials::Ecr(login) => login.expiry(),
+            _ => None,
+        };
+        tokens.into_iter().chain(ecr).min()
+    }
+
+    /// Who we are there, as far as it is known: a user name, an ARN, or "anonymous".
+    pub fn user(&self) -> Option<String> {
+        match &self.0.settings.credentials {
+            Credentials::Ecr(login) if login.identity().is_some() => login.identity().map(str::to_owned),
+            Credentials::Anonymous => Some("anonymous".to_owned()),
+            Credentials::Basic { username, .. } => Some(username.clone()),
+            _ => self.0.known().user.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Authority").field(&self.0.settings.registry).finish()
+    }
+}
+
+impl Inner {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The scheme for `scopes`: what the registry said for them, else what it said last.
+    fn scheme(&self, scopes: &Scopes) -> Option<Scheme> {
+        let known = self.known();
+        match known.cache.known(scopes) {
+            Some(slot) if slot.in_doubt => None,
+            Some(Slot { challenge: Some((server, _)), .. }) => Some(Scheme::Bearer(server.clone())),
+            _ => known.scheme.clone(),
+        }
+    }
+
+    /// Takes in the challenge of an answer; one without a challenge leaves what was known, or is made up for by asking `/v2/`.
+    async fn learn(&self, scopes: &Scopes, headers: &HeaderMap, rejected: Option<&HeaderValue>) -> Result<Option<Scheme>, Fault> {
+        let challenge = match (challenge::best(headers), self.scheme(scopes)) {
+            (Some(challenge), _) => challenge,
+            (None, Some(scheme)) => return Ok(Some(scheme)),
+            // What was sent unasked is a scheme too.
+            (None, None) if rejected.is_some() && self.settings.credentials.go_first() => return Ok(Some(Scheme::Basic)),
+            (None, None) => match challenge::best(&self.ping(None).await?.1) {
+                Some(challenge) => challenge,
+                None => return Ok(None),
+            },
+        };
+        let (scheme, named) = match challenge {
+            Challenge::Basic => (Scheme::Basic, None),
+            Challenge::Bearer { realm, service, scope } => {
+                let settings = &self.settings;
+                let realm = realm::accept(&realm, &settings.registry, &settings.origin, &settings.token_realms)?;
+                let server = Server { realm, service };
+                let wanted = scopes.with_demanded(&scope).into();
+                (Scheme::Bearer(server.clone()), Some((server, wanted)))
+            }
+        };
+        let mut known = self.known();
+        known.cache.slot(scopes).learn(named);
+        known.scheme = Some(scheme.clone());
+        Ok(Some(scheme))
+    }
+
+    /// What to show for `scopes`, if it may be shown over this connection at all.
+    async fn login(&self, scopes: &Scopes) -> Result<Login, Fault> {
+        let login = self.settings.credentials.login(&self.host, scopes.repository()).await;
+        self.allowed(login)
+    }
+
+    async fn login_after(&self, refused: &Login, scopes: &Scopes) -> Result<Login, Fault> {
+        let login = self.settings.credentials.login_after(refused, &self.host, scopes.repository()).await;
+        self.allowed(login)
+    }
+
+    fn allowed(&self, login: Result<Login, Fault>) -> Result<Login, Fault> {
+        let login = login.map_err(|fault| fault.while_doing(format_args!("credentials of {}", self.settings.registry)))?;
+        if !login.is_anonymous() {
+            self.check_plain(&self.settings.origin, "the registry")?;
+        }
+        self.known().user = Some(login.user());
+        Ok(login)
+    }
+
+    fn check_plain(&self, url: &Url, what: &str) -> Result<(), Fault> {
+        let local = url.host().is_some_and(|host| realm::is_loopback(&host.to_owned()));
+        if url.scheme() == "https" || local || self.settings.insecure {
+            return Ok(());
+        }
+        let (registry, origin) = (&self.settings.registry, url.origin().ascii_serialization());
+        let text =
+            format!("credentials of {registry} are not sent over plain http: {what} is {origin}; use https, or set insecure: true");
+        Err(Fault::new(Class::Auth, text))
+    }
+
+    /// The header that shows our credentials to the registry itself.
+    async fn direct(&self, scopes: &Scopes) -> Result<Option<HeaderValue>, Fault> {
+        let login = self.login(scopes).await?;
+        let Some(header) = login.direct()? else { return Ok(None) };
+        self.prove(&login, scopes, &header).await?;
+        Ok(Some(header))
+    }
+
+    async fn direct_again(&self, scopes: &Scopes, rejected: Option<&HeaderValue>) -> Result<Option<HeaderValue>, Fault> {
+        let mut login = self.login(scopes).await?;
+        if rejected.is_some() && login.direct()?.as_ref() == rejected {
+            login = self.login_after(&login, scopes).await?;
+        }
+        let Some(header) = login.direct()? else { return Ok(None) };
+        if Some(&header) != rejected {
+            self.prove(&login, scopes, &header).await?;
+            return Ok(Some(header));
+        }
+        // A password that was good may be so no more; a good one that lacks a right here stays good elsewhere.
+        self.known().standings.doubt(login.fingerprint(&self.hashing));
+        self.prove(&login, scopes, &header).await.map(|()| None)
+    }
+
+    /// Makes sure that a password is shown to the registry once before it is shown by many requests at once.
+    async fn prove(&self, login: &Login, scopes: &Scopes, header: &HeaderValue) -> Result<(), Fault> {
+        if !self.settings.credentials.can_be_locked() {
+            return Ok(());
+        }
+        let Some(trial) = self.trial(login).await? else { return Ok(()) };
+        self.known().standings.check(login.fingerprint(&self.hashing), scopes)?;
+        trial.end(self.check_in(login, scopes, header).await)
+    }
+
+    /// Shows a login to the version check. Only a 401 that asks for a password is a word on the password.
+    async fn check_in(&self, login: &Login, scopes: &Scopes, header: &HeaderValue) -> Result<(), Fault> {
+        let (status, headers) = self.ping(Some(header)).await?;
+        let fingerprint = login.fingerprint(&self.hashing);
+        let standings = &mut self.known().standings;
+        if status != StatusCode::UNAUTHORIZED || matches!(challenge::best(&headers), Some(Challenge::Bearer { .. })) {
+            standings.accept(fingerprint, scopes);
+            return Ok(());
+        }
+        let text = format!("registry {} ({}) refuses the credentials of {}", self.settings.registry, self.host, login.user());
+        standings.refuse(fingerprint, None, &text);
+        Err(Fault::new(Class::Auth, text))
+    }
+
+    /// Leave to try a login that nobody has accepted yet, one caller after the other; `None` for one that needs no trial.
+    /// Those who waited for a trial that came to nothing share its failure instead of trying the same again.
+    async fn trial(&self, login: &Login) -> Result<Option<Trial<'_>>, Fault> {
+        let fingerprint = login.fingerprint(&self.hashing);
+        let needless = || login.is_anonymous() || self.known().standings.is_proven(fingerprint);
+        if needless() {
+            return Ok(None);
+        }
+        let arrived = Instant::now();
+        let busy = |_| Fault::retryable(format!("the credentials of {} are still being tried", self.settings.registry));
+        let trial = tokio::time::timeout(self.settings.deadline * 3, self.trial.lock()).await.map_err(busy)?;
+        match trial.as_ref().filter(|(when, _)| *when >= arrived) {
+            _ if needless() => Ok(None),
+            Some((_, fault)) => Err(again(fault)),
+            None => Ok(Some(Trial(trial))),
+        }
+    }
+
+    /// `GET /v2/`: the version check, which says how to authorize and whether we may come in.
+    async fn ping(&self, header: Option<&HeaderValue>) -> Result<(StatusCode, HeaderMap), Fault> {
+        let mut url = self.settings.origin.clone();
+        url.set_path("/v2/");
+        let mut request = self.http.get(url);
+        if let Some(header) = header {
+            request = request.header(AUTHORIZATION, header);
+        }
+        let (registry, seconds) = (&self.settings.registry, self.settings.deadline.as_secs_f32());
+        let late = |_| Fault::retryable(format!("registry {registry} did not answer GET /v2/ within {seconds} s"));
+        let lost =
+            |error: reqwest::Error| Fault::retryable(format!("registry {registry} cannot be reached")).because(error.without_url());
+        let response = tokio::time::timeout(self.settings.deadline, request.send()).await.map_err(late)?.map_err(lost)?;
+        Ok((response.status(), response.headers().clone()))
+    }
+}
+
+/// The one try of a login that nobody has accepted yet.
+struct Trial<'a>(tokio::sync::MutexGuard<'a, Option<(Instant, Fault)>>);
+
+impl Trial<'_> {
+    /// Ends it; a failure that says nothing of the login is left for those who wait.
+    fn end<T>(mut self, result: Result<T, Fault>) -> Result<T, Fault> {
+        if let Err(fault) = &result
+            && fault.class().is_retryable()
+        {
+            *self.0 = Some((Instant::now(), again(fault)));
+        }
+        result
+    }
+}
+
+/// Tokens.
+impl Inner {
+    /// A token for `scopes` that is not `rejected`.
+    async fn token(
+        self: &Arc<Self>,
+        scopes: &Scopes,
+        server: &Server,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, Fault> {
+        let (held, flight) = {
+            let mut known = self.known();
+            let slot = known.cache.slot(scopes);
+            if let Some(token) = slot.usable().filter(|token| Some(&token.header) != rejected) {
+                return Ok(Some(token.header.clone()));
+            }
+            (slot.token.clone(), Arc::clone(&slot.flight))
+        };
+        let refused = held.filter(|token| Some(&token.header) == rejected);
+        if refused.as_ref().is_some_and(|token| token.second_try && token.age() < SECOND_TRY) {
+            return Ok(None);
+        }
+        let (inner, second_try) = (Arc::clone(self), refused.is_some());
+        let (wanted, server) = (scopes.clone(), server.clone());
+        let fetched = flight.join(|| async move { inner.fetch(&wanted, &server, second_try).await }).await;
+        match fetched {
+            Ok(token) => Ok(Some(token.header.clone()).filter(|header| Some(header) != rejected)),
+            Err(fault) => self.survivor(scopes, rejected, fault).map(Some),
+        }
+    }
+
+    /// A token that has not ended outlives a failure to renew it, unless the registry has refused it. Without one the
+    /// registry is asked for its challenge again before the next request: it may have moved its token server.
+    fn survivor(&self, scopes: &Scopes, rejected: Option<&HeaderValue>, fault: Fault) -> Result<HeaderValue, Fault> {
+        let mut known = self.known();
+        let slot = known.cache.slot(scopes);
+        match slot.survivor().filter(|token| Some(&token.header) != rejected) {
+            Some(token) => {
+                let (registry, error) = (&self.settings.registry, fault.chain());
+                tracing::debug!(%registry, %scopes, %error, "a token cannot be renewed; it is used until it ends");
+                Ok(token.header.clone())
+            }
+            None => {
+                slot.in_doubt = true;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn fetch(&self, scopes: &Scopes, server: &Server, second_try: bool) -> Result<Arc<Token>, Fault> {
+        let mut login = self.login(scopes).await?;
+        let mut granted = self.ask(scopes, server, &login).await?;
+        if let Answer::Refused(_) = granted {
+            // A helper's answer or a file may be older than the password.
+            let other = self.login_after(&login, scopes).await?;
+            if other.fingerprint(&self.hashing) != login.fingerprint(&self.hashing) {
+                login = other;
+                granted = self.ask(scopes, server, &login).await?;
+            }
+        }
+        match granted {
+            Answer::Granted(token, life) => {
+                let token = Arc::new(Token::new(credentials::bearer(&token)?, life, second_try));
+                self.known().cache.slot(scopes).keep(&token);
+                Ok(token)
+            }
+            Answer::Refused(text) | Answer::Denied(text) => Err(Fault::new(Class::Auth, text)),
+        }
+    }
+
+    /// Asks the token server, unless it has refused the login of late.
+    async fn ask(&self, scopes: &Scopes, server: &Server, login: &Login) -> Result<Answer, Fault> {
+        if let Login::Bearer(token) = login {
+            return Ok(Answer::Granted(token.clone(), DIRECT_LIFE));
+        }
+        if !login.is_anonymous() {
+            self.check_plain(&server.realm, "its token server")?;
+        }
+        match self.trial(login).await? {
+            Some(trial) => trial.end(self.request(scopes, server, login).await),
+            None => self.request(scopes, server, login).await,
+        }
+    }
+
+    async fn request(&self, scopes: &Scopes, server: &Server, login: &Login) -> Result<Answer, Fault> {
+        let fingerprint = login.fingerprint(&self.hashing);
+        let wanted = {
+            let mut known = self.known();
+            known.standings.check(fingerprint, scopes)?;
+            let challenge = known.cache.known(scopes).and_then(|slot| slot.challenge.as_ref());
+            challenge.map_or_else(|| scopes.with_demanded("").into(), |(_, wanted)| Arc::clone(wanted))
+        };
+        let (registry, realm, service) = (self.settings.registry.as_str(), &server.realm, server.service.as_deref());
+        let request = token::Request { registry, realm, service, scopes: &wanted, login };
+        let answer = request.send(&self.http, self.settings.deadline).await?;
+        let standings = &mut self.known().standings;
+        match &answer {
+            Answer::Granted(..) => standings.accept(fingerprint, scopes),
+            Answer::Refused(text) => standings.refuse(fingerprint, None, text),
+            Answer::Denied(text) => standings.refuse(fingerprint, Some(scopes), text),
+        }
+        Ok(answer)
+    }
+}

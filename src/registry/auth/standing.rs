@@ -1,0 +1,140 @@
+//! What we remember of logins that were tried: those that a server refused are not shown again for a while, so that nobody's
+//! account gets locked by a daemon that knocks all night with an old password.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::scope::Scopes;
+use crate::fault::{Class, Fault};
+
+/// How long a refused login rests at first, and at most.
+const REST: Duration = Duration::from_secs(60);
+const LONGEST_REST: Duration = Duration::from_secs(600);
+/// How long one try may keep the others waiting for its result.
+const TRIAL: Duration = Duration::from_secs(30);
+/// How many logins are remembered.
+const MOST: usize = 1024;
+
+/// The standing of logins, by fingerprint; some are refused for one set of scopes only.
+#[derive(Default)]
+pub(super) struct Standings {
+    proven: HashSet<u64>,
+    refused: HashMap<(u64, Option<Scopes>), Refusal>,
+}
+
+struct Refusal {
+    until: Instant,
+    rest: Duration,
+    text: String,
+}
+
+impl Standings {
+    /// Whether a server has accepted the login and none has refused it since.
+    pub(super) fn is_proven(&self, login: u64) -> bool {
+        self.proven.contains(&login)
+    }
+
+    /// Leave to show the login for `scopes`.
+    ///
+    /// # Errors
+    /// `Auth` with the words of the refusal, while it rests. When the rest is over, one caller may try; the others are
+    /// still refused.
+    pub(super) fn check(&mut self, login: u64, scopes: &Scopes) -> Result<(), Fault> {
+        for key in [(login, None), (login, Some(scopes.clone()))] {
+            let Some(refusal) = self.refused.get_mut(&key) else { continue };
+            let now = Instant::now();
+            if now < refusal.until {
+                let left = (refusal.until - now).as_secs() + 1;
+                return Err(Fault::new(Class::Auth, format!("{} (not tried again for {left} s)", refusal.text)));
+            }
+            refusal.until = now + TRIAL;
+        }
+        Ok(())
+    }
+
+    /// The login must prove itself again.
+    pub(super) fn doubt(&mut self, login: u64) {
+        self.proven.remove(&login);
+    }
+
+    /// The login was accepted for `scopes`.
+    pub(super) fn accept(&mut self, login: u64, scopes: &Scopes) {
+        self.refused.remove(&(login, None));
+        self.refused.remove(&(login, Some(scopes.clone())));
+        if self.proven.len() >= MOST {
+            self.proven.clear();
+        }
+        self.proven.insert(login);
+    }
+
+    /// The login was refused: altogether, or for `scopes` only.
+    pub(super) fn refuse(&mut self, login: u64, scopes: Option<&Scopes>, text: &str) {
+        if scopes.is_none() {
+            self.doubt(login);
+        }
+        self.make_room();
+        let refusal = Refusal { until: Instant::now() + REST, rest: REST, text: text.to_owned() };
+        self.refused
+            .entry((login, scopes.cloned()))
+            .and_modify(|refusal| {
+                refusal.rest = (refusal.rest * 2).min(LONGEST_REST);
+                refusal.until = Instant::now() + refusal.rest;
+                text.clone_into(&mut refusal.text);
+            })
+            .or_insert(refusal);
+    }
+
+    fn make_room(&mut self) {
+        if self.refused.len() >= MOST {
+            let soonest = self.refused.iter().min_by_key(|(_, refusal)| refusal.until).map(|(key, _)| key.clone());
+            soonest.map(|key| self.refused.remove(&key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn advance(seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_login_rests_longer_each_time_and_is_then_tried_once() {
+        let (mut standings, scopes) = (Standings::default(), Scopes::none());
+        let mut rests = Vec::new();
+        for _ in 0..6 {
+            standings.refuse(1, None, "refused");
+            let mut rest = 0;
+            while standings.check(1, &scopes).is_err() {
+                advance(10).await;
+                rest += 10;
+            }
+            rests.push(rest);
+            assert!(standings.check(1, &Scopes::catalog()).is_err(), "one try at a time");
+        }
+        assert_eq!(rests, [60, 120, 240, 480, 600, 600]);
+        standings.accept(1, &scopes);
+        assert!(standings.is_proven(1) && standings.check(1, &scopes).is_ok() && standings.check(1, &scopes).is_ok());
+        standings.refuse(1, None, "refused");
+        advance(61).await;
+        assert!(!standings.is_proven(1) && standings.check(1, &scopes).is_ok(), "starts from the shortest rest again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_touches_what_was_refused_only() {
+        let mut standings = Standings::default();
+        standings.refuse(1, Some(&Scopes::catalog()), "no listing");
+        let fault = standings.check(1, &Scopes::catalog()).unwrap_err();
+        assert!(fault.class() == Class::Auth && fault.to_string().contains("no listing"), "{fault}");
+        assert!(standings.check(1, &Scopes::none()).is_ok());
+        assert!(standings.check(2, &Scopes::catalog()).is_ok());
+        for login in 10..10 + 2 * MOST as u64 {
+            standings.refuse(login, None, "x");
+        }
+        assert!(standings.refused.len() <= MOST);
+    }
+}

@@ -1,0 +1,441 @@
+//! The whole of authorization against small servers on this machine.
+
+mod direct;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::Method;
+use http::header::WWW_AUTHENTICATE;
+
+use super::*;
+use crate::oci::RepositoryName;
+
+/// What a server was asked.
+#[derive(Clone, Debug)]
+struct Seen {
+    method: Method,
+    query: Vec<(String, String)>,
+    form: Vec<(String, String)>,
+    path: String,
+    authorization: Option<String>,
+}
+
+impl Seen {
+    fn scopes(&self) -> Vec<&str> {
+        let pairs = self.query.iter().chain(&self.form);
+        pairs.filter(|(name, _)| name == "scope").map(|(_, value)| value.as_str()).collect()
+    }
+
+    fn pair(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.query.iter().chain(&self.form);
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A server that answers by a function and keeps what it was asked.
+struct Server {
+    url: Url,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Server {
+    async fn start(answer: impl Fn(usize, &Seen) -> Response + Clone + Send + Sync + 'static) -> Server {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let app = axum::Router::new().fallback(move |request: Request| async move {
+            let one = read(request).await;
+            let count = {
+                let mut kept = kept.lock().unwrap();
+                kept.push(one.clone());
+                kept.len()
+            };
+            tokio::task::yield_now().await;
+            answer(count, &one)
+        });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Server { url, seen }
+    }
+
+    /// A token server that gives `token-<number>`.
+    async fn of_tokens(life: u64) -> Server {
+        Server::start(move |count, _| json(200, &format!(r#"{{"token":"token-{count}","expires_in":{life}}}"#))).await
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+}
+
+async fn read(request: Request) -> Seen {
+    let pairs = |text: &[u8]| url::form_urlencoded::parse(text).into_owned().collect::<Vec<_>>();
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, 1 << 20).await.unwrap();
+    let authorization = parts.headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
+    let query = pairs(parts.uri.query().unwrap_or_default().as_bytes());
+    Seen { method: parts.method, query, form: pairs(&body), path: parts.uri.path().to_owned(), authorization }
+}
+
+fn json(status: u16, body: &str) -> Response {
+    Response::builder().status(status).header("content-type", "application/json").body(Body::from(body.to_owned())).unwrap()
+}
+
+fn bearer_challenge(realm: &Url) -> HeaderMap {
+    challenge(&format!(r#"Bearer realm="{realm}token?fixed=1",service="registry""#))
+}
+
+fn challenge(line: &str) -> HeaderMap {
+    HeaderMap::from_iter([(WWW_AUTHENTICATE, line.parse().unwrap())])
+}
+
+fn client() -> reqwest::Client {
+    let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy();
+    builder.tls_certs_only([]).build().unwrap()
+}
+
+fn settings(origin: &str, credentials: Credentials) -> Settings {
+    Settings::new("staging", Url::parse(origin).unwrap(), credentials)
+}
+
+fn authority(credentials: Credentials) -> Authority {
+    Authority::new(settings("http://127.0.0.1:9", credentials), client())
+}
+
+fn joe() -> Credentials {
+    Credentials::Basic { username: "joe".to_owned(), password: "hush".into() }
+}
+
+fn basic_joe() -> String {
+    format!("Basic {}", STANDARD.encode("joe:hush"))
+}
+
+fn name(text: &str) -> RepositoryName {
+    text.parse().unwrap()
+}
+
+fn pull(text: &str) -> Scopes {
+    Scopes::pull(&name(text))
+}
+
+fn text(header: Option<HeaderValue>) -> String {
+    header.map_or("nothing".to_owned(), |header| header.to_str().unwrap().to_owned())
+}
+
+async fn later(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn after_one_challenge_every_token_is_fetched_ahead() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(joe());
+    let mount = Scopes::mount(&name("prod/app"), &name("staging/app"));
+    assert!(authority.header(&mount).await.unwrap().is_none(), "nothing is known yet");
+    let header = authority.answer(&mount, &bearer_challenge(&server.url), None).await.unwrap();
+    assert!(header.as_ref().unwrap().is_sensitive());
+    assert_eq!(text(header), "Bearer token-1");
+    assert_eq!(text(authority.header(&mount).await.unwrap()), "Bearer token-1");
+    assert_eq!(text(authority.header(&pull("other")).await.unwrap()), "Bearer token-2");
+    let seen = server.seen();
+    assert_eq!(seen.len(), 2);
+    assert_eq!(seen[0].scopes(), ["repository:prod/app:pull,push", "repository:staging/app:pull"]);
+    assert_eq!((seen[0].pair("service"), seen[0].pair("fixed"), seen[0].method.as_str()), (Some("registry"), Some("1"), "GET"));
+    assert_eq!(seen[0].authorization, Some(basic_joe()));
+    assert_eq!(seen[1].scopes(), ["repository:other:pull"]);
+    assert_eq!(authority.user().as_deref(), Some("joe"));
+    assert!(authority.expiry().unwrap() > Timestamp::now());
+    assert!(!format!("{authority:?}{:?}", authority.0.settings).contains("hush"));
+}
+
+#[tokio::test]
+async fn nobody_gets_tokens_too() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(Credentials::Anonymous);
+    assert_eq!(text(authority.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-1");
+    assert_eq!(server.seen()[0].authorization, None);
+}
+
+#[tokio::test]
+async fn many_callers_make_one_request() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(joe());
+    let (scopes, headers) = (Scopes::none(), bearer_challenge(&server.url));
+    let answers = (0..20).map(|_| authority.answer(&scopes, &headers, None));
+    for answer in futures::future::join_all(answers).await {
+        assert_eq!(text(answer.unwrap()), "Bearer token-1");
+    }
+    assert_eq!(server.count(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_takes_nobody_along() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(joe());
+    let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
+    let mut first = Box::pin(authority.answer(&scopes, &headers, None));
+    assert!(futures::poll!(&mut first).is_pending());
+    let mut second = Box::pin(authority.answer(&scopes, &headers, None));
+    assert!(futures::poll!(&mut second).is_pending());
+    drop(first);
+    assert_eq!(text(second.await.unwrap()), "Bearer token-1");
+    assert_eq!(server.count(), 1);
+}
+
+#[tokio::test]
+async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
+    let server = Server::start(|count, _| match count {
+        2 | 3 => json(503, ""),
+        _ => json(200, &format!(r#"{{"access_token":"token-{count}","expires_in":300}}"#)),
+    })
+    .await;
+    let authority = authority(joe());
+    let scopes = pull("a");
+    authority.answer(&scopes, &bearer_challenge(&server.url), None).await.unwrap();
+    later(260).await;
+    assert_eq!(text(authority.header(&scopes).await.unwrap()), "Bearer token-1");
+    assert_eq!(server.count(), 1);
+    later(15).await;
+    for _ in 0..3 {
+        assert_eq!(text(authority.header(&scopes).await.unwrap()), "Bearer token-1", "the server is away, the token lives");
+    }
+    assert_eq!(server.count(), 2, "and the server is left in peace");
+    later(30).await;
+    assert!(authority.header(&scopes).await.unwrap_err().class().is_retryable());
+    assert!(authority.header(&scopes).await.unwrap().is_none(), "the registry is asked for its challenge again");
+    assert_eq!(text(authority.answer(&scopes, &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-4");
+}
+
+#[tokio::test]
+async fn a_token_refused_twice_is_a_final_no() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(joe());
+    let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
+    let first = authority.answer(&scopes, &headers, None).await.unwrap();
+    let second = authority.answer(&scopes, &headers, first.as_ref()).await.unwrap();
+    assert_eq!(text(second.clone()), "Bearer token-2");
+    let late = authority.answer(&scopes, &headers, first.as_ref()).await.unwrap();
+    assert_eq!(text(late), "Bearer token-2", "somebody else had the old one replaced already");
+    for _ in 0..5 {
+        assert!(authority.answer(&scopes, &headers, second.as_ref()).await.unwrap().is_none());
+    }
+    assert_eq!(server.count(), 2);
+    later(61).await;
+    assert_eq!(text(authority.answer(&scopes, &HeaderMap::new(), second.as_ref()).await.unwrap()), "Bearer token-3");
+}
+
+#[tokio::test]
+async fn the_same_token_again_is_a_final_no() {
+    let server = Server::start(|_, _| json(200, r#"{"token":"always"}"#)).await;
+    let authority = authority(joe());
+    let headers = bearer_challenge(&server.url);
+    let first = authority.answer(&Scopes::none(), &headers, None).await.unwrap();
+    assert!(authority.answer(&Scopes::none(), &headers, first.as_ref()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_foreign_realm_gets_nothing() {
+    let server = Server::of_tokens(300).await;
+    let port = server.url.port().unwrap();
+    let realms = [format!("http://127.0.0.1:{port}/"), format!("https://localhost:{port}/"), format!("https://127.0.0.1:{port}/")];
+    for realm in realms {
+        let authority = Authority::new(settings("https://registry.example.com", joe()), client());
+        let headers = challenge(&format!("Bearer realm=\"{realm}\""));
+        let fault = authority.answer(&pull("a"), &headers, None).await.unwrap_err();
+        assert_eq!(fault.class(), Class::Auth);
+        assert!(fault.to_string().contains("staging") && !fault.to_string().contains("hush"), "{fault}");
+    }
+    assert_eq!(server.count(), 0);
+}
+
+#[tokio::test]
+async fn a_realm_that_redirects_is_not_followed() {
+    let target = Server::of_tokens(300).await;
+    let to = target.url.clone();
+    let server =
+        Server::start(move |_, _| Response::builder().status(307).header("location", to.as_str()).body(Body::empty()).unwrap())
+            .await;
+    let fault = authority(joe()).answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+    assert!(fault.class() == Class::Auth && fault.to_string().contains("redirects"), "{fault}");
+    assert_eq!(target.count(), 0);
+}
+
+#[tokio::test]
+async fn credentials_do_not_travel_in_plain_sight() {
+    let origin = "http://registry.example.com";
+    let basic = challenge("Basic realm=\"r\"");
+    let fault = Authority::new(settings(origin, joe()), client()).answer(&pull("a"), &basic, None).await.unwrap_err();
+    assert!(fault.class() == Class::Auth && fault.to_string().contains("insecure: true"), "{fault}");
+    let token = Credentials::Bearer("hush".into());
+    let fault = Authority::new(settings(origin, token.clone()), client()).header(&pull("a")).await.unwrap_err();
+    assert_eq!(fault.class(), Class::Auth);
+    let open = Settings { insecure: true, ..settings(origin, token) };
+    assert_eq!(text(Authority::new(open, client()).header(&pull("a")).await.unwrap()), "Bearer hush");
+    let listed = Settings { token_realms: vec!["192.0.2.1".to_owned()], ..settings("http://localhost:5000", joe()) };
+    let plain = challenge("Bearer realm=\"http://192.0.2.1/token\"");
+    let fault = Authority::new(listed, client()).answer(&pull("a"), &plain, None).await.unwrap_err();
+    assert!(fault.to_string().contains("its token server"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_silent_token_server_is_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let realm = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let settings = Settings { deadline: Duration::from_millis(100), ..settings("http://127.0.0.1:9", joe()) };
+    let authority = Authority::new(settings, client());
+    let headers = bearer_challenge(&realm);
+    let (a, b) = (pull("a"), pull("b"));
+    let (one, other) = tokio::join!(authority.answer(&a, &headers, None), authority.answer(&b, &headers, None));
+    for fault in [one.unwrap_err(), other.unwrap_err()] {
+        assert!(fault.class().is_retryable() && fault.to_string().contains("/token did not answer"), "{fault}");
+    }
+    let gone = authority.answer(&pull("c"), &challenge("Bearer realm=\"http://127.0.0.1:1/x?k=v\""), None).await.unwrap_err();
+    assert!(gone.class().is_retryable() && !gone.chain().contains("k=v"), "{gone:?}");
+}
+
+#[tokio::test]
+async fn answers_that_are_no_tokens_are_faults() {
+    let html = "<html>please log in with hush</html>".to_owned();
+    for (body, words) in [(html, "without a token"), (r#"{"token":""}"#.to_owned(), "empty token"), ("x".repeat(70_000), "64 KiB")]
+    {
+        let server = Server::start(move |_, _| json(200, &body)).await;
+        let fault = authority(joe()).answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+        assert_eq!(fault.class(), Class::Auth);
+        assert!(fault.chain().contains(words) && !fault.chain().contains("hush"), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_password_is_shown_once_however_many_ask() {
+    let server = Server::start(|_, _| json(401, r#"{"details":"incorrect username or password"}"#)).await;
+    let authority = authority(joe());
+    let headers = bearer_challenge(&server.url);
+    let scopes: Vec<Scopes> = (0..20).map(|number| pull(&format!("r{number}"))).collect();
+    let answers = scopes.iter().map(|scopes| authority.answer(scopes, &headers, None));
+    for answer in futures::future::join_all(answers).await {
+        let fault = answer.unwrap_err();
+        assert_eq!(fault.class(), Class::Auth);
+        assert!(fault.to_string().contains("incorrect username") && fault.to_string().contains("joe"), "{fault}");
+    }
+    assert_eq!(server.count(), 1);
+    later(61).await;
+    for scopes in &scopes {
+        authority.answer(scopes, &headers, None).await.unwrap_err();
+    }
+    assert_eq!(server.count(), 2, "one more try after the rest");
+}
+
+#[tokio::test]
+async fn a_denied_repository_leaves_the_others_alone() {
+    let server = Server::start(|_, seen| match seen.scopes()[0] {
+        "repository:secret:pull" => json(403, r#"{"errors":[{"code":"DENIED","message":"access forbidden"}]}"#),
+        _ => json(200, r#"{"token":"t"}"#),
+    })
+    .await;
+    let authority = authority(joe());
+    let headers = bearer_challenge(&server.url);
+    for _ in 0..3 {
+        let fault = authority.answer(&pull("secret"), &headers, None).await.unwrap_err();
+        assert!(fault.class() == Class::Auth && fault.to_string().contains("access forbidden"), "{fault}");
+    }
+    assert_eq!(server.count(), 1);
+    assert_eq!(text(authority.header(&pull("open")).await.unwrap()), "Bearer t");
+}
+
+#[tokio::test]
+async fn a_changed_password_is_tried_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let write = |password: &str| {
+        std::fs::write(&path, format!(r#"{{"auths":{{"127.0.0.1:9":{{"username":"joe","password":"{password}"}}}}}}"#)).unwrap();
+    };
+    write("old");
+    let new = format!("Basic {}", STANDARD.encode("joe:renewed"));
+    let server = Server::start(move |_, seen| match seen.authorization == Some(new.clone()) {
+        true => json(200, r#"{"token":"t"}"#),
+        false => json(401, ""),
+    })
+    .await;
+    let authority = authority(Credentials::DockerConfig(docker::Store::new(vec![path.clone()], None)));
+    let headers = bearer_challenge(&server.url);
+    authority.answer(&pull("a"), &headers, None).await.unwrap_err();
+    write("renewed");
+    later(2).await;
+    assert_eq!(text(authority.answer(&pull("a"), &headers, None).await.unwrap()), "Bearer t");
+    assert_eq!(authority.user().as_deref(), Some("joe"));
+}
+
+fn identity(entry: &str) -> (tempfile::TempDir, Authority) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, format!(r#"{{"auths":{{"127.0.0.1:9":{entry}}}}}"#)).unwrap();
+    (folder, authority(Credentials::DockerConfig(docker::Store::new(vec![path], None))))
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_in_a_form() {
+    let server = Server::of_tokens(300).await;
+    let (_folder, authority) = identity(r#"{"identitytoken":"idt"}"#);
+    let mount = Scopes::mount(&name("a"), &name("b"));
+    assert_eq!(text(authority.answer(&mount, &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-1");
+    let seen = &server.seen()[0];
+    assert_eq!((seen.method.as_str(), seen.authorization.as_ref()), ("POST", None));
+    assert_eq!((seen.pair("grant_type"), seen.pair("refresh_token")), (Some("refresh_token"), Some("idt")));
+    assert_eq!((seen.pair("service"), seen.pair("scope")), (Some("registry"), Some("repository:a:pull,push repository:b:pull")));
+}
+
+#[tokio::test]
+async fn an_identity_token_is_a_password_where_the_form_is_unknown() {
+    for status in [400, 404, 405] {
+        let server = Server::start(move |_, seen| match seen.method {
+            Method::POST => json(status, ""),
+            _ => json(200, r#"{"token":"t"}"#),
+        })
+        .await;
+        let (_folder, with_name) = identity(r#"{"username":"joe","identitytoken":"hush"}"#);
+        assert_eq!(text(with_name.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap()), "Bearer t");
+        assert_eq!(server.seen()[1].authorization, Some(basic_joe()));
+        let (_folder, nameless) = identity(r#"{"identitytoken":"hush"}"#);
+        let fault = nameless.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+        assert_eq!(fault.class(), Class::Rejected);
+    }
+    let server = Server::start(|_, _| json(400, r#"{"error":"invalid_grant"}"#)).await;
+    let (_folder, refused) = identity(r#"{"username":"joe","identitytoken":"hush"}"#);
+    let fault = refused.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+    assert!(fault.class() == Class::Auth && server.count() == 1, "{fault}");
+}
+
+#[tokio::test]
+async fn a_refusal_without_a_challenge_is_made_up_for_by_the_version_check() {
+    let tokens = Server::of_tokens(300).await;
+    let line = bearer_challenge(&tokens.url)[WWW_AUTHENTICATE].clone();
+    let registry = Server::start(move |_, _| {
+        let mut response = json(401, "");
+        response.headers_mut().insert(WWW_AUTHENTICATE, line.clone());
+        response
+    })
+    .await;
+    let authority = Authority::new(settings(registry.url.as_str(), Credentials::Anonymous), client());
+    assert_eq!(text(authority.answer(&pull("a"), &HeaderMap::new(), None).await.unwrap()), "Bearer token-1");
+    let open = Server::start(|_, _| json(200, "{}")).await;
+    let authority = Authority::new(settings(open.url.as_str(), joe()), client());
+    assert!(authority.answer(&pull("a"), &HeaderMap::new(), None).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_realm_in_other_words_gets_what_the_registry_demands() {
+    let server = Server::of_tokens(300).await;
+    let authority = authority(joe());
+    let line = format!(r#"Basic realm="x", Bearer realm="{}",scope="repository:inner/app:pull repository:other:push""#, server.url);
+    authority.answer(&pull("app"), &challenge(&line), None).await.unwrap();
+    assert_eq!(server.seen()[0].scopes(), ["repository:inner/app:pull", "repository:app:pull"]);
+}
