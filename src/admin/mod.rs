@@ -1,1 +1,144 @@
-//! HTTP over TCP and the control socket.
+//! HTTP over TCP and over the control socket: metrics, health, status, triggers. It sends events and reads snapshots; it
+//! decides nothing.
+//!
+//! | route | answers | guard |
+//! |---|---|---|
+//! | `GET /metrics` | the metrics, Prometheus' text format 0.0.4 | open |
+//! | `GET /healthz` | 200: alive | open |
+//! | `GET /readyz` | 200, or 503 with the reason | open |
+//! | `GET /v1/status` | the board | look |
+//! | `GET /v1/promotions?after=&limit=&repository=&tag=&newest=` | `{"promotions":[…]}`, the ledger | look |
+//! | `POST /v1/sync` | 202 `{"run_id","queued"}`, or with `"wait":true` the report | look |
+//! | `GET /v1/runs/ID` | 202 while it runs, then 200 and the report | look |
+//! | anything else | 404 that names the paths | look for GET, else decide |
+//!
+//! *Open* is for anyone who reaches the listener. *Look* needs the control socket or the bearer secret; while no secret is
+//! configured it is also for peers on loopback, since a look is harmless. *Decide* always needs the socket or the secret.
+//! [`access`] has the rules, and keeps pages in browsers out of everything.
+//!
+//! What goes wrong is `{"error":{"code","text"}}` with the status that says so. Connections, waiting requests, header time,
+//! body time and size, and unread answers are all bounded.
+
+pub mod access;
+mod answer;
+pub mod client;
+mod health;
+mod patience;
+mod server;
+mod status;
+mod sync;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, any, get, post};
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
+
+pub use access::Door;
+pub use server::{Bound, Error, bind};
+
+use crate::ledger::Ledger;
+use crate::telemetry::Changes;
+use crate::watch;
+
+/// Where to listen, and for whom.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The TCP address; port 0 takes a free one. `None`: no TCP.
+    pub listen: Option<SocketAddr>,
+    /// The control socket's path. `None`: no control socket.
+    pub socket: Option<PathBuf>,
+    /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
+    pub secret: Option<SecretString>,
+    /// How long clients may take.
+    pub deadlines: Deadlines,
+}
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For a request's head, counted from the connection's start or the end of the answer before it; so an idle connection
+    /// ends after this long.
+    pub header: Duration,
+    /// For a request's body.
+    pub body: Duration,
+    /// Without taking a byte of the answer.
+    pub write: Duration,
+    /// For open requests to end, once the server stops.
+    pub stop: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Deadlines {
+        let ten = Duration::from_secs(10);
+        Deadlines { header: ten, body: ten, write: ten, stop: Duration::from_secs(3) }
+    }
+}
+
+/// What the routes speak with.
+#[derive(Clone)]
+pub struct Services {
+    /// Takes events; holds the board and the passes.
+    pub watch: watch::Handle,
+    /// What happened.
+    pub ledger: Ledger,
+    /// What `/metrics` shows.
+    pub metrics: prometheus::Registry,
+    /// Refreshes gauges; called before each scrape, so it must be quick.
+    pub before_scrape: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Waited-for passes at once for each door: fewer than its connections, so that waiting never locks out a scrape.
+const WAITING: usize = 32;
+
+/// What every route shares.
+struct App {
+    services: Services,
+    rules: access::Rules,
+    deadlines: Deadlines,
+    waiting_tcp: Arc<Semaphore>,
+    waiting_socket: Arc<Semaphore>,
+    secrets_shown: Changes,
+}
+
+impl App {
+    fn new(services: Services, settings: &Settings) -> App {
+        App {
+            services,
+            rules: access::Rules::new(settings.secret.clone()),
+            deadlines: settings.deadlines,
+            waiting_tcp: Arc::new(Semaphore::new(WAITING)),
+            waiting_socket: Arc::new(Semaphore::new(WAITING)),
+            secrets_shown: Changes::new(256),
+        }
+    }
+}
+
+/// The routes behind their guards. Each request must carry its [`Door`] as an extension: one without is answered 500.
+pub fn router(services: Services, settings: &Settings) -> Router {
+    let app = Arc::new(App::new(services, settings));
+    // Inside the method's choice: a method that no route has is answered 405, credentials or not.
+    let guard = from_fn_with_state(app.clone(), access::guard);
+    let guarded = |methods: MethodRouter<Arc<App>>| methods.route_layer(guard.clone());
+    Router::new()
+        .route("/metrics", get(status::metrics))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/v1/status", guarded(get(status::status)))
+        .route("/v1/promotions", guarded(get(status::promotions)))
+        .route("/v1/sync", guarded(post(sync::sync)))
+        .route("/v1/runs/{id}", guarded(get(sync::run)))
+        .method_not_allowed_fallback(answer::wrong_method)
+        .fallback_service(any(answer::unknown_path).layer(guard.clone()))
+        .layer(from_fn_with_state(app.clone(), access::admit))
+        .layer(from_fn(answer::shield))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Who may: pure rules over a request's head, and the two layers that apply them.
+//!
+//! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or `Sec-Fetch-Site` is refused.
+//!    Over TCP, `Host` must be an IP address or `localhost`, which no rebound name can be; any other name needs the secret.
+//!    Metrics and health take any name from peers beyond loopback, so that they can be scraped by name.
+//! 2. [`Rules::actor`], on guarded paths: the control socket, whose file mode is the credential, or the bearer secret; while
+//!    no secret is configured also a loopback peer, unless the request came through a proxy, behind which everybody is
+//!    loopback.
+//!
+//! No answer ever carries a CORS header.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::App;
+use super::answer::Refusal;
+use crate::job::Actor;
+
+/// Where a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Over TCP, from this peer.
+    Tcp(SocketAddr),
+    /// Over the control socket, from a process of this user.
+    Socket {
+        /// The user.
+        uid: u32,
+    },
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing.
+    Open,
+    /// The socket, the secret, or loopback while there is no secret.
+    Look,
+    /// The socket or the secret.
+    Decide,
+}
+
+impl Guard {
+    /// What `method` on `path` needs. What is not listed here decides.
+    pub fn of(method: &Method, path: &str) -> Guard {
+        match path {
+            "/metrics" | "/healthz" | "/readyz" => Guard::Open,
+            "/v1/sync" => Guard::Look,
+            _ if method == Method::GET || method == Method::HEAD => Guard::Look,
+            _ => Guard::Decide,
+        }
+    }
+}
+
+/// Which secret a request showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// None.
+    Nothing,
+    /// Another than ours, or some other kind of credential.
+    Wrong,
+    /// Ours.
+    Right,
+}
+
+/// A request that passed [`Rules::admit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visitor {
+    /// Where it came in.
+    pub door: Door,
+    /// Which secret it showed.
+    pub shown: Shown,
+}
+
+/// The rules.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    secret: Option<SecretString>,
+}
+
+impl Rules {
+    /// The rules with or without a secret.
+    pub fn new(secret: Option<SecretString>) -> Rules {
+        Rules { secret }
+    }
+
+    /// Keeps browsers' pages and rebound names out.
+    ///
+    /// # Errors
+    /// 403 for a page, 421 for a name that is not ours, 400 for a `Host` that is missing, doubled or broken.
+    pub fn admit(&self, door: Door, guard: Guard, uri: &Uri, headers: &HeaderMap) -> Result<Visitor, Refusal> {
+        let visitor = Visitor { door, shown: self.shown(headers) };
+        let hosts = hosts(uri, headers)?;
+        refuse_pages(headers, hosts.first())?;
+        if let Door::Tcp(peer) = door {
+            if hosts.is_empty() {
+                return Err(Refusal::bad_request("the request has no Host header"));
+            }
+            let by_name = visitor.shown == Shown::Right || (guard == Guard::Open && !is_loopback(peer.ip()));
+            if !by_name && !hosts.iter().all(is_literal) {
+                let text = "this name is not known here; use the IP address or localhost, or show the secret";
+                return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", text));
+            }
+        }
+        Ok(visitor)
+    }
+
+    /// Who it is, when that one may.
+    ///
+    /// # Errors
+    /// 401 where the secret would help, 403 where it is not even configured.
+    pub fn actor(&self, visitor: Visitor, guard: Guard, headers: &HeaderMap) -> Result<Actor, Refusal> {
+        let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
+        match (visitor.door, visitor.shown) {
+            (Door::Tcp(_), Shown::Right) => Ok(Actor("secret".into())),
+            (Door::Tcp(_), shown) if self.secret.is_some() => Err(unauthorized(shown)),
+            (_, shown) if shown != Shown::Right && came_through_proxy(headers) => forbidden(
+                "forwarded",
+                "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
+            ),
+            (Door::Socket { uid }, _) => Ok(Actor(format!("uid:{uid}").into())),
+            (Door::Tcp(peer), _) if guard == Guard::Look && is_loopback(peer.ip()) => {
+                Ok(Actor(format!("address:{}", peer.ip().to_canonical()).into()))
+            }
+            _ => forbidden(
+                "no_secret",
+                "this needs a bearer secret and none is configured: set daemon.secret_file, or use the control socket",
+            ),
+        }
+    }
+
+    fn shown(&self, headers: &HeaderMap) -> Shown {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let (first, second) = (values.next(), values.next());
+        match (&self.secret, first, second) {
+            (_, None, _) => Shown::Nothing,
+            (Some(secret), Some(value), None) if bears(value.as_bytes(), secret) => Shown::Right,
+            _ => Shown::Wrong,
+        }
+    }
+}
+
+/// On every path: [`Rules::admit`].
+pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let Some(door) = request.extensions().get::<Door>().copied() else {
+        return Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "nobody knows where this request came in")
+            .into_response();
+    };
+    let guard = Guard::of(request.method(), request.uri().path());
+    match app.rules.admit(door, guard, request.uri(), request.headers()) {
+        Ok(visitor) => {
+            request.extensions_mut().insert(visitor);
+            next.run(request).await
+        }
+        Err(refusal) => refused(door, refusal),
+    }
+}
+
+/// On guarded paths: [`Rules::actor`].
+pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let visitor = *request.extensions().get::<Visitor>().expect("admit stands in front");
+    let guard = Guard::of(request.method(), request.uri().path());
+    let verdict = app.rules.actor(visitor, guard, request.headers());
+    tell_secrets(&app, visitor);
+    match verdict {
+        Ok(actor) => {
+            request.extensions_mut().insert(actor);
+            next.run(request).await
+        }
+        Err(refusal) => refused(visitor.door, refusal),
+    }
+}
+
+fn refused(door: Door, refusal: Refusal) -> Response {
+    tracing::debug!(?door, code = refusal.code, "request refused");
+    refusal.into_response()
+}
+
+/// A wrong secret is told once for each peer, until that peer shows the right one.
+fn tell_secrets(app: &App, visitor: Visitor) {
+    let Door::Tcp(peer) = visitor.door else { return };
+    let state = match visitor.shown {
+        Shown::Wrong if app.rules.secret.is_some() => "wrong",
+        Shown::Right => "",
+        Shown::Wrong | Shown::Nothing => return,
+    };
+    let network = network(peer.ip());
+    if app.secrets_shown.changed(&network.to_string(), state) && state == "wrong" {
+        tracing::warn!(peer = %network, "a wrong bearer secret was shown");
+    }
+}
+
+/// The address, or for IPv6 its /64: whoever has one address there has them all.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+fn bears(value: &[u8], secret: &SecretString) -> bool {
+    let Some((scheme, token)) = value.split_first_chunk::<7>() else { return false };
+    // Digests have one length, so not even the secret's length shows in the time taken.
+    let (ours, theirs) = (Sha256::digest(secret.expose_secret().as_bytes()), Sha256::digest(token.trim_ascii()));
+    scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(ours.as_slice().ct_eq(theirs.as_slice()))
+}
+
+fn unauthorized(shown: Shown) -> Refusal {
+    let text = match shown {
+        Shown::Wrong => "this is not the secret of daemon.secret_file",
+        Shown::Nothing | Shown::Right => "send the secret of daemon.secret_file as `Authorization: Bearer …`",
+    };
+    Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", text)
+}
+
+/// The hosts that a request names: in its target, in `Host`, or both.
+fn hosts(uri: &Uri, headers: &HeaderMap) -> Result<Vec<Authority>, Refusal> {
+    let mut hosts: Vec<Authority> = uri.authority().cloned().into_iter().collect();
+    let mut values = headers.get_all(HOST).iter();
+    let host = values.next();
+    if values.next().is_some() {
+        return Err(Refusal::bad_request("the request has more than one Host header"));
+    }
+    if let Some(host) = host {
+        let authority = Authority::try_from(host.as_bytes()).ok().filter(|authority| !authority.as_str().contains('@'));
+        hosts.push(authority.ok_or_else(|| Refusal::bad_request("the Host header is not a host"))?);
+    }
+    Ok(hosts)
+}
+
+/// A name that no foreign DNS server can point at us.
+fn is_literal(authority: &Authority) -> bool {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+fn refuse_pages(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Refusal> {
+    let ours = |origin: &[u8]| host.is_some_and(|host| same_origin(origin, host));
+    let site = |value: &[u8]| matches!(value, b"same-origin" | b"none");
+    let foreign = !headers.get_all(ORIGIN).iter().all(|value| ours(value.as_bytes()))
+        || !headers.get_all("sec-fetch-site").iter().all(|value| site(value.as_bytes()));
+    if foreign {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "foreign_origin", "pages of other sites get nothing here"));
+    }
+    Ok(())
+}
+
+fn same_origin(origin: &[u8], host: &Authority) -> bool {
+    let Ok(origin) = Uri::try_from(origin) else { return false };
+    let Some(authority) = origin.authority() else { return false };
+    let default = if origin.scheme_str() == Some("https") { 443 } else { 80 };
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
+    authority.host().eq_ignore_ascii_case(host.host()) && port(authority) == port(host)
+}
+
+fn came_through_proxy(headers: &HeaderMap) -> bool {
+    headers.contains_key(FORWARDED)
+        || headers.contains_key(VIA)
+        || headers.contains_key("x-real-ip")
+        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-"))
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}

@@ -1,0 +1,284 @@
+//! The two listeners: bound before anything is spawned, a bounded number of connections each, every connection under
+//! deadlines, all of them ended when the server stops.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::patience::Patient;
+use super::{Deadlines, Door, Services, Settings, router};
+
+/// Connections over TCP at once; the next one waits in the kernel.
+const TCP_CONNECTIONS: usize = 128;
+/// Connections over the control socket at once.
+const SOCKET_CONNECTIONS: usize = 64;
+/// Headers of a request at most.
+const MOST_HEADERS: usize = 64;
+/// Bytes of a request's head at most.
+const MOST_HEAD: usize = 32 << 10;
+/// Pause after the kernel refuses to hand out a connection, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The TCP address cannot be had.
+    #[error("cannot listen on {address} (daemon.listen)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon answers at the control socket.
+    #[error("another daemon is running with this state: it answers at {}", path.display())]
+    Alive {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else lies where the control socket goes.
+    #[error("{} is not a socket; move it away", path.display())]
+    NotASocket {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The control socket cannot be made.
+    #[error("cannot make the control socket {}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The secret has no characters.
+    #[error("the bearer secret is empty; put a long random word into daemon.secret_file")]
+    EmptySecret,
+}
+
+/// Sockets that are bound and wait to be served.
+#[derive(Debug)]
+pub struct Bound {
+    tcp: Option<(TcpListener, SocketAddr)>,
+    socket: Option<(UnixListener, SocketFile)>,
+    settings: Settings,
+}
+
+/// Binds what the settings name. The control socket gets mode 0600 before anybody can connect; the file of a dead daemon
+/// is replaced.
+///
+/// # Errors
+/// [`Error`], and then nothing stays bound.
+pub async fn bind(settings: &Settings) -> Result<Bound, Error> {
+    if settings.secret.as_ref().is_some_and(|secret| secret.expose_secret().trim().is_empty()) {
+        return Err(Error::EmptySecret);
+    }
+    let tcp = match settings.listen {
+        Some(address) => Some(bind_tcp(address).await.map_err(|source| Error::Listen { address, source })?),
+        None => None,
+    };
+    let socket = match &settings.socket {
+        Some(path) => Some(bind_socket(path).await?),
+        None => None,
+    };
+    Ok(Bound { tcp, socket, settings: settings.clone() })
+}
+
+impl Bound {
+    /// The TCP address, with its real port.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Serves until `stop`, then lets open requests end within [`Deadlines::stop`] and removes the control socket.
+    pub async fn serve(self, services: Services, stop: CancellationToken) {
+        let router = router(services, &self.settings);
+        let deadlines = self.settings.deadlines;
+        let tcp = async {
+            if let Some((listener, _)) = self.tcp {
+                accept(listener, router.clone(), TCP_CONNECTIONS, deadlines, &stop).await;
+            }
+        };
+        let socket = async {
+            if let Some((listener, _file)) = self.socket {
+                accept(listener, router.clone(), SOCKET_CONNECTIONS, deadlines, &stop).await;
+            }
+        };
+        tokio::join!(tcp, socket);
+    }
+}
+
+/// Removes the control socket's file, if it is still this one.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.into(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+async fn bind_tcp(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+async fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    clear(path).await?;
+    let bound = || {
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(path)?;
+        let file = SocketFile::new(path)?;
+        // Nobody can connect before `listen`, so there is no moment with another mode.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok((socket.listen(SOCKET_CONNECTIONS as u32)?, file))
+    };
+    bound().map_err(|source| Error::Socket { path: path.into(), source })
+}
+
+/// Removes the socket of a dead daemon.
+async fn clear(path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Socket { path: path.into(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(Error::NotASocket { path: path.into() }),
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path).await {
+        // A full backlog is a daemon, too.
+        Ok(_) => Err(Error::Alive { path: path.into() }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Alive { path: path.into() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+trait Listener {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Door)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
+        let (stream, peer) = self.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, Door::Tcp(peer)))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
+        let (stream, _) = self.accept().await?;
+        let uid = stream.peer_cred()?.uid();
+        Ok((stream, Door::Socket { uid }))
+    }
+}
+
+async fn accept<L: Listener>(listener: L, router: Router, most: usize, deadlines: Deadlines, stop: &CancellationToken) {
+    let places = Arc::new(Semaphore::new(most));
+    let mut open = JoinSet::new();
+    while let Some((accepted, place)) = stop.run_until_cancelled(next(&listener, &places)).await {
+        while open.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, door)) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                open.spawn(async move {
+                    let _place = place;
+                    serve(stream, door, router, deadlines, stop).await;
+                });
+            }
+            Err(error) if is_the_clients(&error) => {}
+            Err(error) => {
+                tracing::debug!(%error, "no connection to be had");
+                stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+    drop(listener);
+    while open.join_next().await.is_some() {}
+}
+
+/// The next connection, once there is a place for it.
+async fn next<L: Listener>(
+    listener: &L,
+    places: &Arc<Semaphore>,
+) -> (io::Result<(L::Stream, Door)>, tokio::sync::OwnedSemaphorePermit) {
+    let place = places.clone().acquire_owned().await.expect("never closed");
+    (listener.next().await, place)
+}
+
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | InvalidInput | NotConnected)
+}
+
+async fn serve<S>(stream: S, door: Door, router: Router, deadlines: Deadlines, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let app = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(door);
+        app.call(request)
+    });
+    let io = TokioIo::new(Patient::new(stream, deadlines.write));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(deadlines.header)
+            .max_headers(MOST_HEADERS)
+            .max_buf_size(MOST_HEAD)
+            .serve_connection(io, service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(deadlines.stop, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(?door, %error, "connection ended badly");
+    }
+}

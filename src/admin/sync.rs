@@ -1,0 +1,179 @@
+//! Triggers and passes: `POST /v1/sync` and `GET /v1/runs/ID`.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::App;
+use super::access::{Door, Visitor};
+use super::answer::Refusal;
+use crate::job::{Actor, Cause, Report};
+use crate::oci::{Digest, RepositoryName, Tag};
+use crate::watch::{Busy, Run, Scope, Wish};
+
+/// Bytes of a request's body at most.
+const MOST_BODY: usize = 64 << 10;
+
+/// The body of `POST /v1/sync`; without one, everything is looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Ask {
+    /// A route's name, or a list of them.
+    #[serde(deserialize_with = "one_or_many")]
+    route: Vec<String>,
+    repository: Option<RepositoryName>,
+    tag: Option<Tag>,
+    /// What the tag is expected to name.
+    digest: Option<Digest>,
+    /// Answer when all looks have settled.
+    wait: bool,
+    dry_run: bool,
+    all: bool,
+}
+
+/// `POST /v1/sync`.
+pub(super) async fn sync(
+    State(app): State<Arc<App>>,
+    Extension(visitor): Extension<Visitor>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let ask = read(&app, request).await?;
+    let place = if ask.wait { Some(waiting_place(&app, visitor.door)?) } else { None };
+    let cause = match visitor.door {
+        Door::Tcp(_) => Cause::Ping,
+        Door::Socket { .. } => Cause::Cli,
+    };
+    let wish = Wish { dry_run: ask.dry_run, all: ask.all };
+    let scope = Scope { routes: ask.route, repository: ask.repository, tag: ask.tag, digest: ask.digest };
+    let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;
+    if place.is_some() {
+        return ticket.settled().await.map(|report| settled(&report)).ok_or_else(Refusal::draining);
+    }
+    queued(&ticket.run)
+}
+
+/// `GET /v1/runs/ID`.
+pub(super) async fn run(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let unknown = || Refusal::new(StatusCode::NOT_FOUND, "unknown_run", "no such run; only the newest are remembered");
+    let run = app.services.watch.run(&id).ok_or_else(unknown)?;
+    Ok(match run.report() {
+        Some(report) => Json(&*report).into_response(),
+        None => {
+            let body = json!({"run_id": run.id, "queued": run.queued, "done": false});
+            (StatusCode::ACCEPTED, Json(body)).into_response()
+        }
+    })
+}
+
+impl From<Busy> for Refusal {
+    fn from(busy: Busy) -> Refusal {
+        match busy {
+            Busy::Draining => Refusal::draining(),
+            Busy::Full => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy.to_string()),
+        }
+    }
+}
+
+fn queued(run: &Run) -> Result<Response, Refusal> {
+    if run.queued == 0 {
+        let text = "nothing matches: no route has such a source repository; `GET /v1/status` lists the routes";
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
+    }
+    let location = [(header::LOCATION, format!("/v1/runs/{}", run.id))];
+    Ok((StatusCode::ACCEPTED, location, Json(json!({"run_id": run.id, "queued": run.queued}))).into_response())
+}
+
+/// A report that was waited for: its exit code as a status.
+fn settled(report: &Report) -> Response {
+    let status = match report.exit_code {
+        0 => StatusCode::OK,
+        4 => StatusCode::CONFLICT,
+        5 => StatusCode::NOT_FOUND,
+        130 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    (status, Json(report)).into_response()
+}
+
+fn waiting_place(app: &App, door: Door) -> Result<OwnedSemaphorePermit, Refusal> {
+    let places = match door {
+        Door::Tcp(_) => &app.waiting_tcp,
+        Door::Socket { .. } => &app.waiting_socket,
+    };
+    places.clone().try_acquire_owned().map_err(|_| {
+        let text = "too many requests are waiting for their pass; ask without `wait` and follow `/v1/runs/ID`";
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text)
+    })
+}
+
+async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
+    let (head, body) = request.into_parts();
+    if body.is_end_stream() {
+        return Ok(Ask::default());
+    }
+    let body = timeout(app.deadlines.body, collected(body)).await.map_err(|_| {
+        let text = format!("the body took longer than {} s", app.deadlines.body.as_secs_f64());
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
+    })??;
+    if body.is_empty() {
+        return Ok(Ask::default());
+    }
+    if !is_json(&head.headers) {
+        let text = "a body needs `content-type: application/json`";
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", text));
+    }
+    // Serde would take a list of the fields' values as well.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::bad_request("the body is not a JSON object"));
+    }
+    let ask: Ask =
+        serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    if ask.digest.is_some() && ask.tag.is_none() {
+        return Err(Refusal::bad_request("`digest` says what one tag should name: give `tag` with it"));
+    }
+    Ok(ask)
+}
+
+async fn collected(body: Body) -> Result<Bytes, Refusal> {
+    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("a body has at most {MOST_BODY} bytes"));
+    if body.size_hint().lower() > MOST_BODY as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(body, MOST_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(_) => Err(Refusal::bad_request("the body broke off")),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`route` is a name or a list of names")]
+    enum Names {
+        None(()),
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Names::deserialize(deserializer)? {
+        Names::None(()) => Vec::new(),
+        Names::One(name) => vec![name],
+        Names::Many(names) => names,
+    })
+}
