@@ -83,7 +83,7 @@ impl Parts {
         let world = World {
             sites,
             routes: Routes(config.routes.clone()),
-            engine: Engine { settings, ..self.engine.clone() },
+            engine: self.engine.with(settings),
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),
             rhythm: Rhythm { poll: config.daemon.poll, verify: config.daemon.verify },

@@ -119,6 +119,11 @@ impl Engine {
         Engine { settings, index, ledger, limits, metrics, claims: Claims::default(), troubled: Arc::default() }
     }
 
+    /// The same engine under other settings.
+    pub fn with(&self, settings: Settings) -> Engine {
+        Engine { settings, ..self.clone() }
+    }
+
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
     pub async fn run<S: Source, D: Destination>(&self, job: &Job, source: &S, destination: &D, progress: &Arc<Progress>, stop: &Stop) -> Ending {
         let _permit = self.limits.job().await;

@@ -12,3 +12,4 @@ mod promote;
 mod running;
 mod table;
 mod tools;
+mod unit;
