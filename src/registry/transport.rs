@@ -210,8 +210,7 @@ impl Transport {
             let mut answer = Answer::new(response, whose, hops.moved());
             if whose == Whose::Own && !challenged && self.asks_for_credentials(&mut answer, authorization.is_some(), call).await {
                 challenged = true;
-                let challenges = self.challenges(&answer, call).await?;
-                match self.authority.answer(call.scopes, &challenges, authorization.as_ref()).await? {
+                match self.authority.answer(call.scopes, &answer.headers, authorization.as_ref()).await? {
                     Some(fresh) => authorization = Some(fresh),
                     None => return Ok(answer),
                 }
@@ -333,25 +332,13 @@ impl Transport {
         }
     }
 
-    /// The challenges of an answer; where it holds none, those of the version check (gcr.io once left them out).
-    async fn challenges(&self, answer: &Answer, call: &Call<'_>) -> Result<HeaderMap, Fault> {
-        if answer.status != StatusCode::UNAUTHORIZED || answer.headers.contains_key(header::WWW_AUTHENTICATE) {
-            return Ok(answer.headers.clone());
-        }
-        let url = self.url("/v2/");
-        let ping = Call::new(Operation::Ping, Method::GET, url.clone(), call.scopes, call.about).counted(call.tally);
-        let hop = Hop { operation: Operation::Ping, url: &url, whose: Whose::Own, authorization: None };
-        Ok(self.send(&ping, hop).await?.headers().clone())
-    }
-
     /// Renews the credentials for the next attempt; this one is lost with its body.
     async fn renewed(&self, call: &Call<'_>, answer: &Answer, rejected: Option<&HeaderValue>) -> Result<Fault, Fault> {
         let bytes = match &answer.body {
             Content::Read(bytes) => bytes.clone(),
             Content::Coming(_) => Bytes::new(),
         };
-        let challenges = self.challenges(answer, call).await?;
-        let fresh = self.authority.answer(call.scopes, &challenges, rejected).await?;
+        let fresh = self.authority.answer(call.scopes, &answer.headers, rejected).await?;
         Ok(match fresh {
             Some(fresh) if Some(&fresh) != rejected => call.about.retryable("the credentials ran out on the way and were renewed"),
             _ => Refusal::read(answer.status, &answer.headers, &bytes).fault(call.about),
