@@ -150,7 +150,7 @@ fn facts(job: &Settled) -> String {
         }
         Outcome::Failed => trouble_text(job.error.as_ref()),
         Outcome::UpToDate | Outcome::Refused | Outcome::Waiting => digest,
-        Outcome::Gone => format!("{} vanished; what is there stays", clean(&job.source)),
+        Outcome::Gone => format!("{} is not there; what the destination has stays", clean(&job.source)),
         Outcome::Interrupted => "goes on from its checkpoint next time".into(),
     }
 }
