@@ -401,7 +401,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if fault.class() == Class::Cancelled {
             return fault;
         }
-        fault.while_doing(format_args!("{} → {}, blob {}", self.source_reference(), self.destination.address(), blob.digest))
+        let (from, to) = (self.source.registry(), self.destination.registry());
+        fault.while_doing(format_args!("{from} → {to}: blob {} of {}", blob.digest, self.source_reference()))
     }
 }
 

@@ -249,7 +249,7 @@ impl State {
     }
 
     fn mismatch(&self, found: String) -> Fault {
-        Fault::corrupt(format!("blob {} is corrupt at its source: {found}", self.blob.digest))
+        Fault::corrupt(format!("{found}; the source is corrupt, push the image again"))
     }
 }
 

@@ -78,6 +78,8 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
+    /// The destination did not accept us when something was to be written.
+    denied: Option<Fault>,
 }
 
 impl Looking<'_> {
@@ -108,6 +110,20 @@ impl Looking<'_> {
         look
     }
 
+    /// Notes whether a registry answers and accepts us. What it refuses for other reasons says nothing of that.
+    fn note_registry(&self, name: &str, fault: Option<&Fault>) {
+        let up = match fault.map(Fault::class) {
+            None => true,
+            Some(Class::Auth | Class::Retryable { .. }) => false,
+            Some(_) => return,
+        };
+        self.world.engine.metrics.registry_up(name, up);
+        self.board.update_registry(name, |entry| {
+            entry.up = Some(up);
+            entry.trouble = fault.map(Fault::chain);
+        });
+    }
+
     fn sight(&self, everything: bool) -> metrics::Seen {
         metrics::Seen { everything, whole: self.ask.tags.is_empty() && !self.ask.wish.dry_run }
     }
@@ -122,9 +138,7 @@ impl Looking<'_> {
 
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
-        if fault.class() == Class::Auth {
-            self.world.engine.metrics.registry_up(self.route.from.registry(), false);
-        }
+        self.note_registry(self.route.from.registry(), Some(&fault));
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
@@ -136,7 +150,7 @@ impl Looking<'_> {
 
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        self.world.engine.metrics.registry_up(source.registry(), true);
+        self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
@@ -176,8 +190,8 @@ impl Looking<'_> {
             let Some(next) = page.next else { return Ok(Some(tags)) };
             let stands_still = tags.len() == before && seen.len() > 8;
             if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
-                let address = repository.address();
-                return Err(Fault::rejected(format!("{address} never ends its list of tags ({} so far); its registry or a proxy before it is broken", tags.len())));
+                let (address, registry) = (repository.address(), repository.registry());
+                return Err(Fault::rejected(format!("{address} at {registry} never ends its list of tags ({} so far); its registry or a proxy before it is broken", tags.len())));
             }
             cursor = Some(next);
         }
@@ -216,6 +230,7 @@ impl Looking<'_> {
         let conflicts = view.tend(fixed, &mut found).await;
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
+        self.note_registry(&side.registry, found.denied.as_ref());
         found
     }
 
@@ -228,9 +243,7 @@ impl Looking<'_> {
     }
 
     fn blind(&self, side: &Side, fault: Fault) -> Found {
-        if fault.class() == Class::Auth {
-            self.world.engine.metrics.registry_up(&side.registry, false);
-        }
+        self.note_registry(&side.registry, Some(&fault));
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         Found { trouble: vec![Trouble { class: fault.class().name().into(), text }], totals: Totals { interrupted, ..Totals::default() }, ..Found::default() }
@@ -275,6 +288,9 @@ impl View<'_> {
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
+                    if let Some(error) = settled.error.as_ref().filter(|error| error.class == Class::Auth.name() && error.text.contains(&*self.side.registry)) {
+                        found.denied = Some(Fault::new(Class::Auth, error.text.clone()));
+                    }
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
@@ -330,9 +346,6 @@ impl View<'_> {
     }
 
     async fn settle(&self, job: &Job, ending: Ending) -> Tended {
-        if let Some(fault) = ending.fault.as_ref().filter(|fault| fault.class() == Class::Auth) {
-            tracing::debug!(registry = &*self.side.registry, error = %fault.chain(), "not accepted");
-        }
         let names = Names { source: self.source_name(&job.key.tag), destination: self.destination_name(&job.key.tag), registry: self.side.registry.to_string() };
         Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
     }
