@@ -13,8 +13,9 @@ use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{Cursor, Source as _};
 use crate::fault::Fault;
-use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals, Trouble};
+use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
+use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
@@ -59,7 +60,9 @@ impl FromStr for Named {
             Some(("http", rest)) => (Some("http"), rest),
             Some(("https", rest)) => (Some("https"), rest),
             Some(("docker", rest)) => (None, rest),
-            Some((other, _)) => return Err(format!("\"{text}\": {other}:// is not known (http://, https://, docker://, or layout:PATH:tag)")),
+            Some((other, _)) => {
+                return Err(format!("\"{text}\": {other}:// is not known (http://, https://, docker://, or layout:PATH:tag)"));
+            }
             None => (None, text),
         };
         let reference: Reference = rest.parse().map_err(|error| format!("\"{text}\": {error}"))?;
@@ -74,7 +77,9 @@ fn layout_reference(text: &str) -> Result<Named, String> {
         None => (text, None),
     };
     let (path, tag) = match rest.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?)),
+        Some((path, tag)) if !tag.contains('/') => {
+            (path, Some(tag.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?))
+        }
         _ => (rest, None),
     };
     if path.is_empty() {
@@ -133,7 +138,12 @@ fn settings(label: &str, scheme: &str, host: &Host, env: &dyn Fn(&str) -> Option
 ///
 /// # Errors
 /// When a reference or the state folder is unusable; what goes wrong with the copy is in the report.
-pub async fn copy(request: Copy, env: &dyn Fn(&str) -> Option<String>, observer: Observer, stop: tokio_util::sync::CancellationToken) -> Result<Report, Error> {
+pub async fn copy(
+    request: Copy,
+    env: &dyn Fn(&str) -> Option<String>,
+    observer: Observer,
+    stop: tokio_util::sync::CancellationToken,
+) -> Result<Report, Error> {
     let source: Named = request.source.parse().map_err(Error::Usage)?;
     let destination: Named = request.destination.parse().map_err(Error::Usage)?;
     let tag = destination.tag().or(source.tag()).cloned();
@@ -169,12 +179,21 @@ pub async fn copy(request: Copy, env: &dyn Fn(&str) -> Option<String>, observer:
         Some(digest) => format!("{}@{digest}", repository.address()),
         None => format!("{}:{tag}", repository.address()),
     };
-    let names = Names { source: named(&from, &source_tag, source.digest()), destination: named(&to, &tag, None), registry: "destination".into() };
+    let names = Names {
+        source: named(&from, &source_tag, source.digest()),
+        destination: named(&to, &tag, None),
+        registry: "destination".into(),
+    };
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
-    let settle = Settle { facts: Arc::new(facts("")), progress: observer.progress.clone(), listener: Some(observer.settled.clone()) };
+    let run = crate::watch::run_id();
+    let settle = Settle {
+        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
+        progress: observer.progress.clone(),
+        listener: Some(observer.settled.clone()),
+    };
     let settled = parts.engine().settle(&settle, &job, &names, ending).await;
-    let report = Report::new(&crate::watch::run_id(), started, clock.elapsed(), [as_look(settled)]);
+    let report = Report::new(&run, started, clock.elapsed(), [as_look(settled)]);
     parts.close().await;
     Ok(report)
 }
@@ -183,19 +202,27 @@ fn as_look(settled: crate::job::Settled) -> Look {
     let mut totals = Totals::default();
     totals.add(settled.result);
     let found = settled.result != Outcome::Gone;
-    let missing = Trouble { class: "not_found".into(), text: format!("{} does not exist", settled.source) };
-    Look { totals, trouble: if found { Vec::new() } else { vec![missing] }, jobs: vec![settled], found }
+    Look { totals, jobs: vec![settled], found, ..Look::default() }
 }
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.
-async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<std::collections::BTreeMap<Tag, Option<Digest>>, Fault> {
+async fn companions(
+    parts: &Parts,
+    source: &Repository,
+    stop: &Stop,
+) -> Result<std::collections::BTreeMap<Tag, Option<Digest>>, Fault> {
     let engine = parts.engine();
     let mut companions = std::collections::BTreeMap::new();
     let mut cursor: Option<Cursor> = None;
     let mut read = 0;
     loop {
-        let act = || { let cursor = cursor.clone(); async move { source.tags(cursor.as_ref()).await } };
-        let Some(page) = retry(engine.settings.retry, &engine.metrics, source.registry(), stop, act).await? else { return Ok(companions) };
+        let act = || {
+            let cursor = cursor.clone();
+            async move { source.tags(cursor.as_ref()).await }
+        };
+        let Some(page) = retry(engine.settings.retry, &engine.metrics, source.registry(), stop, act).await? else {
+            return Ok(companions);
+        };
         read += page.entries.len();
         companions.extend(page.entries.into_iter().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name, tag.digest)));
         match page.next {
@@ -224,7 +251,9 @@ mod tests {
     fn references_are_read_as_people_write_them() {
         let scheme = |text: &str| match text.parse::<Named>().unwrap() {
             Named::Registry { scheme, reference } => format!("{scheme} {reference}"),
-            Named::Layout { path, tag, .. } => format!("layout {} {}", path.display(), tag.map(|tag| tag.to_string()).unwrap_or_default()),
+            Named::Layout { path, tag, .. } => {
+                format!("layout {} {}", path.display(), tag.map(|tag| tag.to_string()).unwrap_or_default())
+            }
         };
         assert_eq!(scheme("registry.example/app:v1"), "https registry.example/app:v1");
         assert_eq!(scheme("docker://registry.example/app:v1"), "https registry.example/app:v1");

@@ -167,7 +167,11 @@ impl Run {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         if self.stdout.starts_with('{') {
             let report = self.report();
-            assert!(report["schema"].is_null() || report["exit_code"] == code, "the report says {}, not {code}", report["exit_code"]);
+            assert!(
+                report["schema"].is_null() || report["exit_code"] == code,
+                "the report says {}, not {code}",
+                report["exit_code"]
+            );
         }
         self
     }
