@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::endpoint::{Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally, Upload};
+use crate::endpoint::{
+    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
+    Upload,
+};
 use crate::fault::Fault;
 use crate::layout;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -136,7 +139,14 @@ impl Destination for Repository {
         either!(self, repository => repository.send_chunk(upload, offset, length, body).await)
     }
 
-    async fn finish_upload(&self, upload: &mut Upload, digest: &Digest, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    async fn finish_upload(
+        &self,
+        upload: &mut Upload,
+        digest: &Digest,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         either!(self, repository => repository.finish_upload(upload, digest, offset, length, body).await)
     }
 

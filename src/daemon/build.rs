@@ -78,7 +78,8 @@ impl Parts {
             sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
         }
         let kept = |name: &Arc<str>| before.and_then(|before| before.withdrawn.get(name).cloned()).unwrap_or_default();
-        let withdrawn: BTreeMap<Arc<str>, CancellationToken> = config.routes.iter().map(|route| (route.name.clone(), kept(&route.name))).collect();
+        let withdrawn: BTreeMap<Arc<str>, CancellationToken> =
+            config.routes.iter().map(|route| (route.name.clone(), kept(&route.name))).collect();
         let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
         let world = World {
             sites,
@@ -189,7 +190,12 @@ impl StoreMetrics {
     }
 
     fn show(&self, statistics: &crate::index::Statistics) {
-        let counts = [("blobs", statistics.blobs), ("manifests", statistics.manifests), ("tags", statistics.tags), ("uploads", statistics.uploads)];
+        let counts = [
+            ("blobs", statistics.blobs),
+            ("manifests", statistics.manifests),
+            ("tags", statistics.tags),
+            ("uploads", statistics.uploads),
+        ];
         for (kind, count) in counts {
             self.entries.with_label_values(&[kind]).set(count as i64);
         }

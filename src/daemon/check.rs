@@ -41,10 +41,13 @@ impl Check {
 /// Tries every registry, and for every route to read from its sources and to write to its destinations: an upload is opened
 /// and cancelled, nothing else is changed.
 pub async fn check_online(config: &Config) -> Vec<Check> {
-    let built: Result<(Parts, World), Error> = Parts::in_memory().and_then(|parts| parts.world(config, None).map(|world| (parts, world)));
+    let built: Result<(Parts, World), Error> =
+        Parts::in_memory().and_then(|parts| parts.world(config, None).map(|world| (parts, world)));
     let (_parts, world) = match built {
         Ok(built) => built,
-        Err(error) => return vec![Check { name: "config".into(), ok: false, text: error.to_string(), class: Some(Class::Rejected) }],
+        Err(error) => {
+            return vec![Check { name: "config".into(), ok: false, text: error.to_string(), class: Some(Class::Rejected) }];
+        }
     };
     let mut checks = Vec::new();
     for site in world.sites.values() {
@@ -56,7 +59,10 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
             Err(fault) => checks.push(Check::of(name, Err(fault))),
             Ok(found) => {
                 let count = found.repositories.len();
-                checks.push(Check::of(name, Ok(format!("{count} source {}", if count == 1 { "repository" } else { "repositories" }))));
+                checks.push(Check::of(
+                    name,
+                    Ok(format!("{count} source {}", if count == 1 { "repository" } else { "repositories" })),
+                ));
                 let mut tried = BTreeSet::new();
                 for repository in found.repositories.iter().take(TRIED) {
                     let source = world.source(route, repository);

@@ -14,8 +14,9 @@ use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
 use crate::fault::Fault;
-use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals, Trouble};
+use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
+use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
 use crate::registry::profile::Kind;
 use crate::registry::{self, auth};
@@ -203,10 +204,14 @@ pub async fn copy(
     };
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
-    let settle =
-        Settle { facts: Arc::new(facts("")), progress: observer.progress.clone(), listener: Some(observer.settled.clone()) };
+    let run = crate::watch::run_id();
+    let settle = Settle {
+        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
+        progress: observer.progress.clone(),
+        listener: Some(observer.settled.clone()),
+    };
     let settled = parts.engine().settle(&settle, &job, &names, ending).await;
-    let report = Report::new(&crate::watch::run_id(), started, clock.elapsed(), [as_look(settled)]);
+    let report = Report::new(&run, started, clock.elapsed(), [as_look(settled)]);
     parts.close().await;
     Ok(report)
 }
@@ -215,8 +220,7 @@ fn as_look(settled: crate::job::Settled) -> Look {
     let mut totals = Totals::default();
     totals.add(settled.result);
     let found = settled.result != Outcome::Gone;
-    let missing = Trouble { class: "not_found".into(), text: format!("{} does not exist", settled.source) };
-    Look { totals, trouble: if found { Vec::new() } else { vec![missing] }, jobs: vec![settled], found }
+    Look { totals, jobs: vec![settled], found, ..Look::default() }
 }
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.

@@ -90,11 +90,15 @@ pub struct Observer {
 }
 
 /// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready` is told the address of the
-/// HTTP listener once everything is bound.
+/// HTTP listener once everything is bound. `stop` drains it like SIGTERM.
 ///
 /// # Errors
 /// When it cannot start; once it runs, it ends well.
-pub async fn run(load: impl Fn() -> Result<Config, config::Error>, ready: Option<oneshot::Sender<Option<SocketAddr>>>) -> Result<(), Error> {
+pub async fn run(
+    load: impl Fn() -> Result<Config, config::Error>,
+    ready: Option<oneshot::Sender<Option<SocketAddr>>>,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let config = load()?;
     let _lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&config.daemon.state)?;
@@ -109,7 +113,7 @@ pub async fn run(load: impl Fn() -> Result<Config, config::Error>, ready: Option
         // Who wanted to know may have gone.
         let _ = ready.send(address);
     }
-    running.serve(signals, load).await;
+    running.serve(signals, load, stop).await;
     Ok(())
 }
 
@@ -197,17 +201,21 @@ impl Running {
             status.started.get_or_insert(Timestamp::now());
             let path = config.path.display().to_string();
             status.config = ConfigStatus { path, loaded: Some(Timestamp::now()), hash: config.hash.clone(), refused: None };
-            let shown = |site: &crate::site::Site| RegistryStatus { name: site.name().into(), url: site.origin().to_string(), ..RegistryStatus::default() };
+            let shown = |site: &crate::site::Site| RegistryStatus {
+                name: site.name().into(),
+                url: site.origin().to_string(),
+                ..RegistryStatus::default()
+            };
             status.registries = world.sites.values().map(shown).collect();
         });
     }
 
     /// Answers signals until it is time to stop, then drains.
-    async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>) {
+    async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>, stop: CancellationToken) {
         loop {
-            match signals.next().await {
-                Asked::Reload => self.reload(&load),
-                Asked::Stop => break,
+            match stop.run_until_cancelled(signals.next()).await {
+                Some(Asked::Reload) => self.reload(&load),
+                Some(Asked::Stop) | None => break,
             }
         }
         self.drain(&mut signals).await;
@@ -215,9 +223,13 @@ impl Running {
 
     /// Reads the config again. A bad one is refused and the old one stays.
     fn reload(&mut self, load: &impl Fn() -> Result<Config, config::Error>) {
-        tell_systemd(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading)]);
+        tell_systemd(&[
+            sd_notify::NotifyState::Reloading,
+            sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
+        ]);
         let before = self.world.borrow().clone();
-        let loaded = load().map_err(Error::from).and_then(|config| self.parts.world(&config, Some(&before)).map(|world| (config, world)));
+        let loaded =
+            load().map_err(Error::from).and_then(|config| self.parts.world(&config, Some(&before)).map(|world| (config, world)));
         match loaded {
             Ok((config, world)) => self.adopt(config, world, &before),
             Err(error) => {
@@ -284,7 +296,12 @@ async fn stop_asked_again(signals: &mut Signals) {
 fn services(parts: &Parts, handle: Handle, world: channel::Receiver<Arc<World>>) -> admin::Services {
     let refreshed = parts.clone();
     let before_scrape = move || refreshed.refresh(&world.borrow());
-    admin::Services { watch: handle, ledger: parts.ledger.clone(), metrics: parts.registry.clone(), before_scrape: Arc::new(before_scrape) }
+    admin::Services {
+        watch: handle,
+        ledger: parts.ledger.clone(),
+        metrics: parts.registry.clone(),
+        before_scrape: Arc::new(before_scrape),
+    }
 }
 
 /// Tells systemd that we are alive, as often as it wants to hear it.
@@ -310,7 +327,8 @@ pub async fn sync(config: &Config, scope: Scope, wish: Wish, observer: Observer,
     let _lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&config.daemon.state)?;
     let world = parts.world(config, None)?;
-    let settle = Settle { facts: world.facts.clone(), progress: observer.progress, listener: Some(observer.settled) };
+    let facts = ledger::Facts { run_id: crate::watch::run_id(), ..(*world.facts).clone() };
+    let settle = Settle { facts: Arc::new(facts), progress: observer.progress, listener: Some(observer.settled) };
     let report = pass(&world, &scope, wish, caller(), &settle, &stop_of(stop)).await;
     drop((world, settle));
     parts.close().await;
@@ -330,4 +348,3 @@ fn caller() -> Actor {
         Err(_) => Actor("cli".into()),
     }
 }
-

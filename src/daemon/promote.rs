@@ -21,6 +21,7 @@ use crate::ecr;
 use crate::endpoint::{self, Source as _};
 use crate::fault::Fault;
 use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
+use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
 use crate::registry::profile::Kind;
@@ -163,7 +164,12 @@ pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: C
         let to = way.to.open_with("destination", &parts, |host| hosts.known(host))?;
         open.push((way, from, to));
     }
-    let settle = Settle { facts: Arc::new(facts("")), progress: observer.progress, listener: Some(observer.settled) };
+    let run = crate::watch::run_id();
+    let settle = Settle {
+        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
+        progress: observer.progress,
+        listener: Some(observer.settled),
+    };
     let (stop, actor, started, clock) = (stop_of(stop), caller(), Timestamp::now(), Instant::now());
     let steps = open.iter().map(|(way, from, to)| {
         let step =
@@ -173,7 +179,7 @@ pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: C
     let looks = futures::future::join_all(steps).await;
     drop((open, settle));
     parts.close().await;
-    Ok(Report::new(&crate::watch::run_id(), started, clock.elapsed(), looks))
+    Ok(Report::new(&run, started, clock.elapsed(), looks))
 }
 
 /// Who we are at the hosts of one run: one login for each, whichever side it is on.
@@ -311,9 +317,7 @@ impl Step<'_> {
     fn look(&self, settled: impl IntoIterator<Item = Settled>) -> Look {
         let mut look = Look { jobs: settled.into_iter().collect(), ..Look::default() };
         look.jobs.iter().for_each(|job| look.totals.add(job.result));
-        let gone = look.jobs.iter().filter(|job| job.result == Outcome::Gone);
-        look.trouble.extend(gone.map(|job| Trouble { class: "not_found".into(), text: format!("{} does not exist", job.source) }));
-        look.found = look.trouble.is_empty();
+        look.found = look.totals.gone == 0;
         look
     }
 }

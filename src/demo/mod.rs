@@ -131,7 +131,8 @@ pub async fn run(
     let path = folder.0.join("blobferry.yaml");
     fs::write(&path, config(&folder.0, &staging, &production)).context("cannot write the config file")?;
     let (ready, listening) = oneshot::channel();
-    let mut daemon = pin!(daemon::run(|| Config::load(&path, environment), Some(ready)));
+    let daemon_stop = CancellationToken::new();
+    let mut daemon = pin!(daemon::run(|| Config::load(&path, environment), Some(ready), daemon_stop.clone()));
     let stage = async {
         let address = listening.await.ok().flatten().ok_or_else(|| anyhow!("the daemon does not listen"))?;
         let (staging_host, production_host) = (staging.host(), production.host());
@@ -146,10 +147,9 @@ pub async fn run(
     let mut stage = pin!(stage);
     tokio::select! {
         summary = &mut stage => {
-            if stop.is_cancelled() {
-                // The signal that stopped us is one for the daemon too: it drains.
-                let _ = tokio::time::timeout(DEADLINE, daemon).await;
-            }
+            daemon_stop.cancel();
+            // It drains; what it would say of that, nobody waits for longer than this.
+            let _ = tokio::time::timeout(DEADLINE, daemon).await;
             summary
         }
         ended = &mut daemon => match ended {

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
+use super::Trip;
 use super::claims::Subject;
 use super::resume::Standing;
 use super::retry::{Budget, stoppable};
 use super::verify::{Checkpoint, Opening, Road, Watchers};
-use super::Trip;
 use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Sent, Source, Upload, UploadStyle};
 use crate::fault::{Class, Fault};
 use crate::job::{ActiveBlob, BlobOutcome};
@@ -107,7 +107,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             None => Ok(()),
             Some(found) => {
                 self.engine.metrics.mismatched(self.source.registry());
-                Err(Fault::corrupt(format!("the manifest says that it has {} bytes, but it has {found}; push the image again", blob.size)))
+                Err(Fault::corrupt(format!(
+                    "the manifest says that it has {} bytes, but it has {found}; push the image again",
+                    blob.size
+                )))
             }
         }
     }
@@ -121,7 +124,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let own = self.destination.repository();
         let holders = self.engine.index.holders(self.destination.origin(), &blob.digest, OFFERS + 1).await;
         let usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
-        let mut offers: Vec<_> = usable.map(|holder| holder.repository).filter(|repository| repository != own).take(OFFERS).collect();
+        let mut offers: Vec<_> =
+            usable.map(|holder| holder.repository).filter(|repository| repository != own).take(OFFERS).collect();
         if self.source.origin() == self.destination.origin() && self.source.repository() != own {
             offers.insert(0, self.source.repository().clone());
         }
@@ -197,7 +201,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
-    async fn after(&self, blob: &Descriptor, standing: Standing, fault: Fault, patience: &mut Patience) -> Result<Option<Standing>, Fault> {
+    async fn after(
+        &self,
+        blob: &Descriptor,
+        standing: Standing,
+        fault: Fault,
+        patience: &mut Patience,
+    ) -> Result<Option<Standing>, Fault> {
         match fault.class() {
             Class::Corrupt if !patience.afresh => {
                 patience.afresh = true;
@@ -246,9 +256,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         fault
     }
 
-    fn road(&self, blob: &Descriptor, standing: &Standing, sender: mpsc::UnboundedSender<Checkpoint>, progress: ActiveBlob) -> Road {
+    fn road(
+        &self,
+        blob: &Descriptor,
+        standing: &Standing,
+        sender: mpsc::UnboundedSender<Checkpoint>,
+        progress: ActiveBlob,
+    ) -> Road {
         let lane = |origin| Some(self.engine.limits.lane(origin));
-        let lanes = [lane(self.source.origin()), lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin())];
+        let lanes = [
+            lane(self.source.origin()),
+            lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin()),
+        ];
         let read = Some(self.engine.metrics.meter(self.source.registry(), "read"));
         let watchers = Watchers { checkpoints: sender, progress: Some(progress), read };
         Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.offset, self.opener(blob.clone()), lanes, watchers)
@@ -270,7 +289,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     budget.next(Class::RETRYABLE)
                 }
             };
-            let (source, blob, metrics, drain, mut budget) = (source.clone(), blob.clone(), metrics.clone(), drain.clone(), budget.clone());
+            let (source, blob, metrics, drain, mut budget) =
+                (source.clone(), blob.clone(), metrics.clone(), drain.clone(), budget.clone());
             let opening: Opening = Box::pin(async move {
                 let Some(mut wait) = wait else {
                     return Err(Fault::retryable(format!("{} breaks off again and again at byte {offset}", source.address())));
@@ -279,7 +299,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     stoppable(&drain, tokio::time::sleep(wait)).await?;
                     match source.read_blob(&blob, offset).await {
                         Ok(Some(body)) => return Ok::<BlobBody, Fault>(body),
-                        Ok(None) => return Err(Fault::not_found(format!("{} lists it but does not have it; push the image again", source.address()))),
+                        Ok(None) => {
+                            return Err(Fault::not_found(format!(
+                                "{} lists it but does not have it; push the image again",
+                                source.address()
+                            )));
+                        }
                         Err(fault) => match budget.next(fault.class()) {
                             Some(next) => {
                                 metrics.retried(source.registry(), fault.class(), next);
@@ -295,7 +320,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Sends the rest of the blob in the destination's way, journalling checkpoints as they come.
-    async fn travel(&self, blob: &Descriptor, standing: &mut Standing, road: &Road, checkpoints: mpsc::UnboundedReceiver<Checkpoint>) -> Result<(), Fault> {
+    async fn travel(
+        &self,
+        blob: &Descriptor,
+        standing: &mut Standing,
+        road: &Road,
+        checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
+    ) -> Result<(), Fault> {
         let Standing { upload, offset, checkpoints: kept, .. } = standing;
         let request = self.requests(blob, upload, *offset, road);
         self.journalled(blob, request, checkpoints, kept).await
@@ -325,9 +356,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn chunk(&self, blob: &Descriptor, upload: &mut Upload, offset: u64, length: u64, road: &Road) -> Result<(), Fault> {
         let end = offset + length;
         match self.destination.send_chunk(upload, offset, length, road.leg(length)).await? {
-            Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => {
-                Err(Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())))
-            }
+            Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
+                Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
+            ),
             Sent::Accepted { .. } => {
                 self.journal_location(blob, upload).await;
                 Ok(())
@@ -401,7 +432,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if fault.class() == Class::Cancelled {
             return fault;
         }
-        fault.while_doing(format_args!("{} → {}, blob {}", self.source_reference(), self.destination.address(), blob.digest))
+        let (from, to) = (self.source.registry(), self.destination.registry());
+        fault.while_doing(format_args!("{from} → {to}: blob {} of {}", blob.digest, self.source_reference()))
     }
 }
-

@@ -69,13 +69,20 @@ impl Metrics {
         registry.register(Box::new(jobs_in_flight.clone()))?;
         let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
         registry.register(Box::new(resumes.clone()))?;
-        let rate_limited = Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
+        let rate_limited =
+            Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
         let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
         registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
             promotions: counters("promotions_total", "Production tags that were moved.", &["route", "destination", "repository"])?,
             outcomes: counters("outcomes_total", "Settled jobs by what came of them.", &["route", "destination", "result"])?,
-            promotion_seconds: histograms("promotion_duration_seconds", "From the start of a promotion to its tag in production.", 0.05, 2.0, 16)?,
+            promotion_seconds: histograms(
+                "promotion_duration_seconds",
+                "From the start of a promotion to its tag in production.",
+                0.05,
+                2.0,
+                16,
+            )?,
             push_to_production_seconds: histograms(
                 "push_to_production_seconds",
                 "From the push in staging, where its time is known, to the tag readable in production.",
@@ -87,8 +94,16 @@ impl Metrics {
             blobs: counters("blobs_total", "Blobs by how they came to be in the destination.", &["route", "destination", "how"])?,
             resumes,
             spared_bytes: counters("spared_bytes_total", "Bytes that did not have to be sent.", &["how"])?,
-            throughput: gauges("transfer_throughput_bytes_per_second", "Blob bytes per second over the last 10 seconds.", &["registry", "direction"])?,
-            digest_mismatches: counters("digest_mismatches_total", "Content that did not have the digest or size it promised.", &["registry"])?,
+            throughput: gauges(
+                "transfer_throughput_bytes_per_second",
+                "Blob bytes per second over the last 10 seconds.",
+                &["registry", "direction"],
+            )?,
+            digest_mismatches: counters(
+                "digest_mismatches_total",
+                "Content that did not have the digest or size it promised.",
+                &["registry"],
+            )?,
             retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
             rate_limited_seconds,
             registry_up: gauges("registry_up", "Whether the registry accepts us.", &["registry"])?,

@@ -125,7 +125,14 @@ impl Engine {
     }
 
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
-    pub async fn run<S: Source, D: Destination>(&self, job: &Job, source: &S, destination: &D, progress: &Arc<Progress>, stop: &Stop) -> Ending {
+    pub async fn run<S: Source, D: Destination>(
+        &self,
+        job: &Job,
+        source: &S,
+        destination: &D,
+        progress: &Arc<Progress>,
+        stop: &Stop,
+    ) -> Ending {
         let _permit = self.limits.job().await;
         let tally = Arc::new(Tally::default());
         let trip = Trip {
@@ -161,7 +168,16 @@ impl Ending {
     }
 
     fn empty(cost: Cost) -> Ending {
-        Ending { outcome: Outcome::Failed, digest: None, previous: None, reasons: Vec::new(), fault: None, cost, written: None, took: Duration::ZERO }
+        Ending {
+            outcome: Outcome::Failed,
+            digest: None,
+            previous: None,
+            reasons: Vec::new(),
+            fault: None,
+            cost,
+            written: None,
+            took: Duration::ZERO,
+        }
     }
 }
 
@@ -327,7 +343,9 @@ impl Story {
     }
 
     fn immutable(facts: &survey::TagFacts, production: Digest) -> Story {
-        let reason = format!("the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there");
+        let reason = format!(
+            "the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there"
+        );
         Story { outcome: Outcome::Conflict, digest: facts.source, previous: Some(production), reasons: vec![reason], written: None }
     }
 

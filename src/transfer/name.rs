@@ -48,10 +48,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(None);
         }
         let at = Instant::now();
-        let (source, destination) = futures::try_join!(
-            self.own_source_digest(),
-            self.destination_digest(&self.job.key.destination.tag)
-        )?;
+        let (source, destination) =
+            futures::try_join!(self.own_source_digest(), self.destination_digest(&self.job.key.destination.tag))?;
         let same = source == facts.source && destination == facts.destination;
         Ok((!same).then_some(TagFacts { source, destination, at, manifest: None }))
     }
@@ -62,7 +60,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         match facts.destination {
             Some(production) if production == image.top.digest => Ok(Named::Equal),
             Some(production) => Ok(Named::Immutable(production)),
-            None => Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference()))),
+            None => {
+                Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference())))
+            }
         }
     }
 

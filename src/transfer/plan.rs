@@ -94,7 +94,9 @@ fn explicit(rules: TagRules, source: Digest, production: Digest) -> Decision {
     if rules.moving {
         Decision::Promote
     } else {
-        Decision::Conflict(format!("production names {production}, not {source}; to move this fixed tag, say --replace {production}"))
+        Decision::Conflict(format!(
+            "production names {production}, not {source}; to move this fixed tag, say --replace {production}"
+        ))
     }
 }
 
@@ -123,7 +125,9 @@ fn foreign(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -
     match (rules.moving, rules.existing) {
         (true, Existing::Adopt) => Decision::Promote,
         (true, Existing::Keep) if facts.staging_holds => Decision::Promote,
-        (false, Existing::Adopt) => Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move")),
+        (false, Existing::Adopt) => {
+            Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move"))
+        }
         (_, Existing::Keep) => Decision::Existing(format!(
             "production named {production} before blobferry; it stays (`existing: adopt` takes it over)"
         )),
@@ -197,8 +201,13 @@ mod tests {
 
     #[test]
     fn a_person_can_order_more_but_not_everything() {
-        let facts =
-            Facts { source: Some(digest("s")), destination: Some(digest("p")), written_known: true, written_by_us: false, staging_holds: false };
+        let facts = Facts {
+            source: Some(digest("s")),
+            destination: Some(digest("p")),
+            written_known: true,
+            written_by_us: false,
+            staging_holds: false,
+        };
         let fixed = TagRules::default();
         let moving = TagRules { moving: true, ..fixed };
         let explicit = Order { explicit: true, ..Order::default() };
@@ -216,7 +225,13 @@ mod tests {
     fn a_digest_in_conflict_gets_no_moving_tag() {
         let refused = Order { refused: true, ..Order::default() };
         let moving = TagRules { moving: true, ..TagRules::default() };
-        let absent = Facts { source: Some(digest("s")), destination: None, written_known: false, written_by_us: false, staging_holds: false };
+        let absent = Facts {
+            source: Some(digest("s")),
+            destination: None,
+            written_known: false,
+            written_by_us: false,
+            staging_holds: false,
+        };
         let ours = Facts { destination: Some(digest("p")), written_known: true, written_by_us: true, ..absent };
         assert_eq!(kind(&decide(moving, &absent, &refused)), Want::Refused);
         assert_eq!(kind(&decide(moving, &ours, &refused)), Want::Refused);
@@ -227,8 +242,13 @@ mod tests {
     fn the_costly_fact_is_asked_for_only_where_it_decides() {
         let order = Order::default();
         let moving = TagRules { moving: true, ..TagRules::default() };
-        let facts =
-            Facts { source: Some(digest("s")), destination: Some(digest("p")), written_known: false, written_by_us: false, staging_holds: false };
+        let facts = Facts {
+            source: Some(digest("s")),
+            destination: Some(digest("p")),
+            written_known: false,
+            written_by_us: false,
+            staging_holds: false,
+        };
         assert!(needs_holding(moving, &facts, &order));
         assert!(!needs_holding(TagRules::default(), &facts, &order));
         assert!(!needs_holding(moving, &Facts { written_known: true, ..facts }, &order));

@@ -93,7 +93,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut listed = Vec::new();
         let mut cursor: Option<Cursor> = None;
         loop {
-            let page = self.ask_source(|source| { let cursor = cursor.clone(); async move { source.referrers(subject, cursor.as_ref()).await } }).await?;
+            let page = self
+                .ask_source(|source| {
+                    let cursor = cursor.clone();
+                    async move { source.referrers(subject, cursor.as_ref()).await }
+                })
+                .await?;
             let Some(page) = page else { return self.list_fallback(subject).await };
             listed.extend(page.entries);
             cursor = page.next;
@@ -148,7 +153,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()));
         let _alone = stoppable(&self.stop.drain, claim).await?;
-        let read = |destination: D| { let target = Target::Tag(tag.clone()); async move { destination.manifest(&target).await } };
+        let read = |destination: D| {
+            let target = Target::Tag(tag.clone());
+            async move { destination.manifest(&target).await }
+        };
         let current = self.ask_destination(read).await?;
         let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
         let write = |destination: D| {
@@ -157,19 +165,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         };
         match self.ask_destination(write).await? {
             Put::Accepted { .. } => Ok(()),
-            Put::Immutable | Put::Missing(_) => Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address()))),
+            Put::Immutable | Put::Missing(_) => {
+                Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())))
+            }
         }
     }
 }
 
 /// The list with the referrers added; `None` when it has them all.
 fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<Manifest>, Fault> {
-    let malformed = |error: serde_json::Error| Fault::rejected("the referrers list at the destination is not an index").because(error);
+    let malformed =
+        |error: serde_json::Error| Fault::rejected("the referrers list at the destination is not an index").because(error);
     let mut index = match current {
         Some(current) => serde_json::from_slice(&current.bytes).map_err(malformed)?,
         None => json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
     };
-    let listed: HashSet<Digest> = current.map(|current| current.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
+    let listed: HashSet<Digest> =
+        current.map(|current| current.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
     let new: Vec<Value> = referrers.iter().filter(|referrer| !listed.contains(&referrer.digest)).map(entry).collect();
     if new.is_empty() {
         return Ok(None);
@@ -179,7 +191,9 @@ fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<M
     };
     entries.extend(new);
     let bytes = Bytes::from(index.to_string());
-    Manifest::parse(bytes, Some(OCI_INDEX), Algorithm::Sha256).map(Some).map_err(|error| Fault::rejected("the referrers list").because(error))
+    Manifest::parse(bytes, Some(OCI_INDEX), Algorithm::Sha256)
+        .map(Some)
+        .map_err(|error| Fault::rejected("the referrers list").because(error))
 }
 
 /// A referrer as its subject's list shows it: distribution specification, "Listing Referrers".

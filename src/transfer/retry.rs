@@ -119,7 +119,13 @@ pub struct Stop {
 ///
 /// # Errors
 /// The last failure, or one of class `Cancelled`.
-pub async fn retry<T, F>(settings: Settings, metrics: &Metrics, registry: &str, stop: &Stop, mut act: impl FnMut() -> F) -> Result<T, Fault>
+pub async fn retry<T, F>(
+    settings: Settings,
+    metrics: &Metrics,
+    registry: &str,
+    stop: &Stop,
+    mut act: impl FnMut() -> F,
+) -> Result<T, Fault>
 where
     F: Future<Output = Result<T, Fault>>,
 {
@@ -193,7 +199,8 @@ mod tests {
     async fn a_wait_ends_when_we_are_asked_to_stop() {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let stop = Stop::default();
-        let act = || std::future::ready(Err::<(), _>(Fault::new(Class::Retryable { after: Some(Duration::from_secs(60)) }, "busy")));
+        let act =
+            || std::future::ready(Err::<(), _>(Fault::new(Class::Retryable { after: Some(Duration::from_secs(60)) }, "busy")));
         let (result, ()) = tokio::join!(retry(Settings::default(), &metrics, "r", &stop, act), async { stop.drain.cancel() });
         assert_eq!(result.unwrap_err().class(), Class::Cancelled);
     }

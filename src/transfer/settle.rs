@@ -42,8 +42,15 @@ impl Engine {
         let settled = shown(job, names, &ending);
         self.metrics.counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
-            let since_push = job.pushed.map(|pushed| Timestamp::now().duration_since(pushed)).and_then(|since| Duration::try_from(since).ok());
-            self.metrics.promoted(&job.key.route, &names.registry, job.key.destination.repository.as_str(), ending.took, since_push);
+            let since_push =
+                job.pushed.map(|pushed| Timestamp::now().duration_since(pushed)).and_then(|since| Duration::try_from(since).ok());
+            self.metrics.promoted(
+                &job.key.route,
+                &names.registry,
+                job.key.destination.repository.as_str(),
+                ending.took,
+                since_push,
+            );
         }
         self.record(settle, job, &settled, &ending).await;
         settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +91,9 @@ impl Engine {
         match self.ledger.record(&job.key, settled, (*settle.facts).clone(), ending.written).await {
             Ok(true) => tell(settled),
             Ok(false) => {}
-            Err(fault) => tracing::error!(destination = settled.destination, result = %settled.result, error = %fault.chain(), "the ledger could not be written"),
+            Err(fault) => {
+                tracing::error!(destination = settled.destination, result = %settled.result, error = %fault.chain(), "the ledger could not be written")
+            }
         }
     }
 }

@@ -187,7 +187,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     fn lies(&self, child: &Descriptor, found: usize) -> Fault {
         self.engine.metrics.mismatched(self.source.registry());
         let (address, Descriptor { digest, size, .. }) = (self.source.address(), child);
-        Fault::corrupt(format!("the index in {address} says that manifest {digest} has {size} bytes, but it has {found}; push the image again"))
+        Fault::corrupt(format!(
+            "the index in {address} says that manifest {digest} has {size} bytes, but it has {found}; push the image again"
+        ))
     }
 
     /// Whether a hint that needs no asking says that the destination holds the manifest with all that belongs to it.
@@ -203,7 +205,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(false);
         }
         let target = Target::Digest(*digest);
-        let held = self.ask_destination(|destination| { let target = target.clone(); async move { destination.resolve(&target).await } }).await?.is_some();
+        let held = self
+            .ask_destination(|destination| {
+                let target = target.clone();
+                async move { destination.resolve(&target).await }
+            })
+            .await?
+            .is_some();
         if held {
             self.remember_manifests(vec![*digest]).await;
         }
@@ -216,7 +224,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     pub(super) async fn source_manifest(&self, target: Target) -> Result<Option<Manifest>, Fault> {
-        let read = self.ask_source(|source| { let target = target.clone(); async move { source.manifest(&target).await } }).await;
+        let read = self
+            .ask_source(|source| {
+                let target = target.clone();
+                async move { source.manifest(&target).await }
+            })
+            .await;
         if read.as_ref().is_err_and(|fault| fault.class() == crate::fault::Class::Corrupt) {
             self.engine.metrics.mismatched(self.source.registry());
         }
@@ -224,7 +237,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
-        self.ask_source(|source| { let target = target.clone(); async move { source.resolve(&target).await } }).await
+        self.ask_source(|source| {
+            let target = target.clone();
+            async move { source.resolve(&target).await }
+        })
+        .await
     }
 
     /// What the job's own tag names at the source; a pinned digest stays what it is.
@@ -246,12 +263,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// What the destination's tag names.
     pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let target = Target::Tag(tag.clone());
-        let resolve = |destination: D| { let target = target.clone(); async move { destination.resolve(&target).await } };
+        let resolve = |destination: D| {
+            let target = target.clone();
+            async move { destination.resolve(&target).await }
+        };
         match self.ask_destination(resolve).await? {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
             Some(_) => {
-                let read = |destination: D| { let target = target.clone(); async move { destination.manifest(&target).await } };
+                let read = |destination: D| {
+                    let target = target.clone();
+                    async move { destination.manifest(&target).await }
+                };
                 Ok(self.ask_destination(read).await?.map(|manifest| manifest.digest))
             }
         }
@@ -259,7 +282,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     fn vanished(&self, digest: Digest) -> Fault {
         let address = self.source.address();
-        Fault::not_found(format!("{address} lists manifest {digest} under {} but does not have it; push the image again", self.job.key.tag))
+        Fault::not_found(format!(
+            "{address} lists manifest {digest} under {} but does not have it; push the image again",
+            self.job.key.tag
+        ))
     }
 
     fn refuse(&self, why: String) -> Fault {

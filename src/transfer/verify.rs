@@ -88,7 +88,14 @@ pub struct Road {
 impl Road {
     /// A road for `blob` that starts with the hasher's state at `from`. Bytes below `skip_to` are hashed but not handed on:
     /// the destination has them.
-    pub fn new(blob: Descriptor, from: Checkpoint, skip_to: u64, mut open: Open, lanes: [Option<Arc<Lane>>; 2], watchers: Watchers) -> Road {
+    pub fn new(
+        blob: Descriptor,
+        from: Checkpoint,
+        skip_to: u64,
+        mut open: Open,
+        lanes: [Option<Arc<Lane>>; 2],
+        watchers: Watchers,
+    ) -> Road {
         let reader = Reader::Opening(open(from.offset));
         let state = State {
             reader,
@@ -249,7 +256,7 @@ impl State {
     }
 
     fn mismatch(&self, found: String) -> Fault {
-        Fault::corrupt(format!("blob {} is corrupt at its source: {found}", self.blob.digest))
+        Fault::corrupt(format!("{found}; the source is corrupt, push the image again"))
     }
 }
 

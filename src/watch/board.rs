@@ -139,6 +139,13 @@ impl Board {
         }
     }
 
+    /// Changes a registry's entry.
+    pub fn update_registry(&self, registry: &str, change: impl FnOnce(&mut RegistryStatus)) {
+        if let Some(entry) = self.lock().status.registries.iter_mut().find(|entry| entry.name == registry) {
+            change(entry);
+        }
+    }
+
     /// Lists a running job until the guard is dropped.
     pub fn start_job(&self, job: JobStatus) -> RunningJob {
         let mut state = self.lock();

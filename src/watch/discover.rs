@@ -60,14 +60,22 @@ async fn catalog(world: &World, route: &Route, stop: &Stop) -> Result<BTreeSet<R
     let mut cursor: Option<Cursor> = None;
     let mut read = 0;
     loop {
-        let act = || { let cursor = cursor.clone(); lane.send(async move { site.repositories(cursor.as_ref()).await }) };
+        let act = || {
+            let cursor = cursor.clone();
+            lane.send(async move { site.repositories(cursor.as_ref()).await })
+        };
         let page = retry(engine.settings.retry, &engine.metrics, site.name(), stop, act).await?;
         let Some(page) = page else {
-            let text = format!("route {}: {} lists no catalog for us; name its repositories one by one instead of with *", route.name, site.name());
+            let text = format!(
+                "route {}: {} lists no catalog for us; name its repositories one by one instead of with *",
+                route.name,
+                site.name()
+            );
             return Err(Fault::rejected(text));
         };
         read += page.entries.len() + page.invalid;
-        let falls_here = |name: &RepositoryName| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
+        let falls_here =
+            |name: &RepositoryName| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
         names.extend(page.entries.into_iter().filter(falls_here));
         match page.next {
             None => return Ok(names),
@@ -87,7 +95,10 @@ impl Owners {
             let owner = owners.entry(key).or_insert_with(|| me.clone());
             if *owner != me {
                 let (address, (other, theirs)) = (side.repository.address(), owner);
-                let text = format!("route {}: {source} and {theirs} (route {other}) would both be promoted to {address}; {source} is left out", route.name);
+                let text = format!(
+                    "route {}: {source} and {theirs} (route {other}) would both be promoted to {address}; {source} is left out",
+                    route.name
+                );
                 return Err(Fault::rejected(text));
             }
         }

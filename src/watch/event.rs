@@ -28,6 +28,8 @@ pub struct Event {
     pub cause: Cause,
     /// Who.
     pub actor: Actor,
+    /// Names the pass that it asks for.
+    pub run_id: String,
     /// When it arrived.
     pub received: Instant,
     /// What the asker wants of it.

@@ -81,18 +81,17 @@ impl Handle {
     pub async fn ask(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
         let (queued, mut queued_count) = oneshot::channel();
         let (looks, mut settled) = mpsc::unbounded_channel();
-        let started = Timestamp::now();
+        let (started, id) = (Timestamp::now(), run_id());
         let received = Instant::now();
-        let event = Event { scope, cause, actor, received, wish, reply: Some(Reply { queued, looks }) };
+        let event = Event { scope, cause, actor, run_id: id.clone(), received, wish, reply: Some(Reply { queued, looks }) };
         self.events.try_send(event).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Busy::Full,
             mpsc::error::TrySendError::Closed(_) => Busy::Draining,
         })?;
         let queued = (&mut queued_count).await.map_err(|_| Busy::Draining)?;
         let (report, receiver) = watch::channel(None);
-        let run = Run { id: run_id(), queued, report: receiver };
+        let run = Run { id: id.clone(), queued, report: receiver };
         self.remember(run.clone());
-        let id = run.id.clone();
         tokio::spawn(async move {
             let mut done = Vec::new();
             while let Some(look) = settled.recv().await {

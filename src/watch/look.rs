@@ -43,6 +43,8 @@ pub struct Ask {
     pub actor: Actor,
     /// How.
     pub wish: Wish,
+    /// Names the pass.
+    pub run_id: String,
 }
 
 /// One look.
@@ -78,6 +80,8 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
+    /// The destination did not accept us when something was to be written.
+    denied: Option<Fault>,
 }
 
 impl Looking<'_> {
@@ -97,15 +101,37 @@ impl Looking<'_> {
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
-        let each = sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
+        let each =
+            sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
         for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
-            self.world.metrics.looked(self.route, &side.registry, self.repository, &found.totals, self.sight(found.trouble.is_empty()), &found.pending);
+            self.world.metrics.looked(
+                self.route,
+                &side.registry,
+                self.repository,
+                &found.totals,
+                self.sight(found.trouble.is_empty()),
+                &found.pending,
+            );
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
         look.totals.excluded = listing.excluded;
         look
+    }
+
+    /// Notes whether a registry answers and accepts us. What it refuses for other reasons says nothing of that.
+    fn note_registry(&self, name: &str, fault: Option<&Fault>) {
+        let up = match fault.map(Fault::class) {
+            None => true,
+            Some(Class::Auth | Class::Retryable { .. }) => false,
+            Some(_) => return,
+        };
+        self.world.engine.metrics.registry_up(name, up);
+        self.board.update_registry(name, |entry| {
+            entry.up = Some(up);
+            entry.trouble = fault.map(Fault::chain);
+        });
     }
 
     fn sight(&self, everything: bool) -> metrics::Seen {
@@ -117,14 +143,17 @@ impl Looking<'_> {
     }
 
     fn no_such_repository(&self, source: &Repository) -> Fault {
-        Fault::not_found(format!("{} does not exist at {}; push to it, or mend `from` of route {}", source.address(), source.registry(), self.route.name))
+        Fault::not_found(format!(
+            "{} does not exist at {}; push to it, or mend `from` of route {}",
+            source.address(),
+            source.registry(),
+            self.route.name
+        ))
     }
 
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
-        if fault.class() == Class::Auth {
-            self.world.engine.metrics.registry_up(self.route.from.registry(), false);
-        }
+        self.note_registry(self.route.from.registry(), Some(&fault));
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
@@ -136,14 +165,15 @@ impl Looking<'_> {
 
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        self.world.engine.metrics.registry_up(source.registry(), true);
+        self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
         let excluded = if self.ask.tags.is_empty() { choice.excluded } else { named_but_left_out };
         let mut chosen: Vec<Tag> = choice.chosen.into_iter().filter(wanted).collect();
         chosen.sort_unstable();
-        let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
+        let companions =
+            tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
         Ok(Some(Listing { chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
@@ -169,15 +199,23 @@ impl Looking<'_> {
         let mut cursor: Option<Cursor> = None;
         let mut seen = HashSet::new();
         loop {
-            let page = self.ask_side(repository, |repository| { let cursor = cursor.clone(); async move { repository.tags(cursor.as_ref()).await } }).await?;
+            let page = self
+                .ask_side(repository, |repository| {
+                    let cursor = cursor.clone();
+                    async move { repository.tags(cursor.as_ref()).await }
+                })
+                .await?;
             let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
             let before = tags.len();
             tags.extend(page.entries.into_iter().map(|tag| (tag.name, (tag.digest, tag.pushed))));
             let Some(next) = page.next else { return Ok(Some(tags)) };
             let stands_still = tags.len() == before && seen.len() > 8;
             if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
-                let address = repository.address();
-                return Err(Fault::rejected(format!("{address} never ends its list of tags ({} so far); its registry or a proxy before it is broken", tags.len())));
+                let (address, registry) = (repository.address(), repository.registry());
+                return Err(Fault::rejected(format!(
+                    "{address} at {registry} never ends its list of tags ({} so far); its registry or a proxy before it is broken",
+                    tags.len()
+                )));
             }
             cursor = Some(next);
         }
@@ -206,16 +244,28 @@ impl Looking<'_> {
             Ok(list) => list,
             Err(fault) => return self.blind(side, fault),
         };
-        let view = View { looking: self, source, side, listing, list, shared, began, hints: self.hints(side).await, refused: Arc::default() };
+        let view = View {
+            looking: self,
+            source,
+            side,
+            listing,
+            list,
+            shared,
+            began,
+            hints: self.hints(side).await,
+            refused: Arc::default(),
+        };
         let mut found = Found::default();
         if let Some(list) = &view.list {
             let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
             found.totals.only_in_destination = alone.count() as u64;
         }
-        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
+        let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
+            listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
         let conflicts = view.tend(fixed, &mut found).await;
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
+        self.note_registry(&side.registry, found.denied.as_ref());
         found
     }
 
@@ -228,12 +278,14 @@ impl Looking<'_> {
     }
 
     fn blind(&self, side: &Side, fault: Fault) -> Found {
-        if fault.class() == Class::Auth {
-            self.world.engine.metrics.registry_up(&side.registry, false);
-        }
+        self.note_registry(&side.registry, Some(&fault));
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
-        Found { trouble: vec![Trouble { class: fault.class().name().into(), text }], totals: Totals { interrupted, ..Totals::default() }, ..Found::default() }
+        Found {
+            trouble: vec![Trouble { class: fault.class().name().into(), text }],
+            totals: Totals { interrupted, ..Totals::default() },
+            ..Found::default()
+        }
     }
 }
 
@@ -266,7 +318,8 @@ impl View<'_> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
         let at_once = limits::JOBS;
-        let mut tended = stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
+        let mut tended =
+            stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
             match tended {
                 Tended::Equal(digest) => {
@@ -275,6 +328,13 @@ impl View<'_> {
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
+                    if let Some(error) = settled
+                        .error
+                        .as_ref()
+                        .filter(|error| error.class == Class::Auth.name() && error.text.contains(&*self.side.registry))
+                    {
+                        found.denied = Some(Fault::new(Class::Auth, error.text.clone()));
+                    }
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
@@ -315,7 +375,8 @@ impl View<'_> {
             since: Timestamp::now(),
         });
         looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
-        let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, &looking.settle.progress, looking.stop).await;
+        let mut ending =
+            looking.world.engine.run(&job, self.source, &self.side.repository, &looking.settle.progress, looking.stop).await;
         ending.cost.requests += tally.requests();
         self.settle(&job, ending).await
     }
@@ -330,10 +391,11 @@ impl View<'_> {
     }
 
     async fn settle(&self, job: &Job, ending: Ending) -> Tended {
-        if let Some(fault) = ending.fault.as_ref().filter(|fault| fault.class() == Class::Auth) {
-            tracing::debug!(registry = &*self.side.registry, error = %fault.chain(), "not accepted");
-        }
-        let names = Names { source: self.source_name(&job.key.tag), destination: self.destination_name(&job.key.tag), registry: self.side.registry.to_string() };
+        let names = Names {
+            source: self.source_name(&job.key.tag),
+            destination: self.destination_name(&job.key.tag),
+            registry: self.side.registry.to_string(),
+        };
         Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
     }
 
@@ -360,7 +422,8 @@ impl View<'_> {
     async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
         let Some(shared) = self.shared else { return self.resolve(self.source, tag, tally).await };
         let cell = shared.0.lock().await.entry(tag.clone()).or_default().clone();
-        let digest = cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
+        let digest =
+            cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
         Ok(digest.map_or(Seen::Absent, Seen::At))
     }
 
@@ -377,12 +440,24 @@ impl View<'_> {
     async fn resolve(&self, repository: &Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
         let target = Target::Tag(tag.clone());
         let counted = repository.counted(tally);
-        let resolved = self.looking.ask_side(&counted, |side| { let target = target.clone(); async move { side.resolve(&target).await } }).await?;
+        let resolved = self
+            .looking
+            .ask_side(&counted, |side| {
+                let target = target.clone();
+                async move { side.resolve(&target).await }
+            })
+            .await?;
         match resolved {
             None => Ok(Seen::Absent),
             Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
             Some(_) => {
-                let manifest = self.looking.ask_side(&counted, |side| { let target = target.clone(); async move { side.manifest(&target).await } }).await?;
+                let manifest = self
+                    .looking
+                    .ask_side(&counted, |side| {
+                        let target = target.clone();
+                        async move { side.manifest(&target).await }
+                    })
+                    .await?;
                 Ok(manifest.map_or(Seen::Absent, |manifest| Seen::At(manifest.digest)))
             }
         }
@@ -392,24 +467,37 @@ impl View<'_> {
     /// at for a while.
     async fn has_news(&self, digest: &Digest) -> bool {
         let stem = Tag::fallback(digest);
-        let listed = self.listing.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()));
+        let listed =
+            self.listing.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()));
         if !listed || self.looking.ask.wish.dry_run {
             return false;
         }
         let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
         let index = &self.looking.world.engine.index;
         let trust = self.looking.world.engine.settings.trust.as_secs() as i64;
-        let is_new = self.list.as_ref().is_some_and(|list| self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains(tag)));
+        let is_new = self.list.as_ref().is_some_and(|list| {
+            self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains(tag))
+        });
         let checked = index.checked(origin, repository, digest).await;
-        checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust || (is_new && !self.looking.ask.cause.trusts_hints()))
+        checked
+            .is_none_or(|at| self.began.duration_since(at).as_secs() >= trust || (is_new && !self.looking.ask.cause.trusts_hints()))
     }
 
     fn job(&self, tag: &Tag, source: Seen, destination: Seen, seen_at: Instant) -> Job {
         static SEQUENCE: AtomicU64 = AtomicU64::new(0);
         let looking = self.looking;
-        let place = Place { origin: self.side.repository.origin().clone(), repository: self.side.repository.repository().clone(), tag: tag.clone() };
+        let place = Place {
+            origin: self.side.repository.origin().clone(),
+            repository: self.side.repository.repository().clone(),
+            tag: tag.clone(),
+        };
         Job {
-            key: Key { route: looking.route.name.clone(), source: looking.repository.clone(), tag: tag.clone(), destination: place },
+            key: Key {
+                route: looking.route.name.clone(),
+                source: looking.repository.clone(),
+                tag: tag.clone(),
+                destination: place,
+            },
             rules: looking.route.rules_for(tag),
             source,
             destination,

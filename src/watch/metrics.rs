@@ -15,7 +15,8 @@ use crate::oci::{RepositoryName, Tag};
 const PENDING: usize = 100_000;
 
 /// The states of the gauge `tags`.
-const STATES: [&str; 9] = ["up_to_date", "pending", "waiting", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"];
+const STATES: [&str; 9] =
+    ["up_to_date", "pending", "waiting", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"];
 
 /// The watch floor's instruments. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,14 +64,28 @@ impl Metrics {
         }
         Ok(Metrics {
             tags: register!(IntGaugeVec, "tags", "Chosen tags by state, as of the last look.", &["route", "destination", "state"]),
-            oldest_pending: register!(GaugeVec, "oldest_pending_age_seconds", "How long the oldest tag has waited to be promoted.", &["route"]),
+            oldest_pending: register!(
+                GaugeVec,
+                "oldest_pending_age_seconds",
+                "How long the oldest tag has waited to be promoted.",
+                &["route"]
+            ),
             last_look: register!(GaugeVec, "last_look_timestamp_seconds", "When a look last ended.", &["route", "destination"]),
-            last_success: register!(GaugeVec, "last_success_timestamp_seconds", "When a look last ended with every chosen tag equal.", &["route", "destination"]),
+            last_success: register!(
+                GaugeVec,
+                "last_success_timestamp_seconds",
+                "When a look last ended with every chosen tag equal.",
+                &["route", "destination"]
+            ),
             looks: register!(IntCounterVec, "looks_total", "Looks by what caused them.", &["route", "cause"]),
             events: register!(IntCounterVec, "events_total", "Events by source and what came of them.", &["source", "result"]),
             queue_depth: register!(IntGauge, "queue_depth", "Looks that wait for their turn."),
             queue_oldest: register!(Gauge, "queue_oldest_age_seconds", "How long the oldest look has waited for its turn."),
-            config_last_reload_successful: register!(IntGauge, "config_last_reload_successful", "Whether the newest reading of the config was accepted."),
+            config_last_reload_successful: register!(
+                IntGauge,
+                "config_last_reload_successful",
+                "Whether the newest reading of the config was accepted."
+            ),
             state: Arc::default(),
         })
     }
@@ -124,7 +139,15 @@ impl Metrics {
 
     /// A look at one destination of a repository ended. `sees`: nothing kept it from seeing everything; `whole`: it was not
     /// about single tags only.
-    pub fn looked(&self, route: &Route, destination: &Arc<str>, repository: &RepositoryName, totals: &Totals, seen: Seen, pending: &[Tag]) {
+    pub fn looked(
+        &self,
+        route: &Route,
+        destination: &Arc<str>,
+        repository: &RepositoryName,
+        totals: &Totals,
+        seen: Seen,
+        pending: &[Tag],
+    ) {
         let labels = [&*route.name, &**destination];
         let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
         self.last_look.with_label_values(&labels).set(now);
@@ -219,7 +242,8 @@ pub struct Seen {
 
 /// Whether every chosen tag is equal in production now.
 fn is_equal(totals: &Totals) -> bool {
-    let others = Outcome::ALL.into_iter().filter(|outcome| !matches!(outcome, Outcome::Promoted | Outcome::UpToDate | Outcome::Gone));
+    let others =
+        Outcome::ALL.into_iter().filter(|outcome| !matches!(outcome, Outcome::Promoted | Outcome::UpToDate | Outcome::Gone));
     others.map(|outcome| totals.of(outcome)).sum::<u64>() == 0
 }
 

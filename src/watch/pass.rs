@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::board::Board;
 use super::discover::{Discovered, Owners, discover};
 use super::event::{Scope, Wish};
-use super::handle::run_id;
 use super::look::{Ask, Looking};
 use super::run::matching;
 use super::world::World;
@@ -23,7 +22,14 @@ const LOOKS: usize = 16;
 pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
     let (started, clock) = (Timestamp::now(), Instant::now());
     let (board, owners) = (Board::default(), Owners::default());
-    let ask = Ask { tags: scope.tag.iter().cloned().collect(), digest: scope.digest, cause: Cause::Cli, actor, wish };
+    let ask = Ask {
+        tags: scope.tag.iter().cloned().collect(),
+        digest: scope.digest,
+        cause: Cause::Cli,
+        actor,
+        wish,
+        run_id: settle.facts.run_id.clone(),
+    };
     let mut looks = Vec::new();
     let mut places: Vec<(&Route, RepositoryName)> = Vec::new();
     for (route, repository) in matching(world, scope) {
@@ -31,7 +37,8 @@ pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle
             Some(name) => Ok(Discovered { repositories: [name].into(), trouble: Vec::new() }),
             None => discover(world, route, &owners, stop).await,
         };
-        let discovered = discovered.unwrap_or_else(|fault| Discovered { trouble: vec![Trouble::from(&fault)], ..Discovered::default() });
+        let discovered =
+            discovered.unwrap_or_else(|fault| Discovered { trouble: vec![Trouble::from(&fault)], ..Discovered::default() });
         looks.push(Look { trouble: discovered.trouble, ..Look::default() });
         places.extend(discovered.repositories.into_iter().map(|name| (route, name)));
     }
@@ -43,5 +50,5 @@ pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle
         }
     });
     looks.extend(each.buffer_unordered(LOOKS).collect::<Vec<_>>().await);
-    Report::new(&run_id(), started, clock.elapsed(), looks)
+    Report::new(&ask.run_id, started, clock.elapsed(), looks)
 }

@@ -145,6 +145,7 @@ impl Waiting {
         // What asks production itself outdoes what trusts hints.
         if rank < self.rank || (self.ask.cause.trusts_hints() && !ask.cause.trusts_hints()) {
             (self.ask.cause, self.ask.actor, self.rank) = (ask.cause, ask.actor, rank.min(self.rank));
+            self.ask.run_id = ask.run_id;
         }
     }
 }
@@ -172,7 +173,7 @@ mod tests {
 
     fn ask(cause: Cause, tags: &[&str]) -> Ask {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        Ask { tags, digest: None, cause, actor: Actor::daemon(), wish: Wish::default() }
+        Ask { tags, digest: None, cause, actor: Actor::daemon(), wish: Wish::default(), run_id: String::new() }
     }
 
     #[tokio::test(start_paused = true)]

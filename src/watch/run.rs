@@ -14,11 +14,13 @@ use tokio::time::Instant;
 use super::board::{Board, RouteStatus};
 use super::discover::{Discovered, Owners, discover};
 use super::event::{Event, Reply, Scope, Wish};
+use super::handle::run_id;
 use super::look::{Ask, Looking};
 use super::queue::{LookKey, Queue, Waiting};
 use super::world::World;
 use crate::fault::{Class, Fault};
-use crate::job::{Actor, Cause, Look, Outcome, Progress, Trouble};
+use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
+use crate::ledger::Facts;
 use crate::oci::RepositoryName;
 use crate::telemetry::Changes;
 use crate::transfer::retry::random;
@@ -124,11 +126,21 @@ impl Watch {
     fn show_routes(&self, world: &World) {
         self.board.update(|status| {
             let before = std::mem::take(&mut status.routes);
-            status.routes = world.routes.0.iter().map(|route| {
-                let kept = before.iter().find(|entry| entry.name == *route.name).cloned().unwrap_or_default();
-                let to = route.to.iter().map(|to| format!("{}/{}", to.registry(), to.repository())).collect();
-                RouteStatus { name: route.name.to_string(), from: format!("{}/{}", route.from.registry(), route.from.repository()), to, ..kept }
-            }).collect();
+            status.routes = world
+                .routes
+                .0
+                .iter()
+                .map(|route| {
+                    let kept = before.iter().find(|entry| entry.name == *route.name).cloned().unwrap_or_default();
+                    let to = route.to.iter().map(|to| format!("{}/{}", to.registry(), to.repository())).collect();
+                    RouteStatus {
+                        name: route.name.to_string(),
+                        from: format!("{}/{}", route.from.registry(), route.from.repository()),
+                        to,
+                        ..kept
+                    }
+                })
+                .collect();
         });
         self.show_ready();
     }
@@ -164,7 +176,13 @@ impl Watch {
         let mut due = Vec::new();
         for (name, poll) in &mut self.polls {
             if poll.next <= now {
-                let cause = if poll.first { Cause::Start } else if world.rhythm.poll.is_some() { Cause::Poll } else { Cause::Verify };
+                let cause = if poll.first {
+                    Cause::Start
+                } else if world.rhythm.poll.is_some() {
+                    Cause::Poll
+                } else {
+                    Cause::Verify
+                };
                 due.push((name.clone(), cause));
                 // Up to a tenth early or late, so that many routes do not stay in step.
                 *poll = Poll { next: now + pace.mul_f64(0.9 + 0.2 * random()), first: false };
@@ -173,7 +191,15 @@ impl Watch {
         for (name, cause) in due {
             let scope = Scope { routes: vec![name.to_string()], ..Scope::default() };
             self.show_next_look(&name);
-            self.take(Event { scope, cause, actor: Actor::daemon(), received: now, wish: Wish::default(), reply: None });
+            self.take(Event {
+                scope,
+                cause,
+                actor: Actor::daemon(),
+                run_id: run_id(),
+                received: now,
+                wish: Wish::default(),
+                reply: None,
+            });
         }
     }
 
@@ -209,7 +235,7 @@ impl Watch {
     }
 
     fn discovered(&mut self, event: Event, found: Vec<(Arc<str>, Result<Discovered, Fault>)>) {
-        let Event { scope, cause, actor, wish, reply, received } = event;
+        let Event { scope, cause, actor, run_id, wish, reply, received } = event;
         let (queued, looks) = match reply {
             Some(Reply { queued, looks }) => (Some(queued), Some(looks)),
             None => (None, None),
@@ -229,7 +255,8 @@ impl Watch {
             }
             for repository in repositories {
                 let key = LookKey { route: route.clone(), repository, dry_run: wish.dry_run };
-                let ask = Ask { tags: scope.tag.iter().cloned().collect(), digest: scope.digest, cause: self.sharpened(&key, cause), actor: actor.clone(), wish };
+                let (cause, tags) = (self.sharpened(&key, cause), scope.tag.iter().cloned().collect());
+                let ask = Ask { tags, digest: scope.digest, cause, actor: actor.clone(), wish, run_id: run_id.clone() };
                 self.queue.ask(key, ask, looks.clone(), received.max(Instant::now()));
                 count += 1;
             }
@@ -291,11 +318,22 @@ impl Watch {
         let stop = Stop { withdrawn, ..self.stop.clone() };
         self.tasks.spawn(async move {
             let Waiting { ask, tell, .. } = waiting;
-            let settle = Settle { facts: world.facts.clone(), progress, listener: None };
+            let facts = Facts { run_id: ask.run_id.clone(), ..(*world.facts).clone() };
+            let settle = Settle { facts: Arc::new(facts), progress, listener: None };
             let look = match world.route(&key.route) {
                 Some(route) => {
                     world.metrics.look_begins(&key.route, ask.cause);
-                    Looking { world: &world, route, repository: &key.repository, ask: &ask, settle: &settle, board: &board, stop: &stop }.look().await
+                    Looking {
+                        world: &world,
+                        route,
+                        repository: &key.repository,
+                        ask: &ask,
+                        settle: &settle,
+                        board: &board,
+                        stop: &stop,
+                    }
+                    .look()
+                    .await
                 }
                 None => Look::default(),
             };
@@ -307,7 +345,11 @@ impl Watch {
         self.looks -= 1;
         let well = !calls_for_another(&look);
         if !well && !key.dry_run && !self.stop.drain.is_cancelled() {
-            self.queue.ask_later(key.clone(), Ask { actor: Actor::daemon(), wish: Wish::default(), ..ask }, Instant::now());
+            self.queue.ask_later(
+                key.clone(),
+                Ask { actor: Actor::daemon(), wish: Wish::default(), run_id: run_id(), ..ask },
+                Instant::now(),
+            );
         }
         self.queue.settled(&key, well);
         self.log_trouble(&key, &look);
@@ -335,7 +377,7 @@ impl Watch {
         let open = totals.failed + totals.conflict + totals.drift + totals.existing + totals.refused + totals.waiting;
         self.board.update_route(route, |entry| {
             entry.last_look = Some(now);
-            entry.tags = totals;
+            entry.tags = Totals { up_to_date: totals.up_to_date + totals.promoted, promoted: 0, ..totals };
             entry.trouble = trouble.to_vec();
             if trouble.is_empty() && open == 0 {
                 entry.last_success = Some(now);
@@ -348,7 +390,8 @@ impl Watch {
 
 /// Whether trouble in a look may pass by itself.
 fn calls_for_another(look: &Look) -> bool {
-    let may_pass = |class: &str| class == Class::RETRYABLE.name() || class == Class::NotFound.name() || class == Class::Corrupt.name();
+    let may_pass =
+        |class: &str| class == Class::RETRYABLE.name() || class == Class::NotFound.name() || class == Class::Corrupt.name();
     let failed = look.jobs.iter().filter(|job| job.result == Outcome::Failed).filter_map(|job| job.error.as_ref());
     failed.chain(&look.trouble).any(|trouble| may_pass(&trouble.class))
 }
@@ -360,7 +403,9 @@ pub(super) fn matching<'a>(world: &'a World, scope: &Scope) -> Vec<(&'a super::r
     match &scope.repository {
         None => routes.map(|route| (route, None)).collect(),
         Some(name) => {
-            let has_it = |route: &&super::route::Route| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
+            let has_it = |route: &&super::route::Route| {
+                world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name)
+            };
             routes.filter(has_it).map(|route| (route, Some(name.clone()))).collect()
         }
     }

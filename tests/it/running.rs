@@ -296,6 +296,7 @@ async fn with_a_secret_only_its_bearer_may() {
     let stage = Stage::new(Program::Distribution2).await;
     let secret = stage.ferry.file("secret", "open sesame\n");
     stage.ferry.write_config(&stage.config(|config| config.daemon("secret_file", json!(secret)).route("app", json!({}))));
+    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
     let daemon = stage.ferry.start_ready().await;
     let ask = async |bearer: Option<&str>| {
         let request = daemon.request("/v1/sync");
@@ -319,7 +320,7 @@ async fn a_config_that_cannot_be_right_is_refused_with_its_place() {
     let head = "registries:\n  a: {url: 'http://127.0.0.1:1'}\n  b: {url: 'http://127.0.0.1:2'}\n";
     for (text, named) in [
         (format!("{head}routes:\n  - {{from: a/x, to: b/x, tags: {{include: ['*']}}, moving: [x]}}\n"), "moving"),
-        (format!("{head}routes:\n  - {{from: c/x, to: b/x, tags: {{include: ['*']}}}}\n"), "c/x"),
+        (format!("{head}routes:\n  - {{from: c/x, to: b/x, tags: {{include: ['*']}}}}\n"), "there is no registry \"c\""),
         (format!("{head}routes:\n  - {{from: a/x, to: 'b/{{1}}', tags: {{include: ['*']}}}}\n"), "{1}"),
         (format!("{head}routes:\n  - {{from: a/x, to: b/x}}\n"), "include"),
         (format!("{head}routes:\n  - {{from: a/x, to: b/y, tags: {{include: ['${{UNSET}}']}}}}\n"), "UNSET"),

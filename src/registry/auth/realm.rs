@@ -103,7 +103,7 @@ fn shown(realm: &str) -> String {
 }
 
 fn same(host: &Host, own: &Host) -> bool {
-    host == own || (is_loopback(host) && is_loopback(own)) || matches!((name(host), name(own)), (Some(a), Some(b)) if a == b)
+    host == own || matches!((name(host), name(own)), (Some(a), Some(b)) if a == b)
 }
 
 /// Whether this is the machine we run on, by its very name.
@@ -210,8 +210,6 @@ mod tests {
             ("http://registry.example.com", "http://auth.example.com/token"),
             ("http://registry.example.com", "https://auth.example.com/token"),
             ("http://127.0.0.1:5000", "http://127.0.0.1:5001/token"),
-            ("http://localhost:5000", "http://127.0.0.1:5001/token"),
-            ("http://[::1]:5000", "http://localhost:5001/token"),
             ("https://10.1.2.3", "https://10.1.2.3:8443/token"),
             ("https://[fd00::5]:5000", "https://[fd00::5]/token"),
         ];
@@ -237,6 +235,8 @@ mod tests {
             ("https://registry.example.com", "https://com/token"),
             ("https://registry.example.com", "https://169.254.169.254/latest/meta-data"),
             ("https://registry.example.com", "https://127.0.0.1/token"),
+            ("http://localhost:5000", "http://127.0.0.1:5001/token"),
+            ("http://127.0.0.1:5000", "http://localhost:5001/token"),
             ("https://registry.example.com", "https://localhost/token"),
             ("https://registry.example.com", "https://0x7f.1/token"),
             ("https://registry.example.com", "https://2130706433/token"),
