@@ -88,6 +88,8 @@ struct Registry {
     role_arn: Option<String>,
     /// External ID for assuming the role.
     external_id: Option<String>,
+    /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with the id of a CodeBuild build.
+    role_session_name: Option<String>,
     /// Profile of the AWS config.
     aws_profile: Option<String>,
     /// AWS account of the registry, where the host does not tell it.

@@ -197,7 +197,7 @@ impl Hosts<'_> {
         }
         let settings = || ecr::Settings { endpoint: self.endpoint.clone(), ..ecr::Settings::default() };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), &host.to_string()));
+        let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
         Known { credentials: auth::Credentials::Ecr(login.clone()), kind: (!login.is_public()).then_some(Kind::Ecr) }
     }
 }

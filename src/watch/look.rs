@@ -65,8 +65,12 @@ pub struct Looking<'a> {
     pub stop: &'a Stop,
 }
 
+/// A destination's tags, with their digests as far as its listing tells.
+type There = HashMap<Tag, Option<Digest>>;
+
 /// A source repository's tags.
 struct Listing {
+    at: Instant,
     tags: HashMap<Tag, (Option<Digest>, Option<Timestamp>)>,
     chosen: Vec<Tag>,
     companions: Arc<BTreeMap<Tag, Option<Digest>>>,
@@ -164,6 +168,7 @@ impl Looking<'_> {
     }
 
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
+        let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
         self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
@@ -174,11 +179,11 @@ impl Looking<'_> {
         chosen.sort_unstable();
         let companions =
             tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
-        Ok(Some(Listing { chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
+        Ok(Some(Listing { at, chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
     /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<HashSet<Tag>>, Fault>> {
+    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<There>, Fault>> {
         let list = |side: &Side| {
             let repository = side.repository.clone();
             async move {
@@ -186,7 +191,7 @@ impl Looking<'_> {
                     return Ok(None);
                 }
                 let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_keys().collect()))
+                Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
             }
             .boxed()
         };
@@ -207,7 +212,7 @@ impl Looking<'_> {
                 .await?;
             let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
             let before = tags.len();
-            tags.extend(page.entries.into_iter().map(|tag| (tag.name, (tag.digest, tag.pushed))));
+            page.entries.into_iter().for_each(|tag| note(&mut tags, tag));
             let Some(next) = page.next else { return Ok(Some(tags)) };
             let stands_still = tags.len() == before && seen.len() > 8;
             if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
@@ -236,7 +241,7 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<HashSet<Tag>>, Fault>,
+        list: Result<Option<There>, Fault>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
@@ -257,7 +262,7 @@ impl Looking<'_> {
         };
         let mut found = Found::default();
         if let Some(list) = &view.list {
-            let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
+            let alone = list.keys().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
             found.totals.only_in_destination = alone.count() as u64;
         }
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
@@ -289,6 +294,14 @@ impl Looking<'_> {
     }
 }
 
+/// A tag that moves while its repository is listed may come twice: then only the tag itself tells what it names.
+fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) {
+    let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
+    if entry.0 != tag.digest {
+        *entry = (None, entry.1.max(tag.pushed));
+    }
+}
+
 /// Digests of source tags that several destinations need: asked for once.
 #[derive(Default)]
 struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
@@ -299,7 +312,7 @@ struct View<'a> {
     source: &'a Repository,
     side: &'a Side,
     listing: &'a Listing,
-    list: Option<HashSet<Tag>>,
+    list: Option<There>,
     shared: Option<&'a SourceDigests>,
     began: Timestamp,
     hints: HashMap<Tag, TagHint>,
@@ -313,6 +326,14 @@ enum Tended {
 }
 
 impl View<'_> {
+    /// Since when what is known of a tag is known.
+    fn seen_at(&self, tag: &Tag) -> Instant {
+        let told = |digest: Option<&Option<Digest>>| digest.is_some_and(Option::is_some);
+        let listed =
+            told(self.listing.tags.get(tag).map(|(digest, _)| digest)) || told(self.list.as_ref().and_then(|list| list.get(tag)));
+        if listed { self.listing.at } else { Instant::now() }
+    }
+
     /// Compares tags and carries those that differ; returns the digests in conflict.
     async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
@@ -356,7 +377,7 @@ impl View<'_> {
 
     async fn tend_one(&self, tag: &Tag) -> Tended {
         let tally = Arc::new(Tally::default());
-        let seen_at = Instant::now();
+        let seen_at = self.seen_at(tag);
         let job = match self.compare(tag, &tally).await {
             Ok((Seen::At(source), Seen::At(destination))) if source == destination && !self.has_news(&source).await => {
                 return self.equal(tag, source, seen_at, tally.requests()).await;
@@ -402,7 +423,7 @@ impl View<'_> {
     /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
     async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<(Seen, Seen), Fault> {
         let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
-        if self.list.as_ref().is_some_and(|list| !list.contains(tag)) {
+        if self.list.as_ref().is_some_and(|list| !list.contains_key(tag)) {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
@@ -428,6 +449,9 @@ impl View<'_> {
     }
 
     async fn destination_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        if let Some(digest) = self.list.as_ref().and_then(|list| *list.get(tag)?) {
+            return Ok(Seen::At(digest));
+        }
         if let Some(hint) = self.hints.get(tag) {
             let age = self.began.duration_since(hint.seen).as_secs();
             if (0..self.looking.world.engine.settings.trust.as_secs() as i64).contains(&age) {
@@ -476,7 +500,7 @@ impl View<'_> {
         let index = &self.looking.world.engine.index;
         let trust = self.looking.world.engine.settings.trust.as_secs() as i64;
         let is_new = self.list.as_ref().is_some_and(|list| {
-            self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains(tag))
+            self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains_key(tag))
         });
         let checked = index.checked(origin, repository, digest).await;
         checked
@@ -503,7 +527,7 @@ impl View<'_> {
             destination,
             seen_at,
             look_began: self.began,
-            fresh: self.list.as_ref().is_some_and(HashSet::is_empty),
+            fresh: self.list.as_ref().is_some_and(There::is_empty),
             cause: looking.ask.cause,
             actor: looking.ask.actor.clone(),
             explicit: false,
