@@ -36,10 +36,13 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     /// Totals by route, destination and source repository: the gauges show their sums.
-    totals: HashMap<(Arc<str>, Arc<str>), HashMap<RepositoryName, (Totals, u64)>>,
+    totals: HashMap<(Arc<str>, Arc<str>), Repositories>,
     /// Since when a tag is known to differ.
     pending: HashMap<Pending, Instant>,
 }
+
+/// Totals of the last look and the tags that waited to go, by source repository.
+type Repositories = HashMap<RepositoryName, (Totals, u64)>;
 
 type Pending = (Arc<str>, Arc<str>, RepositoryName, Tag);
 
@@ -166,7 +169,7 @@ impl Metrics {
         }
     }
 
-    fn show(&self, labels: &[&str; 2], repositories: &HashMap<RepositoryName, (Totals, u64)>) {
+    fn show(&self, labels: &[&str; 2], repositories: &Repositories) {
         let mut sum = Totals::default();
         let mut waiting_to_go = 0;
         for (totals, pending) in repositories.values() {
