@@ -119,6 +119,10 @@ struct Defaults {
     existing: Option<Existing>,
     /// What happens to a production tag that we wrote and someone changed. Default: keep.
     drift: Option<Drift>,
+    /// What happens when a destination repository is missing (ECR). Default: never.
+    create: Option<Create>,
+    /// How repositories are set up that `create: template` makes.
+    template: Option<Template>,
 }
 
 #[derive(JsonSchema)]
@@ -136,6 +140,39 @@ struct Route {
     existing: Option<Existing>,
     /// What happens to a production tag that we wrote and someone changed. Default: keep.
     drift: Option<Drift>,
+    /// What happens when a destination repository is missing (ECR). Default: never.
+    create: Option<Create>,
+    /// How repositories are set up that `create: template` makes.
+    template: Option<Template>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Create {
+    Never,
+    Template,
+    Clone,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Template {
+    /// Whether tags never move. Default: true.
+    immutable: Option<bool>,
+    /// At most five wildcards for tags that are exempt from that.
+    except: Option<OneOrMany>,
+    /// Whether images are scanned when they are pushed. Default: false.
+    scan_on_push: Option<bool>,
+    /// Whether KMS encrypts, with the account's key. Default: false, AES-256.
+    kms: Option<bool>,
+    /// The KMS key that encrypts.
+    kms_key: Option<String>,
+    /// File with the lifecycle policy, JSON.
+    lifecycle_policy_file: Option<String>,
+    /// File with the repository policy, JSON.
+    policy_file: Option<String>,
+    /// Tags of the repository as an AWS resource.
+    resource_tags: Option<std::collections::BTreeMap<String, String>>,
 }
 
 #[derive(JsonSchema)]

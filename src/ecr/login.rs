@@ -29,8 +29,8 @@ use crate::flight::Flight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a token is used whose `expiresAt` is past or near, and the least time between two calls for a token that was
-/// refused.
+/// How long a token is used whose `expiresAt` is past or near, and the least time between two replacements of tokens that
+/// were refused.
 const LEAST_LIFE: Duration = Duration::from_secs(60);
 /// How long a good token outlives a failed attempt to replace it before the next attempt.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -89,6 +89,8 @@ struct Inner {
     recognised: Option<EcrHost>,
     client: OnceCell<Client>,
     held: Mutex<Option<Held>>,
+    /// When a token was last replaced because it was refused.
+    replaced: Mutex<Option<Instant>>,
     flight: Flight<Token>,
 }
 
@@ -116,6 +118,7 @@ impl Login {
             recognised,
             client: OnceCell::new(),
             held: Mutex::new(None),
+            replaced: Mutex::new(None),
             flight: Flight::new(),
         };
         Login(Arc::new(inner), Arc::new(place))
@@ -153,13 +156,16 @@ impl Login {
         }
     }
 
-    /// Another token than the one that was refused, unless that one was handed out less than a minute ago: asking
-    /// again would bring the same refusal.
+    /// Another token than the one that was refused, asked for at once; but only once a minute: a refusal that a new token
+    /// does not cure is final.
     pub async fn renewed(&self, refused: &SecretString) -> Result<Token, Fault> {
         if let Some(token) = self.0.standing(refused) {
             return Ok(token);
         }
-        self.ask().await
+        // Whoever is refused meanwhile joins this call.
+        let fresh = self.ask().await?;
+        *self.0.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(fresh)
     }
 
     /// When the held token ends.
@@ -242,13 +248,14 @@ impl Inner {
         Some(held.token.clone())
     }
 
-    /// The held token, if it is another one than `refused` or too young to be replaced.
+    /// The held token, if it is another one than `refused`, or if one was replaced for that reason a moment ago.
     fn standing(&self, refused: &SecretString) -> Option<Token> {
         use secrecy::ExposeSecret as _;
         let held = self.held();
         let held = held.as_ref()?;
         let same = held.token.password.expose_secret() == refused.expose_secret();
-        (!same || held.received.elapsed() < LEAST_LIFE).then(|| held.token.clone())
+        let replaced = *self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        (!same || replaced.is_some_and(|at| at.elapsed() < LEAST_LIFE)).then(|| held.token.clone())
     }
 
     async fn ask(&self) -> Result<Token, Fault> {
@@ -509,9 +516,9 @@ pub(crate) mod tests {
         }
         assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
         let refused = SecretString::from("1");
-        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "1", "too young to be replaced");
-        later(LEAST_LIFE).await;
-        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2");
+        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "replaced at once");
+        let second = SecretString::from("2");
+        assert_eq!(login.renewed(&second).await.unwrap().password.expose_secret(), "2", "but not at every turn");
         assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "somebody else replaced it already");
         assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
     }

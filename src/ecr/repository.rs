@@ -24,8 +24,8 @@ use super::Login;
 use super::control::{Answer, Control, MOST_LAYERS};
 use super::create::Creation;
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag,
-    Tally, Upload,
+    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
+    Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
 use crate::flight::Flight;
@@ -38,6 +38,8 @@ const REST: Duration = Duration::from_secs(15 * 60);
 const SETTLING: Duration = Duration::from_secs(30);
 /// PutImage: the quota of an account in a region.
 const MANIFESTS_PER_SECOND: f64 = 10.0;
+/// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
+const BEYOND: u64 = 1 << 40;
 /// Archived images that are remembered.
 const MOST_ARCHIVED: usize = 100_000;
 
@@ -378,6 +380,19 @@ impl Repository {
         }
     }
 
+    /// The offset of a session, from the refusal of a chunk that lies beyond every blob.
+    async fn probe(&self, upload: &mut Upload) -> Result<Offset, Fault> {
+        let byte = BlobBody::full(bytes::Bytes::from_static(&[0]));
+        match self.inner.send_chunk(upload, BEYOND, 1, byte).await {
+            Ok(Sent::Misplaced(offset)) => Ok(offset),
+            Ok(Sent::Gone) => Ok(Offset::Gone),
+            // A registry that takes such a chunk has spoilt the session.
+            Ok(Sent::Accepted { .. }) => Ok(Offset::Unknown),
+            Err(fault) if fault.class() == Class::Rejected => Ok(Offset::Unknown),
+            Err(fault) => Err(fault),
+        }
+    }
+
     /// Archived images cannot be read until somebody restores them.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
         match self.shared().known().archived.contains(&(self.inner.repository().clone(), *digest)) {
@@ -481,7 +496,8 @@ impl Source for Repository {
 
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
-        let abilities = self.inner.abilities();
+        // The status of a session says nothing, but a chunk in the wrong place tells the true offset.
+        let abilities = Abilities { resume: Resume::Status, ..self.inner.abilities() };
         match self.shared().known().mounts {
             Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
             _ => abilities,
@@ -525,7 +541,7 @@ impl Destination for Repository {
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
-        self.inner.upload_offset(upload).await
+        self.probe(upload).await
     }
 
     async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
