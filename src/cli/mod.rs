@@ -9,6 +9,7 @@ mod completions;
 mod copy;
 mod demo;
 mod history;
+mod iam;
 mod output;
 mod pass;
 mod progress;
@@ -100,6 +101,8 @@ enum Command {
     History(history::History),
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
+    /// Print the IAM policies that the config's ECR registries need
+    Iam(iam::Iam),
     /// Print the JSON schema of the config file, for editors
     Schema,
     /// Print a completion script for a shell
@@ -183,6 +186,7 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
         Command::Check(command) => command.run(arguments, lines).await,
         Command::History(command) => command.run(arguments, lines).await,
         Command::Demo(command) => command.run(lines).await,
+        Command::Iam(command) => command.run(arguments, lines).await,
         Command::Schema => Ok(schema::run(lines)),
         Command::Completions(command) => Ok(command.run(lines)),
     }
@@ -278,6 +282,7 @@ mod tests {
             "history",
             "history prod.example/app:v1 --limit 5 --json",
             "demo --for 1m30s",
+            "iam -c other.yaml",
             "schema",
             "completions bash",
         ] {

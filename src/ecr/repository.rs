@@ -333,12 +333,19 @@ impl Repository {
     async fn ask_batch(&self, batch: Vec<Question>) {
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
-        if let Ok(Answer::Denied(fault)) = &answer {
+        let another_way = match &answer {
+            Ok(Answer::Denied(fault)) => Some(fault),
+            // Emulators break down over what they do not know; throttling is for the caller to wait out.
+            Err(fault) if !matches!(fault.class(), Class::Auth | Class::Retryable { after: Some(_) }) => Some(fault),
+            _ => None,
+        };
+        if let Some(fault) = another_way {
             self.shared().deny("BatchCheckLayerAvailability", fault, "the registry is asked about each blob instead");
         }
         for (digest, tell) in batch {
             let told = match &answer {
                 Ok(Answer::Given(found)) => Ok(found.get(&digest).copied().unwrap_or(Presence::Absent)),
+                _ if another_way.is_some() => Err(Unasked::AskThere),
                 Ok(Answer::Denied(_)) => Err(Unasked::AskThere),
                 Err(fault) => Err(Unasked::Failed(fault.class(), fault.chain())),
             };

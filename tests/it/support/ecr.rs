@@ -464,11 +464,10 @@ fn parts(path: &str) -> Option<(String, &'static str, String)> {
     None
 }
 
-fn action(method: &Method, what: &str, query: &str) -> &'static str {
+fn action(method: &Method, what: &str) -> &'static str {
     match (method.as_str(), what) {
         ("HEAD", "blob") => "BatchCheckLayerAvailability",
         ("GET", "blob") => "GetDownloadUrlForLayer",
-        ("POST", "upload") if query.contains("mount=") => "InitiateLayerUpload",
         ("POST", "upload") => "InitiateLayerUpload",
         ("PATCH", "upload") => "UploadLayerPart",
         ("PUT", "upload") => "CompleteLayerUpload",
@@ -476,7 +475,7 @@ fn action(method: &Method, what: &str, query: &str) -> &'static str {
         ("GET" | "HEAD", "manifest") => "BatchGetImage",
         ("PUT", "manifest") => "PutImage",
         ("GET", "tags") => "ListImages",
-        ("GET", "referrers") => "ListImageReferrers",
+        ("GET", "referrers") => "BatchGetImage",
         (method, what) => panic!("the data plane was asked to {method} {what}"),
     }
 }
@@ -516,12 +515,13 @@ impl Shared {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         let Some((repository, what, reference)) = parts(&path) else { return reply(200, "application/json", "{}") };
-        let action = action(request.method(), what, &query);
+        let action = action(request.method(), what);
         match self.admit(action, &principal, &repository) {
             Ok(()) => {}
             Err(Refused::Throttled) => return error(429, "TOOMANYREQUESTS", "Rate exceeded"),
             Err(Refused::Denied(text)) => return error(403, "DENIED", &text),
         }
+        self.log_more(&principal, &repository, &query, &request);
         if !self.is_there(&repository, request.method(), what) {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
@@ -531,6 +531,24 @@ impl Shared {
             (_, "upload") => self.session(&repository, &reference, &query, request, principal == TESTS).await,
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
+        }
+    }
+
+    /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
+    fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
+        let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        let act = |action: &str| Act {
+            action: action.into(),
+            principal: principal.into(),
+            repository: repository.into(),
+            at: Instant::now(),
+        };
+        let more = [
+            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
+            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
+        ];
+        if principal != TESTS {
+            self.state().log.extend(more.into_iter().flatten());
         }
     }
 
