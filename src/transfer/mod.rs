@@ -16,6 +16,7 @@ pub mod plan;
 mod referrers;
 mod resume;
 pub mod retry;
+mod send;
 pub mod settle;
 mod survey;
 pub mod verify;
