@@ -165,7 +165,9 @@ fn every_command_that_is_shown_exists() {
                 String::from_utf8(output.stdout).expect("plain text")
             });
             let known: BTreeSet<&str> = help.split_whitespace().map(|word| word.trim_end_matches([',', '.'])).collect();
-            for option in words.filter_map(|word| word.trim_matches(['[', ']']).split('=').next()).filter(|word| word.starts_with('-')) {
+            for option in
+                words.filter_map(|word| word.trim_matches(['[', ']']).split('=').next()).filter(|word| word.starts_with('-'))
+            {
                 assert!(known.contains(option), "{}: `{command}`: there is no {option}", page.path.display());
             }
             seen += 1;
@@ -250,13 +252,9 @@ fn error_texts_are_those_of_the_program() {
     let program: Vec<&str> = program.split("\\\n").map(|part| part.trim_start_matches([' ', '\t'])).collect();
     let program = program.concat().replace("\\\"", "\"");
     let page = read("docs/troubleshooting.md");
-    for row in rows(&page).filter(|row| row.len() == 3) {
-        for text in code_spans(row[0]) {
-            for part in text.split('…').map(str::trim) {
-                assert!(program.contains(part), "no message of the program has {part:?} (of `{text}`)");
-            }
-        }
-    }
+    let parts = rows(&page).filter(|row| row.len() == 3).flat_map(|row| code_spans(row[0])).flat_map(|text| text.split('…'));
+    let unknown: Vec<&str> = parts.map(str::trim).filter(|part| !program.contains(*part)).collect();
+    assert!(unknown.is_empty(), "no message of the program has {unknown:?}");
 }
 
 /// What GitHub makes of a heading.
@@ -272,16 +270,17 @@ fn anchors(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn links_lead_somewhere() {
+    let mut broken = Vec::new();
     for page in pages() {
         let folder = page.path.parent().expect("a folder");
         let prose = prose(&page.text);
         for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://")) {
             let (path, heading) = link.split_once('#').map_or((link, None), |(path, heading)| (path, Some(heading)));
             let target = if path.is_empty() { page.path.clone() } else { folder.join(path) };
-            assert!(top().join(&target).exists(), "{}: {link} leads nowhere", page.path.display());
-            if let Some(heading) = heading {
-                assert!(anchors(&read(&target)).contains(heading), "{}: {link}: there is no such heading", page.path.display());
+            if !top().join(&target).exists() || heading.is_some_and(|heading| !anchors(&read(&target)).contains(heading)) {
+                broken.push(format!("{}: {link}", page.path.display()));
             }
         }
     }
+    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
 }
