@@ -210,11 +210,8 @@ impl Running {
 
     /// Answers signals until it is time to stop, then drains.
     async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>, stop: CancellationToken) {
-        loop {
-            match stop.run_until_cancelled(signals.next()).await {
-                Some(Asked::Reload) => self.reload(&load),
-                Some(Asked::Stop) | None => break,
-            }
+        while let Some(Asked::Reload) = stop.run_until_cancelled(signals.next()).await {
+            self.reload(&load);
         }
         self.drain(&mut signals).await;
     }

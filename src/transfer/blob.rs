@@ -18,8 +18,8 @@ use crate::fault::{Class, Fault};
 use crate::job::{ActiveBlob, BlobOutcome};
 use crate::oci::{Descriptor, RepositoryName};
 
-/// Repositories that are offered as mount sources for one blob.
-const OFFERS: usize = 2;
+/// Repositories among which a mount source is looked for.
+const HOLDERS: usize = 8;
 /// Blobs larger than this are journalled, so that another process can go on with them.
 const JOURNALLED: u64 = super::verify::CHECKPOINT;
 
@@ -56,15 +56,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if let Some(standing) = self.standing_upload(blob).await? {
             return self.take_up(blob, standing).await;
         }
-        if let Some(outcome) = self.offer_mounts(blob).await? {
+        if let Some(outcome) = self.offer_mount(blob).await? {
             return Ok(outcome);
         }
         // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
         let upload = stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin, blob.digest))).await?;
-        let somebody_was_first = !self.offers(blob).await.is_empty();
+        let somebody_was_first = self.offer(blob).await.is_some();
         if somebody_was_first {
             drop(upload);
-            if let Some(outcome) = self.offer_mounts(blob).await? {
+            if let Some(outcome) = self.offer_mount(blob).await? {
                 return Ok(outcome);
             }
         }
@@ -115,32 +115,29 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// Repositories of the destination's registry that hold the blob and may be mounted from.
-    async fn offers(&self, blob: &Descriptor) -> Vec<RepositoryName> {
+    /// A repository of the destination's registry that holds the blob and may be mounted from. One is enough: the session
+    /// that a refusal leaves is used.
+    async fn offer(&self, blob: &Descriptor) -> Option<RepositoryName> {
         let mount = self.destination.abilities().mount;
         if mount == Mount::Off {
-            return Vec::new();
+            return None;
         }
         let own = self.destination.repository();
-        let holders = self.engine.index.holders(self.destination.origin(), &blob.digest, OFFERS + 1).await;
-        let usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
-        let mut offers: Vec<_> =
-            usable.map(|holder| holder.repository).filter(|repository| repository != own).take(OFFERS).collect();
         if self.source.origin() == self.destination.origin() && self.source.repository() != own {
-            offers.insert(0, self.source.repository().clone());
+            return Some(self.source.repository().clone());
         }
-        offers
+        let holders = self.engine.index.holders(self.destination.origin(), &blob.digest, HOLDERS).await;
+        let mut usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
+        usable.find(|holder| holder.repository != *own).map(|holder| holder.repository)
     }
 
-    /// Offers mount sources; a session that a refusal leaves is used for the upload.
-    async fn offer_mounts(&self, blob: &Descriptor) -> Result<Option<BlobOutcome>, Fault> {
-        for repository in self.offers(blob).await {
-            match self.ask_for(blob, Some(&repository)).await? {
-                Asked::Done(outcome) => return Ok(Some(outcome)),
-                Asked::Session(upload) => return self.send(blob, Standing::fresh(upload)).await.map(Some),
-            }
+    /// Offers a mount source, where there is one; the session that a refusal leaves is used for the upload.
+    async fn offer_mount(&self, blob: &Descriptor) -> Result<Option<BlobOutcome>, Fault> {
+        let Some(repository) = self.offer(blob).await else { return Ok(None) };
+        match self.ask_for(blob, Some(&repository)).await? {
+            Asked::Done(outcome) => Ok(Some(outcome)),
+            Asked::Session(upload) => self.send(blob, Standing::fresh(upload)).await.map(Some),
         }
-        Ok(None)
     }
 
     /// Opens an upload, with the own repository as mount source where that asks whether the blob is there.

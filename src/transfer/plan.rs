@@ -137,6 +137,7 @@ fn foreign(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job;
 
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Want {
@@ -190,8 +191,8 @@ mod tests {
         for (name, facts, want) in table {
             let rules = |moving, loose: bool| TagRules {
                 moving,
-                existing: if loose { Existing::Adopt } else { Existing::Keep },
-                drift: if loose { Drift::Restore } else { Drift::Keep },
+                existing: if loose { job::Existing::Adopt } else { job::Existing::Keep },
+                drift: if loose { job::Drift::Restore } else { job::Drift::Keep },
             };
             let got = [rules(false, false), rules(true, false), rules(false, true), rules(true, true)]
                 .map(|rules| kind(&decide(rules, &facts, &Order::default())));
