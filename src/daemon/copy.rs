@@ -1,5 +1,6 @@
 //! One reference to another place, without a config file: an explicit act of a person.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::build::{Parts, facts};
 use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{Cursor, Source as _};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
@@ -22,7 +23,7 @@ use crate::site::{Repository, Site};
 use crate::state::StateLock;
 use crate::transfer::retry::retry;
 use crate::transfer::settle::Names;
-use crate::transfer::{Settle, Stop};
+use crate::transfer::{Ending, Settle, Stop};
 use crate::watch::look::MOST_TAGS;
 
 /// What is to be copied.
@@ -154,7 +155,12 @@ pub async fn copy(
     let (started, clock) = (Timestamp::now(), Instant::now());
     let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: tag.clone() };
     let source_tag = source.tag().cloned().unwrap_or_else(|| tag.clone());
-    let companions = companions(&parts, &from, &stop).await.unwrap_or_default();
+    let (companions, trouble) = match companions(&parts, &from, &stop).await {
+        Ok(companions) => (companions, None),
+        // A registry that does not list tags has no companions that could be found.
+        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => (BTreeMap::new(), None),
+        Err(fault) => (BTreeMap::new(), Some(fault)),
+    };
     let job = Job {
         key: Key { route: "".into(), source: from.repository().clone(), tag: source_tag.clone(), destination: place },
         rules: TagRules { moving: tag.as_str() == "latest", ..TagRules::default() },
@@ -185,7 +191,10 @@ pub async fn copy(
         registry: "destination".into(),
     };
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+    let ending = match trouble {
+        None => parts.engine().run(&job, &from, &to, &observer.progress, &stop).await,
+        Some(fault) => Ending::failed(fault, 0),
+    };
     let run = crate::watch::run_id();
     let settle = Settle {
         facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
@@ -206,13 +215,9 @@ fn as_look(settled: crate::job::Settled) -> Look {
 }
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.
-async fn companions(
-    parts: &Parts,
-    source: &Repository,
-    stop: &Stop,
-) -> Result<std::collections::BTreeMap<Tag, Option<Digest>>, Fault> {
+async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<BTreeMap<Tag, Option<Digest>>, Fault> {
     let engine = parts.engine();
-    let mut companions = std::collections::BTreeMap::new();
+    let mut companions = BTreeMap::new();
     let mut cursor: Option<Cursor> = None;
     let mut read = 0;
     loop {
