@@ -19,7 +19,7 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::StreamBody;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -174,7 +174,7 @@ static FULL: LazyLock<Full> = LazyLock::new(|| {
         assert!(last.is_some(), "the last hint is there");
     });
     let took = start.elapsed().as_secs_f64();
-    println!("index: {HINTS} hints, {AT_ONCE} at a time: {:.0} a second", HINTS as f64 / took);
+    println!("\nindex: {HINTS} hints, {AT_ONCE} at a time: {:.0} a second", HINTS as f64 / took);
     Full { runtime, index, origin, _folder: folder }
 });
 
