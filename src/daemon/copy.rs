@@ -13,7 +13,7 @@ use super::build::{Parts, facts};
 use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
@@ -24,7 +24,7 @@ use crate::site::{Repository, Site};
 use crate::state::StateLock;
 use crate::transfer::retry::retry;
 use crate::transfer::settle::Names;
-use crate::transfer::{Settle, Stop};
+use crate::transfer::{Ending, Settle, Stop};
 use crate::watch::look::MOST_TAGS;
 
 /// What is to be copied.
@@ -172,7 +172,12 @@ pub async fn copy(
     let (started, clock) = (Timestamp::now(), Instant::now());
     let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: tag.clone() };
     let source_tag = source.tag().cloned().unwrap_or_else(|| tag.clone());
-    let companions = companions(&parts, &from, &stop).await.unwrap_or_default();
+    let (companions, trouble) = match companions(&parts, &from, &stop).await {
+        Ok(companions) => (companions, None),
+        // A registry that does not list tags has no companions that could be found.
+        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => (BTreeMap::new(), None),
+        Err(fault) => (BTreeMap::new(), Some(fault)),
+    };
     let job = Job {
         key: Key { route: "".into(), source: from.repository().clone(), tag: source_tag.clone(), destination: place },
         rules: TagRules { moving: tag.as_str() == "latest", ..TagRules::default() },
@@ -203,7 +208,10 @@ pub async fn copy(
         registry: "destination".into(),
     };
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+    let ending = match trouble {
+        None => parts.engine().run(&job, &from, &to, &observer.progress, &stop).await,
+        Some(fault) => Ending::failed(fault, 0),
+    };
     let run = crate::watch::run_id();
     let settle = Settle {
         facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
