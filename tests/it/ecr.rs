@@ -130,6 +130,9 @@ async fn thousands_of_equal_tags_cost_a_page_for_each_thousand() {
         ecr.invent_tags(repository, (0..3000).map(|number| format!("v{number}")));
     }
     let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    // The first look that asks for them learns that nobody has signed these images.
+    ferry.sync(&[]).await.expect(0);
+    ecr.forget_log();
     let run = ferry.sync(&[]).await.expect(0);
     assert_eq!(run.total("up_to_date"), 3000);
     assert!(ecr.count("DescribeImages") <= 12, "{} listing calls", ecr.count("DescribeImages"));
@@ -405,6 +408,58 @@ async fn a_single_action_that_is_denied_names_principal_action_and_resource() {
         );
         assert_eq!(ecr.client().digest("prod-demo-app", "v1").await, None);
     }
+}
+
+#[tokio::test]
+async fn promotion_may_be_a_tag_of_the_same_repository() {
+    let ecr = Ecr::start(HOME).await;
+    ecr.create("app");
+    let (old, new) = (Image::oci(1, &[MIB]), Image::oci(2, &[600]));
+    ecr.client().push("app", "v1", &old).await;
+    ecr.client().push("app", "v2", &new).await;
+    ecr.client().push("app", "rc", &new).await;
+    let config = Config::new().registry_with("one", &ecr.url(), keys(&ecr, HOME)).raw_route(
+        json!({"name": "app", "from": "one/app", "to": "one/app:prod-{tag}", "tags": {"include": ["*"], "exclude": ["rc"]}}),
+    );
+    let ferry = with_identity(Ferry::new(&config), &ecr);
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!((run.total("promoted"), run.total("excluded")), (2, 1));
+    ecr.client().assert_holds("app", "prod-v1", &old).await;
+    assert_eq!(ecr.count("CompleteLayerUpload"), 0, "only manifests move");
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!((run.total("up_to_date"), run.total("promoted"), run.total("only_in_destination")), (2, 0, 0));
+    assert_eq!(ecr.client().tags("app").await.len(), 5, "what was named is no source");
+    ferry.write_config(
+        &Config::new()
+            .registry_with("one", &ecr.url(), keys(&ecr, HOME))
+            .raw_route(json!({"name": "app", "from": "one/app", "to": "one/app:prod-{tga}", "tags": {"include": ["*"]}})),
+    );
+    ferry.run(&["check"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn a_check_warns_probes_and_creates_nothing() {
+    let ecr = Ecr::start(HOME).await;
+    ecr.create("staging-demo-app").create("prod-demo-app").create_with("throw-away", json!({"imageTagMutability": "IMMUTABLE"}));
+    ecr.client().push("staging-demo-app", "v1", &Image::oci(1, &[500])).await;
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    let run = ferry.run(&["check", "--online", "--probe-repository", "staging/throw-away"]).await.expect(0);
+    for words in [
+        "user/builder",
+        "blob mounting is off",
+        "its tags are mutable",
+        "reports 5242880, 5242880, 5242880",
+        "its status says gone; a part in the wrong place says 15728640",
+        "going on from there works",
+        "refused: the tag is immutable",
+        "no digest",
+    ] {
+        assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
+    }
+    ferry.write_config(&one_account(&ecr, json!({"to": "production/absent", "create": "clone"})));
+    let run = ferry.run(&["check", "--online"]).await.expect(0);
+    assert!(run.stdout.contains("the first promotion creates it"), "{}", run.stdout);
+    assert_eq!(ecr.settings("absent"), None);
 }
 
 /// What the identity's policy of a registry allows.

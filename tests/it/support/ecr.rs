@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::image::sha256;
+use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
 
 /// The account whose user runs the program, unless it assumes a role.
@@ -63,6 +63,8 @@ struct Kept {
     tags: BTreeMap<String, String>,
     images: BTreeMap<String, f64>,
     archived: BTreeSet<String>,
+    /// Manifests that only exist here.
+    invented: BTreeMap<String, String>,
     /// Blobs that committed manifests refer to.
     committed: BTreeSet<String>,
 }
@@ -139,12 +141,16 @@ impl Ecr {
         self
     }
 
-    /// Tags that only the control plane knows: enough for looks that find nothing to do.
+    /// Tags of images without blobs in the registry behind: enough for looks that find nothing to do.
     pub fn invent_tags(&self, repository: &str, tags: impl Iterator<Item = String>) {
         let mut state = self.shared.state();
         let kept = state.repositories.get_mut(repository).expect("the repository was created");
         for tag in tags {
-            let digest = sha256(tag.as_bytes());
+            let empty = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2});
+            let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": empty, "layers": [empty], "annotations": {"tag": tag}});
+            let manifest = manifest.to_string();
+            let digest = sha256(manifest.as_bytes());
+            kept.invented.insert(digest.clone(), manifest);
             kept.images.insert(digest.clone(), 1_760_000_000.0);
             kept.tags.insert(tag, digest);
         }
@@ -529,6 +535,9 @@ impl Shared {
         match (request.method().as_str(), what) {
             ("POST", "upload") => self.open(&repository, &query, request).await,
             (_, "upload") => self.session(&repository, &reference, &query, request, principal == TESTS).await,
+            (_, "manifest") if self.invented(&repository, &reference).is_some() => {
+                reply(200, OCI_MANIFEST, self.invented(&repository, &reference).unwrap_or_default())
+            }
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
         }
@@ -550,6 +559,10 @@ impl Shared {
         if principal != TESTS {
             self.state().log.extend(more.into_iter().flatten());
         }
+    }
+
+    fn invented(&self, repository: &str, digest: &str) -> Option<String> {
+        self.state().repositories.get(repository)?.invented.get(digest).cloned()
     }
 
     fn is_there(&self, repository: &str, method: &Method, what: &str) -> bool {
