@@ -9,6 +9,7 @@ mod create;
 pub mod host;
 pub(crate) mod login;
 mod repository;
+mod shared;
 
 pub use create::{Creation, Template};
 pub use host::EcrHost;

@@ -11,29 +11,26 @@
 //! A missing permission is said once and asked about again after a quarter of an hour. Nothing is written before the caller
 //! is who the config says it must be.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Login;
 use super::control::{Answer, Control, MOST_LAYERS};
 use super::create::Creation;
+use super::shared::{Question, Shared, Unasked};
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
     Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
-use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
 use crate::registry::{self, Metrics};
 
-/// How long a missing permission is not asked about again.
-const REST: Duration = Duration::from_secs(15 * 60);
 /// How long after its creation a repository may still be unknown to the registry.
 const SETTLING: Duration = Duration::from_secs(30);
 /// PutImage: the quota of an account in a region.
@@ -50,53 +47,11 @@ pub struct Registry {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    control: Control,
-    admitted: OnceCell<()>,
-    known: Mutex<Known>,
-    mounts: Flight<Option<bool>>,
-    /// Held while a repository is created: one request for all who miss it.
-    creating: tokio::sync::Mutex<()>,
-}
-
-/// What has been learnt.
-#[derive(Default)]
-struct Known {
-    /// Actions that we may not use, and since when.
-    denied: HashMap<&'static str, Instant>,
-    /// Images that cannot be read until somebody restores them.
-    archived: HashSet<(RepositoryName, Digest)>,
-    /// Whether mounts work, and since when that is known.
-    mounts: Option<(bool, Instant)>,
-    /// Whether it was said that they do not.
-    hinted: bool,
-    /// Repositories that are there, with the time of their creation where we created them.
-    there: HashMap<RepositoryName, Option<Instant>>,
-    /// Blobs that somebody asks about, by repository.
-    asked: HashMap<RepositoryName, Vec<Question>>,
-}
-
-type Question = (Digest, oneshot::Sender<Result<Presence, Unasked>>);
-
-/// The question was not answered here.
-enum Unasked {
-    /// Ask the registry.
-    AskThere,
-    /// AWS said something that is worth telling.
-    Failed(Class, String),
-}
-
 impl Registry {
     /// The registry `inner`, to which `login` belongs.
     pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics) -> Registry {
         let control = Control::new(login, inner.name(), metrics);
-        let shared = Shared {
-            control,
-            admitted: OnceCell::new(),
-            known: Mutex::default(),
-            mounts: Flight::new(),
-            creating: Default::default(),
-        };
+        let shared = Shared::new(control);
         Registry { inner, shared: Arc::new(shared) }
     }
 
@@ -153,92 +108,6 @@ impl Registry {
 /// Cursors of the registry's own listings are addresses; AWS's are opaque words.
 fn is_of_registry(cursor: Option<&Cursor>) -> bool {
     cursor.is_some_and(|cursor| cursor.0.starts_with("http://") || cursor.0.starts_with("https://"))
-}
-
-impl Shared {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn may(&self, action: &'static str) -> bool {
-        self.known().denied.get(action).is_none_or(|since| since.elapsed() >= REST)
-    }
-
-    /// Notes that an action is not ours; says so the first time.
-    fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
-        let first = self.known().denied.insert(action, Instant::now()).is_none();
-        if first {
-            tracing::warn!(action, error = %fault.chain(), instead, "a permission of the control plane is missing");
-        }
-    }
-
-    /// Nothing is written as somebody else than the config says.
-    async fn admit(&self) -> Result<(), Fault> {
-        if self.control.login().demanded().is_none() {
-            return Ok(());
-        }
-        let admitted = self.admitted.get_or_try_init(|| async {
-            let (arn, _) = self.control.login().caller().await?;
-            self.admit_caller(&arn)
-        });
-        admitted.await.map(drop)
-    }
-
-    fn admit_caller(&self, arn: &str) -> Result<(), Fault> {
-        match self.control.login().demanded() {
-            Some(demanded) if !is_same_principal(demanded, arn) => {
-                let host = self.control.login().host();
-                let text = format!(
-                    "we are {arn} at {host}, but `identity` demands {demanded}: nothing is written there; mend the credentials, role_arn or identity"
-                );
-                Err(Fault::new(Class::Auth, text))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether mounts work; asked once in a while. `None`: nobody tells us.
-    async fn asks_mounts(self: &Arc<Self>) -> Option<bool> {
-        const ACTION: &str = "GetAccountSetting";
-        if let Some((mounts, since)) = self.known().mounts
-            && since.elapsed() < REST
-        {
-            return Some(mounts);
-        }
-        if !self.may(ACTION) {
-            return None;
-        }
-        let shared = Arc::clone(self);
-        let ask = || async move {
-            match shared.control.mounts_blobs().await {
-                Ok(Answer::Given(mounts)) => {
-                    shared.known().mounts = Some((mounts, Instant::now()));
-                    Ok(Some(mounts))
-                }
-                Ok(Answer::Denied(_)) | Err(_) => {
-                    // Mounts are tried all the same: not knowing costs nothing.
-                    shared.known().denied.insert(ACTION, Instant::now());
-                    Ok(None)
-                }
-            }
-        };
-        self.mounts.join(ask).await.ok().flatten()
-    }
-}
-
-/// Whether a caller's ARN is the principal that a config names: a role's session is its role.
-pub(super) fn is_same_principal(named: &str, caller: &str) -> bool {
-    let role = |arn: &str| {
-        let parts: Vec<&str> = arn.splitn(6, ':').collect();
-        let [_, _, service, _, account, resource] = parts[..] else { return None };
-        let name = match service {
-            "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
-            "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
-            _ => return None,
-        };
-        Some((account.to_owned(), name.to_owned()))
-    };
-    named == caller || role(named).is_some_and(|named| role(caller) == Some(named))
 }
 
 /// One repository of an ECR registry. Cheap to clone.
@@ -582,26 +451,5 @@ impl Destination for Repository {
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
         self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_session_of_a_role_is_that_role() {
-        let role = "arn:aws:iam::210987654321:role/ci/promoter";
-        let table = [
-            (role, "arn:aws:sts::210987654321:assumed-role/promoter/build-7", true),
-            (role, "arn:aws:sts::123456789012:assumed-role/promoter/build-7", false),
-            (role, "arn:aws:sts::210987654321:assumed-role/other/promoter", false),
-            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/joe", true),
-            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/jim", false),
-            ("", "", true),
-        ];
-        for (named, caller, same) in table {
-            assert_eq!(is_same_principal(named, caller), same, "{named} {caller}");
-        }
     }
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod contract;
 mod docs;
 mod ecr;
+mod ecr_trouble;
 mod layout;
 mod layouts;
 mod memory_bound;

@@ -1,0 +1,166 @@
+//! What one ECR registry's client has learnt: missing permissions, archived images, mounts, repositories that are there, and
+//! the caller who may write.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, oneshot};
+use tokio::time::Instant;
+
+use super::control::{Answer, Control};
+use crate::endpoint::Presence;
+use crate::fault::{Class, Fault};
+use crate::flight::Flight;
+use crate::oci::{Digest, RepositoryName};
+
+/// How long a missing permission is not asked about again.
+const REST: Duration = Duration::from_secs(15 * 60);
+
+pub(super) struct Shared {
+    pub(super) control: Control,
+    pub(super) admitted: OnceCell<()>,
+    pub(super) known: Mutex<Known>,
+    pub(super) mounts: Flight<Option<bool>>,
+    /// Held while a repository is created: one request for all who miss it.
+    pub(super) creating: tokio::sync::Mutex<()>,
+}
+
+/// What has been learnt.
+#[derive(Default)]
+pub(super) struct Known {
+    /// Actions that we may not use, and since when.
+    pub(super) denied: HashMap<&'static str, Instant>,
+    /// Images that cannot be read until somebody restores them.
+    pub(super) archived: HashSet<(RepositoryName, Digest)>,
+    /// Whether mounts work, and since when that is known.
+    pub(super) mounts: Option<(bool, Instant)>,
+    /// Whether it was said that they do not.
+    pub(super) hinted: bool,
+    /// Repositories that are there, with the time of their creation where we created them.
+    pub(super) there: HashMap<RepositoryName, Option<Instant>>,
+    /// Blobs that somebody asks about, by repository.
+    pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
+}
+
+pub(super) type Question = (Digest, oneshot::Sender<Result<Presence, Unasked>>);
+
+/// The question was not answered here.
+pub(super) enum Unasked {
+    /// Ask the registry.
+    AskThere,
+    /// AWS said something that is worth telling.
+    Failed(Class, String),
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub(super) fn new(control: Control) -> Shared {
+        Shared { control, admitted: OnceCell::new(), known: Mutex::default(), mounts: Flight::new(), creating: Default::default() }
+    }
+
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn may(&self, action: &'static str) -> bool {
+        self.known().denied.get(action).is_none_or(|since| since.elapsed() >= REST)
+    }
+
+    /// Notes that an action is not ours; says so the first time.
+    pub(super) fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
+        let first = self.known().denied.insert(action, Instant::now()).is_none();
+        if first {
+            tracing::warn!(action, error = %fault.chain(), instead, "a permission of the control plane is missing");
+        }
+    }
+
+    /// Nothing is written as somebody else than the config says.
+    pub(super) async fn admit(&self) -> Result<(), Fault> {
+        if self.control.login().demanded().is_none() {
+            return Ok(());
+        }
+        let admitted = self.admitted.get_or_try_init(|| async {
+            let (arn, _) = self.control.login().caller().await?;
+            self.admit_caller(&arn)
+        });
+        admitted.await.map(drop)
+    }
+
+    pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {
+        match self.control.login().demanded() {
+            Some(demanded) if !is_same_principal(demanded, arn) => {
+                let host = self.control.login().host();
+                let text = format!(
+                    "we are {arn} at {host}, but `identity` demands {demanded}: nothing is written there; mend the credentials, role_arn or identity"
+                );
+                Err(Fault::new(Class::Auth, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether mounts work; asked once in a while. `None`: nobody tells us.
+    pub(super) async fn asks_mounts(self: &Arc<Self>) -> Option<bool> {
+        const ACTION: &str = "GetAccountSetting";
+        if let Some((mounts, since)) = self.known().mounts
+            && since.elapsed() < REST
+        {
+            return Some(mounts);
+        }
+        if !self.may(ACTION) {
+            return None;
+        }
+        let shared = Arc::clone(self);
+        let ask = || async move {
+            match shared.control.mounts_blobs().await {
+                Ok(Answer::Given(mounts)) => {
+                    shared.known().mounts = Some((mounts, Instant::now()));
+                    Ok(Some(mounts))
+                }
+                Ok(Answer::Denied(_)) | Err(_) => {
+                    // Mounts are tried all the same: not knowing costs nothing.
+                    shared.known().denied.insert(ACTION, Instant::now());
+                    Ok(None)
+                }
+            }
+        };
+        self.mounts.join(ask).await.ok().flatten()
+    }
+}
+
+/// Whether a caller's ARN is the principal that a config names: a role's session is its role.
+fn is_same_principal(named: &str, caller: &str) -> bool {
+    let role = |arn: &str| {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let [_, _, service, _, account, resource] = parts[..] else { return None };
+        let name = match service {
+            "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
+            "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
+            _ => return None,
+        };
+        Some((account.to_owned(), name.to_owned()))
+    };
+    named == caller || role(named).is_some_and(|named| role(caller) == Some(named))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_of_a_role_is_that_role() {
+        let role = "arn:aws:iam::210987654321:role/ci/promoter";
+        let table = [
+            (role, "arn:aws:sts::210987654321:assumed-role/promoter/build-7", true),
+            (role, "arn:aws:sts::123456789012:assumed-role/promoter/build-7", false),
+            (role, "arn:aws:sts::210987654321:assumed-role/other/promoter", false),
+            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/joe", true),
+            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/jim", false),
+            ("", "", true),
+        ];
+        for (named, caller, same) in table {
+            assert_eq!(is_same_principal(named, caller), same, "{named} {caller}");
+        }
+    }
+}
