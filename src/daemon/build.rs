@@ -133,8 +133,8 @@ impl Parts {
 
     /// Forgets the series of routes that are no more, and ends their jobs before their tag.
     pub(super) fn withdraw(&self, before: &World, now: &World) {
+        self.watch.retain_routes(&now.routes);
         for route in before.routes.0.iter().filter(|route| now.route(&route.name).is_none()) {
-            self.watch.forget(route);
             self.transfer.forget_route(&route.name);
             if let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
@@ -143,9 +143,9 @@ impl Parts {
     }
 
     /// Brings the gauges up to date that are not kept so by events.
-    pub(super) fn refresh(&self, world: &World) {
+    pub(super) fn refresh(&self) {
         self.transfer.refresh();
-        self.watch.refresh(world.routes.0.iter().map(|route| &route.name));
+        self.watch.refresh();
     }
 
     /// Brings the gauges of the stores up to date, every now and then, until dropped.

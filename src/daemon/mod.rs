@@ -184,9 +184,9 @@ impl Running {
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(feed_watchdog());
         let mut watch = JoinSet::new();
-        watch.spawn(Watch::new(receiver.clone(), board.clone(), stop.clone()).run(received));
+        watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let mut server = JoinSet::new();
-        server.spawn(bound.serve(services(&parts, handle, receiver), server_stop.clone()));
+        server.spawn(bound.serve(services(&parts, handle), server_stop.clone()));
         let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop };
         running.show_config();
         Ok(running)
@@ -288,9 +288,9 @@ async fn stop_asked_again(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::Stop) {}
 }
 
-fn services(parts: &Parts, handle: Handle, world: channel::Receiver<Arc<World>>) -> admin::Services {
+fn services(parts: &Parts, handle: Handle) -> admin::Services {
     let refreshed = parts.clone();
-    let before_scrape = move || refreshed.refresh(&world.borrow());
+    let before_scrape = move || refreshed.refresh();
     admin::Services {
         watch: handle,
         ledger: parts.ledger.clone(),

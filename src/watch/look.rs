@@ -375,6 +375,10 @@ impl View<'_> {
             }
         };
         let looking = self.looking;
+        let (route, destination) = (&looking.route.name, &self.side.registry);
+        if !job.dry_run {
+            looking.world.metrics.differs(route, destination, looking.repository, tag);
+        }
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
             source: self.source_name(tag),
@@ -385,6 +389,9 @@ impl View<'_> {
         let mut ending =
             looking.world.engine.run(&job, self.source, &self.side.repository, &looking.settle.progress, looking.stop).await;
         ending.cost.requests += tally.requests();
+        if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+        }
         self.settle(&job, ending).await
     }
 
