@@ -1,6 +1,6 @@
 //! Builds the parts: stores, instruments, engine, and the world that a config describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::ledger::{Facts, Ledger};
 use crate::registry::{self, Registry};
 use crate::site::Site;
 use crate::transfer::{self, Engine, Limits, limits};
-use crate::watch::route::Routes;
+use crate::watch::route::{Route, Routes};
 use crate::watch::{self, Rhythm, World};
 
 /// The parts that outlive a config.
@@ -94,6 +94,11 @@ impl Parts {
         Ok(world)
     }
 
+    /// Which registries answer and accept us.
+    pub(super) fn health(&self) -> transfer::Health {
+        self.transfer.health.clone()
+    }
+
     /// An engine for one act without a config.
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
@@ -114,14 +119,17 @@ impl Parts {
     /// A registry.
     pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
         self.wire.prepare(&settings.name);
-        self.transfer.prepare_registry(&settings.name);
         Registry::new(settings, &self.wire).map(Site::Registry)
     }
 
     /// All series of all routes exist from the start.
     fn prepare(&self, world: &World) {
+        for name in world.sites.keys() {
+            self.transfer.prepare_registry(name);
+        }
         for route in &world.routes.0 {
             self.watch.prepare(route);
+            registries_of(route).for_each(|name| self.transfer.health.prepare(name));
             self.transfer.prepare_route(&route.name, route.to.iter().map(|template| &**template.registry()));
             let literal = route.from.literal();
             for side in literal.iter().flat_map(|name| world.destinations(route, name)).flatten() {
@@ -131,11 +139,18 @@ impl Parts {
         }
     }
 
-    /// Forgets the series of routes that are no more, and ends their jobs before their tag.
+    /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
+    /// more before their tag.
     pub(super) fn withdraw(&self, before: &World, now: &World) {
+        let routes = &now.routes.0;
+        let places = routes.iter().flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry()))).collect();
+        let registries = now.sites.keys().map(String::as_str).collect();
+        let in_use: HashSet<&str> = routes.iter().flat_map(registries_of).collect();
         self.watch.retain_routes(&now.routes);
+        self.transfer.retain(&places, &registries);
+        self.transfer.health.retain(|name| in_use.contains(name));
+        self.wire.retain(&registries);
         for route in before.routes.0.iter().filter(|route| now.route(&route.name).is_none()) {
-            self.transfer.forget_route(&route.name);
             if let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
             }
@@ -201,6 +216,11 @@ impl StoreMetrics {
         }
         self.bytes.set(statistics.bytes as i64);
     }
+}
+
+/// The registries that a route reads and writes.
+fn registries_of(route: &Route) -> impl Iterator<Item = &str> {
+    [&**route.from.registry()].into_iter().chain(route.to.iter().map(|to| &**to.registry()))
 }
 
 fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {

@@ -174,7 +174,7 @@ struct Running {
 
 impl Running {
     fn start(parts: Parts, config: Config, world: Arc<World>, bound: admin::Bound) -> Result<Running, Error> {
-        let (board, stop, server_stop) = (Board::default(), Stop::default(), CancellationToken::new());
+        let (board, stop, server_stop) = (Board::over(parts.health()), Stop::default(), CancellationToken::new());
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(world);
         let handle = Handle::new(events, board.clone());

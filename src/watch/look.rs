@@ -80,8 +80,6 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
-    /// The destination did not accept us when something was to be written.
-    denied: Option<Fault>,
 }
 
 impl Looking<'_> {
@@ -93,6 +91,9 @@ impl Looking<'_> {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
+        let health = &self.world.engine.metrics.health;
+        let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
+        let mark = health.mark(registries);
         let (listing, lists) = futures::join!(self.list_source(&source), self.list_destinations(&sides));
         let listing = match listing {
             Ok(Some(listing)) => listing,
@@ -116,22 +117,11 @@ impl Looking<'_> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
+        if look.trouble.is_empty() {
+            health.clear(&mark);
+        }
         look.totals.excluded = listing.excluded;
         look
-    }
-
-    /// Notes whether a registry answers and accepts us. What it refuses for other reasons says nothing of that.
-    fn note_registry(&self, name: &str, fault: Option<&Fault>) {
-        let up = match fault.map(Fault::class) {
-            None => true,
-            Some(Class::Auth | Class::Retryable { .. }) => false,
-            Some(_) => return,
-        };
-        self.world.engine.metrics.registry_up(name, up);
-        self.board.update_registry(name, |entry| {
-            entry.up = Some(up);
-            entry.trouble = fault.map(Fault::chain);
-        });
     }
 
     fn sight(&self, everything: bool) -> metrics::Seen {
@@ -153,7 +143,6 @@ impl Looking<'_> {
 
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
-        self.note_registry(self.route.from.registry(), Some(&fault));
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
@@ -165,7 +154,6 @@ impl Looking<'_> {
 
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
@@ -242,7 +230,7 @@ impl Looking<'_> {
     ) -> Found {
         let list = match list {
             Ok(list) => list,
-            Err(fault) => return self.blind(side, fault),
+            Err(fault) => return self.blind(fault),
         };
         let view = View {
             looking: self,
@@ -267,12 +255,11 @@ impl Looking<'_> {
             // The fixed tags were not looked at: the ledger knows of their conflicts.
             match self.world.engine.ledger.conflicts(side.repository.origin(), side.repository.repository()).await {
                 Ok(known) => conflicts.extend(known),
-                Err(fault) => return self.blind(side, fault),
+                Err(fault) => return self.blind(fault),
             }
         }
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
-        self.note_registry(&side.registry, found.denied.as_ref());
         found
     }
 
@@ -284,8 +271,7 @@ impl Looking<'_> {
         self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await
     }
 
-    fn blind(&self, side: &Side, fault: Fault) -> Found {
-        self.note_registry(&side.registry, Some(&fault));
+    fn blind(&self, fault: Fault) -> Found {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         Found {
@@ -335,13 +321,6 @@ impl View<'_> {
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
-                    if let Some(error) = settled
-                        .error
-                        .as_ref()
-                        .filter(|error| error.class == Class::Auth.name() && error.text.contains(&*self.side.registry))
-                    {
-                        found.denied = Some(Fault::new(Class::Auth, error.text.clone()));
-                    }
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
