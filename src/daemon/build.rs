@@ -17,7 +17,7 @@ use crate::ledger::{Facts, Ledger};
 use crate::registry::{self, Registry};
 use crate::site::Site;
 use crate::transfer::{self, Engine, Limits, limits};
-use crate::watch::route::{Route, Routes};
+use crate::watch::route::{Route, Routes, Template};
 use crate::watch::{self, Rhythm, World};
 
 /// The parts that outlive a config.
@@ -71,15 +71,19 @@ impl Parts {
         Ok(Parts { registry, index, ledger, limits, transfer, watch, wire, store, engine })
     }
 
-    /// The world of a config. Tokens of routes that `before` had as well are kept.
+    /// The world of a config. Tokens of routes that `before` had as well are kept, unless they
+    /// read or write elsewhere now.
     pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
         let mut sites = BTreeMap::new();
         for (name, registry) in &config.registries {
             sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
         }
-        let kept = |name: &Arc<str>| before.and_then(|before| before.withdrawn.get(name).cloned()).unwrap_or_default();
+        let kept = |route: &Route| {
+            let before = before.filter(|before| before.route(&route.name).is_some_and(|before| holds_still(before, route)));
+            before.and_then(|before| before.withdrawn.get(&route.name).cloned()).unwrap_or_default()
+        };
         let withdrawn: BTreeMap<Arc<str>, CancellationToken> =
-            config.routes.iter().map(|route| (route.name.clone(), kept(&route.name))).collect();
+            config.routes.iter().map(|route| (route.name.clone(), kept(route))).collect();
         let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
         let world = World {
             sites,
@@ -140,7 +144,7 @@ impl Parts {
     }
 
     /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
-    /// more before their tag.
+    /// more, or read or write elsewhere now, before their tag.
     pub(super) fn withdraw(&self, before: &World, now: &World) {
         let routes = &now.routes.0;
         let places = routes.iter().flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry()))).collect();
@@ -150,7 +154,8 @@ impl Parts {
         self.transfer.retain(&places, &registries);
         self.transfer.health.retain(|name| in_use.contains(name));
         self.wire.retain(&registries);
-        for route in before.routes.0.iter().filter(|route| now.route(&route.name).is_none()) {
+        let goes_on = |route: &Route| now.route(&route.name).is_some_and(|now| holds_still(route, now));
+        for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
             if let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
             }
@@ -218,6 +223,13 @@ impl StoreMetrics {
     }
 }
 
+/// Whether what a route did before is still wanted: it reads the same, and writes all that it wrote.
+fn holds_still(before: &Route, now: &Route) -> bool {
+    let reads_same = before.from.registry() == now.from.registry() && before.from.repository() == now.from.repository();
+    let same = |a: &Template, b: &Template| a.registry() == b.registry() && a.repository() == b.repository();
+    reads_same && before.to.iter().all(|before| now.to.iter().any(|now| same(before, now)))
+}
+
 /// The registries that a route reads and writes.
 fn registries_of(route: &Route) -> impl Iterator<Item = &str> {
     [&**route.from.registry()].into_iter().chain(route.to.iter().map(|to| &**to.registry()))
@@ -233,4 +245,31 @@ fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> 
 pub(super) fn facts(config_hash: &str) -> Facts {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default();
     Facts { run_id: String::new(), config_hash: config_hash.into(), version: env!("CARGO_PKG_VERSION").into(), host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Drift, Existing};
+    use crate::watch::route::Pattern;
+
+    #[test]
+    fn a_route_holds_still_as_long_as_it_reads_the_same_and_writes_all_that_it_wrote() {
+        let route = |from: &str, to: &[&str]| {
+            let from = Pattern::parse(from).unwrap();
+            let to = to.iter().map(|to| Template::parse(to, &from).unwrap()).collect();
+            Route { name: "r".into(), from, to, selection: Default::default(), existing: Existing::Adopt, drift: Drift::Keep }
+        };
+        let before = route("s/app", &["p/app"]);
+        for (now, expected) in [
+            (route("s/app", &["p/app"]), true),
+            (route("s/app", &["q/app", "p/app"]), true),
+            (route("s/app", &["q/app"]), false),
+            (route("s/app", &["p/other"]), false),
+            (route("s/other", &["p/app"]), false),
+            (route("t/app", &["p/app"]), false),
+        ] {
+            assert_eq!(holds_still(&before, &now), expected, "{} {}", now.from.repository(), now.to[0].repository());
+        }
+    }
 }
