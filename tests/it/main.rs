@@ -6,6 +6,7 @@ mod askers;
 mod bad_input;
 mod contract;
 mod docs;
+mod ecr;
 mod layout;
 mod layouts;
 mod memory_bound;
