@@ -64,7 +64,7 @@ fn watcher(mut events: mpsc::Receiver<Event>, queued: usize, look: Look) -> Join
             let reply = event.reply.unwrap();
             reply.queued.send(queued).unwrap();
             for _ in 0..queued {
-                reply.looks.send(look.clone()).unwrap();
+                reply.looks.send(look.clone().into()).unwrap();
             }
         }
         seen
@@ -400,8 +400,9 @@ async fn a_run_is_followed_by_its_id() {
     let (status, body) = read(answer(&router, request("GET", &location, LOOPBACK)).await).await;
     assert_eq!((status.as_u16(), body), (202, json!({"run_id": id, "queued": 3, "done": false})));
 
-    reply.looks.send(found()).unwrap();
-    drop(reply.looks);
+    for _ in 0..3 {
+        reply.looks.send(found().into()).unwrap();
+    }
     while watch.run(id).unwrap().report().is_none() {
         tokio::task::yield_now().await;
     }

@@ -195,7 +195,7 @@ impl Running {
         let (board, stop, server_stop) = (Board::over(parts.health()), Stop::default(), CancellationToken::new());
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(world);
-        let handle = Handle::new(events, board.clone());
+        let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
         let mut helpers = JoinSet::new();
         helpers.spawn(crate::watch::signal::looks(handle.clone(), stop.drain.clone()).map_err(Error::Signals)?);
         helpers.spawn(parts.clone().count_stores());

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod askers;
 mod bad_input;
 mod contract;
 mod docs;
