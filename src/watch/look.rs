@@ -65,6 +65,9 @@ pub struct Looking<'a> {
     pub stop: &'a Stop,
 }
 
+/// A destination's tags, with their digests as far as its listing tells.
+type There = HashMap<Tag, Option<Digest>>;
+
 /// A source repository's tags.
 struct Listing {
     at: Instant,
@@ -104,7 +107,10 @@ impl Looking<'_> {
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
         let each =
             sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
-        for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
+        // What the rules leave out is a matter of the source: counted once, with the first destination.
+        let mut excluded = listing.excluded;
+        for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
+            found.totals.excluded = std::mem::take(&mut excluded);
             self.world.metrics.looked(
                 self.route,
                 &side.registry,
@@ -117,7 +123,6 @@ impl Looking<'_> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
-        look.totals.excluded = listing.excluded;
         look
     }
 
@@ -180,7 +185,7 @@ impl Looking<'_> {
     }
 
     /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<HashSet<Tag>>, Fault>> {
+    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<There>, Fault>> {
         let list = |side: &Side| {
             let repository = side.repository.clone();
             async move {
@@ -188,7 +193,7 @@ impl Looking<'_> {
                     return Ok(None);
                 }
                 let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_keys().collect()))
+                Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
             }
             .boxed()
         };
@@ -209,7 +214,7 @@ impl Looking<'_> {
                 .await?;
             let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
             let before = tags.len();
-            tags.extend(page.entries.into_iter().map(|tag| (tag.name, (tag.digest, tag.pushed))));
+            page.entries.into_iter().for_each(|tag| note(&mut tags, tag));
             let Some(next) = page.next else { return Ok(Some(tags)) };
             let stands_still = tags.len() == before && seen.len() > 8;
             if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
@@ -238,7 +243,7 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<HashSet<Tag>>, Fault>,
+        list: Result<Option<There>, Fault>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
@@ -260,7 +265,7 @@ impl Looking<'_> {
         };
         let mut found = Found::default();
         if let Some(list) = &view.list {
-            let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
+            let alone = list.keys().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
             found.totals.only_in_destination = alone.count() as u64;
         }
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
@@ -307,6 +312,14 @@ impl Looking<'_> {
     }
 }
 
+/// A tag that moves while its repository is listed may come twice: then only the tag itself tells what it names.
+fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) {
+    let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
+    if entry.0 != tag.digest {
+        *entry = (None, entry.1.max(tag.pushed));
+    }
+}
+
 /// Digests of source tags that several destinations need: asked for once.
 #[derive(Default)]
 struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
@@ -317,7 +330,7 @@ struct View<'a> {
     source: &'a Repository,
     side: &'a Side,
     listing: &'a Listing,
-    list: Option<HashSet<Tag>>,
+    list: Option<There>,
     shared: Option<&'a SourceDigests>,
     began: Timestamp,
     hints: HashMap<Tag, TagHint>,
@@ -456,7 +469,7 @@ impl View<'_> {
     async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
         let now = Instant::now();
         let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
-        if self.list.as_ref().is_some_and(|list| !list.contains(tag)) {
+        if self.list.as_ref().is_some_and(|list| !list.contains_key(tag)) {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
@@ -470,9 +483,11 @@ impl View<'_> {
                 None => self.source_digest(tag, tally).await,
             }
         };
-        let at = if listed.is_some() || self.shared.is_some() { self.listing.at } else { now };
-        if let Some(hint) = self.fresh_hint(tag) {
-            return Ok(Compared { source: source.await?, destination: Seen::At(hint), at, by_hint: true });
+        let there = self.list.as_ref().and_then(|list| *list.get(tag)?);
+        let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
+        let hint = if there.is_none() { self.fresh_hint(tag) } else { None };
+        if let Some(known) = there.or(hint) {
+            return Ok(Compared { source: source.await?, destination: Seen::At(known), at, by_hint: hint.is_some() });
         }
         let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, tag, tally))?;
         Ok(Compared { source, destination, at, by_hint: false })
@@ -521,7 +536,8 @@ impl View<'_> {
     }
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
-    /// whether the referrers API has more is asked once in the time for which hints are trusted, but not by a routine poll.
+    /// whether the referrers API has more is asked by the sweep that verifies, and for tags that are asked about by name: a pass
+    /// over tags that are equal stays at two requests for each.
     async fn has_news(&self, digest: &Digest) -> bool {
         let looking = self.looking;
         if looking.ask.wish.dry_run {
@@ -530,13 +546,14 @@ impl View<'_> {
         let engine = &looking.world.engine;
         let stem = Tag::fallback(digest);
         let companions = self.listing.companions.range(stem.clone()..).map(|(tag, _)| tag);
-        let missing = |tag: &Tag| self.list.as_ref().is_some_and(|list| !list.contains(tag));
+        let missing = |tag: &Tag| self.list.as_ref().is_some_and(|list| !list.contains_key(tag));
         let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
         let mut new = companions.take_while(|tag| tag.as_str().starts_with(stem.as_str())).filter(|tag| missing(tag));
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
-        if looking.ask.cause.trusts_hints() {
+        let may_ask = looking.ask.cause == Cause::Verify || !looking.ask.tags.is_empty();
+        if !may_ask {
             return false;
         }
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
@@ -564,7 +581,7 @@ impl View<'_> {
             destination: compared.destination,
             seen_at: compared.at,
             look_began: self.began,
-            fresh: self.list.as_ref().is_some_and(HashSet::is_empty),
+            fresh: self.list.as_ref().is_some_and(There::is_empty),
             cause: looking.ask.cause,
             actor: looking.ask.actor.clone(),
             explicit: false,
