@@ -277,7 +277,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     ) -> Result<(), Fault> {
         let _read = stoppable(&self.stop.drain, self.engine.limits.lane(self.source.origin()).read()).await?;
         let _write = stoppable(&self.stop.drain, self.engine.limits.lane(self.destination.origin()).write()).await?;
-        let _permit = stoppable(&self.stop.drain, self.engine.limits.blob()).await?;
+        let _permit = stoppable(&self.stop.drain, self.engine.limits.blob(blob.size)).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
         let road = self.road(blob, standing, sender.clone(), progress);

@@ -26,8 +26,10 @@ pub struct Settings {
 
 /// Requests at once to a registry of which the config says nothing.
 pub const REQUESTS: usize = 32;
-/// Blobs that move at once, over all registries: bounds memory, since each holds at most a few frames.
+/// Blobs larger than [`SMALL`] that move at once, over all registries: bounds memory, since each holds at most a few frames.
 pub const BLOBS: usize = 16;
+/// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take round trips, not memory.
+pub const SMALL: u64 = 64 * 1024;
 /// Jobs that run at once.
 pub const JOBS: usize = 64;
 
@@ -72,9 +74,12 @@ impl Limits {
         lanes.entry(origin.clone()).or_insert_with(|| Arc::new(Lane::new(Settings::default()))).clone()
     }
 
-    /// The right to move one blob.
-    pub async fn blob(&self) -> OwnedSemaphorePermit {
-        self.blobs.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// The right to move one blob of `size` bytes; the small ones need none.
+    pub async fn blob(&self, size: u64) -> Option<OwnedSemaphorePermit> {
+        if size <= SMALL {
+            return None;
+        }
+        Some(self.blobs.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
     /// The right to run one job.
