@@ -22,6 +22,9 @@ pub(super) struct Check {
     /// Ask every registry: who are we there, may we read, may we write
     #[arg(long)]
     online: bool,
+    /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing is documented
+    #[arg(long, value_name = "REPOSITORY", requires = "online")]
+    probe_repository: Option<String>,
 }
 
 impl Check {
@@ -38,7 +41,10 @@ impl Check {
         if !self.online {
             return Ok(0);
         }
-        let findings = daemon::check_online(&config).await;
+        let mut findings = daemon::check_online(&config).await;
+        if let Some(place) = &self.probe_repository {
+            findings.extend(daemon::probe(&config, place).await);
+        }
         for finding in &findings {
             lines.line(shown(finding, style));
         }
@@ -101,6 +107,7 @@ fn tags(selection: &Selection) -> String {
 
 fn shown(finding: &Finding, style: Style) -> String {
     let (mark, color) = match (finding.ok, style.unicode) {
+        _ if finding.warns => (if style.unicode { "!" } else { "warn" }, 33),
         (true, true) => ("✓", 32),
         (true, false) => ("ok  ", 32),
         (false, true) => ("✗", 31),
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn authentication_outranks_other_findings() {
-        let finding = |ok, class| Finding { name: "staging".into(), ok, text: "reads".into(), class };
+        let finding = |ok, class| Finding { name: "staging".into(), ok, text: "reads".into(), class, warns: false };
         assert_eq!(exit_code(&[finding(true, None)]), 0);
         assert_eq!(exit_code(&[finding(true, None), finding(false, Some(Class::Rejected))]), 1);
         assert_eq!(exit_code(&[finding(false, None), finding(false, Some(Class::Auth))]), 3);

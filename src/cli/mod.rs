@@ -9,6 +9,7 @@ mod completions;
 mod copy;
 mod demo;
 mod history;
+mod iam;
 mod output;
 mod pass;
 mod progress;
@@ -118,6 +119,8 @@ enum Command {
     History(history::History),
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
+    /// Print the IAM policies that the config's ECR registries need
+    Iam(iam::Iam),
     /// Print the JSON schema of the config file, for editors
     #[command(after_help = SCHEMA)]
     Schema,
@@ -202,6 +205,7 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
         Command::Check(command) => command.run(arguments, lines).await,
         Command::History(command) => command.run(arguments, lines).await,
         Command::Demo(command) => command.run(lines).await,
+        Command::Iam(command) => command.run(arguments, lines).await,
         Command::Schema => Ok(schema::run(lines)),
         Command::Completions(command) => Ok(command.run(lines)),
     }
@@ -293,10 +297,12 @@ mod tests {
             "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --imagedefinitions i.json --container e=web",
             "promote a.example/b d.example/e --all-tags --state /s",
             "status --json",
+            "check --online --probe-repository staging/throw-away",
             "check --online",
             "history",
             "history prod.example/app:v1 --limit 5 --json",
             "demo --for 1m30s",
+            "iam -c other.yaml",
             "schema",
             "completions bash",
         ] {
@@ -313,6 +319,7 @@ mod tests {
             "promote --imagedefinitions i.json --container web",
             "promote --expect latest",
             "history --limit 0",
+            "check --probe-repository staging/x",
             "demo --for soon",
             "demo --for -3s",
             "completions cmd",

@@ -295,7 +295,9 @@ fn check_circles(routes: &[Written<'_>], origins: &Origins) {
             let here = place(template.registry(), origins);
             let reads =
                 |other: &&Written<'_>| place(other.route.from.registry(), origins) == here && template.may_feed(&other.route.from);
-            if let Some(reader) = routes.iter().find(reads) {
+            // Under other names the copies of a repository may lie in it: they are never sources of their own route.
+            let itself = |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
+            if let Some(reader) = routes.iter().filter(|other| !itself(other)).find(reads) {
                 let (number, name) = (reader.number, &reader.route.name);
                 item.wrong(format!("is read by routes[{number}] (\"{name}\"): copies would be copied again"));
             }

@@ -27,14 +27,20 @@ pub struct Check {
     pub text: String,
     /// The class of the failure.
     pub class: Option<Class>,
+    /// It works, but somebody should look at it.
+    pub warns: bool,
 }
 
 impl Check {
-    fn of(name: String, result: Result<String, Fault>) -> Check {
+    pub(super) fn of(name: String, result: Result<String, Fault>) -> Check {
         match result {
-            Ok(text) => Check { name, ok: true, text, class: None },
-            Err(fault) => Check { name, ok: false, text: fault.chain(), class: Some(fault.class()) },
+            Ok(text) => Check { name, ok: true, text, class: None, warns: false },
+            Err(fault) => Check { name, ok: false, text: fault.chain(), class: Some(fault.class()), warns: false },
         }
+    }
+
+    fn warning(name: String, text: &str) -> Check {
+        Check { name, ok: true, text: text.into(), class: None, warns: true }
     }
 }
 
@@ -46,12 +52,19 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     let (_parts, world) = match built {
         Ok(built) => built,
         Err(error) => {
-            return vec![Check { name: "config".into(), ok: false, text: error.to_string(), class: Some(Class::Rejected) }];
+            return vec![Check {
+                name: "config".into(),
+                ok: false,
+                text: error.to_string(),
+                class: Some(Class::Rejected),
+                warns: false,
+            }];
         }
     };
     let mut checks = Vec::new();
     for site in world.sites.values() {
         checks.push(Check::of(format!("registry {}", site.name()), greet(site).await));
+        checks.extend(mounts(&world, site).await);
     }
     for route in &world.routes.0 {
         let name = format!("route {}", route.name);
@@ -70,6 +83,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
                     for side in world.destinations(route, repository).unwrap_or_default() {
                         if tried.insert(side.repository.address()) {
                             checks.push(Check::of(format!("write {}", side.repository.address()), write(&side.repository).await));
+                            checks.extend(mutable(&side.repository).await);
                         }
                     }
                 }
@@ -102,7 +116,47 @@ async fn read(source: &Repository) -> Result<String, Fault> {
     }
 }
 
+/// Whether a registry that is written to uploads what it could mount.
+async fn mounts(world: &World, site: &Site) -> Option<Check> {
+    let Site::Ecr(registry) = site else { return None };
+    let written = world.routes.0.iter().flat_map(|route| &route.to).any(|to| **to.registry() == *site.name());
+    match registry.mounts_blobs().await {
+        Ok(Some(false)) if written => Some(Check::warning(
+            format!("registry {}", site.name()),
+            "blob mounting is off: what another of its repositories holds is uploaded again (aws ecr put-account-setting --name BLOB_MOUNTING --value ENABLED)",
+        )),
+        _ => None,
+    }
+}
+
+/// Whether a production repository lets tags move that should not.
+async fn mutable(destination: &Repository) -> Option<Check> {
+    let Repository::Ecr(repository) = destination else { return None };
+    match repository.has_mutable_tags().await {
+        Ok(Some(true)) => Some(Check::warning(
+            format!("write {}", destination.address()),
+            "its tags are mutable: anybody who may push can move them (aws ecr put-image-tag-mutability --image-tag-mutability IMMUTABLE_WITH_EXCLUSION)",
+        )),
+        _ => None,
+    }
+}
+
 async fn write(destination: &Repository) -> Result<String, Fault> {
+    // A check changes nothing: what the first promotion creates is not created here.
+    let (destination, creates) = match destination.clone() {
+        Repository::Ecr(repository) => {
+            let (repository, creates) = repository.as_it_is();
+            (Repository::Ecr(repository), creates)
+        }
+        other => (other, false),
+    };
+    match try_upload(&destination).await {
+        Err(fault) if creates && fault.class() == Class::NotFound => Ok("does not exist; the first promotion creates it".into()),
+        tried => tried,
+    }
+}
+
+async fn try_upload(destination: &Repository) -> Result<String, Fault> {
     let nobodys = Digest::sha256(b"blobferry check --online");
     match destination.begin_upload(&nobodys, None).await? {
         Begin::Mounted => Ok("an upload can be opened".into()),

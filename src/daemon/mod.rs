@@ -8,6 +8,7 @@
 mod build;
 mod check;
 mod copy;
+mod probe;
 pub mod promote;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::build::Parts;
 pub use self::check::{Check, check_online};
 pub use self::copy::{Copy, copy};
+pub use self::probe::probe;
 pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::config::{self, Config};

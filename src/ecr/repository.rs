@@ -55,6 +55,8 @@ struct Shared {
     admitted: OnceCell<()>,
     known: Mutex<Known>,
     mounts: Flight<Option<bool>>,
+    /// Held while a repository is created: one request for all who miss it.
+    creating: tokio::sync::Mutex<()>,
 }
 
 /// What has been learnt.
@@ -88,7 +90,13 @@ impl Registry {
     /// The registry `inner`, to which `login` belongs.
     pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics) -> Registry {
         let control = Control::new(login, inner.name(), metrics);
-        let shared = Shared { control, admitted: OnceCell::new(), known: Mutex::default(), mounts: Flight::new() };
+        let shared = Shared {
+            control,
+            admitted: OnceCell::new(),
+            known: Mutex::default(),
+            mounts: Flight::new(),
+            creating: Default::default(),
+        };
         Registry { inner, shared: Arc::new(shared) }
     }
 
@@ -248,6 +256,17 @@ impl Repository {
         Repository { creation: Some(creation), ..self }
     }
 
+    /// The same repository, left alone when it is missing. The flag: a write would have created it.
+    pub fn as_it_is(self) -> (Repository, bool) {
+        let creates = self.creation.is_some();
+        (Repository { creation: None, ..self }, creates)
+    }
+
+    /// The repository without its control plane.
+    pub fn inner(&self) -> &registry::Repository {
+        &self.inner
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.registry.shared
     }
@@ -333,12 +352,19 @@ impl Repository {
     async fn ask_batch(&self, batch: Vec<Question>) {
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
-        if let Ok(Answer::Denied(fault)) = &answer {
+        let another_way = match &answer {
+            Ok(Answer::Denied(fault)) => Some(fault),
+            // Emulators break down over what they do not know; throttling is for the caller to wait out.
+            Err(fault) if !matches!(fault.class(), Class::Auth | Class::Retryable { after: Some(_) }) => Some(fault),
+            _ => None,
+        };
+        if let Some(fault) = another_way {
             self.shared().deny("BatchCheckLayerAvailability", fault, "the registry is asked about each blob instead");
         }
         for (digest, tell) in batch {
             let told = match &answer {
                 Ok(Answer::Given(found)) => Ok(found.get(&digest).copied().unwrap_or(Presence::Absent)),
+                _ if another_way.is_some() => Err(Unasked::AskThere),
                 Ok(Answer::Denied(_)) => Err(Unasked::AskThere),
                 Err(fault) => Err(Unasked::Failed(fault.class(), fault.chain())),
             };
@@ -352,7 +378,12 @@ impl Repository {
         self.shared().admit().await?;
         let Some(creation) = &self.creation else { return Ok(()) };
         let name = self.inner.repository();
-        if self.shared().known().there.contains_key(name) {
+        let is_there = || self.shared().known().there.contains_key(name);
+        if is_there() {
+            return Ok(());
+        }
+        let _alone = self.shared().creating.lock().await;
+        if is_there() {
             return Ok(());
         }
         let created = creation.ensure(self).await?;

@@ -98,7 +98,7 @@ impl Looking<'_> {
         let health = &self.world.engine.metrics.health;
         let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
         let mark = health.mark(registries);
-        let (listing, lists) = futures::join!(self.list_source(&source), self.list_destinations(&sides));
+        let (listing, lists) = futures::join!(self.list_source(&source, &sides), self.list_destinations(&sides));
         let listing = match listing {
             Ok(Some(listing)) => listing,
             Ok(None) => return self.fruitless(self.no_such_repository(&source)),
@@ -158,10 +158,12 @@ impl Looking<'_> {
         Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
     }
 
-    async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
+    async fn list_source(&self, source: &Repository, sides: &[Side]) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        let choice = self.route.selection.choose(tags.keys());
+        // What a route has named in its own source is never a source again.
+        let own = |tag: &&Tag| !sides.iter().any(|side| side.is_itself(source) && side.naming.made(tag));
+        let choice = self.route.selection.choose(tags.keys().filter(own));
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
         let excluded = if self.ask.tags.is_empty() { choice.excluded } else { named_but_left_out };
@@ -253,17 +255,30 @@ impl Looking<'_> {
         };
         let mut found = Found::default();
         if let Some(list) = &view.list {
-            let alone = list.keys().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
+            let named: HashSet<Tag> = listing.tags.keys().filter_map(|tag| side.naming.name(tag)).collect();
+            let ours = |tag: &&Tag| side.naming.made(tag) && !tag.travels_with_subject();
+            let alone = list.keys().filter(ours).filter(|tag| !named.contains(*tag));
             found.totals.only_in_destination = alone.count() as u64;
         }
+        let nameable = |tag: &&Tag| side.naming.name(tag).is_some();
+        found.trouble.extend(listing.chosen.iter().filter(|tag| !nameable(tag)).map(|tag| self.nameless(side, tag)));
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
-            listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
+            listing.chosen.iter().filter(nameable).cloned().partition(|tag| self.route.selection.is_moving(tag));
         let mut conflicts = view.tend(fixed, &mut found).await;
         // Fixed tags that were not looked at: the ledger knows of their conflicts.
         conflicts.extend(known.iter().filter(|_| !self.ask.tags.is_empty()).copied());
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
         found
+    }
+
+    /// A tag that has no name at the destination.
+    fn nameless(&self, side: &Side, tag: &Tag) -> Trouble {
+        let address = side.repository.address();
+        Trouble::from(&Fault::rejected(format!(
+            "route {}: {tag} would be too long a tag under its name in {address}",
+            self.route.name
+        )))
     }
 
     /// What the ledger says is in trouble there; returns the digests in conflict. The routine poll goes on from what this process
@@ -368,7 +383,7 @@ impl View<'_> {
                     found.totals.add(Outcome::UpToDate);
                     // A hint does not confirm itself.
                     if !by_hint {
-                        equal.push((tag, Some(digest)));
+                        equal.push((self.there(&tag), Some(digest)));
                     }
                 }
                 Tended::Settled(settled) => {
@@ -451,11 +466,17 @@ impl View<'_> {
         Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
     }
 
+    /// What a tag is called at the destination. The look has left out what cannot be called so.
+    fn there(&self, tag: &Tag) -> Tag {
+        self.side.naming.name(tag).unwrap_or_else(|| tag.clone())
+    }
+
     /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
     async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
         let now = Instant::now();
+        let called = &self.there(tag);
         let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
-        if self.list.as_ref().is_some_and(|list| !list.contains_key(tag)) {
+        if self.list.as_ref().is_some_and(|list| !list.contains_key(called)) {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
@@ -469,13 +490,13 @@ impl View<'_> {
                 None => self.source_digest(tag, tally).await,
             }
         };
-        let there = self.list.as_ref().and_then(|list| *list.get(tag)?);
+        let there = self.list.as_ref().and_then(|list| *list.get(called)?);
         let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
-        let hint = if there.is_none() { self.fresh_hint(tag) } else { None };
+        let hint = if there.is_none() { self.fresh_hint(called) } else { None };
         if let Some(known) = there.or(hint) {
             return Ok(Compared { source: source.await?, destination: Seen::At(known), at, by_hint: hint.is_some() });
         }
-        let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, tag, tally))?;
+        let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
         Ok(Compared { source, destination, at, by_hint: false })
     }
 
@@ -553,7 +574,7 @@ impl View<'_> {
         let place = Place {
             origin: self.side.repository.origin().clone(),
             repository: self.side.repository.repository().clone(),
-            tag: tag.clone(),
+            tag: self.there(tag),
         };
         Job {
             key: Key {
@@ -587,6 +608,6 @@ impl View<'_> {
     }
 
     fn destination_name(&self, tag: &Tag) -> String {
-        format!("{}:{tag}", self.side.repository.address())
+        format!("{}:{}", self.side.repository.address(), self.there(tag))
     }
 }

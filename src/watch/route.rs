@@ -7,7 +7,7 @@ mod pattern;
 
 use std::sync::Arc;
 
-pub use pattern::{ParseError, Pattern, Template};
+pub use pattern::{Naming, ParseError, Pattern, Template};
 
 use super::rules::Selection;
 use crate::ecr;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::route::{Create, Route, Routes};
+use super::route::{Create, Naming, Route, Routes};
 use crate::ecr;
+use crate::endpoint::Source as _;
 use crate::fault::Fault;
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
@@ -50,6 +51,15 @@ pub struct Side {
     pub registry: Arc<str>,
     /// The repository.
     pub repository: Repository,
+    /// What tags are called there.
+    pub naming: Naming,
+}
+
+impl Side {
+    /// Whether this is the repository `source` itself, under other tags.
+    pub fn is_itself(&self, source: &Repository) -> bool {
+        self.repository.origin() == source.origin() && self.repository.repository() == source.repository()
+    }
 }
 
 impl World {
@@ -78,7 +88,7 @@ impl World {
             let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
             let there = self.site(template.registry()).repository(name);
             let there = self.created(route, repository, there);
-            Ok(Side { registry: template.registry().clone(), repository: there })
+            Ok(Side { registry: template.registry().clone(), repository: there, naming: template.naming().clone() })
         };
         route.to.iter().map(fill).collect()
     }

@@ -130,6 +130,9 @@ async fn thousands_of_equal_tags_cost_a_page_for_each_thousand() {
         ecr.invent_tags(repository, (0..3000).map(|number| format!("v{number}")));
     }
     let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    // The first look that asks for them learns that nobody has signed these images.
+    ferry.sync(&[]).await.expect(0);
+    ecr.forget_log();
     let run = ferry.sync(&[]).await.expect(0);
     assert_eq!(run.total("up_to_date"), 3000);
     assert!(ecr.count("DescribeImages") <= 12, "{} listing calls", ecr.count("DescribeImages"));
@@ -218,7 +221,7 @@ async fn a_token_that_ends_in_mid_transfer_is_replaced() {
     let ecr = demo().await;
     let image = Image::oci(1, &[2 * MIB, 3000, 4000, 5000]);
     ecr.client().push("staging-demo-app", "v1", &image).await;
-    ecr.ways(|ways| ways.uses = Some(8));
+    ecr.ways(|ways| ways.uses = Some(14));
     let run = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr).sync(&[]).await;
     assert_eq!(run.code, 0, "{}", run.said());
     ecr.client().assert_holds("prod-demo-app", "v1", &image).await;
@@ -405,4 +408,126 @@ async fn a_single_action_that_is_denied_names_principal_action_and_resource() {
         );
         assert_eq!(ecr.client().digest("prod-demo-app", "v1").await, None);
     }
+}
+
+#[tokio::test]
+async fn promotion_may_be_a_tag_of_the_same_repository() {
+    let ecr = Ecr::start(HOME).await;
+    ecr.create("app");
+    let (old, new) = (Image::oci(1, &[MIB]), Image::oci(2, &[600]));
+    ecr.client().push("app", "v1", &old).await;
+    ecr.client().push("app", "v2", &new).await;
+    ecr.client().push("app", "rc", &new).await;
+    let config = Config::new().registry_with("one", &ecr.url(), keys(&ecr, HOME)).raw_route(
+        json!({"name": "app", "from": "one/app", "to": "one/app:prod-{tag}", "tags": {"include": ["*"], "exclude": ["rc"]}}),
+    );
+    let ferry = with_identity(Ferry::new(&config), &ecr);
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!((run.total("promoted"), run.total("excluded")), (2, 1));
+    ecr.client().assert_holds("app", "prod-v1", &old).await;
+    assert_eq!(ecr.count("CompleteLayerUpload"), 0, "only manifests move");
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!((run.total("up_to_date"), run.total("promoted"), run.total("only_in_destination")), (2, 0, 0));
+    assert_eq!(ecr.client().tags("app").await.len(), 5, "what was named is no source");
+    ferry.write_config(
+        &Config::new()
+            .registry_with("one", &ecr.url(), keys(&ecr, HOME))
+            .raw_route(json!({"name": "app", "from": "one/app", "to": "one/app:prod-{tga}", "tags": {"include": ["*"]}})),
+    );
+    ferry.run(&["check"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn a_check_warns_probes_and_creates_nothing() {
+    let ecr = Ecr::start(HOME).await;
+    ecr.create("staging-demo-app").create("prod-demo-app").create_with("throw-away", json!({"imageTagMutability": "IMMUTABLE"}));
+    ecr.client().push("staging-demo-app", "v1", &Image::oci(1, &[500])).await;
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    let run = ferry.run(&["check", "--online", "--probe-repository", "staging/throw-away"]).await.expect(0);
+    for words in [
+        "user/builder",
+        "blob mounting is off",
+        "its tags are mutable",
+        "reports 5242880, 5242880, 5242880",
+        "its status says gone; a part in the wrong place says 15728640",
+        "going on from there works",
+        "refused: the tag is immutable",
+        "no digest",
+    ] {
+        assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
+    }
+    ferry.write_config(&one_account(&ecr, json!({"to": "production/absent", "create": "clone"})));
+    let run = ferry.run(&["check", "--online"]).await.expect(0);
+    assert!(run.stdout.contains("the first promotion creates it"), "{}", run.stdout);
+    assert_eq!(ecr.settings("absent"), None);
+}
+
+/// What the identity's policy of a registry allows.
+fn allowed(policies: &Value, registry: &str) -> BTreeSet<String> {
+    let statements = policies[registry]["identity_policy"]["Statement"].as_array().unwrap();
+    let actions = statements.iter().flat_map(|statement| statement["Action"].as_array().unwrap());
+    actions.map(|action| action.as_str().unwrap().strip_prefix("ecr:").unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_policies_allow_exactly_what_is_used() {
+    let (staging, production) = (Ecr::start(HOME).await, Ecr::start(OTHER).await);
+    for repository in ["team/a", "team/b", "team/c"] {
+        staging.create(repository);
+        staging.set_policies(repository, "{}", "{}");
+    }
+    let image = platforms();
+    staging.client().push("team/a", "v1", &image).await;
+    staging.client().push("team/b", "v1", &image).await;
+    production.ways(|ways| ways.mounting = true);
+    let config = Config::new().registry_with("staging", &staging.url(), keys(&staging, HOME)).registry_with(
+        "production",
+        &production.url(),
+        keys(&production, OTHER),
+    );
+    let route =
+        json!({"name": "all", "from": "staging/team/*", "to": "production/{1}", "tags": {"include": ["*"]}, "create": "clone"});
+    let ferry = with_identity(Ferry::new(&config.raw_route(route)), &staging);
+    ferry.sync(&[]).await.expect(0);
+    // What is mounted and asked about is there by now; what is listed by the registry shows when nothing else may.
+    staging.client().push("team/a", "v2", &Image::of_layers(5, vec![image.blobs[1].clone(), Blob::layer(9, 90)])).await;
+    staging.client().push("team/c", "v1", &image).await;
+    ferry.sync(&[]).await.expect(0);
+    assert!(production.count("GetAccountSetting") > 0, "a blob that production holds elsewhere is mounted");
+    ferry.delete_index();
+    staging.client().push("team/a", "v3", &Image::of_layers(6, vec![image.blobs[1].clone()])).await;
+    ferry.sync(&[]).await.expect(0);
+    for ecr in [&staging, &production] {
+        ecr.ways(|ways| ways.denied = ["DescribeImages", "DescribeRepositories"].into());
+    }
+    let config = Config::new().registry_with("staging", &staging.url(), keys(&staging, HOME)).registry_with(
+        "production",
+        &production.url(),
+        keys(&production, OTHER),
+    );
+    ferry.write_config(
+        &config.raw_route(json!({"name": "a", "from": "staging/team/a", "to": "production/a", "tags": {"include": ["*"]}})),
+    );
+    ferry.sync(&[]).await.expect(0);
+
+    let used = staging.actions().into_iter().chain(production.actions()).collect::<BTreeSet<_>>();
+    let config = Config::new().registry_with("staging", &staging.url(), keys(&staging, HOME)).registry_with(
+        "production",
+        &production.url(),
+        keys(&production, OTHER),
+    );
+    ferry.write_config(&config.raw_route(
+        json!({"name": "all", "from": "staging/team/*", "to": "production/{1}", "tags": {"include": ["*"]}, "create": "clone"}),
+    ));
+    let printed = ferry.run(&["iam"]).await.expect(0);
+    let policies: Value = serde_json::from_str(&printed.stdout).unwrap();
+    for (registry, ecr) in [("staging", &staging), ("production", &production)] {
+        let missing: Vec<String> = ecr.actions().difference(&allowed(&policies, registry)).cloned().collect();
+        assert!(missing.is_empty(), "{registry} needs {missing:?}");
+    }
+    let all: BTreeSet<String> = allowed(&policies, "staging").union(&allowed(&policies, "production")).cloned().collect();
+    // Tags of a repository are given with its creation, which needs the right all the same.
+    let idle: Vec<&String> = all.difference(&used).filter(|action| *action != "TagResource").collect();
+    assert!(idle.is_empty(), "nobody needs {idle:?}");
+    assert!(!used.iter().any(|action| action.contains("Delete")));
 }

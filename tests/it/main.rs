@@ -11,6 +11,7 @@ mod layout;
 mod layouts;
 mod memory_bound;
 mod metrics;
+mod moto;
 mod promote;
 mod running;
 mod table;

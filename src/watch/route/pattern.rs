@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use crate::oci::RepositoryName;
 use crate::oci::reference::ParseError as NameError;
+use crate::oci::{RepositoryName, Tag};
 
 /// Most wildcards in a pattern, and the highest capture of a template.
 const MOST_CAPTURES: usize = 16;
@@ -32,6 +32,9 @@ pub enum ParseError {
     /// A wildcard in a destination.
     #[error("\"{0}\" has a wildcard (a destination uses what `from` captured: {{1}}, {{2}}, …)")]
     Wildcard(String),
+    /// What stands behind the colon gives no tag.
+    #[error("\"{0}\" fits no tag (letters, digits and _ . - around one {{tag}}, not starting with . or -)")]
+    Tag(String),
     /// A capture that `from` does not have.
     #[error("there is no capture {{{wanted}}}: `from` has {}", count(*.there))]
     Capture {
@@ -195,6 +198,42 @@ pub struct Template {
     text: Arc<str>,
     pieces: Vec<Piece>,
     reach: Reach,
+    naming: Naming,
+}
+
+/// What a tag is called at the destination: the same, or with something before and behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Naming {
+    before: String,
+    behind: String,
+}
+
+impl Naming {
+    /// Reads `prod-{tag}`.
+    fn parse(text: &str) -> Option<Naming> {
+        let (before, behind) = text.split_once("{tag}")?;
+        format!("{before}x{behind}").parse::<Tag>().ok()?;
+        Some(Naming { before: before.to_owned(), behind: behind.to_owned() })
+    }
+
+    /// Whether tags keep their names.
+    pub fn keeps(&self) -> bool {
+        *self == Naming::default()
+    }
+
+    /// What `tag` is called there. `None`: that would be no tag, because it would be too long.
+    pub fn name(&self, tag: &Tag) -> Option<Tag> {
+        match self.keeps() {
+            true => Some(tag.clone()),
+            false => format!("{}{tag}{}", self.before, self.behind).parse().ok(),
+        }
+    }
+
+    /// Whether a tag looks like one that was named so.
+    pub fn made(&self, tag: &Tag) -> bool {
+        let inner = tag.as_str().strip_prefix(self.before.as_str()).and_then(|rest| rest.strip_suffix(self.behind.as_str()));
+        inner.is_some_and(|inner| !inner.is_empty())
+    }
 }
 
 /// Which repositories a template may be filled to.
@@ -222,6 +261,10 @@ impl Template {
     /// [`ParseError`], when a capture does not exist or no filling makes a repository name.
     pub fn parse(text: &str, from: &Pattern) -> Result<Template, ParseError> {
         let (registry, repository) = split(text)?;
+        let (repository, naming) = match repository.split_once(':') {
+            Some((repository, naming)) => (repository, Naming::parse(naming).ok_or_else(|| ParseError::Tag(clip(text)))?),
+            None => (repository, Naming::default()),
+        };
         if repository.contains('*') {
             return Err(ParseError::Wildcard(clip(text)));
         }
@@ -238,7 +281,7 @@ impl Template {
             return Err(ParseError::Name(clip(text)));
         }
         let reach = reach(&pieces, from).map_err(|_| ParseError::Name(clip(text)))?;
-        Ok(Template { registry: registry.into(), text: repository.into(), pieces, reach })
+        Ok(Template { registry: registry.into(), text: repository.into(), pieces, reach, naming })
     }
 
     /// The registry's name in the config.
@@ -249,6 +292,11 @@ impl Template {
     /// The repository part, as written.
     pub fn repository(&self) -> &str {
         &self.text
+    }
+
+    /// What tags are called there.
+    pub fn naming(&self) -> &Naming {
+        &self.naming
     }
 
     /// The destination for what the pattern captured.
@@ -318,13 +366,17 @@ fn pieces(template: &str) -> Option<Vec<Piece>> {
 
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry, self.text)
+        write!(f, "{}/{}", self.registry, self.text)?;
+        match self.naming.keeps() {
+            true => Ok(()),
+            false => write!(f, ":{}{{tag}}{}", self.naming.before, self.naming.behind),
+        }
     }
 }
 
 impl PartialEq for Template {
     fn eq(&self, other: &Template) -> bool {
-        self.registry == other.registry && self.text == other.text
+        self.registry == other.registry && self.text == other.text && self.naming == other.naming
     }
 }
 

@@ -151,6 +151,7 @@ impl Watch {
         }
         if fresh {
             self.standing.discovered(route, discovered);
+            self.world().metrics.retain_repositories(route, &discovered.repositories);
             self.verified.retain(|key, _| key.route != *route || discovered.repositories.contains(&key.repository));
             self.board.update_route(route, |entry| entry.repositories = discovered.repositories.len());
         }

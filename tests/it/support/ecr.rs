@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::image::sha256;
+use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
 
 /// The account whose user runs the program, unless it assumes a role.
@@ -63,6 +63,8 @@ struct Kept {
     tags: BTreeMap<String, String>,
     images: BTreeMap<String, f64>,
     archived: BTreeSet<String>,
+    /// Manifests that only exist here.
+    invented: BTreeMap<String, String>,
     /// Blobs that committed manifests refer to.
     committed: BTreeSet<String>,
 }
@@ -139,12 +141,16 @@ impl Ecr {
         self
     }
 
-    /// Tags that only the control plane knows: enough for looks that find nothing to do.
+    /// Tags of images without blobs in the registry behind: enough for looks that find nothing to do.
     pub fn invent_tags(&self, repository: &str, tags: impl Iterator<Item = String>) {
         let mut state = self.shared.state();
         let kept = state.repositories.get_mut(repository).expect("the repository was created");
         for tag in tags {
-            let digest = sha256(tag.as_bytes());
+            let empty = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2});
+            let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": empty, "layers": [empty], "annotations": {"tag": tag}});
+            let manifest = manifest.to_string();
+            let digest = sha256(manifest.as_bytes());
+            kept.invented.insert(digest.clone(), manifest);
             kept.images.insert(digest.clone(), 1_760_000_000.0);
             kept.tags.insert(tag, digest);
         }
@@ -464,11 +470,10 @@ fn parts(path: &str) -> Option<(String, &'static str, String)> {
     None
 }
 
-fn action(method: &Method, what: &str, query: &str) -> &'static str {
+fn action(method: &Method, what: &str) -> &'static str {
     match (method.as_str(), what) {
         ("HEAD", "blob") => "BatchCheckLayerAvailability",
         ("GET", "blob") => "GetDownloadUrlForLayer",
-        ("POST", "upload") if query.contains("mount=") => "InitiateLayerUpload",
         ("POST", "upload") => "InitiateLayerUpload",
         ("PATCH", "upload") => "UploadLayerPart",
         ("PUT", "upload") => "CompleteLayerUpload",
@@ -476,7 +481,7 @@ fn action(method: &Method, what: &str, query: &str) -> &'static str {
         ("GET" | "HEAD", "manifest") => "BatchGetImage",
         ("PUT", "manifest") => "PutImage",
         ("GET", "tags") => "ListImages",
-        ("GET", "referrers") => "ListImageReferrers",
+        ("GET", "referrers") => "BatchGetImage",
         (method, what) => panic!("the data plane was asked to {method} {what}"),
     }
 }
@@ -516,12 +521,13 @@ impl Shared {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         let Some((repository, what, reference)) = parts(&path) else { return reply(200, "application/json", "{}") };
-        let action = action(request.method(), what, &query);
+        let action = action(request.method(), what);
         match self.admit(action, &principal, &repository) {
             Ok(()) => {}
             Err(Refused::Throttled) => return error(429, "TOOMANYREQUESTS", "Rate exceeded"),
             Err(Refused::Denied(text)) => return error(403, "DENIED", &text),
         }
+        self.log_more(&principal, &repository, &query, &request);
         if !self.is_there(&repository, request.method(), what) {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
@@ -529,9 +535,34 @@ impl Shared {
         match (request.method().as_str(), what) {
             ("POST", "upload") => self.open(&repository, &query, request).await,
             (_, "upload") => self.session(&repository, &reference, &query, request, principal == TESTS).await,
+            (_, "manifest") if self.invented(&repository, &reference).is_some() => {
+                reply(200, OCI_MANIFEST, self.invented(&repository, &reference).unwrap_or_default())
+            }
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
         }
+    }
+
+    /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
+    fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
+        let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        let act = |action: &str| Act {
+            action: action.into(),
+            principal: principal.into(),
+            repository: repository.into(),
+            at: Instant::now(),
+        };
+        let more = [
+            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
+            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
+        ];
+        if principal != TESTS {
+            self.state().log.extend(more.into_iter().flatten());
+        }
+    }
+
+    fn invented(&self, repository: &str, digest: &str) -> Option<String> {
+        self.state().repositories.get(repository)?.invented.get(digest).cloned()
     }
 
     fn is_there(&self, repository: &str, method: &Method, what: &str) -> bool {
