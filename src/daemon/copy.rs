@@ -20,7 +20,7 @@ use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Settle, Stop};
 use crate::watch::look::MOST_TAGS;
@@ -220,7 +220,7 @@ async fn companions(
             let cursor = cursor.clone();
             async move { source.tags(cursor.as_ref()).await }
         };
-        let Some(page) = retry(engine.settings.retry, &engine.metrics, source.registry(), stop, act).await? else {
+        let Some(page) = engine.ask(source.origin(), source.registry(), Traffic::Listing.of_look(), stop, act).await? else {
             return Ok(companions);
         };
         read += page.entries.len();

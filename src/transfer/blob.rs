@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 
 use super::Trip;
 use super::claims::Subject;
+use super::limits::Traffic;
 use super::resume::Standing;
-use super::retry::{Budget, stoppable};
+use super::retry::{Budget, opened, stoppable};
 use super::verify::{Checkpoint, Opening, Road, Watchers};
 use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Sent, Source, Upload, UploadStyle};
 use crate::fault::{Class, Fault};
@@ -88,7 +89,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn ask_whether_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        match self.ask_destination(|destination| async move { destination.has_blob(&digest).await }).await? {
+        match self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await? {
             Presence::Present { size } => {
                 self.of_size(blob, size)?;
                 self.remember_blob(blob).await;
@@ -167,7 +168,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn open_upload(&self, blob: &Descriptor, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
         let digest = blob.digest;
-        self.ask_destination(|destination| {
+        self.ask_destination(Traffic::Uploads, |destination| {
             let from = from.cloned();
             async move { destination.begin_upload(&digest, from.as_ref()).await }
         })
@@ -176,14 +177,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
     pub(super) async fn send(&self, blob: &Descriptor, mut standing: Standing) -> Result<BlobOutcome, Fault> {
-        let _read = stoppable(&self.stop.drain, self.engine.limits.lane(self.source.origin()).read()).await?;
-        let _write = stoppable(&self.stop.drain, self.engine.limits.lane(self.destination.origin()).write()).await?;
-        let _permit = stoppable(&self.stop.drain, self.engine.limits.blob()).await?;
         self.progress.bytes_planned.fetch_add(blob.size, Ordering::Relaxed);
         self.journal_opening(blob, &standing).await;
         let mut patience = Patience { budget: Budget::new(self.engine.settings.retry), best: standing.offset, afresh: false };
         let resumed = loop {
-            match self.send_once(blob, &mut standing).await {
+            let permits = self.permits().await?;
+            let sent = self.send_once(blob, &mut standing).await;
+            drop(permits);
+            match sent {
                 Ok(()) => break standing.resumed,
                 Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
                     Some(next) => standing = next,
@@ -195,6 +196,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
         self.remember_blob(blob).await;
         Ok(BlobOutcome::Copied { resumed })
+    }
+
+    /// The right to move one blob, once both registries let us.
+    async fn permits(&self) -> Result<impl Sized + use<S, D>, Fault> {
+        let limits = &self.engine.limits;
+        let (source, destination) = (limits.lane(self.source.origin()), limits.lane(self.destination.origin()));
+        let (patience, drain) = (&self.engine.settings.retry, &self.stop.drain);
+        loop {
+            opened(&source, Traffic::Blobs, patience, self.stop).await?;
+            opened(&destination, Traffic::Uploads, patience, self.stop).await?;
+            let permits = (
+                stoppable(drain, source.read()).await?,
+                stoppable(drain, destination.write()).await?,
+                stoppable(drain, limits.blob()).await?,
+            );
+            if source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero() {
+                return Ok(permits);
+            }
+        }
     }
 
     /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
@@ -216,7 +236,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
             class @ Class::Retryable { .. } if !standing.source_failed => {
                 let Some(wait) = patience.budget.next(class) else { return Err(fault) };
-                self.engine.metrics.retried(self.destination.registry(), class, wait);
+                self.engine.metrics.retried(self.destination.registry(), class);
                 tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
                 stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
                 let next = self.go_on(blob, standing).await?;
@@ -273,7 +293,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Opens the source at an offset; opens it again with patience that starts anew whenever bytes have come.
     fn opener(&self, blob: Descriptor) -> super::verify::Open {
         let (source, settings, metrics) = (self.source.clone(), self.engine.settings.retry, self.engine.metrics.clone());
-        let drain = self.stop.drain.clone();
+        let (stop, lane) = (self.stop.clone(), self.engine.limits.lane(source.origin()));
         let mut budget = Budget::new(settings);
         let mut last = None;
         Box::new(move |offset| {
@@ -286,15 +306,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     budget.next(Class::RETRYABLE)
                 }
             };
-            let (source, blob, metrics, drain, mut budget) =
-                (source.clone(), blob.clone(), metrics.clone(), drain.clone(), budget.clone());
+            let (source, blob, metrics, mut budget) = (source.clone(), blob.clone(), metrics.clone(), budget.clone());
+            let (stop, lane) = (stop.clone(), lane.clone());
             let opening: Opening = Box::pin(async move {
                 let Some(mut wait) = wait else {
                     return Err(Fault::retryable(format!("{} breaks off again and again at byte {offset}", source.address())));
                 };
                 loop {
-                    stoppable(&drain, tokio::time::sleep(wait)).await?;
-                    match source.read_blob(&blob, offset).await {
+                    stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
+                    budget.excuse(opened(&lane, Traffic::Blobs, &settings, &stop).await?);
+                    let turn = lane.turn(Traffic::Blobs).await;
+                    let read = source.read_blob(&blob, offset).await;
+                    metrics.rate_limited(source.registry(), turn.learn(&read));
+                    drop(turn);
+                    match read {
                         Ok(Some(body)) => return Ok::<BlobBody, Fault>(body),
                         Ok(None) => {
                             return Err(Fault::not_found(format!(
@@ -304,7 +329,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                         }
                         Err(fault) => match budget.next(fault.class()) {
                             Some(next) => {
-                                metrics.retried(source.registry(), fault.class(), next);
+                                metrics.retried(source.registry(), fault.class());
                                 wait = next;
                             }
                             None => return Err(fault),
@@ -352,7 +377,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn chunk(&self, blob: &Descriptor, upload: &mut Upload, offset: u64, length: u64, road: &Road) -> Result<(), Fault> {
         let end = offset + length;
-        match self.destination.send_chunk(upload, offset, length, road.leg(length)).await? {
+        match self.body(road, self.destination.send_chunk(upload, offset, length, road.leg(length))).await? {
             Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
                 Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
             ),
@@ -369,10 +394,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             self.verify_rest(blob, road).await?;
         }
         self.journal_finishing(blob).await;
-        match self.destination.finish_upload(upload, &blob.digest, offset, length, road.leg(length)).await? {
+        match self.body(road, self.destination.finish_upload(upload, &blob.digest, offset, length, road.leg(length))).await? {
             Sent::Accepted { .. } => Ok(()),
             other => Err(self.lost(other)),
         }
+    }
+
+    /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
+    async fn body<T>(&self, road: &Road, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let lane = self.engine.limits.lane(self.destination.origin());
+        let turn = lane.part(Traffic::Uploads).await;
+        let result = request.await;
+        if road.source_fault().is_none() {
+            self.engine.metrics.rate_limited(self.destination.registry(), turn.learn(&result));
+        }
+        result
     }
 
     /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of

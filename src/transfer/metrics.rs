@@ -69,8 +69,10 @@ impl Metrics {
         registry.register(Box::new(jobs_in_flight.clone()))?;
         let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
         registry.register(Box::new(resumes.clone()))?;
-        let rate_limited =
-            Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
+        let rate_limited = Opts::new(
+            "blobferry_rate_limited_seconds_total",
+            "Seconds for which a registry asked us to send no requests of some kind.",
+        );
         let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
         registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
@@ -194,10 +196,14 @@ impl Metrics {
         self.digest_mismatches.with_label_values(&[registry]).inc();
     }
 
-    /// Another try, after `wait`.
-    pub fn retried(&self, registry: &str, class: Class, wait: Duration) {
+    /// Another try.
+    pub fn retried(&self, registry: &str, class: Class) {
         self.retries.with_label_values(&[registry, class.name()]).inc();
-        if matches!(class, Class::Retryable { after: Some(_) }) {
+    }
+
+    /// A registry asked for so much more time.
+    pub fn rate_limited(&self, registry: &str, wait: Duration) {
+        if !wait.is_zero() {
             self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
         }
     }

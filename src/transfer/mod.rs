@@ -12,6 +12,7 @@ mod claims;
 pub mod limits;
 pub mod metrics;
 mod name;
+mod pace;
 pub mod plan;
 mod referrers;
 mod resume;
@@ -30,12 +31,13 @@ use tokio::time::Instant;
 
 use self::claims::Claims;
 pub use self::limits::Limits;
+use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
 use self::plan::Decision;
 pub use self::retry::Stop;
 use self::retry::retry;
 pub use self::settle::Settle;
-use crate::endpoint::{Destination, Source, Tally};
+use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
 use crate::job::{BlobOutcome, Job, Key, Outcome, Progress};
@@ -122,6 +124,24 @@ impl Engine {
     /// The same engine under other settings.
     pub fn with(&self, settings: Settings) -> Engine {
         Engine { settings, ..self.clone() }
+    }
+
+    /// Asks a registry: when its time has come, and again as long as that may help.
+    ///
+    /// # Errors
+    /// The last failure, or one of class `Cancelled`.
+    pub async fn ask<T, F>(
+        &self,
+        origin: &Origin,
+        registry: &str,
+        errand: impl Into<Errand>,
+        stop: &Stop,
+        act: impl FnMut() -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        retry(self, &self.limits.lane(origin), registry, errand, stop, act).await
     }
 
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
@@ -275,23 +295,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Asks the source: under its limits, with retry.
-    async fn ask_source<T, F>(&self, act: impl Fn(S) -> F) -> Result<T, Fault>
+    async fn ask_source<T, F>(&self, traffic: Traffic, act: impl Fn(S) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let lane = self.engine.limits.lane(self.source.origin());
-        let act = || lane.send(act(self.source.clone()));
-        retry(self.engine.settings.retry, &self.engine.metrics, self.source.registry(), self.stop, act).await
+        let source = &self.source;
+        self.engine.ask(source.origin(), source.registry(), traffic, self.stop, || act(source.clone())).await
     }
 
     /// Asks the destination: under its limits, with retry.
-    async fn ask_destination<T, F>(&self, act: impl Fn(D) -> F) -> Result<T, Fault>
+    async fn ask_destination<T, F>(&self, traffic: Traffic, act: impl Fn(D) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        let act = || lane.send(act(self.destination.clone()));
-        retry(self.engine.settings.retry, &self.engine.metrics, self.destination.registry(), self.stop, act).await
+        let destination = &self.destination;
+        self.engine.ask(destination.origin(), destination.registry(), traffic, self.stop, || act(destination.clone())).await
     }
 
     /// Whether a hint from `seen` needs no asking.

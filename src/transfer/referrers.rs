@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Trip;
 use super::claims::Subject;
+use super::limits::Traffic;
 use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::endpoint::{Cursor, Destination, Put, Source};
@@ -94,7 +95,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut cursor: Option<Cursor> = None;
         loop {
             let page = self
-                .ask_source(|source| {
+                .ask_source(Traffic::Listing, |source| {
                     let cursor = cursor.clone();
                     async move { source.referrers(subject, cursor.as_ref()).await }
                 })
@@ -157,13 +158,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let target = Target::Tag(tag.clone());
             async move { destination.manifest(&target).await }
         };
-        let current = self.ask_destination(read).await?;
+        let current = self.ask_destination(Traffic::Manifests, read).await?;
         let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
         let write = |destination: D| {
             let (target, index) = (Target::Tag(tag.clone()), index.clone());
             async move { destination.put_manifest(&target, &index).await }
         };
-        match self.ask_destination(write).await? {
+        match self.ask_destination(Traffic::Writes, write).await? {
             Put::Accepted { .. } => Ok(()),
             Put::Immutable | Put::Missing(_) => {
                 Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())))

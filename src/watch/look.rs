@@ -23,7 +23,7 @@ use crate::index::TagHint;
 use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Seen, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag, Target};
 use crate::site::Repository;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};
 
@@ -200,7 +200,7 @@ impl Looking<'_> {
         let mut seen = HashSet::new();
         loop {
             let page = self
-                .ask_side(repository, |repository| {
+                .ask_side(repository, Traffic::Listing, |repository| {
                     let cursor = cursor.clone();
                     async move { repository.tags(cursor.as_ref()).await }
                 })
@@ -221,13 +221,13 @@ impl Looking<'_> {
         }
     }
 
-    async fn ask_side<T, F>(&self, repository: &Repository, act: impl Fn(Repository) -> F) -> Result<T, Fault>
+    async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let engine = &self.world.engine;
-        let lane = engine.limits.lane(repository.origin());
-        retry(engine.settings.retry, &engine.metrics, repository.registry(), self.stop, || lane.send(act(repository.clone()))).await
+        let act = || act(repository.clone());
+        engine.ask(repository.origin(), repository.registry(), traffic.of_look(), self.stop, act).await
     }
 
     /// Looks at one destination and has carried what differs there.
@@ -442,7 +442,7 @@ impl View<'_> {
         let counted = repository.counted(tally);
         let resolved = self
             .looking
-            .ask_side(&counted, |side| {
+            .ask_side(&counted, Traffic::Manifests, |side| {
                 let target = target.clone();
                 async move { side.resolve(&target).await }
             })
@@ -453,7 +453,7 @@ impl View<'_> {
             Some(_) => {
                 let manifest = self
                     .looking
-                    .ask_side(&counted, |side| {
+                    .ask_side(&counted, Traffic::Manifests, |side| {
                         let target = target.clone();
                         async move { side.manifest(&target).await }
                     })

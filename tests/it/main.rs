@@ -10,6 +10,7 @@ mod memory_bound;
 mod metrics;
 mod promote;
 mod running;
+mod storm;
 mod table;
 mod tools;
 mod unit;
