@@ -536,7 +536,7 @@ impl Progress {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let blob = Arc::new(BlobProgress { label, size, done: AtomicU64::new(0), closing: false.into() });
         self.blobs.lock().expect("no panic while listing").insert(id, blob.clone());
-        ActiveBlob { id, blob, progress: self.clone() }
+        ActiveBlob { id, blob, furthest: AtomicU64::new(0), progress: self.clone() }
     }
 
     /// The blobs that are moving now, oldest first, with a number that stays theirs.
@@ -551,13 +551,15 @@ pub struct ActiveBlob {
     id: u64,
     /// How far it is.
     pub blob: Arc<BlobProgress>,
+    furthest: AtomicU64,
     progress: Arc<Progress>,
 }
 
 impl ActiveBlob {
-    /// Sets how many bytes of the blob have been sent; counts the new ones in the total.
+    /// Sets how many bytes of the blob have been sent; bytes that were never sent before count in the total.
     pub fn at(&self, offset: u64) {
-        let before = self.blob.done.swap(offset, Ordering::Relaxed);
+        self.blob.done.store(offset, Ordering::Relaxed);
+        let before = self.furthest.fetch_max(offset, Ordering::Relaxed);
         self.progress.bytes_done.fetch_add(offset.saturating_sub(before), Ordering::Relaxed);
     }
 }
@@ -575,6 +577,18 @@ mod tests {
     fn report(totals: Totals, trouble: Vec<Trouble>, found: bool) -> u8 {
         let look = Look { jobs: Vec::new(), totals, trouble, found };
         Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look]).exit_code
+    }
+
+    #[test]
+    fn bytes_that_are_sent_again_count_once() {
+        let progress = Arc::new(Progress::default());
+        let blob = progress.start_blob("app".into(), 100);
+        for offset in [40, 80, 10, 60, 100] {
+            blob.at(offset);
+        }
+        assert_eq!((progress.bytes_done.load(Ordering::Relaxed), blob.blob.done.load(Ordering::Relaxed)), (100, 100));
+        drop(blob);
+        assert!(progress.active().is_empty());
     }
 
     #[test]

@@ -49,6 +49,23 @@ Exit codes, the first that applies: 2 usage or configuration, 130 interrupted,
 3 authentication, 1 a job failed, 4 conflict, drift or refusal, 5 what was named
 is not there, 0 everything else.";
 
+const RUN: &str = "\
+Examples:
+  blobferry run                          with /etc/blobferry/blobferry.yaml
+  blobferry run -c blobferry.yaml -v     by hand, with more to read
+  kill -USR1 PID                         look at everything now
+
+Looks at each route every `daemon.poll` and whenever it is asked: by SIGUSR1, by
+`blobferry sync`, by POST /v1/sync. SIGTERM and SIGINT drain: transfers stop at a
+checkpoint within `daemon.grace`; a second one stops at once. A config that is
+not right is refused, at start with exit code 2, on SIGHUP by keeping the old one.";
+
+const SCHEMA: &str = "\
+Examples:
+  blobferry schema > blobferry.schema.json
+  first line of a config, for editors with a YAML language server:
+  # yaml-language-server: $schema=./blobferry.schema.json";
+
 /// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
 #[derive(Debug, Parser)]
 #[command(name = "blobferry", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
@@ -84,6 +101,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the config again
+    #[command(after_help = RUN)]
     Run,
     /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
     Sync(sync::Sync),
@@ -98,6 +116,7 @@ enum Command {
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
     /// Print the JSON schema of the config file, for editors
+    #[command(after_help = SCHEMA)]
     Schema,
     /// Print a completion script for a shell
     Completions(completions::Completions),

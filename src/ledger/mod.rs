@@ -10,14 +10,16 @@
 //! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a registry in the config
 //! loses nothing.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepositoryName};
 use crate::sqlite::{Failure, OpenError, Store};
 
 mod rows;
@@ -156,6 +158,12 @@ impl Ledger {
     pub async fn last(&self, key: &Key) -> Result<Option<Row>, Fault> {
         let key = key.clone();
         self.store.read(move |db| rows::last(db, &key)).await.map_err(unreadable)
+    }
+
+    /// Digests that are in conflict under some tag of a destination repository, as far as the newest rows tell.
+    pub async fn conflicts(&self, origin: &Origin, repository: &RepositoryName) -> Result<HashSet<Digest>, Fault> {
+        let (origin, repository) = (origin.clone(), repository.clone());
+        self.store.read(move |db| rows::conflicts(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
     }
 
     /// Rows, a page at a time.

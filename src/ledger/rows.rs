@@ -1,5 +1,7 @@
 //! The rows: added once, read a page at a time.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
@@ -7,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Facts, names};
 use crate::job::{Key, Settled};
+use crate::oci::Digest;
 
 /// A change of a job's result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +73,18 @@ pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> 
     db.prepare_cached(&format!("SELECT {COLUMNS} FROM outcomes WHERE job = ?1 ORDER BY id DESC LIMIT 1"))?
         .query_row([job], row)
         .optional()
+}
+
+/// The digests whose newest word under some tag of a destination repository is `conflict`.
+pub(super) fn conflicts(db: &Connection, origin: &str, repository: &str) -> rusqlite::Result<HashSet<Digest>> {
+    let sql = "SELECT json_extract(newest.settled, '$.digest') FROM jobs
+        JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
+        WHERE jobs.origin = ?1 AND jobs.repository = ?2 AND json_extract(newest.settled, '$.result') = 'conflict'";
+    let digests = db
+        .prepare_cached(sql)?
+        .query_map([origin, repository], |row| row.get::<_, Option<String>>(0))?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(digests.into_iter().flatten().filter_map(|digest| digest.parse().ok()).collect())
 }
 
 pub(super) fn page(db: &Connection, query: &Query) -> rusqlite::Result<Vec<Row>> {

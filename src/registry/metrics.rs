@@ -73,7 +73,7 @@ impl Operation {
             Operation::Open => "end-4a",
             Operation::Chunk => "end-5",
             Operation::Close => "end-6",
-            Operation::PutManifest => "end-7",
+            Operation::PutManifest => "end-7a",
             Operation::Tags => "end-8",
             Operation::Mount => "end-11",
             Operation::Referrers => "end-12",

@@ -1,10 +1,13 @@
-//! One blob: claim → trust a fresh hint or ask → mount or open an upload → send → hint.
+//! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one → send → hint.
 //!
-//! A blob that many jobs need moves once to each registry: the first job uploads, the others wait for it and mount. The
-//! session that a refused mount leaves is used. No permit is held while waiting for a claim.
+//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it and
+//! mount. The session that a refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
+//!
+//! An upload that fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -14,21 +17,16 @@ use super::limits::Traffic;
 use super::resume::Standing;
 use super::retry::{Budget, opened, stoppable};
 use super::verify::{Checkpoint, Opening, Road, Watchers};
-use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Sent, Source, Upload, UploadStyle};
+use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Resume, Source};
 use crate::fault::{Class, Fault};
+use crate::index::StoredUpload;
 use crate::job::{ActiveBlob, BlobOutcome};
 use crate::oci::{Descriptor, RepositoryName};
 
-/// Repositories among which a mount source is looked for.
+/// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
 /// Blobs larger than this are journalled, so that another process can go on with them.
 const JOURNALLED: u64 = super::verify::CHECKPOINT;
-
-/// How a mount was answered.
-enum Asked {
-    Done(BlobOutcome),
-    Session(Upload),
-}
 
 /// What is left of the patience with one blob.
 struct Patience {
@@ -51,35 +49,51 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let content = Subject::Content(origin.clone(), repository, blob.digest);
         let _one = stoppable(&self.stop.drain, self.engine.claims.take(content)).await?;
+        let stored = self.stored_upload(blob).await;
         if self.is_held(blob).await? {
+            self.forget_upload(blob, stored).await;
             return Ok(BlobOutcome::Present);
         }
-        if let Some(standing) = self.standing_upload(blob).await? {
-            return self.take_up(blob, standing).await;
+        let mut offers = self.offers(blob).await;
+        let mut turn = None;
+        if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
+            // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
+            turn = Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin, blob.digest))).await?);
+            offers = self.offers(blob).await;
         }
-        if let Some(outcome) = self.offer_mount(blob).await? {
-            return Ok(outcome);
+        if let Some(from) = offers.first() {
+            drop(turn);
+            return self.mount(blob, from, stored).await;
         }
-        // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
-        let upload = stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin, blob.digest))).await?;
-        let somebody_was_first = self.offer(blob).await.is_some();
-        if somebody_was_first {
-            drop(upload);
-            if let Some(outcome) = self.offer_mount(blob).await? {
-                return Ok(outcome);
-            }
+        match stored {
+            Some(stored) => self.take_up(blob, stored).await,
+            None => self.upload_afresh(blob).await,
         }
-        self.upload_afresh(blob).await
+    }
+
+    /// Makes the destination repository hold a blob that it said to hold, or was believed to, and then missed: nobody is
+    /// believed or asked any more.
+    pub(super) async fn bring_for_sure(&self, blob: &Descriptor) -> Result<(), Fault> {
+        let content = Subject::Content(self.destination.origin().clone(), self.destination.repository().clone(), blob.digest);
+        let _one = stoppable(&self.stop.drain, self.engine.claims.take(content)).await?;
+        let sent = match self.open_upload(blob, None).await {
+            Ok(Begin::Session(upload)) => self.send(blob, Standing::fresh(upload)).await,
+            Ok(Begin::Mounted) => Err(self.mounts_unasked()),
+            Err(fault) => Err(fault),
+        };
+        self.count_blob(sent.map_err(|fault| self.about(blob, fault))?, blob.size);
+        Ok(())
     }
 
     /// Whether the repository holds the blob: by a hint that needs no asking, or by its own word. Not asked where nobody
-    /// has seen anything yet, nor where the mount request asks at the same time.
+    /// has seen anything yet, nor where the request that opens an upload asks at the same time.
     async fn is_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let hint = self.engine.index.blob(self.destination.origin(), self.destination.repository(), &blob.digest).await;
         if let Some(hint) = &hint
             && self.trusts(hint.seen)
+            && hint.size == blob.size
         {
-            return self.of_size(blob, Some(hint.size)).map(|()| true);
+            return Ok(true);
         }
         if hint.is_none() && (self.job.fresh || self.destination.abilities().mount_asks) {
             return Ok(false);
@@ -116,54 +130,61 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// A repository of the destination's registry that holds the blob and may be mounted from. One is enough: the session
-    /// that a refusal leaves is used.
-    async fn offer(&self, blob: &Descriptor) -> Option<RepositoryName> {
+    /// Repositories of the destination's registry that hold the blob and may be mounted from.
+    async fn offers(&self, blob: &Descriptor) -> Vec<RepositoryName> {
         let mount = self.destination.abilities().mount;
         if mount == Mount::Off {
-            return None;
+            return Vec::new();
         }
         let own = self.destination.repository();
-        if self.source.origin() == self.destination.origin() && self.source.repository() != own {
-            return Some(self.source.repository().clone());
-        }
         let holders = self.engine.index.holders(self.destination.origin(), &blob.digest, HOLDERS).await;
-        let mut usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
-        usable.find(|holder| holder.repository != *own).map(|holder| holder.repository)
+        let usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
+        let mut offers: Vec<_> = usable.map(|holder| holder.repository).filter(|repository| repository != own).collect();
+        if self.source.origin() == self.destination.origin() && self.source.repository() != own {
+            offers.insert(0, self.source.repository().clone());
+        }
+        offers
     }
 
-    /// Offers a mount source, where there is one; the session that a refusal leaves is used for the upload.
-    async fn offer_mount(&self, blob: &Descriptor) -> Result<Option<BlobOutcome>, Fault> {
-        let Some(repository) = self.offer(blob).await else { return Ok(None) };
-        match self.ask_for(blob, Some(&repository)).await? {
-            Asked::Done(outcome) => Ok(Some(outcome)),
-            Asked::Session(upload) => self.send(blob, Standing::fresh(upload)).await.map(Some),
+    /// Offers a mount source. A refusal leaves a session: it is used, unless an earlier process left one with bytes in it.
+    async fn mount(&self, blob: &Descriptor, from: &RepositoryName, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
+        match (self.open_upload(blob, Some(from)).await?, stored) {
+            (Begin::Mounted, stored) => {
+                self.forget_upload(blob, stored).await;
+                self.mounted(blob, from).await
+            }
+            (Begin::Session(upload), None) => self.send(blob, Standing::fresh(upload)).await,
+            (Begin::Session(upload), Some(stored)) => {
+                self.cancel(upload).await;
+                self.take_up(blob, stored).await
+            }
         }
+    }
+
+    /// The content of a mount is what its digest says; the length is compared with what was learnt when it came here.
+    async fn mounted(&self, blob: &Descriptor, from: &RepositoryName) -> Result<BlobOutcome, Fault> {
+        let known = self.engine.index.blob(self.destination.origin(), from, &blob.digest).await;
+        if known.is_some_and(|known| known.size != blob.size) && !self.ask_whether_held(blob).await? {
+            return Err(Fault::retryable("it was mounted and is gone"));
+        }
+        self.remember_blob(blob).await;
+        Ok(BlobOutcome::Mounted)
     }
 
     /// Opens an upload, with the own repository as mount source where that asks whether the blob is there.
     async fn upload_afresh(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
-        let asks = self.destination.abilities().mount_asks && !self.job.fresh;
-        let own = asks.then(|| self.destination.repository().clone());
-        match self.ask_for(blob, own.as_ref()).await? {
-            Asked::Done(outcome) => Ok(outcome),
-            Asked::Session(upload) => self.send(blob, Standing::fresh(upload)).await,
+        let own = self.destination.abilities().mount_asks.then(|| self.destination.repository().clone());
+        match self.open_upload(blob, own.as_ref()).await? {
+            Begin::Session(upload) => self.send(blob, Standing::fresh(upload)).await,
+            Begin::Mounted if own.is_none() => Err(self.mounts_unasked()),
+            // It was there, but nobody has said how long it is.
+            Begin::Mounted if self.ask_whether_held(blob).await? => Ok(BlobOutcome::Present),
+            Begin::Mounted => Err(Fault::retryable("it was there and is gone")),
         }
     }
 
-    async fn ask_for(&self, blob: &Descriptor, from: Option<&RepositoryName>) -> Result<Asked, Fault> {
-        match self.open_upload(blob, from).await? {
-            Begin::Session(upload) => Ok(Asked::Session(upload)),
-            Begin::Mounted if from == Some(self.destination.repository()) => {
-                // It was there, but nobody has said how long it is.
-                let held = self.ask_whether_held(blob).await?;
-                if held { Ok(Asked::Done(BlobOutcome::Present)) } else { Err(Fault::retryable("it was there and is gone")) }
-            }
-            Begin::Mounted => {
-                self.remember_blob(blob).await;
-                Ok(Asked::Done(BlobOutcome::Mounted))
-            }
-        }
+    pub(super) fn mounts_unasked(&self) -> Fault {
+        Fault::retryable(format!("{} mounts what it was not offered", self.destination.registry()))
     }
 
     pub(super) async fn open_upload(&self, blob: &Descriptor, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
@@ -177,25 +198,72 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
     pub(super) async fn send(&self, blob: &Descriptor, mut standing: Standing) -> Result<BlobOutcome, Fault> {
-        self.progress.bytes_planned.fetch_add(blob.size, Ordering::Relaxed);
         self.journal_opening(blob, &standing).await;
-        let mut patience = Patience { budget: Budget::new(self.engine.settings.retry), best: standing.offset, afresh: false };
+        let mut patience = Patience { budget: Budget::new(self.engine.settings.retry), best: standing.held, afresh: false };
+        let mut shown = None;
         let resumed = loop {
-            let permits = self.permits().await?;
-            let sent = self.send_once(blob, &mut standing).await;
-            drop(permits);
-            match sent {
-                Ok(()) => break standing.resumed,
+            let resumed = standing.resumed;
+            match self.send_once(blob, &mut standing, &mut shown).await {
+                Ok(()) => break resumed,
                 Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
                     Some(next) => standing = next,
                     // The cut came after the registry had closed the session.
-                    None => break false,
+                    None => break resumed,
                 },
             }
         };
         self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
         self.remember_blob(blob).await;
         Ok(BlobOutcome::Copied { resumed })
+    }
+
+    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
+    async fn after(
+        &self,
+        blob: &Descriptor,
+        standing: Standing,
+        fault: Fault,
+        patience: &mut Patience,
+    ) -> Result<Option<Standing>, Fault> {
+        match fault.class() {
+            Class::Corrupt if !patience.afresh => {
+                patience.afresh = true;
+                self.start_over(blob, standing).await.map(Some)
+            }
+            class @ Class::Retryable { .. } if !standing.source_failed => match patience.budget.next(class) {
+                Some(wait) => self.go_on_later(blob, standing, fault, wait, patience).await,
+                None => self.give_up(blob, standing, fault).await,
+            },
+            _ => self.give_up(blob, standing, fault).await,
+        }
+    }
+
+    async fn go_on_later(
+        &self,
+        blob: &Descriptor,
+        standing: Standing,
+        fault: Fault,
+        wait: Duration,
+        patience: &mut Patience,
+    ) -> Result<Option<Standing>, Fault> {
+        self.engine.metrics.retried(self.destination.registry(), fault.class());
+        tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
+        stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
+        let next = self.go_on(blob, standing).await?;
+        if let Some(next) = next.as_ref().filter(|next| next.held > patience.best) {
+            patience.best = next.held;
+            patience.budget.progress();
+        }
+        Ok(next)
+    }
+
+    /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
+    async fn give_up(&self, blob: &Descriptor, standing: Standing, fault: Fault) -> Result<Option<Standing>, Fault> {
+        let wrong = matches!(fault.class(), Class::Corrupt | Class::Rejected | Class::NotFound);
+        if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
+            self.drop_upload(blob, standing.upload).await;
+        }
+        Err(fault)
     }
 
     /// The right to move one blob, once both registries let us.
@@ -217,46 +285,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
-    async fn after(
+    /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
+    /// waiting for the next.
+    async fn send_once(
         &self,
         blob: &Descriptor,
-        standing: Standing,
-        fault: Fault,
-        patience: &mut Patience,
-    ) -> Result<Option<Standing>, Fault> {
-        match fault.class() {
-            Class::Corrupt if !patience.afresh => {
-                patience.afresh = true;
-                self.start_over(blob, standing).await.map(Some)
-            }
-            Class::Corrupt => {
-                self.drop_upload(blob, standing.upload).await;
-                Err(fault)
-            }
-            class @ Class::Retryable { .. } if !standing.source_failed => {
-                let Some(wait) = patience.budget.next(class) else { return Err(fault) };
-                self.engine.metrics.retried(self.destination.registry(), class);
-                tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
-                stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
-                let next = self.go_on(blob, standing).await?;
-                if let Some(next) = next.as_ref().filter(|next| next.offset > patience.best) {
-                    patience.best = next.offset;
-                    patience.budget.progress();
-                }
-                Ok(next)
-            }
-            _ => Err(fault),
-        }
-    }
-
-    /// One attempt from where the session stands to the end of the blob.
-    async fn send_once(&self, blob: &Descriptor, standing: &mut Standing) -> Result<(), Fault> {
+        standing: &mut Standing,
+        shown: &mut Option<Arc<ActiveBlob>>,
+    ) -> Result<(), Fault> {
+        let _permits = self.permits().await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
-        let progress = self.progress.start_blob(format!("{} {}", self.destination.repository(), blob.digest.short()), blob.size);
-        let road = self.road(blob, standing, sender, progress);
-        let sent = self.travel(blob, standing, &road, checkpoints).await;
-        self.sent.fetch_add(road.passed().saturating_sub(standing.offset), Ordering::Relaxed);
+        let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
+        let road = self.road(blob, standing, sender.clone(), progress);
+        let start = standing.held;
+        let sent = self.travel(blob, standing, &road, sender, checkpoints).await;
+        self.sent.fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
         standing.passed = road.passed();
         standing.source_failed = road.source_fault().is_some();
         match (sent, road.source_fault()) {
@@ -264,6 +307,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             (Err(_), Some(fault)) => Err(self.blame_source(fault)),
             (Err(fault), None) => Err(fault),
         }
+    }
+
+    fn show(&self, blob: &Descriptor) -> Arc<ActiveBlob> {
+        self.progress.bytes_planned.fetch_add(blob.size, Ordering::Relaxed);
+        Arc::new(self.progress.start_blob(format!("{} {}", self.destination.repository(), blob.digest.short()), blob.size))
     }
 
     fn blame_source(&self, fault: Fault) -> Fault {
@@ -278,7 +326,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         blob: &Descriptor,
         standing: &Standing,
         sender: mpsc::UnboundedSender<Checkpoint>,
-        progress: ActiveBlob,
+        progress: Arc<ActiveBlob>,
     ) -> Road {
         let lane = |origin| Some(self.engine.limits.lane(origin));
         let lanes = [
@@ -287,7 +335,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         ];
         let read = Some(self.engine.metrics.meter(self.source.registry(), "read"));
         let watchers = Watchers { checkpoints: sender, progress: Some(progress), read };
-        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.offset, self.opener(blob.clone()), lanes, watchers)
+        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone()), lanes, watchers)
     }
 
     /// Opens the source at an offset; opens it again with patience that starts anew whenever bytes have come.
@@ -298,7 +346,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut last = None;
         Box::new(move |offset| {
             let wait = match last.replace(offset) {
-                None => Some(std::time::Duration::ZERO),
+                None => Some(Duration::ZERO),
                 Some(before) => {
                     if before < offset {
                         budget.progress();
@@ -341,117 +389,6 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         })
     }
 
-    /// Sends the rest of the blob in the destination's way, journalling checkpoints as they come.
-    async fn travel(
-        &self,
-        blob: &Descriptor,
-        standing: &mut Standing,
-        road: &Road,
-        checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
-    ) -> Result<(), Fault> {
-        let Standing { upload, offset, checkpoints: kept, .. } = standing;
-        let request = self.requests(blob, upload, *offset, road);
-        self.journalled(blob, request, checkpoints, kept).await
-    }
-
-    async fn requests(&self, blob: &Descriptor, upload: &mut Upload, offset: u64, road: &Road) -> Result<(), Fault> {
-        let left = blob.size - offset;
-        match self.destination.abilities().upload {
-            UploadStyle::Whole => self.close(blob, upload, offset, left, road).await,
-            UploadStyle::Stream => {
-                self.chunk(blob, upload, offset, left, road).await?;
-                self.close(blob, upload, blob.size, 0, road).await
-            }
-            UploadStyle::Chunked { least, most, last_in_put } => {
-                let size = upload.chunk_min.unwrap_or(0).max(least).clamp(1, most.max(upload.chunk_min.unwrap_or(0)));
-                let mut offset = offset;
-                while blob.size - offset > if last_in_put { size } else { 0 } {
-                    let length = size.min(blob.size - offset);
-                    self.chunk(blob, upload, offset, length, road).await?;
-                    offset += length;
-                }
-                self.close(blob, upload, offset, blob.size - offset, road).await
-            }
-        }
-    }
-
-    async fn chunk(&self, blob: &Descriptor, upload: &mut Upload, offset: u64, length: u64, road: &Road) -> Result<(), Fault> {
-        let end = offset + length;
-        match self.body(road, self.destination.send_chunk(upload, offset, length, road.leg(length))).await? {
-            Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
-                Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
-            ),
-            Sent::Accepted { .. } => {
-                self.journal_location(blob, upload).await;
-                Ok(())
-            }
-            other => Err(self.lost(other)),
-        }
-    }
-
-    async fn close(&self, blob: &Descriptor, upload: &mut Upload, offset: u64, length: u64, road: &Road) -> Result<(), Fault> {
-        if length == 0 && !road.is_verified() {
-            self.verify_rest(blob, road).await?;
-        }
-        self.journal_finishing(blob).await;
-        match self.body(road, self.destination.finish_upload(upload, &blob.digest, offset, length, road.leg(length))).await? {
-            Sent::Accepted { .. } => Ok(()),
-            other => Err(self.lost(other)),
-        }
-    }
-
-    /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
-    async fn body<T>(&self, road: &Road, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        let turn = lane.part(Traffic::Uploads).await;
-        let result = request.await;
-        if road.source_fault().is_none() {
-            self.engine.metrics.rate_limited(self.destination.registry(), turn.learn(&result));
-        }
-        result
-    }
-
-    /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of
-    /// them.
-    async fn verify_rest(&self, blob: &Descriptor, road: &Road) -> Result<(), Fault> {
-        let mut rest = road.leg(u64::MAX);
-        match rest.frame().await {
-            None => Ok(()),
-            Some(Err(fault)) => Err(fault),
-            Some(Ok(_)) => Err(Fault::corrupt(format!("blob {} is longer than its manifest says", blob.digest))),
-        }
-    }
-
-    fn lost(&self, sent: Sent) -> Fault {
-        let registry = self.destination.registry();
-        match sent {
-            Sent::Misplaced(_) => Fault::retryable(format!("{registry} holds another length of the upload than was sent")),
-            _ => Fault::retryable(format!("{registry} has lost the upload session")),
-        }
-    }
-
-    /// Runs requests while checkpoints are kept, and in the index for large blobs; ends early when we drain.
-    async fn journalled(
-        &self,
-        blob: &Descriptor,
-        requests: impl Future<Output = Result<(), Fault>>,
-        mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
-        kept: &mut VecDeque<Checkpoint>,
-    ) -> Result<(), Fault> {
-        let mut requests = std::pin::pin!(requests);
-        loop {
-            tokio::select! {
-                biased;
-                () = self.stop.drain.cancelled() => return Err(Fault::cancelled()),
-                ended = &mut requests => return ended,
-                Some(checkpoint) = checkpoints.recv() => {
-                    self.journal_checkpoint(blob, &checkpoint).await;
-                    kept.push_back(checkpoint);
-                }
-            }
-        }
-    }
-
     pub(super) async fn remember_blob(&self, blob: &Descriptor) {
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine.index.remember_blobs(origin, repository, vec![(blob.digest, blob.size)], false).await;
@@ -459,6 +396,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) fn is_journalled(&self, blob: &Descriptor) -> bool {
         blob.size > JOURNALLED
+    }
+
+    /// Whether an upload of the blob that is left here can be gone on with later.
+    pub(super) fn can_be_taken_up(&self, blob: &Descriptor) -> bool {
+        self.is_journalled(blob) && self.destination.abilities().resume != Resume::Never
     }
 
     fn about(&self, blob: &Descriptor, fault: Fault) -> Fault {

@@ -1,5 +1,8 @@
 //! Carry: brings blobs, child manifests and referrers to the destination, addressed by digest. Nobody sees a change.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -25,20 +28,40 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.bring_referrers(&image.subjects).await
     }
 
-    /// Brings the blobs, then the manifests from the bottom up.
+    /// Brings the blobs, then the manifests, each after its children.
     pub(super) async fn carry_content(&self, image: &Image) -> Result<(), Fault> {
         self.carry_blobs(&image.blobs).await?;
-        for level in image.levels.iter().rev() {
+        let mut left: Vec<Manifest> = image.levels.iter().flatten().cloned().collect();
+        while !left.is_empty() {
+            let waiting: HashSet<Digest> = left.iter().map(|manifest| manifest.digest).collect();
+            let is_ready = |manifest: &Manifest| !manifest.children.iter().any(|child| waiting.contains(&child.digest));
+            let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
+            let digests = ready.iter().map(|manifest| manifest.digest).collect();
             let write = |manifest: Manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
-            stream::iter(level.clone()).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
-            self.remember_manifests(level.iter().map(|manifest| manifest.digest).collect()).await;
+            stream::iter(ready).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
+            self.remember_manifests(digests).await;
+            left = rest;
         }
         Ok(())
     }
 
+    /// Brings blobs side by side. After a failure no more are begun, but those on their way arrive: what has been sent of them
+    /// need not be sent again, and others may be waiting for them.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
-        let bring = |blob: Descriptor| async move { self.blob(&blob).await }.boxed();
-        stream::iter(blobs.to_vec()).map(bring).buffer_unordered(BLOBS_AT_ONCE).try_collect().await
+        let failed = AtomicBool::new(false);
+        let bring = |blob: Descriptor| {
+            let failed = &failed;
+            async move {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                self.blob(&blob).await.inspect_err(|_| failed.store(true, Ordering::Relaxed))
+            }
+            .boxed()
+        };
+        let brought: Vec<Result<(), Fault>> =
+            stream::iter(blobs.to_vec()).map(bring).buffer_unordered(BLOBS_AT_ONCE).collect().await;
+        brought.into_iter().collect()
     }
 
     async fn put_by_digest(&self, image: &Image, manifest: &Manifest) -> Result<(), Fault> {
@@ -61,13 +84,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         for _ in 0..REPAIRS {
             match self.ask_destination(Traffic::Writes, write).await? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
-                put => return Ok(put),
+                put => return Ok(self.committed(manifest, put).await),
             }
         }
         match self.ask_destination(Traffic::Writes, write).await? {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
-            put => Ok(put),
+            put => Ok(self.committed(manifest, put).await),
         }
+    }
+
+    /// A manifest that refers to its blobs is there: some registries let them be mounted elsewhere from now on.
+    async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
+        if matches!(put, Put::Accepted { .. }) {
+            let own = manifest.blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer());
+            let blobs: Vec<_> = own.map(|blob| (blob.digest, blob.size)).collect();
+            if !blobs.is_empty() {
+                self.engine.index.remember_blobs(self.destination.origin(), self.destination.repository(), blobs, true).await;
+            }
+        }
+        put
     }
 
     /// Brings again what the registry says it misses, and what it may mean when it names nothing.
@@ -82,7 +117,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             self.engine.index.forget_manifest(origin, repository, &child.digest).await;
             self.bring_child(image, child).await?;
         }
-        self.carry_blobs(&blobs).await
+        for blob in &blobs {
+            // The registry misses it by name: whoever says that it is there, even the registry, is wrong.
+            if named.is_empty() { self.blob(blob).await? } else { self.bring_for_sure(blob).await? }
+        }
+        Ok(())
     }
 
     /// Brings a child that the destination was thought to hold.

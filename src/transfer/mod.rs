@@ -17,6 +17,7 @@ pub mod plan;
 mod referrers;
 mod resume;
 pub mod retry;
+mod send;
 pub mod settle;
 mod survey;
 pub mod verify;
@@ -77,6 +78,8 @@ pub struct Engine {
     pub limits: Limits,
     /// What is counted.
     pub metrics: Metrics,
+    /// Pushes before this were not ours to be fast with.
+    started: Timestamp,
     claims: Claims,
     troubled: Arc<Mutex<HashSet<Key>>>,
 }
@@ -118,7 +121,16 @@ pub struct Cost {
 impl Engine {
     /// An engine over its stores.
     pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
-        Engine { settings, index, ledger, limits, metrics, claims: Claims::default(), troubled: Arc::default() }
+        Engine {
+            settings,
+            index,
+            ledger,
+            limits,
+            metrics,
+            started: Timestamp::now(),
+            claims: Claims::default(),
+            troubled: Arc::default(),
+        }
     }
 
     /// The same engine under other settings.

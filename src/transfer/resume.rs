@@ -1,8 +1,9 @@
 //! Going on: where an upload stands, found out after a cut or after a dead process, and taken up from there.
 //!
-//! The registry's offset is believed only when two readings apart in time agree (bytes of a dead connection may still
-//! arrive) and when it is not beyond what was sent. The greatest checkpoint at or below it gives the hasher; the bytes between
-//! are read and hashed again but not sent. Everything else starts over with a new session.
+//! Where a registry tells how much of a session it holds, that is believed only when two readings apart in time agree (bytes
+//! of a dead connection may still arrive) and when it is not beyond what was sent. Where it does not, our own account of
+//! acknowledged chunks counts, corrected by what a refusal says. The greatest checkpoint at or below the offset gives the
+//! hasher; the bytes between are read and hashed again but not sent. Everything else starts over with a new session.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::limits::Traffic;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
 use crate::endpoint::{Begin, Destination, Offset, Resume, Source, Upload};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
 use crate::job::BlobOutcome;
 use crate::oci::{Descriptor, Hasher};
@@ -26,8 +27,10 @@ const READINGS: usize = 20;
 pub(super) struct Standing {
     /// The session.
     pub(super) upload: Upload,
-    /// Bytes that it holds.
-    pub(super) offset: u64,
+    /// Bytes that it holds, as far as the registry has acknowledged them.
+    pub(super) held: u64,
+    /// The length that a refusal told.
+    pub(super) told: Option<u64>,
     /// From where hashing can go on, in rising order.
     pub(super) checkpoints: VecDeque<Checkpoint>,
     /// Bytes handed to the last request, counted from the start.
@@ -41,20 +44,20 @@ pub(super) struct Standing {
 impl Standing {
     /// A new session.
     pub(super) fn fresh(upload: Upload) -> Standing {
-        Standing { upload, offset: 0, checkpoints: VecDeque::new(), passed: 0, source_failed: false, resumed: false }
+        Standing { upload, held: 0, told: None, checkpoints: VecDeque::new(), passed: 0, source_failed: false, resumed: false }
     }
 
     /// The checkpoint from which the fewest bytes are hashed again.
     pub(super) fn greatest_checkpoint(&self, blob: &Descriptor) -> Checkpoint {
-        let fits = |checkpoint: &&Checkpoint| checkpoint.offset <= self.offset;
+        let fits = |checkpoint: &&Checkpoint| checkpoint.offset <= self.held;
         let start = || Checkpoint { offset: 0, hasher: Hasher::new(blob.digest.algorithm()) };
         self.checkpoints.iter().filter(fits).max_by_key(|checkpoint| checkpoint.offset).cloned().unwrap_or_else(start)
     }
 
-    /// The same session with `offset` bytes in it; checkpoints beyond are forgotten.
-    fn at(mut self, offset: u64) -> Standing {
-        self.checkpoints.retain(|checkpoint| checkpoint.offset <= offset);
-        Standing { offset, resumed: offset > 0, source_failed: false, ..self }
+    /// The same session with `held` bytes in it; checkpoints beyond are forgotten.
+    fn at(mut self, held: u64) -> Standing {
+        self.checkpoints.retain(|checkpoint| checkpoint.offset <= held);
+        Standing { held, resumed: held > 0, source_failed: false, ..self }
     }
 }
 
@@ -65,10 +68,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if standing.passed >= blob.size && self.is_there(blob).await? {
             return Ok(None);
         }
-        match self.true_offset(&mut standing.upload).await? {
-            Some(offset) if offset <= standing.passed && offset > 0 => {
-                self.engine.metrics.resumed(offset);
-                Ok(Some(standing.at(offset)))
+        match self.true_offset(&mut standing).await? {
+            Some(held) if held <= standing.passed && held > 0 => {
+                self.engine.metrics.resumed(held);
+                Ok(Some(standing.at(held)))
             }
             _ => self.start_over(blob, standing).await.map(Some),
         }
@@ -83,50 +86,63 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 self.journal_opening(blob, &fresh).await;
                 Ok(fresh)
             }
-            Begin::Mounted => Err(Fault::retryable(format!("{} mounts what it was not offered", self.destination.registry()))),
+            Begin::Mounted => Err(self.mounts_unasked()),
         }
     }
 
-    /// Cancels a session; that a registry does not allow it is not worth telling.
+    /// Gives a session up, here and there.
     pub(super) async fn drop_upload(&self, blob: &Descriptor, upload: Upload) {
         self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        self.cancel(upload).await;
+    }
+
+    /// Cancels a session; that a registry does not allow it is not worth telling.
+    pub(super) async fn cancel(&self, upload: Upload) {
         if let Err(fault) = self.destination.cancel_upload(upload).await {
             tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session could not be cancelled");
         }
     }
 
-    /// The upload that an earlier process left, if it can be gone on with.
-    pub(super) async fn standing_upload(&self, blob: &Descriptor) -> Result<Option<StoredUpload>, Fault> {
+    /// The upload that an earlier attempt or process left.
+    pub(super) async fn stored_upload(&self, blob: &Descriptor) -> Option<StoredUpload> {
         if !self.is_journalled(blob) {
-            return Ok(None);
+            return None;
         }
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        let stored = self.engine.index.upload(origin, repository, &blob.digest).await;
-        let Some(stored) = stored else { return Ok(None) };
-        let usable = stored.size == blob.size && self.destination.abilities().resume == Resume::Status;
-        if !usable {
-            self.engine.index.close_upload(origin, repository, &blob.digest).await;
-        }
-        Ok(usable.then_some(stored))
+        self.engine.index.upload(self.destination.origin(), self.destination.repository(), &blob.digest).await
     }
 
-    /// Goes on with the upload of an earlier process.
+    /// The blob is there on another way: an upload that was left is of no use any more.
+    pub(super) async fn forget_upload(&self, blob: &Descriptor, stored: Option<StoredUpload>) {
+        let Some(stored) = stored else { return };
+        let upload = Upload { location: stored.location, chunk_min: None };
+        if stored.finishing {
+            // Its closing request may have been what brought the blob.
+            self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        } else {
+            self.drop_upload(blob, upload).await;
+        }
+    }
+
+    /// Goes on with the upload that an earlier attempt or process left, or in a new session. A registry that does not answer
+    /// now leaves the upload as it is, for the next try.
     pub(super) async fn take_up(&self, blob: &Descriptor, stored: StoredUpload) -> Result<BlobOutcome, Fault> {
         if stored.finishing && self.is_there(blob).await? {
             self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
             return Ok(BlobOutcome::Copied { resumed: true });
         }
-        let algorithm = blob.digest.algorithm();
-        let restore = |checkpoint: crate::index::Checkpoint| {
-            Some(Checkpoint { offset: checkpoint.offset, hasher: Hasher::restore(algorithm, &checkpoint.state)? })
+        let size = stored.size;
+        let mut standing = restored(blob, stored);
+        let held = match self.true_offset(&mut standing).await {
+            Ok(held) => held,
+            // The session's address is not one to go to with credentials.
+            Err(fault) if fault.class() == Class::Rejected => None,
+            Err(fault) => return Err(fault),
         };
-        let mut standing = Standing::fresh(Upload { location: stored.location, chunk_min: None });
-        standing.checkpoints = stored.checkpoints.into_iter().filter_map(restore).collect();
-        let standing = match self.true_offset(&mut standing.upload).await {
-            Ok(Some(offset)) if offset > 0 && offset <= blob.size => {
-                self.engine.metrics.resumed(offset);
-                tracing::info!(destination = %self.destination.address(), blob = %blob.digest, offset, size = blob.size, "going on with an upload of before");
-                standing.at(offset)
+        let standing = match held {
+            Some(held) if held > 0 && held <= blob.size && size == blob.size => {
+                self.engine.metrics.resumed(held);
+                tracing::info!(destination = %self.destination.address(), blob = %blob.digest, held, size = blob.size, "going on with an upload of before");
+                standing.at(held)
             }
             _ => self.start_over(blob, standing).await?,
         };
@@ -144,11 +160,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(there)
     }
 
-    /// The offset on which two readings apart in time agree. `None`: there is none to go on from.
-    async fn true_offset(&self, upload: &mut Upload) -> Result<Option<u64>, Fault> {
-        if self.destination.abilities().resume != Resume::Status {
-            return Ok(None);
+    /// How much of the upload is there to go on from, as far as this registry's kind lets anybody know. `None`: nothing.
+    async fn true_offset(&self, standing: &mut Standing) -> Result<Option<u64>, Fault> {
+        match self.destination.abilities().resume {
+            Resume::Status => self.settled_offset(&mut standing.upload).await,
+            // Our own account, unless a refusal knew better.
+            Resume::Journal => Ok(Some(standing.told.unwrap_or(standing.held))),
+            Resume::Never => Ok(None),
         }
+    }
+
+    /// The offset on which two readings apart in time agree. `None`: there is none to go on from.
+    async fn settled_offset(&self, upload: &mut Upload) -> Result<Option<u64>, Fault> {
         let mut last = None;
         for _ in 0..READINGS {
             match self.read_offset(upload).await? {
@@ -185,10 +208,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    pub(super) async fn journal_location(&self, blob: &Descriptor, upload: &Upload) {
-        if self.is_journalled(blob) {
-            let (origin, repository) = (self.destination.origin(), self.destination.repository());
-            self.engine.index.update_location(origin, repository, &blob.digest, &upload.location).await;
+    /// A chunk was acknowledged: the session has a new location, and the hasher's state at its end is known.
+    pub(super) async fn journal_chunk(&self, blob: &Descriptor, upload: &Upload, end: Option<&Checkpoint>) {
+        if !self.is_journalled(blob) {
+            return;
+        }
+        let (index, location) = (&self.engine.index, upload.location.clone());
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        match end {
+            Some(end) => index.checkpoint(origin, repository, &blob.digest, end.offset, end.hasher.save(), Some(location)).await,
+            None => index.update_location(origin, repository, &blob.digest, &location).await,
         }
     }
 
@@ -198,4 +227,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             self.engine.index.finishing(self.destination.origin(), self.destination.repository(), &blob.digest).await;
         }
     }
+}
+
+/// The upload as its journal knows it. Where only our own account counts, chunks alone are journalled: the greatest
+/// checkpoint is what was acknowledged.
+fn restored(blob: &Descriptor, stored: StoredUpload) -> Standing {
+    let algorithm = blob.digest.algorithm();
+    let restore = |checkpoint: crate::index::Checkpoint| {
+        Some(Checkpoint { offset: checkpoint.offset, hasher: Hasher::restore(algorithm, &checkpoint.state)? })
+    };
+    let checkpoints: VecDeque<Checkpoint> = stored.checkpoints.into_iter().filter_map(restore).collect();
+    let held = checkpoints.iter().map(|checkpoint| checkpoint.offset).max().unwrap_or(0);
+    Standing { held, checkpoints, ..Standing::fresh(Upload { location: stored.location, chunk_min: None }) }
 }

@@ -42,8 +42,11 @@ impl Engine {
         let settled = shown(job, names, &ending);
         self.metrics.counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
-            let since_push =
-                job.pushed.map(|pushed| Timestamp::now().duration_since(pushed)).and_then(|since| Duration::try_from(since).ok());
+            let since_push = job
+                .pushed
+                .filter(|pushed| *pushed >= self.started)
+                .map(|pushed| Timestamp::now().duration_since(pushed))
+                .and_then(|since| Duration::try_from(since).ok());
             self.metrics.promoted(
                 &job.key.route,
                 &names.registry,

@@ -49,7 +49,7 @@ pub struct Watchers {
     /// Where checkpoints go.
     pub checkpoints: mpsc::UnboundedSender<Checkpoint>,
     /// The progress bar.
-    pub progress: Option<ActiveBlob>,
+    pub progress: Option<Arc<ActiveBlob>>,
     /// The throughput of the source.
     pub read: Option<Meter>,
 }
@@ -72,6 +72,9 @@ struct State {
     /// Hashed bytes that wait to be handed on.
     ready: VecDeque<Bytes>,
     checkpointed: u64,
+    /// Where the hasher's state is wanted exactly, and that state once it is there.
+    mark: u64,
+    marked: Option<Checkpoint>,
     lanes: [Option<Arc<Lane>>; 2],
     pause: Option<Pin<Box<Sleep>>>,
     watchers: Watchers,
@@ -103,6 +106,8 @@ impl Road {
             hashed: from.offset,
             passed: skip_to,
             checkpointed: from.offset,
+            mark: 0,
+            marked: None,
             hasher: Some(from.hasher),
             ready: VecDeque::new(),
             lanes,
@@ -118,6 +123,21 @@ impl Road {
     /// The next `length` bytes as a request body with that exact length.
     pub fn leg(&self, length: u64) -> BlobBody {
         BlobBody::new(Leg { road: self.clone(), left: length })
+    }
+
+    /// Asks for a checkpoint exactly at `offset`, which has not been handed on yet. It replaces an earlier one.
+    pub fn mark(&self, offset: u64) {
+        let mut state = self.lock();
+        state.mark = offset;
+        state.marked = None;
+        if state.hashed == offset {
+            state.keep_mark();
+        }
+    }
+
+    /// The checkpoint that was asked for, once its bytes are hashed. None at the end of the blob: nothing follows there.
+    pub fn marked(&self) -> Option<Checkpoint> {
+        self.lock().marked.clone()
     }
 
     /// Bytes handed on so far, counted from the start of the blob.
@@ -160,6 +180,8 @@ impl State {
             }
             if let Err(fault) = ready!(self.poll_read(cx)) {
                 self.fault = Some((fault.class(), fault.chain()));
+                // What has failed is not asked again.
+                self.reader = Reader::Ended;
                 return Poll::Ready(Some(Err(fault)));
             }
         }
@@ -183,10 +205,8 @@ impl State {
             }
             Reader::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
                 Some(Ok(frame)) => Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes))),
-                Some(Err(fault)) if fault.class().is_retryable() && self.hashed < self.blob.size => {
-                    self.reader = Reader::Opening((self.open)(self.hashed));
-                    Poll::Ready(Ok(()))
-                }
+                // After the last byte a break changes nothing: what came is judged by its digest.
+                Some(Err(fault)) if fault.class().is_retryable() => Poll::Ready(self.end()),
                 Some(Err(fault)) => Poll::Ready(Err(fault)),
                 None => Poll::Ready(self.end()),
             },
@@ -199,9 +219,17 @@ impl State {
         if self.hashed + length > self.blob.size {
             return Err(self.mismatch(format!("the source sends more than the {} bytes that the manifest names", self.blob.size)));
         }
+        let until_mark = self.mark.saturating_sub(self.hashed).min(length) as usize;
+        let (before, after) = bytes.split_at(until_mark);
         let hasher = self.hasher.as_mut().expect("the hasher is taken at the end only");
-        hasher.update(&bytes);
-        self.hashed += length;
+        hasher.update(before);
+        self.hashed += before.len() as u64;
+        if !before.is_empty() && self.hashed == self.mark {
+            self.keep_mark();
+        }
+        let hasher = self.hasher.as_mut().expect("the hasher is taken at the end only");
+        hasher.update(after);
+        self.hashed += after.len() as u64;
         self.pay(length);
         self.checkpoint();
         let known = self.passed_in(&bytes);
@@ -230,6 +258,10 @@ impl State {
         }
     }
 
+    fn keep_mark(&mut self) {
+        self.marked = self.hasher.clone().map(|hasher| Checkpoint { offset: self.hashed, hasher });
+    }
+
     fn checkpoint(&mut self) {
         if self.hashed - self.checkpointed < CHECKPOINT || self.hashed == self.blob.size {
             return;
@@ -242,7 +274,7 @@ impl State {
 
     fn end(&mut self) -> Result<(), Fault> {
         if self.hashed < self.blob.size {
-            // A clean end before the length that was promised: the source lost its own source.
+            // Broken off, or ended in an orderly way before the length that was promised.
             self.reader = Reader::Opening((self.open)(self.hashed));
             return Ok(());
         }

@@ -262,7 +262,14 @@ impl Looking<'_> {
         }
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
             listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
-        let conflicts = view.tend(fixed, &mut found).await;
+        let mut conflicts = view.tend(fixed, &mut found).await;
+        if !self.ask.tags.is_empty() && !moving.is_empty() {
+            // The fixed tags were not looked at: the ledger knows of their conflicts.
+            match self.world.engine.ledger.conflicts(side.repository.origin(), side.repository.repository()).await {
+                Ok(known) => conflicts.extend(known),
+                Err(fault) => return self.blind(side, fault),
+            }
+        }
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
         self.note_registry(&side.registry, found.denied.as_ref());

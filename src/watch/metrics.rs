@@ -1,6 +1,6 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
@@ -254,7 +254,8 @@ impl State {
     fn note_pending(&mut self, route: &Route, destination: &Arc<str>, repository: &RepositoryName, tags: &[Tag]) {
         let key = |tag: &Tag| (route.name.clone(), destination.clone(), repository.clone(), tag.clone());
         let here = |other: &Pending| other.0 == route.name && other.1 == *destination && other.2 == *repository;
-        self.pending.retain(|other, _| !here(other) || tags.contains(&other.3));
+        let still: HashSet<&Tag> = tags.iter().collect();
+        self.pending.retain(|other, _| !here(other) || still.contains(&other.3));
         for tag in tags {
             if self.pending.len() < PENDING {
                 self.pending.entry(key(tag)).or_insert_with(Instant::now);

@@ -4,6 +4,7 @@ mod support;
 
 mod bad_input;
 mod contract;
+mod docs;
 mod layout;
 mod layouts;
 mod memory_bound;

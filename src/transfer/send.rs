@@ -1,0 +1,174 @@
+//! The requests that carry a blob through an open session: one, two, or one for each chunk, as the registry's kind wants it.
+//!
+//! What the registry has acknowledged is noted as it comes, and for large blobs journalled: whoever goes on knows where.
+
+use std::collections::VecDeque;
+
+use tokio::sync::mpsc;
+
+use super::Trip;
+use super::limits::Traffic;
+use super::resume::Standing;
+use super::verify::{Checkpoint, Road};
+use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
+use crate::fault::Fault;
+use crate::oci::Descriptor;
+
+/// What the requests of one attempt work with.
+struct Request<'a> {
+    road: &'a Road,
+    upload: &'a mut Upload,
+    /// Bytes that the registry has acknowledged.
+    held: &'a mut u64,
+    /// The length that a refusal told.
+    told: &'a mut Option<u64>,
+    acknowledged: mpsc::UnboundedSender<Checkpoint>,
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// Sends the rest of the blob in the destination's way, journalling checkpoints as they come.
+    pub(super) async fn travel(
+        &self,
+        blob: &Descriptor,
+        standing: &mut Standing,
+        road: &Road,
+        acknowledged: mpsc::UnboundedSender<Checkpoint>,
+        checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
+    ) -> Result<(), Fault> {
+        let Standing { upload, held, told, checkpoints: kept, .. } = standing;
+        *told = None;
+        let request = Request { road, upload, held, told, acknowledged };
+        self.journalled(blob, self.requests(blob, request), checkpoints, kept).await
+    }
+
+    async fn requests(&self, blob: &Descriptor, mut request: Request<'_>) -> Result<(), Fault> {
+        match self.destination.abilities().upload {
+            UploadStyle::Whole => {}
+            UploadStyle::Stream => self.chunk(blob, &mut request, blob.size).await?,
+            UploadStyle::Chunked { least, most, last_in_put } => {
+                let asked = request.upload.chunk_min.unwrap_or(0);
+                let size = asked.max(least).clamp(1, most.max(asked).max(1));
+                while blob.size - *request.held > if last_in_put { size } else { 0 } {
+                    if self.stop.drain.is_cancelled() && self.can_be_taken_up(blob) {
+                        return Err(Fault::cancelled());
+                    }
+                    self.chunk(blob, &mut request, size).await?;
+                }
+            }
+        }
+        self.close(blob, &mut request).await
+    }
+
+    /// Sends the next bytes, at most so many.
+    async fn chunk(&self, blob: &Descriptor, request: &mut Request<'_>, most: u64) -> Result<(), Fault> {
+        let Request { road, upload, held, .. } = request;
+        let length = most.min(blob.size - **held);
+        if length == 0 {
+            return Ok(());
+        }
+        let end = **held + length;
+        road.mark(end);
+        match self.body(road, self.destination.send_chunk(upload, **held, length, road.leg(length))).await? {
+            Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
+                Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
+            ),
+            Sent::Accepted { .. } => {
+                **held = end;
+                self.journal_chunk(blob, upload, road.marked().as_ref()).await;
+                if let Some(checkpoint) = road.marked() {
+                    // The receiver lives as long as this request.
+                    let _ = request.acknowledged.send(checkpoint);
+                }
+                Ok(())
+            }
+            other => Err(self.lost(other, request.told)),
+        }
+    }
+
+    async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Fault> {
+        let Request { road, upload, held, .. } = request;
+        let length = blob.size - **held;
+        if length == 0 && !road.is_verified() {
+            self.verify_rest(blob, road).await?;
+        }
+        self.journal_finishing(blob).await;
+        match self.body(road, self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length))).await? {
+            Sent::Accepted { .. } => Ok(()),
+            other => Err(self.lost(other, request.told)),
+        }
+    }
+
+    /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
+    async fn body<T>(&self, road: &Road, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let lane = self.engine.limits.lane(self.destination.origin());
+        let turn = lane.part(Traffic::Uploads).await;
+        let result = request.await;
+        if road.source_fault().is_none() {
+            self.engine.metrics.rate_limited(self.destination.registry(), turn.learn(&result));
+        }
+        result
+    }
+
+    /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of
+    /// them.
+    async fn verify_rest(&self, blob: &Descriptor, road: &Road) -> Result<(), Fault> {
+        let mut rest = road.leg(u64::MAX);
+        match rest.frame().await {
+            None => Ok(()),
+            Some(Err(fault)) => Err(fault),
+            Some(Ok(_)) => Err(Fault::corrupt(format!("blob {} is longer than its manifest says", blob.digest))),
+        }
+    }
+
+    fn lost(&self, sent: Sent, told: &mut Option<u64>) -> Fault {
+        let registry = self.destination.registry();
+        match sent {
+            Sent::Misplaced(offset) => {
+                *told = match offset {
+                    Offset::At(offset) => Some(offset),
+                    Offset::Gone | Offset::Unknown => None,
+                };
+                Fault::retryable(format!("{registry} holds another length of the upload than was sent"))
+            }
+            _ => Fault::retryable(format!("{registry} has lost the upload session")),
+        }
+    }
+
+    /// Runs requests while checkpoints are kept, and in the index for large blobs. When we drain, a request whose bytes the
+    /// registry keeps is left; one whose bytes would be lost goes on for as long as there is time.
+    async fn journalled(
+        &self,
+        blob: &Descriptor,
+        requests: impl Future<Output = Result<(), Fault>>,
+        mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
+        kept: &mut VecDeque<Checkpoint>,
+    ) -> Result<(), Fault> {
+        let in_chunks = matches!(self.destination.abilities().upload, UploadStyle::Chunked { .. });
+        let may_leave = self.can_be_taken_up(blob) && !in_chunks;
+        let ended = async {
+            let mut requests = std::pin::pin!(requests);
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut requests => return ended,
+                    () = self.stop.abort.cancelled() => return Err(Fault::cancelled()),
+                    () = self.stop.drain.cancelled(), if may_leave => return Err(Fault::cancelled()),
+                    Some(checkpoint) = checkpoints.recv() => {
+                        if !in_chunks {
+                            self.journal_checkpoint(blob, &checkpoint).await;
+                        }
+                        kept.push_back(checkpoint);
+                    }
+                }
+            }
+        }
+        .await;
+        while let Ok(checkpoint) = checkpoints.try_recv() {
+            if !in_chunks {
+                self.journal_checkpoint(blob, &checkpoint).await;
+            }
+            kept.push_back(checkpoint);
+        }
+        ended
+    }
+}
