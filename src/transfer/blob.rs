@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Trip;
 use super::claims::Subject;
+use super::fan_out::Seat;
 use super::limits::Traffic;
 use super::resume::Standing;
 use super::retry::{Budget, opened, stoppable};
@@ -40,7 +41,9 @@ struct Patience {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let outcome = self.bring(blob).await.map_err(|fault| self.about(blob, fault))?;
+        let brought = self.bring(blob).await;
+        self.member.settled(&blob.digest);
+        let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
         Ok(())
     }
@@ -266,19 +269,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Err(fault)
     }
 
-    /// The right to move one blob, once both registries let us.
-    async fn permits(&self) -> Result<impl Sized + use<S, D>, Fault> {
+    /// The right to move one blob, once both registries let us. A shared read has one right to read for all.
+    async fn permits(&self, seat: Option<&Seat>) -> Result<impl Sized + use<S, D>, Fault> {
         let limits = &self.engine.limits;
         let (source, destination) = (limits.lane(self.source.origin()), limits.lane(self.destination.origin()));
         let (patience, drain) = (&self.engine.settings.retry, &self.stop.drain);
         loop {
             opened(&source, Traffic::Blobs, patience, self.stop).await?;
             opened(&destination, Traffic::Uploads, patience, self.stop).await?;
-            let permits = (
-                stoppable(drain, source.read()).await?,
-                stoppable(drain, destination.write()).await?,
-                stoppable(drain, limits.blob()).await?,
-            );
+            let (lane, shared) = (source.clone(), limits.clone());
+            let once = async move { (lane.read().await, shared.blob().await) };
+            let read = match seat {
+                Some(seat) => stoppable(drain, seat.admitted(once)).await.map(|()| None)?,
+                None => Some(stoppable(drain, source.read()).await?),
+            };
+            let write = stoppable(drain, destination.write()).await?;
+            let alone = if seat.is_some() { None } else { Some(stoppable(drain, limits.blob()).await?) };
+            let permits = (read, write, alone);
             if source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero() {
                 return Ok(permits);
             }
@@ -293,10 +300,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         standing: &mut Standing,
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
-        let _permits = self.permits().await?;
+        let from_start = standing.held == 0 && standing.checkpoints.is_empty();
+        let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
+        let seat = if from_start { seat() } else { None };
+        let _permits = self.permits(seat.as_ref()).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let road = self.road(blob, standing, sender.clone(), progress);
+        let road = self.road(blob, standing, seat, sender.clone(), progress);
         let start = standing.held;
         let sent = self.travel(blob, standing, &road, sender, checkpoints).await;
         self.sent.fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
@@ -325,26 +335,34 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         &self,
         blob: &Descriptor,
         standing: &Standing,
+        seat: Option<Seat>,
         sender: mpsc::UnboundedSender<Checkpoint>,
         progress: Arc<ActiveBlob>,
     ) -> Road {
         let lane = |origin| Some(self.engine.limits.lane(origin));
+        // What is read once is counted and paid for once.
+        let reads = seat.as_ref().is_none_or(|seat| seat.is_first);
         let lanes = [
-            lane(self.source.origin()),
+            lane(self.source.origin()).filter(|_| reads),
             lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin()),
         ];
-        let read = Some(self.engine.metrics.meter(self.source.registry(), "read"));
+        let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
         let watchers = Watchers { checkpoints: sender, progress: Some(progress), read };
-        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone()), lanes, watchers)
+        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone(), seat), lanes, watchers)
     }
 
-    /// Opens the source at an offset; opens it again with patience that starts anew whenever bytes have come.
-    fn opener(&self, blob: Descriptor) -> super::verify::Open {
+    /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
+    /// anew whenever bytes have come.
+    fn opener(&self, blob: Descriptor, mut seat: Option<Seat>) -> super::verify::Open {
         let (source, settings, metrics) = (self.source.clone(), self.engine.settings.retry, self.engine.metrics.clone());
         let (stop, lane) = (self.stop.clone(), self.engine.limits.lane(source.origin()));
         let mut budget = Budget::new(settings);
         let mut last = None;
         Box::new(move |offset| {
+            if let Some(seat) = seat.take() {
+                last = Some(offset);
+                return Box::pin(std::future::ready(Ok(BlobBody::new(seat))));
+            }
             let wait = match last.replace(offset) {
                 None => Some(Duration::ZERO),
                 Some(before) => {

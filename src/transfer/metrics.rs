@@ -29,6 +29,7 @@ pub struct Metrics {
     throughput: GaugeVec,
     digest_mismatches: IntCounterVec,
     retries: IntCounterVec,
+    stalls: IntCounterVec,
     rate_limited_seconds: prometheus::CounterVec,
     registry_up: GaugeVec,
     repositories: Arc<Mutex<HashSet<String>>>,
@@ -106,6 +107,7 @@ impl Metrics {
                 "Content that did not have the digest or size it promised.",
                 &["registry"],
             )?,
+            stalls: counters("stalls_total", "Transfers that were cut because too little moved.", &["registry", "direction"])?,
             retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
             rate_limited_seconds,
             registry_up: gauges("registry_up", "Whether the registry accepts us.", &["registry"])?,
@@ -143,6 +145,7 @@ impl Metrics {
         self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
         for direction in ["read", "sent"] {
             self.throughput.with_label_values(&[registry, direction]);
+            self.stalls.with_label_values(&[registry, direction]);
         }
     }
 
@@ -199,6 +202,11 @@ impl Metrics {
     /// Another try.
     pub fn retried(&self, registry: &str, class: Class) {
         self.retries.with_label_values(&[registry, class.name()]).inc();
+    }
+
+    /// A transfer was cut because `registry` sent (`read`) or took (`sent`) too little.
+    pub fn stalled(&self, registry: &str, direction: &str) {
+        self.stalls.with_label_values(&[registry, direction]).inc();
     }
 
     /// A registry asked for so much more time.

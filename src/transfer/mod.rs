@@ -8,7 +8,9 @@
 
 mod blob;
 mod carry;
+mod chunk;
 mod claims;
+mod fan_out;
 pub mod limits;
 pub mod metrics;
 mod name;
@@ -19,6 +21,7 @@ mod resume;
 pub mod retry;
 mod send;
 pub mod settle;
+pub mod stall;
 mod survey;
 pub mod verify;
 
@@ -31,6 +34,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::claims::Claims;
+use self::fan_out::{FanOut, Member};
 pub use self::limits::Limits;
 use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
@@ -50,6 +54,8 @@ use crate::oci::Digest;
 pub struct Settings {
     /// How patient it is.
     pub retry: retry::Settings,
+    /// When a transfer counts as stalled.
+    pub stall: stall::Settings,
     /// How long a hint about production is good enough for a routine poll.
     pub trust: Duration,
     /// Facts older than this are asked for again before a tag moves.
@@ -58,7 +64,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { retry: retry::Settings::default(), trust: Duration::from_secs(3600), fresh: Duration::from_secs(2) }
+        Settings {
+            retry: retry::Settings::default(),
+            stall: stall::Settings::default(),
+            trust: Duration::from_secs(3600),
+            fresh: Duration::from_secs(2),
+        }
     }
 }
 
@@ -81,6 +92,7 @@ pub struct Engine {
     /// Pushes before this were not ours to be fast with.
     started: Timestamp,
     claims: Claims,
+    fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
 }
 
@@ -129,6 +141,7 @@ impl Engine {
             metrics,
             started: Timestamp::now(),
             claims: Claims::default(),
+            fan_out: FanOut::default(),
             troubled: Arc::default(),
         }
     }
@@ -165,7 +178,8 @@ impl Engine {
         progress: &Arc<Progress>,
         stop: &Stop,
     ) -> Ending {
-        let _permit = self.limits.job().await;
+        let member = self.fan_out.enter(source.origin(), source.repository(), &job.key.tag, destination.origin());
+        member.admitted(self.limits.job()).await;
         let tally = Arc::new(Tally::default());
         let trip = Trip {
             engine: self,
@@ -174,6 +188,7 @@ impl Engine {
             destination: destination.counted(&tally),
             progress,
             stop,
+            member,
             started: Instant::now(),
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
@@ -221,6 +236,7 @@ struct Trip<'a, S, D> {
     destination: D,
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
+    member: Member,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,

@@ -4,10 +4,12 @@
 //! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt as _;
+use futures::future::{MaybeDone, maybe_done};
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -73,6 +75,15 @@ struct Listing {
     excluded: u64,
 }
 
+/// The tags of a destination, where they are asked for.
+type DestinationList = Result<Option<HashSet<Tag>>, Fault>;
+
+/// What a future that has been polled before comes to.
+async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
+    (&mut future).await;
+    Pin::new(&mut future).take_output().expect("it has ended, and nobody else takes what came of it")
+}
+
 /// What one destination's look came to.
 #[derive(Default)]
 struct Found {
@@ -93,16 +104,26 @@ impl Looking<'_> {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
-        let (listing, lists) = futures::join!(self.list_source(&source), self.list_destinations(&sides));
-        let listing = match listing {
+        // A destination that does not answer holds up nobody but itself.
+        let mut lists: Vec<_> = sides.iter().map(|side| maybe_done(self.list_destination(side).boxed())).collect();
+        let mut source_list = std::pin::pin!(self.list_source(&source));
+        let listing = std::future::poll_fn(|cx| {
+            for list in &mut lists {
+                let _continues_later = list.poll_unpin(cx);
+            }
+            source_list.as_mut().poll(cx)
+        });
+        let listing = match listing.await {
             Ok(Some(listing)) => listing,
             Ok(None) => return self.fruitless(self.no_such_repository(&source)),
             Err(fault) => return self.fruitless(fault),
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
-        let each =
-            sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
+        let each = sides
+            .iter()
+            .zip(lists)
+            .map(|(side, list)| self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began).boxed());
         for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
             self.world.metrics.looked(
                 self.route,
@@ -177,20 +198,13 @@ impl Looking<'_> {
         Ok(Some(Listing { chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
-    /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<HashSet<Tag>>, Fault>> {
-        let list = |side: &Side| {
-            let repository = side.repository.clone();
-            async move {
-                if !self.ask.tags.is_empty() {
-                    return Ok(None);
-                }
-                let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_keys().collect()))
-            }
-            .boxed()
-        };
-        futures::future::join_all(sides.iter().map(list)).await
+    /// The tags of a destination; `None` where only single tags are asked for.
+    async fn list_destination(&self, side: &Side) -> DestinationList {
+        if !self.ask.tags.is_empty() {
+            return Ok(None);
+        }
+        let tags = self.list(&side.repository).await?.unwrap_or_default();
+        Ok(Some(tags.into_keys().collect()))
     }
 
     /// All tags of a repository. `None`: there is no such repository.
@@ -236,11 +250,11 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<HashSet<Tag>>, Fault>,
+        list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
-        let list = match list {
+        let list = match list.await {
             Ok(list) => list,
             Err(fault) => return self.blind(side, fault),
         };

@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod contract;
 mod docs;
+mod fanout;
 mod layout;
 mod layouts;
 mod memory_bound;
