@@ -12,6 +12,7 @@ mod history;
 mod output;
 mod pass;
 mod progress;
+mod promote;
 mod run;
 mod schema;
 mod socket;
@@ -107,6 +108,8 @@ enum Command {
     Sync(sync::Sync),
     /// Copy one reference without a config file
     Copy(copy::Copy),
+    /// Promote images without a config file: the pipeline step
+    Promote(promote::Promote),
     /// Show what the daemon is doing, each route's state, and what it will do next and when
     Status(status::Status),
     /// Check the config, and with --online whether the registries let us read and write
@@ -194,6 +197,7 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
         Command::Run => run::run(arguments).await,
         Command::Sync(command) => command.run(arguments, lines, screen).await,
         Command::Copy(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).await,
+        Command::Promote(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).await,
         Command::Status(command) => command.run(arguments, lines).await,
         Command::Check(command) => command.run(arguments, lines).await,
         Command::History(command) => command.run(arguments, lines).await,
@@ -210,7 +214,7 @@ impl Arguments {
 
     /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
     fn draws_bars(&self) -> bool {
-        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_));
+        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_) | Command::Promote(_));
         moves && self.quiet == 0 && std::io::stderr().is_terminal()
     }
 
@@ -285,6 +289,9 @@ mod tests {
             "sync one two --tag v1 --dry-run --json --all",
             "copy host.example/app:v1 other.example/app:v1",
             &format!("copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"),
+            "promote",
+            "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --imagedefinitions i.json --container e=web",
+            "promote a.example/b d.example/e --all-tags --state /s",
             "status --json",
             "check --online",
             "history",
@@ -302,6 +309,9 @@ mod tests {
             "sync --tag .bad",
             "copy one",
             "copy a.example/b:c d.example/e:f --expect abc",
+            "promote --all-tags --imagedefinitions i.json",
+            "promote --imagedefinitions i.json --container web",
+            "promote --expect latest",
             "history --limit 0",
             "demo --for soon",
             "demo --for -3s",

@@ -8,6 +8,7 @@
 mod build;
 mod check;
 mod copy;
+pub mod promote;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::build::Parts;
 pub use self::check::{Check, check_online};
 pub use self::copy::{Copy, copy};
+pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::config::{self, Config};
 use crate::fault::Fault;

@@ -10,7 +10,6 @@
 //! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a registry in the config
 //! loses nothing.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -102,6 +101,17 @@ pub struct Facts {
     pub host: String,
 }
 
+/// A job whose newest row is trouble.
+#[derive(Clone, Debug)]
+pub struct Troubled {
+    /// Its name.
+    pub key: Key,
+    /// The trouble.
+    pub result: Outcome,
+    /// What staging named.
+    pub digest: Option<Digest>,
+}
+
 /// A handle on the ledger: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -160,10 +170,10 @@ impl Ledger {
         self.store.read(move |db| rows::last(db, &key)).await.map_err(unreadable)
     }
 
-    /// Digests that are in conflict under some tag of a destination repository, as far as the newest rows tell.
-    pub async fn conflicts(&self, origin: &Origin, repository: &RepositoryName) -> Result<HashSet<Digest>, Fault> {
+    /// The jobs of a destination repository whose newest row is trouble: neither promoted nor up to date.
+    pub async fn troubled(&self, origin: &Origin, repository: &RepositoryName) -> Result<Vec<Troubled>, Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
-        self.store.read(move |db| rows::conflicts(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
+        self.store.read(move |db| rows::troubled(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
     }
 
     /// Rows, a page at a time.

@@ -151,6 +151,12 @@ impl Metrics {
         }
     }
 
+    /// One call of a control plane: the AWS action, its status if it got an answer, and how long that took.
+    pub fn action(&self, registry: &str, action: &'static str, status: Option<u16>, took: Duration) {
+        self.requests.with_label_values(&[registry, action, status_label(status)]).inc();
+        self.durations.with_label_values(&[registry, action]).observe(took.as_secs_f64());
+    }
+
     /// The instruments of one registry.
     pub(super) fn meter(&self, name: &str) -> Meter {
         Meter {

@@ -6,7 +6,7 @@
 //! first come, first served.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -102,6 +102,7 @@ pub struct Lane {
     requests: Arc<Semaphore>,
     pace: Option<Bucket>,
     bandwidth: Option<Bucket>,
+    manifests: OnceLock<Bucket>,
 }
 
 /// The right to send one request, until dropped.
@@ -161,6 +162,7 @@ impl Lane {
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             requests: Arc::new(Semaphore::new(most)),
             pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
+            manifests: OnceLock::new(),
             bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
         }
     }
@@ -212,6 +214,14 @@ impl Lane {
     /// The right to write one blob to here.
     pub async fn write(&self) -> Moving {
         Moving(self.gate(Traffic::Uploads).body().await)
+    }
+
+    /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
+    pub async fn manifest(&self, rate: Option<f64>) {
+        if let Some(rate) = rate {
+            let wait = self.manifests.get_or_init(|| Bucket::new(rate, 1.0)).take(1.0);
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// How long to wait for so many bytes to have been allowed.

@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Trip;
@@ -17,7 +16,7 @@ use super::claims::Subject;
 use super::limits::Traffic;
 use super::retry::stoppable;
 use super::survey::TagFacts;
-use crate::endpoint::{Cursor, Destination, Put, Source};
+use crate::endpoint::{Cursor, Destination, Page, Put, Source};
 use crate::fault::Fault;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
@@ -45,15 +44,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(())
     }
 
-    /// For a tag that is up to date already: signatures often come after the image. Looked for when the listing shows some,
-    /// and again after the time for which hints are trusted.
+    /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
     pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else { return Ok(()) };
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        let checked = self.engine.index.checked(origin, repository, &top).await;
-        let trust = self.engine.settings.trust.as_secs() as i64;
-        let is_due = checked.is_none_or(|at| Timestamp::now().duration_since(at).as_secs() >= trust);
-        if !is_due && self.companions_of(&top).is_empty() {
+        let nobody_lists = self.engine.lists_referrers(self.source.origin()) == Some(false) && self.job.companions.is_empty();
+        if nobody_lists {
+            self.mark_checked(&top).await;
             return Ok(());
         }
         let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
@@ -62,16 +58,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.bring_referrers(&subjects).await
     }
 
+    async fn mark_checked(&self, subject: &Digest) {
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        self.engine.index.mark_checked(origin, repository, subject).await;
+    }
+
     /// Brings the referrers of one subject; returns them.
     async fn bring_referrers_of(&self, subject: Digest) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
-        let mut unlisted = Vec::new();
+        let (mut unlisted, mut brought) = (Vec::new(), Vec::new());
         for descriptor in &listed {
+            if self.is_complete(&descriptor.digest).await {
+                continue;
+            }
             let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
             if manifest.subject.as_ref().is_none_or(|named| named.digest != subject) {
                 // Some registries answer with manifests that say nothing about the subject.
                 continue;
             }
+            brought.push(manifest.digest);
             if !self.bring_manifest(manifest.clone(), None).await? {
                 unlisted.push(manifest);
             }
@@ -79,37 +84,53 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !unlisted.is_empty() {
             self.list_under_fallback(&subject, &unlisted).await?;
         }
+        self.remember_manifests(brought).await;
         for tag in self.companions_of(&subject) {
             if tag != Tag::fallback(&subject) {
                 self.bring_companion(&tag).await?;
             }
         }
+        self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.index.mark_checked(origin, repository, &subject).await;
+        self.engine.note_tried(origin, repository, self.companions_of(&subject));
         Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
     }
 
-    /// Who refers to `subject` at the source.
+    /// Who refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first who wants
+    /// to know.
     async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+        let origin = self.source.origin();
+        let mut asking = None;
+        if self.engine.lists_referrers(origin).is_none() {
+            asking = Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Referrers(origin.clone()))).await?);
+        }
+        if self.engine.lists_referrers(origin) == Some(false) {
+            return self.list_fallback(subject).await;
+        }
+        let first = self.referrers_page(subject, None).await?;
+        self.engine.note_lists_referrers(origin, first.is_some());
+        drop(asking);
+        let Some(mut page) = first else { return self.list_fallback(subject).await };
         let mut listed = Vec::new();
-        let mut cursor: Option<Cursor> = None;
         loop {
-            let page = self
-                .ask_source(Traffic::Listing, |source| {
-                    let cursor = cursor.clone();
-                    async move { source.referrers(subject, cursor.as_ref()).await }
-                })
-                .await?;
-            let Some(page) = page else { return self.list_fallback(subject).await };
             listed.extend(page.entries);
-            cursor = page.next;
-            if cursor.is_none() {
-                return Ok(listed);
-            }
             if listed.len() > MOST {
                 return Err(Fault::rejected(format!("{} lists more than {MOST} referrers of {subject}", self.source.address())));
             }
+            let Some(next) = page.next else { return Ok(listed) };
+            match self.referrers_page(subject, Some(next)).await? {
+                Some(next) => page = next,
+                None => return Ok(listed),
+            }
         }
+    }
+
+    async fn referrers_page(&self, subject: &Digest, cursor: Option<Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+        self.ask_source(Traffic::Listing, |source| {
+            let cursor = cursor.clone();
+            async move { source.referrers(subject, cursor.as_ref()).await }
+        })
+        .await
     }
 
     async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
@@ -162,7 +183,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
         let write = |destination: D| {
             let (target, index) = (Target::Tag(tag.clone()), index.clone());
-            async move { destination.put_manifest(&target, &index).await }
+            let lane = self.engine.limits.lane(destination.origin());
+            async move {
+                lane.manifest(destination.manifests_per_second()).await;
+                destination.put_manifest(&target, &index).await
+            }
         };
         match self.ask_destination(Traffic::Writes, write).await? {
             Put::Accepted { .. } => Ok(()),

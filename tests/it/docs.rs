@@ -112,6 +112,17 @@ fn checked(name: &str, config: &str) {
 }
 
 #[test]
+fn the_first_two_commands_of_the_readme_are_there() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let blocks = blocks(&read("README.md"));
+    for (block, command) in blocks.iter().zip(["demo", "tests/run"]) {
+        assert_eq!(block.text.trim().trim_start_matches("./"), command);
+        let mode = std::fs::metadata(top().join(command)).expect("the command is there").permissions().mode();
+        assert!(mode & 0o111 != 0, "{command} cannot be run");
+    }
+}
+
+#[test]
 fn every_config_that_is_shown_is_right() {
     let mut shown = 0;
     for page in pages() {

@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod contract;
 mod docs;
+mod ecr;
 mod fanout;
 mod layout;
 mod layouts;
