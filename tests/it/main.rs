@@ -16,4 +16,5 @@ mod running;
 mod storm;
 mod table;
 mod tools;
+mod unchanged;
 mod unit;
