@@ -550,7 +550,8 @@ impl View<'_> {
     }
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
-    /// whether the referrers API has more is asked once in the time for which hints are trusted, but not by a routine poll.
+    /// whether the referrers API has more is asked by the sweep that verifies, and for tags that are asked about by name: a pass
+    /// over tags that are equal stays at two requests for each.
     async fn has_news(&self, digest: &Digest) -> bool {
         let looking = self.looking;
         if looking.ask.wish.dry_run {
@@ -565,7 +566,8 @@ impl View<'_> {
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
-        if looking.ask.cause.trusts_hints() {
+        let may_ask = looking.ask.cause == Cause::Verify || !looking.ask.tags.is_empty();
+        if !may_ask {
             return false;
         }
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
