@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// The first wait where a registry says "too much" and names no time; each further one in a row doubles.
-const FIRST: Duration = Duration::from_millis(500);
+const FIRST: Duration = Duration::from_millis(200);
 /// The longest wait of our own choice.
 const LONGEST: Duration = Duration::from_secs(30);
 /// The part of a quota that looks may use up: the rest is left to those who carry, here and elsewhere.
