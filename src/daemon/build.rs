@@ -117,7 +117,12 @@ impl Parts {
             RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
         };
         let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits;
-        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth };
+        let quotas = match &site {
+            Site::Registry(registry) => registry.profile().quotas,
+            Site::Ecr(registry) => registry.inner().profile().quotas,
+            Site::Layout(_) => Default::default(),
+        };
+        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth, quotas };
         self.limits.set(site.origin(), settings);
         Ok(site)
     }

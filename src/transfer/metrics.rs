@@ -31,6 +31,7 @@ pub struct Metrics {
     throughput: GaugeVec,
     digest_mismatches: IntCounterVec,
     retries: IntCounterVec,
+    stalls: IntCounterVec,
     rate_limited_seconds: prometheus::CounterVec,
     /// Which registries answer and accept us.
     pub health: Health,
@@ -74,8 +75,10 @@ impl Metrics {
         registry.register(Box::new(jobs_in_flight.clone()))?;
         let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
         registry.register(Box::new(resumes.clone()))?;
-        let rate_limited =
-            Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
+        let rate_limited = Opts::new(
+            "blobferry_rate_limited_seconds_total",
+            "Seconds for which a registry asked us to send no requests of some kind.",
+        );
         let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
         registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
@@ -109,6 +112,7 @@ impl Metrics {
                 "Content that did not have the digest or size it promised.",
                 &["registry"],
             )?,
+            stalls: counters("stalls_total", "Transfers that were cut because too little moved.", &["registry", "direction"])?,
             retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
             rate_limited_seconds,
             health: Health::new(registry)?,
@@ -148,6 +152,7 @@ impl Metrics {
         self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
         for direction in ["read", "sent"] {
             self.throughput.with_label_values(&[registry, direction]);
+            self.stalls.with_label_values(&[registry, direction]);
         }
     }
 
@@ -224,10 +229,19 @@ impl Metrics {
         self.digest_mismatches.with_label_values(&[registry]).inc();
     }
 
-    /// Another try, after `wait`.
-    pub fn retried(&self, registry: &str, class: Class, wait: Duration) {
+    /// Another try.
+    pub fn retried(&self, registry: &str, class: Class) {
         self.retries.with_label_values(&[registry, class.name()]).inc();
-        if matches!(class, Class::Retryable { after: Some(_) }) {
+    }
+
+    /// A transfer was cut because `registry` sent (`read`) or took (`sent`) too little.
+    pub fn stalled(&self, registry: &str, direction: &str) {
+        self.stalls.with_label_values(&[registry, direction]).inc();
+    }
+
+    /// A registry asked for so much more time.
+    pub fn rate_limited(&self, registry: &str, wait: Duration) {
+        if !wait.is_zero() {
             self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
         }
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::Trip;
 use super::claims::Subject;
+use super::limits::Traffic;
 use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::endpoint::{Cursor, Destination, Page, Put, Source};
@@ -125,7 +126,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn referrers_page(&self, subject: &Digest, cursor: Option<Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.ask_source(|source| {
+        self.ask_source(Traffic::Listing, |source| {
             let cursor = cursor.clone();
             async move { source.referrers(subject, cursor.as_ref()).await }
         })
@@ -178,7 +179,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let target = Target::Tag(tag.clone());
             async move { destination.manifest(&target).await }
         };
-        let current = self.ask_destination(read).await?;
+        let current = self.ask_destination(Traffic::Manifests, read).await?;
         let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
         let write = |destination: D| {
             let (target, index) = (Target::Tag(tag.clone()), index.clone());
@@ -188,7 +189,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 destination.put_manifest(&target, &index).await
             }
         };
-        match self.ask_destination(write).await? {
+        match self.ask_destination(Traffic::Writes, write).await? {
             Put::Accepted { .. } => Ok(()),
             Put::Immutable | Put::Missing(_) => {
                 Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())))

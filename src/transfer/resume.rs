@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Trip;
+use super::limits::Traffic;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
 use crate::endpoint::{Begin, Destination, Offset, Resume, Source, Upload};
@@ -150,7 +151,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        let presence = self.ask_destination(|destination| async move { destination.has_blob(&digest).await }).await?;
+        let presence =
+            self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await?;
         let there = matches!(presence, crate::endpoint::Presence::Present { size } if size.is_none_or(|size| size == blob.size));
         if there {
             self.remember_blob(blob).await;
@@ -187,7 +189,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let mut upload = upload.clone();
             async move { destination.upload_offset(&mut upload).await.map(|offset| (offset, upload)) }
         };
-        let (offset, newer) = self.ask_destination(read).await?;
+        let (offset, newer) = self.ask_destination(Traffic::Uploads, read).await?;
         *upload = newer;
         Ok(offset)
     }

@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
 use crate::transfer::Stop;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 
 /// Most repositories of one registry: more is a catalog that never ends.
 const MOST: usize = 200_000;
@@ -52,16 +52,15 @@ pub async fn discover(world: &World, route: &Route, stop: &Stop) -> Result<BTree
 async fn catalog(world: &World, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
     let site = world.site(route.from.registry());
     let engine = &world.engine;
-    let lane = engine.limits.lane(site.origin());
     let mut names = BTreeSet::new();
     let mut cursor: Option<Cursor> = None;
     let mut read = 0;
     loop {
         let act = || {
             let cursor = cursor.clone();
-            lane.send(async move { site.repositories(cursor.as_ref()).await })
+            async move { site.repositories(cursor.as_ref()).await }
         };
-        let page = retry(engine.settings.retry, &engine.metrics, site.name(), stop, act).await?;
+        let page = engine.ask(site.origin(), site.name(), Traffic::Listing.of_look(), stop, act).await?;
         let Some(page) = page else {
             let text = format!(
                 "route {}: {} lists no catalog for us; name its repositories one by one instead of with *",

@@ -4,10 +4,12 @@
 //! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt as _;
+use futures::future::{MaybeDone, maybe_done};
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -23,7 +25,7 @@ use crate::index::TagHint;
 use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Seen, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag, Target};
 use crate::site::Repository;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};
 
@@ -77,6 +79,15 @@ struct Listing {
     excluded: u64,
 }
 
+/// The tags of a destination, where they are asked for.
+type DestinationList = Result<Option<There>, Fault>;
+
+/// What a future that has been polled before comes to.
+async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
+    (&mut future).await;
+    Pin::new(&mut future).take_output().expect("it has ended, and nobody else takes what came of it")
+}
+
 /// What one destination's look came to.
 #[derive(Default)]
 struct Found {
@@ -98,16 +109,26 @@ impl Looking<'_> {
         let health = &self.world.engine.metrics.health;
         let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
         let mark = health.mark(registries);
-        let (listing, lists) = futures::join!(self.list_source(&source, &sides), self.list_destinations(&sides));
-        let listing = match listing {
+        // A destination that does not answer holds up nobody but itself.
+        let mut lists: Vec<_> = sides.iter().map(|side| maybe_done(self.list_destination(side).boxed())).collect();
+        let mut source_list = std::pin::pin!(self.list_source(&source, &sides));
+        let listing = std::future::poll_fn(|cx| {
+            for list in &mut lists {
+                let _continues_later = list.poll_unpin(cx);
+            }
+            source_list.as_mut().poll(cx)
+        });
+        let listing = match listing.await {
             Ok(Some(listing)) => listing,
             Ok(None) => return self.fruitless(self.no_such_repository(&source)),
             Err(fault) => return self.fruitless(fault),
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
-        let each =
-            sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
+        let each = sides
+            .iter()
+            .zip(lists)
+            .map(|(side, list)| self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began).boxed());
         // What the rules leave out is a matter of the source: counted once, with the first destination.
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
@@ -174,20 +195,13 @@ impl Looking<'_> {
         Ok(Some(Listing { at, chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
-    /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<There>, Fault>> {
-        let list = |side: &Side| {
-            let repository = side.repository.clone();
-            async move {
-                if !self.ask.tags.is_empty() {
-                    return Ok(None);
-                }
-                let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
-            }
-            .boxed()
-        };
-        futures::future::join_all(sides.iter().map(list)).await
+    /// The tags of a destination; `None` where only single tags are asked for.
+    async fn list_destination(&self, side: &Side) -> DestinationList {
+        if !self.ask.tags.is_empty() {
+            return Ok(None);
+        }
+        let tags = self.list(&side.repository).await?.unwrap_or_default();
+        Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
     }
 
     /// All tags of a repository. `None`: there is no such repository.
@@ -197,7 +211,7 @@ impl Looking<'_> {
         let mut seen = HashSet::new();
         loop {
             let page = self
-                .ask_side(repository, |repository| {
+                .ask_side(repository, Traffic::Listing, |repository| {
                     let cursor = cursor.clone();
                     async move { repository.tags(cursor.as_ref()).await }
                 })
@@ -218,13 +232,13 @@ impl Looking<'_> {
         }
     }
 
-    async fn ask_side<T, F>(&self, repository: &Repository, act: impl Fn(Repository) -> F) -> Result<T, Fault>
+    async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let engine = &self.world.engine;
-        let lane = engine.limits.lane(repository.origin());
-        retry(engine.settings.retry, &engine.metrics, repository.registry(), self.stop, || lane.send(act(repository.clone()))).await
+        let act = || act(repository.clone());
+        engine.ask(repository.origin(), repository.registry(), traffic.of_look(), self.stop, act).await
     }
 
     /// Looks at one destination and has carried what differs there.
@@ -233,12 +247,12 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<There>, Fault>,
+        list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
         let known = self.recall_trouble(side);
-        let (list, known) = match (list, known.await) {
+        let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => return self.blind(fault),
         };
@@ -521,7 +535,7 @@ impl View<'_> {
         let counted = repository.counted(tally);
         let resolved = self
             .looking
-            .ask_side(&counted, |side| {
+            .ask_side(&counted, Traffic::Manifests, |side| {
                 let target = target.clone();
                 async move { side.resolve(&target).await }
             })
@@ -532,7 +546,7 @@ impl View<'_> {
             Some(_) => {
                 let manifest = self
                     .looking
-                    .ask_side(&counted, |side| {
+                    .ask_side(&counted, Traffic::Manifests, |side| {
                         let target = target.clone();
                         async move { side.manifest(&target).await }
                     })
