@@ -4,6 +4,9 @@ mod support;
 
 mod bad_input;
 mod contract;
+mod cut;
+mod engine;
+mod kill;
 mod layout;
 mod layouts;
 mod memory_bound;
