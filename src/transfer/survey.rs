@@ -193,14 +193,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Whether a hint that needs no asking says that the destination holds the manifest with all that belongs to it.
-    async fn is_complete(&self, digest: &Digest) -> bool {
+    pub(super) async fn is_complete(&self, digest: &Digest) -> bool {
         let hint = self.engine.index.manifest(self.destination.origin(), self.destination.repository(), digest).await;
         hint.is_some_and(|hint| hint.complete && self.trusts(hint.seen))
     }
 
     /// Asks the destination for a child manifest: a registry that holds it holds what it refers to. Not asked where nobody
     /// has seen anything yet.
-    async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
+    pub(super) async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
         if self.job.fresh {
             return Ok(false);
         }
@@ -236,7 +236,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         read
     }
 
-    async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
+    pub(super) async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
         self.ask_source(|source| {
             let target = target.clone();
             async move { source.resolve(&target).await }

@@ -26,16 +26,16 @@ const MIB: usize = 1024 * 1024;
 
 /// An engine between two registries in memory.
 #[derive(Clone)]
-struct World {
-    engine: Engine,
-    staging: Registry,
-    production: Registry,
-    progress: Arc<Progress>,
-    stop: Stop,
+pub struct World {
+    pub engine: Engine,
+    pub staging: Registry,
+    pub production: Registry,
+    pub progress: Arc<Progress>,
+    pub stop: Stop,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         World::over(Registry::new("staging"), Registry::new("production"))
     }
 
@@ -46,7 +46,7 @@ impl World {
     }
 
     /// The same stores and registries under a process of its own.
-    fn restarted(&self) -> World {
+    pub fn restarted(&self) -> World {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let (index, ledger) = (self.engine.index.clone(), self.engine.ledger.clone());
         let engine = Engine::new(Settings::default(), index, ledger, Limits::default(), metrics);
@@ -54,22 +54,22 @@ impl World {
     }
 
     /// So many bytes per second from staging: under a clock that leaps, an exact place in time for every byte.
-    fn slowly(self, bandwidth: usize) -> World {
+    pub fn slowly(self, bandwidth: usize) -> World {
         let origin = self.staging.repository("app").origin().clone();
         self.engine.limits.set(&origin, LaneSettings { bandwidth: Some(bandwidth as u64), ..LaneSettings::default() });
         self
     }
 
-    fn image(&self, repository: &str, tag: &str, layers: &[Descriptor]) -> Manifest {
+    pub fn image(&self, repository: &str, tag: &str, layers: &[Descriptor]) -> Manifest {
         let config = self.staging.store_blob(repository, format!("{{\"of\":\"{repository}:{tag}\"}}"));
         self.staging.store_manifest(repository, Some(tag), &manifest(&config, layers))
     }
 
-    fn layer(&self, repository: &str, seed: u64, size: usize) -> Descriptor {
+    pub fn layer(&self, repository: &str, seed: u64, size: usize) -> Descriptor {
         self.staging.store_blob(repository, noise(seed, size))
     }
 
-    fn job(&self, repository: &str, tag: &str) -> Job {
+    pub fn job(&self, repository: &str, tag: &str) -> Job {
         let place = Place {
             origin: self.production.repository(repository).origin().clone(),
             repository: repository.parse().unwrap(),
@@ -98,13 +98,13 @@ impl World {
         }
     }
 
-    async fn run(&self, job: &Job) -> Ending {
+    pub async fn run(&self, job: &Job) -> Ending {
         let source = self.staging.repository(job.key.source.as_str());
         let destination = self.production.repository(job.key.destination.repository.as_str());
         self.engine.run(job, &source, &destination, &self.progress, &self.stop).await
     }
 
-    async fn promote(&self, repository: &str, tag: &str) -> Ending {
+    pub async fn promote(&self, repository: &str, tag: &str) -> Ending {
         self.run(&self.job(repository, tag)).await
     }
 
@@ -123,7 +123,7 @@ impl World {
     }
 
     #[track_caller]
-    fn assert_arrived(&self, repository: &str, tag: &str, image: &Manifest) {
+    pub fn assert_arrived(&self, repository: &str, tag: &str, image: &Manifest) {
         assert_eq!(self.production.tagged(repository, tag), Some(image.digest));
         let held = self.production.held(repository);
         assert!(image.blobs.iter().all(|blob| held.contains(&blob.digest)), "a blob is missing");
@@ -131,26 +131,26 @@ impl World {
     }
 }
 
-fn manifest(config: &Descriptor, layers: &[Descriptor]) -> serde_json::Value {
+pub fn manifest(config: &Descriptor, layers: &[Descriptor]) -> serde_json::Value {
     json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": entry(config), "layers": layers.iter().map(entry).collect::<Vec<_>>()})
 }
 
-fn index(children: &[&Manifest]) -> serde_json::Value {
+pub fn index(children: &[&Manifest]) -> serde_json::Value {
     let children: Vec<_> = children.iter().map(|child| entry(&child.descriptor())).collect();
     json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children})
 }
 
-fn entry(descriptor: &Descriptor) -> serde_json::Value {
+pub fn entry(descriptor: &Descriptor) -> serde_json::Value {
     json!({"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size})
 }
 
 #[track_caller]
-fn assert_promoted(ending: &Ending) {
+pub fn assert_promoted(ending: &Ending) {
     assert_eq!(ending.outcome, Outcome::Promoted, "{:?} {:?}", ending.fault, ending.reasons);
 }
 
 #[track_caller]
-fn assert_failed(ending: &Ending, class: Class) {
+pub fn assert_failed(ending: &Ending, class: Class) {
     assert_eq!(ending.outcome, Outcome::Failed, "{:?}", ending.reasons);
     let fault = ending.fault.as_ref().expect("a failure has a fault");
     assert_eq!(fault.class().name(), class.name(), "{}", fault.chain());

@@ -12,6 +12,7 @@ mod layouts;
 mod memory_bound;
 mod metrics;
 mod promote;
+mod referrers;
 mod running;
 mod table;
 mod tools;
