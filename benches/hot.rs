@@ -1,1 +1,221 @@
-fn main() {}
+//! What is done for every byte, every tag and every blob: the verifying stream, the plan, the index.
+//!
+//! `cargo bench --bench hot [-- FILTER]`. First the verifying stream is set against the machine's bare SHA-256 over the same
+//! frames, in turn; the ratio of the best rounds is printed, and one above [`MOST`] fails the bench.
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use blobferry::endpoint::{BlobBody, Origin};
+use blobferry::fault::Fault;
+use blobferry::index::Index;
+use blobferry::job::TagRules;
+use blobferry::oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, RepositoryName};
+use blobferry::transfer::plan::{Facts, Order, decide};
+use blobferry::transfer::verify::{Checkpoint, Road, Watchers};
+use bytes::Bytes;
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Bytes that pass in one round.
+const PASSING: usize = 64 * 1024 * 1024;
+/// Bytes of a frame, about what a fast connection hands over.
+const FRAME: usize = 400 * 1024;
+/// Rounds of each, in turn.
+const ROUNDS: usize = 9;
+/// The most that the verifying stream may cost, bare SHA-256 being one.
+const MOST: f64 = 1.10;
+/// Hints in the index.
+const HINTS: u64 = 1_000_000;
+/// Blobs that are remembered at once.
+const AT_ONCE: u64 = 20;
+/// Repositories that the hints are spread over.
+const REPOSITORIES: u64 = 100;
+
+fn main() -> ExitCode {
+    let ratio = ratio();
+    println!("verifying stream / bare SHA-256 = {ratio:.3} (at most {MOST})\n");
+    divan::main();
+    ExitCode::from(u8::from(ratio > MOST))
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// A blob in memory.
+static CONTENT: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(PASSING / 8).flatten().collect::<Vec<u8>>().into()
+});
+
+static BLOB: LazyLock<Descriptor> = LazyLock::new(|| descriptor(Digest::sha256(&CONTENT), PASSING as u64));
+
+fn frames() -> impl Iterator<Item = Bytes> {
+    (0..PASSING).step_by(FRAME).map(|at| CONTENT.slice(at..(at + FRAME).min(PASSING)))
+}
+
+fn bare() {
+    let mut hasher = Sha256::new();
+    frames().for_each(|frame| hasher.update(&frame));
+    black_box(hasher.finalize());
+}
+
+async fn verified() {
+    let open = |_| -> blobferry::transfer::verify::Opening {
+        let body = StreamBody::new(futures::stream::iter(frames().map(|frame| Ok::<_, Fault>(Frame::data(frame)))));
+        Box::pin(async move { Ok(BlobBody::new(body)) })
+    };
+    let (checkpoints, _kept) = mpsc::unbounded_channel();
+    let watchers = Watchers { checkpoints, progress: None, read: None };
+    let start = Checkpoint { offset: 0, hasher: Hasher::new(Algorithm::Sha256) };
+    let road = Road::new(BLOB.clone(), start, 0, Box::new(open), [None, None], watchers);
+    let mut leg = road.leg(PASSING as u64);
+    while let Some(frame) = leg.frame().await {
+        black_box(frame.expect("the content is right"));
+    }
+    assert!(road.is_verified());
+}
+
+/// What the verifying stream costs beside the bare hash: the best round of each.
+fn ratio() -> f64 {
+    let runtime = runtime();
+    let timed = |act: &dyn Fn()| {
+        let start = Instant::now();
+        act();
+        start.elapsed()
+    };
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..=ROUNDS {
+        best[0] = best[0].min(timed(&bare));
+        best[1] = best[1].min(timed(&|| runtime.block_on(verified())));
+    }
+    best[1].as_secs_f64() / best[0].as_secs_f64()
+}
+
+#[divan::bench(sample_count = 10)]
+fn sha256_bare(bencher: Bencher<'_, '_>) {
+    bencher.counter(BytesCount::new(PASSING)).bench(bare);
+}
+
+#[divan::bench(sample_count = 10)]
+fn sha256_verifying_stream(bencher: Bencher<'_, '_>) {
+    let runtime = runtime();
+    bencher.counter(BytesCount::new(PASSING)).bench(|| runtime.block_on(verified()));
+}
+
+#[divan::bench]
+fn plan(bencher: Bencher<'_, '_>) {
+    let digests: Vec<Option<Digest>> = [None, Some(Digest::sha256(b"a")), Some(Digest::sha256(b"b"))].into();
+    let mut facts = Vec::new();
+    for (source, destination) in digests.iter().flat_map(|source| digests.iter().map(move |destination| (*source, *destination))) {
+        for bits in 0..8 {
+            let (written_known, written_by_us, staging_holds) = (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0);
+            facts.push(Facts { source, destination, written_known, written_by_us, staging_holds });
+        }
+    }
+    let rules = [false, true].map(|moving| TagRules { moving, ..TagRules::default() });
+    bencher.counter(ItemsCount::new(facts.len() * rules.len())).bench(|| {
+        for facts in &facts {
+            for rules in rules {
+                black_box(decide(black_box(rules), black_box(facts), &Order::default()));
+            }
+        }
+    });
+}
+
+fn descriptor(digest: Digest, size: u64) -> Descriptor {
+    Descriptor::new(MediaType::new("application/octet-stream"), digest, size)
+}
+
+fn digest(number: u64) -> Digest {
+    Digest::sha256(&number.to_le_bytes())
+}
+
+fn repository(number: u64) -> RepositoryName {
+    format!("team/app-{}", number % REPOSITORIES).parse().expect("a repository name")
+}
+
+/// An index with a million hints.
+struct Full {
+    runtime: Runtime,
+    index: Index,
+    origin: Origin,
+    _folder: TempDir,
+}
+
+static FULL: LazyLock<Full> = LazyLock::new(|| {
+    let (runtime, folder, origin) =
+        (runtime(), TempDir::new().expect("a scratch directory"), Origin::new("https://registry.example"));
+    let index = Index::open(folder.path()).expect("an index").index;
+    let start = Instant::now();
+    runtime.block_on(async {
+        for first in (0..HINTS).step_by(AT_ONCE as usize) {
+            let blobs = (first..first + AT_ONCE).map(|number| (digest(number), 1 << 20)).collect();
+            index.remember_blobs(&origin, &repository(first / AT_ONCE), blobs, true).await;
+        }
+        // A read sees every write before it.
+        let last = index.blob(&origin, &repository(HINTS / AT_ONCE - 1), &digest(HINTS - 1)).await;
+        assert!(last.is_some(), "the last hint is there");
+    });
+    let took = start.elapsed().as_secs_f64();
+    println!("\nindex: {HINTS} hints, {AT_ONCE} at a time: {:.0} a second", HINTS as f64 / took);
+    Full { runtime, index, origin, _folder: folder }
+});
+
+/// Numbers all over the index.
+fn scattered() -> impl Iterator<Item = u64> {
+    let mut state = 1_u64;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % HINTS
+    })
+}
+
+#[divan::bench]
+fn index_point_read(bencher: Bencher<'_, '_>) {
+    let full = &*FULL;
+    let mut numbers = scattered();
+    bencher.with_inputs(|| numbers.next().expect("it never ends")).counter(ItemsCount::new(1_u64)).bench_local_values(|number| {
+        let hint = full.runtime.block_on(full.index.blob(&full.origin, &repository(number / AT_ONCE), &digest(number)));
+        assert!(hint.is_some());
+    });
+}
+
+#[divan::bench]
+fn index_64_point_reads_at_once(bencher: Bencher<'_, '_>) {
+    let full = &*FULL;
+    let mut numbers = scattered();
+    bencher.with_inputs(|| numbers.by_ref().take(64).collect::<Vec<_>>()).counter(ItemsCount::new(64_u64)).bench_local_values(
+        |wanted| {
+            let read = |number| async move { full.index.blob(&full.origin, &repository(number / AT_ONCE), &digest(number)).await };
+            let hints = full.runtime.block_on(futures::future::join_all(wanted.into_iter().map(read)));
+            assert!(hints.iter().all(Option::is_some));
+        },
+    );
+}
+
+#[divan::bench]
+fn index_holders(bencher: Bencher<'_, '_>) {
+    let full = &*FULL;
+    let mut numbers = scattered();
+    bencher.with_inputs(|| numbers.next().expect("it never ends")).counter(ItemsCount::new(1_u64)).bench_local_values(|number| {
+        let holders = full.runtime.block_on(full.index.holders(&full.origin, &digest(number), 3));
+        assert_eq!(holders.len(), 1);
+    });
+}

@@ -175,7 +175,7 @@ pub struct Job {
     pub source: Seen,
     /// What the look saw at the destination.
     pub destination: Seen,
-    /// When both sides were asked, on tokio's clock.
+    /// When the older of the two was asked for, on tokio's clock; without meaning where nothing was.
     pub seen_at: tokio::time::Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,

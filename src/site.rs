@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::ecr;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
     Upload,
@@ -17,6 +18,8 @@ use crate::registry;
 pub enum Site {
     /// A registry.
     Registry(registry::Registry),
+    /// A registry with a control plane.
+    Ecr(ecr::Registry),
     /// A folder of layouts.
     Layout(layout::Root),
 }
@@ -26,6 +29,8 @@ pub enum Site {
 pub enum Repository {
     /// Of a registry.
     Registry(registry::Repository),
+    /// Of a registry with a control plane.
+    Ecr(ecr::Repository),
     /// Of a folder of layouts.
     Layout(layout::Repository),
 }
@@ -35,6 +40,7 @@ impl Site {
     pub fn name(&self) -> &str {
         match self {
             Site::Registry(registry) => registry.name(),
+            Site::Ecr(registry) => registry.inner().name(),
             Site::Layout(root) => root.name(),
         }
     }
@@ -43,6 +49,7 @@ impl Site {
     pub fn origin(&self) -> &Origin {
         match self {
             Site::Registry(registry) => registry.origin(),
+            Site::Ecr(registry) => registry.inner().origin(),
             Site::Layout(root) => root.origin(),
         }
     }
@@ -51,6 +58,7 @@ impl Site {
     pub fn repository(&self, name: RepositoryName) -> Repository {
         match self {
             Site::Registry(registry) => Repository::Registry(registry.repository(name)),
+            Site::Ecr(registry) => Repository::Ecr(registry.repository(name)),
             Site::Layout(root) => Repository::Layout(root.repository(name)),
         }
     }
@@ -62,6 +70,7 @@ impl Site {
     pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
         match self {
             Site::Registry(registry) => registry.repositories(cursor).await,
+            Site::Ecr(registry) => registry.repositories(cursor).await,
             Site::Layout(root) => root.repositories(cursor).await,
         }
     }
@@ -72,6 +81,7 @@ macro_rules! either {
     ($self:ident, $repository:ident => $call:expr) => {
         match $self {
             Repository::Registry($repository) => $call,
+            Repository::Ecr($repository) => $call,
             Repository::Layout($repository) => $call,
         }
     };
@@ -97,6 +107,7 @@ impl Source for Repository {
     fn counted(&self, tally: &Arc<Tally>) -> Self {
         match self {
             Repository::Registry(repository) => Repository::Registry(repository.counted(tally)),
+            Repository::Ecr(repository) => Repository::Ecr(repository.counted(tally)),
             Repository::Layout(repository) => Repository::Layout(repository.counted(tally)),
         }
     }
@@ -125,6 +136,10 @@ impl Source for Repository {
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
         either!(self, repository => repository.abilities())
+    }
+
+    fn manifests_per_second(&self) -> Option<f64> {
+        either!(self, repository => repository.manifests_per_second())
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {

@@ -121,7 +121,7 @@ fn exit_code(findings: &[Finding]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::route::{Pattern, Template};
+    use crate::watch::route::{Create, Pattern, Template};
 
     fn route(name: &str, from: &str, to: &str) -> Route {
         let from = Pattern::parse(from).unwrap();
@@ -133,7 +133,7 @@ mod tests {
             newest: 10.try_into().ok(),
             moving: rules(&["latest"]),
         };
-        Route { name: name.into(), from, to, selection, existing: Existing::Keep, drift: Drift::Restore }
+        Route { name: name.into(), from, to, selection, existing: Existing::Keep, drift: Drift::Restore, create: Create::Never }
     }
 
     #[test]

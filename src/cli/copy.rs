@@ -61,6 +61,8 @@ impl Copy {
         };
         // One reference was named: that it is up to date is the answer, not noise.
         let show = Show::new(self.json, true);
-        follow(show, manner, lines, |observer, stop| daemon::copy(request, &environment, observer, stop)).await
+        follow(show, manner, lines, |observer, stop| daemon::copy(request, &environment, observer, stop))
+            .await
+            .map(|report| report.exit_code)
     }
 }

@@ -42,11 +42,14 @@ impl History {
         if self.json {
             rows.iter().for_each(|row| lines.json_line(row));
         } else if rows.is_empty() {
-            lines.line("no history yet");
+            lines.line(match &self.repository {
+                Some(named) => format!("no history of {named}"),
+                None => "no history yet".into(),
+            });
         } else {
             lines.line(page(&rows, &TimeZone::system()));
         }
-        Ok(0)
+        Ok(if rows.is_empty() && self.repository.is_some() { 5 } else { 0 })
     }
 
     async fn read(&self, config: &Config) -> Result<Vec<Row>, Failure> {

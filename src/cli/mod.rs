@@ -12,6 +12,7 @@ mod history;
 mod output;
 mod pass;
 mod progress;
+mod promote;
 mod run;
 mod schema;
 mod socket;
@@ -49,6 +50,23 @@ Exit codes, the first that applies: 2 usage or configuration, 130 interrupted,
 3 authentication, 1 a job failed, 4 conflict, drift or refusal, 5 what was named
 is not there, 0 everything else.";
 
+const RUN: &str = "\
+Examples:
+  blobferry run                          with /etc/blobferry/blobferry.yaml
+  blobferry run -c blobferry.yaml -v     by hand, with more to read
+  kill -USR1 PID                         look at everything now
+
+Looks at each route every `daemon.poll` and whenever it is asked: by SIGUSR1, by
+`blobferry sync`, by POST /v1/sync. SIGTERM and SIGINT drain: transfers stop at a
+checkpoint within `daemon.grace`; a second one stops at once. A config that is
+not right is refused, at start with exit code 2, on SIGHUP by keeping the old one.";
+
+const SCHEMA: &str = "\
+Examples:
+  blobferry schema > blobferry.schema.json
+  first line of a config, for editors with a YAML language server:
+  # yaml-language-server: $schema=./blobferry.schema.json";
+
 /// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
 #[derive(Debug, Parser)]
 #[command(name = "blobferry", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
@@ -84,11 +102,14 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the config again
+    #[command(after_help = RUN)]
     Run,
     /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
     Sync(sync::Sync),
     /// Copy one reference without a config file
     Copy(copy::Copy),
+    /// Promote images without a config file: the pipeline step
+    Promote(promote::Promote),
     /// Show what the daemon is doing, each route's state, and what it will do next and when
     Status(status::Status),
     /// Check the config, and with --online whether the registries let us read and write
@@ -98,6 +119,7 @@ enum Command {
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
     /// Print the JSON schema of the config file, for editors
+    #[command(after_help = SCHEMA)]
     Schema,
     /// Print a completion script for a shell
     Completions(completions::Completions),
@@ -175,6 +197,7 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
         Command::Run => run::run(arguments).await,
         Command::Sync(command) => command.run(arguments, lines, screen).await,
         Command::Copy(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).await,
+        Command::Promote(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).await,
         Command::Status(command) => command.run(arguments, lines).await,
         Command::Check(command) => command.run(arguments, lines).await,
         Command::History(command) => command.run(arguments, lines).await,
@@ -191,7 +214,7 @@ impl Arguments {
 
     /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
     fn draws_bars(&self) -> bool {
-        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_));
+        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_) | Command::Promote(_));
         moves && self.quiet == 0 && std::io::stderr().is_terminal()
     }
 
@@ -266,6 +289,9 @@ mod tests {
             "sync one two --tag v1 --dry-run --json --all",
             "copy host.example/app:v1 other.example/app:v1",
             &format!("copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"),
+            "promote",
+            "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --imagedefinitions i.json --container e=web",
+            "promote a.example/b d.example/e --all-tags --state /s",
             "status --json",
             "check --online",
             "history",
@@ -283,6 +309,9 @@ mod tests {
             "sync --tag .bad",
             "copy one",
             "copy a.example/b:c d.example/e:f --expect abc",
+            "promote --all-tags --imagedefinitions i.json",
+            "promote --imagedefinitions i.json --container web",
+            "promote --expect latest",
             "history --limit 0",
             "demo --for soon",
             "demo --for -3s",

@@ -161,8 +161,7 @@ fn way_out(job: &Settled) -> Option<String> {
     let copy = format!("blobferry copy {} {}{replace}", clean(&job.source), clean(&job.destination));
     match job.result {
         Outcome::Conflict => Some(format!("push under a new tag; or replace it: {copy}")),
-        Outcome::Drift => Some(format!("set `drift: restore` on the route, or once: {copy}")),
-        Outcome::Existing => Some(format!("set `existing: adopt` on the route, or once: {copy}")),
+        Outcome::Drift | Outcome::Existing => Some(format!("to put staging's image there: {copy}")),
         _ => None,
     }
 }

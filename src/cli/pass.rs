@@ -55,14 +55,14 @@ impl Show {
     }
 }
 
-/// Runs the pass that `work` makes; its report's exit code comes back.
+/// Runs the pass that `work` makes; its report comes back.
 ///
 /// The first signal cancels `stop`: blobs finish their chunk, the rest is reported as interrupted. The second one drops the
 /// work.
 ///
 /// # Errors
 /// The pass could not be made, or a second signal ended it.
-pub(super) async fn follow<W, F>(show: Show, manner: Manner, lines: &mut Lines, work: W) -> Result<u8, Failure>
+pub(super) async fn follow<W, F>(show: Show, manner: Manner, lines: &mut Lines, work: W) -> Result<Report, Failure>
 where
     W: FnOnce(Observer, CancellationToken) -> F,
     F: Future<Output = Result<Report, daemon::Error>>,
@@ -93,7 +93,7 @@ where
     drop(display);
     let report = report.map_err(|error| Failure::new(error.exit_code(), error))?;
     show.ending(lines, &report);
-    Ok(report.exit_code)
+    Ok(report)
 }
 
 /// SIGINT and SIGTERM.
@@ -155,7 +155,7 @@ mod tests {
             let look = Look { jobs, totals, trouble: Vec::new(), found: true };
             Ok(Report::new("run", Timestamp::UNIX_EPOCH, Duration::from_secs(1), [look]))
         });
-        let code = code.await.map_err(|failure| failure.to_string()).unwrap();
+        let code = code.await.map_err(|failure| failure.to_string()).unwrap().exit_code;
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         (code, text)
     }

@@ -68,7 +68,9 @@ impl Sync {
     async fn run_here(&self, config: &Config, show: Show, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
         let scope = Scope { routes: self.routes.clone(), tag: self.tag.clone(), ..Scope::default() };
         let wish = Wish { dry_run: self.dry_run, all: self.all };
-        follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop)).await
+        follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop))
+            .await
+            .map(|report| report.exit_code)
     }
 
     /// The daemon's report. `None`: there is no daemon.

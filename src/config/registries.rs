@@ -78,7 +78,7 @@ fn origin(kind: &RegistryKind) -> Origin {
 }
 
 pub(super) fn read(item: Item<'_>) -> Read {
-    let mut read = Read { registries: BTreeMap::new(), names: Vec::new() };
+    let (mut read, mut logins) = (Read { registries: BTreeMap::new(), names: Vec::new() }, Vec::new());
     let Some(section) = item.section() else { return read };
     for (name, item) in section.entries() {
         if !is_name(name) {
@@ -86,7 +86,7 @@ pub(super) fn read(item: Item<'_>) -> Read {
                 .wrong_key(name, "is not a name for a registry (1 to 64 letters, digits, _ . -, starting with a letter or digit)");
         }
         read.names.push(name.to_owned());
-        if let Some(registry) = registry(name, &item) {
+        if let Some(registry) = registry(name, &item, &mut logins) {
             read.registries.insert(name.to_owned(), registry);
         }
     }
@@ -111,6 +111,7 @@ struct Keys<'a> {
     region: Option<Item<'a>>,
     role_arn: Option<Item<'a>>,
     external_id: Option<Item<'a>>,
+    role_session_name: Option<Item<'a>>,
     aws_profile: Option<Item<'a>>,
     account: Option<Item<'a>>,
     identity: Option<Item<'a>>,
@@ -133,6 +134,7 @@ impl<'a> Keys<'a> {
             region: section.item("region"),
             role_arn: section.item("role_arn"),
             external_id: section.item("external_id"),
+            role_session_name: section.item("role_session_name"),
             aws_profile: section.item("aws_profile"),
             account: section.item("account"),
             identity: section.item("identity"),
@@ -150,9 +152,9 @@ impl<'a> Keys<'a> {
         [&self.username, &self.password_file]
     }
 
-    fn aws(&self) -> [&Option<Item<'a>>; 7] {
-        let Keys { region, role_arn, external_id, aws_profile, account, identity, ecr_endpoint, .. } = self;
-        [region, role_arn, external_id, aws_profile, account, identity, ecr_endpoint]
+    fn aws(&self) -> [&Option<Item<'a>>; 8] {
+        let Keys { region, role_arn, external_id, role_session_name, aws_profile, account, identity, ecr_endpoint, .. } = self;
+        [region, role_arn, external_id, role_session_name, aws_profile, account, identity, ecr_endpoint]
     }
 
     fn rest(&self) -> [&Option<Item<'a>>; 8] {
@@ -184,14 +186,16 @@ const AUTH: [(&str, Auth); 5] = [
     ("anonymous", Auth::Anonymous),
 ];
 
-fn registry(name: &str, item: &Item<'_>) -> Option<Registry> {
+fn registry(name: &str, item: &Item<'_>, logins: &mut Vec<ecr::Login>) -> Option<Registry> {
     let mut section = item.section()?;
     let url = section.required("url", "https://host, http://host or layout:/path");
     let keys = Keys::of(&mut section);
     let limits = limits(&mut section);
     let address = url.as_ref().and_then(address);
     let kind = match address {
-        Some(Address::Remote(url_of)) => remote(name, url_of, url.as_ref()?, &keys, section.itself()).map(RegistryKind::Remote),
+        Some(Address::Remote(url_of)) => {
+            remote(name, url_of, url.as_ref()?, &keys, section.itself(), logins).map(RegistryKind::Remote)
+        }
         Some(Address::Layout(path)) => layout(path, &keys),
         None => None,
     };
@@ -242,8 +246,15 @@ fn web_address(text: &str) -> Result<Url, &'static str> {
     Ok(url)
 }
 
-fn remote(name: &str, url: Url, url_item: &Item<'_>, keys: &Keys<'_>, itself: &Item<'_>) -> Option<registry::Settings> {
-    let credentials = credentials(&url, keys, itself);
+fn remote(
+    name: &str,
+    url: Url,
+    url_item: &Item<'_>,
+    keys: &Keys<'_>,
+    itself: &Item<'_>,
+    logins: &mut Vec<ecr::Login>,
+) -> Option<registry::Settings> {
+    let credentials = credentials(&url, keys, itself, logins);
     let tls = tls(keys, itself);
     let kinds = || Kind::ALL.into_iter().map(|kind| (kind.name(), kind));
     let kind = optional(&keys.kind, |item| item.one_of(kinds()));
@@ -290,7 +301,7 @@ fn host_and_port(url: &Url) -> String {
     url.port().map_or(host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
+fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>, logins: &mut Vec<ecr::Login>) -> Option<Credentials> {
     let host = &host_and_port(url);
     let auth = match &keys.auth {
         Some(item) => item.one_of(AUTH)?,
@@ -307,9 +318,16 @@ fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credenti
             let item = needed(&keys.token_file, "token_file", "auth: bearer", itself);
             item.and_then(Item::secret).map(Credentials::Bearer)
         }
-        Auth::Ecr => ecr_settings(host, keys, itself).map(|settings| Credentials::Ecr(ecr::Login::new(settings, host))),
+        Auth::Ecr => ecr_settings(host, keys, itself).map(|settings| Credentials::Ecr(login_of(settings, host, logins))),
     };
     if basic || bearer || aws { None } else { credentials }
+}
+
+/// One identity in one region has one token, however many registries it is for.
+fn login_of(settings: ecr::Settings, host: &str, logins: &mut Vec<ecr::Login>) -> ecr::Login {
+    let login = logins.iter().find_map(|login| login.beside(&settings, host)).unwrap_or_else(|| ecr::Login::new(settings, host));
+    logins.push(login.clone());
+    login
 }
 
 /// What the companions or else the host say when `auth` does not.
@@ -363,20 +381,33 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
     if keys.region.is_none() && ecr::host::recognise(host).is_none() {
         itself.missing("region", "is missing: the host does not tell it");
     }
-    if let (Some(item), None) = (&keys.external_id, &keys.role_arn) {
-        item.wrong("only means something with role_arn");
+    for item in [&keys.external_id, &keys.role_session_name].into_iter().flatten() {
+        if keys.role_arn.is_none() {
+            item.wrong("only means something with role_arn");
+        }
     }
+    let session_name = optional(&keys.role_session_name, |item| item.parse(session_name));
+    let session_name = session_name.map(|named| named.or_else(|| session_of_the_build(itself.reader().env)));
     let region = optional(&keys.region, |item| item.parse(region));
     let role_arn = optional(&keys.role_arn, |item| item.parse(arn));
     let external_id = optional(&keys.external_id, Item::word);
     let profile = optional(&keys.aws_profile, Item::word);
-    let account = optional(&keys.account, |item| item.parse(account));
+    let account = optional(&keys.account, |item| {
+        let account = item.parse(account)?;
+        let owner = ecr::host::recognise(host).and_then(|host| host.account);
+        if let Some(owner) = owner.filter(|owner| *owner != account) {
+            item.wrong(format!("is {account}, but the registry at `url` belongs to account {owner}"));
+            return None;
+        }
+        Some(account)
+    });
     let identity = optional(&keys.identity, |item| item.parse(arn));
     let endpoint = optional(&keys.ecr_endpoint, |item| item.parse(endpoint));
     Some(ecr::Settings {
         region: region?,
         role_arn: role_arn?,
         external_id: external_id?,
+        session_name: session_name?,
         profile: profile?,
         account: account?,
         identity: identity?,
@@ -387,6 +418,21 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
 fn region(text: &str) -> Result<String, String> {
     let valid = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if valid { Ok(text.to_owned()) } else { Err(format!("\"{}\" is not a region (example: eu-west-1)", shown(text))) }
+}
+
+/// The name of a role's session, as the audit trail shows it.
+fn session_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    let valid = (2..=64).contains(&text.len()) && text.chars().all(fits);
+    let wrong = || format!("\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)", shown(text));
+    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
+/// Inside a build the audit trail shows which one it was.
+fn session_of_the_build(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let build = env("CODEBUILD_BUILD_ID")?;
+    let name = format!("blobferry-{build}").replace(|c: char| !(c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)), "-");
+    Some(name.chars().take(64).collect())
 }
 
 fn arn(text: &str) -> Result<String, String> {

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use super::problem::hint;
 use super::section::{Item, Section};
+use crate::ecr;
 use crate::endpoint::Origin;
 use crate::job::{Drift, Existing};
-use crate::watch::route::{Pattern, Route, Template};
+use crate::watch::route::{Create, Pattern, Route, Template};
 use crate::watch::rules::{Selection, TagRule};
 
 /// Most routes: they are compared with each other.
@@ -25,6 +27,16 @@ struct Rules {
     moving: Option<Vec<TagRule>>,
     existing: Option<Existing>,
     drift: Option<Drift>,
+    create: Option<Creates>,
+    template: Option<Arc<ecr::Template>>,
+}
+
+/// How a missing repository comes to be, as it is written.
+#[derive(Clone, Copy, PartialEq)]
+enum Creates {
+    Never,
+    Template,
+    Clone,
 }
 
 /// A route with the places of its parts.
@@ -80,6 +92,9 @@ fn rules(keys: &mut Section<'_>) -> Rules {
         tags.finish(|_| false);
     }
     rules.existing = keys.item("existing").and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)]));
+    let words = [("never", Creates::Never), ("template", Creates::Template), ("clone", Creates::Clone)];
+    rules.create = keys.item("create").and_then(|item| item.one_of(words));
+    rules.template = keys.item("template").and_then(|item| template(&item)).map(Arc::new);
     rules.drift = keys.item("drift").and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
     rules
 }
@@ -93,6 +108,46 @@ fn included(item: &Item<'_>) -> Vec<TagRule> {
 
 fn tag_rules(item: &Item<'_>) -> Vec<TagRule> {
     item.items().iter().filter_map(|item| item.parse(str::parse)).collect()
+}
+
+/// How a repository is set up that the route creates.
+fn template(item: &Item<'_>) -> Option<ecr::Template> {
+    let mut keys = item.section()?;
+    let immutable = keys.item("immutable").and_then(|item| item.truth()).unwrap_or(true);
+    let except = keys.item("except").map(|item| item.items().iter().filter_map(|item| item.parse(exemption)).collect::<Vec<_>>());
+    let scan_on_push = keys.item("scan_on_push").and_then(|item| item.truth()).unwrap_or_default();
+    let kms = keys.item("kms").and_then(|item| item.truth()).unwrap_or_default();
+    let kms_key = keys.item("kms_key").and_then(|item| item.word());
+    let lifecycle = keys.item("lifecycle_policy_file").and_then(|item| json_file(&item));
+    let policy = keys.item("policy_file").and_then(|item| json_file(&item));
+    let tags = keys.item("resource_tags").and_then(|item| resource_tags(&item)).unwrap_or_default();
+    keys.finish(|_| false);
+    let except = except.unwrap_or_default();
+    if except.len() > 5 {
+        item.wrong("has more than five exceptions, which is the most that ECR takes");
+    }
+    let kms_key = kms_key.or_else(|| kms.then(String::new));
+    Some(ecr::Template { immutable, except, scan_on_push, kms_key, lifecycle, policy, tags })
+}
+
+fn exemption(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._*-".contains(c);
+    let valid = (1..=128).contains(&text.len()) && text.chars().all(fits);
+    let wrong = || format!("\"{}\" is no wildcard of ECR (letters, digits and . _ * -)", crate::fault::clip(text, 150));
+    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
+fn json_file(item: &Item<'_>) -> Option<String> {
+    let text = String::from_utf8(item.file()?).ok().filter(|text| serde_json::from_str::<serde_json::Value>(text).is_ok());
+    if text.is_none() {
+        item.wrong("the file holds no JSON");
+    }
+    text
+}
+
+fn resource_tags(item: &Item<'_>) -> Option<Vec<(String, String)>> {
+    let section = item.section()?;
+    Some(section.entries().filter_map(|(key, value)| Some((key.to_owned(), value.word()?))).collect())
 }
 
 fn newest(text: &str) -> Result<NonZeroU32, String> {
@@ -118,6 +173,7 @@ fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins
     let known = is_known(from.registry(), &from_item, origins);
     let to = to_item.and_then(|item| destinations(&item, &from, origins));
     let ((to, to_items), name) = to.filter(|_| known).zip(name)?;
+    check_creation(item, own.create.or(defaults.create), own.template.is_some() || defaults.template.is_some());
     Some(Written {
         route: merged(&name, from, to, own, defaults),
         name: name_item.unwrap_or_else(|| from_item.clone()),
@@ -125,6 +181,12 @@ fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins
         to: to_items,
         number,
     })
+}
+
+fn check_creation(item: &Item<'_>, create: Option<Creates>, template: bool) {
+    if create == Some(Creates::Template) && !template {
+        item.missing("template", "is missing: `create: template` needs to know how repositories are set up, here or in defaults");
+    }
 }
 
 fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &Rules) -> Route {
@@ -138,7 +200,12 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
     };
     let existing = own.existing.or(defaults.existing).unwrap_or_default();
     let drift = own.drift.or(defaults.drift).unwrap_or_default();
-    Route { name: name.into(), from, to, selection, existing, drift }
+    let create = match own.create.or(defaults.create) {
+        Some(Creates::Template) => own.template.or(defaults.template).map_or(Create::Never, Create::Template),
+        Some(Creates::Clone) => Create::Clone,
+        Some(Creates::Never) | None => Create::Never,
+    };
+    Route { name: name.into(), from, to, selection, existing, drift, create }
 }
 
 fn name(text: &str) -> Result<String, String> {

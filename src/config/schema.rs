@@ -88,6 +88,8 @@ struct Registry {
     role_arn: Option<String>,
     /// External ID for assuming the role.
     external_id: Option<String>,
+    /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with the id of a CodeBuild build.
+    role_session_name: Option<String>,
     /// Profile of the AWS config.
     aws_profile: Option<String>,
     /// AWS account of the registry, where the host does not tell it.
@@ -117,6 +119,10 @@ struct Defaults {
     existing: Option<Existing>,
     /// What happens to a production tag that we wrote and someone changed. Default: keep.
     drift: Option<Drift>,
+    /// What happens when a destination repository is missing (ECR). Default: never.
+    create: Option<Create>,
+    /// How repositories are set up that `create: template` makes.
+    template: Option<Template>,
 }
 
 #[derive(JsonSchema)]
@@ -134,6 +140,39 @@ struct Route {
     existing: Option<Existing>,
     /// What happens to a production tag that we wrote and someone changed. Default: keep.
     drift: Option<Drift>,
+    /// What happens when a destination repository is missing (ECR). Default: never.
+    create: Option<Create>,
+    /// How repositories are set up that `create: template` makes.
+    template: Option<Template>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Create {
+    Never,
+    Template,
+    Clone,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Template {
+    /// Whether tags never move. Default: true.
+    immutable: Option<bool>,
+    /// At most five wildcards for tags that are exempt from that.
+    except: Option<OneOrMany>,
+    /// Whether images are scanned when they are pushed. Default: false.
+    scan_on_push: Option<bool>,
+    /// Whether KMS encrypts, with the account's key. Default: false, AES-256.
+    kms: Option<bool>,
+    /// The KMS key that encrypts.
+    kms_key: Option<String>,
+    /// File with the lifecycle policy, JSON.
+    lifecycle_policy_file: Option<String>,
+    /// File with the repository policy, JSON.
+    policy_file: Option<String>,
+    /// Tags of the repository as an AWS resource.
+    resource_tags: Option<std::collections::BTreeMap<String, String>>,
 }
 
 #[derive(JsonSchema)]

@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::config::{self, Config, RegistryKind};
+use crate::ecr;
 use crate::fault::Fault;
 use crate::index::Index;
 use crate::layout;
 use crate::ledger::{Facts, Ledger};
+use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::site::Site;
 use crate::transfer::{self, Engine, Limits, limits};
@@ -115,7 +117,15 @@ impl Parts {
     pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
         self.wire.prepare(&settings.name);
         self.transfer.prepare_registry(&settings.name);
-        Registry::new(settings, &self.wire).map(Site::Registry)
+        let login = match &settings.credentials {
+            Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
+            _ => None,
+        };
+        let registry = Registry::new(settings, &self.wire)?;
+        Ok(match login {
+            Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire)),
+            None => Site::Registry(registry),
+        })
     }
 
     /// All series of all routes exist from the start.

@@ -86,6 +86,11 @@ async fn greet(site: &Site) -> Result<String, Fault> {
             let user = registry.user().unwrap_or_else(|| "anonymous".into());
             Ok(format!("{} answers; we are {user} there", registry.origin()))
         }
+        Site::Ecr(registry) => {
+            registry.inner().ping().await?;
+            let caller = registry.caller().await?;
+            Ok(format!("{} answers; we are {caller} there", registry.inner().origin()))
+        }
         Site::Layout(root) => Ok(format!("{} is a folder of layouts", root.origin())),
     }
 }

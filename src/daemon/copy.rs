@@ -1,5 +1,6 @@
 //! One reference to another place, without a config file: an explicit act of a person.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use url::Url;
 use super::build::{Parts, facts};
 use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
-use crate::endpoint::{Cursor, Source as _};
-use crate::fault::Fault;
+use crate::endpoint::{self, Cursor, Source as _};
+use crate::fault::{Class, Fault};
 use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
+use crate::registry::profile::Kind;
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
 use crate::transfer::retry::retry;
 use crate::transfer::settle::Names;
-use crate::transfer::{Settle, Stop};
+use crate::transfer::{Ending, Settle, Stop};
 use crate::watch::look::MOST_TAGS;
 
 /// What is to be copied.
@@ -44,7 +46,7 @@ pub struct Copy {
 
 /// A place as a command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Named {
+pub(super) enum Named {
     Registry { scheme: &'static str, reference: Reference },
     Layout { path: PathBuf, tag: Option<Tag>, digest: Option<Digest> },
 }
@@ -89,14 +91,14 @@ fn layout_reference(text: &str) -> Result<Named, String> {
 }
 
 impl Named {
-    fn tag(&self) -> Option<&Tag> {
+    pub(super) fn tag(&self) -> Option<&Tag> {
         match self {
             Named::Registry { reference, .. } => reference.tag.as_ref(),
             Named::Layout { tag, .. } => tag.as_ref(),
         }
     }
 
-    fn digest(&self) -> Option<Digest> {
+    pub(super) fn digest(&self) -> Option<Digest> {
         match self {
             Named::Registry { reference, .. } => reference.digest,
             Named::Layout { digest, .. } => *digest,
@@ -104,29 +106,45 @@ impl Named {
     }
 
     fn open(&self, label: &str, parts: &Parts, env: &dyn Fn(&str) -> Option<String>) -> Result<Repository, Error> {
+        self.open_with(label, parts, |host| known_by(host, env))
+    }
+
+    /// The repository, with what `known` says of its host.
+    pub(super) fn open_with(&self, label: &str, parts: &Parts, known: impl FnOnce(&Host) -> Known) -> Result<Repository, Error> {
         let name = |text: &str| RepositoryName::from_str(text).expect("a constant name");
         match self {
             Named::Layout { path, .. } => Ok(Site::Layout(layout::Root::single(label, path)).repository(name("layout"))),
             Named::Registry { scheme, reference } => {
-                let settings = settings(label, scheme, &reference.host, env)?;
+                let settings = settings(label, scheme, &reference.host, known(&reference.host))?;
                 Ok(parts.remote(settings).map_err(Error::Registry)?.repository(reference.repository.clone()))
             }
         }
     }
 }
 
-/// A registry of which only the host is known: who we are there is found from it.
-fn settings(label: &str, scheme: &str, host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Result<registry::Settings, Error> {
-    let url: Url = format!("{scheme}://{host}").parse().map_err(|_| Error::Usage(format!("\"{host}\" is not a registry host")))?;
+/// What is to be known of a host before it is asked anything.
+pub(super) struct Known {
+    pub(super) credentials: auth::Credentials,
+    pub(super) kind: Option<Kind>,
+}
+
+/// Who we are at a host is found from its name.
+pub(super) fn known_by(host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Known {
     let credentials = match ecr::host::recognise(host.name()) {
         Some(_) => auth::Credentials::Ecr(ecr::Login::new(ecr::Settings::default(), host.name())),
         None => auth::Credentials::DockerConfig(auth::docker::Store::standard(env)),
     };
+    Known { credentials, kind: None }
+}
+
+/// A registry of which only the host is known.
+fn settings(label: &str, scheme: &str, host: &Host, known: Known) -> Result<registry::Settings, Error> {
+    let url: Url = format!("{scheme}://{host}").parse().map_err(|_| Error::Usage(format!("\"{host}\" is not a registry host")))?;
     Ok(registry::Settings {
         name: label.into(),
         url,
-        credentials,
-        kind: None,
+        credentials: known.credentials,
+        kind: known.kind,
         tls: registry::Tls::default(),
         token_realms: Vec::new(),
         insecure: false,
@@ -154,7 +172,12 @@ pub async fn copy(
     let (started, clock) = (Timestamp::now(), Instant::now());
     let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: tag.clone() };
     let source_tag = source.tag().cloned().unwrap_or_else(|| tag.clone());
-    let companions = companions(&parts, &from, &stop).await.unwrap_or_default();
+    let (companions, trouble) = match companions(&parts, &from, &stop).await {
+        Ok(companions) => (companions, None),
+        // A registry that does not list tags has no companions that could be found.
+        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => (BTreeMap::new(), None),
+        Err(fault) => (BTreeMap::new(), Some(fault)),
+    };
     let job = Job {
         key: Key { route: "".into(), source: from.repository().clone(), tag: source_tag.clone(), destination: place },
         rules: TagRules { moving: tag.as_str() == "latest", ..TagRules::default() },
@@ -185,7 +208,10 @@ pub async fn copy(
         registry: "destination".into(),
     };
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+    let ending = match trouble {
+        None => parts.engine().run(&job, &from, &to, &observer.progress, &stop).await,
+        Some(fault) => Ending::failed(fault, 0),
+    };
     let run = crate::watch::run_id();
     let settle = Settle {
         facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
@@ -206,34 +232,48 @@ fn as_look(settled: crate::job::Settled) -> Look {
 }
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.
-async fn companions(
+async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
+    let tags = list(parts, source, stop).await?.unwrap_or_default();
+    Ok(tags.into_iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, listed)| (tag, listed.digest)).collect())
+}
+
+/// Tags that travel with their subject, with their digests as far as a listing tells.
+pub(super) type Companions = BTreeMap<Tag, Option<Digest>>;
+
+/// All tags of a repository, as its listing shows them. `None`: there is no such repository.
+pub(super) async fn list(
     parts: &Parts,
-    source: &Repository,
+    repository: &Repository,
     stop: &Stop,
-) -> Result<std::collections::BTreeMap<Tag, Option<Digest>>, Fault> {
+) -> Result<Option<BTreeMap<Tag, endpoint::Tag>>, Fault> {
     let engine = parts.engine();
-    let mut companions = std::collections::BTreeMap::new();
+    let lane = engine.limits.lane(repository.origin());
+    let mut tags = BTreeMap::new();
     let mut cursor: Option<Cursor> = None;
-    let mut read = 0;
     loop {
         let act = || {
             let cursor = cursor.clone();
-            async move { source.tags(cursor.as_ref()).await }
+            lane.send(async move { repository.tags(cursor.as_ref()).await })
         };
-        let Some(page) = retry(engine.settings.retry, &engine.metrics, source.registry(), stop, act).await? else {
-            return Ok(companions);
-        };
-        read += page.entries.len();
-        companions.extend(page.entries.into_iter().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name, tag.digest)));
+        let page = retry(engine.settings.retry, &engine.metrics, repository.registry(), stop, act).await?;
+        let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
+        tags.extend(page.entries.into_iter().map(|tag| (tag.name.clone(), tag)));
         match page.next {
-            Some(next) if read < MOST_TAGS && cursor.as_ref() != Some(&next) => cursor = Some(next),
-            _ => return Ok(companions),
+            None => return Ok(Some(tags)),
+            Some(next) if tags.len() < MOST_TAGS && cursor.as_ref() != Some(&next) => cursor = Some(next),
+            Some(_) => {
+                return Err(Fault::rejected(format!(
+                    "{} never ends its list of tags ({} so far)",
+                    repository.address(),
+                    tags.len()
+                )));
+            }
         }
     }
 }
 
 /// The stores of a state folder, or ones that remember nothing.
-fn stores(state: Option<&Path>) -> Result<(Option<StateLock>, Parts), Error> {
+pub(super) fn stores(state: Option<&Path>) -> Result<(Option<StateLock>, Parts), Error> {
     match state {
         None => Ok((None, Parts::in_memory()?)),
         Some(folder) => {

@@ -8,6 +8,7 @@
 mod build;
 mod check;
 mod copy;
+pub mod promote;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::build::Parts;
 pub use self::check::{Check, check_online};
 pub use self::copy::{Copy, copy};
+pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::config::{self, Config};
 use crate::fault::Fault;
@@ -210,11 +212,8 @@ impl Running {
 
     /// Answers signals until it is time to stop, then drains.
     async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>, stop: CancellationToken) {
-        loop {
-            match stop.run_until_cancelled(signals.next()).await {
-                Some(Asked::Reload) => self.reload(&load),
-                Some(Asked::Stop) | None => break,
-            }
+        while let Some(Asked::Reload) = stop.run_until_cancelled(signals.next()).await {
+            self.reload(&load);
         }
         self.drain(&mut signals).await;
     }

@@ -15,7 +15,6 @@ use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::config::retry::RetryConfig;
 use aws_sdk_ecr::config::{BehaviorVersion, Region, SharedCredentialsProvider};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_ecr::operation::get_authorization_token::GetAuthorizationTokenError;
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -30,11 +29,13 @@ use crate::flight::Flight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a token is used whose `expiresAt` is past or near, and the least time between two calls for a token that was
-/// refused.
+/// How long a token is used whose `expiresAt` is past or near, and the least time between two replacements of tokens that
+/// were refused.
 const LEAST_LIFE: Duration = Duration::from_secs(60);
 /// How long a good token outlives a failed attempt to replace it before the next attempt.
 const PAUSE: Duration = Duration::from_secs(30);
+/// The least wait after AWS has throttled a call: it names none itself.
+const THROTTLE: Duration = Duration::from_secs(1);
 /// Nobody's token lasts longer; a clock that is years off must not keep one for years.
 const MOST_LIFE: Duration = Duration::from_secs(12 * 3600);
 
@@ -47,6 +48,8 @@ pub struct Settings {
     pub role_arn: Option<String>,
     /// The external id that the role's trust policy asks for.
     pub external_id: Option<String>,
+    /// Names the role's session in the audit trail; default: `blobferry`.
+    pub session_name: Option<String>,
     /// The profile of the shared AWS configuration.
     pub profile: Option<String>,
     /// The account that owns the registry; default: the one in the host's name.
@@ -70,7 +73,15 @@ pub struct Token {
 
 /// The login to one ECR registry. Cheap to clone; clones share the client and the token.
 #[derive(Clone)]
-pub struct Login(Arc<Inner>);
+pub struct Login(Arc<Inner>, Arc<Place>);
+
+/// The registry that a login is for.
+struct Place {
+    host: String,
+    recognised: Option<EcrHost>,
+    account: Option<String>,
+    identity: Option<String>,
+}
 
 struct Inner {
     settings: Settings,
@@ -78,11 +89,14 @@ struct Inner {
     recognised: Option<EcrHost>,
     client: OnceCell<Client>,
     held: Mutex<Option<Held>>,
+    /// When a token was last replaced because it was refused.
+    replaced: Mutex<Option<Instant>>,
     flight: Flight<Token>,
 }
 
 struct Client {
     ecr: aws_sdk_ecr::Client,
+    sts: aws_sdk_sts::Client,
     region: String,
 }
 
@@ -96,14 +110,33 @@ struct Held {
 impl Login {
     /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before the first token is wanted.
     pub fn new(settings: Settings, host: &str) -> Login {
-        Login(Arc::new(Inner {
+        let place = Place::of(&settings, host);
+        let recognised = place.recognised.clone();
+        let inner = Inner {
             settings,
             host: host.to_owned(),
-            recognised: host::recognise(host),
+            recognised,
             client: OnceCell::new(),
             held: Mutex::new(None),
+            replaced: Mutex::new(None),
             flight: Flight::new(),
-        }))
+        };
+        Login(Arc::new(inner), Arc::new(place))
+    }
+
+    /// A login for another registry that the same identity uses in the same region: it shares this one's token. `None` when
+    /// anything about who asks where differs.
+    pub fn beside(&self, settings: &Settings, host: &str) -> Option<Login> {
+        let place = Place::of(settings, host);
+        let who = |settings: &Settings, recognised: &Option<EcrHost>| {
+            let Settings { region, role_arn, external_id, session_name, profile, endpoint, .. } = settings.clone();
+            let fips = recognised.as_ref().is_some_and(|host| host.fips);
+            let region = region.or_else(|| recognised.as_ref().map(|host| host.region.clone()));
+            (region, role_arn, external_id, session_name, profile, endpoint, fips)
+        };
+        let private = !self.is_public() && !place.recognised.as_ref().is_some_and(|host| host.public);
+        let same = private && who(&self.0.settings, &self.0.recognised) == who(settings, &place.recognised);
+        same.then(|| Login(Arc::clone(&self.0), Arc::new(place)))
     }
 
     /// The token, asked for when none is held or the one held nears its end; one that still lasts survives a failure to
@@ -123,13 +156,16 @@ impl Login {
         }
     }
 
-    /// Another token than the one that was refused, unless that one was handed out less than a minute ago: asking
-    /// again would bring the same refusal.
+    /// Another token than the one that was refused, asked for at once; but only once a minute: a refusal that a new token
+    /// does not cure is final.
     pub async fn renewed(&self, refused: &SecretString) -> Result<Token, Fault> {
         if let Some(token) = self.0.standing(refused) {
             return Ok(token);
         }
-        self.ask().await
+        // Whoever is refused meanwhile joins this call.
+        let fresh = self.ask().await?;
+        *self.0.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(fresh)
     }
 
     /// When the held token ends.
@@ -139,18 +175,45 @@ impl Login {
 
     /// Who we are there, as far as the settings say: the caller's or the role's ARN.
     pub fn identity(&self) -> Option<&str> {
-        self.0.settings.identity.as_deref().or(self.0.settings.role_arn.as_deref())
+        self.1.identity.as_deref().or(self.0.settings.role_arn.as_deref())
+    }
+
+    /// Who the caller must be, where the settings say so.
+    pub fn demanded(&self) -> Option<&str> {
+        self.1.identity.as_deref()
     }
 
     /// The account that owns the registry.
     pub fn account(&self) -> Option<&str> {
-        let named = self.0.recognised.as_ref().and_then(|host| host.account.as_deref());
-        self.0.settings.account.as_deref().or(named)
+        let named = self.1.recognised.as_ref().and_then(|host| host.account.as_deref());
+        self.1.account.as_deref().or(named)
     }
 
     /// Whether this is the public registry, which has another control plane.
     pub fn is_public(&self) -> bool {
-        self.0.recognised.as_ref().is_some_and(|host| host.public)
+        self.1.recognised.as_ref().is_some_and(|host| host.public)
+    }
+
+    /// The host that it is for.
+    pub fn host(&self) -> &str {
+        &self.1.host
+    }
+
+    /// The client of the control plane and its region.
+    pub(super) async fn plane(&self) -> Result<(aws_sdk_ecr::Client, String), Fault> {
+        let client = self.0.client.get_or_try_init(|| self.0.connect()).await?;
+        Ok((client.ecr.clone(), client.region.clone()))
+    }
+
+    /// The ARN and the account of the caller, as AWS sees it.
+    pub(super) async fn caller(&self) -> Result<(String, String), Fault> {
+        let client = self.0.client.get_or_try_init(|| self.0.connect()).await?;
+        let answer = client.sts.get_caller_identity().send().await;
+        let answer = answer.map_err(|error| refusal("sts:GetCallerIdentity", &error, &client.region, self.host()).fault)?;
+        match (answer.arn, answer.account) {
+            (Some(arn), Some(account)) => Ok((arn, account)),
+            _ => Err(Fault::new(Class::Auth, format!("sts:GetCallerIdentity for {} names no caller", self.host()))),
+        }
     }
 
     async fn ask(&self) -> Result<Token, Fault> {
@@ -161,7 +224,14 @@ impl Login {
 
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ecr::Login").field("host", &self.0.host).field("settings", &self.0.settings).finish_non_exhaustive()
+        f.debug_struct("ecr::Login").field("host", &self.1.host).field("settings", &self.0.settings).finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    fn of(settings: &Settings, host: &str) -> Place {
+        let Settings { account, identity, .. } = settings.clone();
+        Place { host: host.to_owned(), recognised: host::recognise(host), account, identity }
     }
 }
 
@@ -178,13 +248,14 @@ impl Inner {
         Some(held.token.clone())
     }
 
-    /// The held token, if it is another one than `refused` or too young to be replaced.
+    /// The held token, if it is another one than `refused`, or if one was replaced for that reason a moment ago.
     fn standing(&self, refused: &SecretString) -> Option<Token> {
         use secrecy::ExposeSecret as _;
         let held = self.held();
         let held = held.as_ref()?;
         let same = held.token.password.expose_secret() == refused.expose_secret();
-        (!same || held.received.elapsed() < LEAST_LIFE).then(|| held.token.clone())
+        let replaced = *self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        (!same || replaced.is_some_and(|at| at.elapsed() < LEAST_LIFE)).then(|| held.token.clone())
     }
 
     async fn ask(&self) -> Result<Token, Fault> {
@@ -201,7 +272,7 @@ impl Inner {
     async fn call(&self) -> Result<Token, Fault> {
         let client = self.client.get_or_try_init(|| self.connect()).await?;
         let answer = client.ecr.get_authorization_token().send().await;
-        let answer = answer.map_err(|error| refusal(&error, &client.region, &self.host))?;
+        let answer = answer.map_err(|error| refusal("ecr:GetAuthorizationToken", &error, &client.region, &self.host).fault)?;
         let unreadable = || {
             let text = format!("ecr:GetAuthorizationToken in {} for {} answered without a usable token", client.region, self.host);
             Fault::new(Class::Auth, text)
@@ -215,14 +286,19 @@ impl Inner {
             let text = format!("no AWS region is known for {}: set region", self.host);
             Fault::new(Class::Auth, text)
         })?;
+        let base = match &self.settings.role_arn {
+            Some(role) => {
+                let provider = SharedCredentialsProvider::new(self.assumed(role, &base).await);
+                base.into_builder().credentials_provider(provider).build()
+            }
+            None => base,
+        };
         let mut config = aws_sdk_ecr::config::Builder::from(&base);
         if let Some(endpoint) = &self.settings.endpoint {
             config = config.endpoint_url(endpoint);
         }
-        if let Some(role) = &self.settings.role_arn {
-            config = config.credentials_provider(self.assumed(role, &base).await);
-        }
-        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), region: region.to_string() })
+        let sts = aws_sdk_sts::Client::new(&base);
+        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string() })
     }
 
     async fn shared_config(&self) -> SdkConfig {
@@ -247,7 +323,9 @@ impl Inner {
     }
 
     async fn assumed(&self, role: &str, base: &SdkConfig) -> AssumeRoleProvider {
-        let mut provider = AssumeRoleProvider::builder(role).session_name("blobferry").configure(base);
+        let mut provider = AssumeRoleProvider::builder(role)
+            .session_name(self.settings.session_name.as_deref().unwrap_or("blobferry"))
+            .configure(base);
         if let Some(id) = &self.settings.external_id {
             provider = provider.external_id(id);
         }
@@ -287,15 +365,31 @@ fn read(data: &AuthorizationData) -> Option<Token> {
     usable.then(|| Token { username: username.to_owned(), password: password.into(), expires })
 }
 
-fn refusal<R: fmt::Debug>(error: &SdkError<GetAuthorizationTokenError, R>, region: &str, host: &str) -> Fault {
-    let said = match error.as_service_error() {
+/// A call that AWS refused, or that did not reach it.
+pub(super) struct Refusal {
+    /// The code that AWS gave; empty when there was no answer.
+    pub(super) code: String,
+    /// What it means for the caller.
+    pub(super) fault: Fault,
+}
+
+/// What a failed call of `action` means. `about` is the registry's host, or what was acted on there.
+pub(super) fn refusal<E, R>(action: &str, error: &SdkError<E, R>, region: &str, about: &str) -> Refusal
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: fmt::Debug,
+{
+    let service = error.as_service_error();
+    let code = service.and_then(|service| service.code()).unwrap_or_default().to_owned();
+    let said = match service {
         Some(service) => {
             format!("{}: {}", service.code().unwrap_or("unknown error"), service.message().unwrap_or("no reason given"))
         }
         None => chain(error),
     };
     let (class, advice) = classify(&said);
-    Fault::new(class, format!("ecr:GetAuthorizationToken in {region} for {host}: {}{advice}", clip(&said, 600)))
+    let advice = advice.replace("{action}", action);
+    Refusal { code, fault: Fault::new(class, format!("{action} in {region} for {about}: {}{advice}", clip(&said, 600))) }
 }
 
 /// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed.
@@ -325,7 +419,7 @@ fn classify(said: &str) -> (Class, &'static str) {
     const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     match said {
-        _ if says(&THROTTLED) => (Class::RETRYABLE, ""),
+        _ if says(&THROTTLED) => (Class::Retryable { after: Some(THROTTLE) }, ""),
         _ if says(&PROFILE) => (Class::Auth, "; check aws_profile and the shared AWS configuration"),
         _ if says(&NONE_FOUND) => (
             Class::Auth,
@@ -335,7 +429,7 @@ fn classify(said: &str) -> (Class, &'static str) {
         _ if says(&UNKNOWN) => {
             (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
         }
-        _ if says(&DENIED) => (Class::Auth, "; allow the action ecr:GetAuthorizationToken on * (and sts:AssumeRole for role_arn)"),
+        _ if says(&DENIED) => (Class::Auth, "; allow the action {action} there (and sts:AssumeRole for role_arn)"),
         _ => (Class::RETRYABLE, ""),
     }
 }
@@ -387,7 +481,8 @@ pub(crate) mod tests {
             .retry_config(RetryConfig::disabled())
             .endpoint_url(&plane.url)
             .credentials_provider(Credentials::new("AKIDEXAMPLE", "key", None, None, "test"));
-        let client = Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), region: "eu-west-1".to_owned() };
+        let sts = aws_sdk_sts::Client::from_conf(aws_sdk_sts::Config::builder().behavior_version_latest().build());
+        let client = Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: "eu-west-1".to_owned() };
         assert!(login.0.client.set(client).is_ok());
         login
     }
@@ -421,9 +516,9 @@ pub(crate) mod tests {
         }
         assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
         let refused = SecretString::from("1");
-        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "1", "too young to be replaced");
-        later(LEAST_LIFE).await;
-        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2");
+        assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "replaced at once");
+        let second = SecretString::from("2");
+        assert_eq!(login.renewed(&second).await.unwrap().password.expose_secret(), "2", "but not at every turn");
         assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "somebody else replaced it already");
         assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
     }
@@ -474,7 +569,8 @@ pub(crate) mod tests {
             assert_eq!(classify(said).0, Class::Auth, "{said}");
             assert!(!classify(said).1.is_empty(), "{said}");
         }
-        for said in ["ThrottlingException: Rate exceeded", "ServerException: oops", "io error: connection refused", "timeout"] {
+        assert!(classify("ThrottlingException: Rate exceeded").0.is_retryable());
+        for said in ["ServerException: oops", "io error: connection refused", "timeout"] {
             assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
         }
     }

@@ -1,10 +1,16 @@
-//! Amazon ECR beyond the distribution protocol: which hosts are ECR, and the tokens that its control plane hands out.
+//! Amazon ECR: which hosts it owns, the tokens its registries accept, and its control plane.
 //!
-//! The SDK's own retries are off: retrying belongs to `transfer`. Nothing here reads the environment by itself; the SDK's
-//! default credential chain does, as its users expect.
+//! [`Login`] fetches tokens and names the caller; [`Registry`] and [`Repository`] put the control plane in front of the
+//! distribution client wherever that saves requests or knows more. An error names the action, the region and the way out,
+//! never a secret.
 
+mod control;
+mod create;
 pub mod host;
-pub mod login;
+pub(crate) mod login;
+mod repository;
 
+pub use create::{Creation, Template};
 pub use host::EcrHost;
 pub use login::{Login, Settings, Token};
+pub use repository::{Registry, Repository};

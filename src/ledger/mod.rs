@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepositoryName};
 use crate::sqlite::{Failure, OpenError, Store};
 
 mod rows;
@@ -100,6 +101,17 @@ pub struct Facts {
     pub host: String,
 }
 
+/// A job whose newest row is trouble.
+#[derive(Clone, Debug)]
+pub struct Troubled {
+    /// Its name.
+    pub key: Key,
+    /// The trouble.
+    pub result: Outcome,
+    /// What staging named.
+    pub digest: Option<Digest>,
+}
+
 /// A handle on the ledger: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -156,6 +168,12 @@ impl Ledger {
     pub async fn last(&self, key: &Key) -> Result<Option<Row>, Fault> {
         let key = key.clone();
         self.store.read(move |db| rows::last(db, &key)).await.map_err(unreadable)
+    }
+
+    /// The jobs of a destination repository whose newest row is trouble: neither promoted nor up to date.
+    pub async fn troubled(&self, origin: &Origin, repository: &RepositoryName) -> Result<Vec<Troubled>, Fault> {
+        let (origin, repository) = (origin.clone(), repository.clone());
+        self.store.read(move |db| rows::troubled(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
     }
 
     /// Rows, a page at a time.

@@ -5,8 +5,9 @@ use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, names};
-use crate::job::{Key, Settled};
+use super::{Facts, Troubled, names};
+use crate::endpoint::Origin;
+use crate::job::{Key, Outcome, Place, Settled};
 
 /// A change of a job's result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +71,38 @@ pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> 
     db.prepare_cached(&format!("SELECT {COLUMNS} FROM outcomes WHERE job = ?1 ORDER BY id DESC LIMIT 1"))?
         .query_row([job], row)
         .optional()
+}
+
+/// The jobs of a destination repository whose newest word is trouble.
+pub(super) fn troubled(db: &Connection, origin: &str, repository: &str) -> rusqlite::Result<Vec<Troubled>> {
+    let sql = "SELECT jobs.route, jobs.source, jobs.tag, jobs.destination_tag,
+            json_extract(newest.settled, '$.result'), json_extract(newest.settled, '$.digest')
+        FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
+        WHERE jobs.origin = ?1 AND jobs.repository = ?2
+            AND json_extract(newest.settled, '$.result') NOT IN ('promoted', 'up_to_date')";
+    let text = |row: &rusqlite::Row<'_>, at: usize| row.get::<_, String>(at);
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok([
+            text(row, 0)?,
+            text(row, 1)?,
+            text(row, 2)?,
+            text(row, 3)?,
+            text(row, 4)?,
+            row.get::<_, Option<String>>(5)?.unwrap_or_default(),
+        ])
+    };
+    let rows = db.prepare_cached(sql)?.query_map([origin, repository], read)?.collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().filter_map(|row| Troubled::read(row, origin, repository)).collect())
+}
+
+impl Troubled {
+    /// `None` for a row that no current version writes.
+    fn read([route, source, tag, destination, result, digest]: [String; 6], origin: &str, repository: &str) -> Option<Troubled> {
+        let place = Place { origin: Origin::new(origin), repository: repository.parse().ok()?, tag: destination.parse().ok()? };
+        let key = Key { route: route.into(), source: source.parse().ok()?, tag: tag.parse().ok()?, destination: place };
+        let result = Outcome::ALL.into_iter().find(|outcome| outcome.name() == result)?;
+        Some(Troubled { key, result, digest: digest.parse().ok() })
+    }
 }
 
 pub(super) fn page(db: &Connection, query: &Query) -> rusqlite::Result<Vec<Row>> {

@@ -120,7 +120,9 @@ impl Refusal {
 
     /// The class.
     pub(super) fn class(&self) -> Class {
-        class_of(self.status(), self.entries.iter().map(|entry| entry.code.as_str()), self.after)
+        // Who says that it is asked too often but not when to return is given a moment.
+        let after = self.after.or((self.status() == 429).then_some(MOMENT));
+        class_of(self.status(), self.entries.iter().map(|entry| entry.code.as_str()), after)
     }
 
     /// The failure, told in full.
@@ -216,6 +218,8 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     Some(wait.min(MOST_WAIT))
 }
 
+/// The least wait after a 429 that names none.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Most entries that are looked at.
 const MOST_ENTRIES: usize = 64;
 

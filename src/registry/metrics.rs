@@ -73,7 +73,7 @@ impl Operation {
             Operation::Open => "end-4a",
             Operation::Chunk => "end-5",
             Operation::Close => "end-6",
-            Operation::PutManifest => "end-7",
+            Operation::PutManifest => "end-7a",
             Operation::Tags => "end-8",
             Operation::Mount => "end-11",
             Operation::Referrers => "end-12",
@@ -149,6 +149,12 @@ impl Metrics {
         for direction in ["read", "sent"] {
             self.bytes.with_label_values(&[name, direction]);
         }
+    }
+
+    /// One call of a control plane: the AWS action, its status if it got an answer, and how long that took.
+    pub fn action(&self, registry: &str, action: &'static str, status: Option<u16>, took: Duration) {
+        self.requests.with_label_values(&[registry, action, status_label(status)]).inc();
+        self.durations.with_label_values(&[registry, action]).observe(took.as_secs_f64());
     }
 
     /// The instruments of one registry.

@@ -78,7 +78,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn put(&self, image: &Image, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
             let (target, manifest) = (target.clone(), manifest.clone());
-            async move { destination.put_manifest(&target, &manifest).await }
+            let lane = self.engine.limits.lane(destination.origin());
+            async move {
+                lane.manifest(destination.manifests_per_second()).await;
+                destination.put_manifest(&target, &manifest).await
+            }
         };
         for _ in 0..REPAIRS {
             match self.ask_destination(write).await? {

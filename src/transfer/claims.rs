@@ -18,6 +18,8 @@ pub enum Subject {
     Content(Origin, RepositoryName, Digest),
     /// The first upload of a blob to a registry: the others wait, and mount it.
     Upload(Origin, Digest),
+    /// The question whether a registry lists referrers.
+    Referrers(Origin),
     /// A tag that is read, changed and written.
     Tag(Origin, RepositoryName, Tag),
 }

@@ -4,7 +4,7 @@
 //! the length of one request or one blob and never while waiting for another job. Waiting is fair: first come, first served.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,6 +48,7 @@ pub struct Lane {
     writers: Arc<Semaphore>,
     pace: Option<Bucket>,
     bandwidth: Option<Bucket>,
+    manifests: OnceLock<Bucket>,
 }
 
 impl Default for Limits {
@@ -91,6 +92,7 @@ impl Lane {
             readers: permits(),
             writers: permits(),
             pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
+            manifests: OnceLock::new(),
             bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
         }
     }
@@ -117,6 +119,14 @@ impl Lane {
     /// The right to write one blob to here.
     pub async fn write(&self) -> OwnedSemaphorePermit {
         self.writers.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
+    pub async fn manifest(&self, rate: Option<f64>) {
+        if let Some(rate) = rate {
+            let wait = self.manifests.get_or_init(|| Bucket::new(rate, 1.0)).take(1.0);
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Sends one request under a permit.

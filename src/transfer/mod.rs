@@ -21,7 +21,7 @@ pub mod settle;
 mod survey;
 pub mod verify;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -36,12 +36,12 @@ use self::plan::Decision;
 pub use self::retry::Stop;
 use self::retry::retry;
 pub use self::settle::Settle;
-use crate::endpoint::{Destination, Source, Tally};
+use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
-use crate::job::{BlobOutcome, Job, Key, Outcome, Progress};
+use crate::job::{BlobOutcome, Job, Key, Outcome, Place, Progress};
 use crate::ledger::Ledger;
-use crate::oci::Digest;
+use crate::oci::{Digest, RepositoryName, Tag};
 
 /// How the engine behaves.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,11 @@ impl Default for Settings {
     }
 }
 
+/// Most companion tags that are remembered as tried.
+const TRIED: usize = 100_000;
+/// A registry that does not list referrers is asked again after this.
+const ASKED_AGAIN: Duration = Duration::from_secs(300);
+
 /// How often a tag is looked at anew because staging moved it while it was carried.
 const ROUNDS: u32 = 5;
 
@@ -76,8 +81,12 @@ pub struct Engine {
     pub limits: Limits,
     /// What is counted.
     pub metrics: Metrics,
+    /// Pushes before this were not ours to be fast with.
+    started: Timestamp,
     claims: Claims,
     troubled: Arc<Mutex<HashSet<Key>>>,
+    lists: Arc<Mutex<HashMap<Origin, (bool, Instant)>>>,
+    tried: Arc<Mutex<HashSet<Place>>>,
 }
 
 /// What came of running a job, before it is settled.
@@ -117,12 +126,48 @@ pub struct Cost {
 impl Engine {
     /// An engine over its stores.
     pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
-        Engine { settings, index, ledger, limits, metrics, claims: Claims::default(), troubled: Arc::default() }
+        Engine {
+            settings,
+            index,
+            ledger,
+            limits,
+            metrics,
+            started: Timestamp::now(),
+            claims: Claims::default(),
+            troubled: Arc::default(),
+            lists: Arc::default(),
+            tried: Arc::default(),
+        }
     }
 
     /// The same engine under other settings.
     pub fn with(&self, settings: Settings) -> Engine {
         Engine { settings, ..self.clone() }
+    }
+
+    /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
+    /// referrers itself needs no fallback list.
+    pub fn has_tried(&self, origin: &Origin, repository: &RepositoryName, tag: &Tag) -> bool {
+        let place = Place { origin: origin.clone(), repository: repository.clone(), tag: tag.clone() };
+        self.tried.lock().expect("nothing panics while it notes").contains(&place)
+    }
+
+    fn note_tried(&self, origin: &Origin, repository: &RepositoryName, tags: Vec<Tag>) {
+        let mut tried = self.tried.lock().expect("nothing panics while it notes");
+        if tried.len() >= TRIED {
+            tried.clear();
+        }
+        tried.extend(tags.into_iter().map(|tag| Place { origin: origin.clone(), repository: repository.clone(), tag }));
+    }
+
+    /// Whether a registry lists referrers, as far as that was found out lately.
+    fn lists_referrers(&self, origin: &Origin) -> Option<bool> {
+        let lists = self.lists.lock().expect("nothing panics while it notes");
+        lists.get(origin).filter(|(lists, at)| *lists || at.elapsed() < ASKED_AGAIN).map(|(lists, _)| *lists)
+    }
+
+    fn note_lists_referrers(&self, origin: &Origin, listed: bool) {
+        self.lists.lock().expect("nothing panics while it notes").insert(origin.clone(), (listed, Instant::now()));
     }
 
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.

@@ -42,16 +42,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// Asks both sides again when the facts are too old to act on. `None`: nothing changed.
+    /// Asks again on the sides whose facts are too old to act on. `None`: nothing changed.
     async fn newer_facts(&self, facts: &TagFacts) -> Result<Option<TagFacts>, Fault> {
-        if facts.at.elapsed() <= self.engine.settings.fresh {
-            return Ok(None);
-        }
-        let at = Instant::now();
-        let (source, destination) =
-            futures::try_join!(self.own_source_digest(), self.destination_digest(&self.job.key.destination.tag))?;
+        let is_old = |at: Instant| at.elapsed() > self.engine.settings.fresh;
+        let now = Instant::now();
+        let ask_source = async {
+            if is_old(facts.source_at) { Ok((self.own_source_digest().await?, now)) } else { Ok((facts.source, facts.source_at)) }
+        };
+        let ask_destination = async {
+            match is_old(facts.destination_at) {
+                true => Ok((self.destination_digest(&self.job.key.destination.tag).await?, now)),
+                false => Ok((facts.destination, facts.destination_at)),
+            }
+        };
+        let ((source, source_at), (destination, destination_at)) = futures::try_join!(ask_source, ask_destination)?;
         let same = source == facts.source && destination == facts.destination;
-        Ok((!same).then_some(TagFacts { source, destination, at, manifest: None }))
+        Ok((!same).then_some(TagFacts { source, destination, source_at, destination_at, manifest: None }))
     }
 
     /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.

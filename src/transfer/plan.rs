@@ -104,9 +104,7 @@ fn by_rules(rules: TagRules, facts: &Facts, source: Digest, production: Digest) 
     match (facts.written_known, facts.written_by_us) {
         (true, true) => ours(rules, source, production),
         (true, false) if rules.drift == Drift::Restore => ours(rules, source, production),
-        (true, false) => Decision::Drift(format!(
-            "someone moved the production tag to {production}; it stays until staging names it too, or `drift: restore` is set, or a person copies over it"
-        )),
+        (true, false) => Decision::Drift(drift_text(rules, source, production)),
         (false, _) => foreign(rules, facts, source, production),
     }
 }
@@ -128,15 +126,25 @@ fn foreign(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -
         (false, Existing::Adopt) => {
             Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move"))
         }
-        (_, Existing::Keep) => Decision::Existing(format!(
-            "production named {production} before blobferry; it stays (`existing: adopt` takes it over)"
-        )),
+        (_, Existing::Keep) => Decision::Existing(existing_text(rules, production)),
     }
+}
+
+/// A setting helps a moving tag only: a fixed tag with another digest would be a conflict under any.
+fn drift_text(rules: TagRules, source: Digest, production: Digest) -> String {
+    let setting = if rules.moving { "set `drift: restore` on the route, or " } else { "" };
+    format!("someone moved the production tag to {production}; it stays so. To put {source} there, {setting}copy it over by hand")
+}
+
+fn existing_text(rules: TagRules, production: Digest) -> String {
+    let setting = if rules.moving { "; `existing: adopt` on the route takes it over" } else { "" };
+    format!("production named {production} before blobferry, and it stays so{setting}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job;
 
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Want {
@@ -190,8 +198,8 @@ mod tests {
         for (name, facts, want) in table {
             let rules = |moving, loose: bool| TagRules {
                 moving,
-                existing: if loose { Existing::Adopt } else { Existing::Keep },
-                drift: if loose { Drift::Restore } else { Drift::Keep },
+                existing: if loose { job::Existing::Adopt } else { job::Existing::Keep },
+                drift: if loose { job::Drift::Restore } else { job::Drift::Keep },
             };
             let got = [rules(false, false), rules(true, false), rules(false, true), rules(true, true)]
                 .map(|rules| kind(&decide(rules, &facts, &Order::default())));

@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Trip;
@@ -17,7 +16,7 @@ use super::claims::Subject;
 use super::plan::{self, Decision, Facts, Order};
 use super::retry::stoppable;
 use super::survey::TagFacts;
-use crate::endpoint::{Cursor, Destination, Put, Source};
+use crate::endpoint::{Cursor, Destination, Page, Put, Source};
 use crate::fault::Fault;
 use crate::job::{Place, TagRules};
 use crate::oci::media_type::OCI_INDEX;
@@ -55,21 +54,30 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(())
     }
 
-    /// For a tag that is up to date already: signatures often come after the image. Looked for when the listing shows some,
-    /// and again after the time for which hints are trusted.
+    /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
     pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else { return Ok(()) };
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        let checked = self.engine.index.checked(origin, repository, &top).await;
-        let trust = self.engine.settings.trust.as_secs() as i64;
-        let is_due = checked.is_none_or(|at| Timestamp::now().duration_since(at).as_secs() >= trust);
-        if !is_due && self.companions_of(&top).is_empty() {
-            return Ok(());
+        if self.job.companions.is_empty() && !self.source_lists_referrers(&top).await? {
+            return Ok(self.mark_checked(&top).await);
         }
         let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
         let children = manifest.children.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest);
         let subjects: Vec<Digest> = std::iter::once(top).chain(children).collect();
         self.bring_referrers(&subjects).await
+    }
+
+    /// Whether the source lists referrers at all; found out with `subject` where nobody knows.
+    async fn source_lists_referrers(&self, subject: &Digest) -> Result<bool, Fault> {
+        let origin = self.source.origin();
+        if self.engine.lists_referrers(origin).is_none() {
+            self.list_referrers(subject).await?;
+        }
+        Ok(self.engine.lists_referrers(origin) != Some(false))
+    }
+
+    async fn mark_checked(&self, subject: &Digest) {
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        self.engine.index.mark_checked(origin, repository, subject).await;
     }
 
     /// Brings the referrers of one subject; returns them.
@@ -83,32 +91,67 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 self.bring_companion(&tag).await?;
             }
         }
+        self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.index.mark_checked(origin, repository, &subject).await;
+        self.engine.note_tried(origin, repository, self.companions_of(&subject));
         Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
     }
 
     /// Brings those of the referrers that the destination does not list under their subject.
     async fn bring_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
-        let (there, keeps_lists) = self.listed_there(subject, listed).await?;
-        let mut unlisted = Vec::new();
-        for descriptor in listed.iter().filter(|descriptor| !there.contains(&descriptor.digest)) {
+        let mut unknown = Vec::new();
+        for descriptor in listed {
+            if !self.is_complete(&descriptor.digest).await {
+                unknown.push(descriptor);
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let (there, keeps_lists) = self.listed_there(subject, &unknown).await?;
+        let (mut brought, mut unlisted) = (Vec::new(), Vec::new());
+        for descriptor in unknown.into_iter().filter(|descriptor| !there.contains(&descriptor.digest)) {
             let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
             if manifest.subject.as_ref().is_none_or(|named| named.digest != *subject) {
                 // Some registries answer with manifests that say nothing about the subject.
                 continue;
             }
+            brought.push(manifest.digest);
             let says_so = self.bring_manifest(manifest.clone(), None).await? == (Put::Accepted { subject: true });
             // ECR has said so without keeping lists.
             if !(says_so && keeps_lists) {
                 unlisted.push(manifest);
             }
         }
-        if unlisted.is_empty() { Ok(()) } else { self.list_under_fallback(subject, &unlisted).await }
+        if !unlisted.is_empty() {
+            self.list_under_fallback(subject, &unlisted).await?;
+        }
+        self.remember_manifests(brought).await;
+        Ok(())
     }
 
     /// Which of the referrers the destination holds and lists under the subject, and whether it keeps such lists itself.
-    async fn listed_there(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(HashSet<Digest>, bool), Fault> {
+    async fn listed_there(&self, subject: &Digest, referrers: &[&Descriptor]) -> Result<(HashSet<Digest>, bool), Fault> {
+        if let Some(there) = self.list_kept_there(subject).await? {
+            return Ok((there, true));
+        }
+        let list = self.fallback_there(&Tag::fallback(subject)).await?;
+        let named: HashSet<Digest> = list.map(|list| list.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
+        let mut there = HashSet::new();
+        for descriptor in referrers.iter().filter(|descriptor| named.contains(&descriptor.digest)) {
+            if self.destination_has(&descriptor.digest).await? {
+                there.insert(descriptor.digest);
+            }
+        }
+        Ok((there, false))
+    }
+
+    /// What the destination lists under the subject. `None`: it keeps no such lists.
+    async fn list_kept_there(&self, subject: &Digest) -> Result<Option<HashSet<Digest>>, Fault> {
+        let origin = self.destination.origin();
+        if self.engine.lists_referrers(origin) == Some(false) {
+            return Ok(None);
+        }
         let mut there = HashSet::new();
         let mut cursor: Option<Cursor> = None;
         loop {
@@ -116,21 +159,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 let (subject, cursor) = (*subject, cursor.clone());
                 async move { destination.referrers(&subject, cursor.as_ref()).await }
             };
-            let Some(page) = self.ask_destination(ask).await? else { break };
+            let page = self.ask_destination(ask).await?;
+            self.engine.note_lists_referrers(origin, page.is_some());
+            let Some(page) = page else { return Ok(None) };
             there.extend(page.entries.into_iter().map(|entry| entry.digest));
             cursor = page.next;
             if cursor.is_none() || there.len() > MOST {
-                return Ok((there, true));
+                return Ok(Some(there));
             }
         }
-        let list = self.fallback_there(&Tag::fallback(subject)).await?;
-        let named: HashSet<Digest> = list.map(|list| list.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
-        for descriptor in listed.iter().filter(|descriptor| named.contains(&descriptor.digest)) {
-            if self.is_complete(&descriptor.digest).await || self.destination_has(&descriptor.digest).await? {
-                there.insert(descriptor.digest);
-            }
-        }
-        Ok((there, false))
     }
 
     async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
@@ -142,27 +179,41 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.ask_destination(read).await
     }
 
-    /// Who refers to `subject` at the source.
+    /// Who refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first who wants
+    /// to know.
     async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+        let origin = self.source.origin();
+        let mut asking = None;
+        if self.engine.lists_referrers(origin).is_none() {
+            asking = Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Referrers(origin.clone()))).await?);
+        }
+        if self.engine.lists_referrers(origin) == Some(false) {
+            return self.list_fallback(subject).await;
+        }
+        let first = self.referrers_page(subject, None).await?;
+        self.engine.note_lists_referrers(origin, first.is_some());
+        drop(asking);
+        let Some(mut page) = first else { return self.list_fallback(subject).await };
         let mut listed = Vec::new();
-        let mut cursor: Option<Cursor> = None;
         loop {
-            let page = self
-                .ask_source(|source| {
-                    let cursor = cursor.clone();
-                    async move { source.referrers(subject, cursor.as_ref()).await }
-                })
-                .await?;
-            let Some(page) = page else { return self.list_fallback(subject).await };
             listed.extend(page.entries);
-            cursor = page.next;
-            if cursor.is_none() {
-                return Ok(listed);
-            }
             if listed.len() > MOST {
                 return Err(Fault::rejected(format!("{} lists more than {MOST} referrers of {subject}", self.source.address())));
             }
+            let Some(next) = page.next else { return Ok(listed) };
+            match self.referrers_page(subject, Some(next)).await? {
+                Some(next) => page = next,
+                None => return Ok(listed),
+            }
         }
+    }
+
+    async fn referrers_page(&self, subject: &Digest, cursor: Option<Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+        self.ask_source(|source| {
+            let cursor = cursor.clone();
+            async move { source.referrers(subject, cursor.as_ref()).await }
+        })
+        .await
     }
 
     async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
@@ -225,10 +276,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.carry_content(&image).await?;
         let target = tag.map_or(Target::Digest(image.top.digest), |tag| Target::Tag(tag.clone()));
         match self.put(&image, &target, &image.top).await? {
-            put @ Put::Accepted { .. } => {
-                self.remember_manifests(vec![image.top.digest]).await;
-                Ok(put)
-            }
+            put @ Put::Accepted { .. } => Ok(put),
             Put::Immutable if tag.is_some() => Ok(Put::Immutable),
             Put::Immutable | Put::Missing(_) => {
                 Err(Fault::rejected(format!("{} does not take {target}, which belongs to the image", self.destination.address())))
@@ -248,7 +296,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
             let write = |destination: D| {
                 let (target, index) = (Target::Tag(tag.clone()), index.clone());
-                async move { destination.put_manifest(&target, &index).await }
+                let lane = self.engine.limits.lane(destination.origin());
+                async move {
+                    lane.manifest(destination.manifests_per_second()).await;
+                    destination.put_manifest(&target, &index).await
+                }
             };
             match self.ask_destination(write).await? {
                 Put::Accepted { .. } => {}

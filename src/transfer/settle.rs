@@ -42,8 +42,11 @@ impl Engine {
         let settled = shown(job, names, &ending);
         self.metrics.counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
-            let since_push =
-                job.pushed.map(|pushed| Timestamp::now().duration_since(pushed)).and_then(|since| Duration::try_from(since).ok());
+            let since_push = job
+                .pushed
+                .filter(|pushed| *pushed >= self.started)
+                .map(|pushed| Timestamp::now().duration_since(pushed))
+                .and_then(|since| Duration::try_from(since).ok());
             self.metrics.promoted(
                 &job.key.route,
                 &names.registry,
@@ -66,6 +69,13 @@ impl Engine {
         self.troubled.lock().expect("nothing panics while it notes").contains(key)
     }
 
+    /// Notes what the ledger says is in trouble: a process that starts has seen nothing itself.
+    pub fn remember_trouble(&self, keys: impl Iterator<Item = Key>) {
+        let mut troubled = self.troubled.lock().expect("nothing panics while it notes");
+        let room = TROUBLED.saturating_sub(troubled.len());
+        troubled.extend(keys.take(room));
+    }
+
     /// Notes whether the key is in trouble now; returns whether it was.
     fn note_trouble(&self, job: &Job, result: Outcome) -> bool {
         let mut troubled = self.troubled.lock().expect("nothing panics while it notes");
@@ -79,18 +89,22 @@ impl Engine {
 
     /// Writes the ledger row when the result changed, and then the log line: a quiet daemon is quiet.
     async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, ending: &Ending) {
+        if job.dry_run {
+            return;
+        }
         let was_in_trouble = self.note_trouble(job, settled.result);
         let lasting = match settled.result {
             Outcome::Planned | Outcome::Interrupted => false,
             Outcome::UpToDate => was_in_trouble,
             _ => true,
         };
-        if !lasting || job.dry_run {
+        if !lasting {
             return;
         }
         match self.ledger.record(&job.key, settled, (*settle.facts).clone(), ending.written).await {
-            Ok(true) => tell(settled),
-            Ok(false) => {}
+            // Whoever listens tells it in a way of its own.
+            Ok(true) if settle.listener.is_none() => tell(settled),
+            Ok(_) => {}
             Err(fault) => {
                 tracing::error!(destination = settled.destination, result = %settled.result, error = %fault.chain(), "the ledger could not be written")
             }
@@ -127,7 +141,8 @@ fn tell(settled: &Settled) {
         Outcome::Promoted => {
             tracing::info!(route, source, destination, digest, %cause, %actor, bytes_sent, duration_seconds, "promoted");
         }
-        Outcome::UpToDate | Outcome::Gone => tracing::debug!(route, source, destination, digest, %result, "settled"),
+        Outcome::UpToDate => tracing::info!(route, source, destination, digest, "equal again"),
+        Outcome::Existing | Outcome::Gone => tracing::debug!(route, source, destination, digest, %result, reasons, "left alone"),
         Outcome::Failed => tracing::warn!(route, source, destination, digest, %cause, error, "failed"),
         _ => tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted"),
     }

@@ -53,8 +53,10 @@ pub(super) struct TagFacts {
     pub(super) source: Option<Digest>,
     /// P.
     pub(super) destination: Option<Digest>,
-    /// When both were asked.
-    pub(super) at: Instant,
+    /// When the source was asked.
+    pub(super) source_at: Instant,
+    /// When the destination was asked.
+    pub(super) destination_at: Instant,
     /// The manifest, when asking for S has read it already.
     pub(super) manifest: Option<Manifest>,
 }
@@ -83,6 +85,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Asks for what is not known of the tag.
     pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
         let mut manifest = None;
+        let now = Instant::now();
+        let source_at = if sight.source == Seen::Unknown { now } else { sight.at };
+        let destination_at = if sight.destination == Seen::Unknown { now } else { sight.at };
         let source = match sight.source {
             _ if self.job.pinned.is_some() => self.job.pinned,
             Seen::At(digest) => Some(digest),
@@ -99,7 +104,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Seen::Absent => None,
             Seen::Unknown => self.destination_digest(&self.job.key.destination.tag).await?,
         };
-        Ok(TagFacts { source, destination, at: sight.at, manifest })
+        Ok(TagFacts { source, destination, source_at, destination_at, manifest })
     }
 
     /// Decides by the facts, the ledger and the person's order.

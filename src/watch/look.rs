@@ -65,8 +65,12 @@ pub struct Looking<'a> {
     pub stop: &'a Stop,
 }
 
+/// A destination's tags, with their digests as far as its listing tells.
+type There = HashMap<Tag, Option<Digest>>;
+
 /// A source repository's tags.
 struct Listing {
+    at: Instant,
     tags: HashMap<Tag, (Option<Digest>, Option<Timestamp>)>,
     chosen: Vec<Tag>,
     companions: Arc<BTreeMap<Tag, Option<Digest>>>,
@@ -103,7 +107,10 @@ impl Looking<'_> {
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
         let each =
             sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
-        for (side, found) in sides.iter().zip(futures::future::join_all(each).await) {
+        // What the rules leave out is a matter of the source: counted once, with the first destination.
+        let mut excluded = listing.excluded;
+        for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
+            found.totals.excluded = std::mem::take(&mut excluded);
             self.world.metrics.looked(
                 self.route,
                 &side.registry,
@@ -116,7 +123,6 @@ impl Looking<'_> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
-        look.totals.excluded = listing.excluded;
         look
     }
 
@@ -164,6 +170,7 @@ impl Looking<'_> {
     }
 
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
+        let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
         self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
@@ -174,11 +181,11 @@ impl Looking<'_> {
         chosen.sort_unstable();
         let companions =
             tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
-        Ok(Some(Listing { chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
+        Ok(Some(Listing { at, chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
     /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<HashSet<Tag>>, Fault>> {
+    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<There>, Fault>> {
         let list = |side: &Side| {
             let repository = side.repository.clone();
             async move {
@@ -186,7 +193,7 @@ impl Looking<'_> {
                     return Ok(None);
                 }
                 let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_keys().collect()))
+                Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
             }
             .boxed()
         };
@@ -207,7 +214,7 @@ impl Looking<'_> {
                 .await?;
             let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
             let before = tags.len();
-            tags.extend(page.entries.into_iter().map(|tag| (tag.name, (tag.digest, tag.pushed))));
+            page.entries.into_iter().for_each(|tag| note(&mut tags, tag));
             let Some(next) = page.next else { return Ok(Some(tags)) };
             let stands_still = tags.len() == before && seen.len() > 8;
             if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
@@ -236,13 +243,14 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<HashSet<Tag>>, Fault>,
+        list: Result<Option<There>, Fault>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
-        let list = match list {
-            Ok(list) => list,
-            Err(fault) => return self.blind(side, fault),
+        let known = self.recall_trouble(side);
+        let (list, known) = match (list, known.await) {
+            (Ok(list), Ok(known)) => (list, known),
+            (Err(fault), _) | (_, Err(fault)) => return self.blind(side, fault),
         };
         let view = View {
             looking: self,
@@ -257,16 +265,31 @@ impl Looking<'_> {
         };
         let mut found = Found::default();
         if let Some(list) = &view.list {
-            let alone = list.iter().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
+            let alone = list.keys().filter(|tag| !listing.tags.contains_key(*tag) && !tag.travels_with_subject());
             found.totals.only_in_destination = alone.count() as u64;
         }
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
             listing.chosen.iter().cloned().partition(|tag| self.route.selection.is_moving(tag));
-        let conflicts = view.tend(fixed, &mut found).await;
+        let mut conflicts = view.tend(fixed, &mut found).await;
+        // Fixed tags that were not looked at: the ledger knows of their conflicts.
+        conflicts.extend(known.iter().filter(|_| !self.ask.tags.is_empty()).copied());
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
         self.note_registry(&side.registry, found.denied.as_ref());
         found
+    }
+
+    /// What the ledger says is in trouble there; returns the digests in conflict. The routine poll goes on from what this process
+    /// has seen itself.
+    async fn recall_trouble(&self, side: &Side) -> Result<HashSet<Digest>, Fault> {
+        if self.ask.cause.trusts_hints() {
+            return Ok(HashSet::new());
+        }
+        let engine = &self.world.engine;
+        let troubled = engine.ledger.troubled(side.repository.origin(), side.repository.repository()).await?;
+        let conflicts = troubled.iter().filter(|row| row.result == Outcome::Conflict).filter_map(|row| row.digest).collect();
+        engine.remember_trouble(troubled.into_iter().map(|row| row.key));
+        Ok(conflicts)
     }
 
     /// What the index says of production's tags: for the routine poll only.
@@ -289,6 +312,14 @@ impl Looking<'_> {
     }
 }
 
+/// A tag that moves while its repository is listed may come twice: then only the tag itself tells what it names.
+fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) {
+    let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
+    if entry.0 != tag.digest {
+        *entry = (None, entry.1.max(tag.pushed));
+    }
+}
+
 /// Digests of source tags that several destinations need: asked for once.
 #[derive(Default)]
 struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
@@ -299,16 +330,41 @@ struct View<'a> {
     source: &'a Repository,
     side: &'a Side,
     listing: &'a Listing,
-    list: Option<HashSet<Tag>>,
+    list: Option<There>,
     shared: Option<&'a SourceDigests>,
     began: Timestamp,
     hints: HashMap<Tag, TagHint>,
     refused: Arc<HashSet<Digest>>,
 }
 
+/// What both sides of a tag name, as far as the look knows.
+struct Compared {
+    source: Seen,
+    destination: Seen,
+    /// When the older of the two was asked for.
+    at: Instant,
+    /// Whether production's side is the index's word.
+    by_hint: bool,
+}
+
+impl Compared {
+    fn nothing() -> Compared {
+        Compared { source: Seen::Unknown, destination: Seen::Unknown, at: Instant::now(), by_hint: false }
+    }
+
+    fn equal(&self) -> Option<Digest> {
+        self.source.digest().filter(|_| self.source == self.destination)
+    }
+
+    /// What a job may act on: production's own word, or nothing.
+    fn without_hint(self) -> Compared {
+        if self.by_hint { Compared { destination: Seen::Unknown, by_hint: false, ..self } } else { self }
+    }
+}
+
 /// What a tag came to.
 enum Tended {
-    Equal(Digest),
+    Equal { digest: Digest, by_hint: bool },
     Settled(Box<Settled>),
 }
 
@@ -322,9 +378,12 @@ impl View<'_> {
             stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
             match tended {
-                Tended::Equal(digest) => {
+                Tended::Equal { digest, by_hint } => {
                     found.totals.add(Outcome::UpToDate);
-                    equal.push((tag, Some(digest)));
+                    // A hint does not confirm itself.
+                    if !by_hint {
+                        equal.push((tag, Some(digest)));
+                    }
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
@@ -347,7 +406,7 @@ impl View<'_> {
                 }
             }
         }
-        if !equal.is_empty() {
+        if !equal.is_empty() && !self.looking.ask.wish.dry_run {
             let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
             self.looking.world.engine.index.remember_tags(origin, repository, equal).await;
         }
@@ -356,17 +415,19 @@ impl View<'_> {
 
     async fn tend_one(&self, tag: &Tag) -> Tended {
         let tally = Arc::new(Tally::default());
-        let seen_at = Instant::now();
-        let job = match self.compare(tag, &tally).await {
-            Ok((Seen::At(source), Seen::At(destination))) if source == destination && !self.has_news(&source).await => {
-                return self.equal(tag, source, seen_at, tally.requests()).await;
-            }
-            Ok((source, destination)) => self.job(tag, source, destination, seen_at),
+        let compared = match self.compare(tag, &tally).await {
+            Ok(compared) => compared,
             Err(fault) => {
-                let job = self.job(tag, Seen::Unknown, Seen::Unknown, seen_at);
+                let job = self.job(tag, &Compared::nothing());
                 return self.settle(&job, Ending::failed(fault, tally.requests())).await;
             }
         };
+        if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
+            && !self.has_news(&digest).await
+        {
+            return self.equal(tag, digest, &compared, tally.requests()).await;
+        }
+        let job = self.job(tag, &compared.without_hint());
         let looking = self.looking;
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
@@ -375,17 +436,22 @@ impl View<'_> {
             since: Timestamp::now(),
         });
         looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
-        let mut ending =
-            looking.world.engine.run(&job, self.source, &self.side.repository, &looking.settle.progress, looking.stop).await;
+        let progress = &looking.settle.progress;
+        let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
         self.settle(&job, ending).await
     }
 
+    /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.
+    fn is_expected(&self, digest: &Digest) -> bool {
+        self.looking.ask.digest.is_none_or(|expected| expected == *digest)
+    }
+
     /// An equal tag needs no job; it is settled only when somebody wants to read of it or when its trouble is over.
-    async fn equal(&self, tag: &Tag, digest: Digest, seen_at: Instant, requests: u64) -> Tended {
-        let job = self.job(tag, Seen::At(digest), Seen::At(digest), seen_at);
+    async fn equal(&self, tag: &Tag, digest: Digest, compared: &Compared, requests: u64) -> Tended {
+        let job = self.job(tag, compared);
         if !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key) {
-            return Tended::Equal(digest);
+            return Tended::Equal { digest, by_hint: compared.by_hint };
         }
         self.settle(&job, Ending::equal(digest, requests)).await
     }
@@ -400,15 +466,16 @@ impl View<'_> {
     }
 
     /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
-    async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<(Seen, Seen), Fault> {
+    async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
+        let now = Instant::now();
         let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
-        if self.list.as_ref().is_some_and(|list| !list.contains(tag)) {
+        if self.list.as_ref().is_some_and(|list| !list.contains_key(tag)) {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
                 (None, None) => Seen::Unknown,
             };
-            return Ok((source, Seen::Absent));
+            return Ok(Compared { source, destination: Seen::Absent, at: self.listing.at, by_hint: false });
         }
         let source = async {
             match listed {
@@ -416,7 +483,22 @@ impl View<'_> {
                 None => self.source_digest(tag, tally).await,
             }
         };
-        futures::try_join!(source, self.destination_digest(tag, tally))
+        let there = self.list.as_ref().and_then(|list| *list.get(tag)?);
+        let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
+        let hint = if there.is_none() { self.fresh_hint(tag) } else { None };
+        if let Some(known) = there.or(hint) {
+            return Ok(Compared { source: source.await?, destination: Seen::At(known), at, by_hint: hint.is_some() });
+        }
+        let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, tag, tally))?;
+        Ok(Compared { source, destination, at, by_hint: false })
+    }
+
+    /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on.
+    fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
+        let hint = self.hints.get(tag)?;
+        let age = self.began.duration_since(hint.seen).as_secs();
+        let trust = i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        (0..trust).contains(&age).then_some(hint.digest)
     }
 
     async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
@@ -425,16 +507,6 @@ impl View<'_> {
         let digest =
             cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
         Ok(digest.map_or(Seen::Absent, Seen::At))
-    }
-
-    async fn destination_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
-        if let Some(hint) = self.hints.get(tag) {
-            let age = self.began.duration_since(hint.seen).as_secs();
-            if (0..self.looking.world.engine.settings.trust.as_secs() as i64).contains(&age) {
-                return Ok(Seen::At(hint.digest));
-            }
-        }
-        self.resolve(&self.side.repository, tag, tally).await
     }
 
     async fn resolve(&self, repository: &Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
@@ -463,27 +535,31 @@ impl View<'_> {
         }
     }
 
-    /// Whether something that belongs to an equal tag may have come since: a signature in the listing that nobody has looked
-    /// at for a while.
+    /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
+    /// whether the referrers API has more is asked once in the time for which hints are trusted, but not by a routine poll.
     async fn has_news(&self, digest: &Digest) -> bool {
-        let stem = Tag::fallback(digest);
-        let listed =
-            self.listing.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()));
-        if !listed || self.looking.ask.wish.dry_run {
+        let looking = self.looking;
+        if looking.ask.wish.dry_run {
             return false;
         }
+        let engine = &looking.world.engine;
+        let stem = Tag::fallback(digest);
+        let companions = self.listing.companions.range(stem.clone()..).map(|(tag, _)| tag);
+        let missing = |tag: &Tag| self.list.as_ref().is_some_and(|list| !list.contains_key(tag));
         let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
-        let index = &self.looking.world.engine.index;
-        let trust = self.looking.world.engine.settings.trust.as_secs() as i64;
-        let is_new = self.list.as_ref().is_some_and(|list| {
-            self.listing.companions.keys().any(|tag| tag.as_str().starts_with(stem.as_str()) && !list.contains(tag))
-        });
-        let checked = index.checked(origin, repository, digest).await;
-        checked
-            .is_none_or(|at| self.began.duration_since(at).as_secs() >= trust || (is_new && !self.looking.ask.cause.trusts_hints()))
+        let mut new = companions.take_while(|tag| tag.as_str().starts_with(stem.as_str())).filter(|tag| missing(tag));
+        if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
+            return true;
+        }
+        if looking.ask.cause.trusts_hints() {
+            return false;
+        }
+        let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        let checked = engine.index.checked(origin, repository, digest).await;
+        checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust)
     }
 
-    fn job(&self, tag: &Tag, source: Seen, destination: Seen, seen_at: Instant) -> Job {
+    fn job(&self, tag: &Tag, compared: &Compared) -> Job {
         static SEQUENCE: AtomicU64 = AtomicU64::new(0);
         let looking = self.looking;
         let place = Place {
@@ -499,11 +575,11 @@ impl View<'_> {
                 destination: place,
             },
             rules: looking.route.rules_for(tag),
-            source,
-            destination,
-            seen_at,
+            source: compared.source,
+            destination: compared.destination,
+            seen_at: compared.at,
             look_began: self.began,
-            fresh: self.list.as_ref().is_some_and(HashSet::is_empty),
+            fresh: self.list.as_ref().is_some_and(There::is_empty),
             cause: looking.ask.cause,
             actor: looking.ask.actor.clone(),
             explicit: false,

@@ -1,6 +1,6 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
@@ -36,10 +36,13 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     /// Totals by route, destination and source repository: the gauges show their sums.
-    totals: HashMap<(Arc<str>, Arc<str>), HashMap<RepositoryName, (Totals, u64)>>,
+    totals: HashMap<(Arc<str>, Arc<str>), Repositories>,
     /// Since when a tag is known to differ.
     pending: HashMap<Pending, Instant>,
 }
+
+/// Totals of the last look and the tags that waited to go, by source repository.
+type Repositories = HashMap<RepositoryName, (Totals, u64)>;
 
 type Pending = (Arc<str>, Arc<str>, RepositoryName, Tag);
 
@@ -166,7 +169,7 @@ impl Metrics {
         }
     }
 
-    fn show(&self, labels: &[&str; 2], repositories: &HashMap<RepositoryName, (Totals, u64)>) {
+    fn show(&self, labels: &[&str; 2], repositories: &Repositories) {
         let mut sum = Totals::default();
         let mut waiting_to_go = 0;
         for (totals, pending) in repositories.values() {
@@ -251,7 +254,8 @@ impl State {
     fn note_pending(&mut self, route: &Route, destination: &Arc<str>, repository: &RepositoryName, tags: &[Tag]) {
         let key = |tag: &Tag| (route.name.clone(), destination.clone(), repository.clone(), tag.clone());
         let here = |other: &Pending| other.0 == route.name && other.1 == *destination && other.2 == *repository;
-        self.pending.retain(|other, _| !here(other) || tags.contains(&other.3));
+        let still: HashSet<&Tag> = tags.iter().collect();
+        self.pending.retain(|other, _| !here(other) || still.contains(&other.3));
         for tag in tags {
             if self.pending.len() < PENDING {
                 self.pending.entry(key(tag)).or_insert_with(Instant::now);

@@ -142,11 +142,12 @@ impl Waiting {
             self.ask.digest = None;
         }
         self.ask.wish.all |= ask.wish.all;
-        // What asks production itself outdoes what trusts hints.
-        if rank < self.rank || (self.ask.cause.trusts_hints() && !ask.cause.trusts_hints()) {
-            (self.ask.cause, self.ask.actor, self.rank) = (ask.cause, ask.actor, rank.min(self.rank));
-            self.ask.run_id = ask.run_id;
+        // What asks production itself outdoes what trusts hints, whoever came first.
+        let (ours, theirs) = (self.ask.cause.trusts_hints(), ask.cause.trusts_hints());
+        if (ours && !theirs) || (ours == theirs && rank < self.rank) {
+            (self.ask.cause, self.ask.actor, self.ask.run_id) = (ask.cause, ask.actor, ask.run_id);
         }
+        self.rank = self.rank.min(rank);
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 pub use pattern::{ParseError, Pattern, Template};
 
 use super::rules::Selection;
+use crate::ecr;
 use crate::job::{Drift, Existing, TagRules};
 use crate::oci::{RepositoryName, Tag};
 
@@ -28,6 +29,20 @@ pub struct Route {
     pub existing: Existing,
     /// What happens to a production tag that someone changed.
     pub drift: Drift,
+    /// What happens when a destination repository is missing.
+    pub create: Create,
+}
+
+/// What happens when a destination repository is missing.
+#[derive(Clone, Debug, Default)]
+pub enum Create {
+    /// It is an error; registries that create repositories by themselves still do.
+    #[default]
+    Never,
+    /// It is created like this.
+    Template(Arc<ecr::Template>),
+    /// It is created with the settings of the source repository.
+    Clone,
 }
 
 impl Route {
@@ -63,7 +78,7 @@ mod tests {
             let to = vec![Template::parse("p/x", &from).unwrap()];
             let (existing, drift) = (Existing::Adopt, Drift::Keep);
             let selection = Selection { moving: vec!["latest".parse().unwrap()], ..Selection::default() };
-            Route { name: label.into(), from, to, selection, existing, drift }
+            Route { name: label.into(), from, to, selection, existing, drift, create: Create::Never }
         };
         let routes = Routes(vec![route("one", "s/app"), route("other", "t/*"), route("rest", "s/*")]);
         let label = |registry: &str, text: &str| routes.of(registry, &name(text)).map(|route| route.name.to_string());

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::route::{Route, Routes};
+use super::route::{Create, Route, Routes};
+use crate::ecr;
 use crate::fault::Fault;
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
@@ -75,8 +76,28 @@ impl World {
         let captures = route.from.captures(repository).unwrap_or_default();
         let fill = |template: &super::route::Template| {
             let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
-            Ok(Side { registry: template.registry().clone(), repository: self.site(template.registry()).repository(name) })
+            let there = self.site(template.registry()).repository(name);
+            let there = self.created(route, repository, there);
+            Ok(Side { registry: template.registry().clone(), repository: there })
         };
         route.to.iter().map(fill).collect()
+    }
+
+    /// A destination, with how it comes to be when it is missing.
+    fn created(&self, route: &Route, source: &RepositoryName, there: Repository) -> Repository {
+        let Repository::Ecr(there) = there else { return there };
+        let creation = match &route.create {
+            Create::Never => None,
+            Create::Template(template) => Some(ecr::Creation::Template(template.clone())),
+            Create::Clone => match self.source(route, source) {
+                Repository::Ecr(model) => Some(ecr::Creation::Clone(model)),
+                // The config has refused it.
+                Repository::Registry(_) | Repository::Layout(_) => None,
+            },
+        };
+        Repository::Ecr(match creation {
+            Some(creation) => there.created_by(Arc::new(creation)),
+            None => there,
+        })
     }
 }

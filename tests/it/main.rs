@@ -5,6 +5,8 @@ mod support;
 mod bad_input;
 mod contract;
 mod cut;
+mod docs;
+mod ecr;
 mod engine;
 mod kill;
 mod layout;

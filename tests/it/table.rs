@@ -207,6 +207,9 @@ async fn a_digest_in_conflict_is_refused_under_moving_tags_too() {
     let run = scene.sync().await.expect(4);
     assert_eq!(run.job("v1")["result"], "conflict");
     assert_eq!(run.job("latest")["result"], "refused");
+    // Asked about alone, the moving tag is held to the same.
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(run.job("latest")["result"], "refused");
     for tag in ["v1", "latest"] {
         assert_eq!(scene.there().digest("app", tag).await.as_deref(), Some(old.digest()), "{tag} moved");
     }

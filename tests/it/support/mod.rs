@@ -6,6 +6,7 @@
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod ecr;
 pub mod image;
 pub mod layout;
 pub mod memory;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use client::Client;
 pub use config::Config;
 pub use daemon::{Daemon, Ferry, Run};
+pub use ecr::Ecr;
 pub use image::{Blob, Document, Image};
 pub use proxy::{Kind, Proxy};
 pub use registry::{Program, Registry};

@@ -1,0 +1,172 @@
+//! `promote`: the step of a release pipeline, without a config file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::output::Lines;
+use super::pass::{Show, follow};
+use super::progress::Manner;
+use super::{Failure, environment};
+use crate::daemon;
+use crate::job::{Outcome, Report, Settled};
+use crate::oci::Digest;
+
+/// Promote images without a config file: the pipeline step
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry promote staging.example/app:v7 prod.example/app:v7
+  blobferry promote staging.example/app prod.example/app --all-tags
+  DOCKER_REG=… STAGING_IMAGE_NAME=staging-demo-app PROD_IMAGE_NAME=prod-demo-app \\
+    blobferry promote --report report.json --imagedefinitions imagedefinitions.json
+
+Without SRC and DST the environment says what to promote: DOCKER_REG (or
+STAGING_REG and PROD_REG), STAGING_IMAGE_NAME and PROD_IMAGE_NAME
+(comma-separated, in pairs), IMAGE_TAG (absent: latest; *: every tag),
+IMAGE_DIGEST (the digest that is expected), AWS_REGION. With
+AWS_ENDPOINT_URL_ECR every registry is taken for ECR with that control plane.
+References are written as for copy. An explicit act: latest moves; any other tag
+that names another digest is a conflict unless --replace names that digest.")]
+pub(super) struct Promote {
+    /// What to promote, and where to, in pairs
+    #[arg(value_name = "SRC DST")]
+    images: Vec<String>,
+    /// Promote every tag
+    #[arg(long)]
+    all_tags: bool,
+    /// Promote only if SRC names this digest
+    #[arg(long, value_name = "DIGEST")]
+    expect: Option<Digest>,
+    /// The digest that DST may lose
+    #[arg(long, value_name = "DIGEST")]
+    replace: Option<Digest>,
+    /// Write the report to this file, whatever came of it
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write imagedefinitions.json for a deploy stage, by digest, if all went well
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all_tags", "dry_run"])]
+    imagedefinitions: Option<PathBuf>,
+    /// The container that takes the image of a production repository; default: the last part of its name
+    #[arg(long, value_name = "REPOSITORY=NAME", value_parser = container, requires = "imagedefinitions")]
+    container: Vec<(String, String)>,
+    /// Print what would be done, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep hints, checkpoints and history in this folder; without it nothing is kept
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn container(text: &str) -> Result<(String, String), String> {
+    let (repository, name) = text.split_once('=').ok_or("is not REPOSITORY=NAME")?;
+    if repository.is_empty() || name.is_empty() {
+        return Err("is not REPOSITORY=NAME".into());
+    }
+    Ok((repository.into(), name.into()))
+}
+
+impl Promote {
+    pub(super) async fn run(&self, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+        let request = self.request()?;
+        if self.imagedefinitions.is_some() && request.all_tags {
+            return Err(Failure::usage("imagedefinitions names one image for each container: promote one tag, not all"));
+        }
+        let show = Show::new(self.json, !request.all_tags);
+        let report = follow(show, manner, lines, |observer, stop| daemon::promote(request, &environment, observer, stop)).await?;
+        if let Some(path) = &self.report {
+            written(path, &report)?;
+        }
+        if let Some(path) = self.imagedefinitions.as_ref().filter(|_| report.exit_code == 0) {
+            written(path, &self.definitions(&report))?;
+        }
+        Ok(report.exit_code)
+    }
+
+    fn request(&self) -> Result<daemon::Promote, Failure> {
+        let request = daemon::Promote {
+            images: self.images.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+            all_tags: self.all_tags,
+            expect: self.expect,
+            replace: self.replace,
+            dry_run: self.dry_run,
+            state: self.state.clone(),
+        };
+        match self.images.len() {
+            0 => request.of_environment(&environment).map_err(|error| Failure::new(2, error)),
+            odd if odd % 2 == 1 => {
+                Err(Failure::usage(format!("\"{}\" has no destination: SRC and DST go in pairs", self.images[odd - 1])))
+            }
+            _ => Ok(request),
+        }
+    }
+
+    /// What production holds now, by digest, under the names of containers.
+    fn definitions(&self, report: &Report) -> Vec<Definition> {
+        let there = |job: &&Settled| matches!(job.result, Outcome::Promoted | Outcome::UpToDate);
+        report.jobs.iter().filter(there).filter_map(|job| self.definition(job)).collect()
+    }
+
+    fn definition(&self, job: &Settled) -> Option<Definition> {
+        let (repository, _tag) = job.destination.rsplit_once(':')?;
+        let digest = job.digest?;
+        let path = repository.split_once('/').map_or(repository, |(_, path)| path);
+        let named = self.container.iter().find(|(key, _)| key == path || key == repository).map(|(_, name)| name.as_str());
+        let last = path.rsplit_once('/').map_or(path, |(_, last)| last);
+        Some(Definition { name: named.unwrap_or(last).into(), image_uri: format!("{repository}@{digest}") })
+    }
+}
+
+/// One entry of `imagedefinitions.json`.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Definition {
+    name: String,
+    #[serde(rename = "imageUri")]
+    image_uri: String,
+}
+
+/// Writes a file as a whole: a reader sees all of it or the one before.
+fn written(path: &Path, content: &impl Serialize) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::new(1, anyhow::Error::new(error).context(format!("{} cannot be written", path.display())));
+    let mut text = serde_json::to_vec_pretty(content).expect("plain data is JSON");
+    text.push(b'\n');
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output;
+
+    #[test]
+    fn containers_take_images_by_digest() {
+        let named = |container: &[(&str, &str)]| {
+            let container = container.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect();
+            let promote = Promote {
+                images: vec![],
+                all_tags: false,
+                expect: None,
+                replace: None,
+                report: None,
+                imagedefinitions: None,
+                container,
+                dry_run: false,
+                state: None,
+                json: false,
+            };
+            let mut job = output::tests::job(Outcome::Promoted);
+            job.destination = "prod.example:5000/team/prod-app:v7".into();
+            job.digest = Some(Digest::sha256(b"image"));
+            promote.definition(&job).unwrap()
+        };
+        assert_eq!(named(&[]).name, "prod-app");
+        assert_eq!(named(&[("team/prod-app", "web")]).name, "web");
+        assert_eq!(named(&[]).image_uri, format!("prod.example:5000/team/prod-app@{}", Digest::sha256(b"image")));
+    }
+}

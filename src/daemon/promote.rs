@@ -1,0 +1,425 @@
+//! `promote`: the step of a release pipeline that takes images from staging to production, without a config file.
+//!
+//! An explicit act of a person or a build, like `copy`: a moving tag (`latest`) moves, any other tag that names another digest
+//! is a conflict unless the act names what it replaces. Fixed tags go before moving ones; a digest in conflict is refused
+//! under the moving tags of that repository. What both listings show to be equal costs no request of its own.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::build::{Parts, facts};
+use super::copy::{Companions, Known, Named, known_by, list, stores};
+use super::{Error, Observer, caller, stop_of};
+use crate::ecr;
+use crate::endpoint::{self, Source as _};
+use crate::fault::Fault;
+use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
+use crate::ledger::Facts;
+use crate::oci::{Digest, Host, Tag};
+use crate::registry::auth;
+use crate::registry::profile::Kind;
+use crate::site::Repository;
+use crate::transfer::settle::Names;
+use crate::transfer::{Ending, Settle, Stop, limits};
+
+/// Reads the environment.
+type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// What is to be promoted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Promote {
+    /// Sources and destinations, as `copy` takes them; without a tag `latest` is meant.
+    pub images: Vec<(String, String)>,
+    /// Every tag of each source.
+    pub all_tags: bool,
+    /// Only this digest may be promoted.
+    pub expect: Option<Digest>,
+    /// The digest that a fixed tag of the destination may lose.
+    pub replace: Option<Digest>,
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+    /// A state folder, for hints and the ledger.
+    pub state: Option<PathBuf>,
+}
+
+impl Promote {
+    /// Adds what the environment of a build asks for: `DOCKER_REG` (or `STAGING_REG` and `PROD_REG`), `STAGING_IMAGE_NAME` and
+    /// `PROD_IMAGE_NAME` (comma-separated pairs), `IMAGE_TAG` (absent: `latest`; `*`: every tag), `IMAGE_DIGEST`.
+    ///
+    /// # Errors
+    /// Names every variable that is missing, or says what is wrong with one.
+    pub fn of_environment(mut self, env: Env<'_>) -> Result<Promote, Error> {
+        let value = |name: &str| env(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let registry = |own: &str| value(own).or_else(|| value("DOCKER_REG"));
+        let found = [
+            ("STAGING_REG (or DOCKER_REG)", registry("STAGING_REG")),
+            ("PROD_REG (or DOCKER_REG)", registry("PROD_REG")),
+            ("STAGING_IMAGE_NAME", value("STAGING_IMAGE_NAME")),
+            ("PROD_IMAGE_NAME", value("PROD_IMAGE_NAME")),
+        ];
+        let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| *name).collect();
+        let [Some(staging), Some(production), Some(from), Some(to)] = found.map(|(_, value)| value) else {
+            let text = format!("nothing is named: give SRC and DST, or set {} in the environment", missing.join(", "));
+            return Err(Error::Usage(text));
+        };
+        let tag = value("IMAGE_TAG").unwrap_or_else(|| "latest".into());
+        self.all_tags |= tag == "*";
+        let end = if self.all_tags { String::new() } else { format!(":{}", named_tag(&tag)?) };
+        let pairs = pairs(&from, &to)?;
+        let reference = |registry: &str, name: &str, end: &str| format!("{}/{name}{end}", registry.trim_end_matches('/'));
+        self.images = pairs.map(|(from, to)| (reference(&staging, from, &end), reference(&production, to, &end))).collect();
+        if self.expect.is_none() {
+            self.expect = value("IMAGE_DIGEST").map(|text| expected(&text)).transpose()?;
+        }
+        Ok(self)
+    }
+
+    /// The ways, as they can be gone.
+    fn ways(&self) -> Result<Vec<Way>, Error> {
+        let ways: Vec<Way> =
+            self.images.iter().map(|(source, destination)| self.way(source, destination)).collect::<Result<_, _>>()?;
+        let one = ways.len() == 1 && !self.all_tags;
+        match self {
+            _ if ways.is_empty() => Err(Error::Usage("nothing is named: give SRC and DST".into())),
+            Promote { expect: Some(_), .. } if !one => {
+                Err(Error::Usage("an expected digest names one image: give one SRC and DST, and one tag".into()))
+            }
+            Promote { replace: Some(_), .. } if !one => {
+                Err(Error::Usage("--replace names one image: give one SRC and DST, and one tag".into()))
+            }
+            _ => Ok(ways),
+        }
+    }
+
+    fn way(&self, source: &str, destination: &str) -> Result<Way, Error> {
+        let (from, to): (Named, Named) = (source.parse().map_err(Error::Usage)?, destination.parse().map_err(Error::Usage)?);
+        let named = from.tag().is_some() || to.tag().is_some() || from.digest().is_some() || to.digest().is_some();
+        if self.all_tags && named {
+            return Err(Error::Usage(format!(
+                "every tag is asked for: name \"{source}\" and \"{destination}\" without tag and digest"
+            )));
+        }
+        let latest = || "latest".parse::<Tag>().expect("a constant tag");
+        let tag = from.tag().or(to.tag()).cloned().unwrap_or_else(latest);
+        let tags = (!self.all_tags).then(|| (tag.clone(), to.tag().cloned().unwrap_or(tag)));
+        Ok(Way { pinned: from.digest(), expect: self.expect.or(to.digest()), from, to, tags })
+    }
+}
+
+fn named_tag(text: &str) -> Result<Tag, Error> {
+    text.parse().map_err(|error| Error::Usage(format!("IMAGE_TAG: {error}")))
+}
+
+fn expected(text: &str) -> Result<Digest, Error> {
+    text.parse().map_err(|error| Error::Usage(format!("IMAGE_DIGEST: {error}")))
+}
+
+/// Two comma-separated lists of one length.
+fn pairs<'a>(from: &'a str, to: &'a str) -> Result<impl Iterator<Item = (&'a str, &'a str)>, Error> {
+    let split = |text: &'a str| text.split(',').map(str::trim).collect::<Vec<_>>();
+    let (from, to) = (split(from), split(to));
+    let plain = |name: &&&str| name.parse::<crate::oci::RepositoryName>().is_err();
+    if let Some(bad) = from.iter().chain(&to).find(plain) {
+        return Err(Error::Usage(format!(
+            "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name",
+            crate::fault::clip(bad, 100)
+        )));
+    }
+    if from.len() != to.len() {
+        let text = format!("STAGING_IMAGE_NAME names {} and PROD_IMAGE_NAME {}: they go in pairs", from.len(), to.len());
+        return Err(Error::Usage(text));
+    }
+    Ok(from.into_iter().zip(to))
+}
+
+/// From one repository to another.
+struct Way {
+    from: Named,
+    to: Named,
+    /// The tag there and here; `None`: every tag keeps its name.
+    tags: Option<(Tag, Tag)>,
+    pinned: Option<Digest>,
+    expect: Option<Digest>,
+}
+
+/// Promotes.
+///
+/// # Errors
+/// When a reference, the environment or the state folder is unusable; what goes wrong on the way is in the report.
+pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
+    let ways = request.ways()?;
+    let (_lock, parts) = stores(request.state.as_deref())?;
+    let hosts =
+        Hosts { env, endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()), logins: Mutex::default() };
+    let mut open = Vec::new();
+    for way in &ways {
+        let from = way.from.open_with("source", &parts, |host| hosts.known(host))?;
+        let to = way.to.open_with("destination", &parts, |host| hosts.known(host))?;
+        open.push((way, from, to));
+    }
+    let run = crate::watch::run_id();
+    let settle = Settle {
+        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
+        progress: observer.progress,
+        listener: Some(observer.settled),
+    };
+    let (stop, actor, started, clock) = (stop_of(stop), caller(), Timestamp::now(), Instant::now());
+    let steps = open.iter().map(|(way, from, to)| {
+        let step =
+            Step { parts: &parts, request: &request, way, from, to, settle: &settle, stop: &stop, actor: &actor, began: started };
+        async move { step.take().await }.boxed()
+    });
+    let looks = futures::future::join_all(steps).await;
+    drop((open, settle));
+    parts.close().await;
+    Ok(Report::new(&run, started, clock.elapsed(), looks))
+}
+
+/// Who we are at the hosts of one run: one login for each, whichever side it is on.
+struct Hosts<'a> {
+    env: Env<'a>,
+    /// The control plane of an emulator: whatever registry stands beside it is taken for ECR.
+    endpoint: Option<String>,
+    logins: Mutex<BTreeMap<String, ecr::Login>>,
+}
+
+impl Hosts<'_> {
+    fn known(&self, host: &Host) -> Known {
+        if self.endpoint.is_none() && ecr::host::recognise(host.name()).is_none() {
+            return known_by(host, self.env);
+        }
+        let settings = || ecr::Settings { endpoint: self.endpoint.clone(), ..ecr::Settings::default() };
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
+        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: (!login.is_public()).then_some(Kind::Ecr) }
+    }
+}
+
+/// One way on its way.
+struct Step<'a> {
+    parts: &'a Parts,
+    request: &'a Promote,
+    way: &'a Way,
+    from: &'a Repository,
+    to: &'a Repository,
+    settle: &'a Settle,
+    stop: &'a Stop,
+    actor: &'a Actor,
+    began: Timestamp,
+}
+
+/// What the listings show.
+struct Listed {
+    source: BTreeMap<Tag, endpoint::Tag>,
+    /// `None`: nobody has listed it.
+    destination: Option<BTreeMap<Tag, endpoint::Tag>>,
+    companions: Arc<Companions>,
+    at: Instant,
+}
+
+impl Step<'_> {
+    async fn take(&self) -> Look {
+        match &self.way.tags {
+            Some((tag, there)) => self.one(tag, there).await,
+            None => self.every().await,
+        }
+    }
+
+    /// One tag. A registry that does not list its tags has no companions that we could find.
+    async fn one(&self, tag: &Tag, there: &Tag) -> Look {
+        let source = list(self.parts, self.from, self.stop).await.ok().flatten().unwrap_or_default();
+        let listed = Listed::of(BTreeMap::new(), None, companions(&source));
+        let settled = self.carry(tag, there, &listed, &Arc::default()).await;
+        self.look([settled])
+    }
+
+    /// Every tag, fixed ones first.
+    async fn every(&self) -> Look {
+        let (source, destination) = futures::join!(list(self.parts, self.from, self.stop), list(self.parts, self.to, self.stop));
+        let (source, destination) = match (source, destination) {
+            (Ok(Some(source)), Ok(destination)) => (source, destination.unwrap_or_default()),
+            (Ok(None), _) => return fruitless(&Fault::not_found(format!("{} does not exist", self.from.address()))),
+            (Err(fault), _) | (_, Err(fault)) => return fruitless(&fault),
+        };
+        let companions = companions(&source);
+        let listed = Listed::of(source, Some(destination), companions);
+        let tags = listed.source.keys().filter(|tag| !tag.travels_with_subject()).cloned();
+        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = tags.partition(is_moving);
+        let mut settled = self.carry_all(fixed, &listed, HashSet::new()).await;
+        let conflicts = settled.iter().filter(|job| job.result == Outcome::Conflict).filter_map(|job| job.digest).collect();
+        settled.extend(self.carry_all(moving, &listed, conflicts).await);
+        let mut look = self.look(settled);
+        let alone = |tag: &&Tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject();
+        look.totals.only_in_destination = listed.destination.iter().flat_map(BTreeMap::keys).filter(alone).count() as u64;
+        look.jobs.retain(|job| job.result != Outcome::UpToDate);
+        look
+    }
+
+    async fn carry_all(&self, tags: Vec<Tag>, listed: &Listed, refused: HashSet<Digest>) -> Vec<Settled> {
+        let refused = Arc::new(refused);
+        let carry = |tag: Tag| {
+            let refused = refused.clone();
+            async move { self.carry(&tag, &tag, listed, &refused).await }.boxed()
+        };
+        stream::iter(tags).map(carry).buffered(limits::JOBS).collect().await
+    }
+
+    async fn carry(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Settled {
+        let job = self.job(tag, there, listed, refused);
+        let engine = self.parts.engine();
+        self.settle.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let ending = match (job.source, job.destination) {
+            (Seen::At(source), Seen::At(destination)) if source == destination && !listed.has_companions(&source) => {
+                Ending::equal(source, 0)
+            }
+            _ => engine.run(&job, self.from, self.to, &self.settle.progress, self.stop).await,
+        };
+        let source = match self.way.pinned {
+            Some(digest) => format!("{}@{digest}", self.from.address()),
+            None => format!("{}:{tag}", self.from.address()),
+        };
+        let names = Names { source, destination: format!("{}:{there}", self.to.address()), registry: "destination".into() };
+        engine.settle(self.settle, &job, &names, ending).await
+    }
+
+    fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {
+        let place = Place { origin: self.to.origin().clone(), repository: self.to.repository().clone(), tag: there.clone() };
+        let source = listed.source.get(tag);
+        Job {
+            key: Key { route: "".into(), source: self.from.repository().clone(), tag: tag.clone(), destination: place },
+            rules: TagRules { moving: is_moving(there), ..TagRules::default() },
+            source: source.and_then(|tag| tag.digest).map_or(Seen::Unknown, Seen::At),
+            destination: listed.seen_there(there),
+            seen_at: listed.at,
+            look_began: self.began,
+            fresh: listed.destination.as_ref().is_some_and(BTreeMap::is_empty),
+            cause: Cause::Cli,
+            actor: self.actor.clone(),
+            explicit: true,
+            pinned: self.way.pinned,
+            expect: self.way.expect,
+            replace: self.request.replace,
+            dry_run: self.request.dry_run,
+            refused: refused.clone(),
+            pushed: source.and_then(|tag| tag.pushed),
+            companions: listed.companions.clone(),
+            sequence: 0,
+        }
+    }
+
+    fn look(&self, settled: impl IntoIterator<Item = Settled>) -> Look {
+        let mut look = Look { jobs: settled.into_iter().collect(), ..Look::default() };
+        look.jobs.iter().for_each(|job| look.totals.add(job.result));
+        look.found = look.totals.gone == 0;
+        look
+    }
+}
+
+impl Listed {
+    fn of(
+        source: BTreeMap<Tag, endpoint::Tag>,
+        destination: Option<BTreeMap<Tag, endpoint::Tag>>,
+        companions: Companions,
+    ) -> Listed {
+        Listed { source, destination, companions: Arc::new(companions), at: Instant::now() }
+    }
+
+    fn seen_there(&self, tag: &Tag) -> Seen {
+        match self.destination.as_ref().map(|tags| tags.get(tag)) {
+            None => Seen::Unknown,
+            Some(None) => Seen::Absent,
+            Some(Some(tag)) => tag.digest.map_or(Seen::Unknown, Seen::At),
+        }
+    }
+
+    fn has_companions(&self, digest: &Digest) -> bool {
+        let stem = Tag::fallback(digest);
+        self.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()))
+    }
+}
+
+fn companions(tags: &BTreeMap<Tag, endpoint::Tag>) -> Companions {
+    tags.values().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name.clone(), tag.digest)).collect()
+}
+
+fn is_moving(tag: &Tag) -> bool {
+    tag.as_str() == "latest"
+}
+
+/// A step that could not see anything.
+fn fruitless(fault: &Fault) -> Look {
+    Look { trouble: vec![Trouble::from(fault)], ..Look::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Result<Promote, String> {
+        let variables: BTreeMap<String, String> =
+            variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Promote::default().of_environment(&|name| variables.get(name).cloned()).map_err(|error| error.to_string())
+    }
+
+    const USUAL: [(&str, &str); 3] =
+        [("DOCKER_REG", "reg.example/"), ("STAGING_IMAGE_NAME", "staging-demo-app"), ("PROD_IMAGE_NAME", "prod-demo-app")];
+
+    fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        USUAL.into_iter().chain(more.iter().copied()).collect()
+    }
+
+    #[test]
+    fn the_variables_of_the_pipeline_step_are_enough() {
+        let images = |more: &[(&str, &str)]| of(&with(more)).unwrap().images;
+        let pair = |from: &str, to: &str| vec![(from.to_owned(), to.to_owned())];
+        assert_eq!(images(&[]), pair("reg.example/staging-demo-app:latest", "reg.example/prod-demo-app:latest"));
+        assert_eq!(
+            images(&[("IMAGE_TAG", "v7"), ("PROD_REG", "prod.example")]),
+            pair("reg.example/staging-demo-app:v7", "prod.example/prod-demo-app:v7")
+        );
+        let every = of(&with(&[("IMAGE_TAG", "*")])).unwrap();
+        assert!(every.all_tags && every.images == pair("reg.example/staging-demo-app", "reg.example/prod-demo-app"));
+        let several = of(&with(&[("STAGING_IMAGE_NAME", "a, b"), ("PROD_IMAGE_NAME", "c,d")])).unwrap();
+        assert_eq!(several.images.len(), 2);
+        assert!(several.ways().is_ok());
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_in_the_environment_is_named() {
+        let text = of(&[("DOCKER_REG", "reg.example"), ("STAGING_IMAGE_NAME", " ")]).unwrap_err();
+        assert!(text.contains("STAGING_IMAGE_NAME, PROD_IMAGE_NAME") && !text.contains("DOCKER_REG"), "{text}");
+        for (more, words) in [
+            ([("STAGING_IMAGE_NAME", "a,b")], "pairs"),
+            ([("STAGING_IMAGE_NAME", "A")], "\"A\""),
+            ([("IMAGE_TAG", "not a tag")], "IMAGE_TAG"),
+            ([("IMAGE_DIGEST", "sha256:1")], "IMAGE_DIGEST"),
+        ] {
+            let text = of(&with(&more)).unwrap_err();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_expected_digest_names_one_image() {
+        let digest = Digest::sha256(b"");
+        let request = |count: usize, all_tags: bool| Promote {
+            images: vec![("reg.example/a".into(), "reg.example/b".into()); count],
+            all_tags,
+            expect: Some(digest),
+            ..Promote::default()
+        };
+        assert!(request(1, false).ways().is_ok());
+        assert!(request(2, false).ways().is_err());
+        assert!(request(1, true).ways().is_err());
+        let tagged =
+            Promote { images: vec![("reg.example/a:v1".into(), "reg.example/b".into())], all_tags: true, ..Promote::default() };
+        assert!(tagged.ways().is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! Creating a repository that production lacks: from a template, or after the staging repository.
+
+use std::sync::Arc;
+
+use aws_sdk_ecr::types::Repository as Described;
+use aws_sdk_ecr::types::{
+    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability, ImageTagMutabilityExclusionFilter,
+    ImageTagMutabilityExclusionFilterType, Tag,
+};
+
+use super::control::Answer;
+use super::repository::Repository;
+use crate::endpoint::Source as _;
+use crate::fault::{Class, Fault};
+
+/// How a repository is set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Template {
+    /// Tags never move, but those that match `except`.
+    pub immutable: bool,
+    /// Wildcards for tags that are exempt from the rule; at most five.
+    pub except: Vec<String>,
+    /// Images are scanned when they are pushed.
+    pub scan_on_push: bool,
+    /// Encrypted with KMS instead of AES-256; the key, or that of the account when empty.
+    pub kms_key: Option<String>,
+    /// The lifecycle policy, as JSON.
+    pub lifecycle: Option<String>,
+    /// Who may do what, as JSON.
+    pub policy: Option<String>,
+    /// Resource tags.
+    pub tags: Vec<(String, String)>,
+}
+
+/// How a missing repository comes to be.
+pub enum Creation {
+    /// From a template.
+    Template(Arc<Template>),
+    /// Set up as this repository is.
+    Clone(Repository),
+}
+
+impl Creation {
+    /// Creates the repository if it is missing; whether it was.
+    pub(super) async fn ensure(&self, repository: &Repository) -> Result<bool, Fault> {
+        let name = repository.repository();
+        match repository.control().repository(name, repository.tally()).await? {
+            Answer::Given(Some(_)) => return Ok(false),
+            // Who may not look may still create.
+            Answer::Given(None) | Answer::Denied(_) => {}
+        }
+        let template = match self {
+            Creation::Template(template) => Template::clone(template),
+            Creation::Clone(model) => template_of(model).await?,
+        };
+        let created = repository.control().create(|request| filled(request, &template), name, repository.tally()).await;
+        let created = created.map_err(|fault| fault.while_doing(format!("create {}", repository.address())))?;
+        if created {
+            furnish(repository, &template).await?;
+            tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
+        }
+        Ok(created)
+    }
+}
+
+type Request = aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
+
+fn filled(request: Request, template: &Template) -> Request {
+    let mutability = match (template.immutable, template.except.is_empty()) {
+        (true, true) => ImageTagMutability::Immutable,
+        (true, false) => ImageTagMutability::ImmutableWithExclusion,
+        (false, true) => ImageTagMutability::Mutable,
+        (false, false) => ImageTagMutability::MutableWithExclusion,
+    };
+    let filter = |text: &String| {
+        let filter = ImageTagMutabilityExclusionFilter::builder().filter(text);
+        filter.filter_type(ImageTagMutabilityExclusionFilterType::Wildcard).build().ok()
+    };
+    let filters: Vec<_> = template.except.iter().filter_map(filter).collect();
+    let tag = |(key, value): &(String, String)| Tag::builder().key(key).value(value).build().ok();
+    let tags: Vec<_> = template.tags.iter().filter_map(tag).collect();
+    let scanning = ImageScanningConfiguration::builder().scan_on_push(template.scan_on_push).build();
+    request
+        .image_tag_mutability(mutability)
+        .set_image_tag_mutability_exclusion_filters((!filters.is_empty()).then_some(filters))
+        .image_scanning_configuration(scanning)
+        .set_encryption_configuration(template.kms_key.as_deref().and_then(encryption))
+        .set_tags((!tags.is_empty()).then_some(tags))
+}
+
+fn encryption(key: &str) -> Option<EncryptionConfiguration> {
+    let key = (!key.is_empty()).then(|| key.to_owned());
+    EncryptionConfiguration::builder().encryption_type(EncryptionType::Kms).set_kms_key(key).build().ok()
+}
+
+/// What a repository has beside its own settings.
+async fn furnish(repository: &Repository, template: &Template) -> Result<(), Fault> {
+    let (control, name, tally) = (repository.control(), repository.repository(), repository.tally());
+    let doing = |fault: Fault| fault.while_doing(format!("set up {}, which has just been created", repository.address()));
+    if let Some(text) = &template.lifecycle {
+        control.set_lifecycle(name, text, tally).await.map_err(doing)?;
+    }
+    if let Some(text) = &template.policy {
+        control.set_policy(name, text, tally).await.map_err(doing)?;
+    }
+    Ok(())
+}
+
+/// The settings of a repository. Its key is left out: another account or region has another one.
+async fn template_of(model: &Repository) -> Result<Template, Fault> {
+    let (control, name, tally) = (model.control(), model.repository(), model.tally());
+    let described = match control.repository(name, tally).await? {
+        Answer::Given(Some(described)) => described,
+        Answer::Given(None) => return Err(Fault::not_found(format!("{} does not exist and cannot be cloned", model.address()))),
+        Answer::Denied(fault) => {
+            return Err(fault.with_class(Class::Auth).while_doing(format!("clone the settings of {}", model.address())));
+        }
+    };
+    Ok(Template {
+        lifecycle: control.lifecycle(name, tally).await?,
+        policy: control.policy(name, tally).await?,
+        ..read(&described)
+    })
+}
+
+fn read(described: &Described) -> Template {
+    use ImageTagMutability::{Immutable, ImmutableWithExclusion};
+    let filters = described.image_tag_mutability_exclusion_filters();
+    let kms = described.encryption_configuration().filter(|encryption| *encryption.encryption_type() == EncryptionType::Kms);
+    Template {
+        immutable: matches!(described.image_tag_mutability(), Some(Immutable | ImmutableWithExclusion)),
+        except: filters.iter().map(|filter| filter.filter().to_owned()).collect(),
+        scan_on_push: described.image_scanning_configuration().is_some_and(|scanning| scanning.scan_on_push()),
+        kms_key: kms.map(|_| String::new()),
+        ..Template::default()
+    }
+}

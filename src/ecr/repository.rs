@@ -1,0 +1,576 @@
+//! An ECR registry and its repositories: the distribution client, with the control plane where that is cheaper or knows more.
+//!
+//! | what | how | when the permission is missing |
+//! |---|---|---|
+//! | tags | DescribeImages: names, digests and push times, a thousand at a time | the registry's list, then a request for each tag |
+//! | repositories | DescribeRepositories | the registry's catalog |
+//! | whether blobs are there | BatchCheckLayerAvailability for all that are asked about at one moment | a HEAD for each |
+//! | mounts | GetAccountSetting tells whether they work at all | they are tried |
+//! | everything else | the registry | |
+//!
+//! A missing permission is said once and asked about again after a quarter of an hour. Nothing is written before the caller
+//! is who the config says it must be.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::sync::{OnceCell, oneshot};
+use tokio::time::Instant;
+
+use super::Login;
+use super::control::{Answer, Control, MOST_LAYERS};
+use super::create::Creation;
+use crate::endpoint::{
+    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
+    Tag, Tally, Upload,
+};
+use crate::fault::{Class, Fault};
+use crate::flight::Flight;
+use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::registry::{self, Metrics};
+
+/// How long a missing permission is not asked about again.
+const REST: Duration = Duration::from_secs(15 * 60);
+/// How long after its creation a repository may still be unknown to the registry.
+const SETTLING: Duration = Duration::from_secs(30);
+/// PutImage: the quota of an account in a region.
+const MANIFESTS_PER_SECOND: f64 = 10.0;
+/// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
+const BEYOND: u64 = 1 << 40;
+/// Archived images that are remembered.
+const MOST_ARCHIVED: usize = 100_000;
+
+/// An ECR registry. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    inner: registry::Registry,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    control: Control,
+    admitted: OnceCell<()>,
+    known: Mutex<Known>,
+    mounts: Flight<Option<bool>>,
+}
+
+/// What has been learnt.
+#[derive(Default)]
+struct Known {
+    /// Actions that we may not use, and since when.
+    denied: HashMap<&'static str, Instant>,
+    /// Images that cannot be read until somebody restores them.
+    archived: HashSet<(RepositoryName, Digest)>,
+    /// Whether mounts work, and since when that is known.
+    mounts: Option<(bool, Instant)>,
+    /// Whether it was said that they do not.
+    hinted: bool,
+    /// Repositories that are there, with the time of their creation where we created them.
+    there: HashMap<RepositoryName, Option<Instant>>,
+    /// Blobs that somebody asks about, by repository.
+    asked: HashMap<RepositoryName, Vec<Question>>,
+}
+
+type Question = (Digest, oneshot::Sender<Result<Presence, Unasked>>);
+
+/// The question was not answered here.
+enum Unasked {
+    /// Ask the registry.
+    AskThere,
+    /// AWS said something that is worth telling.
+    Failed(Class, String),
+}
+
+impl Registry {
+    /// The registry `inner`, to which `login` belongs.
+    pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics) -> Registry {
+        let control = Control::new(login, inner.name(), metrics);
+        let shared = Shared { control, admitted: OnceCell::new(), known: Mutex::default(), mounts: Flight::new() };
+        Registry { inner, shared: Arc::new(shared) }
+    }
+
+    /// The registry itself.
+    pub fn inner(&self) -> &registry::Registry {
+        &self.inner
+    }
+
+    /// One of its repositories.
+    pub fn repository(&self, name: RepositoryName) -> Repository {
+        Repository { inner: self.inner.repository(name), registry: self.clone(), tally: None, creation: None }
+    }
+
+    /// One page of the repositories. `None`: neither the control plane nor the registry lists them for us.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+        const ACTION: &str = "DescribeRepositories";
+        if is_of_registry(cursor) || !self.shared.may(ACTION) {
+            return self.inner.repositories(cursor).await;
+        }
+        match self.shared.control.repositories(cursor.map(|cursor| cursor.0.as_str())).await? {
+            Answer::Given(page) => Ok(Some(page)),
+            Answer::Denied(fault) => {
+                self.shared.deny(ACTION, &fault, "the registry's catalog is read instead");
+                self.inner.repositories(None).await
+            }
+        }
+    }
+
+    /// Who we are there, after AWS's own word.
+    ///
+    /// # Errors
+    /// `Auth` when AWS does not know us, or knows us as somebody else than the config demands.
+    pub async fn caller(&self) -> Result<String, Fault> {
+        let (arn, _) = self.shared.control.login().caller().await?;
+        self.shared.admit_caller(&arn)?;
+        Ok(arn)
+    }
+
+    /// Whether blobs are mounted between its repositories; `None` when we may not know.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn mounts_blobs(&self) -> Result<Option<bool>, Fault> {
+        match self.shared.control.mounts_blobs().await? {
+            Answer::Given(mounts) => Ok(Some(mounts)),
+            Answer::Denied(_) => Ok(None),
+        }
+    }
+}
+
+/// Cursors of the registry's own listings are addresses; AWS's are opaque words.
+fn is_of_registry(cursor: Option<&Cursor>) -> bool {
+    cursor.is_some_and(|cursor| cursor.0.starts_with("http://") || cursor.0.starts_with("https://"))
+}
+
+impl Shared {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn may(&self, action: &'static str) -> bool {
+        self.known().denied.get(action).is_none_or(|since| since.elapsed() >= REST)
+    }
+
+    /// Notes that an action is not ours; says so the first time.
+    fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
+        let first = self.known().denied.insert(action, Instant::now()).is_none();
+        if first {
+            tracing::warn!(action, error = %fault.chain(), instead, "a permission of the control plane is missing");
+        }
+    }
+
+    /// Nothing is written as somebody else than the config says.
+    async fn admit(&self) -> Result<(), Fault> {
+        if self.control.login().demanded().is_none() {
+            return Ok(());
+        }
+        let admitted = self.admitted.get_or_try_init(|| async {
+            let (arn, _) = self.control.login().caller().await?;
+            self.admit_caller(&arn)
+        });
+        admitted.await.map(drop)
+    }
+
+    fn admit_caller(&self, arn: &str) -> Result<(), Fault> {
+        match self.control.login().demanded() {
+            Some(demanded) if !is_same_principal(demanded, arn) => {
+                let host = self.control.login().host();
+                let text = format!(
+                    "we are {arn} at {host}, but `identity` demands {demanded}: nothing is written there; mend the credentials, role_arn or identity"
+                );
+                Err(Fault::new(Class::Auth, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether mounts work; asked once in a while. `None`: nobody tells us.
+    async fn asks_mounts(self: &Arc<Self>) -> Option<bool> {
+        const ACTION: &str = "GetAccountSetting";
+        if let Some((mounts, since)) = self.known().mounts
+            && since.elapsed() < REST
+        {
+            return Some(mounts);
+        }
+        if !self.may(ACTION) {
+            return None;
+        }
+        let shared = Arc::clone(self);
+        let ask = || async move {
+            match shared.control.mounts_blobs().await {
+                Ok(Answer::Given(mounts)) => {
+                    shared.known().mounts = Some((mounts, Instant::now()));
+                    Ok(Some(mounts))
+                }
+                Ok(Answer::Denied(_)) | Err(_) => {
+                    // Mounts are tried all the same: not knowing costs nothing.
+                    shared.known().denied.insert(ACTION, Instant::now());
+                    Ok(None)
+                }
+            }
+        };
+        self.mounts.join(ask).await.ok().flatten()
+    }
+}
+
+/// Whether a caller's ARN is the principal that a config names: a role's session is its role.
+pub(super) fn is_same_principal(named: &str, caller: &str) -> bool {
+    let role = |arn: &str| {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let [_, _, service, _, account, resource] = parts[..] else { return None };
+        let name = match service {
+            "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
+            "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
+            _ => return None,
+        };
+        Some((account.to_owned(), name.to_owned()))
+    };
+    named == caller || role(named).is_some_and(|named| role(caller) == Some(named))
+}
+
+/// One repository of an ECR registry. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    inner: registry::Repository,
+    registry: Registry,
+    tally: Option<Arc<Tally>>,
+    creation: Option<Arc<Creation>>,
+}
+
+impl Repository {
+    /// The same repository, created by the first write when it is missing.
+    pub fn created_by(self, creation: Arc<Creation>) -> Repository {
+        Repository { creation: Some(creation), ..self }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.registry.shared
+    }
+
+    pub(super) fn control(&self) -> &Control {
+        &self.registry.shared.control
+    }
+
+    pub(super) fn tally(&self) -> Option<&Tally> {
+        self.tally.as_deref()
+    }
+
+    /// Whether tags of this repository may move; `None` when it is missing or we may not know.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn has_mutable_tags(&self) -> Result<Option<bool>, Fault> {
+        match self.control().repository(self.inner.repository(), self.tally()).await? {
+            Answer::Given(repository) => Ok(repository.as_ref().map(super::control::is_mutable)),
+            Answer::Denied(_) => Ok(None),
+        }
+    }
+
+    async fn listed(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
+        const ACTION: &str = "DescribeImages";
+        if is_of_registry(cursor) || !self.shared().may(ACTION) {
+            return self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await;
+        }
+        let cursor = cursor.map(|cursor| cursor.0.as_str());
+        match self.control().images(self.inner.repository(), cursor, self.tally()).await? {
+            Answer::Given(None) => Ok(None),
+            Answer::Given(Some(images)) => {
+                let mut known = self.shared().known();
+                if known.archived.len() < MOST_ARCHIVED {
+                    known.archived.extend(images.archived.into_iter().map(|digest| (self.inner.repository().clone(), digest)));
+                }
+                Ok(Some(images.page))
+            }
+            Answer::Denied(fault) => {
+                self.shared().deny(ACTION, &fault, "the registry's own list is read instead: a request for each tag");
+                self.inner.tags(None).await
+            }
+        }
+    }
+
+    /// Whether the repository holds a blob, asked together with all others that are asked about at this moment.
+    async fn asks_with_others(&self, digest: &Digest) -> Result<Presence, Fault> {
+        const ACTION: &str = "BatchCheckLayerAvailability";
+        if !self.shared().may(ACTION) {
+            return self.inner.has_blob(digest).await;
+        }
+        let (tell, told) = oneshot::channel();
+        let first = {
+            let mut known = self.shared().known();
+            let asked = known.asked.entry(self.inner.repository().clone()).or_default();
+            asked.push((*digest, tell));
+            asked.len() == 1
+        };
+        if first {
+            self.ask_for_all().await;
+        }
+        match told.await {
+            Ok(Ok(presence)) => Ok(presence),
+            Ok(Err(Unasked::Failed(class, text))) => Err(Fault::new(class, text)),
+            // Whoever was to ask for all has been dropped.
+            Ok(Err(Unasked::AskThere)) | Err(_) => self.inner.has_blob(digest).await,
+        }
+    }
+
+    /// Sends the questions that have come together. Others get their turn first, so that theirs are among them.
+    async fn ask_for_all(&self) {
+        let leave = Leave(self);
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        let questions = leave.take();
+        drop(leave);
+        for batch in questions.chunks_into(MOST_LAYERS) {
+            self.ask_batch(batch).await;
+        }
+    }
+
+    async fn ask_batch(&self, batch: Vec<Question>) {
+        let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
+        let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
+        if let Ok(Answer::Denied(fault)) = &answer {
+            self.shared().deny("BatchCheckLayerAvailability", fault, "the registry is asked about each blob instead");
+        }
+        for (digest, tell) in batch {
+            let told = match &answer {
+                Ok(Answer::Given(found)) => Ok(found.get(&digest).copied().unwrap_or(Presence::Absent)),
+                Ok(Answer::Denied(_)) => Err(Unasked::AskThere),
+                Err(fault) => Err(Unasked::Failed(fault.class(), fault.chain())),
+            };
+            // Who asked may have gone.
+            let _ = tell.send(told);
+        }
+    }
+
+    /// Before anything is written: the caller is the right one, and the repository is there.
+    async fn prepare(&self) -> Result<(), Fault> {
+        self.shared().admit().await?;
+        let Some(creation) = &self.creation else { return Ok(()) };
+        let name = self.inner.repository();
+        if self.shared().known().there.contains_key(name) {
+            return Ok(());
+        }
+        let created = creation.ensure(self).await?;
+        self.shared().known().there.insert(name.clone(), created.then(Instant::now));
+        Ok(())
+    }
+
+    /// A repository that was created a moment ago may not be known everywhere yet; one that is missing says what to do.
+    fn explained(&self, fault: Fault) -> Fault {
+        let (missing, name) = (fault.class() == Class::NotFound, self.inner.repository());
+        let created = self.shared().known().there.get(name).copied().flatten();
+        match created {
+            _ if !missing => fault,
+            Some(at) if at.elapsed() < SETTLING => fault.with_class(Class::RETRYABLE),
+            _ if self.creation.is_some() => {
+                // Somebody has removed it since.
+                self.shared().known().there.remove(name);
+                fault
+            }
+            _ => Fault::not_found(format!(
+                "{} does not exist: create it, or say `create: template` or `create: clone` in the route and allow ecr:CreateRepository",
+                self.address()
+            ))
+            .because(fault),
+        }
+    }
+
+    /// The offset of a session, from the refusal of a chunk that lies beyond every blob.
+    async fn probe(&self, upload: &mut Upload) -> Result<Offset, Fault> {
+        let byte = BlobBody::full(bytes::Bytes::from_static(&[0]));
+        match self.inner.send_chunk(upload, BEYOND, 1, byte).await {
+            Ok(Sent::Misplaced(offset)) => Ok(offset),
+            Ok(Sent::Gone) => Ok(Offset::Gone),
+            // A registry that takes such a chunk has spoilt the session.
+            Ok(Sent::Accepted { .. }) => Ok(Offset::Unknown),
+            Err(fault) if fault.class() == Class::Rejected => Ok(Offset::Unknown),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Archived images cannot be read until somebody restores them.
+    fn readable(&self, digest: &Digest) -> Result<(), Fault> {
+        match self.shared().known().archived.contains(&(self.inner.repository().clone(), *digest)) {
+            false => Ok(()),
+            true => Err(Fault::rejected(format!(
+                "{}@{digest} is archived and cannot be read: restore it (aws ecr update-image-storage-class --target-storage-class STANDARD), or exclude its tag",
+                self.address()
+            ))),
+        }
+    }
+
+    fn hint_at_mounts(&self, bytes_of: &Digest) {
+        let mut known = self.shared().known();
+        if !std::mem::replace(&mut known.hinted, true) {
+            tracing::warn!(
+                registry = self.registry(),
+                blob = %bytes_of,
+                "the registry holds blobs that are uploaded again: blob mounting is off in this account and region; aws ecr put-account-setting --name BLOB_MOUNTING --value ENABLED spares them"
+            );
+        }
+    }
+}
+
+/// Takes the questions along when whoever asks for all is dropped: the others then ask for themselves.
+struct Leave<'a>(&'a Repository);
+
+impl Leave<'_> {
+    fn take(&self) -> Questions {
+        Questions(self.0.shared().known().asked.remove(self.0.inner.repository()).unwrap_or_default())
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+struct Questions(Vec<Question>);
+
+impl Questions {
+    fn chunks_into(self, most: usize) -> impl Iterator<Item = Vec<Question>> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let next = rest.split_off(rest.len().saturating_sub(most));
+            (!next.is_empty()).then_some(next)
+        })
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Source for Repository {
+    fn registry(&self) -> &str {
+        self.inner.registry()
+    }
+
+    fn origin(&self) -> &Origin {
+        self.inner.origin()
+    }
+
+    fn repository(&self) -> &RepositoryName {
+        self.inner.repository()
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
+    fn counted(&self, tally: &Arc<Tally>) -> Self {
+        Repository { inner: self.inner.counted(tally), tally: Some(tally.clone()), ..self.clone() }
+    }
+
+    async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
+        self.listed(cursor).await
+    }
+
+    async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
+        self.inner.resolve(target).await
+    }
+
+    async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
+        if let Target::Digest(digest) = target {
+            self.readable(digest)?;
+        }
+        self.inner.manifest(target).await
+    }
+
+    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+        self.inner.referrers(subject, cursor).await
+    }
+
+    async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
+        self.inner.read_blob(blob, offset).await
+    }
+}
+
+impl Destination for Repository {
+    fn abilities(&self) -> Abilities {
+        // The status of a session says nothing, but a chunk in the wrong place tells the true offset.
+        let abilities = Abilities { resume: Resume::Status, ..self.inner.abilities() };
+        match self.shared().known().mounts {
+            Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
+            _ => abilities,
+        }
+    }
+
+    fn manifests_per_second(&self) -> Option<f64> {
+        Some(MANIFESTS_PER_SECOND)
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
+        self.asks_with_others(digest).await
+    }
+
+    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+        self.prepare().boxed().await?;
+        let works = match from {
+            Some(_) => self.shared().asks_mounts().await,
+            None => None,
+        };
+        if works == Some(false) {
+            self.hint_at_mounts(digest);
+        }
+        let from = from.filter(|_| works != Some(false));
+        self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault))
+    }
+
+    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+        self.inner.send_chunk(upload, offset, length, body).await
+    }
+
+    async fn finish_upload(
+        &self,
+        upload: &mut Upload,
+        digest: &Digest,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
+        self.inner.finish_upload(upload, digest, offset, length, body).await
+    }
+
+    async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
+        self.probe(upload).await
+    }
+
+    async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
+        self.inner.cancel_upload(upload).await
+    }
+
+    async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
+        self.prepare().boxed().await?;
+        self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_of_a_role_is_that_role() {
+        let role = "arn:aws:iam::210987654321:role/ci/promoter";
+        let table = [
+            (role, "arn:aws:sts::210987654321:assumed-role/promoter/build-7", true),
+            (role, "arn:aws:sts::123456789012:assumed-role/promoter/build-7", false),
+            (role, "arn:aws:sts::210987654321:assumed-role/other/promoter", false),
+            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/joe", true),
+            ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/jim", false),
+            ("", "", true),
+        ];
+        for (named, caller, same) in table {
+            assert_eq!(is_same_principal(named, caller), same, "{named} {caller}");
+        }
+    }
+}
