@@ -58,7 +58,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else { return Ok(()) };
         if self.job.companions.is_empty() && !self.source_lists_referrers(&top).await? {
-            return Ok(self.mark_checked(&top).await);
+            self.mark_checked(&top).await;
+            return Ok(());
         }
         let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
         let children = manifest.children.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest);
