@@ -430,6 +430,15 @@ impl Totals {
         self.excluded += other.excluded;
         self.only_in_destination += other.only_in_destination;
     }
+
+    /// Takes away the counts of a look that was added before.
+    pub fn subtract(&mut self, other: &Totals) {
+        for outcome in Outcome::ALL {
+            *self.of_mut(outcome) -= other.of(outcome);
+        }
+        self.excluded -= other.excluded;
+        self.only_in_destination -= other.only_in_destination;
+    }
 }
 
 /// The report of a pass: `sync --json`, a waited-for `/v1/sync`, `/v1/runs/ID`.

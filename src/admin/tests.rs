@@ -32,7 +32,7 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
 }
 
 fn secret(word: &str) -> Settings {
-    Settings { secret: Some(word.to_owned().into()), ..Settings::default() }
+    Settings { secret: Secret::new(Some(word.to_owned().into())), ..Settings::default() }
 }
 
 fn request(method: &str, path: &str, door: Door) -> Request<Body> {
@@ -178,7 +178,7 @@ async fn who_may_is_what_the_table_says() {
             }
         }
         let response = answer(&router, request).await;
-        let row = format!("{line} {door:?} {headers:?} secret {}", settings.secret.is_some());
+        let row = format!("{line} {door:?} {headers:?} secret {}", settings.secret.is_set());
         assert_eq!(response.status().as_u16(), *expected, "{row}");
         assert!(response.headers().keys().all(|name| !name.as_str().starts_with("access-control")), "{row}");
         assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store", "{row}");
@@ -209,6 +209,23 @@ async fn refusals_say_the_way_out() {
     assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer realm=\"blobferry\"");
     let (_, body) = read(answer(&router, request("GET", "/", SOCKET)).await).await;
     assert!(body["error"]["text"].as_str().unwrap().contains("POST /v1/sync"), "{body}");
+}
+
+#[tokio::test]
+async fn a_new_secret_holds_from_the_next_request_on() {
+    let settings = secret("old");
+    let router = router(services().0, &settings);
+    let status = async |word: &str| {
+        let mut request = request("GET", "/v1/status", REMOTE);
+        request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {word}").parse().unwrap());
+        answer(&router, request).await.status().as_u16()
+    };
+    assert_eq!((status("old").await, status("new").await), (200, 401));
+    assert!(!settings.secret.replace(Some("old".to_owned().into())));
+    assert!(settings.secret.replace(Some("new".to_owned().into())));
+    assert_eq!((status("old").await, status("new").await), (401, 200));
+    assert!(settings.secret.replace(None));
+    assert_eq!(status("new").await, 403, "beyond loopback nothing opens without a secret");
 }
 
 #[tokio::test]

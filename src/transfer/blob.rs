@@ -258,6 +258,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
     async fn give_up(&self, blob: &Descriptor, standing: Standing, fault: Fault) -> Result<Option<Standing>, Fault> {
+        let blamed = if standing.source_failed { self.source.registry() } else { self.destination.registry() };
+        self.engine.metrics.health.heard(blamed, Some(&fault));
         let wrong = matches!(fault.class(), Class::Corrupt | Class::Rejected | Class::NotFound);
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
             self.drop_upload(blob, standing.upload).await;

@@ -9,6 +9,7 @@
 mod blob;
 mod carry;
 mod claims;
+pub mod health;
 pub mod limits;
 pub mod metrics;
 mod name;
@@ -30,6 +31,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::claims::Claims;
+pub use self::health::Health;
 pub use self::limits::Limits;
 pub use self::metrics::Metrics;
 use self::plan::Decision;

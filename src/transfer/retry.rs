@@ -132,10 +132,16 @@ where
     let mut budget = Budget::new(settings);
     loop {
         let fault = match stoppable(&stop.abort, act()).await? {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                metrics.health.heard(registry, None);
+                return Ok(value);
+            }
             Err(fault) => fault,
         };
-        let Some(wait) = budget.next(fault.class()) else { return Err(fault) };
+        let Some(wait) = budget.next(fault.class()) else {
+            metrics.health.heard(registry, Some(&fault));
+            return Err(fault);
+        };
         metrics.retried(registry, fault.class(), wait);
         tracing::debug!(registry, error = %fault.chain(), wait_seconds = wait.as_secs_f64(), "trying again");
         stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
@@ -193,6 +199,24 @@ mod tests {
         })
         .await;
         assert_eq!((tries, result.unwrap_err().class()), (3, Class::Rejected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_word_of_a_registry_tells_whether_it_is_up() {
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        metrics.health.prepare("r");
+        let up = || metrics.health.of("r").unwrap().up;
+        let (settings, stop) = (Settings::default(), Stop::default());
+        let mut tries = 0;
+        let act = || {
+            tries += 1;
+            std::future::ready(if tries < 3 { Err(Fault::retryable("reset")) } else { Ok(()) })
+        };
+        retry(settings, &metrics, "r", &stop, act).await.unwrap();
+        assert_eq!(up(), Some(true));
+        let act = || std::future::ready(Err::<(), _>(Fault::retryable("reset")));
+        retry(settings, &metrics, "r", &stop, act).await.unwrap_err();
+        assert_eq!(up(), Some(false));
     }
 
     #[tokio::test(start_paused = true)]

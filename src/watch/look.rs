@@ -84,8 +84,6 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
-    /// The destination did not accept us when something was to be written.
-    denied: Option<Fault>,
 }
 
 impl Looking<'_> {
@@ -97,6 +95,9 @@ impl Looking<'_> {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
+        let health = &self.world.engine.metrics.health;
+        let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
+        let mark = health.mark(registries);
         let (listing, lists) = futures::join!(self.list_source(&source), self.list_destinations(&sides));
         let listing = match listing {
             Ok(Some(listing)) => listing,
@@ -123,21 +124,10 @@ impl Looking<'_> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
+        if look.trouble.is_empty() {
+            health.clear(&mark);
+        }
         look
-    }
-
-    /// Notes whether a registry answers and accepts us. What it refuses for other reasons says nothing of that.
-    fn note_registry(&self, name: &str, fault: Option<&Fault>) {
-        let up = match fault.map(Fault::class) {
-            None => true,
-            Some(Class::Auth | Class::Retryable { .. }) => false,
-            Some(_) => return,
-        };
-        self.world.engine.metrics.registry_up(name, up);
-        self.board.update_registry(name, |entry| {
-            entry.up = Some(up);
-            entry.trouble = fault.map(Fault::chain);
-        });
     }
 
     fn sight(&self, everything: bool) -> metrics::Seen {
@@ -159,7 +149,6 @@ impl Looking<'_> {
 
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
-        self.note_registry(self.route.from.registry(), Some(&fault));
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
@@ -172,7 +161,6 @@ impl Looking<'_> {
     async fn list_source(&self, source: &Repository) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        self.note_registry(source.registry(), None);
         let choice = self.route.selection.choose(tags.keys());
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
@@ -250,7 +238,7 @@ impl Looking<'_> {
         let known = self.recall_trouble(side);
         let (list, known) = match (list, known.await) {
             (Ok(list), Ok(known)) => (list, known),
-            (Err(fault), _) | (_, Err(fault)) => return self.blind(side, fault),
+            (Err(fault), _) | (_, Err(fault)) => return self.blind(fault),
         };
         let view = View {
             looking: self,
@@ -275,7 +263,6 @@ impl Looking<'_> {
         conflicts.extend(known.iter().filter(|_| !self.ask.tags.is_empty()).copied());
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
-        self.note_registry(&side.registry, found.denied.as_ref());
         found
     }
 
@@ -300,8 +287,7 @@ impl Looking<'_> {
         self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await
     }
 
-    fn blind(&self, side: &Side, fault: Fault) -> Found {
-        self.note_registry(&side.registry, Some(&fault));
+    fn blind(&self, fault: Fault) -> Found {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         Found {
@@ -387,13 +373,6 @@ impl View<'_> {
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
-                    if let Some(error) = settled
-                        .error
-                        .as_ref()
-                        .filter(|error| error.class == Class::Auth.name() && error.text.contains(&*self.side.registry))
-                    {
-                        found.denied = Some(Fault::new(Class::Auth, error.text.clone()));
-                    }
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
@@ -429,6 +408,10 @@ impl View<'_> {
         }
         let job = self.job(tag, &compared.without_hint());
         let looking = self.looking;
+        let (route, destination) = (&looking.route.name, &self.side.registry);
+        if !job.dry_run {
+            looking.world.metrics.differs(route, destination, looking.repository, tag);
+        }
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
             source: self.source_name(tag),
@@ -439,6 +422,9 @@ impl View<'_> {
         let progress = &looking.settle.progress;
         let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
+        if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+        }
         self.settle(&job, ending).await
     }
 
@@ -536,7 +522,8 @@ impl View<'_> {
     }
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
-    /// whether the referrers API has more is asked once in the time for which hints are trusted, but not by a routine poll.
+    /// whether the referrers API has more is asked by the sweep that verifies, and for tags that are asked about by name: a pass
+    /// over tags that are equal stays at two requests for each.
     async fn has_news(&self, digest: &Digest) -> bool {
         let looking = self.looking;
         if looking.ask.wish.dry_run {
@@ -551,7 +538,8 @@ impl View<'_> {
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
-        if looking.ask.cause.trusts_hints() {
+        let may_ask = looking.ask.cause == Cause::Verify || !looking.ask.tags.is_empty();
+        if !may_ask {
             return false;
         }
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);

@@ -243,7 +243,12 @@ impl Watch {
         let mut count = 0;
         for (route, discovered) in found {
             let (repositories, trouble) = match discovered {
-                Ok(discovered) => (discovered.repositories, discovered.trouble),
+                Ok(discovered) => {
+                    if scope.repository.is_none() {
+                        self.world().metrics.retain_repositories(&route, &discovered.repositories);
+                    }
+                    (discovered.repositories, discovered.trouble)
+                }
                 Err(fault) => (BTreeSet::new(), vec![Trouble::from(&fault)]),
             };
             self.tell_trouble(&route, &trouble, looks.as_ref());
@@ -374,12 +379,12 @@ impl Watch {
         self.looked.insert(route.clone());
         let totals = self.world().metrics.totals(route);
         let now = Timestamp::now();
-        let open = totals.failed + totals.conflict + totals.drift + totals.existing + totals.refused + totals.waiting;
+        let all_equal = self.world().metrics.is_equal(route);
         self.board.update_route(route, |entry| {
             entry.last_look = Some(now);
             entry.tags = Totals { up_to_date: totals.up_to_date + totals.promoted, promoted: 0, ..totals };
             entry.trouble = trouble.to_vec();
-            if trouble.is_empty() && open == 0 {
+            if trouble.is_empty() && all_equal {
                 entry.last_success = Some(now);
             }
         });
