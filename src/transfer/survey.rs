@@ -206,7 +206,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Asks the destination for a child manifest: a registry that holds it holds what it refers to. Not asked where nobody
     /// has seen anything yet.
-    async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
+    pub(super) async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
         if self.job.fresh {
             return Ok(false);
         }
@@ -242,7 +242,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         read
     }
 
-    async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
+    pub(super) async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
         self.ask_source(Traffic::Manifests, |source| {
             let target = target.clone();
             async move { source.resolve(&target).await }
