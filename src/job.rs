@@ -309,6 +309,11 @@ pub struct Trouble {
     pub text: String,
 }
 
+impl Trouble {
+    /// The class of what a rule of the config refuses; every other class is that of a failure.
+    pub const REFUSED: &str = "refused";
+}
+
 impl From<&Fault> for Trouble {
     fn from(fault: &Fault) -> Trouble {
         Trouble { class: fault.class().name().into(), text: fault.chain() }
@@ -430,6 +435,15 @@ impl Totals {
         self.excluded += other.excluded;
         self.only_in_destination += other.only_in_destination;
     }
+
+    /// Takes away the counts of a look that was added before.
+    pub fn subtract(&mut self, other: &Totals) {
+        for outcome in Outcome::ALL {
+            *self.of_mut(outcome) -= other.of(outcome);
+        }
+        self.excluded -= other.excluded;
+        self.only_in_destination -= other.only_in_destination;
+    }
 }
 
 /// The report of a pass: `sync --json`, a waited-for `/v1/sync`, `/v1/runs/ID`.
@@ -485,12 +499,13 @@ impl Report {
     fn judge(&self, found: bool) -> u8 {
         let errors = || self.jobs.iter().filter_map(|job| job.error.as_ref()).chain(&self.trouble);
         let class = |name: &str| errors().any(|error| error.class == name);
+        let failed = |trouble: &Trouble| ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class);
         let totals = &self.totals;
         if totals.interrupted > 0 || class(Class::Cancelled.name()) {
             130
         } else if class(Class::Auth.name()) {
             3
-        } else if totals.failed > 0 || self.trouble.iter().any(|trouble| trouble.class != Class::NotFound.name()) {
+        } else if totals.failed > 0 || self.trouble.iter().any(failed) {
             1
         } else if totals.conflict + totals.drift + totals.refused > 0 {
             4
@@ -603,5 +618,6 @@ mod tests {
         assert_eq!(report(Totals { interrupted: 1, ..Totals::default() }, trouble("auth"), true), 130);
         assert_eq!(report(Totals::default(), trouble("not_found"), false), 5);
         assert_eq!(report(Totals::default(), trouble("retryable"), false), 1);
+        assert_eq!(report(Totals { refused: 1, ..Totals::default() }, trouble(Trouble::REFUSED), false), 4);
     }
 }

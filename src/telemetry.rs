@@ -4,9 +4,11 @@
 //! escaped, so an event never becomes two lines. Under systemd the level goes in front as `<6>` and the journal keeps the
 //! time. Dependencies speak only from warn on; below debug they never do, since there they print headers.
 //!
-//! [`Changes`] is for trouble that lasts: it is told when it changes, not each time it is met.
+//! [`Changes`] is for trouble that lasts: it is told when it changes, not each time it is met. [`forget_series`] ends the
+//! series of what is no more.
 
 mod changes;
+mod series;
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -23,6 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 pub use changes::Changes;
+pub use series::forget_series;
 
 use crate::fault::clip;
 

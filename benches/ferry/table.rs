@@ -27,7 +27,9 @@ pub struct Row {
 fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     let (least, most) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0));
-    (least, values.get(values.len() / 2).copied().unwrap_or(0.0), most)
+    let at = |place: usize| values.get(place).copied().unwrap_or(0.0);
+    let median = (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0;
+    (least, median, most)
 }
 
 /// Prints the table of a scenario of `unique` bytes that the link alone needs `link` seconds for.

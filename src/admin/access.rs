@@ -10,7 +10,7 @@
 //! No answer ever carries a CORS header.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
@@ -81,15 +81,48 @@ pub struct Visitor {
     pub shown: Shown,
 }
 
+/// The bearer secret, or that there is none. Clones share it: what is put in place holds from the next request on.
+#[derive(Clone, Debug, Default)]
+pub struct Secret(Arc<RwLock<Option<SecretString>>>);
+
+impl Secret {
+    /// Starts with this one.
+    pub fn new(secret: Option<SecretString>) -> Secret {
+        Secret(Arc::new(RwLock::new(secret)))
+    }
+
+    /// Puts another one in place; returns whether it differs from the one before.
+    pub fn replace(&self, secret: Option<SecretString>) -> bool {
+        let text = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+        let mut current = self.0.write().expect("nothing panics while it holds the secret");
+        let differs = text(&current) != text(&secret);
+        *current = secret;
+        differs
+    }
+
+    /// Whether there is one, but without characters.
+    pub(super) fn is_empty(&self) -> bool {
+        self.read().as_ref().is_some_and(|secret| secret.expose_secret().trim().is_empty())
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.read().is_some()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Option<SecretString>> {
+        self.0.read().expect("nothing panics while it holds the secret")
+    }
+}
+
 /// The rules.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    secret: Option<SecretString>,
+    secret: Secret,
 }
 
 impl Rules {
     /// The rules with or without a secret.
-    pub fn new(secret: Option<SecretString>) -> Rules {
+    pub fn new(secret: Secret) -> Rules {
         Rules { secret }
     }
 
@@ -122,7 +155,7 @@ impl Rules {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
         match (visitor.door, visitor.shown) {
             (Door::Tcp(_), Shown::Right) => Ok(Actor("secret".into())),
-            (Door::Tcp(_), shown) if self.secret.is_some() => Err(unauthorized(shown)),
+            (Door::Tcp(_), shown) if self.secret.is_set() => Err(unauthorized(shown)),
             (_, shown) if shown != Shown::Right && came_through_proxy(headers) => forbidden(
                 "forwarded",
                 "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
@@ -141,7 +174,7 @@ impl Rules {
     fn shown(&self, headers: &HeaderMap) -> Shown {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let (first, second) = (values.next(), values.next());
-        match (&self.secret, first, second) {
+        match (&*self.secret.read(), first, second) {
             (_, None, _) => Shown::Nothing,
             (Some(secret), Some(value), None) if bears(value.as_bytes(), secret) => Shown::Right,
             _ => Shown::Wrong,
@@ -189,7 +222,7 @@ fn refused(door: Door, refusal: Refusal) -> Response {
 fn tell_secrets(app: &App, visitor: Visitor) {
     let Door::Tcp(peer) = visitor.door else { return };
     let state = match visitor.shown {
-        Shown::Wrong if app.rules.secret.is_some() => "wrong",
+        Shown::Wrong if app.rules.secret.is_set() => "wrong",
         Shown::Right => "",
         Shown::Wrong | Shown::Nothing => return,
     };

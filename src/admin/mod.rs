@@ -36,10 +36,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, any, get, post};
-use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
-pub use access::Door;
+pub use access::{Door, Secret};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
@@ -54,7 +53,7 @@ pub struct Settings {
     /// The control socket's path. `None`: no control socket.
     pub socket: Option<PathBuf>,
     /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
-    pub secret: Option<SecretString>,
+    pub secret: Secret,
     /// How long clients may take.
     pub deadlines: Deadlines,
 }

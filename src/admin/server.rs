@@ -17,7 +17,6 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::Semaphore;
@@ -89,7 +88,7 @@ pub struct Bound {
 /// # Errors
 /// [`Error`], and then nothing stays bound.
 pub async fn bind(settings: &Settings) -> Result<Bound, Error> {
-    if settings.secret.as_ref().is_some_and(|secret| secret.expose_secret().trim().is_empty()) {
+    if settings.secret.is_empty() {
         return Err(Error::EmptySecret);
     }
     let tcp = match settings.listen {

@@ -32,7 +32,7 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
 }
 
 fn secret(word: &str) -> Settings {
-    Settings { secret: Some(word.to_owned().into()), ..Settings::default() }
+    Settings { secret: Secret::new(Some(word.to_owned().into())), ..Settings::default() }
 }
 
 fn request(method: &str, path: &str, door: Door) -> Request<Body> {
@@ -64,7 +64,7 @@ fn watcher(mut events: mpsc::Receiver<Event>, queued: usize, look: Look) -> Join
             let reply = event.reply.unwrap();
             reply.queued.send(queued).unwrap();
             for _ in 0..queued {
-                reply.looks.send(look.clone()).unwrap();
+                reply.looks.send(look.clone().into()).unwrap();
             }
         }
         seen
@@ -178,7 +178,7 @@ async fn who_may_is_what_the_table_says() {
             }
         }
         let response = answer(&router, request).await;
-        let row = format!("{line} {door:?} {headers:?} secret {}", settings.secret.is_some());
+        let row = format!("{line} {door:?} {headers:?} secret {}", settings.secret.is_set());
         assert_eq!(response.status().as_u16(), *expected, "{row}");
         assert!(response.headers().keys().all(|name| !name.as_str().starts_with("access-control")), "{row}");
         assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store", "{row}");
@@ -209,6 +209,23 @@ async fn refusals_say_the_way_out() {
     assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer realm=\"blobferry\"");
     let (_, body) = read(answer(&router, request("GET", "/", SOCKET)).await).await;
     assert!(body["error"]["text"].as_str().unwrap().contains("POST /v1/sync"), "{body}");
+}
+
+#[tokio::test]
+async fn a_new_secret_holds_from_the_next_request_on() {
+    let settings = secret("old");
+    let router = router(services().0, &settings);
+    let status = async |word: &str| {
+        let mut request = request("GET", "/v1/status", REMOTE);
+        request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {word}").parse().unwrap());
+        answer(&router, request).await.status().as_u16()
+    };
+    assert_eq!((status("old").await, status("new").await), (200, 401));
+    assert!(!settings.secret.replace(Some("old".to_owned().into())));
+    assert!(settings.secret.replace(Some("new".to_owned().into())));
+    assert_eq!((status("old").await, status("new").await), (401, 200));
+    assert!(settings.secret.replace(None));
+    assert_eq!(status("new").await, 403, "beyond loopback nothing opens without a secret");
 }
 
 #[tokio::test]
@@ -383,8 +400,9 @@ async fn a_run_is_followed_by_its_id() {
     let (status, body) = read(answer(&router, request("GET", &location, LOOPBACK)).await).await;
     assert_eq!((status.as_u16(), body), (202, json!({"run_id": id, "queued": 3, "done": false})));
 
-    reply.looks.send(found()).unwrap();
-    drop(reply.looks);
+    for _ in 0..3 {
+        reply.looks.send(found().into()).unwrap();
+    }
     while watch.run(id).unwrap().report().is_none() {
         tokio::task::yield_now().await;
     }

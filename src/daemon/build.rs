@@ -1,6 +1,6 @@
 //! Builds the parts: stores, instruments, engine, and the world that a config describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::site::Site;
 use crate::transfer::{self, Engine, Limits, limits};
-use crate::watch::route::Routes;
+use crate::watch::route::{Route, Routes, Template};
 use crate::watch::{self, Rhythm, World};
 
 /// The parts that outlive a config.
@@ -73,15 +73,19 @@ impl Parts {
         Ok(Parts { registry, index, ledger, limits, transfer, watch, wire, store, engine })
     }
 
-    /// The world of a config. Tokens of routes that `before` had as well are kept.
+    /// The world of a config. Tokens of routes that `before` had as well are kept, unless they
+    /// read or write elsewhere now.
     pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
         let mut sites = BTreeMap::new();
         for (name, registry) in &config.registries {
             sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
         }
-        let kept = |name: &Arc<str>| before.and_then(|before| before.withdrawn.get(name).cloned()).unwrap_or_default();
+        let kept = |route: &Route| {
+            let before = before.filter(|before| before.route(&route.name).is_some_and(|before| holds_still(before, route)));
+            before.and_then(|before| before.withdrawn.get(&route.name).cloned()).unwrap_or_default()
+        };
         let withdrawn: BTreeMap<Arc<str>, CancellationToken> =
-            config.routes.iter().map(|route| (route.name.clone(), kept(&route.name))).collect();
+            config.routes.iter().map(|route| (route.name.clone(), kept(route))).collect();
         let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
         let world = World {
             sites,
@@ -96,6 +100,11 @@ impl Parts {
         Ok(world)
     }
 
+    /// Which registries answer and accept us.
+    pub(super) fn health(&self) -> transfer::Health {
+        self.transfer.health.clone()
+    }
+
     /// An engine for one act without a config.
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
@@ -108,7 +117,12 @@ impl Parts {
             RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
         };
         let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits;
-        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth };
+        let quotas = match &site {
+            Site::Registry(registry) => registry.profile().quotas,
+            Site::Ecr(registry) => registry.inner().profile().quotas,
+            Site::Layout(_) => Default::default(),
+        };
+        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth, quotas };
         self.limits.set(site.origin(), settings);
         Ok(site)
     }
@@ -116,7 +130,6 @@ impl Parts {
     /// A registry.
     pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
         self.wire.prepare(&settings.name);
-        self.transfer.prepare_registry(&settings.name);
         let login = match &settings.credentials {
             Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
             _ => None,
@@ -130,8 +143,12 @@ impl Parts {
 
     /// All series of all routes exist from the start.
     fn prepare(&self, world: &World) {
+        for name in world.sites.keys() {
+            self.transfer.prepare_registry(name);
+        }
         for route in &world.routes.0 {
             self.watch.prepare(route);
+            registries_of(route).for_each(|name| self.transfer.health.prepare(name));
             self.transfer.prepare_route(&route.name, route.to.iter().map(|template| &**template.registry()));
             let literal = route.from.literal();
             for side in literal.iter().flat_map(|name| world.destinations(route, name)).flatten() {
@@ -141,11 +158,19 @@ impl Parts {
         }
     }
 
-    /// Forgets the series of routes that are no more, and ends their jobs before their tag.
+    /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
+    /// more, or read or write elsewhere now, before their tag.
     pub(super) fn withdraw(&self, before: &World, now: &World) {
-        for route in before.routes.0.iter().filter(|route| now.route(&route.name).is_none()) {
-            self.watch.forget(route);
-            self.transfer.forget_route(&route.name);
+        let routes = &now.routes.0;
+        let places = routes.iter().flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry()))).collect();
+        let registries = now.sites.keys().map(String::as_str).collect();
+        let in_use: HashSet<&str> = routes.iter().flat_map(registries_of).collect();
+        self.watch.retain_routes(&now.routes);
+        self.transfer.retain(&places, &registries);
+        self.transfer.health.retain(|name| in_use.contains(name));
+        self.wire.retain(&registries);
+        let goes_on = |route: &Route| now.route(&route.name).is_some_and(|now| holds_still(route, now));
+        for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
             if let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
             }
@@ -153,9 +178,9 @@ impl Parts {
     }
 
     /// Brings the gauges up to date that are not kept so by events.
-    pub(super) fn refresh(&self, world: &World) {
+    pub(super) fn refresh(&self) {
         self.transfer.refresh();
-        self.watch.refresh(world.routes.0.iter().map(|route| &route.name));
+        self.watch.refresh();
     }
 
     /// Brings the gauges of the stores up to date, every now and then, until dropped.
@@ -213,6 +238,18 @@ impl StoreMetrics {
     }
 }
 
+/// Whether what a route did before is still wanted: it reads the same, and writes all that it wrote.
+fn holds_still(before: &Route, now: &Route) -> bool {
+    let reads_same = before.from.registry() == now.from.registry() && before.from.repository() == now.from.repository();
+    let same = |a: &Template, b: &Template| a.registry() == b.registry() && a.repository() == b.repository();
+    reads_same && before.to.iter().all(|before| now.to.iter().any(|now| same(before, now)))
+}
+
+/// The registries that a route reads and writes.
+fn registries_of(route: &Route) -> impl Iterator<Item = &str> {
+    [&**route.from.registry()].into_iter().chain(route.to.iter().map(|to| &**to.registry()))
+}
+
 fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
     let info = IntGaugeVec::new(Opts::new("blobferry_build_info", "The build that runs: always 1."), &["version", "revision"])?;
     info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION]).set(1);
@@ -223,4 +260,39 @@ fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> 
 pub(super) fn facts(config_hash: &str) -> Facts {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default();
     Facts { run_id: String::new(), config_hash: config_hash.into(), version: env!("CARGO_PKG_VERSION").into(), host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Drift, Existing};
+    use crate::watch::route::Pattern;
+
+    #[test]
+    fn a_route_holds_still_as_long_as_it_reads_the_same_and_writes_all_that_it_wrote() {
+        let route = |from: &str, to: &[&str]| {
+            let from = Pattern::parse(from).unwrap();
+            let to = to.iter().map(|to| Template::parse(to, &from).unwrap()).collect();
+            Route {
+                name: "r".into(),
+                from,
+                to,
+                selection: Default::default(),
+                existing: Existing::Adopt,
+                drift: Drift::Keep,
+                create: Default::default(),
+            }
+        };
+        let before = route("s/app", &["p/app"]);
+        for (now, expected) in [
+            (route("s/app", &["p/app"]), true),
+            (route("s/app", &["q/app", "p/app"]), true),
+            (route("s/app", &["q/app"]), false),
+            (route("s/app", &["p/other"]), false),
+            (route("s/other", &["p/app"]), false),
+            (route("t/app", &["p/app"]), false),
+        ] {
+            assert_eq!(holds_still(&before, &now), expected, "{} {}", now.from.repository(), now.to[0].repository());
+        }
+    }
 }

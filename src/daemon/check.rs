@@ -11,7 +11,7 @@ use crate::oci::Digest;
 use crate::site::{Repository, Site};
 use crate::transfer::Stop;
 use crate::watch::World;
-use crate::watch::discover::{Owners, discover};
+use crate::watch::discover::discover;
 
 /// Repositories of one route that are tried.
 const TRIED: usize = 5;
@@ -68,16 +68,16 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     }
     for route in &world.routes.0 {
         let name = format!("route {}", route.name);
-        match discover(&world, route, &Owners::default(), &Stop::default()).await {
+        match discover(&world, route, &Stop::default()).await {
             Err(fault) => checks.push(Check::of(name, Err(fault))),
             Ok(found) => {
-                let count = found.repositories.len();
+                let count = found.len();
                 checks.push(Check::of(
                     name,
                     Ok(format!("{count} source {}", if count == 1 { "repository" } else { "repositories" })),
                 ));
                 let mut tried = BTreeSet::new();
-                for repository in found.repositories.iter().take(TRIED) {
+                for repository in found.iter().take(TRIED) {
                     let source = world.source(route, repository);
                     checks.push(Check::of(format!("read {}", source.address()), read(&source).await));
                     for side in world.destinations(route, repository).unwrap_or_default() {

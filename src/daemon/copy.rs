@@ -22,7 +22,7 @@ use crate::registry::profile::Kind;
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop};
 use crate::watch::look::MOST_TAGS;
@@ -247,15 +247,14 @@ pub(super) async fn list(
     stop: &Stop,
 ) -> Result<Option<BTreeMap<Tag, endpoint::Tag>>, Fault> {
     let engine = parts.engine();
-    let lane = engine.limits.lane(repository.origin());
     let mut tags = BTreeMap::new();
     let mut cursor: Option<Cursor> = None;
     loop {
         let act = || {
             let cursor = cursor.clone();
-            lane.send(async move { repository.tags(cursor.as_ref()).await })
+            async move { repository.tags(cursor.as_ref()).await }
         };
-        let page = retry(engine.settings.retry, &engine.metrics, repository.registry(), stop, act).await?;
+        let page = engine.ask(repository.origin(), repository.registry(), Traffic::Listing.of_look(), stop, act).await?;
         let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
         tags.extend(page.entries.into_iter().map(|tag| (tag.name.clone(), tag)));
         match page.next {

@@ -104,11 +104,12 @@ pub async fn run(
     let config = load()?;
     let _lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&config.daemon.state)?;
-    let bound = admin::bind(&admin_settings(&config)).await?;
+    let settings = admin_settings(&config);
+    let bound = admin::bind(&settings).await?;
     let signals = Signals::new().map_err(Error::Signals)?;
     let world = Arc::new(parts.world(&config, None)?);
     let address = bound.address();
-    let running = Running::start(parts, config, world, bound)?;
+    let running = Running::start(parts, config, world, bound, settings)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = ?address, routes = running.config.routes.len(), "started");
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     if let Some(ready) = ready {
@@ -123,9 +124,16 @@ fn admin_settings(config: &Config) -> admin::Settings {
     admin::Settings {
         listen: config.daemon.listen,
         socket: Some(control_socket(config)),
-        secret: config.daemon.secret.clone(),
+        secret: admin::Secret::new(config.daemon.secret.clone()),
         deadlines: admin::Deadlines::default(),
     }
+}
+
+/// The settings that differ from those that the daemon was started with, and that only a restart can change.
+fn needs_restart(config: &Config, served: &admin::Settings) -> Vec<&'static str> {
+    let listen = (config.daemon.listen != served.listen).then_some("listen");
+    let state = (Some(control_socket(config)) != served.socket).then_some("state");
+    listen.into_iter().chain(state).collect()
 }
 
 /// Where the control socket of a config's daemon is.
@@ -174,24 +182,32 @@ struct Running {
     helpers: JoinSet<()>,
     server: JoinSet<()>,
     server_stop: CancellationToken,
+    /// What the sockets were bound with; the secret is the one that the server goes by.
+    served: admin::Settings,
 }
 
 impl Running {
-    fn start(parts: Parts, config: Config, world: Arc<World>, bound: admin::Bound) -> Result<Running, Error> {
-        let (board, stop, server_stop) = (Board::default(), Stop::default(), CancellationToken::new());
+    fn start(
+        parts: Parts,
+        config: Config,
+        world: Arc<World>,
+        bound: admin::Bound,
+        served: admin::Settings,
+    ) -> Result<Running, Error> {
+        let (board, stop, server_stop) = (Board::over(parts.health()), Stop::default(), CancellationToken::new());
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(world);
-        let handle = Handle::new(events, board.clone());
+        let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
         let mut helpers = JoinSet::new();
         helpers.spawn(crate::watch::signal::looks(handle.clone(), stop.drain.clone()).map_err(Error::Signals)?);
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(feed_watchdog());
         let mut watch = JoinSet::new();
-        watch.spawn(Watch::new(receiver.clone(), board.clone(), stop.clone()).run(received));
+        watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let mut server = JoinSet::new();
-        server.spawn(bound.serve(services(&parts, handle, receiver), server_stop.clone()));
-        let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop };
+        server.spawn(bound.serve(services(&parts, handle), server_stop.clone()));
+        let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop, served };
         running.show_config();
         Ok(running)
     }
@@ -241,12 +257,11 @@ impl Running {
     }
 
     fn adopt(&mut self, config: Config, world: World, before: &World) {
-        let needs_restart = |what: &str| tracing::warn!("`{what}` has changed; that takes effect with a restart");
-        if config.daemon.listen != self.config.daemon.listen {
-            needs_restart("listen");
+        for what in needs_restart(&config, &self.served) {
+            tracing::warn!(setting = what, "the config asks for another value than the running one; that takes a restart");
         }
-        if config.daemon.state != self.config.daemon.state {
-            needs_restart("state");
+        if self.served.secret.replace(config.daemon.secret.clone()) {
+            tracing::info!("the bearer secret has changed; only the new one opens the HTTP API");
         }
         self.parts.withdraw(before, &world);
         tracing::info!(routes = config.routes.len(), hash = config.hash, "the config was read again");
@@ -292,9 +307,9 @@ async fn stop_asked_again(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::Stop) {}
 }
 
-fn services(parts: &Parts, handle: Handle, world: channel::Receiver<Arc<World>>) -> admin::Services {
+fn services(parts: &Parts, handle: Handle) -> admin::Services {
     let refreshed = parts.clone();
-    let before_scrape = move || refreshed.refresh(&world.borrow());
+    let before_scrape = move || refreshed.refresh();
     admin::Services {
         watch: handle,
         ledger: parts.ledger.clone(),

@@ -9,7 +9,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use crate::oci::Digest;
 use crate::sqlite::Schema;
 
-pub(super) const SCHEMA: Schema = Schema { name: "index", application: 0x62_66_69_78, migrations: &[VERSION_1] };
+pub(super) const SCHEMA: Schema = Schema { name: "index", durable: false, application: 0x62_66_69_78, migrations: &[VERSION_1] };
 
 const VERSION_1: &str = "
     CREATE TABLE repositories (

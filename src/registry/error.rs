@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -17,7 +17,7 @@ use super::redirect::Refused;
 use crate::fault::{Class, Fault, clip};
 
 /// Longest wait that a registry may ask for.
-const MOST_WAIT: Duration = Duration::from_secs(300);
+const MOST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What was being done, for the sentence of a failure.
 #[derive(Clone, Debug)]
@@ -172,15 +172,18 @@ impl Refusal {
 /// The table: what an answer with this status and these codes asks of the caller.
 pub(super) fn class_of<'a>(status: u16, codes: impl IntoIterator<Item = &'a str>, after: Option<Duration>) -> Class {
     let waits = Class::Retryable { after };
+    // Who says "too many" asks for time, whether or not he says how much.
+    let asks = Class::Retryable { after: after.or(Some(Duration::ZERO)) };
     let said: Vec<Class> = codes.into_iter().filter_map(code_class).collect();
     let refused = said.iter().find(|class| !class.is_retryable());
     let busy = said.iter().any(|class| class.is_retryable());
     match status {
         401 => Class::Auth,
-        _ if busy => waits,
+        _ if busy => asks,
         403 => Class::Auth,
         404 => Class::NotFound,
-        408 | 425 | 429 => waits,
+        408 | 425 => waits,
+        429 => asks,
         500..=599 if refused.is_some() => *refused.expect("just seen"),
         // 520 to 530 are a CDN's words for trouble behind it.
         500 | 502 | 503 | 504 | 520..=530 => waits,
@@ -205,9 +208,15 @@ fn code_class(code: &str) -> Option<Class> {
     Some(class)
 }
 
-/// `Retry-After` in seconds or as a date, at most five minutes.
+/// `Retry-After` in seconds or as a date, else the `RateLimit-Reset` of those who send that instead; at most an hour.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let Some(text) = text("retry-after") else {
+        let seconds = text("ratelimit-reset")?.parse::<u64>().ok()?;
+        // Some say when instead of how long.
+        let seconds = if seconds < 1_000_000_000 { seconds } else { seconds.saturating_sub(now.as_second().max(0) as u64) };
+        return Some(Duration::from_secs(seconds).min(MOST_WAIT));
+    };
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
@@ -341,7 +350,7 @@ fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::{HeaderValue, header};
     use proptest::prelude::*;
 
     fn about() -> About {
@@ -358,6 +367,7 @@ mod tests {
         match status {
             401 | 403 => Class::Auth,
             404 => Class::NotFound,
+            429 => Class::Retryable { after: Some(Duration::ZERO) },
             status if WAITS.contains(&status) => Class::RETRYABLE,
             _ => Class::Rejected,
         }
@@ -393,7 +403,7 @@ mod tests {
                 let expected = if status >= 500 { class } else { expected(status) };
                 assert_eq!(class_of(status, ["UNKNOWN", code], None), expected, "{status} {code}");
             }
-            let expected = if status == 401 { Class::Auth } else { Class::RETRYABLE };
+            let expected = if status == 401 { Class::Auth } else { Class::Retryable { after: Some(Duration::ZERO) } };
             assert_eq!(class_of(status, ["TOOMANYREQUESTS"], None), expected, "{status} TOOMANYREQUESTS");
         }
     }
@@ -450,12 +460,19 @@ mod tests {
             retry_after(&headers, now).map(|wait| wait.as_secs())
         };
         assert_eq!(wait("7"), Some(7));
-        assert_eq!(wait("86400"), Some(300));
+        assert_eq!(wait("86400"), Some(3600));
         assert_eq!(wait("Sat, 21 Nov 2026 10:00:09 GMT"), Some(9));
         assert_eq!(wait("Sat, 21 Nov 2026 09:00:00 GMT"), Some(0));
         assert_eq!(wait("soon"), None);
         assert_eq!(wait("-1"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+        for (reset, seconds) in [("12".to_string(), 12), ((now.as_second() + 30).to_string(), 30)] {
+            let headers = HeaderMap::from_iter([(
+                header::HeaderName::from_static("ratelimit-reset"),
+                HeaderValue::from_str(&reset).unwrap(),
+            )]);
+            assert_eq!(retry_after(&headers, now).map(|wait| wait.as_secs()), Some(seconds));
+        }
     }
 
     #[test]

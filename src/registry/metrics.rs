@@ -2,12 +2,15 @@
 //!
 //! Labels are closed sets: the registry's config name, an [`Operation`], the class of a status.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector, exponential_buckets,
 };
+
+use crate::telemetry::forget_series;
 
 /// What a request is for: the endpoint's name in the distribution specification, or our word where it has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +160,14 @@ impl Metrics {
         self.durations.with_label_values(&[registry, action]).observe(took.as_secs_f64());
     }
 
+    /// Forgets the registries that are not in `known`.
+    pub fn retain(&self, known: &HashSet<&str>) {
+        let gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("registry"));
+        [&self.requests, &self.bytes].into_iter().for_each(|vec| forget_series(vec, gone));
+        forget_series(&self.durations, gone);
+        forget_series(&self.expiry, gone);
+    }
+
     /// The instruments of one registry.
     pub(super) fn meter(&self, name: &str) -> Meter {
         Meter {
@@ -209,6 +220,10 @@ mod tests {
         assert_eq!(count("blobferry_transfer_bytes_total"), Some(2));
         metrics.meter("staging").observe(Operation::Blob, None, Duration::from_millis(1));
         assert_eq!(metrics.requests.with_label_values(&["staging", "end-2", "error"]).get(), 1);
+        metrics.retain(&HashSet::from(["staging"]));
+        assert_eq!(registry.gather().len(), families.len() + 1, "the durations came");
+        metrics.retain(&HashSet::new());
+        assert!(registry.gather().is_empty());
     }
 
     #[test]

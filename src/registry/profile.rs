@@ -108,7 +108,17 @@ impl Kind {
 
     /// How a registry of this kind is treated.
     pub fn profile(self) -> Profile {
-        Profile { kind: self, abilities: self.abilities(), keeps_referrers: !matches!(self, Kind::Distribution2) }
+        let keeps_referrers = !matches!(self, Kind::Distribution2);
+        Profile { kind: self, abilities: self.abilities(), keeps_referrers, quotas: self.quotas() }
+    }
+
+    /// What Amazon documents for an account and region; others say nothing in numbers.
+    fn quotas(self) -> Quotas {
+        match self {
+            Kind::Ecr => Quotas { listing: None, manifests: Some(2000), blobs: Some(1000), uploads: Some(100), writes: Some(10) },
+            Kind::EcrPublic => Quotas { listing: None, manifests: Some(10), blobs: Some(10), uploads: Some(10), writes: Some(10) },
+            _ => Quotas::default(),
+        }
     }
 
     fn abilities(self) -> Abilities {
@@ -202,6 +212,23 @@ pub struct Profile {
     pub abilities: Abilities,
     /// Whether the referrers endpoint may be there: where it never is, nobody asks.
     pub keeps_referrers: bool,
+    /// How often its operator lets us ask.
+    pub quotas: Quotas,
+}
+
+/// Documented quotas in requests per second, by what registries limit apart from each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Lists of tags, repositories and referrers.
+    pub listing: Option<u32>,
+    /// Manifests that are read or asked for.
+    pub manifests: Option<u32>,
+    /// Blobs that are read or asked for.
+    pub blobs: Option<u32>,
+    /// Uploads that are opened.
+    pub uploads: Option<u32>,
+    /// Manifests that are written.
+    pub writes: Option<u32>,
 }
 
 #[cfg(test)]

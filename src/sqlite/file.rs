@@ -16,6 +16,9 @@ use crate::state;
 pub struct Schema {
     /// Names its threads.
     pub name: &'static str,
+    /// Whether a commit outlives a loss of power. Without it the last commits may be lost then, and nothing is broken; a
+    /// process that dies loses none either way.
+    pub durable: bool,
     /// Written into the file, so that no other program's database is taken for ours.
     pub application: i32,
     /// Each brings the database from the version that is its place in the list to the next. What has been released is
@@ -60,7 +63,7 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
     let sorted = |error| sort_out(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let writing = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sorted)?;
-    prepare(&writing).map_err(sorted)?;
+    prepare(&writing, schema).map_err(sorted)?;
     recognise(&writing, path, schema)?;
     let journal = writing.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(sorted)?;
     if journal != "wal" {
@@ -68,14 +71,14 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
     }
     migrate(&writing, schema).map_err(sorted)?;
     let reading = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
-    prepare(&reading).map_err(sorted)?;
+    prepare(&reading, schema).map_err(sorted)?;
     Ok((writing, reading))
 }
 
 /// A database in memory, at the newest version.
 pub(super) fn in_memory(schema: &Schema) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
-    prepare(&connection)?;
+    prepare(&connection, schema)?;
     migrate(&connection, schema)?;
     Ok(connection)
 }
@@ -132,12 +135,13 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(10))?;
     connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "synchronous", if schema.durable { "FULL" } else { "NORMAL" })?;
     // In kibibytes where negative; the log is cut back to 16 MiB after it has been folded in.
     connection.execute_batch(
-        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
+        "PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
          PRAGMA cache_size = -8192; PRAGMA journal_size_limit = 16777216;",
     )
 }

@@ -1,7 +1,7 @@
 //! SQLite beside an async program: one thread writes, one reads, nobody else waits for a disk.
 //!
 //! The writing thread owns the writing connection. Requests reach it through a bounded channel; it takes up to
-//! [`GROUP`] at a time into one transaction, so that a durable commit (`synchronous=FULL`) is paid once for all of them. A request
+//! [`GROUP`] at a time into one transaction, so that a commit, durable or not ([`Schema::durable`]), is paid once for all of them. A request
 //! that fails is undone alone; when the commit fails, all of its group fail and nothing of it remains. The reading
 //! thread has a read-only connection and sees whole commits only.
 //!

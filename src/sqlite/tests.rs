@@ -6,6 +6,7 @@ use super::*;
 
 const ONE: Schema = Schema {
     name: "test",
+    durable: true,
     application: 7,
     migrations: &["CREATE TABLE numbers (n INTEGER PRIMARY KEY, word TEXT NOT NULL) STRICT;"],
 };

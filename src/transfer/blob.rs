@@ -13,8 +13,10 @@ use tokio::sync::mpsc;
 
 use super::Trip;
 use super::claims::Subject;
+use super::fan_out::Seat;
+use super::limits::Traffic;
 use super::resume::Standing;
-use super::retry::{Budget, stoppable};
+use super::retry::{Budget, opened, stoppable};
 use super::verify::{Checkpoint, Opening, Road, Watchers};
 use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Resume, Source};
 use crate::fault::{Class, Fault};
@@ -39,7 +41,9 @@ struct Patience {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let outcome = self.bring(blob).await.map_err(|fault| self.about(blob, fault))?;
+        let brought = self.bring(blob).await;
+        self.member.settled(&blob.digest);
+        let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
         Ok(())
     }
@@ -102,7 +106,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn ask_whether_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        match self.ask_destination(|destination| async move { destination.has_blob(&digest).await }).await? {
+        match self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await? {
             Presence::Present { size } => {
                 self.of_size(blob, size)?;
                 self.remember_blob(blob).await;
@@ -188,7 +192,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn open_upload(&self, blob: &Descriptor, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
         let digest = blob.digest;
-        self.ask_destination(|destination| {
+        self.ask_destination(Traffic::Uploads, |destination| {
             let from = from.cloned();
             async move { destination.begin_upload(&digest, from.as_ref()).await }
         })
@@ -245,7 +249,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         wait: Duration,
         patience: &mut Patience,
     ) -> Result<Option<Standing>, Fault> {
-        self.engine.metrics.retried(self.destination.registry(), fault.class(), wait);
+        self.engine.metrics.retried(self.destination.registry(), fault.class());
         tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
         stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
         let next = self.go_on(blob, standing).await?;
@@ -258,11 +262,36 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
     async fn give_up(&self, blob: &Descriptor, standing: Standing, fault: Fault) -> Result<Option<Standing>, Fault> {
+        let blamed = if standing.source_failed { self.source.registry() } else { self.destination.registry() };
+        self.engine.metrics.health.heard(blamed, Some(&fault));
         let wrong = matches!(fault.class(), Class::Corrupt | Class::Rejected | Class::NotFound);
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
             self.drop_upload(blob, standing.upload).await;
         }
         Err(fault)
+    }
+
+    /// The right to move one blob, once both registries let us. A shared read has one right to read for all.
+    async fn permits(&self, size: u64, seat: Option<&Seat>) -> Result<impl Sized + use<S, D>, Fault> {
+        let limits = &self.engine.limits;
+        let (source, destination) = (limits.lane(self.source.origin()), limits.lane(self.destination.origin()));
+        let (patience, drain) = (&self.engine.settings.retry, &self.stop.drain);
+        loop {
+            opened(&source, Traffic::Blobs, patience, self.stop).await?;
+            opened(&destination, Traffic::Uploads, patience, self.stop).await?;
+            let (lane, shared) = (source.clone(), limits.clone());
+            let once = async move { (lane.read().await, shared.blob(size).await) };
+            let read = match seat {
+                Some(seat) => stoppable(drain, seat.admitted(once)).await.map(|()| None)?,
+                None => Some(stoppable(drain, source.read()).await?),
+            };
+            let write = stoppable(drain, destination.write()).await?;
+            let alone = if seat.is_some() { None } else { Some(stoppable(drain, limits.blob(size)).await?) };
+            let permits = (read, write, alone);
+            if source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero() {
+                return Ok(permits);
+            }
+        }
     }
 
     /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
@@ -273,12 +302,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         standing: &mut Standing,
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
-        let _read = stoppable(&self.stop.drain, self.engine.limits.lane(self.source.origin()).read()).await?;
-        let _write = stoppable(&self.stop.drain, self.engine.limits.lane(self.destination.origin()).write()).await?;
-        let _permit = stoppable(&self.stop.drain, self.engine.limits.blob()).await?;
+        let from_start = standing.held == 0 && standing.checkpoints.is_empty();
+        let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
+        let seat = if from_start { seat() } else { None };
+        let _permits = self.permits(blob.size, seat.as_ref()).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let road = self.road(blob, standing, sender.clone(), progress);
+        let road = self.road(blob, standing, seat, sender.clone(), progress);
         let start = standing.held;
         let sent = self.travel(blob, standing, &road, sender, checkpoints).await;
         self.sent.fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
@@ -307,26 +337,34 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         &self,
         blob: &Descriptor,
         standing: &Standing,
+        seat: Option<Seat>,
         sender: mpsc::UnboundedSender<Checkpoint>,
         progress: Arc<ActiveBlob>,
     ) -> Road {
         let lane = |origin| Some(self.engine.limits.lane(origin));
+        // What is read once is counted and paid for once.
+        let reads = seat.as_ref().is_none_or(|seat| seat.is_first);
         let lanes = [
-            lane(self.source.origin()),
+            lane(self.source.origin()).filter(|_| reads),
             lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin()),
         ];
-        let read = Some(self.engine.metrics.meter(self.source.registry(), "read"));
+        let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
         let watchers = Watchers { checkpoints: sender, progress: Some(progress), read };
-        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone()), lanes, watchers)
+        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone(), seat), lanes, watchers)
     }
 
-    /// Opens the source at an offset; opens it again with patience that starts anew whenever bytes have come.
-    fn opener(&self, blob: Descriptor) -> super::verify::Open {
+    /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
+    /// anew whenever bytes have come.
+    fn opener(&self, blob: Descriptor, mut seat: Option<Seat>) -> super::verify::Open {
         let (source, settings, metrics) = (self.source.clone(), self.engine.settings.retry, self.engine.metrics.clone());
-        let drain = self.stop.drain.clone();
+        let (stop, lane) = (self.stop.clone(), self.engine.limits.lane(source.origin()));
         let mut budget = Budget::new(settings);
         let mut last = None;
         Box::new(move |offset| {
+            if let Some(seat) = seat.take() {
+                last = Some(offset);
+                return Box::pin(std::future::ready(Ok(BlobBody::new(seat))));
+            }
             let wait = match last.replace(offset) {
                 None => Some(Duration::ZERO),
                 Some(before) => {
@@ -336,15 +374,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     budget.next(Class::RETRYABLE)
                 }
             };
-            let (source, blob, metrics, drain, mut budget) =
-                (source.clone(), blob.clone(), metrics.clone(), drain.clone(), budget.clone());
+            let (source, blob, metrics, mut budget) = (source.clone(), blob.clone(), metrics.clone(), budget.clone());
+            let (stop, lane) = (stop.clone(), lane.clone());
             let opening: Opening = Box::pin(async move {
                 let Some(mut wait) = wait else {
                     return Err(Fault::retryable(format!("{} breaks off again and again at byte {offset}", source.address())));
                 };
                 loop {
-                    stoppable(&drain, tokio::time::sleep(wait)).await?;
-                    match source.read_blob(&blob, offset).await {
+                    stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
+                    budget.excuse(opened(&lane, Traffic::Blobs, &settings, &stop).await?);
+                    let turn = lane.turn(Traffic::Blobs).await;
+                    let read = source.read_blob(&blob, offset).await;
+                    metrics.rate_limited(source.registry(), turn.learn(&read));
+                    drop(turn);
+                    match read {
                         Ok(Some(body)) => return Ok::<BlobBody, Fault>(body),
                         Ok(None) => {
                             return Err(Fault::not_found(format!(
@@ -354,7 +397,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                         }
                         Err(fault) => match budget.next(fault.class()) {
                             Some(next) => {
-                                metrics.retried(source.registry(), fault.class(), next);
+                                metrics.retried(source.registry(), fault.class());
                                 wait = next;
                             }
                             None => return Err(fault),

@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Trip;
+use super::limits::Traffic;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::Fault;
@@ -85,12 +86,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
         };
         for _ in 0..REPAIRS {
-            match self.ask_destination(write).await? {
+            match self.ask_destination(Traffic::Writes, write).await? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
                 put => return Ok(self.committed(manifest, put).await),
             }
         }
-        match self.ask_destination(write).await? {
+        match self.ask_destination(Traffic::Writes, write).await? {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
             put => Ok(self.committed(manifest, put).await),
         }

@@ -1,19 +1,22 @@
-//! Limits: who may send how much at once.
+//! Limits: who may send how much at once, and when.
 //!
-//! One lane per registry holds its request permits, its pace (requests per second) and its bandwidth. Permits are held for
-//! the length of one request or one blob and never while waiting for another job. Waiting is fair: first come, first served.
+//! One lane per registry. Each kind of request has a gate of its own there (quota, back-off that all share, adaptive
+//! concurrency); the pace of the config, its concurrency and its bandwidth hold for all kinds together. Permits are held for
+//! the length of one request or one body, and never while waiting for a time to come or for another job. Waiting is fair:
+//! first come, first served.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
+use super::pace::{Bucket, Gate, Pass, Permit};
 use crate::endpoint::Origin;
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
+use crate::registry::profile::Quotas;
 
-/// What the config says of one registry.
+/// What the config says of one registry, and what its operator documents.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Requests at once, 1 to 256; default [`REQUESTS`].
@@ -22,12 +25,66 @@ pub struct Settings {
     pub requests_per_second: Option<f64>,
     /// Blob bytes per second, each way.
     pub bandwidth: Option<u64>,
+    /// Documented quotas, in requests per second.
+    pub quotas: Quotas,
+}
+
+/// Kinds of requests that registries limit apart from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Lists of tags, repositories and referrers.
+    Listing,
+    /// Manifests that are read or asked for.
+    Manifests,
+    /// Blobs that are read or asked for.
+    Blobs,
+    /// Upload sessions: mounts, bodies and what belongs to them.
+    Uploads,
+    /// Manifests that are written.
+    Writes,
+}
+
+/// What somebody wants to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Errand {
+    /// Which kind.
+    pub traffic: Traffic,
+    /// Whether it is only for looking: then it keeps to a part of the quota.
+    pub look: bool,
+}
+
+impl From<Traffic> for Errand {
+    fn from(traffic: Traffic) -> Errand {
+        Errand { traffic, look: false }
+    }
+}
+
+impl Traffic {
+    const ALL: [Traffic; 5] = [Traffic::Listing, Traffic::Manifests, Traffic::Blobs, Traffic::Uploads, Traffic::Writes];
+
+    /// For looking only.
+    pub fn of_look(self) -> Errand {
+        Errand { traffic: self, look: true }
+    }
+
+    fn quota(self, quotas: &Quotas) -> Option<f64> {
+        let quota = match self {
+            Traffic::Listing => quotas.listing,
+            Traffic::Manifests => quotas.manifests,
+            Traffic::Blobs => quotas.blobs,
+            Traffic::Uploads => quotas.uploads,
+            Traffic::Writes => quotas.writes,
+        };
+        quota.map(f64::from)
+    }
 }
 
 /// Requests at once to a registry of which the config says nothing.
 pub const REQUESTS: usize = 32;
-/// Blobs that move at once, over all registries: bounds memory, since each holds at most a few frames.
+/// Blobs larger than [`SMALL`] that move at once, over all registries: bounds memory, since each holds at most a few frames.
 pub const BLOBS: usize = 16;
+/// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take round trips, not memory.
+pub const SMALL: u64 = 64 * 1024;
 /// Jobs that run at once.
 pub const JOBS: usize = 64;
 
@@ -43,13 +100,24 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Lane {
     settings: Settings,
+    gates: [Gate; 5],
     requests: Arc<Semaphore>,
-    readers: Arc<Semaphore>,
-    writers: Arc<Semaphore>,
     pace: Option<Bucket>,
     bandwidth: Option<Bucket>,
     manifests: OnceLock<Bucket>,
 }
+
+/// The right to send one request, until dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    gate: &'a Gate,
+    pass: Pass,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The right to move one body, until dropped.
+#[derive(Debug)]
+pub struct Moving(#[expect(dead_code, reason = "held, not read")] Permit);
 
 impl Default for Limits {
     fn default() -> Limits {
@@ -61,8 +129,13 @@ impl Limits {
     /// Sets what the config says of a registry. A lane whose settings stay the same keeps its state.
     pub fn set(&self, origin: &Origin, settings: Settings) {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
-        if lanes.get(origin).is_none_or(|lane| lane.settings != settings) {
-            lanes.insert(origin.clone(), Arc::new(Lane::new(settings)));
+        let before = lanes.get(origin);
+        if before.is_none_or(|lane| lane.settings != settings) {
+            let lane = Lane::new(settings);
+            if let Some(before) = before {
+                lane.gates.iter().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+            }
+            lanes.insert(origin.clone(), Arc::new(lane));
         }
     }
 
@@ -72,9 +145,12 @@ impl Limits {
         lanes.entry(origin.clone()).or_insert_with(|| Arc::new(Lane::new(Settings::default()))).clone()
     }
 
-    /// The right to move one blob.
-    pub async fn blob(&self) -> OwnedSemaphorePermit {
-        self.blobs.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// The right to move one blob of `size` bytes; the small ones need none.
+    pub async fn blob(&self, size: u64) -> Option<OwnedSemaphorePermit> {
+        if size <= SMALL {
+            return None;
+        }
+        Some(self.blobs.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
     /// The right to run one job.
@@ -85,16 +161,19 @@ impl Limits {
 
 impl Lane {
     fn new(settings: Settings) -> Lane {
-        let permits = || Arc::new(Semaphore::new(settings.concurrency.unwrap_or(REQUESTS)));
+        let most = settings.concurrency.unwrap_or(REQUESTS);
         Lane {
             settings,
-            requests: permits(),
-            readers: permits(),
-            writers: permits(),
+            gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
+            requests: Arc::new(Semaphore::new(most)),
             pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
             manifests: OnceLock::new(),
             bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
         }
+    }
+
+    fn gate(&self, traffic: Traffic) -> &Gate {
+        &self.gates[traffic as usize]
     }
 
     /// Requests that may run at once.
@@ -102,23 +181,44 @@ impl Lane {
         self.settings.concurrency.unwrap_or(REQUESTS)
     }
 
+    /// How long nobody may send such a request, because the registry asked for it.
+    pub fn closed_for(&self, traffic: Traffic) -> Duration {
+        self.gate(traffic).closed_for()
+    }
+
+    /// Ends when nobody is asked to wait with such requests any more.
+    pub async fn opens(&self, traffic: Traffic) {
+        self.gate(traffic).opens().await;
+    }
+
     /// The right to send one request, when its time has come.
-    pub async fn request(&self) -> OwnedSemaphorePermit {
-        let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
-        if let Some(pace) = &self.pace {
-            tokio::time::sleep(pace.take(1.0)).await;
+    pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
+        let Errand { traffic, look } = errand.into();
+        let gate = self.gate(traffic);
+        loop {
+            let pass = gate.pass(look, self.pace.as_ref()).await;
+            let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
+            if gate.closed_for().is_zero() {
+                return Turn { gate, pass, _permit: Some(permit) };
+            }
         }
-        permit
+    }
+
+    /// The word of a request that belongs to a body with a right of its own: sent when the gate is open.
+    pub async fn part(&self, traffic: Traffic) -> Turn<'_> {
+        let gate = self.gate(traffic);
+        gate.opens().await;
+        Turn { gate, pass: gate.free_pass(), _permit: None }
     }
 
     /// The right to read one blob from here. Taken before the right to write: nobody waits in a circle.
-    pub async fn read(&self) -> OwnedSemaphorePermit {
-        self.readers.clone().acquire_owned().await.expect("the semaphore is never closed")
+    pub async fn read(&self) -> Moving {
+        Moving(self.gate(Traffic::Blobs).body().await)
     }
 
     /// The right to write one blob to here.
-    pub async fn write(&self) -> OwnedSemaphorePermit {
-        self.writers.clone().acquire_owned().await.expect("the semaphore is never closed")
+    pub async fn write(&self) -> Moving {
+        Moving(self.gate(Traffic::Uploads).body().await)
     }
 
     /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
@@ -129,48 +229,28 @@ impl Lane {
         }
     }
 
-    /// Sends one request under a permit.
-    ///
-    /// # Errors
-    /// Those of the request.
-    pub async fn send<T>(&self, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        let _permit = self.request().await;
-        request.await
-    }
-
     /// How long to wait for so many bytes to have been allowed.
     pub fn bandwidth(&self, bytes: u64) -> Duration {
         self.bandwidth.as_ref().map_or(Duration::ZERO, |bucket| bucket.take(bytes as f64))
     }
 }
 
-/// A token bucket that may go into debt: a taker is told how long to wait until the debt is paid.
-#[derive(Debug)]
-struct Bucket {
-    rate: f64,
-    most: f64,
-    state: Mutex<(f64, Instant)>,
-}
-
-impl Bucket {
-    fn new(rate: f64, most: f64) -> Bucket {
-        Bucket { rate, most, state: Mutex::new((most, Instant::now())) }
-    }
-
-    fn take(&self, amount: f64) -> Duration {
-        let mut state = self.state.lock().expect("nothing panics while it holds the bucket");
-        let now = Instant::now();
-        let (tokens, at) = *state;
-        let filled = (tokens + now.duration_since(at).as_secs_f64() * self.rate).min(self.most);
-        let left = filled - amount;
-        *state = (left, now);
-        if left >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64((-left / self.rate).min(3600.0)) }
+impl Turn<'_> {
+    /// Says what came of the request. Returns by how much longer everybody waits now because the registry asked for it.
+    pub fn learn<T>(&self, result: &Result<T, Fault>) -> Duration {
+        match result.as_ref().map_err(Fault::class) {
+            Ok(_) => self.gate.helped(&self.pass),
+            Err(Class::Retryable { after }) => return self.gate.congested(&self.pass, after),
+            Err(_) => {}
+        }
+        Duration::ZERO
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn a_pace_is_kept_over_time() {
@@ -180,7 +260,7 @@ mod tests {
         let lane = limits.lane(&origin);
         let start = Instant::now();
         for _ in 0..60 {
-            drop(lane.request().await);
+            drop(lane.turn(Traffic::Manifests).await);
         }
         let took = start.elapsed().as_secs_f64();
         assert!((4.9..5.2).contains(&took), "50 beyond the burst of 10 at 10 a second took {took}");
@@ -207,10 +287,15 @@ mod tests {
         let settings = Settings { concurrency: Some(1), ..Settings::default() };
         limits.set(&origin, settings);
         let lane = limits.lane(&origin);
-        let _permit = lane.request().await;
+        let turn = lane.turn(Traffic::Writes).await;
         limits.set(&origin, settings);
         assert_eq!(limits.lane(&origin).requests.available_permits(), 0);
+        let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
+        assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);
         limits.set(&origin, Settings { concurrency: Some(2), ..settings });
-        assert_eq!(limits.lane(&origin).concurrency(), 2);
+        let newer = limits.lane(&origin);
+        assert_eq!(newer.concurrency(), 2);
+        assert!(newer.closed_for(Traffic::Writes).as_secs() >= 8, "a new config does not end what a registry asked for");
+        assert!(newer.closed_for(Traffic::Manifests).is_zero());
     }
 }

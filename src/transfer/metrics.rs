@@ -1,14 +1,16 @@
 //! What the engine counts. Labels come from the config or from closed sets; repositories are capped.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus::{Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
+use super::health::Health;
 use crate::fault::Class;
 use crate::job::{BlobOutcome, Outcome};
+use crate::telemetry::forget_series;
 
 /// Destination repositories that have series of their own; the ones past it count as `other`.
 const REPOSITORIES: usize = 1000;
@@ -29,8 +31,12 @@ pub struct Metrics {
     throughput: GaugeVec,
     digest_mismatches: IntCounterVec,
     retries: IntCounterVec,
+    stalls: IntCounterVec,
     rate_limited_seconds: prometheus::CounterVec,
-    registry_up: GaugeVec,
+    /// Which registries answer and accept us.
+    pub health: Health,
+    /// Destinations of routes that the config has: of others nothing is counted.
+    places: Arc<Mutex<HashSet<(String, String)>>>,
     repositories: Arc<Mutex<HashSet<String>>>,
     rates: Arc<Mutex<Vec<Rate>>>,
 }
@@ -69,8 +75,10 @@ impl Metrics {
         registry.register(Box::new(jobs_in_flight.clone()))?;
         let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
         registry.register(Box::new(resumes.clone()))?;
-        let rate_limited =
-            Opts::new("blobferry_rate_limited_seconds_total", "Seconds spent waiting because a registry asked for it.");
+        let rate_limited = Opts::new(
+            "blobferry_rate_limited_seconds_total",
+            "Seconds for which a registry asked us to send no requests of some kind.",
+        );
         let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
         registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
@@ -104,9 +112,11 @@ impl Metrics {
                 "Content that did not have the digest or size it promised.",
                 &["registry"],
             )?,
+            stalls: counters("stalls_total", "Transfers that were cut because too little moved.", &["registry", "direction"])?,
             retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
             rate_limited_seconds,
-            registry_up: gauges("registry_up", "Whether the registry accepts us.", &["registry"])?,
+            health: Health::new(registry)?,
+            places: Arc::default(),
             repositories: Arc::default(),
             rates: Arc::default(),
         })
@@ -115,6 +125,7 @@ impl Metrics {
     /// Makes all series of a route exist, at 0.
     pub fn prepare_route<'a>(&self, route: &str, destinations: impl Iterator<Item = &'a str>) {
         for destination in destinations {
+            self.places().insert((route.into(), destination.into()));
             for outcome in Outcome::ALL {
                 self.outcomes.with_label_values(&[route, destination, outcome.name()]);
             }
@@ -141,13 +152,30 @@ impl Metrics {
         self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
         for direction in ["read", "sent"] {
             self.throughput.with_label_values(&[registry, direction]);
+            self.stalls.with_label_values(&[registry, direction]);
         }
     }
 
-    /// Forgets a route that the config no longer has.
-    pub fn forget_route(&self, route: &str) {
-        let _ = self.promotion_seconds.remove_label_values(&[route]);
-        let _ = self.push_to_production_seconds.remove_label_values(&[route]);
+    /// Forgets the destinations of routes that are not in `places`, and the registries that are not in `registries`. Their
+    /// jobs that still run bring nothing back.
+    pub fn retain(&self, places: &HashSet<(&str, &str)>, registries: &HashSet<&str>) {
+        self.places().retain(|(route, destination)| places.contains(&(route, destination)));
+        let no_place = |label: &dyn Fn(&str) -> String| !places.contains(&(&label("route"), &label("destination")));
+        let no_route = |label: &dyn Fn(&str) -> String| !places.iter().any(|(route, _)| *route == label("route"));
+        let no_registry = |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
+        [&self.promotions, &self.outcomes, &self.blobs].into_iter().for_each(|vec| forget_series(vec, no_place));
+        [&self.promotion_seconds, &self.push_to_production_seconds].into_iter().for_each(|vec| forget_series(vec, no_route));
+        [&self.digest_mismatches, &self.retries].into_iter().for_each(|vec| forget_series(vec, no_registry));
+        forget_series(&self.rate_limited_seconds, no_registry);
+        forget_series(&self.throughput, no_registry);
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
+        self.places.lock().expect("nothing panics while it counts")
+    }
+
+    fn has(&self, route: &str, destination: &str) -> bool {
+        self.places().contains(&(route.to_owned(), destination.to_owned()))
     }
 
     /// A job runs until the guard is dropped.
@@ -158,11 +186,16 @@ impl Metrics {
 
     /// A job settled.
     pub fn counted(&self, route: &str, destination: &str, outcome: Outcome) {
-        self.outcomes.with_label_values(&[route, destination, outcome.name()]).inc();
+        if self.has(route, destination) {
+            self.outcomes.with_label_values(&[route, destination, outcome.name()]).inc();
+        }
     }
 
     /// A tag was moved.
     pub fn promoted(&self, route: &str, destination: &str, repository: &str, took: Duration, since_push: Option<Duration>) {
+        if !self.has(route, destination) {
+            return;
+        }
         self.promotions.with_label_values(&[route, destination, &self.bounded(repository)]).inc();
         self.promotion_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
         if let Some(since_push) = since_push {
@@ -177,7 +210,9 @@ impl Metrics {
             BlobOutcome::Mounted => "mounted",
             BlobOutcome::Copied { .. } => "copied",
         };
-        self.blobs.with_label_values(&[route, destination, how]).inc();
+        if self.has(route, destination) {
+            self.blobs.with_label_values(&[route, destination, how]).inc();
+        }
         if !matches!(outcome, BlobOutcome::Copied { .. }) {
             self.spared_bytes.with_label_values(&[how]).inc_by(size);
         }
@@ -194,17 +229,21 @@ impl Metrics {
         self.digest_mismatches.with_label_values(&[registry]).inc();
     }
 
-    /// Another try, after `wait`.
-    pub fn retried(&self, registry: &str, class: Class, wait: Duration) {
+    /// Another try.
+    pub fn retried(&self, registry: &str, class: Class) {
         self.retries.with_label_values(&[registry, class.name()]).inc();
-        if matches!(class, Class::Retryable { after: Some(_) }) {
-            self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
-        }
     }
 
-    /// Whether a registry accepts us.
-    pub fn registry_up(&self, registry: &str, up: bool) {
-        self.registry_up.with_label_values(&[registry]).set(f64::from(up));
+    /// A transfer was cut because `registry` sent (`read`) or took (`sent`) too little.
+    pub fn stalled(&self, registry: &str, direction: &str) {
+        self.stalls.with_label_values(&[registry, direction]).inc();
+    }
+
+    /// A registry asked for so much more time.
+    pub fn rate_limited(&self, registry: &str, wait: Duration) {
+        if !wait.is_zero() {
+            self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
+        }
     }
 
     /// A meter of the bytes that cross `registry` in `direction` (`read` or `sent`).
@@ -213,10 +252,12 @@ impl Metrics {
         let mut rates = self.rates.lock().expect("nothing panics while it counts");
         let key = format!("{registry}\0{direction}");
         let at = rates.iter().position(|rate| rate.key == key);
-        let at = at.unwrap_or_else(|| {
-            rates.push(Rate { key, gauge, window: Default::default(), started: Instant::now() });
-            rates.len() - 1
-        });
+        let at = at.unwrap_or(rates.len());
+        match rates.get_mut(at) {
+            // The registry may have been forgotten since.
+            Some(rate) => rate.gauge = gauge,
+            None => rates.push(Rate { key, gauge, window: Default::default(), started: Instant::now() }),
+        }
         Meter { rates: self.rates.clone(), at }
     }
 
@@ -305,6 +346,32 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7)).await;
         metrics.refresh();
         assert_eq!(metrics.throughput.with_label_values(&["production", "sent"]).get(), 50.0);
+    }
+
+    #[test]
+    fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let count = |label: &str| {
+            let families = registry.gather();
+            let metrics = families.iter().flat_map(|family| family.get_metric());
+            metrics.filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label)).count()
+        };
+        metrics.prepare_route("r", ["p", "q"].into_iter());
+        metrics.prepare_registry("p");
+        let job = || {
+            metrics.counted("r", "p", Outcome::Promoted);
+            metrics.promoted("r", "p", "app", Duration::from_secs(1), Some(Duration::from_secs(2)));
+            metrics.blob("r", "p", BlobOutcome::Mounted, 1);
+        };
+        job();
+        metrics.retain(&HashSet::from([("r", "q")]), &HashSet::from(["q"]));
+        job();
+        assert_eq!((count("p"), count("app")), (0, 0));
+        assert!(count("q") > 0 && count("r") > 0);
+        metrics.retain(&HashSet::new(), &HashSet::new());
+        job();
+        assert_eq!(count("r"), 0);
     }
 
     #[test]

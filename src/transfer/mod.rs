@@ -8,16 +8,21 @@
 
 mod blob;
 mod carry;
+mod chunk;
 mod claims;
+mod fan_out;
+pub mod health;
 pub mod limits;
 pub mod metrics;
 mod name;
+mod pace;
 pub mod plan;
 mod referrers;
 mod resume;
 pub mod retry;
 mod send;
 pub mod settle;
+pub mod stall;
 mod survey;
 pub mod verify;
 
@@ -30,7 +35,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::claims::Claims;
+use self::fan_out::{FanOut, Member};
+pub use self::health::Health;
 pub use self::limits::Limits;
+use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
 use self::plan::Decision;
 pub use self::retry::Stop;
@@ -48,6 +56,8 @@ use crate::oci::{Digest, RepositoryName, Tag};
 pub struct Settings {
     /// How patient it is.
     pub retry: retry::Settings,
+    /// When a transfer counts as stalled.
+    pub stall: stall::Settings,
     /// How long a hint about production is good enough for a routine poll.
     pub trust: Duration,
     /// Facts older than this are asked for again before a tag moves.
@@ -56,7 +66,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { retry: retry::Settings::default(), trust: Duration::from_secs(3600), fresh: Duration::from_secs(2) }
+        Settings {
+            retry: retry::Settings::default(),
+            stall: stall::Settings::default(),
+            trust: Duration::from_secs(3600),
+            fresh: Duration::from_secs(2),
+        }
     }
 }
 
@@ -84,6 +99,7 @@ pub struct Engine {
     /// Pushes before this were not ours to be fast with.
     started: Timestamp,
     claims: Claims,
+    fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     lists: Arc<Mutex<HashMap<Origin, (bool, Instant)>>>,
     tried: Arc<Mutex<HashSet<Place>>>,
@@ -134,6 +150,7 @@ impl Engine {
             metrics,
             started: Timestamp::now(),
             claims: Claims::default(),
+            fan_out: FanOut::default(),
             troubled: Arc::default(),
             lists: Arc::default(),
             tried: Arc::default(),
@@ -143,6 +160,24 @@ impl Engine {
     /// The same engine under other settings.
     pub fn with(&self, settings: Settings) -> Engine {
         Engine { settings, ..self.clone() }
+    }
+
+    /// Asks a registry: when its time has come, and again as long as that may help.
+    ///
+    /// # Errors
+    /// The last failure, or one of class `Cancelled`.
+    pub async fn ask<T, F>(
+        &self,
+        origin: &Origin,
+        registry: &str,
+        errand: impl Into<Errand>,
+        stop: &Stop,
+        act: impl FnMut() -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        retry(self, &self.limits.lane(origin), registry, errand, stop, act).await
     }
 
     /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
@@ -179,7 +214,8 @@ impl Engine {
         progress: &Arc<Progress>,
         stop: &Stop,
     ) -> Ending {
-        let _permit = self.limits.job().await;
+        let member = self.fan_out.enter(source.origin(), source.repository(), &job.key.tag, destination.origin());
+        member.admitted(self.limits.job()).await;
         let tally = Arc::new(Tally::default());
         let trip = Trip {
             engine: self,
@@ -188,6 +224,7 @@ impl Engine {
             destination: destination.counted(&tally),
             progress,
             stop,
+            member,
             started: Instant::now(),
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
@@ -235,6 +272,7 @@ struct Trip<'a, S, D> {
     destination: D,
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
+    member: Member,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,
@@ -321,23 +359,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Asks the source: under its limits, with retry.
-    async fn ask_source<T, F>(&self, act: impl Fn(S) -> F) -> Result<T, Fault>
+    async fn ask_source<T, F>(&self, traffic: Traffic, act: impl Fn(S) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let lane = self.engine.limits.lane(self.source.origin());
-        let act = || lane.send(act(self.source.clone()));
-        retry(self.engine.settings.retry, &self.engine.metrics, self.source.registry(), self.stop, act).await
+        let source = &self.source;
+        self.engine.ask(source.origin(), source.registry(), traffic, self.stop, || act(source.clone())).await
     }
 
     /// Asks the destination: under its limits, with retry.
-    async fn ask_destination<T, F>(&self, act: impl Fn(D) -> F) -> Result<T, Fault>
+    async fn ask_destination<T, F>(&self, traffic: Traffic, act: impl Fn(D) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        let act = || lane.send(act(self.destination.clone()));
-        retry(self.engine.settings.retry, &self.engine.metrics, self.destination.registry(), self.stop, act).await
+        let destination = &self.destination;
+        self.engine.ask(destination.origin(), destination.registry(), traffic, self.stop, || act(destination.clone())).await
     }
 
     /// Whether a hint from `seen` needs no asking.

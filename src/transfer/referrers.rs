@@ -13,10 +13,13 @@ use serde_json::{Value, json};
 
 use super::Trip;
 use super::claims::Subject;
+use super::limits::Traffic;
+use super::plan::{self, Decision, Facts, Order};
 use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::endpoint::{Cursor, Destination, Page, Put, Source};
 use crate::fault::Fault;
+use crate::job::{Place, TagRules};
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
 
@@ -26,6 +29,8 @@ const DEPTH: usize = 4;
 const MOST: usize = 1000;
 /// Subjects that are asked for at once.
 const AT_ONCE: usize = 4;
+/// Writes of one list before another writer is given way to.
+const WRITES: usize = 4;
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Brings what refers to any of `subjects`, and what refers to that.
@@ -36,18 +41,24 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let found = stream::iter(level).map(|subject| self.bring_referrers_of(subject).boxed()).buffer_unordered(AT_ONCE);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
             level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
-            if level.is_empty() || seen.len() > subjects.len() + MOST {
-                break;
+            if seen.len() > subjects.len() + MOST {
+                return Err(Fault::rejected(format!("{} has more than {MOST} referrers", self.source_reference())));
+            }
+            if level.is_empty() {
+                return Ok(());
             }
         }
+        tracing::warn!(
+            source = self.source_reference(),
+            "referrers of referrers are followed {DEPTH} levels deep, and there are more"
+        );
         Ok(())
     }
 
     /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
     pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else { return Ok(()) };
-        let nobody_lists = self.engine.lists_referrers(self.source.origin()) == Some(false) && self.job.companions.is_empty();
-        if nobody_lists {
+        if self.job.companions.is_empty() && !self.source_lists_referrers(&top).await? {
             self.mark_checked(&top).await;
             return Ok(());
         }
@@ -55,6 +66,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let children = manifest.children.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest);
         let subjects: Vec<Digest> = std::iter::once(top).chain(children).collect();
         self.bring_referrers(&subjects).await
+    }
+
+    /// Whether the source lists referrers at all; found out with `subject` where nobody knows.
+    async fn source_lists_referrers(&self, subject: &Digest) -> Result<bool, Fault> {
+        let origin = self.source.origin();
+        if self.engine.lists_referrers(origin).is_none() {
+            self.list_referrers(subject).await?;
+        }
+        Ok(self.engine.lists_referrers(origin) != Some(false))
     }
 
     async fn mark_checked(&self, subject: &Digest) {
@@ -65,25 +85,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Brings the referrers of one subject; returns them.
     async fn bring_referrers_of(&self, subject: Digest) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
-        let (mut unlisted, mut brought) = (Vec::new(), Vec::new());
-        for descriptor in &listed {
-            if self.is_complete(&descriptor.digest).await {
-                continue;
-            }
-            let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
-            if manifest.subject.as_ref().is_none_or(|named| named.digest != subject) {
-                // Some registries answer with manifests that say nothing about the subject.
-                continue;
-            }
-            brought.push(manifest.digest);
-            if !self.bring_manifest(manifest.clone(), None).await? {
-                unlisted.push(manifest);
-            }
+        if !listed.is_empty() {
+            self.bring_listed(&subject, &listed).await?;
         }
-        if !unlisted.is_empty() {
-            self.list_under_fallback(&subject, &unlisted).await?;
-        }
-        self.remember_manifests(brought).await;
         for tag in self.companions_of(&subject) {
             if tag != Tag::fallback(&subject) {
                 self.bring_companion(&tag).await?;
@@ -93,6 +97,88 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine.note_tried(origin, repository, self.companions_of(&subject));
         Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
+    }
+
+    /// Brings those of the referrers that the destination does not list under their subject.
+    async fn bring_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
+        let mut unknown = Vec::new();
+        for descriptor in listed {
+            if !self.is_complete(&descriptor.digest).await {
+                unknown.push(descriptor);
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let (there, keeps_lists) = self.listed_there(subject, &unknown).await?;
+        let (mut brought, mut unlisted) = (Vec::new(), Vec::new());
+        for descriptor in unknown.into_iter().filter(|descriptor| !there.contains(&descriptor.digest)) {
+            let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
+            if manifest.subject.as_ref().is_none_or(|named| named.digest != *subject) {
+                // Some registries answer with manifests that say nothing about the subject.
+                continue;
+            }
+            brought.push(manifest.digest);
+            let says_so = self.bring_manifest(manifest.clone(), None).await? == (Put::Accepted { subject: true });
+            // ECR has said so without keeping lists.
+            if !(says_so && keeps_lists) {
+                unlisted.push(manifest);
+            }
+        }
+        if !unlisted.is_empty() {
+            self.list_under_fallback(subject, &unlisted).await?;
+        }
+        self.remember_manifests(brought).await;
+        Ok(())
+    }
+
+    /// Which of the referrers the destination holds and lists under the subject, and whether it keeps such lists itself.
+    async fn listed_there(&self, subject: &Digest, referrers: &[&Descriptor]) -> Result<(HashSet<Digest>, bool), Fault> {
+        if let Some(there) = self.list_kept_there(subject).await? {
+            return Ok((there, true));
+        }
+        let list = self.fallback_there(&Tag::fallback(subject)).await?;
+        let named: HashSet<Digest> = list.map(|list| list.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
+        let mut there = HashSet::new();
+        for descriptor in referrers.iter().filter(|descriptor| named.contains(&descriptor.digest)) {
+            if self.destination_has(&descriptor.digest).await? {
+                there.insert(descriptor.digest);
+            }
+        }
+        Ok((there, false))
+    }
+
+    /// What the destination lists under the subject. `None`: it keeps no such lists.
+    async fn list_kept_there(&self, subject: &Digest) -> Result<Option<HashSet<Digest>>, Fault> {
+        let origin = self.destination.origin();
+        if self.engine.lists_referrers(origin) == Some(false) {
+            return Ok(None);
+        }
+        let mut there = HashSet::new();
+        let mut cursor: Option<Cursor> = None;
+        loop {
+            let ask = |destination: D| {
+                let (subject, cursor) = (*subject, cursor.clone());
+                async move { destination.referrers(&subject, cursor.as_ref()).await }
+            };
+            let page = self.ask_destination(Traffic::Listing, ask).await?;
+            self.engine.note_lists_referrers(origin, page.is_some());
+            let Some(page) = page else { return Ok(None) };
+            there.extend(page.entries.into_iter().map(|entry| entry.digest));
+            cursor = page.next;
+            if cursor.is_none() || there.len() > MOST {
+                return Ok(Some(there));
+            }
+        }
+    }
+
+    async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
+        let target = Target::Tag(tag.clone());
+        let read = |destination: D| {
+            let target = target.clone();
+            async move { destination.manifest(&target).await }
+        };
+        self.ask_destination(Traffic::Manifests, read).await
     }
 
     /// Who refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first who wants
@@ -125,7 +211,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn referrers_page(&self, subject: &Digest, cursor: Option<Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.ask_source(|source| {
+        self.ask_source(Traffic::Listing, |source| {
             let cursor = cursor.clone();
             async move { source.referrers(subject, cursor.as_ref()).await }
         })
@@ -147,53 +233,86 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
     }
 
-    /// Brings a tag that travels with its subject, unless both sides agree on it.
+    /// Brings a tag that travels with its subject. It may move as its subject's signatures grow; what somebody else has put
+    /// there stays, as with every moving tag.
     async fn bring_companion(&self, tag: &Tag) -> Result<(), Fault> {
         let (source, destination) = futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?;
-        let Some(source) = source.filter(|digest| destination != Some(*digest)) else { return Ok(()) };
-        let Some(manifest) = self.source_manifest(source.into()).await? else { return Ok(()) };
-        self.bring_manifest(manifest, Some(tag)).await.map(|_| ())
+        let Some(digest) = source else { return Ok(()) };
+        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        let place = Place { origin, repository, tag: tag.clone() };
+        let decision = self.decide_companion(&place, digest, destination).await?;
+        if decision != Decision::Promote {
+            if decision != Decision::UpToDate {
+                tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
+            }
+            return Ok(());
+        }
+        let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(()) };
+        self.engine.ledger.intend(&place, &manifest.digest).await?;
+        if self.bring_manifest(manifest, Some(tag)).await? == Put::Immutable {
+            tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
+        }
+        Ok(())
     }
 
-    /// Carries a manifest with all that belongs to it. Returns whether the destination lists it under its subject.
-    async fn bring_manifest(&self, manifest: Manifest, tag: Option<&Tag>) -> Result<bool, Fault> {
+    async fn decide_companion(&self, place: &Place, source: Digest, destination: Option<Digest>) -> Result<Decision, Fault> {
+        let written = self.engine.ledger.written(place).await?;
+        let mut facts = Facts {
+            source: Some(source),
+            destination,
+            written_known: written.known(),
+            written_by_us: destination.is_some_and(|there| written.is_ours(&there)),
+            staging_holds: false,
+        };
+        let rules = TagRules { moving: true, ..TagRules::default() };
+        let order = Order { explicit: self.job.explicit, ..Order::default() };
+        if let Some(there) = destination.filter(|_| plan::needs_holding(rules, &facts, &order)) {
+            facts.staging_holds = self.resolve_source(there.into()).await?.is_some();
+        }
+        Ok(plan::decide(rules, &facts, &order))
+    }
+
+    /// Carries a manifest with all that belongs to it, under its digest or a tag.
+    async fn bring_manifest(&self, manifest: Manifest, tag: Option<&Tag>) -> Result<Put, Fault> {
         let image = self.walk(manifest).await?;
         self.carry_content(&image).await?;
         let target = tag.map_or(Target::Digest(image.top.digest), |tag| Target::Tag(tag.clone()));
         match self.put(&image, &target, &image.top).await? {
-            Put::Accepted { subject } => Ok(subject),
+            put @ Put::Accepted { .. } => Ok(put),
+            Put::Immutable if tag.is_some() => Ok(Put::Immutable),
             Put::Immutable | Put::Missing(_) => {
                 Err(Fault::rejected(format!("{} does not take {target}, which belongs to the image", self.destination.address())))
             }
         }
     }
 
-    /// Adds referrers to the fallback list of their subject at the destination.
+    /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
+    /// read again, and written again when somebody else has written in between.
     async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
         let tag = Tag::fallback(subject);
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()));
         let _alone = stoppable(&self.stop.drain, claim).await?;
-        let read = |destination: D| {
-            let target = Target::Tag(tag.clone());
-            async move { destination.manifest(&target).await }
-        };
-        let current = self.ask_destination(read).await?;
-        let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
-        let write = |destination: D| {
-            let (target, index) = (Target::Tag(tag.clone()), index.clone());
-            let lane = self.engine.limits.lane(destination.origin());
-            async move {
-                lane.manifest(destination.manifests_per_second()).await;
-                destination.put_manifest(&target, &index).await
-            }
-        };
-        match self.ask_destination(write).await? {
-            Put::Accepted { .. } => Ok(()),
-            Put::Immutable | Put::Missing(_) => {
-                Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())))
+        for _ in 0..WRITES {
+            let current = self.fallback_there(&tag).await?;
+            let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
+            let write = |destination: D| {
+                let (target, index) = (Target::Tag(tag.clone()), index.clone());
+                let lane = self.engine.limits.lane(destination.origin());
+                async move {
+                    lane.manifest(destination.manifests_per_second()).await;
+                    destination.put_manifest(&target, &index).await
+                }
+            };
+            match self.ask_destination(Traffic::Writes, write).await? {
+                Put::Accepted { .. } => {}
+                Put::Immutable | Put::Missing(_) => {
+                    return Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())));
+                }
             }
         }
+        let address = self.destination.address();
+        Err(Fault::retryable(format!("somebody else writes the referrers list {tag} of {address} at the same time")))
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Trip;
+use super::limits::Traffic;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
 use crate::endpoint::{Begin, Destination, Offset, Resume, Source, Upload};
@@ -38,12 +39,23 @@ pub(super) struct Standing {
     pub(super) source_failed: bool,
     /// Whether bytes of an earlier attempt were kept.
     pub(super) resumed: bool,
+    /// Whether another process has sent to the session, nobody knows how much.
+    taken_up: bool,
 }
 
 impl Standing {
     /// A new session.
     pub(super) fn fresh(upload: Upload) -> Standing {
-        Standing { upload, held: 0, told: None, checkpoints: VecDeque::new(), passed: 0, source_failed: false, resumed: false }
+        Standing {
+            upload,
+            held: 0,
+            told: None,
+            checkpoints: VecDeque::new(),
+            passed: 0,
+            source_failed: false,
+            resumed: false,
+            taken_up: false,
+        }
     }
 
     /// The checkpoint from which the fewest bytes are hashed again.
@@ -67,8 +79,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if standing.passed >= blob.size && self.is_there(blob).await? {
             return Ok(None);
         }
+        let most = if standing.taken_up { blob.size } else { standing.passed };
         match self.true_offset(&mut standing).await? {
-            Some(held) if held <= standing.passed && held > 0 => {
+            Some(held) if held <= most && held > 0 => {
                 self.engine.metrics.resumed(held);
                 Ok(Some(standing.at(held)))
             }
@@ -150,7 +163,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        let presence = self.ask_destination(|destination| async move { destination.has_blob(&digest).await }).await?;
+        let presence =
+            self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await?;
         let there = matches!(presence, crate::endpoint::Presence::Present { size } if size.is_none_or(|size| size == blob.size));
         if there {
             self.remember_blob(blob).await;
@@ -187,7 +201,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let mut upload = upload.clone();
             async move { destination.upload_offset(&mut upload).await.map(|offset| (offset, upload)) }
         };
-        let (offset, newer) = self.ask_destination(read).await?;
+        let (offset, newer) = self.ask_destination(Traffic::Uploads, read).await?;
         *upload = newer;
         Ok(offset)
     }
@@ -236,5 +250,5 @@ fn restored(blob: &Descriptor, stored: StoredUpload) -> Standing {
     };
     let checkpoints: VecDeque<Checkpoint> = stored.checkpoints.into_iter().filter_map(restore).collect();
     let held = checkpoints.iter().map(|checkpoint| checkpoint.offset).max().unwrap_or(0);
-    Standing { held, checkpoints, ..Standing::fresh(Upload { location: stored.location, chunk_min: None }) }
+    Standing { held, checkpoints, taken_up: true, ..Standing::fresh(Upload { location: stored.location, chunk_min: None }) }
 }

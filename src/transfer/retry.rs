@@ -1,7 +1,8 @@
 //! Retry: the one place that decides whether to try again, and when.
 //!
 //! Failures are counted without progress: a byte that arrived or an answer that helped starts the count anew. A peer that
-//! names a time is waited for; being told to wait costs time, not tries. What is not retryable is never tried again.
+//! asks for time gets it, also from those whom it has not asked; being told to wait costs time, not tries. What is not
+//! retryable is never tried again.
 
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use futures::future::Either;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Engine;
+use super::limits::{Errand, Lane, Traffic};
 use crate::fault::{Class, Fault};
-use crate::transfer::metrics::Metrics;
 
 /// How patient to be.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +25,7 @@ pub struct Settings {
     pub longest: Duration,
     /// No new try starts after so long without progress, unless the peer asked for the wait.
     pub patience: Duration,
-    /// The longest time that peers may make us wait in all, without progress.
+    /// How long peers may make us wait in all, without progress.
     pub hinted: Duration,
 }
 
@@ -45,20 +47,20 @@ pub struct Budget {
     settings: Settings,
     failures: u32,
     since: Option<Instant>,
-    hinted: Duration,
+    hinted_since: Option<Instant>,
 }
 
 impl Budget {
     /// A budget of which nothing is used.
     pub fn new(settings: Settings) -> Budget {
-        Budget { settings, failures: 0, since: None, hinted: Duration::ZERO }
+        Budget { settings, failures: 0, since: None, hinted_since: None }
     }
 
     /// Something moved: the count starts anew.
     pub fn progress(&mut self) {
         self.failures = 0;
         self.since = None;
-        self.hinted = Duration::ZERO;
+        self.hinted_since = None;
     }
 
     /// How long to wait before the next try; `None`: do not try again.
@@ -72,8 +74,13 @@ impl Budget {
 
     fn hinted_wait(&mut self, after: Duration) -> Option<Duration> {
         let wait = jittered_up(after.max(self.settings.first));
-        self.hinted += wait;
-        (self.hinted <= self.settings.hinted).then_some(wait)
+        let since = *self.hinted_since.get_or_insert_with(Instant::now);
+        (since.elapsed() + wait <= self.settings.hinted).then_some(wait)
+    }
+
+    /// Time that passed because others were told to wait does not count against our own patience.
+    pub fn excuse(&mut self, waited: Duration) {
+        self.since = self.since.map(|since| since + waited);
     }
 
     fn own_wait(&mut self) -> Option<Duration> {
@@ -115,31 +122,63 @@ pub struct Stop {
     pub withdrawn: CancellationToken,
 }
 
-/// Tries until it works, the budget is used up, or `stop` says to stop: draining ends the waits, aborting all.
+/// Tries until it works, the budget is used up, or `stop` says to stop: draining ends the waits, aborting all. Each try is
+/// sent in its turn, and everybody in the lane learns from what comes of it.
 ///
 /// # Errors
 /// The last failure, or one of class `Cancelled`.
 pub async fn retry<T, F>(
-    settings: Settings,
-    metrics: &Metrics,
+    engine: &Engine,
+    lane: &Lane,
     registry: &str,
+    errand: impl Into<Errand>,
     stop: &Stop,
     mut act: impl FnMut() -> F,
 ) -> Result<T, Fault>
 where
     F: Future<Output = Result<T, Fault>>,
 {
-    let mut budget = Budget::new(settings);
+    let (errand, metrics) = (errand.into(), &engine.metrics);
+    let mut budget = Budget::new(engine.settings.retry);
     loop {
-        let fault = match stoppable(&stop.abort, act()).await? {
-            Ok(value) => return Ok(value),
+        budget.excuse(opened(lane, errand.traffic, &engine.settings.retry, stop).await?);
+        let turn = stoppable(&stop.abort, lane.turn(errand)).await?;
+        let result = stoppable(&stop.abort, act()).await?;
+        metrics.rate_limited(registry, turn.learn(&result));
+        drop(turn);
+        let fault = match result {
+            Ok(value) => {
+                metrics.health.heard(registry, None);
+                return Ok(value);
+            }
             Err(fault) => fault,
         };
-        let Some(wait) = budget.next(fault.class()) else { return Err(fault) };
-        metrics.retried(registry, fault.class(), wait);
+        let Some(wait) = budget.next(fault.class()) else {
+            metrics.health.heard(registry, Some(&fault));
+            return Err(fault);
+        };
+        metrics.retried(registry, fault.class());
         tracing::debug!(registry, error = %fault.chain(), wait_seconds = wait.as_secs_f64(), "trying again");
         stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
     }
+}
+
+/// Waits until the registry lets us send such requests again; returns how long that took.
+///
+/// # Errors
+/// A retryable one when that is longer than we are patient; `Cancelled` when we drain.
+pub async fn opened(lane: &Lane, traffic: Traffic, settings: &Settings, stop: &Stop) -> Result<Duration, Fault> {
+    let left = lane.closed_for(traffic);
+    if left > settings.hinted {
+        let text =
+            format!("the registry asked for no such requests in the next {} s; it will be looked at again later", left.as_secs());
+        return Err(Fault::new(Class::Retryable { after: Some(left) }, text));
+    }
+    let start = Instant::now();
+    if !left.is_zero() {
+        stoppable(&stop.drain, lane.opens(traffic)).await?;
+    }
+    Ok(start.elapsed())
 }
 
 /// Waits for `future` unless `stop` comes first.
@@ -185,9 +224,9 @@ mod tests {
         for class in [Class::Auth, Class::NotFound, Class::Corrupt, Class::Rejected, Class::Cancelled] {
             assert_eq!(Budget::new(Settings::default()).next(class), None);
         }
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let (engine, lane) = idle_engine();
         let mut tries = 0;
-        let result: Result<(), Fault> = retry(Settings::default(), &metrics, "r", &Stop::default(), || {
+        let result: Result<(), Fault> = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), || {
             tries += 1;
             std::future::ready(if tries < 3 { Err(Fault::retryable("reset")) } else { Err(Fault::rejected("no")) })
         })
@@ -196,12 +235,71 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_when_we_are_asked_to_stop() {
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    async fn the_last_word_of_a_registry_tells_whether_it_is_up() {
+        let (engine, lane) = idle_engine();
+        engine.metrics.health.prepare("r");
+        let up = || engine.metrics.health.of("r").unwrap().up;
         let stop = Stop::default();
-        let act =
-            || std::future::ready(Err::<(), _>(Fault::new(Class::Retryable { after: Some(Duration::from_secs(60)) }, "busy")));
-        let (result, ()) = tokio::join!(retry(Settings::default(), &metrics, "r", &stop, act), async { stop.drain.cancel() });
+        let mut tries = 0;
+        let act = || {
+            tries += 1;
+            std::future::ready(if tries < 3 { Err(Fault::retryable("reset")) } else { Ok(()) })
+        };
+        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act).await.unwrap();
+        assert_eq!(up(), Some(true));
+        let act = || std::future::ready(Err::<(), _>(Fault::retryable("reset")));
+        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act).await.unwrap_err();
+        assert_eq!(up(), Some(false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_when_we_are_asked_to_stop() {
+        let (engine, lane) = idle_engine();
+        let stop = Stop::default();
+        let act = || std::future::ready(Err::<(), _>(busy(60)));
+        let (result, ()) = tokio::join!(retry(&engine, &lane, "r", Traffic::Manifests, &stop, act), async { stop.drain.cancel() });
         assert_eq!(result.unwrap_err().class(), Class::Cancelled);
+        let stop = Stop::default();
+        let held = || std::future::ready(Ok(()));
+        let (result, ()) = tokio::join!(retry(&engine, &lane, "r", Traffic::Manifests, &stop, held), async { stop.drain.cancel() });
+        assert_eq!(result.unwrap_err().class(), Class::Cancelled, "whoever waits for others' sake stops as well");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_is_told_all_keep_to() {
+        let (engine, lane) = idle_engine();
+        let start = Instant::now();
+        let mut told = false;
+        let first = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), || {
+            std::future::ready(if std::mem::replace(&mut told, true) { Ok(start.elapsed()) } else { Err(busy(60)) })
+        })
+        .await;
+        assert!(first.unwrap() >= Duration::from_secs(60));
+        let stop = Stop::default();
+        let other = retry(&engine, &lane, "r", Traffic::Writes, &stop, || std::future::ready(Ok::<_, Fault>(())));
+        let before = Instant::now();
+        other.await.unwrap();
+        assert!(before.elapsed().is_zero(), "other kinds of requests are not concerned");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_beyond_all_patience_is_said_at_once() {
+        let (engine, lane) = idle_engine();
+        lane.turn(Traffic::Manifests).await.learn(&Err::<(), _>(busy(3600)));
+        let act = || async { panic!("sent before its time") };
+        let result: Result<(), Fault> = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), act).await;
+        assert!(matches!(result.unwrap_err().class(), Class::Retryable { after: Some(_) }));
+    }
+
+    fn busy(seconds: u64) -> Fault {
+        Fault::new(Class::Retryable { after: Some(Duration::from_secs(seconds)) }, "busy")
+    }
+
+    fn idle_engine() -> (Engine, std::sync::Arc<Lane>) {
+        let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
+        let (index, ledger) = (crate::index::Index::in_memory(), crate::ledger::Ledger::in_memory());
+        let engine = Engine::new(Default::default(), index, ledger, Default::default(), metrics);
+        let lane = engine.limits.lane(&crate::endpoint::Origin::new("http://127.0.0.1:1"));
+        (engine, lane)
     }
 }

@@ -5,9 +5,13 @@
 use std::collections::VecDeque;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Trip;
+use super::chunk::Chunks;
+use super::limits::Traffic;
 use super::resume::Standing;
+use super::stall::{self, Wait, Watch};
 use super::verify::{Checkpoint, Road};
 use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
 use crate::fault::Fault;
@@ -37,7 +41,39 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let Standing { upload, held, told, checkpoints: kept, .. } = standing;
         *told = None;
         let request = Request { road, upload, held, told, acknowledged };
-        self.journalled(blob, self.requests(blob, request), checkpoints, kept).await
+        let requests = async {
+            tokio::select! {
+                biased;
+                ended = self.requests(blob, request) => ended,
+                wait = self.stalled(road) => Err(self.stall(wait)),
+            }
+        };
+        self.journalled(blob, requests, checkpoints, kept).await
+    }
+
+    /// Ends when too little moves on the road, with the one for whom it waits most.
+    async fn stalled(&self, road: &Road) -> Wait {
+        let mut watch = Watch::new(self.engine.settings.stall, road.sample());
+        loop {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            if let Some(wait) = watch.see(road.sample()) {
+                return wait;
+            }
+        }
+    }
+
+    fn stall(&self, wait: Wait) -> Fault {
+        let (registry, address, direction, does) = match wait {
+            Wait::Source => (self.source.registry(), self.source.address(), "read", "sends"),
+            _ => (self.destination.registry(), self.destination.address(), "sent", "takes"),
+        };
+        self.engine.metrics.stalled(registry, direction);
+        let stall::Settings { floor, window } = self.engine.settings.stall;
+        Fault::retryable(format!(
+            "{address} {does} less than {} KiB/s over {} s; the transfer was cut",
+            floor / 1024,
+            window.as_secs()
+        ))
     }
 
     async fn requests(&self, blob: &Descriptor, mut request: Request<'_>) -> Result<(), Fault> {
@@ -45,13 +81,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             UploadStyle::Whole => {}
             UploadStyle::Stream => self.chunk(blob, &mut request, blob.size).await?,
             UploadStyle::Chunked { least, most, last_in_put } => {
-                let asked = request.upload.chunk_min.unwrap_or(0);
-                let size = asked.max(least).clamp(1, most.max(asked).max(1));
-                while blob.size - *request.held > if last_in_put { size } else { 0 } {
+                let mut chunks = Chunks::new(least, most, request.upload.chunk_min);
+                while blob.size - *request.held > if last_in_put { chunks.size() } else { 0 } {
                     if self.stop.drain.is_cancelled() && self.can_be_taken_up(blob) {
                         return Err(Fault::cancelled());
                     }
-                    self.chunk(blob, &mut request, size).await?;
+                    let (began, before, held) = (Instant::now(), request.road.sample(), *request.held);
+                    self.chunk(blob, &mut request, chunks.size()).await?;
+                    let (took, after) = (began.elapsed(), request.road.sample());
+                    let moving = (after.source + after.destination).saturating_sub(before.source + before.destination);
+                    chunks.acknowledged(*request.held - held, took, took.saturating_sub(moving));
                 }
             }
         }
@@ -67,7 +106,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         let end = **held + length;
         road.mark(end);
-        match self.destination.send_chunk(upload, **held, length, road.leg(length)).await? {
+        match self.body(road, self.destination.send_chunk(upload, **held, length, road.leg(length))).await? {
             Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
                 Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
             ),
@@ -91,10 +130,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             self.verify_rest(blob, road).await?;
         }
         self.journal_finishing(blob).await;
-        match self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length)).await? {
+        match self.body(road, self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length))).await? {
             Sent::Accepted { .. } => Ok(()),
             other => Err(self.lost(other, request.told)),
         }
+    }
+
+    /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
+    async fn body<T>(&self, road: &Road, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let lane = self.engine.limits.lane(self.destination.origin());
+        let turn = lane.part(Traffic::Uploads).await;
+        let result = request.await;
+        if road.source_fault().is_none() {
+            self.engine.metrics.rate_limited(self.destination.registry(), turn.learn(&result));
+        }
+        result
     }
 
     /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of

@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
 use super::Trip;
+use super::limits::Traffic;
 use super::plan::{self, Decision, Facts, Order};
 use crate::endpoint::{Destination, Resolved, Source};
 use crate::fault::Fault;
@@ -205,13 +206,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Asks the destination for a child manifest: a registry that holds it holds what it refers to. Not asked where nobody
     /// has seen anything yet.
-    async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
+    pub(super) async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
         if self.job.fresh {
             return Ok(false);
         }
         let target = Target::Digest(*digest);
         let held = self
-            .ask_destination(|destination| {
+            .ask_destination(Traffic::Manifests, |destination| {
                 let target = target.clone();
                 async move { destination.resolve(&target).await }
             })
@@ -230,7 +231,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn source_manifest(&self, target: Target) -> Result<Option<Manifest>, Fault> {
         let read = self
-            .ask_source(|source| {
+            .ask_source(Traffic::Manifests, |source| {
                 let target = target.clone();
                 async move { source.manifest(&target).await }
             })
@@ -241,8 +242,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         read
     }
 
-    async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
-        self.ask_source(|source| {
+    pub(super) async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
+        self.ask_source(Traffic::Manifests, |source| {
             let target = target.clone();
             async move { source.resolve(&target).await }
         })
@@ -272,7 +273,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let target = target.clone();
             async move { destination.resolve(&target).await }
         };
-        match self.ask_destination(resolve).await? {
+        match self.ask_destination(Traffic::Manifests, resolve).await? {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
             Some(_) => {
@@ -280,7 +281,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     let target = target.clone();
                     async move { destination.manifest(&target).await }
                 };
-                Ok(self.ask_destination(read).await?.map(|manifest| manifest.digest))
+                Ok(self.ask_destination(Traffic::Manifests, read).await?.map(|manifest| manifest.digest))
             }
         }
     }

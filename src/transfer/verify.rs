@@ -21,6 +21,7 @@ use tokio::time::Sleep;
 
 use super::limits::Lane;
 use super::metrics::Meter;
+use super::stall::{Clock, Sample, Wait};
 use crate::endpoint::BlobBody;
 use crate::fault::{Class, Fault};
 use crate::job::ActiveBlob;
@@ -80,6 +81,7 @@ struct State {
     watchers: Watchers,
     fault: Option<(Class, String)>,
     ended_well: bool,
+    clock: Clock,
 }
 
 /// A blob on its way. Cheap to clone; the legs share it.
@@ -115,6 +117,7 @@ impl Road {
             watchers,
             fault: None,
             ended_well: false,
+            clock: Clock::start(),
             blob,
         };
         Road { state: Arc::new(Mutex::new(state)) }
@@ -155,6 +158,13 @@ impl Road {
         self.lock().ended_well
     }
 
+    /// What moved so far, and how long the road waited for whom.
+    pub(super) fn sample(&self) -> Sample {
+        let state = self.lock();
+        let (source, destination) = state.clock.spent();
+        Sample { moved: state.hashed + state.passed, source, destination }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a poll that panicked has ended its request")
     }
@@ -165,6 +175,7 @@ impl State {
     fn poll_next(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<Option<Result<Bytes, Fault>>> {
         loop {
             if let Some(pause) = &mut self.pause {
+                self.clock.turn_to(Wait::Else);
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
@@ -173,12 +184,17 @@ impl State {
                 if let Some(progress) = &self.watchers.progress {
                     progress.at(self.passed);
                 }
+                self.clock.turn_to(if bytes.len() as u64 == most { Wait::Else } else { Wait::Destination });
                 return Poll::Ready(Some(Ok(bytes)));
             }
             if self.ended_well {
                 return Poll::Ready(None);
             }
-            if let Err(fault) = ready!(self.poll_read(cx)) {
+            let read = self.poll_read(cx);
+            if read.is_pending() {
+                self.clock.turn_to(Wait::Source);
+            }
+            if let Err(fault) = ready!(read) {
                 self.fault = Some((fault.class(), fault.chain()));
                 // What has failed is not asked again.
                 self.reader = Reader::Ended;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Totals, Trouble};
+use crate::transfer::Health;
 
 /// A snapshot of everything on the board: the body of `GET /v1/status`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -109,6 +110,7 @@ pub struct JobStatus {
 #[derive(Clone, Debug, Default)]
 pub struct Board {
     state: Arc<Mutex<State>>,
+    health: Option<Health>,
 }
 
 #[derive(Debug, Default)]
@@ -119,11 +121,21 @@ struct State {
 }
 
 impl Board {
+    /// A board that shows registries as `health` knows them.
+    pub fn over(health: Health) -> Board {
+        Board { state: Arc::default(), health: Some(health) }
+    }
+
     /// What is on the board now.
     pub fn snapshot(&self) -> Status {
         let state = self.lock();
         let mut status = state.status.clone();
         status.jobs = state.jobs.values().cloned().collect();
+        for registry in &mut status.registries {
+            if let Some(heard) = self.health.as_ref().and_then(|health| health.of(&registry.name)) {
+                (registry.up, registry.trouble) = (heard.up, heard.trouble);
+            }
+        }
         status
     }
 
@@ -135,13 +147,6 @@ impl Board {
     /// Changes a route's entry.
     pub fn update_route(&self, route: &str, change: impl FnOnce(&mut RouteStatus)) {
         if let Some(entry) = self.lock().status.routes.iter_mut().find(|entry| entry.name == route) {
-            change(entry);
-        }
-    }
-
-    /// Changes a registry's entry.
-    pub fn update_registry(&self, registry: &str, change: impl FnOnce(&mut RegistryStatus)) {
-        if let Some(entry) = self.lock().status.registries.iter_mut().find(|entry| entry.name == registry) {
             change(entry);
         }
     }

@@ -1,5 +1,7 @@
 //! Events: somebody says "look here". Every trigger produces the same value, and losing one or getting it twice is harmless.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -50,8 +52,10 @@ pub struct Wish {
 /// Where the answer to an event goes.
 #[derive(Debug)]
 pub struct Reply {
-    /// The number of looks that the event stands for, as soon as they are queued.
+    /// The number of looks that the event stands for, as soon as they are queued; a route some of whose repositories cannot
+    /// be looked at counts as one more.
     pub queued: oneshot::Sender<usize>,
-    /// One message for each look that started after the event arrived and has settled; closed after the last.
-    pub looks: mpsc::UnboundedSender<Look>,
+    /// One message for each look that started after the event arrived and has settled; fewer than were queued are a
+    /// pass that was given up.
+    pub looks: mpsc::UnboundedSender<Arc<Look>>,
 }

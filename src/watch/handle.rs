@@ -1,17 +1,23 @@
 //! The way in: asks for looks, waits for what comes of them, and remembers the last passes.
+//!
+//! Passes share the looks that they stand for; what the remembered ones hold is bounded in number and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Board, Event, Reply, Scope, Wish};
-use crate::job::{Actor, Cause, Report};
+use super::queue::interrupted;
+use super::{Board, Event, Metrics, Reply, Scope, Wish};
+use crate::job::{Actor, Cause, Look, Outcome, Report, Settled};
 
 /// Passes that are remembered for `GET /v1/runs/ID`.
 const REMEMBERED: usize = 256;
+/// Bytes of looks that the remembered passes hold in all; older ones keep their totals only.
+const REMEMBERED_BYTES: usize = 16 << 20;
 
 /// Sends events and follows passes. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -19,6 +25,7 @@ pub struct Handle {
     events: mpsc::Sender<Event>,
     runs: Arc<Mutex<VecDeque<Run>>>,
     board: Board,
+    metrics: Option<Metrics>,
 }
 
 /// A pass that was asked for.
@@ -28,13 +35,15 @@ pub struct Run {
     pub id: String,
     /// Looks that it stands for.
     pub queued: usize,
-    report: watch::Receiver<Option<Arc<Report>>>,
+    passed: watch::Receiver<Option<Passed>>,
+    /// Only its totals are remembered.
+    brief: bool,
 }
 
 impl Run {
     /// The report, once all looks have settled.
     pub fn report(&self) -> Option<Arc<Report>> {
-        self.report.borrow().clone()
+        self.passed.borrow().as_ref().map(|passed| Arc::new(passed.report(&self.id, !self.brief)))
     }
 }
 
@@ -48,7 +57,8 @@ pub struct Ticket {
 impl Ticket {
     /// Waits until all looks have settled. `None`: the daemon stopped before that.
     pub async fn settled(mut self) -> Option<Arc<Report>> {
-        self.run.report.wait_for(Option::is_some).await.ok()?.clone()
+        self.run.passed.wait_for(Option::is_some).await.ok()?;
+        self.run.report()
     }
 }
 
@@ -66,7 +76,12 @@ pub enum Busy {
 impl Handle {
     /// A handle whose events arrive at `events`.
     pub fn new(events: mpsc::Sender<Event>, board: Board) -> Handle {
-        Handle { events, runs: Arc::default(), board }
+        Handle { events, runs: Arc::default(), board, metrics: None }
+    }
+
+    /// Counts the events that are not taken.
+    pub fn counted_by(self, metrics: Metrics) -> Handle {
+        Handle { metrics: Some(metrics), ..self }
     }
 
     /// The board.
@@ -79,25 +94,36 @@ impl Handle {
     /// # Errors
     /// [`Busy`], and then nothing was queued.
     pub async fn ask(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
-        let (queued, mut queued_count) = oneshot::channel();
-        let (looks, mut settled) = mpsc::unbounded_channel();
-        let (started, id) = (Timestamp::now(), run_id());
-        let received = Instant::now();
+        let asked = self.send(scope, cause, actor, wish).await;
+        if let (Err(_), Some(metrics)) = (&asked, &self.metrics) {
+            metrics.event(cause, "rejected");
+        }
+        asked
+    }
+
+    async fn send(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
+        let (queued, queued_count) = oneshot::channel();
+        let (looks, settled) = mpsc::unbounded_channel();
+        let (started, id, received) = (Timestamp::now(), run_id(), Instant::now());
         let event = Event { scope, cause, actor, run_id: id.clone(), received, wish, reply: Some(Reply { queued, looks }) };
         self.events.try_send(event).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Busy::Full,
             mpsc::error::TrySendError::Closed(_) => Busy::Draining,
         })?;
-        let queued = (&mut queued_count).await.map_err(|_| Busy::Draining)?;
-        let (report, receiver) = watch::channel(None);
-        let run = Run { id: id.clone(), queued, report: receiver };
+        let queued = queued_count.await.map_err(|_| Busy::Draining)?;
+        let (passed, receiver) = watch::channel(None);
+        let run = Run { id, queued, passed: receiver, brief: false };
         self.remember(run.clone());
+        let (handle, blank) = (self.clone(), Passed::begun(started, wish.all));
         tokio::spawn(async move {
-            let mut done = Vec::new();
-            while let Some(look) = settled.recv().await {
-                done.push(look);
+            // Nobody reads of a pass that is forgotten and not waited for.
+            tokio::select! {
+                done = blank.follow(settled, queued, received) => {
+                    passed.send_replace(Some(done));
+                    handle.make_room();
+                }
+                () = passed.closed() => {}
             }
-            report.send_replace(Some(Arc::new(Report::new(&id, started, received.elapsed(), done))));
         });
         Ok(Ticket { run })
     }
@@ -114,10 +140,202 @@ impl Handle {
             runs.pop_front();
         }
     }
+
+    /// The newest passes keep their looks as long as there is room; what two passes share takes room once.
+    fn make_room(&self) {
+        let mut runs = self.runs.lock().expect("no panic while listing");
+        let mut counted = std::collections::HashSet::new();
+        let mut bytes = 0;
+        for run in runs.iter_mut().rev().filter(|run| !run.brief) {
+            let Some(brief) = run.passed.borrow().as_ref().and_then(|passed| {
+                let news = passed.looks.iter().filter(|look| counted.insert(Arc::as_ptr(look)));
+                bytes += news.map(|look| weight(look)).sum::<usize>();
+                (bytes > REMEMBERED_BYTES).then(|| passed.brief(&run.id))
+            }) else {
+                continue;
+            };
+            run.passed = watch::channel(Some(brief)).1;
+            run.brief = true;
+        }
+    }
+}
+
+/// What came of a pass. Looks are shared with the other passes that asked for them.
+#[derive(Clone, Debug)]
+struct Passed {
+    started: Timestamp,
+    duration: Duration,
+    /// Whether what is up to date is listed.
+    all: bool,
+    /// Looks with something to tell.
+    looks: Vec<Arc<Look>>,
+    /// All the others in one.
+    rest: Look,
+    /// Of a pass whose looks are forgotten.
+    exit_code: Option<u8>,
+}
+
+impl Passed {
+    fn begun(started: Timestamp, all: bool) -> Passed {
+        Passed { started, duration: Duration::ZERO, all, looks: Vec::new(), rest: Look::default(), exit_code: None }
+    }
+
+    /// Gathers the looks of a pass. Fewer than were queued: the daemon gave them up.
+    async fn follow(mut self, mut settled: mpsc::UnboundedReceiver<Arc<Look>>, queued: usize, received: Instant) -> Passed {
+        let mut count = 0;
+        while count < queued {
+            let Some(look) = settled.recv().await else {
+                self.take(Arc::new(interrupted()));
+                break;
+            };
+            self.take(look);
+            count += 1;
+        }
+        self.duration = received.elapsed();
+        self
+    }
+
+    fn take(&mut self, look: Arc<Look>) {
+        if look.jobs.is_empty() && look.trouble.is_empty() {
+            self.rest.totals.merge(&look.totals);
+            self.rest.found |= look.found;
+        } else {
+            self.looks.push(look);
+        }
+    }
+
+    /// The report. Whoever did not ask for what is up to date does not read of it, even if others did.
+    fn report(&self, id: &str, whole: bool) -> Report {
+        let listed = |job: &&Settled| whole && (self.all || job.result != Outcome::UpToDate);
+        let own = |look: &Arc<Look>| Look {
+            jobs: look.jobs.iter().filter(listed).cloned().collect(),
+            totals: look.totals,
+            trouble: look.trouble.clone(),
+            found: look.found,
+        };
+        let looks = self.looks.iter().map(own).chain([self.rest.clone()]);
+        let report = Report::new(id, self.started, self.duration, looks);
+        Report { exit_code: self.exit_code.unwrap_or(report.exit_code), ..report }
+    }
+
+    /// The totals and the exit code alone.
+    fn brief(&self, id: &str) -> Passed {
+        let report = self.report(id, true);
+        let rest = Look { totals: report.totals, found: true, ..Look::default() };
+        Passed { looks: Vec::new(), rest, exit_code: Some(report.exit_code), ..*self }
+    }
+}
+
+/// About how many bytes a look takes.
+fn weight(look: &Look) -> usize {
+    let job = |job: &Settled| {
+        let texts = job.route.len() + job.source.len() + job.destination.len();
+        let said = job.reasons.iter().map(|reason| reason.len() + 24).sum::<usize>();
+        size_of::<Settled>() + texts + said + job.error.as_ref().map_or(0, |error| error.text.len() + error.class.len())
+    };
+    let trouble = look.trouble.iter().map(|trouble| trouble.text.len() + 64).sum::<usize>();
+    size_of::<Look>() + trouble + look.jobs.iter().map(job).sum::<usize>()
 }
 
 /// A name for a pass: 16 random hexadecimal characters.
 pub fn run_id() -> String {
     use std::hash::{BuildHasher, Hasher, RandomState};
     format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Totals;
+
+    fn job(result: Outcome, text: usize) -> Settled {
+        Settled {
+            route: "app".into(),
+            source: "s/app:v1".into(),
+            destination: "p/app:v1".into(),
+            digest: None,
+            previous_digest: None,
+            cause: Cause::Ping,
+            actor: Actor::daemon(),
+            result,
+            reasons: vec!["x".repeat(text)],
+            error: None,
+            blobs: Default::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+        }
+    }
+
+    fn look(results: &[Outcome], text: usize) -> Arc<Look> {
+        let mut totals = Totals::default();
+        results.iter().for_each(|result| totals.add(*result));
+        Arc::new(Look { jobs: results.iter().map(|result| job(*result, text)).collect(), totals, trouble: vec![], found: true })
+    }
+
+    async fn asked(handle: &Handle, events: &mut mpsc::Receiver<Event>, all: bool, queued: usize) -> (Ticket, Reply) {
+        let wish = Wish { all, dry_run: false };
+        let (ticket, looks) = tokio::join!(handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), wish), async {
+            let reply = events.recv().await.unwrap().reply.unwrap();
+            let _ = reply.queued.send(queued);
+            reply.looks
+        });
+        (ticket.unwrap(), Reply { queued: oneshot::channel().0, looks })
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_was_given_up_is_interrupted() {
+        let (sender, mut events) = mpsc::channel(8);
+        let handle = Handle::new(sender, Board::default());
+        let (ticket, reply) = asked(&handle, &mut events, false, 2).await;
+        reply.looks.send(look(&[Outcome::Promoted], 0)).unwrap();
+        drop(reply);
+        let report = ticket.settled().await.unwrap();
+        assert_eq!((report.exit_code, report.totals.promoted, report.totals.interrupted), (130, 1, 1));
+    }
+
+    #[tokio::test]
+    async fn only_who_asked_for_all_reads_of_all() {
+        let (sender, mut events) = mpsc::channel(8);
+        let handle = Handle::new(sender, Board::default());
+        let shared = look(&[Outcome::Promoted, Outcome::UpToDate], 0);
+        for (all, listed) in [(true, 2), (false, 1)] {
+            let (ticket, reply) = asked(&handle, &mut events, all, 1).await;
+            reply.looks.send(shared.clone()).unwrap();
+            let report = ticket.settled().await.unwrap();
+            assert_eq!((report.jobs.len(), report.totals.up_to_date), (listed, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn old_passes_keep_their_totals_when_room_is_short() {
+        let (sender, mut events) = mpsc::channel(8);
+        let handle = Handle::new(sender, Board::default());
+        let large = 3 * REMEMBERED_BYTES / 5;
+        let shared = look(&[Outcome::Conflict], large);
+        let mut ids = Vec::new();
+        for shown in [look(&[Outcome::Conflict], large), shared.clone(), shared] {
+            let (ticket, reply) = asked(&handle, &mut events, false, 1).await;
+            ids.push(ticket.run.id.clone());
+            reply.looks.send(shown).unwrap();
+            ticket.settled().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let reports: Vec<_> = ids.iter().map(|id| handle.run(id).unwrap().report().unwrap()).collect();
+        assert_eq!(reports.iter().map(|report| report.jobs.len()).collect::<Vec<_>>(), [0, 1, 1], "what is shared counts once");
+        assert!(reports.iter().all(|report| report.exit_code == 4 && report.totals.conflict == 1));
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_nobody_can_read_of_is_not_followed() {
+        let (sender, mut events) = mpsc::channel(8);
+        let handle = Handle::new(sender, Board::default());
+        let (ticket, first) = asked(&handle, &mut events, false, 1).await;
+        drop(ticket);
+        for _ in 0..REMEMBERED {
+            drop(asked(&handle, &mut events, false, 1).await);
+        }
+        first.looks.closed().await;
+    }
 }

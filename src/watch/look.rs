@@ -4,10 +4,12 @@
 //! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt as _;
+use futures::future::{MaybeDone, maybe_done};
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -23,7 +25,7 @@ use crate::index::TagHint;
 use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Seen, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag, Target};
 use crate::site::Repository;
-use crate::transfer::retry::retry;
+use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};
 
@@ -77,6 +79,15 @@ struct Listing {
     excluded: u64,
 }
 
+/// The tags of a destination, where they are asked for.
+type DestinationList = Result<Option<There>, Fault>;
+
+/// What a future that has been polled before comes to.
+async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
+    (&mut future).await;
+    Pin::new(&mut future).take_output().expect("it has ended, and nobody else takes what came of it")
+}
+
 /// What one destination's look came to.
 #[derive(Default)]
 struct Found {
@@ -84,8 +95,6 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
-    /// The destination did not accept us when something was to be written.
-    denied: Option<Fault>,
 }
 
 impl Looking<'_> {
@@ -97,16 +106,29 @@ impl Looking<'_> {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
-        let (listing, lists) = futures::join!(self.list_source(&source, &sides), self.list_destinations(&sides));
-        let listing = match listing {
+        let health = &self.world.engine.metrics.health;
+        let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
+        let mark = health.mark(registries);
+        // A destination that does not answer holds up nobody but itself.
+        let mut lists: Vec<_> = sides.iter().map(|side| maybe_done(self.list_destination(side).boxed())).collect();
+        let mut source_list = std::pin::pin!(self.list_source(&source, &sides));
+        let listing = std::future::poll_fn(|cx| {
+            for list in &mut lists {
+                let _continues_later = list.poll_unpin(cx);
+            }
+            source_list.as_mut().poll(cx)
+        });
+        let listing = match listing.await {
             Ok(Some(listing)) => listing,
             Ok(None) => return self.fruitless(self.no_such_repository(&source)),
             Err(fault) => return self.fruitless(fault),
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let mut look = Look { found: self.is_found(&listing), ..Look::default() };
-        let each =
-            sides.iter().zip(lists).map(|(side, list)| self.look_at(&source, side, &listing, list, shared.as_ref(), began).boxed());
+        let each = sides
+            .iter()
+            .zip(lists)
+            .map(|(side, list)| self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began).boxed());
         // What the rules leave out is a matter of the source: counted once, with the first destination.
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
@@ -123,21 +145,10 @@ impl Looking<'_> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
+        if look.trouble.is_empty() {
+            health.clear(&mark);
+        }
         look
-    }
-
-    /// Notes whether a registry answers and accepts us. What it refuses for other reasons says nothing of that.
-    fn note_registry(&self, name: &str, fault: Option<&Fault>) {
-        let up = match fault.map(Fault::class) {
-            None => true,
-            Some(Class::Auth | Class::Retryable { .. }) => false,
-            Some(_) => return,
-        };
-        self.world.engine.metrics.registry_up(name, up);
-        self.board.update_registry(name, |entry| {
-            entry.up = Some(up);
-            entry.trouble = fault.map(Fault::chain);
-        });
     }
 
     fn sight(&self, everything: bool) -> metrics::Seen {
@@ -159,7 +170,6 @@ impl Looking<'_> {
 
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
-        self.note_registry(self.route.from.registry(), Some(&fault));
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
@@ -172,7 +182,6 @@ impl Looking<'_> {
     async fn list_source(&self, source: &Repository, sides: &[Side]) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
-        self.note_registry(source.registry(), None);
         // What a route has named in its own source is never a source again.
         let own = |tag: &&Tag| !sides.iter().any(|side| side.is_itself(source) && side.naming.made(tag));
         let choice = self.route.selection.choose(tags.keys().filter(own));
@@ -186,20 +195,13 @@ impl Looking<'_> {
         Ok(Some(Listing { at, chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
-    /// The tags of each destination; `None` where only single tags are asked for.
-    async fn list_destinations(&self, sides: &[Side]) -> Vec<Result<Option<There>, Fault>> {
-        let list = |side: &Side| {
-            let repository = side.repository.clone();
-            async move {
-                if !self.ask.tags.is_empty() {
-                    return Ok(None);
-                }
-                let tags = self.list(&repository).await?.unwrap_or_default();
-                Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
-            }
-            .boxed()
-        };
-        futures::future::join_all(sides.iter().map(list)).await
+    /// The tags of a destination; `None` where only single tags are asked for.
+    async fn list_destination(&self, side: &Side) -> DestinationList {
+        if !self.ask.tags.is_empty() {
+            return Ok(None);
+        }
+        let tags = self.list(&side.repository).await?.unwrap_or_default();
+        Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
     }
 
     /// All tags of a repository. `None`: there is no such repository.
@@ -209,7 +211,7 @@ impl Looking<'_> {
         let mut seen = HashSet::new();
         loop {
             let page = self
-                .ask_side(repository, |repository| {
+                .ask_side(repository, Traffic::Listing, |repository| {
                     let cursor = cursor.clone();
                     async move { repository.tags(cursor.as_ref()).await }
                 })
@@ -230,13 +232,13 @@ impl Looking<'_> {
         }
     }
 
-    async fn ask_side<T, F>(&self, repository: &Repository, act: impl Fn(Repository) -> F) -> Result<T, Fault>
+    async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let engine = &self.world.engine;
-        let lane = engine.limits.lane(repository.origin());
-        retry(engine.settings.retry, &engine.metrics, repository.registry(), self.stop, || lane.send(act(repository.clone()))).await
+        let act = || act(repository.clone());
+        engine.ask(repository.origin(), repository.registry(), traffic.of_look(), self.stop, act).await
     }
 
     /// Looks at one destination and has carried what differs there.
@@ -245,14 +247,14 @@ impl Looking<'_> {
         source: &Repository,
         side: &Side,
         listing: &Listing,
-        list: Result<Option<There>, Fault>,
+        list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
     ) -> Found {
         let known = self.recall_trouble(side);
-        let (list, known) = match (list, known.await) {
+        let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
-            (Err(fault), _) | (_, Err(fault)) => return self.blind(side, fault),
+            (Err(fault), _) | (_, Err(fault)) => return self.blind(fault),
         };
         let view = View {
             looking: self,
@@ -281,7 +283,6 @@ impl Looking<'_> {
         conflicts.extend(known.iter().filter(|_| !self.ask.tags.is_empty()).copied());
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
-        self.note_registry(&side.registry, found.denied.as_ref());
         found
     }
 
@@ -315,8 +316,7 @@ impl Looking<'_> {
         self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await
     }
 
-    fn blind(&self, side: &Side, fault: Fault) -> Found {
-        self.note_registry(&side.registry, Some(&fault));
+    fn blind(&self, fault: Fault) -> Found {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         Found {
@@ -402,13 +402,6 @@ impl View<'_> {
                 }
                 Tended::Settled(settled) => {
                     found.totals.add(settled.result);
-                    if let Some(error) = settled
-                        .error
-                        .as_ref()
-                        .filter(|error| error.class == Class::Auth.name() && error.text.contains(&*self.side.registry))
-                    {
-                        found.denied = Some(Fault::new(Class::Auth, error.text.clone()));
-                    }
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
@@ -444,6 +437,10 @@ impl View<'_> {
         }
         let job = self.job(tag, &compared.without_hint());
         let looking = self.looking;
+        let (route, destination) = (&looking.route.name, &self.side.registry);
+        if !job.dry_run {
+            looking.world.metrics.differs(route, destination, looking.repository, tag);
+        }
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
             source: self.source_name(tag),
@@ -454,6 +451,9 @@ impl View<'_> {
         let progress = &looking.settle.progress;
         let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
+        if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+        }
         self.settle(&job, ending).await
     }
 
@@ -535,7 +535,7 @@ impl View<'_> {
         let counted = repository.counted(tally);
         let resolved = self
             .looking
-            .ask_side(&counted, |side| {
+            .ask_side(&counted, Traffic::Manifests, |side| {
                 let target = target.clone();
                 async move { side.resolve(&target).await }
             })
@@ -546,7 +546,7 @@ impl View<'_> {
             Some(_) => {
                 let manifest = self
                     .looking
-                    .ask_side(&counted, |side| {
+                    .ask_side(&counted, Traffic::Manifests, |side| {
                         let target = target.clone();
                         async move { side.manifest(&target).await }
                     })

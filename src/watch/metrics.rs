@@ -1,15 +1,16 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 
-use super::route::Route;
+use super::route::{Route, Routes};
 use crate::job::{Cause, Outcome, Totals};
 use crate::oci::{RepositoryName, Tag};
+use crate::telemetry::forget_series;
 
 /// Tags whose waiting time is remembered, at the most.
 const PENDING: usize = 100_000;
@@ -35,16 +36,34 @@ pub struct Metrics {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Totals by route, destination and source repository: the gauges show their sums.
-    totals: HashMap<(Arc<str>, Arc<str>), Repositories>,
-    /// Since when a tag is known to differ.
-    pending: HashMap<Pending, Instant>,
+    /// Each destination of each route that the config has. What is not in here is not counted.
+    places: HashMap<(Arc<str>, Arc<str>), Place>,
+    /// Pending tags in all places.
+    pending: usize,
 }
 
-/// Totals of the last look and the tags that waited to go, by source repository.
-type Repositories = HashMap<RepositoryName, (Totals, u64)>;
+/// What is known of one destination of a route.
+#[derive(Debug, Default)]
+struct Place {
+    repositories: HashMap<RepositoryName, Known>,
+    /// The sum over the repositories.
+    sum: Totals,
+    /// Repositories that have not been seen whole by their last look.
+    unseen: usize,
+    /// Pending tags in all repositories.
+    pending: usize,
+}
 
-type Pending = (Arc<str>, Arc<str>, RepositoryName, Tag);
+/// What is known of a source repository, seen from one destination.
+#[derive(Debug, Default)]
+struct Known {
+    /// Totals of the last look that saw everything.
+    totals: Totals,
+    /// The last look saw everything.
+    seen: bool,
+    /// Since when a tag is known to differ.
+    pending: HashMap<Tag, Instant>,
+}
 
 impl Metrics {
     /// Registers the instruments.
@@ -77,7 +96,7 @@ impl Metrics {
             last_success: register!(
                 GaugeVec,
                 "last_success_timestamp_seconds",
-                "When a look last ended with every chosen tag equal.",
+                "When a look last ended with every chosen tag of the route equal in the destination.",
                 &["route", "destination"]
             ),
             looks: register!(IntCounterVec, "looks_total", "Looks by what caused them.", &["route", "cause"]),
@@ -96,6 +115,7 @@ impl Metrics {
     /// Makes all series of a route exist, at 0.
     pub fn prepare(&self, route: &Route) {
         for template in &route.to {
+            self.lock().places.entry((route.name.clone(), template.registry().clone())).or_default();
             for state in STATES {
                 self.tags.with_label_values(&[&route.name, template.registry(), state]);
             }
@@ -117,31 +137,70 @@ impl Metrics {
         }
     }
 
-    /// Forgets a route that the config no longer has.
-    pub fn forget(&self, route: &Route) {
-        for template in &route.to {
-            for state in STATES {
-                let _ = self.tags.remove_label_values(&[&route.name, template.registry(), state]);
-            }
-            let _ = self.last_look.remove_label_values(&[&route.name, template.registry()]);
-            let _ = self.last_success.remove_label_values(&[&route.name, template.registry()]);
-        }
-        for cause in Cause::ALL {
-            let _ = self.looks.remove_label_values(&[&route.name, cause.name()]);
-        }
-        let _ = self.oldest_pending.remove_label_values(&[&route.name]);
+    /// Forgets the routes and the destinations of routes that the config no longer has.
+    pub fn retain_routes(&self, routes: &Routes) {
+        let pairs = routes.0.iter().flat_map(|route| route.to.iter().map(|to| (route.name.clone(), to.registry().clone())));
+        let pairs: HashSet<(Arc<str>, Arc<str>)> = pairs.collect();
         let mut state = self.lock();
-        state.totals.retain(|(name, _), _| *name != route.name);
-        state.pending.retain(|(name, ..), _| *name != route.name);
+        state.places.retain(|place, _| pairs.contains(place));
+        state.pending = state.places.values().map(|place| place.pending).sum();
+        let no_place = |label: &dyn Fn(&str) -> String| !pairs.contains(&(label("route").into(), label("destination").into()));
+        let no_route = |label: &dyn Fn(&str) -> String| !routes.0.iter().any(|route| *route.name == *label("route"));
+        forget_series(&self.tags, no_place);
+        forget_series(&self.last_look, no_place);
+        forget_series(&self.last_success, no_place);
+        forget_series(&self.looks, no_route);
+        forget_series(&self.oldest_pending, no_route);
+    }
+
+    /// A discovery of the route came to its end: its other repositories are no more, and the ones that it found count as not
+    /// seen until a look has.
+    pub fn retain_repositories(&self, route: &Arc<str>, found: &BTreeSet<RepositoryName>) {
+        let mut state = self.lock();
+        let State { places, pending } = &mut *state;
+        for ((_, destination), place) in places.iter_mut().filter(|((name, _), _)| name == route) {
+            *pending -= place.pending;
+            let gone: Vec<_> = place.repositories.keys().filter(|name| !found.contains(*name)).cloned().collect();
+            gone.iter().for_each(|name| place.forget(name));
+            for name in found {
+                place.known(name);
+            }
+            *pending += place.pending;
+            self.show([route, destination], place);
+        }
     }
 
     /// A look begins.
     pub fn look_begins(&self, route: &str, cause: Cause) {
-        self.looks.with_label_values(&[route, cause.name()]).inc();
+        if self.lock().has_route(route) {
+            self.looks.with_label_values(&[route, cause.name()]).inc();
+        }
     }
 
-    /// A look at one destination of a repository ended. `sees`: nothing kept it from seeing everything; `whole`: it was not
-    /// about single tags only.
+    /// A tag is known to differ: it waits from now on, if it does not already.
+    pub fn differs(&self, route: &Arc<str>, destination: &Arc<str>, repository: &RepositoryName, tag: &Tag) {
+        let mut state = self.lock();
+        let State { places, pending } = &mut *state;
+        let Some(place) = places.get_mut(&(route.clone(), destination.clone())) else { return };
+        if *pending < PENDING && place.note_pending(repository, tag) {
+            *pending += 1;
+        }
+        self.show([route, destination], place);
+    }
+
+    /// A tag has come to an end that leaves nothing to promote.
+    pub fn waits_no_more(&self, route: &Arc<str>, destination: &Arc<str>, repository: &RepositoryName, tag: &Tag) {
+        let mut state = self.lock();
+        let State { places, pending } = &mut *state;
+        let Some(place) = places.get_mut(&(route.clone(), destination.clone())) else { return };
+        if place.drop_pending(repository, tag) {
+            *pending -= 1;
+        }
+        self.show([route, destination], place);
+    }
+
+    /// A look at one destination of a repository ended; `waiting`: the tags that are still to go. One that could not see
+    /// everything leaves what is known as it is.
     pub fn looked(
         &self,
         route: &Route,
@@ -149,36 +208,35 @@ impl Metrics {
         repository: &RepositoryName,
         totals: &Totals,
         seen: Seen,
-        pending: &[Tag],
+        waiting: &[Tag],
     ) {
         let labels = [&*route.name, &**destination];
         let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
+        let mut state = self.lock();
+        let State { places, pending } = &mut *state;
+        let Some(place) = places.get_mut(&(route.name.clone(), destination.clone())) else { return };
         self.last_look.with_label_values(&labels).set(now);
         if !seen.whole {
             return;
         }
-        if seen.everything && is_equal(totals) {
-            self.last_success.with_label_values(&labels).set(now);
-        }
-        let mut state = self.lock();
-        state.note_pending(route, destination, repository, pending);
+        place.set_seen(repository, seen.everything);
         if seen.everything {
-            let entry = state.totals.entry((route.name.clone(), destination.clone())).or_default();
-            entry.insert(repository.clone(), (*totals, pending.len() as u64));
-            self.show(&labels, entry);
+            *pending -= place.pending;
+            place.set_totals(repository, totals);
+            place.set_pending(repository, waiting, PENDING.saturating_sub(*pending));
+            *pending += place.pending;
+            self.show(labels, place);
+        }
+        if place.is_equal() {
+            self.last_success.with_label_values(&labels).set(now);
         }
     }
 
-    fn show(&self, labels: &[&str; 2], repositories: &Repositories) {
-        let mut sum = Totals::default();
-        let mut waiting_to_go = 0;
-        for (totals, pending) in repositories.values() {
-            sum.merge(totals);
-            waiting_to_go += pending;
-        }
+    fn show(&self, labels: [&str; 2], place: &Place) {
+        let sum = &place.sum;
         let values = [
             sum.up_to_date + sum.promoted,
-            waiting_to_go.saturating_sub(sum.failed + sum.waiting),
+            (place.pending as u64).saturating_sub(sum.failed + sum.waiting),
             sum.waiting,
             sum.conflict,
             sum.drift,
@@ -196,12 +254,14 @@ impl Metrics {
     pub fn totals(&self, route: &str) -> Totals {
         let state = self.lock();
         let mut sum = Totals::default();
-        for ((name, _), repositories) in &state.totals {
-            if &**name == route {
-                repositories.values().for_each(|(totals, _)| sum.merge(totals));
-            }
-        }
+        state.places_of(route).for_each(|place| sum.merge(&place.sum));
         sum
+    }
+
+    /// Whether every repository of the route has been seen by its last look, and every chosen tag was equal.
+    pub fn is_equal(&self, route: &str) -> bool {
+        let state = self.lock();
+        state.has_route(route) && state.places_of(route).all(Place::is_equal)
     }
 
     /// An event came in.
@@ -221,11 +281,15 @@ impl Metrics {
     }
 
     /// Brings the ages up to date; called before a scrape.
-    pub fn refresh<'a>(&self, routes: impl Iterator<Item = &'a Arc<str>>) {
+    pub fn refresh(&self) {
         let state = self.lock();
-        for route in routes {
-            let ages = state.pending.iter().filter(|((name, ..), _)| name == route).map(|(_, since)| since.elapsed().as_secs_f64());
-            self.oldest_pending.with_label_values(&[route]).set(ages.fold(0.0, f64::max));
+        let mut oldest: HashMap<&str, f64> = HashMap::new();
+        for ((route, _), place) in &state.places {
+            let age = oldest.entry(route).or_default();
+            *age = place.oldest().map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*age);
+        }
+        for (route, age) in oldest {
+            self.oldest_pending.with_label_values(&[route]).set(age);
         }
     }
 
@@ -251,15 +315,79 @@ fn is_equal(totals: &Totals) -> bool {
 }
 
 impl State {
-    fn note_pending(&mut self, route: &Route, destination: &Arc<str>, repository: &RepositoryName, tags: &[Tag]) {
-        let key = |tag: &Tag| (route.name.clone(), destination.clone(), repository.clone(), tag.clone());
-        let here = |other: &Pending| other.0 == route.name && other.1 == *destination && other.2 == *repository;
-        let still: HashSet<&Tag> = tags.iter().collect();
-        self.pending.retain(|other, _| !here(other) || still.contains(&other.3));
-        for tag in tags {
-            if self.pending.len() < PENDING {
-                self.pending.entry(key(tag)).or_insert_with(Instant::now);
-            }
-        }
+    fn places_of(&self, route: &str) -> impl Iterator<Item = &Place> {
+        self.places.iter().filter(move |((name, _), _)| **name == *route).map(|(_, place)| place)
+    }
+
+    fn has_route(&self, route: &str) -> bool {
+        self.places_of(route).next().is_some()
     }
 }
+
+impl Place {
+    fn known(&mut self, repository: &RepositoryName) -> &mut Known {
+        if !self.repositories.contains_key(repository) {
+            self.unseen += 1;
+        }
+        self.repositories.entry(repository.clone()).or_default()
+    }
+
+    fn forget(&mut self, repository: &RepositoryName) {
+        if let Some(known) = self.repositories.remove(repository) {
+            self.sum.subtract(&known.totals);
+            self.unseen -= usize::from(!known.seen);
+            self.pending -= known.pending.len();
+        }
+    }
+
+    fn set_seen(&mut self, repository: &RepositoryName, seen: bool) {
+        let before = std::mem::replace(&mut self.known(repository).seen, seen);
+        self.unseen = self.unseen + usize::from(before) - usize::from(seen);
+    }
+
+    fn set_totals(&mut self, repository: &RepositoryName, totals: &Totals) {
+        let before = std::mem::replace(&mut self.known(repository).totals, *totals);
+        self.sum.subtract(&before);
+        self.sum.merge(totals);
+    }
+
+    /// Exactly these tags are pending, as far as there is `room`; those that were keep their time.
+    fn set_pending(&mut self, repository: &RepositoryName, tags: &[Tag], room: usize) {
+        let before = std::mem::take(&mut self.known(repository).pending);
+        self.pending -= before.len();
+        let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
+        let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
+        let pending: HashMap<Tag, Instant> = tags.iter().take(room).map(|tag| (tag.clone(), since(tag))).collect();
+        self.pending += pending.len();
+        self.known(repository).pending = pending;
+    }
+
+    /// Whether the tag was not pending before.
+    fn note_pending(&mut self, repository: &RepositoryName, tag: &Tag) -> bool {
+        let pending = &mut self.known(repository).pending;
+        let is_new = !pending.contains_key(tag);
+        if is_new {
+            pending.insert(tag.clone(), Instant::now());
+        }
+        self.pending += usize::from(is_new);
+        is_new
+    }
+
+    /// Whether the tag was pending before.
+    fn drop_pending(&mut self, repository: &RepositoryName, tag: &Tag) -> bool {
+        let was = self.repositories.get_mut(repository).is_some_and(|known| known.pending.remove(tag).is_some());
+        self.pending -= usize::from(was);
+        was
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.repositories.values().flat_map(|known| known.pending.values()).min().copied()
+    }
+
+    fn is_equal(&self) -> bool {
+        self.unseen == 0 && is_equal(&self.sum)
+    }
+}
+
+#[cfg(test)]
+mod tests;

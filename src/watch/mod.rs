@@ -4,6 +4,7 @@ pub mod board;
 pub mod discover;
 pub mod event;
 mod handle;
+mod inquiry;
 pub mod look;
 pub mod metrics;
 mod pass;
@@ -12,6 +13,7 @@ pub mod route;
 pub mod rules;
 mod run;
 pub mod signal;
+mod standing;
 mod world;
 
 pub use board::Board;

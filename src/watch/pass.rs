@@ -1,16 +1,20 @@
 //! One pass over the world, for commands that run without the daemon.
 
+use std::sync::Arc;
+
+use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::board::Board;
-use super::discover::{Discovered, Owners, discover};
+use super::discover::{Owners, discover};
 use super::event::{Scope, Wish};
 use super::look::{Ask, Looking};
+use super::queue::fruitless;
 use super::run::matching;
 use super::world::World;
-use crate::job::{Actor, Cause, Look, Report, Trouble};
+use crate::job::{Actor, Cause, Look, Report};
 use crate::oci::RepositoryName;
 use crate::transfer::{Settle, Stop};
 use crate::watch::route::Route;
@@ -21,7 +25,7 @@ const LOOKS: usize = 16;
 /// Looks at everything in the scope once, and carries what differs.
 pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
     let (started, clock) = (Timestamp::now(), Instant::now());
-    let (board, owners) = (Board::default(), Owners::default());
+    let (board, mut owners, mut looks) = (Board::default(), Owners::new(world), Vec::new());
     let ask = Ask {
         tags: scope.tag.iter().cloned().collect(),
         digest: scope.digest,
@@ -30,25 +34,44 @@ pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle
         wish,
         run_id: settle.facts.run_id.clone(),
     };
-    let mut looks = Vec::new();
+    let asked = matching(world, scope);
+    discover_all(world, &asked, &mut owners, stop, &mut looks).boxed().await;
     let mut places: Vec<(&Route, RepositoryName)> = Vec::new();
-    for (route, repository) in matching(world, scope) {
+    for (route, repository) in asked {
         let discovered = match repository {
-            Some(name) => Ok(Discovered { repositories: [name].into(), trouble: Vec::new() }),
-            None => discover(world, route, &owners, stop).await,
+            Some(name) => Arc::new(owners.alone(world, route, &name)),
+            None => owners.sorted(world, route),
         };
-        let discovered =
-            discovered.unwrap_or_else(|fault| Discovered { trouble: vec![Trouble::from(&fault)], ..Discovered::default() });
-        looks.push(Look { trouble: discovered.trouble, ..Look::default() });
-        places.extend(discovered.repositories.into_iter().map(|name| (route, name)));
+        looks.extend(discovered.as_look());
+        places.extend(discovered.repositories.iter().map(|name| (route, name.clone())));
     }
     let each = stream::iter(&places).map(|(route, repository)| {
         let (ask, board) = (&ask, &board);
         async move {
             world.metrics.look_begins(&route.name, ask.cause);
-            Looking { world, route, repository, ask, settle, board, stop }.look().await
+            Looking { world, route, repository, ask, settle, board, stop }.look().boxed().await
         }
     });
     looks.extend(each.buffer_unordered(LOOKS).collect::<Vec<_>>().await);
     Report::new(&ask.run_id, started, clock.elapsed(), looks)
+}
+
+/// Finds the sources of the routes that are asked for, and of those that come before them in the same destinations.
+async fn discover_all(
+    world: &World,
+    asked: &[(&Route, Option<RepositoryName>)],
+    owners: &mut Owners,
+    stop: &Stop,
+    looks: &mut Vec<Look>,
+) {
+    for route in &world.routes.0 {
+        let is_asked = asked.iter().any(|(one, repository)| one.name == route.name && repository.is_none());
+        let is_awaited = || asked.iter().any(|(one, _)| owners.awaited(world, one).iter().any(|other| other.name == route.name));
+        if route.from.is_literal() || !(is_asked || is_awaited()) {
+            continue;
+        }
+        let found = discover(world, route, stop).boxed().await;
+        looks.extend(found.as_ref().err().filter(|_| is_asked).map(fruitless));
+        owners.note(world, route, found.ok());
+    }
 }

@@ -1,6 +1,9 @@
 //! The watch itself: takes events, keeps the queue, runs looks, and asks for looks on its own when the poll's time comes.
 //!
 //! Discovery and looks run beside the loop in a join set that the loop owns; the loop itself never waits for a registry.
+//! Some places for looks are kept for those who ask by name: a long backfill does not make them wait.
+
+mod asking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,15 +11,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::board::{Board, RouteStatus};
-use super::discover::{Discovered, Owners, discover};
-use super::event::{Event, Reply, Scope, Wish};
+use super::discover::Owners;
+use super::event::{Event, Scope, Wish};
 use super::handle::run_id;
+use super::inquiry::Inquiries;
 use super::look::{Ask, Looking};
-use super::queue::{LookKey, Queue, Waiting};
+use super::queue::{BY_NAME, LookKey, Pace, Queue, Tell, Waiting, fruitless};
+use super::route::Route;
+use super::standing::Standing;
 use super::world::World;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
@@ -28,8 +34,14 @@ use crate::transfer::{Settle, Stop};
 
 /// Looks that run at once.
 const LOOKS: usize = 16;
+/// Of those, places for looks that are asked for by name.
+const RESERVED: usize = 4;
+/// Events that wait for discoveries at once; more wait in their channel, and are refused when that is full.
+const EVENTS: usize = 256;
 /// Repositories whose trouble is remembered, so that it is logged once per change.
 const TROUBLES: usize = 10_000;
+/// How often the queue is shown at the most while nothing but its age changes.
+const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The watch and what it owns.
 pub struct Watch {
@@ -39,11 +51,15 @@ pub struct Watch {
     progress: Arc<Progress>,
     queue: Queue,
     owners: Owners,
+    inquiries: Inquiries,
+    held: Vec<Question>,
     polls: BTreeMap<Arc<str>, Poll>,
     verified: HashMap<LookKey, Instant>,
-    looked: BTreeSet<Arc<str>>,
+    standing: Standing,
     tasks: JoinSet<Done>,
+    running: HashMap<Id, Task>,
     looks: usize,
+    shown: (usize, usize, Instant),
     changes: Changes,
 }
 
@@ -53,10 +69,26 @@ struct Poll {
     first: bool,
 }
 
+/// What an event asks of one route, once its discovery has ended.
+struct Question {
+    id: u64,
+    route: Arc<str>,
+    /// Only this repository.
+    repository: Option<RepositoryName>,
+    /// The discovery failed.
+    failed: Option<Trouble>,
+}
+
+/// What a task of the watch is about: kept here, so that a panic loses nothing.
+enum Task {
+    Discovery { route: Arc<str>, world: Arc<World> },
+    Look { key: LookKey, ask: Ask, tell: Vec<Tell> },
+}
+
 /// What a task of the watch came to.
 enum Done {
-    Discovered { event: Event, found: Vec<(Arc<str>, Result<Discovered, Fault>)> },
-    Looked { key: LookKey, ask: Ask, tell: Vec<mpsc::UnboundedSender<Look>>, look: Look },
+    Discovered(Result<BTreeSet<RepositoryName>, Fault>),
+    Looked(Look),
 }
 
 impl Watch {
@@ -69,11 +101,15 @@ impl Watch {
             progress: Arc::default(),
             queue: Queue::default(),
             owners: Owners::default(),
+            inquiries: Inquiries::default(),
+            held: Vec::new(),
             polls: BTreeMap::new(),
             verified: HashMap::new(),
-            looked: BTreeSet::new(),
+            standing: Standing::default(),
             tasks: JoinSet::new(),
+            running: HashMap::new(),
             looks: 0,
+            shown: (usize::MAX, 0, Instant::now()),
             changes: Changes::new(TROUBLES),
         }
     }
@@ -87,8 +123,8 @@ impl Watch {
             let wake = self.next_wake();
             tokio::select! {
                 () = self.stop.drain.cancelled() => break,
-                Some(event) = events.recv() => self.take(event),
-                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done),
+                Some(event) = events.recv(), if self.inquiries.len() < EVENTS => self.take(event),
+                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 Ok(()) = self.world.changed() => self.adopt_world(),
                 () = tokio::time::sleep_until(wake) => self.poll(),
             }
@@ -97,10 +133,15 @@ impl Watch {
         self.drain().await;
     }
 
+    /// Nobody waits for what will not begin any more; what runs settles.
     async fn drain(&mut self) {
-        while let Some(done) = self.tasks.join_next().await {
+        self.inquiries.clear();
+        self.held.clear();
+        self.queue.retain(|_| false, Instant::now());
+        while let Some(done) = self.tasks.join_next_with_id().await {
             self.done(done);
         }
+        self.show_queue();
     }
 
     fn world(&self) -> Arc<World> {
@@ -113,14 +154,15 @@ impl Watch {
         let now = Instant::now();
         let exists = |name: &Arc<str>| world.routes.0.iter().any(|route| route.name == *name);
         self.polls.retain(|name, _| exists(name));
-        self.looked.retain(|name| exists(name));
-        self.queue.retain(|key| exists(&key.route));
+        self.standing.adopt(world.routes.0.iter().map(|route| &route.name));
+        self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|key, _| exists(&key.route));
-        self.owners = Owners::default();
+        self.owners = Owners::new(&world);
         for route in &world.routes.0 {
             self.polls.insert(route.name.clone(), Poll { next: now, first: true });
         }
         self.show_routes(&world);
+        self.answer();
     }
 
     fn show_routes(&self, world: &World) {
@@ -146,13 +188,17 @@ impl Watch {
     }
 
     fn show_ready(&self) {
-        let world = self.world();
-        let ready = world.routes.0.iter().all(|route| self.looked.contains(&route.name));
+        let ready = self.standing.is_ready();
         self.board.update(|status| status.ready = ready);
     }
 
-    fn show_queue(&self) {
-        let (depth, running, oldest) = self.queue.counts(Instant::now());
+    fn show_queue(&mut self) {
+        let (now, (depth, running, oldest)) = (Instant::now(), self.queue.counts());
+        let (shown_depth, shown_running, at) = self.shown;
+        if (depth, running) == (shown_depth, shown_running) && now.duration_since(at) < SHOWN_EVERY {
+            return;
+        }
+        self.shown = (depth, running, now);
         self.world().metrics.queue(depth, oldest);
         self.board.update(|status| {
             status.queue.depth = depth;
@@ -163,10 +209,11 @@ impl Watch {
 
     /// The next time at which something is due on its own.
     fn next_wake(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3600);
+        let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
         let poll = self.polls.values().map(|poll| poll.next).min();
-        let queue = self.queue.next().filter(|_| self.looks < LOOKS);
-        poll.into_iter().chain(queue).min().unwrap_or(far)
+        let show = (depth > 0).then(|| self.shown.2 + SHOWN_EVERY);
+        let far = now + Duration::from_secs(3600);
+        [poll, self.queue.next(), show].into_iter().flatten().min().unwrap_or(far)
     }
 
     /// Asks for looks at the routes whose time has come.
@@ -189,8 +236,12 @@ impl Watch {
             }
         }
         for (name, cause) in due {
-            let scope = Scope { routes: vec![name.to_string()], ..Scope::default() };
             self.show_next_look(&name);
+            // Polls do not pile up behind a slow catalog.
+            if cause != Cause::Start && self.inquiries.is_running(&name) {
+                continue;
+            }
+            let scope = Scope { routes: vec![name.to_string()], ..Scope::default() };
             self.take(Event {
                 scope,
                 cause,
@@ -209,106 +260,45 @@ impl Watch {
         self.board.update_route(name, |route| route.next_look = next);
     }
 
-    /// Takes an event: finds out beside the loop which repositories it is about.
-    fn take(&mut self, event: Event) {
-        let (world, owners, stop) = (self.world(), self.owners.clone(), self.stop.clone());
-        self.tasks.spawn(async move {
-            let mut found = Vec::new();
-            for (route, repository) in matching(&world, &event.scope) {
-                let discovered = match repository {
-                    Some(name) => Ok(Discovered { repositories: BTreeSet::from([name]), trouble: Vec::new() }),
-                    None => discover(&world, route, &owners, &stop).await,
-                };
-                found.push((route.name.clone(), discovered));
+    /// A task has ended. One that panicked ends what it was about all the same.
+    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        let (id, came) = match done {
+            Ok((id, done)) => (id, Some(done)),
+            Err(error) => {
+                tracing::error!(%error, "a task of the watch ended in a panic");
+                (error.id(), None)
             }
-            Done::Discovered { event, found }
-        });
-    }
-
-    fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        match done {
-            Ok(Done::Discovered { event, found }) => self.discovered(event, found),
-            Ok(Done::Looked { key, ask, tell, look }) => self.settled(key, ask, tell, look),
-            Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(%error, "a look ended in a panic; it is looked at again at the next poll"),
-        }
-    }
-
-    fn discovered(&mut self, event: Event, found: Vec<(Arc<str>, Result<Discovered, Fault>)>) {
-        let Event { scope, cause, actor, run_id, wish, reply, received } = event;
-        let (queued, looks) = match reply {
-            Some(Reply { queued, looks }) => (Some(queued), Some(looks)),
-            None => (None, None),
         };
-        let mut count = 0;
-        for (route, discovered) in found {
-            let (repositories, trouble) = match discovered {
-                Ok(discovered) => (discovered.repositories, discovered.trouble),
-                Err(fault) => (BTreeSet::new(), vec![Trouble::from(&fault)]),
-            };
-            self.tell_trouble(&route, &trouble, looks.as_ref());
-            if scope.repository.is_none() {
-                self.board.update_route(&route, |entry| entry.repositories = repositories.len());
-            }
-            if repositories.is_empty() {
-                self.note_looked(&route, &trouble);
-            }
-            for repository in repositories {
-                let key = LookKey { route: route.clone(), repository, dry_run: wish.dry_run };
-                let (cause, tags) = (self.sharpened(&key, cause), scope.tag.iter().cloned().collect());
-                let ask = Ask { tags, digest: scope.digest, cause, actor: actor.clone(), wish, run_id: run_id.clone() };
-                self.queue.ask(key, ask, looks.clone(), received.max(Instant::now()));
-                count += 1;
-            }
-        }
-        self.world().metrics.event(cause, if count > 0 { "queued" } else { "matched_nothing" });
-        if let Some(queued) = queued {
-            // Whoever asked may have gone: the looks are done all the same.
-            let _ = queued.send(count);
-        }
-    }
-
-    /// A poll becomes a look that asks production itself when the last one of that kind is long ago; spread evenly, because
-    /// each repository has a clock of its own.
-    fn sharpened(&mut self, key: &LookKey, cause: Cause) -> Cause {
-        let (verify, now) = (self.world().rhythm.verify, Instant::now());
-        let due = |last: &Instant| now.duration_since(*last) >= verify;
-        match cause {
-            Cause::Poll if self.verified.get(key).is_some_and(|last| !due(last)) => Cause::Poll,
-            Cause::Poll => {
-                self.verified.insert(key.clone(), now);
-                Cause::Verify
-            }
-            Cause::Start => {
-                // The first sweep comes at a time of its own for each repository.
-                self.verified.insert(key.clone(), now.checked_sub(verify.mul_f64(0.5 * random())).unwrap_or(now));
-                cause
-            }
-            _ => cause,
-        }
-    }
-
-    fn tell_trouble(&self, route: &Arc<str>, trouble: &[Trouble], looks: Option<&mpsc::UnboundedSender<Look>>) {
-        let text = trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
-        if self.changes.changed(&format!("discovery of {route}"), &text) && !text.is_empty() {
-            tracing::warn!(route = &**route, error = text, "repositories could not be found");
-        }
-        if let (Some(looks), false) = (looks, trouble.is_empty()) {
-            let _ = looks.send(Look { trouble: trouble.to_vec(), ..Look::default() });
+        let panicked = || Fault::retryable("ended in a panic, which is a defect of this program; the log says where");
+        match (self.running.remove(&id), came) {
+            (Some(Task::Look { key, ask, tell }), Some(Done::Looked(look))) => self.settled(key, ask, tell, look),
+            (Some(Task::Look { key, ask, tell }), _) => self.settled(key, ask, tell, fruitless(&panicked())),
+            (Some(Task::Discovery { route, world }), Some(Done::Discovered(found))) => self.discovered(&route, &world, found),
+            (Some(Task::Discovery { route, world }), _) => self.discovered(&route, &world, Err(panicked())),
+            (None, _) => {}
         }
     }
 
     /// Starts the looks whose turn has come.
     fn start_looks(&mut self) {
-        while self.looks < LOOKS {
-            let Some((key, waiting)) = self.queue.start(Instant::now()) else { return };
-            let world = self.world();
-            if world.route(&key.route).is_none() {
-                self.queue.settled(&key, true);
-                continue;
+        let (world, now) = (self.world(), Instant::now());
+        self.queue.advance(now);
+        loop {
+            let rank = match self.looks {
+                running if running < LOOKS - RESERVED => u8::MAX,
+                running if running < LOOKS => BY_NAME,
+                _ => return,
+            };
+            let Some((key, waiting)) = self.queue.start(now, rank) else { return };
+            let owner = world.route(&key.route).and_then(|route| world.routes.of(route.from.registry(), &key.repository));
+            if owner.is_some_and(|owner| owner.name == key.route) {
+                self.spawn_look(world.clone(), key, waiting);
+            } else {
+                waiting.interrupt();
+                self.queue.settled(&key, true, now);
+                self.standing.looked(&key.route, &key.repository, &[]);
+                self.show_ready();
             }
-            self.looks += 1;
-            self.spawn_look(world, key, waiting);
         }
     }
 
@@ -316,44 +306,38 @@ impl Watch {
         let (board, progress) = (self.board.clone(), self.progress.clone());
         let withdrawn = world.withdrawn.get(&key.route).cloned().unwrap_or_default();
         let stop = Stop { withdrawn, ..self.stop.clone() };
-        self.tasks.spawn(async move {
-            let Waiting { ask, tell, .. } = waiting;
+        let Waiting { ask, tell, .. } = waiting;
+        let task = Task::Look { key: key.clone(), ask: ask.clone(), tell };
+        let spawned = self.tasks.spawn(async move {
             let facts = Facts { run_id: ask.run_id.clone(), ..(*world.facts).clone() };
             let settle = Settle { facts: Arc::new(facts), progress, listener: None };
-            let look = match world.route(&key.route) {
-                Some(route) => {
-                    world.metrics.look_begins(&key.route, ask.cause);
-                    Looking {
-                        world: &world,
-                        route,
-                        repository: &key.repository,
-                        ask: &ask,
-                        settle: &settle,
-                        board: &board,
-                        stop: &stop,
-                    }
-                    .look()
-                    .await
-                }
-                None => Look::default(),
+            let Some(route) = world.route(&key.route) else { return Done::Looked(Look::default()) };
+            world.metrics.look_begins(&key.route, ask.cause);
+            let looking = Looking {
+                world: &world,
+                route,
+                repository: &key.repository,
+                ask: &ask,
+                settle: &settle,
+                board: &board,
+                stop: &stop,
             };
-            Done::Looked { key, ask, tell, look }
+            Done::Looked(looking.look().await)
         });
+        self.running.insert(spawned.id(), task);
+        self.looks += 1;
     }
 
-    fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<mpsc::UnboundedSender<Look>>, look: Look) {
+    fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<Tell>, look: Look) {
         self.looks -= 1;
-        let well = !calls_for_another(&look);
-        if !well && !key.dry_run && !self.stop.drain.is_cancelled() {
-            self.queue.ask_later(
-                key.clone(),
-                Ask { actor: Actor::daemon(), wish: Wish::default(), run_id: run_id(), ..ask },
-                Instant::now(),
-            );
+        let (pace, now) = (pace(&look), Instant::now());
+        if let Some(pace) = pace.filter(|_| !key.dry_run && !self.stop.drain.is_cancelled()) {
+            self.queue.ask_later(key.clone(), again(&ask), pace, now);
         }
-        self.queue.settled(&key, well);
+        self.queue.settled(&key, pace.is_none(), now);
         self.log_trouble(&key, &look);
-        self.note_looked(&key.route, &look.trouble);
+        self.note_looked(&key, ask.tags.is_empty(), &look.trouble);
+        let look = Arc::new(look);
         for asker in tell {
             // Whoever asked may have gone.
             let _ = asker.send(look.clone());
@@ -370,42 +354,61 @@ impl Watch {
         }
     }
 
-    fn note_looked(&mut self, route: &Arc<str>, trouble: &[Trouble]) {
-        self.looked.insert(route.clone());
-        let totals = self.world().metrics.totals(route);
-        let now = Timestamp::now();
-        let open = totals.failed + totals.conflict + totals.drift + totals.existing + totals.refused + totals.waiting;
-        self.board.update_route(route, |entry| {
+    /// Only a look at a whole repository says how the route stands; a dry run says nothing.
+    fn note_looked(&mut self, key: &LookKey, whole: bool, trouble: &[Trouble]) {
+        if key.dry_run {
+            return;
+        }
+        if whole {
+            self.standing.looked(&key.route, &key.repository, trouble);
+        }
+        let totals = self.world().metrics.totals(&key.route);
+        let (now, trouble) = (Timestamp::now(), self.standing.trouble(&key.route));
+        let all_equal = self.world().metrics.is_equal(&key.route);
+        self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);
             entry.tags = Totals { up_to_date: totals.up_to_date + totals.promoted, promoted: 0, ..totals };
-            entry.trouble = trouble.to_vec();
-            if trouble.is_empty() && open == 0 {
+            if whole && trouble.is_empty() && all_equal {
                 entry.last_success = Some(now);
             }
+            entry.trouble = trouble;
         });
-        self.show_next_look(route);
+        self.show_next_look(&key.route);
         self.show_ready();
     }
 }
 
-/// Whether trouble in a look may pass by itself.
-fn calls_for_another(look: &Look) -> bool {
-    let may_pass =
-        |class: &str| class == Class::RETRYABLE.name() || class == Class::NotFound.name() || class == Class::Corrupt.name();
-    let failed = look.jobs.iter().filter(|job| job.result == Outcome::Failed).filter_map(|job| job.error.as_ref());
-    failed.chain(&look.trouble).any(|trouble| may_pass(&trouble.class))
+/// The look that follows one in trouble: the daemon's own, and as strict as the one before.
+fn again(ask: &Ask) -> Ask {
+    let cause = if ask.cause.trusts_hints() { Cause::Poll } else { Cause::Verify };
+    Ask { cause, actor: Actor::daemon(), wish: Wish::default(), run_id: run_id(), ..ask.clone() }
+}
+
+/// How soon a look is to follow this one, if trouble in it may pass by itself.
+fn pace(look: &Look) -> Option<Pace> {
+    let whole = |class: Class| look.trouble.iter().any(|trouble| trouble.class == class.name());
+    let failed = || look.jobs.iter().filter(|job| job.result == Outcome::Failed).filter_map(|job| job.error.as_ref());
+    let single = |class: Class| failed().any(|trouble| trouble.class == class.name());
+    if whole(Class::Auth) || single(Class::Auth) {
+        Some(Pace::SLOW)
+    } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
+        Some(Pace::WHOLE)
+    } else if single(Class::RETRYABLE) || single(Class::Corrupt) || single(Class::NotFound) {
+        Some(Pace::TAGS)
+    } else {
+        whole(Class::NotFound).then_some(Pace::ABSENT)
+    }
 }
 
 /// The routes that a scope is about, with the repository when the scope names one that falls to it.
-pub(super) fn matching<'a>(world: &'a World, scope: &Scope) -> Vec<(&'a super::route::Route, Option<RepositoryName>)> {
-    let named = |route: &&super::route::Route| scope.routes.is_empty() || scope.routes.iter().any(|name| *name == *route.name);
+pub(super) fn matching<'a>(world: &'a World, scope: &Scope) -> Vec<(&'a Route, Option<RepositoryName>)> {
+    let named = |route: &&Route| scope.routes.is_empty() || scope.routes.iter().any(|name| *name == *route.name);
     let routes = world.routes.0.iter().filter(named);
     match &scope.repository {
         None => routes.map(|route| (route, None)).collect(),
         Some(name) => {
-            let has_it = |route: &&super::route::Route| {
-                world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name)
-            };
+            let has_it =
+                |route: &&Route| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
             routes.filter(has_it).map(|route| (route, Some(name.clone()))).collect()
         }
     }

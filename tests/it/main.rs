@@ -2,18 +2,26 @@
 
 mod support;
 
+mod askers;
 mod bad_input;
 mod contract;
+mod cut;
 mod docs;
 mod ecr;
 mod ecr_trouble;
+mod engine;
+mod fanout;
+mod kill;
 mod layout;
 mod layouts;
 mod memory_bound;
 mod metrics;
 mod moto;
 mod promote;
+mod referrers;
 mod running;
+mod storm;
 mod table;
 mod tools;
+mod unchanged;
 mod unit;

@@ -87,6 +87,27 @@ async fn numbers_tell_what_happened() {
 }
 
 #[tokio::test]
+async fn what_a_reload_takes_away_leaves_no_numbers() {
+    let (stage, daemon) = at_work().await;
+    let config = stage.config(|config| {
+        config.registry("elsewhere", &stage.target.url()).route("app", json!({"to": "elsewhere/other"})).route("second", json!({}))
+    });
+    stage.ferry.write_config(&config);
+    daemon.signal("HUP").await;
+    eventually("the new destination has numbers", async || {
+        daemon.metric("blobferry_tags", &[("route", "app"), ("destination", "elsewhere")]).await
+    })
+    .await;
+    let old = "route=\"app\"";
+    let text = daemon.metrics().await;
+    let left: Vec<_> = text.lines().filter(|line| line.contains(old) && line.contains("destination=\"production\"")).collect();
+    assert!(left.is_empty(), "{left:#?}");
+    stage.ferry.write_config(&stage.config(|config| config.route("second", json!({}))));
+    daemon.signal("HUP").await;
+    eventually("the route has no numbers any more", async || (!daemon.metrics().await.contains(old)).then_some(())).await;
+}
+
+#[tokio::test]
 async fn the_linter_has_nothing_to_say() {
     let (_stage, daemon) = at_work().await;
     assert_eq!(lint(&daemon.metrics().await).await, "");

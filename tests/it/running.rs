@@ -181,6 +181,25 @@ async fn a_bad_config_changes_nothing_and_a_good_one_does() {
 }
 
 #[tokio::test]
+async fn a_reload_brings_the_new_secret_and_says_each_time_what_needs_a_restart() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let daemon = stage.ferry.start_ready().await;
+    let secret = stage.ferry.file("secret", "open sesame\n");
+    stage.ferry.write_config(
+        &stage.config(|config| config.daemon("secret_file", json!(secret)).daemon("listen", json!("off")).route("app", json!({}))),
+    );
+    let warnings = || daemon.log().lines().filter(|line| line.contains("takes a restart") && line.contains("listen")).count();
+    for reload in 1..=2 {
+        daemon.signal("HUP").await;
+        eventually("the log says that `listen` takes a restart", async || (warnings() == reload).then_some(())).await;
+    }
+    eventually("the secret is needed", async || (daemon.get("/v1/status").await.status() == 401).then_some(())).await;
+    let asked = daemon.request("/v1/sync").header("authorization", "Bearer open sesame").body("{}").send().await.unwrap();
+    assert_ne!(asked.status(), 401);
+    assert!(!daemon.log().contains("sesam"), "the secret was said");
+}
+
+#[tokio::test]
 async fn a_stop_in_mid_transfer_ends_well_and_goes_on_later() {
     let stage = Stage::build(Program::Distribution3, |config| config.daemon("grace", json!("2s")).route("app", json!({}))).await;
     let mut daemon = stage.ferry.start_ready().await;

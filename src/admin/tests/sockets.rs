@@ -24,7 +24,7 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("control.sock");
     let listen = Some("127.0.0.1:0".parse().unwrap());
-    let settings = Settings { listen, socket: Some(socket.clone()), deadlines, secret: None };
+    let settings = Settings { listen, socket: Some(socket.clone()), deadlines, secret: Secret::default() };
     let (services, events) = services();
     let bound = bind(&settings).await.unwrap();
     let (address, stop) = (bound.address().unwrap(), CancellationToken::new());

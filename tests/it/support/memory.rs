@@ -302,6 +302,14 @@ impl Registry {
         content.blobs.iter().chain(content.manifests.keys()).copied().collect()
     }
 
+    /// The children of an index that a repository holds.
+    pub fn children(&self, repository: &str, digest: &Digest) -> Vec<Digest> {
+        let (media_type, bytes) = self.state().content(repository).manifests.get(digest).expect("it is held").clone();
+        let manifest =
+            Manifest::parse(bytes, Some(media_type.as_str()), digest.algorithm()).expect("a manifest that was taken is one");
+        manifest.children.iter().map(|child| child.digest).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("no test panics while it holds the registry")
     }

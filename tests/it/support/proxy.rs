@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 
@@ -87,6 +88,10 @@ pub struct Entry {
     pub authorization: bool,
     /// The answer's status; none while there is no answer.
     pub status: Option<u16>,
+    /// When it came.
+    pub at: Instant,
+    /// When it was answered.
+    pub answered_at: Option<Instant>,
     sent: Arc<AtomicU64>,
     read: Arc<AtomicU64>,
 }
@@ -322,7 +327,17 @@ impl Shared {
         let kind = Kind::of(request.method(), &path);
         let authorization = request.headers().contains_key(AUTHORIZATION);
         let (sent, read) = Default::default();
-        let entry = Entry { kind, method: request.method().clone(), path, authorization, status: None, sent, read };
+        let entry = Entry {
+            kind,
+            method: request.method().clone(),
+            path,
+            authorization,
+            status: None,
+            at: Instant::now(),
+            answered_at: None,
+            sent,
+            read,
+        };
         let number = {
             let mut log = self.log();
             log.push(entry.clone());
@@ -337,6 +352,7 @@ impl Shared {
         // The log may have been forgotten since.
         if let Some(entry) = self.log().get_mut(number) {
             entry.status = Some(status);
+            entry.answered_at = Some(Instant::now());
         }
     }
 

@@ -48,6 +48,8 @@ pub enum Act {
     Silent,
     /// A listing of tags that has always one more page.
     EndlessTags,
+    /// 429 and `Retry-After` as a date so many seconds from now.
+    BusyUntil(u64),
     /// Beyond so many requests in a window: 429 and `Retry-After` in seconds.
     RateLimit { most: usize, window: Duration, retry_after: u64 },
 }
@@ -137,6 +139,7 @@ pub struct Rule {
     part: String,
     first: usize,
     times: usize,
+    every: usize,
     acts: Vec<Act>,
     seen: usize,
     window: VecDeque<Instant>,
@@ -146,7 +149,16 @@ impl Rule {
     /// Every request of these kinds; of any kind when there are none.
     pub fn on(kinds: &[Kind]) -> Rule {
         let kinds = kinds.to_vec();
-        Rule { kinds, part: String::new(), first: 0, times: usize::MAX, acts: Vec::new(), seen: 0, window: VecDeque::new() }
+        Rule {
+            kinds,
+            part: String::new(),
+            first: 0,
+            times: usize::MAX,
+            every: 1,
+            acts: Vec::new(),
+            seen: 0,
+            window: VecDeque::new(),
+        }
     }
 
     /// Only where the path and query hold this text.
@@ -167,6 +179,12 @@ impl Rule {
         self
     }
 
+    /// Only each k-th of those that would be meant.
+    pub fn every(mut self, every: usize) -> Rule {
+        self.every = every;
+        self
+    }
+
     /// What happens; several acts happen in order.
     pub fn act(mut self, act: impl Into<Act>) -> Rule {
         self.acts.push(act.into());
@@ -180,7 +198,10 @@ impl Rule {
         }
         let turn = self.seen;
         self.seen += 1;
-        if turn < self.first || turn - self.first >= self.times {
+        if turn < self.first
+            || turn - self.first >= self.times.saturating_mul(self.every)
+            || !(turn - self.first).is_multiple_of(self.every)
+        {
             return Vec::new();
         }
         let acts = self.acts.clone();
@@ -188,6 +209,11 @@ impl Rule {
     }
 
     fn limited(&mut self, act: Act) -> Option<Act> {
+        if let Act::BusyUntil(seconds) = act {
+            let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds as i64);
+            let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).expect("a date of our time");
+            return Some(Reply::status(429).header("retry-after", &date).into());
+        }
         let Act::RateLimit { most, window, retry_after } = act else { return Some(act) };
         let now = Instant::now();
         while self.window.front().is_some_and(|then| now.duration_since(*then) >= window) {

@@ -1,0 +1,176 @@
+//! Which registries answer and accept us.
+//!
+//! The last word of every request counts, after its retries. That credentials are refused counts longer: reading may go on
+//! well where writing is refused, so a refusal holds until a look has ended without another one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use prometheus::{Error, GaugeVec, Opts, Registry};
+
+use crate::fault::{Class, Fault};
+
+const HELP: &str = "Whether the registry answers and accepts us: 1, else 0; 0 also until it has first been asked.";
+
+/// What is known of the registries. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Health {
+    gauge: GaugeVec,
+    registries: Arc<Mutex<BTreeMap<String, Heard>>>,
+}
+
+/// What a registry said last.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// Whether it answers and accepts us; unknown before the first request.
+    pub up: Option<bool>,
+    /// Why it does not.
+    pub trouble: Option<String>,
+    /// How often it has refused our credentials.
+    refusals: u64,
+    /// A refusal still holds.
+    refused: bool,
+}
+
+/// How often registries had refused us when a look began.
+#[derive(Debug)]
+pub struct Mark(Vec<(String, u64)>);
+
+impl Health {
+    /// Registers the gauge.
+    ///
+    /// # Errors
+    /// When it is registered already.
+    pub(super) fn new(registry: &Registry) -> Result<Health, Error> {
+        let gauge = GaugeVec::new(Opts::new("blobferry_registry_up", HELP), &["registry"])?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(Health { gauge, registries: Arc::default() })
+    }
+
+    /// Watches the registry of that name, if it is not watched already. Of others nothing is noted.
+    pub fn prepare(&self, registry: &str) {
+        self.gauge.with_label_values(&[registry]);
+        self.lock().entry(registry.into()).or_default();
+    }
+
+    /// Forgets the registries that are not `known`.
+    pub fn retain(&self, known: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| {
+            let stays = known(name);
+            if !stays {
+                // `prepare` made it.
+                let _ = self.gauge.remove_label_values(&[name.as_str()]);
+            }
+            stays
+        });
+    }
+
+    /// What the registry said last; `None`: it is not watched.
+    pub fn of(&self, registry: &str) -> Option<Heard> {
+        self.lock().get(registry).cloned()
+    }
+
+    /// A request has come to its end: with an answer, or with a fault. A fault that says nothing of the registry as a whole
+    /// changes nothing.
+    pub fn heard(&self, registry: &str, fault: Option<&Fault>) {
+        self.note(registry, |heard| match fault.map(Fault::class) {
+            None if heard.refused => {}
+            None => (heard.up, heard.trouble) = (Some(true), None),
+            Some(class @ (Class::Auth | Class::Retryable { .. })) => {
+                (heard.up, heard.trouble) = (Some(false), fault.map(Fault::chain));
+                heard.refused |= class == Class::Auth;
+                heard.refusals += u64::from(class == Class::Auth);
+            }
+            Some(_) => {}
+        });
+    }
+
+    /// A look at these registries begins.
+    pub fn mark<'a>(&self, registries: impl Iterator<Item = &'a str>) -> Mark {
+        let state = self.lock();
+        Mark(registries.filter_map(|name| Some((name.into(), state.get(name)?.refusals))).collect())
+    }
+
+    /// The look has ended with answers from all of them: refusals from before it hold no longer, unless there was another one.
+    pub fn clear(&self, mark: &Mark) {
+        for (registry, refusals) in &mark.0 {
+            self.note(registry, |heard| {
+                if heard.refused && heard.refusals == *refusals {
+                    *heard = Heard { up: Some(true), refusals: *refusals, ..Heard::default() };
+                }
+            });
+        }
+    }
+
+    fn note(&self, registry: &str, change: impl FnOnce(&mut Heard)) {
+        if let Some(heard) = self.lock().get_mut(registry) {
+            change(heard);
+            self.gauge.with_label_values(&[registry]).set(f64::from(heard.up == Some(true)));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Heard>> {
+        self.registries.lock().expect("nothing panics while it notes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health() -> Health {
+        let health = Health::new(&Registry::new()).unwrap();
+        health.prepare("production");
+        health
+    }
+
+    fn up(health: &Health) -> (Option<bool>, f64) {
+        (health.of("production").unwrap().up, health.gauge.with_label_values(&["production"]).get())
+    }
+
+    #[test]
+    fn a_registry_is_up_when_it_answers_and_down_when_it_does_not() {
+        let health = health();
+        assert_eq!(up(&health), (None, 0.0), "it has not been asked");
+        health.heard("production", None);
+        assert_eq!(up(&health), (Some(true), 1.0));
+        health.heard("production", Some(&Fault::rejected("no such thing")));
+        assert_eq!(up(&health), (Some(true), 1.0), "it answers");
+        health.heard("production", Some(&Fault::retryable("no answer")));
+        assert_eq!(up(&health), (Some(false), 0.0));
+        assert_eq!(health.of("production").unwrap().trouble.as_deref(), Some("no answer"));
+        health.heard("production", None);
+        assert_eq!(up(&health), (Some(true), 1.0));
+        assert_eq!(health.of("production").unwrap().trouble, None);
+    }
+
+    #[test]
+    fn a_refusal_holds_until_a_look_ends_without_one() {
+        let health = health();
+        let refusal = Fault::new(Class::Auth, "pull only");
+        let look = |refused: bool| {
+            let mark = health.mark(["production"].into_iter());
+            health.heard("production", None);
+            if refused {
+                health.heard("production", Some(&refusal));
+            }
+            health.heard("production", None);
+            health.clear(&mark);
+        };
+        look(true);
+        assert_eq!(up(&health), (Some(false), 0.0), "reading works, writing does not");
+        look(true);
+        assert_eq!(up(&health), (Some(false), 0.0));
+        look(false);
+        assert_eq!(up(&health), (Some(true), 1.0));
+    }
+
+    #[test]
+    fn a_registry_that_is_no_more_is_not_brought_back() {
+        let health = health();
+        health.retain(|name| name != "production");
+        health.heard("production", Some(&Fault::retryable("no answer")));
+        assert!(health.of("production").is_none());
+        assert_eq!(prometheus::core::Collector::collect(&health.gauge)[0].get_metric().len(), 0);
+    }
+}

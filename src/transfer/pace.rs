@@ -1,0 +1,371 @@
+//! Pace: when the next request of one kind may go to one registry, and how many at once.
+//!
+//! - A registry that asks for patience gets it from everybody: nobody passes a closed [`Gate`], whoever was told.
+//! - Congestion halves the number of requests at once, an answer that helps widens it again by a part of one. What was
+//!   sent before the last halving says nothing new: at most one halving for each epoch.
+//! - Documented quotas are token buckets. Whoever waits for a time to come stands first in line and holds nothing.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// The first wait where a registry says "too much" and names no time; each further one in a row doubles.
+const FIRST: Duration = Duration::from_millis(200);
+/// The longest wait of our own choice.
+const LONGEST: Duration = Duration::from_secs(30);
+/// The part of a quota that looks may use up: the rest is left to those who carry, here and elsewhere.
+const LOOKS: f64 = 0.25;
+
+/// What one kind of request to one registry has to keep to.
+#[derive(Debug)]
+pub(super) struct Gate {
+    state: Mutex<State>,
+    requests: Arc<Window>,
+    bodies: Arc<Window>,
+    quota: Option<Bucket>,
+    looks: Option<Bucket>,
+    line: tokio::sync::Mutex<()>,
+    line_of_looks: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    /// Counts halvings.
+    epoch: u64,
+    /// Nobody passes before.
+    closed_until: Instant,
+    /// Refusals without a time since the last answer that helped.
+    refusals: u32,
+}
+
+/// The right to send one request. Whoever has it says what came of it.
+#[derive(Debug)]
+pub(super) struct Pass {
+    epoch: u64,
+    _permit: Option<Permit>,
+}
+
+impl Gate {
+    /// A gate for `most` requests at once and `quota` a second.
+    pub(super) fn new(most: usize, quota: Option<f64>) -> Gate {
+        let state = State { epoch: 0, closed_until: Instant::now(), refusals: 0 };
+        let bucket = |rate: f64| Bucket::new(rate, (rate / 4.0).max(1.0));
+        Gate {
+            state: Mutex::new(state),
+            requests: Window::new(most),
+            bodies: Window::new(most),
+            quota: quota.map(bucket),
+            looks: quota.map(|rate| bucket(rate * LOOKS)),
+            line: tokio::sync::Mutex::default(),
+            line_of_looks: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Keeps closed what the gate before this one kept closed.
+    pub(super) fn inherit(&self, before: &Gate) {
+        self.lock().closed_until = before.lock().closed_until;
+    }
+
+    /// How long nobody may pass.
+    pub(super) fn closed_for(&self) -> Duration {
+        self.lock().closed_until.saturating_duration_since(Instant::now())
+    }
+
+    /// Ends when the gate is open. It may be closed again right after.
+    pub(super) async fn opens(&self) {
+        loop {
+            let until = self.lock().closed_until;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+
+    /// The right to send one request, in turn; `pace` and the quota are paid from, and looks pay from their part as well.
+    pub(super) async fn pass(&self, look: bool, pace: Option<&Bucket>) -> Pass {
+        let _looks = if look { Some(self.line_of_looks.lock().await) } else { None };
+        let share = self.looks.as_ref().filter(|_| look);
+        if let Some(share) = share {
+            sleep(share.ready_in()).await;
+        }
+        let _first = self.line.lock().await;
+        let buckets = || [pace, self.quota.as_ref(), share].into_iter().flatten();
+        loop {
+            self.opens().await;
+            let wait = buckets().map(Bucket::ready_in).max().unwrap_or_default();
+            if !wait.is_zero() {
+                sleep(wait).await;
+                continue;
+            }
+            let permit = self.requests.acquire().await;
+            let ready = self.closed_for().is_zero() && buckets().all(|bucket| bucket.ready_in().is_zero());
+            if ready {
+                for bucket in buckets() {
+                    bucket.take(1.0);
+                }
+                return Pass { epoch: self.lock().epoch, _permit: Some(permit) };
+            }
+        }
+    }
+
+    /// The word of a request that needs no right of its own: it belongs to a body that has one.
+    pub(super) fn free_pass(&self) -> Pass {
+        Pass { epoch: self.lock().epoch, _permit: None }
+    }
+
+    /// The right to move one body.
+    pub(super) async fn body(&self) -> Permit {
+        self.bodies.acquire().await
+    }
+
+    /// A request helped.
+    pub(super) fn helped(&self, pass: &Pass) {
+        let mut state = self.lock();
+        if pass.epoch == state.epoch {
+            state.refusals = 0;
+        }
+        self.requests.widen();
+        self.bodies.widen();
+    }
+
+    /// A request met congestion. `after` is the time that the registry asked for: zero when it asked without naming one,
+    /// `None` when it just failed. Returns by how much longer the gate is closed now.
+    pub(super) fn congested(&self, pass: &Pass, after: Option<Duration>) -> Duration {
+        let mut state = self.lock();
+        let is_news = pass.epoch == state.epoch;
+        if is_news {
+            state.epoch += 1;
+            self.requests.halve();
+            self.bodies.halve();
+        }
+        let wait = match after {
+            Some(Duration::ZERO) if is_news => {
+                state.refusals += 1;
+                LONGEST.min(FIRST.saturating_mul(1 << (state.refusals - 1).min(16)))
+            }
+            after => after.unwrap_or_default(),
+        };
+        let now = Instant::now();
+        let (before, until) = (state.closed_until.max(now), now + wait);
+        state.closed_until = state.closed_until.max(until);
+        until.saturating_duration_since(before)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the gate")
+    }
+}
+
+/// How many may go at once: between one and `most`, first come, first served.
+#[derive(Debug)]
+pub(super) struct Window {
+    permits: Arc<Semaphore>,
+    most: usize,
+    width: Mutex<Width>,
+}
+
+#[derive(Debug)]
+struct Width {
+    now: usize,
+    /// Permits that are out and are not given back to anybody.
+    owed: usize,
+    /// Answers that helped since the last widening.
+    helped: usize,
+}
+
+/// The right to be one of them.
+#[derive(Debug)]
+pub(super) struct Permit {
+    window: Arc<Window>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Window {
+    fn new(most: usize) -> Arc<Window> {
+        let width = Mutex::new(Width { now: most, owed: 0, helped: 0 });
+        Arc::new(Window { permits: Arc::new(Semaphore::new(most)), most, width })
+    }
+
+    async fn acquire(self: &Arc<Window>) -> Permit {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        Permit { window: self.clone(), permit: Some(permit) }
+    }
+
+    fn halve(&self) {
+        let mut width = self.lock();
+        let less = width.now / 2;
+        width.owed += less - self.permits.forget_permits(less);
+        width.now -= less;
+        width.helped = 0;
+    }
+
+    /// One more after as many answers as there may be requests at once: by one for each round trip.
+    fn widen(&self) {
+        let mut width = self.lock();
+        width.helped += 1;
+        if width.now == self.most || width.helped < width.now {
+            return;
+        }
+        width.helped = 0;
+        width.now += 1;
+        match width.owed {
+            0 => self.permits.add_permits(1),
+            _ => width.owed -= 1,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Width> {
+        self.width.lock().expect("nothing panics while it holds the width")
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut width = self.window.lock();
+        if width.owed > 0 {
+            width.owed -= 1;
+            if let Some(permit) = self.permit.take() {
+                permit.forget();
+            }
+        }
+    }
+}
+
+/// A token bucket that may go into debt: a taker is told how long to wait until the debt is paid.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    rate: f64,
+    most: f64,
+    state: Mutex<(f64, Instant)>,
+}
+
+impl Bucket {
+    /// `rate` a second, at most `most` saved up.
+    pub(super) fn new(rate: f64, most: f64) -> Bucket {
+        Bucket { rate, most, state: Mutex::new((most, Instant::now())) }
+    }
+
+    /// How long until a whole token is there.
+    pub(super) fn ready_in(&self) -> Duration {
+        self.wait_for(1.0 - self.fill().0)
+    }
+
+    /// Takes `amount`; the time until that has been paid for.
+    pub(super) fn take(&self, amount: f64) -> Duration {
+        let mut state = self.fill();
+        state.0 -= amount;
+        self.wait_for(-state.0)
+    }
+
+    fn fill(&self) -> std::sync::MutexGuard<'_, (f64, Instant)> {
+        let mut state = self.state.lock().expect("nothing panics while it holds the bucket");
+        let now = Instant::now();
+        let (tokens, at) = *state;
+        *state = ((tokens + now.duration_since(at).as_secs_f64() * self.rate).min(self.most), now);
+        state
+    }
+
+    fn wait_for(&self, missing: f64) -> Duration {
+        // Less than that is the rounding of fractions.
+        if missing < 1e-6 { Duration::ZERO } else { Duration::from_secs_f64((missing / self.rate).min(3600.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_passes_before_the_time_that_one_was_told() {
+        let gate = Arc::new(Gate::new(4, None));
+        let (told, other) = (gate.pass(false, None).await, gate.pass(false, None).await);
+        assert_eq!(gate.congested(&told, Some(TEN)), TEN);
+        assert_eq!(gate.congested(&other, Some(TEN / 2)), Duration::ZERO, "the longer wait stands");
+        drop((told, other));
+        let start = Instant::now();
+        futures::future::join_all((0..20).map(|_| async { drop(gate.pass(false, None).await) })).await;
+        assert_eq!(start.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_that_closes_while_somebody_waits_for_a_permit_holds_him_back() {
+        let gate = Arc::new(Gate::new(1, None));
+        let first = gate.pass(false, None).await;
+        let start = Instant::now();
+        let second = async { (gate.pass(false, None).await, start.elapsed()).1 };
+        let refused = async {
+            sleep(Duration::from_secs(1)).await;
+            gate.congested(&first, Some(TEN));
+            drop(first);
+        };
+        assert_eq!(tokio::join!(second, refused).0.as_secs(), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn congestion_halves_once_for_each_epoch_and_answers_widen() {
+        let gate = Gate::new(16, None);
+        let mut passes = Vec::new();
+        for _ in 0..16 {
+            passes.push(gate.pass(false, None).await);
+        }
+        for pass in &passes {
+            gate.congested(pass, None);
+        }
+        drop(passes);
+        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (8, 8));
+        for _ in 0..8 {
+            gate.helped(&gate.free_pass());
+        }
+        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (9, 9));
+        for _ in 0..10 {
+            gate.congested(&gate.free_pass(), None);
+        }
+        assert_eq!(gate.bodies.lock().now, 1, "one may always go");
+        for _ in 0..200 {
+            gate.helped(&gate.free_pass());
+        }
+        assert_eq!((gate.bodies.lock().now, gate.bodies.permits.available_permits()), (16, 16));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_names_no_time_is_given_more_and_more() {
+        let gate = Gate::new(4, None);
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            waits.push(gate.congested(&gate.free_pass(), Some(Duration::ZERO)));
+            gate.opens().await;
+        }
+        assert_eq!(waits, [1, 2, 4, 8].map(|times| FIRST * times));
+        gate.helped(&gate.free_pass());
+        assert_eq!(gate.congested(&gate.free_pass(), Some(Duration::ZERO)), FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_is_kept_and_looks_use_a_quarter_of_it() {
+        for (look, seconds) in [(false, 8), (true, 32)] {
+            let gate = Gate::new(32, Some(10.0));
+            let start = Instant::now();
+            for _ in 0..82 {
+                drop(gate.pass(look, None).await);
+            }
+            let took = start.elapsed().as_secs();
+            assert!((seconds - 1..=seconds + 1).contains(&took), "82 requests took {took} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_gate_does_not_turn_into_a_burst() {
+        let gate = Gate::new(32, Some(10.0));
+        gate.congested(&gate.free_pass(), Some(TEN));
+        let start = Instant::now();
+        for _ in 0..22 {
+            drop(gate.pass(false, None).await);
+        }
+        assert_eq!(start.elapsed().as_secs(), 11);
+    }
+}

@@ -1,0 +1,122 @@
+//! How the routes stand: which have been looked at once, and what is wrong with which of their repositories.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::discover::Discovered;
+use crate::job::Trouble;
+use crate::oci::RepositoryName;
+
+/// Repositories of one route whose trouble is remembered.
+const REMEMBERED: usize = 1000;
+/// Troubles of one route that are shown.
+const SHOWN: usize = 100;
+
+/// How the routes stand.
+#[derive(Debug, Default)]
+pub struct Standing {
+    routes: BTreeMap<Arc<str>, Route>,
+}
+
+#[derive(Debug, Default)]
+struct Route {
+    /// Repositories of the first discovery that have not been looked at; `None`: there was none yet.
+    first: Option<BTreeSet<RepositoryName>>,
+    /// Of the discovery itself under `None`.
+    trouble: BTreeMap<Option<RepositoryName>, Vec<Trouble>>,
+}
+
+impl Standing {
+    /// Takes up the routes that there are now; what is known of those that stay is kept.
+    pub fn adopt<'a>(&mut self, routes: impl Iterator<Item = &'a Arc<str>>) {
+        let mut before = std::mem::take(&mut self.routes);
+        self.routes = routes.map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
+    }
+
+    /// A discovery of the route has ended.
+    pub fn discovered(&mut self, route: &str, discovered: &Discovered) {
+        let Some(entry) = self.routes.get_mut(route) else { return };
+        entry.first.get_or_insert_with(|| discovered.repositories.clone());
+        entry.trouble.retain(|name, _| name.as_ref().is_some_and(|name| discovered.repositories.contains(name)));
+        entry.note(None, &discovered.trouble);
+    }
+
+    /// A discovery of the route has failed: of its repositories holds what was known.
+    pub fn undiscovered(&mut self, route: &str, trouble: &Trouble) {
+        let Some(entry) = self.routes.get_mut(route) else { return };
+        entry.first.get_or_insert_default();
+        entry.note(None, std::slice::from_ref(trouble));
+    }
+
+    /// A look at a whole repository has ended, or will not be.
+    pub fn looked(&mut self, route: &str, repository: &RepositoryName, trouble: &[Trouble]) {
+        let Some(entry) = self.routes.get_mut(route) else { return };
+        if let Some(first) = &mut entry.first {
+            first.remove(repository);
+        }
+        entry.note(Some(repository), trouble);
+    }
+
+    /// Whether every route has been looked at once, whatever came of it.
+    pub fn is_ready(&self) -> bool {
+        self.routes.values().all(|route| route.first.as_ref().is_some_and(BTreeSet::is_empty))
+    }
+
+    /// What is wrong with a route now.
+    pub fn trouble(&self, route: &str) -> Vec<Trouble> {
+        let all = self.routes.get(route).into_iter().flat_map(|route| route.trouble.values().flatten());
+        all.take(SHOWN).cloned().collect()
+    }
+}
+
+impl Route {
+    fn note(&mut self, repository: Option<&RepositoryName>, trouble: &[Trouble]) {
+        self.trouble.remove(&repository.cloned());
+        if !trouble.is_empty() && self.trouble.len() < REMEMBERED {
+            let shown = trouble.iter().take(SHOWN).cloned().collect();
+            self.trouble.insert(repository.cloned(), shown);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Discovered {
+        let repositories = names.iter().map(|name| name.parse().unwrap()).collect();
+        Discovered { repositories, trouble: Vec::new() }
+    }
+
+    fn trouble(text: &str) -> Vec<Trouble> {
+        vec![Trouble { class: "retryable".into(), text: text.into() }]
+    }
+
+    #[test]
+    fn a_route_is_looked_at_once_when_all_its_first_repositories_are() {
+        let mut standing = Standing::default();
+        let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
+        standing.adopt([&one, &other].into_iter());
+        standing.discovered("one", &found(&["a", "b"]));
+        standing.looked("one", &"a".parse().unwrap(), &[]);
+        standing.undiscovered("other", &trouble("no catalog")[0]);
+        assert!(!standing.is_ready(), "b has not been looked at");
+        standing.discovered("one", &found(&["a", "b", "c"]));
+        standing.looked("one", &"b".parse().unwrap(), &trouble("down"));
+        assert!(standing.is_ready(), "whatever came of it, and without what was found later");
+    }
+
+    #[test]
+    fn trouble_of_one_repository_outlives_looks_at_others() {
+        let mut standing = Standing::default();
+        standing.adopt([&"one".into()].into_iter());
+        standing.discovered("one", &found(&["a", "b"]));
+        standing.looked("one", &"a".parse().unwrap(), &trouble("a is down"));
+        standing.looked("one", &"b".parse().unwrap(), &[]);
+        standing.undiscovered("one", &trouble("no catalog")[0]);
+        let texts = |standing: &Standing| standing.trouble("one").into_iter().map(|trouble| trouble.text).collect::<Vec<_>>();
+        assert_eq!(texts(&standing), ["no catalog", "a is down"]);
+        standing.discovered("one", &found(&["b"]));
+        assert!(texts(&standing).is_empty(), "what is gone is in no trouble");
+    }
+}
