@@ -165,7 +165,7 @@ impl Metrics {
         let no_registry = |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
         [&self.promotions, &self.outcomes, &self.blobs].into_iter().for_each(|vec| forget_series(vec, no_place));
         [&self.promotion_seconds, &self.push_to_production_seconds].into_iter().for_each(|vec| forget_series(vec, no_route));
-        [&self.digest_mismatches, &self.retries].into_iter().for_each(|vec| forget_series(vec, no_registry));
+        [&self.digest_mismatches, &self.retries, &self.stalls].into_iter().for_each(|vec| forget_series(vec, no_registry));
         forget_series(&self.rate_limited_seconds, no_registry);
         forget_series(&self.throughput, no_registry);
     }
