@@ -25,7 +25,7 @@ async fn a_layer_of_512_mib_passes_through_32_mib() {
     let (staging, production) = (Registry::distribution3(), Registry::distribution3());
     let image = Image::oci(1, &[512 * MIB as usize]);
     staging.client().push("app", "v1", &image).await;
-    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url())).released();
     let daemon = ferry.start_ready().await;
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
     assert!(production.client().has_blob("app", &image.blobs[1].digest).await);

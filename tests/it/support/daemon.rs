@@ -21,6 +21,7 @@ pub struct Ferry {
     scratch: TempDir,
     port: u16,
     environment: Vec<(String, String)>,
+    program: PathBuf,
 }
 
 /// What came of a run.
@@ -36,7 +37,8 @@ pub struct Run {
 impl Ferry {
     pub fn new(config: &Config) -> Ferry {
         let scratch = TempDir::with_prefix("blobferry-").expect("a scratch directory");
-        let ferry = Ferry { scratch, port: free_port(), environment: Vec::new() };
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));
+        let ferry = Ferry { scratch, port: free_port(), environment: Vec::new(), program };
         std::fs::create_dir(ferry.path("home")).expect("a home in the scratch directory");
         ferry.write_config(config);
         ferry
@@ -138,6 +140,15 @@ impl Ferry {
         daemon
     }
 
+    /// The same with the program as it is shipped: what it needs of memory is a matter of the build.
+    pub fn released(mut self) -> Ferry {
+        let built = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));
+        let target = built.parent().and_then(|profile| profile.parent()).expect("a target folder");
+        self.program = target.join("release/blobferry");
+        assert!(self.program.exists(), "{} is missing: cargo build --release", self.program.display());
+        self
+    }
+
     /// Starts `blobferry run` and waits until every route has been looked at once.
     pub async fn start_ready(&self) -> Daemon {
         let daemon = self.start().await;
@@ -146,7 +157,7 @@ impl Ferry {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
+        let mut command = Command::new(&self.program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.path("home")).env("BLOBFERRY_CONFIG", self.path("blobferry.yaml"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
