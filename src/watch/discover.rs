@@ -165,7 +165,9 @@ impl Owners {
                     route.name
                 )));
             }
-            if let Some(reader) = reader(world, &home) {
+            if let Some(reader) =
+                reader(world, &home).filter(|reader| !(**reader == route.name && names_anew(route, &home, source)))
+            {
                 return Err(refused(format!(
                     "route {}: {source} would be promoted to {address}, which route {reader} reads again; {source} is left out",
                     route.name
@@ -202,6 +204,12 @@ fn homes(world: &World, route: &Route, source: &RepositoryName) -> Result<Vec<(H
         .into_iter()
         .map(|side| ((side.repository.origin().clone(), side.repository.repository().clone()), side.registry))
         .collect())
+}
+
+/// Whether a route names tags anew in the source itself: looks leave out what it has named there.
+fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) -> bool {
+    let within = |to: &&Template| to.registry() == route.from.registry();
+    repository == source && route.to.iter().filter(within).all(|to| !to.naming().keeps())
 }
 
 /// The route that would read a destination as its source, under whatever name the config has for that registry.
