@@ -1,0 +1,314 @@
+//! A look at one destination: compares each chosen tag on both sides, has carried what differs, settles the rest.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Found, Listing, Looking, There};
+use crate::endpoint::{Source, Tally};
+use crate::fault::Fault;
+use crate::index::TagHint;
+use crate::job::{Cause, Job, Key, Outcome, Place, Seen, Settled};
+use crate::oci::{Digest, Tag, Target};
+use crate::site::Repository;
+use crate::transfer::limits::Traffic;
+use crate::transfer::settle::Names;
+use crate::transfer::{Ending, limits};
+use crate::watch::board::JobStatus;
+use crate::watch::world::Side;
+
+/// Digests of source tags that several destinations need: asked for once.
+#[derive(Default)]
+pub(super) struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
+
+/// A look at one destination.
+pub(super) struct View<'a> {
+    pub(super) looking: &'a Looking<'a>,
+    pub(super) source: &'a Repository,
+    pub(super) side: &'a Side,
+    pub(super) listing: &'a Listing,
+    pub(super) list: Option<There>,
+    pub(super) shared: Option<&'a SourceDigests>,
+    pub(super) began: Timestamp,
+    pub(super) hints: HashMap<Tag, TagHint>,
+    pub(super) refused: Arc<HashSet<Digest>>,
+}
+
+/// What both sides of a tag name, as far as the look knows.
+struct Compared {
+    source: Seen,
+    destination: Seen,
+    /// When the older of the two was asked for.
+    at: Instant,
+    /// Whether production's side is the index's word.
+    by_hint: bool,
+}
+
+impl Compared {
+    fn nothing() -> Compared {
+        Compared { source: Seen::Unknown, destination: Seen::Unknown, at: Instant::now(), by_hint: false }
+    }
+
+    fn equal(&self) -> Option<Digest> {
+        self.source.digest().filter(|_| self.source == self.destination)
+    }
+
+    /// What a job may act on: production's own word, or nothing.
+    fn without_hint(self) -> Compared {
+        if self.by_hint { Compared { destination: Seen::Unknown, by_hint: false, ..self } } else { self }
+    }
+}
+
+/// What a tag came to.
+enum Tended {
+    Equal { digest: Digest, by_hint: bool },
+    Settled(Box<Settled>),
+}
+
+impl View<'_> {
+    /// Compares tags and carries those that differ; returns the digests in conflict.
+    pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
+        let mut conflicts = HashSet::new();
+        let mut equal = Vec::new();
+        let at_once = limits::JOBS;
+        let mut tended =
+            stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
+        while let Some((tended, tag)) = tended.next().await {
+            match tended {
+                Tended::Equal { digest, by_hint } => {
+                    found.totals.add(Outcome::UpToDate);
+                    // A hint does not confirm itself.
+                    if !by_hint {
+                        equal.push((self.there(&tag), Some(digest)));
+                    }
+                }
+                Tended::Settled(settled) => {
+                    found.totals.add(settled.result);
+                    if settled.result == Outcome::Conflict {
+                        conflicts.extend(settled.digest);
+                    }
+                    if matches!(settled.result, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+                        found.pending.push(tag);
+                    }
+                    if self.looking.ask.wish.all || settled.result != Outcome::UpToDate {
+                        found.jobs.push(*settled);
+                    }
+                }
+            }
+        }
+        if !equal.is_empty() && !self.looking.ask.wish.dry_run {
+            let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+            self.looking.world.engine.index.remember_tags(origin, repository, equal).await;
+        }
+        conflicts
+    }
+
+    async fn tend_one(&self, tag: &Tag) -> Tended {
+        let tally = Arc::new(Tally::default());
+        let compared = match self.compare(tag, &tally).await {
+            Ok(compared) => compared,
+            Err(fault) => {
+                let job = self.job(tag, &Compared::nothing());
+                return self.settle(&job, Ending::failed(fault, tally.requests())).await;
+            }
+        };
+        if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
+            && !self.has_news(&digest).await
+        {
+            return self.equal(tag, digest, &compared, tally.requests()).await;
+        }
+        let job = self.job(tag, &compared.without_hint());
+        let looking = self.looking;
+        let (route, destination) = (&looking.route.name, &self.side.registry);
+        if !job.dry_run {
+            looking.world.metrics.differs(route, destination, looking.repository, tag);
+        }
+        let _listed = looking.board.start_job(JobStatus {
+            route: looking.route.name.to_string(),
+            source: self.source_name(tag),
+            destination: self.destination_name(tag),
+            since: Timestamp::now(),
+        });
+        looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
+        let progress = &looking.settle.progress;
+        let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
+        ending.cost.requests += tally.requests();
+        if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+        }
+        self.settle(&job, ending).await
+    }
+
+    /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.
+    fn is_expected(&self, digest: &Digest) -> bool {
+        self.looking.ask.digest.is_none_or(|expected| expected == *digest)
+    }
+
+    /// An equal tag needs no job; it is settled only when somebody wants to read of it or when its trouble is over.
+    async fn equal(&self, tag: &Tag, digest: Digest, compared: &Compared, requests: u64) -> Tended {
+        let job = self.job(tag, compared);
+        if !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key) {
+            return Tended::Equal { digest, by_hint: compared.by_hint };
+        }
+        self.settle(&job, Ending::equal(digest, requests)).await
+    }
+
+    async fn settle(&self, job: &Job, ending: Ending) -> Tended {
+        let names = Names {
+            source: self.source_name(&job.key.tag),
+            destination: self.destination_name(&job.key.tag),
+            registry: self.side.registry.to_string(),
+        };
+        Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
+    }
+
+    /// What a tag is called at the destination. The look has left out what cannot be called so.
+    fn there(&self, tag: &Tag) -> Tag {
+        self.side.naming.name(tag).unwrap_or_else(|| tag.clone())
+    }
+
+    /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
+    async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
+        let now = Instant::now();
+        let called = &self.there(tag);
+        let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
+        if self.list.as_ref().is_some_and(|list| !list.contains_key(called)) {
+            let source = match (listed, self.shared) {
+                (Some(digest), _) => Seen::At(digest),
+                (None, Some(_)) => self.source_digest(tag, tally).await?,
+                (None, None) => Seen::Unknown,
+            };
+            return Ok(Compared { source, destination: Seen::Absent, at: self.listing.at, by_hint: false });
+        }
+        let source = async {
+            match listed {
+                Some(digest) => Ok(Seen::At(digest)),
+                None => self.source_digest(tag, tally).await,
+            }
+        };
+        let there = self.list.as_ref().and_then(|list| *list.get(called)?);
+        let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
+        let hint = if there.is_none() { self.fresh_hint(called) } else { None };
+        if let Some(known) = there.or(hint) {
+            return Ok(Compared { source: source.await?, destination: Seen::At(known), at, by_hint: hint.is_some() });
+        }
+        let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
+        Ok(Compared { source, destination, at, by_hint: false })
+    }
+
+    /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on.
+    fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
+        let hint = self.hints.get(tag)?;
+        let age = self.began.duration_since(hint.seen).as_secs();
+        let trust = i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        (0..trust).contains(&age).then_some(hint.digest)
+    }
+
+    async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        let Some(shared) = self.shared else { return self.resolve(self.source, tag, tally).await };
+        let cell = shared.0.lock().await.entry(tag.clone()).or_default().clone();
+        let digest =
+            cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
+        Ok(digest.map_or(Seen::Absent, Seen::At))
+    }
+
+    async fn resolve(&self, repository: &Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+        let target = Target::Tag(tag.clone());
+        let counted = repository.counted(tally);
+        let resolved = self
+            .looking
+            .ask_side(&counted, Traffic::Manifests, |side| {
+                let target = target.clone();
+                async move { side.resolve(&target).await }
+            })
+            .await?;
+        match resolved {
+            None => Ok(Seen::Absent),
+            Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
+            Some(_) => {
+                let manifest = self
+                    .looking
+                    .ask_side(&counted, Traffic::Manifests, |side| {
+                        let target = target.clone();
+                        async move { side.manifest(&target).await }
+                    })
+                    .await?;
+                Ok(manifest.map_or(Seen::Absent, |manifest| Seen::At(manifest.digest)))
+            }
+        }
+    }
+
+    /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
+    /// whether the referrers API has more is asked by the sweep that verifies, and for tags that are asked about by name: a pass
+    /// over tags that are equal stays at two requests for each.
+    async fn has_news(&self, digest: &Digest) -> bool {
+        let looking = self.looking;
+        if looking.ask.wish.dry_run {
+            return false;
+        }
+        let engine = &looking.world.engine;
+        let stem = Tag::fallback(digest);
+        let companions = self.listing.companions.range(stem.clone()..).map(|(tag, _)| tag);
+        let missing = |tag: &Tag| self.list.as_ref().is_some_and(|list| !list.contains_key(tag));
+        let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+        let mut new = companions.take_while(|tag| tag.as_str().starts_with(stem.as_str())).filter(|tag| missing(tag));
+        if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
+            return true;
+        }
+        let may_ask = looking.ask.cause == Cause::Verify || !looking.ask.tags.is_empty();
+        if !may_ask {
+            return false;
+        }
+        let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        let checked = engine.index.checked(origin, repository, digest).await;
+        checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust)
+    }
+
+    fn job(&self, tag: &Tag, compared: &Compared) -> Job {
+        static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+        let looking = self.looking;
+        let place = Place {
+            origin: self.side.repository.origin().clone(),
+            repository: self.side.repository.repository().clone(),
+            tag: self.there(tag),
+        };
+        Job {
+            key: Key {
+                route: looking.route.name.clone(),
+                source: looking.repository.clone(),
+                tag: tag.clone(),
+                destination: place,
+            },
+            rules: looking.route.rules_for(tag),
+            source: compared.source,
+            destination: compared.destination,
+            seen_at: compared.at,
+            look_began: self.began,
+            fresh: self.list.as_ref().is_some_and(There::is_empty),
+            cause: looking.ask.cause,
+            actor: looking.ask.actor.clone(),
+            explicit: false,
+            pinned: None,
+            expect: looking.ask.digest,
+            replace: None,
+            dry_run: looking.ask.wish.dry_run,
+            refused: self.refused.clone(),
+            pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
+            companions: self.listing.companions.clone(),
+            sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn source_name(&self, tag: &Tag) -> String {
+        format!("{}:{tag}", self.source.address())
+    }
+
+    fn destination_name(&self, tag: &Tag) -> String {
+        format!("{}:{}", self.side.repository.address(), self.there(tag))
+    }
+}
