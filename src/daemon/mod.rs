@@ -110,7 +110,11 @@ pub async fn run(
     let world = Arc::new(parts.world(&config, None)?);
     let address = bound.address();
     let running = Running::start(parts, config, world, bound, settings)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = ?address, routes = running.config.routes.len(), "started");
+    let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen, routes = running.config.routes.len(), "started");
+    if running.config.daemon.secret.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
+        tracing::warn!(listen, "the API listens beyond loopback without a secret: others get metrics and health only (see `secret_file`)");
+    }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     if let Some(ready) = ready {
         // Who wanted to know may have gone.
