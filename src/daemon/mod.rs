@@ -113,7 +113,10 @@ pub async fn run(
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen, routes = running.config.routes.len(), "started");
     if running.config.daemon.secret.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
-        tracing::warn!(listen, "the API listens beyond loopback without a secret: others get metrics and health only (see `secret_file`)");
+        tracing::warn!(
+            listen,
+            "the API listens beyond loopback without a secret: others get metrics and health only (see `secret_file`)"
+        );
     }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     if let Some(ready) = ready {
