@@ -4,7 +4,7 @@
 //!   gets the chance to finish a corrupt blob.
 //! - A source that breaks off is opened again where it stopped, as often as its budget allows; the destination only sees a
 //!   pause.
-//! - The road outlives the request that carries it: chunks are [`Leg`]s of one road, and a checkpoint (offset and hasher
+//! - The road outlives the request that carries it: chunks are legs of one road, and a checkpoint (offset and hasher
 //!   state) is taken about every 8 MiB, so that an upload can go on elsewhere than at its start.
 //!
 //! No byte is copied and nothing is allocated per frame.
