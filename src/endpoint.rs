@@ -330,11 +330,6 @@ pub trait Destination: Source {
     /// How it takes uploads.
     fn abilities(&self) -> Abilities;
 
-    /// How many manifests it takes in a second, where it says so.
-    fn manifests_per_second(&self) -> Option<f64> {
-        None
-    }
-
     /// Whether it holds a blob.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;
 

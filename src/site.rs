@@ -138,10 +138,6 @@ impl Destination for Repository {
         either!(self, repository => repository.abilities())
     }
 
-    fn manifests_per_second(&self) -> Option<f64> {
-        either!(self, repository => repository.manifests_per_second())
-    }
-
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
         either!(self, repository => repository.has_blob(digest).await)
     }

@@ -33,8 +33,6 @@ use crate::registry::{self, Metrics};
 
 /// How long after its creation a repository may still be unknown to the registry.
 const SETTLING: Duration = Duration::from_secs(30);
-/// PutImage: the quota of an account in a region.
-const MANIFESTS_PER_SECOND: f64 = 10.0;
 /// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
 const BEYOND: u64 = 1 << 40;
 /// Archived images that are remembered.
@@ -402,10 +400,6 @@ impl Destination for Repository {
             Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
             _ => abilities,
         }
-    }
-
-    fn manifests_per_second(&self) -> Option<f64> {
-        Some(MANIFESTS_PER_SECOND)
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {

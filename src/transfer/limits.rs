@@ -6,12 +6,12 @@
 //! first come, first served.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::pace::{Bucket, Gate, Pass, Permit};
+use super::pace::{Bucket, Gate, Pass, Permit, Whole};
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::registry::profile::Quotas;
@@ -101,10 +101,8 @@ pub struct Limits {
 pub struct Lane {
     settings: Settings,
     gates: [Gate; 5],
-    requests: Arc<Semaphore>,
-    pace: Option<Bucket>,
+    whole: Whole,
     bandwidth: Option<Bucket>,
-    manifests: OnceLock<Bucket>,
 }
 
 /// The right to send one request, until dropped.
@@ -112,7 +110,6 @@ pub struct Lane {
 pub struct Turn<'a> {
     gate: &'a Gate,
     pass: Pass,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The right to move one body, until dropped.
@@ -131,9 +128,9 @@ impl Limits {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
         let before = lanes.get(origin);
         if before.is_none_or(|lane| lane.settings != settings) {
-            let lane = Lane::new(settings);
+            let mut lane = Lane::new(settings);
             if let Some(before) = before {
-                lane.gates.iter().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+                lane.gates.iter_mut().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
             }
             lanes.insert(origin.clone(), Arc::new(lane));
         }
@@ -165,9 +162,7 @@ impl Lane {
         Lane {
             settings,
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
-            requests: Arc::new(Semaphore::new(most)),
-            pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
-            manifests: OnceLock::new(),
+            whole: Whole::new(most, settings.requests_per_second),
             bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
         }
     }
@@ -195,20 +190,14 @@ impl Lane {
     pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
         let Errand { traffic, look } = errand.into();
         let gate = self.gate(traffic);
-        loop {
-            let pass = gate.pass(look, self.pace.as_ref()).await;
-            let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
-            if gate.closed_for().is_zero() {
-                return Turn { gate, pass, _permit: Some(permit) };
-            }
-        }
+        Turn { gate, pass: gate.pass(look, &self.whole).await }
     }
 
     /// The word of a request that belongs to a body with a right of its own: sent when the gate is open.
     pub async fn part(&self, traffic: Traffic) -> Turn<'_> {
         let gate = self.gate(traffic);
         gate.opens().await;
-        Turn { gate, pass: gate.free_pass(), _permit: None }
+        Turn { gate, pass: gate.free_pass() }
     }
 
     /// The right to read one blob from here. Taken before the right to write: nobody waits in a circle.
@@ -219,14 +208,6 @@ impl Lane {
     /// The right to write one blob to here.
     pub async fn write(&self) -> Moving {
         Moving(self.gate(Traffic::Uploads).body().await)
-    }
-
-    /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
-    pub async fn manifest(&self, rate: Option<f64>) {
-        if let Some(rate) = rate {
-            let wait = self.manifests.get_or_init(|| Bucket::new(rate, 1.0)).take(1.0);
-            tokio::time::sleep(wait).await;
-        }
     }
 
     /// How long to wait for so many bytes to have been allowed.
@@ -289,7 +270,7 @@ mod tests {
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Writes).await;
         limits.set(&origin, settings);
-        assert_eq!(limits.lane(&origin).requests.available_permits(), 0);
+        assert!(Arc::ptr_eq(&limits.lane(&origin), &lane));
         let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
         assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);
         limits.set(&origin, Settings { concurrency: Some(2), ..settings });

@@ -298,11 +298,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
             let write = |destination: D| {
                 let (target, index) = (Target::Tag(tag.clone()), index.clone());
-                let lane = self.engine.limits.lane(destination.origin());
-                async move {
-                    lane.manifest(destination.manifests_per_second()).await;
-                    destination.put_manifest(&target, &index).await
-                }
+                async move { destination.put_manifest(&target, &index).await }
             };
             match self.ask_destination(Traffic::Writes, write).await? {
                 Put::Accepted { .. } => {}
