@@ -45,6 +45,10 @@ pub struct Ways {
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.
     pub create_on_push: bool,
+    /// Refusals of one action after which its storm is over.
+    pub calm_after: Option<usize>,
+    /// Only these actions meet the storm, when there are any.
+    pub storm_on: BTreeSet<&'static str>,
 }
 
 /// One act on either plane.
@@ -75,7 +79,7 @@ struct State {
     ways: Ways,
     repositories: BTreeMap<String, Kept>,
     log: Vec<Act>,
-    stormed: BTreeMap<String, usize>,
+    stormed: BTreeMap<String, (usize, usize)>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
 }
@@ -194,6 +198,11 @@ impl Ecr {
         self.log().into_iter().map(|act| act.action).collect()
     }
 
+    /// What was used, and on which repositories.
+    pub fn used(&self) -> BTreeSet<(String, String)> {
+        self.log().into_iter().filter(|act| act.action != "no action").map(|act| (act.action, act.repository)).collect()
+    }
+
     pub fn principals(&self) -> BTreeSet<String> {
         self.log().into_iter().map(|act| act.principal).collect()
     }
@@ -233,13 +242,15 @@ impl Shared {
         let mut state = self.state();
         let act = Act { action: action.into(), principal: principal.into(), repository: repository.into(), at: Instant::now() };
         state.log.push(act);
-        let storm = state.ways.storm;
-        let stormed = state.stormed.entry(action.into()).or_default();
-        if *stormed < storm {
-            *stormed += 1;
+        let (storm, calm_after) = (state.ways.storm, state.ways.calm_after.unwrap_or(usize::MAX));
+        let meets_it = state.ways.storm_on.is_empty() || state.ways.storm_on.contains(action);
+        let (in_a_row, in_all) = state.stormed.entry(action.into()).or_default();
+        if *in_a_row < storm && *in_all < calm_after && meets_it {
+            *in_a_row += 1;
+            *in_all += 1;
             return Err(Refused::Throttled);
         }
-        *stormed = 0;
+        *in_a_row = 0;
         let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
         if outside || state.ways.denied.contains(action) {
             let resource = format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account);

@@ -22,7 +22,9 @@ impl Shared {
         if let Some(code) = self.state().ways.refuses {
             return refuse(400, code, "The security token included in the request is not good.");
         }
-        match self.admit(action, &principal, &named) {
+        let tags_it = action == "CreateRepository" && asked["tags"].is_array();
+        let needed = [Some(action), tags_it.then_some("TagResource")];
+        match needed.into_iter().flatten().try_for_each(|action| self.admit(action, &principal, &named)) {
             Ok(()) => {}
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),

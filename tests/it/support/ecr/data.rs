@@ -107,15 +107,17 @@ impl Shared {
     /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
     fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-        let act = |action: &str| Act {
+        let act = |action: &str, repository: &str| Act {
             action: action.into(),
             principal: principal.into(),
             repository: repository.into(),
             at: Instant::now(),
         };
+        let from = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "from").map(|(_, from)| from.into_owned());
+        let closes = request.method() == Method::PUT && query.contains("digest=");
         let more = [
-            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
-            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
+            (closes && has_body).then(|| act("UploadLayerPart", repository)),
+            from.filter(|_| request.method() == Method::POST).map(|from| act("GetDownloadUrlForLayer", &from)),
         ];
         if principal != TESTS {
             self.state().log.extend(more.into_iter().flatten());
