@@ -134,7 +134,7 @@ impl Repository {
         &self.inner
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.registry.shared
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Known {
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
+    /// Repositories that we created and that lack what belongs to them beside their own settings.
+    pub(super) bare: HashSet<RepositoryName>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
 }
