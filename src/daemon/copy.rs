@@ -14,7 +14,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
 use crate::fault::{Class, Fault};
-use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
+use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
@@ -195,7 +195,7 @@ pub async fn copy(
         dry_run: request.dry_run,
         refused: Arc::default(),
         pushed: None,
-        companions: Arc::new(companions),
+        companions: job::Companions::Listed(Arc::new(companions)),
         sequence: 0,
     };
     let named = |repository: &Repository, tag: &Tag, digest: Option<Digest>| match digest {

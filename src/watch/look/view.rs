@@ -13,7 +13,7 @@ use super::{Found, Listing, Looking, There};
 use crate::endpoint::{Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
-use crate::job::{Cause, Job, Key, Outcome, Place, Seen, Settled};
+use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
@@ -299,7 +299,7 @@ impl View<'_> {
             dry_run: looking.ask.wish.dry_run,
             refused: self.refused.clone(),
             pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
-            companions: self.listing.companions.clone(),
+            companions: Companions::Listed(self.listing.companions.clone()),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }
