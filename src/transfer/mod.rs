@@ -16,6 +16,7 @@ pub mod limits;
 pub mod metrics;
 mod name;
 mod pace;
+pub mod pages;
 pub mod plan;
 mod referrers;
 mod resume;
