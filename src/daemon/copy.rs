@@ -211,12 +211,7 @@ impl Way {
     fn job(&self, request: &Copy, (from, to): (&Repository, &Repository), (look_began, seen_at): (Timestamp, Instant)) -> Job {
         let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: self.tag.clone() };
         Job {
-            key: Key {
-                route: "".into(),
-                source: from.repository().clone(),
-                tag: self.source_tag.clone(),
-                destination: place,
-            },
+            key: Key { route: "".into(), source: from.repository().clone(), tag: self.source_tag.clone(), destination: place },
             rules: TagRules { moving: self.tag.as_str() == "latest", ..TagRules::default() },
             source: Seen::Unknown,
             destination: Seen::Unknown,
