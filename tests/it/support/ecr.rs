@@ -45,6 +45,10 @@ pub struct Ways {
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.
     pub create_on_push: bool,
+    /// What denials end with: whose policy it is that allows nothing.
+    pub because: &'static str,
+    /// The data plane answers whoever shows a password with this status and body.
+    pub bars: Option<(u16, &'static str)>,
 }
 
 /// One act on either plane.
@@ -240,14 +244,24 @@ impl Shared {
             return Err(Refused::Throttled);
         }
         *stormed = 0;
-        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
-        if outside || state.ways.denied.contains(action) {
-            let resource = format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account);
-            return Err(Refused::Denied(format!(
-                "User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}"
-            )));
+        match self.denial(&state, action, principal, repository) {
+            Some(text) => Err(Refused::Denied(text)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What IAM says when it does not allow this.
+    fn denial(&self, state: &State, action: &str, principal: &str, repository: &str) -> Option<String> {
+        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
+        if !outside && !state.ways.denied.contains(action) {
+            return None;
+        }
+        let resource = match action {
+            "GetAuthorizationToken" | "GetAccountSetting" => "*".to_owned(),
+            _ => format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account),
+        };
+        let because = state.ways.because.replace("{action}", action);
+        Some(format!("User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"))
     }
 }
 

@@ -20,15 +20,23 @@ impl Shared {
             reply(status, "application/x-amz-json-1.1", json!({"__type": code, "message": message}).to_string())
         };
         if let Some(code) = self.state().ways.refuses {
-            return refuse(400, code, "The security token included in the request is not good.");
+            let text = match code {
+                "ExpiredTokenException" => "The security token included in the request is expired",
+                "InvalidSignatureException" => "Credential should be scoped to a valid region. ",
+                _ => "The security token included in the request is invalid.",
+            };
+            return refuse(400, code, text);
         }
         match self.admit(action, &principal, &named) {
             Ok(()) => {}
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),
         }
-        assert_eq!(asked["registryId"].as_str().unwrap_or(&self.account), self.account, "{action} is meant for another account");
-        let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{}'", self.account);
+        let account = asked["registryId"].as_str().unwrap_or(&self.account);
+        let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{account}'");
+        if account != self.account {
+            return refuse(400, "RepositoryNotFoundException", &missing());
+        }
         match self.act(action, &principal, &named, &asked).await {
             Ok(Some(answer)) => reply(200, "application/x-amz-json-1.1", answer.to_string()),
             Ok(None) => refuse(400, "RepositoryNotFoundException", &missing()),
@@ -43,7 +51,7 @@ impl Shared {
         let mut state = self.state();
         Ok(Some(match action {
             "GetAuthorizationToken" => {
-                let password = format!("{principal}#{}", state.issued.len());
+                let password = format!("{principal}#password-{}", state.issued.len());
                 let token = STANDARD.encode(format!("AWS:{password}"));
                 state.issued.insert(password, (principal.into(), 0));
                 let expires =
@@ -171,7 +179,7 @@ pub(super) async fn sts(request: Request<Body>) -> Response {
             let arn = format!("arn:aws:sts::{}:assumed-role/{role}/{}", account(&form["RoleArn"]), form["RoleSessionName"]);
             let key = format!("ASIA{}", hex::encode(&arn));
             format!(
-                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser><AssumedRoleId>A:s</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret</SecretAccessKey><SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser><AssumedRoleId>A:s</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret-of-the-role</SecretAccessKey><SessionToken>token-of-the-session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
             )
         }
         other => panic!("STS was asked for {other:?}"),

@@ -88,7 +88,12 @@ impl Shared {
             Err(Refused::Throttled) => return error(429, "TOOMANYREQUESTS", "Rate exceeded"),
             Err(Refused::Denied(text)) => return error(403, "DENIED", &text),
         }
-        self.log_more(&principal, &repository, &query, &request);
+        if let Some((status, body)) = self.state().ways.bars.filter(|_| principal != TESTS) {
+            return reply(status, if body.starts_with('{') { "application/json" } else { "text/plain" }, body);
+        }
+        if let Err(text) = self.admit_more(&principal, &repository, &query, &request) {
+            return error(403, "DENIED", &text);
+        }
         if !self.is_there(&repository, request.method(), what) {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
@@ -105,7 +110,7 @@ impl Shared {
     }
 
     /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
-    fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
+    fn admit_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) -> Result<(), String> {
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         let act = |action: &str| Act {
             action: action.into(),
@@ -113,13 +118,15 @@ impl Shared {
             repository: repository.into(),
             at: Instant::now(),
         };
-        let more = [
-            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
-            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
-        ];
-        if principal != TESTS {
-            self.state().log.extend(more.into_iter().flatten());
+        let sends = (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart"));
+        let mounts = (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer"));
+        if principal == TESTS {
+            return Ok(());
         }
+        let mut state = self.state();
+        let denied = sends.as_ref().and_then(|act| self.denial(&state, &act.action, principal, repository));
+        state.log.extend([sends, mounts].into_iter().flatten());
+        denied.map_or(Ok(()), Err)
     }
 
     fn invented(&self, repository: &str, digest: &str) -> Option<String> {
