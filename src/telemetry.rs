@@ -112,9 +112,10 @@ fn subscriber(settings: Settings, sink: Sink) -> Result<impl Subscriber + Send +
 fn of_verbosity(verbosity: i8) -> &'static str {
     match verbosity {
         ..=-2 => "error",
-        -1 => "warn",
-        0 => "warn,blobferry=info",
-        1 => "warn,blobferry=debug",
+        // What the AWS SDK warns of, its caller is told as well, and says once.
+        -1 => "warn,aws_config=error",
+        0 => "warn,aws_config=error,blobferry=info",
+        1 => "warn,aws_config=error,blobferry=debug",
         2 => "info,blobferry=trace",
         3.. => "debug,blobferry=trace",
     }

@@ -13,8 +13,8 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::{BehaviorVersion, Region, SharedCredentialsProvider};
-use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::config::{BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider};
+use aws_sdk_ecr::error::{ErrorMetadata, ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -98,6 +98,16 @@ struct Client {
     ecr: aws_sdk_ecr::Client,
     sts: aws_sdk_sts::Client,
     region: String,
+    credentials: Option<SharedCredentialsProvider>,
+}
+
+impl Client {
+    /// The id of the access key, which is no secret: what AWS does not know has no other name.
+    async fn key_id(&self) -> Option<String> {
+        let credentials = self.credentials.as_ref()?.provide_credentials();
+        let credentials = tokio::time::timeout(DEADLINE / 6, credentials).await.ok()?.ok()?;
+        Some(credentials.access_key_id().to_owned())
+    }
 }
 
 struct Held {
@@ -189,6 +199,11 @@ impl Login {
         self.1.account.as_deref().or(named)
     }
 
+    /// The account that only the settings name: the host does not tell whether it is right.
+    pub(super) fn presumed_account(&self) -> Option<&str> {
+        self.1.account.as_deref().filter(|_| self.1.recognised.is_none())
+    }
+
     /// Whether this is the public registry, which has another control plane.
     pub fn is_public(&self) -> bool {
         self.1.recognised.as_ref().is_some_and(|host| host.public)
@@ -272,12 +287,31 @@ impl Inner {
     async fn call(&self) -> Result<Token, Fault> {
         let client = self.client.get_or_try_init(|| self.connect()).await?;
         let answer = client.ecr.get_authorization_token().send().await;
-        let answer = answer.map_err(|error| refusal("ecr:GetAuthorizationToken", &error, &client.region, &self.host).fault)?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.refused(client, &error).await),
+        };
         let unreadable = || {
             let text = format!("ecr:GetAuthorizationToken in {} for {} answered without a usable token", client.region, self.host);
             Fault::new(Class::Auth, text)
         };
         answer.authorization_data().first().and_then(read).ok_or_else(unreadable)
+    }
+
+    /// Why there is no token. AWS names the principal when it knows it; else we say whose credentials these are.
+    async fn refused<E, R>(&self, client: &Client, error: &SdkError<E, R>) -> Fault
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        R: fmt::Debug + 'static,
+    {
+        let code = error.as_service_error().and_then(|service| service.code());
+        let who = match (&self.settings.role_arn, code.is_some_and(|code| strange(code))) {
+            (_, false) => None,
+            (Some(role), true) => Some(role.clone()),
+            (None, true) => client.key_id().await.map(|key| format!("access key {key}")),
+        };
+        let who = who.map(|who| format!(" as {who}")).unwrap_or_default();
+        refusal("ecr:GetAuthorizationToken", error, &client.region, &format!("{}{who}", self.host)).fault
     }
 
     async fn connect(&self) -> Result<Client, Fault> {
@@ -298,7 +332,8 @@ impl Inner {
             config = config.endpoint_url(endpoint);
         }
         let sts = aws_sdk_sts::Client::new(&base);
-        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string() })
+        let credentials = base.credentials_provider();
+        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string(), credentials })
     }
 
     async fn shared_config(&self) -> SdkConfig {
@@ -377,26 +412,36 @@ pub(super) struct Refusal {
 pub(super) fn refusal<E, R>(action: &str, error: &SdkError<E, R>, region: &str, about: &str) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: fmt::Debug,
+    R: fmt::Debug + 'static,
 {
     let service = error.as_service_error();
     let code = service.and_then(|service| service.code()).unwrap_or_default().to_owned();
     let said = match service {
-        Some(service) => {
-            format!("{}: {}", service.code().unwrap_or("unknown error"), service.message().unwrap_or("no reason given"))
-        }
+        Some(service) => sentence(service.meta()),
         None => chain(error),
     };
-    let (class, advice) = classify(&said);
+    let (class, advice) = match classify(&said) {
+        (class, "") if service.is_none() => (class, "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`"),
+        classified => classified,
+    };
     let advice = advice.replace("{action}", action);
     Refusal { code, fault: Fault::new(class, format!("{action} in {region} for {about}: {}{advice}", clip(&said, 600))) }
 }
 
-/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed.
-fn chain<E: std::error::Error>(error: &E) -> String {
+fn sentence(said: &ErrorMetadata) -> String {
+    let reason = said.message().unwrap_or("no reason given").trim();
+    format!("{}: {}", said.code().unwrap_or("unknown error"), reason.strip_suffix('.').unwrap_or(reason))
+}
+
+/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed, and
+/// what a service said itself replaces the levels above it.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = Vec::<String>::new();
-    let mut cause: Option<&dyn std::error::Error> = error.source();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
     while let Some(error) = cause {
+        if let Some(service) = error.downcast_ref::<ErrorMetadata>() {
+            return sentence(service);
+        }
         let level = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         if level != "other" && !said.iter().any(|said| said.contains(&level)) {
             said.push(level);
@@ -406,6 +451,15 @@ fn chain<E: std::error::Error>(error: &E) -> String {
     if said.is_empty() { error.to_string() } else { said.join(": ") }
 }
 
+/// Whether AWS says with this code that it does not know who asks.
+fn strange(code: &str) -> bool {
+    UNKNOWN.iter().chain(&EXPIRED).any(|known| code.contains(known))
+}
+
+const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
+const UNKNOWN: [&str; 5] =
+    ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
+
 /// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
 /// decide here.
 fn classify(said: &str) -> (Class, &'static str) {
@@ -413,10 +467,9 @@ fn classify(said: &str) -> (Class, &'static str) {
         ["Throttl", "TooManyRequests", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "InternalFailure"];
     const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
     const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
-    const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
-    const UNKNOWN: [&str; 5] =
-        ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
     const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
+    const ROLE: [&str; 1] = ["sts:AssumeRole"];
+    const ELSEWHERE: [&str; 1] = ["Credential should be scoped"];
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     match said {
         _ if says(&THROTTLED) => (Class::Retryable { after: Some(THROTTLE) }, ""),
@@ -426,10 +479,14 @@ fn classify(said: &str) -> (Class, &'static str) {
             "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
         ),
         _ if says(&EXPIRED) => (Class::Auth, "; the AWS credentials have expired: renew them"),
+        _ if says(&ELSEWHERE) => (Class::Auth, "; the endpoint is one of another region: check `region` and `ecr_endpoint`"),
         _ if says(&UNKNOWN) => {
             (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
         }
-        _ if says(&DENIED) => (Class::Auth, "; allow the action {action} there (and sts:AssumeRole for role_arn)"),
+        _ if says(&ROLE) => {
+            (Class::Auth, "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it")
+        }
+        _ if says(&DENIED) => (Class::Auth, "; allow {action} there (`blobferry iam` prints what is needed)"),
         _ => (Class::RETRYABLE, ""),
     }
 }

@@ -19,10 +19,10 @@ use futures::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Login;
 use super::control::{Answer, Control, MOST_LAYERS};
 use super::create::Creation;
 use super::shared::{Question, Shared, Unasked};
+use super::{Login, host};
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
     Tag, Tally, Upload,
@@ -162,11 +162,11 @@ impl Repository {
     async fn listed(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         const ACTION: &str = "DescribeImages";
         if is_of_registry(cursor) || !self.shared().may(ACTION) {
-            return self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await;
+            return self.told("ListImages", self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await).await;
         }
         let cursor = cursor.map(|cursor| cursor.0.as_str());
         match self.control().images(self.inner.repository(), cursor, self.tally()).await? {
-            Answer::Given(None) => Ok(None),
+            Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
             Answer::Given(Some(images)) => {
                 let mut known = self.shared().known();
                 if known.archived.len() < MOST_ARCHIVED {
@@ -176,8 +176,22 @@ impl Repository {
             }
             Answer::Denied(fault) => {
                 self.shared().deny(ACTION, &fault, "the registry's own list is read instead: a request for each tag");
-                self.inner.tags(None).await
+                self.told("ListImages", self.inner.tags(None).await).await
             }
+        }
+    }
+
+    /// An account that only the config names may be the wrong one: then its control plane misses what the registry has.
+    async fn is_elsewhere(&self) -> Result<(), Fault> {
+        let Some(account) = self.control().login().presumed_account() else { return Ok(()) };
+        match self.inner.tags(None).await {
+            Ok(Some(_)) => Err(Fault::rejected(format!(
+                "{} is there, but not in account {account}, which `account` of {} names: mend it",
+                self.address(),
+                self.registry()
+            ))),
+            // What is missing on both sides is missing.
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
@@ -185,7 +199,7 @@ impl Repository {
     async fn asks_with_others(&self, digest: &Digest) -> Result<Presence, Fault> {
         const ACTION: &str = "BatchCheckLayerAvailability";
         if !self.shared().may(ACTION) {
-            return self.inner.has_blob(digest).await;
+            return self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await;
         }
         let (tell, told) = oneshot::channel();
         let first = {
@@ -201,7 +215,9 @@ impl Repository {
             Ok(Ok(presence)) => Ok(presence),
             Ok(Err(Unasked::Failed(class, text))) => Err(Fault::new(class, text)),
             // Whoever was to ask for all has been dropped.
-            Ok(Err(Unasked::AskThere)) | Err(_) => self.inner.has_blob(digest).await,
+            Ok(Err(Unasked::AskThere)) | Err(_) => {
+                self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await
+            }
         }
     }
 
@@ -278,6 +294,28 @@ impl Repository {
             ))
             .because(fault),
         }
+    }
+
+    /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
+    async fn told<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
+        const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
+        let fault = match answer {
+            Err(fault) if fault.class() == Class::Auth => fault,
+            answer => return answer,
+        };
+        let (said, login) = (fault.chain(), self.control().login());
+        if TELLING.iter().any(|words| said.contains(words)) {
+            return Err(fault);
+        }
+        let Ok((_, region)) = login.plane().await else { return Err(fault) };
+        let who = self.shared().principal().await;
+        let account = login.account().or(who.as_deref().and_then(|who| who.split(':').nth(4))).unwrap_or("*");
+        let resource = format!("arn:{}:ecr:{region}:{account}:repository/{}", host::partition(&region), self.inner.repository());
+        let who = who.unwrap_or_else(|| "nobody that AWS knows".into());
+        let text = format!(
+            "ecr:{action} as {who} on {resource}: {fault}; our token is one of {region}, and opens no other region's registry"
+        );
+        Err(Fault::new(Class::Auth, text).because(fault))
     }
 
     /// The offset of a session, from the refusal of a chunk that lies beyond every blob.
@@ -375,22 +413,22 @@ impl Source for Repository {
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        self.inner.resolve(target).await
+        self.told("BatchGetImage", self.inner.resolve(target).await).await
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         if let Target::Digest(digest) = target {
             self.readable(digest)?;
         }
-        self.inner.manifest(target).await
+        self.told("BatchGetImage", self.inner.manifest(target).await).await
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.inner.referrers(subject, cursor).await
+        self.told("BatchGetImage", self.inner.referrers(subject, cursor).await).await
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        self.inner.read_blob(blob, offset).await
+        self.told("GetDownloadUrlForLayer", self.inner.read_blob(blob, offset).await).await
     }
 }
 
@@ -422,11 +460,12 @@ impl Destination for Repository {
             self.hint_at_mounts(digest);
         }
         let from = from.filter(|_| works != Some(false));
-        self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault))
+        let begun = self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault));
+        self.told("InitiateLayerUpload", begun).await
     }
 
     async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        self.inner.send_chunk(upload, offset, length, body).await
+        self.told("UploadLayerPart", self.inner.send_chunk(upload, offset, length, body).await).await
     }
 
     async fn finish_upload(
@@ -437,7 +476,7 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.inner.finish_upload(upload, digest, offset, length, body).await
+        self.told("CompleteLayerUpload", self.inner.finish_upload(upload, digest, offset, length, body).await).await
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
@@ -450,6 +489,7 @@ impl Destination for Repository {
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
-        self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))
+        let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault));
+        self.told("PutImage", put).await
     }
 }

@@ -17,6 +17,9 @@ use crate::oci::{Digest, RepositoryName};
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
 
+/// How long a message waits to learn whom it is about.
+const SOON: Duration = Duration::from_secs(5);
+
 pub(super) struct Shared {
     pub(super) control: Control,
     pub(super) admitted: OnceCell<()>,
@@ -35,6 +38,8 @@ pub(super) struct Known {
     pub(super) archived: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
     pub(super) mounts: Option<(bool, Instant)>,
+    /// Who we are, and since when that is known.
+    pub(super) caller: Option<(String, Instant)>,
     /// Whether it was said that they do not.
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
@@ -85,6 +90,25 @@ impl Shared {
             self.admit_caller(&arn)
         });
         admitted.await.map(drop)
+    }
+
+    /// Who we are, for a message: AWS's word, else what the config says.
+    pub(super) async fn principal(&self) -> Option<String> {
+        const ACTION: &str = "GetCallerIdentity";
+        let login = self.control.login();
+        if let Some((caller, since)) = self.known().caller.clone()
+            && since.elapsed() < REST
+        {
+            return Some(caller);
+        }
+        if self.may(ACTION) {
+            if let Ok(Ok((caller, _))) = tokio::time::timeout(SOON, login.caller()).await {
+                self.known().caller = Some((caller.clone(), Instant::now()));
+                return Some(caller);
+            }
+            self.known().denied.insert(ACTION, Instant::now());
+        }
+        login.identity().map(str::to_owned)
     }
 
     pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {

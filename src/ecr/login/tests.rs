@@ -44,7 +44,8 @@ pub(crate) fn login(plane: &ControlPlane) -> Login {
         .endpoint_url(&plane.url)
         .credentials_provider(Credentials::new("AKIDEXAMPLE", "key", None, None, "test"));
     let sts = aws_sdk_sts::Client::from_conf(aws_sdk_sts::Config::builder().behavior_version_latest().build());
-    let client = Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: "eu-west-1".to_owned() };
+    let client =
+        Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: "eu-west-1".to_owned(), credentials: None };
     assert!(login.0.client.set(client).is_ok());
     login
 }
