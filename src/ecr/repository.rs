@@ -19,10 +19,10 @@ use futures::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::Login;
 use super::control::{Answer, Control, MOST_LAYERS};
 use super::create::Creation;
 use super::shared::{Question, Shared, Unasked};
-use super::{Login, host};
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
     Tag, Tally, Upload,
@@ -75,7 +75,10 @@ impl Registry {
             return self.inner.repositories(cursor).await;
         }
         match self.shared.control.repositories(cursor.map(|cursor| cursor.0.as_str())).await? {
-            Answer::Given(page) => Ok(Some(page)),
+            Answer::Given(page) => {
+                self.shared.allow(ACTION);
+                Ok(Some(page))
+            }
             Answer::Denied(fault) => {
                 self.shared.deny(ACTION, &fault, "the registry's catalog is read instead");
                 self.inner.repositories(None).await
@@ -168,6 +171,7 @@ impl Repository {
         match self.control().images(self.inner.repository(), cursor, self.tally()).await? {
             Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
             Answer::Given(Some(images)) => {
+                self.shared().allow(ACTION);
                 let mut known = self.shared().known();
                 if known.archived.len() < MOST_ARCHIVED {
                     known.archived.extend(images.archived.into_iter().map(|digest| (self.inner.repository().clone(), digest)));
@@ -235,6 +239,7 @@ impl Repository {
     }
 
     async fn ask_batch(&self, batch: Vec<Question>) {
+        const ACTION: &str = "BatchCheckLayerAvailability";
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
         let another_way = match &answer {
@@ -243,8 +248,10 @@ impl Repository {
             Err(fault) if !matches!(fault.class(), Class::Auth | Class::Retryable { after: Some(_) }) => Some(fault),
             _ => None,
         };
-        if let Some(fault) = another_way {
-            self.shared().deny("BatchCheckLayerAvailability", fault, "the registry is asked about each blob instead");
+        match another_way {
+            Some(fault) => self.shared().deny(ACTION, fault, "the registry is asked about each blob instead"),
+            None if answer.is_ok() => self.shared().allow(ACTION),
+            None => {}
         }
         for (digest, tell) in batch {
             let told = match &answer {
@@ -298,24 +305,10 @@ impl Repository {
 
     /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
     async fn told<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
-        const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
-        let fault = match answer {
-            Err(fault) if fault.class() == Class::Auth => fault,
-            answer => return answer,
-        };
-        let (said, login) = (fault.chain(), self.control().login());
-        if TELLING.iter().any(|words| said.contains(words)) {
-            return Err(fault);
+        match answer {
+            Err(fault) if fault.class() == Class::Auth => Err(self.shared().detailed(action, self.inner.repository(), fault).await),
+            answer => answer,
         }
-        let Ok((_, region)) = login.plane().await else { return Err(fault) };
-        let who = self.shared().principal().await;
-        let account = login.account().or(who.as_deref().and_then(|who| who.split(':').nth(4))).unwrap_or("*");
-        let resource = format!("arn:{}:ecr:{region}:{account}:repository/{}", host::partition(&region), self.inner.repository());
-        let who = who.unwrap_or_else(|| "nobody that AWS knows".into());
-        let text = format!(
-            "ecr:{action} as {who} on {resource}: {fault}; our token is one of {region}, and opens no other region's registry"
-        );
-        Err(Fault::new(Class::Auth, text).because(fault))
     }
 
     /// The offset of a session, from the refusal of a chunk that lies beyond every blob.

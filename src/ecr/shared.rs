@@ -9,6 +9,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
 
 use super::control::{Answer, Control};
+use super::host;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
 use crate::flight::Flight;
@@ -76,7 +77,14 @@ impl Shared {
     pub(super) fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
         let first = self.known().denied.insert(action, Instant::now()).is_none();
         if first {
-            tracing::warn!(action, error = %fault.chain(), instead, "a permission of the control plane is missing");
+            tracing::warn!(action, registry = self.control.registry(), error = %fault.chain(), instead, "a permission of the control plane is missing");
+        }
+    }
+
+    /// Notes that an action that was not ours is again; says so.
+    pub(super) fn allow(&self, action: &'static str) {
+        if self.known().denied.remove(action).is_some() {
+            tracing::info!(action, registry = self.control.registry(), "a permission of the control plane is there again");
         }
     }
 
@@ -109,6 +117,22 @@ impl Shared {
             self.known().denied.insert(ACTION, Instant::now());
         }
         login.identity().map(str::to_owned)
+    }
+
+    /// A refusal of the registry, with who asked for what; one that tells so itself stays as it is.
+    pub(super) async fn detailed(&self, action: &str, repository: &RepositoryName, fault: Fault) -> Fault {
+        const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
+        let (said, login) = (fault.chain(), self.control.login());
+        if TELLING.iter().any(|words| said.contains(words)) {
+            return fault;
+        }
+        let Ok((_, region)) = login.plane().await else { return fault };
+        let who = self.principal().await;
+        let account = login.account().or(who.as_deref().and_then(|who| who.split(':').nth(4))).unwrap_or("*");
+        let resource = format!("arn:{}:ecr:{region}:{account}:repository/{repository}", host::partition(&region));
+        let who = who.unwrap_or_else(|| "nobody that AWS knows".into());
+        let token = format!("our token is one of {region}, and opens no other region's registry");
+        Fault::new(Class::Auth, format!("ecr:{action} as {who} on {resource}: {fault}; {token}")).because(fault)
     }
 
     pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {

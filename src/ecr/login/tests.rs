@@ -118,27 +118,6 @@ async fn a_refusal_names_action_region_and_way_out() {
 }
 
 #[test]
-fn the_words_of_aws_have_their_classes() {
-    let auth = [
-        "UnrecognizedClientException: The security token included in the request is invalid.",
-        "ExpiredTokenException: The security token included in the request is expired",
-        "AccessDeniedException: no",
-        "InvalidSignatureException: Signature expired",
-        "the credential provider was not enabled: no credentials found in chain. Attempted: Environment",
-        "an error occurred while loading credentials: AccessDenied: User is not authorized to perform: sts:AssumeRole",
-        "the credential provider was not enabled: profile `nosuch` was not defined: could not find source profile nosuch",
-    ];
-    for said in auth {
-        assert_eq!(classify(said).0, Class::Auth, "{said}");
-        assert!(!classify(said).1.is_empty(), "{said}");
-    }
-    assert!(classify("ThrottlingException: Rate exceeded").0.is_retryable());
-    for said in ["ServerException: oops", "io error: connection refused", "timeout"] {
-        assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
-    }
-}
-
-#[test]
 fn a_login_never_shows_its_token() {
     let login = Login::new(Settings::default(), HOST);
     let token = Token { username: "AWS".to_owned(), password: "hush".into(), expires: Timestamp::now() };
