@@ -49,6 +49,12 @@ pub struct Ways {
     pub because: &'static str,
     /// The data plane answers whoever shows a password with this status and body.
     pub bars: Option<(u16, &'static str)>,
+    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle policy at work.
+    pub vanishes: Option<String>,
+    /// Entries of a page of DescribeImages, whatever is asked for; 0: as many as are asked for.
+    pub page: usize,
+    /// A tag moved while it was listed: it shows at the end once more, with this digest.
+    pub shows_again: Option<(String, String)>,
 }
 
 /// One act on either plane.
@@ -82,6 +88,8 @@ struct State {
     stormed: BTreeMap<String, usize>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
+    /// Digests that a lifecycle policy has taken.
+    vanished: BTreeSet<String>,
 }
 
 #[derive(Clone, Default)]
@@ -164,6 +172,13 @@ impl Ecr {
     pub fn archive(&self, repository: &str, digest: &str) {
         let mut state = self.shared.state();
         state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
+    }
+
+    /// Says when an image was pushed.
+    pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
+        let mut state = self.shared.state();
+        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        kept.images.insert(digest.into(), second as f64);
     }
 
     /// How a repository is set up now; `None`: it does not exist.

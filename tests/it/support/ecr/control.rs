@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Request, header};
 use serde_json::{Value, json};
 
-use super::{HOME, Kept, REGION, Refused, Shared, bytes, reply};
+use super::{HOME, Kept, REGION, Refused, Shared, Ways, bytes, reply};
 
 impl Shared {
     pub(super) async fn control(&self, action: &str, request: Request<Body>) -> Response {
@@ -63,7 +63,7 @@ impl Shared {
             }
             "DescribeImages" => match state.repositories.get(named) {
                 None => return Ok(None),
-                Some(kept) => self.images(named, kept, asked),
+                Some(kept) => self.images(named, kept, asked, &state.ways),
             },
             "DescribeRepositories" if named.is_empty() => {
                 let all: Vec<Value> = state.repositories.iter().map(|(name, kept)| self.described(name, kept)).collect();
@@ -111,20 +111,24 @@ impl Shared {
     }
 
     /// One page, newest digests in no order at all.
-    fn images(&self, name: &str, kept: &Kept, asked: &Value) -> Value {
+    fn images(&self, name: &str, kept: &Kept, asked: &Value, ways: &Ways) -> Value {
         let mut tags: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tag, digest) in &kept.tags {
             tags.entry(digest).or_default().push(tag);
         }
         let from: usize = asked["nextToken"].as_str().map_or(0, |token| token.parse().expect("our own token"));
         let most = asked["maxResults"].as_u64().unwrap_or(100).min(1000) as usize;
+        let most = if ways.page > 0 { ways.page } else { most };
         let detail = |(digest, tags): (&&str, &Vec<&str>)| {
             let status = if kept.archived.contains(*digest) { "ARCHIVED" } else { "ACTIVE" };
             json!({"registryId": self.account, "repositoryName": name, "imageDigest": digest, "imageTags": tags,
                 "imagePushedAt": kept.images.get(*digest), "imageStatus": status})
         };
-        let page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
+        let mut page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
         let next = (from + page.len() < tags.len()).then(|| (from + page.len()).to_string());
+        if let Some((tag, digest)) = ways.shows_again.as_ref().filter(|_| next.is_none()) {
+            page.push(detail((&digest.as_str(), &vec![tag])));
+        }
         match next {
             Some(next) => json!({"imageDetails": page, "nextToken": next}),
             None => json!({"imageDetails": page}),

@@ -98,6 +98,13 @@ impl Shared {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
         }
+        if what == "blob" && request.method() == Method::GET && principal != TESTS {
+            self.expire(&repository, &reference);
+        }
+        if principal != TESTS && matches!(request.method().as_str(), "GET" | "HEAD") && self.state().vanished.contains(&reference) {
+            let code = if what == "blob" { "BLOB_UNKNOWN" } else { "MANIFEST_UNKNOWN" };
+            return error(404, code, "Requested image not found");
+        }
         match (request.method().as_str(), what) {
             ("POST", "upload") => self.open(&repository, &query, request).await,
             (_, "upload") => self.session(&repository, &reference, &query, request, principal == TESTS).await,
@@ -127,6 +134,18 @@ impl Shared {
         let denied = sends.as_ref().and_then(|act| self.denial(&state, &act.action, principal, repository));
         state.log.extend([sends, mounts].into_iter().flatten());
         denied.map_or(Ok(()), Err)
+    }
+
+    /// A lifecycle policy takes a blob, and every tag and image of its repository.
+    fn expire(&self, repository: &str, digest: &str) {
+        let mut state = self.state();
+        if state.ways.vanishes.take_if(|goes| goes == digest).is_some() {
+            state.vanished.extend([digest.to_owned()]);
+            let kept = state.repositories.get_mut(repository).expect("it was there a moment ago");
+            let images = std::mem::take(&mut kept.images);
+            kept.tags.clear();
+            state.vanished.extend(images.into_keys());
+        }
     }
 
     fn invented(&self, repository: &str, digest: &str) -> Option<String> {
