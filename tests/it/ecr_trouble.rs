@@ -229,3 +229,61 @@ async fn without_credentials_or_a_way_to_aws_the_text_says_what_is_missing() {
         "{text}"
     );
 }
+
+/// A lifecycle policy takes an image while it is read: nothing is named, the others go on, and a push brings it again.
+#[tokio::test]
+async fn an_image_that_vanishes_in_mid_copy_is_named_nowhere() {
+    let ecr = demo().await;
+    let (goes, stays) = (Image::oci(1, &[500]), Image::oci(2, &[600]));
+    ecr.create("staging-b").create("prod-b");
+    ecr.client().push("staging-demo-app", "v1", &goes).await;
+    ecr.client().push("staging-b", "v1", &stays).await;
+    ecr.ways(|ways| ways.vanishes = Some(goes.blobs[1].digest.clone()));
+    let other = json!({"name": "b", "from": "staging/staging-b", "to": "production/prod-b", "tags": {"include": ["*"]}});
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({})).raw_route(other)), &ecr);
+    let run = ferry.sync(&[]).await;
+    assert_eq!(ecr.client().digest("prod-demo-app", "v1").await, None, "{}", run.said());
+    ecr.client().assert_holds("prod-b", "v1", &stays).await;
+    assert!(run.total("promoted") == 1 && run.total("failed") + run.total("gone") == 1, "{}", run.said());
+    let again = Image::oci(3, &[700]);
+    ecr.client().push("staging-demo-app", "v1", &again).await;
+    ferry.sync(&[]).await.expect(0);
+    ecr.client().assert_holds("prod-demo-app", "v1", &again).await;
+}
+
+/// Pages come in no order, and a tag that moves meanwhile shows twice: then the tag itself is asked.
+#[tokio::test]
+async fn unordered_pages_lose_no_tag_and_name_nothing_old() {
+    let ecr = demo().await;
+    let images: Vec<Image> = (0..9).map(|seed| Image::oci(seed, &[100])).collect();
+    for (number, image) in images.iter().enumerate() {
+        ecr.client().push("staging-demo-app", &format!("v{number}"), image).await;
+    }
+    ecr.client().push("staging-demo-app", "latest", &images[7]).await;
+    ecr.ways(|ways| {
+        ways.page = 2;
+        ways.shows_again = Some(("latest".into(), images[3].digest().into()));
+    });
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    let run = ferry.sync(&[]).await.expect(0);
+    assert_eq!(run.total("promoted"), 10);
+    for (number, image) in images.iter().enumerate() {
+        assert_eq!(ecr.client().digest("prod-demo-app", &format!("v{number}")).await.as_deref(), Some(image.digest()));
+    }
+    assert_eq!(ecr.client().digest("prod-demo-app", "latest").await.as_deref(), Some(images[7].digest()));
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 10);
+}
+
+#[tokio::test]
+async fn a_public_registry_is_a_source_without_any_identity() {
+    let (public, production) = (Registry::distribution3(), Ecr::start(HOME).await);
+    production.create("mirror/alpine");
+    let image = Image::oci(1, &[500]);
+    Client::new(&public.url()).push("library/alpine", "v1", &image).await;
+    let config = Config::new()
+        .registry_with("public", &public.url(), json!({"kind": "ecr-public", "auth": "anonymous"}))
+        .registry_with("production", &production.url(), keys(&production, HOME))
+        .raw_route(json!({"from": "public/library/alpine", "to": "production/mirror/alpine", "tags": {"include": ["*"]}}));
+    with_identity(Ferry::new(&config), &production).sync(&[]).await.expect(0);
+    production.client().assert_holds("mirror/alpine", "v1", &image).await;
+}

@@ -8,6 +8,7 @@ mod contract;
 mod cut;
 mod docs;
 mod ecr;
+mod ecr_daemon;
 mod ecr_trouble;
 mod engine;
 mod fanout;
