@@ -9,6 +9,7 @@ mod contract;
 mod cut;
 mod docs;
 mod ecr;
+mod ecr_daemon;
 mod ecr_rights;
 mod ecr_trouble;
 mod engine;

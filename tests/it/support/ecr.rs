@@ -49,6 +49,16 @@ pub struct Ways {
     pub calm_after: Option<usize>,
     /// Only these actions meet the storm, when there are any.
     pub storm_on: BTreeSet<&'static str>,
+    /// What denials end with: whose policy it is that allows nothing.
+    pub because: &'static str,
+    /// The data plane answers whoever shows a password with this status and body.
+    pub bars: Option<(u16, &'static str)>,
+    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle policy at work.
+    pub vanishes: Option<String>,
+    /// Entries of a page of DescribeImages, whatever is asked for; 0: as many as are asked for.
+    pub page: usize,
+    /// A tag moved while it was listed: it shows at the end once more, with this digest.
+    pub shows_again: Option<(String, String)>,
 }
 
 /// One act on either plane.
@@ -82,6 +92,8 @@ struct State {
     stormed: BTreeMap<String, (usize, usize)>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
+    /// Digests that a lifecycle policy has taken.
+    vanished: BTreeSet<String>,
 }
 
 #[derive(Clone, Default)]
@@ -164,6 +176,13 @@ impl Ecr {
     pub fn archive(&self, repository: &str, digest: &str) {
         let mut state = self.shared.state();
         state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
+    }
+
+    /// Says when an image was pushed.
+    pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
+        let mut state = self.shared.state();
+        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        kept.images.insert(digest.into(), second as f64);
     }
 
     /// How a repository is set up now; `None`: it does not exist.
@@ -251,14 +270,24 @@ impl Shared {
             return Err(Refused::Throttled);
         }
         *in_a_row = 0;
-        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
-        if outside || state.ways.denied.contains(action) {
-            let resource = format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account);
-            return Err(Refused::Denied(format!(
-                "User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}"
-            )));
+        match self.denial(&state, action, principal, repository) {
+            Some(text) => Err(Refused::Denied(text)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What IAM says when it does not allow this.
+    fn denial(&self, state: &State, action: &str, principal: &str, repository: &str) -> Option<String> {
+        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
+        if !outside && !state.ways.denied.contains(action) {
+            return None;
+        }
+        let resource = match action {
+            "GetAuthorizationToken" | "GetAccountSetting" => "*".to_owned(),
+            _ => format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account),
+        };
+        let because = state.ways.because.replace("{action}", action);
+        Some(format!("User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"))
     }
 }
 
