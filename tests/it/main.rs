@@ -8,6 +8,7 @@ mod contract;
 mod cut;
 mod docs;
 mod ecr;
+mod ecr_data;
 mod ecr_trouble;
 mod engine;
 mod fanout;

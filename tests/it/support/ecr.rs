@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 mod control;
 mod data;
+mod parts;
 
 use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
@@ -45,6 +46,8 @@ pub struct Ways {
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.
     pub create_on_push: bool,
+    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
+    pub parts: Option<u64>,
 }
 
 /// One act on either plane.
@@ -96,7 +99,7 @@ struct Shared {
 
 /// A running ECR.
 pub struct Ecr {
-    _registry: Registry,
+    registry: Registry,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
@@ -112,7 +115,7 @@ impl Ecr {
         let serving = shared.clone();
         let app = axum::Router::new().fallback(move |request: Request<Body>| serve(serving.clone(), request));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("serving ends with the test") });
-        Ecr { _registry: registry, shared, server }
+        Ecr { registry, shared, server }
     }
 
     /// `127.0.0.1:port`: data plane, control plane and STS alike.
@@ -122,6 +125,11 @@ impl Ecr {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.shared.address)
+    }
+
+    /// The registry behind.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// A client of the data plane that is not watched.
@@ -261,7 +269,8 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
         None if request.uri().path() == "/" => control::sts(request).await,
-        None => shared.data(request).await,
+        // A task of its own: what a client that is gone had sent still arrives.
+        None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
     }
 }
 

@@ -11,6 +11,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::parts::Writing;
 use super::{Act, Refused, Session, Shared, TESTS, bytes, error, reply};
 use crate::support::image::{OCI_MANIFEST, sha256};
 
@@ -183,7 +184,7 @@ impl Shared {
         response
     }
 
-    fn absolute(&self, headers: &HeaderMap) -> String {
+    pub(super) fn absolute(&self, headers: &HeaderMap) -> String {
         let location = headers[header::LOCATION].to_str().expect("a location is text");
         url::Url::parse(&self.upstream).and_then(|base| base.join(location)).expect("a location is a URL").into()
     }
@@ -196,14 +197,9 @@ impl Shared {
         if request.method() == Method::GET {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
         }
-        let status = self.http.get(&session.upstream).send().await.expect("the registry answers");
-        if !status.status().is_success() {
+        let Some((stored, upstream)) = self.stored(&session.upstream).await else {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
-        }
-        let range = status.headers().get(header::RANGE).and_then(|range| range.to_str().ok()).unwrap_or("0-0").to_owned();
-        let last: u64 = range.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(0);
-        let stored = if last == 0 { 0 } else { last + 1 };
-        let upstream = self.absolute(status.headers());
+        };
         let content_range = request.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok()).map(str::to_owned);
         let start: u64 = content_range.as_deref().and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0);
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -214,6 +210,10 @@ impl Shared {
         let cut = self.state().ways.cut.filter(|most| !own && !session.cut && length.is_some_and(|length| length > *most));
         if let Some(most) = cut {
             return self.cut(id, &upstream, request, most, stored).await;
+        }
+        let parts = self.state().ways.parts.filter(|_| has_body && !own);
+        if let Some(part) = parts {
+            return self.in_parts(Writing { repository, id, upstream, stored }, part, query, request).await;
         }
         let patch = request.method() == Method::PATCH;
         let url = if query.is_empty() { upstream } else { format!("{upstream}&{query}") };
