@@ -6,17 +6,28 @@ use serde_json::json;
 use super::{Accounts, MIB, PART};
 use crate::support::*;
 
-const SIZE: u64 = 10 * MIB;
-/// Where bodies are cut: at the start, within and between parts, at a checkpoint, before and after the last byte.
-const POINTS: [u64; 10] = [0, 1, 65_536, PART - 1, PART + 1, 3 * MIB, 8 * MIB, 8 * MIB + 1, SIZE - 1, SIZE];
+const SIZE: u64 = 9 * MIB;
+/// Where and how bodies are cut: at the start, within and between parts, at a checkpoint, before and after the last byte.
+const POINTS: [(u64, Cut); 10] = [
+    (0, Cut::Fin),
+    (1, Cut::Reset),
+    (65_536, Cut::Fin),
+    (PART - 1, Cut::Reset),
+    (PART + 1, Cut::Fin),
+    (8 * MIB, Cut::Reset),
+    (8 * MIB + 1, Cut::Fin),
+    (SIZE - 1, Cut::Reset),
+    (SIZE, Cut::Fin),
+    (SIZE, Cut::Reset),
+];
 
 /// An image for each point, its layer named by no other.
-async fn images(accounts: &Accounts) -> Vec<(u64, String, Image)> {
+async fn images(accounts: &Accounts) -> Vec<(u64, Cut, String, Image)> {
     let mut images = Vec::new();
-    for (number, point) in (1..).zip(POINTS) {
+    for (number, (point, cut)) in (1..).zip(POINTS) {
         let (tag, image) = (format!("v{number}"), Image::oci(number, &[SIZE as usize]));
         accounts.push(&tag, &image).await;
-        images.push((point, tag, image));
+        images.push((point, cut, tag, image));
     }
     images
 }
@@ -27,47 +38,43 @@ fn of_layer(proxy: &Proxy, kind: Kind, image: &Image) -> Vec<proxy::Entry> {
 
 #[tokio::test]
 async fn an_upload_that_breaks_off_at_any_byte_is_gone_on_with() {
-    for cut in [Cut::Fin, Cut::Reset] {
-        let accounts = Accounts::new().await;
-        let images = images(&accounts).await;
-        for (point, _, image) in &images {
-            let rule = Rule::on(&[Kind::UploadPut]).path(&image.blobs[1].digest).times(1);
-            accounts.target.rule(rule.act(Act::CutRequest(*point, cut)));
-        }
-        let run = accounts.ferry.sync(&[]).await.expect(0);
-        assert_eq!(run.total("promoted"), images.len() as u64);
-        for (point, tag, image) in &images {
-            accounts.there().assert_holds("app", tag, image).await;
-            let puts = of_layer(&accounts.target, Kind::UploadPut, image);
-            let sent: u64 = puts.iter().map(proxy::Entry::bytes_sent).sum();
-            // The rest of a part, and what was lost between the proxy and ECR.
-            assert!(sent <= SIZE + PART + MIB, "{cut:?} at {point}: {sent} bytes were sent");
-            assert!(puts.len() <= 2, "{cut:?} at {point}: {puts:#?}");
-        }
+    let accounts = Accounts::new().await;
+    let images = images(&accounts).await;
+    for (point, cut, _, image) in &images {
+        let rule = Rule::on(&[Kind::UploadPut]).path(&image.blobs[1].digest).times(1);
+        accounts.target.rule(rule.act(Act::CutRequest(*point, *cut)));
+    }
+    let run = accounts.ferry.sync(&[]).await.expect(0);
+    assert_eq!(run.total("promoted"), images.len() as u64);
+    for (point, cut, tag, image) in &images {
+        accounts.there().assert_holds("app", tag, image).await;
+        let puts = of_layer(&accounts.target, Kind::UploadPut, image);
+        let sent: u64 = puts.iter().map(proxy::Entry::bytes_sent).sum();
+        // The rest of a part, and what was lost between the proxy and ECR.
+        assert!(sent <= SIZE + PART + MIB, "{cut:?} at {point}: {sent} bytes were sent");
+        assert!(puts.len() <= 2, "{cut:?} at {point}: {puts:#?}");
     }
 }
 
 #[tokio::test]
 async fn a_source_that_breaks_off_at_any_byte_never_restarts_the_upload() {
-    for cut in [Cut::Fin, Cut::Reset] {
-        let accounts = Accounts::new().await;
-        let images = images(&accounts).await;
-        for (point, _, image) in &images {
-            let rule = Rule::on(&[Kind::BlobGet]).path(&image.blobs[1].digest).times(2);
-            accounts.source.rule(rule.act(Act::CutAnswer(*point, cut)));
-        }
-        let run = accounts.ferry.sync(&[]).await.expect(0);
-        assert_eq!(run.total("promoted"), images.len() as u64);
-        for (point, tag, image) in &images {
-            accounts.there().assert_holds("app", tag, image).await;
-            let puts = of_layer(&accounts.target, Kind::UploadPut, image);
-            let sent: u64 = puts.iter().map(proxy::Entry::bytes_sent).sum();
-            assert_eq!((puts.len(), sent), (1, SIZE), "{cut:?} at {point}: each byte is sent once");
-            let read: u64 = of_layer(&accounts.source, Kind::BlobGet, image).iter().map(proxy::Entry::bytes_read).sum();
-            // A reset throws away what waits in sockets.
-            let lost = if cut == Cut::Reset { *point } else { MIB };
-            assert!(read <= SIZE + 2 * lost + 1, "{cut:?} at {point}: {read} bytes were read");
-        }
+    let accounts = Accounts::new().await;
+    let images = images(&accounts).await;
+    for (point, cut, _, image) in &images {
+        let rule = Rule::on(&[Kind::BlobGet]).path(&image.blobs[1].digest).times(2);
+        accounts.source.rule(rule.act(Act::CutAnswer(*point, *cut)));
+    }
+    let run = accounts.ferry.sync(&[]).await.expect(0);
+    assert_eq!(run.total("promoted"), images.len() as u64);
+    for (point, cut, tag, image) in &images {
+        accounts.there().assert_holds("app", tag, image).await;
+        let puts = of_layer(&accounts.target, Kind::UploadPut, image);
+        let sent: u64 = puts.iter().map(proxy::Entry::bytes_sent).sum();
+        assert_eq!((puts.len(), sent), (1, SIZE), "{cut:?} at {point}: each byte is sent once");
+        let read: u64 = of_layer(&accounts.source, Kind::BlobGet, image).iter().map(proxy::Entry::bytes_read).sum();
+        // A reset throws away what waits in sockets.
+        let lost = if *cut == Cut::Reset { *point } else { MIB };
+        assert!(read <= SIZE + 2 * lost + 1, "{cut:?} at {point}: {read} bytes were read");
     }
 }
 
