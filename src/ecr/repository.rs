@@ -28,7 +28,7 @@ use crate::endpoint::{
     Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
-use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
 use crate::registry::{self, Metrics};
 
 /// How long after its creation a repository may still be unknown to the registry.
@@ -293,6 +293,29 @@ impl Repository {
         }
     }
 
+    async fn read_by_digest(&self, digest: &Digest) -> Result<Option<Manifest>, Fault> {
+        self.readable(digest)?;
+        self.inner.manifest(&Target::Digest(*digest)).await
+    }
+
+    /// What a tag names, as it was pushed. ECR may convert what is read by tag, never what is read by digest: a document
+    /// that is not there under its own digest is none that anybody pushed, and the control plane knows which one was.
+    async fn as_pushed(&self, tag: &oci::Tag) -> Result<Option<Manifest>, Fault> {
+        let Some(read) = self.inner.manifest(&Target::Tag(tag.clone())).await? else { return Ok(None) };
+        if self.inner.resolve(&Target::Digest(read.digest)).await?.is_some() {
+            return Ok(Some(read));
+        }
+        match self.control().digest_of(self.inner.repository(), tag, self.tally()).await? {
+            Answer::Given(Some(digest)) => self.read_by_digest(&digest).await,
+            Answer::Given(None) => Ok(None),
+            Answer::Denied(fault) => Err(Fault::rejected(format!(
+                "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",
+                self.address()
+            ))
+            .because(fault)),
+        }
+    }
+
     /// Archived images cannot be read until somebody restores them.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
         match self.shared().known().archived.contains(&(self.inner.repository().clone(), *digest)) {
@@ -379,10 +402,10 @@ impl Source for Repository {
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
-        if let Target::Digest(digest) = target {
-            self.readable(digest)?;
+        match target {
+            Target::Tag(tag) => self.as_pushed(tag).await,
+            Target::Digest(digest) => self.read_by_digest(digest).await,
         }
-        self.inner.manifest(target).await
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
