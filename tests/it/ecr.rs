@@ -22,7 +22,7 @@ pub fn with_identity(ferry: Ferry, sts: &Ecr) -> Ferry {
 }
 
 /// A pipeline's build on one ECR.
-fn pipeline(ecr: &Ecr) -> Ferry {
+pub fn pipeline(ecr: &Ecr) -> Ferry {
     with_identity(Ferry::bare(), ecr)
         .with_env("DOCKER_REG", ecr.address())
         .with_env("AWS_ENDPOINT_URL_ECR", &ecr.url())

@@ -9,6 +9,7 @@ use crate::support::*;
 
 mod cut;
 mod kill;
+mod reads;
 
 const MIB: u64 = 1024 * 1024;
 /// What the fake keeps of a broken body comes in whole parts of this length.

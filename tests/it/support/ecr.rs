@@ -48,6 +48,12 @@ pub struct Ways {
     pub create_on_push: bool,
     /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
     pub parts: Option<u64>,
+    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
+    pub storage: Option<String>,
+    /// Manifests that are asked for by tag come converted, those asked for by digest never.
+    pub converts: bool,
+    /// Only the first password ends by its `uses`.
+    pub ends_once: bool,
 }
 
 /// One act on either plane.
@@ -81,6 +87,7 @@ struct State {
     stormed: BTreeMap<String, usize>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
+    signed: usize,
 }
 
 #[derive(Clone, Default)]
