@@ -27,10 +27,8 @@ use crate::job::{Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
+use crate::transfer::pages::List;
 use crate::transfer::{Settle, Stop};
-
-/// Most tags of one repository: more is a registry that never ends its list.
-pub const MOST_TAGS: usize = 200_000;
 
 /// What is asked of a look.
 #[derive(Clone, Debug)]
@@ -207,29 +205,11 @@ impl Looking<'_> {
     /// All tags of a repository. `None`: there is no such repository.
     async fn list(&self, repository: &Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
         let mut tags = HashMap::new();
-        let mut cursor: Option<Cursor> = None;
-        let mut seen = HashSet::new();
-        loop {
-            let page = self
-                .ask_side(repository, Traffic::Listing, |repository| {
-                    let cursor = cursor.clone();
-                    async move { repository.tags(cursor.as_ref()).await }
-                })
-                .await?;
-            let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
-            let before = tags.len();
-            page.entries.into_iter().for_each(|tag| note(&mut tags, tag));
-            let Some(next) = page.next else { return Ok(Some(tags)) };
-            let stands_still = tags.len() == before && seen.len() > 8;
-            if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
-                let (address, registry) = (repository.address(), repository.registry());
-                return Err(Fault::rejected(format!(
-                    "{address} at {registry} never ends its list of tags ({} so far); its registry or a proxy before it is broken",
-                    tags.len()
-                )));
-            }
-            cursor = Some(next);
-        }
+        let (origin, registry, stop) = (repository.origin(), repository.registry(), self.stop);
+        let list = List { what: repository.address(), origin, registry, stop };
+        let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
+        let exists = self.world.engine.pages(list, read, |tag| note(&mut tags, tag)).await?;
+        Ok(exists.then_some(tags))
     }
 
     async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
@@ -327,10 +307,13 @@ impl Looking<'_> {
     }
 }
 
-/// A tag that moves while its repository is listed may come twice: then only the tag itself tells what it names.
-fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) {
+/// Notes a tag; whether it is a new one. A tag that moves while its repository is listed may come twice: then only the tag
+/// itself tells what it names.
+fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) -> bool {
+    let before = tags.len();
     let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
     if entry.0 != tag.digest {
         *entry = (None, entry.1.max(tag.pushed));
     }
+    tags.len() > before
 }
