@@ -293,29 +293,6 @@ impl Repository {
         }
     }
 
-    async fn read_by_digest(&self, digest: &Digest) -> Result<Option<Manifest>, Fault> {
-        self.readable(digest)?;
-        self.inner.manifest(&Target::Digest(*digest)).await
-    }
-
-    /// What a tag names, as it was pushed. ECR may convert what is read by tag, never what is read by digest: a document
-    /// that is not there under its own digest is none that anybody pushed, and the control plane knows which one was.
-    async fn as_pushed(&self, tag: &oci::Tag) -> Result<Option<Manifest>, Fault> {
-        let Some(read) = self.inner.manifest(&Target::Tag(tag.clone())).await? else { return Ok(None) };
-        if self.inner.resolve(&Target::Digest(read.digest)).await?.is_some() {
-            return Ok(Some(read));
-        }
-        match self.control().digest_of(self.inner.repository(), tag, self.tally()).await? {
-            Answer::Given(Some(digest)) => self.read_by_digest(&digest).await,
-            Answer::Given(None) => Ok(None),
-            Answer::Denied(fault) => Err(Fault::rejected(format!(
-                "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",
-                self.address()
-            ))
-            .because(fault)),
-        }
-    }
-
     /// Archived images cannot be read until somebody restores them.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
         match self.shared().known().archived.contains(&(self.inner.repository().clone(), *digest)) {
@@ -402,9 +379,32 @@ impl Source for Repository {
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
-        match target {
-            Target::Tag(tag) => self.as_pushed(tag).await,
-            Target::Digest(digest) => self.read_by_digest(digest).await,
+        let Target::Digest(digest) = target else { return self.inner.manifest(target).await };
+        self.readable(digest)?;
+        let manifest = self.inner.manifest(target).await?;
+        if manifest.is_some() {
+            self.shared().note_pushed(self.inner.repository(), digest);
+        }
+        Ok(manifest)
+    }
+
+    async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
+        let name = self.inner.repository();
+        if self.shared().known().pushed.contains(&(name.clone(), *read)) {
+            return Ok(Some(*read));
+        }
+        // A document that is not there under its own digest was never pushed; the control plane knows which one was.
+        if self.inner.resolve(&Target::Digest(*read)).await?.is_some() {
+            self.shared().note_pushed(name, read);
+            return Ok(Some(*read));
+        }
+        match self.control().digest_of(name, tag, self.tally()).await? {
+            Answer::Given(digest) => Ok(digest),
+            Answer::Denied(fault) => Err(Fault::rejected(format!(
+                "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",
+                self.address()
+            ))
+            .because(fault)),
         }
     }
 
@@ -473,6 +473,10 @@ impl Destination for Repository {
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
-        self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))
+        let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))?;
+        if matches!(put, Put::Accepted { .. }) {
+            self.shared().note_pushed(self.inner.repository(), &manifest.digest);
+        }
+        Ok(put)
     }
 }

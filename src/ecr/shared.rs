@@ -17,6 +17,9 @@ use crate::oci::{Digest, RepositoryName};
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
 
+/// Manifests that are remembered as pushed.
+const MOST_PUSHED: usize = 10_000;
+
 pub(super) struct Shared {
     pub(super) control: Control,
     pub(super) admitted: OnceCell<()>,
@@ -33,6 +36,8 @@ pub(super) struct Known {
     pub(super) denied: HashMap<&'static str, Instant>,
     /// Images that cannot be read until somebody restores them.
     pub(super) archived: HashSet<(RepositoryName, Digest)>,
+    /// Manifests that are there under these digests, as far as anybody has seen: nothing is converted into them.
+    pub(super) pushed: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
     pub(super) mounts: Option<(bool, Instant)>,
     /// Whether it was said that they do not.
@@ -61,6 +66,15 @@ impl Shared {
 
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a manifest is there under its digest.
+    pub(super) fn note_pushed(&self, repository: &RepositoryName, digest: &Digest) {
+        let pushed = &mut self.known().pushed;
+        if pushed.len() >= MOST_PUSHED {
+            pushed.clear();
+        }
+        pushed.insert((repository.clone(), *digest));
     }
 
     pub(super) fn may(&self, action: &'static str) -> bool {
