@@ -10,6 +10,7 @@ mod cut;
 mod docs;
 mod ecr;
 mod ecr_daemon;
+mod ecr_data;
 mod ecr_rights;
 mod ecr_trouble;
 mod engine;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 mod control;
 mod data;
+mod parts;
 
 use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
@@ -59,6 +60,14 @@ pub struct Ways {
     pub page: usize,
     /// A tag moved while it was listed: it shows at the end once more, with this digest.
     pub shows_again: Option<(String, String)>,
+    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
+    pub parts: Option<u64>,
+    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
+    pub storage: Option<String>,
+    /// Manifests that are asked for by tag come converted, those asked for by digest never.
+    pub converts: bool,
+    /// Only the first password ends by its `uses`.
+    pub ends_once: bool,
 }
 
 /// One act on either plane.
@@ -94,6 +103,7 @@ struct State {
     sessions: BTreeMap<String, Session>,
     /// Digests that a lifecycle policy has taken.
     vanished: BTreeSet<String>,
+    signed: usize,
 }
 
 #[derive(Clone, Default)]
@@ -112,7 +122,7 @@ struct Shared {
 
 /// A running ECR.
 pub struct Ecr {
-    _registry: Registry,
+    registry: Registry,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
@@ -128,7 +138,7 @@ impl Ecr {
         let serving = shared.clone();
         let app = axum::Router::new().fallback(move |request: Request<Body>| serve(serving.clone(), request));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("serving ends with the test") });
-        Ecr { _registry: registry, shared, server }
+        Ecr { registry, shared, server }
     }
 
     /// `127.0.0.1:port`: data plane, control plane and STS alike.
@@ -138,6 +148,11 @@ impl Ecr {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.shared.address)
+    }
+
+    /// The registry behind.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// A client of the data plane that is not watched.
@@ -301,7 +316,8 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
         None if request.uri().path() == "/" => control::sts(request).await,
-        None => shared.data(request).await,
+        // A task of its own: what a client that is gone had sent still arrives.
+        None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
     }
 }
 

@@ -65,6 +65,10 @@ impl Shared {
             }
             "DescribeImages" => match state.repositories.get(named) {
                 None => return Ok(None),
+                Some(kept) if asked["imageIds"].is_array() => {
+                    let tag = asked["imageIds"][0]["imageTag"].as_str().expect("images are asked for by tag");
+                    json!({"imageDetails": [{"imageDigest": kept.tags.get(tag).ok_or("ImageNotFoundException")?, "imageTags": [tag]}]})
+                }
                 Some(kept) => self.images(named, kept, asked, &state.ways),
             },
             "DescribeRepositories" if named.is_empty() => {
