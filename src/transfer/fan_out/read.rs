@@ -13,15 +13,19 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::seat::Seat;
-use super::{FanOut, Party, ReadKey};
+use super::{FanOut, Guest, Member, Party, ReadKey};
 use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
+use crate::oci::RepositoryName;
 use crate::transfer::verify::{Open, Opening};
 
 /// Bytes that one read keeps for those who are behind.
 const WINDOW: usize = 8 * 1024 * 1024;
 /// Bytes that all reads together keep.
 pub(super) const ALL_WINDOWS: usize = 32 * 1024 * 1024;
+/// Bytes that one read keeps for those who begin a moment later, and nobody knows of yet; as long as no more than half of
+/// all windows is kept.
+const LINGER: usize = 4 * 1024 * 1024;
 /// How long one read waits for those who are behind, beyond a twentieth of its time.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
@@ -30,6 +34,8 @@ pub(super) struct Read {
     pub(super) fan_out: FanOut,
     pub(super) key: ReadKey,
     pub(super) party: Arc<Party>,
+    /// The repository that it reads from.
+    pub(super) repository: RepositoryName,
     pub(super) right: OnceCell<()>,
     pub(super) bell: Arc<Bell>,
     pub(super) state: Mutex<State>,
@@ -48,14 +54,29 @@ pub(super) struct State {
     /// Bytes that came from the source.
     pub(super) read: u64,
     pub(super) size: u64,
-    /// The next frame of each seat.
-    pub(super) seats: HashMap<u64, u64>,
+    pub(super) seats: HashMap<u64, Place>,
     pub(super) next_seat: u64,
-    /// Destinations that may still come for the start.
-    pub(super) expected: HashSet<Origin>,
+    /// Those who may still come for the start.
+    pub(super) expected: HashSet<Guest>,
+    /// Whether the start is kept for a while although nobody is expected.
+    pub(super) lingers: bool,
     pub(super) began: Instant,
     pub(super) waited: Duration,
     pub(super) waiting_since: Option<Instant>,
+}
+
+/// How far a seat is.
+pub(super) struct Place {
+    /// The frame that it takes next.
+    pub(super) next: u64,
+    /// Whether it has asked for a frame: before, it stands in line for the right to send.
+    pub(super) moves: bool,
+    pub(super) destination: Origin,
+    job: u64,
+    /// Whether it belongs to the party that opened the read.
+    is_mate: bool,
+    /// Whether it was left behind before: then it may come along, and nobody waits.
+    slow: bool,
 }
 
 pub(super) enum Source {
@@ -91,11 +112,12 @@ impl Wake for Bell {
 }
 
 impl Read {
+    /// A read that is not open yet, for the job of `member`.
     pub(super) fn new(
-        fan_out: FanOut,
+        member: &Member,
         key: ReadKey,
-        party: Arc<Party>,
-        expected: HashSet<Origin>,
+        expected: HashSet<Guest>,
+        lingers: bool,
         kept: Arc<AtomicUsize>,
         open: Open,
     ) -> Arc<Read> {
@@ -112,11 +134,14 @@ impl Read {
             seats: HashMap::new(),
             next_seat: 0,
             expected,
+            lingers,
             began: Instant::now(),
             waited: Duration::ZERO,
             waiting_since: None,
         };
-        Arc::new(Read { fan_out, key, party, right: OnceCell::new(), bell: Arc::default(), state: Mutex::new(state) })
+        let (fan_out, party, repository) = (member.fan_out.clone(), member.party.clone(), member.key.1.clone());
+        let (right, bell) = (OnceCell::new(), Arc::default());
+        Arc::new(Read { fan_out, key, party, repository, right, bell, state: Mutex::new(state) })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,23 +149,38 @@ impl Read {
     }
 
     /// A seat at the start, if that is still there.
-    pub(super) fn join(self: &Arc<Read>, destination: &Origin, size: u64) -> Option<Seat> {
+    pub(super) fn join(self: &Arc<Read>, member: &Member, size: u64, slow: bool) -> Option<Seat> {
         let mut state = self.lock();
-        if state.first > 0 || matches!(state.source, Source::Failed(..)) || (state.size != size && state.next_seat > 0) {
+        if !state.has_start() || (state.size != size && state.next_seat > 0) {
             return None;
         }
         state.size = size;
-        state.expected.remove(destination);
+        state.expected.remove(&Guest::Registry(member.destination.clone()));
+        state.expected.remove(&Guest::Job(member.number));
         let number = state.next_seat;
         state.next_seat += 1;
-        state.seats.insert(number, 0);
-        Some(Seat { read: self.clone(), number, left: size, timer: None, is_first: number == 0 })
+        let (is_mate, destination) = (Arc::ptr_eq(&self.party, &member.party), member.destination.clone());
+        state.seats.insert(number, Place { next: 0, moves: false, destination, job: member.number, is_mate, slow });
+        let is_foreign = member.key.1 != self.repository;
+        Some(Seat { read: self.clone(), number, left: size, timer: None, is_first: number == 0, is_foreign })
     }
 
-    /// A destination does not come any more. Returns whether the read is still needed.
-    pub(super) fn excuse(&self, destination: &Origin) -> bool {
+    /// Keeps the start for somebody, if it is still there.
+    pub(super) fn expect(&self, guest: Guest) {
         let mut state = self.lock();
-        if state.expected.remove(destination) {
+        if state.has_start() {
+            state.expected.insert(guest);
+        }
+    }
+
+    /// A job does not come any more. Returns whether the read is still needed.
+    pub(super) fn excuse(&self, member: &Member) -> bool {
+        let mut state = self.lock();
+        let mut excused = state.expected.remove(&Guest::Job(member.number));
+        if Arc::ptr_eq(&self.party, &member.party) {
+            excused |= state.expected.remove(&Guest::Registry(member.destination.clone()));
+        }
+        if excused {
             state.trim();
             self.bell.ring();
         }
@@ -151,6 +191,10 @@ impl Read {
 impl State {
     pub(super) fn is_over(&self) -> bool {
         self.seats.is_empty() && matches!(self.source, Source::Ended | Source::Failed(..))
+    }
+
+    fn has_start(&self) -> bool {
+        self.first == 0 && !matches!(self.source, Source::Failed(..))
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -166,11 +210,11 @@ impl State {
 
     /// Lets go what everybody has.
     pub(super) fn trim(&mut self) {
-        if !self.expected.is_empty() && self.first == 0 {
+        if self.first == 0 && (!self.expected.is_empty() || self.lingers) {
             return;
         }
         let end = self.first + self.frames.len() as u64;
-        let needed = self.seats.values().copied().min().unwrap_or(end);
+        let needed = self.seats.values().map(|place| place.next).min().unwrap_or(end);
         while self.first < needed {
             let Some(bytes) = self.frames.pop_front() else { break };
             self.first += 1;
@@ -189,15 +233,35 @@ impl State {
         allowed.saturating_sub(self.waited + since.elapsed())
     }
 
-    /// Goes on without the slowest; returns the destinations that did not come at all.
-    pub(super) fn leave_behind(&mut self) -> HashSet<Origin> {
-        let missing = std::mem::take(&mut self.expected);
-        if missing.is_empty() {
+    /// Keeps the start no longer for those of whom nobody knows, once that takes much memory.
+    pub(super) fn stop_lingering(&mut self) {
+        if self.lingers && (self.bytes >= LINGER || self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS / 2) {
+            self.lingers = false;
+            self.trim();
+        }
+    }
+
+    /// Goes on without those for whom nobody waits: the slow ones, and who stands in line for the right to send to
+    /// `destination`, maybe for the one that whoever is ahead there has.
+    pub(super) fn leave_the_line(&mut self, destination: &Origin) {
+        let first = self.first;
+        let is_awaited = |place: &Place| !place.slow && (place.moves || place.destination != *destination);
+        self.seats.retain(|_, place| place.next > first || is_awaited(place));
+        self.trim();
+    }
+
+    /// Goes on without the slowest: those who did not come at all, else those who hold the window.
+    pub(super) fn leave_behind(&mut self) -> HashSet<Guest> {
+        let mut slow = std::mem::take(&mut self.expected);
+        if slow.is_empty() {
             let first = self.first;
-            self.seats.retain(|_, next| *next > first);
+            for (_, place) in self.seats.extract_if(|_, place| place.next == first) {
+                slow.insert(Guest::Job(place.job));
+                slow.extend(place.is_mate.then_some(Guest::Registry(place.destination)));
+            }
         }
         self.trim();
-        missing
+        slow
     }
 
     /// Asks the source for one more frame; opens it again where it broke off.

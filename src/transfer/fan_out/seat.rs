@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::read::{Read, Source, State};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 
 /// One destination's place in a shared read: a body from the start of the blob.
 pub(in crate::transfer) struct Seat {
@@ -19,6 +19,8 @@ pub(in crate::transfer) struct Seat {
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     /// Whether it opened the read: what is counted once is counted for it.
     pub(in crate::transfer) is_first: bool,
+    /// Whether its own source is another repository than the one that is read: what is wrong there need not be wrong here.
+    pub(super) is_foreign: bool,
 }
 
 impl Seat {
@@ -31,30 +33,43 @@ impl Seat {
         self.read.right.get_or_init(|| keep).await;
     }
 
+    /// Whether the others went on without it before it had taken anything.
+    pub(in crate::transfer) fn is_lost(&self) -> bool {
+        !self.read.lock().seats.contains_key(&self.number)
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         let read = self.read.clone();
         let mut state = read.lock();
         loop {
-            let Some(next) = state.seats.get(&self.number).copied() else {
+            let first = state.first;
+            let Some(place) = state.seats.get_mut(&self.number) else {
                 return Poll::Ready(Some(Err(Fault::retryable("left behind by the other destinations"))));
             };
-            if let Some(bytes) = state.frames.get((next - state.first) as usize).cloned() {
-                state.seats.insert(self.number, next + 1);
-                state.trim();
+            place.moves = true;
+            let ahead = place.next - first;
+            if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
+                self.advance(&mut state);
                 drop(state);
                 read.bell.ring();
                 return Poll::Ready(Some(Ok(bytes)));
             }
             match &state.source {
                 Source::Ended => return Poll::Ready(None),
-                Source::Failed(class, text) => return Poll::Ready(Some(Err(Fault::new(*class, text.clone())))),
+                Source::Failed(class, text) => return Poll::Ready(Some(Err(self.failed(*class, text)))),
                 _ => {}
             }
+            state.stop_lingering();
             read.bell.listen(cx.waker());
             if state.is_full() && !state.frames.is_empty() {
-                ready!(self.poll_patience(&mut state, cx));
-                let missing = state.leave_behind();
-                read.party.lock().slow.extend(missing);
+                self.leave_the_line(&mut state);
+                if state.is_full() && !state.frames.is_empty() {
+                    ready!(self.poll_patience(&mut state, cx));
+                    let missing = state.leave_behind();
+                    drop(state);
+                    read.fan_out.note_slow(&read.party, missing);
+                    state = read.lock();
+                }
             } else {
                 let waker = Waker::from(read.bell.clone());
                 ready!(state.poll_source(&mut Context::from_waker(&waker)));
@@ -63,6 +78,24 @@ impl Seat {
             read.bell.ring();
             read.bell.listen(cx.waker());
         }
+    }
+
+    fn advance(&self, state: &mut State) {
+        if let Some(place) = state.seats.get_mut(&self.number) {
+            place.next += 1;
+        }
+        state.trim();
+    }
+
+    fn leave_the_line(&self, state: &mut State) {
+        if let Some(destination) = state.seats.get(&self.number).map(|place| place.destination.clone()) {
+            state.leave_the_line(&destination);
+        }
+    }
+
+    /// What the failure of the shared read means here.
+    fn failed(&self, class: Class, text: &str) -> Fault {
+        if self.is_foreign { Fault::retryable(text.to_owned()) } else { Fault::new(class, text.to_owned()) }
     }
 
     /// Waits for those behind. Whoever comes on meanwhile rings the bell.
