@@ -24,6 +24,7 @@ mod moto;
 mod promote;
 mod referrers;
 mod running;
+mod sharing;
 mod storm;
 mod table;
 mod tools;
