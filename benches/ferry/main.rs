@@ -27,6 +27,8 @@ mod image;
 
 use std::process::ExitCode;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use ask::Ask;
 use link::Passed;
 use registry::{Program, Registry};
@@ -50,12 +52,27 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    match runtime.block_on(measure(&ask, &program)) {
+    let ended = runtime.block_on(async {
+        // Whoever is dropped here kills its programs and removes its files, which may lie in memory.
+        tokio::select! {
+            ended = measure(&ask, &program) => ended,
+            () = asked_to_end() => Err("interrupted".into()),
+        }
+    });
+    match ended {
         Ok(ours_failed) => ExitCode::from(u8::from(ours_failed)),
         Err(text) => {
             eprintln!("{text}");
             ExitCode::from(2)
         }
+    }
+}
+
+async fn asked_to_end() {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be heard");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
     }
 }
 
