@@ -22,7 +22,7 @@ pub fn description() -> String {
     let sha = if field(&cpu, "flags").is_some_and(|flags| flags.contains("sha_ni")) { " (SHA extensions)" } else { "" };
     let memory = field(&read("/proc/meminfo"), "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
     let (cores, kernel) = (cores(), read("/proc/sys/kernel/osrelease"));
-    format!("{model}{sha}, {cores} cores, {} GiB, Linux {}", memory.unwrap_or(0) >> 20, kernel.trim())
+    format!("{model}{sha}, {cores} cores, {} GiB, Linux {}", memory.unwrap_or(0) >> 20, plain(kernel.trim()))
 }
 
 /// Processors that we may use.
@@ -49,7 +49,12 @@ pub fn version(program: &Path, argument: &str) -> String {
         |word: &&str| word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit()) && word.contains('.');
     text.split_whitespace()
         .find(looks_right)
-        .map_or_else(|| "of unknown version".into(), |word| word.trim_start_matches('v').to_owned())
+        .map_or_else(|| "of unknown version".into(), |word| plain(word.trim_start_matches('v')).to_owned())
+}
+
+/// A version without what its builder has added to it.
+fn plain(version: &str) -> &str {
+    version.split(['-', '+']).next().unwrap_or(version)
 }
 
 /// CPU seconds of a process and of the children it has waited for.
