@@ -178,7 +178,8 @@ impl Bench<'_> {
         let stage = Stage::set(self.program, &self.place, self.scenario, self.ask.quick, source, stock, links).await?;
         for pass in 0..self.scenario.passes() {
             let mut run = stage.pass(tool).await?;
-            eprintln!("{} {} pass {pass}{}: {run:?}", self.scenario.name(), tool.name, if rehearsal { ", rehearsal" } else { "" });
+            let note = if rehearsal { " (counting)" } else { "" };
+            eprintln!("{} {} pass {pass}{note}: {run}", self.scenario.name(), tool.name);
             if links {
                 account.counted = run.sides;
             }

@@ -30,6 +30,14 @@ pub struct Run {
     pub right: usize,
 }
 
+impl std::fmt::Display for Run {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Run { wall, memory, shares, sides: [source, destination], code, .. } = self;
+        write!(formatter, "{wall:.2} s, {:.2} CPU s, {} MiB, ", shares.tool, memory >> 20)?;
+        write!(formatter, "{} + {} requests, exit code {code}", source.requests, destination.requests)
+    }
+}
+
 /// The registries of a run and the links to them.
 pub struct Stage<'a> {
     scenario: Scenario,
