@@ -14,16 +14,57 @@ pub struct Limit {
     measured: Option<f64>,
 }
 
-impl std::fmt::Display for Limit {
-    /// A figure is compared as it is printed, with two digits.
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Limit { what, at_most, unit, measured } = self;
-        write!(formatter, "- limit: {what} at most {at_most}{unit}; ")?;
-        match measured.map(|measured| (measured * 100.0).round() / 100.0) {
-            Some(measured) if measured <= *at_most => write!(formatter, "measured {measured:.2}: **met**"),
-            Some(measured) => write!(formatter, "measured {measured:.2}: **missed**"),
-            None => write!(formatter, "not measured: **unknown**"),
+/// What came of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not exceeded.
+    Met,
+    /// Exceeded.
+    Missed,
+    /// Whatever it is set against was not measured.
+    Unknown,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Verdict; 3] = [Verdict::Met, Verdict::Missed, Verdict::Unknown];
+
+    /// As it is printed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Met => "met",
+            Verdict::Missed => "missed",
+            Verdict::Unknown => "unknown",
         }
+    }
+}
+
+impl Limit {
+    /// A figure is compared as it is printed, with two digits.
+    fn rounded(&self) -> Option<f64> {
+        self.measured.map(|measured| (measured * 100.0).round() / 100.0)
+    }
+
+    /// What it is about.
+    pub fn name(&self) -> &'static str {
+        self.what.trim_end_matches(',')
+    }
+
+    /// Whether it was kept.
+    pub fn verdict(&self) -> Verdict {
+        match self.rounded() {
+            Some(measured) if measured <= self.at_most => Verdict::Met,
+            Some(_) => Verdict::Missed,
+            None => Verdict::Unknown,
+        }
+    }
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Limit { what, at_most, unit, .. } = self;
+        let measured = self.rounded().map_or("nothing".into(), |measured| format!("{measured:.2}"));
+        write!(formatter, "- limit: {what} at most {at_most}{unit}; measured {measured}: **{}**", self.verdict().word())
     }
 }
 

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use ask::Ask;
+use limits::Verdict;
 use link::Passed;
 use registry::{Program, Registry};
 use report::Report;
@@ -80,7 +81,7 @@ async fn asked_to_end() {
 async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
     let mut report = Report::new(ask.out.clone());
     report.say(&report::heading(&ask.tools, program, &ask.scratch, ask.runs, ask.quick))?;
-    let mut failed = false;
+    let mut tally = Tally::default();
     for scenario in &ask.scenarios {
         let place = match ask.scratch.place(scenario.room(ask.quick)) {
             Ok(place) => place,
@@ -90,9 +91,32 @@ async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
             }
         };
         let bench = Bench { ask, program, scenario: *scenario, place };
-        failed |= bench.run(&mut report).await?;
+        bench.run(&mut report, &mut tally).await?;
     }
-    Ok(failed)
+    report.say(&tally.to_string())?;
+    Ok(tally.failed)
+}
+
+/// What came of all limits.
+#[derive(Default)]
+struct Tally {
+    verdicts: Vec<(String, Verdict)>,
+    failed: bool,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Limits of all scenarios")?;
+        for (verdict, joint) in Verdict::ALL.into_iter().zip([": ", ", ", ", "]) {
+            let names: Vec<&str> =
+                self.verdicts.iter().filter(|(_, found)| *found == verdict).map(|(name, _)| name.as_str()).collect();
+            write!(formatter, "{joint}{} {}", names.len(), verdict.word())?;
+            if verdict != Verdict::Met && !names.is_empty() {
+                write!(formatter, " ({})", names.join("; "))?;
+            }
+        }
+        write!(formatter, ".")
+    }
 }
 
 /// One scenario under way.
@@ -113,8 +137,8 @@ struct Account {
 }
 
 impl Bench<'_> {
-    /// Runs all tools and reports; whether ours failed.
-    async fn run(&self, report: &mut Report) -> Result<bool, String> {
+    /// Runs all tools and reports.
+    async fn run(&self, report: &mut Report, tally: &mut Tally) -> Result<(), String> {
         let source = self.program.start(&self.place.folder).await;
         let stock = self.scenario.stock(&source, self.ask.quick).await;
         let mut accounts: Vec<Account> = self.ask.tools.iter().map(|_| Account::default()).collect();
@@ -123,12 +147,15 @@ impl Bench<'_> {
             for (tool, account) in self.ask.tools.iter().zip(&mut accounts) {
                 if account.broken.is_none() {
                     account.broken = self.once(tool, &source, &stock, round < rehearsals, account).await.err();
+                    if let Some(why) = &account.broken {
+                        eprintln!("{} {}: {why}", self.scenario.name(), tool.name);
+                    }
                 }
             }
         }
         let rows = self.rows(&accounts);
-        report.say(&self.findings(&stock, &rows))?;
-        Ok(rows.iter().any(|row| row.name == "blobferry" && row.runs.is_err()))
+        tally.failed |= rows.iter().any(|row| row.name == "blobferry" && row.runs.is_err());
+        report.say(&self.findings(&stock, &rows, tally))
     }
 
     fn is_on_loopback(&self) -> bool {
@@ -148,7 +175,7 @@ impl Bench<'_> {
         rows
     }
 
-    fn findings(&self, stock: &Stock, rows: &[Row]) -> String {
+    fn findings(&self, stock: &Stock, rows: &[Row], tally: &mut Tally) -> String {
         let link = self.scenario.link(self.ask.quick).bandwidth.map(|bandwidth| stock.unique as f64 / bandwidth);
         let facts = Facts { scenario: self.scenario, unique: stock.unique, tags: stock.count, link };
         let mut text = format!("### {}\n\n", self.scenario.title(self.ask.quick));
@@ -160,6 +187,7 @@ impl Bench<'_> {
         text += if self.ask.quick { "\nAgainst the limits of the full size, which a small one need not meet:\n\n" } else { "\n" };
         for limit in limits::limits(&facts, rows) {
             text += &format!("{limit}\n");
+            tally.verdicts.push((format!("{}: {}", self.scenario.name(), limit.name()), limit.verdict()));
         }
         text += &format!("\nLoad average at the end: {}.", machine::load());
         text

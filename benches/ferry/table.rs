@@ -127,7 +127,7 @@ fn columns(facts: &Facts) -> Vec<Column<'_>> {
         }
         Scenario::Storm => {
             columns.push(number("refused", 0, |run| run.sides.iter().map(|side| side.refused).sum::<u64>() as f64));
-            columns.push(("ended", Box::new(|runs| ending(runs))));
+            columns.push(("ended", Box::new(ending)));
             columns.push(number("tags right", 0, |run| run.right as f64));
         }
         Scenario::Fanout => columns.push(number("read × unique", 2, |run| facts.read_ratio(run))),
