@@ -192,6 +192,8 @@ pub struct Abilities {
     pub mount_asks: bool,
     /// Whether the length reported after a chunk is the truth.
     pub reports_offset: bool,
+    /// Whether a list of tags shows what is there at that moment, and not what was there a while ago.
+    pub current_lists: bool,
 }
 
 /// The way a blob's body travels.

@@ -269,6 +269,7 @@ async fn without_a_status_acknowledged_chunks_are_gone_on_from() {
                 mount: Mount::Committed,
                 mount_asks: false,
                 reports_offset: false,
+                current_lists: true,
             };
             settings.tells_offset = tells;
         });

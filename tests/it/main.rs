@@ -2,6 +2,7 @@
 
 mod support;
 
+mod absent;
 mod askers;
 mod bad_input;
 mod contract;

@@ -20,6 +20,7 @@ use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, limits};
 use crate::watch::board::JobStatus;
+use crate::watch::metrics::Spot;
 use crate::watch::world::Side;
 
 /// Digests of source tags that several destinations need: asked for once.
@@ -124,9 +125,9 @@ impl View<'_> {
         }
         let job = self.job(tag, &compared.without_hint());
         let looking = self.looking;
-        let (route, destination) = (&looking.route.name, &self.side.registry);
+        let spot = Spot { route: &looking.route.name, registry: &self.side.registry, to: &self.side.to };
         if !job.dry_run {
-            looking.world.metrics.differs(route, destination, looking.repository, tag);
+            looking.world.metrics.differs(spot, looking.repository, tag);
         }
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
@@ -139,7 +140,7 @@ impl View<'_> {
         let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
         if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
-            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+            looking.world.metrics.waits_no_more(spot, looking.repository, tag);
         }
         self.settle(&job, ending).await
     }
