@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -236,7 +237,8 @@ impl Engine {
             counts: Counts::default(),
         };
         let _in_flight = self.metrics.in_flight();
-        let story = trip.promote().await;
+        // Boxed: whoever waits for a job is not as large as all that may happen in it.
+        let story = trip.promote().boxed().await;
         trip.end(story, tally.requests())
     }
 }
