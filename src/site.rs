@@ -10,7 +10,7 @@ use crate::endpoint::{
 };
 use crate::fault::Fault;
 use crate::layout;
-use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
 use crate::registry;
 
 /// A registry or a folder of layouts.
@@ -122,6 +122,10 @@ impl Source for Repository {
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         either!(self, repository => repository.manifest(target).await)
+    }
+
+    async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
+        either!(self, repository => repository.pushed_digest(tag, read).await)
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {

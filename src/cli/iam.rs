@@ -194,13 +194,7 @@ fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
 fn arn(login: &ecr::Login, repository: &str) -> String {
     let host = ecr::host::recognise(login.host());
     let region = host.as_ref().map_or("*", |host| host.region.as_str());
-    let partition = match region {
-        _ if region.starts_with("cn-") => "aws-cn",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ if region.starts_with("eusc-") => "aws-eusc",
-        _ => "aws",
-    };
-    format!("arn:{partition}:ecr:{region}:{}:repository/{repository}", login.account().unwrap_or("*"))
+    format!("arn:{}:ecr:{region}:{}:repository/{repository}", ecr::host::partition(region), login.account().unwrap_or("*"))
 }
 
 #[cfg(test)]

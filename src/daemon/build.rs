@@ -145,6 +145,7 @@ impl Parts {
             _ => None,
         };
         let registry = Registry::new(settings, &self.wire)?;
+        self.limits.heed(registry.origin(), registry.allowance().clone());
         Ok(match login {
             Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire)),
             None => Site::Registry(registry),

@@ -193,13 +193,16 @@ struct Hosts<'a> {
 
 impl Hosts<'_> {
     fn known(&self, host: &Host) -> Known {
-        if self.endpoint.is_none() && ecr::host::recognise(host.name()).is_none() {
-            return known_by(host, self.env);
+        match ecr::host::recognise(host.name()) {
+            // Anybody may read there; who may write has logged in as at any other registry.
+            Some(ecr) if ecr.public => return known_by(host, self.env),
+            None if self.endpoint.is_none() => return known_by(host, self.env),
+            _ => {}
         }
         let settings = || ecr::Settings { endpoint: self.endpoint.clone(), ..ecr::Settings::default() };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
-        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: (!login.is_public()).then_some(Kind::Ecr) }
+        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: Some(Kind::Ecr) }
     }
 }
 

@@ -46,6 +46,15 @@ struct State {
     refusals: u32,
 }
 
+impl State {
+    fn close(&mut self, wait: Duration) -> Duration {
+        let now = Instant::now();
+        let (before, until) = (self.closed_until.max(now), now + wait);
+        self.closed_until = self.closed_until.max(until);
+        until.saturating_duration_since(before)
+    }
+}
+
 /// The right to send one request. Whoever has it says what came of it.
 #[derive(Debug)]
 pub(super) struct Pass {
@@ -176,10 +185,12 @@ impl Gate {
             }
             after => after.unwrap_or_default(),
         };
-        let now = Instant::now();
-        let (before, until) = (state.closed_until.max(now), now + wait);
-        state.closed_until = state.closed_until.max(until);
-        until.saturating_duration_since(before)
+        state.close(wait)
+    }
+
+    /// Nobody passes for so long. Returns by how much longer that is than before.
+    pub(super) fn close(&self, wait: Duration) -> Duration {
+        self.lock().close(wait)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

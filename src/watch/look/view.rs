@@ -232,14 +232,16 @@ impl View<'_> {
             None => Ok(Seen::Absent),
             Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
             Some(_) => {
-                let manifest = self
-                    .looking
-                    .ask_side(&counted, Traffic::Manifests, |side| {
-                        let target = target.clone();
-                        async move { side.manifest(&target).await }
-                    })
-                    .await?;
-                Ok(manifest.map_or(Seen::Absent, |manifest| Seen::At(manifest.digest)))
+                let read = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
+                    let target = target.clone();
+                    async move { side.manifest(&target).await }
+                });
+                let Some(read) = read.await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
+                let pushed = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
+                    let tag = tag.clone();
+                    async move { side.pushed_digest(&tag, &read).await }
+                });
+                Ok(pushed.await?.map_or(Seen::Absent, Seen::At))
             }
         }
     }

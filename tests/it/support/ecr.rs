@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 mod control;
 mod data;
+mod parts;
 
 use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
@@ -49,6 +50,24 @@ pub struct Ways {
     pub calm_after: Option<usize>,
     /// Only these actions meet the storm, when there are any.
     pub storm_on: BTreeSet<&'static str>,
+    /// What denials end with: whose policy it is that allows nothing.
+    pub because: &'static str,
+    /// The data plane answers whoever shows a password with this status and body.
+    pub bars: Option<(u16, &'static str)>,
+    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle policy at work.
+    pub vanishes: Option<String>,
+    /// Entries of a page of DescribeImages, whatever is asked for; 0: as many as are asked for.
+    pub page: usize,
+    /// A tag moved while it was listed: it shows at the end once more, with this digest.
+    pub shows_again: Option<(String, String)>,
+    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
+    pub parts: Option<u64>,
+    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
+    pub storage: Option<String>,
+    /// Manifests that are asked for by tag come converted, those asked for by digest never.
+    pub converts: bool,
+    /// Only the first password ends by its `uses`.
+    pub ends_once: bool,
 }
 
 /// One act on either plane.
@@ -82,6 +101,9 @@ struct State {
     stormed: BTreeMap<String, (usize, usize)>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
+    /// Digests that a lifecycle policy has taken.
+    vanished: BTreeSet<String>,
+    signed: usize,
 }
 
 #[derive(Clone, Default)]
@@ -100,7 +122,7 @@ struct Shared {
 
 /// A running ECR.
 pub struct Ecr {
-    _registry: Registry,
+    registry: Registry,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
@@ -116,7 +138,7 @@ impl Ecr {
         let serving = shared.clone();
         let app = axum::Router::new().fallback(move |request: Request<Body>| serve(serving.clone(), request));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("serving ends with the test") });
-        Ecr { _registry: registry, shared, server }
+        Ecr { registry, shared, server }
     }
 
     /// `127.0.0.1:port`: data plane, control plane and STS alike.
@@ -126,6 +148,11 @@ impl Ecr {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.shared.address)
+    }
+
+    /// The registry behind.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// A client of the data plane that is not watched.
@@ -164,6 +191,13 @@ impl Ecr {
     pub fn archive(&self, repository: &str, digest: &str) {
         let mut state = self.shared.state();
         state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
+    }
+
+    /// Says when an image was pushed.
+    pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
+        let mut state = self.shared.state();
+        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        kept.images.insert(digest.into(), second as f64);
     }
 
     /// How a repository is set up now; `None`: it does not exist.
@@ -251,14 +285,24 @@ impl Shared {
             return Err(Refused::Throttled);
         }
         *in_a_row = 0;
-        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
-        if outside || state.ways.denied.contains(action) {
-            let resource = format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account);
-            return Err(Refused::Denied(format!(
-                "User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}"
-            )));
+        match self.denial(&state, action, principal, repository) {
+            Some(text) => Err(Refused::Denied(text)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What IAM says when it does not allow this.
+    fn denial(&self, state: &State, action: &str, principal: &str, repository: &str) -> Option<String> {
+        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
+        if !outside && !state.ways.denied.contains(action) {
+            return None;
+        }
+        let resource = match action {
+            "GetAuthorizationToken" | "GetAccountSetting" => "*".to_owned(),
+            _ => format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account),
+        };
+        let because = state.ways.because.replace("{action}", action);
+        Some(format!("User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"))
     }
 }
 
@@ -272,7 +316,8 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
         None if request.uri().path() == "/" => control::sts(request).await,
-        None => shared.data(request).await,
+        // A task of its own: what a client that is gone had sent still arrives.
+        None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
     }
 }
 
