@@ -55,6 +55,8 @@ pub struct Ways {
     pub page: usize,
     /// A tag moved while it was listed: it shows at the end once more, with this digest.
     pub shows_again: Option<(String, String)>,
+    /// Roles called `closed` may be assumed after all.
+    pub opens_roles: bool,
 }
 
 /// One act on either plane.
@@ -289,7 +291,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
-        None if request.uri().path() == "/" => control::sts(request).await,
+        None if request.uri().path() == "/" => control::sts(&shared, request).await,
         None => shared.data(request).await,
     }
 }
