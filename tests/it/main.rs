@@ -22,6 +22,7 @@ mod moto;
 mod promote;
 mod referrers;
 mod running;
+mod stalls;
 mod storm;
 mod table;
 mod tools;
