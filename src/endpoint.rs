@@ -343,6 +343,11 @@ pub trait Destination: Source {
         None
     }
 
+    /// Whether a mount of a blob that may be mounted surely works, so that it is worth waiting for.
+    fn surely_mounts(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
+
     /// Whether it holds a blob.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;
 
