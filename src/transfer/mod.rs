@@ -30,7 +30,7 @@ pub mod verify;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -38,7 +38,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::absent::Absent;
-use self::claims::Claims;
+use self::claims::{Claims, Lead};
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -231,6 +231,8 @@ impl Engine {
             progress,
             stop,
             member,
+            number: OnceLock::new(),
+            leads: Mutex::default(),
             started: Instant::now(),
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
@@ -280,6 +282,10 @@ struct Trip<'a, S, D> {
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
     member: Member,
+    /// Its place among the jobs that lead or follow, by when they first did.
+    number: OnceLock<u64>,
+    /// Blobs that others wait to mount when our manifests are there.
+    leads: Mutex<Vec<Lead>>,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,
