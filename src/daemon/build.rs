@@ -116,7 +116,7 @@ impl Parts {
             RegistryKind::Remote(settings) => self.remote(settings.clone())?,
             RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
         };
-        let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits;
+        let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits.clone();
         let quotas = match &site {
             Site::Registry(registry) => registry.profile().quotas,
             Site::Ecr(registry) => registry.inner().profile().quotas,

@@ -6,6 +6,7 @@
 //!   and the story starts over with the new facts.
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
+pub mod bandwidth;
 mod blob;
 mod carry;
 mod chunk;
