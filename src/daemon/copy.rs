@@ -14,7 +14,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
 use crate::fault::{Class, Fault};
-use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
+use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
@@ -22,10 +22,9 @@ use crate::registry::profile::Kind;
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
-use crate::transfer::limits::Traffic;
+use crate::transfer::pages::List;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop};
-use crate::watch::look::MOST_TAGS;
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -162,55 +161,21 @@ pub async fn copy(
     observer: Observer,
     stop: tokio_util::sync::CancellationToken,
 ) -> Result<Report, Error> {
-    let source: Named = request.source.parse().map_err(Error::Usage)?;
-    let destination: Named = request.destination.parse().map_err(Error::Usage)?;
-    let tag = destination.tag().or(source.tag()).cloned();
-    let tag = tag.ok_or_else(|| Error::Usage(format!("\"{}\" names no tag, and neither does the source", request.destination)))?;
+    let way = Way::of(&request)?;
     let (_lock, parts) = stores(request.state.as_deref())?;
-    let (from, to) = (source.open("source", &parts, env)?, destination.open("destination", &parts, env)?);
+    let (from, to) = (way.source.open("source", &parts, env)?, way.destination.open("destination", &parts, env)?);
     let stop = stop_of(stop);
     let (started, clock) = (Timestamp::now(), Instant::now());
-    let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: tag.clone() };
-    let source_tag = source.tag().cloned().unwrap_or_else(|| tag.clone());
-    let (companions, trouble) = match companions(&parts, &from, &stop).await {
-        Ok(companions) => (companions, None),
-        // A registry that does not list tags has no companions that could be found.
-        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => (BTreeMap::new(), None),
-        Err(fault) => (BTreeMap::new(), Some(fault)),
-    };
-    let job = Job {
-        key: Key { route: "".into(), source: from.repository().clone(), tag: source_tag.clone(), destination: place },
-        rules: TagRules { moving: tag.as_str() == "latest", ..TagRules::default() },
-        source: Seen::Unknown,
-        destination: Seen::Unknown,
-        seen_at: clock,
-        look_began: started,
-        fresh: false,
-        cause: Cause::Cli,
-        actor: caller(),
-        explicit: true,
-        pinned: source.digest(),
-        expect: request.expect.or(destination.digest()),
-        replace: request.replace,
-        dry_run: request.dry_run,
-        refused: Arc::default(),
-        pushed: None,
-        companions: Arc::new(companions),
-        sequence: 0,
-    };
-    let named = |repository: &Repository, tag: &Tag, digest: Option<Digest>| match digest {
-        Some(digest) => format!("{}@{digest}", repository.address()),
-        None => format!("{}:{tag}", repository.address()),
-    };
-    let names = Names {
-        source: named(&from, &source_tag, source.digest()),
-        destination: named(&to, &tag, None),
-        registry: "destination".into(),
-    };
+    let companions = companions(&parts, &from, &stop).await;
+    let job = way.job(&request, (&from, &to), (started, clock));
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let ending = match trouble {
-        None => parts.engine().run(&job, &from, &to, &observer.progress, &stop).await,
-        Some(fault) => Ending::failed(fault, 0),
+    let (job, ending) = match companions {
+        Ok(companions) => {
+            let job = Job { companions: job::Companions::Listed(Arc::new(companions)), ..job };
+            let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+            (job, ending)
+        }
+        Err(fault) => (job, Ending::failed(fault, 0)),
     };
     let run = crate::watch::run_id();
     let settle = Settle {
@@ -218,10 +183,62 @@ pub async fn copy(
         progress: observer.progress.clone(),
         listener: Some(observer.settled.clone()),
     };
-    let settled = parts.engine().settle(&settle, &job, &names, ending).await;
+    let settled = parts.engine().settle(&settle, &job, &way.names(&from, &to), ending).await;
     let report = Report::new(&run, started, clock.elapsed(), [as_look(settled)]);
     parts.close().await;
     Ok(report)
+}
+
+/// From where to where, and under which tags.
+struct Way {
+    source: Named,
+    destination: Named,
+    source_tag: Tag,
+    tag: Tag,
+}
+
+impl Way {
+    fn of(request: &Copy) -> Result<Way, Error> {
+        let source: Named = request.source.parse().map_err(Error::Usage)?;
+        let destination: Named = request.destination.parse().map_err(Error::Usage)?;
+        let Some(tag) = destination.tag().or(source.tag()).cloned() else {
+            return Err(Error::Usage(format!("\"{}\" names no tag, and neither does the source", request.destination)));
+        };
+        let source_tag = source.tag().unwrap_or(&tag).clone();
+        Ok(Way { source, destination, source_tag, tag })
+    }
+
+    fn job(&self, request: &Copy, (from, to): (&Repository, &Repository), (look_began, seen_at): (Timestamp, Instant)) -> Job {
+        let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: self.tag.clone() };
+        Job {
+            key: Key { route: "".into(), source: from.repository().clone(), tag: self.source_tag.clone(), destination: place },
+            rules: TagRules { moving: self.tag.as_str() == "latest", ..TagRules::default() },
+            source: Seen::Unknown,
+            destination: Seen::Unknown,
+            seen_at,
+            look_began,
+            fresh: false,
+            cause: Cause::Cli,
+            actor: caller(),
+            explicit: true,
+            pinned: self.source.digest(),
+            expect: request.expect.or(self.destination.digest()),
+            replace: request.replace,
+            dry_run: request.dry_run,
+            refused: Arc::default(),
+            pushed: None,
+            companions: job::Companions::Unlisted,
+            sequence: 0,
+        }
+    }
+
+    fn names(&self, from: &Repository, to: &Repository) -> Names {
+        let source = match self.source.digest() {
+            Some(digest) => format!("{}@{digest}", from.address()),
+            None => format!("{}:{}", from.address(), self.source_tag),
+        };
+        Names { source, destination: format!("{}:{}", to.address(), self.tag), registry: "destination".into() }
+    }
 }
 
 fn as_look(settled: crate::job::Settled) -> Look {
@@ -231,9 +248,13 @@ fn as_look(settled: crate::job::Settled) -> Look {
     Look { totals, jobs: vec![settled], found, ..Look::default() }
 }
 
-/// Signatures and fallback lists in the source's listing. A registry that does not list its tags has none that we could find.
+/// Signatures and fallback lists in the source's listing. A registry that does not list tags has none that could be found.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
-    let tags = list(parts, source, stop).await?.unwrap_or_default();
+    let tags = match list(parts, source, stop).await {
+        Ok(tags) => tags.unwrap_or_default(),
+        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => BTreeMap::new(),
+        Err(fault) => return Err(fault),
+    };
     Ok(tags.into_iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, listed)| (tag, listed.digest)).collect())
 }
 
@@ -246,29 +267,12 @@ pub(super) async fn list(
     repository: &Repository,
     stop: &Stop,
 ) -> Result<Option<BTreeMap<Tag, endpoint::Tag>>, Fault> {
-    let engine = parts.engine();
     let mut tags = BTreeMap::new();
-    let mut cursor: Option<Cursor> = None;
-    loop {
-        let act = || {
-            let cursor = cursor.clone();
-            async move { repository.tags(cursor.as_ref()).await }
-        };
-        let page = engine.ask(repository.origin(), repository.registry(), Traffic::Listing.of_look(), stop, act).await?;
-        let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
-        tags.extend(page.entries.into_iter().map(|tag| (tag.name.clone(), tag)));
-        match page.next {
-            None => return Ok(Some(tags)),
-            Some(next) if tags.len() < MOST_TAGS && cursor.as_ref() != Some(&next) => cursor = Some(next),
-            Some(_) => {
-                return Err(Fault::rejected(format!(
-                    "{} never ends its list of tags ({} so far)",
-                    repository.address(),
-                    tags.len()
-                )));
-            }
-        }
-    }
+    let (origin, registry) = (repository.origin(), repository.registry());
+    let list = List { what: repository.address(), origin, registry, stop };
+    let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
+    let exists = parts.engine().pages(list, read, |tag| tags.insert(tag.name.clone(), tag).is_none()).await?;
+    Ok(exists.then_some(tags))
 }
 
 /// The stores of a state folder, or ones that remember nothing.

@@ -9,16 +9,18 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::{
-    DescribeImagesFilter, ImageDetail, ImageStatus, ImageStatusFilter, ImageTagMutability, LayerAvailability, Repository, TagStatus,
+    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter, ImageTagMutability, LayerAvailability,
+    Repository, TagStatus,
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::login::{Login, Refusal, refusal};
+use super::login::Login;
+use super::refusal::Refusal;
 use crate::endpoint::{Cursor, Page, Presence, Tag, Tally};
 use crate::fault::Fault;
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::{self, Digest, RepositoryName};
 use crate::registry::Metrics;
 
 /// Entries of a page: the most that ECR gives.
@@ -58,6 +60,11 @@ impl Control {
         &self.login
     }
 
+    /// The registry's name in the config.
+    pub(super) fn registry(&self) -> &str {
+        &self.registry
+    }
+
     /// One page of the tags (DescribeImages). `None`: there is no such repository.
     pub(super) async fn images(
         &self,
@@ -78,6 +85,24 @@ impl Control {
             |answer| Some(images(answer.image_details(), answer.next_token.clone())),
             None,
         )
+    }
+
+    /// The digest of the manifest that a tag names (DescribeImages). `None`: there is no such tag.
+    pub(super) async fn digest_of(
+        &self,
+        repository: &RepositoryName,
+        tag: &oci::Tag,
+        tally: Option<&Tally>,
+    ) -> Result<Answer<Option<Digest>>, Fault> {
+        let image = ImageIdentifier::builder().image_tag(tag.as_str()).build();
+        let answer = self
+            .call("DescribeImages", repository.as_str(), tally, |client| {
+                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
+                request.image_ids(image).send()
+            })
+            .await;
+        let digest = |details: &[ImageDetail]| details.first().and_then(|image| image.image_digest()?.parse().ok());
+        or_denied(answer, "ImageNotFoundException", |answer| digest(answer.image_details()), None)
     }
 
     /// One page of the repositories (DescribeRepositories).
@@ -240,10 +265,10 @@ impl Control {
         send: impl FnOnce(aws_sdk_ecr::Client) -> F,
     ) -> Result<T, Refusal>
     where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E>>> + Send,
     {
-        let (client, region) = self.login.plane().await.map_err(|fault| Refusal { code: String::new(), fault })?;
+        let (client, _) = self.login.plane().await.map_err(|fault| Refusal { code: String::new(), fault })?;
         if let Some(tally) = tally {
             tally.add();
         }
@@ -254,8 +279,13 @@ impl Control {
             Err(error) => error.raw_response().map(|response| response.status().as_u16()),
         };
         self.metrics.action(&self.registry, action, status, started.elapsed());
-        let about = || format!("{} ({about})", self.registry);
-        answer.map_err(|error| refusal(&format!("ecr:{action}"), &error, &region, &about()))
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let about = format!("{} ({about})", self.registry);
+                Err(self.login.refusal(&format!("ecr:{action}"), &error, &about).boxed().await)
+            }
+        }
     }
 }
 

@@ -263,7 +263,14 @@ impl Source for Repository {
 
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
-        Abilities { upload: UploadStyle::Whole, resume: Resume::Status, mount: Mount::Held, mount_asks: true, reports_offset: true }
+        Abilities {
+            upload: UploadStyle::Whole,
+            resume: Resume::Status,
+            mount: Mount::Held,
+            mount_asks: true,
+            reports_offset: true,
+            current_lists: true,
+        }
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {

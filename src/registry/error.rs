@@ -155,6 +155,11 @@ impl Refusal {
         }
         let text = match self.status() {
             401 => format!("{registry} does not accept the credentials; check them"),
+            // IAM names the action, the resource, and whose policy it is.
+            403 if self.mentions("resource-based policy") => {
+                format!("the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)")
+            }
+            403 if self.mentions("is not authorized to perform") => "allow it (`blobferry iam` prints what is needed)".to_string(),
             403 => format!("the credentials for {registry} lack this right; grant it"),
             404 if about.writes => format!("the repository does not exist in {registry}; create it"),
             405 => format!("{registry} does not offer this; set its `kind`, or check what stands in front of it"),

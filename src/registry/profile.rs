@@ -129,7 +129,13 @@ impl Kind {
             mount_asks: matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg),
             // ECR repeats the end of the first chunk for ever.
             reports_offset: !matches!(self, Kind::Ecr | Kind::EcrPublic),
+            current_lists: self.lists_what_is_there(),
         }
+    }
+
+    /// What runs as a service, or may answer from a cache, is asked for each tag.
+    fn lists_what_is_there(self) -> bool {
+        matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg | Kind::Harbor | Kind::Generic)
     }
 
     fn upload(self) -> UploadStyle {

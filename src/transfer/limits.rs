@@ -6,13 +6,13 @@
 //! first come, first served.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::bandwidth::{Meter, Plan};
-use super::pace::{Bucket, Gate, Pass, Permit};
+use super::pace::{Gate, Pass, Permit, Whole};
 use crate::allowance::Allowance;
 pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
@@ -89,10 +89,8 @@ pub struct Limits {
 pub struct Lane {
     settings: Settings,
     gates: [Gate; 5],
-    requests: Arc<Semaphore>,
-    pace: Option<Bucket>,
+    whole: Whole,
     bandwidth: Option<Meter>,
-    manifests: OnceLock<Bucket>,
     /// What the registry says that it still allows.
     allowance: Mutex<Allowance>,
 }
@@ -103,7 +101,6 @@ pub struct Turn<'a> {
     lane: &'a Lane,
     traffic: Traffic,
     pass: Pass,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The right to move one body, until dropped.
@@ -122,9 +119,9 @@ impl Limits {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
         let before = lanes.get(origin);
         if before.is_none_or(|lane| lane.settings != settings) {
-            let lane = Lane::new(settings);
+            let mut lane = Lane::new(settings);
             if let Some(before) = before {
-                lane.gates.iter().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+                lane.gates.iter_mut().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
                 lane.heed(before.allowance());
             }
             lanes.insert(origin.clone(), Arc::new(lane));
@@ -161,9 +158,7 @@ impl Lane {
         let most = settings.concurrency.unwrap_or(REQUESTS);
         Lane {
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
-            requests: Arc::new(Semaphore::new(most)),
-            pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
-            manifests: OnceLock::new(),
+            whole: Whole::new(most, settings.requests_per_second),
             allowance: Mutex::default(),
             bandwidth: settings.bandwidth.clone().map(Meter::new),
             settings,
@@ -201,20 +196,14 @@ impl Lane {
     pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
         let Errand { traffic, look } = errand.into();
         let gate = self.gate(traffic);
-        loop {
-            let pass = gate.pass(look, self.pace.as_ref()).await;
-            let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
-            if gate.closed_for().is_zero() {
-                return Turn { lane: self, traffic, pass, _permit: Some(permit) };
-            }
-        }
+        Turn { lane: self, traffic, pass: gate.pass(look, &self.whole).await }
     }
 
     /// The word of a request that belongs to a body with a right of its own: sent when the gate is open.
     pub async fn part(&self, traffic: Traffic) -> Turn<'_> {
         let gate = self.gate(traffic);
         gate.opens().await;
-        Turn { lane: self, traffic, pass: gate.free_pass(), _permit: None }
+        Turn { lane: self, traffic, pass: gate.free_pass() }
     }
 
     /// The right to read one blob from here. Taken before the right to write: nobody waits in a circle.
@@ -225,14 +214,6 @@ impl Lane {
     /// The right to write one blob to here.
     pub async fn write(&self) -> Moving {
         Moving(self.gate(Traffic::Uploads).body().await)
-    }
-
-    /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
-    pub async fn manifest(&self, rate: Option<f64>) {
-        if let Some(rate) = rate {
-            let wait = self.manifests.get_or_init(|| Bucket::new(rate, 1.0)).take(1.0);
-            tokio::time::sleep(wait).await;
-        }
     }
 
     /// How long to wait for so many bytes to have been allowed.
@@ -301,7 +282,7 @@ mod tests {
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Writes).await;
         limits.set(&origin, settings.clone());
-        assert_eq!(limits.lane(&origin).requests.available_permits(), 0);
+        assert!(Arc::ptr_eq(&limits.lane(&origin), &lane));
         let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
         assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);
         limits.set(&origin, Settings { concurrency: Some(2), ..settings });

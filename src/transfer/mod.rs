@@ -6,6 +6,7 @@
 //!   and the story starts over with the new facts.
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
+mod absent;
 pub mod bandwidth;
 mod blob;
 mod carry;
@@ -17,6 +18,7 @@ pub mod limits;
 pub mod metrics;
 mod name;
 mod pace;
+pub mod pages;
 pub mod plan;
 mod referrers;
 mod resume;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use self::absent::Absent;
 use self::claims::Claims;
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
@@ -100,6 +103,7 @@ pub struct Engine {
     /// Pushes before this were not ours to be fast with.
     started: Timestamp,
     claims: Claims,
+    absent: Absent,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     lists: Arc<Mutex<HashMap<Origin, (bool, Instant)>>>,
@@ -151,6 +155,7 @@ impl Engine {
             metrics,
             started: Timestamp::now(),
             claims: Claims::default(),
+            absent: Absent::default(),
             fan_out: FanOut::default(),
             troubled: Arc::default(),
             lists: Arc::default(),

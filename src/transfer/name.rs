@@ -50,9 +50,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             if is_old(facts.source_at) { Ok((self.own_source_digest().await?, now)) } else { Ok((facts.source, facts.source_at)) }
         };
         let ask_destination = async {
-            match is_old(facts.destination_at) {
-                true => Ok((self.destination_digest(&self.job.key.destination.tag).await?, now)),
-                false => Ok((facts.destination, facts.destination_at)),
+            if !is_old(facts.destination_at) {
+                return Ok((facts.destination, facts.destination_at));
+            }
+            let tag = &self.job.key.destination.tag;
+            let listed = if facts.destination.is_none() { self.listed_absent(tag).await } else { None };
+            match listed {
+                Some(at) => Ok((None, at)),
+                None => Ok((self.destination_digest(tag).await?, now)),
             }
         };
         let ((source, source_at), (destination, destination_at)) = futures::try_join!(ask_source, ask_destination)?;

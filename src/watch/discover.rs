@@ -15,10 +15,7 @@ use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
 use crate::transfer::Stop;
-use crate::transfer::limits::Traffic;
-
-/// Most repositories of one registry: more is a catalog that never ends.
-const MOST: usize = 200_000;
+use crate::transfer::pages::List;
 
 /// The repositories of a route, and what stood in the way of some.
 #[derive(Clone, Debug, Default)]
@@ -51,34 +48,26 @@ pub async fn discover(world: &World, route: &Route, stop: &Stop) -> Result<BTree
 
 async fn catalog(world: &World, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
     let site = world.site(route.from.registry());
-    let engine = &world.engine;
     let mut names = BTreeSet::new();
-    let mut cursor: Option<Cursor> = None;
-    let mut read = 0;
-    loop {
-        let act = || {
-            let cursor = cursor.clone();
-            async move { site.repositories(cursor.as_ref()).await }
-        };
-        let page = engine.ask(site.origin(), site.name(), Traffic::Listing.of_look(), stop, act).await?;
-        let Some(page) = page else {
-            let text = format!(
-                "route {}: {} lists no catalog for us; name its repositories one by one instead of with *",
-                route.name,
-                site.name()
-            );
-            return Err(Fault::rejected(text));
-        };
-        read += page.entries.len() + page.invalid;
-        let falls_here =
-            |name: &RepositoryName| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
-        names.extend(page.entries.into_iter().filter(falls_here));
-        match page.next {
-            None => return Ok(names),
-            Some(next) if read <= MOST && cursor.as_ref() != Some(&next) => cursor = Some(next),
-            Some(_) => return Err(Fault::rejected(format!("route {}: the catalog of {} never ends", route.name, site.name()))),
+    let what = format!("route {}: the catalog", route.name);
+    let list = List { what, origin: site.origin(), registry: site.name(), stop };
+    let read = |cursor: Option<Cursor>| async move { site.repositories(cursor.as_ref()).await };
+    let falls_here =
+        |name: &RepositoryName| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
+    let take = |name: RepositoryName| {
+        if falls_here(&name) {
+            names.insert(name);
         }
+        true
+    };
+    if world.engine.pages(list, read, take).await? {
+        return Ok(names);
     }
+    Err(Fault::rejected(format!(
+        "route {}: {} lists no catalog for us; name its repositories one by one instead of with *",
+        route.name,
+        site.name()
+    )))
 }
 
 /// A destination repository.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use self::view::{SourceDigests, View};
 use super::board::Board;
 use super::event::Wish;
-use super::metrics;
+use super::metrics::{self, Spot};
 use super::route::Route;
 use super::world::{Side, World};
 use crate::endpoint::{Cursor, Source};
@@ -27,10 +27,8 @@ use crate::job::{Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
+use crate::transfer::pages::List;
 use crate::transfer::{Settle, Stop};
-
-/// Most tags of one repository: more is a registry that never ends its list.
-pub const MOST_TAGS: usize = 200_000;
 
 /// What is asked of a look.
 #[derive(Clone, Debug)]
@@ -133,14 +131,9 @@ impl Looking<'_> {
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
-            self.world.metrics.looked(
-                self.route,
-                &side.registry,
-                self.repository,
-                &found.totals,
-                self.sight(found.trouble.is_empty()),
-                &found.pending,
-            );
+            let spot = Spot { route: &self.route.name, registry: &side.registry, to: &side.to };
+            let sight = self.sight(found.trouble.is_empty());
+            self.world.metrics.looked(spot, self.repository, &found.totals, sight, &found.pending);
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
@@ -173,7 +166,8 @@ impl Looking<'_> {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
-            self.world.metrics.looked(self.route, template.registry(), self.repository, &totals, self.sight(false), &[]);
+            let spot = Spot { route: &self.route.name, registry: template.registry(), to: &template.to_string().into() };
+            self.world.metrics.looked(spot, self.repository, &totals, self.sight(false), &[]);
         }
         let text = format!("route {}: {}", self.route.name, fault.chain());
         Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
@@ -207,29 +201,11 @@ impl Looking<'_> {
     /// All tags of a repository. `None`: there is no such repository.
     async fn list(&self, repository: &Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
         let mut tags = HashMap::new();
-        let mut cursor: Option<Cursor> = None;
-        let mut seen = HashSet::new();
-        loop {
-            let page = self
-                .ask_side(repository, Traffic::Listing, |repository| {
-                    let cursor = cursor.clone();
-                    async move { repository.tags(cursor.as_ref()).await }
-                })
-                .await?;
-            let Some(page) = page else { return Ok(cursor.is_some().then_some(tags)) };
-            let before = tags.len();
-            page.entries.into_iter().for_each(|tag| note(&mut tags, tag));
-            let Some(next) = page.next else { return Ok(Some(tags)) };
-            let stands_still = tags.len() == before && seen.len() > 8;
-            if tags.len() > MOST_TAGS || stands_still || !seen.insert(next.0.clone()) {
-                let (address, registry) = (repository.address(), repository.registry());
-                return Err(Fault::rejected(format!(
-                    "{address} at {registry} never ends its list of tags ({} so far); its registry or a proxy before it is broken",
-                    tags.len()
-                )));
-            }
-            cursor = Some(next);
-        }
+        let (origin, registry, stop) = (repository.origin(), repository.registry(), self.stop);
+        let list = List { what: repository.address(), origin, registry, stop };
+        let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
+        let exists = self.world.engine.pages(list, read, |tag| note(&mut tags, tag)).await?;
+        Ok(exists.then_some(tags))
     }
 
     async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
@@ -327,10 +303,13 @@ impl Looking<'_> {
     }
 }
 
-/// A tag that moves while its repository is listed may come twice: then only the tag itself tells what it names.
-fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) {
+/// Notes a tag; whether it is a new one. A tag that moves while its repository is listed may come twice: then only the tag
+/// itself tells what it names.
+fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) -> bool {
+    let before = tags.len();
     let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
     if entry.0 != tag.digest {
         *entry = (None, entry.1.max(tag.pushed));
     }
+    tags.len() > before
 }

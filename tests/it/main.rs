@@ -2,12 +2,16 @@
 
 mod support;
 
+mod absent;
 mod askers;
 mod bad_input;
 mod contract;
 mod cut;
 mod docs;
 mod ecr;
+mod ecr_daemon;
+mod ecr_data;
+mod ecr_rights;
 mod ecr_trouble;
 mod engine;
 mod fanout;

@@ -80,6 +80,7 @@ impl Default for Settings {
                 mount: Mount::Held,
                 mount_asks: true,
                 reports_offset: true,
+                current_lists: true,
             },
             verifies_blobs: true,
             checks_content: true,

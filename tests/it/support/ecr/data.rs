@@ -11,8 +11,9 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::parts::Writing;
 use super::{Act, Refused, Session, Shared, TESTS, bytes, error, reply};
-use crate::support::image::{OCI_MANIFEST, sha256};
+use crate::support::image::{DOCKER_MANIFEST, OCI_MANIFEST, sha256};
 
 /// The repository, and what of it is asked for.
 fn parts(path: &str) -> Option<(String, &'static str, String)> {
@@ -65,7 +66,7 @@ impl Shared {
             return Ok(TESTS.into());
         }
         let mut state = self.state();
-        let most = state.ways.uses;
+        let most = state.ways.uses.filter(|_| !state.ways.ends_once || password.ends_with("#0"));
         let (principal, uses) = state.issued.get_mut(password).ok_or_else(unauthorized)?;
         *uses += 1;
         match most.is_some_and(|most| *uses > most) {
@@ -88,10 +89,22 @@ impl Shared {
             Err(Refused::Throttled) => return error(429, "TOOMANYREQUESTS", "Rate exceeded"),
             Err(Refused::Denied(text)) => return error(403, "DENIED", &text),
         }
-        self.log_more(&principal, &repository, &query, &request);
+        if let Some((status, body)) = self.state().ways.bars.filter(|_| principal != TESTS) {
+            return reply(status, if body.starts_with('{') { "application/json" } else { "text/plain" }, body);
+        }
+        if let Err(text) = self.admit_more(&principal, &repository, &query, &request) {
+            return error(403, "DENIED", &text);
+        }
         if !self.is_there(&repository, request.method(), what) {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
+        }
+        if what == "blob" && request.method() == Method::GET && principal != TESTS {
+            self.expire(&repository, &reference);
+        }
+        if principal != TESTS && matches!(request.method().as_str(), "GET" | "HEAD") && self.state().vanished.contains(&reference) {
+            let code = if what == "blob" { "BLOB_UNKNOWN" } else { "MANIFEST_UNKNOWN" };
+            return error(404, code, "Requested image not found");
         }
         match (request.method().as_str(), what) {
             ("POST", "upload") => self.open(&repository, &query, request).await,
@@ -99,26 +112,46 @@ impl Shared {
             (_, "manifest") if self.invented(&repository, &reference).is_some() => {
                 reply(200, OCI_MANIFEST, self.invented(&repository, &reference).unwrap_or_default())
             }
+            ("GET", "blob") if principal != TESTS && self.state().ways.storage.is_some() => self.lead_to_storage(&path),
+            ("GET" | "HEAD", "manifest") if principal != TESTS && self.state().ways.converts && !reference.contains(':') => {
+                self.converted(&path).await
+            }
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
         }
     }
 
     /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
-    fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
+    fn admit_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) -> Result<(), String> {
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-        let act = |action: &str| Act {
+        let act = |action: &str, repository: &str| Act {
             action: action.into(),
             principal: principal.into(),
             repository: repository.into(),
             at: Instant::now(),
         };
-        let more = [
-            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
-            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
-        ];
-        if principal != TESTS {
-            self.state().log.extend(more.into_iter().flatten());
+        let from = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "from").map(|(_, from)| from.into_owned());
+        let closes = request.method() == Method::PUT && query.contains("digest=");
+        let sends = (closes && has_body).then(|| act("UploadLayerPart", repository));
+        let mounts = from.filter(|_| request.method() == Method::POST).map(|from| act("GetDownloadUrlForLayer", &from));
+        if principal == TESTS {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let denied = sends.as_ref().and_then(|act| self.denial(&state, &act.action, principal, repository));
+        state.log.extend([sends, mounts].into_iter().flatten());
+        denied.map_or(Ok(()), Err)
+    }
+
+    /// A lifecycle policy takes a blob, and every tag and image of its repository.
+    fn expire(&self, repository: &str, digest: &str) {
+        let mut state = self.state();
+        if state.ways.vanishes.take_if(|goes| goes == digest).is_some() {
+            state.vanished.extend([digest.to_owned()]);
+            let kept = state.repositories.get_mut(repository).expect("it was there a moment ago");
+            let images = std::mem::take(&mut kept.images);
+            kept.tags.clear();
+            state.vanished.extend(images.into_keys());
         }
     }
 
@@ -133,6 +166,32 @@ impl Shared {
             state.repositories.entry(repository.into()).or_default();
         }
         state.repositories.contains_key(repository)
+    }
+
+    /// A signed address on the storage's host.
+    fn lead_to_storage(&self, path: &str) -> Response {
+        let mut state = self.state();
+        state.signed += 1;
+        let storage = state.ways.storage.clone().expect("a storage was set");
+        let signature = &sha256(format!("{}{}", state.signed, self.account).as_bytes())[7..];
+        let mut response = reply(307, "text/plain", "");
+        let location = format!("{storage}{path}?X-Amz-Expires=300&X-Amz-Security-Token=storage-token&X-Amz-Signature={signature}");
+        response.headers_mut().insert(header::LOCATION, location.parse().expect("a location"));
+        response
+    }
+
+    /// The manifest in Docker's format: another document with another digest, which nothing was ever pushed under.
+    async fn converted(&self, path: &str) -> Response {
+        let call = self.http.get(format!("{}{path}", self.upstream)).header(header::ACCEPT, OCI_MANIFEST);
+        let answer = call.send().await.expect("the registry answers");
+        if !answer.status().is_success() {
+            return error(404, "MANIFEST_UNKNOWN", "Requested image not found");
+        }
+        // As it is but for the words: what is pretty stays so.
+        let text = answer.text().await.expect("a manifest is text");
+        let text = text.replace("vnd.oci.image.manifest.v1", "vnd.docker.distribution.manifest.v2");
+        let text = text.replace("vnd.oci.image.config.v1", "vnd.docker.container.image.v1");
+        reply(200, DOCKER_MANIFEST, text.replace("vnd.oci.image.layer.v1.tar+gzip", "vnd.docker.image.rootfs.diff.tar.gzip"))
     }
 
     /// Sends a request on as it is.
@@ -183,7 +242,7 @@ impl Shared {
         response
     }
 
-    fn absolute(&self, headers: &HeaderMap) -> String {
+    pub(super) fn absolute(&self, headers: &HeaderMap) -> String {
         let location = headers[header::LOCATION].to_str().expect("a location is text");
         url::Url::parse(&self.upstream).and_then(|base| base.join(location)).expect("a location is a URL").into()
     }
@@ -196,14 +255,9 @@ impl Shared {
         if request.method() == Method::GET {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
         }
-        let status = self.http.get(&session.upstream).send().await.expect("the registry answers");
-        if !status.status().is_success() {
+        let Some((stored, upstream)) = self.stored(&session.upstream).await else {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
-        }
-        let range = status.headers().get(header::RANGE).and_then(|range| range.to_str().ok()).unwrap_or("0-0").to_owned();
-        let last: u64 = range.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(0);
-        let stored = if last == 0 { 0 } else { last + 1 };
-        let upstream = self.absolute(status.headers());
+        };
         let content_range = request.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok()).map(str::to_owned);
         let start: u64 = content_range.as_deref().and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0);
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -214,6 +268,10 @@ impl Shared {
         let cut = self.state().ways.cut.filter(|most| !own && !session.cut && length.is_some_and(|length| length > *most));
         if let Some(most) = cut {
             return self.cut(id, &upstream, request, most, stored).await;
+        }
+        let parts = self.state().ways.parts.filter(|_| has_body && !own);
+        if let Some(part) = parts {
+            return self.in_parts(Writing { repository, id, upstream, stored }, part, query, request).await;
         }
         let patch = request.method() == Method::PATCH;
         let url = if query.is_empty() { upstream } else { format!("{upstream}&{query}") };

@@ -1,0 +1,331 @@
+//! What is asked, how far it is, and what came of it: plain data.
+//!
+//! Names and shapes here are the ones of reports, the ledger and the HTTP API.
+
+mod progress;
+mod report;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use self::progress::{ActiveBlob, BlobProgress, Progress};
+pub use self::report::{Look, Report, Settled, Totals, Trouble};
+use crate::endpoint::Origin;
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// Names a job: one source tag to one destination under one route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The source repository.
+    pub source: RepositoryName,
+    /// The tag in the source repository.
+    pub tag: Tag,
+    /// Where it goes.
+    pub destination: Place,
+}
+
+/// A tag's home in a destination: what the ledger is keyed by, so that renaming a route or a registry in the config loses
+/// nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The registry's canonical origin.
+    pub origin: Origin,
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The tag.
+    pub tag: Tag,
+}
+
+/// Why somebody looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The poll of a route.
+    Poll,
+    /// The sweep that asks production itself.
+    Verify,
+    /// An HTTP request.
+    Ping,
+    /// A registry's notification.
+    Webhook,
+    /// A message of a queue.
+    Queue,
+    /// SIGUSR1.
+    Signal,
+    /// A command line.
+    Cli,
+    /// The daemon's start, or a changed config.
+    Start,
+}
+
+impl Cause {
+    /// All causes, for series that exist from the start.
+    pub const ALL: [Cause; 8] =
+        [Cause::Poll, Cause::Verify, Cause::Ping, Cause::Webhook, Cause::Queue, Cause::Signal, Cause::Cli, Cause::Start];
+
+    /// The name in reports and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Poll => "poll",
+            Cause::Verify => "verify",
+            Cause::Ping => "ping",
+            Cause::Webhook => "webhook",
+            Cause::Queue => "queue",
+            Cause::Signal => "signal",
+            Cause::Cli => "cli",
+            Cause::Start => "start",
+        }
+    }
+
+    /// Whether a fresh hint about production is good enough: for the routine poll only.
+    pub fn trusts_hints(self) -> bool {
+        self == Cause::Poll
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Who caused it: `uid:1000`, `address:127.0.0.1`, `secret`, `daemon`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Actor(pub Arc<str>);
+
+impl Actor {
+    /// The daemon itself.
+    pub fn daemon() -> Actor {
+        Actor("daemon".into())
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What happens to a production tag with another digest that we never wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Existing {
+    /// It stays, counted, not an error.
+    #[default]
+    Keep,
+    /// A moving tag is promoted over it, a fixed tag is a conflict.
+    Adopt,
+}
+
+/// What happens to a production tag that we wrote and someone changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Drift {
+    /// It stays as that person left it, and is reported.
+    #[default]
+    Keep,
+    /// A moving tag is promoted over it, a fixed tag is a conflict.
+    Restore,
+}
+
+/// The rules that hold for one tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TagRules {
+    /// Whether the tag may name another digest later.
+    pub moving: bool,
+    /// For a tag that was there before us.
+    pub existing: Existing,
+    /// For a tag that someone changed.
+    pub drift: Drift,
+}
+
+/// What a look has learnt of one side of a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Not asked.
+    Unknown,
+    /// There is no such tag.
+    Absent,
+    /// It names this digest.
+    At(Digest),
+}
+
+impl Seen {
+    /// The digest, when one was seen.
+    pub fn digest(self) -> Option<Digest> {
+        match self {
+            Seen::At(digest) => Some(digest),
+            Seen::Unknown | Seen::Absent => None,
+        }
+    }
+}
+
+/// One source tag to one destination, because it differs or is unknown.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its name.
+    pub key: Key,
+    /// The rules of the route for this tag.
+    pub rules: TagRules,
+    /// What the look saw at the source.
+    pub source: Seen,
+    /// What the look saw at the destination.
+    pub destination: Seen,
+    /// When the older of the two was asked for, on tokio's clock; without meaning where nothing was.
+    pub seen_at: tokio::time::Instant,
+    /// When the look began: what hints have seen since then needs no asking.
+    pub look_began: Timestamp,
+    /// The destination repository had no tags at all: what nobody has seen there is not there.
+    pub fresh: bool,
+    /// Why.
+    pub cause: Cause,
+    /// Who.
+    pub actor: Actor,
+    /// An explicit act of a person: moving tags move, a fixed tag needs `replace`.
+    pub explicit: bool,
+    /// The source is this digest, whatever the tag names: a reference by digest was given.
+    pub pinned: Option<Digest>,
+    /// Only this digest may be promoted.
+    pub expect: Option<Digest>,
+    /// The production digest that a person allows to be replaced.
+    pub replace: Option<Digest>,
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+    /// Digests that are in conflict under a fixed tag of this repository.
+    pub refused: Arc<HashSet<Digest>>,
+    /// When the tag was pushed to staging, where that is known.
+    pub pushed: Option<Timestamp>,
+    /// What may travel with the image.
+    pub companions: Companions,
+    /// Order among jobs: lower goes first, and is waited for by higher.
+    pub sequence: u64,
+}
+
+/// Tags of a source repository that travel with their subject: signatures and fallback lists.
+#[derive(Clone, Debug)]
+pub enum Companions {
+    /// These, with their digests as far as the listing tells.
+    Listed(Arc<BTreeMap<Tag, Option<Digest>>>),
+    /// Nobody has listed the repository: each is asked for by its usual name.
+    Unlisted,
+}
+
+impl Companions {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Companions::Listed(tags) if tags.is_empty())
+    }
+
+    /// The tags that belong to `subject`, or, unlisted, may.
+    pub fn of(&self, subject: &Digest) -> Vec<Tag> {
+        let stem = Tag::fallback(subject);
+        match self {
+            Companions::Listed(tags) => {
+                let from = tags.range(stem.clone()..).map(|(tag, _)| tag);
+                from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
+            }
+            Companions::Unlisted => stem.with_usual_endings(),
+        }
+    }
+}
+
+/// What came of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The production tag now names the digest that staging named.
+    Promoted,
+    /// It already did.
+    UpToDate,
+    /// A tag that must not move names another digest.
+    Conflict,
+    /// Someone changed what we wrote.
+    Drift,
+    /// Another digest was there before us.
+    Existing,
+    /// A rule says no.
+    Refused,
+    /// The tag vanished from the source.
+    Gone,
+    /// A rule says not yet.
+    Waiting,
+    /// A dry run would promote.
+    Planned,
+    /// We were asked to stop.
+    Interrupted,
+    /// It did not work.
+    Failed,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of reports.
+    pub const ALL: [Outcome; 11] = [
+        Outcome::Promoted,
+        Outcome::UpToDate,
+        Outcome::Conflict,
+        Outcome::Drift,
+        Outcome::Existing,
+        Outcome::Refused,
+        Outcome::Gone,
+        Outcome::Waiting,
+        Outcome::Planned,
+        Outcome::Interrupted,
+        Outcome::Failed,
+    ];
+
+    /// The name in reports, the ledger and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Promoted => "promoted",
+            Outcome::UpToDate => "up_to_date",
+            Outcome::Conflict => "conflict",
+            Outcome::Drift => "drift",
+            Outcome::Existing => "existing",
+            Outcome::Refused => "refused",
+            Outcome::Gone => "gone",
+            Outcome::Waiting => "waiting",
+            Outcome::Planned => "planned",
+            Outcome::Interrupted => "interrupted",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What happened to one blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobOutcome {
+    /// It was there.
+    Present,
+    /// The registry took it from another repository.
+    Mounted,
+    /// Its bytes were sent.
+    Copied {
+        /// Whether the upload went on from a checkpoint.
+        resumed: bool,
+    },
+}
+
+/// Blobs of a job, by what happened to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobCounts {
+    /// Were there.
+    pub present: u64,
+    /// Taken from another repository.
+    pub mounted: u64,
+    /// Sent.
+    pub copied: u64,
+    /// Of the copied, those that went on from a checkpoint.
+    pub resumed: u64,
+}

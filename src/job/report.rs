@@ -1,0 +1,252 @@
+//! What came of jobs, looks and passes, as reports, the ledger and the HTTP API show it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Actor, BlobCounts, Cause, Outcome};
+use crate::fault::{Class, Fault};
+use crate::oci::Digest;
+
+/// A failure as reports show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The class's name.
+    pub class: String,
+    /// What happened, to what, and the way out.
+    pub text: String,
+}
+
+impl Trouble {
+    /// The class of what a rule of the config refuses; every other class is that of a failure.
+    pub const REFUSED: &str = "refused";
+}
+
+impl From<&Fault> for Trouble {
+    fn from(fault: &Fault) -> Trouble {
+        Trouble { class: fault.class().name().into(), text: fault.chain() }
+    }
+}
+
+/// A settled job, as reports show it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settled {
+    /// The route's name; empty for `copy`.
+    pub route: String,
+    /// `host/repository:tag` of the source.
+    pub source: String,
+    /// `host/repository:tag` of the destination.
+    pub destination: String,
+    /// What staging named.
+    pub digest: Option<Digest>,
+    /// What production named before.
+    pub previous_digest: Option<Digest>,
+    /// Why.
+    pub cause: Cause,
+    /// Who.
+    pub actor: Actor,
+    /// What came of it.
+    pub result: Outcome,
+    /// Why it came to this, for people.
+    pub reasons: Vec<String>,
+    /// The failure, if it failed.
+    pub error: Option<Trouble>,
+    /// Its blobs.
+    pub blobs: BlobCounts,
+    /// Blob bytes put on the wire to the destination, repeats included.
+    pub bytes_sent: u64,
+    /// Sizes of the blobs that were present or mounted.
+    pub bytes_spared: u64,
+    /// Requests on both sides.
+    pub requests: u64,
+    /// From start to end.
+    pub duration_seconds: f64,
+}
+
+/// What a look at one source repository and its destinations came to.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Settled jobs, and with them what is up to date when that was asked for.
+    pub jobs: Vec<Settled>,
+    /// Tags by result.
+    pub totals: Totals,
+    /// What ended the look before it could see all, by destination or for the source.
+    pub trouble: Vec<Trouble>,
+    /// Whether any source repository that was asked for is there.
+    pub found: bool,
+}
+
+/// Counts of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// See [`Outcome::Promoted`].
+    pub promoted: u64,
+    /// See [`Outcome::UpToDate`].
+    pub up_to_date: u64,
+    /// See [`Outcome::Conflict`].
+    pub conflict: u64,
+    /// See [`Outcome::Drift`].
+    pub drift: u64,
+    /// See [`Outcome::Existing`].
+    pub existing: u64,
+    /// See [`Outcome::Refused`].
+    pub refused: u64,
+    /// See [`Outcome::Gone`].
+    pub gone: u64,
+    /// See [`Outcome::Waiting`].
+    pub waiting: u64,
+    /// See [`Outcome::Planned`].
+    pub planned: u64,
+    /// See [`Outcome::Interrupted`].
+    pub interrupted: u64,
+    /// See [`Outcome::Failed`].
+    pub failed: u64,
+    /// Source tags that the rules leave out.
+    pub excluded: u64,
+    /// Destination tags that the source does not have.
+    pub only_in_destination: u64,
+}
+
+impl Totals {
+    /// Counts one more of `outcome`.
+    pub fn add(&mut self, outcome: Outcome) {
+        *self.of_mut(outcome) += 1;
+    }
+
+    /// The count of `outcome`.
+    pub fn of(&self, outcome: Outcome) -> u64 {
+        *self.clone().of_mut(outcome)
+    }
+
+    fn of_mut(&mut self, outcome: Outcome) -> &mut u64 {
+        match outcome {
+            Outcome::Promoted => &mut self.promoted,
+            Outcome::UpToDate => &mut self.up_to_date,
+            Outcome::Conflict => &mut self.conflict,
+            Outcome::Drift => &mut self.drift,
+            Outcome::Existing => &mut self.existing,
+            Outcome::Refused => &mut self.refused,
+            Outcome::Gone => &mut self.gone,
+            Outcome::Waiting => &mut self.waiting,
+            Outcome::Planned => &mut self.planned,
+            Outcome::Interrupted => &mut self.interrupted,
+            Outcome::Failed => &mut self.failed,
+        }
+    }
+
+    /// Adds the counts of another look.
+    pub fn merge(&mut self, other: &Totals) {
+        for outcome in Outcome::ALL {
+            *self.of_mut(outcome) += other.of(outcome);
+        }
+        self.excluded += other.excluded;
+        self.only_in_destination += other.only_in_destination;
+    }
+
+    /// Takes away the counts of a look that was added before.
+    pub fn subtract(&mut self, other: &Totals) {
+        for outcome in Outcome::ALL {
+            *self.of_mut(outcome) -= other.of(outcome);
+        }
+        self.excluded -= other.excluded;
+        self.only_in_destination -= other.only_in_destination;
+    }
+}
+
+/// The report of a pass: `sync --json`, a waited-for `/v1/sync`, `/v1/runs/ID`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this shape.
+    pub schema: u32,
+    /// Version of the program.
+    pub version: String,
+    /// Names the pass.
+    pub run_id: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// How long it took.
+    pub duration_seconds: f64,
+    /// What a command line would end with.
+    pub exit_code: u8,
+    /// Counts.
+    pub totals: Totals,
+    /// What changed or is in trouble; with `all` every tag and destination.
+    pub jobs: Vec<Settled>,
+    /// What kept a whole repository or route from being looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trouble: Vec<Trouble>,
+}
+
+impl Report {
+    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3 authentication, 1 failed,
+    /// 4 conflict, drift or refused, 5 nothing there, 0.
+    pub fn new(run_id: &str, started: Timestamp, duration: Duration, looks: impl IntoIterator<Item = Look>) -> Report {
+        let mut report = Report {
+            schema: 1,
+            version: env!("CARGO_PKG_VERSION").into(),
+            run_id: run_id.into(),
+            started,
+            duration_seconds: (duration.as_secs_f64() * 1000.0).round() / 1000.0,
+            exit_code: 0,
+            totals: Totals::default(),
+            jobs: Vec::new(),
+            trouble: Vec::new(),
+        };
+        let mut found = false;
+        for look in looks {
+            report.totals.merge(&look.totals);
+            report.jobs.extend(look.jobs);
+            report.trouble.extend(look.trouble);
+            found |= look.found;
+        }
+        report.exit_code = report.judge(found);
+        report
+    }
+
+    fn judge(&self, found: bool) -> u8 {
+        let errors = || self.jobs.iter().filter_map(|job| job.error.as_ref()).chain(&self.trouble);
+        let class = |name: &str| errors().any(|error| error.class == name);
+        let failed = |trouble: &Trouble| ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class);
+        let totals = &self.totals;
+        if totals.interrupted > 0 || class(Class::Cancelled.name()) {
+            130
+        } else if class(Class::Auth.name()) {
+            3
+        } else if totals.failed > 0 || self.trouble.iter().any(failed) {
+            1
+        } else if totals.conflict + totals.drift + totals.refused > 0 {
+            4
+        } else if !found || class(Class::NotFound.name()) {
+            5
+        } else {
+            0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(totals: Totals, trouble: Vec<Trouble>, found: bool) -> u8 {
+        let look = Look { jobs: Vec::new(), totals, trouble, found };
+        Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look]).exit_code
+    }
+
+    #[test]
+    fn the_first_exit_code_that_applies_wins() {
+        let trouble = |class: &str| vec![Trouble { class: class.into(), text: String::new() }];
+        assert_eq!(report(Totals::default(), vec![], true), 0);
+        assert_eq!(report(Totals::default(), vec![], false), 5);
+        assert_eq!(report(Totals { existing: 3, only_in_destination: 1, ..Totals::default() }, vec![], true), 0);
+        assert_eq!(report(Totals { conflict: 1, ..Totals::default() }, vec![], true), 4);
+        assert_eq!(report(Totals { drift: 1, failed: 1, ..Totals::default() }, vec![], true), 1);
+        assert_eq!(report(Totals { failed: 1, ..Totals::default() }, trouble("auth"), true), 3);
+        assert_eq!(report(Totals { interrupted: 1, ..Totals::default() }, trouble("auth"), true), 130);
+        assert_eq!(report(Totals::default(), trouble("not_found"), false), 5);
+        assert_eq!(report(Totals::default(), trouble("retryable"), false), 1);
+        assert_eq!(report(Totals { refused: 1, ..Totals::default() }, trouble(Trouble::REFUSED), false), 4);
+    }
+}

@@ -1,0 +1,108 @@
+//! Tags that production lacks, asked about again before they are named: where many jobs of one repository ask at the same
+//! time, one list answers them all.
+//!
+//! - A list is as good as a question for each tag: both are the registry's own word of now. It is used where registries make
+//!   their lists from what they hold at that moment, and where one page holds all tags.
+//! - The first few askers ask for their tag alone, so that a single promotion costs what it always did.
+//! - A list that fails answers nobody: everybody asks for himself.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Trip;
+use super::limits::Traffic;
+use crate::endpoint::{Destination, Origin, Source};
+use crate::oci::{RepositoryName, Tag};
+
+/// Askers within the time that facts are fresh who ask for themselves before a list is worth it.
+const ALONE: usize = 4;
+/// How long a repository whose tags fill more than a page is not listed again.
+const LONG: Duration = Duration::from_secs(300);
+/// Repositories whose askers are counted before those that nobody asks about any more are forgotten.
+const KEPT: usize = 64;
+
+/// What the lists say. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Absent(Arc<Mutex<HashMap<Home, Arc<Slot>>>>);
+
+type Home = (Origin, RepositoryName);
+
+/// One repository. The lock is held while it is listed, so that everybody else waits for that list.
+#[derive(Default)]
+struct Slot(tokio::sync::Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// When the askers' count began, and how many have asked since.
+    asked: Option<(Instant, usize)>,
+    list: Option<List>,
+}
+
+struct List {
+    at: Instant,
+    /// `None`: the list failed, or does not fit one page.
+    tags: Option<HashSet<Tag>>,
+}
+
+impl Absent {
+    fn slot(&self, home: Home) -> Arc<Slot> {
+        let mut slots = self.0.lock().expect("nothing panics while it holds the slots");
+        if slots.len() >= KEPT {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        slots.entry(home).or_default().clone()
+    }
+}
+
+impl Known {
+    /// Counts an asker; whether there are enough for a list.
+    fn crowd(&mut self, fresh: Duration) -> bool {
+        let now = Instant::now();
+        let asked = self.asked.get_or_insert((now, 0));
+        if asked.0.elapsed() > fresh {
+            *asked = (now, 0);
+        }
+        asked.1 += 1;
+        asked.1 > ALONE
+    }
+
+    /// The list that still says something, if there is one.
+    fn standing(&self, fresh: Duration) -> Option<&List> {
+        let lasts = |list: &&List| list.at.elapsed() <= if list.tags.is_some() { fresh } else { LONG };
+        self.list.as_ref().filter(lasts)
+    }
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// When a list showed that the destination lacks the tag, not longer ago than facts are fresh. `None`: no list says so.
+    pub(super) async fn listed_absent(&self, tag: &Tag) -> Option<Instant> {
+        let destination = &self.destination;
+        if !destination.abilities().current_lists {
+            return None;
+        }
+        let fresh = self.engine.settings.fresh;
+        let slot = self.engine.absent.slot((destination.origin().clone(), destination.repository().clone()));
+        let mut known = slot.0.lock().await;
+        if known.standing(fresh).is_none() {
+            if !known.crowd(fresh) {
+                return None;
+            }
+            let at = Instant::now();
+            known.list = Some(List { at, tags: self.only_page().await });
+        }
+        let List { at, tags } = known.standing(fresh)?;
+        tags.as_ref().is_some_and(|tags| !tags.contains(tag)).then_some(*at)
+    }
+
+    /// The destination's tags, if one page holds them all.
+    async fn only_page(&self) -> Option<HashSet<Tag>> {
+        let read = |destination: D| async move { destination.tags(None).await };
+        let page = self.ask_destination(Traffic::Listing, read).await.ok()?;
+        let Some(page) = page else { return Some(HashSet::new()) };
+        let whole = page.next.is_none() && page.invalid == 0;
+        whole.then(|| page.entries.into_iter().map(|tag| tag.name).collect())
+    }
+}

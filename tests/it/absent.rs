@@ -1,0 +1,56 @@
+//! Tags that production lacks are asked about again before they are named: many at once by one list, few one by one.
+
+use std::time::Duration;
+
+use blobferry::job::{Job, Outcome, Seen};
+use blobferry::transfer::Ending;
+
+use crate::engine::{World, assert_promoted, manifest};
+use crate::support::memory::Operation;
+
+/// Promotes tags that a look saw missing in production a while ago.
+async fn promote_late(world: &World, tags: &[String]) -> Vec<Ending> {
+    let jobs: Vec<Job> = tags.iter().map(|tag| Job { destination: Seen::Absent, fresh: true, ..world.job("app", tag) }).collect();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    futures::future::join_all(jobs.iter().map(|job| world.run(job))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_absent_tags_are_asked_about_again_by_one_list() {
+    let world = World::new();
+    let tags: Vec<String> = (0..40).map(|number| format!("v{number}")).collect();
+    tags.iter().for_each(|tag| drop(world.image("app", tag, &[])));
+    promote_late(&world, &tags).await.iter().for_each(assert_promoted);
+    assert_eq!((world.production.count(Operation::Tags), world.production.count(Operation::Resolve)), (1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_absent_tags_or_lists_of_the_past_are_asked_about_one_by_one() {
+    for (count, current) in [(4, true), (40, false)] {
+        let world = World::new();
+        world.production.set(|settings| settings.abilities.current_lists = current);
+        let tags: Vec<String> = (0..count).map(|number| format!("v{number}")).collect();
+        tags.iter().for_each(|tag| drop(world.image("app", tag, &[])));
+        promote_late(&world, &tags).await.iter().for_each(assert_promoted);
+        assert_eq!((world.production.count(Operation::Tags), world.production.count(Operation::Resolve)), (0, count));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_shows_a_tag_after_all_or_is_too_long_names_nothing_by_itself() {
+    for page in [1000, 5] {
+        let world = World::new();
+        world.production.set(|settings| settings.page = page);
+        let tags: Vec<String> = (0..40).map(|number| format!("v{number}")).collect();
+        tags.iter().for_each(|tag| drop(world.image("app", tag, &[])));
+        let document = manifest(&world.production.store_blob("app", "theirs"), &[]);
+        let theirs = world.production.store_manifest("app", Some("v20"), &document);
+        let others: Vec<String> = (0..10).map(|number| format!("w{number}")).collect();
+        others.iter().for_each(|tag| drop(world.production.store_manifest("app", Some(tag), &document)));
+        let endings = promote_late(&world, &tags).await;
+        assert_eq!(endings.iter().filter(|ending| ending.outcome == Outcome::Promoted).count(), 39);
+        assert_eq!(endings[20].outcome, Outcome::Existing, "{:?}", endings[20]);
+        assert_eq!(world.production.tagged("app", "v20"), Some(theirs.digest));
+        assert_eq!(world.production.count(Operation::Tags), 1);
+    }
+}
