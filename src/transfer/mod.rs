@@ -7,6 +7,7 @@
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
 mod absent;
+pub mod bandwidth;
 mod blob;
 mod carry;
 mod chunk;
