@@ -46,9 +46,6 @@ struct Patience {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        if self.destination.abilities().mount != Mount::Held {
-            self.member.needs(&blob.digest);
-        }
         let brought = self.bring(blob).await;
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
@@ -87,7 +84,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
+    /// Sends it, in company where each repository needs the bytes.
     async fn send_all(&self, blob: &Descriptor, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
+        if self.destination.abilities().mount != Mount::Held {
+            self.member.needs(&blob.digest);
+        }
         match stored {
             Some(stored) => self.take_up(blob, stored).await,
             None => self.upload_afresh(blob).await,
