@@ -166,8 +166,9 @@ async fn one_tag_is_promoted_by_name_with_its_signatures_and_nothing_is_listed()
     let again = build.run(&["promote", "--json"]).await.expect(0);
     assert_eq!(again.total("up_to_date"), 1);
     assert_eq!(ecr.actions(), ["BatchGetImage".into(), "GetAuthorizationToken".into()].into());
-    // Both sides by HEAD and GET, since ECR names no digest; the image once, and three times the names of four companions.
-    assert!(ecr.count("BatchGetImage") <= 24, "{} requests for an image of two platforms", ecr.count("BatchGetImage"));
+    // ECR names no digest: each tag that is there takes a HEAD, a GET and a HEAD by digest on each side. The image is read once
+    // more, and four names are asked for on behalf of each of its three manifests.
+    assert!(ecr.count("BatchGetImage") <= 30, "{} requests for an image of two platforms", ecr.count("BatchGetImage"));
 }
 
 #[tokio::test]
