@@ -314,6 +314,12 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// been verified against it; for a tag the claimed digest, if any, has. `None`: nothing.
     fn manifest(&self, target: &Target) -> impl Future<Output = Result<Option<Manifest>, Fault>> + Send;
 
+    /// The digest under which the manifest was pushed that `tag` names and that came with the digest `read`: some registries
+    /// convert what is asked for by tag, never what is asked for by digest. `None`: there is no such tag any more.
+    fn pushed_digest(&self, _tag: &oci::Tag, read: &Digest) -> impl Future<Output = Result<Option<Digest>, Fault>> + Send {
+        std::future::ready(Ok(Some(*read)))
+    }
+
     /// One page of the manifests that name `subject` as theirs. `None`: this registry does not keep such lists (look for
     /// the fallback tag).
     fn referrers(
@@ -331,11 +337,6 @@ pub trait Source: Clone + Send + Sync + 'static {
 pub trait Destination: Source {
     /// How it takes uploads.
     fn abilities(&self) -> Abilities;
-
-    /// How many manifests it takes in a second, where it says so.
-    fn manifests_per_second(&self) -> Option<f64> {
-        None
-    }
 
     /// Whether it holds a blob.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;

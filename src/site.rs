@@ -10,7 +10,7 @@ use crate::endpoint::{
 };
 use crate::fault::Fault;
 use crate::layout;
-use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
 use crate::registry;
 
 /// A registry or a folder of layouts.
@@ -124,6 +124,10 @@ impl Source for Repository {
         either!(self, repository => repository.manifest(target).await)
     }
 
+    async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
+        either!(self, repository => repository.pushed_digest(tag, read).await)
+    }
+
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
         either!(self, repository => repository.referrers(subject, cursor).await)
     }
@@ -136,10 +140,6 @@ impl Source for Repository {
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
         either!(self, repository => repository.abilities())
-    }
-
-    fn manifests_per_second(&self) -> Option<f64> {
-        either!(self, repository => repository.manifests_per_second())
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {

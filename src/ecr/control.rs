@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::{
-    DescribeImagesFilter, ImageDetail, ImageStatus, ImageStatusFilter, ImageTagMutability, LayerAvailability, Repository, TagStatus,
+    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter, ImageTagMutability, LayerAvailability,
+    Repository, TagStatus,
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use super::login::Login;
 use super::refusal::Refusal;
 use crate::endpoint::{Cursor, Page, Presence, Tag, Tally};
 use crate::fault::Fault;
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::{self, Digest, RepositoryName};
 use crate::registry::Metrics;
 
 /// Entries of a page: the most that ECR gives.
@@ -84,6 +85,24 @@ impl Control {
             |answer| Some(images(answer.image_details(), answer.next_token.clone())),
             None,
         )
+    }
+
+    /// The digest of the manifest that a tag names (DescribeImages). `None`: there is no such tag.
+    pub(super) async fn digest_of(
+        &self,
+        repository: &RepositoryName,
+        tag: &oci::Tag,
+        tally: Option<&Tally>,
+    ) -> Result<Answer<Option<Digest>>, Fault> {
+        let image = ImageIdentifier::builder().image_tag(tag.as_str()).build();
+        let answer = self
+            .call("DescribeImages", repository.as_str(), tally, |client| {
+                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
+                request.image_ids(image).send()
+            })
+            .await;
+        let digest = |details: &[ImageDetail]| details.first().and_then(|image| image.image_digest()?.parse().ok());
+        or_denied(answer, "ImageNotFoundException", |answer| digest(answer.image_details()), None)
     }
 
     /// One page of the repositories (DescribeRepositories).

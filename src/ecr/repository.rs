@@ -28,13 +28,11 @@ use crate::endpoint::{
     Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
-use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
 use crate::registry::{self, Metrics};
 
 /// How long after its creation a repository may still be unknown to the registry.
 const SETTLING: Duration = Duration::from_secs(30);
-/// PutImage: the quota of an account in a region.
-const MANIFESTS_PER_SECOND: f64 = 10.0;
 /// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
 const BEYOND: u64 = 1 << 40;
 /// Archived images that are remembered.
@@ -139,7 +137,7 @@ impl Repository {
         &self.inner
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.registry.shared
     }
 
@@ -413,7 +411,31 @@ impl Source for Repository {
         if let Target::Digest(digest) = target {
             self.readable(digest)?;
         }
-        self.told("BatchGetImage", self.inner.manifest(target).await).await
+        let manifest = self.told("BatchGetImage", self.inner.manifest(target).await).await?;
+        if let (Target::Digest(digest), Some(_)) = (target, &manifest) {
+            self.shared().note_pushed(self.inner.repository(), digest);
+        }
+        Ok(manifest)
+    }
+
+    async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
+        let name = self.inner.repository();
+        if self.shared().known().pushed.contains(&(name.clone(), *read)) {
+            return Ok(Some(*read));
+        }
+        // A document that is not there under its own digest was never pushed; the control plane knows which one was.
+        if self.inner.resolve(&Target::Digest(*read)).await?.is_some() {
+            self.shared().note_pushed(name, read);
+            return Ok(Some(*read));
+        }
+        match self.control().digest_of(name, tag, self.tally()).await? {
+            Answer::Given(digest) => Ok(digest),
+            Answer::Denied(fault) => Err(Fault::rejected(format!(
+                "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",
+                self.address()
+            ))
+            .because(fault)),
+        }
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
@@ -433,10 +455,6 @@ impl Destination for Repository {
             Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
             _ => abilities,
         }
-    }
-
-    fn manifests_per_second(&self) -> Option<f64> {
-        Some(MANIFESTS_PER_SECOND)
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
@@ -483,6 +501,10 @@ impl Destination for Repository {
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
         let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault));
-        self.told("PutImage", put).await
+        let put = self.told("PutImage", put).await?;
+        if matches!(put, Put::Accepted { .. }) {
+            self.shared().note_pushed(self.inner.repository(), &manifest.digest);
+        }
+        Ok(put)
     }
 }

@@ -20,6 +20,8 @@ const REST: Duration = Duration::from_secs(15 * 60);
 
 /// How long a message waits to learn whom it is about.
 const SOON: Duration = Duration::from_secs(5);
+/// Manifests that are remembered as pushed.
+const MOST_PUSHED: usize = 10_000;
 
 pub(super) struct Shared {
     pub(super) control: Control,
@@ -37,6 +39,8 @@ pub(super) struct Known {
     pub(super) denied: HashMap<&'static str, Instant>,
     /// Images that cannot be read until somebody restores them.
     pub(super) archived: HashSet<(RepositoryName, Digest)>,
+    /// Manifests that are there under these digests, as far as anybody has seen: nothing is converted into them.
+    pub(super) pushed: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
     pub(super) mounts: Option<(bool, Instant)>,
     /// Who we are, and since when that is known.
@@ -45,6 +49,8 @@ pub(super) struct Known {
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
+    /// Repositories that we created and that lack what belongs to them beside their own settings.
+    pub(super) bare: HashSet<RepositoryName>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
 }
@@ -67,6 +73,15 @@ impl Shared {
 
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a manifest is there under its digest.
+    pub(super) fn note_pushed(&self, repository: &RepositoryName, digest: &Digest) {
+        let pushed = &mut self.known().pushed;
+        if pushed.len() >= MOST_PUSHED {
+            pushed.clear();
+        }
+        pushed.insert((repository.clone(), *digest));
     }
 
     pub(super) fn may(&self, action: &'static str) -> bool {

@@ -13,6 +13,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::allowed::reset;
 use super::redirect::Refused;
 use crate::fault::{Class, Fault, clip};
 
@@ -217,10 +218,7 @@ fn code_class(code: &str) -> Option<Class> {
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let Some(text) = text("retry-after") else {
-        let seconds = text("ratelimit-reset")?.parse::<u64>().ok()?;
-        // Some say when instead of how long.
-        let seconds = if seconds < 1_000_000_000 { seconds } else { seconds.saturating_sub(now.as_second().max(0) as u64) };
-        return Some(Duration::from_secs(seconds).min(MOST_WAIT));
+        return Some(reset(headers, now)?.min(MOST_WAIT));
     };
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),

@@ -41,6 +41,9 @@ struct Patience {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
+        if self.destination.abilities().mount != Mount::Held {
+            self.member.needs(&blob.digest);
+        }
         let brought = self.bring(blob).await;
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
@@ -294,6 +297,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
+    /// The right to move the blob, and from its start on a seat in a shared read, if there is one. Whoever loses the seat while
+    /// standing in line takes another one, with all who lost theirs.
+    async fn admitted(&self, blob: &Descriptor, from_start: bool) -> Result<(Option<Seat>, impl Sized + use<S, D>), Fault> {
+        if !from_start {
+            self.member.settled(&blob.digest);
+        }
+        loop {
+            let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
+            let seat = if from_start { seat() } else { None };
+            let permits = self.permits(blob.size, seat.as_ref()).await?;
+            if !seat.as_ref().is_some_and(Seat::is_lost) {
+                return Ok((seat, permits));
+            }
+        }
+    }
+
     /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
     /// waiting for the next.
     async fn send_once(
@@ -303,9 +322,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
         let from_start = standing.held == 0 && standing.checkpoints.is_empty();
-        let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
-        let seat = if from_start { seat() } else { None };
-        let _permits = self.permits(blob.size, seat.as_ref()).await?;
+        let (seat, _permits) = self.admitted(blob, from_start).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
         let road = self.road(blob, standing, seat, sender.clone(), progress);

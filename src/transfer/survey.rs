@@ -95,7 +95,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Seen::Absent => None,
             // What is missing in production has to be read anyway: one request instead of two.
             Seen::Unknown if sight.destination == Seen::Absent && !self.job.dry_run => {
-                manifest = self.source_manifest(self.job.key.tag.clone().into()).await?;
+                manifest = self.tagged_manifest(&self.job.key.tag).await?;
                 manifest.as_ref().map(|manifest| manifest.digest)
             }
             Seen::Unknown => self.own_source_digest().await?,
@@ -242,6 +242,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         read
     }
 
+    /// The manifest that a tag of the source names, as it was pushed.
+    async fn tagged_manifest(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
+        let Some(manifest) = self.source_manifest(tag.clone().into()).await? else { return Ok(None) };
+        let pushed = self.ask_source(Traffic::Manifests, |source| {
+            let (tag, read) = (tag.clone(), manifest.digest);
+            async move { source.pushed_digest(&tag, &read).await }
+        });
+        match pushed.await? {
+            Some(digest) if digest == manifest.digest => Ok(Some(manifest)),
+            Some(digest) => self.source_manifest(digest.into()).await,
+            None => Ok(None),
+        }
+    }
+
     pub(super) async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
         self.ask_source(Traffic::Manifests, |source| {
             let target = target.clone();
@@ -262,7 +276,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
             // No word on the digest: only the bytes tell.
-            Some(_) => Ok(self.source_manifest(target).await?.map(|manifest| manifest.digest)),
+            Some(_) => Ok(self.tagged_manifest(tag).await?.map(|manifest| manifest.digest)),
         }
     }
 
@@ -281,7 +295,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     let target = target.clone();
                     async move { destination.manifest(&target).await }
                 };
-                Ok(self.ask_destination(Traffic::Manifests, read).await?.map(|manifest| manifest.digest))
+                let Some(manifest) = self.ask_destination(Traffic::Manifests, read).await? else { return Ok(None) };
+                self.ask_destination(Traffic::Manifests, |destination| {
+                    let (tag, read) = (tag.clone(), manifest.digest);
+                    async move { destination.pushed_digest(&tag, &read).await }
+                })
+                .await
             }
         }
     }

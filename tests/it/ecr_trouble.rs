@@ -43,6 +43,48 @@ async fn a_control_plane_that_is_away_holds_up_nothing_else() {
     assert!(run.said().contains("ecr:") && run.said().contains("away"), "{}", run.said());
 }
 
+/// The first requests for every action of both planes are throttled while a build promotes two repositories.
+#[tokio::test]
+async fn a_storm_on_both_planes_fails_no_job() {
+    let ecr = demo().await;
+    ecr.create("staging-b").create("prod-b");
+    let images = [("staging-demo-app", "v1"), ("staging-demo-app", "latest"), ("staging-b", "v1"), ("staging-b", "v2")];
+    let images = images.map(|(repository, tag)| (repository, tag, Image::oci((repository.len() + tag.len()) as u64, &[500, 600])));
+    for (repository, tag, image) in &images {
+        ecr.client().push(repository, tag, image).await;
+    }
+    ecr.ways(|ways| (ways.storm, ways.calm_after) = (2, Some(2)));
+    let build = pipeline(&ecr)
+        .with_env("STAGING_IMAGE_NAME", "staging-demo-app,staging-b")
+        .with_env("PROD_IMAGE_NAME", "prod-demo-app,prod-b")
+        .with_env("IMAGE_TAG", "*");
+    let run = build.run(&["promote", "--json"]).await.expect(0);
+    assert_eq!((run.total("promoted"), run.total("failed")), (4, 0));
+    for (repository, tag, image) in &images {
+        ecr.client().assert_holds(&repository.replace("staging", "prod"), tag, image).await;
+    }
+    for action in ["GetAuthorizationToken", "DescribeImages", "BatchGetImage", "InitiateLayerUpload", "PutImage"] {
+        assert!(ecr.count(action) >= 3, "{action} was throttled and tried again");
+    }
+}
+
+/// A repository has been created, then AWS throttles what belongs to it: the next attempt finds the repository there.
+#[tokio::test]
+async fn a_repository_is_furnished_whatever_is_throttled_on_the_way() {
+    let ecr = demo().await;
+    ecr.client().push("staging-demo-app", "v1", &Image::oci(1, &[500])).await;
+    let template = json!({"lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
+    let ferry = with_identity(Ferry::bare(), &ecr);
+    ferry.file("lifecycle.json", "{\"rules\": []}");
+    ferry.file("policy.json", "{\"Statement\": []}");
+    ferry.write_config(&one_account(&ecr, json!({"to": "production/new", "create": "template", "template": template})));
+    ecr.ways(|ways| (ways.storm, ways.calm_after) = (1, Some(1)));
+    ecr.ways(|ways| ways.storm_on = ["CreateRepository", "PutLifecyclePolicy", "SetRepositoryPolicy"].into());
+    ferry.sync(&[]).await.expect(0);
+    let made = ecr.settings("new").unwrap();
+    assert_eq!((made["lifecycle"].as_str(), made["policy"].as_str()), (Some("{\"rules\": []}"), Some("{\"Statement\": []}")));
+}
+
 const BUILDER: &str = "arn:aws:iam::123456789012:user/builder";
 const STAGING: &str = "arn:aws:ecr:eu-west-1:123456789012:repository/staging-demo-app";
 const PRODUCTION: &str = "arn:aws:ecr:eu-west-1:123456789012:repository/prod-demo-app";

@@ -15,10 +15,10 @@ const MIB: u64 = 1024 * 1024;
 const BOUND: u64 = 32 * MIB;
 
 /// Numbers that look random and are the same in every run.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -35,8 +35,8 @@ async fn stage(program: Program, kind: &str, grace: &str) -> Stage {
 }
 
 /// Starts the daemon, lets it come to the gate, kills it, and lets what it had sent arrive.
-async fn killed_at(stage: &Stage, gate: &Gate) {
-    let mut daemon = stage.ferry.start().await;
+pub async fn killed_at(ferry: &Ferry, gate: &Gate) {
+    let mut daemon = ferry.start().await;
     gate.arrived(1).await;
     daemon.signal("KILL").await;
     daemon.ended().await;
@@ -44,8 +44,8 @@ async fn killed_at(stage: &Stage, gate: &Gate) {
 }
 
 /// Bytes that half-sent uploads of the repository hold on the registry's disk, once that stands still.
-async fn kept(stage: &Stage) -> u64 {
-    let uploads = stage.production.data().join("docker/registry/v2/repositories/app/_uploads");
+pub async fn kept(registry: &Registry, repository: &str) -> u64 {
+    let uploads = registry.data().join("docker/registry/v2/repositories").join(repository).join("_uploads");
     let mut last = None;
     eventually("the uploads stand still", async || {
         let now: u64 = files(&uploads)
@@ -92,8 +92,8 @@ async fn twenty_kills_cost_at_most_what_was_under_way_on_distribution_3() {
         stage.reset();
         let (gate, after) = (Gate::closed(), 1 + dice.below(4 * MIB));
         stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldRequest(after, gate.clone())));
-        killed_at(&stage, &gate).await;
-        let now = kept(&stage).await;
+        killed_at(&stage.ferry, &gate).await;
+        let now = kept(&stage.production, "app").await;
         let progress = now.saturating_sub(before);
         let (sent, read) = (sent(&stage), read(&stage));
         assert!(now >= before, "kill {kill}: {before} bytes were kept, now {now}");
@@ -119,7 +119,7 @@ async fn twenty_kills_end_in_a_new_session_and_never_in_corruption_on_distributi
         stage.reset();
         let (gate, after) = (Gate::closed(), 1 + dice.below(size / 2));
         stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldRequest(after, gate.clone())));
-        killed_at(&stage, &gate).await;
+        killed_at(&stage.ferry, &gate).await;
         assert!(sent(&stage) <= size + 1000, "kill {kill}: one run sends the layer at most once");
         stage.there().assert_lacks("app", "v1", &[&layer.digest]).await;
     }
@@ -138,7 +138,7 @@ async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
             stage.reset();
             let gate = Gate::closed();
             stage.target.rule(Rule::on(&[phase]).act(Act::Hold(gate.clone())));
-            killed_at(&stage, &gate).await;
+            killed_at(&stage.ferry, &gate).await;
         }
         assert!(stage.there().has_blob("app", &layer.digest).await, "the layer had arrived");
         finishes(&stage, &image).await;
@@ -158,7 +158,7 @@ async fn a_kill_before_the_answer_to_the_closing_request_costs_no_byte() {
         let gate = Gate::closed();
         stage.target.rule(Rule::on(&[Kind::ManifestPut]).act(Act::Hold(gate.clone())));
         stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldAnswer(0, gate.clone())));
-        killed_at(&stage, &gate).await;
+        killed_at(&stage.ferry, &gate).await;
         eventually("the registry has the layer", async || stage.there().has_blob("app", &layer.digest).await.then_some(())).await;
         finishes(&stage, &image).await;
         assert!(sent(&stage) < MIB, "{kind}: {} bytes were sent again", sent(&stage));
@@ -179,7 +179,7 @@ async fn a_drain_in_mid_layer_goes_on_where_it_was() {
     daemon.signal("TERM").await;
     assert_eq!(daemon.ended().await, 0, "a drain is a good end:\n{}", daemon.log());
     gate.open();
-    let before = kept(&stage).await;
+    let before = kept(&stage.production, "app").await;
     assert!(before >= 29 * MIB, "{before} bytes were kept");
     stage.there().assert_lacks("app", "v1", &[&layer.digest]).await;
     finishes(&stage, &image).await;

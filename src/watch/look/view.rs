@@ -13,7 +13,7 @@ use super::{Found, Listing, Looking, There};
 use crate::endpoint::{Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
-use crate::job::{Cause, Job, Key, Outcome, Place, Seen, Settled};
+use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
@@ -232,14 +232,16 @@ impl View<'_> {
             None => Ok(Seen::Absent),
             Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
             Some(_) => {
-                let manifest = self
-                    .looking
-                    .ask_side(&counted, Traffic::Manifests, |side| {
-                        let target = target.clone();
-                        async move { side.manifest(&target).await }
-                    })
-                    .await?;
-                Ok(manifest.map_or(Seen::Absent, |manifest| Seen::At(manifest.digest)))
+                let read = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
+                    let target = target.clone();
+                    async move { side.manifest(&target).await }
+                });
+                let Some(read) = read.await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
+                let pushed = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
+                    let tag = tag.clone();
+                    async move { side.pushed_digest(&tag, &read).await }
+                });
+                Ok(pushed.await?.map_or(Seen::Absent, Seen::At))
             }
         }
     }
@@ -300,7 +302,7 @@ impl View<'_> {
             dry_run: looking.ask.wish.dry_run,
             refused: self.refused.clone(),
             pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
-            companions: self.listing.companions.clone(),
+            companions: Companions::Listed(self.listing.companions.clone()),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }

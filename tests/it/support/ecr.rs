@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 mod control;
 mod data;
+mod parts;
 
 use super::image::{OCI_MANIFEST, sha256};
 use super::{Client, Registry};
@@ -45,6 +46,10 @@ pub struct Ways {
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.
     pub create_on_push: bool,
+    /// Refusals of one action after which its storm is over.
+    pub calm_after: Option<usize>,
+    /// Only these actions meet the storm, when there are any.
+    pub storm_on: BTreeSet<&'static str>,
     /// What denials end with: whose policy it is that allows nothing.
     pub because: &'static str,
     /// The data plane answers whoever shows a password with this status and body.
@@ -57,6 +62,14 @@ pub struct Ways {
     pub shows_again: Option<(String, String)>,
     /// Roles called `closed` may be assumed after all.
     pub opens_roles: bool,
+    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
+    pub parts: Option<u64>,
+    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
+    pub storage: Option<String>,
+    /// Manifests that are asked for by tag come converted, those asked for by digest never.
+    pub converts: bool,
+    /// Only the first password ends by its `uses`.
+    pub ends_once: bool,
 }
 
 /// One act on either plane.
@@ -87,11 +100,12 @@ struct State {
     ways: Ways,
     repositories: BTreeMap<String, Kept>,
     log: Vec<Act>,
-    stormed: BTreeMap<String, usize>,
+    stormed: BTreeMap<String, (usize, usize)>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
     /// Digests that a lifecycle policy has taken.
     vanished: BTreeSet<String>,
+    signed: usize,
 }
 
 #[derive(Clone, Default)]
@@ -110,7 +124,7 @@ struct Shared {
 
 /// A running ECR.
 pub struct Ecr {
-    _registry: Registry,
+    registry: Registry,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
@@ -126,7 +140,7 @@ impl Ecr {
         let serving = shared.clone();
         let app = axum::Router::new().fallback(move |request: Request<Body>| serve(serving.clone(), request));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("serving ends with the test") });
-        Ecr { _registry: registry, shared, server }
+        Ecr { registry, shared, server }
     }
 
     /// `127.0.0.1:port`: data plane, control plane and STS alike.
@@ -136,6 +150,11 @@ impl Ecr {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.shared.address)
+    }
+
+    /// The registry behind.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// A client of the data plane that is not watched.
@@ -215,6 +234,11 @@ impl Ecr {
         self.log().into_iter().map(|act| act.action).collect()
     }
 
+    /// What was used, and on which repositories.
+    pub fn used(&self) -> BTreeSet<(String, String)> {
+        self.log().into_iter().filter(|act| act.action != "no action").map(|act| (act.action, act.repository)).collect()
+    }
+
     pub fn principals(&self) -> BTreeSet<String> {
         self.log().into_iter().map(|act| act.principal).collect()
     }
@@ -254,13 +278,15 @@ impl Shared {
         let mut state = self.state();
         let act = Act { action: action.into(), principal: principal.into(), repository: repository.into(), at: Instant::now() };
         state.log.push(act);
-        let storm = state.ways.storm;
-        let stormed = state.stormed.entry(action.into()).or_default();
-        if *stormed < storm {
-            *stormed += 1;
+        let (storm, calm_after) = (state.ways.storm, state.ways.calm_after.unwrap_or(usize::MAX));
+        let meets_it = state.ways.storm_on.is_empty() || state.ways.storm_on.contains(action);
+        let (in_a_row, in_all) = state.stormed.entry(action.into()).or_default();
+        if *in_a_row < storm && *in_all < calm_after && meets_it {
+            *in_a_row += 1;
+            *in_all += 1;
             return Err(Refused::Throttled);
         }
-        *stormed = 0;
+        *in_a_row = 0;
         match self.denial(&state, action, principal, repository) {
             Some(text) => Err(Refused::Denied(text)),
             None => Ok(()),
@@ -292,7 +318,8 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
         None if request.uri().path() == "/" => control::sts(&shared, request).await,
-        None => shared.data(request).await,
+        // A task of its own: what a client that is gone had sent still arrives.
+        None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
     }
 }
 

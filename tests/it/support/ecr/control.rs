@@ -27,7 +27,9 @@ impl Shared {
             };
             return refuse(400, code, text);
         }
-        match self.admit(action, &principal, &named) {
+        let tags_it = action == "CreateRepository" && asked["tags"].is_array();
+        let needed = [Some(action), tags_it.then_some("TagResource")];
+        match needed.into_iter().flatten().try_for_each(|action| self.admit(action, &principal, &named)) {
             Ok(()) => {}
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),
@@ -63,6 +65,10 @@ impl Shared {
             }
             "DescribeImages" => match state.repositories.get(named) {
                 None => return Ok(None),
+                Some(kept) if asked["imageIds"].is_array() => {
+                    let tag = asked["imageIds"][0]["imageTag"].as_str().expect("images are asked for by tag");
+                    json!({"imageDetails": [{"imageDigest": kept.tags.get(tag).ok_or("ImageNotFoundException")?, "imageTags": [tag]}]})
+                }
                 Some(kept) => self.images(named, kept, asked, &state.ways),
             },
             "DescribeRepositories" if named.is_empty() => {

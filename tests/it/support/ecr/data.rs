@@ -11,8 +11,9 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::parts::Writing;
 use super::{Act, Refused, Session, Shared, TESTS, bytes, error, reply};
-use crate::support::image::{OCI_MANIFEST, sha256};
+use crate::support::image::{DOCKER_MANIFEST, OCI_MANIFEST, sha256};
 
 /// The repository, and what of it is asked for.
 fn parts(path: &str) -> Option<(String, &'static str, String)> {
@@ -65,7 +66,7 @@ impl Shared {
             return Ok(TESTS.into());
         }
         let mut state = self.state();
-        let most = state.ways.uses;
+        let most = state.ways.uses.filter(|_| !state.ways.ends_once || password.ends_with("#0"));
         let (principal, uses) = state.issued.get_mut(password).ok_or_else(unauthorized)?;
         *uses += 1;
         match most.is_some_and(|most| *uses > most) {
@@ -111,6 +112,10 @@ impl Shared {
             (_, "manifest") if self.invented(&repository, &reference).is_some() => {
                 reply(200, OCI_MANIFEST, self.invented(&repository, &reference).unwrap_or_default())
             }
+            ("GET", "blob") if principal != TESTS && self.state().ways.storage.is_some() => self.lead_to_storage(&path),
+            ("GET" | "HEAD", "manifest") if principal != TESTS && self.state().ways.converts && !reference.contains(':') => {
+                self.converted(&path).await
+            }
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
         }
@@ -119,14 +124,16 @@ impl Shared {
     /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
     fn admit_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) -> Result<(), String> {
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-        let act = |action: &str| Act {
+        let act = |action: &str, repository: &str| Act {
             action: action.into(),
             principal: principal.into(),
             repository: repository.into(),
             at: Instant::now(),
         };
-        let sends = (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart"));
-        let mounts = (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer"));
+        let from = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "from").map(|(_, from)| from.into_owned());
+        let closes = request.method() == Method::PUT && query.contains("digest=");
+        let sends = (closes && has_body).then(|| act("UploadLayerPart", repository));
+        let mounts = from.filter(|_| request.method() == Method::POST).map(|from| act("GetDownloadUrlForLayer", &from));
         if principal == TESTS {
             return Ok(());
         }
@@ -159,6 +166,32 @@ impl Shared {
             state.repositories.entry(repository.into()).or_default();
         }
         state.repositories.contains_key(repository)
+    }
+
+    /// A signed address on the storage's host.
+    fn lead_to_storage(&self, path: &str) -> Response {
+        let mut state = self.state();
+        state.signed += 1;
+        let storage = state.ways.storage.clone().expect("a storage was set");
+        let signature = &sha256(format!("{}{}", state.signed, self.account).as_bytes())[7..];
+        let mut response = reply(307, "text/plain", "");
+        let location = format!("{storage}{path}?X-Amz-Expires=300&X-Amz-Security-Token=storage-token&X-Amz-Signature={signature}");
+        response.headers_mut().insert(header::LOCATION, location.parse().expect("a location"));
+        response
+    }
+
+    /// The manifest in Docker's format: another document with another digest, which nothing was ever pushed under.
+    async fn converted(&self, path: &str) -> Response {
+        let call = self.http.get(format!("{}{path}", self.upstream)).header(header::ACCEPT, OCI_MANIFEST);
+        let answer = call.send().await.expect("the registry answers");
+        if !answer.status().is_success() {
+            return error(404, "MANIFEST_UNKNOWN", "Requested image not found");
+        }
+        // As it is but for the words: what is pretty stays so.
+        let text = answer.text().await.expect("a manifest is text");
+        let text = text.replace("vnd.oci.image.manifest.v1", "vnd.docker.distribution.manifest.v2");
+        let text = text.replace("vnd.oci.image.config.v1", "vnd.docker.container.image.v1");
+        reply(200, DOCKER_MANIFEST, text.replace("vnd.oci.image.layer.v1.tar+gzip", "vnd.docker.image.rootfs.diff.tar.gzip"))
     }
 
     /// Sends a request on as it is.
@@ -209,7 +242,7 @@ impl Shared {
         response
     }
 
-    fn absolute(&self, headers: &HeaderMap) -> String {
+    pub(super) fn absolute(&self, headers: &HeaderMap) -> String {
         let location = headers[header::LOCATION].to_str().expect("a location is text");
         url::Url::parse(&self.upstream).and_then(|base| base.join(location)).expect("a location is a URL").into()
     }
@@ -222,14 +255,9 @@ impl Shared {
         if request.method() == Method::GET {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
         }
-        let status = self.http.get(&session.upstream).send().await.expect("the registry answers");
-        if !status.status().is_success() {
+        let Some((stored, upstream)) = self.stored(&session.upstream).await else {
             return error(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
-        }
-        let range = status.headers().get(header::RANGE).and_then(|range| range.to_str().ok()).unwrap_or("0-0").to_owned();
-        let last: u64 = range.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(0);
-        let stored = if last == 0 { 0 } else { last + 1 };
-        let upstream = self.absolute(status.headers());
+        };
         let content_range = request.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok()).map(str::to_owned);
         let start: u64 = content_range.as_deref().and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0);
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -240,6 +268,10 @@ impl Shared {
         let cut = self.state().ways.cut.filter(|most| !own && !session.cut && length.is_some_and(|length| length > *most));
         if let Some(most) = cut {
             return self.cut(id, &upstream, request, most, stored).await;
+        }
+        let parts = self.state().ways.parts.filter(|_| has_body && !own);
+        if let Some(part) = parts {
+            return self.in_parts(Writing { repository, id, upstream, stored }, part, query, request).await;
         }
         let patch = request.method() == Method::PATCH;
         let url = if query.is_empty() { upstream } else { format!("{upstream}&{query}") };
