@@ -338,6 +338,11 @@ pub trait Destination: Source {
     /// How it takes uploads.
     fn abilities(&self) -> Abilities;
 
+    /// Whether a mount of a blob that may be mounted surely works, so that it is worth waiting for.
+    fn surely_mounts(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
+
     /// Whether it holds a blob.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;
 

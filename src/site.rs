@@ -142,6 +142,10 @@ impl Destination for Repository {
         either!(self, repository => repository.abilities())
     }
 
+    async fn surely_mounts(&self) -> bool {
+        either!(self, repository => repository.surely_mounts().await)
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
         either!(self, repository => repository.has_blob(digest).await)
     }

@@ -457,6 +457,10 @@ impl Destination for Repository {
         }
     }
 
+    async fn surely_mounts(&self) -> bool {
+        self.shared().asks_mounts().await == Some(true)
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
         self.asks_with_others(digest).await
     }

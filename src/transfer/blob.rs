@@ -1,7 +1,7 @@
 //! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one → send → hint.
 //!
-//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it and
-//! mount. The session that a refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
+//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for its
+//! manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
 //!
 //! An upload that fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
 
@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Trip;
-use super::claims::Subject;
+use super::claims::{Following, Leading, Subject};
 use super::fan_out::Seat;
 use super::limits::Traffic;
 use super::resume::Standing;
@@ -26,6 +27,10 @@ use crate::oci::{Descriptor, RepositoryName};
 
 /// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
+/// Blobs smaller than this are sent sooner than somebody's manifest is waited for.
+const WORTH_WAITING: u64 = 1024 * 1024;
+/// How long somebody's manifest is waited for.
+const NEAR: Duration = Duration::from_secs(600);
 /// Blobs larger than this are journalled, so that another process can go on with them.
 const JOURNALLED: u64 = super::verify::CHECKPOINT;
 
@@ -54,27 +59,55 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn bring(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let content = Subject::Content(origin.clone(), repository, blob.digest);
-        let _one = stoppable(&self.stop.drain, self.engine.claims.take(content)).await?;
-        let stored = self.stored_upload(blob).await;
-        if self.is_held(blob).await? {
-            self.forget_upload(blob, stored).await;
-            return Ok(BlobOutcome::Present);
+        let near = Instant::now() + NEAR;
+        loop {
+            let one = stoppable(&self.stop.drain, self.engine.claims.take(content.clone())).await?;
+            let stored = self.stored_upload(blob).await;
+            if self.is_held(blob).await? {
+                self.forget_upload(blob, stored).await;
+                return Ok(BlobOutcome::Present);
+            }
+            let mut offers = self.offers(blob).await;
+            let mut turn = None;
+            if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
+                // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
+                turn =
+                    Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin.clone(), blob.digest))).await?);
+                offers = self.offers(blob).await;
+            }
+            if let Some(from) = offers.first() {
+                drop(turn);
+                return self.mount(blob, from, stored).await;
+            }
+            let Some(leader) = self.leader(blob, near).await else { return self.send_all(blob, stored).await };
+            // Whoever waits here holds nothing that the leader may need.
+            drop(one);
+            let ended = stoppable(&self.stop.drain, tokio::time::timeout_at(near, leader.ended()));
+            let _late = ended.await?;
         }
-        let mut offers = self.offers(blob).await;
-        let mut turn = None;
-        if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
-            // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
-            turn = Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin, blob.digest))).await?);
-            offers = self.offers(blob).await;
-        }
-        if let Some(from) = offers.first() {
-            drop(turn);
-            return self.mount(blob, from, stored).await;
-        }
+    }
+
+    async fn send_all(&self, blob: &Descriptor, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
         match stored {
             Some(stored) => self.take_up(blob, stored).await,
             None => self.upload_afresh(blob).await,
         }
+    }
+
+    /// Whose manifest is worth waiting for, since it lets the blob be mounted. Otherwise others may wait for ours.
+    async fn leader(&self, blob: &Descriptor, near: Instant) -> Option<Following> {
+        let waits = self.destination.abilities().mount == Mount::Committed && blob.size >= WORTH_WAITING;
+        if !waits || Instant::now() >= near {
+            return None;
+        }
+        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let number = *self.number.get_or_init(|| self.engine.claims.enrol());
+        match self.engine.claims.lead(number, origin, repository, &blob.digest) {
+            Leading::Ours(lead) => self.leads.lock().expect("nothing panics while it holds the leads").push(lead),
+            Leading::Earlier(leader) if self.destination.surely_mounts().await => return Some(leader),
+            Leading::Earlier(_) | Leading::Later => {}
+        }
+        None
     }
 
     /// Makes the destination repository hold a blob that it said to hold, or was believed to, and then missed: nobody is

@@ -101,6 +101,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             if !blobs.is_empty() {
                 self.engine.index.remember_blobs(self.destination.origin(), self.destination.repository(), blobs, true).await;
             }
+            let mut leads = self.leads.lock().expect("nothing panics while it holds the leads");
+            leads.retain(|lead| !manifest.blobs.iter().any(|blob| blob.digest == *lead.digest()));
         }
         put
     }

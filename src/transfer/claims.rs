@@ -2,11 +2,16 @@
 //!
 //! A claim is taken in turn, first come, first served, and ends when its guard is dropped. Whoever holds a claim on a blob
 //! of a registry never waits for another claim, and nobody waits for a claim while holding a permit: no circle.
+//!
+//! Where a mount needs a committed manifest, whoever uploads a blob first leads, until a manifest of its job is there. Jobs are
+//! numbered when they first lead or follow, and only a lower number is followed; whoever waits for a leader holds no claim:
+//! no circle either.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -28,6 +33,45 @@ pub enum Subject {
 #[derive(Clone, Debug, Default)]
 pub struct Claims {
     held: Arc<Mutex<HashMap<Subject, Entry>>>,
+    leads: Arc<Mutex<HashMap<(Origin, Digest), Leader>>>,
+    numbers: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Leader {
+    number: u64,
+    repository: RepositoryName,
+    /// Whoever follows sees it end.
+    ends: watch::Sender<()>,
+}
+
+/// Who uploads a blob to a registry first.
+#[derive(Debug)]
+pub enum Leading {
+    /// This job, until the value is dropped.
+    Ours(Lead),
+    /// A job with a lower number, for another repository: nothing that it waits for waits for us.
+    Earlier(Following),
+    /// A job with a higher number, or for the same repository: it is not waited for.
+    Later,
+}
+
+/// The lead over a blob; dropping it lets the others look again.
+#[derive(Debug)]
+pub struct Lead {
+    claims: Claims,
+    key: (Origin, Digest),
+}
+
+/// A leader that is waited for.
+#[derive(Debug)]
+pub struct Following(watch::Receiver<()>);
+
+impl Following {
+    /// Returns when the leader's manifest is there, or will not be.
+    pub async fn ended(mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,12 +102,46 @@ impl Claims {
         Claim { _guard: guard, _interest: interest }
     }
 
+    /// The number of a job that leads or follows for the first time now.
+    pub fn enrol(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes the lead over a blob, unless somebody has it.
+    pub fn lead(&self, number: u64, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Leading {
+        let mut leads = self.leads.lock().expect("nothing panics while it holds the leads");
+        let key = (origin.clone(), *digest);
+        match leads.get(&key) {
+            Some(leader) if leader.number < number && leader.repository != *repository => {
+                Leading::Earlier(Following(leader.ends.subscribe()))
+            }
+            Some(_) => Leading::Later,
+            None => {
+                leads.insert(key.clone(), Leader { number, repository: repository.clone(), ends: watch::Sender::new(()) });
+                Leading::Ours(Lead { claims: self.clone(), key })
+            }
+        }
+    }
+
     fn register(&self, subject: Subject) -> (Interest, Arc<tokio::sync::Mutex<()>>) {
         let mut held = self.held.lock().expect("nothing panics while it holds the claims");
         let entry = held.entry(subject.clone()).or_default();
         entry.interested += 1;
         let turn = entry.turn.clone();
         (Interest { claims: self.clone(), subject }, turn)
+    }
+}
+
+impl Lead {
+    /// The blob that it is over.
+    pub fn digest(&self) -> &Digest {
+        &self.key.1
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.claims.leads.lock().expect("nothing panics while it holds the leads").remove(&self.key);
     }
 }
 
@@ -99,5 +177,24 @@ mod tests {
         drop(first);
         drop(second.await.unwrap());
         assert!(claims.held.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_a_lower_number_for_another_repository_is_followed() {
+        let claims = Claims::default();
+        let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
+        let (first, second, third) = (claims.enrol(), claims.enrol(), claims.enrol());
+        let lead = |number, repository: &str| claims.lead(number, &origin, &repository.parse().unwrap(), &digest);
+        let Leading::Ours(ours) = lead(second, "b") else { panic!("nobody had it") };
+        assert_eq!(ours.digest(), &digest);
+        assert!(matches!(lead(first, "a"), Leading::Later));
+        assert!(matches!(lead(third, "b"), Leading::Later));
+        let Leading::Earlier(following) = lead(third, "c") else { panic!("the second has a lower number") };
+        let mut ended = std::pin::pin!(following.ended());
+        assert!(futures::poll!(&mut ended).is_pending());
+        drop(ours);
+        ended.await;
+        drop(lead(third, "c"));
+        assert!(claims.leads.lock().unwrap().is_empty());
     }
 }

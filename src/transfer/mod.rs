@@ -7,6 +7,7 @@
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
 mod absent;
+pub mod bandwidth;
 mod blob;
 mod carry;
 mod chunk;
@@ -30,14 +31,15 @@ pub mod verify;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::absent::Absent;
-use self::claims::Claims;
+use self::claims::{Claims, Lead};
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -230,13 +232,16 @@ impl Engine {
             progress,
             stop,
             member,
+            number: OnceLock::new(),
+            leads: Mutex::default(),
             started: Instant::now(),
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
             counts: Counts::default(),
         };
         let _in_flight = self.metrics.in_flight();
-        let story = trip.promote().await;
+        // Boxed: whoever waits for a job is not as large as all that may happen in it.
+        let story = trip.promote().boxed().await;
         trip.end(story, tally.requests())
     }
 }
@@ -278,6 +283,10 @@ struct Trip<'a, S, D> {
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
     member: Member,
+    /// Its place among the jobs that lead or follow, by when they first did.
+    number: OnceLock<u64>,
+    /// Blobs that others wait to mount when our manifests are there.
+    leads: Mutex<Vec<Lead>>,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,

@@ -9,6 +9,7 @@ use crate::support::*;
 
 mod cut;
 mod kill;
+mod mounts;
 mod reads;
 
 const MIB: u64 = 1024 * 1024;

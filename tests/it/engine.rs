@@ -12,6 +12,7 @@ use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Pl
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
+use blobferry::transfer::bandwidth::Plan;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::retry::Settings as RetrySettings;
 use blobferry::transfer::{Ending, Engine, Limits, Metrics, Settings, Stop};
@@ -56,7 +57,9 @@ impl World {
     /// So many bytes per second from staging: under a clock that leaps, an exact place in time for every byte.
     pub fn slowly(self, bandwidth: usize) -> World {
         let origin = self.staging.repository("app").origin().clone();
-        self.engine.limits.set(&origin, LaneSettings { bandwidth: Some(bandwidth as u64), ..LaneSettings::default() });
+        self.engine
+            .limits
+            .set(&origin, LaneSettings { bandwidth: Some(Plan::constant(bandwidth as u64)), ..LaneSettings::default() });
         self
     }
 
@@ -522,6 +525,72 @@ async fn a_registry_that_wants_a_committed_manifest_mounts_from_one() {
     let ending = world.promote("b", "v1").await;
     assert_promoted(&ending);
     assert_eq!(ending.cost.blobs.mounted, 1);
+}
+
+/// A registry that mounts what committed manifests refer to.
+fn committed_only(world: &World) {
+    world.production.set(|settings| {
+        settings.abilities.mount = Mount::Committed;
+        settings.abilities.mount_asks = false;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_needs_a_manifest_to_be_mounted_crosses_once_for_all_jobs() {
+    let world = World::new().slowly(MIB);
+    committed_only(&world);
+    let mut images = Vec::new();
+    for (seed, (repository, tag)) in (10..).zip([("a", "v1"), ("a", "v2"), ("b", "v1"), ("b", "v2"), ("c", "v1")]) {
+        let layers = [world.layer(repository, 1, 4 * MIB), world.layer(repository, seed, 2 * MIB)];
+        images.push((repository, tag, world.image(repository, tag, &layers)));
+    }
+    let jobs: Vec<Job> = images.iter().map(|(repository, tag, _)| world.job(repository, tag)).collect();
+    let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
+    endings.iter().for_each(assert_promoted);
+    for (repository, tag, image) in &images {
+        world.assert_arrived(repository, tag, image);
+    }
+    let base = images[0].2.blobs[1].digest;
+    let sent = world.production.calls().into_iter().filter(|call| call.operation == Operation::FinishUpload);
+    assert_eq!(sent.filter(|call| call.about == base.to_string()).count(), 1, "the base is sent once");
+    assert_eq!(endings.iter().map(|ending| ending.cost.blobs.mounted).sum::<u64>(), 2, "once into each other repository");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_could_wait_for_each_other_in_a_circle_do_not() {
+    let world = World::new().slowly(MIB);
+    committed_only(&world);
+    let mut images = Vec::new();
+    for (number, repository) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        // Each begins with another of the four.
+        let seed = |place: usize| ((number + place) % 4) as u64;
+        let layers: Vec<Descriptor> = (0..4).map(|place| world.layer(repository, seed(place), 2 * MIB)).collect();
+        images.push((repository, world.image(repository, "v1", &layers)));
+    }
+    let jobs: Vec<Job> = images.iter().map(|(repository, _)| world.job(repository, "v1")).collect();
+    let all = futures::future::join_all(jobs.iter().map(|job| world.run(job)));
+    let endings = tokio::time::timeout(Duration::from_secs(300), all).await.expect("nobody waits for ever");
+    endings.iter().for_each(assert_promoted);
+    for (repository, image) in &images {
+        world.assert_arrived(repository, "v1", image);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_follows_a_job_that_fails_brings_the_blob_itself() {
+    let world = World::new().slowly(MIB);
+    committed_only(&world);
+    let mut images = Vec::new();
+    for repository in ["a", "b", "c"] {
+        let base = world.layer(repository, 1, 4 * MIB);
+        images.push((repository, world.image(repository, "v1", &[base])));
+    }
+    world.production.fail_next(Operation::PutManifest, Class::Rejected);
+    let jobs: Vec<Job> = images.iter().map(|(repository, _)| world.job(repository, "v1")).collect();
+    let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
+    assert_failed(&endings[0], Class::Rejected);
+    endings[1..].iter().for_each(assert_promoted);
+    assert_eq!(endings.iter().map(|ending| ending.cost.blobs.mounted).sum::<u64>(), 1, "the third mounts from the second");
 }
 
 #[tokio::test(start_paused = true)]

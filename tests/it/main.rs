@@ -25,6 +25,7 @@ mod promote;
 mod referrers;
 mod running;
 mod sharing;
+mod stalls;
 mod storm;
 mod table;
 mod tools;

@@ -60,8 +60,6 @@ pub struct Ways {
     pub page: usize,
     /// A tag moved while it was listed: it shows at the end once more, with this digest.
     pub shows_again: Option<(String, String)>,
-    /// Roles called `closed` may be assumed after all.
-    pub opens_roles: bool,
     /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
     pub parts: Option<u64>,
     /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
@@ -70,6 +68,8 @@ pub struct Ways {
     pub converts: bool,
     /// Only the first password ends by its `uses`.
     pub ends_once: bool,
+    /// Roles called `closed` may be assumed after all.
+    pub opens_roles: bool,
 }
 
 /// One act on either plane.

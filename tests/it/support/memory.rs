@@ -117,6 +117,7 @@ struct State {
     read_faults: HashMap<Digest, VecDeque<ReadFault>>,
     rotten: HashSet<Digest>,
     upload_cuts: VecDeque<u64>,
+    slow_uploads: VecDeque<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -138,6 +139,7 @@ enum Planned {
 enum ReadFault {
     CutAfter(u64),
     Corrupt,
+    SlowAfter(u64, u64),
 }
 
 /// A call that waits until the test lets it go on. Dropping it lets it go on too.
@@ -225,6 +227,16 @@ impl Registry {
     /// The next upload body breaks after so many of its bytes.
     pub fn cut_next_upload(&self, after: u64) {
         self.state().upload_cuts.push_back(after);
+    }
+
+    /// After so many bytes the next body of this blob brings only `rate` bytes a second.
+    pub fn slow_next_read(&self, digest: &Digest, after: u64, rate: u64) {
+        self.state().read_faults.entry(*digest).or_default().push_back(ReadFault::SlowAfter(after, rate));
+    }
+
+    /// After so many bytes the next upload body is taken at only `rate` bytes a second.
+    pub fn slow_next_upload(&self, after: u64, rate: u64) {
+        self.state().slow_uploads.push_back((after, rate));
     }
 
     /// Every open session is lost.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use blobferry::endpoint::{
@@ -67,7 +67,7 @@ impl Repository {
 
     /// Takes a body into a session, frame by frame, as a server would.
     async fn receive(&self, session: &str, offset: u64, length: u64, mut body: BlobBody) -> Result<Option<Sent>, Fault> {
-        let cut = {
+        let (cut, slow) = {
             let mut state = self.registry.state();
             let settings = state.settings.clone();
             let Some(held) = state.sessions.get(session) else { return Ok(Some(Sent::Gone)) };
@@ -76,13 +76,17 @@ impl Repository {
                 let told = if settings.tells_offset { Offset::At(held) } else { Offset::Unknown };
                 return Ok(Some(Sent::Misplaced(told)));
             }
-            state.upload_cuts.pop_front()
+            (state.upload_cuts.pop_front(), state.slow_uploads.pop_front())
         };
         let mut left = cut.unwrap_or(length).min(length);
         let (start, rate, mut taken_so_far) = (Instant::now(), self.registry.state().settings.rate, 0);
         while let Some(frame) = body.frame().await {
             let frame = frame.inspect_err(|_| self.was_cut(session))?;
             let taken = frame.slice(..frame.len().min(left as usize));
+            // What fits into one frame is never slow.
+            if let Some((_, rate)) = slow.filter(|(after, _)| length > FRAME as u64 && length - left >= *after) {
+                at_rate(taken.len(), rate).await;
+            }
             left -= taken.len() as u64;
             taken_so_far += taken.len() as u64;
             if let Some(rate) = rate {
@@ -210,11 +214,13 @@ impl Source for Repository {
         let planned = state.read_faults.get_mut(&blob.digest).and_then(VecDeque::pop_front);
         let wrong = matches!(planned, Some(ReadFault::Corrupt)) || state.rotten.contains(&blob.digest);
         let bytes = if wrong { spoiled(&bytes, offset as usize) } else { bytes };
-        let cut = match planned {
-            Some(ReadFault::CutAfter(after)) => Some(after),
-            _ => None,
-        };
-        lost.map_or(Ok(Some(BlobBody::new(Frames { rest: bytes.slice(offset as usize..), cut }))), Err)
+        let mut frames = Frames { rest: bytes.slice(offset as usize..), cut: None, slow: None, pause: None };
+        match planned {
+            Some(ReadFault::CutAfter(after)) => frames.cut = Some(after),
+            Some(ReadFault::SlowAfter(after, rate)) => frames.slow = Some((after, rate)),
+            _ => {}
+        }
+        lost.map_or(Ok(Some(BlobBody::new(frames))), Err)
     }
 }
 
@@ -321,16 +327,31 @@ fn spoiled(bytes: &Bytes, at: usize) -> Bytes {
     wrong.into()
 }
 
+/// The time that so many bytes take; at rate 0 it never ends.
+async fn at_rate(bytes: usize, rate: u64) {
+    match rate {
+        0 => std::future::pending().await,
+        rate => tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await,
+    }
+}
+
 struct Frames {
     rest: Bytes,
     cut: Option<u64>,
+    slow: Option<(u64, u64)>,
+    pause: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 impl Body for Frames {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if let Some((0, rate)) = self.slow {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(at_rate(FRAME, rate)));
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
         if self.cut == Some(0) {
             self.rest.clear();
             self.cut = None;
@@ -341,6 +362,9 @@ impl Body for Frames {
         }
         let most = self.cut.map_or(FRAME, |left| FRAME.min(left as usize)).min(self.rest.len());
         self.cut = self.cut.map(|left| left - most as u64);
+        if let Some((after, _)) = &mut self.slow {
+            *after = after.saturating_sub(most as u64);
+        }
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(most)))))
     }
 
