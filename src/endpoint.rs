@@ -338,11 +338,6 @@ pub trait Destination: Source {
     /// How it takes uploads.
     fn abilities(&self) -> Abilities;
 
-    /// How many manifests it takes in a second, where it says so.
-    fn manifests_per_second(&self) -> Option<f64> {
-        None
-    }
-
     /// Whether a mount of a blob that may be mounted surely works, so that it is worth waiting for.
     fn surely_mounts(&self) -> impl Future<Output = bool> + Send {
         std::future::ready(true)

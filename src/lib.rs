@@ -12,12 +12,13 @@
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
 //! | 3 | [`index`], [`ledger`], [`sqlite`], [`state`] | SQLite: hints and open uploads; what happened; the threads and the folder under both |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`site`] | distribution client, image-layout directory, AWS control plane, any of them |
-//! | 1 | [`endpoint`], [`job`] | the seam to what holds images; what is asked and what came of it |
+//! | 1 | [`endpoint`], [`allowance`], [`job`] | the seam to what holds images, and what it still allows; what is asked and what came of it |
 //! | 0 | [`oci`], [`fault`], [`flight`] | the specifications' words as types; classes of failure; one run for all who wait |
 //!
 //! [`telemetry`] sets up logs and stands beside the floors.
 
 pub mod admin;
+pub mod allowance;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -142,10 +142,6 @@ impl Destination for Repository {
         either!(self, repository => repository.abilities())
     }
 
-    fn manifests_per_second(&self) -> Option<f64> {
-        either!(self, repository => repository.manifests_per_second())
-    }
-
     async fn surely_mounts(&self) -> bool {
         either!(self, repository => repository.surely_mounts().await)
     }

@@ -5,7 +5,7 @@
 //! time. Dependencies speak only from warn on; below debug they never do, since there they print headers.
 //!
 //! [`Changes`] is for trouble that lasts: it is told when it changes, not each time it is met. [`forget_series`] ends the
-//! series of what is no more.
+//! series of what is no more, and [`Names`] keeps them from coming back.
 
 mod changes;
 mod series;
@@ -25,7 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 pub use changes::Changes;
-pub use series::forget_series;
+pub use series::{Names, forget_series};
 
 use crate::fault::clip;
 
@@ -112,9 +112,10 @@ fn subscriber(settings: Settings, sink: Sink) -> Result<impl Subscriber + Send +
 fn of_verbosity(verbosity: i8) -> &'static str {
     match verbosity {
         ..=-2 => "error",
-        -1 => "warn",
-        0 => "warn,blobferry=info",
-        1 => "warn,blobferry=debug",
+        // What the AWS SDK warns of, its caller is told as well, and says once.
+        -1 => "warn,aws_config=error",
+        0 => "warn,aws_config=error,blobferry=info",
+        1 => "warn,aws_config=error,blobferry=debug",
         2 => "info,blobferry=trace",
         3.. => "debug,blobferry=trace",
     }

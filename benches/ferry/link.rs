@@ -1,8 +1,10 @@
 //! A link in front of a registry: every connection through it has its latency, shares its bandwidth, and is counted.
 //!
 //! Bytes are paid for on a wire that all connections of a direction share, first come, first served, and are handed on
-//! half a round trip later. Nobody spins: waiting is sleeping.
+//! half a round trip later. Nobody spins: waiting is sleeping. In a storm the link answers some requests by itself, after a
+//! round trip like any other.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,10 +14,14 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::http::{Requests, Storm};
 
 /// Bytes that are paid for at once.
 const PIECE: usize = 32 * 1024;
+/// Pieces on their way in one direction of a connection.
+const PIECES: usize = 64;
 /// How far a wire that was idle may make up for late timers.
 const SLACK: Duration = Duration::from_millis(4);
 
@@ -26,17 +32,25 @@ pub struct Nature {
     pub round_trip: Duration,
     /// Bytes per second, each way.
     pub bandwidth: Option<f64>,
+    /// How long every other request is refused, from the first one on.
+    pub storm: Duration,
 }
 
 impl Nature {
     /// Counts and does nothing else.
-    pub const TRANSPARENT: Nature = Nature { round_trip: Duration::ZERO, bandwidth: None };
+    pub const TRANSPARENT: Nature = Nature { round_trip: Duration::ZERO, bandwidth: None, storm: Duration::ZERO };
+
+    /// Whether it only counts.
+    pub fn is_transparent(&self) -> bool {
+        self.round_trip.is_zero() && self.bandwidth.is_none() && self.storm.is_zero()
+    }
 }
 
 /// What has passed.
 #[derive(Debug, Default)]
-pub struct Counts {
+struct Counts {
     requests: AtomicU64,
+    refused: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
 }
@@ -44,12 +58,23 @@ pub struct Counts {
 /// The counts at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Passed {
-    /// Requests of clients.
+    /// Requests of clients, the refused among them.
     pub requests: u64,
+    /// Requests that the link answered with 429.
+    pub refused: u64,
     /// Bytes to the registry.
     pub up: u64,
     /// Bytes from the registry.
     pub down: u64,
+}
+
+impl AddAssign for Passed {
+    fn add_assign(&mut self, other: Passed) {
+        self.requests += other.requests;
+        self.refused += other.refused;
+        self.up += other.up;
+        self.down += other.down;
+    }
 }
 
 /// A running link.
@@ -65,8 +90,15 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
         let counts = Arc::new(Counts::default());
-        let server = tokio::spawn(serve(listener, upstream.to_owned(), nature, counts.clone()));
-        Link { address, counts, server }
+        let far = Arc::new(Far {
+            upstream: upstream.to_owned(),
+            round_trip: nature.round_trip,
+            up: Wire::new(nature),
+            down: Wire::new(nature),
+            storm: Storm::new(nature.storm),
+            counts: counts.clone(),
+        });
+        Link { address, counts, server: tokio::spawn(serve(listener, far)) }
     }
 
     /// `host:port` of the near end.
@@ -74,10 +106,16 @@ impl Link {
         &self.address
     }
 
+    /// Bytes that have gone to the registry since the last [`Link::take`].
+    pub fn sent(&self) -> u64 {
+        self.counts.up.load(Ordering::Relaxed)
+    }
+
     /// What has passed since the last call.
     pub fn take(&self) -> Passed {
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
-        Passed { requests: take(&self.counts.requests), up: take(&self.counts.up), down: take(&self.counts.down) }
+        let Counts { requests, refused, up, down } = &*self.counts;
+        Passed { requests: take(requests), refused: take(refused), up: take(up), down: take(down) }
     }
 }
 
@@ -85,6 +123,16 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// What all connections of a link share.
+struct Far {
+    upstream: String,
+    round_trip: Duration,
+    up: Wire,
+    down: Wire,
+    storm: Storm,
+    counts: Arc<Counts>,
 }
 
 /// One direction's wire.
@@ -95,8 +143,8 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(nature: Nature) -> Arc<Wire> {
-        Arc::new(Wire { delay: nature.round_trip / 2, bandwidth: nature.bandwidth, free: Mutex::new(Instant::now()) })
+    fn new(nature: Nature) -> Wire {
+        Wire { delay: nature.round_trip / 2, bandwidth: nature.bandwidth, free: Mutex::new(Instant::now()) }
     }
 
     /// Waits until `bytes` may enter; returns when they come out.
@@ -111,137 +159,86 @@ impl Wire {
     }
 }
 
-async fn serve(listener: TcpListener, upstream: String, nature: Nature, counts: Arc<Counts>) {
-    let (up, down) = (Wire::new(nature), Wire::new(nature));
+/// Bytes and when they come out; none: the end.
+type Piece = (Instant, Vec<u8>);
+
+async fn serve(listener: TcpListener, far: Arc<Far>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        let (up, down, counts, upstream) = (up.clone(), down.clone(), counts.clone(), upstream.clone());
-        connections.spawn(async move {
-            // The handshake goes there and back before the first byte.
-            tokio::time::sleep(nature.round_trip).await;
-            let Ok(server) = TcpStream::connect(upstream).await else { return };
-            let _ = (client.set_nodelay(true), server.set_nodelay(true));
-            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-            let mut requests = Requests::default();
-            let upward = carry(from_client, to_server, up, |bytes| {
-                counts.up.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                counts.requests.fetch_add(requests.count(bytes), Ordering::Relaxed);
-            });
-            let downward = carry(from_server, to_client, down, |bytes| {
-                counts.down.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            });
-            tokio::join!(upward, downward);
+        connections.spawn(connect(client, far.clone()));
+    }
+}
+
+async fn connect(client: TcpStream, far: Arc<Far>) {
+    // The handshake goes there and back before the first byte.
+    sleep(far.round_trip).await;
+    let Ok(server) = TcpStream::connect(&far.upstream).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let (up, to_write_up) = mpsc::channel(PIECES);
+    let (down, to_write_down) = mpsc::channel(PIECES);
+    tokio::join!(
+        upward(from_client, up, down.clone(), &far),
+        writing(to_write_up, to_server),
+        downward(from_server, down, &far),
+        writing(to_write_down, to_client),
+    );
+}
+
+/// Carries what the client sends; what the storm refuses is answered here.
+async fn upward(mut from: OwnedReadHalf, up: mpsc::Sender<Piece>, down: mpsc::Sender<Piece>, far: &Far) {
+    let counts = &far.counts;
+    let mut requests = Requests::default();
+    while let Some(piece) = read(&mut from).await {
+        counts.up.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        let due = far.up.pay(piece.len()).await;
+        let mut answers = Vec::new();
+        let on = requests.pass(piece, |head| {
+            counts.requests.fetch_add(1, Ordering::Relaxed);
+            let refusal = far.storm.refusal(head);
+            let refused = refusal.is_some();
+            answers.extend(refusal);
+            refused
         });
-    }
-}
-
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, wire: Arc<Wire>, mut count: impl FnMut(&[u8])) {
-    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(64);
-    let reading = async {
-        loop {
-            let mut piece = Vec::with_capacity(PIECE);
-            if from.read_buf(&mut piece).await.unwrap_or(0) == 0 {
-                break;
-            }
-            count(&piece);
-            let due = wire.pay(piece.len()).await;
-            if sender.send((due, piece)).await.is_err() {
-                break;
+        for answer in answers {
+            counts.refused.fetch_add(1, Ordering::Relaxed);
+            if down.send((due + far.round_trip / 2, answer)).await.is_err() {
+                return;
             }
         }
-        drop(sender);
-    };
-    let writing = async {
-        while let Some((due, piece)) = receiver.recv().await {
-            if due > Instant::now() {
-                sleep_until(due).await;
-            }
-            if to.write_all(&piece).await.is_err() {
-                break;
-            }
-        }
-        receiver.close();
-        let _ = to.shutdown().await;
-    };
-    tokio::join!(reading, writing);
-}
-
-/// Finds where requests begin in the bytes of an HTTP/1.1 client.
-#[derive(Default)]
-struct Requests {
-    state: Part,
-}
-
-enum Part {
-    Head(Vec<u8>),
-    Body(u64),
-    ChunkSize(Vec<u8>),
-    Chunk(u64),
-    Trailer(Vec<u8>),
-}
-
-impl Default for Part {
-    fn default() -> Part {
-        Part::Head(Vec::new())
-    }
-}
-
-impl Requests {
-    /// How many heads end in `bytes`.
-    fn count(&mut self, mut bytes: &[u8]) -> u64 {
-        let mut heads = 0;
-        while !bytes.is_empty() {
-            let taken = match &mut self.state {
-                Part::Body(left) | Part::Chunk(left) => {
-                    let taken = (*left).min(bytes.len() as u64);
-                    *left -= taken;
-                    taken as usize
-                }
-                Part::Head(text) | Part::ChunkSize(text) | Part::Trailer(text) => {
-                    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
-                    text.extend_from_slice(&bytes[..end]);
-                    end
-                }
-            };
-            bytes = &bytes[taken..];
-            if let Some(next) = self.state.next() {
-                heads += u64::from(matches!(self.state, Part::Head(_)));
-                self.state = next;
-            }
-        }
-        heads
-    }
-}
-
-impl Part {
-    /// What comes after this part, once it has ended.
-    fn next(&self) -> Option<Part> {
-        match self {
-            Part::Body(0) => Some(Part::default()),
-            Part::Chunk(0) => Some(Part::ChunkSize(Vec::new())),
-            Part::Head(text) if text.ends_with(b"\r\n\r\n") => Some(body_of(&String::from_utf8_lossy(text).to_ascii_lowercase())),
-            Part::ChunkSize(text) if text.ends_with(b"\n") => {
-                let line = String::from_utf8_lossy(text);
-                let digits = line.trim().split(';').next().unwrap_or_default();
-                match u64::from_str_radix(digits, 16).unwrap_or(0) {
-                    0 => Some(Part::Trailer(Vec::new())),
-                    size => Some(Part::Chunk(size + 2)),
-                }
-            }
-            Part::Trailer(text) if text == b"\r\n" || text.ends_with(b"\r\n\r\n") => Some(Part::default()),
-            _ => None,
+        if !on.is_empty() && up.send((due, on)).await.is_err() {
+            return;
         }
     }
 }
 
-fn body_of(head: &str) -> Part {
-    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    if field("transfer-encoding:").is_some_and(|coding| coding.contains("chunked")) {
-        return Part::ChunkSize(Vec::new());
+async fn downward(mut from: OwnedReadHalf, down: mpsc::Sender<Piece>, far: &Far) {
+    while let Some(piece) = read(&mut from).await {
+        far.counts.down.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        let due = far.down.pay(piece.len()).await;
+        if down.send((due, piece)).await.is_err() {
+            return;
+        }
     }
-    match field("content-length:").and_then(|length| length.parse().ok()).unwrap_or(0) {
-        0 => Part::default(),
-        length => Part::Body(length),
+    // The other sender of this channel lives as long as the client does.
+    let _ = down.send((Instant::now(), Vec::new())).await;
+}
+
+async fn read(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
+    let mut piece = Vec::with_capacity(PIECE);
+    let bytes = from.read_buf(&mut piece).await.unwrap_or(0);
+    (bytes > 0).then_some(piece)
+}
+
+async fn writing(mut pieces: mpsc::Receiver<Piece>, mut to: OwnedWriteHalf) {
+    while let Some((due, piece)) = pieces.recv().await {
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
+        if piece.is_empty() || to.write_all(&piece).await.is_err() {
+            break;
+        }
     }
+    let _ = to.shutdown().await;
 }

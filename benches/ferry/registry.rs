@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::client::Client;
 
 /// The registry programs, the better known first: command and what it is called here.
-const PROGRAMS: [(&str, &str); 2] = [("registry", "distribution 3"), ("docker-registry", "docker-registry 2.8")];
+const PROGRAMS: [(&str, &str); 2] = [("registry", "distribution"), ("docker-registry", "docker-registry")];
 
 /// A registry program that was found.
 #[derive(Clone, Debug)]
@@ -26,9 +26,14 @@ impl Program {
         PROGRAMS.iter().filter_map(|(command, name)| Some(Program { path: find(command)?, name })).collect()
     }
 
-    /// Starts one and waits until it listens.
-    pub async fn start(&self) -> Registry {
-        let scratch = TempDir::with_prefix("blobferry-bench-").expect("a scratch directory");
+    /// Its version.
+    pub fn version(&self) -> String {
+        crate::machine::version(&self.path, "--version")
+    }
+
+    /// Starts one that keeps its files in `folder`, and waits until it listens.
+    pub async fn start(&self, folder: &Path) -> Registry {
+        let scratch = TempDir::with_prefix_in("blobferry-bench-", folder).expect("a scratch directory");
         let address =
             TcpListener::bind("127.0.0.1:0").await.and_then(|free| free.local_addr()).expect("a loopback port").to_string();
         let root = scratch.path().join("data");
@@ -63,6 +68,11 @@ impl Registry {
     /// `host:port`.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// A plain client of it.

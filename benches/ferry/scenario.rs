@@ -21,21 +21,38 @@ pub enum Scenario {
     Unchanged,
     /// Sixteen layers of 256 MiB at once on loopback.
     Layers,
+    /// One layer over a link, the tool killed half-way and started again.
+    Interrupted,
+    /// Small tags over a link that refuses every other request for a while.
+    Storm,
+    /// Images on a shared base to three destinations, each behind a link.
+    Fanout,
 }
 
 /// What a scenario needs to know of what it has put into the source.
 pub struct Stock {
-    /// Repositories, in order.
+    /// Repositories, each once, in order.
     pub repositories: Vec<String>,
     /// Bytes of the unique blobs.
     pub unique: u64,
-    /// Every tag with its digest.
+    /// How many tags there are to copy.
+    pub count: usize,
+    /// The tags that are looked at afterwards, with their digests: all that were pushed.
     pub tags: Vec<(String, String, String)>,
 }
 
 impl Scenario {
     /// All of them, in the order of the report.
-    pub const ALL: [Scenario; 5] = [Scenario::Layer, Scenario::Apps, Scenario::Tags, Scenario::Unchanged, Scenario::Layers];
+    pub const ALL: [Scenario; 8] = [
+        Scenario::Apps,
+        Scenario::Tags,
+        Scenario::Unchanged,
+        Scenario::Layer,
+        Scenario::Layers,
+        Scenario::Fanout,
+        Scenario::Interrupted,
+        Scenario::Storm,
+    ];
 
     /// The word on the command line.
     pub fn name(self) -> &'static str {
@@ -45,46 +62,82 @@ impl Scenario {
             Scenario::Tags => "tags",
             Scenario::Unchanged => "unchanged",
             Scenario::Layers => "layers",
+            Scenario::Interrupted => "interrupted",
+            Scenario::Storm => "storm",
+            Scenario::Fanout => "fanout",
         }
     }
 
     /// The heading of its table.
     pub fn title(self, quick: bool) -> String {
-        let size = |full: &str, small: &str| if quick { small.to_owned() } else { full.to_owned() };
+        let size = |full: &'static str, small: &'static str| if quick { small } else { full };
         match self {
             Scenario::Layer => format!("One layer of {}, loopback", size("2 GiB", "64 MiB")),
             Scenario::Apps => {
-                format!("{} applications × {} tags on a shared base, 20 ms and 50 MB/s", size("10", "2"), size("5", "2"))
+                let (apps, tags) = (size("10", "2"), size("5", "2"));
+                format!("{apps} applications × {tags} tags on a shared base, 20 ms and 50 MB/s")
             }
             Scenario::Tags => format!("{} small tags, 20 ms", size("1,000", "20")),
             Scenario::Unchanged => format!("{} unchanged tags, loopback", size("10,000", "200")),
             Scenario::Layers => format!("16 layers of {} at once, loopback", size("256 MiB", "4 MiB")),
+            Scenario::Interrupted => {
+                format!("One layer of {}, killed half-way and started again, 20 ms and 50 MB/s", size("512 MiB", "32 MiB"))
+            }
+            Scenario::Storm => {
+                format!("{} small tags, 20 ms, every other request refused for {} s", size("200", "20"), size("10", "2"))
+            }
+            Scenario::Fanout => "5 images on a shared base to 3 destinations, 20 ms and 50 MB/s to each registry".into(),
         }
     }
 
-    /// The link between the tools and either registry.
-    pub fn link(self) -> Nature {
-        let round_trip = Duration::from_millis(20);
+    /// The link between the tools and each registry.
+    pub fn link(self, quick: bool) -> Nature {
+        let far = Nature { round_trip: Duration::from_millis(20), ..Nature::TRANSPARENT };
         match self {
-            Scenario::Apps => Nature { round_trip, bandwidth: Some(50e6) },
-            Scenario::Tags => Nature { round_trip, bandwidth: None },
-            _ => Nature::TRANSPARENT,
+            Scenario::Apps | Scenario::Interrupted | Scenario::Fanout => Nature { bandwidth: Some(50e6), ..far },
+            Scenario::Tags => far,
+            Scenario::Storm => Nature { storm: Duration::from_secs(if quick { 2 } else { 10 }), ..far },
+            Scenario::Layer | Scenario::Layers | Scenario::Unchanged => Nature::TRANSPARENT,
         }
+    }
+
+    /// How many registries are written to.
+    pub fn destinations(self) -> usize {
+        if self == Scenario::Fanout { 3 } else { 1 }
+    }
+
+    /// How often the same is copied, one after the other.
+    pub fn passes(self) -> usize {
+        if self == Scenario::Tags { 2 } else { 1 }
+    }
+
+    /// Bytes that all registries of a run need, with what the most wasteful tool sends twice.
+    pub fn room(self, quick: bool) -> u64 {
+        let mib = match self {
+            _ if quick => 256,
+            Scenario::Layer => 2 * 2048,
+            Scenario::Layers => 2 * 16 * 256,
+            Scenario::Apps => 450 + 1800,
+            Scenario::Interrupted => 4 * 512,
+            Scenario::Fanout => 150 + 3 * 500,
+            Scenario::Tags | Scenario::Unchanged | Scenario::Storm => 256,
+        };
+        (mib + 512) * MIB as u64
     }
 
     /// Puts what is to be copied into the source.
     pub async fn stock(self, source: &Registry, quick: bool) -> Stock {
-        let mut stock = Stock { repositories: Vec::new(), unique: 0, tags: Vec::new() };
+        let mut stock = Stock { repositories: Vec::new(), unique: 0, count: 0, tags: Vec::new() };
         let client = source.client();
         let images: Vec<(String, String, Image)> = match self {
             Scenario::Layer => vec![one("app", "v1", Image::oci(1, &[if quick { 64 * MIB } else { 2048 * MIB }]))],
             Scenario::Apps if quick => applications(2, 2, MIB),
             Scenario::Apps => applications(10, 5, 33 * MIB / 10),
-            Scenario::Tags => {
-                let tag = |number: u64| one("app", &format!("t{number}"), Image::oci(number + 1, &[2000]));
-                (0..if quick { 20 } else { 1000 }).map(tag).collect()
-            }
+            Scenario::Tags => small(if quick { 20 } else { 1000 }),
+            Scenario::Storm => small(if quick { 20 } else { 200 }),
             Scenario::Unchanged => vec![one("app", "t0", Image::oci(1, &[2000]))],
+            Scenario::Interrupted => vec![one("app", "v1", Image::oci(1, &[if quick { 32 * MIB } else { 512 * MIB }]))],
+            Scenario::Fanout => images(if quick { MIB } else { 10 * MIB }),
             Scenario::Layers => vec![one("app", "v1", Image::oci(1, &[if quick { 4 * MIB } else { 256 * MIB }; 16]))],
         };
         let mut seen = std::collections::HashSet::new();
@@ -93,12 +146,14 @@ impl Scenario {
             let new = image.unique_blobs().into_iter().filter(|blob| seen.insert(blob.digest.clone()));
             stock.unique += new.map(|blob| blob.bytes.len() as u64).sum::<u64>();
             stock.tags.push((repository.clone(), tag.clone(), image.digest().to_owned()));
-            if stock.repositories.last() != Some(repository) {
+            if !stock.repositories.contains(repository) {
                 stock.repositories.push(repository.clone());
             }
         }
+        stock.count = stock.tags.len();
         if self == Scenario::Unchanged {
-            source.copy_tag("app", "t0", (1..if quick { 200 } else { 10_000 }).map(|number| format!("t{number}")));
+            stock.count = if quick { 200 } else { 10_000 };
+            source.copy_tag("app", "t0", (1..stock.count).map(|number| format!("t{number}")));
         }
         stock
     }
@@ -106,6 +161,18 @@ impl Scenario {
 
 fn one(repository: &str, tag: &str, image: Image) -> (String, String, Image) {
     (repository.to_owned(), tag.to_owned(), image)
+}
+
+/// So many tags of one repository, each an image of its own of 2,000 bytes.
+fn small(tags: u64) -> Vec<(String, String, Image)> {
+    (0..tags).map(|number| one("app", &format!("t{number}"), Image::oci(number + 1, &[2000]))).collect()
+}
+
+/// Five applications of one tag each on a base of six times their `own` layer.
+fn images(own: usize) -> Vec<(String, String, Image)> {
+    let base: Vec<Blob> = (0..3).zip([3, 2, 1]).map(|(number, share)| Blob::layer(1_000_000 + number, share * own)).collect();
+    let layers = |app: u64| base.iter().cloned().chain([Blob::layer(app + 1, own)]).collect();
+    (0..5).map(|app| one(&format!("app-{app}"), "v1", Image::of_layers(app + 1, layers(app)))).collect()
 }
 
 /// Applications on a shared base of 100 MiB, every other one for two platforms, each of which has a base.

@@ -1,19 +1,21 @@
-//! The tools that are compared: each copies all tags of some repositories from one registry to another.
+//! The tools that are compared: each copies all tags of some repositories from one registry to others.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use futures::future::try_join_all;
+use serde_json::{Map, Value, json};
 use tokio::process::Command;
+use tokio::time::Instant;
 
-use crate::process::{Cost, measure};
+use crate::machine;
+use crate::process::{End, Ran, run};
 use crate::registry::find;
 
 /// How much the peers do at once, where they have a knob.
 const AT_ONCE: usize = 8;
-/// No run may take longer.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// No pass may take longer.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A tool.
 #[derive(Clone, Debug)]
@@ -21,6 +23,9 @@ pub struct Tool {
     /// What it is called.
     pub name: &'static str,
     path: PathBuf,
+    version: &'static str,
+    /// It writes to several destinations by itself; the others run once for each, side by side.
+    fans_out: bool,
     commands: Commands,
 }
 
@@ -32,31 +37,54 @@ type Commands = fn(&Tool, &Task, &Path) -> Vec<Command>;
 pub struct Task {
     /// `host:port` of the source.
     pub source: String,
-    /// `host:port` of the destination.
-    pub destination: String,
-    /// The repositories, named alike on both sides.
+    /// `host:port` of each destination.
+    pub destinations: Vec<String>,
+    /// The repositories, named alike on all sides.
     pub repositories: Vec<String>,
 }
 
 impl Tool {
     /// blobferry and the peers that are installed.
     pub fn all() -> Vec<Tool> {
-        let mut tools = vec![Tool { name: "blobferry", path: env!("CARGO_BIN_EXE_blobferry").into(), commands: blobferry }];
-        let peers: [(&'static str, Commands); 3] = [("regsync", regsync), ("crane", crane), ("skopeo", skopeo)];
-        tools.extend(peers.into_iter().filter_map(|(name, commands)| Some(Tool { name, path: find(name)?, commands })));
-        tools
+        let path = env!("CARGO_BIN_EXE_blobferry").into();
+        let ours = Tool { name: "blobferry", path, version: "--version", fans_out: true, commands: blobferry };
+        let peers: [(&'static str, &'static str, Commands); 3] =
+            [("crane", "version", crane), ("regsync", "version", regsync), ("skopeo", "--version", skopeo)];
+        let peer = |(name, version, commands)| Some(Tool { name, path: find(name)?, version, fans_out: false, commands });
+        std::iter::once(ours).chain(peers.into_iter().filter_map(peer)).collect()
     }
 
-    /// Runs it from `home`, where it may keep what it remembers.
+    /// Its version.
+    pub fn version(&self) -> String {
+        machine::version(&self.path, self.version)
+    }
+
+    /// Runs it from `home`, where it may keep what it remembers, and kills it when `halt` says so.
     ///
     /// # Errors
-    /// What it said when it failed.
-    pub async fn run(&self, task: &Task, home: &TempDir) -> Result<Cost, String> {
-        let mut cost = Cost::default();
-        for command in (self.commands)(self, task, home.path()) {
-            cost = cost.then(measure(command, &home.path().join("log"), PATIENCE).await?);
+    /// It took too long or did not start.
+    pub async fn run(&self, task: &Task, home: &Path, halt: &(dyn Fn() -> bool + Sync)) -> Result<Ran, String> {
+        if self.fans_out || task.destinations.len() == 1 {
+            return self.script(task.clone(), home.into(), halt).await;
         }
-        Ok(cost)
+        let scripts = task.destinations.iter().enumerate().map(|(number, destination)| {
+            let folder = home.join(number.to_string());
+            std::fs::create_dir_all(&folder).expect("a folder in the scratch directory");
+            self.script(Task { destinations: vec![destination.clone()], ..task.clone() }, folder, halt)
+        });
+        Ok(try_join_all(scripts).await?.into_iter().fold(Ran::NOTHING, Ran::beside))
+    }
+
+    async fn script(&self, task: Task, home: PathBuf, halt: &(dyn Fn() -> bool + Sync)) -> Result<Ran, String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut ran = Ran::NOTHING;
+        for command in (self.commands)(self, &task, &home) {
+            ran = ran.then(run(command, &home.join("log"), deadline, halt).await.map_err(|error| cut(&error))?);
+            if ran.end != End::Done {
+                break;
+            }
+        }
+        Ok(ran)
     }
 
     fn command(&self, home: &Path) -> Command {
@@ -64,6 +92,10 @@ impl Tool {
         command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default()).current_dir(home);
         command
     }
+}
+
+fn cut(error: &str) -> String {
+    if error == "cut" { format!("cut: not done after {} s", PATIENCE.as_secs()) } else { error.into() }
 }
 
 /// Writes a config in JSON, which is YAML too.
@@ -75,10 +107,17 @@ fn write(home: &Path, name: &str, config: &Value) -> PathBuf {
 
 fn blobferry(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
     let url = |address: &str| json!({"url": format!("http://{address}")});
-    let route = |name: &String| json!({"name": name, "from": format!("staging/{name}"), "to": format!("production/{name}"), "tags": {"include": ["*"]}});
+    let places: Vec<String> = (1..=task.destinations.len()).map(|number| format!("production-{number}")).collect();
+    let mut registries: Map<String, Value> =
+        places.iter().cloned().zip(task.destinations.iter().map(|address| url(address))).collect();
+    registries.insert("staging".into(), url(&task.source));
+    let route = |name: &String| {
+        let to: Vec<String> = places.iter().map(|place| format!("{place}/{name}")).collect();
+        json!({"name": name, "from": format!("staging/{name}"), "to": to, "tags": {"include": ["*"]}})
+    };
     let config = json!({
         "daemon": {"state": home.join("state"), "listen": "off"},
-        "registries": {"staging": url(&task.source), "production": url(&task.destination)},
+        "registries": registries,
         "routes": task.repositories.iter().map(route).collect::<Vec<_>>(),
     });
     let mut command = tool.command(home);
@@ -87,11 +126,12 @@ fn blobferry(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
 }
 
 fn regsync(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
+    let destination = &task.destinations[0];
     let open = |address: &str| json!({"registry": address, "tls": "disabled"});
-    let entry = |name: &String| json!({"source": format!("{}/{name}", task.source), "target": format!("{}/{name}", task.destination), "type": "repository"});
+    let entry = |name: &String| json!({"source": format!("{}/{name}", task.source), "target": format!("{destination}/{name}"), "type": "repository"});
     let config = json!({
         "version": 1,
-        "creds": [open(&task.source), open(&task.destination)],
+        "creds": [open(&task.source), open(destination)],
         "defaults": {"parallel": AT_ONCE},
         "sync": task.repositories.iter().map(entry).collect::<Vec<_>>(),
     });
@@ -104,27 +144,18 @@ fn crane(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
     let copy = |name: &String| {
         let mut command = tool.command(home);
         command.args(["copy", "--insecure", "--all-tags", "--jobs", &AT_ONCE.to_string()]);
-        command.arg(format!("{}/{name}", task.source)).arg(format!("{}/{name}", task.destination));
+        command.arg(format!("{}/{name}", task.source)).arg(format!("{}/{name}", task.destinations[0]));
         command
     };
     task.repositories.iter().map(copy).collect()
 }
 
 fn skopeo(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
-    let images: serde_json::Map<String, Value> = task.repositories.iter().map(|name| (name.clone(), json!([]))).collect();
+    let images: Map<String, Value> = task.repositories.iter().map(|name| (name.clone(), json!([]))).collect();
     let config = json!({task.source.as_str(): {"tls-verify": false, "images": images}});
     let mut command = tool.command(home);
-    command.args([
-        "--insecure-policy",
-        "sync",
-        "--all",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        "--src",
-        "yaml",
-        "--dest",
-        "docker",
-    ]);
-    command.arg(write(home, "skopeo.yml", &config)).arg(&task.destination);
+    command.args(["--insecure-policy", "sync", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
+    command.args(["--src", "yaml", "--dest", "docker"]);
+    command.arg(write(home, "skopeo.yml", &config)).arg(&task.destinations[0]);
     vec![command]
 }

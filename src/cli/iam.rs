@@ -21,24 +21,80 @@ account, the statement for the policy of each repository. The actions are the
 least that watching and promoting need; nothing allows deletion.")]
 pub(super) struct Iam {}
 
-/// What reading an image needs.
-const READ: [&str; 3] = ["BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer"];
-/// What finding tags, repositories and signatures needs; a listing is a fallback for the other.
-const WATCH: [&str; 3] = ["DescribeImages", "DescribeRepositories", "ListImages"];
-/// What writing an image needs besides.
-const WRITE: [&str; 4] = ["CompleteLayerUpload", "InitiateLayerUpload", "PutImage", "UploadLayerPart"];
-/// What creating a repository from a template needs besides.
-const CREATE: [&str; 4] = ["CreateRepository", "PutLifecyclePolicy", "SetRepositoryPolicy", "TagResource"];
+/// What reading images needs: tags with their digests, manifests and referrers, blobs.
+const READ: [&str; 3] = ["BatchGetImage", "DescribeImages", "GetDownloadUrlForLayer"];
+/// What writing images needs: to see what is there, and to bring what is not.
+const WRITE: [&str; 7] = [
+    "BatchCheckLayerAvailability",
+    "BatchGetImage",
+    "CompleteLayerUpload",
+    "DescribeImages",
+    "InitiateLayerUpload",
+    "PutImage",
+    "UploadLayerPart",
+];
+/// What creating a repository needs; with resource tags, [`TAG`] as well.
+const CREATE: [&str; 2] = ["CreateRepository", "DescribeRepositories"];
+/// What giving it resource tags needs.
+const TAG: &str = "TagResource";
+/// What furnishing it needs.
+const FURNISH: [&str; 2] = ["PutLifecyclePolicy", "SetRepositoryPolicy"];
 /// What cloning a repository's settings needs at the source.
-const MODEL: [&str; 2] = ["GetLifecyclePolicy", "GetRepositoryPolicy"];
+const MODEL: [&str; 3] = ["DescribeRepositories", "GetLifecyclePolicy", "GetRepositoryPolicy"];
+/// What a repository's own policy does not give to others: it is not there yet, or would hand itself over.
+const OWN: [&str; 4] = ["CreateRepository", "PutLifecyclePolicy", "SetRepositoryPolicy", TAG];
 
-/// What is done in one registry.
+/// Everything, where an action knows no resources.
+const ANY: &str = "*";
+
+type Actions = BTreeSet<&'static str>;
+
+/// What is done in one registry: the actions on each pattern of repositories.
 #[derive(Default)]
 struct Use {
-    read: BTreeSet<String>,
-    write: BTreeSet<String>,
-    creates: bool,
-    cloned: bool,
+    reads: BTreeSet<String>,
+    writes: BTreeSet<String>,
+    rights: BTreeMap<String, Actions>,
+}
+
+impl Use {
+    fn allow(&mut self, repositories: &str, actions: impl IntoIterator<Item = &'static str>) {
+        self.rights.entry(repositories.to_owned()).or_default().extend(actions);
+    }
+
+    fn read(&mut self, repositories: String, cloned: bool) {
+        self.allow(&repositories, READ.into_iter().chain(MODEL.into_iter().filter(|_| cloned)));
+        if repositories.contains('*') {
+            self.allow(ANY, ["DescribeRepositories"]);
+        }
+        self.reads.insert(repositories);
+    }
+
+    fn write(&mut self, repositories: String, create: &Create) {
+        self.allow(&repositories, WRITE.into_iter().chain(creating(create)));
+        self.writes.insert(repositories);
+    }
+
+    /// Blobs are mounted from every other repository of the account and region that is known.
+    fn mount(&mut self, known: &BTreeSet<String>) {
+        for to in std::mem::take(&mut self.writes) {
+            for from in known.iter().filter(|from| **from != to || from.contains('*')) {
+                self.allow(from, ["GetDownloadUrlForLayer"]);
+                self.allow(ANY, ["GetAccountSetting"]);
+            }
+        }
+    }
+}
+
+fn creating(create: &Create) -> Actions {
+    let template = match create {
+        Create::Never => return Actions::new(),
+        Create::Clone => return CREATE.into_iter().chain(FURNISH).collect(),
+        Create::Template(template) => template,
+    };
+    let furnish = FURNISH.into_iter().zip([template.lifecycle.is_some(), template.policy.is_some()]);
+    let furnish = furnish.filter(|(_, needed)| *needed).map(|(action, _)| action);
+    CREATE.into_iter().chain(furnish).chain((!template.tags.is_empty()).then_some(TAG)).collect()
 }
 
 impl Iam {
@@ -54,28 +110,39 @@ impl Iam {
 }
 
 fn policies(config: &Config) -> BTreeMap<String, Value> {
-    let uses = uses(config);
-    let of = |(name, registry): (&String, &crate::config::Registry)| {
-        let RegistryKind::Remote(Settings { credentials: Credentials::Ecr(login), .. }) = &registry.kind else { return None };
-        let used = uses.get(name)?;
-        (!login.is_public()).then(|| (name.clone(), policy(login, used)))
-    };
-    config.registries.iter().filter_map(of).collect()
+    let of = |(name, used)| Some((String::clone(name), policy(login(config, name)?, used)));
+    uses(config).iter().filter_map(of).collect()
 }
 
+/// What is done in each registry of the config that is ECR's.
 fn uses(config: &Config) -> BTreeMap<String, Use> {
     let mut uses: BTreeMap<String, Use> = BTreeMap::new();
     for route in &config.routes {
         let source = uses.entry(route.from.registry().to_string()).or_default();
-        source.read.insert(route.from.repository().replace("**", "*"));
-        source.cloned |= matches!(route.create, Create::Clone);
+        source.read(route.from.repository().replace("**", "*"), matches!(route.create, Create::Clone));
         for to in &route.to {
-            let there = uses.entry(to.registry().to_string()).or_default();
-            there.write.insert(any_capture(to.repository()));
-            there.creates |= !matches!(route.create, Create::Never);
+            uses.entry(to.registry().to_string()).or_default().write(any_capture(to.repository()), &route.create);
+        }
+    }
+    // One account and region may stand under several names in the config.
+    let mut known: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (name, used) in &uses {
+        let Some(login) = login(config, name) else { continue };
+        known.entry(login.host()).or_default().extend(used.reads.union(&used.writes).cloned());
+    }
+    for (name, used) in &mut uses {
+        if let Some(known) = login(config, name).and_then(|login| known.get(login.host())) {
+            used.mount(known);
         }
     }
     uses
+}
+
+fn login<'a>(config: &'a Config, name: &str) -> Option<&'a ecr::Login> {
+    match &config.registries.get(name)?.kind {
+        RegistryKind::Remote(Settings { credentials: Credentials::Ecr(login), .. }) if !login.is_public() => Some(login),
+        _ => None,
+    }
 }
 
 /// A destination in which every capture is a wildcard.
@@ -90,25 +157,21 @@ fn any_capture(template: &str) -> String {
     text + rest
 }
 
+/// One statement for all repositories with the same rights.
 fn policy(login: &ecr::Login, used: &Use) -> Value {
-    let arns = |names: &BTreeSet<String>| names.iter().map(|name| arn(login, name)).collect::<Vec<_>>();
-    let mut statements =
-        vec![statement("Token", &["GetAuthorizationToken"], json!("*")), statement("Settings", &["GetAccountSetting"], json!("*"))];
-    let reading: Vec<&str> = READ.into_iter().chain(WATCH).chain(MODEL.into_iter().filter(|_| used.cloned)).collect();
-    if !used.read.is_empty() {
-        statements.push(statement("Read", &reading, json!(arns(&used.read))));
+    let mut statements = Vec::new();
+    let mut groups: BTreeMap<&Actions, Vec<&str>> = BTreeMap::new();
+    for (repositories, actions) in used.rights.iter().filter(|(repositories, _)| *repositories != ANY) {
+        groups.entry(actions).or_default().push(repositories);
     }
-    if used.read.iter().any(|name| name.contains('*')) {
-        statements.push(statement("Discover", &["DescribeRepositories"], json!("*")));
+    let own = used.rights.get(ANY).into_iter().flatten().copied().chain(["GetAuthorizationToken"]).collect();
+    statements.push(statement("Registry", &own, json!(ANY)));
+    for (number, (actions, repositories)) in groups.into_iter().enumerate() {
+        let arns: Vec<String> = repositories.iter().map(|repositories| arn(login, repositories)).collect();
+        let what = if actions.contains("PutImage") { "Write" } else { "Read" };
+        statements.push(statement(&format!("{what}{}", number + 1), actions, json!(arns)));
     }
-    if !used.write.is_empty() {
-        statements.push(statement("Settings", &["GetAccountSetting"], json!("*")));
-        let writing: Vec<&str> =
-            READ.into_iter().chain(WATCH).chain(WRITE).chain(CREATE.into_iter().filter(|_| used.creates)).collect();
-        statements.push(statement("Write", &writing, json!(arns(&used.write))));
-    }
-    let across: Vec<Value> =
-        statements.iter().filter(|statement| statement["Resource"] != "*").map(|statement| shared(login, statement)).collect();
+    let across: Vec<Value> = statements[1..].iter().map(|statement| shared(login, statement)).collect();
     json!({
         "identity_policy": {"Version": "2012-10-17", "Statement": statements},
         "repository_policy": {"Version": "2012-10-17", "Statement": across},
@@ -118,31 +181,20 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
 /// The same rights, given by the repository to an identity of another account.
 fn shared(login: &ecr::Login, statement: &Value) -> Value {
     let who = login.identity().unwrap_or("arn:aws:iam::ACCOUNT:role/ROLE");
-    // Nobody of another account can be allowed to create repositories by a policy of the repository.
-    let action: Vec<&Value> = statement["Action"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|action| !CREATE.iter().any(|create| **action == format!("ecr:{create}")))
-        .collect();
-    json!({"Sid": statement["Sid"], "Effect": "Allow", "Principal": {"AWS": who}, "Action": action})
+    let given = |action: &&Value| !OWN.iter().any(|own| **action == format!("ecr:{own}"));
+    let actions: Vec<&Value> = statement["Action"].as_array().into_iter().flatten().filter(given).collect();
+    json!({"Sid": statement["Sid"], "Effect": "Allow", "Principal": {"AWS": who}, "Action": actions})
 }
 
-fn statement(sid: &str, actions: &[&str], resource: Value) -> Value {
-    let actions: BTreeSet<String> = actions.iter().map(|action| format!("ecr:{action}")).collect();
+fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
+    let actions: Vec<String> = actions.iter().map(|action| format!("ecr:{action}")).collect();
     json!({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource})
 }
 
 fn arn(login: &ecr::Login, repository: &str) -> String {
     let host = ecr::host::recognise(login.host());
     let region = host.as_ref().map_or("*", |host| host.region.as_str());
-    let partition = match region {
-        _ if region.starts_with("cn-") => "aws-cn",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ if region.starts_with("eusc-") => "aws-eusc",
-        _ => "aws",
-    };
-    format!("arn:{partition}:ecr:{region}:{}:repository/{repository}", login.account().unwrap_or("*"))
+    format!("arn:{}:ecr:{region}:{}:repository/{repository}", ecr::host::partition(region), login.account().unwrap_or("*"))
 }
 
 #[cfg(test)]

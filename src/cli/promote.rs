@@ -1,5 +1,6 @@
 //! `promote`: the step of a release pipeline, without a config file.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -75,6 +76,9 @@ impl Promote {
         if self.imagedefinitions.is_some() && request.all_tags {
             return Err(Failure::usage("imagedefinitions names one image for each container: promote one tag, not all"));
         }
+        if self.imagedefinitions.is_some() {
+            self.containers(request.images.iter().map(|(_, destination)| destination.as_str()))?;
+        }
         let show = Show::new(self.json, !request.all_tags);
         let report = follow(show, manner, lines, |observer, stop| daemon::promote(request, &environment, observer, stop)).await?;
         if let Some(path) = &self.report {
@@ -111,13 +115,46 @@ impl Promote {
     }
 
     fn definition(&self, job: &Settled) -> Option<Definition> {
-        let (repository, _tag) = job.destination.rsplit_once(':')?;
+        let repository = repository_of(&job.destination);
         let digest = job.digest?;
-        let path = repository.split_once('/').map_or(repository, |(_, path)| path);
-        let named = self.container.iter().find(|(key, _)| key == path || key == repository).map(|(_, name)| name.as_str());
-        let last = path.rsplit_once('/').map_or(path, |(_, last)| last);
-        Some(Definition { name: named.unwrap_or(last).into(), image_uri: format!("{repository}@{digest}") })
+        Some(Definition { name: self.container_of(repository).into(), image_uri: format!("{repository}@{digest}") })
     }
+
+    /// Before anything moves: each container gets one image, and each one that is named gets any.
+    fn containers<'a>(&self, destinations: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+        let repositories: Vec<&str> = destinations.map(repository_of).collect();
+        let mut names = BTreeSet::new();
+        if let Some(twice) = repositories.iter().map(|repository| self.container_of(repository)).find(|name| !names.insert(*name)) {
+            return Err(Failure::usage(format!(
+                "the container {twice} would get two images: give them names of their own (--container REPOSITORY=NAME)"
+            )));
+        }
+        let is_known = |key: &str| repositories.iter().any(|repository| is_named(repository, key));
+        match self.container.iter().find(|(key, _)| !is_known(key)) {
+            Some((key, _)) => Err(Failure::usage(format!("--container names {key}, to which nothing is promoted"))),
+            None => Ok(()),
+        }
+    }
+
+    fn container_of<'a>(&'a self, repository: &'a str) -> &'a str {
+        let named = self.container.iter().find(|(key, _)| is_named(repository, key)).map(|(_, name)| name.as_str());
+        named.unwrap_or_else(|| repository.rsplit_once('/').map_or(repository, |(_, last)| last))
+    }
+}
+
+/// A reference without scheme, tag and digest.
+fn repository_of(reference: &str) -> &str {
+    let bare = reference.split_once("://").map_or(reference, |(_, rest)| rest);
+    let bare = bare.split_once('@').map_or(bare, |(bare, _)| bare);
+    match bare.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => bare,
+    }
+}
+
+/// Whether `key` is the repository, with its registry or without.
+fn is_named(repository: &str, key: &str) -> bool {
+    repository == key || repository.split_once('/').is_some_and(|(_, path)| path == key)
 }
 
 /// One entry of `imagedefinitions.json`.
@@ -144,22 +181,39 @@ mod tests {
     use super::*;
     use crate::cli::output;
 
+    fn with_containers(container: &[(&str, &str)]) -> Promote {
+        Promote {
+            images: vec![],
+            all_tags: false,
+            expect: None,
+            replace: None,
+            report: None,
+            imagedefinitions: None,
+            container: container.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect(),
+            dry_run: false,
+            state: None,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn each_container_gets_one_image() {
+        let check = |container: &[(&str, &str)], destinations: &[&str]| {
+            with_containers(container).containers(destinations.iter().copied()).is_ok()
+        };
+        let (a, b) = ("prod.example:5000/a/app:v1", "https://prod.example:5000/b/app@sha256:00");
+        assert!(check(&[], &[a, "prod.example/other"]));
+        assert!(!check(&[], &[a, b]));
+        assert!(check(&[("b/app", "second")], &[a, b]));
+        assert!(check(&[("prod.example:5000/a/app", "first")], &[a, b]));
+        assert!(!check(&[("b/app", "app")], &[a, b]));
+        assert!(!check(&[("c/app", "web")], &[a]), "a name that nothing has is a slip");
+    }
+
     #[test]
     fn containers_take_images_by_digest() {
         let named = |container: &[(&str, &str)]| {
-            let container = container.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect();
-            let promote = Promote {
-                images: vec![],
-                all_tags: false,
-                expect: None,
-                replace: None,
-                report: None,
-                imagedefinitions: None,
-                container,
-                dry_run: false,
-                state: None,
-                json: false,
-            };
+            let promote = with_containers(container);
             let mut job = output::tests::job(Outcome::Promoted);
             job.destination = "prod.example:5000/team/prod-app:v7".into();
             job.digest = Some(Digest::sha256(b"image"));

@@ -341,9 +341,8 @@ fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
         (true, false) => Some(Auth::Basic),
         (false, true) => Some(Auth::Bearer),
         (false, false) => {
-            // Anybody may read the public ECR; whoever writes there says so, or gives an AWS key.
-            let aws = keys.aws().into_iter().any(Option::is_some);
-            let ecr = ecr::host::recognise(host).is_some_and(|host| !host.public || aws);
+            // Anybody may read the public ECR; whoever writes there has logged in as at any other registry.
+            let ecr = ecr::host::recognise(host).is_some_and(|host| !host.public);
             Some(if ecr { Auth::Ecr } else { Auth::DockerConfig })
         }
     }
@@ -378,7 +377,12 @@ fn username(item: &Item<'_>) -> Option<String> {
 }
 
 fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::Settings> {
-    if keys.region.is_none() && ecr::host::recognise(host).is_none() {
+    let recognised = ecr::host::recognise(host);
+    if let (Some(auth), true) = (&keys.auth, recognised.as_ref().is_some_and(|host| host.public)) {
+        auth.wrong("is for private registries: the public one is read by anybody, and written with the Docker config (aws ecr-public get-login-password | docker login)");
+        return None;
+    }
+    if keys.region.is_none() && recognised.is_none() {
         itself.missing("region", "is missing: the host does not tell it");
     }
     for item in [&keys.external_id, &keys.role_session_name].into_iter().flatten() {
@@ -388,14 +392,22 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
     }
     let session_name = optional(&keys.role_session_name, |item| item.parse(session_name));
     let session_name = session_name.map(|named| named.or_else(|| session_of_the_build(itself.reader().env)));
-    let region = optional(&keys.region, |item| item.parse(region));
+    let region = optional(&keys.region, |item| {
+        let region = item.parse(region)?;
+        let there = recognised.as_ref().map(|host| &host.region);
+        if let Some(there) = there.filter(|there| **there != region) {
+            item.wrong(format!("is {region}, but the registry at `url` is in {there}, and takes no tokens of other regions"));
+            return None;
+        }
+        Some(region)
+    });
     let role_arn = optional(&keys.role_arn, |item| item.parse(arn));
     let external_id = optional(&keys.external_id, Item::word);
     let profile = optional(&keys.aws_profile, Item::word);
     let account = optional(&keys.account, |item| {
         let account = item.parse(account)?;
-        let owner = ecr::host::recognise(host).and_then(|host| host.account);
-        if let Some(owner) = owner.filter(|owner| *owner != account) {
+        let owner = recognised.as_ref().and_then(|host| host.account.as_ref());
+        if let Some(owner) = owner.filter(|owner| **owner != account) {
             item.wrong(format!("is {account}, but the registry at `url` belongs to account {owner}"));
             return None;
         }

@@ -54,8 +54,8 @@ struct Daemon {
 struct Registry {
     /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image layouts.
     url: String,
-    /// Who we are there. Default: basic or bearer when their keys are given; ecr for ECR hosts (the public one only with an
-    /// AWS key); else the Docker config and its credential helpers, else anonymous.
+    /// Who we are there. Default: basic or bearer when their keys are given; ecr for the hosts of private ECR
+    /// registries; else the Docker config and its credential helpers, else anonymous.
     auth: Option<Auth>,
     /// For `auth: basic`.
     username: Option<String>,

@@ -113,28 +113,39 @@ impl Parts {
     /// A registry, a folder of layouts, and what the config says of its limits.
     fn site(&self, registry: &config::Registry) -> Result<Site, Fault> {
         let site = match &registry.kind {
-            RegistryKind::Remote(settings) => self.remote(settings.clone())?,
+            RegistryKind::Remote(settings) => self.registry(settings.clone())?,
             RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
         };
-        let config::Limits { concurrency, requests_per_second, bandwidth } = registry.limits;
-        let quotas = match &site {
+        self.limit(&site, registry.limits);
+        Ok(site)
+    }
+
+    /// A registry of which no config says anything: what its operator documents holds all the same.
+    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
+        let site = self.registry(settings)?;
+        self.limit(&site, config::Limits::default());
+        Ok(site)
+    }
+
+    fn limit(&self, site: &Site, said: config::Limits) {
+        let config::Limits { concurrency, requests_per_second, bandwidth } = said;
+        let quotas = match site {
             Site::Registry(registry) => registry.profile().quotas,
             Site::Ecr(registry) => registry.inner().profile().quotas,
             Site::Layout(_) => Default::default(),
         };
         let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth, quotas };
         self.limits.set(site.origin(), settings);
-        Ok(site)
     }
 
-    /// A registry.
-    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
+    fn registry(&self, settings: registry::Settings) -> Result<Site, Fault> {
         self.wire.prepare(&settings.name);
         let login = match &settings.credentials {
             Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
             _ => None,
         };
         let registry = Registry::new(settings, &self.wire)?;
+        self.limits.heed(registry.origin(), registry.allowance().clone());
         Ok(match login {
             Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire)),
             None => Site::Registry(registry),

@@ -14,7 +14,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
 use crate::fault::{Class, Fault};
-use crate::job::{Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
+use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
@@ -171,7 +171,7 @@ pub async fn copy(
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let (job, ending) = match companions {
         Ok(companions) => {
-            let job = Job { companions: Arc::new(companions), ..job };
+            let job = Job { companions: job::Companions::Listed(Arc::new(companions)), ..job };
             let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
             (job, ending)
         }
@@ -227,7 +227,7 @@ impl Way {
             dry_run: request.dry_run,
             refused: Arc::default(),
             pushed: None,
-            companions: Arc::default(),
+            companions: job::Companions::Unlisted,
             sequence: 0,
         }
     }

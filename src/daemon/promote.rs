@@ -2,7 +2,8 @@
 //!
 //! An explicit act of a person or a build, like `copy`: a moving tag (`latest`) moves, any other tag that names another digest
 //! is a conflict unless the act names what it replaces. Fixed tags go before moving ones; a digest in conflict is refused
-//! under the moving tags of that repository. What both listings show to be equal costs no request of its own.
+//! under the moving tags of that repository. Every tag: both sides are listed, and what the listings show to be equal costs no
+//! request of its own. One tag: it and what belongs to its image are asked for by name, and nothing is listed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -15,12 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Parts, facts};
-use super::copy::{Companions, Known, Named, known_by, list, stores};
+use super::copy::{Known, Named, known_by, list, stores};
 use super::{Error, Observer, caller, stop_of};
 use crate::ecr;
 use crate::endpoint::{self, Source as _};
 use crate::fault::Fault;
-use crate::job::{Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
+use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
@@ -192,13 +193,16 @@ struct Hosts<'a> {
 
 impl Hosts<'_> {
     fn known(&self, host: &Host) -> Known {
-        if self.endpoint.is_none() && ecr::host::recognise(host.name()).is_none() {
-            return known_by(host, self.env);
+        match ecr::host::recognise(host.name()) {
+            // Anybody may read there; who may write has logged in as at any other registry.
+            Some(ecr) if ecr.public => return known_by(host, self.env),
+            None if self.endpoint.is_none() => return known_by(host, self.env),
+            _ => {}
         }
         let settings = || ecr::Settings { endpoint: self.endpoint.clone(), ..ecr::Settings::default() };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
-        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: (!login.is_public()).then_some(Kind::Ecr) }
+        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: Some(Kind::Ecr) }
     }
 }
 
@@ -220,7 +224,7 @@ struct Listed {
     source: BTreeMap<Tag, endpoint::Tag>,
     /// `None`: nobody has listed it.
     destination: Option<BTreeMap<Tag, endpoint::Tag>>,
-    companions: Arc<Companions>,
+    companions: Companions,
     at: Instant,
 }
 
@@ -232,10 +236,9 @@ impl Step<'_> {
         }
     }
 
-    /// One tag. A registry that does not list its tags has no companions that we could find.
+    /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
-        let source = list(self.parts, self.from, self.stop).await.ok().flatten().unwrap_or_default();
-        let listed = Listed::of(BTreeMap::new(), None, companions(&source));
+        let listed = Listed::of(BTreeMap::new(), None, Companions::Unlisted);
         let settled = self.carry(tag, there, &listed, &Arc::default()).await;
         self.look([settled])
     }
@@ -328,7 +331,7 @@ impl Listed {
         destination: Option<BTreeMap<Tag, endpoint::Tag>>,
         companions: Companions,
     ) -> Listed {
-        Listed { source, destination, companions: Arc::new(companions), at: Instant::now() }
+        Listed { source, destination, companions, at: Instant::now() }
     }
 
     fn seen_there(&self, tag: &Tag) -> Seen {
@@ -340,13 +343,13 @@ impl Listed {
     }
 
     fn has_companions(&self, digest: &Digest) -> bool {
-        let stem = Tag::fallback(digest);
-        self.companions.range(stem.clone()..).next().is_some_and(|(tag, _)| tag.as_str().starts_with(stem.as_str()))
+        !self.companions.of(digest).is_empty()
     }
 }
 
 fn companions(tags: &BTreeMap<Tag, endpoint::Tag>) -> Companions {
-    tags.values().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name.clone(), tag.digest)).collect()
+    let companions = tags.values().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name.clone(), tag.digest));
+    Companions::Listed(Arc::new(companions.collect()))
 }
 
 fn is_moving(tag: &Tag) -> bool {

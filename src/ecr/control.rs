@@ -16,7 +16,8 @@ use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::login::{Login, Refusal, refusal};
+use super::login::Login;
+use super::refusal::Refusal;
 use crate::endpoint::{Cursor, Page, Presence, Tag, Tally};
 use crate::fault::Fault;
 use crate::oci::{self, Digest, RepositoryName};
@@ -57,6 +58,11 @@ impl Control {
 
     pub(super) fn login(&self) -> &Login {
         &self.login
+    }
+
+    /// The registry's name in the config.
+    pub(super) fn registry(&self) -> &str {
+        &self.registry
     }
 
     /// One page of the tags (DescribeImages). `None`: there is no such repository.
@@ -259,10 +265,10 @@ impl Control {
         send: impl FnOnce(aws_sdk_ecr::Client) -> F,
     ) -> Result<T, Refusal>
     where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E>>> + Send,
     {
-        let (client, region) = self.login.plane().await.map_err(|fault| Refusal { code: String::new(), fault })?;
+        let (client, _) = self.login.plane().await.map_err(|fault| Refusal { code: String::new(), fault })?;
         if let Some(tally) = tally {
             tally.add();
         }
@@ -273,8 +279,13 @@ impl Control {
             Err(error) => error.raw_response().map(|response| response.status().as_u16()),
         };
         self.metrics.action(&self.registry, action, status, started.elapsed());
-        let about = || format!("{} ({about})", self.registry);
-        answer.map_err(|error| refusal(&format!("ecr:{action}"), &error, &region, &about()))
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let about = format!("{} ({about})", self.registry);
+                Err(self.login.refusal(&format!("ecr:{action}"), &error, &about).boxed().await)
+            }
+        }
     }
 }
 

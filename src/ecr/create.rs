@@ -41,22 +41,30 @@ pub enum Creation {
 }
 
 impl Creation {
-    /// Creates the repository if it is missing; whether it was.
+    /// Creates the repository if it is missing; whether it was. What an earlier attempt has left to do is done.
     pub(super) async fn ensure(&self, repository: &Repository) -> Result<bool, Fault> {
         let name = repository.repository();
-        match repository.control().repository(name, repository.tally()).await? {
+        let is_bare = || repository.shared().known().bare.contains(name);
+        let is_there = match repository.control().repository(name, repository.tally()).await? {
+            Answer::Given(Some(_)) if is_bare() => true,
             Answer::Given(Some(_)) => return Ok(false),
             // Who may not look may still create.
-            Answer::Given(None) | Answer::Denied(_) => {}
-        }
+            Answer::Given(None) | Answer::Denied(_) => false,
+        };
         let template = match self {
             Creation::Template(template) => Template::clone(template),
             Creation::Clone(model) => template_of(model).await?,
         };
-        let created = repository.control().create(|request| filled(request, &template), name, repository.tally()).await;
-        let created = created.map_err(|fault| fault.while_doing(format!("create {}", repository.address())))?;
+        if !is_there {
+            let created = repository.control().create(|request| filled(request, &template), name, repository.tally()).await;
+            if created.map_err(|fault| fault.while_doing(format!("create {}", repository.address())))? {
+                repository.shared().known().bare.insert(name.clone());
+            }
+        }
+        let created = is_bare();
         if created {
             furnish(repository, &template).await?;
+            repository.shared().known().bare.remove(name);
             tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
         }
         Ok(created)

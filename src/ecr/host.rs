@@ -24,6 +24,16 @@ pub struct EcrHost {
     pub public: bool,
 }
 
+/// The partition of AWS that a region belongs to.
+pub fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ if region.starts_with("eusc-") => "aws-eusc",
+        _ => "aws",
+    }
+}
+
 /// What `host` says when it is an ECR host; a port of 443 may follow it. `None` for every other registry.
 pub fn recognise(host: &str) -> Option<EcrHost> {
     let host = host.to_ascii_lowercase();

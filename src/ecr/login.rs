@@ -13,7 +13,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::{BehaviorVersion, Region, SharedCredentialsProvider};
+use aws_sdk_ecr::config::{BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
@@ -24,7 +24,8 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::host::{self, EcrHost};
-use crate::fault::{Class, Fault, clip};
+use super::refusal::{Refusal, is_of_a_stranger, refusal};
+use crate::fault::{Class, Fault};
 use crate::flight::Flight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
@@ -34,8 +35,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const LEAST_LIFE: Duration = Duration::from_secs(60);
 /// How long a good token outlives a failed attempt to replace it before the next attempt.
 const PAUSE: Duration = Duration::from_secs(30);
-/// The least wait after AWS has throttled a call: it names none itself.
-const THROTTLE: Duration = Duration::from_secs(1);
 /// Nobody's token lasts longer; a clock that is years off must not keep one for years.
 const MOST_LIFE: Duration = Duration::from_secs(12 * 3600);
 
@@ -98,6 +97,16 @@ struct Client {
     ecr: aws_sdk_ecr::Client,
     sts: aws_sdk_sts::Client,
     region: String,
+    credentials: Option<SharedCredentialsProvider>,
+}
+
+impl Client {
+    /// The id of the access key, which is no secret: what AWS does not know has no other name.
+    async fn key_id(&self) -> Option<String> {
+        let credentials = self.credentials.as_ref()?.provide_credentials();
+        let credentials = tokio::time::timeout(DEADLINE / 6, credentials).await.ok()?.ok()?;
+        Some(credentials.access_key_id().to_owned())
+    }
 }
 
 struct Held {
@@ -189,6 +198,11 @@ impl Login {
         self.1.account.as_deref().or(named)
     }
 
+    /// The account that only the settings name: the host does not tell whether it is right.
+    pub(super) fn presumed_account(&self) -> Option<&str> {
+        self.1.account.as_deref().filter(|_| self.1.recognised.is_none())
+    }
+
     /// Whether this is the public registry, which has another control plane.
     pub fn is_public(&self) -> bool {
         self.1.recognised.as_ref().is_some_and(|host| host.public)
@@ -214,6 +228,15 @@ impl Login {
             (Some(arn), Some(account)) => Ok((arn, account)),
             _ => Err(Fault::new(Class::Auth, format!("sts:GetCallerIdentity for {} names no caller", self.host()))),
         }
+    }
+
+    /// What a failed call of the control plane means; `about` is what was acted on.
+    pub(super) async fn refusal<E, R>(&self, action: &str, error: &SdkError<E, R>, about: &str) -> Refusal
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        self.0.refusal(action, error, about).await
     }
 
     async fn ask(&self) -> Result<Token, Fault> {
@@ -272,12 +295,33 @@ impl Inner {
     async fn call(&self) -> Result<Token, Fault> {
         let client = self.client.get_or_try_init(|| self.connect()).await?;
         let answer = client.ecr.get_authorization_token().send().await;
-        let answer = answer.map_err(|error| refusal("ecr:GetAuthorizationToken", &error, &client.region, &self.host).fault)?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.refusal("ecr:GetAuthorizationToken", &error, &self.host).await.fault),
+        };
         let unreadable = || {
             let text = format!("ecr:GetAuthorizationToken in {} for {} answered without a usable token", client.region, self.host);
             Fault::new(Class::Auth, text)
         };
         answer.authorization_data().first().and_then(read).ok_or_else(unreadable)
+    }
+
+    /// What a failed call means. AWS names the principal when it knows it; else we say whose credentials these are.
+    async fn refusal<E, R>(&self, action: &str, error: &SdkError<E, R>, about: &str) -> Refusal
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let client = self.client.get();
+        let code = error.as_service_error().and_then(|service| service.code());
+        let who = match (&self.settings.role_arn, client) {
+            _ if !code.is_some_and(is_of_a_stranger) => None,
+            (Some(role), _) => Some(role.clone()),
+            (None, Some(client)) => client.key_id().await.map(|key| format!("access key {key}")),
+            (None, None) => None,
+        };
+        let who = who.map(|who| format!(" as {who}")).unwrap_or_default();
+        refusal(action, error, client.map_or("no region", |client| &client.region), &format!("{about}{who}"))
     }
 
     async fn connect(&self) -> Result<Client, Fault> {
@@ -298,7 +342,8 @@ impl Inner {
             config = config.endpoint_url(endpoint);
         }
         let sts = aws_sdk_sts::Client::new(&base);
-        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string() })
+        let credentials = base.credentials_provider();
+        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string(), credentials })
     }
 
     async fn shared_config(&self) -> SdkConfig {
@@ -363,75 +408,6 @@ fn read(data: &AuthorizationData) -> Option<Token> {
     let expires = expires.unwrap_or_else(Timestamp::now);
     let usable = !username.is_empty() && !password.is_empty();
     usable.then(|| Token { username: username.to_owned(), password: password.into(), expires })
-}
-
-/// A call that AWS refused, or that did not reach it.
-pub(super) struct Refusal {
-    /// The code that AWS gave; empty when there was no answer.
-    pub(super) code: String,
-    /// What it means for the caller.
-    pub(super) fault: Fault,
-}
-
-/// What a failed call of `action` means. `about` is the registry's host, or what was acted on there.
-pub(super) fn refusal<E, R>(action: &str, error: &SdkError<E, R>, region: &str, about: &str) -> Refusal
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: fmt::Debug,
-{
-    let service = error.as_service_error();
-    let code = service.and_then(|service| service.code()).unwrap_or_default().to_owned();
-    let said = match service {
-        Some(service) => {
-            format!("{}: {}", service.code().unwrap_or("unknown error"), service.message().unwrap_or("no reason given"))
-        }
-        None => chain(error),
-    };
-    let (class, advice) = classify(&said);
-    let advice = advice.replace("{action}", action);
-    Refusal { code, fault: Fault::new(class, format!("{action} in {region} for {about}: {}{advice}", clip(&said, 600))) }
-}
-
-/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed.
-fn chain<E: std::error::Error>(error: &E) -> String {
-    let mut said = Vec::<String>::new();
-    let mut cause: Option<&dyn std::error::Error> = error.source();
-    while let Some(error) = cause {
-        let level = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        if level != "other" && !said.iter().any(|said| said.contains(&level)) {
-            said.push(level);
-        }
-        cause = error.source();
-    }
-    if said.is_empty() { error.to_string() } else { said.join(": ") }
-}
-
-/// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
-/// decide here.
-fn classify(said: &str) -> (Class, &'static str) {
-    const THROTTLED: [&str; 6] =
-        ["Throttl", "TooManyRequests", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "InternalFailure"];
-    const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
-    const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
-    const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
-    const UNKNOWN: [&str; 5] =
-        ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
-    const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
-    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    match said {
-        _ if says(&THROTTLED) => (Class::Retryable { after: Some(THROTTLE) }, ""),
-        _ if says(&PROFILE) => (Class::Auth, "; check aws_profile and the shared AWS configuration"),
-        _ if says(&NONE_FOUND) => (
-            Class::Auth,
-            "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
-        ),
-        _ if says(&EXPIRED) => (Class::Auth, "; the AWS credentials have expired: renew them"),
-        _ if says(&UNKNOWN) => {
-            (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
-        }
-        _ if says(&DENIED) => (Class::Auth, "; allow the action {action} there (and sts:AssumeRole for role_arn)"),
-        _ => (Class::RETRYABLE, ""),
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod control;
 mod create;
 pub mod host;
 pub(crate) mod login;
+mod refusal;
 mod repository;
 mod shared;
 

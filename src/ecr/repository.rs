@@ -33,8 +33,6 @@ use crate::registry::{self, Metrics};
 
 /// How long after its creation a repository may still be unknown to the registry.
 const SETTLING: Duration = Duration::from_secs(30);
-/// PutImage: the quota of an account in a region.
-const MANIFESTS_PER_SECOND: f64 = 10.0;
 /// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
 const BEYOND: u64 = 1 << 40;
 /// Archived images that are remembered.
@@ -75,7 +73,10 @@ impl Registry {
             return self.inner.repositories(cursor).await;
         }
         match self.shared.control.repositories(cursor.map(|cursor| cursor.0.as_str())).await? {
-            Answer::Given(page) => Ok(Some(page)),
+            Answer::Given(page) => {
+                self.shared.allow(ACTION);
+                Ok(Some(page))
+            }
             Answer::Denied(fault) => {
                 self.shared.deny(ACTION, &fault, "the registry's catalog is read instead");
                 self.inner.repositories(None).await
@@ -136,7 +137,7 @@ impl Repository {
         &self.inner
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.registry.shared
     }
 
@@ -162,12 +163,13 @@ impl Repository {
     async fn listed(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         const ACTION: &str = "DescribeImages";
         if is_of_registry(cursor) || !self.shared().may(ACTION) {
-            return self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await;
+            return self.told("ListImages", self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await).await;
         }
         let cursor = cursor.map(|cursor| cursor.0.as_str());
         match self.control().images(self.inner.repository(), cursor, self.tally()).await? {
-            Answer::Given(None) => Ok(None),
+            Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
             Answer::Given(Some(images)) => {
+                self.shared().allow(ACTION);
                 let mut known = self.shared().known();
                 if known.archived.len() < MOST_ARCHIVED {
                     known.archived.extend(images.archived.into_iter().map(|digest| (self.inner.repository().clone(), digest)));
@@ -176,8 +178,22 @@ impl Repository {
             }
             Answer::Denied(fault) => {
                 self.shared().deny(ACTION, &fault, "the registry's own list is read instead: a request for each tag");
-                self.inner.tags(None).await
+                self.told("ListImages", self.inner.tags(None).await).await
             }
+        }
+    }
+
+    /// An account that only the config names may be the wrong one: then its control plane misses what the registry has.
+    async fn is_elsewhere(&self) -> Result<(), Fault> {
+        let Some(account) = self.control().login().presumed_account() else { return Ok(()) };
+        match self.inner.tags(None).await {
+            Ok(Some(_)) => Err(Fault::rejected(format!(
+                "{} is there, but not in account {account}, which `account` of {} names: mend it",
+                self.address(),
+                self.registry()
+            ))),
+            // What is missing on both sides is missing.
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
@@ -185,7 +201,7 @@ impl Repository {
     async fn asks_with_others(&self, digest: &Digest) -> Result<Presence, Fault> {
         const ACTION: &str = "BatchCheckLayerAvailability";
         if !self.shared().may(ACTION) {
-            return self.inner.has_blob(digest).await;
+            return self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await;
         }
         let (tell, told) = oneshot::channel();
         let first = {
@@ -201,7 +217,9 @@ impl Repository {
             Ok(Ok(presence)) => Ok(presence),
             Ok(Err(Unasked::Failed(class, text))) => Err(Fault::new(class, text)),
             // Whoever was to ask for all has been dropped.
-            Ok(Err(Unasked::AskThere)) | Err(_) => self.inner.has_blob(digest).await,
+            Ok(Err(Unasked::AskThere)) | Err(_) => {
+                self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await
+            }
         }
     }
 
@@ -219,6 +237,7 @@ impl Repository {
     }
 
     async fn ask_batch(&self, batch: Vec<Question>) {
+        const ACTION: &str = "BatchCheckLayerAvailability";
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
         let another_way = match &answer {
@@ -227,8 +246,10 @@ impl Repository {
             Err(fault) if !matches!(fault.class(), Class::Auth | Class::Retryable { after: Some(_) }) => Some(fault),
             _ => None,
         };
-        if let Some(fault) = another_way {
-            self.shared().deny("BatchCheckLayerAvailability", fault, "the registry is asked about each blob instead");
+        match another_way {
+            Some(fault) => self.shared().deny(ACTION, fault, "the registry is asked about each blob instead"),
+            None if answer.is_ok() => self.shared().allow(ACTION),
+            None => {}
         }
         for (digest, tell) in batch {
             let told = match &answer {
@@ -277,6 +298,14 @@ impl Repository {
                 self.address()
             ))
             .because(fault),
+        }
+    }
+
+    /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
+    async fn told<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
+        match answer {
+            Err(fault) if fault.class() == Class::Auth => Err(self.shared().detailed(action, self.inner.repository(), fault).await),
+            answer => answer,
         }
     }
 
@@ -375,14 +404,15 @@ impl Source for Repository {
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        self.inner.resolve(target).await
+        self.told("BatchGetImage", self.inner.resolve(target).await).await
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
-        let Target::Digest(digest) = target else { return self.inner.manifest(target).await };
-        self.readable(digest)?;
-        let manifest = self.inner.manifest(target).await?;
-        if manifest.is_some() {
+        if let Target::Digest(digest) = target {
+            self.readable(digest)?;
+        }
+        let manifest = self.told("BatchGetImage", self.inner.manifest(target).await).await?;
+        if let (Target::Digest(digest), Some(_)) = (target, &manifest) {
             self.shared().note_pushed(self.inner.repository(), digest);
         }
         Ok(manifest)
@@ -394,11 +424,11 @@ impl Source for Repository {
             return Ok(Some(*read));
         }
         // A document that is not there under its own digest was never pushed; the control plane knows which one was.
-        if self.inner.resolve(&Target::Digest(*read)).await?.is_some() {
+        if self.inner.resolve(&Target::Digest(*read)).boxed().await?.is_some() {
             self.shared().note_pushed(name, read);
             return Ok(Some(*read));
         }
-        match self.control().digest_of(name, tag, self.tally()).await? {
+        match self.control().digest_of(name, tag, self.tally()).boxed().await? {
             Answer::Given(digest) => Ok(digest),
             Answer::Denied(fault) => Err(Fault::rejected(format!(
                 "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",
@@ -409,11 +439,11 @@ impl Source for Repository {
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.inner.referrers(subject, cursor).await
+        self.told("BatchGetImage", self.inner.referrers(subject, cursor).await).await
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        self.inner.read_blob(blob, offset).await
+        self.told("GetDownloadUrlForLayer", self.inner.read_blob(blob, offset).await).await
     }
 }
 
@@ -425,10 +455,6 @@ impl Destination for Repository {
             Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
             _ => abilities,
         }
-    }
-
-    fn manifests_per_second(&self) -> Option<f64> {
-        Some(MANIFESTS_PER_SECOND)
     }
 
     async fn surely_mounts(&self) -> bool {
@@ -449,11 +475,12 @@ impl Destination for Repository {
             self.hint_at_mounts(digest);
         }
         let from = from.filter(|_| works != Some(false));
-        self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault))
+        let begun = self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault));
+        self.told("InitiateLayerUpload", begun).await
     }
 
     async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        self.inner.send_chunk(upload, offset, length, body).await
+        self.told("UploadLayerPart", self.inner.send_chunk(upload, offset, length, body).await).await
     }
 
     async fn finish_upload(
@@ -464,7 +491,7 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.inner.finish_upload(upload, digest, offset, length, body).await
+        self.told("CompleteLayerUpload", self.inner.finish_upload(upload, digest, offset, length, body).await).await
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
@@ -477,7 +504,8 @@ impl Destination for Repository {
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
-        let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault))?;
+        let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault));
+        let put = self.told("PutImage", put).await?;
         if matches!(put, Put::Accepted { .. }) {
             self.shared().note_pushed(self.inner.repository(), &manifest.digest);
         }

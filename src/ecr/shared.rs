@@ -9,6 +9,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
 
 use super::control::{Answer, Control};
+use super::host;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
 use crate::flight::Flight;
@@ -17,6 +18,8 @@ use crate::oci::{Digest, RepositoryName};
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
 
+/// How long a message waits to learn whom it is about.
+const SOON: Duration = Duration::from_secs(5);
 /// Manifests that are remembered as pushed.
 const MOST_PUSHED: usize = 10_000;
 
@@ -40,10 +43,14 @@ pub(super) struct Known {
     pub(super) pushed: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
     pub(super) mounts: Option<(bool, Instant)>,
+    /// Who we are, and since when that is known.
+    pub(super) caller: Option<(String, Instant)>,
     /// Whether it was said that they do not.
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
+    /// Repositories that we created and that lack what belongs to them beside their own settings.
+    pub(super) bare: HashSet<RepositoryName>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
 }
@@ -85,7 +92,14 @@ impl Shared {
     pub(super) fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
         let first = self.known().denied.insert(action, Instant::now()).is_none();
         if first {
-            tracing::warn!(action, error = %fault.chain(), instead, "a permission of the control plane is missing");
+            tracing::warn!(action, registry = self.control.registry(), error = %fault.chain(), instead, "a permission of the control plane is missing");
+        }
+    }
+
+    /// Notes that an action that was not ours is again; says so.
+    pub(super) fn allow(&self, action: &'static str) {
+        if self.known().denied.remove(action).is_some() {
+            tracing::info!(action, registry = self.control.registry(), "a permission of the control plane is there again");
         }
     }
 
@@ -99,6 +113,41 @@ impl Shared {
             self.admit_caller(&arn)
         });
         admitted.await.map(drop)
+    }
+
+    /// Who we are, for a message: AWS's word, else what the config says.
+    pub(super) async fn principal(&self) -> Option<String> {
+        const ACTION: &str = "GetCallerIdentity";
+        let login = self.control.login();
+        if let Some((caller, since)) = self.known().caller.clone()
+            && since.elapsed() < REST
+        {
+            return Some(caller);
+        }
+        if self.may(ACTION) {
+            if let Ok(Ok((caller, _))) = tokio::time::timeout(SOON, login.caller()).await {
+                self.known().caller = Some((caller.clone(), Instant::now()));
+                return Some(caller);
+            }
+            self.known().denied.insert(ACTION, Instant::now());
+        }
+        login.identity().map(str::to_owned)
+    }
+
+    /// A refusal of the registry, with who asked for what; one that tells so itself stays as it is.
+    pub(super) async fn detailed(&self, action: &str, repository: &RepositoryName, fault: Fault) -> Fault {
+        const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
+        let (said, login) = (fault.chain(), self.control.login());
+        if TELLING.iter().any(|words| said.contains(words)) {
+            return fault;
+        }
+        let Ok((_, region)) = login.plane().await else { return fault };
+        let who = self.principal().await;
+        let account = login.account().or(who.as_deref().and_then(|who| who.split(':').nth(4))).unwrap_or("*");
+        let resource = format!("arn:{}:ecr:{region}:{account}:repository/{repository}", host::partition(&region));
+        let who = who.unwrap_or_else(|| "nobody that AWS knows".into());
+        let token = format!("our token is one of {region}, and opens no other region's registry");
+        Fault::new(Class::Auth, format!("ecr:{action} as {who} on {resource}: {fault}; {token}")).because(fault)
     }
 
     pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {

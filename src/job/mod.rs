@@ -201,10 +201,38 @@ pub struct Job {
     pub refused: Arc<HashSet<Digest>>,
     /// When the tag was pushed to staging, where that is known.
     pub pushed: Option<Timestamp>,
-    /// Signatures and fallback lists of the source repository: tags that travel with their subject.
-    pub companions: Arc<BTreeMap<Tag, Option<Digest>>>,
+    /// What may travel with the image.
+    pub companions: Companions,
     /// Order among jobs: lower goes first, and is waited for by higher.
     pub sequence: u64,
+}
+
+/// Tags of a source repository that travel with their subject: signatures and fallback lists.
+#[derive(Clone, Debug)]
+pub enum Companions {
+    /// These, with their digests as far as the listing tells.
+    Listed(Arc<BTreeMap<Tag, Option<Digest>>>),
+    /// Nobody has listed the repository: each is asked for by its usual name.
+    Unlisted,
+}
+
+impl Companions {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Companions::Listed(tags) if tags.is_empty())
+    }
+
+    /// The tags that belong to `subject`, or, unlisted, may.
+    pub fn of(&self, subject: &Digest) -> Vec<Tag> {
+        let stem = Tag::fallback(subject);
+        match self {
+            Companions::Listed(tags) => {
+                let from = tags.range(stem.clone()..).map(|(tag, _)| tag);
+                from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
+            }
+            Companions::Unlisted => stem.with_usual_endings(),
+        }
+    }
 }
 
 /// What came of a job.

@@ -111,6 +111,11 @@ impl Tag {
         Tag(format!("{}-{}", subject.algorithm().name(), &encoded[..64]).into())
     }
 
+    /// This fallback tag, and with the endings of cosign the tags of its subject's signatures, attestations and SBOMs.
+    pub fn with_usual_endings(&self) -> Vec<Tag> {
+        ["", ".sig", ".att", ".sbom"].iter().map(|ending| Tag(format!("{self}{ending}").into())).collect()
+    }
+
     /// Whether this tag belongs to the content of another image: the referrers fallback, or a signature,
     /// attestation or SBOM by cosign's naming (`sha256-<64 hex>` with or without a suffix).
     pub fn travels_with_subject(&self) -> bool {

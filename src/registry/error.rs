@@ -13,6 +13,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::allowed::reset;
 use super::redirect::Refused;
 use crate::fault::{Class, Fault, clip};
 
@@ -154,6 +155,11 @@ impl Refusal {
         }
         let text = match self.status() {
             401 => format!("{registry} does not accept the credentials; check them"),
+            // IAM names the action, the resource, and whose policy it is.
+            403 if self.mentions("resource-based policy") => {
+                format!("the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)")
+            }
+            403 if self.mentions("is not authorized to perform") => "allow it (`blobferry iam` prints what is needed)".to_string(),
             403 => format!("the credentials for {registry} lack this right; grant it"),
             404 if about.writes => format!("the repository does not exist in {registry}; create it"),
             405 => format!("{registry} does not offer this; set its `kind`, or check what stands in front of it"),
@@ -212,10 +218,7 @@ fn code_class(code: &str) -> Option<Class> {
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let Some(text) = text("retry-after") else {
-        let seconds = text("ratelimit-reset")?.parse::<u64>().ok()?;
-        // Some say when instead of how long.
-        let seconds = if seconds < 1_000_000_000 { seconds } else { seconds.saturating_sub(now.as_second().max(0) as u64) };
-        return Some(Duration::from_secs(seconds).min(MOST_WAIT));
+        return Some(reset(headers, now)?.min(MOST_WAIT));
     };
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),

@@ -10,7 +10,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector, exponential_buckets,
 };
 
-use crate::telemetry::forget_series;
+use crate::telemetry::{Names, forget_series};
 
 /// What a request is for: the endpoint's name in the distribution specification, or our word where it has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,7 @@ pub struct Metrics {
     durations: HistogramVec,
     bytes: IntCounterVec,
     expiry: IntGaugeVec,
+    names: Names,
 }
 
 impl Metrics {
@@ -131,6 +132,7 @@ impl Metrics {
             durations: HistogramVec::new(durations, &["registry", "operation"])?,
             bytes: IntCounterVec::new(bytes, &["registry", "direction"])?,
             expiry: IntGaugeVec::new(expiry, &["registry"])?,
+            names: Names::default(),
         };
         let collectors: [Box<dyn Collector>; 4] = [
             Box::new(metrics.requests.clone()),
@@ -144,6 +146,7 @@ impl Metrics {
 
     /// Creates the counters of the registry called `name` at 0, so that the first failure is already an increase.
     pub fn prepare(&self, name: &str) {
+        self.names.take_up(name);
         for operation in Operation::ALL {
             for status in STATUSES {
                 self.requests.with_label_values(&[name, operation.name(), status]);
@@ -156,12 +159,19 @@ impl Metrics {
 
     /// One call of a control plane: the AWS action, its status if it got an answer, and how long that took.
     pub fn action(&self, registry: &str, action: &'static str, status: Option<u16>, took: Duration) {
-        self.requests.with_label_values(&[registry, action, status_label(status)]).inc();
-        self.durations.with_label_values(&[registry, action]).observe(took.as_secs_f64());
+        self.observe([registry, action, status_label(status)], took);
     }
 
-    /// Forgets the registries that are not in `known`.
+    fn observe(&self, labels: [&str; 3], took: Duration) {
+        if !self.names.is_gone(labels[0]) {
+            self.requests.with_label_values(&labels).inc();
+            self.durations.with_label_values(&labels[..2]).observe(took.as_secs_f64());
+        }
+    }
+
+    /// Forgets the registries that are not in `known`. Their requests that still run bring nothing back.
     pub fn retain(&self, known: &HashSet<&str>) {
+        self.names.retain(known);
         let gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("registry"));
         [&self.requests, &self.bytes].into_iter().for_each(|vec| forget_series(vec, gone));
         forget_series(&self.durations, gone);
@@ -193,15 +203,15 @@ pub(super) struct Meter {
 impl Meter {
     /// One request: what for, its status if it got an answer, and how long that took.
     pub(super) fn observe(&self, operation: Operation, status: Option<u16>, took: Duration) {
-        let labels = [self.name.as_str(), operation.name(), status_label(status)];
-        self.metrics.requests.with_label_values(&labels).inc();
-        self.metrics.durations.with_label_values(&labels[..2]).observe(took.as_secs_f64());
+        self.metrics.observe([self.name.as_str(), operation.name(), status_label(status)], took);
     }
 
     /// When the credentials in use end.
     pub(super) fn expiry(&self, at: Timestamp) {
-        let gauge: IntGauge = self.metrics.expiry.with_label_values(&[self.name.as_str()]);
-        gauge.set(at.as_second());
+        if !self.metrics.names.is_gone(&self.name) {
+            let gauge: IntGauge = self.metrics.expiry.with_label_values(&[self.name.as_str()]);
+            gauge.set(at.as_second());
+        }
     }
 }
 
@@ -222,8 +232,15 @@ mod tests {
         assert_eq!(metrics.requests.with_label_values(&["staging", "end-2", "error"]).get(), 1);
         metrics.retain(&HashSet::from(["staging"]));
         assert_eq!(registry.gather().len(), families.len() + 1, "the durations came");
+        let meter = metrics.meter("staging");
         metrics.retain(&HashSet::new());
-        assert!(registry.gather().is_empty());
+        meter.observe(Operation::Blob, None, Duration::from_millis(1));
+        meter.expiry(Timestamp::now());
+        metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
+        assert!(registry.gather().is_empty(), "what still runs brings nothing back");
+        metrics.prepare("staging");
+        metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
+        assert!(!registry.gather().is_empty());
     }
 
     #[test]

@@ -11,8 +11,9 @@
 //! | `blob`, `upload`, `manifest`, `tags`, `referrers` | the endpoints |
 //! | [`auth`] | credentials, challenges, tokens |
 //! | [`profile`] | what each kind of registry does differently |
-//! | `error`, [`metrics`] | statuses and codes → faults; what is counted |
+//! | `error`, `allowed`, [`metrics`] | statuses and codes → faults; what is left of a quota; what is counted |
 
+mod allowed;
 pub mod auth;
 mod blob;
 mod body;
@@ -44,6 +45,7 @@ use self::metrics::Operation;
 use self::profile::{Kind, Profile};
 use self::redirect::Guard;
 use self::transport::{Call, Transport, host_of};
+use crate::allowance::Allowance;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
     Upload,
@@ -137,7 +139,17 @@ impl Registry {
         let authority = Authority::new(authority, clients.api.clone());
         let (meter, host, origin) =
             (metrics.meter(&name), host_of(&base).into(), Origin::new(&base.origin().ascii_serialization()));
-        let transport = Transport { name: name.into(), host, base, guard, clients, authority, deadlines, meter };
+        let transport = Transport {
+            name: name.into(),
+            host,
+            base,
+            guard,
+            clients,
+            authority,
+            deadlines,
+            meter,
+            allowance: Allowance::default(),
+        };
         Ok(Registry(Arc::new(Shared { transport, profile: kind.profile(), origin, referrers: Default::default() })))
     }
 
@@ -159,6 +171,11 @@ impl Registry {
     /// How it is treated.
     pub fn profile(&self) -> &Profile {
         &self.0.profile
+    }
+
+    /// What it says that it still allows.
+    pub fn allowance(&self) -> &Allowance {
+        &self.transport().allowance
     }
 
     /// Who we are there, where the credentials tell.

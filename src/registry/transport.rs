@@ -10,17 +10,20 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use reqwest::{Body, Client, Request, Response};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::Deadlines;
+use super::allowed::{said, traffic};
 use super::auth::{Authority, Scopes};
 use super::body::{self, Overdue, Watch};
 use super::client::{Clients, Lane};
 use super::error::{About, Refusal, broken};
 use super::metrics::{Meter, Operation};
 use super::redirect::{Guard, Hops, Refused, Whose};
+use crate::allowance::Allowance;
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
 
@@ -38,6 +41,8 @@ pub(super) struct Transport {
     pub(super) authority: Authority,
     pub(super) deadlines: Deadlines,
     pub(super) meter: Meter,
+    /// What the registry says that it still allows.
+    pub(super) allowance: Allowance,
 }
 
 /// A request without a body, or with a small one that can be sent again.
@@ -376,6 +381,11 @@ impl Transport {
         let mut observed = Observed { meter: &self.meter, operation: hop.operation, since: Instant::now(), status: None };
         let response = client.execute(request).await?;
         observed.status = Some(response.status().as_u16());
+        if let (Whose::Own, Some(traffic)) = (hop.whose, traffic(hop.operation))
+            && let Some(said) = said(response.headers(), Timestamp::now())
+        {
+            self.allowance.note(traffic, said);
+        }
         Ok(response)
     }
 

@@ -1,6 +1,7 @@
 //! Series whose time is over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 
@@ -13,5 +14,47 @@ pub fn forget_series<T: MetricVecBuilder>(vec: &MetricVec<T>, gone: impl Fn(&dyn
             // It was just there; whoever dropped it meanwhile wanted the same.
             let _ = vec.remove(&labels);
         }
+    }
+}
+
+/// Names that labels may have. What still runs for a name that was given up is counted nowhere: it must not bring the series
+/// back. A name that was never heard of is no such name. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Names(Arc<Mutex<HashMap<String, bool>>>);
+
+impl Names {
+    /// The name has series from now on.
+    pub fn take_up(&self, name: &str) {
+        self.lock().insert(name.to_owned(), true);
+    }
+
+    /// Gives up all names that are not `known`.
+    pub fn retain(&self, known: &HashSet<&str>) {
+        self.lock().iter_mut().for_each(|(name, lasts)| *lasts &= known.contains(name.as_str()));
+    }
+
+    /// Whether the name was given up.
+    pub fn is_gone(&self, name: &str) -> bool {
+        self.lock().get(name) == Some(&false)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
+        self.0.lock().expect("nothing panics while it looks up a name")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_gone_from_its_end_until_it_is_taken_up_again() {
+        let names = Names::default();
+        names.take_up("a");
+        names.take_up("b");
+        names.retain(&HashSet::from(["b"]));
+        assert_eq!(["a", "b", "c"].map(|name| names.is_gone(name)), [true, false, false]);
+        names.take_up("a");
+        assert!(!names.is_gone("a"));
     }
 }

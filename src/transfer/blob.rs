@@ -1,7 +1,8 @@
 //! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one → send → hint.
 //!
-//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for its
-//! manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
+//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for
+//! its manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while
+//! waiting for a claim or for the next try.
 //!
 //! An upload that fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -46,7 +48,10 @@ struct Patience {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let brought = self.bring(blob).await;
+        if self.destination.abilities().mount != Mount::Held {
+            self.member.needs(&blob.digest);
+        }
+        let brought = self.bring(blob).boxed().await;
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
@@ -327,6 +332,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
+    /// The right to move the blob, and from its start on a seat in a shared read, if there is one. Whoever loses the seat while
+    /// standing in line takes another one, with all who lost theirs.
+    async fn admitted(&self, blob: &Descriptor, from_start: bool) -> Result<(Option<Seat>, impl Sized + use<S, D>), Fault> {
+        if !from_start {
+            self.member.settled(&blob.digest);
+        }
+        loop {
+            let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
+            let seat = if from_start { seat() } else { None };
+            let permits = self.permits(blob.size, seat.as_ref()).await?;
+            if !seat.as_ref().is_some_and(Seat::is_lost) {
+                return Ok((seat, permits));
+            }
+        }
+    }
+
     /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
     /// waiting for the next.
     async fn send_once(
@@ -336,9 +357,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
         let from_start = standing.held == 0 && standing.checkpoints.is_empty();
-        let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
-        let seat = if from_start { seat() } else { None };
-        let _permits = self.permits(blob.size, seat.as_ref()).await?;
+        let (seat, _permits) = self.admitted(blob, from_start).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
         let road = self.road(blob, standing, seat, sender.clone(), progress);

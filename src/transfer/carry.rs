@@ -79,11 +79,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn put(&self, image: &Image, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
             let (target, manifest) = (target.clone(), manifest.clone());
-            let lane = self.engine.limits.lane(destination.origin());
-            async move {
-                lane.manifest(destination.manifests_per_second()).await;
-                destination.put_manifest(&target, &manifest).await
-            }
+            async move { destination.put_manifest(&target, &manifest).await }
         };
         for _ in 0..REPAIRS {
             match self.ask_destination(Traffic::Writes, write).await? {

@@ -6,12 +6,14 @@
 //! first come, first served.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::pace::{Bucket, Gate, Pass, Permit};
+use super::pace::{Bucket, Gate, Pass, Permit, Whole};
+use crate::allowance::Allowance;
+pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::registry::profile::Quotas;
@@ -27,21 +29,6 @@ pub struct Settings {
     pub bandwidth: Option<u64>,
     /// Documented quotas, in requests per second.
     pub quotas: Quotas,
-}
-
-/// Kinds of requests that registries limit apart from each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Traffic {
-    /// Lists of tags, repositories and referrers.
-    Listing,
-    /// Manifests that are read or asked for.
-    Manifests,
-    /// Blobs that are read or asked for.
-    Blobs,
-    /// Upload sessions: mounts, bodies and what belongs to them.
-    Uploads,
-    /// Manifests that are written.
-    Writes,
 }
 
 /// What somebody wants to send.
@@ -101,18 +88,18 @@ pub struct Limits {
 pub struct Lane {
     settings: Settings,
     gates: [Gate; 5],
-    requests: Arc<Semaphore>,
-    pace: Option<Bucket>,
+    whole: Whole,
     bandwidth: Option<Bucket>,
-    manifests: OnceLock<Bucket>,
+    /// What the registry says that it still allows.
+    allowance: Mutex<Allowance>,
 }
 
 /// The right to send one request, until dropped.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    gate: &'a Gate,
+    lane: &'a Lane,
+    traffic: Traffic,
     pass: Pass,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The right to move one body, until dropped.
@@ -131,12 +118,18 @@ impl Limits {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
         let before = lanes.get(origin);
         if before.is_none_or(|lane| lane.settings != settings) {
-            let lane = Lane::new(settings);
+            let mut lane = Lane::new(settings);
             if let Some(before) = before {
-                lane.gates.iter().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+                lane.gates.iter_mut().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+                lane.heed(before.allowance());
             }
             lanes.insert(origin.clone(), Arc::new(lane));
         }
+    }
+
+    /// From now on, what the registry says that it still allows is kept to.
+    pub fn heed(&self, origin: &Origin, allowance: Allowance) {
+        self.lane(origin).heed(allowance);
     }
 
     /// The lane of a registry.
@@ -165,11 +158,18 @@ impl Lane {
         Lane {
             settings,
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
-            requests: Arc::new(Semaphore::new(most)),
-            pace: settings.requests_per_second.map(|rate| Bucket::new(rate, rate.max(1.0))),
-            manifests: OnceLock::new(),
+            whole: Whole::new(most, settings.requests_per_second),
+            allowance: Mutex::default(),
             bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
         }
+    }
+
+    fn heed(&self, allowance: Allowance) {
+        *self.allowance.lock().expect("nothing panics while it holds the allowance") = allowance;
+    }
+
+    fn allowance(&self) -> Allowance {
+        self.allowance.lock().expect("nothing panics while it holds the allowance").clone()
     }
 
     fn gate(&self, traffic: Traffic) -> &Gate {
@@ -195,20 +195,14 @@ impl Lane {
     pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
         let Errand { traffic, look } = errand.into();
         let gate = self.gate(traffic);
-        loop {
-            let pass = gate.pass(look, self.pace.as_ref()).await;
-            let permit = self.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
-            if gate.closed_for().is_zero() {
-                return Turn { gate, pass, _permit: Some(permit) };
-            }
-        }
+        Turn { lane: self, traffic, pass: gate.pass(look, &self.whole).await }
     }
 
     /// The word of a request that belongs to a body with a right of its own: sent when the gate is open.
     pub async fn part(&self, traffic: Traffic) -> Turn<'_> {
         let gate = self.gate(traffic);
         gate.opens().await;
-        Turn { gate, pass: gate.free_pass(), _permit: None }
+        Turn { lane: self, traffic, pass: gate.free_pass() }
     }
 
     /// The right to read one blob from here. Taken before the right to write: nobody waits in a circle.
@@ -221,14 +215,6 @@ impl Lane {
         Moving(self.gate(Traffic::Uploads).body().await)
     }
 
-    /// Waits until the registry takes one more manifest, of which it takes `rate` in a second and none ahead of its time.
-    pub async fn manifest(&self, rate: Option<f64>) {
-        if let Some(rate) = rate {
-            let wait = self.manifests.get_or_init(|| Bucket::new(rate, 1.0)).take(1.0);
-            tokio::time::sleep(wait).await;
-        }
-    }
-
     /// How long to wait for so many bytes to have been allowed.
     pub fn bandwidth(&self, bytes: u64) -> Duration {
         self.bandwidth.as_ref().map_or(Duration::ZERO, |bucket| bucket.take(bytes as f64))
@@ -236,20 +222,26 @@ impl Lane {
 }
 
 impl Turn<'_> {
-    /// Says what came of the request. Returns by how much longer everybody waits now because the registry asked for it.
+    /// Says what came of the request. Returns by how much longer everybody waits now because the registry asked for it, or
+    /// said that nothing is left.
     pub fn learn<T>(&self, result: &Result<T, Fault>) -> Duration {
-        match result.as_ref().map_err(Fault::class) {
-            Ok(_) => self.gate.helped(&self.pass),
-            Err(Class::Retryable { after }) => return self.gate.congested(&self.pass, after),
-            Err(_) => {}
-        }
-        Duration::ZERO
+        let gate = self.lane.gate(self.traffic);
+        let asked = match result.as_ref().map_err(Fault::class) {
+            Ok(_) => {
+                gate.helped(&self.pass);
+                Duration::ZERO
+            }
+            Err(Class::Retryable { after }) => gate.congested(&self.pass, after),
+            Err(_) => Duration::ZERO,
+        };
+        asked + gate.close(self.lane.allowance().spent_for(self.traffic))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allowance::Said;
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
@@ -289,7 +281,7 @@ mod tests {
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Writes).await;
         limits.set(&origin, settings);
-        assert_eq!(limits.lane(&origin).requests.available_permits(), 0);
+        assert!(Arc::ptr_eq(&limits.lane(&origin), &lane));
         let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
         assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);
         limits.set(&origin, Settings { concurrency: Some(2), ..settings });
@@ -297,5 +289,23 @@ mod tests {
         assert_eq!(newer.concurrency(), 2);
         assert!(newer.closed_for(Traffic::Writes).as_secs() >= 8, "a new config does not end what a registry asked for");
         assert!(newer.closed_for(Traffic::Manifests).is_zero());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_nothing_left_is_not_asked_before_there_is_more() {
+        let limits = Limits::default();
+        let (origin, allowance) = (Origin::new("http://127.0.0.1:1"), Allowance::default());
+        limits.heed(&origin, allowance.clone());
+        limits.set(&origin, Settings { concurrency: Some(3), ..Settings::default() });
+        let lane = limits.lane(&origin);
+        let turn = lane.turn(Traffic::Manifests).await;
+        allowance.note(Traffic::Manifests, Said { remaining: 0, reset: Some(Duration::from_secs(30)), window: None });
+        assert_eq!(turn.learn(&Ok::<_, Fault>(())).as_secs(), 30);
+        drop(turn);
+        let start = Instant::now();
+        drop(lane.turn(Traffic::Blobs).await);
+        assert!(start.elapsed().is_zero(), "other kinds of requests are counted apart");
+        drop(lane.turn(Traffic::Manifests).await);
+        assert_eq!(start.elapsed().as_secs(), 30);
     }
 }

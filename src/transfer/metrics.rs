@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::health::Health;
 use crate::fault::Class;
 use crate::job::{BlobOutcome, Outcome};
-use crate::telemetry::forget_series;
+use crate::telemetry::{Names, forget_series};
 
 /// Destination repositories that have series of their own; the ones past it count as `other`.
 const REPOSITORIES: usize = 1000;
@@ -37,6 +37,7 @@ pub struct Metrics {
     pub health: Health,
     /// Destinations of routes that the config has: of others nothing is counted.
     places: Arc<Mutex<HashSet<(String, String)>>>,
+    registries: Names,
     repositories: Arc<Mutex<HashSet<String>>>,
     rates: Arc<Mutex<Vec<Rate>>>,
 }
@@ -117,6 +118,7 @@ impl Metrics {
             rate_limited_seconds,
             health: Health::new(registry)?,
             places: Arc::default(),
+            registries: Names::default(),
             repositories: Arc::default(),
             rates: Arc::default(),
         })
@@ -147,6 +149,7 @@ impl Metrics {
 
     /// Makes all series of a registry exist, at 0.
     pub fn prepare_registry(&self, registry: &str) {
+        self.registries.take_up(registry);
         self.digest_mismatches.with_label_values(&[registry]);
         self.rate_limited_seconds.with_label_values(&[registry]);
         self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
@@ -160,6 +163,7 @@ impl Metrics {
     /// jobs that still run bring nothing back.
     pub fn retain(&self, places: &HashSet<(&str, &str)>, registries: &HashSet<&str>) {
         self.places().retain(|(route, destination)| places.contains(&(route, destination)));
+        self.registries.retain(registries);
         let no_place = |label: &dyn Fn(&str) -> String| !places.contains(&(&label("route"), &label("destination")));
         let no_route = |label: &dyn Fn(&str) -> String| !places.iter().any(|(route, _)| *route == label("route"));
         let no_registry = |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
@@ -226,29 +230,38 @@ impl Metrics {
 
     /// Content did not have the digest or size that was promised.
     pub fn mismatched(&self, registry: &str) {
-        self.digest_mismatches.with_label_values(&[registry]).inc();
+        if !self.registries.is_gone(registry) {
+            self.digest_mismatches.with_label_values(&[registry]).inc();
+        }
     }
 
     /// Another try.
     pub fn retried(&self, registry: &str, class: Class) {
-        self.retries.with_label_values(&[registry, class.name()]).inc();
+        if !self.registries.is_gone(registry) {
+            self.retries.with_label_values(&[registry, class.name()]).inc();
+        }
     }
 
     /// A transfer was cut because `registry` sent (`read`) or took (`sent`) too little.
     pub fn stalled(&self, registry: &str, direction: &str) {
-        self.stalls.with_label_values(&[registry, direction]).inc();
+        if !self.registries.is_gone(registry) {
+            self.stalls.with_label_values(&[registry, direction]).inc();
+        }
     }
 
     /// A registry asked for so much more time.
     pub fn rate_limited(&self, registry: &str, wait: Duration) {
-        if !wait.is_zero() {
+        if !wait.is_zero() && !self.registries.is_gone(registry) {
             self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
         }
     }
 
     /// A meter of the bytes that cross `registry` in `direction` (`read` or `sent`).
     pub fn meter(&self, registry: &str, direction: &str) -> Meter {
-        let gauge = self.throughput.with_label_values(&[registry, direction]);
+        let gauge = match self.registries.is_gone(registry) {
+            true => Gauge::new("nowhere", "Shown nowhere.").expect("a name of letters"),
+            false => self.throughput.with_label_values(&[registry, direction]),
+        };
         let mut rates = self.rates.lock().expect("nothing panics while it counts");
         let key = format!("{registry}\0{direction}");
         let at = rates.iter().position(|rate| rate.key == key);
@@ -363,6 +376,12 @@ mod tests {
             metrics.counted("r", "p", Outcome::Promoted);
             metrics.promoted("r", "p", "app", Duration::from_secs(1), Some(Duration::from_secs(2)));
             metrics.blob("r", "p", BlobOutcome::Mounted, 1);
+            metrics.mismatched("p");
+            metrics.retried("p", Class::Auth);
+            metrics.stalled("p", "read");
+            metrics.rate_limited("p", Duration::from_secs(1));
+            metrics.meter("p", "sent").add(1);
+            metrics.refresh();
         };
         job();
         metrics.retain(&HashSet::from([("r", "q")]), &HashSet::from(["q"]));

@@ -1,7 +1,7 @@
 //! Referrers: signatures, SBOMs and attestations travel with their subject and arrive before its tag.
 //!
-//! They are found through the referrers API, else through the fallback tag and cosign's tags in the source's listing, down
-//! to a bounded depth. A look-up that fails is a failure, never "no referrers". Where the destination does not list a referrer
+//! They are found through the referrers API, else through the fallback tag, and through cosign's tags: in the source's
+//! listing, or by their names where nobody has listed it. A bounded depth is followed. A look-up that fails is a failure, never "no referrers". Where the destination does not list a referrer
 //! under its subject, the fallback tag there is brought up to date, one writer at a time.
 
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ use super::retry::stoppable;
 use super::survey::TagFacts;
 use crate::endpoint::{Cursor, Destination, Page, Put, Source};
 use crate::fault::Fault;
-use crate::job::{Place, TagRules};
+use crate::job::{Companions, Place, TagRules};
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
 
@@ -88,14 +88,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !listed.is_empty() {
             self.bring_listed(&subject, &listed).await?;
         }
-        for tag in self.companions_of(&subject) {
-            if tag != Tag::fallback(&subject) {
-                self.bring_companion(&tag).await?;
-            }
-        }
+        let companions = self.job.companions.of(&subject);
+        let besides = companions.iter().filter(|tag| **tag != Tag::fallback(&subject));
+        let bring = besides.map(|tag| self.bring_companion(tag).boxed()).collect::<Vec<_>>();
+        stream::iter(bring).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.note_tried(origin, repository, self.companions_of(&subject));
+        self.engine.note_tried(origin, repository, companions);
         Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
     }
 
@@ -220,23 +219,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
         let tag = Tag::fallback(subject);
-        if !self.job.companions.contains_key(&tag) {
+        if !self.job.companions.of(subject).contains(&tag) {
             return Ok(Vec::new());
         }
         Ok(self.source_manifest(tag.into()).await?.map(|index| index.children).unwrap_or_default())
     }
 
-    /// The tags of the source that belong to `subject`: its fallback list and cosign's tags.
-    fn companions_of(&self, subject: &Digest) -> Vec<Tag> {
-        let stem = Tag::fallback(subject);
-        let from = self.job.companions.range(stem.clone()..).map(|(tag, _)| tag);
-        from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
-    }
-
     /// Brings a tag that travels with its subject. It may move as its subject's signatures grow; what somebody else has put
     /// there stays, as with every moving tag.
     async fn bring_companion(&self, tag: &Tag) -> Result<(), Fault> {
-        let (source, destination) = futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?;
+        let (source, destination) = match self.job.companions {
+            Companions::Listed(_) => futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?,
+            // Mostly there is none.
+            Companions::Unlisted => match self.source_digest(tag).await? {
+                Some(digest) => (Some(digest), self.destination_digest(tag).await?),
+                None => return Ok(()),
+            },
+        };
         let Some(digest) = source else { return Ok(()) };
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let place = Place { origin, repository, tag: tag.clone() };
@@ -298,11 +297,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
             let write = |destination: D| {
                 let (target, index) = (Target::Tag(tag.clone()), index.clone());
-                let lane = self.engine.limits.lane(destination.origin());
-                async move {
-                    lane.manifest(destination.manifests_per_second()).await;
-                    destination.put_manifest(&target, &index).await
-                }
+                async move { destination.put_manifest(&target, &index).await }
             };
             match self.ask_destination(Traffic::Writes, write).await? {
                 Put::Accepted { .. } => {}

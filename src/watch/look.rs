@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use self::view::{SourceDigests, View};
 use super::board::Board;
 use super::event::Wish;
-use super::metrics;
+use super::metrics::{self, Spot};
 use super::route::Route;
 use super::world::{Side, World};
 use crate::endpoint::{Cursor, Source};
@@ -131,14 +131,9 @@ impl Looking<'_> {
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
-            self.world.metrics.looked(
-                self.route,
-                &side.registry,
-                self.repository,
-                &found.totals,
-                self.sight(found.trouble.is_empty()),
-                &found.pending,
-            );
+            let spot = Spot { route: &self.route.name, registry: &side.registry, to: &side.to };
+            let sight = self.sight(found.trouble.is_empty());
+            self.world.metrics.looked(spot, self.repository, &found.totals, sight, &found.pending);
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
@@ -171,7 +166,8 @@ impl Looking<'_> {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
         for template in &self.route.to {
-            self.world.metrics.looked(self.route, template.registry(), self.repository, &totals, self.sight(false), &[]);
+            let spot = Spot { route: &self.route.name, registry: template.registry(), to: &template.to_string().into() };
+            self.world.metrics.looked(spot, self.repository, &totals, self.sight(false), &[]);
         }
         let text = format!("route {}: {}", self.route.name, fault.chain());
         Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }

@@ -42,17 +42,33 @@ struct State {
     pending: usize,
 }
 
-/// What is known of one destination of a route.
+/// One destination of a route.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot<'a> {
+    /// The route's name.
+    pub route: &'a Arc<str>,
+    /// The registry's name in the config.
+    pub registry: &'a Arc<str>,
+    /// The entry of the route's `to`: there may be several in one registry.
+    pub to: &'a Arc<str>,
+}
+
+/// What is known of a route in one registry.
 #[derive(Debug, Default)]
 struct Place {
-    repositories: HashMap<RepositoryName, Known>,
-    /// The sum over the repositories.
+    /// The entries of the route's `to` in this registry.
+    to: BTreeSet<Arc<str>>,
+    ways: HashMap<Way, Known>,
+    /// The sum over the ways.
     sum: Totals,
-    /// Repositories that have not been seen whole by their last look.
+    /// Ways that have not been seen whole by their last look.
     unseen: usize,
-    /// Pending tags in all repositories.
+    /// Pending tags on all ways.
     pending: usize,
 }
+
+/// A source repository and an entry of the route's `to`.
+type Way = (RepositoryName, Arc<str>);
 
 /// What is known of a source repository, seen from one destination.
 #[derive(Debug, Default)]
@@ -115,7 +131,8 @@ impl Metrics {
     /// Makes all series of a route exist, at 0.
     pub fn prepare(&self, route: &Route) {
         for template in &route.to {
-            self.lock().places.entry((route.name.clone(), template.registry().clone())).or_default();
+            let place = (route.name.clone(), template.registry().clone());
+            self.lock().places.entry(place).or_default().to.insert(template.to_string().into());
             for state in STATES {
                 self.tags.with_label_values(&[&route.name, template.registry(), state]);
             }
@@ -143,6 +160,13 @@ impl Metrics {
         let pairs: HashSet<(Arc<str>, Arc<str>)> = pairs.collect();
         let mut state = self.lock();
         state.places.retain(|place, _| pairs.contains(place));
+        for ((name, registry), place) in &mut state.places {
+            let route = routes.0.iter().find(|route| route.name == *name);
+            let here = route.into_iter().flat_map(|route| &route.to).filter(|to| to.registry() == registry);
+            place.to = here.map(|to| to.to_string().into()).collect();
+            place.keep(|_| true);
+            self.show([name, registry], place);
+        }
         state.pending = state.places.values().map(|place| place.pending).sum();
         let no_place = |label: &dyn Fn(&str) -> String| !pairs.contains(&(label("route").into(), label("destination").into()));
         let no_route = |label: &dyn Fn(&str) -> String| !routes.0.iter().any(|route| *route.name == *label("route"));
@@ -160,10 +184,10 @@ impl Metrics {
         let State { places, pending } = &mut *state;
         for ((_, destination), place) in places.iter_mut().filter(|((name, _), _)| name == route) {
             *pending -= place.pending;
-            let gone: Vec<_> = place.repositories.keys().filter(|name| !found.contains(*name)).cloned().collect();
-            gone.iter().for_each(|name| place.forget(name));
-            for name in found {
-                place.known(name);
+            place.keep(|name| found.contains(name));
+            let to = place.to.clone();
+            for way in found.iter().flat_map(|name| to.iter().map(|to| (name.clone(), to.clone()))) {
+                place.known(&way);
             }
             *pending += place.pending;
             self.show([route, destination], place);
@@ -178,52 +202,44 @@ impl Metrics {
     }
 
     /// A tag is known to differ: it waits from now on, if it does not already.
-    pub fn differs(&self, route: &Arc<str>, destination: &Arc<str>, repository: &RepositoryName, tag: &Tag) {
+    pub fn differs(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = places.get_mut(&(route.clone(), destination.clone())) else { return };
-        if *pending < PENDING && place.note_pending(repository, tag) {
+        let Some(place) = spot.place(places) else { return };
+        if *pending < PENDING && place.note_pending(&spot.way(repository), tag) {
             *pending += 1;
         }
-        self.show([route, destination], place);
+        self.show([spot.route, spot.registry], place);
     }
 
     /// A tag has come to an end that leaves nothing to promote.
-    pub fn waits_no_more(&self, route: &Arc<str>, destination: &Arc<str>, repository: &RepositoryName, tag: &Tag) {
+    pub fn waits_no_more(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = places.get_mut(&(route.clone(), destination.clone())) else { return };
-        if place.drop_pending(repository, tag) {
+        let Some(place) = spot.place(places) else { return };
+        if place.drop_pending(&spot.way(repository), tag) {
             *pending -= 1;
         }
-        self.show([route, destination], place);
+        self.show([spot.route, spot.registry], place);
     }
 
     /// A look at one destination of a repository ended; `waiting`: the tags that are still to go. One that could not see
     /// everything leaves what is known as it is.
-    pub fn looked(
-        &self,
-        route: &Route,
-        destination: &Arc<str>,
-        repository: &RepositoryName,
-        totals: &Totals,
-        seen: Seen,
-        waiting: &[Tag],
-    ) {
-        let labels = [&*route.name, &**destination];
+    pub fn looked(&self, spot: Spot<'_>, repository: &RepositoryName, totals: &Totals, seen: Seen, waiting: &[Tag]) {
+        let (labels, way) = ([&**spot.route, &**spot.registry], spot.way(repository));
         let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = places.get_mut(&(route.name.clone(), destination.clone())) else { return };
+        let Some(place) = spot.place(places) else { return };
         self.last_look.with_label_values(&labels).set(now);
         if !seen.whole {
             return;
         }
-        place.set_seen(repository, seen.everything);
+        place.set_seen(&way, seen.everything);
         if seen.everything {
             *pending -= place.pending;
-            place.set_totals(repository, totals);
-            place.set_pending(repository, waiting, PENDING.saturating_sub(*pending));
+            place.set_totals(&way, totals);
+            place.set_pending(&way, waiting, PENDING.saturating_sub(*pending));
             *pending += place.pending;
             self.show(labels, place);
         }
@@ -324,47 +340,61 @@ impl State {
     }
 }
 
+impl Spot<'_> {
+    /// The place, unless the config no longer has it.
+    fn place<'a>(&self, places: &'a mut HashMap<(Arc<str>, Arc<str>), Place>) -> Option<&'a mut Place> {
+        let place = places.get_mut(&(self.route.clone(), self.registry.clone()));
+        place.filter(|place| place.to.contains(self.to))
+    }
+
+    fn way(&self, repository: &RepositoryName) -> Way {
+        (repository.clone(), self.to.clone())
+    }
+}
+
 impl Place {
-    fn known(&mut self, repository: &RepositoryName) -> &mut Known {
-        if !self.repositories.contains_key(repository) {
+    fn known(&mut self, way: &Way) -> &mut Known {
+        if !self.ways.contains_key(way) {
             self.unseen += 1;
         }
-        self.repositories.entry(repository.clone()).or_default()
+        self.ways.entry(way.clone()).or_default()
     }
 
-    fn forget(&mut self, repository: &RepositoryName) {
-        if let Some(known) = self.repositories.remove(repository) {
-            self.sum.subtract(&known.totals);
-            self.unseen -= usize::from(!known.seen);
-            self.pending -= known.pending.len();
+    /// Forgets the other repositories, and the destinations that the route no longer has.
+    fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
+        let Place { to, ways, sum, unseen, pending } = self;
+        for (_, known) in ways.extract_if(|(name, entry), _| !is_kept(name) || !to.contains(entry)) {
+            sum.subtract(&known.totals);
+            *unseen -= usize::from(!known.seen);
+            *pending -= known.pending.len();
         }
     }
 
-    fn set_seen(&mut self, repository: &RepositoryName, seen: bool) {
-        let before = std::mem::replace(&mut self.known(repository).seen, seen);
+    fn set_seen(&mut self, way: &Way, seen: bool) {
+        let before = std::mem::replace(&mut self.known(way).seen, seen);
         self.unseen = self.unseen + usize::from(before) - usize::from(seen);
     }
 
-    fn set_totals(&mut self, repository: &RepositoryName, totals: &Totals) {
-        let before = std::mem::replace(&mut self.known(repository).totals, *totals);
+    fn set_totals(&mut self, way: &Way, totals: &Totals) {
+        let before = std::mem::replace(&mut self.known(way).totals, *totals);
         self.sum.subtract(&before);
         self.sum.merge(totals);
     }
 
     /// Exactly these tags are pending, as far as there is `room`; those that were keep their time.
-    fn set_pending(&mut self, repository: &RepositoryName, tags: &[Tag], room: usize) {
-        let before = std::mem::take(&mut self.known(repository).pending);
+    fn set_pending(&mut self, way: &Way, tags: &[Tag], room: usize) {
+        let before = std::mem::take(&mut self.known(way).pending);
         self.pending -= before.len();
         let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
         let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
         let pending: HashMap<Tag, Instant> = tags.iter().take(room).map(|tag| (tag.clone(), since(tag))).collect();
         self.pending += pending.len();
-        self.known(repository).pending = pending;
+        self.known(way).pending = pending;
     }
 
     /// Whether the tag was not pending before.
-    fn note_pending(&mut self, repository: &RepositoryName, tag: &Tag) -> bool {
-        let pending = &mut self.known(repository).pending;
+    fn note_pending(&mut self, way: &Way, tag: &Tag) -> bool {
+        let pending = &mut self.known(way).pending;
         let is_new = !pending.contains_key(tag);
         if is_new {
             pending.insert(tag.clone(), Instant::now());
@@ -374,14 +404,14 @@ impl Place {
     }
 
     /// Whether the tag was pending before.
-    fn drop_pending(&mut self, repository: &RepositoryName, tag: &Tag) -> bool {
-        let was = self.repositories.get_mut(repository).is_some_and(|known| known.pending.remove(tag).is_some());
+    fn drop_pending(&mut self, way: &Way, tag: &Tag) -> bool {
+        let was = self.ways.get_mut(way).is_some_and(|known| known.pending.remove(tag).is_some());
         self.pending -= usize::from(was);
         was
     }
 
     fn oldest(&self) -> Option<Instant> {
-        self.repositories.values().flat_map(|known| known.pending.values()).min().copied()
+        self.ways.values().flat_map(|known| known.pending.values()).min().copied()
     }
 
     fn is_equal(&self) -> bool {

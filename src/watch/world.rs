@@ -49,6 +49,8 @@ pub struct World {
 pub struct Side {
     /// The registry's name in the config.
     pub registry: Arc<str>,
+    /// The entry of the route's `to` that leads here.
+    pub to: Arc<str>,
     /// The repository.
     pub repository: Repository,
     /// What tags are called there.
@@ -88,7 +90,8 @@ impl World {
             let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
             let there = self.site(template.registry()).repository(name);
             let there = self.created(route, repository, there);
-            Ok(Side { registry: template.registry().clone(), repository: there, naming: template.naming().clone() })
+            let (registry, to) = (template.registry().clone(), template.to_string().into());
+            Ok(Side { registry, to, repository: there, naming: template.naming().clone() })
         };
         route.to.iter().map(fill).collect()
     }

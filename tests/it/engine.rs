@@ -1,7 +1,6 @@
 //! What the engine promises, over registries in memory and a clock that stands still: order, bytes, requests, and what is left
 //! when something goes wrong.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
-use blobferry::job::{Actor, BlobCounts, Cause, Job, Key, Outcome, Place, Progress, Seen, TagRules};
+use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Seen, TagRules};
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
@@ -94,7 +93,7 @@ impl World {
             dry_run: false,
             refused: Arc::default(),
             pushed: None,
-            companions: Arc::new(BTreeMap::new()),
+            companions: Companions::Listed(Arc::default()),
             sequence: 0,
         }
     }

@@ -107,6 +107,35 @@ async fn what_a_reload_takes_away_leaves_no_numbers() {
     eventually("the route has no numbers any more", async || (!daemon.metrics().await.contains(old)).then_some(())).await;
 }
 
+/// Bytes still came in for a registry that the config had no more, and its series were back after the next scrape.
+#[tokio::test]
+async fn what_still_runs_for_a_registry_that_is_gone_brings_no_numbers_back() {
+    let stage = Stage::new(Program::Distribution3).await;
+    let image = Image::oci(1, &[200_000]);
+    stage.push().push("app", "v1", &image).await;
+    let gate = Gate::closed();
+    let blob = &image.blobs[1].digest;
+    stage.source.rule(Rule::on(&[Kind::BlobGet]).path(blob).act(Act::HoldAnswer(100_000, gate.clone())));
+    let daemon = stage.ferry.start().await;
+    gate.arrived(1).await;
+    let elsewhere = Config::new().registry("here", &stage.source.url()).registry("there", &stage.target.url());
+    stage.ferry.write_config(
+        &elsewhere.raw_route(json!({"name": "other", "from": "here/other", "to": "there/other", "tags": {"include": ["*"]}})),
+    );
+    daemon.signal("HUP").await;
+    let gone = ["registry=\"staging\"", "registry=\"production\"", "route=\"app\""];
+    let left = async || {
+        let text = daemon.metrics().await;
+        text.lines().filter(|line| gone.iter().any(|label| line.contains(label))).map(str::to_owned).collect::<Vec<_>>()
+    };
+    eventually("the old registries have no numbers", async || left().await.is_empty().then_some(())).await;
+    gate.open();
+    eventually("the job has ended", async || (daemon.metric("blobferry_jobs_in_flight", &[]).await == Some(0.0)).then_some(()))
+        .await;
+    assert_eq!(left().await, Vec::<String>::new());
+    assert_eq!(stage.there().digest("app", "v1").await, None);
+}
+
 #[tokio::test]
 async fn the_linter_has_nothing_to_say() {
     let (_stage, daemon) = at_work().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry::fault::Class;
-use blobferry::job::{Job, Outcome};
+use blobferry::job::{Companions, Job, Outcome};
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Digest, Manifest, Tag};
 use blobferry::transfer::Settings;
@@ -27,7 +27,7 @@ fn said(registry: &Registry, subject: &Manifest, words: &str) -> Manifest {
 /// A job that has seen these tags beside the image.
 fn beside(world: &World, tags: &[&str]) -> Job {
     let companions: BTreeMap<Tag, Option<Digest>> = tags.iter().map(|tag| (tag.parse().unwrap(), None)).collect();
-    Job { companions: Arc::new(companions), ..world.job("app", "v1") }
+    Job { companions: Companions::Listed(Arc::new(companions)), ..world.job("app", "v1") }
 }
 
 fn fallback(subject: &Manifest) -> String {

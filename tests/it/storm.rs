@@ -127,3 +127,24 @@ async fn a_pace_of_the_config_is_kept() {
     let window = |from: Instant| times.iter().filter(|at| (from..from + Duration::from_secs(1)).contains(*at)).count();
     assert!(times.iter().all(|from| window(*from) <= 42), "a second's worth may be saved up, and no more");
 }
+
+#[tokio::test]
+async fn who_says_that_nothing_is_left_is_not_asked_before_there_is_more() {
+    let (stage, corpus) = stage().await;
+    // As Docker Hub counts: its 5th answer is the last of a window of 2 s; whoever comes earlier would be refused.
+    let window = Duration::from_secs(2);
+    let left = |remaining: &str| Act::Header("ratelimit-remaining", Some(format!("{remaining};w=2")));
+    let manifests = [Kind::ManifestGet, Kind::ManifestHead];
+    stage.source.rule(Rule::on(&manifests).from(5).times(1).act(left("0")));
+    let puts = [Kind::ManifestPut];
+    stage.target.rule(Rule::on(&puts).from(2).times(1).act(left("0")));
+    let run = stage.sync().await.expect(0);
+    assert_eq!((run.total("promoted"), run.total("failed")), (9, 0));
+    assert_all_there(&stage, &corpus).await;
+    for (proxy, kinds, last) in [(&stage.source, &manifests[..], 5), (&stage.target, &puts[..], 2)] {
+        let log = proxy.of(kinds);
+        let told = log[last - 1].answered_at.expect("it was answered");
+        let early: Vec<&Entry> = log.iter().filter(|entry| (told + ON_THEIR_WAY..told + window).contains(&entry.at)).collect();
+        assert!(early.is_empty() && log.len() > last, "too early came {early:#?}");
+    }
+}

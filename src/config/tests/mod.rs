@@ -137,7 +137,6 @@ fn auth_is_found_from_host_and_companions() {
         ("url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n", "ecr"),
         ("url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    auth: docker-config\n", "docker-config"),
         ("url: https://public.ecr.aws\n", "docker-config"),
-        ("url: https://public.ecr.aws\n    aws_profile: publisher\n", "ecr"),
         ("url: https://s.example\n", "docker-config"),
         ("url: https://s.example\n    auth: anonymous\n", "anonymous"),
         ("url: https://s.example\n    token_file: ${SECRETS}/password\n", "bearer"),

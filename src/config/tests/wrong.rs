@@ -129,6 +129,15 @@ const REGISTRY: &[(&str, &str)] = &[
         "5:18: registries.s.external_id: only means something with role_arn\n7:14: registries.s.account: \"12345\" is not an account (12 digits)\n8:13: registries.s.region: \"Europe\" is not a region (example: eu-west-1)\n9:15: registries.s.identity: \"me\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)\n10:19: registries.s.ecr_endpoint: is not https://host[:port] or http://host[:port]",
     ),
     (
+        "url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    region: us-east-1\n    account: 210987654321\n",
+        "5:13: registries.s.region: is us-east-1, but the registry at `url` is in eu-west-1, and takes no tokens of other regions\n6:14: registries.s.account: is 210987654321, but the registry at `url` belongs to account 123456789012",
+    ),
+    (
+        "url: https://public.ecr.aws\n    auth: ecr\n",
+        "5:11: registries.s.auth: is for private registries: the public one is read by anybody, and written with the Docker config (aws ecr-public get-login-password | docker login)",
+    ),
+    ("url: https://public.ecr.aws\n    aws_profile: me\n", "5:18: registries.s.aws_profile: only means something with auth: ecr"),
+    (
         "url: https://s.example\n    ca_file: ${SECRETS}/password\n",
         "5:14: registries.s.ca_file: the file holds no PEM block \"CERTIFICATE\"",
     ),

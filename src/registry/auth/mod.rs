@@ -292,8 +292,7 @@ impl Inner {
             return Ok(());
         }
         let text = format!("registry {} ({}) refuses the credentials of {}", self.settings.registry, self.host, login.user());
-        standings.refuse(fingerprint, None, &text);
-        Err(Fault::new(Class::Auth, text))
+        Err(standings.refuse(fingerprint, None, &text))
     }
 
     /// Leave to try a login that nobody has accepted yet, one caller after the other; `None` for one that needs no trial.
@@ -441,11 +440,13 @@ impl Inner {
         let request = token::Request { registry, realm, service, scopes: &wanted, login };
         let answer = request.send(&self.http, self.settings.deadline).await?;
         let standings = &mut self.known().standings;
-        match &answer {
-            Answer::Granted(..) => standings.accept(fingerprint, scopes),
-            Answer::Refused(text) => standings.refuse(fingerprint, None, text),
-            Answer::Denied(text) => standings.refuse(fingerprint, Some(scopes), text),
-        }
-        Ok(answer)
+        Ok(match answer {
+            Answer::Granted(..) => {
+                standings.accept(fingerprint, scopes);
+                answer
+            }
+            Answer::Refused(text) => Answer::Refused(standings.refuse(fingerprint, None, &text).to_string()),
+            Answer::Denied(text) => Answer::Denied(standings.refuse(fingerprint, Some(scopes), &text).to_string()),
+        })
     }
 }

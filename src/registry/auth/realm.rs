@@ -205,6 +205,7 @@ mod tests {
             ("https://r.example.com.cn", "https://auth.example.com.cn/token"),
             ("https://myreg.azurecr.io", "https://myreg.azurecr.io/oauth2/token"),
             ("https://registry.cn-hangzhou.aliyuncs.com", "https://dockerauth.cn-hangzhou.aliyuncs.com/auth"),
+            ("https://public.ecr.aws", "https://public.ecr.aws/token/"),
             ("https://registry", "https://registry/token"),
             ("https://registry:5000", "https://registry:5001/token"),
             ("http://registry.example.com", "http://auth.example.com/token"),

@@ -9,6 +9,8 @@ use crate::oci::RepositoryName;
 /// How many scopes of a registry's own wording are taken over, and how long one may be.
 const MOST_DEMANDED: usize = 4;
 const LONGEST_DEMANDED: usize = 400;
+/// The one scope that ECR Public demands; it names no repository.
+const PUBLIC_ECR: &str = "aws";
 
 /// A set of `repository:<name>:<actions>` and `registry:catalog:*`, without duplicates. The order is part of it, since some
 /// token servers look at the first scope only; it is sorted but for a mount, whose target comes first.
@@ -59,7 +61,8 @@ impl Scopes {
     pub(super) fn with_demanded(&self, demanded: &str) -> Vec<String> {
         let allowed: Vec<&str> = self.iter().flat_map(actions).collect();
         let extra = demanded.split_ascii_whitespace().filter(|scope| scope.len() <= LONGEST_DEMANDED).filter(|scope| {
-            scope.starts_with("repository:") && actions(scope).all(|action| allowed.contains(&action)) && !self.covers(scope)
+            let ours = scope.starts_with("repository:") && actions(scope).all(|action| allowed.contains(&action));
+            *scope == PUBLIC_ECR || ours && !self.covers(scope)
         });
         let mut scopes: Vec<String> = Vec::new();
         for scope in extra.take(MOST_DEMANDED).chain(self.iter()) {
@@ -118,6 +121,7 @@ mod tests {
         let ours = vec!["repository:app:pull".to_owned()];
         assert_eq!(pull.with_demanded("repository:app:pull"), ours);
         assert_eq!(pull.with_demanded("repository:app:pull,push repository:secret:*  registry:catalog:* x"), ours);
+        assert_eq!(pull.with_demanded("aws"), ["aws", "repository:app:pull"]);
         assert_eq!(pull.with_demanded("repository:inner/app:pull"), ["repository:inner/app:pull", "repository:app:pull"]);
         assert_eq!(pull.with_demanded(&format!("repository:{}:pull", "a".repeat(500))), ours);
         assert_eq!(Scopes::push(&name("app")).with_demanded("repository:app:pull"), ["repository:app:pull,push"]);

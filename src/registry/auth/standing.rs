@@ -46,8 +46,7 @@ impl Standings {
             let Some(refusal) = self.refused.get_mut(&key) else { continue };
             let now = Instant::now();
             if now < refusal.until {
-                let left = (refusal.until - now).as_secs() + 1;
-                return Err(Fault::new(Class::Auth, format!("{} (not tried again for {left} s)", refusal.text)));
+                return Err(refusal.fault(now));
             }
             refusal.until = now + TRIAL;
         }
@@ -69,21 +68,25 @@ impl Standings {
         self.proven.insert(login);
     }
 
-    /// The login was refused: altogether, or for `scopes` only.
-    pub(super) fn refuse(&mut self, login: u64, scopes: Option<&Scopes>, text: &str) {
+    /// The login was refused: altogether, or for `scopes` only. Returns what [`Standings::check`] says from now on: whoever
+    /// compares the first refusal with later ones finds the same words.
+    pub(super) fn refuse(&mut self, login: u64, scopes: Option<&Scopes>, text: &str) -> Fault {
         if scopes.is_none() {
             self.doubt(login);
         }
         self.make_room();
-        let refusal = Refusal { until: Instant::now() + REST, rest: REST, text: text.to_owned() };
-        self.refused
+        let now = Instant::now();
+        let refusal = Refusal { until: now + REST, rest: REST, text: text.to_owned() };
+        let refusal = self
+            .refused
             .entry((login, scopes.cloned()))
             .and_modify(|refusal| {
                 refusal.rest = (refusal.rest * 2).min(LONGEST_REST);
-                refusal.until = Instant::now() + refusal.rest;
+                refusal.until = now + refusal.rest;
                 text.clone_into(&mut refusal.text);
             })
             .or_insert(refusal);
+        refusal.fault(now)
     }
 
     fn make_room(&mut self) {
@@ -91,6 +94,13 @@ impl Standings {
             let soonest = self.refused.iter().min_by_key(|(_, refusal)| refusal.until).map(|(key, _)| key.clone());
             soonest.map(|key| self.refused.remove(&key));
         }
+    }
+}
+
+impl Refusal {
+    fn fault(&self, now: Instant) -> Fault {
+        let left = (self.until - now).as_secs() + 1;
+        Fault::new(Class::Auth, format!("{} (not tried again for {left} s)", self.text))
     }
 }
 

@@ -381,6 +381,21 @@ fn identity(entry: &str) -> (tempfile::TempDir, Authority) {
     (folder, authority(Credentials::DockerConfig(docker::Store::new(vec![path], None))))
 }
 
+/// ECR Public: the token server is the registry itself, and names a scope that no other registry has.
+#[tokio::test]
+async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in() {
+    for (credentials, shown) in [(Credentials::Anonymous, None), (joe(), Some(basic_joe()))] {
+        let server = Server::of_tokens(300).await;
+        let authority = Authority::new(settings(server.url.as_str(), credentials), client());
+        let line = format!(r#"Bearer realm="{}token/",service="public.ecr.aws",scope="aws""#, server.url);
+        let scopes = pull("docker/library/alpine");
+        assert_eq!(text(authority.answer(&scopes, &challenge(&line), None).await.unwrap()), "Bearer token-1");
+        let seen = &server.seen()[0];
+        assert_eq!((seen.pair("service"), &seen.authorization), (Some("public.ecr.aws"), &shown));
+        assert_eq!(seen.scopes(), ["aws", "repository:docker/library/alpine:pull"]);
+    }
+}
+
 #[tokio::test]
 async fn an_identity_token_is_exchanged_in_a_form() {
     let server = Server::of_tokens(300).await;

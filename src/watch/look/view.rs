@@ -13,13 +13,14 @@ use super::{Found, Listing, Looking, There};
 use crate::endpoint::{Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
-use crate::job::{Cause, Job, Key, Outcome, Place, Seen, Settled};
+use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, limits};
 use crate::watch::board::JobStatus;
+use crate::watch::metrics::Spot;
 use crate::watch::world::Side;
 
 /// Digests of source tags that several destinations need: asked for once.
@@ -124,9 +125,9 @@ impl View<'_> {
         }
         let job = self.job(tag, &compared.without_hint());
         let looking = self.looking;
-        let (route, destination) = (&looking.route.name, &self.side.registry);
+        let spot = Spot { route: &looking.route.name, registry: &self.side.registry, to: &self.side.to };
         if !job.dry_run {
-            looking.world.metrics.differs(route, destination, looking.repository, tag);
+            looking.world.metrics.differs(spot, looking.repository, tag);
         }
         let _listed = looking.board.start_job(JobStatus {
             route: looking.route.name.to_string(),
@@ -139,7 +140,7 @@ impl View<'_> {
         let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
         if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
-            looking.world.metrics.waits_no_more(route, destination, looking.repository, tag);
+            looking.world.metrics.waits_no_more(spot, looking.repository, tag);
         }
         self.settle(&job, ending).await
     }
@@ -235,12 +236,12 @@ impl View<'_> {
                     let target = target.clone();
                     async move { side.manifest(&target).await }
                 });
-                let Some(read) = read.await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
+                let Some(read) = read.boxed().await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
                 let pushed = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
                     let tag = tag.clone();
                     async move { side.pushed_digest(&tag, &read).await }
                 });
-                Ok(pushed.await?.map_or(Seen::Absent, Seen::At))
+                Ok(pushed.boxed().await?.map_or(Seen::Absent, Seen::At))
             }
         }
     }
@@ -301,7 +302,7 @@ impl View<'_> {
             dry_run: looking.ask.wish.dry_run,
             refused: self.refused.clone(),
             pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
-            companions: self.listing.companions.clone(),
+            companions: Companions::Listed(self.listing.companions.clone()),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }

@@ -32,8 +32,9 @@ fn tags(names: &[&str]) -> Vec<Tag> {
 struct Bench {
     metrics: Metrics,
     registry: Registry,
-    route: Route,
+    route: Arc<str>,
     place: Arc<str>,
+    to: Arc<str>,
 }
 
 impl Bench {
@@ -42,11 +43,15 @@ impl Bench {
         let metrics = Metrics::new(&registry).unwrap();
         let route = route("r", &["p/{1}"]);
         metrics.prepare(&route);
-        Bench { metrics, registry, route, place: "p".into() }
+        Bench { metrics, registry, route: route.name, place: "p".into(), to: "p/{1}".into() }
+    }
+
+    fn spot(&self) -> Spot<'_> {
+        Spot { route: &self.route, registry: &self.place, to: &self.to }
     }
 
     fn looked(&self, repository: &str, totals: Totals, seen: Seen, waiting: &[&str]) {
-        self.metrics.looked(&self.route, &self.place, &name(repository), &totals, seen, &tags(waiting));
+        self.metrics.looked(self.spot(), &name(repository), &totals, seen, &tags(waiting));
     }
 
     fn succeeded(&self) -> bool {
@@ -91,6 +96,29 @@ fn success_is_that_of_all_repositories_of_the_destination() {
 }
 
 #[test]
+fn two_destinations_in_one_registry_are_both_counted() {
+    let bench = Bench::new();
+    let both = route("r", &["p/{1}", "p/copy-{1}"]);
+    bench.metrics.prepare(&both);
+    let copy: Arc<str> = "p/copy-{1}".into();
+    let looked = |totals: Totals, seen| {
+        bench.metrics.looked(Spot { to: &copy, ..bench.spot() }, &name("a"), &totals, seen, &[]);
+    };
+    bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a")]));
+    bench.looked("a", equal(2), WHOLE, &[]);
+    assert!(!bench.succeeded(), "nobody has looked at the copy");
+    looked(Totals { conflict: 1, ..equal(1) }, WHOLE);
+    bench.looked("a", equal(2), WHOLE, &[]);
+    assert!(!bench.succeeded(), "the copy has a conflict");
+    assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (3, 1));
+    bench.metrics.retain_routes(&Routes(vec![route("r", &["p/{1}"])]));
+    assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (2, 0));
+    looked(equal(1), WHOLE);
+    assert_eq!(bench.tags("up_to_date"), 2, "a look that still ran brings nothing back");
+    assert!(bench.metrics.is_equal("r"));
+}
+
+#[test]
 fn a_repository_that_could_not_be_seen_is_no_success() {
     let bench = Bench::new();
     bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a"), name("b")]));
@@ -108,16 +136,16 @@ fn a_repository_that_could_not_be_seen_is_no_success() {
 async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
     let bench = Bench::new();
     let (repository, tag) = (name("a"), tags(&["v1"]).remove(0));
-    bench.metrics.differs(&bench.route.name, &bench.place, &repository, &tag);
+    bench.metrics.differs(bench.spot(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!((bench.oldest(), bench.tags("pending")), (10.0, 1), "it is carried and has not arrived");
     bench.looked("a", Totals { failed: 1, ..Totals::default() }, WHOLE, &["v1"]);
     assert_eq!((bench.tags("pending"), bench.tags("failed")), (0, 1), "each tag has one state");
     bench.looked("a", Totals::default(), BLIND, &[]);
-    bench.metrics.differs(&bench.route.name, &bench.place, &repository, &tag);
+    bench.metrics.differs(bench.spot(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(bench.oldest(), 20.0);
-    bench.metrics.waits_no_more(&bench.route.name, &bench.place, &repository, &tag);
+    bench.metrics.waits_no_more(bench.spot(), &repository, &tag);
     assert_eq!(bench.oldest(), 0.0);
     bench.looked("a", equal(1), WHOLE, &[]);
     assert_eq!((bench.tags("pending"), bench.tags("failed"), bench.metrics.lock().pending), (0, 0, 0));
@@ -146,7 +174,7 @@ fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
     bench.metrics.retain_routes(&Routes::default());
     bench.looked("a", equal(1), WHOLE, &[]);
     bench.metrics.look_begins("r", Cause::Poll);
-    bench.metrics.differs(&bench.route.name, &bench.place, &name("a"), &tags(&["v1"])[0]);
+    bench.metrics.differs(bench.spot(), &name("a"), &tags(&["v1"])[0]);
     bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a")]));
     bench.metrics.refresh();
     assert_eq!(bench.series_with("r"), 0, "a look that still ran brings nothing back");

@@ -146,8 +146,10 @@ impl Watch {
     /// What a discovery came to; `fresh`: it went well.
     fn show_discovered(&mut self, route: &Arc<str>, discovered: &Discovered, fresh: bool) {
         let text = discovered.trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
-        if self.changes.changed(&format!("discovery of {route}"), &text) && !text.is_empty() {
-            tracing::warn!(route = &**route, error = text, "repositories could not be found");
+        match (self.changes.changed(&format!("discovery of {route}"), &text), text.is_empty()) {
+            (true, false) => tracing::warn!(route = &**route, error = text, "repositories could not be found"),
+            (true, true) => tracing::info!(route = &**route, "repositories are found again"),
+            (false, _) => {}
         }
         if fresh {
             self.standing.discovered(route, discovered);

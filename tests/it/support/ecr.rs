@@ -46,6 +46,20 @@ pub struct Ways {
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.
     pub create_on_push: bool,
+    /// Refusals of one action after which its storm is over.
+    pub calm_after: Option<usize>,
+    /// Only these actions meet the storm, when there are any.
+    pub storm_on: BTreeSet<&'static str>,
+    /// What denials end with: whose policy it is that allows nothing.
+    pub because: &'static str,
+    /// The data plane answers whoever shows a password with this status and body.
+    pub bars: Option<(u16, &'static str)>,
+    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle policy at work.
+    pub vanishes: Option<String>,
+    /// Entries of a page of DescribeImages, whatever is asked for; 0: as many as are asked for.
+    pub page: usize,
+    /// A tag moved while it was listed: it shows at the end once more, with this digest.
+    pub shows_again: Option<(String, String)>,
     /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
     pub parts: Option<u64>,
     /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
@@ -84,9 +98,11 @@ struct State {
     ways: Ways,
     repositories: BTreeMap<String, Kept>,
     log: Vec<Act>,
-    stormed: BTreeMap<String, usize>,
+    stormed: BTreeMap<String, (usize, usize)>,
     issued: BTreeMap<String, (String, usize)>,
     sessions: BTreeMap<String, Session>,
+    /// Digests that a lifecycle policy has taken.
+    vanished: BTreeSet<String>,
     signed: usize,
 }
 
@@ -177,6 +193,13 @@ impl Ecr {
         state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
     }
 
+    /// Says when an image was pushed.
+    pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
+        let mut state = self.shared.state();
+        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        kept.images.insert(digest.into(), second as f64);
+    }
+
     /// How a repository is set up now; `None`: it does not exist.
     pub fn settings(&self, repository: &str) -> Option<Value> {
         let state = self.shared.state();
@@ -207,6 +230,11 @@ impl Ecr {
 
     pub fn actions(&self) -> BTreeSet<String> {
         self.log().into_iter().map(|act| act.action).collect()
+    }
+
+    /// What was used, and on which repositories.
+    pub fn used(&self) -> BTreeSet<(String, String)> {
+        self.log().into_iter().filter(|act| act.action != "no action").map(|act| (act.action, act.repository)).collect()
     }
 
     pub fn principals(&self) -> BTreeSet<String> {
@@ -248,21 +276,33 @@ impl Shared {
         let mut state = self.state();
         let act = Act { action: action.into(), principal: principal.into(), repository: repository.into(), at: Instant::now() };
         state.log.push(act);
-        let storm = state.ways.storm;
-        let stormed = state.stormed.entry(action.into()).or_default();
-        if *stormed < storm {
-            *stormed += 1;
+        let (storm, calm_after) = (state.ways.storm, state.ways.calm_after.unwrap_or(usize::MAX));
+        let meets_it = state.ways.storm_on.is_empty() || state.ways.storm_on.contains(action);
+        let (in_a_row, in_all) = state.stormed.entry(action.into()).or_default();
+        if *in_a_row < storm && *in_all < calm_after && meets_it {
+            *in_a_row += 1;
+            *in_all += 1;
             return Err(Refused::Throttled);
         }
-        *stormed = 0;
-        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
-        if outside || state.ways.denied.contains(action) {
-            let resource = format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account);
-            return Err(Refused::Denied(format!(
-                "User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}"
-            )));
+        *in_a_row = 0;
+        match self.denial(&state, action, principal, repository) {
+            Some(text) => Err(Refused::Denied(text)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What IAM says when it does not allow this.
+    fn denial(&self, state: &State, action: &str, principal: &str, repository: &str) -> Option<String> {
+        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
+        if !outside && !state.ways.denied.contains(action) {
+            return None;
+        }
+        let resource = match action {
+            "GetAuthorizationToken" | "GetAccountSetting" => "*".to_owned(),
+            _ => format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account),
+        };
+        let because = state.ways.because.replace("{action}", action);
+        Some(format!("User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"))
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Settings {
     pub tells_offset: bool,
     /// Tags on one page.
     pub page: usize,
+    /// Bytes that it takes in a second in each upload; exact under a clock that leaps.
+    pub rate: Option<u64>,
 }
 
 impl Default for Settings {
@@ -88,6 +90,7 @@ impl Default for Settings {
             claims_digests: true,
             tells_offset: true,
             page: 1000,
+            rate: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Request, header};
 use serde_json::{Value, json};
 
-use super::{HOME, Kept, REGION, Refused, Shared, bytes, reply};
+use super::{HOME, Kept, REGION, Refused, Shared, Ways, bytes, reply};
 
 impl Shared {
     pub(super) async fn control(&self, action: &str, request: Request<Body>) -> Response {
@@ -20,15 +20,25 @@ impl Shared {
             reply(status, "application/x-amz-json-1.1", json!({"__type": code, "message": message}).to_string())
         };
         if let Some(code) = self.state().ways.refuses {
-            return refuse(400, code, "The security token included in the request is not good.");
+            let text = match code {
+                "ExpiredTokenException" => "The security token included in the request is expired",
+                "InvalidSignatureException" => "Credential should be scoped to a valid region. ",
+                _ => "The security token included in the request is invalid.",
+            };
+            return refuse(400, code, text);
         }
-        match self.admit(action, &principal, &named) {
+        let tags_it = action == "CreateRepository" && asked["tags"].is_array();
+        let needed = [Some(action), tags_it.then_some("TagResource")];
+        match needed.into_iter().flatten().try_for_each(|action| self.admit(action, &principal, &named)) {
             Ok(()) => {}
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),
         }
-        assert_eq!(asked["registryId"].as_str().unwrap_or(&self.account), self.account, "{action} is meant for another account");
-        let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{}'", self.account);
+        let account = asked["registryId"].as_str().unwrap_or(&self.account);
+        let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{account}'");
+        if account != self.account {
+            return refuse(400, "RepositoryNotFoundException", &missing());
+        }
         match self.act(action, &principal, &named, &asked).await {
             Ok(Some(answer)) => reply(200, "application/x-amz-json-1.1", answer.to_string()),
             Ok(None) => refuse(400, "RepositoryNotFoundException", &missing()),
@@ -43,7 +53,7 @@ impl Shared {
         let mut state = self.state();
         Ok(Some(match action {
             "GetAuthorizationToken" => {
-                let password = format!("{principal}#{}", state.issued.len());
+                let password = format!("{principal}#password-{}", state.issued.len());
                 let token = STANDARD.encode(format!("AWS:{password}"));
                 state.issued.insert(password, (principal.into(), 0));
                 let expires =
@@ -59,7 +69,7 @@ impl Shared {
                     let tag = asked["imageIds"][0]["imageTag"].as_str().expect("images are asked for by tag");
                     json!({"imageDetails": [{"imageDigest": kept.tags.get(tag).ok_or("ImageNotFoundException")?, "imageTags": [tag]}]})
                 }
-                Some(kept) => self.images(named, kept, asked),
+                Some(kept) => self.images(named, kept, asked, &state.ways),
             },
             "DescribeRepositories" if named.is_empty() => {
                 let all: Vec<Value> = state.repositories.iter().map(|(name, kept)| self.described(name, kept)).collect();
@@ -107,20 +117,24 @@ impl Shared {
     }
 
     /// One page, newest digests in no order at all.
-    fn images(&self, name: &str, kept: &Kept, asked: &Value) -> Value {
+    fn images(&self, name: &str, kept: &Kept, asked: &Value, ways: &Ways) -> Value {
         let mut tags: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tag, digest) in &kept.tags {
             tags.entry(digest).or_default().push(tag);
         }
         let from: usize = asked["nextToken"].as_str().map_or(0, |token| token.parse().expect("our own token"));
         let most = asked["maxResults"].as_u64().unwrap_or(100).min(1000) as usize;
+        let most = if ways.page > 0 { ways.page } else { most };
         let detail = |(digest, tags): (&&str, &Vec<&str>)| {
             let status = if kept.archived.contains(*digest) { "ARCHIVED" } else { "ACTIVE" };
             json!({"registryId": self.account, "repositoryName": name, "imageDigest": digest, "imageTags": tags,
                 "imagePushedAt": kept.images.get(*digest), "imageStatus": status})
         };
-        let page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
+        let mut page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
         let next = (from + page.len() < tags.len()).then(|| (from + page.len()).to_string());
+        if let Some((tag, digest)) = ways.shows_again.as_ref().filter(|_| next.is_none()) {
+            page.push(detail((&digest.as_str(), &vec![tag])));
+        }
         match next {
             Some(next) => json!({"imageDetails": page, "nextToken": next}),
             None => json!({"imageDetails": page}),
@@ -175,7 +189,7 @@ pub(super) async fn sts(request: Request<Body>) -> Response {
             let arn = format!("arn:aws:sts::{}:assumed-role/{role}/{}", account(&form["RoleArn"]), form["RoleSessionName"]);
             let key = format!("ASIA{}", hex::encode(&arn));
             format!(
-                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser><AssumedRoleId>A:s</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret</SecretAccessKey><SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser><AssumedRoleId>A:s</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret-of-the-role</SecretAccessKey><SessionToken>token-of-the-session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
             )
         }
         other => panic!("STS was asked for {other:?}"),

@@ -89,10 +89,22 @@ impl Shared {
             Err(Refused::Throttled) => return error(429, "TOOMANYREQUESTS", "Rate exceeded"),
             Err(Refused::Denied(text)) => return error(403, "DENIED", &text),
         }
-        self.log_more(&principal, &repository, &query, &request);
+        if let Some((status, body)) = self.state().ways.bars.filter(|_| principal != TESTS) {
+            return reply(status, if body.starts_with('{') { "application/json" } else { "text/plain" }, body);
+        }
+        if let Err(text) = self.admit_more(&principal, &repository, &query, &request) {
+            return error(403, "DENIED", &text);
+        }
         if !self.is_there(&repository, request.method(), what) {
             let text = format!("The repository with name '{repository}' does not exist in the registry with id '{}'", self.account);
             return error(404, "NAME_UNKNOWN", &text);
+        }
+        if what == "blob" && request.method() == Method::GET && principal != TESTS {
+            self.expire(&repository, &reference);
+        }
+        if principal != TESTS && matches!(request.method().as_str(), "GET" | "HEAD") && self.state().vanished.contains(&reference) {
+            let code = if what == "blob" { "BLOB_UNKNOWN" } else { "MANIFEST_UNKNOWN" };
+            return error(404, code, "Requested image not found");
         }
         match (request.method().as_str(), what) {
             ("POST", "upload") => self.open(&repository, &query, request).await,
@@ -110,20 +122,36 @@ impl Shared {
     }
 
     /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
-    fn log_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) {
+    fn admit_more(&self, principal: &str, repository: &str, query: &str, request: &Request<Body>) -> Result<(), String> {
         let has_body = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-        let act = |action: &str| Act {
+        let act = |action: &str, repository: &str| Act {
             action: action.into(),
             principal: principal.into(),
             repository: repository.into(),
             at: Instant::now(),
         };
-        let more = [
-            (request.method() == Method::PUT && query.contains("digest=") && has_body).then(|| act("UploadLayerPart")),
-            (request.method() == Method::POST && query.contains("mount=")).then(|| act("GetDownloadUrlForLayer")),
-        ];
-        if principal != TESTS {
-            self.state().log.extend(more.into_iter().flatten());
+        let from = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "from").map(|(_, from)| from.into_owned());
+        let closes = request.method() == Method::PUT && query.contains("digest=");
+        let sends = (closes && has_body).then(|| act("UploadLayerPart", repository));
+        let mounts = from.filter(|_| request.method() == Method::POST).map(|from| act("GetDownloadUrlForLayer", &from));
+        if principal == TESTS {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let denied = sends.as_ref().and_then(|act| self.denial(&state, &act.action, principal, repository));
+        state.log.extend([sends, mounts].into_iter().flatten());
+        denied.map_or(Ok(()), Err)
+    }
+
+    /// A lifecycle policy takes a blob, and every tag and image of its repository.
+    fn expire(&self, repository: &str, digest: &str) {
+        let mut state = self.state();
+        if state.ways.vanishes.take_if(|goes| goes == digest).is_some() {
+            state.vanished.extend([digest.to_owned()]);
+            let kept = state.repositories.get_mut(repository).expect("it was there a moment ago");
+            let images = std::mem::take(&mut kept.images);
+            kept.tags.clear();
+            state.vanished.extend(images.into_keys());
         }
     }
 

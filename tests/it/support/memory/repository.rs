@@ -15,6 +15,7 @@ use blobferry::fault::Fault;
 use blobferry::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::{Call, Operation, Planned, ReadFault, Registry, State};
 
@@ -78,6 +79,7 @@ impl Repository {
             (state.upload_cuts.pop_front(), state.slow_uploads.pop_front())
         };
         let mut left = cut.unwrap_or(length).min(length);
+        let (start, rate, mut taken_so_far) = (Instant::now(), self.registry.state().settings.rate, 0);
         while let Some(frame) = body.frame().await {
             let frame = frame.inspect_err(|_| self.was_cut(session))?;
             let taken = frame.slice(..frame.len().min(left as usize));
@@ -86,6 +88,10 @@ impl Repository {
                 at_rate(taken.len(), rate).await;
             }
             left -= taken.len() as u64;
+            taken_so_far += taken.len() as u64;
+            if let Some(rate) = rate {
+                tokio::time::sleep_until(start + Duration::from_secs_f64(taken_so_far as f64 / rate as f64)).await;
+            }
             let mut state = self.registry.state();
             let Some(held) = state.sessions.get_mut(session) else { return Ok(Some(Sent::Gone)) };
             held.extend_from_slice(&taken);

@@ -1,0 +1,129 @@
+//! What AWS says when a call fails, in our words: the class, AWS's own sentence, and the way out.
+
+use std::fmt;
+use std::time::Duration;
+
+use aws_sdk_ecr::error::{ErrorMetadata, ProvideErrorMetadata, SdkError};
+
+use crate::fault::{Class, Fault, clip};
+
+/// The least wait after AWS has throttled a call: it names none itself.
+const THROTTLE: Duration = Duration::from_secs(1);
+/// The codes for credentials that were good once.
+const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
+/// The codes for credentials that AWS does not know.
+const UNKNOWN: [&str; 5] =
+    ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
+
+/// A call that AWS refused, or that did not reach it.
+pub(super) struct Refusal {
+    /// The code that AWS gave; empty when there was no answer.
+    pub(super) code: String,
+    /// What it means for the caller.
+    pub(super) fault: Fault,
+}
+
+/// What a failed call of `action` means. `about` is the registry's host, or what was acted on there.
+pub(super) fn refusal<E, R>(action: &str, error: &SdkError<E, R>, region: &str, about: &str) -> Refusal
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: fmt::Debug + 'static,
+{
+    let service = error.as_service_error();
+    let code = service.and_then(|service| service.code()).unwrap_or_default().to_owned();
+    let said = match service {
+        Some(service) => sentence(service.meta()),
+        None => chain(error),
+    };
+    let (class, advice) = match classify(&said) {
+        (class, "") if service.is_none() => (class, "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`"),
+        classified => classified,
+    };
+    let advice = advice.replace("{action}", action);
+    Refusal { code, fault: Fault::new(class, format!("{action} in {region} for {about}: {}{advice}", clip(&said, 600))) }
+}
+
+fn sentence(said: &ErrorMetadata) -> String {
+    let reason = said.message().unwrap_or("no reason given").trim();
+    format!("{}: {}", said.code().unwrap_or("unknown error"), reason.strip_suffix('.').unwrap_or(reason))
+}
+
+/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed, and
+/// what a service said itself replaces the levels above it.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = Vec::<String>::new();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(service) = error.downcast_ref::<ErrorMetadata>() {
+            return sentence(service);
+        }
+        let level = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if level != "other" && !said.iter().any(|said| said.contains(&level)) {
+            said.push(level);
+        }
+        cause = error.source();
+    }
+    if said.is_empty() { error.to_string() } else { said.join(": ") }
+}
+
+/// Whether AWS says with this code that it does not know who asks.
+pub(super) fn is_of_a_stranger(code: &str) -> bool {
+    UNKNOWN.iter().chain(&EXPIRED).any(|known| code.contains(known))
+}
+
+/// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
+/// decide here.
+fn classify(said: &str) -> (Class, &'static str) {
+    const THROTTLED: [&str; 6] =
+        ["Throttl", "TooManyRequests", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "InternalFailure"];
+    const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
+    const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
+    const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
+    const ROLE: [&str; 1] = ["sts:AssumeRole"];
+    const ELSEWHERE: [&str; 1] = ["Credential should be scoped"];
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match said {
+        _ if says(&THROTTLED) => (Class::Retryable { after: Some(THROTTLE) }, ""),
+        _ if says(&PROFILE) => (Class::Auth, "; check aws_profile and the shared AWS configuration"),
+        _ if says(&NONE_FOUND) => (
+            Class::Auth,
+            "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
+        ),
+        _ if says(&EXPIRED) => (Class::Auth, "; the AWS credentials have expired: renew them"),
+        _ if says(&ELSEWHERE) => (Class::Auth, "; the endpoint is one of another region: check `region` and `ecr_endpoint`"),
+        _ if says(&UNKNOWN) => {
+            (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
+        }
+        _ if says(&ROLE) => {
+            (Class::Auth, "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it")
+        }
+        _ if says(&DENIED) => (Class::Auth, "; allow {action} there (`blobferry iam` prints what is needed)"),
+        _ => (Class::RETRYABLE, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_aws_have_their_classes() {
+        let auth = [
+            "UnrecognizedClientException: The security token included in the request is invalid.",
+            "ExpiredTokenException: The security token included in the request is expired",
+            "AccessDeniedException: no",
+            "InvalidSignatureException: Signature expired",
+            "the credential provider was not enabled: no credentials found in chain. Attempted: Environment",
+            "an error occurred while loading credentials: AccessDenied: User is not authorized to perform: sts:AssumeRole",
+            "the credential provider was not enabled: profile `nosuch` was not defined: could not find source profile nosuch",
+        ];
+        for said in auth {
+            assert_eq!(classify(said).0, Class::Auth, "{said}");
+            assert!(!classify(said).1.is_empty(), "{said}");
+        }
+        assert!(classify("ThrottlingException: Rate exceeded").0.is_retryable());
+        for said in ["ServerException: oops", "io error: connection refused", "timeout"] {
+            assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
+        }
+    }
+}

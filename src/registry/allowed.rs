@@ -1,0 +1,106 @@
+//! What the headers of an answer say that the registry still allows.
+//!
+//! `RateLimit-Remaining: 76;w=21600` and `RateLimit-Limit: 100;w=21600` as Docker Hub sends them, `RateLimit-Reset` as the
+//! drafts of the header have it, and the same names after `X-`, where the reset is mostly a time and not a duration.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use jiff::Timestamp;
+
+use super::metrics::Operation;
+use crate::allowance::{Said, Traffic};
+
+/// What an answer says; `None`: nothing that could be understood.
+pub(super) fn said(headers: &HeaderMap, now: Timestamp) -> Option<Said> {
+    ["ratelimit", "x-ratelimit"].into_iter().find_map(|prefix| {
+        let text = |suffix: &str| headers.get(format!("{prefix}-{suffix}"))?.to_str().ok();
+        let (remaining, window) = amount(text("remaining")?)?;
+        let window = window.or_else(|| amount(text("limit")?)?.1);
+        let reset = text("reset").and_then(|reset| until(reset, now));
+        Some(Said { remaining, reset, window })
+    })
+}
+
+/// The time until the reset that an answer names.
+pub(super) fn reset(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    ["ratelimit-reset", "x-ratelimit-reset"].into_iter().find_map(|name| until(text(name)?, now))
+}
+
+/// `76;w=21600`: how many, and the window in seconds.
+fn amount(text: &str) -> Option<(u64, Option<Duration>)> {
+    let mut parts = text.split(',').next()?.split(';').map(str::trim);
+    let number = parts.next()?.parse().ok()?;
+    let window = parts.find_map(|part| part.strip_prefix("w=")?.parse().ok());
+    Some((number, window.map(Duration::from_secs)))
+}
+
+/// Seconds from now; some say when instead of how long.
+fn until(text: &str, now: Timestamp) -> Option<Duration> {
+    let seconds = text.trim().parse::<u64>().ok()?;
+    let is_time = seconds >= 1_000_000_000;
+    Some(Duration::from_secs(if is_time { seconds.saturating_sub(now.as_second().max(0) as u64) } else { seconds }))
+}
+
+/// What a request counts as.
+pub(super) fn traffic(operation: Operation) -> Option<Traffic> {
+    match operation {
+        Operation::Tags | Operation::Catalog | Operation::Referrers => Some(Traffic::Listing),
+        Operation::Manifest => Some(Traffic::Manifests),
+        Operation::Blob => Some(Traffic::Blobs),
+        Operation::Open | Operation::Mount | Operation::Chunk | Operation::Close | Operation::Offset | Operation::Cancel => {
+            Some(Traffic::Uploads)
+        }
+        Operation::PutManifest => Some(Traffic::Writes),
+        Operation::Ping | Operation::Token | Operation::Redirect => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn what_registries_send_is_understood() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let seconds = Duration::from_secs;
+        let at = (now.as_second() + 90).to_string();
+        type Expected = Option<(u64, Option<u64>, Option<u64>)>;
+        let table: [(&[(&str, &str)], Expected); 8] = [
+            (&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "76;w=21600")], Some((76, None, Some(21_600)))),
+            (&[("ratelimit-remaining", "0"), ("ratelimit-reset", "30")], Some((0, Some(30), None))),
+            (&[("ratelimit-limit", "10, 10;w=60"), ("ratelimit-remaining", " 3 ")], Some((3, None, None))),
+            (&[("ratelimit-limit", "10 ; w=60"), ("ratelimit-remaining", "3")], Some((3, None, Some(60)))),
+            (&[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &at)], Some((0, Some(90), None))),
+            (&[("ratelimit-remaining", "-1;w=60")], None),
+            (&[("ratelimit-remaining", "many")], None),
+            (&[("ratelimit-reset", "30")], None),
+        ];
+        for (pairs, expected) in table {
+            let expected = expected.map(|(remaining, reset, window)| Said {
+                remaining,
+                reset: reset.map(seconds),
+                window: window.map(seconds),
+            });
+            assert_eq!(said(&headers(pairs), now), expected, "{pairs:?}");
+        }
+        assert_eq!(reset(&headers(&[("x-ratelimit-reset", &at)]), now), Some(seconds(90)));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(value in "[ -~]{0,40}") {
+            let now = Timestamp::now();
+            let _ = said(&headers(&[("ratelimit-remaining", &value), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
+            let _ = said(&headers(&[("ratelimit-remaining", "0"), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Fan-out: one read of a blob feeds all destinations that need it now.
+//!
+//! - Jobs for the same source tag are a [`Party`]. Who reads a blob first opens a shared read; the others of the party take a
+//!   seat in it, also a little later: its window holds the start of the blob until nobody is expected any more.
+//! - Where a registry does not mount, each of its repositories needs the bytes: jobs that have begun with a blob say so, and
+//!   are expected too, whatever their tag and their source repository are. The start stays a little longer for those who
+//!   begin a moment later; nobody waits for them.
+//! - Nobody is held back for long: who goes ahead waits for the slower ones for a bounded time, then they are left behind
+//!   and go on by themselves, and are not waited for again. Who fails or leaves is not waited for, nor who stands in line for the right to send to the
+//!   registry of the one ahead.
+//! - Memory is bounded: by a window for each read, and by a sum over all of them.
+//!
+//! Each seat is a body like any other: every destination's own road counts, hashes and judges it.
+
+mod read;
+mod seat;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+
+use self::read::{ALL_WINDOWS, Read};
+pub(super) use self::seat::Seat;
+use super::verify::Open;
+use crate::endpoint::Origin;
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// All shared reads. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct FanOut(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    parties: HashMap<PartyKey, Arc<Party>>,
+    reads: HashMap<ReadKey, Arc<Read>>,
+    /// Jobs that have begun with a blob, where the destination does not mount.
+    needs: HashMap<ReadKey, HashMap<u64, Need>>,
+    /// Jobs that were left behind: they are not waited for again.
+    slow: HashSet<u64>,
+    /// Jobs by the registry that they read from.
+    readers: HashMap<Origin, usize>,
+    kept: Arc<AtomicUsize>,
+    next: u64,
+}
+
+type PartyKey = (Origin, RepositoryName, Tag);
+/// The content of a blob is the same in all repositories of its registry.
+type ReadKey = (Origin, Digest);
+
+/// How far a job is with a blob that it needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// It will want a seat.
+    Coming,
+    /// It has had one.
+    Seated,
+}
+
+/// Somebody who may come for the start of a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Guest {
+    /// Whoever brings it to that registry first.
+    Registry(Origin),
+    /// That job.
+    Job(u64),
+}
+
+/// The jobs that bring one source tag to several destinations at the same time.
+#[derive(Default)]
+struct Party {
+    /// One right to run for all of them: they come and go together.
+    right: OnceCell<OwnedSemaphorePermit>,
+    state: Mutex<Guests>,
+}
+
+#[derive(Default)]
+struct Guests {
+    members: BTreeMap<u64, Origin>,
+    /// Blobs that a destination needs no more, or reads already.
+    settled: HashSet<(Origin, Digest)>,
+    /// Destinations that were left behind: they are not waited for again.
+    slow: HashSet<Origin>,
+}
+
+/// A job's place in its party, until dropped.
+pub(super) struct Member {
+    fan_out: FanOut,
+    party: Arc<Party>,
+    key: PartyKey,
+    number: u64,
+    destination: Origin,
+}
+
+impl FanOut {
+    /// Joins the jobs for the same source tag.
+    pub(super) fn enter(&self, source: &Origin, repository: &RepositoryName, tag: &Tag, destination: &Origin) -> Member {
+        let key = (source.clone(), repository.clone(), tag.clone());
+        let mut table = self.lock();
+        table.next += 1;
+        *table.readers.entry(source.clone()).or_default() += 1;
+        let (number, party) = (table.next, table.parties.entry(key.clone()).or_default().clone());
+        party.lock().members.insert(number, destination.clone());
+        Member { fan_out: self.clone(), party, key, number, destination: destination.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().expect("nothing panics while it holds the table")
+    }
+
+    /// Those who kept a read of `party` waiting are not waited for again.
+    fn note_slow(&self, party: &Party, missing: HashSet<Guest>) {
+        for guest in missing {
+            match guest {
+                Guest::Registry(origin) => party.lock().slow.insert(origin),
+                Guest::Job(number) => self.lock().slow.insert(number),
+            };
+        }
+    }
+}
+
+impl Party {
+    fn lock(&self) -> MutexGuard<'_, Guests> {
+        self.state.lock().expect("nothing panics while it holds the guests")
+    }
+}
+
+impl Member {
+    /// Waits for the right to run, which `right` gives once for all of the party.
+    pub(super) async fn admitted(&self, right: impl Future<Output = OwnedSemaphorePermit>) {
+        self.party.right.get_or_init(|| right).await;
+    }
+
+    /// The job has begun with a blob whose bytes it needs even where another repository of its destination gets them.
+    pub(super) fn needs(&self, digest: &Digest) {
+        let key = self.read_key(digest);
+        let mut table = self.fan_out.lock();
+        if let Some(read) = table.reads.get(&key).filter(|_| !table.slow.contains(&self.number)) {
+            read.expect(Guest::Job(self.number));
+        }
+        table.needs.entry(key).or_default().insert(self.number, Need::Coming);
+    }
+
+    /// A seat in a shared read of the blob from its start. `None`: nobody else needs it now.
+    pub(super) fn seat(&self, digest: &Digest, size: u64, open: impl FnOnce() -> Open) -> Option<Seat> {
+        let key = self.read_key(digest);
+        let mut table = self.fan_out.lock();
+        let mut expected = self.expected(digest);
+        let lingers = table.take_need(&key, self.number) && table.readers.get(&key.0).is_some_and(|readers| *readers > 1);
+        expected.extend(table.coming(&key));
+        let slow = table.slow.contains(&self.number) || self.party.lock().slow.contains(&self.destination);
+        if let Some(seat) = table.reads.get(&key).and_then(|read| read.join(self, size, slow)) {
+            return Some(seat);
+        }
+        if expected.is_empty() && !lingers {
+            return None;
+        }
+        table.shed();
+        let read = Read::new(self, key.clone(), expected, lingers, table.kept.clone(), open());
+        table.reads.insert(key, read.clone());
+        read.join(self, size, slow)
+    }
+
+    /// The other destinations of the party that may still need the blob; this one needs no more waiting for.
+    fn expected(&self, digest: &Digest) -> HashSet<Guest> {
+        let mut guests = self.party.lock();
+        if guests.members.len() < 2 {
+            return HashSet::new();
+        }
+        guests.settled.insert((self.destination.clone(), *digest));
+        let waits = |origin: &&Origin| !guests.slow.contains(*origin) && !guests.settled.contains(&((*origin).clone(), *digest));
+        guests.members.values().filter(waits).cloned().map(Guest::Registry).collect()
+    }
+
+    /// The destination needs no more of the blob, whatever came of it.
+    pub(super) fn settled(&self, digest: &Digest) {
+        let has_mates = {
+            let mut guests = self.party.lock();
+            let has_mates = guests.members.len() > 1;
+            if has_mates {
+                guests.settled.insert((self.destination.clone(), *digest));
+            }
+            has_mates
+        };
+        let key = self.read_key(digest);
+        let mut table = self.fan_out.lock();
+        let needed = table.forget_need(&key, self.number);
+        if !needed && !has_mates {
+            return;
+        }
+        let is_over = table.reads.get(&key).is_some_and(|read| !read.excuse(self));
+        let forgotten = if is_over { table.reads.remove(&key) } else { None };
+        drop(table);
+        drop(forgotten);
+    }
+
+    fn read_key(&self, digest: &Digest) -> ReadKey {
+        (self.key.0.clone(), *digest)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut table = self.fan_out.lock();
+        let mut guests = self.party.lock();
+        guests.members.remove(&self.number);
+        let is_last = guests.members.is_empty();
+        drop(guests);
+        if is_last {
+            table.parties.remove(&self.key);
+        }
+        table.leave(&self.key.0, self.number);
+        table.reads.retain(|_, read| read.excuse(self));
+    }
+}
+
+impl Table {
+    /// Forgets what ended reads keep for those who never came, where memory is short.
+    fn shed(&mut self) {
+        if self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS {
+            self.reads.retain(|_, read| !read.lock().is_over());
+        }
+    }
+
+    /// Jobs that have begun with the blob and have no seat yet.
+    fn coming(&self, key: &ReadKey) -> impl Iterator<Item = Guest> {
+        let needs = self.needs.get(key).into_iter().flatten();
+        needs.filter(|(job, need)| **need == Need::Coming && !self.slow.contains(job)).map(|(job, _)| Guest::Job(*job))
+    }
+
+    /// A job comes for its seat. Returns whether it had said that it would.
+    fn take_need(&mut self, key: &ReadKey, job: u64) -> bool {
+        let need = self.needs.get_mut(key).and_then(|needs| needs.get_mut(&job));
+        need.map(|need| *need = Need::Seated).is_some()
+    }
+
+    /// A job is done with the blob. Returns whether it needed it.
+    fn forget_need(&mut self, key: &ReadKey, job: u64) -> bool {
+        let Some(needs) = self.needs.get_mut(key) else { return false };
+        let needed = needs.remove(&job).is_some();
+        if needs.is_empty() {
+            self.needs.remove(key);
+        }
+        needed
+    }
+
+    fn leave(&mut self, source: &Origin, job: u64) {
+        self.slow.remove(&job);
+        self.needs.retain(|_, needs| {
+            needs.remove(&job);
+            !needs.is_empty()
+        });
+        if let Some(readers) = self.readers.get_mut(source) {
+            *readers -= 1;
+            if *readers == 0 {
+                self.readers.remove(source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! One read of a blob, the window of it that is kept, and who still has to come for it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::seat::Seat;
+use super::{FanOut, Guest, Member, Party, ReadKey};
+use crate::endpoint::{BlobBody, Origin};
+use crate::fault::{Class, Fault};
+use crate::oci::RepositoryName;
+use crate::transfer::verify::{Open, Opening};
+
+/// Bytes that one read keeps for those who are behind.
+const WINDOW: usize = 8 * 1024 * 1024;
+/// Bytes that all reads together keep.
+pub(super) const ALL_WINDOWS: usize = 32 * 1024 * 1024;
+/// Bytes that one read keeps for those who begin a moment later, and nobody knows of yet; as long as no more than half of
+/// all windows is kept.
+const LINGER: usize = 4 * 1024 * 1024;
+/// How long one read waits for those who are behind, beyond a twentieth of its time.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+
+/// A read that several destinations share.
+pub(super) struct Read {
+    pub(super) fan_out: FanOut,
+    pub(super) key: ReadKey,
+    pub(super) party: Arc<Party>,
+    /// The repository that it reads from.
+    pub(super) repository: RepositoryName,
+    pub(super) right: OnceCell<()>,
+    pub(super) bell: Arc<Bell>,
+    pub(super) state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) open: Open,
+    pub(super) source: Source,
+    /// What keeps the right to read until the source has ended.
+    pub(super) right: Option<Box<dyn Send>>,
+    pub(super) frames: VecDeque<Bytes>,
+    /// The number of the first frame that is kept, and the bytes of all that are.
+    pub(super) first: u64,
+    pub(super) bytes: usize,
+    pub(super) kept: Arc<AtomicUsize>,
+    /// Bytes that came from the source.
+    pub(super) read: u64,
+    pub(super) size: u64,
+    pub(super) seats: HashMap<u64, Place>,
+    pub(super) next_seat: u64,
+    /// Those who may still come for the start.
+    pub(super) expected: HashSet<Guest>,
+    /// Whether the start is kept for a while although nobody is expected.
+    pub(super) lingers: bool,
+    pub(super) began: Instant,
+    pub(super) waited: Duration,
+    pub(super) waiting_since: Option<Instant>,
+}
+
+/// How far a seat is.
+pub(super) struct Place {
+    /// The frame that it takes next.
+    pub(super) next: u64,
+    /// Whether it has asked for a frame: before, it stands in line for the right to send.
+    pub(super) moves: bool,
+    pub(super) destination: Origin,
+    job: u64,
+    /// Whether it belongs to the party that opened the read.
+    is_mate: bool,
+    /// Whether it was left behind before: then it may come along, and nobody waits.
+    slow: bool,
+}
+
+pub(super) enum Source {
+    Closed,
+    Opening(Opening),
+    Open(BlobBody),
+    Ended,
+    Failed(Class, String),
+}
+
+/// Wakes everybody who waits for the read.
+#[derive(Default)]
+pub(super) struct Bell(Mutex<Vec<Waker>>);
+
+impl Bell {
+    pub(super) fn listen(&self, waker: &Waker) {
+        let mut waiting = self.0.lock().expect("nothing panics while it holds the wakers");
+        if !waiting.iter().any(|other| other.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+    }
+
+    pub(super) fn ring(&self) {
+        let waiting = std::mem::take(&mut *self.0.lock().expect("nothing panics while it holds the wakers"));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Bell>) {
+        self.ring();
+    }
+}
+
+impl Read {
+    /// A read that is not open yet, for the job of `member`.
+    pub(super) fn new(
+        member: &Member,
+        key: ReadKey,
+        expected: HashSet<Guest>,
+        lingers: bool,
+        kept: Arc<AtomicUsize>,
+        open: Open,
+    ) -> Arc<Read> {
+        let state = State {
+            open,
+            source: Source::Closed,
+            right: None,
+            frames: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            kept,
+            read: 0,
+            size: 0,
+            seats: HashMap::new(),
+            next_seat: 0,
+            expected,
+            lingers,
+            began: Instant::now(),
+            waited: Duration::ZERO,
+            waiting_since: None,
+        };
+        let (fan_out, party, repository) = (member.fan_out.clone(), member.party.clone(), member.key.1.clone());
+        let (right, bell) = (OnceCell::new(), Arc::default());
+        Arc::new(Read { fan_out, key, party, repository, right, bell, state: Mutex::new(state) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a poll that panicked has ended its request")
+    }
+
+    /// A seat at the start, if that is still there.
+    pub(super) fn join(self: &Arc<Read>, member: &Member, size: u64, slow: bool) -> Option<Seat> {
+        let mut state = self.lock();
+        if !state.has_start() || (state.size != size && state.next_seat > 0) {
+            return None;
+        }
+        state.size = size;
+        state.expected.remove(&Guest::Registry(member.destination.clone()));
+        state.expected.remove(&Guest::Job(member.number));
+        let number = state.next_seat;
+        state.next_seat += 1;
+        let (is_mate, destination) = (Arc::ptr_eq(&self.party, &member.party), member.destination.clone());
+        state.seats.insert(number, Place { next: 0, moves: false, destination, job: member.number, is_mate, slow });
+        let is_foreign = member.key.1 != self.repository;
+        Some(Seat { read: self.clone(), number, left: size, timer: None, is_first: number == 0, is_foreign })
+    }
+
+    /// Keeps the start for somebody, if it is still there.
+    pub(super) fn expect(&self, guest: Guest) {
+        let mut state = self.lock();
+        if state.has_start() {
+            state.expected.insert(guest);
+        }
+    }
+
+    /// A job does not come any more. Returns whether the read is still needed.
+    pub(super) fn excuse(&self, member: &Member) -> bool {
+        let mut state = self.lock();
+        let mut excused = state.expected.remove(&Guest::Job(member.number));
+        if Arc::ptr_eq(&self.party, &member.party) {
+            excused |= state.expected.remove(&Guest::Registry(member.destination.clone()));
+        }
+        if excused {
+            state.trim();
+            self.bell.ring();
+        }
+        !(state.seats.is_empty() && (state.expected.is_empty() || !state.is_over()))
+    }
+}
+
+impl State {
+    pub(super) fn is_over(&self) -> bool {
+        self.seats.is_empty() && matches!(self.source, Source::Ended | Source::Failed(..))
+    }
+
+    fn has_start(&self) -> bool {
+        self.first == 0 && !matches!(self.source, Source::Failed(..))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= WINDOW || self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        self.read += bytes.len() as u64;
+        self.bytes += bytes.len();
+        self.kept.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.frames.push_back(bytes);
+    }
+
+    /// Lets go what everybody has.
+    pub(super) fn trim(&mut self) {
+        if self.first == 0 && (!self.expected.is_empty() || self.lingers) {
+            return;
+        }
+        let end = self.first + self.frames.len() as u64;
+        let needed = self.seats.values().map(|place| place.next).min().unwrap_or(end);
+        while self.first < needed {
+            let Some(bytes) = self.frames.pop_front() else { break };
+            self.first += 1;
+            self.bytes -= bytes.len();
+            self.kept.fetch_sub(bytes.len(), Ordering::Relaxed);
+            if let Some(since) = self.waiting_since.take() {
+                self.waited += since.elapsed();
+            }
+        }
+    }
+
+    /// How much longer the ones ahead wait for the ones behind.
+    pub(super) fn patience(&mut self) -> Duration {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let allowed = GRACE + self.began.elapsed() / 20;
+        allowed.saturating_sub(self.waited + since.elapsed())
+    }
+
+    /// Keeps the start no longer for those of whom nobody knows, once that takes much memory.
+    pub(super) fn stop_lingering(&mut self) {
+        if self.lingers && (self.bytes >= LINGER || self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS / 2) {
+            self.lingers = false;
+            self.trim();
+        }
+    }
+
+    /// Goes on without those for whom nobody waits: the slow ones, and who stands in line for the right to send to
+    /// `destination`, maybe for the one that whoever is ahead there has.
+    pub(super) fn leave_the_line(&mut self, destination: &Origin) {
+        let first = self.first;
+        let is_awaited = |place: &Place| !place.slow && (place.moves || place.destination != *destination);
+        self.seats.retain(|_, place| place.next > first || is_awaited(place));
+        self.trim();
+    }
+
+    /// Goes on without the slowest: those who did not come at all, else those who hold the window.
+    pub(super) fn leave_behind(&mut self) -> HashSet<Guest> {
+        let mut slow = std::mem::take(&mut self.expected);
+        if slow.is_empty() {
+            let first = self.first;
+            for (_, place) in self.seats.extract_if(|_, place| place.next == first) {
+                slow.insert(Guest::Job(place.job));
+                slow.extend(place.is_mate.then_some(Guest::Registry(place.destination)));
+            }
+        }
+        self.trim();
+        slow
+    }
+
+    /// Asks the source for one more frame; opens it again where it broke off.
+    pub(super) fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.source {
+            Source::Closed => self.source = Source::Opening((self.open)(self.read)),
+            Source::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
+                Ok(body) => self.source = Source::Open(body),
+                Err(fault) => self.fail(fault),
+            },
+            Source::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) if self.read + bytes.len() as u64 > self.size => {
+                        self.fail(Fault::corrupt("it is longer than its manifest says"))
+                    }
+                    Ok(bytes) if !bytes.is_empty() => self.push(bytes),
+                    _ => {}
+                },
+                Some(Err(fault)) if !fault.class().is_retryable() => self.fail(fault),
+                _ if self.read < self.size => self.source = Source::Opening((self.open)(self.read)),
+                _ => {
+                    self.source = Source::Ended;
+                    self.right = None;
+                }
+            },
+            Source::Ended | Source::Failed(..) => {}
+        }
+        Poll::Ready(())
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        self.source = Source::Failed(fault.class(), fault.chain());
+        self.right = None;
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.kept.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,149 @@
+//! A place in a shared read.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::read::{Read, Source, State};
+use crate::fault::{Class, Fault};
+
+/// One destination's place in a shared read: a body from the start of the blob.
+pub(in crate::transfer) struct Seat {
+    pub(super) read: Arc<Read>,
+    pub(super) number: u64,
+    pub(super) left: u64,
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    /// Whether it opened the read: what is counted once is counted for it.
+    pub(in crate::transfer) is_first: bool,
+    /// Whether its own source is another repository than the one that is read: what is wrong there need not be wrong here.
+    pub(super) is_foreign: bool,
+}
+
+impl Seat {
+    /// Waits for the right to read, which `right` gives once for all seats.
+    pub(in crate::transfer) async fn admitted<T: Send + 'static>(&self, right: impl Future<Output = T>) {
+        let keep = async {
+            let right = right.await;
+            self.read.lock().right = Some(Box::new(right));
+        };
+        self.read.right.get_or_init(|| keep).await;
+    }
+
+    /// Whether the others went on without it before it had taken anything.
+    pub(in crate::transfer) fn is_lost(&self) -> bool {
+        !self.read.lock().seats.contains_key(&self.number)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        let read = self.read.clone();
+        let mut state = read.lock();
+        loop {
+            let first = state.first;
+            let Some(place) = state.seats.get_mut(&self.number) else {
+                return Poll::Ready(Some(Err(Fault::retryable("left behind by the other destinations"))));
+            };
+            place.moves = true;
+            let ahead = place.next - first;
+            if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
+                self.advance(&mut state);
+                drop(state);
+                read.bell.ring();
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            match &state.source {
+                Source::Ended => return Poll::Ready(None),
+                Source::Failed(class, text) => return Poll::Ready(Some(Err(self.failed(*class, text)))),
+                _ => {}
+            }
+            state.stop_lingering();
+            read.bell.listen(cx.waker());
+            if state.is_full() && !state.frames.is_empty() {
+                self.leave_the_line(&mut state);
+                if state.is_full() && !state.frames.is_empty() {
+                    ready!(self.poll_patience(&mut state, cx));
+                    let missing = state.leave_behind();
+                    drop(state);
+                    read.fan_out.note_slow(&read.party, missing);
+                    state = read.lock();
+                }
+            } else {
+                let waker = Waker::from(read.bell.clone());
+                ready!(state.poll_source(&mut Context::from_waker(&waker)));
+            }
+            self.timer = None;
+            read.bell.ring();
+            read.bell.listen(cx.waker());
+        }
+    }
+
+    fn advance(&self, state: &mut State) {
+        if let Some(place) = state.seats.get_mut(&self.number) {
+            place.next += 1;
+        }
+        state.trim();
+    }
+
+    fn leave_the_line(&self, state: &mut State) {
+        if let Some(destination) = state.seats.get(&self.number).map(|place| place.destination.clone()) {
+            state.leave_the_line(&destination);
+        }
+    }
+
+    /// What the failure of the shared read means here.
+    fn failed(&self, class: Class, text: &str) -> Fault {
+        if self.is_foreign { Fault::retryable(text.to_owned()) } else { Fault::new(class, text.to_owned()) }
+    }
+
+    /// Waits for those behind. Whoever comes on meanwhile rings the bell.
+    fn poll_patience(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = state.patience();
+        let due = Instant::now() + patience;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        timer.as_mut().reset(due);
+        if patience.is_zero() { Poll::Ready(()) } else { timer.as_mut().poll(cx) }
+    }
+}
+
+impl Body for Seat {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let next = ready!(self.poll_next(cx));
+        if let Some(Ok(bytes)) = &next {
+            self.left = self.left.saturating_sub(bytes.len() as u64);
+        }
+        Poll::Ready(next.map(|bytes| bytes.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let is_over = {
+            let mut state = self.read.lock();
+            state.seats.remove(&self.number);
+            state.trim();
+            state.seats.is_empty()
+        };
+        self.read.bell.ring();
+        if is_over {
+            let mut table = self.read.fan_out.lock();
+            let is_this = table.reads.get(&self.read.key).is_some_and(|read| Arc::ptr_eq(read, &self.read));
+            let is_needed = {
+                let state = self.read.lock();
+                !state.seats.is_empty() || (!state.expected.is_empty() && state.is_over())
+            };
+            let forgotten = if is_this && !is_needed { table.reads.remove(&self.read.key) } else { None };
+            drop(table);
+            drop(forgotten);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::time::Instant;
+
+use super::read::GRACE;
+use super::*;
+use crate::endpoint::BlobBody;
+use crate::fault::{Class, Fault};
+
+const MIB: usize = 1024 * 1024;
+
+fn origin(name: &str) -> Origin {
+    Origin::new(&format!("http://{name}"))
+}
+
+fn enter(fan_out: &FanOut, destination: &str) -> Member {
+    fan_out.enter(&origin("staging"), &"app".parse().unwrap(), &"v1".parse().unwrap(), &origin(destination))
+}
+
+/// A source of so many MiB that counts what is read from it.
+fn source(mebibytes: usize, count: &Arc<AtomicUsize>) -> Open {
+    let count = count.clone();
+    Box::new(move |offset| {
+        let count = count.clone();
+        let frames = (offset as usize / MIB..mebibytes).map(move |number| {
+            count.fetch_add(MIB, Ordering::Relaxed);
+            Ok(Frame::data(Bytes::from(vec![number as u8; MIB])))
+        });
+        Box::pin(async move { Ok(BlobBody::new(StreamBody::new(futures::stream::iter(frames)))) })
+    })
+}
+
+async fn drain(seat: Seat) -> Result<usize, Fault> {
+    let mut body = BlobBody::new(seat);
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        bytes += frame?.len();
+        tokio::task::yield_now().await;
+    }
+    Ok(bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_byte_is_read_once_for_all() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let members = ["a", "b", "c"].map(|name| enter(&fan_out, name));
+    let seats = members.each_ref().map(|member| member.seat(&digest, 40 << 20, || source(40, &count)).unwrap());
+    let all = futures::future::join_all(seats.map(drain)).await;
+    assert!(all.into_iter().all(|bytes| bytes.unwrap() == 40 * MIB));
+    assert_eq!(count.load(Ordering::Relaxed), 40 * MIB);
+    assert!(fan_out.lock().reads.is_empty());
+    assert_eq!(fan_out.lock().kept.load(Ordering::Relaxed), 0);
+    drop(members);
+    assert!(fan_out.lock().parties.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_alone_reads_alone() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let only = enter(&fan_out, "a");
+    assert!(only.seat(&digest, 1 << 20, || source(1, &count)).is_none());
+    let other = enter(&fan_out, "b");
+    other.settled(&digest);
+    assert!(only.seat(&digest, 1 << 20, || source(1, &count)).is_none(), "the other one has it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_blob_waits_for_those_who_come_later() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let (early, late, never) = (enter(&fan_out, "a"), enter(&fan_out, "b"), enter(&fan_out, "c"));
+    assert_eq!(drain(early.seat(&digest, 3 << 20, || source(3, &count)).unwrap()).await.unwrap(), 3 * MIB);
+    assert_eq!(drain(late.seat(&digest, 3 << 20, || source(3, &count)).unwrap()).await.unwrap(), 3 * MIB);
+    assert_eq!(count.load(Ordering::Relaxed), 3 * MIB);
+    assert_eq!(fan_out.lock().reads.len(), 1);
+    drop(never);
+    assert!(fan_out.lock().reads.is_empty());
+    assert_eq!(fan_out.lock().kept.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lags_is_left_behind_after_a_while() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let (fast, stuck, missing) = (enter(&fan_out, "a"), enter(&fan_out, "b"), enter(&fan_out, "c"));
+    let seat = fast.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
+    let stands = stuck.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
+    let start = Instant::now();
+    assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
+    assert!(start.elapsed() <= GRACE * 2, "held back for {:?}", start.elapsed());
+    assert_eq!(count.load(Ordering::Relaxed), 100 * MIB);
+    assert_eq!(drain(stands).await.unwrap_err().class(), Class::RETRYABLE);
+    assert!(missing.seat(&digest, 100 << 20, || source(100, &count)).is_none_or(|seat| seat.is_first));
+    assert!(missing.party.lock().slow.contains(&origin("c")), "it is not waited for again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_is_not_waited_for() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let (fast, gone) = (enter(&fan_out, "a"), enter(&fan_out, "b"));
+    let seat = fast.seat(&digest, 30 << 20, || source(30, &count)).unwrap();
+    let left = gone.seat(&digest, 30 << 20, || source(30, &count)).unwrap();
+    let start = Instant::now();
+    let (read, ()) = tokio::join!(drain(seat), async { drop(left) });
+    assert_eq!(read.unwrap(), 30 * MIB);
+    assert!(start.elapsed().is_zero());
+}
+
+fn of_app(fan_out: &FanOut, app: &str) -> Member {
+    fan_out.enter(&origin("staging"), &app.parse().unwrap(), &"v1".parse().unwrap(), &origin("production"))
+}
+
+fn assert_empty(fan_out: &FanOut) {
+    let table = fan_out.lock();
+    assert!(table.reads.is_empty() && table.parties.is_empty() && table.needs.is_empty());
+    assert!(table.slow.is_empty() && table.readers.is_empty());
+    assert_eq!(table.kept.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let members = ["a", "b", "c"].map(|app| of_app(&fan_out, app));
+    members[0].needs(&digest);
+    members[1].needs(&digest);
+    // The third begins a moment later, when the first has a part of the start already.
+    let first = members[0].seat(&digest, 40 << 20, || source(40, &count)).unwrap();
+    let mut first = BlobBody::new(first);
+    first.frame().await.unwrap().unwrap();
+    members[2].needs(&digest);
+    let seats = [1, 2].map(|number| members[number].seat(&digest, 40 << 20, || source(40, &count)).unwrap());
+    let rest = async {
+        while let Some(frame) = first.frame().await {
+            frame.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let (all, ()) = tokio::join!(futures::future::join_all(seats.map(drain)), rest);
+    assert!(all.into_iter().all(|bytes| bytes.unwrap() == 40 * MIB));
+    assert_eq!(count.load(Ordering::Relaxed), 40 * MIB);
+    drop((first, members));
+    assert_empty(&fan_out);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let (early, late) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    early.needs(&digest);
+    let seat = early.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
+    let start = Instant::now();
+    assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
+    assert!(start.elapsed().is_zero(), "it waited for somebody who did not come");
+    late.needs(&digest);
+    assert_eq!(drain(late.seat(&digest, 100 << 20, || source(100, &count)).unwrap()).await.unwrap(), 100 * MIB);
+    assert_eq!(count.load(Ordering::Relaxed), 200 * MIB);
+    drop((early, late));
+    assert_empty(&fan_out);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_anew() {
+    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let digest = Digest::sha256(b"x");
+    let members = ["a", "b", "c"].map(|app| of_app(&fan_out, app));
+    members.iter().for_each(|member| member.needs(&digest));
+    let [first, second, third] = members.each_ref().map(|member| member.seat(&digest, 30 << 20, || source(30, &count)).unwrap());
+    let start = Instant::now();
+    assert_eq!(drain(first).await.unwrap(), 30 * MIB);
+    assert!(start.elapsed().is_zero());
+    assert!(second.is_lost() && third.is_lost());
+    let again = [1, 2].map(|number| members[number].seat(&digest, 30 << 20, || source(30, &count)).unwrap());
+    assert!(futures::future::join_all(again.map(drain)).await.into_iter().all(|bytes| bytes.unwrap() == 30 * MIB));
+    assert_eq!(count.load(Ordering::Relaxed), 60 * MIB, "those who were left share the next read");
+    drop((second, third, members));
+    assert_empty(&fan_out);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_repository_lacks_another_may_hold() {
+    let fan_out = FanOut::default();
+    let digest = Digest::sha256(b"x");
+    let (lacking, holding) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    lacking.needs(&digest);
+    holding.needs(&digest);
+    let gone = || -> Open { Box::new(|_| Box::pin(async { Err(Fault::not_found("gone")) })) };
+    let own = lacking.seat(&digest, 1 << 20, gone).unwrap();
+    let foreign = holding.seat(&digest, 1 << 20, gone).unwrap();
+    assert_eq!(drain(own).await.unwrap_err().class(), Class::NotFound);
+    assert_eq!(drain(foreign).await.unwrap_err().class(), Class::RETRYABLE, "it asks its own repository");
+}
