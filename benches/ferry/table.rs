@@ -162,9 +162,11 @@ pub fn tables(facts: &Facts, rows: &[Row]) -> String {
     }
     text.push_str(".\n\n");
     write_table(&mut text, "tool", &columns(facts), rows);
-    text.push_str("\nCPU seconds during the pass:\n\n");
     let done: Vec<&Row> = rows.iter().filter(|row| row.runs.is_ok()).collect();
-    write_table(&mut text, "while it runs", &shares(), done);
+    if !done.is_empty() {
+        text.push_str("\nCPU seconds during the pass:\n\n");
+        write_table(&mut text, "while it runs", &shares(), done);
+    }
     text
 }
 

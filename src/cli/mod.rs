@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use futures::FutureExt as _;
 use indicatif::MultiProgress;
 
 use crate::config::Config;
@@ -197,15 +198,15 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
 
 async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
     match &arguments.command {
-        Command::Run => Box::pin(run::run(arguments)).await,
-        Command::Sync(command) => Box::pin(command.run(arguments, lines, screen)).await,
-        Command::Copy(command) => Box::pin(command.run(lines, Manner::of(arguments.quiet > 0, screen))).await,
-        Command::Promote(command) => Box::pin(command.run(lines, Manner::of(arguments.quiet > 0, screen))).await,
-        Command::Status(command) => Box::pin(command.run(arguments, lines)).await,
-        Command::Check(command) => Box::pin(command.run(arguments, lines)).await,
-        Command::History(command) => Box::pin(command.run(arguments, lines)).await,
-        Command::Demo(command) => Box::pin(command.run(lines)).await,
-        Command::Iam(command) => Box::pin(command.run(arguments, lines)).await,
+        Command::Run => run::run(arguments).boxed_local().await,
+        Command::Sync(command) => command.run(arguments, lines, screen).boxed_local().await,
+        Command::Copy(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
+        Command::Promote(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
+        Command::Status(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Check(command) => command.run(arguments, lines).boxed_local().await,
+        Command::History(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Demo(command) => command.run(lines).boxed_local().await,
+        Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
         Command::Completions(command) => Ok(command.run(lines)),
     }

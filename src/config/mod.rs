@@ -10,10 +10,11 @@
 //! | `substitute` | `${VAR}` in values |
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
 //! | `units` | durations and amounts |
-//! | `daemon`, `registries`, `routes` | the three parts of the file |
+//! | `daemon`, `registries`, `limits`, `routes` | the three parts of the file; what a registry is spared |
 //! | `schema` | the file's shape as JSON schema, for editors |
 
 mod daemon;
+mod limits;
 mod problem;
 mod registries;
 mod routes;
@@ -32,8 +33,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use daemon::Daemon;
+pub use limits::Limits;
 pub use problem::{Error, Position, Problem};
-pub use registries::{Limits, Registry, RegistryKind};
+pub use registries::{Registry, RegistryKind};
 pub use schema::schema;
 
 use crate::oci::Digest;

@@ -2,23 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use secrecy::SecretSlice;
 use url::Url;
 
+use super::limits::{Limits, limits};
 use super::section::{Item, Section};
-use super::units;
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::oci::Host;
 use crate::registry::auth::{Credentials, docker};
 use crate::registry::profile::Kind;
 use crate::registry::{self, Deadlines, Tls};
-
-/// Most requests at once to one registry.
-const MOST_AT_ONCE: usize = 256;
 
 /// A registry under the name that the user gave it.
 #[derive(Debug)]
@@ -44,17 +40,6 @@ impl fmt::Debug for RegistryKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         origin(self).fmt(f)
     }
-}
-
-/// What a registry is spared. `None`: what its profile says.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
-    /// Requests at once, 1 to 256.
-    pub concurrency: Option<NonZeroUsize>,
-    /// Requests in a second, on average.
-    pub requests_per_second: Option<f64>,
-    /// Bytes in a second, both ways together.
-    pub bandwidth: Option<u64>,
 }
 
 /// The registries that could be read, and the names of all.
@@ -279,7 +264,7 @@ fn remote(
 }
 
 /// `Some(None)` for an absent key, `None` after a complaint.
-fn optional<'a, T>(item: &Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
+pub(super) fn optional<'a, T>(item: &Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
     match item {
         Some(item) => read(item).map(Some),
         None => Some(None),
@@ -494,21 +479,4 @@ fn pem(item: &Item<'_>, label: &str) -> Option<Vec<u8>> {
 
 fn realms(item: &Item<'_>) -> Option<Vec<String>> {
     item.list()?.iter().map(|realm| realm.parse(str::parse::<Host>).map(|host| host.to_string())).collect()
-}
-
-fn limits(section: &mut Section<'_>) -> Option<Limits> {
-    let concurrency = optional(&section.item("concurrency"), |item| item.parse(at_once));
-    let requests_per_second = optional(&section.item("requests_per_second"), |item| item.parse(rate));
-    let bandwidth = optional(&section.item("bandwidth"), |item| item.parse(units::bytes));
-    Some(Limits { concurrency: concurrency?, requests_per_second: requests_per_second?, bandwidth: bandwidth? })
-}
-
-fn at_once(text: &str) -> Result<NonZeroUsize, String> {
-    let number = text.trim().parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST_AT_ONCE);
-    number.ok_or_else(|| format!("\"{}\" is not a number from 1 to {MOST_AT_ONCE}", shown(text)))
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.trim().parse::<f64>().ok().filter(|rate| (0.01..=100_000.0).contains(rate));
-    rate.ok_or_else(|| format!("\"{}\" is not a number from 0.01 to 100000", shown(text)))
 }

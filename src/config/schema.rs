@@ -80,8 +80,8 @@ struct Registry {
     concurrency: Option<Number>,
     /// Requests in a second, on average.
     requests_per_second: Option<Number>,
-    /// Bytes in a second: `50MiB`.
-    bandwidth: Option<Number>,
+    /// Bytes in a second: `50MiB`; or windows, of which the first that holds counts. Default: no limit.
+    bandwidth: Option<Bandwidth>,
     /// AWS region, where the host does not tell it.
     region: Option<String>,
     /// Role to assume.
@@ -98,6 +98,29 @@ struct Registry {
     identity: Option<String>,
     /// Address of ECR's control plane, for emulators and private endpoints.
     ecr_endpoint: Option<String>,
+}
+
+/// One rate, or rates by day and time.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Bandwidth {
+    Always(Number),
+    Windows(#[schemars(length(min = 1, max = 50))] Vec<Window>),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Window {
+    /// The days on which it begins: `sat`, `mon-fri`, or a list of such. Default: all.
+    days: Option<OneOrMany>,
+    /// When it begins, by the clock of this machine's time zone: `08:00`. Default: the whole day.
+    #[schemars(regex(pattern = "^[0-9]{2}:[0-9]{2}$"))]
+    from: Option<String>,
+    /// When it is over; before `from`: on the next day.
+    #[schemars(regex(pattern = "^[0-9]{2}:[0-9]{2}$"))]
+    to: Option<String>,
+    /// Bytes in a second: `50MiB`, or `off` for no limit.
+    rate: Number,
 }
 
 #[derive(JsonSchema)]

@@ -113,6 +113,11 @@ impl<'a> Item<'a> {
         }
     }
 
+    /// Whether it is a list.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
     /// A list, and nothing else.
     pub(super) fn list(&self) -> Option<Vec<Item<'a>>> {
         match &self.node.value {

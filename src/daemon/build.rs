@@ -116,7 +116,7 @@ impl Parts {
             RegistryKind::Remote(settings) => self.registry(settings.clone())?,
             RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
         };
-        self.limit(&site, registry.limits);
+        self.limit(&site, registry.limits.clone());
         Ok(site)
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use futures::FutureExt as _;
+
 use super::Error;
 use super::build::Parts;
 use crate::config::Config;
@@ -68,7 +70,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     }
     for route in &world.routes.0 {
         let name = format!("route {}", route.name);
-        match discover(&world, route, &Stop::default()).await {
+        match discover(&world, route, &Stop::default()).boxed_local().await {
             Err(fault) => checks.push(Check::of(name, Err(fault))),
             Ok(found) => {
                 let count = found.len();
@@ -79,10 +81,13 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
                 let mut tried = BTreeSet::new();
                 for repository in found.iter().take(TRIED) {
                     let source = world.source(route, repository);
-                    checks.push(Check::of(format!("read {}", source.address()), read(&source).await));
+                    checks.push(Check::of(format!("read {}", source.address()), read(&source).boxed_local().await));
                     for side in world.destinations(route, repository).unwrap_or_default() {
                         if tried.insert(side.repository.address()) {
-                            checks.push(Check::of(format!("write {}", side.repository.address()), write(&side.repository).await));
+                            checks.push(Check::of(
+                                format!("write {}", side.repository.address()),
+                                write(&side.repository).boxed_local().await,
+                            ));
                             checks.extend(mutable(&side.repository).await);
                         }
                     }

@@ -424,11 +424,11 @@ impl Source for Repository {
             return Ok(Some(*read));
         }
         // A document that is not there under its own digest was never pushed; the control plane knows which one was.
-        if self.inner.resolve(&Target::Digest(*read)).boxed().await?.is_some() {
+        if self.inner.resolve(&Target::Digest(*read)).await?.is_some() {
             self.shared().note_pushed(name, read);
             return Ok(Some(*read));
         }
-        match self.control().digest_of(name, tag, self.tally()).boxed().await? {
+        match self.control().digest_of(name, tag, self.tally()).await? {
             Answer::Given(digest) => Ok(digest),
             Answer::Denied(fault) => Err(Fault::rejected(format!(
                 "{}:{tag} is another document by tag than was pushed: allow ecr:DescribeImages, which tells its digest, or name the digest",

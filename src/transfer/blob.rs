@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -51,7 +50,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if self.destination.abilities().mount != Mount::Held {
             self.member.needs(&blob.digest);
         }
-        let brought = self.bring(blob).boxed().await;
+        let brought = self.bring(blob).await;
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::pace::{Bucket, Gate, Pass, Permit, Whole};
+use super::bandwidth::{Meter, Plan};
+use super::pace::{Gate, Pass, Permit, Whole};
 use crate::allowance::Allowance;
 pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
@@ -19,14 +20,14 @@ use crate::fault::{Class, Fault};
 use crate::registry::profile::Quotas;
 
 /// What the config says of one registry, and what its operator documents.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Requests at once, 1 to 256; default [`REQUESTS`].
     pub concurrency: Option<usize>,
     /// Requests per second.
     pub requests_per_second: Option<f64>,
-    /// Blob bytes per second, each way.
-    pub bandwidth: Option<u64>,
+    /// Blob bytes per second, both ways together.
+    pub bandwidth: Option<Plan>,
     /// Documented quotas, in requests per second.
     pub quotas: Quotas,
 }
@@ -89,7 +90,7 @@ pub struct Lane {
     settings: Settings,
     gates: [Gate; 5],
     whole: Whole,
-    bandwidth: Option<Bucket>,
+    bandwidth: Option<Meter>,
     /// What the registry says that it still allows.
     allowance: Mutex<Allowance>,
 }
@@ -156,11 +157,11 @@ impl Lane {
     fn new(settings: Settings) -> Lane {
         let most = settings.concurrency.unwrap_or(REQUESTS);
         Lane {
-            settings,
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             whole: Whole::new(most, settings.requests_per_second),
             allowance: Mutex::default(),
-            bandwidth: settings.bandwidth.map(|rate| Bucket::new(rate as f64, (rate as f64 / 4.0).max(65536.0))),
+            bandwidth: settings.bandwidth.clone().map(Meter::new),
+            settings,
         }
     }
 
@@ -217,7 +218,7 @@ impl Lane {
 
     /// How long to wait for so many bytes to have been allowed.
     pub fn bandwidth(&self, bytes: u64) -> Duration {
-        self.bandwidth.as_ref().map_or(Duration::ZERO, |bucket| bucket.take(bytes as f64))
+        self.bandwidth.as_ref().map_or(Duration::ZERO, |meter| meter.take(bytes))
     }
 }
 
@@ -262,7 +263,7 @@ mod tests {
     async fn bandwidth_is_a_debt_that_is_paid_by_waiting() {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
-        limits.set(&origin, Settings { bandwidth: Some(1_000_000), ..Settings::default() });
+        limits.set(&origin, Settings { bandwidth: Some(Plan::constant(1_000_000)), ..Settings::default() });
         let lane = limits.lane(&origin);
         let start = Instant::now();
         for _ in 0..10 {
@@ -277,10 +278,10 @@ mod tests {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
         let settings = Settings { concurrency: Some(1), ..Settings::default() };
-        limits.set(&origin, settings);
+        limits.set(&origin, settings.clone());
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Writes).await;
-        limits.set(&origin, settings);
+        limits.set(&origin, settings.clone());
         assert!(Arc::ptr_eq(&limits.lane(&origin), &lane));
         let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
         assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);

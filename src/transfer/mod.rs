@@ -7,6 +7,7 @@
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
 mod absent;
+pub mod bandwidth;
 mod blob;
 mod carry;
 mod chunk;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -238,7 +240,8 @@ impl Engine {
             counts: Counts::default(),
         };
         let _in_flight = self.metrics.in_flight();
-        let story = trip.promote().await;
+        // Boxed: whoever waits for a job is not as large as all that may happen in it.
+        let story = trip.promote().boxed().await;
         trip.end(story, tally.requests())
     }
 }

@@ -95,7 +95,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Seen::Absent => None,
             // What is missing in production has to be read anyway: one request instead of two.
             Seen::Unknown if sight.destination == Seen::Absent && !self.job.dry_run => {
-                manifest = self.tagged_manifest(&self.job.key.tag).boxed().await?;
+                manifest = self.tagged_manifest(&self.job.key.tag).await?;
                 manifest.as_ref().map(|manifest| manifest.digest)
             }
             Seen::Unknown => self.own_source_digest().await?,
@@ -276,7 +276,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
             // No word on the digest: only the bytes tell.
-            Some(_) => Ok(self.tagged_manifest(tag).boxed().await?.map(|manifest| manifest.digest)),
+            Some(_) => Ok(self.tagged_manifest(tag).await?.map(|manifest| manifest.digest)),
         }
     }
 
@@ -300,7 +300,6 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     let (tag, read) = (tag.clone(), manifest.digest);
                     async move { destination.pushed_digest(&tag, &read).await }
                 })
-                .boxed()
                 .await
             }
         }

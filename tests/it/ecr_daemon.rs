@@ -20,12 +20,18 @@ struct Pair {
 
 impl Pair {
     async fn new(daemon: impl FnOnce(Config) -> Config) -> Pair {
+        Pair::with(json!({}), daemon).await
+    }
+
+    /// The same, with more keys of the ECR.
+    async fn with(more: Value, daemon: impl FnOnce(Config) -> Config) -> Pair {
         let (ecr, well) = (Ecr::start(HOME).await, Registry::distribution3());
         ecr.create("staging-demo-app").create("prod-demo-app");
         ecr.ways(|ways| ways.mounting = true);
         Client::new(&well.url()).push("staging", "v0", &Image::oci(99, &[500])).await;
         let plane = Proxy::before(&ecr.url()).await;
         let on_ecr = merged(keys(&ecr, HOME), json!({"ecr_endpoint": plane.url()}));
+        let on_ecr = merged(on_ecr, more);
         let route = |name: &str, from: &str, to: &str| json!({"name": name, "from": from, "to": to, "tags": {"include": ["*"]}});
         let config = Config::new()
             .registry_with("ecr", &ecr.url(), on_ecr)
@@ -163,7 +169,6 @@ async fn trouble_is_told_once_and_the_other_routes_go_on() {
     assert_discreet(&daemon.log());
 }
 
-/// A role that nobody lets us take, and an endpoint that is away, when the daemon starts.
 #[tokio::test]
 async fn a_token_endpoint_that_is_down_at_the_start_is_told_once_and_waited_for() {
     let mut pair = Pair::new(|config| config.daemon("poll", json!("1s"))).await;
@@ -183,6 +188,49 @@ async fn a_token_endpoint_that_is_down_at_the_start_is_told_once_and_waited_for(
     assert!(is_up(&daemon, "ecr").await);
     eventually("the end is told", async || lines(&daemon, 0).iter().any(|line| line.contains("looking works again")).then_some(()))
         .await;
+}
+
+#[tokio::test]
+async fn a_role_that_cannot_be_assumed_is_told_once_and_taken_when_it_can() {
+    let role = json!({"role_arn": format!("arn:aws:iam::{HOME}:role/closed")});
+    let mut pair = Pair::with(role, |config| config.daemon("poll", json!("1s"))).await;
+    let (tag, image) = pair.push().await;
+    let daemon = pair.ferry.start_ready().await;
+    for _ in 0..3 {
+        assert_eq!(look(&daemon, "app").await, 3);
+    }
+    pair.goes_well(&daemon).await;
+    let said = lines(&daemon, 0);
+    let words = [BUILDER, "sts:AssumeRole", "role/closed", "trust policy"];
+    assert!(said.len() == 1 && words.iter().all(|words| said[0].contains(words)), "{said:#?}");
+    assert!(!is_up(&daemon, "ecr").await && trouble(&pair.ferry, "ecr").await.contains("sts:AssumeRole"));
+
+    pair.ecr.ways(|ways| ways.opens_roles = true);
+    assert_eq!(look(&daemon, "app").await, 0);
+    pair.assert_promoted(&tag, &image).await;
+    assert!(is_up(&daemon, "ecr").await);
+    assert_discreet(&daemon.log());
+}
+
+/// Both planes throttle; whoever waits there is no trouble, and holds up nobody else.
+#[tokio::test]
+async fn a_registry_that_throttles_is_waited_for_without_a_word() {
+    let mut pair = Pair::new(|config| config.daemon("poll", json!("1s"))).await;
+    let (tag, image) = pair.push().await;
+    pair.ecr.ways(|ways| ways.storm = usize::MAX);
+    let daemon = pair.ferry.start().await;
+    eventually("both sides were throttled", async || (pair.ecr.count("DescribeImages") > 2).then_some(())).await;
+    pair.goes_well(&daemon).await;
+    pair.ecr.ways(|ways| ways.storm = 1);
+    eventually("it is promoted all the same", async || {
+        (pair.ecr.client().digest("prod-demo-app", &tag).await.as_deref() == Some(image.digest())).then_some(())
+    })
+    .await;
+    assert!(pair.ecr.log().iter().any(|act| act.action == "PutImage"));
+    let said = lines(&daemon, 0).into_iter().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>();
+    assert!(said.is_empty(), "{said:#?}");
+    let waited = daemon.metric("blobferry_rate_limited_seconds_total", &[("registry", "ecr")]).await;
+    assert!(waited.is_some_and(|seconds| seconds > 0.0), "{waited:?}");
 }
 
 /// The time from push to production is told for what was pushed while the daemon ran: what lay there before says nothing of

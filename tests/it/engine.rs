@@ -12,6 +12,7 @@ use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Pl
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
+use blobferry::transfer::bandwidth::Plan;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::retry::Settings as RetrySettings;
 use blobferry::transfer::{Ending, Engine, Limits, Metrics, Settings, Stop};
@@ -56,7 +57,9 @@ impl World {
     /// So many bytes per second from staging: under a clock that leaps, an exact place in time for every byte.
     pub fn slowly(self, bandwidth: usize) -> World {
         let origin = self.staging.repository("app").origin().clone();
-        self.engine.limits.set(&origin, LaneSettings { bandwidth: Some(bandwidth as u64), ..LaneSettings::default() });
+        self.engine
+            .limits
+            .set(&origin, LaneSettings { bandwidth: Some(Plan::constant(bandwidth as u64)), ..LaneSettings::default() });
         self
     }
 

@@ -5,6 +5,8 @@ mod wrong;
 use std::fs;
 use std::time::Duration;
 
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
 use proptest::prelude::*;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
@@ -12,6 +14,7 @@ use serde_json::Value;
 use super::*;
 use crate::job::{Drift, Existing};
 use crate::registry::auth::Credentials;
+use crate::transfer::bandwidth::{DAY, Days, Plan, Window};
 
 const REST: &str = "registries:\n  s: {url: https://s.example}\n  p: {url: https://p.example}\nroutes:\n\
     \x20 - {from: s/app, to: p/app, tags: {include: latest}}\n";
@@ -118,9 +121,9 @@ fn everything_said_arrives() {
     let identity = str::from_utf8(settings.tls.identity_pem.as_ref().unwrap().expose_secret()).unwrap();
     assert!(identity.contains("END CERTIFICATE-----\n\n-----BEGIN PRIVATE KEY"), "{identity}");
     assert!(settings.tls.ca_pem.is_some());
-    let limits = config.registries["s"].limits;
+    let limits = &config.registries["s"].limits;
     assert_eq!((limits.concurrency.map(|n| n.get()), limits.requests_per_second), (Some(12), Some(0.5)));
-    assert_eq!(limits.bandwidth, Some(2 << 20));
+    assert_eq!(limits.bandwidth, Some(Plan::constant(2 << 20)));
     let RegistryKind::Layout(path) = &config.registries["d"].kind else { panic!("{config:?}") };
     assert_eq!(path, Path::new("/nowhere/images"));
     let route = &config.routes[0];
@@ -244,10 +247,11 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 6] = [
+    let places: [Place; 7] = [
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
+        ("Window", |key| format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")),
         ("Defaults", |key| format!("defaults: {{{key}}}\n")),
         ("Route", |key| format!("routes: [{{{key}}}]\n")),
         ("Tags", |key| format!("defaults: {{tags: {{{key}}}}}\n")),
@@ -270,7 +274,11 @@ fn the_schema_names_the_very_keys_that_are_read() {
 fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String> {
     let shape = resolve(shape, schema);
     match &node.value {
-        yaml::Value::List(items) => items.iter().flat_map(|item| unknown_keys(item, &shape["items"], schema)).collect(),
+        yaml::Value::List(items) => {
+            let alternatives = shape["anyOf"].as_array().into_iter().flatten();
+            let shape = [shape].into_iter().chain(alternatives).find_map(|shape| shape.get("items")).unwrap_or(&Value::Null);
+            items.iter().flat_map(|item| unknown_keys(item, shape, schema)).collect()
+        }
         yaml::Value::Map(entries) => entries
             .iter()
             .filter(|entry| !entry.key.starts_with("x-"))
@@ -303,8 +311,8 @@ fn the_schema_knows_every_key_of_the_examples() {
         let document = yaml::parse(&fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(unknown_keys(&document, &schema, &schema), [""; 0], "{}", path.display());
     }
-    let stray = yaml::parse("daemon: {stray: 1}\nroutes: [{tags: {odd: 1}}]\n").unwrap();
-    assert_eq!(unknown_keys(&stray, &schema, &schema), ["stray", "odd"], "the check itself sees strays");
+    let stray = yaml::parse("daemon: {stray: 1}\nregistries: {s: {bandwidth: [{rat: 1}]}}\nroutes: [{tags: {odd: 1}}]\n").unwrap();
+    assert_eq!(unknown_keys(&stray, &schema, &schema), ["stray", "rat", "odd"], "the check itself sees strays");
 }
 
 proptest! {
@@ -321,4 +329,32 @@ proptest! {
         let damaged: String = text[..from].iter().copied().chain(typed.chars()).chain(text[to..].iter().copied()).collect();
         let _ = Config::parse(&damaged, &example, &|_| None);
     }
+}
+
+#[test]
+fn bandwidth_may_follow_the_week() {
+    let config = parse(
+        "registries:\n\
+         \x20 s:\n\
+         \x20   url: https://s.example\n\
+         \x20   bandwidth:\n\
+         \x20   - {days: [mon-thu, sun], from: 22:00, to: 06:00, rate: 1MiB}\n\
+         \x20   - {days: sat, from: '08:00', to: '24:00', rate: off}\n\
+         \x20   - {rate: 5}\n\
+         \x20 p: {url: https://p.example}\n\
+         routes:\n\
+         \x20 - {from: s/app, to: p/app, tags: {include: latest}}\n",
+    );
+    let days = |stretches: &[(Weekday, Weekday)]| stretches.iter().fold(Days::NONE, |days, (first, last)| days.and(*first, *last));
+    let windows = [
+        Window {
+            days: days(&[(Weekday::Monday, Weekday::Thursday), (Weekday::Sunday, Weekday::Sunday)]),
+            from: 22 * 60,
+            to: 6 * 60,
+            rate: Some(1 << 20),
+        },
+        Window { days: days(&[(Weekday::Saturday, Weekday::Saturday)]), from: 8 * 60, to: DAY, rate: None },
+        Window::always(Some(5)),
+    ];
+    assert_eq!(config.registries["s"].limits.bandwidth, Some(Plan::new(windows, TimeZone::system())));
 }

@@ -150,6 +150,15 @@ const REGISTRY: &[(&str, &str)] = &[
         "5:18: registries.s.concurrency: \"0\" is not a number from 1 to 256\n6:26: registries.s.requests_per_second: \"fast\" is not a number from 0.01 to 100000\n7:16: registries.s.bandwidth: \"5 lightyears\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)",
     ),
     (
+        "url: https://s.example\n    bandwidth:\n    - {days: [mon-fry, sat], from: '8:00', to: '24:01', rate: fast, until: x}\n    - {from: '08:00', rate: 1}\n    - {from: '08:00', to: '08:00', rate: off}\n    - {days: []}\n",
+        "6:15: registries.s.bandwidth[0].days[0]: \"mon-fry\" is no day and no stretch of days (examples: sat, mon-fri)\n6:36: registries.s.bandwidth[0].from: \"8:00\" is not a time of day (example: 08:00)\n6:48: registries.s.bandwidth[0].to: \"24:01\" is not a time of day (example: 08:00)\n6:63: registries.s.bandwidth[0].rate: \"fast\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)\n6:69: registries.s.bandwidth[0].until: unknown key; known here: days, from, to, rate\n7:7: registries.s.bandwidth[1].to: is missing: from needs it\n8:27: registries.s.bandwidth[2].to: is the time at which the window begins; leave both away for the whole day\n9:7: registries.s.bandwidth[3].rate: is missing: bytes in a second (50MiB), or off for no limit\n9:14: registries.s.bandwidth[3].days: is empty; leave it away for all days",
+    ),
+    (
+        "url: https://s.example\n    bandwidth:\n    - {rate: 1MiB}\n    - {days: sun, rate: 2MiB}\n",
+        "7:7: registries.s.bandwidth[1]: never holds: the window before it always does, and the first that holds counts",
+    ),
+    ("url: https://s.example\n    bandwidth: []\n", "5:16: registries.s.bandwidth: has 0 windows: give 1 to 50"),
+    (
         "url: https://s.example\n    kind: habor\n",
         "5:11: registries.s.kind: \"habor\" is none of distribution2, distribution3, ecr, ecr-public, dockerhub, ghcr, gar, acr, quay, harbor, artifactory, nexus, zot, gitlab, olareg, generic; did you mean \"harbor\"?",
     ),

@@ -236,12 +236,12 @@ impl View<'_> {
                     let target = target.clone();
                     async move { side.manifest(&target).await }
                 });
-                let Some(read) = read.boxed().await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
+                let Some(read) = read.await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
                 let pushed = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
                     let tag = tag.clone();
                     async move { side.pushed_digest(&tag, &read).await }
                 });
-                Ok(pushed.boxed().await?.map_or(Seen::Absent, Seen::At))
+                Ok(pushed.await?.map_or(Seen::Absent, Seen::At))
             }
         }
     }

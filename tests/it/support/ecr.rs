@@ -68,6 +68,8 @@ pub struct Ways {
     pub converts: bool,
     /// Only the first password ends by its `uses`.
     pub ends_once: bool,
+    /// Roles called `closed` may be assumed after all.
+    pub opens_roles: bool,
 }
 
 /// One act on either plane.
@@ -315,7 +317,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
     match target {
         Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
-        None if request.uri().path() == "/" => control::sts(request).await,
+        None if request.uri().path() == "/" => control::sts(&shared, request).await,
         // A task of its own: what a client that is gone had sent still arrives.
         None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
     }

@@ -168,7 +168,7 @@ fn principal(headers: &HeaderMap) -> String {
     }
 }
 
-pub(super) async fn sts(request: Request<Body>) -> Response {
+pub(super) async fn sts(shared: &Shared, request: Request<Body>) -> Response {
     let caller = principal(request.headers());
     let form: BTreeMap<String, String> = url::form_urlencoded::parse(&bytes(request.into_body()).await).into_owned().collect();
     let account = |arn: &str| arn.split(':').nth(4).unwrap_or_default().to_owned();
@@ -177,7 +177,7 @@ pub(super) async fn sts(request: Request<Body>) -> Response {
             "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult><Arn>{caller}</Arn><UserId>U</UserId><Account>{}</Account></GetCallerIdentityResult></GetCallerIdentityResponse>",
             account(&caller)
         ),
-        Some("AssumeRole") if form["RoleArn"].contains("closed") => {
+        Some("AssumeRole") if form["RoleArn"].contains("closed") && !shared.state().ways.opens_roles => {
             let body = format!(
                 "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User: {caller} is not authorized to perform: sts:AssumeRole on resource: {}</Message></Error></ErrorResponse>",
                 form["RoleArn"]
