@@ -1,7 +1,8 @@
 //! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one → send → hint.
 //!
-//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for its
-//! manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
+//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for
+//! its manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while
+//! waiting for a claim or for the next try.
 //!
 //! An upload that fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
 
