@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::engine::{World, assert_promoted};
 use crate::support::image::Corpus;
 use crate::support::memory::{Operation, Registry};
-use crate::support::{self, Config, Ferry, Kind, Proxy};
+use crate::support::{self, Act, Config, Ferry, Gate, Kind, Proxy};
 
 const MIB: usize = 1024 * 1024;
 
@@ -138,18 +138,26 @@ async fn beside_a_slow_and_a_dead_destination_the_healthy_one_takes_at_most_a_te
 #[tokio::test]
 async fn a_registry_that_does_not_mount_costs_staging_one_read_of_the_base() {
     let (staging, production) = (support::Registry::distribution3(), support::Registry::distribution3());
-    let source = Proxy::before(&staging.url()).await;
-    let corpus = Corpus::shared_base(1, 3, 1, &[12 * MIB, 300_000], 5000);
+    let (source, target) = (Proxy::before(&staging.url()).await, Proxy::before(&production.url()).await);
+    let corpus = Corpus::shared_base(1, 3, 1, &[7 * MIB, 300_000], 5000);
     for app in &corpus.apps {
         for (tag, image) in &app.versions {
             staging.client().push(&app.name, tag, image).await;
         }
     }
     let config = Config::new().registry("staging", &source.url());
-    let config = config.registry_with("production", &production.url(), json!({"kind": "gar"}));
+    let config = config.registry_with("production", &target.url(), json!({"kind": "gar"}));
     let route = json!({"name": "apps", "from": "staging/app-*", "to": "production/app-{1}", "tags": {"include": ["v*"]}});
-    let run = Ferry::new(&config.raw_route(route)).sync(&[]).await.expect(0);
-    assert_eq!(run.total("promoted"), 3);
+    let ferry = Ferry::new(&config.raw_route(route));
+    // Four blobs each: all have begun before the first is read.
+    let gate = Gate::closed();
+    source.always(Kind::BlobGet, Act::Hold(gate.clone()));
+    let all_begun = async {
+        target.seen(Kind::UploadPost, 12).await;
+        gate.open();
+    };
+    let (run, ()) = tokio::join!(ferry.sync(&[]), all_begun);
+    assert_eq!(run.expect(0).total("promoted"), 3);
     for app in &corpus.apps {
         for (tag, image) in &app.versions {
             production.client().assert_holds(&app.name, tag, image).await;
