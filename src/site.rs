@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
+
 use crate::ecr;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
@@ -70,7 +72,7 @@ impl Site {
     pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
         match self {
             Site::Registry(registry) => registry.repositories(cursor).await,
-            Site::Ecr(registry) => registry.repositories(cursor).await,
+            Site::Ecr(registry) => registry.repositories(cursor).boxed().await,
             Site::Layout(root) => root.repositories(cursor).await,
         }
     }
@@ -83,6 +85,18 @@ macro_rules! either {
             Repository::Registry($repository) => $call,
             Repository::Ecr($repository) => $call,
             Repository::Layout($repository) => $call,
+        }
+    };
+}
+
+/// As above, for requests. The way through the AWS SDK is long, and its future large: boxed, it does not make the requests
+/// to all other registries as large.
+macro_rules! ask {
+    ($self:ident, $repository:ident => $call:expr) => {
+        match $self {
+            Repository::Registry($repository) => $call.await,
+            Repository::Ecr($repository) => $call.boxed().await,
+            Repository::Layout($repository) => $call.await,
         }
     };
 }
@@ -113,27 +127,27 @@ impl Source for Repository {
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
-        either!(self, repository => repository.tags(cursor).await)
+        ask!(self, repository => repository.tags(cursor))
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        either!(self, repository => repository.resolve(target).await)
+        ask!(self, repository => repository.resolve(target))
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
-        either!(self, repository => repository.manifest(target).await)
+        ask!(self, repository => repository.manifest(target))
     }
 
     async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
-        either!(self, repository => repository.pushed_digest(tag, read).await)
+        ask!(self, repository => repository.pushed_digest(tag, read))
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        either!(self, repository => repository.referrers(subject, cursor).await)
+        ask!(self, repository => repository.referrers(subject, cursor))
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        either!(self, repository => repository.read_blob(blob, offset).await)
+        ask!(self, repository => repository.read_blob(blob, offset))
     }
 }
 
@@ -143,19 +157,19 @@ impl Destination for Repository {
     }
 
     async fn surely_mounts(&self) -> bool {
-        either!(self, repository => repository.surely_mounts().await)
+        ask!(self, repository => repository.surely_mounts())
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
-        either!(self, repository => repository.has_blob(digest).await)
+        ask!(self, repository => repository.has_blob(digest))
     }
 
     async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
-        either!(self, repository => repository.begin_upload(digest, from).await)
+        ask!(self, repository => repository.begin_upload(digest, from))
     }
 
     async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        either!(self, repository => repository.send_chunk(upload, offset, length, body).await)
+        ask!(self, repository => repository.send_chunk(upload, offset, length, body))
     }
 
     async fn finish_upload(
@@ -166,18 +180,18 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        either!(self, repository => repository.finish_upload(upload, digest, offset, length, body).await)
+        ask!(self, repository => repository.finish_upload(upload, digest, offset, length, body))
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
-        either!(self, repository => repository.upload_offset(upload).await)
+        ask!(self, repository => repository.upload_offset(upload))
     }
 
     async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
-        either!(self, repository => repository.cancel_upload(upload).await)
+        ask!(self, repository => repository.cancel_upload(upload))
     }
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
-        either!(self, repository => repository.put_manifest(target, manifest).await)
+        ask!(self, repository => repository.put_manifest(target, manifest))
     }
 }

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-use futures::future::Either;
+use futures::FutureExt as _;
 use tokio::time::Instant;
+use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -185,12 +186,9 @@ pub async fn opened(lane: &Lane, traffic: Traffic, settings: &Settings, stop: &S
 ///
 /// # Errors
 /// A fault of class `Cancelled` when it does.
-pub async fn stoppable<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Result<T, Fault> {
-    let stopped = std::pin::pin!(stop.cancelled());
-    match futures::future::select(stopped, std::pin::pin!(future)).await {
-        Either::Left(_) => Err(Fault::cancelled()),
-        Either::Right((value, _)) => Ok(value),
-    }
+pub fn stoppable<F: Future>(stop: &CancellationToken, future: F) -> impl Future<Output = Result<F::Output, Fault>> {
+    // No async function: that would keep room for the future twice, and futures nest.
+    future.with_cancellation_token(stop).map(|ended| ended.ok_or_else(Fault::cancelled))
 }
 
 #[cfg(test)]

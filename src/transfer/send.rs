@@ -3,6 +3,7 @@
 //! What the registry has acknowledged is noted as it comes, and for large blobs journalled: whoever goes on knows where.
 
 use std::collections::VecDeque;
+use std::pin::{Pin, pin};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -41,13 +42,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let Standing { upload, held, told, checkpoints: kept, .. } = standing;
         *told = None;
         let request = Request { road, upload, held, told, acknowledged };
-        let requests = async {
+        let requests = pin!(async {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
                 wait = self.stalled(road) => Err(self.stall(wait)),
             }
-        };
+        });
         self.journalled(blob, requests, checkpoints, kept).await
     }
 
@@ -177,14 +178,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn journalled(
         &self,
         blob: &Descriptor,
-        requests: impl Future<Output = Result<(), Fault>>,
+        mut requests: Pin<&mut impl Future<Output = Result<(), Fault>>>,
         mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
         kept: &mut VecDeque<Checkpoint>,
     ) -> Result<(), Fault> {
         let in_chunks = matches!(self.destination.abilities().upload, UploadStyle::Chunked { .. });
         let may_leave = self.can_be_taken_up(blob) && !in_chunks;
         let ended = async {
-            let mut requests = std::pin::pin!(requests);
             loop {
                 tokio::select! {
                     biased;
