@@ -68,7 +68,7 @@ impl Traffic {
 }
 
 /// Requests at once to a registry of which the config says nothing.
-pub const REQUESTS: usize = 32;
+pub const REQUESTS: usize = 64;
 /// Blobs larger than [`SMALL`] that move at once, over all registries: bounds memory, since each holds at most a few frames.
 pub const BLOBS: usize = 16;
 /// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take round trips, not memory.
