@@ -6,8 +6,8 @@
 //!   are expected too, whatever their tag and their source repository are. The start stays a little longer for those who
 //!   begin a moment later; nobody waits for them.
 //! - Nobody is held back for long: who goes ahead waits for the slower ones for a bounded time, then they are left behind
-//!   and go on by themselves, and are not waited for again. Who fails or leaves is not waited for, nor who stands in line for the right to send to the
-//!   registry of the one ahead.
+//!   and go on by themselves, and are not waited for again. Who fails or leaves is not waited for, nor who stands in line for
+//!   the right to send to the registry of the one ahead.
 //! - Memory is bounded: by a window for each read, and by a sum over all of them.
 //!
 //! Each seat is a body like any other: every destination's own road counts, hashes and judges it.
