@@ -17,7 +17,7 @@ use super::limits::Traffic;
 use crate::endpoint::{Destination, Origin, Source};
 use crate::oci::{RepositoryName, Tag};
 
-/// Askers within the time that facts are fresh who ask for themselves before a list is worth it.
+/// Askers within that time who ask for themselves before a list is worth it.
 const ALONE: usize = 4;
 /// How long a repository whose tags fill more than a page is not listed again.
 const LONG: Duration = Duration::from_secs(300);
@@ -77,13 +77,15 @@ impl Known {
 }
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
-    /// When a list showed that the destination lacks the tag, not longer ago than facts are fresh. `None`: no list says so.
+    /// When a list showed that the destination lacks the tag, not longer ago than half the time for which facts are fresh.
+    /// `None`: no list says so.
     pub(super) async fn listed_absent(&self, tag: &Tag) -> Option<Instant> {
         let destination = &self.destination;
         if !destination.abilities().current_lists {
             return None;
         }
-        let fresh = self.engine.settings.fresh;
+        // Half of the time is left for the turn to write.
+        let fresh = self.engine.settings.fresh / 2;
         let slot = self.engine.absent.slot((destination.origin().clone(), destination.repository().clone()));
         let mut known = slot.0.lock().await;
         if known.standing(fresh).is_none() {

@@ -91,6 +91,7 @@ pub struct Lane {
     gates: [Gate; 5],
     whole: Whole,
     bandwidth: Option<Meter>,
+    naming: Arc<Semaphore>,
     /// What the registry says that it still allows.
     allowance: Mutex<Allowance>,
 }
@@ -159,6 +160,7 @@ impl Lane {
         Lane {
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             whole: Whole::new(most, settings.requests_per_second),
+            naming: Arc::new(Semaphore::new(names_in_time(&settings))),
             allowance: Mutex::default(),
             bandwidth: settings.bandwidth.clone().map(Meter::new),
             settings,
@@ -216,10 +218,27 @@ impl Lane {
         Moving(self.gate(Traffic::Uploads).body().await)
     }
 
+    /// Whether the right to write has to be waited for by rule.
+    pub fn is_slow_to_write(&self) -> bool {
+        names_in_time(&self.settings) < JOBS
+    }
+
+    /// The right to ask about a tag for the last time and to move it: given to as many as get their turn within half a second.
+    pub async fn naming(&self) -> OwnedSemaphorePermit {
+        self.naming.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
     /// How long to wait for so many bytes to have been allowed.
     pub fn bandwidth(&self, bytes: u64) -> Duration {
         self.bandwidth.as_ref().map_or(Duration::ZERO, |meter| meter.take(bytes))
     }
+}
+
+/// How many tags can be moved in half a second, at least one: as many as manifests may be written, and requests sent.
+fn names_in_time(settings: &Settings) -> usize {
+    let writes = settings.quotas.writes.map_or(f64::INFINITY, f64::from);
+    let requests = settings.requests_per_second.unwrap_or(f64::INFINITY) / 3.0;
+    (writes.min(requests) * 0.45).clamp(1.0, JOBS as f64) as usize
 }
 
 impl Turn<'_> {

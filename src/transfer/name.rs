@@ -1,13 +1,19 @@
 //! Name: moves the tag. The last request of a promotion, sent only when the facts are fresh and the ledger knows what is
 //! about to happen.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Trip;
+use super::retry::stoppable;
 use super::survey::{Image, Sight, TagFacts};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::Fault;
 use crate::oci::{Digest, Target};
+
+/// How often a turn to write may come too late.
+const TURNS: usize = 5;
 
 /// What came of naming.
 pub(super) enum Named {
@@ -22,29 +28,45 @@ pub(super) enum Named {
 }
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
-    /// Moves the tag to the image that has been carried, unless something moved meanwhile.
+    /// Moves the tag to the image that has been carried, unless something moved meanwhile. Where a registry lets little be
+    /// written, only so many jobs ask and write at a time as get their turn before what they have learnt is old.
     pub(super) async fn name(&self, image: &Image, facts: &TagFacts) -> Result<Named, Fault> {
-        if let Some(newer) = self.newer_facts(facts).await? {
-            return Ok(Named::Again(Box::new(newer)));
-        }
-        if self.stop.withdrawn.is_cancelled() {
-            return Err(Fault::cancelled());
-        }
-        let place = &self.job.key.destination;
-        self.engine.ledger.intend(place, &image.top.digest).await?;
-        match self.put(image, &Target::Tag(place.tag.clone()), &image.top).await? {
-            Put::Immutable => self.refused_as_immutable(image).await,
-            Put::Accepted { .. } | Put::Missing(_) => {
-                self.remember_manifests(image.subjects.clone()).await;
-                self.remember_tag(Some(image.top.digest)).await;
-                Ok(Named::Moved)
+        let lane = self.engine.limits.lane(self.destination.origin());
+        let _place = stoppable(&self.stop.abort, lane.naming()).await?;
+        let fresh = self.engine.settings.fresh;
+        // Where a turn has to be waited for, facts must last for longer; and what came too late once is asked for anew.
+        let mut lasts = if lane.is_slow_to_write() { fresh / 2 } else { fresh };
+        let mut asked = facts.clone();
+        for _ in 0..TURNS {
+            asked = self.asked_again(&asked, lasts).await?;
+            lasts = Duration::ZERO;
+            if asked.source != facts.source || asked.destination != facts.destination {
+                return Ok(Named::Again(Box::new(asked)));
+            }
+            if self.stop.withdrawn.is_cancelled() {
+                return Err(Fault::cancelled());
+            }
+            let place = &self.job.key.destination;
+            self.engine.ledger.intend(place, &image.top.digest).await?;
+            let until = asked.source_at.min(asked.destination_at) + fresh;
+            match self.put_until(Some(until), image, &Target::Tag(place.tag.clone()), &image.top).await? {
+                None => {}
+                Some(Put::Immutable) => return self.refused_as_immutable(image).await,
+                Some(Put::Accepted { .. } | Put::Missing(_)) => {
+                    self.remember_manifests(image.subjects.clone()).await;
+                    self.remember_tag(Some(image.top.digest)).await;
+                    return Ok(Named::Moved);
+                }
             }
         }
+        let registry = self.destination.registry();
+        let text = format!("{registry} let {} be written {TURNS} times too late after it was asked", self.destination_reference());
+        Err(Fault::retryable(text))
     }
 
-    /// Asks again on the sides whose facts are too old to act on. `None`: nothing changed.
-    async fn newer_facts(&self, facts: &TagFacts) -> Result<Option<TagFacts>, Fault> {
-        let is_old = |at: Instant| at.elapsed() > self.engine.settings.fresh;
+    /// The facts, asked for again on the sides where they are older than `lasts`.
+    async fn asked_again(&self, facts: &TagFacts, lasts: Duration) -> Result<TagFacts, Fault> {
+        let is_old = |at: Instant| at.elapsed() > lasts;
         let now = Instant::now();
         let ask_source = async {
             if is_old(facts.source_at) { Ok((self.own_source_digest().await?, now)) } else { Ok((facts.source, facts.source_at)) }
@@ -61,8 +83,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
         };
         let ((source, source_at), (destination, destination_at)) = futures::try_join!(ask_source, ask_destination)?;
-        let same = source == facts.source && destination == facts.destination;
-        Ok((!same).then_some(TagFacts { source, destination, source_at, destination_at, manifest: None }))
+        Ok(TagFacts { source, destination, source_at, destination_at, manifest: None })
     }
 
     /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.

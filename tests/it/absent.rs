@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use blobferry::endpoint::Source as _;
 use blobferry::job::{Job, Outcome, Seen};
+use blobferry::registry::profile::Quotas;
 use blobferry::transfer::Ending;
+use blobferry::transfer::limits::Settings as LaneSettings;
 
 use crate::engine::{World, assert_promoted, manifest};
 use crate::support::memory::Operation;
@@ -53,4 +56,24 @@ async fn a_list_that_shows_a_tag_after_all_or_is_too_long_names_nothing_by_itsel
         assert_eq!(world.production.tagged("app", "v20"), Some(theirs.digest));
         assert_eq!(world.production.count(Operation::Tags), 1);
     }
+}
+
+/// A registry takes ten manifests a second, and forty tags come at once: each is asked about right before it is named.
+#[tokio::test(start_paused = true)]
+async fn where_turns_to_write_are_rare_no_tag_is_named_by_old_facts() {
+    let world = World::new();
+    let origin = world.production.repository("app").origin().clone();
+    let quotas = Quotas { writes: Some(10), ..Quotas::default() };
+    world.engine.limits.set(&origin, LaneSettings { quotas, ..LaneSettings::default() });
+    world.production.set(|settings| settings.abilities.current_lists = false);
+    let tags: Vec<String> = (0..40).map(|number| format!("v{number}")).collect();
+    tags.iter().for_each(|tag| drop(world.image("app", tag, &[])));
+    promote_late(&world, &tags).await.iter().for_each(assert_promoted);
+    let calls = world.production.calls();
+    for tag in &tags {
+        let of = |operation: Operation| calls.iter().filter(move |call| call.operation == operation && call.about == *tag);
+        let (asked, named) = (of(Operation::Resolve).next_back().unwrap().at, of(Operation::PutManifest).next().unwrap().at);
+        assert!(named - asked <= Duration::from_secs(2), "{tag} was named {:?} after it was asked about", named - asked);
+    }
+    assert_eq!(world.production.count(Operation::Resolve), 40, "and once is enough");
 }

@@ -14,6 +14,7 @@ use blobferry::fault::{Class, Fault};
 use blobferry::oci::{self, Algorithm, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 mod repository;
 
@@ -45,6 +46,7 @@ pub struct Call {
     pub about: String,
     /// Where it began, for reads and uploads.
     pub offset: u64,
+    pub at: Instant,
 }
 
 /// What the registry is like.

@@ -38,7 +38,13 @@ impl Repository {
         }
         let planned = {
             let mut state = self.registry.state();
-            state.log.push(Call { operation, repository: self.name.to_string(), about: about.to_string(), offset });
+            state.log.push(Call {
+                operation,
+                repository: self.name.to_string(),
+                about: about.to_string(),
+                offset,
+                at: Instant::now(),
+            });
             state.planned.get_mut(&operation).and_then(VecDeque::pop_front)
         };
         let fault = |class| Fault::new(class, format!("{operation:?} of {}: planned by the test", self.address()));
