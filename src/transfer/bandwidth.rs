@@ -1,6 +1,6 @@
 //! Bandwidth: how many blob bytes a second a registry may cost us, by day of the week and time of day.
 //!
-//! A [`Plan`] is data; the [`Meter`] keeps to it. Bytes that were moved are a debt that is paid by waiting, at the rate that
+//! A [`Plan`] is data; the meter keeps to it. Bytes that were moved are a debt that is paid by waiting, at the rate that
 //! holds while it is paid: what runs when a window ends goes on at the next one's rate, waits included.
 
 use std::sync::{Arc, Mutex};
