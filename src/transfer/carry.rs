@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::time::Instant;
 
 use super::Trip;
 use super::limits::Traffic;
@@ -78,38 +77,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Writes a manifest. What the registry misses although it was there is brought again; foreign layers are brought when
     /// it insists on them.
     pub(super) async fn put(&self, image: &Image, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
-        let put = self.put_until(None, image, target, manifest).await?;
-        Ok(put.expect("it cannot be too late where no time is set"))
-    }
-
-    /// As [`put`](Trip::put), unless its turn comes later than `until`: `None`, and nothing was written.
-    pub(super) async fn put_until(
-        &self,
-        until: Option<Instant>,
-        image: &Image,
-        target: &Target,
-        manifest: &Manifest,
-    ) -> Result<Option<Put>, Fault> {
         let write = |destination: D| {
             let (target, manifest) = (target.clone(), manifest.clone());
-            async move {
-                if until.is_some_and(|until| until < Instant::now()) {
-                    return Ok(None);
-                }
-                destination.put_manifest(&target, &manifest).await.map(Some)
-            }
+            async move { destination.put_manifest(&target, &manifest).await }
         };
         for _ in 0..REPAIRS {
             match self.ask_destination(Traffic::Writes, write).await? {
-                Some(Put::Missing(named)) => self.repair(image, manifest, &named).await?,
-                Some(put) => return Ok(Some(self.committed(manifest, put).await)),
-                None => return Ok(None),
+                Put::Missing(named) => self.repair(image, manifest, &named).await?,
+                put => return Ok(self.committed(manifest, put).await),
             }
         }
         match self.ask_destination(Traffic::Writes, write).await? {
-            Some(Put::Missing(named)) => Err(self.misses(manifest, &named)),
-            Some(put) => Ok(Some(self.committed(manifest, put).await)),
-            None => Ok(None),
+            Put::Missing(named) => Err(self.misses(manifest, &named)),
+            put => Ok(self.committed(manifest, put).await),
         }
     }
 

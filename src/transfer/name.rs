@@ -12,11 +12,6 @@ use crate::endpoint::{Destination, Put, Source};
 use crate::fault::Fault;
 use crate::oci::{Digest, Target};
 
-/// How often a turn to write may come too late: each time the registry has made us wait for longer than facts are fresh.
-const TURNS: usize = 60;
-/// An answer tells what was true no longer ago than this: the time before, it was waited for.
-const ANSWER: Duration = Duration::from_secs(1);
-
 /// What came of naming.
 pub(super) enum Named {
     /// The tag names the image now.
@@ -36,53 +31,32 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let lane = self.engine.limits.lane(self.destination.origin());
         let _place = stoppable(&self.stop.abort, lane.naming()).await?;
         let fresh = self.engine.settings.fresh;
-        // Where a turn has to be waited for, facts must last for longer; and what came too late once is asked for anew.
-        let mut lasts = if lane.is_slow_to_write() { fresh / 2 } else { fresh };
-        let mut asked = facts.clone();
-        for turn in 0..TURNS {
-            asked = self.asked_again(&asked, lasts).await?;
-            lasts = Duration::ZERO;
-            if turn > 0 && asked.source == facts.source && asked.destination == Some(image.top.digest) {
-                // Written by the turn before, whose answer was lost.
-                return Ok(self.moved(image).await);
-            }
-            if asked.source != facts.source || asked.destination != facts.destination {
-                return Ok(Named::Again(Box::new(asked)));
-            }
-            if self.stop.withdrawn.is_cancelled() {
-                return Err(Fault::cancelled());
-            }
-            let place = &self.job.key.destination;
-            self.engine.ledger.intend(place, &image.top.digest).await?;
-            let until = asked.source_at.min(asked.destination_at) + fresh;
-            match self.put_until(Some(until), image, &Target::Tag(place.tag.clone()), &image.top).await? {
-                None => {}
-                Some(Put::Immutable) => return self.refused_as_immutable(image).await,
-                Some(Put::Accepted { .. } | Put::Missing(_)) => return Ok(self.moved(image).await),
+        // Where a turn has to be waited for, facts must last for longer.
+        let asked = self.asked_again(facts, if lane.is_slow_to_write() { fresh / 2 } else { fresh }).await?;
+        if asked.source != facts.source || asked.destination != facts.destination {
+            return Ok(Named::Again(Box::new(asked)));
+        }
+        if self.stop.withdrawn.is_cancelled() {
+            return Err(Fault::cancelled());
+        }
+        let place = &self.job.key.destination;
+        self.engine.ledger.intend(place, &image.top.digest).await?;
+        match self.put(image, &Target::Tag(place.tag.clone()), &image.top).await? {
+            Put::Immutable => self.refused_as_immutable(image).await,
+            Put::Accepted { .. } | Put::Missing(_) => {
+                self.remember_manifests(image.subjects.clone()).await;
+                self.remember_tag(Some(image.top.digest)).await;
+                Ok(Named::Moved)
             }
         }
-        let registry = self.destination.registry();
-        let text = format!("{registry} let {} be written {TURNS} times too late after it was asked", self.destination_reference());
-        Err(Fault::retryable(text))
-    }
-
-    async fn moved(&self, image: &Image) -> Named {
-        self.remember_manifests(image.subjects.clone()).await;
-        self.remember_tag(Some(image.top.digest)).await;
-        Named::Moved
     }
 
     /// The facts, asked for again on the sides where they are older than `lasts`.
     async fn asked_again(&self, facts: &TagFacts, lasts: Duration) -> Result<TagFacts, Fault> {
         let is_old = |at: Instant| at.elapsed() > lasts;
-        let began = Instant::now();
-        let answered = || began.max(Instant::now() - ANSWER);
+        let now = Instant::now();
         let ask_source = async {
-            if is_old(facts.source_at) {
-                Ok((self.own_source_digest().await?, answered()))
-            } else {
-                Ok((facts.source, facts.source_at))
-            }
+            if is_old(facts.source_at) { Ok((self.own_source_digest().await?, now)) } else { Ok((facts.source, facts.source_at)) }
         };
         let ask_destination = async {
             if !is_old(facts.destination_at) {
@@ -92,7 +66,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let listed = if facts.destination.is_none() { self.listed_absent(tag).await } else { None };
             match listed {
                 Some(at) => Ok((None, at)),
-                None => Ok((self.destination_digest(tag).await?, answered())),
+                None => Ok((self.destination_digest(tag).await?, now)),
             }
         };
         let ((source, source_at), (destination, destination_at)) = futures::try_join!(ask_source, ask_destination)?;
