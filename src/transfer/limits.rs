@@ -235,6 +235,7 @@ impl Lane {
 }
 
 /// How many tags can be moved in half a second, at least one: as many as manifests may be written, and requests sent.
+/// Moving one takes three requests (each side is asked, the tag is written), and a tenth of the pace stays unused.
 fn names_in_time(settings: &Settings) -> usize {
     let writes = settings.quotas.writes.map_or(f64::INFINITY, f64::from);
     let requests = settings.requests_per_second.unwrap_or(f64::INFINITY) / 3.0;
