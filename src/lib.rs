@@ -15,11 +15,12 @@
 //! | 1 | [`endpoint`], [`allowance`], [`job`] | the seam to what holds images, and what it still allows; what is asked and what came of it |
 //! | 0 | [`oci`], [`fault`], [`flight`] | the specifications' words as types; classes of failure; one run for all who wait |
 //!
-//! [`telemetry`] sets up logs and stands beside the floors.
+//! [`telemetry`] sets up logs, [`clock`] tells the time of day, [`random`] draws by chance; they stand beside the floors.
 
 pub mod admin;
 pub mod allowance;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod demo;
@@ -32,6 +33,7 @@ pub mod job;
 pub mod layout;
 pub mod ledger;
 pub mod oci;
+pub mod random;
 pub mod registry;
 pub mod site;
 pub mod sqlite;

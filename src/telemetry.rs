@@ -13,7 +13,6 @@ mod series;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 
-use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -27,6 +26,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 pub use changes::Changes;
 pub use series::{Names, forget_series};
 
+use crate::clock;
 use crate::fault::clip;
 
 /// Characters of one field's value at most.
@@ -178,7 +178,7 @@ impl Lines {
     fn text(&self, line: &mut String, level: Level, target: &str, fields: &Fields) {
         let paint = Paint(self.settings.color);
         if !self.settings.journald {
-            let _ = write!(line, "{} ", paint.dim(format_args!("{:.3}", Timestamp::now())));
+            let _ = write!(line, "{} ", paint.dim(format_args!("{:.3}", clock::now())));
         }
         let _ = write!(line, "{} ", paint.level(level));
         if !is_ours(target) || level >= Level::DEBUG {
@@ -200,7 +200,7 @@ impl Lines {
 
 fn json(level: Level, target: &str, fields: Fields) -> String {
     let mut object = Map::new();
-    object.insert("timestamp".into(), format!("{:.3}", Timestamp::now()).into());
+    object.insert("timestamp".into(), format!("{:.3}", clock::now()).into());
     object.insert("level".into(), level.as_str().to_ascii_lowercase().into());
     object.insert("target".into(), target.into());
     object.insert("message".into(), fields.message.into());

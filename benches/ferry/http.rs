@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::fmt::rfc2822::DateTimePrinter;
-use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
+use jiff::{RoundMode, SignedDuration, TimestampRound, Unit};
 use tokio::time::Instant;
 
 /// The bytes of one client's connection.
@@ -143,7 +143,7 @@ impl Storm {
 
 fn too_many(head: &[u8], dated: bool) -> Vec<u8> {
     let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"too many requests"}]}"#;
-    let ahead = Timestamp::now() + SignedDuration::from_secs(1);
+    let ahead = blobferry::clock::now() + SignedDuration::from_secs(1);
     let at = ahead.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).unwrap_or(ahead);
     let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap_or_else(|_| "1".into());
     let after = if dated { date } else { "1".into() };

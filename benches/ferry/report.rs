@@ -37,7 +37,7 @@ impl Report {
 
 /// Date, machine, versions and how it was measured.
 pub fn heading(tools: &[Tool], program: &Program, scratch: &Scratch, runs: usize, quick: bool) -> String {
-    let date = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%-d %B %Y").to_string();
+    let date = blobferry::clock::now().strftime("%-d %B %Y").to_string();
     let tools: Vec<String> = tools.iter().map(|tool| format!("{} {}", tool.name, tool.version())).collect();
     let rustc = machine::version("rustc".as_ref(), "--version");
     let own = crate::scratch::Place::at(std::env::temp_dir());

@@ -439,7 +439,7 @@ async fn ready_is_what_the_board_says() {
     let ready = async || read(answer(&router, request("GET", "/readyz", REMOTE)).await).await;
     let route = |name: &str| RouteStatus { name: name.into(), ..RouteStatus::default() };
     board.update(|status| status.routes = vec![route("a"), route("b")]);
-    board.update_route("a", |route| route.last_look = Some(jiff::Timestamp::now()));
+    board.update_route("a", |route| route.last_look = Some(crate::clock::now()));
     let (status, body) = ready().await;
     assert_eq!((status.as_u16(), &body["error"]["code"]), (503, &json!("starting")));
     assert_eq!(body["error"]["text"], "1 of 2 routes have not been looked at yet: b");

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use super::output::{Lines, Style, clean, plural, relative, seconds, table, totals};
 use super::socket::Socket;
 use super::{Arguments, Failure};
+use crate::clock;
 use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
 
 /// Show what the daemon is doing, each route's state, and what it will do next and when
@@ -38,7 +39,7 @@ impl Status {
         }
         let board: Board = serde_json::from_value(body)
             .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))?;
-        lines.line(page(&board, Style::of(&std::io::stdout()), Timestamp::now()));
+        lines.line(page(&board, Style::of(&std::io::stdout()), clock::now()));
         Ok(0)
     }
 }

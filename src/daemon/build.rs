@@ -208,7 +208,7 @@ impl Parts {
         const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 90);
         loop {
             tokio::time::sleep(Duration::from_secs(3600)).await;
-            if let Ok(limit) = jiff::Timestamp::now().checked_sub(KEPT) {
+            if let Ok(limit) = crate::clock::now().checked_sub(KEPT) {
                 self.index.prune(limit).await;
             }
         }

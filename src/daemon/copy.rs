@@ -11,6 +11,7 @@ use url::Url;
 
 use super::build::{Parts, facts};
 use super::{Error, Observer, caller, stop_of};
+use crate::clock;
 use crate::ecr;
 use crate::endpoint::{self, Cursor, Source as _};
 use crate::fault::{Class, Fault};
@@ -165,7 +166,7 @@ pub async fn copy(
     let (_lock, parts) = stores(request.state.as_deref())?;
     let (from, to) = (way.source.open("source", &parts, env)?, way.destination.open("destination", &parts, env)?);
     let stop = stop_of(stop);
-    let (started, clock) = (Timestamp::now(), Instant::now());
+    let (started, clock) = (clock::now(), Instant::now());
     let companions = companions(&parts, &from, &stop).await;
     let job = way.job(&request, (&from, &to), (started, clock));
     observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinSet;
@@ -28,6 +27,7 @@ pub use self::copy::{Copy, copy};
 pub use self::probe::probe;
 pub use self::promote::{Promote, promote};
 use crate::admin;
+use crate::clock;
 use crate::config::{self, Config};
 use crate::fault::Fault;
 use crate::job::{Actor, Progress, Report, Settled};
@@ -223,9 +223,9 @@ impl Running {
         let (config, world) = (&self.config, self.world.borrow().clone());
         self.board.update(|status| {
             status.version = env!("CARGO_PKG_VERSION").into();
-            status.started.get_or_insert(Timestamp::now());
+            status.started.get_or_insert(clock::now());
             let path = config.path.display().to_string();
-            status.config = ConfigStatus { path, loaded: Some(Timestamp::now()), hash: config.hash.clone(), refused: None };
+            status.config = ConfigStatus { path, loaded: Some(clock::now()), hash: config.hash.clone(), refused: None };
             let shown = |site: &crate::site::Site| RegistryStatus {
                 name: site.name().into(),
                 url: site.origin().to_string(),

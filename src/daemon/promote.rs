@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::build::{Parts, facts};
 use super::copy::{Known, Named, known_by, list, stores};
 use super::{Error, Observer, caller, stop_of};
+use crate::clock;
 use crate::ecr;
 use crate::endpoint::{self, Source as _};
 use crate::fault::Fault;
@@ -171,7 +172,7 @@ pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: C
         progress: observer.progress,
         listener: Some(observer.settled),
     };
-    let (stop, actor, started, clock) = (stop_of(stop), caller(), Timestamp::now(), Instant::now());
+    let (stop, actor, started, clock) = (stop_of(stop), caller(), clock::now(), Instant::now());
     let steps = open.iter().map(|(way, from, to)| {
         let step =
             Step { parts: &parts, request: &request, way, from, to, settle: &settle, stop: &stop, actor: &actor, began: started };

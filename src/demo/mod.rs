@@ -178,7 +178,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn create() -> std::io::Result<Folder> {
-        let now = jiff::Timestamp::now().as_nanosecond();
+        let now = crate::clock::now().as_nanosecond();
         let path = std::env::temp_dir().join(format!("blobferry-demo-{}-{now:x}", std::process::id()));
         // Fails when somebody has put something there.
         fs::DirBuilder::new().mode(0o700).create(&path)?;

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::host::{self, EcrHost};
 use super::refusal::{Refusal, is_of_a_stranger, refusal};
+use crate::clock;
 use crate::fault::{Class, Fault};
 use crate::flight::Flight;
 
@@ -393,7 +394,7 @@ impl Held {
     /// Counts from now on: the instant that ECR names is only compared with our clock once.
     fn new(token: Token) -> Held {
         let received = Instant::now();
-        let left = Duration::try_from(token.expires.duration_since(Timestamp::now())).unwrap_or_default();
+        let left = Duration::try_from(token.expires.duration_since(clock::now())).unwrap_or_default();
         let life = left.clamp(LEAST_LIFE, MOST_LIFE);
         let early = if life > LEAST_LIFE { life / 10 } else { Duration::ZERO };
         Held { token, received, life, renew_at: received + life - early }
@@ -405,7 +406,7 @@ fn read(data: &AuthorizationData) -> Option<Token> {
     let (username, password) = plain.split_once(':')?;
     let expires = data.expires_at().and_then(|at| Timestamp::from_second(at.secs()).ok());
     // Without a date the token is taken for one that does not last.
-    let expires = expires.unwrap_or_else(Timestamp::now);
+    let expires = expires.unwrap_or_else(clock::now);
     let usable = !username.is_empty() && !password.is_empty();
     usable.then(|| Token { username: username.to_owned(), password: password.into(), expires })
 }

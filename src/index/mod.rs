@@ -21,6 +21,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
+use crate::clock;
 use crate::endpoint::Origin;
 use crate::oci::RepositoryName;
 use crate::sqlite::{self, OpenError, Store};
@@ -169,7 +170,7 @@ fn number(db: &Connection, origin: &Origin, repository: &RepositoryName) -> rusq
 }
 
 fn now() -> i64 {
-    Timestamp::now().as_millisecond()
+    clock::now().as_millisecond()
 }
 
 /// The time that is stored as `milliseconds`, unless it has yet to come.

@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use super::*;
+use crate::clock;
 use crate::job::Place;
 use crate::oci::{Digest, Tag};
 
@@ -80,7 +81,7 @@ async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
 
     assert_eq!(index.checked(&origin(), &app, &digest(1)).await, None);
     index.mark_checked(&origin(), &app, &digest(1)).await;
-    assert!(index.checked(&origin(), &app, &digest(1)).await.is_some_and(|at| at <= Timestamp::now()));
+    assert!(index.checked(&origin(), &app, &digest(1)).await.is_some_and(|at| at <= clock::now()));
 }
 
 #[tokio::test]
@@ -137,11 +138,11 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
     assert!(full.bytes > 25_000 * 33);
     assert_eq!(full, Statistics { blobs: 25_000, manifests: 1, tags: 1, uploads: 1, bytes: full.bytes });
 
-    index.prune(Timestamp::now() - Duration::from_secs(3600)).await;
+    index.prune(clock::now() - Duration::from_secs(3600)).await;
     assert_eq!(index.statistics().await, full, "nothing is old");
     let mut blobs = Vec::new();
     for _ in 0..3 {
-        index.prune(Timestamp::now() + Duration::from_secs(1)).await;
+        index.prune(clock::now() + Duration::from_secs(1)).await;
         blobs.push(index.statistics().await.blobs);
     }
     assert_eq!(blobs, [15_000, 10_000, 0], "the walk stood at 10000, went on to the end and came round");

@@ -5,7 +5,6 @@
 //! the file system refuses becomes a [`Fault`] that names the path.
 
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use serde::Deserialize;
 
 use crate::fault::{Class, Fault};
 use crate::oci::{Digest, RepositoryName};
+use crate::random;
 
 use super::index_json::{self, IndexJson};
 
@@ -273,10 +273,9 @@ fn sync_folder(folder: &Path) -> Result<(), Fault> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| fault("sync", folder, error))
 }
 
-/// 32 hexadecimal characters out of the keys that the standard library seeds its hash maps with.
+/// 32 hexadecimal characters.
 fn random_name() -> String {
-    let word = || RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", word(), word())
+    random::name() + &random::name()
 }
 
 fn is_absent(error: &io::Error) -> bool {

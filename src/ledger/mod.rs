@@ -12,9 +12,9 @@
 
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
@@ -230,7 +230,7 @@ fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<(
 fn wrote(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
     db.prepare_cached("INSERT OR REPLACE INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![origin, repository, tag, digest.to_string(), Timestamp::now().as_millisecond()])?;
+        .execute(params![origin, repository, tag, digest.to_string(), clock::now().as_millisecond()])?;
     db.prepare_cached("DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?.execute(names(place)).map(drop)
 }
 

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, Troubled, names};
+use crate::clock;
 use crate::endpoint::Origin;
 use crate::job::{Key, Outcome, Place, Settled};
 
@@ -62,7 +63,7 @@ pub(super) fn add(db: &Connection, key: &Key, settled: &Settled, facts: &Facts) 
     db.prepare_cached(
         "INSERT INTO outcomes (job, at, run_id, host, config_hash, version, settled) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
-    .execute(params![job, Timestamp::now().as_millisecond(), run_id, host, config_hash, version, json])
+    .execute(params![job, clock::now().as_millisecond(), run_id, host, config_hash, version, json])
     .map(drop)
 }
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::allowed::reset;
 use super::redirect::Refused;
+use crate::clock;
 use crate::fault::{Class, Fault, clip};
 
 /// Longest wait that a registry may ask for.
@@ -94,7 +95,7 @@ impl Refusal {
     /// Reads an answer. The body may be JSON of the specification, other JSON, XML of a storage service, HTML, text or
     /// nothing.
     pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Refusal {
-        Refusal { status, after: retry_after(headers, Timestamp::now()), entries: entries(body) }
+        Refusal { status, after: retry_after(headers, clock::now()), entries: entries(body) }
     }
 
     /// The status.

@@ -218,6 +218,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     #[test]
     fn counters_exist_before_the_first_request() {
@@ -235,7 +236,7 @@ mod tests {
         let meter = metrics.meter("staging");
         metrics.retain(&HashSet::new());
         meter.observe(Operation::Blob, None, Duration::from_millis(1));
-        meter.expiry(Timestamp::now());
+        meter.expiry(clock::now());
         metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
         assert!(registry.gather().is_empty(), "what still runs brings nothing back");
         metrics.prepare("staging");

@@ -10,7 +10,6 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use reqwest::{Body, Client, Request, Response};
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -24,6 +23,7 @@ use super::error::{About, Refusal, broken};
 use super::metrics::{Meter, Operation};
 use super::redirect::{Guard, Hops, Refused, Whose};
 use crate::allowance::Allowance;
+use crate::clock;
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
 
@@ -382,7 +382,7 @@ impl Transport {
         let response = client.execute(request).await?;
         observed.status = Some(response.status().as_u16());
         if let (Whose::Own, Some(traffic)) = (hop.whose, traffic(hop.operation))
-            && let Some(said) = said(response.headers(), Timestamp::now())
+            && let Some(said) = said(response.headers(), clock::now())
         {
             self.allowance.note(traffic, said);
         }

@@ -3,6 +3,7 @@
 //! A [`Plan`] is data; the meter keeps to it. Bytes that were moved are a debt that is paid by waiting, at the rate that
 //! holds while it is paid: what runs when a window ends goes on at the next one's rate, waits included.
 
+use crate::clock;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -138,7 +139,7 @@ struct State {
 
 impl Meter {
     pub(super) fn new(plan: Plan) -> Meter {
-        Meter::by(plan, |_| Timestamp::now())
+        Meter::by(plan, |_| clock::now())
     }
 
     fn by(plan: Plan, clock: fn(Instant) -> Timestamp) -> Meter {

@@ -49,6 +49,7 @@ use self::plan::Decision;
 pub use self::retry::Stop;
 use self::retry::retry;
 pub use self::settle::Settle;
+use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
@@ -154,7 +155,7 @@ impl Engine {
             ledger,
             limits,
             metrics,
-            started: Timestamp::now(),
+            started: clock::now(),
             claims: Claims::default(),
             absent: Absent::default(),
             fan_out: FanOut::default(),

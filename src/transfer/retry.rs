@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use super::limits::{Errand, Lane, Traffic};
 use crate::fault::{Class, Fault};
+use crate::random;
 
 /// How patient to be.
 #[derive(Clone, Copy, Debug)]
@@ -97,19 +98,12 @@ impl Budget {
 
 /// Between the hint and a quarter more, so that many waiters do not return in one instant, and none before its time.
 fn jittered_up(wait: Duration) -> Duration {
-    wait + wait.mul_f64(0.25 * random())
+    wait + wait.mul_f64(0.25 * random::fraction())
 }
 
 /// Between half and all of the wait.
 fn jittered_down(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + 0.5 * random())
-}
-
-/// A number from 0 to 1, good enough to spread waits.
-pub fn random() -> f64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1u64 << 53) as f64
+    wait.mul_f64(0.5 + 0.5 * random::fraction())
 }
 
 /// When to stop: gently, or at once.

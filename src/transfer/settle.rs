@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{Ending, Engine};
+use crate::clock;
 use crate::job::{Job, Key, Outcome, Progress, Settled, Trouble};
 use crate::ledger::Facts;
 
@@ -45,7 +45,7 @@ impl Engine {
             let since_push = job
                 .pushed
                 .filter(|pushed| *pushed >= self.started)
-                .map(|pushed| Timestamp::now().duration_since(pushed))
+                .map(|pushed| clock::now().duration_since(pushed))
                 .and_then(|since| Duration::try_from(since).ok());
             self.metrics.promoted(
                 &job.key.route,

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::queue::interrupted;
 use super::{Board, Event, Metrics, Reply, Scope, Wish};
+use crate::clock;
 use crate::job::{Actor, Cause, Look, Outcome, Report, Settled};
 
 /// Passes that are remembered for `GET /v1/runs/ID`.
@@ -104,7 +105,7 @@ impl Handle {
     async fn send(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
         let (queued, queued_count) = oneshot::channel();
         let (looks, settled) = mpsc::unbounded_channel();
-        let (started, id, received) = (Timestamp::now(), run_id(), Instant::now());
+        let (started, id, received) = (clock::now(), run_id(), Instant::now());
         let event = Event { scope, cause, actor, run_id: id.clone(), received, wish, reply: Some(Reply { queued, looks }) };
         self.events.try_send(event).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Busy::Full,
@@ -239,8 +240,7 @@ fn weight(look: &Look) -> usize {
 
 /// A name for a pass: 16 random hexadecimal characters.
 pub fn run_id() -> String {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+    crate::random::name()
 }
 
 #[cfg(test)]

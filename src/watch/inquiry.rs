@@ -3,7 +3,7 @@
 //! One discovery of a route runs at a time. Whoever asks while it runs is answered by the next one, which began after they
 //! asked; all who wait share it, so a hundred pings cost two walks through a catalog.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::event::Event;
@@ -30,8 +30,8 @@ struct Round {
 #[derive(Debug, Default)]
 pub struct Inquiries {
     next: u64,
-    inquiries: HashMap<u64, Inquiry>,
-    rounds: HashMap<Arc<str>, Round>,
+    inquiries: BTreeMap<u64, Inquiry>,
+    rounds: BTreeMap<Arc<str>, Round>,
 }
 
 impl Inquiries {

@@ -20,6 +20,7 @@ use super::event::Wish;
 use super::metrics::{self, Spot};
 use super::route::Route;
 use super::world::{Side, World};
+use crate::clock;
 use crate::endpoint::{Cursor, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
@@ -98,7 +99,7 @@ struct Found {
 impl Looking<'_> {
     /// Looks, and carries what differs.
     pub async fn look(&self) -> Look {
-        let began = Timestamp::now();
+        let began = clock::now();
         let source = self.world.source(self.route, self.repository);
         let sides = match self.world.destinations(self.route, self.repository) {
             Ok(sides) => sides,

@@ -1,13 +1,13 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
-use jiff::Timestamp;
 use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 
 use super::route::{Route, Routes};
+use crate::clock;
 use crate::job::{Cause, Outcome, Totals};
 use crate::oci::{RepositoryName, Tag};
 use crate::telemetry::forget_series;
@@ -37,7 +37,7 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     /// Each destination of each route that the config has. What is not in here is not counted.
-    places: HashMap<(Arc<str>, Arc<str>), Place>,
+    places: BTreeMap<(Arc<str>, Arc<str>), Place>,
     /// Pending tags in all places.
     pending: usize,
 }
@@ -58,7 +58,7 @@ pub struct Spot<'a> {
 struct Place {
     /// The entries of the route's `to` in this registry.
     to: BTreeSet<Arc<str>>,
-    ways: HashMap<Way, Known>,
+    ways: BTreeMap<Way, Known>,
     /// The sum over the ways.
     sum: Totals,
     /// Ways that have not been seen whole by their last look.
@@ -78,7 +78,7 @@ struct Known {
     /// The last look saw everything.
     seen: bool,
     /// Since when a tag is known to differ.
-    pending: HashMap<Tag, Instant>,
+    pending: BTreeMap<Tag, Instant>,
 }
 
 impl Metrics {
@@ -227,7 +227,7 @@ impl Metrics {
     /// everything leaves what is known as it is.
     pub fn looked(&self, spot: Spot<'_>, repository: &RepositoryName, totals: &Totals, seen: Seen, waiting: &[Tag]) {
         let (labels, way) = ([&**spot.route, &**spot.registry], spot.way(repository));
-        let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
+        let now = clock::now().as_millisecond() as f64 / 1000.0;
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
         let Some(place) = spot.place(places) else { return };
@@ -299,7 +299,7 @@ impl Metrics {
     /// Brings the ages up to date; called before a scrape.
     pub fn refresh(&self) {
         let state = self.lock();
-        let mut oldest: HashMap<&str, f64> = HashMap::new();
+        let mut oldest: BTreeMap<&str, f64> = BTreeMap::new();
         for ((route, _), place) in &state.places {
             let age = oldest.entry(route).or_default();
             *age = place.oldest().map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*age);
@@ -342,7 +342,7 @@ impl State {
 
 impl Spot<'_> {
     /// The place, unless the config no longer has it.
-    fn place<'a>(&self, places: &'a mut HashMap<(Arc<str>, Arc<str>), Place>) -> Option<&'a mut Place> {
+    fn place<'a>(&self, places: &'a mut BTreeMap<(Arc<str>, Arc<str>), Place>) -> Option<&'a mut Place> {
         let place = places.get_mut(&(self.route.clone(), self.registry.clone()));
         place.filter(|place| place.to.contains(self.to))
     }
@@ -363,7 +363,7 @@ impl Place {
     /// Forgets the other repositories, and the destinations that the route no longer has.
     fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
         let Place { to, ways, sum, unseen, pending } = self;
-        for (_, known) in ways.extract_if(|(name, entry), _| !is_kept(name) || !to.contains(entry)) {
+        for (_, known) in ways.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry)) {
             sum.subtract(&known.totals);
             *unseen -= usize::from(!known.seen);
             *pending -= known.pending.len();
@@ -387,7 +387,7 @@ impl Place {
         self.pending -= before.len();
         let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
         let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
-        let pending: HashMap<Tag, Instant> = tags.iter().take(room).map(|tag| (tag.clone(), since(tag))).collect();
+        let pending: BTreeMap<Tag, Instant> = tags.iter().take(room).map(|tag| (tag.clone(), since(tag))).collect();
         self.pending += pending.len();
         self.known(way).pending = pending;
     }

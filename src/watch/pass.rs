@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::board::Board;
@@ -14,6 +13,7 @@ use super::look::{Ask, Looking};
 use super::queue::fruitless;
 use super::run::matching;
 use super::world::World;
+use crate::clock;
 use crate::job::{Actor, Cause, Look, Report};
 use crate::oci::RepositoryName;
 use crate::transfer::{Settle, Stop};
@@ -24,7 +24,7 @@ const LOOKS: usize = 16;
 
 /// Looks at everything in the scope once, and carries what differs.
 pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
-    let (started, clock) = (Timestamp::now(), Instant::now());
+    let (started, clock) = (clock::now(), Instant::now());
     let (board, mut owners, mut looks) = (Board::default(), Owners::new(world), Vec::new());
     let ask = Ask {
         tags: scope.tag.iter().cloned().collect(),

@@ -6,7 +6,7 @@
 //! Order: asked for by name, event, new push, backfill; then first come, first served.
 //! Every step costs the logarithm of what waits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ enum Place {
 /// The queue.
 #[derive(Debug, Default)]
 pub struct Queue {
-    entries: HashMap<LookKey, Entry>,
+    entries: BTreeMap<LookKey, Entry>,
     /// What may start, best first.
     ready: BTreeSet<(u8, Instant, LookKey)>,
     /// Whose time will come, next first.

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -24,12 +23,13 @@ use super::queue::{BY_NAME, LookKey, Pace, Queue, Tell, Waiting, fruitless};
 use super::route::Route;
 use super::standing::Standing;
 use super::world::World;
+use crate::clock;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
+use crate::random;
 use crate::telemetry::Changes;
-use crate::transfer::retry::random;
 use crate::transfer::{Settle, Stop};
 
 /// Looks that run at once.
@@ -232,7 +232,7 @@ impl Watch {
                 };
                 due.push((name.clone(), cause));
                 // Up to a tenth early or late, so that many routes do not stay in step.
-                *poll = Poll { next: now + pace.mul_f64(0.9 + 0.2 * random()), first: false };
+                *poll = Poll { next: now + pace.mul_f64(0.9 + 0.2 * random::fraction()), first: false };
             }
         }
         for (name, cause) in due {
@@ -256,7 +256,7 @@ impl Watch {
 
     fn show_next_look(&self, name: &Arc<str>) {
         let wait = self.polls.get(name).map(|poll| poll.next.duration_since(Instant::now()));
-        let next = wait.and_then(|wait| Timestamp::now().checked_add(wait).ok());
+        let next = wait.and_then(|wait| clock::now().checked_add(wait).ok());
         self.board.update_route(name, |route| route.next_look = next);
     }
 
@@ -363,7 +363,7 @@ impl Watch {
             self.standing.looked(&key.route, &key.repository, trouble);
         }
         let totals = self.world().metrics.totals(&key.route);
-        let (now, trouble) = (Timestamp::now(), self.standing.trouble(&key.route));
+        let (now, trouble) = (clock::now(), self.standing.trouble(&key.route));
         let all_equal = self.world().metrics.is_equal(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);

@@ -239,7 +239,7 @@ async fn a_registry_that_throttles_is_waited_for_without_a_word() {
 async fn the_way_from_push_to_production_is_timed_for_pushes_that_we_saw() {
     let mut pair = Pair::new(|config| config).await;
     let (_, before) = pair.push().await;
-    pair.ecr.pushed_at("staging-demo-app", before.digest(), jiff::Timestamp::now().as_second() - 3600);
+    pair.ecr.pushed_at("staging-demo-app", before.digest(), blobferry::clock::now().as_second() - 3600);
     let daemon = pair.ferry.start_ready().await;
     let timed = async |part: &str| {
         let name = format!("blobferry_push_to_production_seconds_{part}");

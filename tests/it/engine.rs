@@ -16,7 +16,6 @@ use blobferry::transfer::bandwidth::Plan;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::retry::Settings as RetrySettings;
 use blobferry::transfer::{Ending, Engine, Limits, Metrics, Settings, Stop};
-use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -85,7 +84,7 @@ impl World {
             source: Seen::Unknown,
             destination: Seen::Unknown,
             seen_at: Instant::now(),
-            look_began: Timestamp::now(),
+            look_began: blobferry::clock::now(),
             fresh: false,
             cause: Cause::Cli,
             actor: Actor::daemon(),

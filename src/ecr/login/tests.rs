@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::clock;
 use aws_sdk_ecr::config::Credentials;
 use secrecy::ExposeSecret as _;
 
@@ -58,12 +59,12 @@ pub(crate) async fn later(by: Duration) {
 
 #[tokio::test]
 async fn one_call_serves_all_until_the_token_nears_its_end() {
-    let plane = control_plane(|call| (200, token_body(&format!("p:{call}"), Timestamp::now().as_second() + 12 * 3600))).await;
+    let plane = control_plane(|call| (200, token_body(&format!("p:{call}"), clock::now().as_second() + 12 * 3600))).await;
     let login = login(&plane);
     let tokens = futures::future::join_all((0..10).map(|_| login.token())).await;
     assert!(tokens.into_iter().all(|token| token.unwrap().password.expose_secret() == "p:1"));
     assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
-    assert!(login.expiry().unwrap() > Timestamp::now());
+    assert!(login.expiry().unwrap() > clock::now());
     later(Duration::from_secs(10 * 3600)).await;
     assert_eq!(login.token().await.unwrap().password.expose_secret(), "p:1");
     later(Duration::from_secs(3600)).await;
@@ -89,7 +90,7 @@ async fn a_token_that_is_past_its_end_is_used_and_asked_for_once_a_minute() {
 #[tokio::test]
 async fn a_token_that_lasts_survives_a_failure_to_replace_it() {
     let plane = control_plane(|call| match call {
-        1 => (200, token_body("first", Timestamp::now().as_second() + 12 * 3600)),
+        1 => (200, token_body("first", clock::now().as_second() + 12 * 3600)),
         _ => (400, r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#.to_owned()),
     })
     .await;
@@ -120,7 +121,7 @@ async fn a_refusal_names_action_region_and_way_out() {
 #[test]
 fn a_login_never_shows_its_token() {
     let login = Login::new(Settings::default(), HOST);
-    let token = Token { username: "AWS".to_owned(), password: "hush".into(), expires: Timestamp::now() };
+    let token = Token { username: "AWS".to_owned(), password: "hush".into(), expires: clock::now() };
     assert!(!format!("{token:?}").contains("hush"));
     *login.0.held() = Some(Held::new(token));
     assert!(!format!("{login:?}").contains("hush"));

@@ -48,6 +48,7 @@ use self::standing::Standings;
 use self::token::{Answer, Token};
 use crate::fault::{Class, Fault};
 use crate::flight::again;
+use crate::random;
 
 /// How long a token must have been good before its refusal is taken for its end and not for a final no.
 const SECOND_TRY: Duration = Duration::from_secs(60);
@@ -112,7 +113,7 @@ impl Authority {
     pub fn new(settings: Settings, http: reqwest::Client) -> Authority {
         let host = settings.origin.host_str().unwrap_or_default();
         let host = settings.origin.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
-        let (hashing, trial) = (RandomState::new(), tokio::sync::Mutex::new(None));
+        let (hashing, trial) = (random::unpredictable(), tokio::sync::Mutex::new(None));
         Authority(Arc::new(Inner { settings, host, http, hashing, known: Mutex::default(), trial }))
     }
 

@@ -11,6 +11,7 @@ use http::Method;
 use http::header::WWW_AUTHENTICATE;
 
 use super::*;
+use crate::clock;
 use crate::oci::RepositoryName;
 
 /// What a server was asked.
@@ -153,7 +154,7 @@ async fn after_one_challenge_every_token_is_fetched_ahead() {
     assert_eq!(seen[0].authorization, Some(basic_joe()));
     assert_eq!(seen[1].scopes(), ["repository:other:pull"]);
     assert_eq!(authority.user().as_deref(), Some("joe"));
-    assert!(authority.expiry().unwrap() > Timestamp::now());
+    assert!(authority.expiry().unwrap() > clock::now());
     assert!(!format!("{authority:?}{:?}", authority.0.settings).contains("hush"));
 }
 

@@ -16,6 +16,7 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::credentials::{self, Login};
+use crate::clock;
 use crate::fault::{Class, Fault, clip};
 
 /// Largest answer, in bytes.
@@ -45,7 +46,7 @@ impl Token {
     /// A token received just now.
     pub(super) fn new(header: HeaderValue, life: Duration, second_try: bool) -> Token {
         let life = life.min(LONGEST_LIFE);
-        let expires = Timestamp::now().checked_add(life).unwrap_or(Timestamp::MAX);
+        let expires = clock::now().checked_add(life).unwrap_or(Timestamp::MAX);
         Token { header, received: Instant::now(), life, expires, second_try }
     }
 

@@ -15,7 +15,7 @@
 mod read;
 mod seat;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -34,9 +34,9 @@ pub(super) struct FanOut(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     parties: HashMap<PartyKey, Arc<Party>>,
-    reads: HashMap<ReadKey, Arc<Read>>,
+    reads: BTreeMap<ReadKey, Arc<Read>>,
     /// Jobs that have begun with a blob, where the destination does not mount.
-    needs: HashMap<ReadKey, HashMap<u64, Need>>,
+    needs: BTreeMap<ReadKey, BTreeMap<u64, Need>>,
     /// Jobs that were left behind: they are not waited for again.
     slow: HashSet<u64>,
     /// Jobs by the registry that they read from.
@@ -59,7 +59,7 @@ enum Need {
 }
 
 /// Somebody who may come for the start of a blob.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Guest {
     /// Whoever brings it to that registry first.
     Registry(Origin),
@@ -110,7 +110,7 @@ impl FanOut {
     }
 
     /// Those who kept a read of `party` waiting are not waited for again.
-    fn note_slow(&self, party: &Party, missing: HashSet<Guest>) {
+    fn note_slow(&self, party: &Party, missing: BTreeSet<Guest>) {
         for guest in missing {
             match guest {
                 Guest::Registry(origin) => party.lock().slow.insert(origin),
@@ -163,10 +163,10 @@ impl Member {
     }
 
     /// The other destinations of the party that may still need the blob; this one needs no more waiting for.
-    fn expected(&self, digest: &Digest) -> HashSet<Guest> {
+    fn expected(&self, digest: &Digest) -> BTreeSet<Guest> {
         let mut guests = self.party.lock();
         if guests.members.len() < 2 {
-            return HashSet::new();
+            return BTreeSet::new();
         }
         guests.settled.insert((self.destination.clone(), *digest));
         let waits = |origin: &&Origin| !guests.slow.contains(*origin) && !guests.settled.contains(&((*origin).clone(), *digest));

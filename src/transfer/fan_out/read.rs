@@ -1,6 +1,6 @@
 //! One read of a blob, the window of it that is kept, and who still has to come for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -54,10 +54,10 @@ pub(super) struct State {
     /// Bytes that came from the source.
     pub(super) read: u64,
     pub(super) size: u64,
-    pub(super) seats: HashMap<u64, Place>,
+    pub(super) seats: BTreeMap<u64, Place>,
     pub(super) next_seat: u64,
     /// Those who may still come for the start.
-    pub(super) expected: HashSet<Guest>,
+    pub(super) expected: BTreeSet<Guest>,
     /// Whether the start is kept for a while although nobody is expected.
     pub(super) lingers: bool,
     pub(super) began: Instant,
@@ -116,7 +116,7 @@ impl Read {
     pub(super) fn new(
         member: &Member,
         key: ReadKey,
-        expected: HashSet<Guest>,
+        expected: BTreeSet<Guest>,
         lingers: bool,
         kept: Arc<AtomicUsize>,
         open: Open,
@@ -131,7 +131,7 @@ impl Read {
             kept,
             read: 0,
             size: 0,
-            seats: HashMap::new(),
+            seats: BTreeMap::new(),
             next_seat: 0,
             expected,
             lingers,
@@ -251,11 +251,11 @@ impl State {
     }
 
     /// Goes on without the slowest: those who did not come at all, else those who hold the window.
-    pub(super) fn leave_behind(&mut self) -> HashSet<Guest> {
+    pub(super) fn leave_behind(&mut self) -> BTreeSet<Guest> {
         let mut slow = std::mem::take(&mut self.expected);
         if slow.is_empty() {
             let first = self.first;
-            for (_, place) in self.seats.extract_if(|_, place| place.next == first) {
+            for (_, place) in self.seats.extract_if(.., |_, place| place.next == first) {
                 slow.insert(Guest::Job(place.job));
                 slow.extend(place.is_mate.then_some(Guest::Registry(place.destination)));
             }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Found, Listing, Looking, There};
+use crate::clock;
 use crate::endpoint::{Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
@@ -133,7 +134,7 @@ impl View<'_> {
             route: looking.route.name.to_string(),
             source: self.source_name(tag),
             destination: self.destination_name(tag),
-            since: Timestamp::now(),
+            since: clock::now(),
         });
         looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
         let progress = &looking.settle.progress;

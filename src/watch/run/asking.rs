@@ -9,7 +9,7 @@ use super::{Done, Question, Task, Watch, matching};
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
 use crate::oci::RepositoryName;
-use crate::transfer::retry::random;
+use crate::random;
 use crate::watch::discover::{Discovered, discover};
 use crate::watch::event::Event;
 use crate::watch::look::Ask;
@@ -175,7 +175,7 @@ impl Watch {
             }
             Cause::Start => {
                 // The first sweep comes at a time of its own for each repository.
-                self.verified.insert(key.clone(), now.checked_sub(verify.mul_f64(0.5 * random())).unwrap_or(now));
+                self.verified.insert(key.clone(), now.checked_sub(verify.mul_f64(0.5 * random::fraction())).unwrap_or(now));
                 cause
             }
             _ => cause,

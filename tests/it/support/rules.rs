@@ -210,7 +210,7 @@ impl Rule {
 
     fn limited(&mut self, act: Act) -> Option<Act> {
         if let Act::BusyUntil(seconds) = act {
-            let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds as i64);
+            let date = blobferry::clock::now() + jiff::SignedDuration::from_secs(seconds as i64);
             let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).expect("a date of our time");
             return Some(Reply::status(429).header("retry-after", &date).into());
         }

@@ -10,7 +10,6 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair, SigningKey as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -157,7 +156,7 @@ impl Issue {
     }
 
     fn sign(&self, scopes: &[String]) -> String {
-        let now = Timestamp::now().as_second();
+        let now = blobferry::clock::now().as_second();
         let header = json!({"typ": "JWT", "alg": "ES256", "x5c": [STANDARD.encode(&self.certificate)]});
         let claims = json!({"iss": ISSUER, "aud": SERVICE, "sub": self.login.0, "iat": now, "nbf": now - 60,
             "exp": now + self.lifetime, "jti": "1", "access": scopes.iter().filter_map(|scope| access(scope)).collect::<Vec<_>>()});

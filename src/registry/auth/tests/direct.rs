@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::clock;
 use crate::ecr;
 
 #[tokio::test]
@@ -56,13 +57,13 @@ async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
 #[tokio::test]
 async fn ecr_tokens_are_sent_unasked_and_renewed_when_refused() {
     use crate::ecr::login::tests::{control_plane, login, token_body};
-    let end = Timestamp::now().as_second() + 12 * 3600;
+    let end = clock::now().as_second() + 12 * 3600;
     let plane = control_plane(move |call| (200, token_body(&format!("word-{call}"), end))).await;
     let ecr = Credentials::Ecr(login(&plane));
     let authority = Authority::new(settings("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", ecr), client());
     let header = authority.header(&pull("a")).await.unwrap();
     assert_eq!(text(header.clone()), format!("Basic {}", STANDARD.encode("AWS:word-1")));
-    assert!(authority.expiry().unwrap() > Timestamp::now());
+    assert!(authority.expiry().unwrap() > clock::now());
     let expired = HeaderMap::new();
     let renewed = authority.answer(&pull("a"), &expired, header.as_ref()).await.unwrap();
     assert_eq!(text(renewed.clone()), format!("Basic {}", STANDARD.encode("AWS:word-2")));
