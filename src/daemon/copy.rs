@@ -229,6 +229,8 @@ impl Way {
             refused: Arc::default(),
             pushed: None,
             companions: job::Companions::Unlisted,
+            rank: crate::job::Rank::Named,
+            max_wait: crate::job::LONG_WAIT,
             sequence: 0,
         }
     }

@@ -314,6 +314,8 @@ impl Step<'_> {
             refused: refused.clone(),
             pushed: source.and_then(|tag| tag.pushed),
             companions: listed.companions.clone(),
+            rank: crate::job::Rank::Named,
+            max_wait: crate::job::LONG_WAIT,
             sequence: 0,
         }
     }

@@ -8,6 +8,7 @@ mod report;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,37 @@ impl fmt::Display for Cause {
         f.write_str(self.name())
     }
 }
+
+/// How urgent a job is. A lower one goes first where permits are granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Rank {
+    /// Asked for by its name: it goes before all others.
+    Named,
+    /// A registry or a person told that there is something new.
+    Event,
+    /// Found by a poll.
+    #[default]
+    New,
+    /// Everything is looked at: after a start, by a sweep, by a signal.
+    Backfill,
+}
+
+impl Rank {
+    /// The rank of what has this cause; `is_named`: the cause names the tag.
+    pub fn of(cause: Cause, is_named: bool) -> Rank {
+        match cause {
+            Cause::Cli | Cause::Ping if is_named => Rank::Named,
+            Cause::Cli | Cause::Ping | Cause::Webhook | Cause::Queue => Rank::Event,
+            Cause::Poll => Rank::New,
+            Cause::Verify | Cause::Signal | Cause::Start => Rank::Backfill,
+        }
+    }
+}
+
+/// How long a job waits for a registry's time before it ends as retryable, where its caller looks again later.
+pub const SHORT_WAIT: Duration = Duration::from_secs(5);
+/// How long a job waits for a registry's time whose caller waits for the answer.
+pub const LONG_WAIT: Duration = Duration::from_secs(300);
 
 /// Who caused it: `uid:1000`, `address:127.0.0.1`, `secret`, `daemon`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -203,6 +235,11 @@ pub struct Job {
     pub pushed: Option<Timestamp>,
     /// What may travel with the image.
     pub companions: Companions,
+    /// How urgent it is.
+    pub rank: Rank,
+    /// How long it may wait for a registry's time (`Retry-After`, back-off, a closed class of requests) before it ends as
+    /// retryable with that time: [`SHORT_WAIT`], or [`LONG_WAIT`] where the caller waits for the answer.
+    pub max_wait: Duration,
     /// Order among jobs: lower goes first, and is waited for by higher.
     pub sequence: u64,
 }

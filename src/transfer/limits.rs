@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use super::admission::NamingPermit;
+use super::admission::NamingQueue;
 use super::bandwidth::{Meter, Plan};
 use super::pace::{Gate, Pass, Permit, Whole};
 use crate::allowance::Allowance;
 pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
+use crate::job::Rank;
 use crate::registry::profile::Quotas;
 
 /// What the config says of one registry, and what its operator documents.
@@ -39,11 +42,22 @@ pub struct Errand {
     pub traffic: Traffic,
     /// Whether it is only for looking: then it keeps to a part of the quota.
     pub look: bool,
+    /// How urgent the job is that it belongs to.
+    pub rank: Rank,
+    /// Whether it is the PUT of a name: it has the next token of the rate limiters.
+    pub is_naming: bool,
 }
 
 impl From<Traffic> for Errand {
     fn from(traffic: Traffic) -> Errand {
-        Errand { traffic, look: false }
+        Errand { traffic, look: false, rank: Rank::New, is_naming: false }
+    }
+}
+
+impl Errand {
+    /// The same request for a job of that rank.
+    pub fn ranked(self, rank: Rank) -> Errand {
+        Errand { rank, ..self }
     }
 }
 
@@ -52,7 +66,7 @@ impl Traffic {
 
     /// For looking only.
     pub fn of_look(self) -> Errand {
-        Errand { traffic: self, look: true }
+        Errand { look: true, ..Errand::from(self) }
     }
 
     fn quota(self, quotas: &Quotas) -> Option<f64> {
@@ -91,7 +105,7 @@ pub struct Lane {
     gates: [Gate; 5],
     whole: Whole,
     bandwidth: Option<Meter>,
-    naming: Arc<Semaphore>,
+    names: NamingQueue,
     /// What the registry says that it still allows.
     allowance: Mutex<Allowance>,
 }
@@ -160,7 +174,7 @@ impl Lane {
         Lane {
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             whole: Whole::new(most, settings.requests_per_second),
-            naming: Arc::new(Semaphore::new(names_in_time(&settings))),
+            names: NamingQueue::default(),
             allowance: Mutex::default(),
             bandwidth: settings.bandwidth.clone().map(Meter::new),
             settings,
@@ -196,7 +210,7 @@ impl Lane {
 
     /// The right to send one request, when its time has come.
     pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
-        let Errand { traffic, look } = errand.into();
+        let Errand { traffic, look, .. } = errand.into();
         let gate = self.gate(traffic);
         Turn { lane: self, traffic, pass: gate.pass(look, &self.whole).await }
     }
@@ -223,9 +237,31 @@ impl Lane {
         names_in_time(&self.settings) < JOBS
     }
 
-    /// The right to ask about a tag for the last time and to move it: given to as many as get their turn within half a second.
-    pub async fn naming(&self) -> OwnedSemaphorePermit {
-        self.naming.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// How long the limits of this registry hold up such a request: its quota, the pace, a time that the registry named.
+    /// Zero: it would go at once, unless too many are under way.
+    pub fn admitted_in(&self, traffic: Traffic) -> Duration {
+        self.gate(traffic).admitted_in(&self.whole)
+    }
+
+    /// Waits until the rate limiters admit such a request. Nothing is taken, and nothing has to be held meanwhile.
+    pub async fn until_admitted(&self, traffic: Traffic) {
+        loop {
+            let wait = self.admitted_in(traffic);
+            if wait.is_zero() {
+                return;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a second, at most a third of
+    /// the requests that may run at once, at least one.
+    pub fn names_at_once(&self) -> usize {
+        names_in_time(&self.settings).min(self.concurrency() / 3).max(1)
+    }
+
+    pub(super) fn names(&self) -> &NamingQueue {
+        &self.names
     }
 
     /// How long to wait for so many bytes to have been allowed.

@@ -7,6 +7,7 @@
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
 mod absent;
+mod admission;
 pub mod bandwidth;
 mod blob;
 mod carry;
@@ -47,7 +48,7 @@ use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
 use self::plan::Decision;
 pub use self::retry::Stop;
-use self::retry::retry;
+use self::retry::{retry, stoppable};
 pub use self::settle::Settle;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
@@ -186,6 +187,26 @@ impl Engine {
         F: Future<Output = Result<T, Fault>>,
     {
         retry(self, &self.limits.lane(origin), registry, errand, stop, act).await
+    }
+
+    /// Asks a registry once: when its time has come, without another try.
+    ///
+    /// # Errors
+    /// The failure, or one of class `Cancelled`.
+    pub async fn ask_once<T>(
+        &self,
+        origin: &Origin,
+        registry: &str,
+        errand: impl Into<Errand>,
+        stop: &Stop,
+        request: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let lane = self.limits.lane(origin);
+        let turn = stoppable(&stop.abort, lane.turn(errand)).await?;
+        let result = stoppable(&stop.abort, request).await?;
+        self.metrics.rate_limited(registry, turn.learn(&result));
+        self.metrics.health.heard(registry, result.as_ref().err());
+        result
     }
 
     /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
@@ -379,7 +400,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let source = &self.source;
-        self.engine.ask(source.origin(), source.registry(), traffic, self.stop, || act(source.clone())).await
+        let errand = Errand::from(traffic).ranked(self.job.rank);
+        self.engine.ask(source.origin(), source.registry(), errand, self.stop, || act(source.clone())).await
     }
 
     /// Asks the destination: under its limits, with retry.
@@ -388,7 +410,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let destination = &self.destination;
-        self.engine.ask(destination.origin(), destination.registry(), traffic, self.stop, || act(destination.clone())).await
+        let errand = Errand::from(traffic).ranked(self.job.rank);
+        self.engine.ask(destination.origin(), destination.registry(), errand, self.stop, || act(destination.clone())).await
     }
 
     /// Whether a hint from `seen` needs no asking.

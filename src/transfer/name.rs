@@ -29,7 +29,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// written, only so many jobs ask and write at a time as get their turn before what they have learnt is old.
     pub(super) async fn name(&self, image: &Image, facts: &TagFacts) -> Result<Named, Fault> {
         let lane = self.engine.limits.lane(self.destination.origin());
-        let _place = stoppable(&self.stop.abort, lane.naming()).await?;
+        let _place = stoppable(&self.stop.abort, lane.naming(self.job.rank, self.started)).await?;
         let fresh = self.engine.settings.fresh;
         // Where a turn has to be waited for, facts must last for longer.
         let asked = self.asked_again(facts, if lane.is_slow_to_write() { fresh / 2 } else { fresh }).await?;

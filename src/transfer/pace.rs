@@ -121,6 +121,13 @@ impl Gate {
         }
     }
 
+    /// How long quota, pace and what the registry asked for hold up a request.
+    pub(super) fn admitted_in(&self, whole: &Whole) -> Duration {
+        let buckets = [whole.pace.as_ref(), self.quota.as_deref()];
+        let ready_in = buckets.into_iter().flatten().map(Bucket::ready_in).max();
+        self.closed_for().max(ready_in.unwrap_or_default())
+    }
+
     /// The right to send one request, in turn and at once; pace and quota are paid from, and looks pay from their part as well.
     pub(super) async fn pass(&self, look: bool, whole: &Whole) -> Pass {
         let _looks = if look { Some(self.line_of_looks.lock().await) } else { None };

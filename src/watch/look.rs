@@ -8,6 +8,7 @@ mod view;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{MaybeDone, maybe_done};
@@ -24,7 +25,7 @@ use crate::clock;
 use crate::endpoint::{Cursor, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
+use crate::job::{self, Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
@@ -46,6 +47,13 @@ pub struct Ask {
     pub wish: Wish,
     /// Names the pass.
     pub run_id: String,
+}
+
+impl Ask {
+    /// How long a job of this look may wait for a registry's time.
+    pub fn max_wait(&self) -> Duration {
+        if self.cause == Cause::Cli { job::LONG_WAIT } else { job::SHORT_WAIT }
+    }
 }
 
 /// One look.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
-use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Seen, TagRules};
+use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, TagRules};
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
@@ -96,6 +96,8 @@ impl World {
             refused: Arc::default(),
             pushed: None,
             companions: Companions::Listed(Arc::default()),
+            rank: Rank::New,
+            max_wait: blobferry::job::LONG_WAIT,
             sequence: 0,
         }
     }

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::endpoint::{Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
-use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Seen, Settled};
+use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
 use crate::site::Repository;
 use crate::transfer::limits::Traffic;
@@ -304,6 +304,8 @@ impl View<'_> {
             refused: self.refused.clone(),
             pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
             companions: Companions::Listed(self.listing.companions.clone()),
+            rank: Rank::of(looking.ask.cause, !looking.ask.tags.is_empty()),
+            max_wait: looking.ask.max_wait(),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }

@@ -1,0 +1,209 @@
+//! Naming permits of one registry: how many jobs ask about their tag for the last time and move it at once.
+//!
+//! A permit is granted by rank, then to the job that has been at it for longest. The wait for the rate limiters comes
+//! before, without a permit: [`Lane::until_admitted`].
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::wakers::Wakers;
+use crate::job::Rank;
+use crate::transfer::limits::{Errand, Lane, Traffic, Turn};
+
+/// The pure core: which requests for a naming permit are granted.
+#[derive(Debug, Default)]
+struct Naming {
+    held: usize,
+    waiting: BTreeSet<(Rank, Instant, u64)>,
+}
+
+impl Naming {
+    fn ask(&mut self, rank: Rank, since: Instant, id: u64) {
+        self.waiting.insert((rank, since, id));
+    }
+
+    fn cancel(&mut self, rank: Rank, since: Instant, id: u64) {
+        self.waiting.remove(&(rank, since, id));
+    }
+
+    fn release(&mut self) {
+        self.held -= 1;
+    }
+
+    /// The next request that is granted while at most `limit` permits are out.
+    fn grant(&mut self, limit: usize) -> Option<u64> {
+        if self.held >= limit {
+            return None;
+        }
+        let (_, _, id) = self.waiting.pop_first()?;
+        self.held += 1;
+        Some(id)
+    }
+}
+
+/// The naming permits of one registry.
+#[derive(Debug, Default)]
+pub(in crate::transfer) struct NamingQueue(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    core: Naming,
+    wakers: Wakers,
+    next: u64,
+}
+
+impl NamingQueue {
+    /// No step under this lock leaves the state half changed, so a poisoned lock is as good as any.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn pump(&mut self, limit: usize) {
+        while let Some(id) = self.core.grant(limit) {
+            self.wakers.grant(id);
+        }
+    }
+}
+
+/// The permit to ask about a tag for the last time and to move it, until dropped.
+#[derive(Debug)]
+pub struct NamingPermit {
+    lane: Arc<Lane>,
+}
+
+impl NamingPermit {
+    /// How long the registry's limits hold up the PUT; zero: it would go at once.
+    pub fn turn_in(&self) -> Duration {
+        self.lane.admitted_in(Traffic::Writes)
+    }
+
+    /// The permit for the PUT: it has the next token of the rate limiters, before any request without a naming permit.
+    pub async fn turn(&self) -> Turn<'_> {
+        self.lane.turn(Errand { is_naming: true, ..Errand::from(Traffic::Writes) }).await
+    }
+}
+
+impl Drop for NamingPermit {
+    fn drop(&mut self) {
+        let mut state = self.lane.names().lock();
+        state.core.release();
+        state.pump(self.lane.names_at_once());
+    }
+}
+
+impl Lane {
+    /// Waits for a naming permit. `since` is when the job began to wait for its name: it keeps its place over all rounds.
+    pub async fn naming(self: &Arc<Lane>, rank: Rank, since: Instant) -> NamingPermit {
+        let id = {
+            let mut state = self.names().lock();
+            state.next += 1;
+            let id = state.next;
+            state.core.ask(rank, since, id);
+            state.pump(self.names_at_once());
+            id
+        };
+        Waiting { lane: Some(self.clone()), rank, since, id }.await
+    }
+
+    /// A naming permit, if one is free and no other job waits for it.
+    pub fn try_naming(self: &Arc<Lane>) -> Option<NamingPermit> {
+        let mut state = self.names().lock();
+        if !state.core.waiting.is_empty() || state.core.held >= self.names_at_once() {
+            return None;
+        }
+        state.core.held += 1;
+        Some(NamingPermit { lane: self.clone() })
+    }
+}
+
+struct Waiting {
+    /// Taken when the permit is.
+    lane: Option<Arc<Lane>>,
+    rank: Rank,
+    since: Instant,
+    id: u64,
+}
+
+impl Future for Waiting {
+    type Output = NamingPermit;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NamingPermit> {
+        let id = self.id;
+        let lane = self.lane.take().expect("it is not polled after its end");
+        let mut state = lane.names().lock();
+        if state.wakers.take(id) {
+            drop(state);
+            return Poll::Ready(NamingPermit { lane });
+        }
+        state.wakers.wait(id, cx.waker());
+        drop(state);
+        self.lane = Some(lane);
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let Some(lane) = self.lane.take() else { return };
+        let mut state = lane.names().lock();
+        if state.wakers.forget(self.id) {
+            state.core.release();
+        } else {
+            state.core.cancel(self.rank, self.since, self.id);
+        }
+        state.pump(lane.names_at_once());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
+    use super::*;
+    use crate::endpoint::Origin;
+    use crate::registry::profile::Quotas;
+    use crate::transfer::limits::{Limits, Settings};
+
+    fn lane(settings: Settings) -> Arc<Lane> {
+        let limits = Limits::default();
+        let origin = Origin::new("http://127.0.0.1:1");
+        limits.set(&origin, settings);
+        limits.lane(&origin)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn permits_go_by_rank_then_to_the_oldest_and_survive_dropped_waiters() {
+        let lane = lane(Settings { concurrency: Some(3), ..Settings::default() });
+        let now = Instant::now();
+        let first = lane.naming(Rank::Backfill, now).await;
+        assert!(lane.try_naming().is_none(), "a third of three is one");
+        let mut late = pin!(lane.naming(Rank::Event, now + Duration::from_secs(9)));
+        let mut early = pin!(lane.naming(Rank::Event, now + Duration::from_secs(1)));
+        let mut named = Box::pin(lane.naming(Rank::Named, now + Duration::from_secs(20)));
+        assert!(poll!(&mut late).is_pending() && poll!(&mut early).is_pending() && poll!(&mut named).is_pending());
+        drop(first);
+        drop(named);
+        assert!(poll!(&mut late).is_pending());
+        let Poll::Ready(early) = poll!(&mut early) else { panic!("a dropped grant goes to the next one") };
+        drop(early);
+        assert!(poll!(&mut late).is_ready());
+    }
+
+    #[test]
+    fn a_registry_names_what_it_writes_in_half_a_second() {
+        let quota = |writes| Quotas { writes, ..Quotas::default() };
+        for (concurrency, writes, at_once) in [(None, Some(10), 4), (None, None, 21), (Some(2), None, 1), (Some(200), Some(1), 1)] {
+            let settings = Settings { concurrency, quotas: quota(writes), ..Settings::default() };
+            assert_eq!(lane(settings).names_at_once(), at_once, "{concurrency:?} at once, {writes:?} a second");
+        }
+    }
+}
