@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -37,6 +37,9 @@ const MOST_HEADERS: usize = 64;
 const MOST_HEAD: usize = 32 << 10;
 /// Pause after the kernel refuses to hand out a connection, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often an idle control socket looks whether its file is still there.
+const SOCKET_CHECK: Duration = Duration::from_secs(2);
 
 /// The server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +81,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Bound {
     tcp: Option<(TcpListener, SocketAddr)>,
-    socket: Option<(UnixListener, SocketFile)>,
+    socket: Option<ControlSocket>,
     settings: Settings,
 }
 
@@ -118,8 +121,8 @@ impl Bound {
             }
         };
         let socket = async {
-            if let Some((listener, _file)) = self.socket {
-                accept(listener, router.clone(), SOCKET_CONNECTIONS, deadlines, &stop).await;
+            if let Some(socket) = self.socket {
+                accept(socket, router.clone(), SOCKET_CONNECTIONS, deadlines, &stop).await;
             }
         };
         tokio::join!(tcp, socket);
@@ -158,17 +161,65 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> 
     Ok((listener, address))
 }
 
-async fn bind_socket(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+async fn bind_socket(path: &Path) -> Result<ControlSocket, Error> {
     clear(path).await?;
-    let bound = || {
-        let socket = UnixSocket::new_stream()?;
-        socket.bind(path)?;
-        let file = SocketFile::new(path)?;
-        // Nobody can connect before `listen`, so there is no moment with another mode.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok((socket.listen(SOCKET_CONNECTIONS as u32)?, file))
-    };
-    bound().map_err(|source| Error::Socket { path: path.into(), source })
+    let failed = |source| Error::Socket { path: path.into(), source };
+    let (listener, file) = listen_at(path).map_err(failed)?;
+    Ok(ControlSocket { path: path.into(), listener: Mutex::new(Arc::new(listener)), file: Mutex::new(file) })
+}
+
+fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    let file = SocketFile::new(path)?;
+    // Nobody can connect before `listen`, so there is no moment with another mode.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok((socket.listen(SOCKET_CONNECTIONS as u32)?, file))
+}
+
+/// The control socket. While no connection comes in, its file is looked for every few seconds: one that was deleted is
+/// made again, since without it the daemon cannot be asked anything.
+#[derive(Debug)]
+struct ControlSocket {
+    path: PathBuf,
+    listener: Mutex<Arc<UnixListener>>,
+    file: Mutex<SocketFile>,
+}
+
+impl ControlSocket {
+    /// Binds again if the file is gone. A file of another process is left alone.
+    fn restore(&self) {
+        let is_gone = fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !is_gone {
+            return;
+        }
+        match listen_at(&self.path) {
+            Ok((listener, file)) => {
+                *self.listener.lock().expect("no panic while replacing") = Arc::new(listener);
+                *self.file.lock().expect("no panic while replacing") = file;
+                tracing::warn!(path = %self.path.display(), "the control socket was deleted; it is there again");
+            }
+            Err(error) => tracing::debug!(%error, path = %self.path.display(), "the control socket cannot be made again"),
+        }
+    }
+}
+
+impl Listener for ControlSocket {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
+        loop {
+            let listener = self.listener.lock().expect("no panic while replacing").clone();
+            match timeout(SOCKET_CHECK, listener.accept()).await {
+                Ok(accepted) => {
+                    let (stream, _) = accepted?;
+                    let uid = stream.peer_cred()?.uid();
+                    return Ok((stream, Door::Socket { uid }));
+                }
+                Err(_) => self.restore(),
+            }
+        }
+    }
 }
 
 /// Removes the socket of a dead daemon.
@@ -201,16 +252,6 @@ impl Listener for TcpListener {
         let (stream, peer) = self.accept().await?;
         stream.set_nodelay(true)?;
         Ok((stream, Door::Tcp(peer)))
-    }
-}
-
-impl Listener for UnixListener {
-    type Stream = UnixStream;
-
-    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
-        let (stream, _) = self.accept().await?;
-        let uid = stream.peer_cred()?.uid();
-        Ok((stream, Door::Socket { uid }))
     }
 }
 

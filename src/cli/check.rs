@@ -37,7 +37,7 @@ impl Check {
         }
         let routes = plural(routes.0.len() as u64, "route");
         let registries = plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
-        lines.line(format!("{}: the config is right ({routes}, {registries})", arguments.config.display()));
+        lines.line(format!("{}: the config is right ({routes}, {registries})", arguments.config_path().display()));
         if !self.online {
             return Ok(0);
         }

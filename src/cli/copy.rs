@@ -1,13 +1,11 @@
 //! `copy`: one reference, without a config file.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::Manner;
-use super::{Failure, environment};
+use super::{Arguments, Failure, environment};
 use crate::daemon;
 use crate::oci::Digest;
 
@@ -41,23 +39,20 @@ pub(super) struct Copy {
     /// Say what would be done, and touch nothing
     #[arg(long)]
     dry_run: bool,
-    /// Keep hints, checkpoints and history in this folder; without it nothing is kept
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Copy {
-    pub(super) async fn run(&self, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
         let request = daemon::Copy {
             source: self.source.clone(),
             destination: self.destination.clone(),
             expect: self.expect,
             replace: self.replace,
             dry_run: self.dry_run,
-            state: self.state.clone(),
+            state: arguments.state.clone(),
         };
         // One reference was named: that it is up to date is the answer, not noise.
         let show = Show::new(self.json, true);

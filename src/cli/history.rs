@@ -5,9 +5,10 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::output::{Lines, short, table};
+use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
-use crate::config::Config;
+use crate::config::StatePath;
 use crate::ledger::{Ledger, Query, Row};
 use crate::oci::Reference;
 
@@ -33,10 +34,10 @@ pub(super) struct History {
 
 impl History {
     pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
-        let config = arguments.config()?;
-        let mut rows = match Socket::in_state(&config.daemon.state).read(&self.path()).await? {
+        let state = arguments.state_path()?;
+        let mut rows = match Socket::in_state(&state.folder).read(&self.path()).await? {
             Some(body) => told(body)?,
-            None => self.read(&config).await?,
+            None => self.read(&state).await?,
         };
         rows.reverse();
         if self.json {
@@ -52,11 +53,13 @@ impl History {
         Ok(if rows.is_empty() && self.repository.is_some() { 5 } else { 0 })
     }
 
-    async fn read(&self, config: &Config) -> Result<Vec<Row>, Failure> {
-        if !config.daemon.state.join("ledger.db").exists() {
+    async fn read(&self, state: &StatePath) -> Result<Vec<Row>, Failure> {
+        let Some(ledger) = Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))? else {
+            if let Some(doubt) = &state.doubt {
+                say(&format!("there is no ledger in {} (name another folder with --state DIR); {doubt}", state.folder.display()));
+            }
             return Ok(Vec::new());
-        }
-        let ledger = Ledger::open(&config.daemon.state).map_err(|error| Failure::new(2, error))?;
+        };
         let rows = ledger.page(self.query()).await.map_err(|error| Failure::new(1, error));
         ledger.close().await;
         rows

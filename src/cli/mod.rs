@@ -29,7 +29,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use futures::FutureExt as _;
 use indicatif::MultiProgress;
 
-use crate::config::Config;
+use crate::config::{Config, StatePath, state_path};
 use crate::telemetry;
 
 use output::Lines;
@@ -73,9 +73,13 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "blobferry", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Arguments {
-    /// The config file
-    #[arg(short, long, global = true, value_name = "FILE", env = "BLOBFERRY_CONFIG", default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
+    /// The config file [default: $BLOBFERRY_CONFIG, else /etc/blobferry/blobferry.yaml]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The state folder, instead of `daemon.state` of the config
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
 
     /// How logs on stderr are written; BLOBFERRY_LOG filters them, as in "info,blobferry::registry=debug"
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
@@ -200,8 +204,8 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
     match &arguments.command {
         Command::Run => run::run(arguments).boxed_local().await,
         Command::Sync(command) => command.run(arguments, lines, screen).boxed_local().await,
-        Command::Copy(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
-        Command::Promote(command) => command.run(lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
+        Command::Copy(command) => command.run(arguments, lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
+        Command::Promote(command) => command.run(arguments, lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
         Command::Status(command) => command.run(arguments, lines).boxed_local().await,
         Command::Check(command) => command.run(arguments, lines).boxed_local().await,
         Command::History(command) => command.run(arguments, lines).boxed_local().await,
@@ -213,8 +217,28 @@ async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<Multi
 }
 
 impl Arguments {
+    /// The config, with what the command line says of it.
     fn config(&self) -> Result<Config, Failure> {
-        load(&self.config)
+        let mut config = load(&self.config_path())?;
+        if let Some(state) = &self.state {
+            config.daemon.state.clone_from(state);
+        }
+        Ok(config)
+    }
+
+    fn config_path(&self) -> PathBuf {
+        let named = || environment("BLOBFERRY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
+    }
+
+    /// The state folder for a command that needs nothing else of the config.
+    fn state_path(&self) -> Result<StatePath, Failure> {
+        if let Some(folder) = &self.state {
+            return Ok(StatePath { folder: folder.clone(), doubt: None });
+        }
+        state_path(&self.config_path(), &environment).ok_or_else(|| {
+            Failure::usage("the state folder is not known: give --state DIR, or set `daemon.state` in the config, or HOME")
+        })
     }
 
     /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
@@ -334,9 +358,9 @@ mod tests {
     #[test]
     fn the_config_is_never_found_in_the_current_folder() {
         if std::env::var_os("BLOBFERRY_CONFIG").is_none() {
-            assert_eq!(parsed("run").unwrap().config, Path::new(DEFAULT_CONFIG));
+            assert_eq!(parsed("run").unwrap().config_path(), Path::new(DEFAULT_CONFIG));
         }
-        assert_eq!(parsed("run -c here.yaml").unwrap().config, Path::new("here.yaml"));
+        assert_eq!(parsed("run -c here.yaml").unwrap().config_path(), Path::new("here.yaml"));
     }
 
     #[test]

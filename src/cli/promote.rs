@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::Manner;
-use super::{Failure, environment};
+use super::{Arguments, Failure, environment};
 use crate::daemon;
 use crate::job::{Outcome, Report, Settled};
 use crate::oci::Digest;
@@ -54,9 +54,6 @@ pub(super) struct Promote {
     /// Print what would be done, and touch nothing
     #[arg(long)]
     dry_run: bool,
-    /// Keep hints, checkpoints and history in this folder; without it nothing is kept
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -71,8 +68,8 @@ fn container(text: &str) -> Result<(String, String), String> {
 }
 
 impl Promote {
-    pub(super) async fn run(&self, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
-        let request = self.request()?;
+    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+        let request = self.request(arguments)?;
         if self.imagedefinitions.is_some() && request.all_tags {
             return Err(Failure::usage("imagedefinitions names one image for each container: promote one tag, not all"));
         }
@@ -90,14 +87,14 @@ impl Promote {
         Ok(report.exit_code)
     }
 
-    fn request(&self) -> Result<daemon::Promote, Failure> {
+    fn request(&self, arguments: &Arguments) -> Result<daemon::Promote, Failure> {
         let request = daemon::Promote {
             images: self.images.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
             all_tags: self.all_tags,
             expect: self.expect,
             replace: self.replace,
             dry_run: self.dry_run,
-            state: self.state.clone(),
+            state: arguments.state.clone(),
         };
         match self.images.len() {
             0 => request.of_environment(&environment).map_err(|error| Failure::new(2, error)),
@@ -191,7 +188,6 @@ mod tests {
             imagedefinitions: None,
             container: container.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect(),
             dry_run: false,
-            state: None,
             json: false,
         }
     }

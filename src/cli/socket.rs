@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::Failure;
 use super::output::clean;
 use crate::admin::client::{self, Error};
+use crate::config::StatePath;
+use crate::state;
 
 /// Where the daemon's control socket is. Whether anybody answers there shows when it is asked.
 #[derive(Clone, Debug)]
@@ -39,6 +41,24 @@ impl Socket {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
+    /// Why nothing answers although a process holds the state folder: none may use the state beside it.
+    fn absent(&self) -> Option<Failure> {
+        let folder = self.0.parent()?;
+        let process = match state::holder(folder)? {
+            0 => "a process".into(),
+            holder => format!("process {holder}"),
+        };
+        Some(Failure::said(
+            1,
+            format_args!(
+                "{process} holds the state folder {}, but nothing answers at {}: \
+                 if it is the daemon, it makes the socket again within seconds; if it is `blobferry sync`, wait for its end",
+                folder.display(),
+                self.0.display()
+            ),
+        ))
+    }
+
     async fn ask(
         &self,
         method: Method,
@@ -48,10 +68,18 @@ impl Socket {
     ) -> Result<Option<(StatusCode, Value)>, Failure> {
         match client::request(&self.0, method, path_and_query, body, deadline).await {
             Ok(answer) => Ok(Some(answer)),
-            Err(Error::NotRunning { .. }) => Ok(None),
+            Err(Error::NotRunning { .. }) => self.absent().map_or(Ok(None), Err),
             Err(error) => Err(Failure::new(1, error)),
         }
     }
+}
+
+/// No daemon runs on the state folder.
+pub(super) fn not_running(state: &StatePath) -> Failure {
+    let folder = state.folder.display();
+    let doubt = state.doubt.iter().map(|doubt| format!("; {doubt}")).collect::<String>();
+    let way_out = "start one with `blobferry run`, or name the folder of a running one with --state DIR";
+    Failure::said(1, format_args!("no daemon is running on the state folder {folder} ({way_out}){doubt}"))
 }
 
 /// An answer of the daemon that is not what was asked for: `{"error":{"code","text"}}`.

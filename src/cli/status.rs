@@ -4,7 +4,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::output::{Lines, Style, clean, plural, relative, seconds, table, totals};
-use super::socket::Socket;
+use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
 use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
@@ -15,8 +15,9 @@ use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
   blobferry status
   blobferry status --json | jq '.routes[] | {name, tags}'
 
-Asks the daemon over control.sock in its state folder. Ends with 0 when the
-daemon answers, whatever it says, and with 1 when none is running.")]
+Asks the daemon over control.sock in its state folder; of the config only
+`daemon.state` is read, so it works whatever else is wrong there. Ends with 0
+when the daemon answers, whatever it says, and with 1 when none is running.")]
 pub(super) struct Status {
     /// Print all of it as JSON
     #[arg(long)]
@@ -25,13 +26,9 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
-        let config = arguments.config()?;
-        let Some(body) = Socket::in_state(&config.daemon.state).read("/v1/status").await? else {
-            let state = config.daemon.state.display();
-            return Err(Failure::said(
-                1,
-                format_args!("no daemon is running on the state folder {state} (start one with `blobferry run`)"),
-            ));
+        let state = arguments.state_path()?;
+        let Some(body) = Socket::in_state(&state.folder).read("/v1/status").await? else {
+            return Err(not_running(&state));
         };
         if self.json {
             lines.json(&body);

@@ -30,6 +30,7 @@ const GLANCE: Duration = Duration::from_secs(1);
   blobferry sync demo-app --tag v7      one tag of one route
   blobferry sync --dry-run --all        what would happen to every tag
   blobferry sync --json | jq .totals    the report for programs
+  blobferry sync --dry-run -c new.yaml  what another config would do
 
 stdout has a line for each change or trouble and the totals, or with --json the
 report alone; stderr has the progress: bars on a terminal, else a heartbeat. The
@@ -54,15 +55,33 @@ pub(super) struct Sync {
 
 impl Sync {
     pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
-        let config = arguments.config()?;
-        known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
         let show = Show::new(self.json, self.all);
         let manner = Manner::of(arguments.quiet > 0, screen);
-        if let Some(report) = self.ask_daemon(&Socket::in_state(&config.daemon.state), manner.clone(), show).await? {
+        if let Some(config) = self.plan_of_its_own(arguments).await? {
+            return self.run_here(&config, show, manner, lines).await;
+        }
+        let socket = Socket::in_state(&arguments.state_path()?.folder);
+        if let Some(report) = self.ask_daemon(&socket, manner.clone(), show).await? {
             show.report(lines, &report);
             return Ok(report.exit_code);
         }
+        let config = arguments.config()?;
+        known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
         self.run_here(&config, show, manner, lines).await
+    }
+
+    /// The config of a dry run that a running daemon would not plan with, because it was started with another one.
+    async fn plan_of_its_own(&self, arguments: &Arguments) -> Result<Option<Config>, Failure> {
+        if !self.dry_run || arguments.config.is_none() {
+            return Ok(None);
+        }
+        let config = arguments.config()?;
+        let Some(status) = Socket::in_state(&config.daemon.state).read("/v1/status").await? else { return Ok(None) };
+        if status["config"]["hash"] == config.hash {
+            return Ok(None);
+        }
+        known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
+        Ok(Some(config))
     }
 
     async fn run_here(&self, config: &Config, show: Show, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
@@ -75,6 +94,10 @@ impl Sync {
 
     /// The daemon's report. `None`: there is no daemon.
     async fn ask_daemon(&self, socket: &Socket, manner: Manner, show: Show) -> Result<Option<Report>, Failure> {
+        let Some(status) = socket.read("/v1/status").await? else { return Ok(None) };
+        if let Ok(status) = serde_json::from_value::<Status>(status) {
+            known(&self.routes, status.routes.iter().map(|route| route.name.as_str()))?;
+        }
         let mut signals = Signals::listen()?;
         let mut display = Display::new(manner, show.style.unicode);
         let mut answer = pin!(socket.act("/v1/sync", self.request()));

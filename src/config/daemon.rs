@@ -76,12 +76,17 @@ fn grace(text: &str) -> Result<Duration, String> {
 }
 
 fn standard_state(item: &Item<'_>) -> Option<PathBuf> {
-    let state = state_folder(item.reader().env, is_root());
+    let state = standard_folder(item.reader().env);
     if state.is_none() {
         let key = if item.key().is_empty() { "daemon.state" } else { "state" };
         item.missing(key, "is missing, and none of STATE_DIRECTORY, XDG_STATE_HOME and HOME is set");
     }
     state
+}
+
+/// The folder where the state is unless the file says otherwise.
+pub(super) fn standard_folder(env: &Env<'_>) -> Option<PathBuf> {
+    state_folder(env, is_root())
 }
 
 /// systemd's folder, else the system's for root, else the user's.

@@ -11,6 +11,7 @@
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
 //! | `units` | durations and amounts |
 //! | `daemon`, `registries`, `limits`, `routes` | the three parts of the file; what a registry is spared |
+//! | `state_path` | `daemon.state` alone, for commands that need nothing else |
 //! | `schema` | the file's shape as JSON schema, for editors |
 
 mod daemon;
@@ -20,6 +21,7 @@ mod registries;
 mod routes;
 mod schema;
 mod section;
+mod state_path;
 mod substitute;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ pub use limits::Limits;
 pub use problem::{Error, Position, Problem};
 pub use registries::{Registry, RegistryKind};
 pub use schema::schema;
+pub use state_path::{StatePath, state_path};
 
 use crate::oci::Digest;
 use crate::watch::route::Route;

@@ -53,6 +53,12 @@ impl Parts {
         Parts::over(opened.index, Ledger::open(state)?)
     }
 
+    /// Parts for a dry run: they read the ledger of a state folder, if there is one, and write nothing anywhere.
+    pub(super) fn to_read(state: &Path) -> Result<Parts, Error> {
+        let ledger = Ledger::open_to_read(state)?.unwrap_or_else(Ledger::in_memory);
+        Parts::over(Index::in_memory(), ledger)
+    }
+
     /// Parts that remember nothing.
     pub(super) fn in_memory() -> Result<Parts, Error> {
         Parts::over(Index::in_memory(), Ledger::in_memory())

@@ -163,7 +163,7 @@ pub async fn copy(
     stop: tokio_util::sync::CancellationToken,
 ) -> Result<Report, Error> {
     let way = Way::of(&request)?;
-    let (_lock, parts) = stores(request.state.as_deref())?;
+    let (_lock, parts) = stores(request.state.as_deref(), request.dry_run)?;
     let (from, to) = (way.source.open("source", &parts, env)?, way.destination.open("destination", &parts, env)?);
     let stop = stop_of(stop);
     let (started, clock) = (clock::now(), Instant::now());
@@ -278,10 +278,11 @@ pub(super) async fn list(
     Ok(exists.then_some(tags))
 }
 
-/// The stores of a state folder, or ones that remember nothing.
-pub(super) fn stores(state: Option<&Path>) -> Result<(Option<StateLock>, Parts), Error> {
+/// The stores of a state folder, or ones that remember nothing. A dry run needs no lock, since it writes nothing.
+pub(super) fn stores(state: Option<&Path>, dry_run: bool) -> Result<(Option<StateLock>, Parts), Error> {
     match state {
         None => Ok((None, Parts::in_memory()?)),
+        Some(folder) if dry_run => Ok((None, Parts::to_read(folder)?)),
         Some(folder) => {
             let lock = StateLock::acquire(folder)?;
             Ok((Some(lock), Parts::open(folder)?))

@@ -76,7 +76,8 @@ impl Error {
     /// What the process ends with: 2, usage or configuration, for nearly all; another start may mend the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Metrics(_) | Error::Signals(_) | Error::Admin(_) => 1,
+            // The port may be free at the next start.
+            Error::Metrics(_) | Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
             _ => 2,
         }
     }
@@ -101,15 +102,17 @@ pub async fn run(
     ready: Option<oneshot::Sender<Option<SocketAddr>>>,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    // First of all: a signal that comes while the daemon starts is kept, not its end.
+    let signals = Signals::new().map_err(Error::Signals)?;
+    let look_signals = crate::watch::signal::listen().map_err(Error::Signals)?;
     let config = load()?;
     let _lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&config.daemon.state)?;
     let settings = admin_settings(&config);
     let bound = admin::bind(&settings).await?;
-    let signals = Signals::new().map_err(Error::Signals)?;
     let world = Arc::new(parts.world(&config, None)?);
     let address = bound.address();
-    let running = Running::start(parts, config, world, bound, settings)?;
+    let running = Running::start(parts, config, world, bound, settings, look_signals);
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen, routes = running.config.routes.len(), "started");
     if running.config.daemon.secret.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
@@ -200,13 +203,14 @@ impl Running {
         world: Arc<World>,
         bound: admin::Bound,
         served: admin::Settings,
-    ) -> Result<Running, Error> {
+        look_signals: Signal,
+    ) -> Running {
         let (board, stop, server_stop) = (Board::over(parts.health()), Stop::default(), CancellationToken::new());
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(world);
         let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
         let mut helpers = JoinSet::new();
-        helpers.spawn(crate::watch::signal::looks(handle.clone(), stop.drain.clone()).map_err(Error::Signals)?);
+        helpers.spawn(crate::watch::signal::looks(look_signals, handle.clone(), stop.drain.clone()));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(feed_watchdog());
@@ -216,7 +220,7 @@ impl Running {
         server.spawn(bound.serve(services(&parts, handle), server_stop.clone()));
         let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop, served };
         running.show_config();
-        Ok(running)
+        running
     }
 
     fn show_config(&self) {
@@ -345,8 +349,7 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
 /// # Errors
 /// When the state folder cannot be used; what goes wrong with tags is in the report.
 pub async fn sync(config: &Config, scope: Scope, wish: Wish, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
-    let _lock = StateLock::acquire(&config.daemon.state)?;
-    let parts = Parts::open(&config.daemon.state)?;
+    let (_lock, parts) = copy::stores(Some(&config.daemon.state), wish.dry_run)?;
     let world = parts.world(config, None)?;
     let facts = ledger::Facts { run_id: crate::watch::run_id(), ..(*world.facts).clone() };
     let settle = Settle { facts: Arc::new(facts), progress: observer.progress, listener: Some(observer.settled) };

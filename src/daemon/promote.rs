@@ -157,7 +157,7 @@ struct Way {
 /// When a reference, the environment or the state folder is unusable; what goes wrong on the way is in the report.
 pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
     let ways = request.ways()?;
-    let (_lock, parts) = stores(request.state.as_deref())?;
+    let (_lock, parts) = stores(request.state.as_deref(), request.dry_run)?;
     let hosts =
         Hosts { env, endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()), logins: Mutex::default() };
     let mut open = Vec::new();

@@ -124,6 +124,12 @@ impl Ledger {
         Ok(Ledger { store: Store::open(&folder.join("ledger.db"), &schema::SCHEMA)? })
     }
 
+    /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks on the disk.
+    pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
+        let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
+        Ok(store.map(|store| Ledger { store }))
+    }
+
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
         Ledger { store: Store::in_memory(&schema::SCHEMA) }

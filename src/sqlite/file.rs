@@ -2,10 +2,12 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::backup::Backup;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::task::said;
@@ -73,6 +75,42 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
     let reading = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
     prepare(&reading, schema).map_err(sorted)?;
     Ok((writing, reading))
+}
+
+/// Opens a database that is there and changes nothing of it; `None`: it is not there. One of an older version is read into
+/// memory and brought to the newest there.
+pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connection>, OpenError> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unavailable(path, error)),
+        // Made by a process that has not written its tables yet.
+        Ok(metadata) if metadata.len() == 0 && !with_suffix(path, "-wal").exists() => return Ok(None),
+        Ok(_) => {}
+    }
+    let sorted = |error| sort_out(path, &error);
+    // Without a log no process has it open, and reading it as unchangeable leaves no files of a log behind.
+    let immutable = if with_suffix(path, "-wal").exists() { "" } else { "&immutable=1" };
+    let name = uri(path) + "?mode=ro" + immutable;
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let file = Connection::open_with_flags(name, flags).map_err(sorted)?;
+    prepare(&file, schema).map_err(sorted)?;
+    recognise(&file, path, schema)?;
+    let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sorted)?;
+    if version == schema.migrations.len() as i64 {
+        return Ok(Some(file));
+    }
+    let mut copy = Connection::open_in_memory().map_err(sorted)?;
+    Backup::new(&file, &mut copy).and_then(|backup| backup.run_to_completion(1024, Duration::ZERO, None)).map_err(sorted)?;
+    prepare(&copy, schema).map_err(sorted)?;
+    migrate(&copy, schema).map_err(sorted)?;
+    Ok(Some(copy))
+}
+
+/// A path as SQLite's URI: <https://sqlite.org/uri.html>.
+fn uri(path: &Path) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._".contains(byte);
+    let escaped = |byte: u8| if is_plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") };
+    format!("file:{}", path.as_os_str().as_bytes().iter().map(|byte| escaped(*byte)).collect::<String>())
 }
 
 /// A database in memory, at the newest version.

@@ -91,6 +91,14 @@ impl Store {
         Ok(Store { file, home: Home::File(lanes) })
     }
 
+    /// Opens a database that is there to read it: every write fails, and nothing of it changes. `None`: it is not there. It
+    /// has no threads, so that a request blocks its caller on the disk: for commands that read a little and end.
+    pub fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Store>, OpenError> {
+        let Some(connection) = file::open_to_read(path, schema)? else { return Ok(None) };
+        let home = Home::Memory(Arc::new(Mutex::new(Some(connection))));
+        Ok(Some(Store { file: path.display().to_string().into(), home }))
+    }
+
     /// A database that nobody else sees and that ends with its last handle.
     pub fn in_memory(schema: &Schema) -> Store {
         let connection = file::in_memory(schema).expect("a database in memory opens and its schema is right");

@@ -7,6 +7,7 @@ mod askers;
 mod bad_input;
 mod contract;
 mod cut;
+mod day_two;
 mod docs;
 mod ecr;
 mod ecr_daemon;

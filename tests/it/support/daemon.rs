@@ -124,7 +124,14 @@ impl Ferry {
 
     /// Starts `blobferry run` and waits until it is alive.
     pub async fn start(&self) -> Daemon {
-        let mut child = self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        self.start_with(&[]).await
+    }
+
+    /// The same with variables that only the daemon has, as systemd gives them to a service.
+    pub async fn start_with(&self, variables: &[(&str, &str)]) -> Daemon {
+        let mut command = self.command(&["run"]);
+        command.envs(variables.iter().copied());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let log = collect(child.stderr.take().expect("stderr is piped"));
         let pid = child.id().expect("a child that was not waited for has an id");
         let base = format!("http://127.0.0.1:{}", self.port);

@@ -1,0 +1,150 @@
+//! What an operator does beside a running daemon works from any shell, whatever has become of the config on disk.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// The stage of the shipped unit: a secret behind a variable that only the service has.
+async fn with_a_credential() -> (Stage, Daemon) {
+    let stage = Stage::new(Program::Distribution2).await;
+    let folder = stage.ferry.path("credentials");
+    std::fs::create_dir(&folder).expect("a folder in the scratch directory");
+    std::fs::write(folder.join("secret"), "open sesame\n").expect("a secret");
+    let config =
+        stage.config(|config| config.daemon("secret_file", json!("${CREDENTIALS_DIRECTORY}/secret")).route("app", json!({})));
+    stage.ferry.write_config(&config);
+    let daemon = stage.ferry.start_with(&[("CREDENTIALS_DIRECTORY", folder.to_str().expect("a plain path"))]).await;
+    daemon.ready().await;
+    (stage, daemon)
+}
+
+#[tokio::test]
+async fn status_history_and_sync_need_neither_the_secrets_nor_the_variables_of_the_config() {
+    let (stage, _daemon) = with_a_credential().await;
+    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
+    stage.ferry.run(&["check"]).await.expect(2);
+    let status = stage.ferry.run(&["status"]).await.expect(0);
+    assert!(status.stdout.contains("ready"), "{}", status.stdout);
+    assert_eq!(stage.sync().await.expect(0).total("promoted"), 1);
+    let history = stage.ferry.run(&["history"]).await.expect(0);
+    assert!(history.stdout.contains("promoted"), "{}", history.stdout);
+}
+
+#[tokio::test]
+async fn a_broken_edit_on_disk_keeps_no_one_from_the_daemon() {
+    let stage = Stage::new(Program::Distribution2).await;
+    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
+    let daemon = stage.ferry.start_ready().await;
+    let state = stage.ferry.path("state").display().to_string();
+    for broken in [
+        format!("daemon: {{state: {state}, no_such_key: 1}}\nroutes: nonsense\n"),
+        format!("daemon:\n  state: {state}\nroutes:\n  - {{from: [\n"),
+    ] {
+        stage.ferry.write_config(&Config::text(&broken));
+        stage.ferry.run(&["check"]).await.expect(2);
+        stage.ferry.run(&["status", "--json"]).await.expect(0);
+        stage.ferry.sync(&[]).await.expect(0);
+    }
+    std::fs::remove_file(stage.ferry.path("blobferry.yaml")).expect("the config is there");
+    stage.ferry.run(&["status", "--state", &state]).await.expect(0);
+    stage.ferry.run(&["sync", "--state", &state]).await.expect(0);
+    stage.ferry.run(&["history", "--state", &state]).await.expect(0);
+    let lost = stage.ferry.run(&["status"]).await.expect(1);
+    assert!(lost.stderr.contains("--state DIR") && lost.stderr.contains("blobferry.yaml"), "{}", lost.stderr);
+    assert_eq!(daemon.get("/healthz").await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_unknown_route_is_refused_in_the_same_way_with_a_daemon_and_without() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let alone = stage.ferry.run(&["sync", "absent"]).await.expect(2);
+    let _daemon = stage.ferry.start_ready().await;
+    let beside = stage.ferry.run(&["sync", "absent"]).await.expect(2);
+    assert!(alone.stderr.contains("there is no route \"absent\" (the config has: app)"), "{}", alone.stderr);
+    assert_eq!(alone.stderr, beside.stderr);
+}
+
+#[tokio::test]
+async fn an_empty_variable_names_no_config() {
+    let ferry = Ferry::bare().with_env("BLOBFERRY_CONFIG", "");
+    ferry.run(&["schema"]).await.expect(0);
+    ferry.run(&["demo", "--for", "100ms"]).await.expect(0);
+    let run = ferry.run(&["check"]).await.expect(2);
+    assert!(run.stderr.contains("/etc/blobferry/blobferry.yaml"), "{}", run.stderr);
+}
+
+/// The names and contents of a folder, and of those in it.
+fn snapshot(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        let content = if entry.is_dir() { Vec::new() } else { std::fs::read(&entry).unwrap_or_default() };
+        found.push((entry.display().to_string(), content));
+        if entry.is_dir() {
+            found.extend(snapshot(&entry));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_dry_run_writes_nothing_anywhere() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let (image, other) = (Image::oci(1, &[1000]), Image::oci(2, &[1000]));
+    stage.push().push("app", "v1", &image).await;
+    let planned = stage.ferry.sync(&["--dry-run"]).await.expect(0);
+    assert_eq!(planned.total("planned"), 1);
+    assert!(!stage.ferry.path("state").exists(), "a dry run made the state folder");
+
+    stage.sync().await.expect(0);
+    stage.push().push("app", "v1", &other).await;
+    let before = snapshot(&stage.ferry.path("state"));
+    let conflict = stage.ferry.sync(&["--dry-run"]).await.expect(4);
+    assert_eq!(conflict.job("v1")["result"], "conflict", "the ledger was read");
+    assert_eq!(snapshot(&stage.ferry.path("state")), before);
+    let (from, to) = (format!("{}/app:v1", stage.source.address()), format!("{}/app:v1", stage.target.address()));
+    let state = stage.ferry.path("state").display().to_string();
+    stage.ferry.run(&["copy", &from, &to, "--dry-run", "--state", &state]).await.expect(4);
+    stage.ferry.run(&["history"]).await.expect(0);
+    assert_eq!(snapshot(&stage.ferry.path("state")), before);
+    assert_eq!(stage.there().digest("app", "v1").await.as_deref(), Some(image.digest()));
+}
+
+#[tokio::test]
+async fn another_config_is_planned_with_beside_the_daemon() {
+    let stage = Stage::new(Program::Distribution2).await;
+    stage.push().push("second", "v1", &Image::oci(1, &[1000])).await;
+    let daemon = stage.ferry.start_ready().await;
+    stage.ferry.write_config(&stage.config(|config| config.route("second", json!({}))));
+    let config = stage.ferry.path("blobferry.yaml").display().to_string();
+    let planned = stage.ferry.sync(&["--dry-run", "-c", &config]).await.expect(0);
+    assert_eq!(planned.total("planned"), 1, "{}", planned.stdout);
+    assert_eq!(stage.there().digest("second", "v1").await, None);
+    let status = daemon.get("/v1/status").await.bytes().await.expect("a body");
+    let status: Value = serde_json::from_slice(&status).expect("JSON");
+    assert_eq!(status["routes"][0]["name"], "app");
+}
+
+#[tokio::test]
+async fn a_daemon_whose_socket_is_gone_is_not_taken_for_none() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let daemon = stage.ferry.start_ready().await;
+    std::fs::remove_file(stage.ferry.path("state/control.sock")).expect("the socket is there");
+    for command in ["status", "sync", "history"] {
+        let run = stage.ferry.run(&[command]).await;
+        // The daemon makes it again within seconds.
+        assert!(run.code == 0 || run.stderr.contains(&format!("process {}", daemon.pid)), "{command}: {}", run.stderr);
+    }
+    eventually("the socket is there again", async || (stage.ferry.run(&["status"]).await.code == 0).then_some(())).await;
+    assert!(daemon.log().contains("the control socket was deleted"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_control_socket_that_cannot_be_made_ends_the_daemon_with_2() {
+    let stage = Stage::new(Program::Distribution2).await;
+    std::fs::create_dir_all(stage.ferry.path("state/control.sock")).expect("a folder in the way");
+    let run = stage.ferry.run(&["run"]).await.expect(2);
+    assert!(run.stderr.contains("control.sock is not a socket"), "{}", run.stderr);
+}
