@@ -378,3 +378,58 @@ pub trait Destination: Source {
     /// Writes a manifest under a digest or a tag.
     fn put_manifest(&self, target: &Target, manifest: &Manifest) -> impl Future<Output = Result<Put, Fault>> + Send;
 }
+
+/// What holds repositories: a registry, or a folder of layouts.
+pub trait Backend: Send + Sync + 'static {
+    /// One of its repositories.
+    type Repository: Destination;
+
+    /// Its name in the config.
+    fn name(&self) -> &str;
+
+    /// Where its blobs live.
+    fn origin(&self) -> &Origin;
+
+    /// A handle on one repository; nothing is asked.
+    fn repository(&self, name: RepositoryName) -> Self::Repository;
+
+    /// One page of the repositories. `None`: the registry has no catalog for us.
+    fn repositories(&self, cursor: Option<&Cursor>) -> impl Future<Output = Result<Option<Page<RepositoryName>>, Fault>> + Send;
+
+    /// A handle on a repository that receives what `source` holds. Its first write creates it as `create` says, where this
+    /// backend can create repositories.
+    fn destination(&self, name: RepositoryName, _create: &Create, _source: Self::Repository) -> Self::Repository {
+        self.repository(name)
+    }
+}
+
+/// What happens when a destination repository is missing.
+#[derive(Clone, Debug, Default)]
+pub enum Create {
+    /// It is an error; registries that create repositories by themselves still do.
+    #[default]
+    Never,
+    /// It is created like this.
+    Template(Arc<RepositoryTemplate>),
+    /// It is created with the settings of the source repository.
+    Clone,
+}
+
+/// How a new repository is set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepositoryTemplate {
+    /// Tags never move, but those that match `except`.
+    pub immutable: bool,
+    /// Wildcards for tags that are exempt from the rule; at most five.
+    pub except: Vec<String>,
+    /// Images are scanned when they are pushed.
+    pub scan_on_push: bool,
+    /// Encrypted with KMS instead of AES-256; the key, or that of the account when empty.
+    pub kms_key: Option<String>,
+    /// The lifecycle policy, as JSON.
+    pub lifecycle: Option<String>,
+    /// The access policy, as JSON.
+    pub policy: Option<String>,
+    /// Resource tags.
+    pub tags: Vec<(String, String)>,
+}

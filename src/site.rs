@@ -7,8 +7,8 @@ use futures::FutureExt as _;
 
 use crate::ecr;
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
-    Upload,
+    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source,
+    Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::layout;
@@ -37,9 +37,10 @@ pub enum Repository {
     Layout(layout::Repository),
 }
 
-impl Site {
-    /// Its name in the config.
-    pub fn name(&self) -> &str {
+impl Backend for Site {
+    type Repository = Repository;
+
+    fn name(&self) -> &str {
         match self {
             Site::Registry(registry) => registry.name(),
             Site::Ecr(registry) => registry.inner().name(),
@@ -47,8 +48,7 @@ impl Site {
         }
     }
 
-    /// Where its blobs live.
-    pub fn origin(&self) -> &Origin {
+    fn origin(&self) -> &Origin {
         match self {
             Site::Registry(registry) => registry.origin(),
             Site::Ecr(registry) => registry.inner().origin(),
@@ -56,8 +56,7 @@ impl Site {
         }
     }
 
-    /// A handle on one repository; nothing is asked.
-    pub fn repository(&self, name: RepositoryName) -> Repository {
+    fn repository(&self, name: RepositoryName) -> Repository {
         match self {
             Site::Registry(registry) => Repository::Registry(registry.repository(name)),
             Site::Ecr(registry) => Repository::Ecr(registry.repository(name)),
@@ -65,16 +64,26 @@ impl Site {
         }
     }
 
-    /// One page of the repositories. `None`: the registry has no catalog for us.
-    ///
-    /// # Errors
-    /// Those of the request or the disk.
-    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+    async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
         match self {
             Site::Registry(registry) => registry.repositories(cursor).await,
             Site::Ecr(registry) => registry.repositories(cursor).boxed().await,
             Site::Layout(root) => root.repositories(cursor).await,
         }
+    }
+
+    fn destination(&self, name: RepositoryName, create: &Create, source: Repository) -> Repository {
+        let there = match self.repository(name) {
+            Repository::Ecr(there) => there,
+            there @ (Repository::Registry(_) | Repository::Layout(_)) => return there,
+        };
+        let creation = match (create, source) {
+            (Create::Template(template), _) => ecr::Creation::Template(template.clone()),
+            (Create::Clone, Repository::Ecr(model)) => ecr::Creation::Clone(model),
+            // The config refuses to clone anything else.
+            (Create::Never | Create::Clone, _) => return Repository::Ecr(there),
+        };
+        Repository::Ecr(there.created_by(Arc::new(creation)))
     }
 }
 

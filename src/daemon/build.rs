@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use crate::config::{self, Config, RegistryKind};
 use crate::ecr;
+use crate::endpoint::Backend as _;
 use crate::fault::Fault;
 use crate::index::Index;
 use crate::layout;

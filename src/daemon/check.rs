@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use super::Error;
 use super::build::Parts;
 use crate::config::Config;
-use crate::endpoint::{Begin, Destination as _, Source as _};
+use crate::endpoint::{Backend as _, Begin, Destination as _, Source as _};
 use crate::fault::{Class, Fault};
 use crate::oci::Digest;
 use crate::site::{Repository, Site};

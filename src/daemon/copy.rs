@@ -13,7 +13,7 @@ use super::build::{Parts, facts};
 use super::{Error, Observer, caller, stop_of};
 use crate::clock;
 use crate::ecr;
-use crate::endpoint::{self, Cursor, Source as _};
+use crate::endpoint::{self, Backend as _, Cursor, Source as _};
 use crate::fault::{Class, Fault};
 use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;

@@ -29,6 +29,7 @@ pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
+use crate::endpoint::Backend as _;
 use crate::fault::Fault;
 use crate::job::{Actor, Progress, Report, Settled};
 use crate::state::{self, StateLock};

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use super::build::Parts;
 use super::check::Check;
 use crate::config::Config;
-use crate::endpoint::{Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload};
+use crate::endpoint::{Backend as _, Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload};
 use crate::fault::Fault;
 use crate::oci::{Algorithm, Digest, Manifest, RepositoryName, Tag, Target};
 use crate::site::Repository;

@@ -10,27 +10,9 @@ use aws_sdk_ecr::types::{
 
 use super::control::Answer;
 use super::repository::Repository;
+pub use crate::endpoint::RepositoryTemplate as Template;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault};
-
-/// How a repository is set up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Template {
-    /// Tags never move, but those that match `except`.
-    pub immutable: bool,
-    /// Wildcards for tags that are exempt from the rule; at most five.
-    pub except: Vec<String>,
-    /// Images are scanned when they are pushed.
-    pub scan_on_push: bool,
-    /// Encrypted with KMS instead of AES-256; the key, or that of the account when empty.
-    pub kms_key: Option<String>,
-    /// The lifecycle policy, as JSON.
-    pub lifecycle: Option<String>,
-    /// Who may do what, as JSON.
-    pub policy: Option<String>,
-    /// Resource tags.
-    pub tags: Vec<(String, String)>,
-}
 
 /// How a missing repository comes to be.
 pub enum Creation {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::route::{Route, Template};
 use super::world::World;
-use crate::endpoint::{Cursor, Origin, Source as _};
+use crate::endpoint::{Backend, Cursor, Origin, Source as _};
 use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
@@ -39,14 +39,14 @@ impl Discovered {
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn discover(world: &World, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
+pub async fn discover<B: Backend>(world: &World<B>, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
     match route.from.literal() {
         Some(name) => Ok(BTreeSet::from([name])),
         None => catalog(world, route, stop).await,
     }
 }
 
-async fn catalog(world: &World, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
+async fn catalog<B: Backend>(world: &World<B>, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
     let site = world.site(route.from.registry());
     let mut names = BTreeSet::new();
     let what = format!("route {}: the catalog", route.name);
@@ -86,7 +86,7 @@ pub struct Owners {
 
 impl Owners {
     /// What the config alone says: the sources of literal routes.
-    pub fn new(world: &World) -> Owners {
+    pub fn new<B: Backend>(world: &World<B>) -> Owners {
         let mut owners = Owners::default();
         for route in &world.routes.0 {
             match route.from.literal() {
@@ -99,7 +99,7 @@ impl Owners {
     }
 
     /// The discovery of a route has ended; `None`: it failed, and what was known of it holds.
-    pub fn note(&mut self, world: &World, route: &Route, found: Option<BTreeSet<RepositoryName>>) {
+    pub fn note<B: Backend>(&mut self, world: &World<B>, route: &Route, found: Option<BTreeSet<RepositoryName>>) {
         self.untried.remove(&route.name);
         let Some(found) = found else { return };
         if self.known.get(&route.name) != Some(&found) {
@@ -109,7 +109,7 @@ impl Owners {
     }
 
     /// Routes whose sources have to be known before it can be said who is second in a destination of `route`.
-    pub fn awaited<'a>(&self, world: &'a World, route: &Route) -> Vec<&'a Route> {
+    pub fn awaited<'a, B: Backend>(&self, world: &'a World<B>, route: &Route) -> Vec<&'a Route> {
         if self.untried.is_empty() {
             return Vec::new();
         }
@@ -119,7 +119,7 @@ impl Owners {
     }
 
     /// The known sources of a route, without those that are refused.
-    pub fn sorted(&mut self, world: &World, route: &Route) -> Arc<Discovered> {
+    pub fn sorted<B: Backend>(&mut self, world: &World<B>, route: &Route) -> Arc<Discovered> {
         if let Some(sorted) = self.sorted.get(&route.name) {
             return sorted.clone();
         }
@@ -136,7 +136,7 @@ impl Owners {
     }
 
     /// One source of a route alone, known or not.
-    pub fn alone(&self, world: &World, route: &Route, source: &RepositoryName) -> Discovered {
+    pub fn alone<B: Backend>(&self, world: &World<B>, route: &Route, source: &RepositoryName) -> Discovered {
         match self.judge(world, route, source) {
             Ok(()) => Discovered { repositories: BTreeSet::from([source.clone()]), trouble: Vec::new() },
             Err(trouble) => Discovered { repositories: BTreeSet::new(), trouble: vec![trouble] },
@@ -144,7 +144,7 @@ impl Owners {
     }
 
     /// Whether a source may go where its route sends it.
-    fn judge(&self, world: &World, route: &Route, source: &RepositoryName) -> Result<(), Trouble> {
+    fn judge<B: Backend>(&self, world: &World<B>, route: &Route, source: &RepositoryName) -> Result<(), Trouble> {
         for (home, registry) in homes(world, route, source).map_err(|fault| Trouble::from(&fault))? {
             let taken = self.owners.get(&home).filter(|(name, theirs)| (name, theirs) != (&route.name, source));
             let address = format!("{registry}/{}", home.1);
@@ -167,7 +167,7 @@ impl Owners {
     }
 
     /// Every known source claims its destinations, all of them or none, in the order that decides.
-    fn claim_all(&mut self, world: &World) {
+    fn claim_all<B: Backend>(&mut self, world: &World<B>) {
         self.owners.clear();
         self.sorted.clear();
         for route in &world.routes.0 {
@@ -187,7 +187,7 @@ fn refused(text: String) -> Trouble {
 }
 
 /// The destinations of a source, each with its registry's name in the config.
-fn homes(world: &World, route: &Route, source: &RepositoryName) -> Result<Vec<(Home, Arc<str>)>, Fault> {
+fn homes<B: Backend>(world: &World<B>, route: &Route, source: &RepositoryName) -> Result<Vec<(Home, Arc<str>)>, Fault> {
     let sides = world.destinations(route, source)?;
     Ok(sides
         .into_iter()
@@ -202,13 +202,13 @@ fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) ->
 }
 
 /// The route that would read a destination as its source, under whatever name the config has for that registry.
-fn reader<'a>(world: &'a World, (origin, repository): &Home) -> Option<&'a Arc<str>> {
+fn reader<'a, B: Backend>(world: &'a World<B>, (origin, repository): &Home) -> Option<&'a Arc<str>> {
     let mut same = world.sites.iter().filter(|(_, site)| site.origin() == origin);
     same.find_map(|(registry, _)| world.routes.of(registry, repository)).map(|route| &route.name)
 }
 
 /// Whether sources of these routes can meet in one destination, as far as the templates tell.
-fn may_meet(world: &World, one: &Route, other: &Route) -> bool {
+fn may_meet<B: Backend>(world: &World<B>, one: &Route, other: &Route) -> bool {
     let origin = |template: &Template| world.site(template.registry()).origin().clone();
     if one.name == other.name {
         return one

@@ -22,12 +22,11 @@ use super::metrics::{self, Spot};
 use super::route::Route;
 use super::world::{Side, World};
 use crate::clock;
-use crate::endpoint::{Cursor, Source};
+use crate::endpoint::{Backend, Cursor, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
 use crate::job::{self, Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
-use crate::site::Repository;
 use crate::transfer::limits::Traffic;
 use crate::transfer::pages::List;
 use crate::transfer::{Settle, Stop};
@@ -57,9 +56,9 @@ impl Ask {
 }
 
 /// One look.
-pub struct Looking<'a> {
+pub struct Looking<'a, B: Backend> {
     /// The world in which it began.
-    pub world: &'a World,
+    pub world: &'a World<B>,
     /// The route.
     pub route: &'a Route,
     /// The source repository.
@@ -104,7 +103,7 @@ struct Found {
     pending: Vec<Tag>,
 }
 
-impl Looking<'_> {
+impl<B: Backend> Looking<'_, B> {
     /// Looks, and carries what differs.
     pub async fn look(&self) -> Look {
         let began = clock::now();
@@ -161,7 +160,7 @@ impl Looking<'_> {
         self.ask.tags.is_empty() || !listing.chosen.is_empty()
     }
 
-    fn no_such_repository(&self, source: &Repository) -> Fault {
+    fn no_such_repository(&self, source: &B::Repository) -> Fault {
         Fault::not_found(format!(
             "{} does not exist at {}; push to it, or mend `from` of route {}",
             source.address(),
@@ -182,7 +181,7 @@ impl Looking<'_> {
         Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
     }
 
-    async fn list_source(&self, source: &Repository, sides: &[Side]) -> Result<Option<Listing>, Fault> {
+    async fn list_source(&self, source: &B::Repository, sides: &[Side<B::Repository>]) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self.list(source).await? else { return Ok(None) };
         // What a route has named in its own source is never a source again.
@@ -199,7 +198,7 @@ impl Looking<'_> {
     }
 
     /// The tags of a destination; `None` where only single tags are asked for.
-    async fn list_destination(&self, side: &Side) -> DestinationList {
+    async fn list_destination(&self, side: &Side<B::Repository>) -> DestinationList {
         if !self.ask.tags.is_empty() {
             return Ok(None);
         }
@@ -208,7 +207,7 @@ impl Looking<'_> {
     }
 
     /// All tags of a repository. `None`: there is no such repository.
-    async fn list(&self, repository: &Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
+    async fn list(&self, repository: &B::Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
         let mut tags = HashMap::new();
         let (origin, registry, stop) = (repository.origin(), repository.registry(), self.stop);
         let list = List { what: repository.address(), origin, registry, stop };
@@ -217,7 +216,12 @@ impl Looking<'_> {
         Ok(exists.then_some(tags))
     }
 
-    async fn ask_side<T, F>(&self, repository: &Repository, traffic: Traffic, act: impl Fn(Repository) -> F) -> Result<T, Fault>
+    async fn ask_side<T, F>(
+        &self,
+        repository: &B::Repository,
+        traffic: Traffic,
+        act: impl Fn(B::Repository) -> F,
+    ) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
@@ -229,8 +233,8 @@ impl Looking<'_> {
     /// Looks at one destination and has carried what differs there.
     async fn look_at(
         &self,
-        source: &Repository,
-        side: &Side,
+        source: &B::Repository,
+        side: &Side<B::Repository>,
         listing: &Listing,
         list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
@@ -272,7 +276,7 @@ impl Looking<'_> {
     }
 
     /// A tag that has no name at the destination.
-    fn nameless(&self, side: &Side, tag: &Tag) -> Trouble {
+    fn nameless(&self, side: &Side<B::Repository>, tag: &Tag) -> Trouble {
         let address = side.repository.address();
         Trouble::from(&Fault::rejected(format!(
             "route {}: {tag} would be too long a tag under its name in {address}",
@@ -282,7 +286,7 @@ impl Looking<'_> {
 
     /// What the ledger says is in trouble there; returns the digests in conflict. The routine poll goes on from what this process
     /// has seen itself.
-    async fn recall_trouble(&self, side: &Side) -> Result<HashSet<Digest>, Fault> {
+    async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<HashSet<Digest>, Fault> {
         if self.ask.cause.trusts_hints() {
             return Ok(HashSet::new());
         }
@@ -294,7 +298,7 @@ impl Looking<'_> {
     }
 
     /// What the index says of production's tags: for the routine poll only.
-    async fn hints(&self, side: &Side) -> HashMap<Tag, TagHint> {
+    async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
         if !self.ask.cause.trusts_hints() {
             return HashMap::new();
         }

@@ -14,6 +14,7 @@ use super::queue::fruitless;
 use super::run::matching;
 use super::world::World;
 use crate::clock;
+use crate::endpoint::Backend;
 use crate::job::{Actor, Cause, Look, Report};
 use crate::oci::RepositoryName;
 use crate::transfer::{Settle, Stop};
@@ -23,7 +24,7 @@ use crate::watch::route::Route;
 const LOOKS: usize = 16;
 
 /// Looks at everything in the scope once, and carries what differs.
-pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
+pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
     let (started, clock) = (clock::now(), Instant::now());
     let (board, mut owners, mut looks) = (Board::default(), Owners::new(world), Vec::new());
     let ask = Ask {
@@ -57,8 +58,8 @@ pub async fn pass(world: &World, scope: &Scope, wish: Wish, actor: Actor, settle
 }
 
 /// Finds the sources of the routes that are asked for, and of those that come before them in the same destinations.
-async fn discover_all(
-    world: &World,
+async fn discover_all<B: Backend>(
+    world: &World<B>,
     asked: &[(&Route, Option<RepositoryName>)],
     owners: &mut Owners,
     stop: &Stop,

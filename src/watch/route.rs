@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub use pattern::{Naming, ParseError, Pattern, Template};
 
 use super::rules::Selection;
-use crate::ecr;
+pub use crate::endpoint::Create;
 use crate::job::{Drift, Existing, TagRules};
 use crate::oci::{RepositoryName, Tag};
 
@@ -31,18 +31,6 @@ pub struct Route {
     pub drift: Drift,
     /// What happens when a destination repository is missing.
     pub create: Create,
-}
-
-/// What happens when a destination repository is missing.
-#[derive(Clone, Debug, Default)]
-pub enum Create {
-    /// It is an error; registries that create repositories by themselves still do.
-    #[default]
-    Never,
-    /// It is created like this.
-    Template(Arc<ecr::Template>),
-    /// It is created with the settings of the source repository.
-    Clone,
 }
 
 impl Route {

@@ -24,11 +24,13 @@ use super::route::Route;
 use super::standing::Standing;
 use super::world::World;
 use crate::clock;
+use crate::endpoint::Backend;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
 use crate::random;
+use crate::site::Site;
 use crate::telemetry::Changes;
 use crate::transfer::{Settle, Stop};
 
@@ -44,8 +46,8 @@ const TROUBLES: usize = 10_000;
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The watch and what it owns.
-pub struct Watch {
-    world: watch::Receiver<Arc<World>>,
+pub struct Watch<B: Backend = Site> {
+    world: watch::Receiver<Arc<World<B>>>,
     board: Board,
     stop: Stop,
     progress: Arc<Progress>,
@@ -57,7 +59,7 @@ pub struct Watch {
     verified: HashMap<LookKey, Instant>,
     standing: Standing,
     tasks: JoinSet<Done>,
-    running: HashMap<Id, Task>,
+    running: HashMap<Id, Task<B>>,
     looks: usize,
     shown: (usize, usize, Instant),
     changes: Changes,
@@ -80,8 +82,8 @@ struct Question {
 }
 
 /// What a task of the watch is about: kept here, so that a panic loses nothing.
-enum Task {
-    Discovery { route: Arc<str>, world: Arc<World> },
+enum Task<B: Backend> {
+    Discovery { route: Arc<str>, world: Arc<World<B>> },
     Look { key: LookKey, ask: Ask, tell: Vec<Tell> },
 }
 
@@ -91,9 +93,9 @@ enum Done {
     Looked(Look),
 }
 
-impl Watch {
+impl<B: Backend> Watch<B> {
     /// A watch over the world that `world` holds, whatever it is replaced by.
-    pub fn new(world: watch::Receiver<Arc<World>>, board: Board, stop: Stop) -> Watch {
+    pub fn new(world: watch::Receiver<Arc<World<B>>>, board: Board, stop: Stop) -> Watch<B> {
         Watch {
             world,
             board,
@@ -144,7 +146,7 @@ impl Watch {
         self.show_queue();
     }
 
-    fn world(&self) -> Arc<World> {
+    fn world(&self) -> Arc<World<B>> {
         self.world.borrow().clone()
     }
 
@@ -165,7 +167,7 @@ impl Watch {
         self.answer();
     }
 
-    fn show_routes(&self, world: &World) {
+    fn show_routes(&self, world: &World<B>) {
         self.board.update(|status| {
             let before = std::mem::take(&mut status.routes);
             status.routes = world
@@ -302,7 +304,7 @@ impl Watch {
         }
     }
 
-    fn spawn_look(&mut self, world: Arc<World>, key: LookKey, waiting: Waiting) {
+    fn spawn_look(&mut self, world: Arc<World<B>>, key: LookKey, waiting: Waiting) {
         let (board, progress) = (self.board.clone(), self.progress.clone());
         let withdrawn = world.withdrawn.get(&key.route).cloned().unwrap_or_default();
         let stop = Stop { withdrawn, ..self.stop.clone() };
@@ -401,7 +403,7 @@ fn pace(look: &Look) -> Option<Pace> {
 }
 
 /// The routes that a scope is about, with the repository when the scope names one that falls to it.
-pub(super) fn matching<'a>(world: &'a World, scope: &Scope) -> Vec<(&'a Route, Option<RepositoryName>)> {
+pub(super) fn matching<'a, B: Backend>(world: &'a World<B>, scope: &Scope) -> Vec<(&'a Route, Option<RepositoryName>)> {
     let named = |route: &&Route| scope.routes.is_empty() || scope.routes.iter().any(|name| *name == *route.name);
     let routes = world.routes.0.iter().filter(named);
     match &scope.repository {

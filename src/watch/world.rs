@@ -8,13 +8,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::route::{Create, Naming, Route, Routes};
-use crate::ecr;
-use crate::endpoint::Source as _;
+use super::route::{Naming, Route, Routes};
+use crate::endpoint::{Backend, Source};
 use crate::fault::Fault;
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
-use crate::site::{Repository, Site};
+use crate::site::{self, Site};
 use crate::transfer::Engine;
 
 /// How often to look without being asked.
@@ -27,9 +26,9 @@ pub struct Rhythm {
 }
 
 /// The world.
-pub struct World {
+pub struct World<B: Backend = Site> {
     /// The sites by their names in the config.
-    pub sites: BTreeMap<String, Site>,
+    pub sites: BTreeMap<String, B>,
     /// The routes, in the order of the config.
     pub routes: Routes,
     /// What carries.
@@ -46,37 +45,37 @@ pub struct World {
 
 /// One side of a route: a repository of a site.
 #[derive(Clone)]
-pub struct Side {
+pub struct Side<R = site::Repository> {
     /// The registry's name in the config.
     pub registry: Arc<str>,
     /// The entry of the route's `to` that leads here.
     pub to: Arc<str>,
     /// The repository.
-    pub repository: Repository,
+    pub repository: R,
     /// What tags are called there.
     pub naming: Naming,
 }
 
-impl Side {
+impl<R: Source> Side<R> {
     /// Whether this is the repository `source` itself, under other tags.
-    pub fn is_itself(&self, source: &Repository) -> bool {
+    pub fn is_itself(&self, source: &R) -> bool {
         self.repository.origin() == source.origin() && self.repository.repository() == source.repository()
     }
 }
 
-impl World {
+impl<B: Backend> World<B> {
     /// The route of that name.
     pub fn route(&self, name: &str) -> Option<&Route> {
         self.routes.0.iter().find(|route| &*route.name == name)
     }
 
     /// The site of that name. The config has made sure that there is one for every route.
-    pub fn site(&self, name: &str) -> &Site {
+    pub fn site(&self, name: &str) -> &B {
         self.sites.get(name).expect("the config names the registries of its routes")
     }
 
     /// The source repository of a look.
-    pub fn source(&self, route: &Route, repository: &RepositoryName) -> Repository {
+    pub fn source(&self, route: &Route, repository: &RepositoryName) -> B::Repository {
         self.site(route.from.registry()).repository(repository.clone())
     }
 
@@ -84,33 +83,15 @@ impl World {
     ///
     /// # Errors
     /// When the repository's name gives no valid name on the other side.
-    pub fn destinations(&self, route: &Route, repository: &RepositoryName) -> Result<Vec<Side>, Fault> {
+    pub fn destinations(&self, route: &Route, repository: &RepositoryName) -> Result<Vec<Side<B::Repository>>, Fault> {
         let captures = route.from.captures(repository).unwrap_or_default();
         let fill = |template: &super::route::Template| {
             let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
-            let there = self.site(template.registry()).repository(name);
-            let there = self.created(route, repository, there);
+            let source = self.source(route, repository);
+            let there = self.site(template.registry()).destination(name, &route.create, source);
             let (registry, to) = (template.registry().clone(), template.to_string().into());
             Ok(Side { registry, to, repository: there, naming: template.naming().clone() })
         };
         route.to.iter().map(fill).collect()
-    }
-
-    /// A destination, with how it comes to be when it is missing.
-    fn created(&self, route: &Route, source: &RepositoryName, there: Repository) -> Repository {
-        let Repository::Ecr(there) = there else { return there };
-        let creation = match &route.create {
-            Create::Never => None,
-            Create::Template(template) => Some(ecr::Creation::Template(template.clone())),
-            Create::Clone => match self.source(route, source) {
-                Repository::Ecr(model) => Some(ecr::Creation::Clone(model)),
-                // The config has refused it.
-                Repository::Registry(_) | Repository::Layout(_) => None,
-            },
-        };
-        Repository::Ecr(match creation {
-            Some(creation) => there.created_by(Arc::new(creation)),
-            None => there,
-        })
     }
 }

@@ -11,12 +11,11 @@ use tokio::time::Instant;
 
 use super::{Found, Listing, Looking, There};
 use crate::clock;
-use crate::endpoint::{Source, Tally};
+use crate::endpoint::{Backend, Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
-use crate::site::Repository;
 use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, limits};
@@ -29,10 +28,10 @@ use crate::watch::world::Side;
 pub(super) struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
 
 /// A look at one destination.
-pub(super) struct View<'a> {
-    pub(super) looking: &'a Looking<'a>,
-    pub(super) source: &'a Repository,
-    pub(super) side: &'a Side,
+pub(super) struct View<'a, B: Backend> {
+    pub(super) looking: &'a Looking<'a, B>,
+    pub(super) source: &'a B::Repository,
+    pub(super) side: &'a Side<B::Repository>,
     pub(super) listing: &'a Listing,
     pub(super) list: Option<There>,
     pub(super) shared: Option<&'a SourceDigests>,
@@ -72,7 +71,7 @@ enum Tended {
     Settled(Box<Settled>),
 }
 
-impl View<'_> {
+impl<B: Backend> View<'_, B> {
     /// Compares tags and carries those that differ; returns the digests in conflict.
     pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
@@ -219,7 +218,7 @@ impl View<'_> {
         Ok(digest.map_or(Seen::Absent, Seen::At))
     }
 
-    async fn resolve(&self, repository: &Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+    async fn resolve(&self, repository: &B::Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
         let target = Target::Tag(tag.clone());
         let counted = repository.counted(tally);
         let resolved = self

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Done, Question, Task, Watch, matching};
+use crate::endpoint::Backend;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
 use crate::oci::RepositoryName;
@@ -17,7 +18,7 @@ use crate::watch::queue::LookKey;
 use crate::watch::route::Route;
 use crate::watch::world::World;
 
-impl Watch {
+impl<B: Backend> Watch<B> {
     /// Takes an event: what the config or an earlier discovery says is asked of the queue at once; what takes a catalog is found
     /// out beside the loop.
     pub(super) fn take(&mut self, event: Event) {
@@ -38,7 +39,7 @@ impl Watch {
         self.answer();
     }
 
-    fn spawn_discovery(&mut self, world: &Arc<World>, name: &Arc<str>) {
+    fn spawn_discovery(&mut self, world: &Arc<World<B>>, name: &Arc<str>) {
         let (world, route, stop) = (world.clone(), name.clone(), self.stop.clone());
         let task = Task::Discovery { route: route.clone(), world: world.clone() };
         let spawned = self.tasks.spawn(async move {
@@ -50,7 +51,7 @@ impl Watch {
         self.running.insert(spawned.id(), task);
     }
 
-    pub(super) fn discovered(&mut self, name: &Arc<str>, seen: &Arc<World>, found: Result<BTreeSet<RepositoryName>, Fault>) {
+    pub(super) fn discovered(&mut self, name: &Arc<str>, seen: &Arc<World<B>>, found: Result<BTreeSet<RepositoryName>, Fault>) {
         let world = self.world();
         if !Arc::ptr_eq(seen, &world) {
             return self.discover_anew(&world, name);
@@ -69,7 +70,7 @@ impl Watch {
     }
 
     /// The config has changed while a discovery ran: who waits for it is answered from the new one.
-    fn discover_anew(&mut self, world: &Arc<World>, name: &Arc<str>) {
+    fn discover_anew(&mut self, world: &Arc<World<B>>, name: &Arc<str>) {
         let is_wild = world.route(name).is_some_and(|route| !route.from.is_literal());
         let mut begin = false;
         for id in self.inquiries.outdated(name) {
@@ -112,7 +113,7 @@ impl Watch {
         }
     }
 
-    fn queue_looks(&mut self, world: &World, route: &Route, question: Question) {
+    fn queue_looks(&mut self, world: &World<B>, route: &Route, question: Question) {
         let (discovered, fresh) = match (question.failed, &question.repository) {
             (Some(trouble), _) => {
                 self.standing.undiscovered(&route.name, &trouble);
