@@ -25,6 +25,7 @@ mod moto;
 mod promote;
 mod referrers;
 mod running;
+mod scripted;
 mod sharing;
 mod stalls;
 mod storm;

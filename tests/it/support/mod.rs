@@ -14,6 +14,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod rules;
+pub mod scripted;
 pub mod skopeo;
 pub mod stage;
 pub mod token;
@@ -30,6 +31,7 @@ pub use image::{Blob, Document, Image};
 pub use proxy::{Kind, Proxy};
 pub use registry::{Program, Registry};
 pub use rules::{Act, Cut, Gate, Reply, Rule};
+pub use scripted::Scripted;
 pub use stage::Stage;
 pub use token::TokenServer;
 

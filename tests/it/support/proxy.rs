@@ -54,7 +54,7 @@ impl Kind {
     /// Requests that change the registry.
     pub const WRITES: [Kind; 4] = [Kind::UploadPost, Kind::UploadPatch, Kind::UploadPut, Kind::ManifestPut];
 
-    fn of(method: &Method, path: &str) -> Kind {
+    pub(super) fn of(method: &Method, path: &str) -> Kind {
         let path = path.split('?').next().unwrap_or_default();
         match method.as_str() {
             "GET" | "HEAD" if path == "/v2/" || path == "/v2" => Kind::Ping,
