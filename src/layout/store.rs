@@ -10,6 +10,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::fault::{Class, Fault};
@@ -29,7 +31,9 @@ pub(super) const UPLOADS: &str = ".uploads";
 /// Our file that writers of the index lock.
 const LOCK: &str = ".lock";
 /// Linux: too many symbolic links.
-const ELOOP: i32 = 40;
+const ELOOP: i32 = Errno::LOOP.raw_os_error();
+/// Linux: nothing reads from the pipe.
+const ENXIO: i32 = Errno::NXIO.raw_os_error();
 /// Largest mark that is read, in bytes.
 const MARK_MAX: u64 = 64 * 1024;
 
@@ -188,7 +192,7 @@ impl Store {
     /// A new file under a name that cannot be guessed, in the folder of what is not whole yet.
     pub fn temporary(&self) -> Result<(File, PathBuf), Fault> {
         let path = self.make_folder(UPLOADS)?.join(random_name());
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o644).open(&path);
+        let file = OpenOptions::new().append(true).create_new(true).open(&path);
         file.map(|file| (file, path.clone())).map_err(|error| fault("create", &path, error))
     }
 
@@ -196,11 +200,16 @@ impl Store {
     /// It is given back when the file is closed.
     pub fn try_lock(&self) -> Result<Option<File>, Fault> {
         let path = self.make_folder("")?.join(LOCK);
-        if fs::symlink_metadata(&path).is_ok_and(|facts| !facts.is_file()) {
-            return Err(Fault::rejected(format!("{} is not a regular file: remove it", path.display())));
+        let irregular = || Fault::rejected(format!("{} is not a regular file: remove it", path.display()));
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path);
+        let file = file.map_err(|error| match error.raw_os_error() {
+            Some(ELOOP | ENXIO) => irregular(),
+            _ => fault("open", &path, error),
+        })?;
+        if !file.metadata().is_ok_and(|facts| facts.is_file()) {
+            return Err(irregular());
         }
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&path);
-        let file = file.map_err(|error| fault("open", &path, error))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -62,7 +62,7 @@ impl From<OpenError> for Error {
         match error {
             OpenError::Damaged { path, reason } => Error::Damaged { path, reason },
             OpenError::Newer { path, .. } => Error::Newer { path },
-            OpenError::Unavailable { .. } => Error::Unavailable(error),
+            OpenError::Unavailable { .. } | OpenError::Exposed(_) => Error::Unavailable(error),
         }
     }
 }

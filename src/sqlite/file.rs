@@ -1,9 +1,8 @@
 //! The file of a database: private, checked, brought to the newest schema; or set aside.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +48,9 @@ pub enum OpenError {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// Other users can write to its folder.
+    #[error(transparent)]
+    Exposed(Box<state::Error>),
     /// It cannot be reached.
     #[error("cannot open {}: {reason} (it must be on a local disk and belong to the user of this process)", path.display())]
     Unavailable {
@@ -61,10 +63,11 @@ pub enum OpenError {
 
 /// Opens the writing and the reading connection.
 pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connection), OpenError> {
-    create(path).map_err(|error| unavailable(path, error))?;
+    create(path)?;
+    let real = real(path)?;
     let sorted = |error| sort_out(path, &error);
-    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let writing = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sorted)?;
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let writing = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sorted)?;
     prepare(&writing, schema).map_err(sorted)?;
     recognise(&writing, path, schema)?;
     let journal = writing.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(sorted)?;
@@ -72,7 +75,7 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
         return Err(unavailable(path, "its file system cannot hold a write-ahead log"));
     }
     migrate(&writing, schema).map_err(sorted)?;
-    let reading = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
+    let reading = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
     prepare(&reading, schema).map_err(sorted)?;
     Ok((writing, reading))
 }
@@ -90,9 +93,9 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
     let sorted = |error| sort_out(path, &error);
     // Without a log no process has it open, and reading it as unchangeable leaves no files of a log behind.
     let immutable = if with_suffix(path, "-wal").exists() { "" } else { "&immutable=1" };
-    let name = uri(path) + "?mode=ro" + immutable;
+    let name = uri(&real(path)?) + "?mode=ro" + immutable;
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let file = Connection::open_with_flags(name, flags).map_err(sorted)?;
+    let file = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW).map_err(sorted)?;
     prepare(&file, schema).map_err(sorted)?;
     recognise(&file, path, schema)?;
     let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sorted)?;
@@ -104,6 +107,15 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
     prepare(&copy, schema).map_err(sorted)?;
     migrate(&copy, schema).map_err(sorted)?;
     Ok(Some(copy))
+}
+
+/// The path with the links of its folder followed and that of the file itself left, for SQLite to refuse.
+fn real(path: &Path) -> Result<PathBuf, OpenError> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(unavailable(path, "it is no file"));
+    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    Ok(folder.canonicalize().map_err(|error| unavailable(path, error))?.join(name))
 }
 
 /// A path as SQLite's URI: <https://sqlite.org/uri.html>.
@@ -151,26 +163,18 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// SQLite gives the log and its index the mode of the database, so the database must be private before it is opened.
-fn create(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        state::create_folder(folder)?;
+fn create(path: &Path) -> Result<(), OpenError> {
+    let unusable = |error| unavailable(path, error);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        state::create_folder(folder).map_err(unusable)?;
+        state::check_folder(folder).map_err(|error| OpenError::Exposed(Box::new(error)))?;
     }
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    make_private(path)
+    state::create_file(path).map_err(unusable)?;
+    make_private(path).map_err(unusable)
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
-    for part in ["", "-wal", "-shm"] {
-        let part = with_suffix(path, part);
-        match fs::metadata(&part) {
-            Ok(metadata) if metadata.permissions().mode() & 0o177 != 0 => {
-                fs::set_permissions(&part, Permissions::from_mode(0o600))?
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+    ["", "-wal", "-shm"].into_iter().try_for_each(|part| state::make_file_private(&with_suffix(path, part)))
 }
 
 fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {

@@ -195,3 +195,20 @@ fn what_is_set_aside_takes_its_log_along_and_replaces_what_was_there() {
     assert_eq!(mode(&path("db.aside")) | mode(&path("db.aside-wal")), 0o600);
     assert!(!path("db").exists() && !path("db-wal").exists() && !path("db.aside-shm").exists());
 }
+
+#[test]
+fn a_database_behind_a_planted_link_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let victim = tempfile::tempdir().unwrap();
+    let target = victim.path().join("victim.db");
+    for planted in ["db", "db-wal"] {
+        let path = folder.path().join("db");
+        std::os::unix::fs::symlink(&target, folder.path().join(planted)).unwrap();
+        assert!(matches!(Store::open(&path, &ONE), Err(OpenError::Unavailable { .. })), "{planted}");
+        assert!(!target.exists(), "{planted}");
+        fs::write(&target, [0; 100]).unwrap();
+        assert!(planted != "db" || Store::open_to_read(&path, &ONE).is_err(), "{planted}");
+        fs::remove_file(&target).unwrap();
+        fs::remove_file(folder.path().join(planted)).unwrap();
+    }
+}
