@@ -312,11 +312,12 @@ where
             .serve_connection(io, service)
     );
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        biased;
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(deadlines.stop, connection).await.unwrap_or(Ok(()))
         }
+        ended = connection.as_mut() => ended,
     };
     if let Err(error) = ended {
         tracing::debug!(?door, %error, "connection ended badly");

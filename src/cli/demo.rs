@@ -36,6 +36,7 @@ impl Demo {
         let mut demo = std::pin::pin!(demo);
         let summary = loop {
             tokio::select! {
+                biased;
                 summary = &mut demo => break summary,
                 () = signals.next() => match stop.is_cancelled() {
                     true => return Err(Failure::interrupted("aborted")),

@@ -75,9 +75,8 @@ where
     let mut tick = tokio::time::interval(TICK);
     let report = loop {
         tokio::select! {
+            biased;
             report = &mut work => break report,
-            Some(job) = jobs.recv() => display.above(|| show.settled(lines, &job)),
-            _ = tick.tick() => display.tick(),
             () = signals.next() => match stop.is_cancelled() {
                 true => return Err(Failure::interrupted("aborted; what was sent is kept as far as it was checkpointed")),
                 false => {
@@ -85,6 +84,8 @@ where
                     display.above(|| say("stopping at the next checkpoint; once more to abort"));
                 }
             },
+            _ = tick.tick() => display.tick(),
+            Some(job) = jobs.recv() => display.above(|| show.settled(lines, &job)),
         }
     };
     while let Ok(job) = jobs.try_recv() {
@@ -111,6 +112,7 @@ impl Signals {
     /// Waits for the next of them.
     pub(super) async fn next(&mut self) {
         tokio::select! {
+            biased;
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }

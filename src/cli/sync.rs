@@ -103,6 +103,7 @@ impl Sync {
         let mut answer = pin!(socket.act("/v1/sync", self.request()));
         loop {
             tokio::select! {
+                biased;
                 answer = &mut answer => return answer?.map(|(status, body)| report(status, body)).transpose(),
                 () = signals.next() => {
                     return Err(Failure::interrupted("no longer waiting; the daemon goes on, see `blobferry status`"));

@@ -175,9 +175,10 @@ impl Signals {
 
     async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.hangup.recv() => Asked::Reload,
+            biased;
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
         }
     }
 }
@@ -290,9 +291,10 @@ impl Running {
         self.board.update(|status| status.draining = true);
         self.stop.drain.cancel();
         let in_time = tokio::select! {
+            biased;
             () = joined(&mut self.watch) => true,
-            () = tokio::time::sleep(self.config.daemon.grace) => false,
             () = stop_asked_again(signals) => false,
+            () = tokio::time::sleep(self.config.daemon.grace) => false,
         };
         if !in_time {
             tracing::warn!(jobs = self.board.snapshot().jobs.len(), "not all could end in time; dropping the rest");

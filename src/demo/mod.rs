@@ -146,6 +146,7 @@ pub async fn run(
     };
     let mut stage = pin!(stage);
     tokio::select! {
+        biased;
         summary = &mut stage => {
             daemon_stop.cancel();
             // It drains; what it would say of that, nobody waits for longer than this.
@@ -237,10 +238,11 @@ impl<'a> Stage<'a> {
         glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = until(end) => break,
                 _ = push.tick() => self.push(tell),
                 _ = glance.tick() => self.watch(tell).await,
-                () = until(end) => break,
-                () = stop.cancelled() => break,
             }
         }
         tell(Happening::Stopping);

@@ -297,6 +297,7 @@ mod tests {
         let slow = BlobBody::new(StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Fault>>()));
         let (mut sending, hold) = watched(slow, 4, counter());
         tokio::select! {
+            biased;
             _ = sending.frame() => panic!("the source never sends"),
             _ = hold.overdue(IDLE, CLOSE) => panic!("a slow source is not the destination's fault"),
             () = tokio::time::sleep(CLOSE * 2) => {}

@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -41,8 +42,8 @@ pub struct Claims {
 struct Leader {
     number: u64,
     repository: RepositoryName,
-    /// Whoever follows sees it end.
-    ends: watch::Sender<()>,
+    /// Cancelled when the lead is given up; wakes those that follow in the order in which they came.
+    ended: CancellationToken,
 }
 
 /// Who uploads a blob to a registry first.
@@ -65,12 +66,12 @@ pub struct Lead {
 
 /// A leader that is waited for.
 #[derive(Debug)]
-pub struct Following(watch::Receiver<()>);
+pub struct Following(CancellationToken);
 
 impl Following {
     /// Returns when the leader's manifest is there, or will not be.
-    pub async fn ended(mut self) {
-        while self.0.changed().await.is_ok() {}
+    pub async fn ended(self) {
+        self.0.cancelled().await;
     }
 }
 
@@ -113,11 +114,11 @@ impl Claims {
         let key = (origin.clone(), *digest);
         match leads.get(&key) {
             Some(leader) if leader.number < number && leader.repository != *repository => {
-                Leading::Earlier(Following(leader.ends.subscribe()))
+                Leading::Earlier(Following(leader.ended.clone()))
             }
             Some(_) => Leading::Later,
             None => {
-                leads.insert(key.clone(), Leader { number, repository: repository.clone(), ends: watch::Sender::new(()) });
+                leads.insert(key.clone(), Leader { number, repository: repository.clone(), ended: CancellationToken::new() });
                 Leading::Ours(Lead { claims: self.clone(), key })
             }
         }
@@ -141,7 +142,10 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.claims.leads.lock().expect("nothing panics while it holds the leads").remove(&self.key);
+        let leader = self.claims.leads.lock().expect("nothing panics while it holds the leads").remove(&self.key);
+        if let Some(leader) = leader {
+            leader.ended.cancel();
+        }
     }
 }
 

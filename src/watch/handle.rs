@@ -119,6 +119,7 @@ impl Handle {
         tokio::spawn(async move {
             // Nobody reads of a pass that is forgotten and not waited for.
             tokio::select! {
+                biased;
                 done = blank.follow(settled, queued, received) => {
                     passed.send_replace(Some(done));
                     handle.make_room();

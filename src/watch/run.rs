@@ -123,12 +123,14 @@ impl<B: Backend> Watch<B> {
             self.start_looks();
             self.show_queue();
             let wake = self.next_wake();
+            // Events last: they may come without end, everything before them comes in bounded numbers.
             tokio::select! {
+                biased;
                 () = self.stop.drain.cancelled() => break,
-                Some(event) = events.recv(), if self.inquiries.len() < EVENTS => self.take(event),
-                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 Ok(()) = self.world.changed() => self.adopt_world(),
+                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
+                Some(event) = events.recv(), if self.inquiries.len() < EVENTS => self.take(event),
             }
         }
         drop(events);
