@@ -111,7 +111,7 @@ async fn plain(frame: usize) {
 async fn verified(frame: usize) {
     let open = move |_| -> blobferry::transfer::verify::Opening { Box::pin(async move { Ok(body(frame)) }) };
     let (checkpoints, _kept) = mpsc::unbounded_channel();
-    let watchers = Watchers { checkpoints, progress: None, read: None };
+    let watchers = Watchers { checkpoints, every: 8 << 20, progress: None, read: None };
     let start = Checkpoint { offset: 0, hasher: Hasher::new(Algorithm::Sha256) };
     let road = Road::new(BLOB.clone(), start, 0, Box::new(open), [None, None], watchers);
     let mut leg = road.leg(PASSING as u64);

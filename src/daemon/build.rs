@@ -101,6 +101,7 @@ impl Parts {
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),
             rhythm: Rhythm { poll: config.daemon.poll, verify: config.daemon.verify },
+            settings: watch::Settings::default(),
             withdrawn,
         };
         self.prepare(&world);

@@ -28,12 +28,8 @@ use crate::oci::{Descriptor, RepositoryName};
 
 /// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
-/// Blobs smaller than this are sent sooner than somebody's manifest is waited for.
-const WORTH_WAITING: u64 = 1024 * 1024;
 /// How long somebody's manifest is waited for.
 const NEAR: Duration = Duration::from_secs(600);
-/// Blobs larger than this are journalled, so that another process can go on with them.
-const JOURNALLED: u64 = super::verify::CHECKPOINT;
 
 /// What is left of the patience with one blob.
 struct Patience {
@@ -98,7 +94,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Whose manifest is worth waiting for, since it lets the blob be mounted. Otherwise others may wait for ours.
     async fn leader(&self, blob: &Descriptor, near: Instant) -> Option<Following> {
-        let waits = self.destination.abilities().mount == Mount::Committed && blob.size >= WORTH_WAITING;
+        let waits =
+            self.destination.abilities().mount == Mount::Committed && blob.size >= self.engine.settings.bounds.worth_waiting;
         if !waits || Instant::now() >= near {
             return None;
         }
@@ -401,7 +398,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin()),
         ];
         let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
-        let watchers = Watchers { checkpoints: sender, progress: Some(progress), read };
+        let watchers =
+            Watchers { checkpoints: sender, every: self.engine.settings.bounds.checkpoint, progress: Some(progress), read };
         Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone(), seat), lanes, watchers)
     }
 
@@ -467,7 +465,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     pub(super) fn is_journalled(&self, blob: &Descriptor) -> bool {
-        blob.size > JOURNALLED
+        blob.size > self.engine.settings.bounds.checkpoint
     }
 
     /// Whether an upload of the blob that is left here can be gone on with later.

@@ -14,13 +14,6 @@ use crate::endpoint::{Destination, Put, Source};
 use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
-/// Blobs of one image that are asked for or moved at once.
-const BLOBS_AT_ONCE: usize = 16;
-/// Manifests of one level that are written at once.
-const MANIFESTS_AT_ONCE: usize = 8;
-/// How often content that the registry misses all of a sudden is brought again.
-const REPAIRS: usize = 2;
-
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Brings all that belongs to the image, except the manifest that the tag will name, and what refers to the image.
     pub(super) async fn carry(&self, image: &Image) -> Result<(), Fault> {
@@ -38,7 +31,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
             let digests = ready.iter().map(|manifest| manifest.digest).collect();
             let write = |manifest: Manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
-            stream::iter(ready).map(write).buffer_unordered(MANIFESTS_AT_ONCE).try_collect::<Vec<()>>().await?;
+            stream::iter(ready).map(write).buffer_unordered(self.engine.settings.bounds.manifests).try_collect::<Vec<()>>().await?;
             self.remember_manifests(digests).await;
             left = rest;
         }
@@ -60,7 +53,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             .boxed()
         };
         let brought: Vec<Result<(), Fault>> =
-            stream::iter(blobs.to_vec()).map(bring).buffer_unordered(BLOBS_AT_ONCE).collect().await;
+            stream::iter(blobs.to_vec()).map(bring).buffer_unordered(self.engine.settings.bounds.blobs).collect().await;
         brought.into_iter().collect()
     }
 
@@ -81,7 +74,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let (target, manifest) = (target.clone(), manifest.clone());
             async move { destination.put_manifest(&target, &manifest).await }
         };
-        for _ in 0..REPAIRS {
+        for _ in 0..self.engine.settings.bounds.repairs {
             match self.ask_destination(Traffic::Writes, write).await? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
                 put => return Ok(self.committed(manifest, put).await),

@@ -10,6 +10,7 @@ mod absent;
 mod admission;
 pub mod bandwidth;
 mod blob;
+mod bounds;
 mod carry;
 mod chunk;
 mod claims;
@@ -40,6 +41,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::absent::Absent;
+pub use self::bounds::{Bounds, SharedReads};
 use self::claims::{Claims, Lead};
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub trust: Duration,
     /// Facts older than this are asked for again before a tag moves.
     pub fresh: Duration,
+    /// How much at once, and in what pieces.
+    pub bounds: Bounds,
 }
 
 impl Default for Settings {
@@ -78,6 +82,7 @@ impl Default for Settings {
             stall: stall::Settings::default(),
             trust: Duration::from_secs(3600),
             fresh: Duration::from_secs(2),
+            bounds: Bounds::default(),
         }
     }
 }
@@ -86,9 +91,6 @@ impl Default for Settings {
 const TRIED: usize = 100_000;
 /// A registry that does not list referrers is asked again after this.
 const ASKED_AGAIN: Duration = Duration::from_secs(300);
-
-/// How often a tag is looked at anew because staging moved it while it was carried.
-const ROUNDS: u32 = 5;
 
 /// The engine: shared by all jobs. Cheap to clone.
 #[derive(Clone)]
@@ -159,7 +161,7 @@ impl Engine {
             started: clock::now(),
             claims: Claims::default(),
             absent: Absent::default(),
-            fan_out: FanOut::default(),
+            fan_out: FanOut::new(settings.bounds.shared_reads),
             troubled: Arc::default(),
             lists: Arc::default(),
             tried: Arc::default(),
@@ -343,7 +345,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
     async fn promote(&self) -> Result<Story, Broken> {
         let mut facts = self.survey_tag(survey::Sight::of(self.job)).await.map_err(|fault| self.broken(fault, None))?;
-        for _ in 0..ROUNDS {
+        let rounds = self.engine.settings.bounds.rounds;
+        for _ in 0..rounds {
             let known = facts.clone();
             let failed = |fault| self.broken(fault, Some(&known));
             let decision = self.decide(&facts).await.map_err(failed)?;
@@ -366,7 +369,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 name::Named::Again(newer) => facts = *newer,
             }
         }
-        let text = format!("staging moved {} {ROUNDS} times while it was carried", self.source_reference());
+        let text = format!("staging moved {} {rounds} times while it was carried", self.source_reference());
         Err(self.broken(Fault::retryable(text), Some(&facts)))
     }
 

@@ -27,8 +27,6 @@ use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
 const DEPTH: usize = 4;
 /// Most referrers of one image.
 const MOST: usize = 1000;
-/// Subjects that are asked for at once.
-const AT_ONCE: usize = 4;
 /// Writes of one list before another writer is given way to.
 const WRITES: usize = 4;
 
@@ -38,7 +36,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
         for _ in 0..DEPTH {
-            let found = stream::iter(level).map(|subject| self.bring_referrers_of(subject).boxed()).buffer_unordered(AT_ONCE);
+            let found = stream::iter(level)
+                .map(|subject| self.bring_referrers_of(subject).boxed())
+                .buffer_unordered(self.engine.settings.bounds.referrers);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
             level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
             if seen.len() > subjects.len() + MOST {
@@ -91,7 +91,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let companions = self.job.companions.of(&subject);
         let besides = companions.iter().filter(|tag| **tag != Tag::fallback(&subject));
         let bring = besides.map(|tag| self.bring_companion(tag).boxed()).collect::<Vec<_>>();
-        stream::iter(bring).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        stream::iter(bring).buffer_unordered(self.engine.settings.bounds.referrers).try_collect::<()>().await?;
         self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine.note_tried(origin, repository, companions);

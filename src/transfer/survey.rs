@@ -24,8 +24,6 @@ const DEPTH: usize = 8;
 const MANIFESTS: usize = 10_000;
 /// Most bytes of manifests of one image.
 const BYTES: usize = 32 * 1024 * 1024;
-/// Manifests that are read at once for one image.
-const AT_ONCE: usize = 8;
 
 /// What was seen of a tag on both sides, and when.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +152,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             if levels.len() == DEPTH {
                 return Err(self.refuse(format!("its indexes are nested more than {DEPTH} deep")));
             }
-            let looked_at = stream::iter(next).map(|child| self.look_at(child).boxed()).buffered(AT_ONCE);
+            let looked_at =
+                stream::iter(next).map(|child| self.look_at(child).boxed()).buffered(self.engine.settings.bounds.children);
             let children: Vec<Child> = looked_at.try_collect().await?;
             let mut level = Vec::new();
             next = Vec::new();

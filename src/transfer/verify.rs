@@ -27,9 +27,6 @@ use crate::fault::{Class, Fault};
 use crate::job::ActiveBlob;
 use crate::oci::{Descriptor, Digest, Hasher};
 
-/// Bytes between two checkpoints.
-pub const CHECKPOINT: u64 = 8 * 1024 * 1024;
-
 /// A point from which an upload can go on: the hasher's state after so many bytes.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
@@ -49,6 +46,8 @@ pub type Opening = Pin<Box<dyn Future<Output = Result<BlobBody, Fault>> + Send>>
 pub struct Watchers {
     /// Where checkpoints go.
     pub checkpoints: mpsc::UnboundedSender<Checkpoint>,
+    /// Bytes between two checkpoints.
+    pub every: u64,
     /// The progress bar.
     pub progress: Option<Arc<ActiveBlob>>,
     /// The throughput of the source.
@@ -279,7 +278,7 @@ impl State {
     }
 
     fn checkpoint(&mut self) {
-        if self.hashed - self.checkpointed < CHECKPOINT || self.hashed == self.blob.size {
+        if self.hashed - self.checkpointed < self.watchers.every || self.hashed == self.blob.size {
             return;
         }
         self.checkpointed = self.hashed;

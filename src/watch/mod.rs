@@ -22,4 +22,4 @@ pub use handle::{Busy, Handle, Run, Ticket, run_id};
 pub use metrics::Metrics;
 pub use pass::pass;
 pub use run::Watch;
-pub use world::{Rhythm, Side, World};
+pub use world::{Rhythm, Settings, Side, World};

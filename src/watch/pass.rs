@@ -20,9 +20,6 @@ use crate::oci::RepositoryName;
 use crate::transfer::{Settle, Stop};
 use crate::watch::route::Route;
 
-/// Repositories that are looked at at once.
-const LOOKS: usize = 16;
-
 /// Looks at everything in the scope once, and carries what differs.
 pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
     let (started, clock) = (clock::now(), Instant::now());
@@ -53,7 +50,7 @@ pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor
             Looking { world, route, repository, ask, settle, board, stop }.look().boxed().await
         }
     });
-    looks.extend(each.buffer_unordered(LOOKS).collect::<Vec<_>>().await);
+    looks.extend(each.buffer_unordered(world.settings.looks).collect::<Vec<_>>().await);
     Report::new(&ask.run_id, started, clock.elapsed(), looks)
 }
 

@@ -22,7 +22,7 @@ use super::look::{Ask, Looking};
 use super::queue::{BY_NAME, LookKey, Pace, Queue, Tell, Waiting, fruitless};
 use super::route::Route;
 use super::standing::Standing;
-use super::world::World;
+use super::world::{Settings, World};
 use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::{Class, Fault};
@@ -34,12 +34,6 @@ use crate::site::Site;
 use crate::telemetry::Changes;
 use crate::transfer::{Settle, Stop};
 
-/// Looks that run at once.
-const LOOKS: usize = 16;
-/// Of those, places for looks that are asked for by name.
-const RESERVED: usize = 4;
-/// Events that wait for discoveries at once; more wait in their channel, and are refused when that is full.
-const EVENTS: usize = 256;
 /// Repositories whose trouble is remembered, so that it is logged once per change.
 const TROUBLES: usize = 10_000;
 /// How often the queue is shown at the most while nothing but its age changes.
@@ -123,6 +117,7 @@ impl<B: Backend> Watch<B> {
             self.start_looks();
             self.show_queue();
             let wake = self.next_wake();
+            let most_events = self.world.borrow().settings.events;
             // Events last: they may come without end, everything before them comes in bounded numbers.
             tokio::select! {
                 biased;
@@ -130,7 +125,7 @@ impl<B: Backend> Watch<B> {
                 Ok(()) = self.world.changed() => self.adopt_world(),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
-                Some(event) = events.recv(), if self.inquiries.len() < EVENTS => self.take(event),
+                Some(event) = events.recv(), if self.inquiries.len() < most_events => self.take(event),
             }
         }
         drop(events);
@@ -286,11 +281,12 @@ impl<B: Backend> Watch<B> {
     /// Starts the looks whose turn has come.
     fn start_looks(&mut self) {
         let (world, now) = (self.world(), Instant::now());
+        let Settings { looks, reserved, .. } = world.settings;
         self.queue.advance(now);
         loop {
             let rank = match self.looks {
-                running if running < LOOKS - RESERVED => u8::MAX,
-                running if running < LOOKS => BY_NAME,
+                running if running < looks.saturating_sub(reserved) => u8::MAX,
+                running if running < looks => BY_NAME,
                 _ => return,
             };
             let Some((key, waiting)) = self.queue.start(now, rank) else { return };

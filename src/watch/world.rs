@@ -25,6 +25,25 @@ pub struct Rhythm {
     pub verify: Duration,
 }
 
+/// How much the watch does at once. The defaults are what the program runs with; a simulator draws others.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Looks that run at once.
+    pub looks: usize,
+    /// Of those, places for looks that are asked for by name.
+    pub reserved: usize,
+    /// Tags of one destination that are compared and carried at once.
+    pub tags: usize,
+    /// Events that wait for discoveries at once; more wait in their channel, and are refused when that is full.
+    pub events: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { looks: 16, reserved: 4, tags: 64, events: 256 }
+    }
+}
+
 /// The world.
 pub struct World<B: Backend = Site> {
     /// The sites by their names in the config.
@@ -39,6 +58,8 @@ pub struct World<B: Backend = Site> {
     pub facts: Arc<Facts>,
     /// How often to look.
     pub rhythm: Rhythm,
+    /// How much at once.
+    pub settings: Settings,
     /// Cancelled when a newer config no longer has the route: its jobs end before their tag.
     pub withdrawn: BTreeMap<Arc<str>, CancellationToken>,
 }

@@ -21,8 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 
-use self::read::{ALL_WINDOWS, Read};
+use self::read::Read;
 pub(super) use self::seat::Seat;
+use super::SharedReads;
 use super::verify::Open;
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -42,6 +43,7 @@ struct Table {
     /// Jobs by the registry that they read from.
     readers: HashMap<Origin, usize>,
     kept: Arc<AtomicUsize>,
+    bounds: SharedReads,
     next: u64,
 }
 
@@ -94,6 +96,10 @@ pub(super) struct Member {
 }
 
 impl FanOut {
+    pub(super) fn new(bounds: SharedReads) -> FanOut {
+        FanOut(Arc::new(Mutex::new(Table { bounds, ..Table::default() })))
+    }
+
     /// Joins the jobs for the same source tag.
     pub(super) fn enter(&self, source: &Origin, repository: &RepositoryName, tag: &Tag, destination: &Origin) -> Member {
         let key = (source.clone(), repository.clone(), tag.clone());
@@ -157,7 +163,7 @@ impl Member {
             return None;
         }
         table.shed();
-        let read = Read::new(self, key.clone(), expected, lingers, table.kept.clone(), open());
+        let read = Read::new(self, key.clone(), expected, lingers, table.kept.clone(), table.bounds, open());
         table.reads.insert(key, read.clone());
         read.join(self, size, slow)
     }
@@ -218,7 +224,7 @@ impl Drop for Member {
 impl Table {
     /// Forgets what ended reads keep for those who never came, where memory is short.
     fn shed(&mut self) {
-        if self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS {
+        if self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows {
             self.reads.retain(|_, read| !read.lock().is_over());
         }
     }

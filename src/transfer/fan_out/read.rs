@@ -17,17 +17,8 @@ use super::{FanOut, Guest, Member, Party, ReadKey};
 use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
 use crate::oci::RepositoryName;
+use crate::transfer::SharedReads;
 use crate::transfer::verify::{Open, Opening};
-
-/// Bytes that one read keeps for those who are behind.
-const WINDOW: usize = 8 * 1024 * 1024;
-/// Bytes that all reads together keep.
-pub(super) const ALL_WINDOWS: usize = 32 * 1024 * 1024;
-/// Bytes that one read keeps for those who begin a moment later, and nobody knows of yet; as long as no more than half of
-/// all windows is kept.
-const LINGER: usize = 4 * 1024 * 1024;
-/// How long one read waits for those who are behind, beyond a twentieth of its time.
-pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// A read that several destinations share.
 pub(super) struct Read {
@@ -51,6 +42,7 @@ pub(super) struct State {
     pub(super) first: u64,
     pub(super) bytes: usize,
     pub(super) kept: Arc<AtomicUsize>,
+    pub(super) bounds: SharedReads,
     /// Bytes that came from the source.
     pub(super) read: u64,
     pub(super) size: u64,
@@ -119,6 +111,7 @@ impl Read {
         expected: BTreeSet<Guest>,
         lingers: bool,
         kept: Arc<AtomicUsize>,
+        bounds: SharedReads,
         open: Open,
     ) -> Arc<Read> {
         let state = State {
@@ -129,6 +122,7 @@ impl Read {
             first: 0,
             bytes: 0,
             kept,
+            bounds,
             read: 0,
             size: 0,
             seats: BTreeMap::new(),
@@ -198,7 +192,7 @@ impl State {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= WINDOW || self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS
+        self.bytes >= self.bounds.window || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows
     }
 
     fn push(&mut self, bytes: Bytes) {
@@ -229,13 +223,13 @@ impl State {
     /// How much longer the ones ahead wait for the ones behind.
     pub(super) fn patience(&mut self) -> Duration {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let allowed = GRACE + self.began.elapsed() / 20;
+        let allowed = self.bounds.grace + self.began.elapsed() / 20;
         allowed.saturating_sub(self.waited + since.elapsed())
     }
 
     /// Keeps the start no longer for those of whom nobody knows, once that takes much memory.
     pub(super) fn stop_lingering(&mut self) {
-        if self.lingers && (self.bytes >= LINGER || self.kept.load(Ordering::Relaxed) >= ALL_WINDOWS / 2) {
+        if self.lingers && (self.bytes >= self.bounds.linger || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows / 2) {
             self.lingers = false;
             self.trim();
         }

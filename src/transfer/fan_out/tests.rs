@@ -3,7 +3,6 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::time::Instant;
 
-use super::read::GRACE;
 use super::*;
 use crate::endpoint::BlobBody;
 use crate::fault::{Class, Fault};
@@ -90,7 +89,7 @@ async fn who_lags_is_left_behind_after_a_while() {
     let stands = stuck.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
     let start = Instant::now();
     assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
-    assert!(start.elapsed() <= GRACE * 2, "held back for {:?}", start.elapsed());
+    assert!(start.elapsed() <= SharedReads::default().grace * 2, "held back for {:?}", start.elapsed());
     assert_eq!(count.load(Ordering::Relaxed), 100 * MIB);
     assert_eq!(drain(stands).await.unwrap_err().class(), Class::RETRYABLE);
     assert!(missing.seat(&digest, 100 << 20, || source(100, &count)).is_none_or(|seat| seat.is_first));

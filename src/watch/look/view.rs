@@ -16,9 +16,9 @@ use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
 use crate::oci::{Digest, Tag, Target};
+use crate::transfer::Ending;
 use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
-use crate::transfer::{Ending, limits};
 use crate::watch::board::JobStatus;
 use crate::watch::metrics::Spot;
 use crate::watch::world::Side;
@@ -76,7 +76,7 @@ impl<B: Backend> View<'_, B> {
     pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
-        let at_once = limits::JOBS;
+        let at_once = self.looking.world.settings.tags;
         let mut tended =
             stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
