@@ -1,10 +1,12 @@
 //! The program: arguments, runtime, exit code. Everything else is in the library.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use blobferry::cli;
+use blobferry::{cli, telemetry};
+
+/// How long a stderr that is not read may hold up the end.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How long work on blocking threads may take to end after the command has ended.
 const LINGER: Duration = Duration::from_secs(2);
@@ -14,6 +16,7 @@ fn main() -> ExitCode {
         Ok(arguments) => run(arguments),
         Err(code) => code,
     };
+    telemetry::flush(LAST_LINES);
     ExitCode::from(code)
 }
 
@@ -31,7 +34,6 @@ fn run(arguments: cli::Arguments) -> u8 {
 }
 
 fn fail(code: u8, text: std::fmt::Arguments<'_>) -> u8 {
-    // Nobody is left to tell when stderr is closed.
-    let _ = writeln!(std::io::stderr(), "blobferry: {text}");
+    telemetry::to_stderr(format!("blobferry: {text}\n").as_bytes());
     code
 }

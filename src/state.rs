@@ -10,6 +10,11 @@ use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLoc
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod folder_check;
+
+pub use folder_check::{FolderCheck, Gone};
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
@@ -53,7 +58,8 @@ fn shown(holder: u32) -> String {
 /// The hold on a state folder: it ends when this is dropped.
 #[derive(Debug)]
 pub struct StateLock {
-    _file: File,
+    folder: PathBuf,
+    file: Arc<File>,
 }
 
 impl StateLock {
@@ -70,7 +76,17 @@ impl StateLock {
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(unusable)?;
-        Ok(StateLock { _file: file })
+        Ok(StateLock { folder: folder.into(), file: Arc::new(file) })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Tells later whether the folder is still the one that was locked.
+    pub fn check(&self) -> FolderCheck {
+        FolderCheck::new(&self.folder, self.file.clone())
     }
 }
 

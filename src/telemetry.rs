@@ -4,19 +4,27 @@
 //! escaped, so an event never becomes two lines. Under systemd the level goes in front as `<6>` and the journal keeps the
 //! time. Dependencies speak only from warn on; below debug they never do, since there they print headers.
 //!
+//! Everything that is written to stderr goes through a bounded queue to a thread of its own: a stderr that is not read
+//! stops nothing. Lines that find no room are dropped and counted.
+//!
 //! [`Changes`] is for trouble that lasts: it is told when it changes, not each time it is met. [`forget_series`] ends the
 //! series of what is no more, and [`Names`] keeps them from coming back.
 
 mod changes;
 mod series;
+mod stderr;
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::panic::PanicHookInfo;
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
 
+use prometheus::IntCounter;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -26,6 +34,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 pub use changes::Changes;
 pub use series::{Names, forget_series};
 
+use self::stderr::Stderr;
 use crate::clock;
 use crate::fault::clip;
 
@@ -86,17 +95,82 @@ pub fn start(settings: Settings) -> Result<(), Error> {
     start_with(settings, Box::new(to_stderr))
 }
 
-/// Logs to `sink`: for a terminal that has other things on it, such as progress bars.
+/// Logs to `sink`: for a terminal that has other things on it, such as progress bars. Panics are logged, too, past the sink:
+/// it may be what panicked.
 ///
 /// # Errors
 /// As [`start`].
 pub fn start_with(settings: Settings, sink: Sink) -> Result<(), Error> {
-    Ok(subscriber(settings, sink)?.try_init()?)
+    let of_process = Style::of(&settings);
+    subscriber(settings, sink)?.try_init()?;
+    let _ = STYLE.set(of_process);
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
 }
 
-/// Writes a line to stderr. A reader that has gone away is no reason to stop working.
+/// How lines look that come from no event.
+static STYLE: OnceLock<Style> = OnceLock::new();
+
+static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "Lines that were not logged because stderr was not read.";
+    IntCounter::new("blobferry_log_lines_dropped_total", help).expect("the name is a name")
+});
+
+/// A descriptor of its own: the lock of the standard library's stderr would be held while a write blocks.
+static STDERR: LazyLock<Stderr> = LazyLock::new(|| {
+    let note = Box::new(|lines| {
+        let fields = Fields { message: format!("{lines} log lines were dropped: stderr was not read"), ..Fields::default() };
+        STYLE.get().copied().unwrap_or_default().line(Level::WARN, "blobferry", fields).into_bytes()
+    });
+    match std::io::stderr().as_fd().try_clone_to_owned() {
+        Ok(descriptor) => Stderr::start(std::fs::File::from(descriptor), DROPPED.clone(), note),
+        Err(_) => Stderr::start(std::io::sink(), DROPPED.clone(), note),
+    }
+});
+
+/// Shows how many lines were dropped.
+///
+/// # Errors
+/// When the name is registered already.
+pub fn count_dropped(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+    registry.register(Box::new(DROPPED.clone()))
+}
+
+/// Writes a line to stderr, or counts it as dropped; never waits.
 pub fn to_stderr(line: &[u8]) {
-    let _ = std::io::stderr().lock().write_all(line);
+    STDERR.line(line);
+}
+
+/// Draws on the terminal behind stderr, or leaves it out; never waits.
+pub fn draw(text: &[u8]) {
+    STDERR.drawing(text);
+}
+
+/// Waits until stderr has everything, for so long at most.
+pub fn flush(at_most: Duration) {
+    STDERR.flush(at_most);
+}
+
+/// A process that aborts after a panic has this long to say why.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Logs a panic without a subscriber, and without any lock that the code that panicked may hold.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let mut fields = Fields { message: "a panic, which is a defect of this program".into(), ..Fields::default() };
+    let thread = std::thread::current();
+    let text = panic.payload_as_str().unwrap_or("(no text)");
+    fields.named.push(("error", short(format_args!("{text}")).into()));
+    if let Some(location) = panic.location() {
+        fields.named.push(("at", location.to_string().into()));
+    }
+    fields.named.push(("thread", thread.name().unwrap_or("(no name)").into()));
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        fields.named.push(("backtrace", clip(&backtrace.to_string(), MOST_LINE / 2).into()));
+    }
+    let line = STYLE.get().copied().unwrap_or_default().line(Level::ERROR, "blobferry", fields);
+    STDERR.line(line.as_bytes());
+    STDERR.flush(LAST_WORDS);
 }
 
 fn subscriber(settings: Settings, sink: Sink) -> Result<impl Subscriber + Send + Sync, Error> {
@@ -106,7 +180,7 @@ fn subscriber(settings: Settings, sink: Sink) -> Result<impl Subscriber + Send +
         .parse(&directives)
         .map_err(|source| Error::Filter { filter: clip(&directives, 200), source: Box::new(source) })?;
     let filter = filter.and(filter_fn(|metadata| is_ours(metadata.target()) || *metadata.level() <= Level::DEBUG));
-    Ok(tracing_subscriber::registry().with(Lines { settings, sink }.with_filter(filter)))
+    Ok(tracing_subscriber::registry().with(Lines { style: Style::of(&settings), sink }.with_filter(filter)))
 }
 
 fn of_verbosity(verbosity: i8) -> &'static str {
@@ -127,8 +201,16 @@ fn is_ours(target: &str) -> bool {
 
 /// The layer that writes the lines.
 struct Lines {
-    settings: Settings,
+    style: Style,
     sink: Sink,
+}
+
+/// How a line looks.
+#[derive(Clone, Copy, Default)]
+struct Style {
+    format: Format,
+    color: bool,
+    journald: bool,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
@@ -156,28 +238,31 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
                 fields.add_outer(outer);
             }
         }
-        let mut line = self.line(event.metadata(), fields);
-        line.push('\n');
-        (self.sink)(line.as_bytes());
+        // Lines of the `log` crate carry their real target as a field.
+        let target = fields.log_target.clone().unwrap_or_else(|| event.metadata().target().into());
+        (self.sink)(self.style.line(*event.metadata().level(), &target, fields).as_bytes());
     }
 }
 
-impl Lines {
-    fn line(&self, metadata: &Metadata<'_>, fields: Fields) -> String {
-        let level = *metadata.level();
-        // Lines of the `log` crate carry their real target as a field.
-        let target = fields.log_target.clone().unwrap_or_else(|| metadata.target().into());
-        let mut line = if self.settings.journald { format!("<{}>", syslog(level)) } else { String::new() };
-        match self.settings.format {
-            Format::Text => self.text(&mut line, level, &target, &fields),
-            Format::Json => line.push_str(&json(level, &target, fields)),
+impl Style {
+    fn of(settings: &Settings) -> Style {
+        Style { format: settings.format, color: settings.color, journald: settings.journald }
+    }
+
+    /// A whole line, the newline included.
+    fn line(&self, level: Level, target: &str, fields: Fields) -> String {
+        let mut line = if self.journald { format!("<{}>", syslog(level)) } else { String::new() };
+        match self.format {
+            Format::Text => self.text(&mut line, level, target, &fields),
+            Format::Json => line.push_str(&json(level, target, fields)),
         }
+        line.push('\n');
         line
     }
 
     fn text(&self, line: &mut String, level: Level, target: &str, fields: &Fields) {
-        let paint = Paint(self.settings.color);
-        if !self.settings.journald {
+        let paint = Paint(self.color);
+        if !self.journald {
             let _ = write!(line, "{} ", paint.dim(format_args!("{:.3}", clock::now())));
         }
         let _ = write!(line, "{} ", paint.level(level));

@@ -19,11 +19,14 @@ pub(super) async fn alive() -> Json<Value> {
     Json(json!({"status": "alive"}))
 }
 
-/// 200 once every route has been looked at, whatever came of it, and until the daemon drains.
+/// 200 once every route has been looked at, whatever came of it, and until the daemon drains or loses its state folder.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
     let status = app.services.watch.board().snapshot();
     if status.draining {
         return Err(Refusal::draining());
+    }
+    if let Some(trouble) = status.state_trouble {
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "state", trouble));
     }
     if !status.ready {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "starting", not_looked_at(&status)));

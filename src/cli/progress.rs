@@ -1,16 +1,17 @@
 //! How far a pass is, on stderr: bars on a terminal, else a heartbeat after ten seconds without a word.
 
 use std::collections::VecDeque;
-use std::io::Write;
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use tokio::time::Instant;
 
 use super::output::{bytes, clean, plural, seconds};
 use crate::job::{BlobProgress, Progress};
+use crate::telemetry;
 
 /// How often the bars are drawn.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -18,6 +19,8 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Most blobs with a line of their own.
 const MOST_BLOBS: usize = 8;
+/// How long to wait until the terminal has cleared the bars.
+const CLEARED: Duration = Duration::from_millis(100);
 /// The time over which the rate is taken.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -100,7 +103,11 @@ impl Display {
     /// Lets `print` write to the screen without getting mixed up with the bars.
     pub(super) fn above(&mut self, print: impl FnOnce()) {
         match &mut self.shape {
-            Shape::Bars(bars) => bars.screen.suspend(print),
+            Shape::Bars(bars) => bars.screen.suspend(|| {
+                // The bars are cleared by a thread of its own: stdout comes after that.
+                telemetry::flush(CLEARED);
+                print();
+            }),
             Shape::Heartbeat { spoken } => {
                 *spoken = Instant::now();
                 print();
@@ -119,9 +126,9 @@ impl Drop for Display {
     }
 }
 
-/// A line on stderr; nobody is left to tell when it is closed.
+/// A line on stderr.
 pub(super) fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    telemetry::to_stderr(format!("{text}\n").as_bytes());
 }
 
 /// The numbers of a moment.
@@ -200,7 +207,7 @@ impl Bars {
             let style = ProgressStyle::with_template(template).expect("the templates are constant");
             style.progress_chars(characters)
         };
-        screen.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        screen.set_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::stderr()), 10));
         let overall = screen.add(ProgressBar::new(0).with_style(style("{bar:30} {wide_msg}")));
         let more = screen.add(ProgressBar::new(0).with_style(style("  {wide_msg}")));
         Bars { screen, overall, slots: Vec::new(), spare: Vec::new(), more, style: style("  {bar:20} {wide_msg}") }
@@ -236,6 +243,77 @@ impl Bars {
             let slot = self.spare.pop().unwrap_or_else(|| ProgressBar::new(0).with_style(self.style.clone()));
             self.slots.push(self.screen.insert_before(&self.more, slot));
         }
+    }
+}
+
+/// The terminal behind stderr: a drawing is gathered, and handed over when it is whole.
+#[derive(Debug)]
+struct Terminal {
+    /// Asked for its size only.
+    screen: console::Term,
+    drawing: Mutex<String>,
+}
+
+impl Terminal {
+    fn stderr() -> Terminal {
+        Terminal { screen: console::Term::stderr(), drawing: Mutex::default() }
+    }
+
+    fn add(&self, text: &str) -> io::Result<()> {
+        self.drawing.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        Ok(())
+    }
+
+    /// Moves the cursor, as ECMA-48 has it; 0 would mean 1.
+    fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
+        if count == 0 { Ok(()) } else { self.add(&format!("\u{1b}[{count}{direction}")) }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        self.screen.size().1
+    }
+
+    fn height(&self) -> u16 {
+        self.screen.size().0
+    }
+
+    fn move_cursor_up(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'A')
+    }
+
+    fn move_cursor_down(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'B')
+    }
+
+    fn move_cursor_right(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'C')
+    }
+
+    fn move_cursor_left(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.add(text)?;
+        self.add("\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.add(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.add("\r\u{1b}[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let drawing = std::mem::take(&mut *self.drawing.lock().unwrap_or_else(PoisonError::into_inner));
+        if !drawing.is_empty() {
+            telemetry::draw(drawing.as_bytes());
+        }
+        Ok(())
     }
 }
 

@@ -19,9 +19,10 @@ use crate::ledger::{Facts, Ledger};
 use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::site::Site;
+use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
 use crate::watch::route::{Route, Routes, Template};
-use crate::watch::{self, Rhythm, World};
+use crate::watch::{self, Board, Rhythm, World};
 
 /// The parts that outlive a config.
 #[derive(Clone)]
@@ -37,21 +38,26 @@ pub(super) struct Parts {
     engine: Engine,
 }
 
+/// How often a vanished state folder is looked for beside the intents, which all look themselves.
+const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
+
 /// What the stores hold.
 #[derive(Clone)]
 pub(super) struct StoreMetrics {
     entries: IntGaugeVec,
     bytes: IntGauge,
+    folder_held: IntGauge,
 }
 
 impl Parts {
     /// Opens the stores in a state folder whose lock is held.
-    pub(super) fn open(state: &Path) -> Result<Parts, Error> {
+    pub(super) fn open(lock: &StateLock) -> Result<Parts, Error> {
+        let state = lock.folder();
         let opened = Index::open(state)?;
         if let Some(aside) = &opened.set_aside {
             tracing::warn!(path = %aside.path.display(), reason = aside.reason, "the index was damaged or newer: set aside and started afresh; this costs requests, nothing else");
         }
-        Parts::over(opened.index, Ledger::open(state)?)
+        Parts::over(opened.index, Ledger::open(state)?.guarded_by(lock)?)
     }
 
     /// Parts for a dry run: they read the ledger of a state folder, if there is one, and write nothing anywhere.
@@ -74,6 +80,7 @@ impl Parts {
         let wire = registry::Metrics::new(&registry)?;
         let store = StoreMetrics::new(&registry)?;
         build_info(&registry)?;
+        crate::telemetry::count_dropped(&registry)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let limits = Limits::default();
         let engine = Engine::new(transfer::Settings::default(), index.clone(), ledger.clone(), limits.clone(), transfer.clone());
@@ -211,6 +218,25 @@ impl Parts {
         }
     }
 
+    /// Says when the state folder vanishes or is replaced, and when it is back, until dropped.
+    pub(super) async fn watch_state_folder(self, board: Board) {
+        let mut is_held = true;
+        loop {
+            tokio::time::sleep(FOLDER_CHECKED_EVERY).await;
+            let checked = self.ledger.check_folder();
+            if checked.is_ok() == is_held {
+                continue;
+            }
+            is_held = checked.is_ok();
+            self.store.folder_held.set(is_held.into());
+            match &checked {
+                Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
+                Err(gone) => tracing::error!(error = %gone, "the state folder is not ours any more"),
+            }
+            board.update(|status| status.state_trouble = checked.err().map(|gone| gone.to_string()));
+        }
+    }
+
     /// Lets the index forget hints that nobody has confirmed for a long time, until dropped.
     pub(super) async fn prune_index(self) {
         const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 90);
@@ -235,12 +261,16 @@ impl StoreMetrics {
     fn new(registry: &prometheus::Registry) -> Result<StoreMetrics, prometheus::Error> {
         let entries = IntGaugeVec::new(Opts::new("blobferry_index_entries", "Entries of the index by kind."), &["kind"])?;
         let bytes = IntGauge::new("blobferry_index_bytes", "Size of the index on disk.")?;
+        let help = "Whether the state folder is the one that this process locked; while it is 0, nothing is named.";
+        let folder_held = IntGauge::new("blobferry_state_folder_held", help)?;
+        folder_held.set(1);
         registry.register(Box::new(entries.clone()))?;
         registry.register(Box::new(bytes.clone()))?;
+        registry.register(Box::new(folder_held.clone()))?;
         for kind in ["blobs", "manifests", "tags", "uploads"] {
             entries.with_label_values(&[kind]);
         }
-        Ok(StoreMetrics { entries, bytes })
+        Ok(StoreMetrics { entries, bytes, folder_held })
     }
 
     fn show(&self, statistics: &crate::index::Statistics) {

@@ -285,7 +285,8 @@ pub(super) fn stores(state: Option<&Path>, dry_run: bool) -> Result<(Option<Stat
         Some(folder) if dry_run => Ok((None, Parts::to_read(folder)?)),
         Some(folder) => {
             let lock = StateLock::acquire(folder)?;
-            Ok((Some(lock), Parts::open(folder)?))
+            let parts = Parts::open(&lock)?;
+            Ok((Some(lock), parts))
         }
     }
 }

@@ -107,8 +107,8 @@ pub async fn run(
     let signals = Signals::new().map_err(Error::Signals)?;
     let look_signals = crate::watch::signal::listen().map_err(Error::Signals)?;
     let config = load()?;
-    let _lock = StateLock::acquire(&config.daemon.state)?;
-    let parts = Parts::open(&config.daemon.state)?;
+    let lock = StateLock::acquire(&config.daemon.state)?;
+    let parts = Parts::open(&lock)?;
     let settings = admin_settings(&config);
     let bound = admin::bind(&settings).await?;
     let world = Arc::new(parts.world(&config, None)?);
@@ -215,6 +215,7 @@ impl Running {
         helpers.spawn(crate::watch::signal::looks(look_signals, handle.clone(), stop.drain.clone()));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
+        helpers.spawn(parts.clone().watch_state_folder(board.clone()));
         helpers.spawn(feed_watchdog());
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));

@@ -10,6 +10,7 @@
 //! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a registry in the config
 //! loses nothing.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -20,12 +21,15 @@ use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
 use crate::oci::{Digest, RepositoryName};
 use crate::sqlite::{Failure, OpenError, Store};
+use crate::state::{FolderCheck, Gone, StateLock};
 
 mod rows;
 mod schema;
 
 pub use rows::{Query, Row};
 
+/// The file in the state folder.
+const FILE: &str = "ledger.db";
 /// Digests that may have been written at one place, at most: the newest are kept.
 const MOST_INTENDED: i64 = 32;
 
@@ -116,23 +120,41 @@ pub struct Troubled {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     store: Store,
+    folder: Option<FolderCheck>,
 }
 
 impl Ledger {
     /// Opens `ledger.db` in the state folder, created when it is missing. Blocks on the disk.
     pub fn open(folder: &Path) -> Result<Ledger, Error> {
-        Ok(Ledger { store: Store::open(&folder.join("ledger.db"), &schema::SCHEMA)? })
+        Ok(Ledger { store: Store::open(&folder.join(FILE), &schema::SCHEMA)?, folder: None })
+    }
+
+    /// The same ledger, which refuses every intent once the state folder is no longer the one that was locked.
+    pub fn guarded_by(self, lock: &StateLock) -> Result<Ledger, Error> {
+        let unavailable = |error: io::Error| {
+            let (path, reason) = (lock.folder().join(FILE), error.to_string());
+            Error::Unavailable(OpenError::Unavailable { path, reason })
+        };
+        Ok(Ledger { folder: Some(lock.check().and(FILE).map_err(unavailable)?), ..self })
+    }
+
+    /// Whether the state folder is still the one that was locked.
+    ///
+    /// # Errors
+    /// [`Gone`]: what is recorded is lost, and nothing may be named.
+    pub fn check_folder(&self) -> Result<(), Gone> {
+        self.folder.as_ref().map_or(Ok(()), FolderCheck::check)
     }
 
     /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
         let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
-        Ok(store.map(|store| Ledger { store }))
+        Ok(store.map(|store| Ledger { store, folder: None }))
     }
 
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
-        Ledger { store: Store::in_memory(&schema::SCHEMA) }
+        Ledger { store: Store::in_memory(&schema::SCHEMA), folder: None }
     }
 
     /// Leaves the file. Every handle is closed by it, and what is asked of one later is refused.
@@ -147,9 +169,14 @@ impl Ledger {
     }
 
     /// Announces that `place` is about to be moved to `digest`.
+    ///
+    /// # Errors
+    /// When that is not on disk, where the next process finds it.
     pub async fn intend(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
-        self.store.write(move |db| intend(db, &place, &digest)).await.map_err(unwritable)
+        self.store.write(move |db| intend(db, &place, &digest)).await.map_err(unwritable)?;
+        // After the write: a folder that vanished before it is noticed as well.
+        self.check_folder().map_err(|gone| Fault::retryable(gone.to_string()))
     }
 
     /// Adds a row when a settled job says something that the last row of its key does not: see [`is_news`]. With `written`,

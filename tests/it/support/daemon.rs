@@ -124,15 +124,27 @@ impl Ferry {
 
     /// Starts `blobferry run` and waits until it is alive.
     pub async fn start(&self) -> Daemon {
-        self.start_with(&[]).await
+        self.spawn(&[], Stdio::piped()).await
     }
 
     /// The same with variables that only the daemon has, as systemd gives them to a service.
     pub async fn start_with(&self, variables: &[(&str, &str)]) -> Daemon {
+        self.spawn(variables, Stdio::piped()).await
+    }
+
+    /// The same with a stderr of the test's own; [`Daemon::log`] is empty then.
+    pub async fn start_saying_to(&self, stderr: Stdio) -> Daemon {
+        self.spawn(&[], stderr).await
+    }
+
+    async fn spawn(&self, variables: &[(&str, &str)], stderr: Stdio) -> Daemon {
         let mut command = self.command(&["run"]);
         command.envs(variables.iter().copied());
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
-        let log = collect(child.stderr.take().expect("stderr is piped"));
+        let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the program starts");
+        let log = match child.stderr.take() {
+            Some(stderr) => collect(stderr),
+            None => collect(tokio::io::empty()),
+        };
         let pid = child.id().expect("a child that was not waited for has an id");
         let base = format!("http://127.0.0.1:{}", self.port);
         let http = reqwest::Client::builder().no_proxy().build().expect("a client without options");
