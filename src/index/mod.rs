@@ -24,7 +24,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::oci::RepositoryName;
-use crate::sqlite::{self, OpenError, Store};
+use crate::sqlite::{self, Disk, OpenError, Store};
 
 mod health;
 mod hints;
@@ -102,6 +102,12 @@ impl Index {
     /// An index that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Index {
         Index::over(Store::in_memory(&schema::SCHEMA))
+    }
+
+    /// The index on a simulator's disk, served as long as the future is polled: see [`Store::on_disk`].
+    pub fn on_disk(disk: &Disk) -> (Index, impl Future<Output = ()> + Send + use<>) {
+        let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
+        (Index::over(store), served)
     }
 
     /// Writes what was queued and leaves the file. Every handle is closed by it: it knows nothing and keeps nothing.

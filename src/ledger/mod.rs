@@ -20,7 +20,7 @@ use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
 use crate::oci::{Digest, RepositoryName};
-use crate::sqlite::{Failure, OpenError, Store};
+use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, Gone, StateLock};
 
 mod rows;
@@ -155,6 +155,12 @@ impl Ledger {
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
         Ledger { store: Store::in_memory(&schema::SCHEMA), folder: None }
+    }
+
+    /// The ledger on a simulator's disk, served as long as the future is polled: see [`Store::on_disk`].
+    pub fn on_disk(disk: &Disk) -> (Ledger, impl Future<Output = ()> + Send + use<>) {
+        let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
+        (Ledger { store, folder: None }, served)
     }
 
     /// Leaves the file. Every handle is closed by it, and what is asked of one later is refused.

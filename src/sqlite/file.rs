@@ -128,9 +128,14 @@ fn uri(path: &Path) -> String {
 /// A database in memory, at the newest version.
 pub(super) fn in_memory(schema: &Schema) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
-    prepare(&connection, schema)?;
-    migrate(&connection, schema)?;
+    bring_up(&connection, schema)?;
     Ok(connection)
+}
+
+/// Brings a database in memory to the newest version.
+pub(super) fn bring_up(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
+    prepare(connection, schema)?;
+    migrate(connection, schema)
 }
 
 /// Moves a database that cannot be used out of the way, with its log, over one that was moved there before. Returns where

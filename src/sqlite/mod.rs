@@ -8,25 +8,29 @@
 //! **A read sees every write that was accepted before it**, whoever asked: it waits until the writer has settled as many
 //! requests as had been accepted by then.
 //!
+//! Each thread runs an async function ([`lanes`]). A simulator runs the same functions as one future over a [`Disk`] of its own,
+//! with delays, kills and power cuts.
+//!
 //! A database in memory has no threads: its requests take microseconds and run where they are made, so a paused clock,
 //! which leaps ahead whenever nothing but another thread is waited for, stands still over them.
 //!
 //! The threads end when the last handle is dropped or at [`Store::close`]; what was accepted is committed first.
 
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 
+mod disk;
 mod file;
+mod lanes;
 mod task;
 
+pub use disk::{Behaviour, Disk, Lane};
 pub use file::{OpenError, Schema, set_aside};
 
+use lanes::Lanes;
 use task::{Task, Work};
 
 /// Requests that share one transaction, at most.
@@ -62,22 +66,7 @@ pub struct Store {
 enum Home {
     /// `None` once it has been closed.
     Memory(Arc<Mutex<Option<Connection>>>),
-    File(Lanes),
-}
-
-#[derive(Clone)]
-struct Lanes {
-    writer: mpsc::Sender<Request>,
-    reader: mpsc::Sender<Request>,
-    /// Writes accepted so far. Raised before a write enters the channel, so it is never below the place of a write in it.
-    accepted: Arc<AtomicU64>,
-    /// Writes settled so far. Its sender lives as long as the writing thread.
-    settled: watch::Receiver<u64>,
-}
-
-enum Request {
-    Act(Box<dyn Work>),
-    Close,
+    Lanes(Lanes),
 }
 
 impl Store {
@@ -87,8 +76,17 @@ impl Store {
         let (writing, reading) = file::open(path, schema)?;
         let file: Arc<str> = path.display().to_string().into();
         let unavailable = |error| OpenError::Unavailable { path: path.into(), reason: format!("no thread for it: {error}") };
-        let lanes = Lanes::start(&file, schema.name, writing, reading).map_err(unavailable)?;
-        Ok(Store { file, home: Home::File(lanes) })
+        let lanes = Lanes::on_threads(&file, schema.name, writing, reading).map_err(unavailable)?;
+        Ok(Store { file, home: Home::Lanes(lanes) })
+    }
+
+    /// Opens the database of a simulator's disk. Nothing happens before the future is polled; dropping it loses what was
+    /// accepted and not yet committed.
+    pub fn on_disk(disk: &Disk, schema: &Schema) -> (Store, impl Future<Output = ()> + Send + use<>) {
+        let connection = disk.open(schema).expect("a database in memory opens and its schema is right");
+        let file: Arc<str> = "simulated disk".into();
+        let (lanes, served) = Lanes::on_disk(&file, connection, disk.clone());
+        (Store { file, home: Home::Lanes(lanes) }, served)
     }
 
     /// Opens a database that is there to read it: every write fails, and nothing of it changes. `None`: it is not there. It
@@ -124,7 +122,7 @@ impl Store {
         let task = Task::boxed(act, settle);
         let refused = match &self.home {
             Home::Memory(connection) => self.run_here(connection, task),
-            Home::File(lanes) => lanes.accept(task).await,
+            Home::Lanes(lanes) => lanes.accept(task).await,
         };
         if let Err(task) = refused {
             task.settle(Err(self.closed()));
@@ -136,10 +134,9 @@ impl Store {
         &self,
         act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let Home::File(lanes) = &self.home else { return self.write(act).await };
-        lanes.catch_up().await;
+        let Home::Lanes(lanes) = &self.home else { return self.write(act).await };
         let (reply, answer) = oneshot::channel();
-        lanes.reader.send(Request::Act(Task::boxed(act, reply_to(reply)))).await.map_err(|_| self.closed())?;
+        lanes.read(Task::boxed(act, reply_to(reply))).await.map_err(|_| self.closed())?;
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
@@ -148,7 +145,7 @@ impl Store {
     pub async fn close(&self) {
         match &self.home {
             Home::Memory(connection) => drop(lock(connection).take()),
-            Home::File(lanes) => lanes.close().await,
+            Home::Lanes(lanes) => lanes.close().await,
         }
     }
 
@@ -175,83 +172,11 @@ impl std::fmt::Debug for Store {
     }
 }
 
-impl Lanes {
-    fn start(file: &Arc<str>, name: &str, writing: Connection, reading: Connection) -> io::Result<Lanes> {
-        let (writer, writes) = mpsc::channel(WAITING);
-        let (reader, reads) = mpsc::channel(WAITING);
-        let (settle, settled) = watch::channel(0);
-        let label = file.clone();
-        let reading = thread::Builder::new().name(format!("{name}-read")).spawn(move || read(&reading, reads, &label))?;
-        let label = file.clone();
-        thread::Builder::new().name(format!("{name}-write")).spawn(move || {
-            write(&writing, writes, &settle, &label);
-            // The last connection to leave folds the write-ahead log into the database: that has to be this one.
-            let _ = reading.join();
-            drop(writing);
-        })?;
-        Ok(Lanes { writer, reader, accepted: Arc::default(), settled })
-    }
-
-    /// Gives the task back when the writer has ended.
-    async fn accept(&self, task: Box<dyn Work>) -> Result<(), Box<dyn Work>> {
-        let Ok(place) = self.writer.reserve().await else { return Err(task) };
-        self.accepted.fetch_add(1, Ordering::SeqCst);
-        place.send(Request::Act(task));
-        Ok(())
-    }
-
-    async fn catch_up(&self) {
-        let accepted = self.accepted.load(Ordering::SeqCst);
-        // An error means that the writer has ended: then everything is settled.
-        let _ = self.settled.clone().wait_for(|settled| *settled >= accepted).await;
-    }
-
-    async fn close(&self) {
-        // Either may have ended already.
-        let _ = self.reader.send(Request::Close).await;
-        let _ = self.writer.send(Request::Close).await;
-        let mut settled = self.settled.clone();
-        while settled.changed().await.is_ok() {}
-    }
-}
-
 /// Nobody listens any more when the caller was cancelled: what it asked for is done all the same.
 fn reply_to<T>(reply: oneshot::Sender<T>) -> impl FnOnce(T) {
     move |outcome| {
         let _ = reply.send(outcome);
     }
-}
-
-/// The writing thread.
-fn write(connection: &Connection, mut requests: mpsc::Receiver<Request>, settled: &watch::Sender<u64>, file: &Arc<str>) {
-    while let Some(group) = next_group(&mut requests) {
-        let count = group.len() as u64;
-        task::settle(connection, group, "BEGIN IMMEDIATE", file);
-        settled.send_modify(|settled| *settled += count);
-    }
-}
-
-/// The reading thread: a group shares one state of the database.
-fn read(connection: &Connection, mut requests: mpsc::Receiver<Request>, file: &Arc<str>) {
-    while let Some(group) = next_group(&mut requests) {
-        task::settle(connection, group, "BEGIN", file);
-    }
-}
-
-/// Waits for requests. `None`: there will be no more.
-fn next_group(requests: &mut mpsc::Receiver<Request>) -> Option<Vec<Box<dyn Work>>> {
-    let mut group = Vec::new();
-    if requests.blocking_recv_many(&mut group, GROUP) == 0 {
-        return None;
-    }
-    let tasks = group.into_iter().filter_map(|request| match request {
-        Request::Act(task) => Some(task),
-        Request::Close => {
-            requests.close();
-            None
-        }
-    });
-    Some(tasks.collect())
 }
 
 #[cfg(test)]

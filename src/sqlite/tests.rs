@@ -1,6 +1,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::*;
 
@@ -108,10 +111,80 @@ async fn the_threads_end_with_the_last_handle_and_lose_nothing() {
     for n in 0..500 {
         store.queue(insert(n), |outcome| outcome.unwrap()).await;
     }
-    let Home::File(Lanes { mut settled, .. }) = store.home.clone() else { panic!("it is a file") };
+    let Home::Lanes(lanes) = &store.home else { panic!("it is a file") };
+    let ended = lanes.ended();
     drop(store);
-    while settled.changed().await.is_ok() {}
+    ended.await;
     assert_eq!(Store::open(&path, &ONE).unwrap().read(count).await.unwrap(), 500);
+}
+
+/// Each group takes a second, and every third group of writes is synced.
+struct Slow;
+
+impl Behaviour for Slow {
+    fn group(&self) -> usize {
+        2
+    }
+
+    fn delay(&self, _lane: Lane, _number: u64) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn is_synced(&self, number: u64) -> bool {
+        number % 3 == 2
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_of_a_slow_disk_sees_every_write_that_was_accepted_before_it() {
+    let (store, served) = Store::on_disk(&Disk::new(Slow), &ONE);
+    let served = tokio::spawn(served);
+    for n in 0..9 {
+        store.queue(insert(n), |outcome| outcome.unwrap()).await;
+    }
+    let began = Instant::now();
+    assert_eq!(store.read(count).await.unwrap(), 9);
+    assert_eq!(began.elapsed(), Duration::from_secs(5 + 1), "five groups of writes and one of reads");
+    store.close().await;
+    assert!(store.read(count).await.unwrap_err().is_closed());
+    served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_process_loses_what_was_queued_and_keeps_what_was_committed() {
+    let disk = Disk::new(Slow);
+    let (store, served) = Store::on_disk(&disk, &ONE);
+    let served = tokio::spawn(served);
+    store.write(insert(0)).await.unwrap();
+    store.queue(insert(1), |_| panic!("nothing settles it")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    served.abort();
+    assert!(served.await.unwrap_err().is_cancelled());
+    assert!(store.write(insert(2)).await.unwrap_err().is_closed());
+    assert!(store.read(count).await.unwrap_err().is_closed());
+    let (store, served) = Store::on_disk(&disk, &ONE);
+    tokio::spawn(served);
+    assert_eq!(store.read(count).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_cut_goes_back_to_the_last_sync_unless_the_schema_is_durable() {
+    for (durable, kept) in [(false, 3), (true, 5)] {
+        let (disk, schema) = (Disk::new(Slow), Schema { durable, ..ONE });
+        let (store, served) = Store::on_disk(&disk, &schema);
+        let served = tokio::spawn(served);
+        for n in 0..5 {
+            store.write(insert(n)).await.unwrap();
+        }
+        served.abort();
+        assert!(served.await.unwrap_err().is_cancelled());
+        disk.cut_power();
+        let (store, served) = Store::on_disk(&disk, &schema);
+        tokio::spawn(served);
+        assert_eq!(store.read(count).await.unwrap(), kept, "durable: {durable}");
+        store.write(insert(9)).await.unwrap();
+        assert_eq!(store.read(count).await.unwrap(), kept + 1);
+    }
 }
 
 #[tokio::test]

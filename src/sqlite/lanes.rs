@@ -1,0 +1,203 @@
+//! The two lines of requests of a store, and the async functions that serve them.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use futures::future::join;
+use rusqlite::Connection;
+use tokio::runtime;
+use tokio::sync::{Notify, mpsc};
+
+use super::disk::{Disk, Lane};
+use super::task::{self, Work};
+use super::{GROUP, WAITING, lock};
+
+/// Where requests enter. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Lanes {
+    writer: mpsc::Sender<Request>,
+    reader: mpsc::Sender<Request>,
+    /// Writes accepted so far. Raised before a write enters the channel, so it is never below the place of a write in it.
+    accepted: Arc<AtomicU64>,
+    settled: Arc<Settled>,
+}
+
+enum Request {
+    Act(Box<dyn Work>),
+    Close,
+}
+
+/// How many writes have settled. Those that wait for one are woken in the order in which they came.
+#[derive(Default)]
+struct Settled {
+    count: AtomicU64,
+    changed: Notify,
+}
+
+/// The writer lives as long as this.
+struct Writing(Arc<Settled>);
+
+/// Serves one lane.
+struct Server {
+    lane: Lane,
+    connection: Arc<Mutex<Connection>>,
+    requests: mpsc::Receiver<Request>,
+    settled: Arc<Settled>,
+    file: Arc<str>,
+    /// Where a simulator serves it.
+    disk: Option<Disk>,
+}
+
+impl Lanes {
+    /// Serves each lane on a thread of its own, until the last handle is dropped or the lanes are closed.
+    pub(super) fn on_threads(file: &Arc<str>, name: &str, writing: Connection, reading: Connection) -> io::Result<Lanes> {
+        let (writing, reading) = (Arc::new(Mutex::new(writing)), Arc::new(Mutex::new(reading)));
+        let (lanes, writer, reader) = Lanes::new(file, [writing, reading], None);
+        let lives = Writing(lanes.settled.clone());
+        let context = runtime::Builder::new_current_thread().build()?;
+        let reads = thread::Builder::new().name(format!("{name}-read")).spawn(move || context.block_on(reader.serve()))?;
+        let context = runtime::Builder::new_current_thread().build()?;
+        thread::Builder::new().name(format!("{name}-write")).spawn(move || {
+            let connection = writer.connection.clone();
+            context.block_on(writer.serve());
+            // The last connection to leave folds the write-ahead log into the database: that has to be this one.
+            let _ = reads.join();
+            drop(connection);
+            drop(lives);
+        })?;
+        Ok(lanes)
+    }
+
+    /// Lanes that are served by the future.
+    pub(super) fn on_disk(
+        file: &Arc<str>,
+        connection: Arc<Mutex<Connection>>,
+        disk: Disk,
+    ) -> (Lanes, impl Future<Output = ()> + Send + use<>) {
+        let (lanes, writer, reader) = Lanes::new(file, [connection.clone(), connection], Some(disk));
+        let lives = Writing(lanes.settled.clone());
+        let served = async move {
+            join(writer.serve(), reader.serve()).await;
+            drop(lives);
+        };
+        (lanes, served)
+    }
+
+    fn new(file: &Arc<str>, connections: [Arc<Mutex<Connection>>; 2], disk: Option<Disk>) -> (Lanes, Server, Server) {
+        let (writer, writes) = mpsc::channel(WAITING);
+        let (reader, reads) = mpsc::channel(WAITING);
+        let settled = Arc::<Settled>::default();
+        let server = |lane, connection, requests| Server {
+            lane,
+            connection,
+            requests,
+            settled: settled.clone(),
+            file: file.clone(),
+            disk: disk.clone(),
+        };
+        let [writing, reading] = connections;
+        let (writes, reads) = (server(Lane::Write, writing, writes), server(Lane::Read, reading, reads));
+        (Lanes { writer, reader, accepted: Arc::default(), settled }, writes, reads)
+    }
+
+    /// Queues a write. Gives the task back when the writer has ended.
+    pub(super) async fn accept(&self, task: Box<dyn Work>) -> Result<(), Box<dyn Work>> {
+        let Ok(place) = self.writer.reserve().await else { return Err(task) };
+        self.accepted.fetch_add(1, Ordering::SeqCst);
+        place.send(Request::Act(task));
+        Ok(())
+    }
+
+    /// Queues a read, once every write is settled that was accepted before. Fails when the reader has ended.
+    pub(super) async fn read(&self, task: Box<dyn Work>) -> Result<(), Closed> {
+        let accepted = self.accepted.load(Ordering::SeqCst);
+        self.settled.reached(accepted).await;
+        self.reader.send(Request::Act(task)).await.map_err(|_| Closed)
+    }
+
+    /// Waits until all that was accepted is settled and the file is left.
+    pub(super) async fn close(&self) {
+        // Either may have ended already.
+        let _ = self.reader.send(Request::Close).await;
+        let _ = self.writer.send(Request::Close).await;
+        self.ended().await;
+    }
+
+    /// Waits until the file is left.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let settled = self.settled.clone();
+        async move { settled.reached(u64::MAX).await }
+    }
+}
+
+/// The lane is closed.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+impl Settled {
+    async fn reached(&self, count: u64) {
+        loop {
+            // Created before the count is read: it hears of every change from here on.
+            let changed = self.changed.notified();
+            if self.count.load(Ordering::SeqCst) >= count {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn add(&self, count: u64) {
+        self.count.fetch_add(count, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Drop for Writing {
+    /// When the writer has ended, everything is settled.
+    fn drop(&mut self) {
+        self.0.count.store(u64::MAX, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Server {
+    /// Runs requests in groups, each in one transaction, until there will be no more.
+    async fn serve(mut self) {
+        let begin = match self.lane {
+            Lane::Write => "BEGIN IMMEDIATE",
+            Lane::Read => "BEGIN",
+        };
+        let mut number = 0;
+        while let Some(group) = self.next_group().await {
+            if let Some(disk) = &self.disk {
+                disk.delay(self.lane, number).await;
+            }
+            let count = group.len() as u64;
+            task::settle(&lock(&self.connection), group, begin, &self.file);
+            if self.lane == Lane::Write {
+                self.disk.iter().for_each(|disk| disk.committed(number));
+                self.settled.add(count);
+            }
+            number += 1;
+        }
+    }
+
+    /// Waits for requests. `None`: there will be no more.
+    async fn next_group(&mut self) -> Option<Vec<Box<dyn Work>>> {
+        let most = self.disk.as_ref().map_or(GROUP, Disk::group);
+        let mut group = Vec::new();
+        if self.requests.recv_many(&mut group, most).await == 0 {
+            return None;
+        }
+        let tasks = group.into_iter().filter_map(|request| match request {
+            Request::Act(task) => Some(task),
+            Request::Close => {
+                self.requests.close();
+                None
+            }
+        });
+        Some(tasks.collect())
+    }
+}
