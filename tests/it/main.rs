@@ -27,6 +27,7 @@ mod referrers;
 mod running;
 mod scripted;
 mod sharing;
+mod simulate;
 mod stalls;
 mod state_folder;
 mod storm;

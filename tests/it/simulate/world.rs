@@ -1,0 +1,268 @@
+//! A world: registries, people and processes, drawn from a seed, on a clock that leaps.
+//!
+//! Each seed runs on a fresh thread with a paused runtime of its own, so that nothing of one world reaches another.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blobferry::job::{Drift, Existing};
+use blobferry::oci::Digest;
+use blobferry::registry::profile::Kind;
+
+use super::chance::{Chance, Draw};
+use super::oracle::{self, Finding};
+use super::people::{self, Deed, Library, People};
+use super::process::{Nature, Process, Stores};
+use super::registry::{Referrers, Registry, Settings, Sick, Trouble, TroubleKind};
+use super::story;
+use super::trace::{Entry, Event, Operation, Place, Rules, Trace};
+
+/// How long everything may take to become equal once all is calm.
+const CALM: Duration = Duration::from_secs(45 * 60);
+
+/// What came of a seed.
+pub struct Outcome {
+    pub seed: u64,
+    pub entries: Vec<Entry>,
+    pub names: BTreeMap<Digest, String>,
+    pub findings: Vec<Finding>,
+    pub hash: u64,
+}
+
+impl Outcome {
+    /// The first broken promise as a story; `None`: all were kept.
+    pub fn story(&self) -> Option<String> {
+        let finding = self.findings.first()?;
+        let story = story::tell(&self.entries, &self.names, finding);
+        Some(format!("seed {} breaks {} promises. The first:\n{story}", self.seed, self.findings.len()))
+    }
+}
+
+/// Plays a seed on a thread of its own.
+pub fn play(seed: u64) -> Outcome {
+    on_a_fresh_clock(move || async move {
+        let world = World::draw(seed);
+        let trace = world.trace.clone();
+        world.live().await;
+        let entries = trace.entries();
+        Outcome { seed, findings: oracle::judge(&entries), hash: trace.hash(), names: trace.names(), entries }
+    })
+}
+
+/// Runs a future on a fresh thread with a paused clock.
+pub fn on_a_fresh_clock<T, F>(make: impl FnOnce() -> F + Send + 'static) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+{
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime needs nothing").block_on(make())
+    });
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// A world before it begins.
+pub struct World {
+    pub chance: Chance,
+    pub trace: Trace,
+    pub registries: Vec<Registry>,
+    pub routes: Vec<Rules>,
+    pub nature: Nature,
+    people: People,
+    deeds: Vec<Deed>,
+    count: u64,
+    within: Duration,
+    kills: u64,
+}
+
+impl World {
+    /// Draws a world.
+    pub fn draw(seed: u64) -> World {
+        let (chance, trace) = (Chance::new(seed), Trace::begin());
+        let mut draw = chance.of("world");
+        let within = draw.millis(20_000, 240_000);
+        let mut registries = Vec::new();
+        for (side, most) in [("staging", 2), ("production", 2)] {
+            for number in 1..=draw.between(1, most) {
+                let name = format!("{side}-{number}");
+                let settings = drawn_registry(&mut draw, side == "production", within);
+                registries.push(Registry::new(&name, settings, chance, &trace));
+            }
+        }
+        let routes = drawn_routes(&mut draw, &registries);
+        let largest = draw.pick(&[3_000, 50_000, 200_000]);
+        let library = Library::new(chance, &trace, largest);
+        let people = People::new(library, registries.clone(), routes.clone(), &trace);
+        let deeds = drawn_deeds(&mut draw);
+        let nature = Nature::draw(&mut draw);
+        let (count, kills) = (draw.between(3, 25), if draw.percent(40) { draw.between(1, 4) } else { 0 });
+        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills }
+    }
+
+    /// Lets everything happen, then waits until all is equal or the time for that is over.
+    pub async fn live(self) {
+        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills } = self;
+        for registry in &registries {
+            let settings = registry.settings();
+            let takes_artifacts = !settings.refuses_artifacts;
+            let current_lists = settings.lag.is_zero() && !settings.hides_list;
+            trace.note(Event::Registry { name: registry.name().clone(), current_lists, takes_artifacts });
+            let here = routes.iter().filter(|rules| rules.destination.0 == *registry.name());
+            for (rules, tag) in here.flat_map(|rules| settings.denied.iter().map(move |tag| (rules, tag))) {
+                let (registry, repository) = rules.destination.clone();
+                trace.note(Event::Closed { place: Place { registry, repository, tag: tag.as_str().into() } });
+            }
+        }
+        let stores = Stores::new();
+        let mut draw = chance.of("time");
+        let mut happenings: Vec<(Duration, Option<u64>)> = Vec::new();
+        let moments = people::moments(&mut draw, count, within);
+        happenings.extend(moments.into_iter().zip(0..).map(|(at, number)| (at, Some(number))));
+        happenings.extend(people::moments(&mut draw, kills, within).into_iter().map(|at| (at, None)));
+        happenings.sort_unstable();
+        let mut process = Process::start(1, &stores, &nature, &registries, &routes, &trace, chance);
+        for (at, deed) in happenings {
+            tokio::time::sleep_until(trace.moment(at)).await;
+            match deed {
+                Some(number) => {
+                    let mut draw = chance.of(("deed", number));
+                    let deed = draw.pick(&deeds);
+                    people.act(deed, &mut draw);
+                }
+                None => {
+                    let number = process.kill().await + 1;
+                    tokio::time::sleep(draw.millis(0, 20_000)).await;
+                    process = Process::start(number, &stores, &nature, &registries, &routes, &trace, chance);
+                }
+            }
+        }
+        tokio::time::sleep_until(trace.moment(within)).await;
+        registries.iter().for_each(|registry| registry.set(|settings| settings.busy_every = None));
+        trace.note(Event::Calm);
+        let end = trace.moment(within + CALM);
+        while tokio::time::Instant::now() < end && !process.is_idle() {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+        let number = process.stop().await;
+        for registry in registries.iter().filter(|registry| registry.settings().is_steady()) {
+            let sessions = registry.open_sessions(number);
+            if sessions > 0 {
+                trace.note(Event::Left { registry: registry.name().clone(), sessions });
+            }
+        }
+    }
+}
+
+/// Kinds of registries whose lists show at once what is there.
+const CURRENT: [Kind; 4] = [Kind::Distribution2, Kind::Distribution3, Kind::Zot, Kind::Olareg];
+
+fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Settings {
+    let kinds = [
+        Kind::Distribution2,
+        Kind::Distribution3,
+        Kind::Zot,
+        Kind::Ecr,
+        Kind::Generic,
+        Kind::Ghcr,
+        Kind::Harbor,
+        Kind::Quay,
+        Kind::Gar,
+    ];
+    let kind = draw.pick(&kinds);
+    let mut settings = Settings::of(kind);
+    let slow = draw.pick(&[10, 40, 40, 300, 3000]);
+    settings.latency = (1, slow);
+    if !CURRENT.contains(&kind) && draw.percent(60) {
+        settings.lag = draw.millis(1_000, 60_000);
+        settings.hides_list = is_production && draw.percent(10);
+    }
+    if draw.percent(20) {
+        settings.page = 2;
+    }
+    settings.claims_digests = draw.percent(90);
+    settings.rate = draw.pick(&[None, None, Some(1_000_000), Some(50_000)]);
+    settings.agrees = !is_production && draw.percent(20);
+    if draw.percent(30) {
+        settings.mounts_refused = draw.pick(&[30, 100]);
+    }
+    if settings.referrers == Referrers::Kept && draw.percent(30) {
+        settings.referrers = draw.pick(&[Referrers::None, Referrers::MissingSubject]);
+    }
+    if is_production {
+        settings.verifies_blobs = draw.percent(90);
+        settings.checks_content = draw.percent(90);
+        settings.refuses_artifacts = draw.percent(8);
+        if draw.percent(10) {
+            settings.denied.insert("v1".into());
+        }
+        settings.quota = draw.percent(10).then(|| draw.pick(&[1_000, 20_000]));
+    }
+    if draw.percent(10) {
+        let operations = [Operation::BeginUpload, Operation::PutManifest, Operation::Resolve, Operation::Manifest];
+        settings.busy_every = Some((draw.pick(&operations), draw.between(2, 9)));
+    }
+    if draw.percent(60) {
+        settings.trouble = Trouble { percent: draw.pick(&[2, 10, 30]), until: within, kinds: drawn_trouble(draw) };
+    }
+    if draw.percent(8) {
+        let sick = draw.pick(&[Sick::Busy(30), Sick::Busy(700), Sick::Drip(15_000), Sick::Down]);
+        settings.sick = Some((sick, within));
+    }
+    settings
+}
+
+fn drawn_trouble(draw: &mut Draw) -> Vec<TroubleKind> {
+    let all = [
+        TroubleKind::Busy,
+        TroubleKind::BusyFor(1),
+        TroubleKind::BusyFor(12),
+        TroubleKind::Broken,
+        TroubleKind::Reset,
+        TroubleKind::Lost,
+        TroubleKind::Lost,
+        TroubleKind::Slow,
+        TroubleKind::Cut,
+        TroubleKind::Corrupt,
+        TroubleKind::Drip(5_000),
+        TroubleKind::Vanish,
+        TroubleKind::Spoil,
+    ];
+    (0..draw.between(1, 5)).map(|_| draw.pick(&all)).collect()
+}
+
+fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
+    let names = registries.iter().map(|registry| registry.name().clone());
+    let (staging, production): (Vec<Arc<str>>, Vec<Arc<str>>) = names.partition(|name| name.starts_with("staging"));
+    let count = draw.between(1, 3);
+    let route = |number: u64| {
+        let name: Arc<str> = format!("app-{number}").into();
+        let moving: Vec<Arc<str>> = if draw.percent(70) { vec!["latest".into()] } else { vec!["latest".into(), "edge".into()] };
+        Rules {
+            route: name.clone(),
+            source: (draw.pick(&staging), name.clone()),
+            destination: (draw.pick(&production), format!("prod-{name}").into()),
+            include: if draw.percent(70) { vec!["*".into()] } else { vec!["latest".into(), "v*".into()] },
+            exclude: if draw.percent(80) { Vec::new() } else { vec!["v2*".into()] },
+            moving,
+            existing: draw.pick(&[Existing::Keep, Existing::Keep, Existing::Adopt]),
+            drift: draw.pick(&[Drift::Keep, Drift::Keep, Drift::Restore]),
+        }
+    };
+    (1..=count).map(route).collect()
+}
+
+/// The deeds that may happen in a world; some often, and not all in each.
+fn drawn_deeds(draw: &mut Draw) -> Vec<Deed> {
+    let mut deeds = vec![Deed::PushVersion, Deed::PushVersion, Deed::PushMoving];
+    for deed in Deed::ALL {
+        for _ in 0..draw.pick(&[0, 0, 1, 3]) {
+            deeds.push(deed);
+        }
+    }
+    deeds
+}
