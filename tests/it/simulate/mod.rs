@@ -23,7 +23,7 @@ const ONCE_FAILED: &[u64] = &[];
 /// Seeds of a usual run.
 const SEEDS: u64 = 400;
 /// Each so many-th seed is played twice.
-const TWICE: u64 = u64::MAX;
+const TWICE: u64 = 20;
 
 #[test]
 fn seeds_that_failed_once_keep_every_promise() {
@@ -68,7 +68,7 @@ fn keep_every_promise(seeds: impl Iterator<Item = u64>) {
         if first.is_some() && !all {
             break;
         }
-        if seed % TWICE == 0 && seed > 0 {
+        if seed.is_multiple_of(TWICE) {
             assert_eq!(world::play(seed).hash, outcome.hash, "seed {seed} played twice gives two traces");
         }
     }

@@ -24,6 +24,10 @@ const DURABLE: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
 const NOTICED: Duration = Duration::from_secs(30);
 
+/// The promises of a calm time: they are broken until enough of it has passed.
+const ARRIVES: &str = "what may be equal is equal in the end";
+const FOLLOWS: &str = "referrers that come later arrive";
+
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -45,6 +49,11 @@ pub fn judge(entries: &[Entry]) -> Vec<Finding> {
     }
     oracle.finish();
     oracle.findings
+}
+
+/// Whether a calm world needs no more time.
+pub fn is_settled(entries: &[Entry]) -> bool {
+    judge(entries).iter().all(|finding| ![ARRIVES, FOLLOWS].contains(&finding.promise))
 }
 
 #[derive(Default)]
@@ -521,7 +530,7 @@ impl Oracle {
         let cell = cell(moving, rules.existing, rules.drift, staging, production, surely_ours, known.is_known());
         if cell == Cell::Promote {
             let text = format!("staging and production still differ (L is known: {})", known.is_known());
-            self.find("what may be equal is equal in the end", Some(&destination), text);
+            self.find(ARRIVES, Some(&destination), text);
         }
     }
 
@@ -542,7 +551,7 @@ impl Oracle {
         let attached = self.attached.get(&(rules.source.clone(), digest)).cloned().unwrap_or_default();
         let missing = attached.into_keys().filter(|referrer| !there.contains_key(referrer)).count();
         if missing > 0 {
-            self.find("referrers that come later arrive", Some(destination), format!("{missing} are not there"));
+            self.find(FOLLOWS, Some(destination), format!("{missing} are not there"));
         }
     }
 }

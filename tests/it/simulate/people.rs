@@ -1,6 +1,5 @@
 //! People: they push to staging, sign what they pushed, and do in production what only they may do.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
@@ -321,6 +320,15 @@ impl People {
         }
     }
 
+    /// A tag in staging, and the route that leads on from there.
+    pub fn pick_source(&self, draw: &mut Draw) -> Option<(Rules, Tag)> {
+        let rules = draw.pick(&self.routes);
+        let tags = self.registry(&rules.source.0).tags(&name(&rules.source.1));
+        let tags: Vec<Tag> =
+            tags.into_iter().filter(|tag| rules.takes(tag.as_str()) && !tag.as_str().starts_with("sha256-")).collect();
+        (!tags.is_empty()).then(|| (rules, draw.pick(&tags)))
+    }
+
     /// Only this image has the blob.
     fn is_own(&self, digest: &Digest) -> bool {
         self.library.images.iter().filter(|image| image.blobs.iter().any(|(held, _)| held == digest)).count() == 1
@@ -413,9 +421,4 @@ pub fn moments(draw: &mut Draw, count: u64, within: Duration) -> Vec<Duration> {
     let mut moments: Vec<Duration> = (0..count).map(|_| draw.millis(0, within.as_millis() as u64)).collect();
     moments.sort_unstable();
     moments
-}
-
-/// A word for each registry, repository and tag.
-pub fn place(registry: &Arc<str>, repository: &RepositoryName, tag: &Tag) -> Place {
-    Place { registry: registry.clone(), repository: repository.as_str().into(), tag: tag.as_str().into() }
 }

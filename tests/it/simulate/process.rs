@@ -1,41 +1,65 @@
-//! A process of the product, run in the simulated world: started, killed, stopped.
+//! A process of the product, run in the simulated world: the watch with its queue, looks, engine, index and ledger. It can be
+//! killed, stopped, started again on what it left behind, and given another config.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blobferry::endpoint::Source as _;
+use blobferry::endpoint::{Backend, Create, Cursor, Origin, Page};
+use blobferry::fault::Fault;
 use blobferry::index::Index;
-use blobferry::job::{self, Actor, Cause, Companions, Job, Key, Outcome, Progress, Seen, TagRules};
-use blobferry::ledger::{Facts, Ledger};
+use blobferry::job::{Actor, Cause};
+use blobferry::ledger::{Facts, Ledger, Query, Row};
+use blobferry::oci::RepositoryName;
 use blobferry::transfer::limits::Settings as LaneSettings;
-use blobferry::transfer::settle::Names;
-use blobferry::transfer::{Engine, Limits, Metrics, Settings, Settle, Stop};
-use futures::future::join_all;
-use jiff::Timestamp;
+use blobferry::transfer::{self, Bounds, Engine, Limits, Stop};
+use blobferry::watch::route::{Pattern, Route, Routes, Template};
+use blobferry::watch::rules::{Selection, TagRule};
+use blobferry::watch::{self, Board, Handle, Rhythm, Scope, Watch, Wish};
+use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
-use super::chance::{Chance, Draw};
-use super::people::{name, place, tag};
-use super::registry::Registry;
+use super::chance::Draw;
+use super::registry::{Registry, Repository};
 use super::trace::{Event, Place, Rules, Trace};
+
+/// How often the rows of the ledger are read into the trace.
+const READ: Duration = Duration::from_secs(1);
 
 /// What a process is like: drawn once for a world.
 #[derive(Clone, Copy, Debug)]
 pub struct Nature {
     /// Between two polls.
     pub poll: Duration,
+    /// Between two looks that ask production itself.
+    pub verify: Duration,
     /// Requests at once to one registry.
     pub concurrency: Option<usize>,
+    /// How much at once.
+    pub bounds: Bounds,
+    /// How much the watch does at once.
+    pub watch: watch::Settings,
 }
 
 impl Nature {
+    /// What the program runs with.
+    pub fn usual() -> Nature {
+        Nature {
+            poll: Duration::from_secs(60),
+            verify: Duration::from_secs(3600),
+            concurrency: None,
+            bounds: Bounds::default(),
+            watch: watch::Settings::default(),
+        }
+    }
+
     /// Draws one.
     pub fn draw(draw: &mut Draw) -> Nature {
-        let concurrency = draw.pick(&[None, None, Some(1), Some(2), Some(8)]);
-        Nature { poll: Duration::from_secs(draw.pick(&[2, 10, 30, 60])), concurrency }
+        let mut nature = Nature::usual();
+        nature.poll = Duration::from_secs(draw.pick(&[5, 10, 20, 60]));
+        nature.verify = nature.poll * draw.pick(&[1, 3, 10]);
+        nature.concurrency = draw.pick(&[None, None, Some(1), Some(2), Some(8)]);
+        nature
     }
 }
 
@@ -43,12 +67,57 @@ impl Nature {
 pub struct Stores {
     index: Index,
     ledger: Ledger,
+    /// The newest row of the ledger that is in the trace.
+    read: Arc<Mutex<u64>>,
+    /// No state was lost before.
+    is_kept: bool,
 }
 
 impl Stores {
     /// Empty ones.
     pub fn new() -> Stores {
-        Stores { index: Index::in_memory(), ledger: Ledger::in_memory() }
+        Stores { index: Index::in_memory(), ledger: Ledger::in_memory(), read: Arc::default(), is_kept: true }
+    }
+
+    /// Somebody deletes the state folder.
+    pub fn lose(&mut self) {
+        *self = Stores { is_kept: false, ..Stores::new() };
+    }
+}
+
+/// What a process is started with.
+pub struct Setting<'a> {
+    pub stores: &'a Stores,
+    pub nature: Nature,
+    pub registries: &'a [Registry],
+    pub routes: &'a [Rules],
+    pub trace: &'a Trace,
+}
+
+/// The registries as one process sees them.
+#[derive(Clone)]
+pub struct Site {
+    registry: Registry,
+    process: u32,
+}
+
+impl Backend for Site {
+    type Repository = Repository;
+
+    fn name(&self) -> &str {
+        self.registry.name()
+    }
+
+    fn origin(&self) -> &Origin {
+        self.registry.origin()
+    }
+
+    fn repository(&self, name: RepositoryName) -> Repository {
+        self.registry.repository(self.process, &name)
+    }
+
+    async fn repositories(&self, _cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+        Ok(Some(Page { entries: self.registry.repositories(), invalid: 0, next: None }))
     }
 }
 
@@ -57,176 +126,138 @@ pub struct Process {
     number: u32,
     trace: Trace,
     stop: Stop,
-    idle: Arc<AtomicU64>,
-    task: JoinHandle<()>,
+    handle: Handle,
+    watch: JoinHandle<()>,
+    reader: JoinHandle<()>,
+    ledger: Ledger,
+    read: Arc<Mutex<u64>>,
+    _world: channel::Sender<Arc<watch::World<Site>>>,
 }
 
 impl Process {
     /// Starts one.
-    pub fn start(
-        number: u32,
-        stores: &Stores,
-        nature: &Nature,
-        registries: &[Registry],
-        routes: &[Rules],
-        trace: &Trace,
-        _chance: Chance,
-    ) -> Process {
-        trace.note(Event::Started { process: number, ledger: true });
-        trace.note(Event::Configured { process: number, rules: routes.to_vec() });
-        let metrics = Metrics::new(&prometheus::Registry::new()).expect("a fresh registry takes all");
-        let limits = Limits::default();
-        for registry in registries {
-            limits.set(registry.origin(), LaneSettings { concurrency: nature.concurrency, ..LaneSettings::default() });
-        }
-        let (index, ledger) = (stores.index.clone(), stores.ledger.clone());
-        let engine = Engine::new(Settings::default(), index, ledger, limits, metrics);
-        let (stop, idle) = (Stop::default(), Arc::new(AtomicU64::new(0)));
-        let poller = Poller {
-            number,
-            engine,
-            registries: registries.to_vec(),
-            routes: routes.to_vec(),
-            trace: trace.clone(),
-            stop: stop.clone(),
-            idle: idle.clone(),
-        };
-        let poll = nature.poll;
-        let task = tokio::spawn(async move {
-            loop {
-                poller.pass().await;
-                tokio::time::sleep(poll).await;
-            }
+    pub fn start(number: u32, setting: &Setting<'_>) -> Process {
+        let Setting { stores, trace, .. } = setting;
+        trace.note(Event::Started { process: number, ledger: stores.is_kept });
+        trace.note(Event::Configured { process: number, rules: setting.routes.to_vec() });
+        let (sender, receiver) = channel::channel(Arc::new(world(number, setting)));
+        let (events, received) = mpsc::channel(64);
+        let (board, stop) = (Board::default(), Stop::default());
+        let watch = tokio::spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
+        let (ledger, read) = (stores.ledger.clone(), stores.read.clone());
+        let reader = tokio::spawn(read_rows(number, ledger.clone(), read.clone(), (*trace).clone()));
+        let handle = Handle::new(events, board);
+        Process { number, trace: (*trace).clone(), stop, handle, watch, reader, ledger, read, _world: sender }
+    }
+
+    /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
+    pub fn ask(&self, scope: Scope, cause: Cause) {
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            // A process that is gone, or has too many events, does not look: nothing is promised then.
+            let _ = handle.ask(scope, cause, Actor::daemon(), Wish::default()).await;
         });
-        Process { number, trace: trace.clone(), stop, idle, task }
     }
 
     /// Ends it from one moment to the next; returns its number.
     pub async fn kill(self) -> u32 {
         self.trace.note(Event::Killed { process: self.number });
-        self.task.abort();
-        // The task is gone; how it ended says nothing.
-        let _ = self.task.await;
-        self.number
+        self.ended().await
     }
 
-    /// Lets it end; returns its number.
-    pub async fn stop(self) -> u32 {
+    /// Lets it drain; returns its number.
+    pub async fn stop(mut self) -> u32 {
         self.stop.drain.cancel();
-        self.task.abort();
-        let _ = self.task.await;
+        // Like the daemon: what does not end in time is dropped.
+        let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.watch).await.is_ok();
         self.trace.note(Event::Stopped { process: self.number });
+        if drained {
+            self.watch = tokio::spawn(std::future::ready(()));
+        }
+        self.ended().await
+    }
+
+    async fn ended(self) -> u32 {
+        self.watch.abort();
+        self.reader.abort();
+        // Both are gone; how they ended says nothing.
+        let _ = self.watch.await;
+        let _ = self.reader.await;
+        read_new_rows(self.number, &self.ledger, &self.read, &self.trace).await;
         self.number
     }
+}
 
-    /// Whether it has found nothing to do for a while.
-    pub fn is_idle(&self) -> bool {
-        self.idle.load(Ordering::Relaxed) >= 3
+fn world(process: u32, setting: &Setting<'_>) -> watch::World<Site> {
+    let Setting { stores, nature, registries, routes, .. } = setting;
+    let instruments = prometheus::Registry::new();
+    let metrics = transfer::Metrics::new(&instruments).expect("a fresh registry takes all");
+    let limits = Limits::default();
+    for registry in *registries {
+        let quotas = registry.settings().quotas;
+        limits.set(registry.origin(), LaneSettings { concurrency: nature.concurrency, quotas, ..LaneSettings::default() });
+    }
+    let settings = transfer::Settings { trust: nature.verify, bounds: nature.bounds, ..transfer::Settings::default() };
+    let sites = registries.iter().map(|registry| (registry.name().to_string(), Site { registry: registry.clone(), process }));
+    watch::World {
+        sites: sites.collect(),
+        routes: Routes(routes.iter().map(route).collect()),
+        engine: Engine::new(settings, stores.index.clone(), stores.ledger.clone(), limits, metrics),
+        metrics: watch::Metrics::new(&instruments).expect("a fresh registry takes all"),
+        facts: Arc::new(Facts::default()),
+        rhythm: Rhythm { poll: Some(nature.poll), verify: nature.verify },
+        settings: nature.watch,
+        withdrawn: BTreeMap::new(),
     }
 }
 
-/// A simple stand-in for looks: runs a job for every tag that the rules take.
-struct Poller {
-    number: u32,
-    engine: Engine,
-    registries: Vec<Registry>,
-    routes: Vec<Rules>,
-    trace: Trace,
-    stop: Stop,
-    /// Passes in a row that found everything settled.
-    idle: Arc<AtomicU64>,
+fn route(rules: &Rules) -> Route {
+    let text = |pair: &(Arc<str>, Arc<str>)| format!("{}/{}", pair.0, pair.1);
+    let from = Pattern::parse(&text(&rules.source)).expect("a world writes routes well");
+    let to = Template::parse(&text(&rules.destination), &from).expect("a world writes routes well");
+    let tags = |patterns: &[Arc<str>]| -> Vec<TagRule> {
+        patterns.iter().map(|pattern| pattern.parse().expect("a world writes rules well")).collect()
+    };
+    let (include, exclude, moving) = (tags(&rules.include), tags(&rules.exclude), tags(&rules.moving));
+    Route {
+        name: rules.route.clone(),
+        from,
+        to: vec![to],
+        selection: Selection { include, exclude, newest: None, moving },
+        existing: rules.existing,
+        drift: rules.drift,
+        create: Create::Never,
+    }
 }
 
-impl Poller {
-    async fn pass(&self) {
-        let quiet = join_all(self.routes.iter().map(|rules| self.look(rules))).await;
-        if quiet.into_iter().all(|quiet| quiet) {
-            self.idle.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.idle.store(0, Ordering::Relaxed);
-        }
+/// Reads rows of the ledger into the trace for as long as its process lives.
+async fn read_rows(process: u32, ledger: Ledger, read: Arc<Mutex<u64>>, trace: Trace) {
+    loop {
+        read_new_rows(process, &ledger, &read, &trace).await;
+        tokio::time::sleep(READ).await;
     }
+}
 
-    fn registry(&self, name: &str) -> &Registry {
-        self.registries.iter().find(|registry| **registry.name() == *name).expect("routes name registries that are there")
-    }
-
-    /// Whether there was nothing to do.
-    async fn look(&self, rules: &Rules) -> bool {
-        let source = self.registry(&rules.source.0);
-        let from = name(&rules.source.1);
-        let tags = source.tags(&from);
-        let companions = tags.iter().filter(|tag| tag.travels_with_subject()).map(|tag| (tag.clone(), None)).collect();
-        let companions = Companions::Listed(Arc::new(companions));
-        let (mut quiet, mut refused) = (true, Arc::new(HashSet::new()));
-        for moving in [false, true] {
-            let taken = |tag: &&blobferry::oci::Tag| {
-                !tag.travels_with_subject() && rules.takes(tag.as_str()) && rules.is_moving(tag.as_str()) == moving
-            };
-            let jobs = tags.iter().filter(taken).map(|tag| self.job(rules, tag.as_str(), companions.clone(), refused.clone()));
-            let settled = join_all(jobs.map(|job| self.run(rules, job))).await;
-            quiet &=
-                settled.iter().all(|(result, _)| !matches!(result, Outcome::Promoted | Outcome::Failed | Outcome::Interrupted));
-            let conflicts = settled.into_iter().filter(|(result, _)| *result == Outcome::Conflict).filter_map(|(_, digest)| digest);
-            refused = Arc::new(conflicts.collect());
-        }
-        quiet
-    }
-
-    fn job(&self, rules: &Rules, called: &str, companions: Companions, refused: Arc<HashSet<blobferry::oci::Digest>>) -> Job {
-        let destination = job::Place {
-            origin: self.registry(&rules.destination.0).origin().clone(),
-            repository: name(&rules.destination.1),
-            tag: tag(called),
-        };
-        let key = Key { route: rules.route.clone(), source: name(&rules.source.1), tag: tag(called), destination };
-        let rules = TagRules { moving: rules.is_moving(called), existing: rules.existing, drift: rules.drift };
-        Job {
-            key,
-            rules,
-            source: Seen::Unknown,
-            destination: Seen::Unknown,
-            seen_at: Instant::now(),
-            look_began: Timestamp::now(),
-            fresh: false,
-            cause: Cause::Poll,
-            actor: Actor::daemon(),
-            explicit: false,
-            pinned: None,
-            expect: None,
-            replace: None,
-            dry_run: false,
-            refused,
-            pushed: None,
-            companions,
-            sequence: 0,
-        }
-    }
-
-    async fn run(&self, rules: &Rules, job: Job) -> (Outcome, Option<blobferry::oci::Digest>) {
-        let (from, to) = (self.registry(&rules.source.0), self.registry(&rules.destination.0));
-        let source = from.repository(self.number, &job.key.source);
-        let destination = to.repository(self.number, &job.key.destination.repository);
-        let progress: Arc<Progress> = Arc::default();
-        let ending = self.engine.run(&job, &source, &destination, &progress, &self.stop).await;
-        let names = Names {
-            source: format!("{}:{}", source.address(), job.key.tag),
-            destination: format!("{}:{}", destination.address(), job.key.tag),
-            registry: to.name().to_string(),
-        };
-        let settle = Settle { facts: Arc::new(Facts::default()), progress, listener: None };
-        let settled = self.engine.settle(&settle, &job, &names, ending).await;
-        let places: [Place; 2] =
-            [place(from.name(), &job.key.source, &job.key.tag), place(to.name(), &job.key.destination.repository, &job.key.tag)];
-        let [source, destination] = places;
-        self.trace.note(Event::Settled {
-            process: self.number,
-            source,
-            destination,
+async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: &Trace) {
+    let after = *read.lock().expect("nothing panics while it reads");
+    let query = Query { after, limit: 1000, ..Query::default() };
+    let Ok(rows) = ledger.page(query).await else { return };
+    for Row { id, settled, .. } in rows {
+        *read.lock().expect("nothing panics while it reads") = id;
+        trace.note(Event::Settled {
+            process,
+            source: place(&settled.source),
+            destination: place(&settled.destination),
             result: settled.result,
             digest: settled.digest,
-            error: settled.error.as_ref().map(|error| error.text.clone()),
+            error: settled.error.map(|error| error.text),
         });
-        (settled.result, settled.digest)
     }
+}
+
+/// `registry/repository:tag`, taken apart.
+fn place(text: &str) -> Place {
+    let (registry, rest) = text.split_once('/').expect("an address names a registry");
+    let (repository, tag) = rest.rsplit_once(':').expect("a row names a tag");
+    Place { registry: registry.into(), repository: repository.into(), tag: tag.into() }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use blobferry::endpoint::{Abilities, Mount, Origin, Resume};
 use blobferry::fault::{Class, Fault};
 use blobferry::oci::{Digest, Manifest, RepositoryName, Tag};
-use blobferry::registry::profile::Kind;
+use blobferry::registry::profile::{Kind, Quotas};
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -26,6 +26,8 @@ pub use endpoint::Repository;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub abilities: Abilities,
+    /// What its operator documents.
+    pub quotas: Quotas,
     /// How long an answer takes, there and back, in milliseconds.
     pub latency: (u64, u64),
     /// Bytes in a second for each body; `None`: as fast as the reader.
@@ -147,6 +149,7 @@ impl Settings {
         let profile = kind.profile();
         Settings {
             abilities: profile.abilities,
+            quotas: profile.quotas,
             latency: (1, 40),
             rate: None,
             lag: Duration::ZERO,
@@ -299,6 +302,11 @@ impl Registry {
         self.state().repositories.get(repository)?.tags.get(tag).copied()
     }
 
+    /// Its repositories.
+    pub fn repositories(&self) -> Vec<RepositoryName> {
+        self.state().repositories.keys().cloned().collect()
+    }
+
     /// All tags of a repository.
     pub fn tags(&self, repository: &RepositoryName) -> Vec<Tag> {
         self.state().repositories.get(repository).map(|content| content.tags.keys().cloned().collect()).unwrap_or_default()
@@ -388,7 +396,7 @@ impl Registry {
         if now < trouble.until && !kinds.is_empty() && draw.percent(trouble.percent) {
             fate.kind = Some(draw.pick(&kinds));
         }
-        if settings.busy_every.is_some_and(|(busy, every)| busy == operation && count % every == 0) {
+        if settings.busy_every.is_some_and(|(busy, every)| busy == operation && count.is_multiple_of(every)) {
             fate.kind = Some(TroubleKind::Busy);
         }
         match settings.sick.filter(|(_, until)| now < *until) {

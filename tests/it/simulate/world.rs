@@ -6,14 +6,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blobferry::job::{Drift, Existing};
+use blobferry::job::{Cause, Drift, Existing};
 use blobferry::oci::Digest;
 use blobferry::registry::profile::Kind;
+use blobferry::watch::Scope;
+use blobferry::{clock, random};
+use jiff::Timestamp;
 
 use super::chance::{Chance, Draw};
 use super::oracle::{self, Finding};
 use super::people::{self, Deed, Library, People};
-use super::process::{Nature, Process, Stores};
+use super::process::{Nature, Process, Setting, Stores};
 use super::registry::{Referrers, Registry, Settings, Sick, Trouble, TroubleKind};
 use super::story;
 use super::trace::{Entry, Event, Operation, Place, Rules, Trace};
@@ -42,6 +45,8 @@ impl Outcome {
 /// Plays a seed on a thread of its own.
 pub fn play(seed: u64) -> Outcome {
     on_a_fresh_clock(move || async move {
+        random::seed(seed);
+        clock::simulate(Timestamp::from_second(1_795_000_000).expect("a time of these years"));
         let world = World::draw(seed);
         let trace = world.trace.clone();
         world.live().await;
@@ -78,6 +83,17 @@ pub struct World {
     count: u64,
     within: Duration,
     kills: u64,
+    asks: u64,
+    /// How many notices a deed brings: one is drawn of these.
+    notices: Vec<u64>,
+}
+
+/// What happens beside the processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    Deed,
+    Ask,
+    Kill,
 }
 
 impl World {
@@ -101,12 +117,14 @@ impl World {
         let deeds = drawn_deeds(&mut draw);
         let nature = Nature::draw(&mut draw);
         let (count, kills) = (draw.between(3, 25), if draw.percent(40) { draw.between(1, 4) } else { 0 });
-        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills }
+        let asks = if draw.percent(40) { draw.between(1, 6) } else { 0 };
+        let notices = draw.pick(&[vec![0], vec![0, 1, 1, 2], vec![1]]);
+        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills, asks, notices }
     }
 
     /// Lets everything happen, then waits until all is equal or the time for that is over.
     pub async fn live(self) {
-        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills } = self;
+        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills, asks, notices } = self;
         for registry in &registries {
             let settings = registry.settings();
             let takes_artifacts = !settings.refuses_artifacts;
@@ -118,35 +136,52 @@ impl World {
                 trace.note(Event::Closed { place: Place { registry, repository, tag: tag.as_str().into() } });
             }
         }
-        let stores = Stores::new();
+        let mut stores = Stores::new();
         let mut draw = chance.of("time");
-        let mut happenings: Vec<(Duration, Option<u64>)> = Vec::new();
-        let moments = people::moments(&mut draw, count, within);
-        happenings.extend(moments.into_iter().zip(0..).map(|(at, number)| (at, Some(number))));
-        happenings.extend(people::moments(&mut draw, kills, within).into_iter().map(|at| (at, None)));
+        let mut happenings: Vec<(Duration, Happening)> = Vec::new();
+        for (happening, count) in [(Happening::Deed, count), (Happening::Kill, kills), (Happening::Ask, asks)] {
+            happenings.extend(people::moments(&mut draw, count, within).into_iter().map(|at| (at, happening)));
+        }
         happenings.sort_unstable();
-        let mut process = Process::start(1, &stores, &nature, &registries, &routes, &trace, chance);
-        for (at, deed) in happenings {
+        let start = |number, stores: &Stores| {
+            Process::start(number, &Setting { stores, nature, registries: &registries, routes: &routes, trace: &trace })
+        };
+        let mut process = start(1, &stores);
+        for (nth, (at, happening)) in happenings.into_iter().enumerate() {
             tokio::time::sleep_until(trace.moment(at)).await;
-            match deed {
-                Some(number) => {
-                    let mut draw = chance.of(("deed", number));
-                    let deed = draw.pick(&deeds);
-                    people.act(deed, &mut draw);
+            let mut draw = chance.of(("happening", nth));
+            match happening {
+                Happening::Deed => {
+                    people.act(draw.pick(&deeds), &mut draw);
+                    for _ in 0..draw.pick(&notices) {
+                        process.ask(Scope::default(), Cause::Webhook);
+                    }
                 }
-                None => {
+                Happening::Ask => {
+                    if let Some((rules, tag)) = people.pick_source(&mut draw) {
+                        trace.note(Event::Person { text: format!("asks for {tag} of route {}", rules.route) });
+                        let scope = Scope { routes: vec![rules.route.to_string()], tag: Some(tag), ..Scope::default() };
+                        process.ask(scope, Cause::Ping);
+                    }
+                }
+                Happening::Kill => {
                     let number = process.kill().await + 1;
+                    if draw.percent(10) {
+                        trace.note(Event::Person { text: "deletes the state".into() });
+                        stores.lose();
+                    }
                     tokio::time::sleep(draw.millis(0, 20_000)).await;
-                    process = Process::start(number, &stores, &nature, &registries, &routes, &trace, chance);
+                    process = start(number, &stores);
                 }
             }
         }
         tokio::time::sleep_until(trace.moment(within)).await;
         registries.iter().for_each(|registry| registry.set(|settings| settings.busy_every = None));
         trace.note(Event::Calm);
-        let end = trace.moment(within + CALM);
-        while tokio::time::Instant::now() < end && !process.is_idle() {
-            tokio::time::sleep(Duration::from_secs(30)).await;
+        let mut waited = Duration::from_secs(20);
+        while waited < CALM && !(trace.now() >= within + waited && oracle::is_settled(&trace.entries())) {
+            tokio::time::sleep_until(trace.moment(within + waited)).await;
+            waited *= 2;
         }
         let number = process.stop().await;
         for registry in registries.iter().filter(|registry| registry.settings().is_steady()) {
