@@ -153,9 +153,62 @@ pub fn clip(text: &str, most: usize) -> String {
             clipped.push('…');
             break;
         }
-        if character.is_control() { clipped.extend(character.escape_default()) } else { clipped.push(character) }
+        if is_unfit(character) { clipped.extend(character.escape_default()) } else { clipped.push(character) }
     }
     clipped
+}
+
+/// Moves the cursor, breaks the line, or changes the direction of the text around it.
+fn is_unfit(character: char) -> bool {
+    let formats = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    character.is_control() || formats
+}
+
+/// What a person wrote where a reference or an address belongs, made fit for a message: as [`clip`], and without what
+/// stands before an `@`, which may be a password (`user:password@host`). Digests and paths of layouts stay.
+pub fn shown(text: &str, most: usize) -> String {
+    if text.starts_with("layout:") {
+        return clip(text, most);
+    }
+    let names_a_digest = |rest: &str| {
+        let (algorithm, hex) = rest.split_once(':').unwrap_or_default();
+        algorithm.starts_with("sha") && hex.len() >= 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let mut ats = text.rmatch_indices('@').map(|(at, _)| at).filter(|at| !names_a_digest(&text[at + 1..]));
+    let Some(at) = ats.next() else { return clip(text, most) };
+    let scheme = text[..at].find("://").map_or(0, |end| end + 3);
+    clip(&format!("{}[hidden]{}", &text[..scheme], &text[at..]), most)
+}
+
+/// A message, line by line, with [`shown`] in place of every word that looks like an address with a password, and without
+/// control characters.
+pub fn without_passwords(message: &str) -> String {
+    let ends_a_word = |character: char| character.is_whitespace() || "\"'`(),".contains(character);
+    let mut safe = String::with_capacity(message.len());
+    for piece in message.split_inclusive(ends_a_word) {
+        let (word, end) = match piece.char_indices().next_back() {
+            Some((at, last)) if ends_a_word(last) => piece.split_at(at),
+            _ => (piece, ""),
+        };
+        safe.push_str(&if holds_a_password(word) { hidden(word) } else { clip(word, usize::MAX) });
+        safe.push_str(&if end == "\n" { end.to_owned() } else { clip(end, 1) });
+    }
+    safe
+}
+
+fn holds_a_password(word: &str) -> bool {
+    let Some((before, _)) = word.rsplit_once('@') else { return false };
+    let is_a_path = word.starts_with(['/', '.']) || word.starts_with("layout:");
+    !is_a_path && before.contains(':')
+}
+
+/// `NAME=` and `--option=` in front stay.
+fn hidden(word: &str) -> String {
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    match word.split_once('=').filter(|(name, _)| is_name(name)) {
+        Some((name, value)) => format!("{name}={}", shown(value, usize::MAX)),
+        None => shown(word, usize::MAX),
+    }
 }
 
 #[cfg(test)]
@@ -175,5 +228,40 @@ mod tests {
     fn what_peers_say_cannot_break_a_log_line() {
         assert_eq!(clip("a\nb\u{1b}[31m", 100), "a\\nb\\u{1b}[31m");
         assert_eq!(clip("abcdef", 3), "abc…");
+    }
+
+    #[test]
+    fn what_people_write_is_shown_without_passwords() {
+        let digest = format!("registry.example/app:v1@sha256:{}", "0".repeat(64));
+        let table = [
+            ("user:pw@host/app:v1", "[hidden]@host/app:v1"),
+            ("https://user:p@w@host/app", "https://[hidden]@host/app"),
+            ("user:p/w@host", "[hidden]@host"),
+            ("token@host/app", "[hidden]@host/app"),
+            (&format!("u:pw@{digest}"), &format!("[hidden]@{digest}")),
+            (&digest, &digest),
+            ("layout:/a@b:v1", "layout:/a@b:v1"),
+            ("a\u{1b}[2Jb\u{202e}", "a\\u{1b}[2Jb\\u{202e}"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(shown(text, 300), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_printed_without_passwords() {
+        let digest = format!("\"registry.example/app:v1@sha256:{}\"", "0".repeat(64));
+        let table = [
+            ("\"user:pw@host\" is no host\nnext line", "\"[hidden]@host\" is no host\nnext line"),
+            ("DOCKER_REG=user:p=w@host/app", "DOCKER_REG=[hidden]@host/app"),
+            ("--expect=user:pw@host", "--expect=[hidden]@host"),
+            ("/etc/blobferry@prod.yaml:3:5: url: broken", "/etc/blobferry@prod.yaml:3:5: url: broken"),
+            ("mail joe@example.com", "mail joe@example.com"),
+            ("bell \u{7} \u{1b}[31m\rred", "bell \\u{7} \\u{1b}[31m\\rred"),
+            (&digest, &digest),
+        ];
+        for (text, expected) in table {
+            assert_eq!(without_passwords(text), expected, "{text}");
+        }
     }
 }

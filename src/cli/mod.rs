@@ -25,11 +25,12 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use futures::FutureExt as _;
 use indicatif::MultiProgress;
 
 use crate::config::{Config, StatePath, state_path};
+use crate::fault::without_passwords;
 use crate::telemetry;
 
 use output::Lines;
@@ -171,7 +172,7 @@ impl std::fmt::Display for Failure {
                 text.push_str(&level);
             }
         }
-        f.write_str(&text)
+        f.write_str(&without_passwords(&text))
     }
 }
 
@@ -180,11 +181,21 @@ impl std::fmt::Display for Failure {
 /// # Errors
 /// The exit code, once help, version or the mistake has been printed: 0 or 2.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, u8> {
-    Arguments::try_parse_from(arguments).map_err(|error| {
-        // Nobody is left to tell when stdout or stderr is closed.
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    Arguments::try_parse_from(&arguments).map_err(|error| {
+        // The message repeats what was written: it is made again from arguments that are fit to be printed.
+        let fit = arguments.iter().map(|argument| without_passwords(&argument.to_string_lossy()).replace('\n', "\\n"));
+        let error = Arguments::try_parse_from(fit).err().unwrap_or_else(|| unprintable(error.kind()));
+        // An error means that stdout or stderr is closed.
         let _ = error.print();
         u8::try_from(error.exit_code()).unwrap_or(2)
     })
+}
+
+/// The mistake went away with what cannot be printed.
+fn unprintable(kind: clap::error::ErrorKind) -> clap::Error {
+    let text = "an argument holds a password (`user:password@host`) or control characters, and is not right with them";
+    Arguments::command().error(kind, text)
 }
 
 /// Does what the command line asks for; the exit code comes back.
@@ -296,7 +307,6 @@ fn environment(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parsed(line: &str) -> Result<Arguments, clap::Error> {
         Arguments::try_parse_from(std::iter::once("blobferry").chain(line.split_whitespace()))
@@ -361,6 +371,12 @@ mod tests {
             assert_eq!(parsed("run").unwrap().config_path(), Path::new(DEFAULT_CONFIG));
         }
         assert_eq!(parsed("run -c here.yaml").unwrap().config_path(), Path::new("here.yaml"));
+    }
+
+    #[test]
+    fn a_failure_is_printed_without_passwords_and_control_characters() {
+        let failure = Failure::usage("\"user:hush@host/app\u{1b}[2J\": names no registry");
+        assert_eq!(failure.to_string(), "\"[hidden]@host/app\\u{1b}[2J\": names no registry");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::pass::{Show, follow};
 use super::progress::Manner;
 use super::{Arguments, Failure, environment};
 use crate::daemon;
+use crate::fault::shown;
 use crate::job::{Outcome, Report, Settled};
 use crate::oci::Digest;
 
@@ -26,7 +27,8 @@ Without SRC and DST the environment says what to promote: DOCKER_REG (or
 STAGING_REG and PROD_REG), STAGING_IMAGE_NAME and PROD_IMAGE_NAME
 (comma-separated, in pairs), IMAGE_TAG (absent: latest; *: every tag),
 IMAGE_DIGEST (the digest that is expected), AWS_REGION. With
-AWS_ENDPOINT_URL_ECR every registry is taken for ECR with that control plane.
+AWS_ENDPOINT_URL_ECR that control plane is asked; where it is a loopback or
+private address (an emulator), registries at such addresses count as ECR.
 References are written as for copy. An explicit act: latest moves; any other tag
 that names another digest is a conflict unless --replace names that digest.")]
 pub(super) struct Promote {
@@ -98,9 +100,10 @@ impl Promote {
         };
         match self.images.len() {
             0 => request.of_environment(&environment).map_err(|error| Failure::new(2, error)),
-            odd if odd % 2 == 1 => {
-                Err(Failure::usage(format!("\"{}\" has no destination: SRC and DST go in pairs", self.images[odd - 1])))
-            }
+            odd if odd % 2 == 1 => Err(Failure::usage(format!(
+                "\"{}\" has no destination: SRC and DST go in pairs",
+                shown(&self.images[odd - 1], 300)
+            ))),
             _ => Ok(request),
         }
     }

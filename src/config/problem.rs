@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::fault::without_passwords;
+
 pub use super::yaml::Position;
 
 /// Most problems that are told at once.
@@ -80,7 +82,7 @@ impl Problems {
     }
 
     pub(super) fn add(&self, at: Position, key: &str, text: impl Into<String>) {
-        let problem = Problem { file: self.file.clone(), at: Some(at), key: key.to_owned(), text: text.into() };
+        let problem = Problem { file: self.file.clone(), at: Some(at), key: key.to_owned(), text: without_passwords(&text.into()) };
         self.found.borrow_mut().push(problem);
     }
 

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use secrecy::SecretString;
 
 use super::Env;
@@ -159,7 +161,7 @@ impl<'a> Item<'a> {
     pub(super) fn file(&self) -> Option<Vec<u8>> {
         let path = self.path()?;
         let mut content = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut content));
+        let read = open_regular(&path).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut content));
         let shown = path.display();
         match read {
             Err(error) => self.wrong(format!("cannot read {shown}: {error}")),
@@ -186,6 +188,18 @@ impl<'a> Item<'a> {
             Ok(text) => return Some(SecretString::from(text.to_owned())),
         }
         None
+    }
+}
+
+/// Opens a file that is one: a pipe would be waited for, and a device may have no end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        kind if kind.is_fifo() => Err(io::Error::other("it is a pipe, not a regular file")),
+        _ => Err(io::Error::other("it is a device or a socket, not a regular file")),
     }
 }
 

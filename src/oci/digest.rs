@@ -139,7 +139,7 @@ fn is_encoded(encoded: &str) -> bool {
 
 /// Peers write these texts: what is shown of them is bounded.
 fn clip(text: &str) -> String {
-    text.chars().take(160).flat_map(char::escape_debug).collect()
+    crate::fault::shown(text, 160)
 }
 
 impl fmt::Display for Digest {

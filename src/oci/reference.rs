@@ -4,6 +4,7 @@
 //! limit of 255 characters for host and repository is the convention of all clients.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -157,6 +158,17 @@ impl Host {
         let address = name.trim_start_matches('[').trim_end_matches(']');
         name == "localhost" || name.ends_with(".localhost") || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
+
+    /// Whether the host is this machine by its very name, or an address of a private network.
+    pub fn is_loopback_or_private(&self) -> bool {
+        let address = self.name().trim_start_matches('[').trim_end_matches(']');
+        let is_private = match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(IpAddr::V4(address)) => address.is_private(),
+            Ok(IpAddr::V6(address)) => address.is_unique_local(),
+            Err(_) => false,
+        };
+        self.is_loopback() || is_private
+    }
 }
 
 impl FromStr for Host {
@@ -263,7 +275,7 @@ impl fmt::Display for Reference {
 }
 
 fn clip(text: &str) -> String {
-    text.chars().take(300).flat_map(char::escape_debug).collect()
+    crate::fault::shown(text, 300)
 }
 
 #[cfg(test)]

@@ -337,3 +337,29 @@ fn a_file_that_cannot_be_read_is_named() {
     let absent = Config::load(Path::new("/nowhere/b.yaml"), &|_| None).unwrap_err();
     assert_eq!(absent.to_string(), "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)");
 }
+
+/// `check` hung for ever on a `ca_file` that was a pipe without a writer.
+#[test]
+fn a_pipe_or_a_device_where_a_file_belongs_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let pipe = pipe.display().to_string();
+    let of = |key: &str, path: &str| {
+        complaints(&registry_file(&format!("url: https://s.example\n    username: u\n    {key}: {path}\n")))
+    };
+    for key in ["ca_file", "password_file", "client_cert_file", "client_key_file"] {
+        assert!(of(key, &pipe).contains(&format!("{key}: cannot read {pipe}: it is a pipe")), "{}", of(key, &pipe));
+    }
+    assert!(of("password_file", "/dev/zero").contains("cannot read /dev/zero: it is a device"));
+    let secret = complaints(&format!("daemon:\n  secret_file: {pipe}\n{REST}"));
+    assert!(secret.contains("it is a pipe"), "{secret}");
+}
+
+#[test]
+fn passwords_and_control_characters_of_values_are_not_repeated() {
+    let text =
+        complaints(&registry_file("url: https://s.example\n    token_realms: [\"joe:hush@auth.example\"]\n    kind: \"\\e[2J\"\n"));
+    assert!(!text.contains("hush") && text.contains("[hidden]@auth.example"), "{text}");
+    assert!(!text.contains('\u{1b}') && text.contains("kind"), "{text}");
+}

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -135,6 +136,7 @@ impl Inner {
 /// When the file was last written, and its length. `None`: there is no such file for us.
 async fn state(path: &Path) -> io::Result<Option<(SystemTime, u64)>> {
     match tokio::fs::metadata(path).await {
+        Ok(metadata) if metadata.file_type().is_fifo() => Err(io::Error::other("it is a pipe, not a regular file")),
         Ok(metadata) => Ok(Some((metadata.modified()?, metadata.len()))),
         // A sandbox hides home folders by denying them; a file that we may not read is denied later, when it is opened.
         Err(error)
