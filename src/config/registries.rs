@@ -409,6 +409,7 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
         account: account?,
         identity: identity?,
         endpoint: endpoint?,
+        is_assumed: false,
     })
 }
 

@@ -14,7 +14,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::clock;
 use crate::ecr;
 use crate::endpoint::{self, Backend as _, Cursor, Source as _};
-use crate::fault::{Class, Fault};
+use crate::fault::{Class, Fault, clip, shown};
 use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
 use crate::ledger::Facts;
@@ -63,11 +63,12 @@ impl FromStr for Named {
             Some(("https", rest)) => (Some("https"), rest),
             Some(("docker", rest)) => (None, rest),
             Some((other, _)) => {
+                let (text, other) = (shown(text, 300), clip(other, 20));
                 return Err(format!("\"{text}\": {other}:// is not known (http://, https://, docker://, or layout:PATH:tag)"));
             }
             None => (None, text),
         };
-        let reference: Reference = rest.parse().map_err(|error| format!("\"{text}\": {error}"))?;
+        let reference: Reference = rest.parse().map_err(|error| format!("\"{}\": {error}", shown(text, 300)))?;
         let usual = if reference.host.is_loopback() { "http" } else { "https" };
         Ok(Named::Registry { scheme: scheme.unwrap_or(usual), reference })
     }
@@ -75,17 +76,17 @@ impl FromStr for Named {
 
 fn layout_reference(text: &str) -> Result<Named, String> {
     let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?)),
+        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|error| format!("\"layout:{}\": {error}", clip(text, 300)))?)),
         None => (text, None),
     };
     let (path, tag) = match rest.rsplit_once(':') {
         Some((path, tag)) if !tag.contains('/') => {
-            (path, Some(tag.parse().map_err(|error| format!("\"layout:{text}\": {error}"))?))
+            (path, Some(tag.parse().map_err(|error| format!("\"layout:{}\": {error}", clip(text, 300)))?))
         }
         _ => (rest, None),
     };
     if path.is_empty() {
-        return Err(format!("\"layout:{text}\" names no folder (expected layout:PATH:tag)"));
+        return Err(format!("\"layout:{}\" names no folder (expected layout:PATH:tag)", clip(text, 300)));
     }
     Ok(Named::Layout { path: path.into(), tag, digest })
 }
@@ -131,8 +132,9 @@ pub(super) struct Known {
 /// Who we are at a host is found from its name.
 pub(super) fn known_by(host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Known {
     let credentials = match ecr::host::recognise(host.name()) {
-        Some(_) => auth::Credentials::Ecr(ecr::Login::new(ecr::Settings::default(), host.name())),
-        None => auth::Credentials::DockerConfig(auth::docker::Store::standard(env)),
+        // Anybody may read the public registry, and writes to it with the Docker config.
+        Some(ecr) if !ecr.public => auth::Credentials::Ecr(ecr::Login::new(ecr::Settings::default(), host.name())),
+        _ => auth::Credentials::DockerConfig(auth::docker::Store::standard(env)),
     };
     Known { credentials, kind: None }
 }
@@ -203,7 +205,10 @@ impl Way {
         let source: Named = request.source.parse().map_err(Error::Usage)?;
         let destination: Named = request.destination.parse().map_err(Error::Usage)?;
         let Some(tag) = destination.tag().or(source.tag()).cloned() else {
-            return Err(Error::Usage(format!("\"{}\" names no tag, and neither does the source", request.destination)));
+            return Err(Error::Usage(format!(
+                "\"{}\" names no tag, and neither does the source",
+                shown(&request.destination, 300)
+            )));
         };
         let source_tag = source.tag().unwrap_or(&tag).clone();
         Ok(Way { source, destination, source_tag, tag })

@@ -21,7 +21,7 @@ use super::{Error, Observer, caller, stop_of};
 use crate::clock;
 use crate::ecr;
 use crate::endpoint::{self, Source as _};
-use crate::fault::Fault;
+use crate::fault::{Fault, shown};
 use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
 use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Tag};
@@ -105,7 +105,9 @@ impl Promote {
         let named = from.tag().is_some() || to.tag().is_some() || from.digest().is_some() || to.digest().is_some();
         if self.all_tags && named {
             return Err(Error::Usage(format!(
-                "every tag is asked for: name \"{source}\" and \"{destination}\" without tag and digest"
+                "every tag is asked for: name \"{}\" and \"{}\" without tag and digest",
+                shown(source, 300),
+                shown(destination, 300)
             )));
         }
         let latest = || "latest".parse::<Tag>().expect("a constant tag");
@@ -131,7 +133,7 @@ fn pairs<'a>(from: &'a str, to: &'a str) -> Result<impl Iterator<Item = (&'a str
     if let Some(bad) = from.iter().chain(&to).find(plain) {
         return Err(Error::Usage(format!(
             "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name",
-            crate::fault::clip(bad, 100)
+            shown(bad, 100)
         )));
     }
     if from.len() != to.len() {
@@ -187,20 +189,22 @@ pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: C
 /// Who we are at the hosts of one run: one login for each, whichever side it is on.
 struct Hosts<'a> {
     env: Env<'a>,
-    /// The control plane of an emulator: whatever registry stands beside it is taken for ECR.
+    /// Where ECR's control plane is, if not where the region says: a private endpoint, or an emulator.
     endpoint: Option<String>,
     logins: Mutex<BTreeMap<String, ecr::Login>>,
 }
 
 impl Hosts<'_> {
     fn known(&self, host: &Host) -> Known {
-        match ecr::host::recognise(host.name()) {
+        let is_emulated = self.endpoint.as_ref().is_some_and(|endpoint| ecr::host::is_emulated(host, endpoint));
+        let is_assumed = match ecr::host::recognise(host.name()) {
             // Anybody may read there; who may write has logged in as at any other registry.
             Some(ecr) if ecr.public => return known_by(host, self.env),
-            None if self.endpoint.is_none() => return known_by(host, self.env),
-            _ => {}
-        }
-        let settings = || ecr::Settings { endpoint: self.endpoint.clone(), ..ecr::Settings::default() };
+            Some(_) => false,
+            None if is_emulated => true,
+            None => return known_by(host, self.env),
+        };
+        let settings = || ecr::Settings { endpoint: self.endpoint.clone(), is_assumed, ..ecr::Settings::default() };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
         Known { credentials: auth::Credentials::Ecr(login.clone()), kind: Some(Kind::Ecr) }
@@ -372,6 +376,31 @@ mod tests {
         let variables: BTreeMap<String, String> =
             variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         Promote::default().of_environment(&|name| variables.get(name).cloned()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_password_of_ecr_is_for_ecr_and_emulators_alone() {
+        let kind = |host: &str, endpoint: Option<&str>| {
+            let hosts = Hosts { env: &|_| None, endpoint: endpoint.map(str::to_owned), logins: Mutex::default() };
+            let known = hosts.known(&host.parse().unwrap());
+            match known.credentials {
+                auth::Credentials::Ecr(login) if login.is_assumed() => "assumed",
+                auth::Credentials::Ecr(_) => "ecr",
+                _ => "other",
+            }
+        };
+        let vpc = Some("https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com");
+        let emulator = Some("http://127.0.0.1:4566");
+        let private = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+        for endpoint in [None, vpc, emulator] {
+            assert_eq!(kind("ghcr.io", endpoint), "other");
+            assert_eq!(kind("registry.example", endpoint), "other");
+            assert_eq!(kind("public.ecr.aws", endpoint), "other");
+            assert_eq!(kind(private, endpoint), "ecr");
+        }
+        assert_eq!(kind("localhost:5000", None), "other");
+        assert_eq!(kind("localhost:5000", vpc), "other");
+        assert_eq!(kind("localhost:5000", emulator), "assumed");
     }
 
     const USUAL: [(&str, &str); 3] =

@@ -3,6 +3,10 @@
 use std::sync::LazyLock;
 
 use regex::Regex;
+use url::Url;
+
+use crate::oci::Host;
+use crate::registry::profile::Kind;
 
 /// The host of a private registry: the pattern that AWS's own credential helper recognises.
 static PRIVATE: LazyLock<Regex> = LazyLock::new(|| {
@@ -45,9 +49,38 @@ pub fn recognise(host: &str) -> Option<EcrHost> {
     Some(EcrHost { account: Some(parts[1].to_owned()), region: parts[3].to_owned(), fips: parts.get(2).is_some(), public: false })
 }
 
+/// Whether `host` counts as ECR because the control plane at `endpoint` is an emulator's: both are loopback or private by
+/// their very names. An endpoint of that kind in a VPC has a public name, and says nothing of other registries.
+pub fn is_emulated(host: &Host, endpoint: &str) -> bool {
+    let of_endpoint = Url::parse(endpoint).ok().and_then(|url| url.host_str()?.parse::<Host>().ok());
+    let is_emulator = of_endpoint.is_some_and(|host| host.is_loopback_or_private());
+    is_emulator && host.is_loopback_or_private() && Kind::recognise(host.name()) == Kind::Generic
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_stands_beside_an_emulator_is_taken_for_ecr() {
+        let table = [
+            ("localhost:5000", "http://localhost:4566", true),
+            ("127.0.0.1:5000", "http://127.0.0.1:4566", true),
+            ("[::1]:5000", "http://10.0.0.9:4566", true),
+            ("192.168.1.2", "http://[fd12::1]:4566", true),
+            ("ghcr.io", "http://localhost:4566", false),
+            ("docker.io", "http://10.0.0.9:4566", false),
+            ("registry.example:5000", "http://localhost:4566", false),
+            ("172.15.0.1:5000", "http://localhost:4566", false),
+            ("ghcr.io", "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com", false),
+            ("localhost:5000", "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com", false),
+            ("localhost:5000", "https://api.ecr.eu-west-1.amazonaws.com", false),
+            ("localhost:5000", "nonsense", false),
+        ];
+        for (host, endpoint, expected) in table {
+            assert_eq!(is_emulated(&host.parse().unwrap(), endpoint), expected, "{host} {endpoint}");
+        }
+    }
 
     #[test]
     fn every_shape_of_an_ecr_host_is_recognised_and_nothing_else() {

@@ -58,6 +58,9 @@ pub struct Settings {
     pub identity: Option<String>,
     /// The control plane's URL, for emulators and private endpoints.
     pub endpoint: Option<String>,
+    /// Only a guess makes the registry ECR: an emulator's control plane is set, and the registry is at such an address too.
+    /// The token is not sent before the registry asks for a password.
+    pub is_assumed: bool,
 }
 
 /// What ECR accepts as user name and password until `expires`.
@@ -202,6 +205,11 @@ impl Login {
     /// The account that only the settings name: the host does not tell whether it is right.
     pub(super) fn presumed_account(&self) -> Option<&str> {
         self.1.account.as_deref().filter(|_| self.1.recognised.is_none())
+    }
+
+    /// Whether only a guess makes the registry ECR: see [`Settings::is_assumed`].
+    pub fn is_assumed(&self) -> bool {
+        self.0.settings.is_assumed
     }
 
     /// Whether this is the public registry, which has another control plane.

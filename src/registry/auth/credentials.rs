@@ -57,7 +57,11 @@ impl Credentials {
 
     /// Whether they are sent without waiting for a challenge.
     pub(super) fn go_first(&self) -> bool {
-        matches!(self, Credentials::Bearer(_) | Credentials::Ecr(_))
+        match self {
+            Credentials::Bearer(_) => true,
+            Credentials::Ecr(login) => !login.is_assumed(),
+            _ => false,
+        }
     }
 
     /// Whether a person's password is behind them, which a registry may lock after too many wrong tries.

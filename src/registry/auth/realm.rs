@@ -12,57 +12,28 @@ use url::{Host, Url};
 
 use crate::fault::{Class, Fault, clip};
 
-/// Domains under which strangers have names, beyond `co.uk` and its like: a host there is related to itself only.
-const SHARED: [&str; 44] = [
+/// Domains of clouds under which strangers have names and that the public suffix list (<https://publicsuffix.org>) does not
+/// know as such, or only in part: a host there is related to itself only.
+const SHARED: [&str; 18] = [
     "amazonaws.com",
     "amazonaws.com.cn",
     "amazonaws.eu",
     "amazonwebservices.com.cn",
     "on.aws",
     "api.aws",
-    "awsapprunner.com",
-    "cloudfront.net",
-    "elasticbeanstalk.com",
     "azurecr.io",
     "azurecr.cn",
     "azurecr.us",
-    "azurewebsites.net",
-    "azurecontainer.io",
     "azurecontainerapps.io",
-    "azure-api.net",
-    "azurefd.net",
-    "azureedge.net",
-    "cloudapp.net",
-    "cloudapp.azure.com",
+    "azure.com",
     "windows.net",
-    "trafficmanager.net",
-    "appspot.com",
-    "run.app",
-    "web.app",
-    "firebaseapp.com",
     "googleusercontent.com",
-    "github.io",
     "github.dev",
-    "gitlab.io",
-    "herokuapp.com",
-    "fly.dev",
-    "onrender.com",
-    "netlify.app",
-    "vercel.app",
-    "pages.dev",
-    "workers.dev",
-    "ngrok.io",
-    "ngrok.app",
-    "ngrok-free.app",
-    "trycloudflare.com",
+    "jfrog.io",
+    "myhuaweicloud.com",
     "nip.io",
     "sslip.io",
-    "in-addr.arpa",
 ];
-
-/// Names that registries of countries use below their own: `co.uk`, `com.cn`.
-const SECOND_LEVEL: [&str; 19] =
-    ["ac", "co", "com", "edu", "go", "gob", "gov", "gouv", "gv", "id", "in", "ltd", "mil", "ne", "net", "nom", "or", "org", "plc"];
 
 /// The realm of a challenge of the registry `registry` at `origin`, when a token may be asked for there.
 ///
@@ -124,27 +95,21 @@ fn name(host: &Host) -> Option<&str> {
 
 fn related(host: &Host, own: &Host) -> bool {
     let (Some(host), Some(own)) = (name(host), name(own)) else { return false };
-    let Some(domain) = registrable(own) else { return false };
-    host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+    registrable(own).is_some_and(|domain| registrable(host) == Some(domain))
 }
 
-/// The part of a name that one owner holds. `None` where nothing but the name itself is sure.
+/// The part of a name that one owner holds, by the public suffix list. `None` where nothing but the name itself is sure.
 fn registrable(host: &str) -> Option<&str> {
     let below = |domain: &&str| host.strip_suffix(*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    if SHARED.iter().any(below) {
+    if SHARED.iter().any(below) || host.split('.').any(str::is_empty) {
         return None;
     }
-    let labels: Vec<&str> = host.rsplit('.').collect();
-    let [top, second, ..] = labels.as_slice() else { return None };
-    let country = top.len() == 2 && SECOND_LEVEL.contains(second);
     // One service's hosts differ in the label before the region there, and strangers' buckets live beside it.
-    let regional = (*second, *top) == ("aliyuncs", "com");
-    let wanted = if country || regional { 3 } else { 2 };
-    if labels.len() < wanted || labels.iter().any(|label| label.is_empty()) {
-        return None;
+    if let Some(rest) = host.strip_suffix(".aliyuncs.com") {
+        let start = rest.rfind('.').map_or(0, |dot| dot + 1);
+        return Some(&host[start..]);
     }
-    let length = labels[..wanted].iter().map(|label| label.len() + 1).sum::<usize>() - 1;
-    Some(&host[host.len() - length..])
+    psl::domain_str(host)
 }
 
 fn is_listed(url: &Url, host: &Host, listed: &[String]) -> bool {
@@ -255,12 +220,24 @@ mod tests {
             ("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", "https://bucket.s3.amazonaws.com/token"),
             ("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", "https://x.elb.eu-west-1.amazonaws.com/token"),
             ("https://me.github.io", "https://you.github.io/token"),
+            ("https://me.workers.dev", "https://you.workers.dev/token"),
+            ("https://me.s3.amazonaws.com", "https://you.s3.amazonaws.com/token"),
+            ("https://one.jfrog.io", "https://two.jfrog.io/token"),
+            ("https://r.city.kawasaki.jp", "https://auth.other.kawasaki.jp/token"),
             ("https://registry.cn-hangzhou.aliyuncs.com", "https://bucket.oss-cn-hangzhou.aliyuncs.com/auth"),
             ("https://registry", "https://auth/token"),
             ("https://registry", "https://auth.registry/token"),
         ];
         for (origin, realm) in rows {
             assert!(!accepted(origin, realm, &[]), "{origin} {realm}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_public_suffix_list_lacks_is_listed_here() {
+        for domain in SHARED {
+            let host = format!("a.{domain}");
+            assert_ne!(psl::domain_str(&host), Some(host.as_str()), "{domain} is on the public suffix list now");
         }
     }
 
