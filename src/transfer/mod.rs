@@ -23,6 +23,7 @@ mod pace;
 pub mod pages;
 pub mod plan;
 mod referrers;
+mod resolve;
 mod resume;
 pub mod retry;
 mod send;

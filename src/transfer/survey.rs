@@ -11,10 +11,10 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
 use super::Trip;
-use super::limits::Traffic;
+use super::limits::{Errand, Traffic};
 use super::plan::{self, Decision, Facts, Order};
 use crate::endpoint::{Destination, Resolved, Source};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::job::{Job, Seen};
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag, Target};
 
@@ -235,7 +235,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 async move { source.manifest(&target).await }
             })
             .await;
-        if read.as_ref().is_err_and(|fault| fault.class() == crate::fault::Class::Corrupt) {
+        if read.as_ref().is_err_and(|fault| fault.class() == Class::Corrupt) {
             self.engine.metrics.mismatched(self.source.registry());
         }
         read
@@ -270,38 +270,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// What the source's tag names.
     pub(super) async fn source_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
-        let target = Target::Tag(tag.clone());
-        match self.resolve_source(target.clone()).await? {
-            None => Ok(None),
-            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
-            // No word on the digest: only the bytes tell.
-            Some(_) => Ok(self.tagged_manifest(tag).await?.map(|manifest| manifest.digest)),
+        let resolved = self.engine.resolve_tag(&self.source, tag, self.manifests_errand(), self.stop).await;
+        if resolved.as_ref().is_err_and(|fault| fault.class() == Class::Corrupt) {
+            self.engine.metrics.mismatched(self.source.registry());
         }
+        resolved
     }
 
     /// What the destination's tag names.
     pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
-        let target = Target::Tag(tag.clone());
-        let resolve = |destination: D| {
-            let target = target.clone();
-            async move { destination.resolve(&target).await }
-        };
-        match self.ask_destination(Traffic::Manifests, resolve).await? {
-            None => Ok(None),
-            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
-            Some(_) => {
-                let read = |destination: D| {
-                    let target = target.clone();
-                    async move { destination.manifest(&target).await }
-                };
-                let Some(manifest) = self.ask_destination(Traffic::Manifests, read).await? else { return Ok(None) };
-                self.ask_destination(Traffic::Manifests, |destination| {
-                    let (tag, read) = (tag.clone(), manifest.digest);
-                    async move { destination.pushed_digest(&tag, &read).await }
-                })
-                .await
-            }
-        }
+        self.engine.resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop).await
+    }
+
+    fn manifests_errand(&self) -> Errand {
+        Errand::from(Traffic::Manifests).ranked(self.job.rank)
     }
 
     fn vanished(&self, digest: Digest) -> Fault {

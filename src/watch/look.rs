@@ -27,7 +27,6 @@ use crate::fault::{Class, Fault};
 use crate::index::TagHint;
 use crate::job::{self, Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
-use crate::transfer::limits::Traffic;
 use crate::transfer::pages::List;
 use crate::transfer::{Settle, Stop};
 
@@ -214,20 +213,6 @@ impl<B: Backend> Looking<'_, B> {
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
         let exists = self.world.engine.pages(list, read, |tag| note(&mut tags, tag)).await?;
         Ok(exists.then_some(tags))
-    }
-
-    async fn ask_side<T, F>(
-        &self,
-        repository: &B::Repository,
-        traffic: Traffic,
-        act: impl Fn(B::Repository) -> F,
-    ) -> Result<T, Fault>
-    where
-        F: Future<Output = Result<T, Fault>>,
-    {
-        let engine = &self.world.engine;
-        let act = || act(repository.clone());
-        engine.ask(repository.origin(), repository.registry(), traffic.of_look(), self.stop, act).await
     }
 
     /// Looks at one destination and has carried what differs there.

@@ -15,7 +15,7 @@ use crate::endpoint::{Backend, Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
-use crate::oci::{Digest, Tag, Target};
+use crate::oci::{Digest, Tag};
 use crate::transfer::Ending;
 use crate::transfer::limits::Traffic;
 use crate::transfer::settle::Names;
@@ -219,31 +219,9 @@ impl<B: Backend> View<'_, B> {
     }
 
     async fn resolve(&self, repository: &B::Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
-        let target = Target::Tag(tag.clone());
-        let counted = repository.counted(tally);
-        let resolved = self
-            .looking
-            .ask_side(&counted, Traffic::Manifests, |side| {
-                let target = target.clone();
-                async move { side.resolve(&target).await }
-            })
-            .await?;
-        match resolved {
-            None => Ok(Seen::Absent),
-            Some(resolved) if resolved.digest.is_some() => Ok(resolved.digest.map_or(Seen::Unknown, Seen::At)),
-            Some(_) => {
-                let read = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
-                    let target = target.clone();
-                    async move { side.manifest(&target).await }
-                });
-                let Some(read) = read.await?.map(|manifest| manifest.digest) else { return Ok(Seen::Absent) };
-                let pushed = self.looking.ask_side(&counted, Traffic::Manifests, |side| {
-                    let tag = tag.clone();
-                    async move { side.pushed_digest(&tag, &read).await }
-                });
-                Ok(pushed.await?.map_or(Seen::Absent, Seen::At))
-            }
-        }
+        let (engine, errand) = (&self.looking.world.engine, Traffic::Manifests.of_look());
+        let resolved = engine.resolve_tag(&repository.counted(tally), tag, errand, self.looking.stop).await?;
+        Ok(resolved.map_or(Seen::Absent, Seen::At))
     }
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
