@@ -4,11 +4,18 @@
 //! answers which content belongs to the manifest. Unknown fields and media types pass; a digest that cannot be verified,
 //! a document that says two different things of itself, and schema 1 do not. Image specification, `manifest.md` and
 //! `image-index.md`.
+//!
+//! A document that tools read differently is no image: one that lists both manifests and layers, or that has a field whose
+//! name differs from a known one only in case (CVE-2021-41190; Go's JSON decoder ignores case). What one tool verifies
+//! another would then pull.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::descriptor::Descriptor;
 use super::digest::{self, Algorithm, Digest};
@@ -61,6 +68,30 @@ pub enum Error {
     /// Neither the answer nor the document says what it is, and its shape does not either.
     #[error("the media type {0:?} is not that of a manifest")]
     UnknownType(String),
+    /// A document that lacks what makes it one of its type.
+    #[error("the document is served as {media_type} but has no `{lacks}`: it is not an image; push the image again")]
+    NotOfItsType {
+        /// What it is said to be.
+        media_type: String,
+        /// The field that is missing.
+        lacks: &'static str,
+    },
+    /// Two kinds of document in one.
+    #[error(
+        "the document is of the type {media_type} and has `{field}` too: tools disagree on what it is (CVE-2021-41190); push the image again"
+    )]
+    TwoInOne {
+        /// What it is said to be.
+        media_type: String,
+        /// The field that does not belong there.
+        field: &'static str,
+    },
+    /// `schemaVersion` is not 2.
+    #[error("the manifest has the schemaVersion {0}, not 2")]
+    SchemaVersion(String),
+    /// A field that some tools read as another.
+    #[error("the manifest has a field {0:?}, which some tools read as {1:?}: they disagree on what it is; push the image again")]
+    AmbiguousField(String, &'static str),
     /// More than [`MAX_ENTRIES`] entries.
     #[error("the manifest lists more than {MAX_ENTRIES} entries")]
     TooManyEntries,
@@ -79,8 +110,9 @@ struct Document {
     schema_version: Option<serde_json::Value>,
     #[serde(default)]
     media_type: Option<String>,
-    #[serde(default)]
-    manifests: Option<Vec<Entry>>,
+    /// `Some(None)`: the field is there and null, as Go writes an empty list.
+    #[serde(default, deserialize_with = "present")]
+    manifests: Option<Option<Vec<Entry>>>,
     #[serde(default)]
     config: Option<Entry>,
     #[serde(default)]
@@ -130,9 +162,11 @@ impl Manifest {
             Kind::Other => return Err(Error::UnknownType(media_type.to_string())),
             kind => kind,
         };
+        is_of_its_type(&media_type, kind, &document)?;
+        fields_are_clear(&bytes)?;
         let digest = Digest::of(algorithm, &bytes);
         let (children, blobs) = match kind {
-            Kind::Index => (entries([document.manifests])?, Vec::new()),
+            Kind::Index => (entries([document.manifests.flatten()])?, Vec::new()),
             _ => (Vec::new(), entries([document.config.map(|config| vec![config]), document.layers, document.blobs])?),
         };
         let subject = document.subject.map(Entry::read).transpose()?;
@@ -172,12 +206,165 @@ fn by_shape(document: &Document) -> Result<MediaType, Error> {
     let text = match document {
         Document { fs_layers: Some(_), .. } => return Err(Error::Schema1),
         Document { schema_version: Some(version), .. } if version == &serde_json::json!(1) => return Err(Error::Schema1),
-        Document { manifests: Some(_), .. } => OCI_INDEX,
+        Document { manifests: Some(Some(_)), .. } => OCI_INDEX,
         Document { config: Some(_), layers: Some(_), .. } => OCI_MANIFEST,
         Document { blobs: Some(_), .. } => OCI_ARTIFACT,
         _ => return Err(Error::UnknownType(String::new())),
     };
     Ok(MediaType::new(text))
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Vec<Entry>>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Whether a document has what its type demands and nothing of another one.
+fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Result<(), Error> {
+    if let Some(version) = document.schema_version.as_ref().filter(|version| **version != serde_json::json!(2)) {
+        return Err(Error::SchemaVersion(crate::fault::clip(&version.to_string(), 40)));
+    }
+    let lacks = |lacks| Err(Error::NotOfItsType { media_type: media_type.to_string(), lacks });
+    match kind {
+        Kind::Index if document.manifests.is_none() => return lacks("manifests"),
+        Kind::Image if document.config.is_none() => return lacks("config"),
+        _ => {}
+    }
+    let lists = matches!(document.manifests, Some(Some(_)));
+    let foreign = match kind {
+        Kind::Index => [
+            ("config", document.config.is_some()),
+            ("layers", document.layers.is_some()),
+            ("blobs", document.blobs.is_some()),
+            ("fsLayers", document.fs_layers.is_some()),
+        ],
+        Kind::Image => {
+            [("manifests", lists), ("blobs", document.blobs.is_some()), ("fsLayers", document.fs_layers.is_some()), ("", false)]
+        }
+        _ => [
+            ("manifests", lists),
+            ("config", document.config.is_some()),
+            ("layers", document.layers.is_some()),
+            ("fsLayers", document.fs_layers.is_some()),
+        ],
+    };
+    match foreign.into_iter().find(|(_, there)| *there) {
+        Some((field, _)) => Err(Error::TwoInOne { media_type: media_type.to_string(), field }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a document with a field, of its own or of one of its descriptors, that differs from a known one only in case.
+fn fields_are_clear(bytes: &[u8]) -> Result<(), Error> {
+    let mut ambiguous = None;
+    let fields = Fields { level: Level::Document, ambiguous: &mut ambiguous };
+    let read = fields.deserialize(&mut serde_json::Deserializer::from_slice(bytes));
+    read.map_err(|error| Error::Malformed(error.to_string()))?;
+    match ambiguous {
+        Some((field, known)) => Err(Error::AmbiguousField(crate::fault::clip(&field, 60), known)),
+        None => Ok(()),
+    }
+}
+
+/// The fields that say what content belongs to a document, and those that descriptors have.
+const KNOWN_FIELDS: [&str; 14] = [
+    "schemaVersion",
+    "mediaType",
+    "artifactType",
+    "manifests",
+    "config",
+    "layers",
+    "blobs",
+    "subject",
+    "fsLayers",
+    "digest",
+    "size",
+    "urls",
+    "data",
+    "platform",
+];
+
+/// Where in a document a value stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Document,
+    /// The value of a field that holds descriptors: one, or a list of them.
+    Descriptors,
+    Inside,
+}
+
+/// Looks at the names of fields, and keeps the first one that is ambiguous.
+struct Fields<'a> {
+    level: Level,
+    ambiguous: &'a mut Option<(String, &'static str)>,
+}
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.level {
+            Level::Inside => IgnoredAny::deserialize(deserializer).map(drop),
+            Level::Document | Level::Descriptors => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a manifest")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(field) = map.next_key::<Cow<'de, str>>()? {
+            if let Some(known) = looks_like(&field) {
+                self.ambiguous.get_or_insert_with(|| (field.to_string(), known));
+            }
+            let holds_descriptors = matches!(&*field, "manifests" | "config" | "layers" | "blobs" | "subject");
+            let level = match self.level {
+                Level::Document if holds_descriptors => Level::Descriptors,
+                _ => Level::Inside,
+            };
+            map.next_value_seed(Fields { level, ambiguous: self.ambiguous })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Fields { level: self.level, ambiguous: self.ambiguous })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// The known field as which a decoder that ignores case reads this one. Go folds two more letters: `ſ` is an s, `K` a k.
+fn looks_like(field: &str) -> Option<&'static str> {
+    let folded = |text: &str| text.replace('ſ', "s").to_lowercase();
+    KNOWN_FIELDS.into_iter().find(|known| field != *known && folded(field) == known.to_lowercase())
 }
 
 fn entries<const N: usize>(lists: [Option<Vec<Entry>>; N]) -> Result<Vec<Descriptor>, Error> {
@@ -217,7 +404,7 @@ impl Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::media_type::DOCKER_SCHEMA1_SIGNED;
+    use crate::oci::media_type::{DOCKER_MANIFEST, DOCKER_SCHEMA1_SIGNED};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -277,10 +464,53 @@ mod tests {
         assert!(matches!(parse(json!({"hello": 1}), None), Err(Error::UnknownType(_))));
         assert!(matches!(parse(json!({"hello": 1}), Some("text/html")), Err(Error::UnknownType(_))));
         assert!(matches!(parse(json!({"manifests": [{"digest": "sha256:x"}]}), None), Err(Error::Malformed(_))));
+        let version = parse(json!({"schemaVersion": 3, "mediaType": OCI_INDEX, "manifests": []}), None);
+        assert_eq!(version.unwrap_err(), Error::SchemaVersion("3".into()));
         let many: Vec<_> = (0..=MAX_ENTRIES).map(|n| entry(&n.to_string())).collect();
         assert_eq!(parse(json!({"manifests": many}), None).unwrap_err(), Error::TooManyEntries);
         let large = Bytes::from(vec![b' '; MAX_SIZE as usize + 1]);
         assert_eq!(Manifest::parse(large, None, Algorithm::Sha256).unwrap_err(), Error::TooLarge);
+    }
+
+    #[test]
+    fn a_document_that_is_no_image_is_refused_whatever_it_is_served_as() {
+        for (served, lacks) in [(OCI_MANIFEST, "config"), (DOCKER_MANIFEST, "config"), (OCI_INDEX, "manifests")] {
+            let refused = parse(json!({"a": "b"}), Some(served)).unwrap_err();
+            assert_eq!(refused, Error::NotOfItsType { media_type: served.into(), lacks });
+        }
+        assert!(parse(json!({"manifests": null}), Some(OCI_INDEX)).unwrap().children.is_empty(), "as Go writes none");
+    }
+
+    #[test]
+    fn a_document_that_is_two_things_is_none() {
+        let both = json!({"manifests": [entry("m")], "config": entry("c"), "layers": [entry("l")]});
+        for served in [None, Some(OCI_INDEX), Some(OCI_MANIFEST), Some(DOCKER_MANIFEST)] {
+            assert!(matches!(parse(both.clone(), served), Err(Error::TwoInOne { .. })), "{served:?}");
+        }
+        let signed = json!({"config": entry("c"), "layers": [entry("l")], "fsLayers": []});
+        assert!(matches!(parse(signed, Some(OCI_MANIFEST)), Err(Error::TwoInOne { .. })));
+        let nothing = json!({"config": entry("c"), "layers": [entry("l")], "manifests": null, "blobs": null});
+        assert_eq!(parse(nothing, Some(OCI_MANIFEST)).unwrap().blobs.len(), 2, "a null is nothing");
+    }
+
+    #[test]
+    fn a_field_that_differs_in_case_only_is_refused() {
+        let image = || json!({"mediaType": OCI_MANIFEST, "config": entry("c"), "layers": [entry("l")]});
+        for field in ["Layers", "LAYERS", "layerſ", "mediatype", "Manifests", "SchemaVersion", "fslayers"] {
+            let mut document = image();
+            document[field] = json!(null);
+            assert!(matches!(parse(document, None), Err(Error::AmbiguousField(..))), "{field}");
+        }
+        for (place, field) in [("/layers/0", "Digest"), ("/config", "SIZE"), ("/layers/0", "MediaType")] {
+            let mut document = image();
+            document.pointer_mut(place).unwrap()[field] = json!("x");
+            assert!(matches!(parse(document, None), Err(Error::AmbiguousField(..))), "{place} {field}");
+        }
+        let mut document = image();
+        document["annotations"] = json!({"Layers": "x", "Digest": "y"});
+        document["layers"][0]["annotations"] = json!({"Size": "1"});
+        document["Created"] = json!("a name of nobody's");
+        assert!(parse(document, None).is_ok(), "what people write is theirs");
     }
 
     #[test]
@@ -293,6 +523,18 @@ mod tests {
         #[test]
         fn parsing_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let _ = Manifest::parse(bytes.into(), Some(OCI_INDEX), Algorithm::Sha256);
+        }
+
+        #[test]
+        fn no_spelling_of_a_known_field_but_the_right_one_passes(
+            field in proptest::sample::select(KNOWN_FIELDS.to_vec()),
+            upper in proptest::collection::vec(any::<bool>(), 16),
+        ) {
+            let letters = field.chars().zip(upper).map(|(letter, up)| {
+                if up { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() }
+            });
+            let spelt: String = letters.collect();
+            prop_assert_eq!(looks_like(&spelt).is_some(), spelt != field);
         }
     }
 }

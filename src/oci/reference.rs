@@ -105,6 +105,9 @@ fn is_path_part(part: &str) -> bool {
 pub struct Tag(std::sync::Arc<str>);
 text_type!(Tag);
 
+/// What follows `sha256-<64 hex>` in the name of a tag that travels with its subject.
+const COMPANION_ENDINGS: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+
 impl Tag {
     /// The referrers fallback tag of a subject: distribution specification, "Referrers Tag Schema".
     pub fn fallback(subject: &Digest) -> Tag {
@@ -114,15 +117,17 @@ impl Tag {
 
     /// This fallback tag, and with the endings of cosign the tags of its subject's signatures, attestations and SBOMs.
     pub fn with_usual_endings(&self) -> Vec<Tag> {
-        ["", ".sig", ".att", ".sbom"].iter().map(|ending| Tag(format!("{self}{ending}").into())).collect()
+        COMPANION_ENDINGS.iter().map(|ending| Tag(format!("{self}{ending}").into())).collect()
     }
 
     /// Whether this tag belongs to the content of another image: the referrers fallback, or a signature,
-    /// attestation or SBOM by cosign's naming (`sha256-<64 hex>` with or without a suffix).
+    /// attestation or SBOM by cosign's naming. The endings are a closed list, and so at most four tags travel with a subject:
+    /// a tag with another ending is an ordinary one, which the rules of its route choose or leave out.
     pub fn travels_with_subject(&self) -> bool {
         let Some(rest) = self.0.strip_prefix("sha256-").or_else(|| self.0.strip_prefix("sha512-")) else { return false };
         let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        rest.len() >= 64 && rest.bytes().take(64).all(hex) && rest.as_bytes().get(64).is_none_or(|b| *b == b'.' || hex(*b))
+        let Some((encoded, ending)) = rest.split_at_checked(64) else { return false };
+        encoded.bytes().all(hex) && COMPANION_ENDINGS.contains(&ending)
     }
 }
 
@@ -336,7 +341,10 @@ mod tests {
         assert!(fallback.travels_with_subject());
         assert!(format!("{fallback}.sig").parse::<Tag>().unwrap().travels_with_subject());
         assert!(!"sha256-abc".parse::<Tag>().unwrap().travels_with_subject());
-        assert!(!format!("{fallback}-rc1").parse::<Tag>().unwrap().travels_with_subject());
+        for ending in ["-rc1", ".backdoor7", ".", ".sig.x", ".SIG", "0", ".sig2", ".cosign"] {
+            let tag = format!("{fallback}{ending}").parse::<Tag>().unwrap();
+            assert!(!tag.travels_with_subject(), "{ending}");
+        }
         assert!(!"latest".parse::<Tag>().unwrap().travels_with_subject());
     }
 

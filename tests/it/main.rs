@@ -9,6 +9,7 @@ mod contract;
 mod cut;
 mod day_two;
 mod docs;
+mod documents;
 mod ecr;
 mod ecr_daemon;
 mod ecr_data;
