@@ -320,8 +320,14 @@ pub trait Source: Clone + Send + Sync + 'static {
         std::future::ready(Ok(Some(*read)))
     }
 
-    /// One page of the manifests that name `subject` as theirs. `None`: this registry does not keep such lists (look for
-    /// the fallback tag).
+    /// Whether the registry lists referrers, as far as its answers about the endpoint have told: what it answers about a
+    /// subject tells nothing. `None`: nothing has told yet.
+    fn lists_referrers(&self) -> Option<bool> {
+        None
+    }
+
+    /// One page of the manifests that name `subject` as theirs. `None`: there is no such list (look for the fallback tag);
+    /// whether there is one for any subject is told by [`Source::lists_referrers`].
     fn referrers(
         &self,
         subject: &Digest,

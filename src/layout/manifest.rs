@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use crate::endpoint::Resolved;
+use crate::endpoint::{Page, Resolved, Tag as Listed};
 use crate::fault::Fault;
 use crate::oci::manifest::{Error, MAX_SIZE};
 use crate::oci::media_type::{OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST};
@@ -17,6 +17,22 @@ use super::store::{Found, INDEX, Store};
 
 /// Most manifests whose subject is remembered.
 const SUBJECTS_MAX: usize = 65_536;
+
+/// The tags. One whose content is missing, or has another length than the index gives, is listed without its digest: only
+/// asking for the tag itself tells what is wrong with it. `None`: the folder is no layout.
+pub(super) fn tags(store: &Store) -> Result<Option<Page<Listed>>, Fault> {
+    let Some(index) = store.index()? else { return Ok(None) };
+    let mut whole = HashMap::new();
+    for Descriptor { digest, size, .. } in index.descriptors() {
+        let is_whole = store.blob(digest)?.is_some_and(|found| found.size == *size);
+        *whole.entry(*digest).or_insert(true) &= is_whole;
+    }
+    let mut page = index.tags();
+    for tag in &mut page.entries {
+        tag.digest = tag.digest.filter(|digest| whole.get(digest) == Some(&true));
+    }
+    Ok(Some(page))
+}
 
 /// What a target names.
 pub(super) fn resolve(store: &Store, target: &Target) -> Result<Option<Resolved>, Fault> {
@@ -72,10 +88,13 @@ fn content(store: &Store, tag: &Tag, descriptor: &Descriptor) -> Result<Found, F
     let at = store.folder().display();
     match store.blob(digest)? {
         Some(found) if found.size == *size => Ok(found),
-        Some(found) => {
-            Err(Fault::corrupt(format!("{at}: {digest}, which the tag {tag} names, is {} bytes long, not {size}", found.size)))
-        }
-        None => Err(Fault::corrupt(format!("{at}: {digest}, which the tag {tag} names, is not among the blobs"))),
+        Some(found) => Err(Fault::corrupt(format!(
+            "{at}: {digest}, which the tag {tag} names, is {} bytes long, not {size}: restore the file, or take the tag out of {INDEX}",
+            found.size
+        ))),
+        None => Err(Fault::corrupt(format!(
+            "{at}: {digest}, which the tag {tag} names, is not among the blobs: restore the file, or take the tag out of {INDEX}"
+        ))),
     }
 }
 

@@ -220,7 +220,7 @@ impl Source for Repository {
         if cursor.is_some() {
             return Err(Fault::rejected(format!("{}: the list of tags has no such page", self.address())));
         }
-        self.act(|store| Ok(store.index()?.map(|index| index.tags()))).await
+        self.act(manifest::tags).await
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
@@ -231,6 +231,10 @@ impl Source for Repository {
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         let target = target.clone();
         self.act(move |store| manifest::read(store, &target)).await
+    }
+
+    fn lists_referrers(&self) -> Option<bool> {
+        Some(true)
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {

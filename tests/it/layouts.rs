@@ -73,6 +73,28 @@ async fn a_corrupt_blob_on_disk_goes_nowhere() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_is_missing_or_short_at_the_destination_is_not_up_to_date() {
+    let registry = Registry::distribution2();
+    let ferry = Ferry::bare();
+    let image = Image::oci(1, &[5000]);
+    registry.client().push("app", "v1", &image).await;
+    let config = Config::new().registry("staging", &registry.url());
+    ferry
+        .write_config(&config.registry("production", &format!("layout:{}", ferry.path("there").display())).route("app", json!({})));
+    ferry.sync(&[]).await.expect(0);
+    let manifest = ferry.path("there/app/blobs/sha256").join(&image.digest()[7..]);
+    let whole = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, &whole[..10]).unwrap();
+    let short = ferry.sync(&[]).await.expect(1);
+    assert!(short.job("v1")["error"]["text"].as_str().unwrap().contains("is 10 bytes long"), "{}", short.stdout);
+    std::fs::remove_file(&manifest).unwrap();
+    let missing = ferry.sync(&[]).await.expect(1);
+    assert!(missing.job("v1")["error"]["text"].as_str().unwrap().contains("is not among the blobs"), "{}", missing.stdout);
+    std::fs::write(&manifest, whole).unwrap();
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 1);
+}
+
+#[tokio::test]
 async fn copy_reads_and_writes_one_layout() {
     let registry = Registry::distribution2();
     let ferry = Ferry::bare();
