@@ -162,7 +162,7 @@ impl Parts {
         let registry = Registry::new(settings, &self.wire)?;
         self.limits.heed(registry.origin(), registry.allowance().clone());
         Ok(match login {
-            Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire)),
+            Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire, Arc::new(self.index.clone()))),
             None => Site::Registry(registry),
         })
     }

@@ -3,7 +3,7 @@
 //! Calls are counted like requests, under the action's name. The SDK's own retries are off: who calls decides. What can happen
 //! normally is a value; a missing permission is [`Denied`](Answer::Denied), because the registry protocol is another way there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) enum Answer<T> {
 /// A page of tags, and which of them name archived images.
 pub(super) struct Images {
     pub(super) page: Page<Tag>,
-    pub(super) archived: Vec<Digest>,
+    pub(super) archived: HashSet<Digest>,
 }
 
 /// The control plane, as one registry's client sees it. Cheap to clone.
@@ -319,7 +319,7 @@ fn denied<T>(refusal: Refusal) -> Result<Answer<T>, Fault> {
 
 fn images(details: &[ImageDetail], next: Option<String>) -> Images {
     let mut page = Page { entries: Vec::new(), invalid: 0, next: next_cursor(next) };
-    let mut archived = Vec::new();
+    let mut archived = HashSet::new();
     for detail in details {
         let digest: Option<Digest> = detail.image_digest().and_then(|digest| digest.parse().ok());
         let pushed = detail.image_pushed_at().and_then(|at| Timestamp::from_nanosecond(at.as_nanos()).ok());

@@ -8,11 +8,14 @@ use aws_sdk_ecr::types::{
     ImageTagMutabilityExclusionFilterType, Tag,
 };
 
+use futures::future::BoxFuture;
+
 use super::control::Answer;
 use super::repository::Repository;
 pub use crate::endpoint::RepositoryTemplate as Template;
-use crate::endpoint::Source as _;
+use crate::endpoint::{Origin, Source as _};
 use crate::fault::{Class, Fault};
+use crate::oci::RepositoryName;
 
 /// How a missing repository comes to be.
 pub enum Creation {
@@ -23,12 +26,13 @@ pub enum Creation {
 }
 
 impl Creation {
-    /// Creates the repository if it is missing; whether it was. What an earlier attempt has left to do is done.
+    /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that left something to do.
     pub(super) async fn ensure(&self, repository: &Repository) -> Result<bool, Fault> {
-        let name = repository.repository();
-        let is_bare = || repository.shared().known().bare.contains(name);
+        let (origin, name) = (repository.origin(), repository.repository());
+        let unfinished = &repository.shared().unfinished;
+        let is_noted = unfinished.is_noted(origin, name).await;
         let is_there = match repository.control().repository(name, repository.tally()).await? {
-            Answer::Given(Some(_)) if is_bare() => true,
+            Answer::Given(Some(_)) if is_noted => true,
             Answer::Given(Some(_)) => return Ok(false),
             // Who may not look may still create.
             Answer::Given(None) | Answer::Denied(_) => false,
@@ -37,20 +41,44 @@ impl Creation {
             Creation::Template(template) => Template::clone(template),
             Creation::Clone(model) => template_of(model).await?,
         };
+        let mut is_new = false;
         if !is_there {
-            let created = repository.control().create(|request| filled(request, &template), name, repository.tally()).await;
-            if created.map_err(|fault| fault.while_doing(format!("create {}", repository.address())))? {
-                repository.shared().known().bare.insert(name.clone());
+            unfinished.note(origin, name).await;
+            is_new = match repository.control().create(|request| filled(request, &template), name, repository.tally()).await {
+                Ok(is_new) => is_new,
+                // Where no answer tells, it may have been created.
+                Err(fault) if fault.class().is_retryable() || is_noted => return Err(creating(repository, fault)),
+                Err(fault) => {
+                    unfinished.clear(origin, name).await;
+                    return Err(creating(repository, fault));
+                }
+            };
+            if !is_new && !is_noted {
+                unfinished.clear(origin, name).await;
+                return Ok(false);
             }
         }
-        let created = is_bare();
-        if created {
-            furnish(repository, &template).await?;
-            repository.shared().known().bare.remove(name);
-            tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
-        }
-        Ok(created)
+        furnish(repository, &template, is_new).await?;
+        unfinished.clear(origin, name).await;
+        tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
+        Ok(true)
     }
+}
+
+fn creating(repository: &Repository, fault: Fault) -> Fault {
+    fault.while_doing(format!("create {}", repository.address()))
+}
+
+/// Remembers, beyond the life of the process, which repositories we created and have not set up yet.
+pub trait Unfinished: Send + Sync {
+    /// The repository is about to be created.
+    fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
+
+    /// Whether it was noted and not cleared since.
+    fn is_noted<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, bool>;
+
+    /// It is set up, or not ours.
+    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
 }
 
 type Request = aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
@@ -83,17 +111,31 @@ fn encryption(key: &str) -> Option<EncryptionConfiguration> {
     EncryptionConfiguration::builder().encryption_type(EncryptionType::Kms).set_kms_key(key).build().ok()
 }
 
-/// What a repository has beside its own settings.
-async fn furnish(repository: &Repository, template: &Template) -> Result<(), Fault> {
+/// What a repository has beside its own settings. In one that an earlier attempt created, what is there by now stays: a person
+/// may have set it.
+async fn furnish(repository: &Repository, template: &Template, is_new: bool) -> Result<(), Fault> {
     let (control, name, tally) = (repository.control(), repository.repository(), repository.tally());
-    let doing = |fault: Fault| fault.while_doing(format!("set up {}, which has just been created", repository.address()));
-    if let Some(text) = &template.lifecycle {
+    let doing = |fault: Fault| fault.while_doing(format!("set up {}, which was created for us", repository.address()));
+    if let Some(text) = &template.lifecycle
+        && (is_new || is_absent(control.lifecycle(name, tally).await).map_err(doing)?)
+    {
         control.set_lifecycle(name, text, tally).await.map_err(doing)?;
     }
-    if let Some(text) = &template.policy {
+    if let Some(text) = &template.policy
+        && (is_new || is_absent(control.policy(name, tally).await).map_err(doing)?)
+    {
         control.set_policy(name, text, tally).await.map_err(doing)?;
     }
     Ok(())
+}
+
+/// Whether there is no such policy. Without the right to look there is none: the repository was created for us.
+fn is_absent(policy: Result<Option<String>, Fault>) -> Result<bool, Fault> {
+    match policy {
+        Ok(policy) => Ok(policy.is_none()),
+        Err(fault) if fault.class() == Class::Auth => Ok(true),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// The settings of a repository. Its key is left out: another account or region has another one.

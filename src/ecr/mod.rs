@@ -12,7 +12,7 @@ mod refusal;
 mod repository;
 mod shared;
 
-pub use create::{Creation, Template};
+pub use create::{Creation, Template, Unfinished};
 pub use host::EcrHost;
 pub use login::{Login, Settings, Token};
 pub use repository::{Registry, Repository};

@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Login;
-use super::control::{Answer, Control, MOST_LAYERS};
-use super::create::Creation;
+use super::control::{Answer, Control, Images, MOST_LAYERS};
+use super::create::{Creation, Unfinished};
 use super::shared::{Question, Shared, Unasked};
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
@@ -37,6 +37,8 @@ const SETTLING: Duration = Duration::from_secs(30);
 const BEYOND: u64 = 1 << 40;
 /// Archived images that are remembered.
 const MOST_ARCHIVED: usize = 100_000;
+/// How long the word of a listing that an image is archived is not doubted.
+const ARCHIVED: Duration = Duration::from_secs(3600);
 
 /// An ECR registry. Cheap to clone.
 #[derive(Clone)]
@@ -47,9 +49,9 @@ pub struct Registry {
 
 impl Registry {
     /// The registry `inner`, to which `login` belongs.
-    pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics) -> Registry {
+    pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics, unfinished: Arc<dyn Unfinished>) -> Registry {
         let control = Control::new(login, inner.name(), metrics);
-        let shared = Shared::new(control);
+        let shared = Shared::new(control, unfinished);
         Registry { inner, shared: Arc::new(shared) }
     }
 
@@ -170,10 +172,7 @@ impl Repository {
             Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
             Answer::Given(Some(images)) => {
                 self.shared().allow(ACTION);
-                let mut known = self.shared().known();
-                if known.archived.len() < MOST_ARCHIVED {
-                    known.archived.extend(images.archived.into_iter().map(|digest| (self.inner.repository().clone(), digest)));
-                }
+                self.note_archived(&images);
                 Ok(Some(images.page))
             }
             Answer::Denied(fault) => {
@@ -322,9 +321,24 @@ impl Repository {
         }
     }
 
-    /// Archived images cannot be read until somebody restores them.
+    /// What a listing says of images that are archived, and of those that have been restored since.
+    fn note_archived(&self, images: &Images) {
+        let mut known = self.shared().known();
+        for tag in &images.page.entries {
+            let Some(digest) = tag.digest else { continue };
+            let image = (self.inner.repository().clone(), digest);
+            if !images.archived.contains(&digest) {
+                known.archived.remove(&image);
+            } else if known.archived.len() < MOST_ARCHIVED {
+                known.archived.insert(image, Instant::now());
+            }
+        }
+    }
+
+    /// Archived images cannot be read until they are restored. A listing tells; where none has for a while, reading does.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
-        match self.shared().known().archived.contains(&(self.inner.repository().clone(), *digest)) {
+        let image = (self.inner.repository().clone(), *digest);
+        match self.shared().known().archived.get(&image).is_some_and(|since| since.elapsed() < ARCHIVED) {
             false => Ok(()),
             true => Err(Fault::rejected(format!(
                 "{}@{digest} is archived and cannot be read: restore it (aws ecr update-image-storage-class --target-storage-class STANDARD), or exclude its tag",
@@ -436,6 +450,10 @@ impl Source for Repository {
             ))
             .because(fault)),
         }
+    }
+
+    fn lists_referrers(&self) -> Option<bool> {
+        self.inner.lists_referrers()
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {

@@ -9,6 +9,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
 
 use super::control::{Answer, Control};
+use super::create::Unfinished;
 use super::host;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) mounts: Flight<Option<bool>>,
     /// Held while a repository is created: one request for all who miss it.
     pub(super) creating: tokio::sync::Mutex<()>,
+    /// Repositories that we created and that lack what belongs to them beside their own settings.
+    pub(super) unfinished: Arc<dyn Unfinished>,
 }
 
 /// What has been learnt.
@@ -37,8 +40,8 @@ pub(super) struct Shared {
 pub(super) struct Known {
     /// Actions that we may not use, and since when.
     pub(super) denied: HashMap<&'static str, Instant>,
-    /// Images that cannot be read until somebody restores them.
-    pub(super) archived: HashSet<(RepositoryName, Digest)>,
+    /// Images that cannot be read until they are restored, and when a listing said so.
+    pub(super) archived: HashMap<(RepositoryName, Digest), Instant>,
     /// Manifests that are there under these digests, as far as anybody has seen: nothing is converted into them.
     pub(super) pushed: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
@@ -49,8 +52,6 @@ pub(super) struct Known {
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
-    /// Repositories that we created and that lack what belongs to them beside their own settings.
-    pub(super) bare: HashSet<RepositoryName>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
 }
@@ -67,8 +68,15 @@ pub(super) enum Unasked {
 
 impl Shared {
     /// Nothing is known yet.
-    pub(super) fn new(control: Control) -> Shared {
-        Shared { control, admitted: OnceCell::new(), known: Mutex::default(), mounts: Flight::new(), creating: Default::default() }
+    pub(super) fn new(control: Control, unfinished: Arc<dyn Unfinished>) -> Shared {
+        Shared {
+            control,
+            admitted: OnceCell::new(),
+            known: Mutex::default(),
+            mounts: Flight::new(),
+            creating: Default::default(),
+            unfinished,
+        }
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {

@@ -13,6 +13,7 @@
 //! | `hints` | blobs, manifests, tags, when referrers were last looked for |
 //! | `uploads` | the journal that uploads are resumed from |
 //! | `prune` | how many there are; forgetting the old |
+//! | `unfinished` | repositories that were created and are not set up yet |
 //! | `schema` | the tables |
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ mod health;
 mod hints;
 mod prune;
 mod schema;
+mod unfinished;
 mod uploads;
 
 pub use hints::{BlobHint, Holder, ManifestHint, TagHint};

@@ -9,7 +9,8 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use crate::oci::Digest;
 use crate::sqlite::Schema;
 
-pub(super) const SCHEMA: Schema = Schema { name: "index", durable: false, application: 0x62_66_69_78, migrations: &[VERSION_1] };
+pub(super) const SCHEMA: Schema =
+    Schema { name: "index", durable: false, application: 0x62_66_69_78, migrations: &[VERSION_1, VERSION_2] };
 
 const VERSION_1: &str = "
     CREATE TABLE repositories (
@@ -87,6 +88,14 @@ const VERSION_1: &str = "
         UPDATE counts SET entries = entries + 1 WHERE kind = 'uploads'; END;
     CREATE TRIGGER fewer_uploads AFTER DELETE ON uploads BEGIN
         UPDATE counts SET entries = entries - 1 WHERE kind = 'uploads'; END;
+";
+
+const VERSION_2: &str = "
+    -- repositories that we created and that are not set up yet
+    CREATE TABLE unfinished (
+        repository INTEGER PRIMARY KEY REFERENCES repositories (id),
+        since INTEGER NOT NULL
+    ) STRICT;
 ";
 
 /// A digest as the tables hold it.

@@ -347,6 +347,52 @@ async fn an_archived_image_says_so_and_holds_up_nothing() {
 }
 
 #[tokio::test]
+async fn an_image_that_is_restored_from_the_archive_is_promoted_without_a_restart() {
+    let ecr = demo().await;
+    let image = Image::oci(1, &[500]);
+    ecr.client().push("staging-demo-app", "v1", &image).await;
+    ecr.archive("staging-demo-app", image.digest());
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    let daemon = ferry.start_ready().await;
+    let run = ferry.sync(&[]).await.expect(1);
+    assert!(run.job("v1")["error"]["text"].as_str().unwrap().contains("is archived"), "{}", run.stdout);
+    ecr.restore("staging-demo-app", image.digest());
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("promoted"), 1);
+    ecr.client().assert_holds("prod-demo-app", "v1", &image).await;
+    drop(daemon);
+}
+
+#[tokio::test]
+async fn a_repository_that_was_created_and_not_set_up_is_set_up_by_the_next_process() {
+    let ecr = Ecr::start(HOME).await;
+    ecr.create("staging-demo-app").create("theirs");
+    ecr.client().push("staging-demo-app", "v1", &Image::oci(1, &[500])).await;
+    let ferry = with_identity(Ferry::bare(), &ecr);
+    ferry.file("lifecycle.json", "{\"rules\": [1]}");
+    ferry.file("policy.json", "{\"Statement\": [2]}");
+    let template = json!({"lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
+    let config =
+        |to: &str| one_account(&ecr, json!({"to": format!("production/{to}"), "create": "template", "template": template}));
+    for (to, by_hand) in [("made", None), ("mended", Some("{\"Statement\": [\"a person's\"]}"))] {
+        ferry.write_config(&config(to));
+        ecr.ways(|ways| ways.denied = ["SetRepositoryPolicy"].into());
+        assert_ne!(ferry.sync(&[]).await.code, 0);
+        let half = ecr.settings(to).unwrap();
+        assert_eq!((half["lifecycle"].as_str(), &half["policy"]), (Some("{\"rules\": [1]}"), &json!(null)));
+        if let Some(policy) = by_hand {
+            ecr.set_policies(to, policy, "{\"rules\": [1]}");
+        }
+        ecr.ways(|ways| ways.denied.clear());
+        ferry.sync(&[]).await.expect(0);
+        let policy = ecr.settings(to).unwrap()["policy"].as_str().map(str::to_owned);
+        assert_eq!(policy.as_deref(), Some(by_hand.unwrap_or("{\"Statement\": [2]}")), "{to}");
+    }
+    ferry.write_config(&config("theirs"));
+    ferry.sync(&[]).await.expect(0);
+    assert_eq!(ecr.settings("theirs").unwrap()["policy"], json!(null), "what we did not create is left as it is");
+}
+
+#[tokio::test]
 async fn no_second_sees_more_than_ten_manifests() {
     let ecr = demo().await;
     let children: Vec<Image> = (0..14).map(|seed| Image::oci(seed, &[50])).collect();

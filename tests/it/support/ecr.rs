@@ -195,6 +195,11 @@ impl Ecr {
         state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
     }
 
+    pub fn restore(&self, repository: &str, digest: &str) {
+        let mut state = self.shared.state();
+        state.repositories.get_mut(repository).expect("the repository was created").archived.remove(digest);
+    }
+
     /// Says when an image was pushed.
     pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
         let mut state = self.shared.state();
