@@ -135,6 +135,10 @@ impl Source for Repository {
         }
     }
 
+    fn lists_referrers(&self) -> Option<bool> {
+        either!(self, repository => repository.lists_referrers())
+    }
+
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         ask!(self, repository => repository.tags(cursor))
     }

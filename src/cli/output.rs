@@ -314,6 +314,7 @@ pub(super) mod tests {
             reasons: Vec::new(),
             error: None,
             blobs: BlobCounts { present: 3, mounted: 1, copied: 2, resumed: 0 },
+            referrers: Default::default(),
             bytes_sent: 9_437_184,
             bytes_spared: 73_400_320,
             requests: 11,

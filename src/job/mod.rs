@@ -354,6 +354,40 @@ pub enum BlobOutcome {
     },
 }
 
+/// What happened to one referrer or companion tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferrerOutcome {
+    /// It was there.
+    Present,
+    /// It was brought.
+    Copied,
+    /// The destination refuses it.
+    Refused,
+}
+
+impl ReferrerOutcome {
+    /// All of them, for series that exist from the start.
+    pub const ALL: [ReferrerOutcome; 3] = [ReferrerOutcome::Present, ReferrerOutcome::Copied, ReferrerOutcome::Refused];
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReferrerOutcome::Present => "present",
+            ReferrerOutcome::Copied => "copied",
+            ReferrerOutcome::Refused => "refused",
+        }
+    }
+}
+
+/// What travels beside the image of a job, by what happened to it. What was refused stands in the reasons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrerCounts {
+    /// Brought.
+    pub copied: u64,
+    /// Were there.
+    pub present: u64,
+}
+
 /// Blobs of a job, by what happened to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobCounts {

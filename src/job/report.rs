@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, BlobCounts, Cause, Outcome};
+use super::{Actor, BlobCounts, Cause, Outcome, ReferrerCounts};
 use crate::fault::{Class, Fault};
 use crate::oci::Digest;
 
@@ -54,6 +54,9 @@ pub struct Settled {
     pub error: Option<Trouble>,
     /// Its blobs.
     pub blobs: BlobCounts,
+    /// Its referrers and companion tags.
+    #[serde(default)]
+    pub referrers: ReferrerCounts,
     /// Blob bytes put on the wire to the destination, repeats included.
     pub bytes_sent: u64,
     /// Sizes of the blobs that were present or mounted.

@@ -222,14 +222,15 @@ impl Ledger {
 }
 
 /// Whether a settled job tells more than the last row of its key. A promotion always does: it moved a tag. A dry run never
-/// does: nothing happened. To be up to date with what was just promoted is no news; else a change of the result, of either digest,
-/// of the class of the error or of the reasons is.
+/// does: nothing happened. To be up to date with what was just promoted is no news, unless a signature or another referrer has
+/// been brought since; else a change of the result, of either digest, of the class of the error or of the reasons is.
 pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
     let class = |settled: &Settled| settled.error.as_ref().map(|trouble| trouble.class.clone());
     let Some(last) = last else { return settled.result != Outcome::Planned };
     match (settled.result, last.result) {
         (Outcome::Promoted, _) => true,
         (Outcome::Planned, _) => false,
+        (Outcome::UpToDate, _) if settled.referrers.copied > 0 => true,
         (Outcome::UpToDate, Outcome::Promoted | Outcome::UpToDate) => settled.digest != last.digest,
         (result, before) => {
             result != before

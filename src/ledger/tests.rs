@@ -33,6 +33,7 @@ fn settled(result: Outcome, n: u8) -> Settled {
         reasons: Vec::new(),
         error: None,
         blobs: BlobCounts::default(),
+        referrers: Default::default(),
         bytes_sent: 5,
         bytes_spared: 7,
         requests: 3,

@@ -311,6 +311,10 @@ impl Source for Repository {
         self.read_manifest(target).await
     }
 
+    fn lists_referrers(&self) -> Option<bool> {
+        self.has_referrers_endpoint()
+    }
+
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
         self.referrer_page(subject, cursor).await
     }

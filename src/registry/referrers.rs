@@ -1,7 +1,8 @@
 //! Referrers: the manifests that name another one as their subject (end-12).
 //!
-//! A registry without this endpoint is remembered as such for a while. Only answers that speak of the endpoint itself
-//! count: a 404 that speaks of the repository or the manifest, or says nothing, holds for this question alone.
+//! Whether a registry has this endpoint is learnt from answers that speak of the endpoint itself: a list says that it has,
+//! and for a while an answer that knows no such path says that it has not. A 400 or 404 that speaks of the repository or the
+//! manifest (Quay gives one for a subject that it lacks), or that says nothing, holds for this question alone.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::Repository;
 use super::error::{About, Refusal, looks_like_html};
 use super::metrics::Operation;
-use super::tags::{page_url, parse, read_page};
+use super::tags::{Bounded, page_url, parse, read_page};
 use super::transport::{Answer, Call};
 use crate::endpoint::{Cursor, Page};
 use crate::fault::Fault;
@@ -25,25 +26,26 @@ use crate::oci::{Descriptor, Digest, Kind, MediaType};
 /// How long a registry without referrers is not asked again.
 const MEMORY: Duration = Duration::from_secs(300);
 
-/// Whether a registry is known to keep no lists of referrers.
+/// Whether a registry is known to have the endpoint, and since when.
 #[derive(Default)]
-pub(super) struct Support(Mutex<Option<Instant>>);
+pub(super) struct Support(Mutex<Option<(bool, Instant)>>);
 
 impl Support {
-    fn is_missing(&self) -> bool {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() < MEMORY)
+    /// `None`: no answer has told, or it was too long ago that one said no.
+    pub(super) fn known(&self) -> Option<bool> {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|(has, at)| *has || at.elapsed() < MEMORY).map(|(has, _)| has)
     }
 
-    fn note(&self, missing: bool) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = missing.then(Instant::now);
+    fn note(&self, has: bool) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((has, Instant::now()));
     }
 }
 
 #[derive(Deserialize)]
 struct Index {
     #[serde(default)]
-    manifests: Option<Vec<Entry>>,
+    manifests: Option<Bounded<Entry, MAX_ENTRIES>>,
 }
 
 #[derive(Deserialize)]
@@ -55,9 +57,17 @@ struct Entry {
 }
 
 impl Repository {
+    /// Whether the registry has the endpoint, as far as its answers have told.
+    pub(super) fn has_referrers_endpoint(&self) -> Option<bool> {
+        if !self.registry.profile().keeps_referrers {
+            return Some(false);
+        }
+        self.registry.referrers().known()
+    }
+
     /// One page of the referrers of `subject`. `None`: no such list here.
     pub(super) async fn referrer_page(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        if !self.registry.profile().keeps_referrers || self.registry.referrers().is_missing() {
+        if self.has_referrers_endpoint() == Some(false) {
             return Ok(None);
         }
         let about = self.about("list the referrers", &format!("@{subject}"));
@@ -78,11 +88,11 @@ impl Repository {
         let (bytes, next) = read_page(&self.registry, asked, answer, about).await?;
         // Some registries lead unknown paths to a page for people.
         if moved && (looks_like_html(&bytes) || served.as_str() == "text/html") {
-            self.registry.referrers().note(true);
+            self.registry.referrers().note(false);
             return Ok(None);
         }
         let page = entries(&bytes, &served, next, about)?;
-        self.registry.referrers().note(false);
+        self.registry.referrers().note(true);
         Ok(Some(page))
     }
 
@@ -91,27 +101,32 @@ impl Repository {
         if !matches!(refusal.status(), 400 | 404 | 405 | 501) {
             return Err(refusal.fault(about));
         }
-        if speaks_of_the_endpoint(&refusal) {
-            self.registry.referrers().note(true);
+        // A registry that has listed before has not lost the endpoint by this.
+        if speaks_of_the_endpoint(&refusal) && self.registry.referrers().known() != Some(true) {
+            self.registry.referrers().note(false);
         }
         Ok(None)
     }
 }
 
 fn speaks_of_the_endpoint(refusal: &Refusal) -> bool {
-    let of_content = ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "NAME_INVALID", "DIGEST_INVALID"];
-    let of_content = of_content.iter().any(|code| refusal.has(code));
-    !of_content && (refusal.status() != 404 || !refusal.entries.is_empty())
+    let codes =
+        ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_INVALID", "NAME_INVALID", "DIGEST_INVALID", "TAG_INVALID"];
+    let of_content = codes.iter().any(|code| refusal.has(code)) || refusal.mentions("manifest unknown");
+    match refusal.status() {
+        _ if of_content => false,
+        // "Bad request" is about what was asked, unless it says that there is no such thing to ask.
+        400 => refusal.has("UNSUPPORTED"),
+        404 => !refusal.entries.is_empty(),
+        _ => true,
+    }
 }
 
 fn entries(bytes: &Bytes, served: &MediaType, next: Option<Cursor>, about: &About) -> Result<Page<Descriptor>, Fault> {
     if !matches!(served.kind(), Kind::Index) && !matches!(served.as_str(), "" | "application/json" | "text/plain") {
         return Err(about.rejected(format!("the answer is of the type {served}, not an image index")));
     }
-    let listed = parse::<Index>(bytes, about)?.manifests.unwrap_or_default();
-    if listed.len() > MAX_ENTRIES {
-        return Err(about.rejected(format!("the page lists more than {MAX_ENTRIES} referrers")));
-    }
+    let listed = Bounded::within(parse::<Index>(bytes, about)?.manifests, "referrers", about)?;
     let total = listed.len();
     let descriptor =
         |entry: Entry| Some(Descriptor::new(MediaType::new(&entry.media_type), entry.digest.parse().ok()?, entry.size));
@@ -127,11 +142,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_missing_endpoint_is_remembered_for_a_while() {
         let support = Support::default();
-        assert!(!support.is_missing());
-        support.note(true);
-        assert!(support.is_missing());
+        assert_eq!(support.known(), None);
+        support.note(false);
+        assert_eq!(support.known(), Some(false));
         tokio::time::advance(MEMORY).await;
-        assert!(!support.is_missing());
+        assert_eq!(support.known(), None);
+        support.note(true);
+        tokio::time::advance(MEMORY).await;
+        assert_eq!(support.known(), Some(true));
     }
 
     #[test]
@@ -145,6 +163,10 @@ mod tests {
         assert!(!speaks(404, ""));
         assert!(!speaks(404, r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#));
         assert!(!speaks(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#));
+        assert!(!speaks(400, r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid"}]}"#));
+        assert!(!speaks(400, ""));
+        assert!(speaks(400, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#));
+        assert!(speaks(501, ""));
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Listings: tags, repositories, and the pages both come in (end-8 and `_catalog`).
 //!
 //! The next page is where `Link` says, to the letter; its absence is the only end. A link to another host is refused, and
-//! so is one to the page just read. How many pages are read is bounded by the caller.
+//! so is one to the page just read. How many pages are read is bounded by the caller. Entries are bounded while they are
+//! decoded: what a page has beyond the bound is skipped, never held, and the page is refused.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
 use bytes::Bytes;
 use http::{Method, header};
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use url::Url;
 
 use super::auth::Scopes;
@@ -18,7 +21,7 @@ use super::transport::{Answer, Call};
 use super::{Registry, Repository};
 use crate::endpoint::{Cursor, Page, Tag};
 use crate::fault::Fault;
-use crate::oci::RepositoryName;
+use crate::oci::{self, RepositoryName};
 
 /// Most pages that a caller should read of one listing: a million entries of a registry that sends a thousand each.
 pub const MAX_PAGES: usize = 1000;
@@ -26,17 +29,90 @@ pub const MAX_PAGES: usize = 1000;
 const MAX_PAGE: usize = 8 * 1024 * 1024;
 /// Entries asked for at a time; distribution 3 refuses more.
 const PAGE_LENGTH: &str = "1000";
+/// Most names that are taken from one page: registries without pages send a whole list at once.
+const MOST_NAMES: usize = 200_000;
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct TagList {
     #[serde(default)]
-    tags: Option<Vec<String>>,
+    tags: Option<Bounded<Name<oci::Tag>, MOST_NAMES>>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Catalog {
     #[serde(default)]
-    repositories: Option<Vec<String>>,
+    repositories: Option<Bounded<Name<RepositoryName>, MOST_NAMES>>,
+}
+
+/// A list of at most so many entries; what comes after them is skipped while it is read.
+pub(super) struct Bounded<T, const MOST: usize> {
+    entries: Vec<T>,
+    beyond: bool,
+}
+
+impl<T, const MOST: usize> Bounded<T, MOST> {
+    /// The entries of a page that is expected to have no more of them.
+    pub(super) fn within(list: Option<Self>, what: &str, about: &About) -> Result<Vec<T>, Fault> {
+        match list {
+            None => Ok(Vec::new()),
+            Some(list) if list.beyond => Err(about.rejected(format!("a page lists more than {MOST} {what}"))),
+            Some(list) => Ok(list.entries),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T, const MOST: usize>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Entries<T, MOST> {
+            type Value = Bounded<T, MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<T, MOST>, A::Error> {
+                let mut entries = Vec::new();
+                while entries.len() < MOST {
+                    match list.next_element()? {
+                        Some(entry) => entries.push(entry),
+                        None => return Ok(Bounded { entries, beyond: false }),
+                    }
+                }
+                let mut beyond = false;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    beyond = true;
+                }
+                Ok(Bounded { entries, beyond })
+            }
+        }
+
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
+}
+
+/// A name, if the text is one. Read without a copy of the text.
+struct Name<N>(Option<N>);
+
+impl<'de, N: FromStr> Deserialize<'de> for Name<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text<N>(PhantomData<N>);
+
+        impl<N: FromStr> Visitor<'_> for Text<N> {
+            type Value = Name<N>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Name<N>, E> {
+                Ok(Name(text.parse().ok()))
+            }
+        }
+
+        deserializer.deserialize_str(Text(PhantomData))
+    }
 }
 
 impl Repository {
@@ -48,8 +124,8 @@ impl Repository {
         let call = Call::new(Operation::Tags, Method::GET, url, &self.pull, &about).counted(self.tally.as_deref());
         let Some((bytes, next)) = page(&self.registry, &call, &about).await? else { return Ok(None) };
         let list: TagList = parse(&bytes, &about)?;
-        let tag = |name| Tag { name, digest: None, pushed: None };
-        Ok(Some(read_entries(list.tags, next, tag)))
+        let names = Bounded::within(list.tags, "tags", &about)?;
+        Ok(Some(read_entries(names, next, |name| Tag { name, digest: None, pushed: None })))
     }
 }
 
@@ -65,15 +141,15 @@ impl Registry {
         let call = Call::new(Operation::Catalog, Method::GET, url, &scopes, &about);
         let Some((bytes, next)) = page(self, &call, &about).await? else { return Ok(None) };
         let catalog: Catalog = parse(&bytes, &about)?;
-        Ok(Some(read_entries(catalog.repositories, next, |name| name)))
+        let names = Bounded::within(catalog.repositories, "repositories", &about)?;
+        Ok(Some(read_entries(names, next, |name| name)))
     }
 }
 
 /// Names in, entries out; what is no name is counted.
-fn read_entries<N: FromStr, T>(names: Option<Vec<String>>, next: Option<Cursor>, entry: impl Fn(N) -> T) -> Page<T> {
-    let names = names.unwrap_or_default();
+fn read_entries<N, T>(names: Vec<Name<N>>, next: Option<Cursor>, entry: impl Fn(N) -> T) -> Page<T> {
     let total = names.len();
-    let entries: Vec<T> = names.iter().filter_map(|name| name.parse().ok()).map(entry).collect();
+    let entries: Vec<T> = names.into_iter().filter_map(|Name(name)| name).map(entry).collect();
     Page { invalid: total - entries.len(), entries, next }
 }
 
@@ -168,7 +244,6 @@ fn is_next(parameters: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci;
     use proptest::prelude::*;
 
     #[test]
@@ -191,15 +266,33 @@ mod tests {
     #[test]
     fn odd_lists_are_lists() {
         let about = About::new("list the tags", &"staging".into(), "host.example/app".into());
-        let read = |text: &str| parse::<TagList>(text.as_bytes(), &about).map(|list| list.tags.unwrap_or_default().len());
+        let read = |text: &str| {
+            let list: TagList = parse(text.as_bytes(), &about)?;
+            let names = Bounded::within(list.tags, "tags", &about)?;
+            Ok::<Page<oci::Tag>, Fault>(read_entries(names, None, |name| name))
+        };
         for empty in [r#"{"name":"app"}"#, r#"{"tags":null}"#, r#"{"tags":[]}"#] {
-            assert_eq!(read(empty).unwrap(), 0, "{empty}");
+            assert_eq!(read(empty).unwrap().entries.len(), 0, "{empty}");
         }
         assert!(read("<html>").unwrap_err().to_string().contains("HTML page"));
-        assert!(read(r#"{"tags":7}"#).is_err());
-        let names = ["v1", "not a tag", "v2"].map(String::from).to_vec();
-        let page: Page<oci::Tag> = read_entries(Some(names), None, |name| name);
+        for wrong in [r#"{"tags":7}"#, r#"{"tags":[7]}"#, r#"{"tags":["a"],"tags":["b"]}"#] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let page = read(r#"{"tags":["v1","not a tag","v\u0032"]}"#).unwrap();
         assert_eq!((page.entries.len(), page.invalid), (2, 1));
+    }
+
+    #[test]
+    fn entries_beyond_the_bound_are_refused_by_name() {
+        let about = About::new("list the tags", &"staging".into(), "host.example/app".into());
+        let read = |text: &str| {
+            let list: Bounded<Name<oci::Tag>, 3> = parse(text.as_bytes(), &about)?;
+            Bounded::within(Some(list), "tags", &about).map(|names| names.len())
+        };
+        assert_eq!(read(r#"["a","b","c"]"#).unwrap(), 3);
+        let refused = read(r#"["a","b","c",{"what":["comes"]},"after"]"#).unwrap_err();
+        assert_eq!(refused.class(), crate::fault::Class::Rejected);
+        assert!(refused.to_string().contains("staging (host.example/app): a page lists more than 3 tags"), "{refused}");
     }
 
     proptest! {
@@ -207,6 +300,14 @@ mod tests {
         fn links_come_back(path in "/[a-z0-9/?=&%._-]{0,40}", title in "[a-z, ;<>]{0,10}") {
             let header = format!(r#"</first>; rel="prev"; title="{title}", <{path}>; rel="next""#);
             prop_assert_eq!(next_link(&header), Some(path.as_str()));
+        }
+
+        #[test]
+        fn lists_of_any_shape_are_bounded(text in r#"[\[\]{}",:a-z0-9 ]{0,60}"#, count in 0usize..8) {
+            let _ = serde_json::from_str::<Bounded<Name<oci::Tag>, 4>>(&text);
+            let names = serde_json::to_string(&vec!["v1"; count]).unwrap();
+            let list: Bounded<Name<oci::Tag>, 4> = serde_json::from_str(&names).unwrap();
+            prop_assert_eq!((list.entries.len(), list.beyond), (count.min(4), count > 4));
         }
 
         #[test]

@@ -17,6 +17,7 @@ use super::Trip;
 use super::claims::{Following, Leading, Subject};
 use super::fan_out::Seat;
 use super::limits::Traffic;
+use super::refusals;
 use super::resume::Standing;
 use super::retry::{Budget, opened, stoppable};
 use super::verify::{Checkpoint, Opening, Road, Watchers};
@@ -24,7 +25,7 @@ use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Resume, Sou
 use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
 use crate::job::{ActiveBlob, BlobOutcome};
-use crate::oci::{Descriptor, RepositoryName};
+use crate::oci::{Descriptor, Digest, RepositoryName};
 
 /// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
@@ -83,12 +84,49 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Sends it, in company where each repository needs the bytes.
     async fn send_all(&self, blob: &Descriptor, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
+        self.is_not_refused(blob)?;
         if self.destination.abilities().mount != Mount::Held {
             self.member.needs(&blob.digest);
         }
         match stored {
             Some(stored) => self.take_up(blob, stored).await,
             None => self.upload_afresh(blob).await,
+        }
+    }
+
+    /// What is remembered as refused at the destination under this digest.
+    pub(super) fn refusal_of(&self, digest: &Digest) -> refusals::Subject {
+        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        refusals::Subject { origin, repository, digest: *digest, tag: None, source: None }
+    }
+
+    /// The same of content that came corrupt from our source.
+    fn corruption_of(&self, digest: &Digest) -> refusals::Subject {
+        let source = Some((self.source.origin().clone(), self.source.repository().clone()));
+        refusals::Subject { source, ..self.refusal_of(digest) }
+    }
+
+    /// Fails where moving the blob has been refused for good and nothing has changed since.
+    fn is_not_refused(&self, blob: &Descriptor) -> Result<(), Fault> {
+        let refusals = &self.engine.refusals;
+        let held = |subject| refusals.held(&subject, self.job.cause, self.job.look_began);
+        match held(self.refusal_of(&blob.digest)).or_else(|| held(self.corruption_of(&blob.digest))) {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers a refusal that moving the bytes again would not change.
+    fn note_refusal(&self, blob: &Descriptor, standing: &Standing, fault: &Fault) {
+        let (refusals, class) = (&self.engine.refusals, fault.class());
+        match class {
+            Class::Corrupt if standing.source_failed => refusals.note(self.corruption_of(&blob.digest), fault),
+            Class::Corrupt | Class::Rejected if !standing.source_failed => refusals.note(self.refusal_of(&blob.digest), fault),
+            // Some word a quota so. A right that is missing shows before the bytes are sent.
+            Class::Auth if !standing.source_failed && standing.passed > 0 => {
+                refusals.note(self.refusal_of(&blob.digest), fault);
+            }
+            _ => {}
         }
     }
 
@@ -114,6 +152,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn bring_for_sure(&self, blob: &Descriptor) -> Result<(), Fault> {
         let content = Subject::Content(self.destination.origin().clone(), self.destination.repository().clone(), blob.digest);
         let _one = stoppable(&self.stop.drain, self.engine.claims.take(content)).await?;
+        self.is_not_refused(blob)?;
         let sent = match self.open_upload(blob, None).await {
             Ok(Begin::Session(upload)) => self.send(blob, Standing::fresh(upload)).await,
             Ok(Begin::Mounted) => Err(self.mounts_unasked()),
@@ -191,7 +230,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 self.forget_upload(blob, stored).await;
                 self.mounted(blob, from).await
             }
-            (Begin::Session(upload), None) => self.send(blob, Standing::fresh(upload)).await,
+            (Begin::Session(upload), None) => {
+                if let Err(fault) = self.is_not_refused(blob) {
+                    self.cancel(upload).await;
+                    return Err(fault);
+                }
+                self.send(blob, Standing::fresh(upload)).await
+            }
             (Begin::Session(upload), Some(stored)) => {
                 self.cancel(upload).await;
                 self.take_up(blob, stored).await
@@ -251,6 +296,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
         };
         self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        self.engine.refusals.forget(&self.refusal_of(&blob.digest));
+        self.engine.refusals.forget(&self.corruption_of(&blob.digest));
         self.remember_blob(blob).await;
         Ok(BlobOutcome::Copied { resumed })
     }
@@ -299,6 +346,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn give_up(&self, blob: &Descriptor, standing: Standing, fault: Fault) -> Result<Option<Standing>, Fault> {
         let blamed = if standing.source_failed { self.source.registry() } else { self.destination.registry() };
         self.engine.metrics.health.heard(blamed, Some(&fault));
+        self.note_refusal(blob, &standing, &fault);
         let wrong = matches!(fault.class(), Class::Corrupt | Class::Rejected | Class::NotFound);
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
             self.drop_upload(blob, standing.upload).await;
@@ -359,6 +407,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
         let road = self.road(blob, standing, seat, sender.clone(), progress);
         let start = standing.held;
+        standing.held_before = start;
         let sent = self.travel(blob, standing, &road, sender, checkpoints).await;
         self.sent.fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
         standing.passed = road.passed();

@@ -9,9 +9,10 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Trip;
 use super::limits::Traffic;
+use super::refusals;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
@@ -74,13 +75,27 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let (target, manifest) = (target.clone(), manifest.clone());
             async move { destination.put_manifest(&target, &manifest).await }
         };
+        let tag = match target {
+            Target::Tag(tag) => Some(tag.clone()),
+            Target::Digest(_) => None,
+        };
+        let refusal = refusals::Subject { tag, ..self.refusal_of(&manifest.digest) };
+        if let Some(fault) = self.engine.refusals.held(&refusal, self.job.cause, self.job.look_began) {
+            return Err(fault);
+        }
+        let note = |fault: Fault| {
+            if fault.class() == Class::Rejected {
+                self.engine.refusals.note(refusal.clone(), &fault);
+            }
+            fault
+        };
         for _ in 0..self.engine.settings.bounds.repairs {
-            match self.ask_destination(Traffic::Writes, write).await? {
+            match self.ask_destination(Traffic::Writes, write).await.map_err(note)? {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
                 put => return Ok(self.committed(manifest, put).await),
             }
         }
-        match self.ask_destination(Traffic::Writes, write).await? {
+        match self.ask_destination(Traffic::Writes, write).await.map_err(note)? {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
             put => Ok(self.committed(manifest, put).await),
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::health::Health;
 use crate::fault::Class;
-use crate::job::{BlobOutcome, Outcome};
+use crate::job::{BlobOutcome, Outcome, ReferrerOutcome};
 use crate::telemetry::{Names, forget_series};
 
 /// Destination repositories that have series of their own; the ones past it count as `other`.
@@ -26,6 +26,7 @@ pub struct Metrics {
     push_to_production_seconds: HistogramVec,
     jobs_in_flight: IntGauge,
     blobs: IntCounterVec,
+    referrers: IntCounterVec,
     resumes: IntCounter,
     spared_bytes: IntCounterVec,
     throughput: GaugeVec,
@@ -101,6 +102,11 @@ impl Metrics {
             )?,
             jobs_in_flight,
             blobs: counters("blobs_total", "Blobs by how they came to be in the destination.", &["route", "destination", "how"])?,
+            referrers: counters(
+                "referrers_total",
+                "Referrers and companion tags of images by what happened to them.",
+                &["route", "destination", "how"],
+            )?,
             resumes,
             spared_bytes: counters("spared_bytes_total", "Bytes that did not have to be sent.", &["how"])?,
             throughput: gauges(
@@ -133,6 +139,9 @@ impl Metrics {
             }
             for how in ["present", "mounted", "copied"] {
                 self.blobs.with_label_values(&[route, destination, how]);
+            }
+            for outcome in ReferrerOutcome::ALL {
+                self.referrers.with_label_values(&[route, destination, outcome.name()]);
             }
         }
         self.promotion_seconds.with_label_values(&[route]);
@@ -167,7 +176,7 @@ impl Metrics {
         let no_place = |label: &dyn Fn(&str) -> String| !places.contains(&(&label("route"), &label("destination")));
         let no_route = |label: &dyn Fn(&str) -> String| !places.iter().any(|(route, _)| *route == label("route"));
         let no_registry = |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
-        [&self.promotions, &self.outcomes, &self.blobs].into_iter().for_each(|vec| forget_series(vec, no_place));
+        [&self.promotions, &self.outcomes, &self.blobs, &self.referrers].into_iter().for_each(|vec| forget_series(vec, no_place));
         [&self.promotion_seconds, &self.push_to_production_seconds].into_iter().for_each(|vec| forget_series(vec, no_route));
         [&self.digest_mismatches, &self.retries, &self.stalls].into_iter().for_each(|vec| forget_series(vec, no_registry));
         forget_series(&self.rate_limited_seconds, no_registry);
@@ -219,6 +228,13 @@ impl Metrics {
         }
         if !matches!(outcome, BlobOutcome::Copied { .. }) {
             self.spared_bytes.with_label_values(&[how]).inc_by(size);
+        }
+    }
+
+    /// Something that travels beside an image was brought, was there, or is refused.
+    pub fn referrer(&self, route: &str, destination: &str, outcome: ReferrerOutcome) {
+        if self.has(route, destination) {
+            self.referrers.with_label_values(&[route, destination, outcome.name()]).inc();
         }
     }
 

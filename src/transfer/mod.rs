@@ -23,6 +23,7 @@ mod pace;
 pub mod pages;
 pub mod plan;
 mod referrers;
+mod refusals;
 mod resolve;
 mod resume;
 pub mod retry;
@@ -32,7 +33,7 @@ pub mod stall;
 mod survey;
 pub mod verify;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -50,6 +51,7 @@ pub use self::limits::Limits;
 use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
 use self::plan::Decision;
+use self::refusals::Refusals;
 pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
 pub use self::settle::Settle;
@@ -90,8 +92,6 @@ impl Default for Settings {
 
 /// Most companion tags that are remembered as tried.
 const TRIED: usize = 100_000;
-/// A registry that does not list referrers is asked again after this.
-const ASKED_AGAIN: Duration = Duration::from_secs(300);
 
 /// The engine: shared by all jobs. Cheap to clone.
 #[derive(Clone)]
@@ -112,7 +112,7 @@ pub struct Engine {
     absent: Absent,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
-    lists: Arc<Mutex<HashMap<Origin, (bool, Instant)>>>,
+    refusals: Refusals,
     tried: Arc<Mutex<HashSet<Place>>>,
 }
 
@@ -142,6 +142,8 @@ pub struct Ending {
 pub struct Cost {
     /// Blobs by what happened to them.
     pub blobs: crate::job::BlobCounts,
+    /// Referrers and companion tags by what happened to them.
+    pub referrers: crate::job::ReferrerCounts,
     /// Blob bytes put on the wire to the destination.
     pub bytes_sent: u64,
     /// Sizes of blobs present or mounted.
@@ -164,7 +166,7 @@ impl Engine {
             absent: Absent::default(),
             fan_out: FanOut::new(settings.bounds.shared_reads),
             troubled: Arc::default(),
-            lists: Arc::default(),
+            refusals: Refusals::default(),
             tried: Arc::default(),
         }
     }
@@ -227,16 +229,6 @@ impl Engine {
         tried.extend(tags.into_iter().map(|tag| Place { origin: origin.clone(), repository: repository.clone(), tag }));
     }
 
-    /// Whether a registry lists referrers, as far as that was found out lately.
-    fn lists_referrers(&self, origin: &Origin) -> Option<bool> {
-        let lists = self.lists.lock().expect("nothing panics while it notes");
-        lists.get(origin).filter(|(lists, at)| *lists || at.elapsed() < ASKED_AGAIN).map(|(lists, _)| *lists)
-    }
-
-    fn note_lists_referrers(&self, origin: &Origin, listed: bool) {
-        self.lists.lock().expect("nothing panics while it notes").insert(origin.clone(), (listed, Instant::now()));
-    }
-
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
     pub async fn run<S: Source, D: Destination>(
         &self,
@@ -263,6 +255,7 @@ impl Engine {
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
             counts: Counts::default(),
+            reasons: Mutex::default(),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
@@ -316,6 +309,8 @@ struct Trip<'a, S, D> {
     sent: AtomicU64,
     spared: AtomicU64,
     counts: Counts,
+    /// What is to be told of the job whatever it comes to.
+    reasons: Mutex<Vec<String>>,
 }
 
 #[derive(Default)]
@@ -324,6 +319,11 @@ struct Counts {
     mounted: AtomicU64,
     copied: AtomicU64,
     resumed: AtomicU64,
+    referrers_present: AtomicU64,
+    referrers_copied: AtomicU64,
+    referrers_refused: AtomicU64,
+    /// Referrers and companions that have been counted: a job may come by them more than once.
+    referrers: Mutex<HashSet<Digest>>,
 }
 
 /// How a story ended when nothing went wrong.
@@ -388,13 +388,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             copied: count(&self.counts.copied),
             resumed: count(&self.counts.resumed),
         };
-        let cost = Cost { blobs, bytes_sent: count(&self.sent), bytes_spared: count(&self.spared), requests };
+        let referrers = crate::job::ReferrerCounts {
+            copied: count(&self.counts.referrers_copied),
+            present: count(&self.counts.referrers_present),
+        };
+        let cost = Cost { blobs, referrers, bytes_sent: count(&self.sent), bytes_spared: count(&self.spared), requests };
         let took = self.started.elapsed();
+        let told = std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
         match story {
-            Ok(Story { outcome, digest, previous, reasons, written }) => {
+            Ok(Story { outcome, digest, previous, mut reasons, written }) => {
+                reasons.extend(told);
                 Ending { outcome, digest, previous, reasons, fault: None, cost, written, took }
             }
-            Err(Broken { fault, digest, previous }) => Ending { digest, previous, cost, took, ..Ending::failed(fault, requests) },
+            Err(Broken { fault, digest, previous }) => {
+                Ending { digest, previous, cost, took, reasons: told, ..Ending::failed(fault, requests) }
+            }
         }
     }
 
@@ -422,6 +430,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     fn trusts(&self, seen: Timestamp) -> bool {
         let age = self.job.look_began.duration_since(seen).as_secs();
         age <= 0 || (self.job.cause.trusts_hints() && (age as u64) < self.engine.settings.trust.as_secs())
+    }
+
+    /// Something that is to be told of the job, once.
+    fn note_reason(&self, reason: String) {
+        let mut reasons = self.reasons.lock().expect("nothing panics while it notes");
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
     }
 
     fn source_reference(&self) -> String {

@@ -1,19 +1,23 @@
 //! Lists that come in pages, read to their end: every page under the registry's limits and with patience.
 //!
 //! A registry, or a proxy before it, may go round in a circle, stand still or never stop. Then reading ends with an error,
-//! and a list that breaks off in the middle is never taken for a whole one.
+//! and a list that breaks off in the middle is never taken for a whole one. So does a list with more entries than are read:
+//! half a list says nothing about what is not on it.
 
 use std::collections::HashSet;
 
-use super::limits::Traffic;
+use super::limits::{Errand, Traffic};
 use super::{Engine, Stop};
 use crate::endpoint::{Cursor, Origin, Page};
 use crate::fault::Fault;
+use crate::oci::Digest;
 
 /// Most entries of one list: more is a registry that never ends it.
 const MOST: usize = 200_000;
 /// Pages that may bring nothing new, over a whole list.
 const BARREN: usize = 8;
+/// Most pages of one list.
+const PAGES: usize = 20_000;
 
 /// A list that is to be read.
 pub struct List<'a> {
@@ -27,14 +31,48 @@ pub struct List<'a> {
     pub stop: &'a Stop,
 }
 
+/// How a list is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// What each of its requests is for.
+    pub errand: Errand,
+    /// Most entries.
+    pub most: usize,
+}
+
+impl Default for Reading {
+    /// As a look reads it.
+    fn default() -> Reading {
+        Reading { errand: Traffic::Listing.of_look(), most: MOST }
+    }
+}
+
 impl Engine {
+    /// Reads a list page by page, as a look does.
+    ///
+    /// # Errors
+    /// As [`Engine::pages_read`].
+    pub async fn pages<T, F>(
+        &self,
+        list: List<'_>,
+        read: impl Fn(Option<Cursor>) -> F,
+        take: impl FnMut(T) -> bool,
+    ) -> Result<bool, Fault>
+    where
+        F: Future<Output = Result<Option<Page<T>>, Fault>>,
+    {
+        self.pages_read(Reading::default(), list, read, take).await
+    }
+
     /// Reads a list page by page. `take` is given every entry and says whether it is a new one. Returns whether there is such
     /// a list at all.
     ///
     /// # Errors
-    /// The last failure of a page; one of class `Rejected` when the list never ends; `NotFound` when it is gone in mid-way.
-    pub async fn pages<T, F>(
+    /// The last failure of a page; one of class `Rejected` when the list never ends or has too many entries; `NotFound` when
+    /// it is gone in mid-way.
+    pub async fn pages_read<T, F>(
         &self,
+        reading: Reading,
         list: List<'_>,
         read: impl Fn(Option<Cursor>) -> F,
         mut take: impl FnMut(T) -> bool,
@@ -43,18 +81,27 @@ impl Engine {
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
         let List { what, origin, registry, stop } = list;
-        let (mut cursor, mut seen) = (None::<Cursor>, HashSet::new());
-        let (mut entries, mut barren) = (0, 0);
+        let mut cursor = None::<Cursor>;
+        let mut seen = HashSet::new();
+        let mut entries = 0;
+        let mut barren = 0;
         loop {
-            let page = self.ask(origin, registry, Traffic::Listing.of_look(), stop, || read(cursor.clone())).await?;
+            let page = self.ask(origin, registry, reading.errand, stop, || read(cursor.clone())).await?;
             let Some(page) = page else {
                 return if cursor.is_none() { Ok(false) } else { Err(Fault::not_found(format!("{what} is gone in mid-list"))) };
             };
+            entries += page.entries.len() + page.invalid;
+            if entries > reading.most {
+                let most = reading.most;
+                return Err(Fault::rejected(format!(
+                    "{what} at {registry} lists more than {most} entries, or never ends its list"
+                )));
+            }
             let new = page.entries.into_iter().map(&mut take).filter(|new| *new).count();
             let Some(next) = page.next else { return Ok(true) };
-            entries += new + page.invalid;
             barren += usize::from(new == 0);
-            if entries > MOST || barren > BARREN || !seen.insert(next.0.clone()) {
+            let is_another_page = seen.insert(Digest::sha256(next.0.as_bytes()));
+            if barren > BARREN || seen.len() > PAGES || !is_another_page {
                 return Err(Fault::rejected(format!(
                     "{what} at {registry} never ends its list ({entries} entries so far); the registry or a proxy before it is broken"
                 )));

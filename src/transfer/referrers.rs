@@ -1,10 +1,15 @@
 //! Referrers: signatures, SBOMs and attestations travel with their subject and arrive before its tag.
 //!
 //! They are found through the referrers API, else through the fallback tag, and through cosign's tags: in the source's
-//! listing, or by their names where nobody has listed it. A bounded depth is followed. A look-up that fails is a failure, never "no referrers". Where the destination does not list a referrer
-//! under its subject, the fallback tag there is brought up to date, one writer at a time.
+//! listing, or by their names where it was not listed. What refers to a referrer or to a companion is found the same way, to a
+//! bounded depth. A look-up that fails is a failure, never "no referrers".
+//!
+//! Whether a registry lists referrers is learnt from its answers about the endpoint, for each side on its own. Where the
+//! destination does, no fallback tag is written there; where it does not, the fallback tag is brought up to date, one writer
+//! at a time. A referrer that the destination refuses is reported and does not hold up its subject.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -13,22 +18,46 @@ use serde_json::{Value, json};
 
 use super::Trip;
 use super::claims::Subject;
-use super::limits::Traffic;
+use super::limits::{Errand, Traffic};
+use super::pages::{List, Reading};
 use super::plan::{self, Decision, Facts, Order};
 use super::retry::stoppable;
-use super::survey::TagFacts;
-use crate::endpoint::{Cursor, Destination, Page, Put, Source};
-use crate::fault::Fault;
-use crate::job::{Companions, Place, TagRules};
+use super::survey::{Image, TagFacts};
+use crate::endpoint::{Destination, Put, Source};
+use crate::fault::{Class, Fault};
+use crate::job::{Companions, Place, ReferrerOutcome, TagRules};
 use crate::oci::media_type::OCI_INDEX;
-use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
+use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Tag, Target};
 
-/// How far referrers of referrers are followed.
+/// How far referrers of referrers are followed, and indexes in indexes.
 const DEPTH: usize = 4;
 /// Most referrers of one image.
 const MOST: usize = 1000;
+/// Most referrers of one subject at the destination, where others may have put more.
+const MOST_THERE: usize = 10_000;
 /// Writes of one list before another writer is given way to.
 const WRITES: usize = 4;
+/// Most refused referrers of a job that are told one by one.
+const REFUSALS_TOLD: u64 = 8;
+
+/// What the destination lists under a subject.
+enum ListedThere {
+    /// Its list of referrers.
+    Kept(HashSet<Digest>),
+    /// It keeps no lists: what its fallback tag names and it holds.
+    UnderFallback(HashSet<Digest>),
+    /// It has answered about the subject, which it may lack, and nothing has told whether it keeps lists.
+    Unclear,
+}
+
+impl ListedThere {
+    fn has(&self, digest: &Digest) -> bool {
+        match self {
+            ListedThere::Kept(listed) | ListedThere::UnderFallback(listed) => listed.contains(digest),
+            ListedThere::Unclear => false,
+        }
+    }
+}
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Brings what refers to any of `subjects`, and what refers to that.
@@ -63,18 +92,38 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(());
         }
         let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
-        let children = manifest.children.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest);
-        let subjects: Vec<Digest> = std::iter::once(top).chain(children).collect();
-        self.bring_referrers(&subjects).await
+        self.bring_referrers(&self.manifests_below(manifest).await?).await
     }
 
-    /// Whether the source lists referrers at all; found out with `subject` where nobody knows.
+    /// What referrers of an image may name: its manifest, and for an index all that are below it.
+    pub(super) async fn manifests_below(&self, top: Manifest) -> Result<Vec<Digest>, Fault> {
+        let mut subjects = vec![top.digest];
+        let mut indexes = vec![top];
+        for _ in 0..DEPTH {
+            let mut below = Vec::new();
+            for child in indexes.iter().flat_map(|index| &index.children) {
+                if child.media_type.is_surely_blob() || subjects.contains(&child.digest) {
+                    continue;
+                }
+                subjects.push(child.digest);
+                if child.media_type.kind() == Kind::Index {
+                    below.extend(self.source_manifest(child.digest.into()).await?);
+                }
+            }
+            if below.is_empty() {
+                break;
+            }
+            indexes = below;
+        }
+        Ok(subjects)
+    }
+
+    /// Whether the source lists referrers at all; found out with `subject` where that is not known.
     async fn source_lists_referrers(&self, subject: &Digest) -> Result<bool, Fault> {
-        let origin = self.source.origin();
-        if self.engine.lists_referrers(origin).is_none() {
+        if self.source.lists_referrers().is_none() {
             self.list_referrers(subject).await?;
         }
-        Ok(self.engine.lists_referrers(origin) != Some(false))
+        Ok(self.source.lists_referrers() != Some(false))
     }
 
     async fn mark_checked(&self, subject: &Digest) {
@@ -82,7 +131,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.engine.index.mark_checked(origin, repository, subject).await;
     }
 
-    /// Brings the referrers of one subject; returns them.
+    /// Brings the referrers and companions of one subject; returns them.
     async fn bring_referrers_of(&self, subject: Digest) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
         if !listed.is_empty() {
@@ -91,37 +140,54 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let companions = self.job.companions.of(&subject);
         let besides = companions.iter().filter(|tag| **tag != Tag::fallback(&subject));
         let bring = besides.map(|tag| self.bring_companion(tag).boxed()).collect::<Vec<_>>();
-        stream::iter(bring).buffer_unordered(self.engine.settings.bounds.referrers).try_collect::<()>().await?;
+        let at_once = self.engine.settings.bounds.referrers;
+        let brought: Vec<Option<Digest>> = stream::iter(bring).buffer_unordered(at_once).try_collect().await?;
         self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine.note_tried(origin, repository, companions);
-        Ok(listed.into_iter().map(|descriptor| descriptor.digest).collect())
+        Ok(listed.into_iter().map(|descriptor| descriptor.digest).chain(brought.into_iter().flatten()).collect())
     }
 
     /// Brings those of the referrers that the destination does not list under their subject.
     async fn bring_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
         let mut unknown = Vec::new();
         for descriptor in listed {
-            if !self.is_complete(&descriptor.digest).await {
+            if self.is_complete(&descriptor.digest).await {
+                self.count_referrer(&descriptor.digest, ReferrerOutcome::Present);
+            } else {
                 unknown.push(descriptor);
             }
         }
         if unknown.is_empty() {
             return Ok(());
         }
-        let (there, keeps_lists) = self.listed_there(subject, &unknown).await?;
-        let (mut brought, mut unlisted) = (Vec::new(), Vec::new());
-        for descriptor in unknown.into_iter().filter(|descriptor| !there.contains(&descriptor.digest)) {
+        let there = self.listed_there(subject, &unknown).await?;
+        let mut brought = Vec::new();
+        let mut unlisted = Vec::new();
+        for descriptor in unknown {
+            if there.has(&descriptor.digest) {
+                self.count_referrer(&descriptor.digest, ReferrerOutcome::Present);
+                continue;
+            }
             let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
             if manifest.subject.as_ref().is_none_or(|named| named.digest != *subject) {
                 // Some registries answer with manifests that say nothing about the subject.
                 continue;
             }
-            brought.push(manifest.digest);
-            let says_so = self.bring_manifest(manifest.clone(), None).await? == (Put::Accepted { subject: true });
-            // ECR has said so without keeping lists.
-            if !(says_so && keeps_lists) {
-                unlisted.push(manifest);
+            let image = self.walk(manifest).await?;
+            let says_listed = match self.bring_by_digest(&image).await {
+                Ok(says_listed) => says_listed,
+                // ECR has refused some with 405 or 400 (aws/containers-roadmap#2783).
+                Err(fault) if fault.class() == Class::Rejected => {
+                    self.referrer_is_refused(&image.top, &fault);
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            self.count_referrer(&image.top.digest, ReferrerOutcome::Copied);
+            brought.push(image.top.digest);
+            if !self.is_listed_now(subject, &image.top.digest, &there, says_listed).await? {
+                unlisted.push(image.top);
             }
         }
         if !unlisted.is_empty() {
@@ -131,10 +197,51 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(())
     }
 
-    /// Which of the referrers the destination holds and lists under the subject, and whether it keeps such lists itself.
-    async fn listed_there(&self, subject: &Digest, referrers: &[&Descriptor]) -> Result<(HashSet<Digest>, bool), Fault> {
-        if let Some(there) = self.list_kept_there(subject).await? {
-            return Ok((there, true));
+    /// Whether the destination lists a referrer that it has just taken. ECR has said so without keeping lists
+    /// (sigstore/sigstore-js#1183).
+    async fn is_listed_now(
+        &self,
+        subject: &Digest,
+        referrer: &Digest,
+        there: &ListedThere,
+        says_listed: bool,
+    ) -> Result<bool, Fault> {
+        Ok(match there {
+            ListedThere::UnderFallback(_) => false,
+            ListedThere::Kept(_) | ListedThere::Unclear if says_listed => true,
+            ListedThere::Unclear => false,
+            ListedThere::Kept(_) => self.list_kept_there(subject).await?.has(referrer),
+        })
+    }
+
+    fn referrer_is_refused(&self, referrer: &Manifest, fault: &Fault) {
+        let told = self.counts.referrers_refused.load(Ordering::Relaxed);
+        self.count_referrer(&referrer.digest, ReferrerOutcome::Refused);
+        if told < REFUSALS_TOLD {
+            let registry = self.destination.registry();
+            self.note_reason(format!("{registry} refuses the referrer {}: {}", referrer.digest, fault.chain()));
+        }
+        tracing::debug!(destination = %self.destination.address(), referrer = %referrer.digest, error = %fault.chain(), "a referrer is refused");
+    }
+
+    fn count_referrer(&self, referrer: &Digest, outcome: ReferrerOutcome) {
+        if !self.counts.referrers.lock().expect("nothing panics while it counts").insert(*referrer) {
+            return;
+        }
+        let counter = match outcome {
+            ReferrerOutcome::Present => &self.counts.referrers_present,
+            ReferrerOutcome::Copied => &self.counts.referrers_copied,
+            ReferrerOutcome::Refused => &self.counts.referrers_refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.engine.metrics.referrer(&self.job.key.route, self.destination.registry(), outcome);
+    }
+
+    /// Which of the referrers the destination holds and lists under the subject.
+    async fn listed_there(&self, subject: &Digest, referrers: &[&Descriptor]) -> Result<ListedThere, Fault> {
+        match self.list_kept_there(subject).await? {
+            ListedThere::UnderFallback(_) => {}
+            kept => return Ok(kept),
         }
         let list = self.fallback_there(&Tag::fallback(subject)).await?;
         let named: HashSet<Digest> = list.map(|list| list.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
@@ -144,31 +251,37 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 there.insert(descriptor.digest);
             }
         }
-        Ok((there, false))
+        Ok(ListedThere::UnderFallback(there))
     }
 
-    /// What the destination lists under the subject. `None`: it keeps no such lists.
-    async fn list_kept_there(&self, subject: &Digest) -> Result<Option<HashSet<Digest>>, Fault> {
-        let origin = self.destination.origin();
-        if self.engine.lists_referrers(origin) == Some(false) {
-            return Ok(None);
+    /// What the destination's own list says of the subject; where it keeps none, nothing is looked for under the fallback tag.
+    async fn list_kept_there(&self, subject: &Digest) -> Result<ListedThere, Fault> {
+        if self.destination.lists_referrers() == Some(false) {
+            return Ok(ListedThere::UnderFallback(HashSet::new()));
         }
         let mut there = HashSet::new();
-        let mut cursor: Option<Cursor> = None;
-        loop {
-            let ask = |destination: D| {
-                let (subject, cursor) = (*subject, cursor.clone());
-                async move { destination.referrers(&subject, cursor.as_ref()).await }
-            };
-            let page = self.ask_destination(Traffic::Listing, ask).await?;
-            self.engine.note_lists_referrers(origin, page.is_some());
-            let Some(page) = page else { return Ok(None) };
-            there.extend(page.entries.into_iter().map(|entry| entry.digest));
-            cursor = page.next;
-            if cursor.is_none() || there.len() > MOST {
-                return Ok(Some(there));
-            }
-        }
+        let destination = &self.destination;
+        let list = List {
+            what: format!("the referrers of {subject} in {}", destination.address()),
+            origin: destination.origin(),
+            registry: destination.registry(),
+            stop: self.stop,
+        };
+        let read = |cursor| {
+            let destination = destination.clone();
+            async move { destination.referrers(subject, Option::as_ref(&cursor)).await }
+        };
+        let take = |entry: Descriptor| there.insert(entry.digest);
+        let has_list = self.engine.pages_read(self.reading(MOST_THERE), list, read, take).await?;
+        Ok(match (has_list, destination.lists_referrers()) {
+            (true, _) | (false, Some(true)) => ListedThere::Kept(there),
+            (false, Some(false)) => ListedThere::UnderFallback(HashSet::new()),
+            (false, None) => ListedThere::Unclear,
+        })
+    }
+
+    fn reading(&self, most: usize) -> Reading {
+        Reading { errand: Errand::from(Traffic::Listing).ranked(self.job.rank), most }
     }
 
     async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
@@ -180,41 +293,37 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.ask_destination(Traffic::Manifests, read).await
     }
 
-    /// Who refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first who wants
-    /// to know.
+    /// What refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first job that
+    /// needs to know.
     async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
-        let origin = self.source.origin();
+        let source = &self.source;
         let mut asking = None;
-        if self.engine.lists_referrers(origin).is_none() {
-            asking = Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Referrers(origin.clone()))).await?);
+        if source.lists_referrers().is_none() {
+            let claim = self.engine.claims.take(Subject::Referrers(source.origin().clone()));
+            asking = Some(stoppable(&self.stop.drain, claim).await?);
         }
-        if self.engine.lists_referrers(origin) == Some(false) {
+        if source.lists_referrers() == Some(false) {
             return self.list_fallback(subject).await;
         }
-        let first = self.referrers_page(subject, None).await?;
-        self.engine.note_lists_referrers(origin, first.is_some());
-        drop(asking);
-        let Some(mut page) = first else { return self.list_fallback(subject).await };
         let mut listed = Vec::new();
-        loop {
-            listed.extend(page.entries);
-            if listed.len() > MOST {
-                return Err(Fault::rejected(format!("{} lists more than {MOST} referrers of {subject}", self.source.address())));
+        let mut digests = HashSet::new();
+        let list = List {
+            what: format!("the referrers of {subject} in {}", source.address()),
+            origin: source.origin(),
+            registry: source.registry(),
+            stop: self.stop,
+        };
+        let read = |cursor| async move { source.referrers(subject, Option::as_ref(&cursor)).await };
+        let take = |entry: Descriptor| {
+            let is_new = digests.insert(entry.digest);
+            if is_new {
+                listed.push(entry);
             }
-            let Some(next) = page.next else { return Ok(listed) };
-            match self.referrers_page(subject, Some(next)).await? {
-                Some(next) => page = next,
-                None => return Ok(listed),
-            }
-        }
-    }
-
-    async fn referrers_page(&self, subject: &Digest, cursor: Option<Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.ask_source(Traffic::Listing, |source| {
-            let cursor = cursor.clone();
-            async move { source.referrers(subject, cursor.as_ref()).await }
-        })
-        .await
+            is_new
+        };
+        let has_list = self.engine.pages_read(self.reading(MOST), list, read, take).await?;
+        drop(asking);
+        if has_list { Ok(listed) } else { self.list_fallback(subject).await }
     }
 
     async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
@@ -222,36 +331,58 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !self.job.companions.of(subject).contains(&tag) {
             return Ok(Vec::new());
         }
-        Ok(self.source_manifest(tag.into()).await?.map(|index| index.children).unwrap_or_default())
+        let listed = self.source_manifest(tag.into()).await?.map(|index| index.children).unwrap_or_default();
+        if listed.len() > MOST {
+            let address = self.source.address();
+            return Err(Fault::rejected(format!("the referrers of {subject} in {address} are more than {MOST} entries")));
+        }
+        Ok(listed)
     }
 
-    /// Brings a tag that travels with its subject. It may move as its subject's signatures grow; what somebody else has put
-    /// there stays, as with every moving tag.
-    async fn bring_companion(&self, tag: &Tag) -> Result<(), Fault> {
+    /// Brings a tag that travels with its subject; returns what it names at the source. It may move as its subject's signatures
+    /// grow; what a person has put there stays, as with every moving tag.
+    async fn bring_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let (source, destination) = match self.job.companions {
             Companions::Listed(_) => futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?,
             // Mostly there is none.
             Companions::Unlisted => match self.source_digest(tag).await? {
                 Some(digest) => (Some(digest), self.destination_digest(tag).await?),
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
-        let Some(digest) = source else { return Ok(()) };
-        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
-        let place = Place { origin, repository, tag: tag.clone() };
-        let decision = self.decide_companion(&place, digest, destination).await?;
-        if decision != Decision::Promote {
-            if decision != Decision::UpToDate {
-                tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
+        let Some(digest) = source else { return Ok(None) };
+        let place = self.place_beside(tag);
+        match self.decide_companion(&place, digest, destination).await? {
+            Decision::Promote => {}
+            Decision::UpToDate => {
+                self.count_referrer(&digest, ReferrerOutcome::Present);
+                return Ok(Some(digest));
             }
-            return Ok(());
+            decision => {
+                tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
+                return Ok(Some(digest));
+            }
         }
-        let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(()) };
-        self.engine.ledger.intend(&place, &manifest.digest).await?;
-        if self.bring_manifest(manifest, Some(tag)).await? == Put::Immutable {
-            tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
+        let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(None) };
+        let image = self.walk(manifest).await?;
+        let named = match self.carry_content(&image).await {
+            Ok(()) => self.name_beside(tag, &image).await,
+            Err(fault) => Err(fault),
+        };
+        match named {
+            Ok(Put::Accepted { .. }) => self.count_referrer(&digest, ReferrerOutcome::Copied),
+            Ok(Put::Immutable | Put::Missing(_)) => {
+                tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
+            }
+            Err(fault) if fault.class() == Class::Rejected => self.referrer_is_refused(&image.top, &fault),
+            Err(fault) => return Err(fault),
         }
-        Ok(())
+        Ok(Some(digest))
+    }
+
+    fn place_beside(&self, tag: &Tag) -> Place {
+        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        Place { origin, repository, tag: tag.clone() }
     }
 
     async fn decide_companion(&self, place: &Place, source: Digest, destination: Option<Digest>) -> Result<Decision, Fault> {
@@ -271,22 +402,26 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(plan::decide(rules, &facts, &order))
     }
 
-    /// Carries a manifest with all that belongs to it, under its digest or a tag.
-    async fn bring_manifest(&self, manifest: Manifest, tag: Option<&Tag>) -> Result<Put, Fault> {
-        let image = self.walk(manifest).await?;
-        self.carry_content(&image).await?;
-        let target = tag.map_or(Target::Digest(image.top.digest), |tag| Target::Tag(tag.clone()));
-        match self.put(&image, &target, &image.top).await? {
-            put @ Put::Accepted { .. } => Ok(put),
-            Put::Immutable if tag.is_some() => Ok(Put::Immutable),
+    /// Carries a referrer with all that belongs to it, under its digest. Returns whether the registry says that it has listed it.
+    async fn bring_by_digest(&self, image: &Image) -> Result<bool, Fault> {
+        self.carry_content(image).await?;
+        match self.put(image, &Target::Digest(image.top.digest), &image.top).await? {
+            Put::Accepted { subject } => Ok(subject),
             Put::Immutable | Put::Missing(_) => {
-                Err(Fault::rejected(format!("{} does not take {target}, which belongs to the image", self.destination.address())))
+                let address = self.destination.address();
+                Err(Fault::rejected(format!("{address} does not take {}, which belongs to the image", image.top.digest)))
             }
         }
     }
 
+    /// Writes a tag beside an image: a companion, or a fallback list. The only place where that happens.
+    async fn name_beside(&self, tag: &Tag, image: &Image) -> Result<Put, Fault> {
+        self.engine.ledger.intend(&self.place_beside(tag), &image.top.digest).await?;
+        self.put(image, &Target::Tag(tag.clone()), &image.top).await
+    }
+
     /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
-    /// read again, and written again when somebody else has written in between.
+    /// read again, and written again when another writer has written in between.
     async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
         let tag = Tag::fallback(subject);
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
@@ -295,11 +430,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         for _ in 0..WRITES {
             let current = self.fallback_there(&tag).await?;
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
-            let write = |destination: D| {
-                let (target, index) = (Target::Tag(tag.clone()), index.clone());
-                async move { destination.put_manifest(&target, &index).await }
-            };
-            match self.ask_destination(Traffic::Writes, write).await? {
+            let list = Image { subjects: vec![index.digest], levels: Vec::new(), blobs: Vec::new(), top: index };
+            match self.name_beside(&tag, &list).await? {
                 Put::Accepted { .. } => {}
                 Put::Immutable | Put::Missing(_) => {
                     return Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())));
@@ -307,7 +439,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
         }
         let address = self.destination.address();
-        Err(Fault::retryable(format!("somebody else writes the referrers list {tag} of {address} at the same time")))
+        Err(Fault::retryable(format!("another program writes the referrers list {tag} of {address} at the same time")))
     }
 }
 
@@ -354,7 +486,9 @@ mod tests {
     use super::*;
 
     fn referrer(name: &str) -> Manifest {
-        let document = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "x/y", "layers": [], "annotations": {"n": name}});
+        let document = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "x/y",
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::sha256(b"{}"), "size": 2},
+            "layers": [], "annotations": {"n": name}});
         Manifest::parse(document.to_string().into(), None, Algorithm::Sha256).unwrap()
     }
 

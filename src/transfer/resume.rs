@@ -4,6 +4,10 @@
 //! of a dead connection may still arrive) and when it is not beyond what was sent. Where it does not, our own account of
 //! acknowledged chunks counts, corrected by what a refusal says. The greatest checkpoint at or below the offset gives the
 //! hasher; the bytes between are read and hashed again but not sent. Everything else starts over with a new session.
+//!
+//! A session is not gone on with for ever: one that is gone, that answers with an error when it is asked about, or that has
+//! taken no further byte in two attempts is replaced, whatever kind of registry it is. The new session is opened first: where
+//! that fails it is the registry that does not answer, and the session is kept for later.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -41,7 +45,16 @@ pub(super) struct Standing {
     pub(super) resumed: bool,
     /// Whether another process has sent to the session, nobody knows how much.
     taken_up: bool,
+    /// Whether the registry has said that the session is no more.
+    pub(super) gone: bool,
+    /// Bytes that the session held when the last attempt began.
+    pub(super) held_before: u64,
+    /// Attempts in a row after which it held no more than before.
+    fruitless: u32,
 }
+
+/// Attempts without a further byte after which a session is replaced.
+const FRUITLESS: u32 = 2;
 
 impl Standing {
     /// A new session.
@@ -55,6 +68,9 @@ impl Standing {
             source_failed: false,
             resumed: false,
             taken_up: false,
+            gone: false,
+            held_before: 0,
+            fruitless: 0,
         }
     }
 
@@ -68,7 +84,8 @@ impl Standing {
     /// The same session with `held` bytes in it; checkpoints beyond are forgotten.
     fn at(mut self, held: u64) -> Standing {
         self.checkpoints.retain(|checkpoint| checkpoint.offset <= held);
-        Standing { held, resumed: held > 0, source_failed: false, ..self }
+        let fruitless = if held > self.held_before { 0 } else { self.fruitless };
+        Standing { held, fruitless, resumed: held > 0, source_failed: false, ..self }
     }
 }
 
@@ -80,8 +97,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(None);
         }
         let most = if standing.taken_up { blob.size } else { standing.passed };
-        match self.true_offset(&mut standing).await? {
-            Some(held) if held <= most && held > 0 => {
+        let offset = if standing.gone { None } else { self.offset_to_go_on(&mut standing).await? };
+        standing.fruitless += 1;
+        match offset {
+            Some(held) if held <= most && held > 0 && (held > standing.held_before || standing.fruitless < FRUITLESS) => {
                 self.engine.metrics.resumed(held);
                 Ok(Some(standing.at(held)))
             }
@@ -89,11 +108,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// Gives the session up and opens a new one.
+    /// The offset of the session. `None` also for one that answers with an error, as a session that is broken does: whether it
+    /// is the whole registry shows when a new one is opened.
+    async fn offset_to_go_on(&self, standing: &mut Standing) -> Result<Option<u64>, Fault> {
+        match self.true_offset(standing).await {
+            Err(fault) if matches!(fault.class(), Class::Retryable { after: None } | Class::Rejected | Class::NotFound) => {
+                tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session does not tell where it stands");
+                Ok(None)
+            }
+            offset => offset,
+        }
+    }
+
+    /// Opens a new session and gives the old one up.
     pub(super) async fn start_over(&self, blob: &Descriptor, standing: Standing) -> Result<Standing, Fault> {
-        self.drop_upload(blob, standing.upload).await;
         match self.open_upload(blob, None).await? {
             Begin::Session(upload) => {
+                self.drop_upload(blob, standing.upload).await;
                 let fresh = Standing::fresh(upload);
                 self.journal_opening(blob, &fresh).await;
                 Ok(fresh)
@@ -144,13 +175,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         let size = stored.size;
         let mut standing = restored(blob, stored);
-        let held = match self.true_offset(&mut standing).await {
-            Ok(held) => held,
-            // The session's address is not one to go to with credentials.
-            Err(fault) if fault.class() == Class::Rejected => None,
-            Err(fault) => return Err(fault),
-        };
-        let standing = match held {
+        let standing = match self.offset_to_go_on(&mut standing).await? {
             Some(held) if held > 0 && held <= blob.size && size == blob.size => {
                 self.engine.metrics.resumed(held);
                 tracing::info!(destination = %self.destination.address(), blob = %blob.digest, held, size = blob.size, "going on with an upload of before");

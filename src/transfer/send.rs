@@ -26,6 +26,8 @@ struct Request<'a> {
     held: &'a mut u64,
     /// The length that a refusal told.
     told: &'a mut Option<u64>,
+    /// Whether the registry has said that the session is no more.
+    gone: &'a mut bool,
     acknowledged: mpsc::UnboundedSender<Checkpoint>,
 }
 
@@ -39,9 +41,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         acknowledged: mpsc::UnboundedSender<Checkpoint>,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Fault> {
-        let Standing { upload, held, told, checkpoints: kept, .. } = standing;
+        let Standing { upload, held, told, gone, checkpoints: kept, .. } = standing;
         *told = None;
-        let request = Request { road, upload, held, told, acknowledged };
+        let request = Request { road, upload, held, told, gone, acknowledged };
         let requests = pin!(async {
             tokio::select! {
                 biased;
@@ -120,7 +122,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 }
                 Ok(())
             }
-            other => Err(self.lost(other, request.told)),
+            other => Err(self.lost(other, request.told, request.gone)),
         }
     }
 
@@ -133,7 +135,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.journal_finishing(blob).await;
         match self.body(road, self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length))).await? {
             Sent::Accepted { .. } => Ok(()),
-            other => Err(self.lost(other, request.told)),
+            other => Err(self.lost(other, request.told, request.gone)),
         }
     }
 
@@ -159,8 +161,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    fn lost(&self, sent: Sent, told: &mut Option<u64>) -> Fault {
+    fn lost(&self, sent: Sent, told: &mut Option<u64>, gone: &mut bool) -> Fault {
         let registry = self.destination.registry();
+        *gone = matches!(sent, Sent::Gone | Sent::Misplaced(Offset::Gone));
         match sent {
             Sent::Misplaced(offset) => {
                 *told = match offset {

@@ -95,7 +95,7 @@ impl Engine {
         let was_in_trouble = self.note_trouble(job, settled.result);
         let lasting = match settled.result {
             Outcome::Planned | Outcome::Interrupted => false,
-            Outcome::UpToDate => was_in_trouble,
+            Outcome::UpToDate => was_in_trouble || settled.referrers.copied > 0,
             _ => true,
         };
         if !lasting {
@@ -125,6 +125,7 @@ fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
         reasons: ending.reasons.clone(),
         error: ending.fault.as_ref().map(Trouble::from),
         blobs: ending.cost.blobs,
+        referrers: ending.cost.referrers,
         bytes_sent: ending.cost.bytes_sent,
         bytes_spared: ending.cost.bytes_spared,
         requests: ending.cost.requests,
@@ -137,9 +138,13 @@ fn tell(settled: &Settled) {
     let digest = settled.digest.map(|digest| digest.to_string()).unwrap_or_default();
     let reasons = settled.reasons.join("; ");
     let error = settled.error.as_ref().map(|error| error.text.as_str()).unwrap_or_default();
+    let referrers = settled.referrers.copied;
     match result {
         Outcome::Promoted => {
-            tracing::info!(route, source, destination, digest, %cause, %actor, bytes_sent, duration_seconds, "promoted");
+            tracing::info!(route, source, destination, digest, %cause, %actor, bytes_sent, referrers, duration_seconds, reasons, "promoted");
+        }
+        Outcome::UpToDate if referrers > 0 => {
+            tracing::info!(route, source, destination, digest, %cause, %actor, referrers, "referrers brought later");
         }
         Outcome::UpToDate => tracing::info!(route, source, destination, digest, "equal again"),
         Outcome::Existing | Outcome::Gone => tracing::debug!(route, source, destination, digest, %result, reasons, "left alone"),

@@ -138,7 +138,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return if facts.source == Some(expected) { Err(self.vanished(expected)) } else { Ok(None) };
         };
         if self.is_complete(&top.digest).await {
-            return Ok(Some(Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), top }));
+            let subjects = self.manifests_below(top.clone()).await?;
+            return Ok(Some(Image { subjects, levels: Vec::new(), blobs: Vec::new(), top }));
         }
         self.walk(top).await.map(Some)
     }

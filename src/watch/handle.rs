@@ -262,6 +262,7 @@ mod tests {
             reasons: vec!["x".repeat(text)],
             error: None,
             blobs: Default::default(),
+            referrers: Default::default(),
             bytes_sent: 0,
             bytes_spared: 0,
             requests: 0,

@@ -360,6 +360,7 @@ async fn a_registry_that_does_not_answer_costs_nothing_that_was_sent() {
     world.killed_after("app", "v1", Duration::from_secs(30)).await;
     for _ in 0..6 {
         world.production.fail_next(Operation::UploadOffset, Class::RETRYABLE);
+        world.production.fail_next(Operation::BeginUpload, Class::RETRYABLE);
     }
     assert_failed(&world.restarted().promote("app", "v1").await, Class::RETRYABLE);
     assert_eq!(world.production.open_sessions(), 1, "the upload is as it was");

@@ -224,9 +224,9 @@ impl<B: Backend> View<'_, B> {
         Ok(resolved.map_or(Seen::Absent, Seen::At))
     }
 
-    /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing;
-    /// whether the referrers API has more is asked by the sweep that verifies, and for tags that are asked about by name: a pass
-    /// over tags that are equal stays at two requests for each.
+    /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing.
+    /// Whether the referrers API has more, or a signature's tag has moved, is asked by the sweep that verifies, and at once by
+    /// `sync` and for tags that are asked about by name: once for each digest, and not where the source keeps no such lists.
     async fn has_news(&self, digest: &Digest) -> bool {
         let looking = self.looking;
         if looking.ask.wish.dry_run {
@@ -241,12 +241,17 @@ impl<B: Backend> View<'_, B> {
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
-        let may_ask = looking.ask.cause == Cause::Verify || !looking.ask.tags.is_empty();
-        if !may_ask {
+        let at_once = looking.ask.cause == Cause::Cli || !looking.ask.tags.is_empty();
+        let may_ask = at_once || looking.ask.cause == Cause::Verify;
+        let has_none = self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
+        if !may_ask || has_none {
             return false;
         }
-        let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         let checked = engine.index.checked(origin, repository, digest).await;
+        if at_once {
+            return checked.is_none_or(|at| at < self.began);
+        }
+        let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust)
     }
 

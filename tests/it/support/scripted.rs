@@ -98,6 +98,8 @@ pub enum Answer {
     CutBody(u64),
     /// The connection breaks after so many bytes of the request's body; an upload keeps those.
     CutRequest(u64),
+    /// The request's body is taken up to so many bytes, and then nothing more happens; an upload keeps those.
+    HangRequest(u64),
     /// The registry's own answer with this header.
     Header(&'static str, String),
 }
@@ -344,7 +346,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve(shared: Arc<Shared>, request: http::Request<Incoming>) -> Result<Response<Body>, Broken> {
     let (head, body) = request.into_parts();
     let (number, asked) = shared.arrive(&head);
-    let mut reading = Reading { shared: &shared, number, body, left: u64::MAX };
+    let mut reading = Reading { shared: &shared, number, body, left: u64::MAX, hangs: false };
     let answer = shared.answer_to(&asked);
     match answer {
         Answer::Hang => std::future::pending().await,
@@ -354,6 +356,7 @@ async fn serve(shared: Arc<Shared>, request: http::Request<Incoming>) -> Result<
         }
         Answer::Hold(ref gate) => gate.pass().await,
         Answer::CutRequest(at) => reading.left = at,
+        Answer::HangRequest(at) => (reading.left, reading.hangs) = (at, true),
         _ => {}
     }
     let reply = shared.act(&asked, &mut reading).await?;
@@ -380,11 +383,17 @@ struct Reading<'a> {
     body: Incoming,
     /// Bytes before the connection breaks.
     left: u64,
+    /// Whether it does not break there, but nothing happens any more.
+    hangs: bool,
 }
 
 impl Reading<'_> {
     async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
+            if self.left == 0 && self.hangs {
+                self.shared.arrivals.send_modify(|count| *count += 1);
+                std::future::pending::<()>().await;
+            }
             if self.left == 0 {
                 return Err("the connection breaks".into());
             }

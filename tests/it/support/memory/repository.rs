@@ -189,6 +189,10 @@ impl Source for Repository {
         parsed.map(Some).map_err(|error| self.rejected(error))
     }
 
+    fn lists_referrers(&self) -> Option<bool> {
+        Some(self.registry.state().settings.referrers)
+    }
+
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
         if cursor.is_some() {
             return Err(self.rejected("no such page"));
