@@ -4,6 +4,7 @@
 //! `SIMULATE_SEEDS=A..B` plays these seeds, `SIMULATE_SECONDS=N` new ones for so long. A seed that fails prints its story.
 
 mod chance;
+mod found;
 mod oracle;
 mod people;
 mod process;

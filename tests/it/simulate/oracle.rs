@@ -21,6 +21,8 @@ const STAGING_LASTS: Duration = Duration::from_secs(10);
 const ANSWER_TAKES: Duration = Duration::from_secs(10);
 /// What is in the ledger's queue reaches the disk in this time.
 const DURABLE: Duration = Duration::from_secs(5);
+/// What was told so long ago may still be what a row speaks of.
+const LATELY: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
 const NOTICED: Duration = Duration::from_secs(30);
 
@@ -66,6 +68,10 @@ struct Oracle {
     alive: BTreeSet<u32>,
     truth: BTreeMap<Place, Vec<Change>>,
     views: BTreeMap<(u32, Place), View>,
+    /// What a process was told of a tag before, the newest last.
+    told: BTreeMap<(u32, Place), Vec<Told>>,
+    /// What was accepted by production under a tag.
+    accepted: BTreeSet<(Place, Digest)>,
     lists: BTreeMap<(u32, Repository), List>,
     ledger: BTreeMap<Place, Known>,
     attached: BTreeMap<(Repository, Digest), BTreeMap<Digest, Duration>>,
@@ -84,6 +90,9 @@ struct Change {
     at: Duration,
     to: Option<Digest>,
 }
+
+/// What a tag named by an answer, and when that arrived.
+type Told = (Duration, Option<Digest>);
 
 /// What a process was told of a tag.
 #[derive(Clone, Copy)]
@@ -386,13 +395,14 @@ impl Oracle {
         match (call.operation, &call.about, answer) {
             (Operation::Resolve | Operation::Manifest, About::Tag(tag), Answer::Names(digest)) => {
                 let place = Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() };
-                self.views.insert((call.process, place.clone()), View { digest: *digest, sent, arrived: at });
+                self.told(call.process, &place, View { digest: *digest, sent, arrived: at });
                 self.compare(call.process, &place);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Accepted) => {
                 let place = Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() };
                 let digest = call.content.expect("a manifest that is written has a digest");
-                self.views.insert((call.process, place.clone()), View { digest: Some(digest), sent, arrived: at });
+                self.told(call.process, &place, View { digest: Some(digest), sent, arrived: at });
+                self.accepted.insert((place.clone(), digest));
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
             (Operation::Tags, _, Answer::Listed { tags, last }) => {
@@ -420,6 +430,11 @@ impl Oracle {
         }
     }
 
+    fn told(&mut self, process: u32, place: &Place, view: View) {
+        self.views.insert((process, place.clone()), view);
+        self.told.entry((process, place.clone())).or_default().push((self.at, view.digest));
+    }
+
     /// A process sees both sides of a tag: an intent that is found there was ours, and what is equal is agreed.
     fn compare(&mut self, process: u32, place: &Place) {
         let at = self.at;
@@ -445,13 +460,18 @@ impl Oracle {
         if matches!(result, Outcome::Drift | Outcome::Existing) {
             self.ledger.entry(destination.clone()).or_default().reported = view.and_then(|view| view.digest);
         }
-        let told = view.and_then(|view| view.digest);
-        if result == Outcome::UpToDate && told.is_some() && told != digest {
+        // A row is read a moment after it was written.
+        let told = self.told.get(&(process, destination.clone())).map(Vec::as_slice).unwrap_or_default();
+        let lately = told.iter().rposition(|(at, _)| *at + LATELY < self.at).unwrap_or(0);
+        let was_told = told[lately..].iter().any(|(_, told)| *told == digest);
+        let was_asked = !told.is_empty();
+        if result == Outcome::UpToDate && was_asked && !was_told {
             let text = "production's last answer was another digest".into();
             self.find("what is reported as equal was seen to be equal", Some(destination), text);
         }
-        if result == Outcome::Promoted && told != digest {
-            let text = "production was not told to name it".into();
+        let accepted = digest.is_some_and(|digest| self.accepted.contains(&(destination.clone(), digest)));
+        if result == Outcome::Promoted && !accepted && !was_told {
+            let text = "production did not accept it, nor was it seen there".into();
             self.find("what is reported as promoted was promoted", Some(destination), text);
         }
     }

@@ -99,6 +99,22 @@ impl Library {
         image
     }
 
+    /// A new image with two layers of its own, each longer than what passes as small.
+    pub fn large_image(&mut self) -> Image {
+        self.made += 1;
+        let name = format!("image {}", self.made);
+        let mut blobs: Vec<_> = (0..2).map(|number| content(&format!("{name} layer {number}"), 100_000)).collect();
+        let entries: Vec<Value> = blobs.iter().map(|(digest, bytes)| layer(digest, bytes.len())).collect();
+        let config = content(&format!("{name} config"), 100);
+        let document =
+            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layer(&config.0, config.1.len()), "layers": entries});
+        blobs.push(config);
+        let image = Image { top: parsed(&document), children: Vec::new(), blobs };
+        self.trace.call(image.top.digest, name);
+        self.images.push(image.clone());
+        image
+    }
+
     fn single(&mut self, name: &str, draw: &mut Draw) -> Image {
         let mut layers: Vec<(Digest, Bytes)> = Vec::new();
         if draw.percent(60) {

@@ -11,6 +11,7 @@ use blobferry::index::Index;
 use blobferry::job::{Actor, Cause};
 use blobferry::ledger::{Facts, Ledger, Query, Row};
 use blobferry::oci::RepositoryName;
+use blobferry::sqlite::{Behaviour, Disk, Lane};
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::{self, Bounds, Engine, Limits, Stop};
 use blobferry::watch::route::{Pattern, Route, Routes, Template};
@@ -19,7 +20,7 @@ use blobferry::watch::{self, Board, Handle, Rhythm, Scope, Watch, Wish};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
 
-use super::chance::Draw;
+use super::chance::{Chance, Draw};
 use super::registry::{Registry, Repository};
 use super::trace::{Event, Place, Rules, Trace};
 
@@ -63,10 +64,12 @@ impl Nature {
     }
 }
 
-/// What outlives a process.
+/// What outlives a process: its disks.
 pub struct Stores {
-    index: Index,
-    ledger: Ledger,
+    index: Disk,
+    ledger: Disk,
+    chance: Chance,
+    slow: bool,
     /// The newest row of the ledger that is in the trace.
     read: Arc<Mutex<u64>>,
     /// No state was lost before.
@@ -75,13 +78,41 @@ pub struct Stores {
 
 impl Stores {
     /// Empty ones.
-    pub fn new() -> Stores {
-        Stores { index: Index::in_memory(), ledger: Ledger::in_memory(), read: Arc::default(), is_kept: true }
+    pub fn new(chance: Chance, slow: bool) -> Stores {
+        let disk = |name| Disk::new(Platter { name, chance, slow });
+        Stores { index: disk("index"), ledger: disk("ledger"), chance, slow, read: Arc::default(), is_kept: true }
     }
 
     /// Somebody deletes the state folder.
     pub fn lose(&mut self) {
-        *self = Stores { is_kept: false, ..Stores::new() };
+        *self = Stores { is_kept: false, ..Stores::new(self.chance, self.slow) };
+    }
+
+    /// The power fails while no process runs: the index goes back to what was synced.
+    pub fn cut_power(&self) {
+        self.index.cut_power();
+        self.ledger.cut_power();
+    }
+}
+
+/// How a simulated disk behaves.
+struct Platter {
+    name: &'static str,
+    chance: Chance,
+    slow: bool,
+}
+
+impl Behaviour for Platter {
+    fn delay(&self, lane: Lane, number: u64) -> Duration {
+        if !self.slow {
+            return Duration::ZERO;
+        }
+        let most = if lane == Lane::Write { 300 } else { 20 };
+        self.chance.of((self.name, lane, number)).millis(0, most)
+    }
+
+    fn is_synced(&self, number: u64) -> bool {
+        self.chance.of((self.name, "synced", number)).percent(10)
     }
 }
 
@@ -128,6 +159,7 @@ pub struct Process {
     stop: Stop,
     handle: Handle,
     watch: JoinHandle<()>,
+    disks: JoinHandle<()>,
     reader: JoinHandle<()>,
     ledger: Ledger,
     read: Arc<Mutex<u64>>,
@@ -140,14 +172,19 @@ impl Process {
         let Setting { stores, trace, .. } = setting;
         trace.note(Event::Started { process: number, ledger: stores.is_kept });
         trace.note(Event::Configured { process: number, rules: setting.routes.to_vec() });
-        let (sender, receiver) = channel::channel(Arc::new(world(number, setting)));
+        let (index, index_served) = Index::on_disk(&stores.index);
+        let (ledger, ledger_served) = Ledger::on_disk(&stores.ledger);
+        let disks = tokio::spawn(async move {
+            tokio::join!(index_served, ledger_served);
+        });
+        let (sender, receiver) = channel::channel(Arc::new(world(number, setting, index, ledger.clone())));
         let (events, received) = mpsc::channel(64);
         let (board, stop) = (Board::default(), Stop::default());
         let watch = tokio::spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
-        let (ledger, read) = (stores.ledger.clone(), stores.read.clone());
+        let read = stores.read.clone();
         let reader = tokio::spawn(read_rows(number, ledger.clone(), read.clone(), (*trace).clone()));
         let handle = Handle::new(events, board);
-        Process { number, trace: (*trace).clone(), stop, handle, watch, reader, ledger, read, _world: sender }
+        Process { number, trace: (*trace).clone(), stop, handle, watch, disks, reader, ledger, read, _world: sender }
     }
 
     /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
@@ -162,6 +199,7 @@ impl Process {
     /// Ends it from one moment to the next; returns its number.
     pub async fn kill(self) -> u32 {
         self.trace.note(Event::Killed { process: self.number });
+        self.disks.abort();
         self.ended().await
     }
 
@@ -180,16 +218,18 @@ impl Process {
     async fn ended(self) -> u32 {
         self.watch.abort();
         self.reader.abort();
-        // Both are gone; how they ended says nothing.
+        // They are gone; how they ended says nothing.
         let _ = self.watch.await;
         let _ = self.reader.await;
         read_new_rows(self.number, &self.ledger, &self.read, &self.trace).await;
+        self.disks.abort();
+        let _ = self.disks.await;
         self.number
     }
 }
 
-fn world(process: u32, setting: &Setting<'_>) -> watch::World<Site> {
-    let Setting { stores, nature, registries, routes, .. } = setting;
+fn world(process: u32, setting: &Setting<'_>, index: Index, ledger: Ledger) -> watch::World<Site> {
+    let Setting { nature, registries, routes, .. } = setting;
     let instruments = prometheus::Registry::new();
     let metrics = transfer::Metrics::new(&instruments).expect("a fresh registry takes all");
     let limits = Limits::default();
@@ -202,7 +242,7 @@ fn world(process: u32, setting: &Setting<'_>) -> watch::World<Site> {
     watch::World {
         sites: sites.collect(),
         routes: Routes(routes.iter().map(route).collect()),
-        engine: Engine::new(settings, stores.index.clone(), stores.ledger.clone(), limits, metrics),
+        engine: Engine::new(settings, index, ledger, limits, metrics),
         metrics: watch::Metrics::new(&instruments).expect("a fresh registry takes all"),
         facts: Arc::new(Facts::default()),
         rhythm: Rhythm { poll: Some(nature.poll), verify: nature.verify },

@@ -4,7 +4,7 @@
 //! what a process has sent may still happen after it was killed. Every request, every answer and every change of a tag is in
 //! the trace. The one thing that a registry here never does is answer a question about a tag with what is not so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -202,6 +202,8 @@ struct State {
     asked: BTreeMap<(Operation, RepositoryName, About), u64>,
     /// How often each kind of request has come.
     counts: BTreeMap<Operation, u64>,
+    /// What a script has planned for the next requests of a kind.
+    planned: BTreeMap<Operation, VecDeque<TroubleKind>>,
 }
 
 #[derive(Clone)]
@@ -239,6 +241,7 @@ impl Registry {
             opened: 0,
             asked: BTreeMap::new(),
             counts: BTreeMap::new(),
+            planned: BTreeMap::new(),
         };
         let origin = Origin::new(&format!("memory://{name}"));
         let trace = trace.clone();
@@ -268,6 +271,16 @@ impl Registry {
     /// What it is like.
     pub fn settings(&self) -> Settings {
         self.state().settings.clone()
+    }
+
+    /// So many of the next requests of a kind go wrong.
+    pub fn plan(&self, operation: Operation, kind: TroubleKind, times: usize) {
+        self.state().planned.entry(operation).or_default().extend(std::iter::repeat_n(kind, times));
+    }
+
+    /// Nothing that was planned happens any more.
+    pub fn forget_plans(&self) {
+        self.state().planned.clear();
     }
 
     /// Open upload sessions that a process knows of.
@@ -381,6 +394,7 @@ impl Registry {
         let mut draw = self.0.chance.of((&*self.0.name, key.0, repository.as_str(), about, *nth));
         let count = state.counts.entry(operation).and_modify(|count| *count += 1).or_insert(1);
         let count = *count;
+        let planned = state.planned.get_mut(&operation).and_then(VecDeque::pop_front);
         let settings = &state.settings;
         let (least, most) = settings.latency;
         let mut fate = Fate {
@@ -399,6 +413,7 @@ impl Registry {
         if settings.busy_every.is_some_and(|(busy, every)| busy == operation && count.is_multiple_of(every)) {
             fate.kind = Some(TroubleKind::Busy);
         }
+        fate.kind = planned.or(fate.kind);
         match settings.sick.filter(|(_, until)| now < *until) {
             Some((Sick::Busy(after), _)) => fate.kind = Some(TroubleKind::BusyFor(after)),
             Some((Sick::Down, _)) => fate.kind = Some(TroubleKind::Reset),

@@ -86,6 +86,7 @@ pub struct World {
     asks: u64,
     /// How many notices a deed brings: one is drawn of these.
     notices: Vec<u64>,
+    slow_disk: bool,
 }
 
 /// What happens beside the processes.
@@ -119,12 +120,14 @@ impl World {
         let (count, kills) = (draw.between(3, 25), if draw.percent(40) { draw.between(1, 4) } else { 0 });
         let asks = if draw.percent(40) { draw.between(1, 6) } else { 0 };
         let notices = draw.pick(&[vec![0], vec![0, 1, 1, 2], vec![1]]);
-        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills, asks, notices }
+        let slow_disk = draw.percent(30);
+        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills, asks, notices, slow_disk }
     }
 
     /// Lets everything happen, then waits until all is equal or the time for that is over.
     pub async fn live(self) {
-        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills, asks, notices } = self;
+        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills, asks, notices, slow_disk } =
+            self;
         for registry in &registries {
             let settings = registry.settings();
             let takes_artifacts = !settings.refuses_artifacts;
@@ -136,7 +139,7 @@ impl World {
                 trace.note(Event::Closed { place: Place { registry, repository, tag: tag.as_str().into() } });
             }
         }
-        let mut stores = Stores::new();
+        let mut stores = Stores::new(chance, slow_disk);
         let mut draw = chance.of("time");
         let mut happenings: Vec<(Duration, Happening)> = Vec::new();
         for (happening, count) in [(Happening::Deed, count), (Happening::Kill, kills), (Happening::Ask, asks)] {
@@ -166,6 +169,10 @@ impl World {
                 }
                 Happening::Kill => {
                     let number = process.kill().await + 1;
+                    if draw.percent(30) {
+                        trace.note(Event::Person { text: "cuts the power".into() });
+                        stores.cut_power();
+                    }
                     if draw.percent(10) {
                         trace.note(Event::Person { text: "deletes the state".into() });
                         stores.lose();
