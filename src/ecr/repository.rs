@@ -35,10 +35,6 @@ use crate::registry::{self, Metrics};
 const SETTLING: Duration = Duration::from_secs(30);
 /// Where no chunk can belong: a blob of ECR has 52,000 MiB at most.
 const BEYOND: u64 = 1 << 40;
-/// Archived images that are remembered.
-const MOST_ARCHIVED: usize = 100_000;
-/// How long the word of a listing that an image is archived is not doubted.
-const ARCHIVED: Duration = Duration::from_secs(3600);
 
 /// An ECR registry. Cheap to clone.
 #[derive(Clone)]
@@ -323,22 +319,12 @@ impl Repository {
 
     /// What a listing says of images that are archived, and of those that have been restored since.
     fn note_archived(&self, images: &Images) {
-        let mut known = self.shared().known();
-        for tag in &images.page.entries {
-            let Some(digest) = tag.digest else { continue };
-            let image = (self.inner.repository().clone(), digest);
-            if !images.archived.contains(&digest) {
-                known.archived.remove(&image);
-            } else if known.archived.len() < MOST_ARCHIVED {
-                known.archived.insert(image, Instant::now());
-            }
-        }
+        self.shared().known().note_archived(self.inner.repository(), images);
     }
 
     /// Archived images cannot be read until they are restored. A listing tells; where none has for a while, reading does.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
-        let image = (self.inner.repository().clone(), *digest);
-        match self.shared().known().archived.get(&image).is_some_and(|since| since.elapsed() < ARCHIVED) {
+        match self.shared().known().is_archived(self.inner.repository(), digest) {
             false => Ok(()),
             true => Err(Fault::rejected(format!(
                 "{}@{digest} is archived and cannot be read: restore it (aws ecr update-image-storage-class --target-storage-class STANDARD), or exclude its tag",

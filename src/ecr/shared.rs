@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
 
-use super::control::{Answer, Control};
+use super::control::{Answer, Control, Images};
 use super::create::Unfinished;
 use super::host;
 use crate::endpoint::Presence;
@@ -21,6 +21,10 @@ const REST: Duration = Duration::from_secs(15 * 60);
 
 /// How long a message waits to learn whom it is about.
 const SOON: Duration = Duration::from_secs(5);
+/// Archived images that are remembered.
+const MOST_ARCHIVED: usize = 100_000;
+/// How long the word of a listing that an image is archived is not doubted.
+const ARCHIVED: Duration = Duration::from_secs(3600);
 /// Manifests that are remembered as pushed.
 const MOST_PUSHED: usize = 10_000;
 
@@ -54,6 +58,26 @@ pub(super) struct Known {
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
+}
+
+impl Known {
+    /// What a listing says of images that are archived, and of those that have been restored since.
+    pub(super) fn note_archived(&mut self, repository: &RepositoryName, images: &Images) {
+        for tag in &images.page.entries {
+            let Some(digest) = tag.digest else { continue };
+            let image = (repository.clone(), digest);
+            if !images.archived.contains(&digest) {
+                self.archived.remove(&image);
+            } else if self.archived.len() < MOST_ARCHIVED {
+                self.archived.insert(image, Instant::now());
+            }
+        }
+    }
+
+    /// Whether a listing has said so lately.
+    pub(super) fn is_archived(&self, repository: &RepositoryName, digest: &Digest) -> bool {
+        self.archived.get(&(repository.clone(), *digest)).is_some_and(|since| since.elapsed() < ARCHIVED)
+    }
 }
 
 pub(super) type Question = (Digest, oneshot::Sender<Result<Presence, Unasked>>);
@@ -218,6 +242,47 @@ fn is_same_principal(named: &str, caller: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::{Page, Tag};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_newest_listing_says_what_is_archived(
+            listings in proptest::collection::vec(proptest::collection::vec((0u8..6, any::<bool>()), 0..6), 1..6),
+        ) {
+            let repository: RepositoryName = "app".parse().unwrap();
+            let mut known = Known::default();
+            let mut expected = std::collections::BTreeMap::new();
+            for listing in listings {
+                // One image has one state in one listing.
+                let listing: std::collections::BTreeMap<u8, bool> = listing.into_iter().collect();
+                let digest = |number: u8| Digest::sha256(&[number]);
+                let entries = listing.keys().map(|number| Tag {
+                    name: format!("v{number}").parse().unwrap(),
+                    digest: Some(digest(*number)),
+                    pushed: None,
+                });
+                let page = Page { entries: entries.collect(), invalid: 0, next: None };
+                let archived = listing.iter().filter(|(_, archived)| **archived).map(|(number, _)| digest(*number)).collect();
+                known.note_archived(&repository, &Images { page, archived });
+                expected.extend(listing);
+                for (number, archived) in &expected {
+                    prop_assert_eq!(known.is_archived(&repository, &digest(*number)), *archived);
+                }
+                prop_assert!(!known.is_archived(&"other".parse().unwrap(), &digest(0)));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_long_time_the_image_itself_is_asked_again() {
+        let (repository, digest): (RepositoryName, _) = ("app".parse().unwrap(), Digest::sha256(b"x"));
+        let mut known = Known::default();
+        known.archived.insert((repository.clone(), digest), Instant::now());
+        assert!(known.is_archived(&repository, &digest));
+        tokio::time::advance(ARCHIVED).await;
+        assert!(!known.is_archived(&repository, &digest));
+    }
 
     #[test]
     fn the_session_of_a_role_is_that_role() {

@@ -205,3 +205,24 @@ async fn fifty_thousand_hints_in_many_requests_are_all_there() {
     assert_eq!(index.statistics().await.blobs, 50_000);
     assert_eq!(index.holders(&origin(), &digest(49_999), 5).await[0].repository, repository("app-49"));
 }
+
+#[tokio::test]
+async fn a_repository_that_is_not_set_up_is_known_to_the_next_process() {
+    use crate::ecr::Unfinished as _;
+    let folder = tempfile::tempdir().unwrap();
+    let (made, other) = (repository("made"), repository("other"));
+    let index = Index::open(folder.path()).unwrap().index;
+    assert!(!index.is_noted(&origin(), &made).await);
+    index.note(&origin(), &made).await;
+    index.note(&origin(), &made).await;
+    // Killed: nothing is closed.
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let next = Index::open(copy.path()).unwrap().index;
+    assert!(next.is_noted(&origin(), &made).await && !next.is_noted(&origin(), &other).await);
+    next.clear(&origin(), &made).await;
+    assert!(!next.is_noted(&origin(), &made).await);
+}

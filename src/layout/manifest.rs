@@ -230,3 +230,40 @@ impl Subjects {
 fn may_have_subject(media_type: &MediaType) -> bool {
     matches!(media_type.as_str(), OCI_MANIFEST | OCI_INDEX | OCI_ARTIFACT | crate::oci::media_type::ORAS_ARTIFACT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_tag_is_listed_with_its_digest_exactly_when_its_content_has_the_length_of_the_index(
+            files in proptest::collection::vec((1usize..40, proptest::option::of(0usize..60)), 1..6),
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let folder = root.path().join("blobs/sha256");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(root.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+            let mut entries = Vec::new();
+            for (number, (size, there)) in files.iter().enumerate() {
+                let digest = Digest::sha256(&[number as u8]);
+                if let Some(length) = there {
+                    std::fs::write(folder.join(digest.encoded()), vec![b'x'; *length]).unwrap();
+                }
+                entries.push(json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+                    "annotations": {"org.opencontainers.image.ref.name": format!("v{number}")}}));
+            }
+            let index = json!({"schemaVersion": 2, "manifests": entries});
+            std::fs::write(root.path().join(INDEX), index.to_string()).unwrap();
+            let page = tags(&Store::single(root.path())).unwrap().unwrap();
+            prop_assert_eq!(page.entries.len(), files.len());
+            for (tag, (size, there)) in page.entries.iter().zip(&files) {
+                prop_assert_eq!(tag.digest.is_some(), *there == Some(*size), "{}", tag.name);
+            }
+        }
+    }
+}

@@ -110,3 +110,82 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::fault::Class;
+    use proptest::prelude::*;
+
+    /// One page: entries, of which so many are new, and where it says that the next one is.
+    type Shape = (usize, Option<u8>);
+
+    fn engine() -> Engine {
+        let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
+        let (index, ledger) = (crate::index::Index::in_memory(), crate::ledger::Ledger::in_memory());
+        Engine::new(Default::default(), index, ledger, Default::default(), metrics)
+    }
+
+    async fn read(engine: &Engine, most: usize, page: impl Fn(usize) -> Page<u64>) -> (Result<bool, Fault>, usize, usize) {
+        let asked = Cell::new(0);
+        let taken = Cell::new(0);
+        let origin = Origin::new("http://127.0.0.1:1");
+        let list = List { what: "the tags".into(), origin: &origin, registry: "staging", stop: &Stop::default() };
+        let reading = Reading { most, ..Reading::default() };
+        let next = |_| {
+            asked.set(asked.get() + 1);
+            std::future::ready(Ok(Some(page(asked.get()))))
+        };
+        let take = |_| {
+            taken.set(taken.get() + 1);
+            true
+        };
+        let result = engine.pages_read(reading, list, next, take).await;
+        (result, asked.get(), taken.get())
+    }
+
+    fn page((entries, next): Shape) -> Page<u64> {
+        let next = next.map(|next| Cursor(next.to_string()));
+        Page { entries: (0..entries as u64).collect(), invalid: 0, next }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_list_ends_and_a_whole_one_is_read_whole(
+            shapes in proptest::collection::vec((0usize..30, proptest::option::weighted(0.9, any::<u8>())), 1..20),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            // Behind the last shape the registry goes on with it for ever.
+            let shape = |number: usize| shapes[(number - 1).min(shapes.len() - 1)];
+            let (result, asked, taken) = runtime.block_on(read(&engine(), 200, |number| page(shape(number))));
+            prop_assert!(asked <= 256 + 1, "{asked} pages");
+            match result {
+                Ok(has_list) => {
+                    prop_assert!(has_list && shape(asked).1.is_none());
+                    prop_assert_eq!(taken, (1..=asked).map(|number| shape(number).0).sum::<usize>());
+                    prop_assert!(taken <= 200);
+                }
+                Err(fault) => prop_assert_eq!(fault.class(), Class::Rejected),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_that_never_repeat_and_never_end_are_bounded_too() {
+        let fresh = |number: usize, entries: u64| Page {
+            entries: (0..entries).collect(),
+            invalid: 0,
+            next: Some(Cursor(number.to_string())),
+        };
+        let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 0)).await;
+        assert_eq!((result.unwrap_err().class(), asked), (Class::Rejected, BARREN + 1));
+        let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 1)).await;
+        assert_eq!((result.unwrap_err().class(), asked), (Class::Rejected, PAGES + 1));
+        let (result, asked, taken) = read(&engine(), MOST, |number| fresh(number, 1000)).await;
+        assert_eq!((result.unwrap_err().class(), asked, taken), (Class::Rejected, MOST / 1000 + 1, MOST));
+    }
+}

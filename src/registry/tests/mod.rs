@@ -1,5 +1,6 @@
 //! The client against small servers on loopback that answer as told and write down what they were asked.
 
+mod generated;
 mod reads;
 mod tls;
 mod uploads;
