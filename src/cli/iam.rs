@@ -18,7 +18,9 @@ use crate::watch::route::Create;
 #[command(after_help = "Prints one JSON object: for each ECR registry of the config the policy for the
 identity that we use there, and, where that identity may belong to another
 account, the statement for the policy of each repository. The actions are the
-least that watching and promoting need; nothing allows deletion.")]
+least that watching and promoting need; nothing allows deletion. Where the
+config has a `role_arn`, `assuming_policy` is for the identity that assumes it,
+and the others are for the role.")]
 pub(super) struct Iam {}
 
 /// What reading images needs: tags with their digests, manifests and referrers, blobs.
@@ -35,6 +37,8 @@ const WRITE: [&str; 7] = [
 ];
 /// What creating a repository needs; with resource tags, [`TAG`] as well.
 const CREATE: [&str; 2] = ["CreateRepository", "DescribeRepositories"];
+/// What creating it with a KMS key needs on that key.
+const KEY: [&str; 3] = ["kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant"];
 /// What giving it resource tags needs.
 const TAG: &str = "TagResource";
 /// What furnishing it needs.
@@ -55,6 +59,8 @@ struct Use {
     reads: BTreeSet<String>,
     writes: BTreeSet<String>,
     rights: BTreeMap<String, Actions>,
+    /// KMS keys with which repositories are created.
+    keys: BTreeSet<String>,
 }
 
 impl Use {
@@ -72,6 +78,9 @@ impl Use {
 
     fn write(&mut self, repositories: String, create: &Create) {
         self.allow(&repositories, WRITE.into_iter().chain(creating(create)));
+        if let Create::Template(template) = create {
+            self.keys.extend(template.kms_key.clone().filter(|key| !key.is_empty()));
+        }
         self.writes.insert(repositories);
     }
 
@@ -166,16 +175,25 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
     }
     let own = used.rights.get(ANY).into_iter().flatten().copied().chain(["GetAuthorizationToken"]).collect();
     statements.push(statement("Registry", &own, json!(ANY)));
+    let in_registry = statements.len();
     for (number, (actions, repositories)) in groups.into_iter().enumerate() {
         let arns: Vec<String> = repositories.iter().map(|repositories| arn(login, repositories)).collect();
         let what = if actions.contains("PutImage") { "Write" } else { "Read" };
         statements.push(statement(&format!("{what}{}", number + 1), actions, json!(arns)));
     }
-    let across: Vec<Value> = statements[1..].iter().map(|statement| shared(login, statement)).collect();
-    json!({
+    let across: Vec<Value> = statements[in_registry..].iter().map(|statement| shared(login, statement)).collect();
+    for key in &used.keys {
+        statements.push(json!({"Sid": "Encrypt", "Effect": "Allow", "Action": KEY, "Resource": key}));
+    }
+    let mut policies = json!({
         "identity_policy": {"Version": "2012-10-17", "Statement": statements},
         "repository_policy": {"Version": "2012-10-17", "Statement": across},
-    })
+    });
+    if let Some(role) = login.role() {
+        let assume = json!({"Sid": "Assume", "Effect": "Allow", "Action": ["sts:AssumeRole"], "Resource": role});
+        policies["assuming_policy"] = json!({"Version": "2012-10-17", "Statement": [assume]});
+    }
+    policies
 }
 
 /// The same rights, given by the repository to an identity of another account.
@@ -192,8 +210,7 @@ fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
 }
 
 fn arn(login: &ecr::Login, repository: &str) -> String {
-    let host = ecr::host::recognise(login.host());
-    let region = host.as_ref().map_or("*", |host| host.region.as_str());
+    let region = login.region().unwrap_or("*");
     format!("arn:{}:ecr:{region}:{}:repository/{repository}", ecr::host::partition(region), login.account().unwrap_or("*"))
 }
 
@@ -216,6 +233,36 @@ mod tests {
             arn("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn"),
             "arn:aws-cn:ecr:cn-north-1:123456789012:repository/app"
         );
+        assert_eq!(
+            arn("123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov"),
+            "arn:aws-iso:ecr:us-iso-east-1:123456789012:repository/app"
+        );
         assert_eq!(arn("127.0.0.1:5000"), "arn:aws:ecr:*:*:repository/app");
+    }
+
+    #[test]
+    fn the_settings_name_region_account_role_and_key_where_the_host_does_not() {
+        let settings = ecr::Settings {
+            region: Some("us-gov-west-1".into()),
+            account: Some("210987654321".into()),
+            role_arn: Some("arn:aws-us-gov:iam::210987654321:role/promoter".into()),
+            ..ecr::Settings::default()
+        };
+        let login = ecr::Login::new(settings, "registry.example:443");
+        let mut used = Use::default();
+        let template =
+            ecr::Template { kms_key: Some("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k".into()), ..Default::default() };
+        used.write("app".into(), &Create::Template(template.into()));
+        let policies = policy(&login, &used);
+        let statements = policies["identity_policy"]["Statement"].as_array().unwrap();
+        let resources: Vec<&Value> = statements.iter().map(|statement| &statement["Resource"]).collect();
+        assert_eq!(resources[1], &json!(["arn:aws-us-gov:ecr:us-gov-west-1:210987654321:repository/app"]));
+        assert_eq!(resources[2], &json!("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k"));
+        assert_eq!(policies["repository_policy"]["Statement"].as_array().unwrap().len(), 1, "KMS is no matter of the repository");
+        let assume = &policies["assuming_policy"]["Statement"][0];
+        assert_eq!(
+            (&assume["Action"][0], &assume["Resource"]),
+            (&json!("sts:AssumeRole"), &json!("arn:aws-us-gov:iam::210987654321:role/promoter"))
+        );
     }
 }

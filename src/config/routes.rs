@@ -9,6 +9,7 @@ use super::section::{Item, Section};
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::job::{Drift, Existing};
+use crate::oci::Tag;
 use crate::watch::route::{Create, Pattern, Route, Template};
 use crate::watch::rules::{Selection, TagRule};
 
@@ -174,18 +175,50 @@ fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins
     let to = to_item.and_then(|item| destinations(&item, &from, origins));
     let ((to, to_items), name) = to.filter(|_| known).zip(name)?;
     check_creation(item, own.create.or(defaults.create), own.template.is_some() || defaults.template.is_some());
-    Some(Written {
-        route: merged(&name, from, to, own, defaults),
-        name: name_item.unwrap_or_else(|| from_item.clone()),
-        from: from_item,
-        to: to_items,
-        number,
-    })
+    let route = merged(&name, from, to, own, defaults);
+    check_exemptions(item, &route);
+    Some(Written { route, name: name_item.unwrap_or_else(|| from_item.clone()), from: from_item, to: to_items, number })
 }
 
 fn check_creation(item: &Item<'_>, create: Option<Creates>, template: bool) {
     if create == Some(Creates::Template) && !template {
         item.missing("template", "is missing: `create: template` needs to know how repositories are set up, here or in defaults");
+    }
+}
+
+/// A moving tag that ECR keeps from moving would be promoted once and refused from then on.
+fn check_exemptions(item: &Item<'_>, route: &Route) {
+    let Create::Template(template) = &route.create else { return };
+    if !template.immutable {
+        return;
+    }
+    let is_exempt = |text: &str| template.except.iter().any(|exemption| ecr_wildcard(exemption, text));
+    for rule in &route.selection.moving {
+        let text = rule.as_str();
+        let is_taken = match text.parse::<Tag>() {
+            Ok(tag) => !route.selection.choose(std::iter::once(&tag)).chosen.is_empty(),
+            // Of a pattern only its own text can be compared; of a range or an expression nothing can.
+            Err(_) => !text.starts_with("semver:") && !text.starts_with('/'),
+        };
+        if is_taken && !is_exempt(text) {
+            item.missing(
+                "template.except",
+                format!(
+                    "lacks \"{text}\": it is a moving tag, and ECR refuses to move a tag of an immutable repository (add it to \
+                     `except`, or take it out of `tags.moving`)"
+                ),
+            );
+        }
+    }
+}
+
+/// Whether a wildcard of ECR, in which `*` is any characters, matches the whole text.
+fn ecr_wildcard(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, rest)) => text
+            .strip_prefix(start)
+            .is_some_and(|left| (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| ecr_wildcard(rest, &left[at..]))),
     }
 }
 

@@ -29,6 +29,9 @@ impl Creation {
     /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that left something to do.
     pub(super) async fn ensure(&self, repository: &Repository) -> Result<bool, Fault> {
         let (origin, name) = (repository.origin(), repository.repository());
+        if let Some(text) = repository.shared().refused_creation(name) {
+            return Err(Fault::rejected(text));
+        }
         let unfinished = &repository.shared().unfinished;
         let is_noted = unfinished.is_noted(origin, name).await;
         let is_there = match repository.control().repository(name, repository.tally()).await? {
@@ -50,7 +53,11 @@ impl Creation {
                 Err(fault) if fault.class().is_retryable() || is_noted => return Err(creating(repository, fault)),
                 Err(fault) => {
                     unfinished.clear(origin, name).await;
-                    return Err(creating(repository, fault));
+                    let fault = creating(repository, fault);
+                    if fault.class() == Class::Rejected {
+                        repository.shared().note_refused_creation(name, &fault);
+                    }
+                    return Err(fault);
                 }
             };
             if !is_new && !is_noted {

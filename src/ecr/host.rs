@@ -24,6 +24,8 @@ pub struct EcrHost {
     pub region: String,
     /// A FIPS endpoint: the control plane is asked at its FIPS endpoint as well.
     pub fips: bool,
+    /// A dual-stack host, reachable over IPv6: so is the control plane that is asked.
+    pub dual_stack: bool,
     /// The public registry: another control plane, ordinary Bearer tokens, anonymous reading.
     pub public: bool,
 }
@@ -34,6 +36,10 @@ pub fn partition(region: &str) -> &'static str {
         _ if region.starts_with("cn-") => "aws-cn",
         _ if region.starts_with("us-gov-") => "aws-us-gov",
         _ if region.starts_with("eusc-") => "aws-eusc",
+        _ if region.starts_with("us-iso-") => "aws-iso",
+        _ if region.starts_with("us-isob-") => "aws-iso-b",
+        _ if region.starts_with("eu-isoe-") => "aws-iso-e",
+        _ if region.starts_with("us-isof-") => "aws-iso-f",
         _ => "aws",
     }
 }
@@ -43,10 +49,16 @@ pub fn recognise(host: &str) -> Option<EcrHost> {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
     if matches!(host, "public.ecr.aws" | "ecr-public.aws.com") {
-        return Some(EcrHost { account: None, region: "us-east-1".to_owned(), fips: false, public: true });
+        return Some(EcrHost { account: None, region: "us-east-1".to_owned(), fips: false, dual_stack: false, public: true });
     }
     let parts = PRIVATE.captures(host)?;
-    Some(EcrHost { account: Some(parts[1].to_owned()), region: parts[3].to_owned(), fips: parts.get(2).is_some(), public: false })
+    Some(EcrHost {
+        account: Some(parts[1].to_owned()),
+        region: parts[3].to_owned(),
+        fips: parts.get(2).is_some(),
+        dual_stack: parts[4].starts_with("on."),
+        public: false,
+    })
 }
 
 /// Whether `host` counts as ECR because the control plane at `endpoint` is an emulator's: both are loopback or private by
@@ -100,7 +112,8 @@ mod tests {
         ];
         for (host, region, fips) in private {
             let account = Some("123456789012".to_owned());
-            let expected = EcrHost { account, region: region.to_owned(), fips, public: false };
+            let dual_stack = host.contains(".on.");
+            let expected = EcrHost { account, region: region.to_owned(), fips, dual_stack, public: false };
             assert_eq!(recognise(host), Some(expected), "{host}");
         }
         for host in ["public.ecr.aws", "ecr-public.aws.com", "PUBLIC.ecr.aws"] {
@@ -125,6 +138,22 @@ mod tests {
         ];
         for host in others {
             assert_eq!(recognise(host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn every_region_has_its_partition() {
+        for (region, expected) in [
+            ("eu-west-1", "aws"),
+            ("cn-north-1", "aws-cn"),
+            ("us-gov-west-1", "aws-us-gov"),
+            ("eusc-de-east-1", "aws-eusc"),
+            ("us-iso-east-1", "aws-iso"),
+            ("us-isob-east-1", "aws-iso-b"),
+            ("eu-isoe-west-1", "aws-iso-e"),
+            ("us-isof-south-1", "aws-iso-f"),
+        ] {
+            assert_eq!(partition(region), expected, "{region}");
         }
     }
 }

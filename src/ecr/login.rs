@@ -144,8 +144,9 @@ impl Login {
         let who = |settings: &Settings, recognised: &Option<EcrHost>| {
             let Settings { region, role_arn, external_id, session_name, profile, endpoint, .. } = settings.clone();
             let fips = recognised.as_ref().is_some_and(|host| host.fips);
+            let dual_stack = recognised.as_ref().is_some_and(|host| host.dual_stack);
             let region = region.or_else(|| recognised.as_ref().map(|host| host.region.clone()));
-            (region, role_arn, external_id, session_name, profile, endpoint, fips)
+            (region, role_arn, external_id, session_name, profile, endpoint, fips, dual_stack)
         };
         let private = !self.is_public() && !place.recognised.as_ref().is_some_and(|host| host.public);
         let same = private && who(&self.0.settings, &self.0.recognised) == who(settings, &place.recognised);
@@ -200,6 +201,17 @@ impl Login {
     pub fn account(&self) -> Option<&str> {
         let named = self.1.recognised.as_ref().and_then(|host| host.account.as_deref());
         self.1.account.as_deref().or(named)
+    }
+
+    /// The region: the one in the settings, else the one in the host's name.
+    pub fn region(&self) -> Option<&str> {
+        let named = self.1.recognised.as_ref().map(|host| host.region.as_str());
+        self.0.settings.region.as_deref().or(named)
+    }
+
+    /// The role that is assumed for it.
+    pub fn role(&self) -> Option<&str> {
+        self.0.settings.role_arn.as_deref()
     }
 
     /// The account that only the settings name: the host does not tell whether it is right.
@@ -369,6 +381,9 @@ impl Inner {
         if self.recognised.as_ref().is_some_and(|host| host.fips) {
             loader = loader.use_fips(true);
         }
+        if self.recognised.as_ref().is_some_and(|host| host.dual_stack) {
+            loader = loader.use_dual_stack(true);
+        }
         let base = loader.load().await;
         match &self.settings.profile {
             Some(profile) => of_profile(profile, base),
@@ -392,6 +407,7 @@ fn of_profile(profile: &str, base: SdkConfig) -> SdkConfig {
     let config = ProviderConfig::without_region()
         .with_region(base.region().cloned())
         .with_use_fips(base.use_fips())
+        .with_use_dual_stack(base.use_dual_stack())
         .with_behavior_version(Some(BehaviorVersion::v2026_01_12()))
         .with_retry_config(RetryConfig::disabled());
     let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&config).build();

@@ -35,7 +35,11 @@ where
         Some(service) => sentence(service.meta()),
         None => chain(error),
     };
-    let (class, advice) = match classify(&said) {
+    let classified = match service {
+        None if is_of_credentials(error) => of_credentials(&said).unwrap_or_else(|| classify(&said)),
+        _ => classify(&said),
+    };
+    let (class, advice) = match classified {
         (class, "") if service.is_none() => (class, "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`"),
         classified => classified,
     };
@@ -66,6 +70,76 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     if said.is_empty() { error.to_string() } else { said.join(": ") }
 }
 
+/// Whether a call failed before it was sent, because a provider gave no credentials. The SDK hides the provider's error
+/// behind errors of its transport, so the words of its outermost level tell.
+fn is_of_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    const WORDS: [&str; 5] = [
+        "the credential provider was not enabled",
+        "credentials provider timed out",
+        "the credentials provider was not properly configured",
+        "an error occurred while loading credentials",
+        "unexpected credentials error",
+    ];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let level = error.to_string();
+        if WORDS.iter().any(|words| level.starts_with(words)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// What it means that a provider gave no credentials, and what its owner does about it. `None`: a provider that cannot be
+/// reached or is busy, which passes.
+fn of_credentials(said: &str) -> Option<(Class, &'static str)> {
+    const PASSES: [&str; 17] = [
+        "dispatch failure",
+        "timed out",
+        "timeout",
+        "refused",
+        "reset by peer",
+        "dns error",
+        "connect error",
+        "IDPCommunicationError",
+        "Throttl",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalFailure",
+        "InternalServer",
+        "status: 5",
+        "503",
+    ];
+    let lower = said.to_lowercase();
+    let says = |word: &str| lower.contains(&word.to_lowercase());
+    // A chain that found nothing names every provider that it tried.
+    if says("no credentials found in chain") || PASSES.iter().any(|word| says(word)) {
+        return None;
+    }
+    let advice = if says("sts:AssumeRole ") || lower.ends_with("sts:assumerole") || says("AccessDenied") {
+        return None;
+    } else if says("sso") {
+        "; sign in again: `aws sso login`, with --profile where `aws_profile` names one"
+    } else if says("login token") {
+        "; sign in again: `aws login`, with --profile where `aws_profile` names one"
+    } else if says("web identity") || says("webidentity") || says("IdentityToken") {
+        "; check the file in AWS_WEB_IDENTITY_TOKEN_FILE, and the trust policy of the role in AWS_ROLE_ARN"
+    } else if says("credential process") || says("external process") || says("credential_process") {
+        "; run the credential_process of the profile by hand: it must print credentials that are valid"
+    } else if says("ECS provider") || says("container") || says("HTTP provider") {
+        "; check AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI, and the role of the task or pod"
+    } else if says("was not enabled") {
+        return None;
+    } else {
+        "; the AWS credentials cannot be loaded: check the profile, and the files that it or the environment names (such as \
+         AWS_WEB_IDENTITY_TOKEN_FILE)"
+    };
+    Some((Class::Auth, advice))
+}
+
 /// Whether AWS says with this code that it does not know who asks.
 pub(super) fn is_of_a_stranger(code: &str) -> bool {
     UNKNOWN.iter().chain(&EXPIRED).any(|known| code.contains(known))
@@ -79,6 +153,15 @@ fn classify(said: &str) -> (Class, &'static str) {
     const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
     const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
     const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
+    const FOR_GOOD: [&str; 7] = [
+        "KmsException",
+        "LimitExceeded",
+        "InvalidParameter",
+        "InvalidTagParameter",
+        "TooManyTags",
+        "ValidationException",
+        "TemplateNotFound",
+    ];
     const ROLE: [&str; 1] = ["sts:AssumeRole"];
     const ELSEWHERE: [&str; 1] = ["Credential should be scoped"];
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
@@ -98,6 +181,8 @@ fn classify(said: &str) -> (Class, &'static str) {
             (Class::Auth, "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it")
         }
         _ if says(&DENIED) => (Class::Auth, "; allow {action} there (`blobferry iam` prints what is needed)"),
+        // Another try is answered the same: a person changes the template, the key's policy or the quota first.
+        _ if says(&FOR_GOOD) => (Class::Rejected, ""),
         _ => (Class::RETRYABLE, ""),
     }
 }
@@ -122,8 +207,50 @@ mod tests {
             assert!(!classify(said).1.is_empty(), "{said}");
         }
         assert!(classify("ThrottlingException: Rate exceeded").0.is_retryable());
+        assert!(classify("RequestLimitExceeded: Rate exceeded").0.is_retryable());
+        for said in [
+            "KmsException: the key is disabled",
+            "LimitExceededException: too many repositories",
+            "InvalidParameterException: the policy text is not valid JSON",
+        ] {
+            assert_eq!(classify(said).0, Class::Rejected, "{said}");
+        }
         for said in ["ServerException: oops", "io error: connection refused", "timeout"] {
             assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
+        }
+    }
+
+    /// As the SDK's providers word them, innermost level last.
+    #[test]
+    fn what_keeps_a_provider_from_giving_credentials_is_told_from_an_outage() {
+        for (said, way_out) in [
+            ("an error occurred while loading credentials: the SSO token has expired and cannot be refreshed", "aws sso login"),
+            (
+                "an error occurred while loading credentials: failed to read `/home/a/.aws/sso/cache/x.json`: No such file",
+                "aws sso login",
+            ),
+            ("unexpected credentials error: cached Login token is expired", "aws login"),
+            ("an error occurred while loading credentials: InvalidIdentityToken: Token is expired", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            (
+                "an error occurred while loading credentials: Error retrieving credentials: external process exited with code 1",
+                "credential_process",
+            ),
+            (
+                "the credentials provider was not properly configured: invalid full URI for ECS provider",
+                "AWS_CONTAINER_CREDENTIALS",
+            ),
+            ("unexpected credentials error: something else", "cannot be loaded"),
+        ] {
+            let (class, advice) = of_credentials(said).unwrap_or_else(|| panic!("{said}"));
+            assert_eq!(class, Class::Auth, "{said}");
+            assert!(advice.contains(way_out), "{said}: {advice}");
+        }
+        for said in [
+            "an error occurred while loading credentials: dispatch failure: io error: connection refused",
+            "credentials provider timed out after 5 seconds",
+            "an error occurred while loading credentials: IDPCommunicationError: the provider could not be reached",
+        ] {
+            assert!(of_credentials(said).is_none() && classify(said).0.is_retryable(), "{said}");
         }
     }
 }

@@ -92,11 +92,15 @@ impl Registry {
         Ok(arn)
     }
 
-    /// Whether blobs are mounted between its repositories; `None` when we may not know.
+    /// Whether blobs are mounted between its repositories; `None` when we may not know, or when it is the registry of
+    /// another account.
     ///
     /// # Errors
     /// As any request.
     pub async fn mounts_blobs(&self) -> Result<Option<bool>, Fault> {
+        if !self.shared.is_ours().await {
+            return Ok(None);
+        }
         match self.shared.control.mounts_blobs().await? {
             Answer::Given(mounts) => Ok(Some(mounts)),
             Answer::Denied(_) => Ok(None),

@@ -19,6 +19,8 @@ use crate::oci::{Digest, RepositoryName};
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
 
+/// How long a repository that AWS refused to create is not asked for again: about as long as a look takes.
+const REFUSED: Duration = Duration::from_secs(30);
 /// How long a message waits to learn whom it is about.
 const SOON: Duration = Duration::from_secs(5);
 /// Archived images that are remembered.
@@ -56,6 +58,8 @@ pub(super) struct Known {
     pub(super) hinted: bool,
     /// Repositories that are there, with the time of their creation where we created them.
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
+    /// Repositories that AWS refused to create, why, and since when.
+    pub(super) uncreatable: HashMap<RepositoryName, (String, Instant)>,
     /// Blobs that somebody asks about, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
 }
@@ -105,6 +109,18 @@ impl Shared {
 
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why AWS refused to create a repository a short while ago: every tag of a look would be told the same.
+    pub(super) fn refused_creation(&self, name: &RepositoryName) -> Option<String> {
+        let known = self.known();
+        let (text, since) = known.uncreatable.get(name)?;
+        (since.elapsed() < REFUSED).then(|| text.clone())
+    }
+
+    /// Notes that AWS refused to create a repository.
+    pub(super) fn note_refused_creation(&self, name: &RepositoryName, fault: &Fault) {
+        self.known().uncreatable.insert(name.clone(), (fault.chain(), Instant::now()));
     }
 
     /// Notes that a manifest is there under its digest.
@@ -195,6 +211,14 @@ impl Shared {
         }
     }
 
+    /// Whether the registry belongs to the caller's account, as far as that can be known: settings of the caller's account
+    /// say nothing about another one's registry.
+    pub(super) async fn is_ours(&self) -> bool {
+        let Some(owner) = self.control.login().account() else { return true };
+        let caller = self.principal().await;
+        caller.as_deref().and_then(|arn| arn.split(':').nth(4)).is_none_or(|account| account == owner)
+    }
+
     /// Whether mounts work; asked once in a while. `None`: nobody tells us.
     pub(super) async fn asks_mounts(self: &Arc<Self>) -> Option<bool> {
         const ACTION: &str = "GetAccountSetting";
@@ -204,6 +228,9 @@ impl Shared {
             return Some(mounts);
         }
         if !self.may(ACTION) {
+            return None;
+        }
+        if !self.is_ours().await {
             return None;
         }
         let shared = Arc::clone(self);

@@ -370,7 +370,7 @@ async fn a_repository_that_was_created_and_not_set_up_is_set_up_by_the_next_proc
     let ferry = with_identity(Ferry::bare(), &ecr);
     ferry.file("lifecycle.json", "{\"rules\": [1]}");
     ferry.file("policy.json", "{\"Statement\": [2]}");
-    let template = json!({"lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
+    let template = json!({"except": ["latest"], "lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
     let config =
         |to: &str| one_account(&ecr, json!({"to": format!("production/{to}"), "create": "template", "template": template}));
     for (to, by_hand) in [("made", None), ("mended", Some("{\"Statement\": [\"a person's\"]}"))] {

@@ -17,7 +17,10 @@ fn rights(policy: &Value) -> Vec<Right> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
     let text = |value: Value| value.as_str().expect("a text").to_owned();
     let mut rights = Vec::new();
-    for statement in policy["Statement"].as_array().expect("statements") {
+    // A statement under a condition stands in a list with the condition.
+    let statements = policy["Statement"].as_array().expect("statements").iter();
+    let statements = statements.flat_map(|statement| statement.as_array().map_or(vec![statement], |parts| parts.iter().collect()));
+    for statement in statements.filter(|statement| statement.is_object()) {
         for action in list(&statement["Action"]).into_iter().map(text) {
             for resource in list(&statement["Resource"]).into_iter().map(text) {
                 let repositories = resource.split_once(":repository/").map(|(_, repositories)| repositories.to_owned());
@@ -157,7 +160,8 @@ async fn with_wildcards_the_policies_allow_what_is_used_and_no_more() {
 fn template(name: &str) -> Value {
     let path = format!("{}/config/codepipeline/{name}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).expect("the template is there");
-    let plain = ["!Sub ", "!Ref ", "!GetAtt "].iter().fold(text, |text, function| text.replace(function, ""));
+    let plain =
+        ["!Sub ", "!Ref ", "!GetAtt ", "!If", "!Not ", "!Equals "].iter().fold(text, |text, function| text.replace(function, ""));
     serde_saphyr::from_str(&plain).expect("the template is YAML")
 }
 

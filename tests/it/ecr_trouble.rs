@@ -73,7 +73,7 @@ async fn a_storm_on_both_planes_fails_no_job() {
 async fn a_repository_is_furnished_whatever_is_throttled_on_the_way() {
     let ecr = demo().await;
     ecr.client().push("staging-demo-app", "v1", &Image::oci(1, &[500])).await;
-    let template = json!({"lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
+    let template = json!({"except": ["latest"], "lifecycle_policy_file": "lifecycle.json", "policy_file": "policy.json"});
     let ferry = with_identity(Ferry::bare(), &ecr);
     ferry.file("lifecycle.json", "{\"rules\": []}");
     ferry.file("policy.json", "{\"Statement\": []}");

@@ -145,7 +145,7 @@ async fn moto_takes_the_repositories_that_are_created() {
     client(&registry).push("staging-demo-app", "v1", &image).await;
     moto.call("CreateRepository", json!({"repositoryName": "staging-demo-app"})).await;
     moto.know("staging-demo-app", "v1", &image).await;
-    let template = json!({"create": "template", "template": {"immutable": true, "scan_on_push": true, "kms": true, "resource_tags": {"team": "demo"}}});
+    let template = json!({"create": "template", "template": {"immutable": true, "except": ["latest"], "scan_on_push": true, "kms": true, "resource_tags": {"team": "demo"}}});
     with_identity(Ferry::new(&config(&moto, &registry, template)), &moto).sync(&[]).await.expect(0);
     let described = moto.call("DescribeRepositories", json!({"repositoryNames": ["prod-demo-app"]})).await;
     let made = &described["repositories"][0];

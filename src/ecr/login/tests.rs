@@ -127,3 +127,21 @@ fn a_login_never_shows_its_token() {
     assert!(!format!("{login:?}").contains("hush"));
     assert_eq!(login.account(), Some("123456789012"));
 }
+
+#[tokio::test]
+async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
+    for (host, dual_stack, fips) in [
+        ("123456789012.dkr-ecr.eu-central-1.on.aws", true, false),
+        ("123456789012.dkr-ecr-fips.us-east-2.on.aws", true, true),
+        (HOST, false, false),
+    ] {
+        let config = Login::new(Settings::default(), host).0.shared_config().await;
+        let uses = (config.use_dual_stack().unwrap_or(false), config.use_fips().unwrap_or(false));
+        assert_eq!(uses, (dual_stack, fips), "{host}");
+        let profile = Settings { profile: Some("build".into()), ..Settings::default() };
+        let config = Login::new(profile, host).0.shared_config().await;
+        assert_eq!(config.use_dual_stack().unwrap_or(false), dual_stack, "{host} under a profile");
+    }
+    let one = Login::new(Settings::default(), HOST);
+    assert!(one.beside(&Settings::default(), "123456789012.dkr-ecr.eu-west-1.on.aws").is_none(), "another control plane");
+}

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Accounts, MIB};
-use crate::ecr::{OTHER, keys};
+use crate::ecr::{OTHER, keys, merged};
 use crate::support::ecr::HOME;
 use crate::support::*;
 
@@ -15,7 +15,8 @@ async fn stage(mounting: bool) -> (Accounts, Vec<Image>) {
     let mut config = Config::new().registry_with("staging", &accounts.source.url(), keys(&accounts.staging, HOME)).registry_with(
         "production",
         &accounts.target.url(),
-        keys(&accounts.production, OTHER),
+        // Settings of an account are only shown to an identity of that account.
+        merged(keys(&accounts.production, OTHER), json!({"role_arn": format!("arn:aws:iam::{OTHER}:role/promoter")})),
     );
     for repository in ["a", "b", "c"] {
         accounts.staging.create(repository);

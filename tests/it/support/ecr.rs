@@ -42,6 +42,8 @@ pub struct Ways {
     pub uses: Option<usize>,
     /// The credentials are refused with this code.
     pub refuses: Option<&'static str>,
+    /// This action is refused with this code, for good.
+    pub refuses_action: Option<(&'static str, &'static str)>,
     /// Bodies of uploads are cut after so many bytes, once for each.
     pub cut: Option<u64>,
     /// Repositories come to be when they are pushed to.

@@ -34,6 +34,11 @@ impl Shared {
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),
         }
+        if let Some((refused, code)) = self.state().ways.refuses_action
+            && refused == action
+        {
+            return refuse(400, code, "as it says");
+        }
         let account = asked["registryId"].as_str().unwrap_or(&self.account);
         let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{account}'");
         if account != self.account {
