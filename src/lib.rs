@@ -42,8 +42,5 @@ pub mod telemetry;
 pub mod transfer;
 pub mod watch;
 
-/// The revision that was built, where the build knew it.
-pub const REVISION: &str = match option_env!("BLOBFERRY_REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
+/// The revision that was built, as the build script found it; `unknown` outside of a repository.
+pub const REVISION: &str = env!("BLOBFERRY_REVISION");

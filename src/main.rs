@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use blobferry::{cli, telemetry};
+use tracing::Level;
 
 /// How long a stderr that is not read may hold up the end.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -34,6 +35,6 @@ fn run(arguments: cli::Arguments) -> u8 {
 }
 
 fn fail(code: u8, text: std::fmt::Arguments<'_>) -> u8 {
-    telemetry::to_stderr(format!("blobferry: {text}\n").as_bytes());
+    telemetry::say(Level::ERROR, &format!("blobferry: {text}"));
     code
 }

@@ -141,6 +141,26 @@ pub fn to_stderr(line: &[u8]) {
     STDERR.line(line);
 }
 
+/// Writes a line of the program itself that is no event: the error that ends it, progress without a terminal. It is plain
+/// text, or an object where logs are, and no filter leaves it out.
+pub fn say(level: Level, text: &str) {
+    let format = *FORMAT.get_or_init(Format::default);
+    let line = match format {
+        Format::Text => format!("{text}\n"),
+        Format::Json => json(level, "blobferry", Fields { message: clip(text, MOST_LINE), ..Fields::default() }) + "\n",
+    };
+    to_stderr(line.as_bytes());
+}
+
+/// How [`say`] writes.
+static FORMAT: OnceLock<Format> = OnceLock::new();
+
+/// Sets how [`say`] writes, once for the process and before it writes.
+pub fn say_as(format: Format) {
+    // There is one command line, so one answer.
+    let _ = FORMAT.set(format);
+}
+
 /// Draws on the terminal behind stderr, or leaves it out; never waits.
 pub fn draw(text: &[u8]) {
     STDERR.drawing(text);

@@ -9,6 +9,7 @@
 //! | `GET /v1/status` | the board | look |
 //! | `GET /v1/promotions?after=&limit=&repository=&tag=&newest=` | `{"promotions":[…]}`, the ledger | look |
 //! | `POST /v1/sync` | 202 `{"run_id","queued"}`, or with `"wait":true` the report | look |
+//! | `POST /v1/copies` | the report of a copy or promotion; over the control socket only | decide |
 //! | `GET /v1/runs/ID` | 202 while it runs, then 200 and the report | look |
 //! | anything else | 404 that names the paths | look for GET, else decide |
 //!
@@ -23,6 +24,7 @@ pub mod access;
 mod answer;
 pub mod client;
 mod health;
+mod orders;
 mod patience;
 mod server;
 mod status;
@@ -39,6 +41,8 @@ use axum::routing::{MethodRouter, any, get, post};
 use tokio::sync::Semaphore;
 
 pub use access::{Door, Secret};
+pub use answer::Refusal;
+pub use orders::{Order, Orders};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
@@ -88,6 +92,8 @@ pub struct Services {
     pub ledger: Ledger,
     /// What `/metrics` shows.
     pub metrics: prometheus::Registry,
+    /// Makes copies and promotions.
+    pub orders: Orders,
     /// Refreshes gauges; called before each scrape, so it must be quick.
     pub before_scrape: Arc<dyn Fn() + Send + Sync>,
 }
@@ -131,6 +137,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
         .route("/v1/status", guarded(get(status::status)))
         .route("/v1/promotions", guarded(get(status::promotions)))
         .route("/v1/sync", guarded(post(sync::sync)))
+        .route("/v1/copies", guarded(post(orders::copies)))
         .route("/v1/runs/{id}", guarded(get(sync::run)))
         .method_not_allowed_fallback(answer::wrong_method)
         .fallback_service(any(answer::unknown_path).layer(guard.clone()))

@@ -1,8 +1,11 @@
 //! Triggers and passes: `POST /v1/sync` and `GET /v1/runs/ID`.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,12 +21,18 @@ use tokio::time::timeout;
 use super::App;
 use super::access::{Door, Visitor};
 use super::answer::Refusal;
-use crate::job::{Actor, Cause, Report};
+use crate::fault::clip;
+use crate::job::{Actor, Cause, Report, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::watch::{Busy, Run, Scope, Wish};
 
 /// Bytes of a request's body at most.
 const MOST_BODY: usize = 64 << 10;
+
+/// Names in one list at most.
+const MOST_NAMES: usize = 256;
+/// Characters of the list of known routes that a refusal shows.
+const MOST_NAMED: usize = 500;
 
 /// The body of `POST /v1/sync`; without one, everything is looked at.
 #[derive(Debug, Default, Deserialize)]
@@ -33,7 +42,9 @@ struct Ask {
     #[serde(deserialize_with = "one_or_many")]
     route: Vec<String>,
     repository: Option<RepositoryName>,
-    tag: Option<Tag>,
+    /// A tag, or a list of them.
+    #[serde(deserialize_with = "one_or_many")]
+    tag: Vec<Tag>,
     /// What the tag is expected to name.
     digest: Option<Digest>,
     /// Answer when all looks have settled.
@@ -49,24 +60,39 @@ pub(super) async fn sync(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let ask = read(&app, request).await?;
+    let ask = read(&app, request).await.inspect_err(|refusal| count(&app, visitor.door, refusal))?;
     let place = if ask.wait { Some(waiting_place(&app, visitor.door)?) } else { None };
-    let cause = match visitor.door {
-        Door::Tcp(_) => Cause::Ping,
-        Door::Socket { .. } => Cause::Cli,
-    };
+    let cause = cause(visitor.door);
     let wish = Wish { dry_run: ask.dry_run, all: ask.all };
-    let scope = Scope { routes: ask.route, repository: ask.repository, tag: ask.tag, digest: ask.digest };
+    let missing = missing(&app, &ask);
+    let scope = Scope { routes: ask.route, repository: ask.repository, tags: ask.tag, digest: ask.digest };
     let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;
     if place.is_some() {
-        return ticket.settled().await.map(|report| settled(&report)).ok_or_else(Refusal::draining);
+        let is_empty = ticket.run.queued == 0 && missing.is_empty();
+        let report = ticket.settled().await.ok_or_else(Refusal::draining)?;
+        let missing = if is_empty { vec![Trouble::not_found(nothing_matches(&[]))] } else { missing };
+        return Ok(settled(&Report::clone(&report).with_missing(missing)));
     }
-    queued(&ticket.run)
+    queued(&ticket.run, &missing)
+}
+
+fn cause(door: Door) -> Cause {
+    match door {
+        Door::Tcp(_) => Cause::Ping,
+        Door::Socket { .. } => Cause::Cli,
+    }
+}
+
+/// Counts a request whose body could not be taken.
+fn count(app: &App, door: Door, refusal: &Refusal) {
+    let result = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "malformed" };
+    app.services.watch.count(cause(door), result);
 }
 
 /// `GET /v1/runs/ID`.
-pub(super) async fn run(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Refusal> {
+pub(super) async fn run(State(app): State<Arc<App>>, id: Result<Path<String>, PathRejection>) -> Result<Response, Refusal> {
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "unknown_run", "no such run; only the newest are remembered");
+    let Path(id) = id.map_err(|_| unknown())?;
     let run = app.services.watch.run(&id).ok_or_else(unknown)?;
     Ok(match run.report() {
         Some(report) => Json(&*report).into_response(),
@@ -86,9 +112,29 @@ impl From<Busy> for Refusal {
     }
 }
 
-fn queued(run: &Run) -> Result<Response, Refusal> {
+/// Routes and repositories that were named and that the config does not have.
+fn missing(app: &App, ask: &Ask) -> Vec<Trouble> {
+    let status = app.services.watch.board().snapshot();
+    let names: Vec<&str> = status.routes.iter().map(|route| route.name.as_str()).collect();
+    let unknown = ask.route.iter().filter(|name| !names.contains(&name.as_str()));
+    let text = |name: &String| {
+        let known = clip(&names.join(", "), MOST_NAMED);
+        format!("there is no route \"{}\" (the config has: {known})", clip(name, 128))
+    };
+    unknown.map(|name| Trouble::not_found(text(name))).collect()
+}
+
+/// What is said when no look was queued.
+fn nothing_matches(missing: &[Trouble]) -> String {
+    match missing.first() {
+        Some(missing) => missing.text.clone(),
+        None => "nothing matches: no route has such a source repository; `GET /v1/status` lists the routes".into(),
+    }
+}
+
+fn queued(run: &Run, missing: &[Trouble]) -> Result<Response, Refusal> {
     if run.queued == 0 {
-        let text = "nothing matches: no route has such a source repository; `GET /v1/status` lists the routes";
+        let text = nothing_matches(missing);
         return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
     }
     let location = [(header::LOCATION, format!("/v1/runs/{}", run.id))];
@@ -107,7 +153,7 @@ fn settled(report: &Report) -> Response {
     (status, Json(report)).into_response()
 }
 
-fn waiting_place(app: &App, door: Door) -> Result<OwnedSemaphorePermit, Refusal> {
+pub(super) fn waiting_place(app: &App, door: Door) -> Result<OwnedSemaphorePermit, Refusal> {
     let places = match door {
         Door::Tcp(_) => &app.waiting_tcp,
         Door::Socket { .. } => &app.waiting_socket,
@@ -140,13 +186,13 @@ async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
     }
     let ask: Ask =
         serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
-    if ask.digest.is_some() && ask.tag.is_none() {
-        return Err(Refusal::bad_request("`digest` says what one tag should name: give `tag` with it"));
+    if ask.digest.is_some() && ask.tag.len() != 1 {
+        return Err(Refusal::bad_request("`digest` says what one tag should name: give one `tag` with it"));
     }
     Ok(ask)
 }
 
-async fn collected(body: Body) -> Result<Bytes, Refusal> {
+pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {
     let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("a body has at most {MOST_BODY} bytes"));
     if body.size_hint().lower() > MOST_BODY as u64 {
         return Err(too_large());
@@ -163,17 +209,25 @@ fn is_json(headers: &HeaderMap) -> bool {
     value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: Deserializer<'de>,
+{
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "`route` is a name or a list of names")]
+    #[serde(untagged, expecting = "`route` and `tag` are a name or a list of names")]
     enum Names {
         None(()),
         One(String),
         Many(Vec<String>),
     }
-    Ok(match Names::deserialize(deserializer)? {
+    let names = match Names::deserialize(deserializer)? {
         Names::None(()) => Vec::new(),
         Names::One(name) => vec![name],
         Names::Many(names) => names,
-    })
+    };
+    if names.len() > MOST_NAMES {
+        return Err(serde::de::Error::custom(format!("at most {MOST_NAMES} names at once")));
+    }
+    names.iter().map(|name| name.parse().map_err(serde::de::Error::custom)).collect()
 }

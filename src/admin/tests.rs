@@ -26,8 +26,13 @@ const SOCKET: Door = Door::Socket { uid: 1000 };
 fn services() -> (Services, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(64);
     let watch = Handle::new(events, Board::default());
-    let services =
-        Services { watch, ledger: Ledger::in_memory(), metrics: prometheus::Registry::new(), before_scrape: Arc::new(|| {}) };
+    let services = Services {
+        watch,
+        ledger: Ledger::in_memory(),
+        metrics: prometheus::Registry::new(),
+        orders: Arc::new(|_, _| Box::pin(async { Err(super::Refusal::bad_request("nothing is copied here")) })),
+        before_scrape: Arc::new(|| {}),
+    };
     (services, received)
 }
 
@@ -103,6 +108,10 @@ async fn who_may_is_what_the_table_says() {
         (&open, "GET /", LOOPBACK, "", 404),
         (&open, "POST /v1/decide", LOOPBACK, "", 403),
         (&open, "POST /v1/decide", SOCKET, "", 404),
+        // Copies: the socket alone, whatever is shown.
+        (&open, "POST /v1/copies", LOOPBACK, "", 403),
+        (&closed, "POST /v1/copies", REMOTE, "secret: word", 403),
+        (&open, "POST /v1/copies", SOCKET, "", 400),
         // With a secret: it, or the socket.
         (&closed, "GET /v1/status", LOOPBACK, "", 401),
         (&closed, "GET /v1/status", REMOTE, "", 401),
@@ -257,7 +266,7 @@ async fn a_body_narrows_the_look() {
     let event = events.recv().await.unwrap();
     assert_eq!(event.scope.routes, ["demo"]);
     assert_eq!(event.scope.repository.unwrap().as_str(), "staging-app");
-    assert_eq!(event.scope.tag.unwrap().as_str(), "v7");
+    assert_eq!(event.scope.tags[0].as_str(), "v7");
     assert_eq!(event.scope.digest.unwrap().to_string(), digest);
     assert!(event.wish.dry_run && event.wish.all);
     event.reply.unwrap().queued.send(1).unwrap();

@@ -35,6 +35,10 @@ impl Check {
         for route in &routes.0 {
             lines.line(describe(route, &routes, style));
         }
+        let warnings = routes.0.iter().flat_map(|route| route.selection.idle_rules().into_iter().map(move |text| (route, text)));
+        for (route, text) in warnings {
+            lines.line(shown(&Finding::warning(format!("route {}", route.name), &text), style));
+        }
         let routes = plural(routes.0.len() as u64, "route");
         let registries = plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
         lines.line(format!("{}: the config is right ({routes}, {registries})", arguments.config_path().display()));

@@ -1,15 +1,17 @@
-//! `copy`: one reference, without a config file.
+//! `copy`: one reference, with or without a config file.
 
 use clap::Args;
 
+use super::order;
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::Manner;
 use super::{Arguments, Failure, environment};
+use crate::admin::Order;
 use crate::daemon;
 use crate::oci::Digest;
 
-/// Copy one reference without a config file
+/// Copy one reference, with what the config knows of its hosts
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry copy staging.example/app:v7 prod.example/app:v7
@@ -19,8 +21,12 @@ use crate::oci::Digest;
 
 SRC and DST are host/repository:tag, host/repository@digest, the same after
 docker://, http:// or https://, or layout:PATH:tag for an OCI image layout.
-Loopback hosts speak http unless https:// is said, others https unless http://
-is. Credentials come from the Docker config and its helpers, for ECR from AWS.
+A host that the config knows gets that registry's credentials, CA, scheme and
+pace. Of others, loopback hosts speak http unless https:// is said, the rest https
+unless http:// is, and credentials come from the Docker config and its helpers, for
+ECR from AWS. Where a route leads to DST, a running daemon makes the copy, else it
+goes into the state folder of the config: the daemon then knows what was written.
+--state keeps hints, checkpoints and history in another folder.
 An explicit act: a moving tag (latest) moves; any other tag that names another
 digest is a conflict unless --replace names that digest.")]
 pub(super) struct Copy {
@@ -54,9 +60,23 @@ impl Copy {
             dry_run: self.dry_run,
             state: arguments.state.clone(),
         };
+        let options = arguments.repeated();
         // One reference was named: that it is up to date is the answer, not noise.
-        let show = Show::new(self.json, true);
-        follow(show, manner, lines, |observer, stop| daemon::copy(request, &environment, observer, stop))
+        let show = Show::new(self.json, true, &options);
+        let order = Order {
+            copy: true,
+            images: vec![(self.source.clone(), self.destination.clone())],
+            all_tags: false,
+            expect: self.expect,
+            replace: self.replace,
+            dry_run: self.dry_run,
+        };
+        if let Some(report) = order::by_daemon(arguments, &order, manner.clone(), show).await? {
+            show.report(lines, &report);
+            return Ok(report.exit_code);
+        }
+        let config = order::config(arguments)?;
+        follow(show, manner, lines, |observer, stop| daemon::copy(request, config.as_ref(), &environment, observer, stop))
             .await
             .map(|report| report.exit_code)
     }

@@ -64,7 +64,7 @@ fn told(style: Style, happening: &Happening) -> String {
         }
         Happening::Settled { job, lag } => {
             let lag = lag.map(|lag| format!("\n            in production {} after the push", output::seconds(lag.as_secs_f64())));
-            output::settled(style, job) + &lag.unwrap_or_default()
+            output::settled(style, "", job) + &lag.unwrap_or_default()
         }
         Happening::Stopping => "\nstopping: waiting for what was pushed to arrive".into(),
         Happening::Ended(summary) => farewell(style, summary),

@@ -4,11 +4,12 @@ use clap::Args;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::output::{Lines, short, table};
+use super::output::{Lines, screen_width, short, table};
 use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
 use crate::config::StatePath;
+use crate::job::{Outcome, Settled};
 use crate::ledger::{Ledger, Query, Row};
 use crate::oci::Reference;
 
@@ -48,7 +49,7 @@ impl History {
                 None => "no history yet".into(),
             });
         } else {
-            lines.line(page(&rows, &TimeZone::system()));
+            lines.line(page(&rows, screen_width(), &TimeZone::system()));
         }
         Ok(if rows.is_empty() && self.repository.is_some() { 5 } else { 0 })
     }
@@ -100,32 +101,38 @@ fn told(mut body: Value) -> Result<Vec<Row>, Failure> {
         .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))
 }
 
-fn page(rows: &[Row], zone: &TimeZone) -> String {
+fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     let cells = rows.iter().map(|row| {
         let job = &row.settled;
-        let digest = match (&job.digest, &job.previous_digest) {
-            (Some(now), Some(before)) if now != before => format!("{} (was {})", short(now), short(before)),
-            (Some(now), _) => short(now),
-            (None, _) => String::new(),
-        };
         let why = job.error.iter().map(|error| &error.text).chain(&job.reasons).cloned().collect::<Vec<_>>().join("; ");
         [
             row.at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
             job.result.name().replace('_', " "),
             job.destination.clone(),
-            digest,
+            digests(job),
             format!("{} by {}", job.cause, job.actor),
-            crate::fault::clip(&why, 120),
+            why,
         ]
     });
-    table(["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"], cells)
+    table(width, ["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"], cells)
+}
+
+/// What production names now, and what it named or what staging names where that is another digest.
+fn digests(job: &Settled) -> String {
+    let has_moved = matches!(job.result, Outcome::Promoted | Outcome::UpToDate | Outcome::Planned);
+    match (&job.digest, &job.previous_digest) {
+        (Some(now), Some(before)) if now != before && has_moved => format!("{} (was {})", short(now), short(before)),
+        (Some(staging), Some(there)) if staging != there => format!("{} (staging: {})", short(there), short(staging)),
+        (Some(digest), None) if !has_moved => format!("staging: {}", short(digest)),
+        (Some(digest), _) | (None, Some(digest)) => short(digest),
+        (None, None) => String::new(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::output::tests::job;
-    use crate::job::Outcome;
 
     fn asked(text: &str) -> History {
         History { repository: Some(text.into()), json: false, limit: 7 }
@@ -148,9 +155,33 @@ mod tests {
         let words = || "x".to_owned();
         let at = jiff::Timestamp::UNIX_EPOCH;
         let row = Row { id: 1, at, run_id: words(), host: words(), config_hash: words(), version: words(), settled };
-        let page = page(&[row], &TimeZone::UTC);
+        let page = page(&[row], None, &TimeZone::UTC);
         let line = page.lines().nth(1).unwrap();
-        assert!(line.starts_with("1970-01-01 00:00:00 UTC  failed  prod.example/prod-demo-app:v7  sha256:121212121212"), "{line}");
+        assert!(
+            line.starts_with("1970-01-01 00:00:00 UTC  failed  prod.example/prod-demo-app:v7  staging: sha256:121212121212"),
+            "{line}"
+        );
         assert!(line.ends_with("cli by uid:1000  because"), "{line}");
+    }
+
+    #[test]
+    fn a_row_says_what_production_names_and_not_what_it_never_named() {
+        let digest = |fill: u8| Some(crate::oci::Digest::Sha256([fill; 32]));
+        let row = |result, digest, previous_digest| digests(&Settled { digest, previous_digest, ..job(result) });
+        assert_eq!(row(Outcome::Promoted, digest(0x12), digest(0x34)), "sha256:121212121212 (was sha256:343434343434)");
+        assert_eq!(row(Outcome::Conflict, digest(0x12), digest(0x34)), "sha256:343434343434 (staging: sha256:121212121212)");
+        assert_eq!(row(Outcome::Drift, digest(0x12), digest(0x34)), "sha256:343434343434 (staging: sha256:121212121212)");
+        assert_eq!(row(Outcome::UpToDate, digest(0x12), digest(0x12)), "sha256:121212121212");
+        assert_eq!(row(Outcome::Gone, None, digest(0x34)), "sha256:343434343434");
+    }
+
+    #[test]
+    fn reasons_are_never_cut() {
+        let mut settled = job(Outcome::Conflict);
+        settled.reasons = vec!["x".repeat(5000)];
+        let words = || "x".to_owned();
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let row = Row { id: 1, at, run_id: words(), host: words(), config_hash: words(), version: words(), settled };
+        assert!(page(&[row], None, &TimeZone::UTC).contains(&"x".repeat(5000)));
     }
 }

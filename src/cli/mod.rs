@@ -10,6 +10,7 @@ mod copy;
 mod demo;
 mod history;
 mod iam;
+mod order;
 mod output;
 mod pass;
 mod progress;
@@ -23,11 +24,11 @@ mod sync;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use futures::FutureExt as _;
 use indicatif::MultiProgress;
+use tracing::Level;
 
 use crate::config::{Config, StatePath, state_path};
 use crate::fault::without_passwords;
@@ -36,11 +37,8 @@ use crate::telemetry;
 use output::Lines;
 use progress::Manner;
 
-/// The version, with the revision that it was built from where the build knew one (`BLOBFERRY_REVISION`).
-static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("BLOBFERRY_REVISION") {
-    Some(revision) if !revision.is_empty() => format!("{} ({revision})", env!("CARGO_PKG_VERSION")),
-    _ => env!("CARGO_PKG_VERSION").to_owned(),
-});
+/// The version, with the revision that was built.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BLOBFERRY_REVISION"), ")");
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +70,7 @@ Examples:
 
 /// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
 #[derive(Debug, Parser)]
-#[command(name = "blobferry", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "blobferry", version = VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Arguments {
     /// The config file [default: $BLOBFERRY_CONFIG, else /etc/blobferry/blobferry.yaml]
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -106,6 +104,26 @@ enum LogFormat {
     Json,
 }
 
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> telemetry::Format {
+        match format {
+            LogFormat::Text => telemetry::Format::Text,
+            LogFormat::Json => telemetry::Format::Json,
+        }
+    }
+}
+
+/// What `--log-format` says, for a command line that may not be readable as a whole.
+fn log_format(arguments: &[OsString]) -> LogFormat {
+    let after = |argument: &OsString| argument.to_str().and_then(|text| text.strip_prefix("--log-format").map(str::to_owned));
+    let value = |(at, argument): (usize, &OsString)| match after(argument)?.as_str() {
+        "" => arguments.get(at + 1)?.to_str().map(str::to_owned),
+        value => value.strip_prefix('=').map(str::to_owned),
+    };
+    let is_json = arguments.iter().enumerate().filter_map(value).any(|value| value == "json");
+    if is_json { LogFormat::Json } else { LogFormat::Text }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the config again
@@ -113,9 +131,9 @@ enum Command {
     Run,
     /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
     Sync(sync::Sync),
-    /// Copy one reference without a config file
+    /// Copy one reference, with what the config knows of its hosts
     Copy(copy::Copy),
-    /// Promote images without a config file: the pipeline step
+    /// Promote images: the pipeline step, which needs no config file
     Promote(promote::Promote),
     /// Show what the daemon is doing, each route's state, and what it will do next and when
     Status(status::Status),
@@ -182,12 +200,18 @@ impl std::fmt::Display for Failure {
 /// The exit code, once help, version or the mistake has been printed: 0 or 2.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, u8> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let format = log_format(&arguments);
+    telemetry::say_as(format.into());
     Arguments::try_parse_from(&arguments).map_err(|error| {
         // The message repeats what was written: it is made again from arguments that are fit to be printed.
         let fit = arguments.iter().map(|argument| without_passwords(&argument.to_string_lossy()).replace('\n', "\\n"));
         let error = Arguments::try_parse_from(fit).err().unwrap_or_else(|| unprintable(error.kind()));
-        // An error means that stdout or stderr is closed.
-        let _ = error.print();
+        if error.use_stderr() && format == LogFormat::Json {
+            telemetry::say(Level::ERROR, error.render().to_string().trim_end());
+        } else {
+            // An error means that stdout or stderr is closed.
+            let _ = error.print();
+        }
         u8::try_from(error.exit_code()).unwrap_or(2)
     })
 }
@@ -242,6 +266,14 @@ impl Arguments {
         self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
     }
 
+    /// The options that a command must repeat to work with the same config and state, each with a space in front.
+    fn repeated(&self) -> String {
+        let option = |name: &str, value: &Option<PathBuf>| {
+            value.as_ref().map(|value| format!(" {name} {}", quoted(&value.display().to_string()))).unwrap_or_default()
+        };
+        option("-c", &self.config) + &option("--state", &self.state)
+    }
+
     /// The state folder for a command that needs nothing else of the config.
     fn state_path(&self) -> Result<StatePath, Failure> {
         if let Some(folder) = &self.state {
@@ -266,13 +298,19 @@ impl Arguments {
     }
 }
 
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._-+=:@%,".contains(character);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Logs go to stderr; where bars are drawn, above them.
 fn start_logs(arguments: &Arguments, screen: Option<MultiProgress>) -> Result<(), Failure> {
     let settings = telemetry::Settings {
-        format: match arguments.log_format {
-            LogFormat::Text => telemetry::Format::Text,
-            LogFormat::Json => telemetry::Format::Json,
-        },
+        format: arguments.log_format.into(),
         verbosity: arguments.verbosity(),
         filter: environment("BLOBFERRY_LOG"),
         color: output::color(&std::io::stderr()),
@@ -377,6 +415,13 @@ mod tests {
     fn a_failure_is_printed_without_passwords_and_control_characters() {
         let failure = Failure::usage("\"user:hush@host/app\u{1b}[2J\": names no registry");
         assert_eq!(failure.to_string(), "\"[hidden]@host/app\\u{1b}[2J\": names no registry");
+    }
+
+    #[test]
+    fn a_printed_command_works_with_the_same_config_and_state() {
+        assert_eq!(parsed("sync").unwrap().repeated(), "");
+        assert_eq!(parsed("sync -c a.yaml --state /s").unwrap().repeated(), " -c a.yaml --state /s");
+        assert_eq!(quoted("it's here"), r"'it'\''s here'");
     }
 
     #[test]

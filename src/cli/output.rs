@@ -89,7 +89,7 @@ impl Style {
         let code = match outcome {
             Outcome::Promoted => 32,
             Outcome::Failed | Outcome::Conflict => 31,
-            Outcome::Drift | Outcome::Refused | Outcome::Interrupted | Outcome::Waiting => 33,
+            Outcome::Drift | Outcome::Refused | Outcome::Interrupted | Outcome::Waiting | Outcome::Held => 33,
             Outcome::Planned => 36,
             Outcome::UpToDate | Outcome::Existing | Outcome::Gone => 2,
         };
@@ -122,11 +122,11 @@ fn unicode() -> bool {
 const WORD: usize = 11;
 
 /// A settled job, in one line and what must be said below it.
-pub(super) fn settled(style: Style, job: &Settled) -> String {
+pub(super) fn settled(style: Style, options: &str, job: &Settled) -> String {
     let word = job.result.name().replace('_', " ");
     let word = style.paint(job.result, &format!("{word:<WORD$}"));
     let mut text = format!("{word} {}  {}", clean(&job.destination), facts(job)).trim_end().to_owned();
-    for reason in job.reasons.iter().map(|reason| clean(reason)).chain(way_out(job)) {
+    for reason in job.reasons.iter().map(|reason| clean(reason)).chain(way_out(options, job)) {
         text.push_str(&format!("\n{:WORD$} {} {reason}", "", style.arrow()));
     }
     text
@@ -149,16 +149,19 @@ fn facts(job: &Settled) -> String {
             format!("holds {there}, {} names {digest}", clean(&job.source))
         }
         Outcome::Failed => trouble_text(job.error.as_ref()),
-        Outcome::UpToDate | Outcome::Refused | Outcome::Waiting => digest,
-        Outcome::Gone => format!("{} is not there; what the destination has stays", clean(&job.source)),
-        Outcome::Interrupted => "goes on from its checkpoint next time".into(),
+        Outcome::UpToDate | Outcome::Refused | Outcome::Waiting | Outcome::Held => digest,
+        Outcome::Gone if job.reasons.is_empty() => {
+            format!("{} is not there; what the destination has stays", clean(&job.source))
+        }
+        Outcome::Gone => String::new(),
+        Outcome::Interrupted => "stopped; the next pass goes on with what the registry has kept of it".into(),
     }
 }
 
 /// What a person can do about it.
-fn way_out(job: &Settled) -> Option<String> {
+fn way_out(options: &str, job: &Settled) -> Option<String> {
     let replace = job.previous_digest.map(|digest| format!(" --replace {digest}")).unwrap_or_default();
-    let copy = format!("blobferry copy {} {}{replace}", clean(&job.source), clean(&job.destination));
+    let copy = format!("blobferry copy{options} {} {}{replace}", clean(&job.source), clean(&job.destination));
     match job.result {
         Outcome::Conflict => Some(format!("push under a new tag; or replace it: {copy}")),
         Outcome::Drift | Outcome::Existing => Some(format!("to put staging's image there: {copy}")),
@@ -217,15 +220,43 @@ pub(super) fn totals(totals: &Totals, all: bool) -> String {
     outcomes.chain(rest.into_iter().flatten().filter(|_| all)).collect::<Vec<_>>().join(", ")
 }
 
-/// Columns without borders. An empty table is no text.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+/// Columns without borders; on a screen that they do not fit, a paragraph for each row. An empty table is no text.
+pub(super) fn table<const N: usize>(
+    width: Option<usize>,
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| clean(&cell))).collect();
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
-    table.add_rows(rows.into_iter().map(|row| row.map(|cell| clean(&cell))));
+    table.add_rows(rows.clone());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    if table.is_empty() { String::new() } else { table.trim_fmt() }
+    if table.is_empty() {
+        return String::new();
+    }
+    let text = table.trim_fmt();
+    let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+    if width.is_none_or(|width| widest <= width) { text } else { paragraphs(header, &rows) }
+}
+
+/// The first cell as a heading, the others below it with the names of their columns.
+fn paragraphs<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let paragraph = |row: &[String; N]| {
+        let mut text = row[0].clone();
+        for (name, cell) in header.iter().zip(row).skip(1).filter(|(_, cell)| !cell.is_empty()) {
+            text.push_str(&format!("\n  {}: {cell}", name.to_lowercase()));
+        }
+        text
+    };
+    rows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+}
+
+/// Columns of the screen on stdout; `None` when it is no screen.
+pub(super) fn screen_width() -> Option<usize> {
+    let screen = console::Term::stdout();
+    screen.is_term().then(|| screen.size_checked()).flatten().map(|(_, columns)| usize::from(columns))
 }
 
 /// A digest as people compare it.
@@ -319,6 +350,7 @@ pub(super) mod tests {
             bytes_spared: 73_400_320,
             requests: 11,
             duration_seconds: 0.84,
+            unguarded: false,
         }
     }
 
@@ -327,13 +359,13 @@ pub(super) mod tests {
     #[test]
     fn a_promotion_is_one_line_with_its_cost() {
         assert_eq!(
-            settled(PLAIN, &job(Outcome::Promoted)),
+            settled(PLAIN, "", &job(Outcome::Promoted)),
             "promoted    prod.example/prod-demo-app:v7  sha256:121212121212  (2 copied, 1 mounted, 3 present; 9.4 MB in 0.84 s)"
         );
         let mut moved = job(Outcome::Promoted);
         moved.previous_digest = Some(Digest::Sha256([0x34; 32]));
         moved.blobs = BlobCounts { copied: 1, resumed: 1, ..BlobCounts::default() };
-        assert!(settled(PLAIN, &moved).contains("sha256:121212121212 (was sha256:343434343434)  (1 copied (1 resumed); "));
+        assert!(settled(PLAIN, "", &moved).contains("sha256:121212121212 (was sha256:343434343434)  (1 copied (1 resumed); "));
     }
 
     #[test]
@@ -341,7 +373,7 @@ pub(super) mod tests {
         let mut conflict = job(Outcome::Conflict);
         conflict.previous_digest = Some(Digest::Sha256([0x34; 32]));
         conflict.reasons = vec!["the tag is fixed".into()];
-        let text = settled(Style { unicode: true, ..PLAIN }, &conflict);
+        let text = settled(Style { unicode: true, ..PLAIN }, "", &conflict);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
@@ -350,13 +382,14 @@ pub(super) mod tests {
         );
         assert_eq!(lines[1], "            → the tag is fixed");
         let old = "34".repeat(32);
+        assert!(settled(PLAIN, " --state /s", &conflict).contains("replace it: blobferry copy --state /s staging.example/"));
         assert!(lines[2].ends_with(&format!("prod.example/prod-demo-app:v7 --replace sha256:{old}")), "{}", lines[2]);
     }
 
     #[test]
     fn every_outcome_starts_with_its_word_and_names_the_destination() {
         for outcome in Outcome::ALL {
-            let text = settled(PLAIN, &job(outcome));
+            let text = settled(PLAIN, "", &job(outcome));
             assert!(text.starts_with(&format!("{:<11} prod.example", outcome.name().replace('_', " "))), "{text}");
         }
     }
@@ -365,10 +398,10 @@ pub(super) mod tests {
     fn a_failure_shows_its_class_and_text_and_nothing_moves_the_cursor() {
         let mut failed = job(Outcome::Failed);
         failed.error = Some(Trouble { class: "not_found".into(), text: "gone\u{1b}[2J\r\nfake line\u{202e}".into() });
-        let text = settled(PLAIN, &failed);
+        let text = settled(PLAIN, "", &failed);
         assert_eq!(text.lines().count(), 1);
         assert!(text.ends_with("not found: gone\u{fffd}[2J  fake line\u{fffd}"), "{text}");
-        assert!(settled(Style { color: true, ..PLAIN }, &failed).starts_with("\u{1b}[31mfailed"));
+        assert!(settled(Style { color: true, ..PLAIN }, "", &failed).starts_with("\u{1b}[31mfailed"));
     }
 
     #[test]
@@ -437,5 +470,14 @@ pub(super) mod tests {
             lines.line("two");
             assert_eq!(lines.close().is_ok(), fine);
         }
+    }
+
+    #[test]
+    fn a_table_that_does_not_fit_the_screen_becomes_paragraphs() {
+        let rows = || [["demo-app".to_owned(), "1 up to date".to_owned(), String::new()]];
+        let header = ["ROUTE", "TAGS", "WHY"];
+        assert_eq!(table(None, header, rows()), "ROUTE     TAGS          WHY\ndemo-app  1 up to date");
+        assert_eq!(table(Some(40), header, rows()), table(None, header, rows()));
+        assert_eq!(table(Some(20), header, rows()), "demo-app\n  tags: 1 up to date");
     }
 }

@@ -15,23 +15,25 @@ use crate::job::{Outcome, Report, Settled};
 
 /// How a pass is shown.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Show {
+pub(super) struct Show<'a> {
     /// The report alone goes to stdout.
     pub(super) json: bool,
     /// What is up to date as well.
     pub(super) all: bool,
     pub(super) style: Style,
+    /// The options of this command line that a command must repeat which is printed as a way out; with a space in front.
+    pub(super) options: &'a str,
 }
 
-impl Show {
-    pub(super) fn new(json: bool, all: bool) -> Show {
-        Show { json, all, style: Style::of(&std::io::stdout()) }
+impl<'a> Show<'a> {
+    pub(super) fn new(json: bool, all: bool, options: &'a str) -> Show<'a> {
+        Show { json, all, style: Style::of(&std::io::stdout()), options }
     }
 
     /// Prints a settled job, unless nobody wants to read it.
     fn settled(&self, lines: &mut Lines, job: &Settled) {
         if !self.json && (self.all || job.result != Outcome::UpToDate) {
-            lines.line(output::settled(self.style, job));
+            lines.line(output::settled(self.style, self.options, job));
         }
     }
 
@@ -62,7 +64,7 @@ impl Show {
 ///
 /// # Errors
 /// The pass could not be made, or a second signal ended it.
-pub(super) async fn follow<W, F>(show: Show, manner: Manner, lines: &mut Lines, work: W) -> Result<Report, Failure>
+pub(super) async fn follow<W, F>(show: Show<'_>, manner: Manner, lines: &mut Lines, work: W) -> Result<Report, Failure>
 where
     W: FnOnce(Observer, CancellationToken) -> F,
     F: Future<Output = Result<Report, daemon::Error>>,
@@ -78,10 +80,10 @@ where
             biased;
             report = &mut work => break report,
             () = signals.next() => match stop.is_cancelled() {
-                true => return Err(Failure::interrupted("aborted; what was sent is kept as far as it was checkpointed")),
+                true => return Err(Failure::interrupted("aborted; the next pass goes on with what the registries have kept of it")),
                 false => {
                     stop.cancel();
-                    display.above(|| say("stopping at the next checkpoint; once more to abort"));
+                    display.above(|| say("stopping: running transfers end where they can be resumed, if the registry can; once more to abort"));
                 }
             },
             _ = tick.tick() => display.tick(),
@@ -147,14 +149,14 @@ mod tests {
     async fn pass(json: bool, all: bool) -> (u8, String) {
         let page = Page::default();
         let mut lines = Lines::to(page.clone());
-        let show = Show { json, all, style: Style::default() };
+        let show = Show { json, all, style: Style::default(), options: "" };
         let code = follow(show, Manner::Silent, &mut lines, |observer, _| async move {
             let jobs = vec![output::tests::job(Outcome::Conflict), output::tests::job(Outcome::UpToDate)];
             for job in &jobs {
                 observer.settled.send(job.clone()).unwrap();
             }
             let totals = Totals { conflict: 1, up_to_date: 1, ..Totals::default() };
-            let look = Look { jobs, totals, trouble: Vec::new(), found: true };
+            let look = Look { jobs, totals, found: true, ..Look::default() };
             Ok(Report::new("run", Timestamp::UNIX_EPOCH, Duration::from_secs(1), [look]))
         });
         let code = code.await.map_err(|failure| failure.to_string()).unwrap().exit_code;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use tokio::time::Instant;
+use tracing::Level;
 
 use super::output::{bytes, clean, plural, seconds};
 use crate::job::{BlobProgress, Progress};
@@ -126,9 +127,9 @@ impl Drop for Display {
     }
 }
 
-/// A line on stderr.
+/// A line on stderr, in the format of the logs.
 pub(super) fn say(text: &str) {
-    telemetry::to_stderr(format!("{text}\n").as_bytes());
+    telemetry::say(Level::INFO, text);
 }
 
 /// The numbers of a moment.

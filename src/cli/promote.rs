@@ -1,4 +1,4 @@
-//! `promote`: the step of a release pipeline, without a config file.
+//! `promote`: the step of a release pipeline, with or without a config file.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
+use super::order;
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::Manner;
 use super::{Arguments, Failure, environment};
+use crate::admin::Order;
 use crate::daemon;
 use crate::fault::shown;
 use crate::job::{Outcome, Report, Settled};
 use crate::oci::Digest;
 
-/// Promote images without a config file: the pipeline step
+/// Promote images: the pipeline step, which needs no config file
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry promote staging.example/app:v7 prod.example/app:v7
@@ -29,7 +31,8 @@ STAGING_REG and PROD_REG), STAGING_IMAGE_NAME and PROD_IMAGE_NAME
 IMAGE_DIGEST (the digest that is expected), AWS_REGION. With
 AWS_ENDPOINT_URL_ECR that control plane is asked; where it is a loopback or
 private address (an emulator), registries at such addresses count as ECR.
-References are written as for copy. An explicit act: latest moves; any other tag
+References are written as for copy, and the config and a running daemon are used
+in the same way. An explicit act: latest moves; any other tag
 that names another digest is a conflict unless --replace names that digest.")]
 pub(super) struct Promote {
     /// What to promote, and where to, in pairs
@@ -78,8 +81,21 @@ impl Promote {
         if self.imagedefinitions.is_some() {
             self.containers(request.images.iter().map(|(_, destination)| destination.as_str()))?;
         }
-        let show = Show::new(self.json, !request.all_tags);
-        let report = follow(show, manner, lines, |observer, stop| daemon::promote(request, &environment, observer, stop)).await?;
+        let options = arguments.repeated();
+        let show = Show::new(self.json, !request.all_tags, &options);
+        let daemon::Promote { images, all_tags, expect, replace, dry_run, .. } = request.clone();
+        let order = Order { copy: false, images, all_tags, expect, replace, dry_run };
+        let report = match order::by_daemon(arguments, &order, manner.clone(), show).await? {
+            Some(report) => {
+                show.report(lines, &report);
+                report
+            }
+            None => {
+                let config = order::config(arguments)?;
+                let work = |observer, stop| daemon::promote(request, config.as_ref(), &environment, observer, stop);
+                follow(show, manner, lines, work).await?
+            }
+        };
         if let Some(path) = &self.report {
             written(path, &report)?;
         }

@@ -41,6 +41,18 @@ impl Socket {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
+    /// Asks for something that can be done without a daemon as well. `None`: no daemon runs, or it is not for us.
+    ///
+    /// # Errors
+    /// The daemon went away before it answered.
+    pub(super) async fn offer(&self, path: &str, body: Value) -> Result<Option<(StatusCode, Value)>, Failure> {
+        match client::request(&self.0, Method::POST, path, Some(body), None).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Error::NotRunning { .. } | Error::Denied { .. }) => Ok(None),
+            Err(error) => Err(Failure::new(1, error)),
+        }
+    }
+
     /// Why nothing answers although a process holds the state folder: none may use the state beside it.
     fn absent(&self) -> Option<Failure> {
         let folder = self.0.parent()?;

@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::output::{Lines, Style, clean, plural, relative, seconds, table, totals};
+use super::output::{Lines, Style, clean, plural, relative, screen_width, seconds, table, totals};
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
@@ -36,14 +36,19 @@ impl Status {
         }
         let board: Board = serde_json::from_value(body)
             .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))?;
-        lines.line(page(&board, Style::of(&std::io::stdout()), clock::now()));
+        lines.line(page(&board, Style::of(&std::io::stdout()), screen_width(), clock::now()));
         Ok(0)
     }
 }
 
 /// The whole page.
-fn page(board: &Board, style: Style, now: Timestamp) -> String {
-    let sections = [head(board, now), routes(&board.routes, style, now), registries(&board.registries), running(board, style, now)];
+fn page(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> String {
+    let sections = [
+        head(board, now),
+        routes(&board.routes, style, width, now),
+        registries(&board.registries, width),
+        running(board, style, width, now),
+    ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n\n")
 }
 
@@ -68,19 +73,19 @@ fn head(board: &Board, now: Timestamp) -> String {
     text
 }
 
-fn routes(routes: &[RouteStatus], style: Style, now: Timestamp) -> String {
+fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Timestamp) -> String {
     let rows = routes.iter().map(|route| {
-        let tags = totals(&route.tags, true);
+        let tags = tags(route, now);
         [
             route.name.clone(),
             format!("{} {} {}", route.from, style.arrow(), route.to.join(", ")),
             plural_of(route.repositories),
             relative(route.last_look, now),
             route.next_look.map_or_else(|| "when asked".into(), |next| due(next, now)),
-            if tags.is_empty() { "unknown".into() } else { tags },
+            tags,
         ]
     });
-    let mut text = table(["ROUTE", "FROM AND TO", "REPOSITORIES", "LAST LOOK", "NEXT LOOK", "TAGS"], rows);
+    let mut text = table(width, ["ROUTE", "FROM AND TO", "REPOSITORIES", "LAST LOOK", "NEXT LOOK", "TAGS"], rows);
     for route in routes {
         for trouble in &route.trouble {
             let line = format!("\n{}: {}: {}", clean(&route.name), clean(&trouble.class), clean(&trouble.text));
@@ -88,6 +93,26 @@ fn routes(routes: &[RouteStatus], style: Style, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// `3 up to date, 1 pending for 2 min`, and whether that is still so.
+fn tags(route: &RouteStatus, now: Timestamp) -> String {
+    let mut facts: Vec<String> = Vec::from_iter((!totals(&route.tags, true).is_empty()).then(|| totals(&route.tags, true)));
+    if route.pending > 0 {
+        facts.push(format!("{} pending", route.pending));
+    }
+    let mut text = facts.join(", ");
+    if let Some(since) = route.pending_since {
+        let waited = std::time::Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        text.push_str(&format!(" (the oldest to go has waited {})", seconds(waited.as_secs_f64())));
+    }
+    match (route.up, text.is_empty()) {
+        (None, true) => "unknown".into(),
+        (Some(false), true) => "unknown: no look was complete".into(),
+        (Some(false), false) => format!("{text}; as last known: the newest look was not complete"),
+        (_, true) => "none".into(),
+        (_, false) => text,
+    }
 }
 
 fn plural_of(repositories: usize) -> String {
@@ -99,7 +124,7 @@ fn due(next: Timestamp, now: Timestamp) -> String {
     if next <= now { "now".into() } else { relative(Some(next), now) }
 }
 
-fn registries(registries: &[RegistryStatus]) -> String {
+fn registries(registries: &[RegistryStatus], width: Option<usize>) -> String {
     let rows = registries.iter().map(|registry| {
         let state = match (registry.up, &registry.trouble) {
             (Some(true), _) => "up".into(),
@@ -109,10 +134,10 @@ fn registries(registries: &[RegistryStatus]) -> String {
         };
         [registry.name.clone(), registry.url.clone(), state]
     });
-    table(["REGISTRY", "URL", "STATE"], rows)
+    table(width, ["REGISTRY", "URL", "STATE"], rows)
 }
 
-fn running(board: &Board, style: Style, now: Timestamp) -> String {
+fn running(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> String {
     let queue = &board.queue;
     let mut text = format!("{} running, {} waiting", plural(queue.running as u64, "look"), queue.depth);
     if queue.depth > 0 {
@@ -122,7 +147,7 @@ fn running(board: &Board, style: Style, now: Timestamp) -> String {
         let way = format!("{} {} {}", job.source, style.arrow(), job.destination);
         [job.route.clone(), way, relative(Some(job.since), now)]
     });
-    let jobs = table(["JOB OF", "FROM AND TO", "STARTED"], rows);
+    let jobs = table(width, ["JOB OF", "FROM AND TO", "STARTED"], rows);
     if jobs.is_empty() { text } else { format!("{text}\n\n{jobs}") }
 }
 
@@ -149,6 +174,7 @@ mod tests {
                 repositories: 1,
                 last_look: Some(at(88)),
                 next_look: Some(at(148)),
+                up: Some(true),
                 tags: Totals { up_to_date: 412, conflict: 1, ..Totals::default() },
                 ..RouteStatus::default()
             }],
@@ -165,7 +191,7 @@ mod tests {
     #[test]
     fn the_page_shows_each_route_registry_and_the_queue() {
         assert_eq!(
-            page(&board(), Style::default(), at(100)),
+            page(&board(), Style::default(), None, at(100)),
             "blobferry 0.1.0, started 1 min 40 s ago, ready\n\
              config /etc/b.yaml (abc), read 1 min 40 s ago\n\
              \n\
@@ -184,17 +210,21 @@ mod tests {
         let mut board = board();
         board.ready = false;
         board.config.refused = Some("line 3: unknown key".into());
+        board.routes[0].up = Some(false);
+        board.routes[0].pending = 2;
+        board.routes[0].pending_since = Some(at(40));
         board.routes[0].trouble = vec![Trouble { class: "auth".into(), text: "denied\u{7}".into() }];
         board.registries[0].up = Some(false);
         board.registries[0].trouble = Some("token refused".into());
         board.queue = QueueStatus { depth: 2, running: 1, oldest_seconds: 90.0 };
         let (source, destination) = ("s.example/app:v1".into(), "p.example/app:v1".into());
         board.jobs = vec![JobStatus { route: "demo-app".into(), source, destination, since: at(96) }];
-        let page = page(&board, Style::default(), at(100));
+        let page = page(&board, Style::default(), None, at(100));
         for expected in [
             "not ready",
             "this one stays in force: line 3: unknown key",
             "\ndemo-app: auth: denied\u{fffd}",
+            "1 conflict, 2 pending (the oldest to go has waited 1 min); as last known: the newest look was not complete",
             "down: token refused",
             "1 look running, 2 waiting (the oldest for 1 min 30 s)",
             "demo-app  s.example/app:v1 -> p.example/app:v1  4 s ago",

@@ -27,7 +27,7 @@ const GLANCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry sync                        every route
-  blobferry sync demo-app --tag v7      one tag of one route
+  blobferry sync demo-app --tag v7      one tag of one route; --tag again for more
   blobferry sync --dry-run --all        what would happen to every tag
   blobferry sync --json | jq .totals    the report for programs
   blobferry sync --dry-run -c new.yaml  what another config would do
@@ -39,9 +39,9 @@ pub(super) struct Sync {
     /// Only these routes
     #[arg(value_name = "ROUTE")]
     routes: Vec<String>,
-    /// Only this tag
-    #[arg(long, value_name = "TAG")]
-    tag: Option<Tag>,
+    /// Only this tag; may be said more than once
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<Tag>,
     /// Say what would be done, and touch nothing
     #[arg(long)]
     dry_run: bool,
@@ -55,7 +55,8 @@ pub(super) struct Sync {
 
 impl Sync {
     pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
-        let show = Show::new(self.json, self.all);
+        let options = arguments.repeated();
+        let show = Show::new(self.json, self.all, &options);
         let manner = Manner::of(arguments.quiet > 0, screen);
         if let Some(config) = self.plan_of_its_own(arguments).await? {
             return self.run_here(&config, show, manner, lines).await;
@@ -84,8 +85,8 @@ impl Sync {
         Ok(Some(config))
     }
 
-    async fn run_here(&self, config: &Config, show: Show, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
-        let scope = Scope { routes: self.routes.clone(), tag: self.tag.clone(), ..Scope::default() };
+    async fn run_here(&self, config: &Config, show: Show<'_>, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
+        let scope = Scope { routes: self.routes.clone(), tags: self.tags.clone(), ..Scope::default() };
         let wish = Wish { dry_run: self.dry_run, all: self.all };
         follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop))
             .await
@@ -93,36 +94,45 @@ impl Sync {
     }
 
     /// The daemon's report. `None`: there is no daemon.
-    async fn ask_daemon(&self, socket: &Socket, manner: Manner, show: Show) -> Result<Option<Report>, Failure> {
+    async fn ask_daemon(&self, socket: &Socket, manner: Manner, show: Show<'_>) -> Result<Option<Report>, Failure> {
         let Some(status) = socket.read("/v1/status").await? else { return Ok(None) };
         if let Ok(status) = serde_json::from_value::<Status>(status) {
             known(&self.routes, status.routes.iter().map(|route| route.name.as_str()))?;
         }
-        let mut signals = Signals::listen()?;
-        let mut display = Display::new(manner, show.style.unicode);
-        let mut answer = pin!(socket.act("/v1/sync", self.request()));
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => return answer?.map(|(status, body)| report(status, body)).transpose(),
-                () = signals.next() => {
-                    return Err(Failure::interrupted("no longer waiting; the daemon goes on, see `blobferry status`"));
-                }
-                text = glance(socket) => display.note(&text),
-            }
-        }
+        let answer = socket.act("/v1/sync", self.request());
+        let left = "no longer waiting; the daemon goes on, see `blobferry status`";
+        let answer = at_work(socket, manner, show, left, answer).await?;
+        answer.map(|(status, body)| report(status, body)).transpose()
     }
 
     fn request(&self) -> Value {
-        let mut request = json!({"route": self.routes, "wait": true, "dry_run": self.dry_run, "all": self.all});
-        if let Some(tag) = &self.tag {
-            request["tag"] = tag.as_str().into();
-        }
-        request
+        let tags: Vec<&str> = self.tags.iter().map(Tag::as_str).collect();
+        json!({"route": self.routes, "tag": tags, "wait": true, "dry_run": self.dry_run, "all": self.all})
     }
 }
 
-fn report(status: StatusCode, body: Value) -> Result<Report, Failure> {
+/// Waits for an answer of the daemon and shows meanwhile what it is doing; `left` is said when a signal ends the waiting.
+pub(super) async fn at_work<T>(
+    socket: &Socket,
+    manner: Manner,
+    show: Show<'_>,
+    left: &str,
+    answer: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut signals = Signals::listen()?;
+    let mut display = Display::new(manner, show.style.unicode);
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = signals.next() => return Err(Failure::interrupted(left)),
+            text = glance(socket) => display.note(&text),
+        }
+    }
+}
+
+pub(super) fn report(status: StatusCode, body: Value) -> Result<Report, Failure> {
     let said = refusal(status, &body);
     serde_json::from_value(body).map_err(|_| said)
 }

@@ -95,7 +95,7 @@ impl Config {
         let root = match yaml::parse(text) {
             Ok(root) => root,
             Err((at, reason)) => {
-                problems.add(at, "", format!("not valid YAML: {reason}"));
+                problems.add(at, "", format!("not valid YAML: {reason}{}", asterisk_hint(text, at)));
                 return problems.settle(None);
             }
         };
@@ -103,6 +103,18 @@ impl Config {
         let config = read(&Item::root(&reader, &root), path, text);
         problems.settle(config)
     }
+}
+
+/// An asterisk without quotes is an alias in YAML: the most likely slip in a rule.
+fn asterisk_hint(text: &str, at: Position) -> &'static str {
+    let line = usize::try_from(at.line).ok().and_then(|line| text.lines().nth(line.saturating_sub(1))).unwrap_or_default();
+    let is_rule = ["include", "exclude", "moving", "except"].iter().any(|key| line.contains(key));
+    let bare = |(start, _): (usize, &str)| {
+        let is_value = line[..start].trim_end().ends_with(['[', ',', ':', '-']);
+        let is_name = line[start + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_');
+        is_value && (is_rule || !is_name)
+    };
+    if line.match_indices('*').any(bare) { " (a rule that starts with an asterisk needs quotes: [\"*\"])" } else { "" }
 }
 
 fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {

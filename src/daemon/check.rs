@@ -1,6 +1,6 @@
 //! `check --online`: does every registry let us read and write what the routes need?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::FutureExt as _;
 
@@ -13,7 +13,8 @@ use crate::oci::Digest;
 use crate::site::{Repository, Site};
 use crate::transfer::Stop;
 use crate::watch::World;
-use crate::watch::discover::discover;
+use crate::watch::discover::{Discovered, Owners, discover};
+use crate::watch::route::Route;
 
 /// Repositories of one route that are tried.
 const TRIED: usize = 5;
@@ -41,7 +42,8 @@ impl Check {
         }
     }
 
-    fn warning(name: String, text: &str) -> Check {
+    /// Something that works and that somebody should look at.
+    pub fn warning(name: String, text: &str) -> Check {
         Check { name, ok: true, text: text.into(), class: None, warns: true }
     }
 }
@@ -68,30 +70,44 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
         checks.push(Check::of(format!("registry {}", site.name()), greet(site).await));
         checks.extend(mounts(&world, site).await);
     }
+    // Which repositories a route may carry depends on those of all routes: a look judges them in the same way.
+    let mut owners = Owners::new(&world);
+    let mut failed = BTreeMap::new();
     for route in &world.routes.0 {
-        let name = format!("route {}", route.name);
         match discover(&world, route, &Stop::default()).boxed_local().await {
-            Err(fault) => checks.push(Check::of(name, Err(fault))),
-            Ok(found) => {
-                let count = found.len();
-                checks.push(Check::of(
-                    name,
-                    Ok(format!("{count} source {}", if count == 1 { "repository" } else { "repositories" })),
-                ));
-                let mut tried = BTreeSet::new();
-                for repository in found.iter().take(TRIED) {
-                    let source = world.source(route, repository);
-                    checks.push(Check::of(format!("read {}", source.address()), read(&source).boxed_local().await));
-                    for side in world.destinations(route, repository).unwrap_or_default() {
-                        if tried.insert(side.repository.address()) {
-                            checks.push(Check::of(
-                                format!("write {}", side.repository.address()),
-                                write(&side.repository).boxed_local().await,
-                            ));
-                            checks.extend(mutable(&side.repository).await);
-                        }
-                    }
-                }
+            Ok(found) => owners.note(&world, route, Some(found)),
+            Err(fault) => {
+                owners.note(&world, route, None);
+                failed.insert(route.name.clone(), fault);
+            }
+        }
+    }
+    for route in &world.routes.0 {
+        match failed.remove(&route.name) {
+            Some(fault) => checks.push(Check::of(format!("route {}", route.name), Err(fault))),
+            None => checks.extend(of_route(&world, route, &owners.sorted(&world, route)).boxed_local().await),
+        }
+    }
+    checks
+}
+
+/// What a route finds, refuses, and may read and write; of many repositories the first few are tried.
+async fn of_route(world: &World, route: &Route, found: &Discovered) -> Vec<Check> {
+    let name = || format!("route {}", route.name);
+    let count = found.repositories.len();
+    let text = format!("{count} source {}", if count == 1 { "repository" } else { "repositories" });
+    let mut checks = vec![Check::of(name(), Ok(text))];
+    checks.extend(found.trouble.iter().map(|trouble| Check::of(name(), Err(Fault::rejected(trouble.text.clone())))));
+    let mut tried = BTreeSet::new();
+    for repository in found.repositories.iter().take(TRIED) {
+        let source = world.source(route, repository);
+        checks.push(Check::of(format!("read {}", source.address()), read(&source).boxed_local().await));
+        // The owners have judged the names already.
+        for side in world.destinations(route, repository).into_iter().flatten() {
+            if tried.insert(side.repository.address()) {
+                let written = write(&side.repository).boxed_local().await;
+                checks.push(Check::of(format!("write {}", side.repository.address()), written));
+                checks.extend(mutable(&side.repository).await);
             }
         }
     }

@@ -9,23 +9,29 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use url::Url;
 
-use super::build::{Parts, facts};
+use super::build::Parts;
+use super::context::Context;
+use super::directory::Side;
 use super::{Error, Observer, caller, stop_of};
 use crate::clock;
+use crate::config::Config;
 use crate::ecr;
 use crate::endpoint::{self, Backend as _, Cursor, Source as _};
 use crate::fault::{Class, Fault, clip, shown};
-use crate::job::{self, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
+use crate::job::{self, Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
 use crate::layout;
-use crate::ledger::Facts;
-use crate::oci::{Digest, Host, Reference, RepositoryName, Tag};
+use crate::oci::{Digest, Host, Reference, RepositoryName, Tag, Target};
 use crate::registry::profile::Kind;
 use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
+use crate::transfer::limits::Traffic;
 use crate::transfer::pages::List;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop};
+
+/// Reads the environment.
+pub(super) type Env<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -47,8 +53,17 @@ pub struct Copy {
 /// A place as a command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    Registry { scheme: &'static str, reference: Reference },
-    Layout { path: PathBuf, tag: Option<Tag>, digest: Option<Digest> },
+    Registry {
+        scheme: &'static str,
+        /// The scheme was written.
+        said: bool,
+        reference: Reference,
+    },
+    Layout {
+        path: PathBuf,
+        tag: Option<Tag>,
+        digest: Option<Digest>,
+    },
 }
 
 impl FromStr for Named {
@@ -70,7 +85,7 @@ impl FromStr for Named {
         };
         let reference: Reference = rest.parse().map_err(|error| format!("\"{}\": {error}", shown(text, 300)))?;
         let usual = if reference.host.is_loopback() { "http" } else { "https" };
-        Ok(Named::Registry { scheme: scheme.unwrap_or(usual), reference })
+        Ok(Named::Registry { scheme: scheme.unwrap_or(usual), said: scheme.is_some(), reference })
     }
 }
 
@@ -106,8 +121,12 @@ impl Named {
         }
     }
 
-    fn open(&self, label: &str, parts: &Parts, env: &dyn Fn(&str) -> Option<String>) -> Result<Repository, Error> {
-        self.open_with(label, parts, |host| known_by(host, env))
+    /// The host, or the folder.
+    pub(super) fn home(&self) -> String {
+        match self {
+            Named::Registry { reference, .. } => reference.host.to_string(),
+            Named::Layout { path, .. } => format!("layout:{}", path.display()),
+        }
     }
 
     /// The repository, with what `known` says of its host.
@@ -115,7 +134,7 @@ impl Named {
         let name = |text: &str| RepositoryName::from_str(text).expect("a constant name");
         match self {
             Named::Layout { path, .. } => Ok(Site::Layout(layout::Root::single(label, path)).repository(name("layout"))),
-            Named::Registry { scheme, reference } => {
+            Named::Registry { scheme, reference, .. } => {
                 let settings = settings(label, scheme, &reference.host, known(&reference.host))?;
                 Ok(parts.remote(settings).map_err(Error::Registry)?.repository(reference.repository.clone()))
             }
@@ -154,42 +173,89 @@ fn settings(label: &str, scheme: &str, host: &Host, known: Known) -> Result<regi
     })
 }
 
-/// Copies one reference.
+/// Copies one reference, with what a config knows of its hosts.
 ///
 /// # Errors
 /// When a reference or the state folder is unusable; what goes wrong with the copy is in the report.
 pub async fn copy(
     request: Copy,
-    env: &dyn Fn(&str) -> Option<String>,
+    config: Option<&Config>,
+    env: Env<'_>,
     observer: Observer,
     stop: tokio_util::sync::CancellationToken,
 ) -> Result<Report, Error> {
     let way = Way::of(&request)?;
-    let (_lock, parts) = stores(request.state.as_deref(), request.dry_run)?;
-    let (from, to) = (way.source.open("source", &parts, env)?, way.destination.open("destination", &parts, env)?);
-    let stop = stop_of(stop);
+    let context = Context::open(request.state.as_deref(), request.dry_run, config, [&way.destination].into_iter())?;
+    let settle = context.settle(observer.progress, Some(observer.settled));
+    let report = copied(&context, &request, &way, &settle, caller(), env, &stop_of(stop)).await;
+    context.close().await;
+    report
+}
+
+/// Copies one reference as the daemon. `None`: no route of its config leads to the destination.
+pub(super) async fn ordered(context: &Context, request: Copy, actor: Actor, stop: &Stop) -> Result<Option<Report>, Error> {
+    let way = Way::of(&request)?;
+    if !context.is_routed(&way.destination) {
+        return Ok(None);
+    }
+    let settle = context.settle(Arc::default(), None);
+    copied(context, &request, &way, &settle, actor, &|_| None, stop).await.map(Some)
+}
+
+async fn copied(
+    context: &Context,
+    request: &Copy,
+    way: &Way,
+    settle: &Settle,
+    actor: Actor,
+    env: Env<'_>,
+    stop: &Stop,
+) -> Result<Report, Error> {
+    let parts = &context.parts;
+    let open = |named: &Named, side, label: &'static str| {
+        context.repository(named, side, |parts| named.open_with(label, parts, |host| known_by(host, env)))
+    };
+    let from = open(&way.source, Side::Source, "source")?;
+    let to = open(&way.destination, Side::Destination, "destination")?;
     let (started, clock) = (clock::now(), Instant::now());
-    let companions = companions(&parts, &from, &stop).await;
-    let job = way.job(&request, (&from, &to), (started, clock));
-    observer.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let (job, ending) = match companions {
-        Ok(companions) => {
+    settle.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let job = way.job(request, (&from, &to), actor, (started, clock));
+    let facts = async {
+        let elsewhere = names_another(parts, &way.source, &from, stop).await?;
+        Ok::<_, Fault>((elsewhere, companions(parts, &from, stop).await?))
+    };
+    let (job, ending) = match facts.await {
+        Ok((Some(reason), _)) => (job, gone(reason)),
+        Ok((None, companions)) => {
             let job = Job { companions: job::Companions::Listed(Arc::new(companions)), ..job };
-            let ending = parts.engine().run(&job, &from, &to, &observer.progress, &stop).await;
+            let ending = parts.engine().run(&job, &from, &to, &settle.progress, stop).await;
             (job, ending)
         }
         Err(fault) => (job, Ending::failed(fault, 0)),
     };
-    let run = crate::watch::run_id();
-    let settle = Settle {
-        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
-        progress: observer.progress.clone(),
-        listener: Some(observer.settled.clone()),
-    };
-    let settled = parts.engine().settle(&settle, &job, &way.names(&from, &to), ending).await;
-    let report = Report::new(&run, started, clock.elapsed(), [as_look(settled)]);
-    parts.close().await;
-    Ok(report)
+    let mut settled = parts.engine().settle(settle, &job, &way.names(&from, &to), ending).await;
+    settled.unguarded = !context.is_routed(&way.destination);
+    Ok(Report::new(&settle.facts.run_id, started, clock.elapsed(), [as_look(settled)]))
+}
+
+/// Why a source that is named by tag and digest is not there: the tag names another digest, or nothing.
+pub(super) async fn names_another(parts: &Parts, named: &Named, from: &Repository, stop: &Stop) -> Result<Option<String>, Fault> {
+    let (Some(tag), Some(digest)) = (named.tag(), named.digest()) else { return Ok(None) };
+    let target = Target::Tag(tag.clone());
+    let read = parts.engine().ask(from.origin(), from.registry(), Traffic::Manifests, stop, || {
+        let (from, target) = (from.clone(), target.clone());
+        async move { from.manifest(&target).await }
+    });
+    Ok(match read.await?.map(|manifest| manifest.digest) {
+        Some(found) if found == digest => None,
+        Some(found) => Some(format!("{}:{tag} names {found}, not {digest}", from.address())),
+        None => Some(format!("{}:{tag} is not there", from.address())),
+    })
+}
+
+/// What was named is not there.
+pub(super) fn gone(reason: String) -> Ending {
+    Ending { outcome: Outcome::Gone, reasons: vec![reason], ..Ending::failed(Fault::cancelled(), 0) }
 }
 
 /// From where to where, and under which tags.
@@ -214,7 +280,13 @@ impl Way {
         Ok(Way { source, destination, source_tag, tag })
     }
 
-    fn job(&self, request: &Copy, (from, to): (&Repository, &Repository), (look_began, seen_at): (Timestamp, Instant)) -> Job {
+    fn job(
+        &self,
+        request: &Copy,
+        (from, to): (&Repository, &Repository),
+        actor: Actor,
+        (look_began, seen_at): (Timestamp, Instant),
+    ) -> Job {
         let place = Place { origin: to.origin().clone(), repository: to.repository().clone(), tag: self.tag.clone() };
         Job {
             key: Key { route: "".into(), source: from.repository().clone(), tag: self.source_tag.clone(), destination: place },
@@ -225,7 +297,7 @@ impl Way {
             look_began,
             fresh: false,
             cause: Cause::Cli,
-            actor: caller(),
+            actor,
             explicit: true,
             pinned: self.source.digest(),
             expect: request.expect.or(self.destination.digest()),
@@ -303,7 +375,7 @@ mod tests {
     #[test]
     fn references_are_read_as_people_write_them() {
         let scheme = |text: &str| match text.parse::<Named>().unwrap() {
-            Named::Registry { scheme, reference } => format!("{scheme} {reference}"),
+            Named::Registry { scheme, reference, .. } => format!("{scheme} {reference}"),
             Named::Layout { path, tag, .. } => {
                 format!("layout {} {}", path.display(), tag.map(|tag| tag.to_string()).unwrap_or_default())
             }

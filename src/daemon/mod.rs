@@ -7,7 +7,10 @@
 
 mod build;
 mod check;
+mod context;
 mod copy;
+mod directory;
+mod orders;
 mod probe;
 pub mod promote;
 
@@ -220,7 +223,8 @@ impl Running {
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let mut server = JoinSet::new();
-        server.spawn(bound.serve(services(&parts, handle), server_stop.clone()));
+        let orders = orders::orders(&parts, sender.subscribe(), stop.clone());
+        server.spawn(bound.serve(services(&parts, handle, orders), server_stop.clone()));
         let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop, served };
         running.show_config();
         running
@@ -322,13 +326,14 @@ async fn stop_asked_again(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::Stop) {}
 }
 
-fn services(parts: &Parts, handle: Handle) -> admin::Services {
+fn services(parts: &Parts, handle: Handle, orders: admin::Orders) -> admin::Services {
     let refreshed = parts.clone();
     let before_scrape = move || refreshed.refresh();
     admin::Services {
         watch: handle,
         ledger: parts.ledger.clone(),
         metrics: parts.registry.clone(),
+        orders,
         before_scrape: Arc::new(before_scrape),
     }
 }

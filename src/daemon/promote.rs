@@ -15,24 +15,23 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::build::{Parts, facts};
-use super::copy::{Known, Named, known_by, list, stores};
+use super::build::Parts;
+use super::context::Context;
+use super::copy::{Env, Known, Named, gone, known_by, list, names_another};
+use super::directory::Side;
 use super::{Error, Observer, caller, stop_of};
 use crate::clock;
+use crate::config::Config;
 use crate::ecr;
 use crate::endpoint::{self, Source as _};
 use crate::fault::{Fault, shown};
 use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
-use crate::ledger::Facts;
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
 use crate::registry::profile::Kind;
 use crate::site::Repository;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};
-
-/// Reads the environment.
-type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// What is to be promoted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,33 +156,63 @@ struct Way {
 ///
 /// # Errors
 /// When a reference, the environment or the state folder is unusable; what goes wrong on the way is in the report.
-pub async fn promote(request: Promote, env: Env<'_>, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
+pub async fn promote(
+    request: Promote,
+    config: Option<&Config>,
+    env: Env<'_>,
+    observer: Observer,
+    stop: CancellationToken,
+) -> Result<Report, Error> {
     let ways = request.ways()?;
-    let (_lock, parts) = stores(request.state.as_deref(), request.dry_run)?;
+    let context = Context::open(request.state.as_deref(), request.dry_run, config, ways.iter().map(|way| &way.to))?;
+    let settle = context.settle(observer.progress, Some(observer.settled));
+    let report = promoted(&context, &request, &ways, &settle, &caller(), env, &stop_of(stop)).await;
+    context.close().await;
+    report
+}
+
+/// Promotes as the daemon. `None`: no route of its config leads to any of the destinations.
+pub(super) async fn ordered(context: &Context, request: Promote, actor: Actor, stop: &Stop) -> Result<Option<Report>, Error> {
+    let ways = request.ways()?;
+    if !ways.iter().any(|way| context.is_routed(&way.to)) {
+        return Ok(None);
+    }
+    let settle = context.settle(Arc::default(), None);
+    promoted(context, &request, &ways, &settle, &actor, &|_| None, stop).await.map(Some)
+}
+
+async fn promoted(
+    context: &Context,
+    request: &Promote,
+    ways: &[Way],
+    settle: &Settle,
+    actor: &Actor,
+    env: Env<'_>,
+    stop: &Stop,
+) -> Result<Report, Error> {
+    let parts = &context.parts;
     let hosts =
         Hosts { env, endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()), logins: Mutex::default() };
     let mut open = Vec::new();
-    for way in &ways {
-        let from = way.from.open_with("source", &parts, |host| hosts.known(host))?;
-        let to = way.to.open_with("destination", &parts, |host| hosts.known(host))?;
+    for way in ways {
+        let known = |host: &Host| hosts.known(host);
+        let from = context.repository(&way.from, Side::Source, |parts| way.from.open_with("source", parts, known))?;
+        let to = context.repository(&way.to, Side::Destination, |parts| way.to.open_with("destination", parts, known))?;
         open.push((way, from, to));
     }
-    let run = crate::watch::run_id();
-    let settle = Settle {
-        facts: Arc::new(Facts { run_id: run.clone(), ..facts("") }),
-        progress: observer.progress,
-        listener: Some(observer.settled),
-    };
-    let (stop, actor, started, clock) = (stop_of(stop), caller(), clock::now(), Instant::now());
+    let (started, clock) = (clock::now(), Instant::now());
     let steps = open.iter().map(|(way, from, to)| {
-        let step =
-            Step { parts: &parts, request: &request, way, from, to, settle: &settle, stop: &stop, actor: &actor, began: started };
-        async move { step.take().await }.boxed()
+        let step = Step { parts, request, way, from, to, settle, stop, actor, began: started };
+        let unguarded = !context.is_routed(&way.to);
+        async move {
+            let mut look = step.take().await;
+            look.jobs.iter_mut().for_each(|job| job.unguarded = unguarded);
+            look
+        }
+        .boxed()
     });
     let looks = futures::future::join_all(steps).await;
-    drop((open, settle));
-    parts.close().await;
-    Ok(Report::new(&run, started, clock.elapsed(), looks))
+    Ok(Report::new(&settle.facts.run_id, started, clock.elapsed(), looks))
 }
 
 /// Who we are at the hosts of one run: one login for each, whichever side it is on.
@@ -244,8 +273,13 @@ impl Step<'_> {
     /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
         let listed = Listed::of(BTreeMap::new(), None, Companions::Unlisted);
-        let settled = self.carry(tag, there, &listed, &Arc::default()).await;
-        self.look([settled])
+        let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await {
+            Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
+            Ok(Some(reason)) => gone(reason),
+            Err(fault) => Ending::failed(fault, 0),
+        };
+        let job = self.job(tag, there, &listed, &Arc::default());
+        self.look([self.settled(&job, tag, there, elsewhere).await])
     }
 
     /// Every tag, fixed ones first.
@@ -264,6 +298,11 @@ impl Step<'_> {
         let conflicts = settled.iter().filter(|job| job.result == Outcome::Conflict).filter_map(|job| job.digest).collect();
         settled.extend(self.carry_all(moving, &listed, conflicts).await);
         let mut look = self.look(settled);
+        look.found = listed.source.keys().any(|tag| !tag.travels_with_subject());
+        if !look.found {
+            let text = format!("{} has no tags", self.from.address());
+            look.trouble.push(Trouble::not_found(text));
+        }
         let alone = |tag: &&Tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject();
         look.totals.only_in_destination = listed.destination.iter().flat_map(BTreeMap::keys).filter(alone).count() as u64;
         look.jobs.retain(|job| job.result != Outcome::UpToDate);
@@ -289,12 +328,16 @@ impl Step<'_> {
             }
             _ => engine.run(&job, self.from, self.to, &self.settle.progress, self.stop).await,
         };
+        self.settled(&job, tag, there, ending).await
+    }
+
+    async fn settled(&self, job: &Job, tag: &Tag, there: &Tag, ending: Ending) -> Settled {
         let source = match self.way.pinned {
             Some(digest) => format!("{}@{digest}", self.from.address()),
             None => format!("{}:{tag}", self.from.address()),
         };
         let names = Names { source, destination: format!("{}:{there}", self.to.address()), registry: "destination".into() };
-        engine.settle(self.settle, &job, &names, ending).await
+        self.parts.engine().settle(self.settle, job, &names, ending).await
     }
 
     fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
-pub use self::report::{Look, Report, Settled, Totals, Trouble};
+pub use self::report::{Look, NamedTag, Report, Settled, Totals, Trouble};
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -292,6 +292,8 @@ pub enum Outcome {
     Gone,
     /// A rule says not yet.
     Waiting,
+    /// A person said not yet.
+    Held,
     /// A dry run would promote.
     Planned,
     /// We were asked to stop.
@@ -302,7 +304,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of reports.
-    pub const ALL: [Outcome; 11] = [
+    pub const ALL: [Outcome; 12] = [
         Outcome::Promoted,
         Outcome::UpToDate,
         Outcome::Conflict,
@@ -311,6 +313,7 @@ impl Outcome {
         Outcome::Refused,
         Outcome::Gone,
         Outcome::Waiting,
+        Outcome::Held,
         Outcome::Planned,
         Outcome::Interrupted,
         Outcome::Failed,
@@ -327,6 +330,7 @@ impl Outcome {
             Outcome::Refused => "refused",
             Outcome::Gone => "gone",
             Outcome::Waiting => "waiting",
+            Outcome::Held => "held",
             Outcome::Planned => "planned",
             Outcome::Interrupted => "interrupted",
             Outcome::Failed => "failed",

@@ -1,5 +1,6 @@
 //! What came of jobs, looks and passes, as reports, the ledger and the HTTP API show it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Actor, BlobCounts, Cause, Outcome, ReferrerCounts};
 use crate::fault::{Class, Fault};
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 
 /// A failure as reports show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,11 @@ pub struct Trouble {
 impl Trouble {
     /// The class of what a rule of the config refuses; every other class is that of a failure.
     pub const REFUSED: &str = "refused";
+
+    /// Something that was named is not there.
+    pub fn not_found(text: String) -> Trouble {
+        Trouble { class: Class::NotFound.name().into(), text }
+    }
 }
 
 impl From<&Fault> for Trouble {
@@ -65,6 +71,9 @@ pub struct Settled {
     pub requests: u64,
     /// From start to end.
     pub duration_seconds: f64,
+    /// Of `copy` and `promote`: no route's rules covered it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unguarded: bool,
 }
 
 /// What a look at one source repository and its destinations came to.
@@ -78,7 +87,21 @@ pub struct Look {
     pub trouble: Vec<Trouble>,
     /// Whether any source repository that was asked for is there.
     pub found: bool,
+    /// The tags that were asked for by name.
+    pub named: Vec<NamedTag>,
 }
+
+/// A tag that was asked for by name, as one source repository knows it.
+#[derive(Clone, Debug)]
+pub struct NamedTag {
+    /// Its name.
+    pub name: Tag,
+    /// Why it is not looked at here: the repository lacks it, or the rules leave it out.
+    pub missing: Option<String>,
+}
+
+/// Missing tags that a report lists at most.
+const MOST_MISSING: usize = 100;
 
 /// Counts of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +123,8 @@ pub struct Totals {
     pub gone: u64,
     /// See [`Outcome::Waiting`].
     pub waiting: u64,
+    /// See [`Outcome::Held`].
+    pub held: u64,
     /// See [`Outcome::Planned`].
     pub planned: u64,
     /// See [`Outcome::Interrupted`].
@@ -133,6 +158,7 @@ impl Totals {
             Outcome::Refused => &mut self.refused,
             Outcome::Gone => &mut self.gone,
             Outcome::Waiting => &mut self.waiting,
+            Outcome::Held => &mut self.held,
             Outcome::Planned => &mut self.planned,
             Outcome::Interrupted => &mut self.interrupted,
             Outcome::Failed => &mut self.failed,
@@ -175,11 +201,11 @@ pub struct Report {
     pub exit_code: u8,
     /// Counts.
     pub totals: Totals,
+    /// What could not be looked at, or was named and is not there.
+    #[serde(default)]
+    pub trouble: Vec<Trouble>,
     /// What changed or is in trouble; with `all` every tag and destination.
     pub jobs: Vec<Settled>,
-    /// What kept a whole repository or route from being looked at.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub trouble: Vec<Trouble>,
 }
 
 impl Report {
@@ -194,18 +220,38 @@ impl Report {
             duration_seconds: (duration.as_secs_f64() * 1000.0).round() / 1000.0,
             exit_code: 0,
             totals: Totals::default(),
-            jobs: Vec::new(),
             trouble: Vec::new(),
+            jobs: Vec::new(),
         };
         let mut found = false;
+        let mut named: BTreeMap<Tag, (bool, Vec<String>)> = BTreeMap::new();
         for look in looks {
             report.totals.merge(&look.totals);
             report.jobs.extend(look.jobs);
             report.trouble.extend(look.trouble);
             found |= look.found;
+            for tag in look.named {
+                let entry = named.entry(tag.name).or_default();
+                match tag.missing {
+                    None => entry.0 = true,
+                    Some(text) => entry.1.push(text),
+                }
+            }
         }
+        // A tag that one repository has is not missed in the others.
+        let missing = named.into_values().filter(|(is_found, _)| !is_found).flat_map(|(_, texts)| texts);
+        report.trouble.extend(missing.take(MOST_MISSING).map(Trouble::not_found));
         report.exit_code = report.judge(found);
         report
+    }
+
+    /// The same report with something that was named and is not there.
+    pub fn with_missing(mut self, missing: Vec<Trouble>) -> Report {
+        if self.exit_code == 0 && !missing.is_empty() {
+            self.exit_code = 5;
+        }
+        self.trouble.extend(missing);
+        self
     }
 
     fn judge(&self, found: bool) -> u8 {
@@ -234,7 +280,7 @@ mod tests {
     use super::*;
 
     fn report(totals: Totals, trouble: Vec<Trouble>, found: bool) -> u8 {
-        let look = Look { jobs: Vec::new(), totals, trouble, found };
+        let look = Look { totals, trouble, found, ..Look::default() };
         Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look]).exit_code
     }
 
@@ -251,5 +297,23 @@ mod tests {
         assert_eq!(report(Totals::default(), trouble("not_found"), false), 5);
         assert_eq!(report(Totals::default(), trouble("retryable"), false), 1);
         assert_eq!(report(Totals { refused: 1, ..Totals::default() }, trouble(Trouble::REFUSED), false), 4);
+    }
+
+    #[test]
+    fn a_tag_is_missed_only_when_no_repository_has_it() {
+        let look = |tags: &[(&str, Option<&str>)]| {
+            let named = |(name, missing): &(&str, Option<&str>)| NamedTag {
+                name: name.parse().unwrap(),
+                missing: missing.map(str::to_owned),
+            };
+            Look { found: true, named: tags.iter().map(named).collect(), ..Look::default() }
+        };
+        let looks =
+            [look(&[("v1", None), ("v2", Some("a lacks v2"))]), look(&[("v1", Some("b lacks v1")), ("v2", Some("b lacks v2"))])];
+        let report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, looks);
+        let texts: Vec<&str> = report.trouble.iter().map(|trouble| trouble.text.as_str()).collect();
+        assert_eq!((texts, report.exit_code), (vec!["a lacks v2", "b lacks v2"], 5));
+        let report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look(&[("v1", None)])]);
+        assert_eq!((report.trouble.len(), report.exit_code), (0, 0));
     }
 }

@@ -9,7 +9,7 @@
 //! - Upload sessions are files under `.uploads` and outlive the process. [`Destination::finish_upload`] takes the caller's
 //!   word for the digest of a blob that comes whole in one request, once its length is right; bytes of earlier requests
 //!   are read back and hashed.
-//! - A mount is a hard link. Nothing is ever deleted but old upload sessions.
+//! - A mount is a hard link. Nothing is ever deleted but upload sessions that nothing has written to for a day.
 //! - Nothing outside the root is read or written, whatever symbolic links say.
 //!
 //! The file system is used on blocking threads only. A listing is one page.

@@ -121,12 +121,16 @@ impl Store {
         Err(Fault::rejected(format!("{} is an image layout of version {version} (supported: 1)", self.folder.display())))
     }
 
-    /// The index. `None`: the folder is no layout. A layout without an index holds nothing yet.
+    /// The index. `None`: the folder is no layout. A layout has an index, even where it holds nothing: one without it was
+    /// copied in part, and must not count as empty (image specification, image-layout.md, "index.json").
     pub fn index(&self) -> Result<Option<IndexJson>, Fault> {
         if !self.is_layout()? {
             return Ok(None);
         }
-        let Some(bytes) = self.read(INDEX, index_json::MAX_SIZE)? else { return Ok(Some(IndexJson::empty())) };
+        let Some(bytes) = self.read(INDEX, index_json::MAX_SIZE)? else {
+            let folder = self.folder.display();
+            return Err(Fault::rejected(format!("{folder} is an image layout without {INDEX}: copy the whole layout again")));
+        };
         let invalid = |error| Fault::rejected(format!("{}/{INDEX} is not valid", self.folder.display())).because(error);
         IndexJson::parse(&bytes).map(Some).map_err(invalid)
     }

@@ -21,8 +21,8 @@ use super::store::{Store, UPLOADS, fault};
 
 /// Bytes gathered for one write.
 const BATCH: usize = 512 * 1024;
-/// Sessions untouched for so long are given up by everybody: registries keep theirs for a week at most.
-const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Sessions that nothing has written to for so long are removed when the next one begins: their writer is gone.
+const STALE: Duration = Duration::from_secs(24 * 3600);
 /// Most sessions looked at when old ones are removed.
 const SWEEP: usize = 1000;
 

@@ -38,6 +38,7 @@ fn settled(result: Outcome, n: u8) -> Settled {
         bytes_spared: 7,
         requests: 3,
         duration_seconds: 0.25,
+        unguarded: false,
     }
 }
 

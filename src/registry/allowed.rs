@@ -46,13 +46,16 @@ fn until(text: &str, now: Timestamp) -> Option<Duration> {
 /// What a request counts as.
 pub(super) fn traffic(operation: Operation) -> Option<Traffic> {
     match operation {
-        Operation::Tags | Operation::Catalog | Operation::Referrers => Some(Traffic::Listing),
-        Operation::Manifest => Some(Traffic::Manifests),
-        Operation::Blob => Some(Traffic::Blobs),
-        Operation::Open | Operation::Mount | Operation::Chunk | Operation::Close | Operation::Offset | Operation::Cancel => {
-            Some(Traffic::Uploads)
-        }
-        Operation::PutManifest => Some(Traffic::Writes),
+        Operation::TagList | Operation::Catalog | Operation::ReferrerList => Some(Traffic::Listing),
+        Operation::ManifestGet | Operation::ManifestHead => Some(Traffic::Manifests),
+        Operation::BlobGet | Operation::BlobHead => Some(Traffic::Blobs),
+        Operation::UploadOpen
+        | Operation::BlobMount
+        | Operation::UploadChunk
+        | Operation::UploadFinish
+        | Operation::UploadStatus
+        | Operation::UploadCancel => Some(Traffic::Uploads),
+        Operation::ManifestPut => Some(Traffic::Writes),
         Operation::Ping | Operation::Token | Operation::Redirect => None,
     }
 }

@@ -96,7 +96,8 @@ impl Repository {
 
     fn blob_call<'a>(&'a self, method: Method, digest: &Digest, about: &'a About) -> Call<'a> {
         let url = self.transport().url(&format!("/v2/{}/blobs/{digest}", self.name));
-        Call::new(Operation::Blob, method, url, &self.pull, about).counted(self.tally.as_deref())
+        let operation = if method == Method::HEAD { Operation::BlobHead } else { Operation::BlobGet };
+        Call::new(operation, method, url, &self.pull, about).counted(self.tally.as_deref())
     }
 }
 

@@ -65,7 +65,7 @@ impl Repository {
         let url = self.manifest_url(target);
         let media_type = HeaderValue::from_str(manifest.media_type.as_str())
             .map_err(|_| about.rejected("its media type cannot be said in a header"))?;
-        let call = Call::new(Operation::PutManifest, Method::PUT, url, &self.push, &about)
+        let call = Call::new(Operation::ManifestPut, Method::PUT, url, &self.push, &about)
             .header(header::CONTENT_TYPE, media_type)
             .text(header::CONTENT_LENGTH, &manifest.bytes.len().to_string())
             .body(manifest.bytes.clone())
@@ -90,7 +90,8 @@ impl Repository {
     }
 
     fn manifest_call<'a>(&'a self, method: Method, target: &Target, about: &'a About) -> Call<'a> {
-        Call::new(Operation::Manifest, method, self.manifest_url(target), &self.pull, about)
+        let operation = if method == Method::HEAD { Operation::ManifestHead } else { Operation::ManifestGet };
+        Call::new(operation, method, self.manifest_url(target), &self.pull, about)
             .header(header::ACCEPT, HeaderValue::from_static(ACCEPT))
             .counted(self.tally.as_deref())
     }

@@ -6,88 +6,97 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector, exponential_buckets,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector};
 
 use crate::telemetry::{Names, forget_series};
 
-/// What a request is for: the endpoint's name in the distribution specification, or our word where it has none.
+/// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// end-1: the version check.
-    Ping,
-    /// end-2: a blob, or whether there is one.
-    Blob,
-    /// end-3: a manifest, or what a tag names.
-    Manifest,
-    /// end-4a: an upload session is opened.
-    Open,
-    /// end-5: a chunk.
-    Chunk,
-    /// end-6: an upload session is closed.
-    Close,
+    /// end-2, GET: a blob's bytes.
+    BlobGet,
+    /// end-2, HEAD: whether there is a blob.
+    BlobHead,
+    /// end-3, GET: a manifest's bytes.
+    ManifestGet,
+    /// end-3, HEAD: what a tag names.
+    ManifestHead,
     /// end-7: a manifest is written.
-    PutManifest,
+    ManifestPut,
     /// end-8: tags.
-    Tags,
-    /// end-11: a mount is tried.
-    Mount,
-    /// end-12: referrers.
-    Referrers,
-    /// end-13: how much of a session is there.
-    Offset,
-    /// end-14: a session is given up.
-    Cancel,
+    TagList,
     /// The list of repositories.
     Catalog,
-    /// A request to a token server.
-    Token,
+    /// end-12: referrers.
+    ReferrerList,
+    /// end-4a: an upload session is opened.
+    UploadOpen,
+    /// end-5: a chunk.
+    UploadChunk,
+    /// end-6: an upload session is closed.
+    UploadFinish,
+    /// end-13: how much of a session is there.
+    UploadStatus,
+    /// end-14: a session is given up.
+    UploadCancel,
+    /// end-11: a mount is tried.
+    BlobMount,
     /// A request that followed a redirect, whatever the first one was for.
     Redirect,
+    /// end-1: the version check.
+    Ping,
+    /// A request to a token server.
+    Token,
 }
 
 impl Operation {
     /// All of them, for series that exist from the start.
-    pub const ALL: [Operation; 15] = [
-        Operation::Ping,
-        Operation::Blob,
-        Operation::Manifest,
-        Operation::Open,
-        Operation::Chunk,
-        Operation::Close,
-        Operation::PutManifest,
-        Operation::Tags,
-        Operation::Mount,
-        Operation::Referrers,
-        Operation::Offset,
-        Operation::Cancel,
+    pub const ALL: [Operation; 17] = [
+        Operation::BlobGet,
+        Operation::BlobHead,
+        Operation::ManifestGet,
+        Operation::ManifestHead,
+        Operation::ManifestPut,
+        Operation::TagList,
         Operation::Catalog,
-        Operation::Token,
+        Operation::ReferrerList,
+        Operation::UploadOpen,
+        Operation::UploadChunk,
+        Operation::UploadFinish,
+        Operation::UploadStatus,
+        Operation::UploadCancel,
+        Operation::BlobMount,
         Operation::Redirect,
+        Operation::Ping,
+        Operation::Token,
     ];
 
     /// The label.
     pub fn name(self) -> &'static str {
         match self {
-            Operation::Ping => "end-1",
-            Operation::Blob => "end-2",
-            Operation::Manifest => "end-3",
-            Operation::Open => "end-4a",
-            Operation::Chunk => "end-5",
-            Operation::Close => "end-6",
-            Operation::PutManifest => "end-7a",
-            Operation::Tags => "end-8",
-            Operation::Mount => "end-11",
-            Operation::Referrers => "end-12",
-            Operation::Offset => "end-13",
-            Operation::Cancel => "end-14",
+            Operation::BlobGet => "blob_get",
+            Operation::BlobHead => "blob_head",
+            Operation::ManifestGet => "manifest_get",
+            Operation::ManifestHead => "manifest_head",
+            Operation::ManifestPut => "manifest_put",
+            Operation::TagList => "tag_list",
             Operation::Catalog => "catalog",
-            Operation::Token => "token",
+            Operation::ReferrerList => "referrer_list",
+            Operation::UploadOpen => "upload_open",
+            Operation::UploadChunk => "upload_chunk",
+            Operation::UploadFinish => "upload_finish",
+            Operation::UploadStatus => "upload_status",
+            Operation::UploadCancel => "upload_cancel",
+            Operation::BlobMount => "blob_mount",
             Operation::Redirect => "redirect",
+            Operation::Ping => "ping",
+            Operation::Token => "token",
         }
     }
 }
+
+/// Bounds of the time to an answer: from a HEAD nearby to the close of a large upload.
+const REQUEST_SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// The status label of a request that got no answer.
 const NO_ANSWER: &str = "error";
@@ -123,8 +132,8 @@ impl Metrics {
         let durations =
             HistogramOpts::new("http_request_duration_seconds", "Time from sending a request to the head of its answer.")
                 .namespace("blobferry")
-                .buckets(exponential_buckets(0.005, 3.0, 11)?);
-        let requests = opts("http_requests_total", "Requests to registries by endpoint and class of status.");
+                .buckets(REQUEST_SECONDS.to_vec());
+        let requests = opts("http_requests_total", "Requests to registries by operation and class of status.");
         let bytes = opts("transfer_bytes_total", "Blob bytes read from and sent to registries.");
         let expiry = opts("credential_expiry_timestamp_seconds", "When the credentials in use end, in seconds since the epoch.");
         let metrics = Metrics {
@@ -229,13 +238,13 @@ mod tests {
         let count = |name: &str| families.iter().find(|family| family.name() == name).map(|family| family.get_metric().len());
         assert_eq!(count("blobferry_http_requests_total"), Some(Operation::ALL.len() * STATUSES.len()));
         assert_eq!(count("blobferry_transfer_bytes_total"), Some(2));
-        metrics.meter("staging").observe(Operation::Blob, None, Duration::from_millis(1));
-        assert_eq!(metrics.requests.with_label_values(&["staging", "end-2", "error"]).get(), 1);
+        metrics.meter("staging").observe(Operation::BlobGet, None, Duration::from_millis(1));
+        assert_eq!(metrics.requests.with_label_values(&["staging", "blob_get", "error"]).get(), 1);
         metrics.retain(&HashSet::from(["staging"]));
         assert_eq!(registry.gather().len(), families.len() + 1, "the durations came");
         let meter = metrics.meter("staging");
         metrics.retain(&HashSet::new());
-        meter.observe(Operation::Blob, None, Duration::from_millis(1));
+        meter.observe(Operation::BlobGet, None, Duration::from_millis(1));
         meter.expiry(clock::now());
         metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
         assert!(registry.gather().is_empty(), "what still runs brings nothing back");

@@ -76,7 +76,7 @@ impl Repository {
             Some(_) => page_url(&self.registry, first, cursor, &about)?,
             None => first,
         };
-        let call = Call::new(Operation::Referrers, Method::GET, url, &self.pull, &about)
+        let call = Call::new(Operation::ReferrerList, Method::GET, url, &self.pull, &about)
             .header(header::ACCEPT, HeaderValue::from_static(OCI_INDEX))
             .counted(self.tally.as_deref());
         let answer = self.transport().call(&call).await?;

@@ -121,7 +121,7 @@ impl Repository {
         let about = self.about("list the tags", "");
         let first = self.transport().url(&format!("/v2/{}/tags/list", self.name));
         let url = page_url(&self.registry, first, cursor, &about)?;
-        let call = Call::new(Operation::Tags, Method::GET, url, &self.pull, &about).counted(self.tally.as_deref());
+        let call = Call::new(Operation::TagList, Method::GET, url, &self.pull, &about).counted(self.tally.as_deref());
         let Some((bytes, next)) = page(&self.registry, &call, &about).await? else { return Ok(None) };
         let list: TagList = parse(&bytes, &about)?;
         let names = Bounded::within(list.tags, "tags", &about)?;

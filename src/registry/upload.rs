@@ -41,7 +41,7 @@ impl Repository {
         if digest.algorithm() != Algorithm::Sha256 {
             url.query_pairs_mut().append_pair("digest-algorithm", digest.algorithm().name());
         }
-        let answer = self.transport().call(&self.opening(Operation::Open, url, &self.push, &about)).await?;
+        let answer = self.transport().call(&self.opening(Operation::UploadOpen, url, &self.push, &about)).await?;
         if !answer.is_success() {
             return Err(self.transport().refusal(answer).await.fault(&about));
         }
@@ -54,7 +54,7 @@ impl Repository {
         let mut url = self.uploads();
         url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.as_str());
         let scopes = Scopes::mount(&self.name, from);
-        let answer = match self.transport().call(&self.opening(Operation::Mount, url, &scopes, &about)).await {
+        let answer = match self.transport().call(&self.opening(Operation::BlobMount, url, &scopes, &about)).await {
             // Token servers refuse where the other repository may not be read.
             Err(fault) if fault.class() == Class::Auth => return Ok(None),
             answer => answer?,
@@ -71,7 +71,7 @@ impl Repository {
     /// Sends one chunk.
     pub(super) async fn chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
         let about = self.about("send a chunk", "").writing();
-        let mut call = self.session_call(Operation::Chunk, Method::PATCH, self.location(upload, &about)?, &about);
+        let mut call = self.session_call(Operation::UploadChunk, Method::PATCH, self.location(upload, &about)?, &about);
         let streams = offset == 0 && self.registry.profile().abilities.upload == UploadStyle::Stream;
         if !streams && length > 0 {
             call = call.text(header::CONTENT_RANGE, &format!("{offset}-{}", offset + length - 1));
@@ -98,7 +98,8 @@ impl Repository {
     ) -> Result<Sent, Fault> {
         let about = self.about("close the upload", &format!("@{digest}")).writing();
         let url = with_digest(&self.location(upload, &about)?, digest);
-        let mut call = self.session_call(Operation::Close, Method::PUT, url, &about).within(self.transport().deadlines.close);
+        let mut call =
+            self.session_call(Operation::UploadFinish, Method::PUT, url, &about).within(self.transport().deadlines.close);
         if offset > 0 && length > 0 {
             call = call.text(header::CONTENT_RANGE, &format!("{offset}-{}", offset + length - 1));
         }
@@ -126,7 +127,7 @@ impl Repository {
     /// How much of the session is there.
     pub(super) async fn held(&self, upload: &mut Upload) -> Result<Offset, Fault> {
         let about = self.about("ask for the state of an upload", "");
-        let call = self.session_call(Operation::Offset, Method::GET, self.location(upload, &about)?, &about).on(Lane::Api);
+        let call = self.session_call(Operation::UploadStatus, Method::GET, self.location(upload, &about)?, &about).on(Lane::Api);
         let answer = self.transport().call(&call).await?;
         match answer.status.as_u16() {
             200..=299 => {
@@ -143,7 +144,8 @@ impl Repository {
     /// Gives the session up; what the registry says to that changes nothing.
     pub(super) async fn abandon(&self, upload: Upload) -> Result<(), Fault> {
         let about = self.about("give up an upload", "").writing();
-        let call = self.session_call(Operation::Cancel, Method::DELETE, self.location(&upload, &about)?, &about).on(Lane::Api);
+        let call =
+            self.session_call(Operation::UploadCancel, Method::DELETE, self.location(&upload, &about)?, &about).on(Lane::Api);
         self.transport().call(&call).await.map(drop)
     }
 

@@ -17,6 +17,12 @@ const REPOSITORIES: usize = 1000;
 /// The window of the throughput gauges.
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// Bounds of a promotion's time: from a few manifests to many gigabytes over a slow line.
+const PROMOTION_SECONDS: [f64; 14] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+/// Bounds of the time from a push, or its first sight, to production.
+pub const TO_PRODUCTION_SECONDS: [f64; 14] =
+    [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0, 86_400.0];
+
 /// The engine's instruments. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -62,9 +68,9 @@ impl Metrics {
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, Error>(vec)
         };
-        let histograms = |name: &str, help: &str, from: f64, factor: f64, count: usize| {
-            let buckets = prometheus::exponential_buckets(from, factor, count)?;
-            let vec = HistogramVec::new(HistogramOpts::new(format!("blobferry_{name}"), help).buckets(buckets), &["route"])?;
+        let histograms = |name: &str, help: &str, bounds: &[f64]| {
+            let options = HistogramOpts::new(format!("blobferry_{name}"), help).buckets(bounds.to_vec());
+            let vec = HistogramVec::new(options, &["route"])?;
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, Error>(vec)
         };
@@ -89,16 +95,12 @@ impl Metrics {
             promotion_seconds: histograms(
                 "promotion_duration_seconds",
                 "From the start of a promotion to its tag in production.",
-                0.05,
-                2.0,
-                16,
+                &PROMOTION_SECONDS,
             )?,
             push_to_production_seconds: histograms(
                 "push_to_production_seconds",
                 "From the push in staging, where its time is known, to the tag readable in production.",
-                1.0,
-                2.0,
-                15,
+                &TO_PRODUCTION_SECONDS,
             )?,
             jobs_in_flight,
             blobs: counters("blobs_total", "Blobs by how they came to be in the destination.", &["route", "destination", "how"])?,

@@ -130,6 +130,7 @@ fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
         bytes_spared: ending.cost.bytes_spared,
         requests: ending.cost.requests,
         duration_seconds: (ending.took.as_secs_f64() * 1000.0).round() / 1000.0,
+        unguarded: false,
     }
 }
 

@@ -66,8 +66,17 @@ pub struct RouteStatus {
     pub last_success: Option<Timestamp>,
     /// When it will be looked at without being asked.
     pub next_look: Option<Timestamp>,
+    /// Whether the newest look was complete at every destination; unknown before the first.
+    #[serde(default)]
+    pub up: Option<bool>,
     /// Tags by state, over its repositories and destinations.
     pub tags: Totals,
+    /// Tags that wait to be promoted and that no other state counts.
+    #[serde(default)]
+    pub pending: u64,
+    /// Since when the oldest of the tags waits that are to be promoted.
+    #[serde(default)]
+    pub pending_since: Option<Timestamp>,
     /// What is wrong now.
     pub trouble: Vec<Trouble>,
 }

@@ -15,9 +15,9 @@ pub struct Scope {
     pub routes: Vec<String>,
     /// Only this source repository.
     pub repository: Option<RepositoryName>,
-    /// Only this tag.
-    pub tag: Option<Tag>,
-    /// A digest that somebody outside expects the tag to have: compared, never written from.
+    /// Only these tags; empty means all.
+    pub tags: Vec<Tag>,
+    /// A digest that somebody outside expects the tags to have: compared, never written from.
     pub digest: Option<Digest>,
 }
 

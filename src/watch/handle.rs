@@ -90,6 +90,13 @@ impl Handle {
         &self.board
     }
 
+    /// Counts an event that was not understood.
+    pub fn count(&self, cause: Cause, result: &str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.event(cause, result);
+        }
+    }
+
     /// Asks for a look; answers as soon as the looks are queued. The pass goes on when the ticket is dropped.
     ///
     /// # Errors
@@ -97,7 +104,7 @@ impl Handle {
     pub async fn ask(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
         let asked = self.send(scope, cause, actor, wish).await;
         if let (Err(_), Some(metrics)) = (&asked, &self.metrics) {
-            metrics.event(cause, "rejected");
+            metrics.event(cause, "limited");
         }
         asked
     }
@@ -201,6 +208,7 @@ impl Passed {
         if look.jobs.is_empty() && look.trouble.is_empty() {
             self.rest.totals.merge(&look.totals);
             self.rest.found |= look.found;
+            self.rest.named.extend(look.named.iter().cloned());
         } else {
             self.looks.push(look);
         }
@@ -214,6 +222,7 @@ impl Passed {
             totals: look.totals,
             trouble: look.trouble.clone(),
             found: look.found,
+            named: look.named.clone(),
         };
         let looks = self.looks.iter().map(own).chain([self.rest.clone()]);
         let report = Report::new(id, self.started, self.duration, looks);
@@ -267,13 +276,14 @@ mod tests {
             bytes_spared: 0,
             requests: 0,
             duration_seconds: 0.0,
+            unguarded: false,
         }
     }
 
     fn look(results: &[Outcome], text: usize) -> Arc<Look> {
         let mut totals = Totals::default();
         results.iter().for_each(|result| totals.add(*result));
-        Arc::new(Look { jobs: results.iter().map(|result| job(*result, text)).collect(), totals, trouble: vec![], found: true })
+        Arc::new(Look { jobs: results.iter().map(|result| job(*result, text)).collect(), totals, found: true, ..Look::default() })
     }
 
     async fn asked(handle: &Handle, events: &mut mpsc::Receiver<Event>, all: bool, queued: usize) -> (Ticket, Reply) {

@@ -18,14 +18,14 @@ use tokio::time::Instant;
 use self::view::{SourceDigests, View};
 use super::board::Board;
 use super::event::Wish;
-use super::metrics::{self, Spot};
+use super::metrics::{Seen, Spot};
 use super::route::Route;
 use super::world::{Side, World};
 use crate::clock;
 use crate::endpoint::{Backend, Cursor, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{self, Actor, Cause, Look, Outcome, Settled, Totals, Trouble};
+use crate::job::{self, Actor, Cause, Look, NamedTag, Outcome, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::transfer::pages::List;
 use crate::transfer::{Settle, Stop};
@@ -100,6 +100,15 @@ struct Found {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
+    /// Of a destination that did not answer: what staging alone tells.
+    estimate: Option<Estimate>,
+}
+
+/// The state of tags by what staging names now and what production was last known to hold.
+#[derive(Default)]
+struct Estimate {
+    totals: Totals,
+    pending: Vec<Tag>,
 }
 
 impl<B: Backend> Looking<'_, B> {
@@ -129,7 +138,8 @@ impl<B: Backend> Looking<'_, B> {
             Err(fault) => return self.fruitless(fault),
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
-        let mut look = Look { found: self.is_found(&listing), ..Look::default() };
+        let named = self.ask.tags.iter().map(|tag| self.named(&source, &listing, tag)).collect();
+        let mut look = Look { found: self.is_found(&listing), named, ..Look::default() };
         let each = sides
             .iter()
             .zip(lists)
@@ -139,8 +149,7 @@ impl<B: Backend> Looking<'_, B> {
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
             let spot = Spot { route: &self.route.name, registry: &side.registry, to: &side.to };
-            let sight = self.sight(found.trouble.is_empty());
-            self.world.metrics.looked(spot, self.repository, &found.totals, sight, &found.pending);
+            self.world.metrics.looked(spot, self.repository, self.seen(&found));
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
@@ -151,8 +160,32 @@ impl<B: Backend> Looking<'_, B> {
         look
     }
 
-    fn sight(&self, everything: bool) -> metrics::Seen {
-        metrics::Seen { everything, whole: self.ask.tags.is_empty() && !self.ask.wish.dry_run }
+    /// Only a look at all tags says how a route stands; a dry run says nothing.
+    fn is_whole(&self) -> bool {
+        self.ask.tags.is_empty() && !self.ask.wish.dry_run
+    }
+
+    fn seen<'f>(&self, found: &'f Found) -> Seen<'f> {
+        let interrupted = found.trouble.iter().any(|trouble| trouble.class == Class::Cancelled.name());
+        match &found.estimate {
+            _ if !self.is_whole() || interrupted => Seen::Parts,
+            _ if found.trouble.is_empty() => Seen::Everything { totals: &found.totals, pending: &found.pending },
+            Some(estimate) => Seen::StagingAlone { totals: &estimate.totals, pending: &estimate.pending },
+            None => Seen::Nothing,
+        }
+    }
+
+    /// What became of a tag that was asked for by name.
+    fn named(&self, source: &B::Repository, listing: &Listing, tag: &Tag) -> NamedTag {
+        let (route, address) = (&self.route.name, source.address());
+        let missing = match (listing.chosen.contains(tag), listing.tags.contains_key(tag)) {
+            (true, _) => None,
+            (false, true) => Some(format!(
+                "route {route}: the rules leave {address}:{tag} out (`tags.include`, `exclude` and `newest`; see `blobferry check`)"
+            )),
+            (false, false) => Some(format!("route {route}: {address} has no tag {tag}")),
+        };
+        NamedTag { name: tag.clone(), missing }
     }
 
     fn is_found(&self, listing: &Listing) -> bool {
@@ -172,9 +205,10 @@ impl<B: Backend> Looking<'_, B> {
     fn fruitless(&self, fault: Fault) -> Look {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals { interrupted, ..Totals::default() };
+        let seen = if self.is_whole() && interrupted == 0 { Seen::Nothing } else { Seen::Parts };
         for template in &self.route.to {
             let spot = Spot { route: &self.route.name, registry: template.registry(), to: &template.to_string().into() };
-            self.world.metrics.looked(spot, self.repository, &totals, self.sight(false), &[]);
+            self.world.metrics.looked(spot, self.repository, seen);
         }
         let text = format!("route {}: {}", self.route.name, fault.chain());
         Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
@@ -228,19 +262,15 @@ impl<B: Backend> Looking<'_, B> {
         let known = self.recall_trouble(side);
         let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
-            (Err(fault), _) | (_, Err(fault)) => return self.blind(fault),
+            (Err(fault), _) | (_, Err(fault)) => {
+                let hints = self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await;
+                let view = View { looking: self, source, side, listing, list: None, shared, began, hints, refused: Arc::default() };
+                let estimate = if self.is_whole() { Some(view.estimate().await) } else { None };
+                return Found { estimate, ..self.blind(fault) };
+            }
         };
-        let view = View {
-            looking: self,
-            source,
-            side,
-            listing,
-            list,
-            shared,
-            began,
-            hints: self.hints(side).await,
-            refused: Arc::default(),
-        };
+        let hints = self.hints(side).await;
+        let view = View { looking: self, source, side, listing, list, shared, began, hints, refused: Arc::default() };
         let mut found = Found::default();
         if let Some(list) = &view.list {
             let named: HashSet<Tag> = listing.tags.keys().filter_map(|tag| side.naming.name(tag)).collect();

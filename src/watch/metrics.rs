@@ -2,22 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 
 use super::route::{Route, Routes};
 use crate::clock;
-use crate::job::{Cause, Outcome, Totals};
+use crate::fault::Class;
+use crate::job::{Cause, Outcome, Totals, Trouble};
 use crate::oci::{RepositoryName, Tag};
 use crate::telemetry::forget_series;
+use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
 
 /// Tags whose waiting time is remembered, at the most.
 const PENDING: usize = 100_000;
 
 /// The states of the gauge `tags`.
-const STATES: [&str; 9] =
-    ["up_to_date", "pending", "waiting", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"];
+const STATES: [&str; 10] =
+    ["up_to_date", "pending", "waiting", "held", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"];
 
 /// The watch floor's instruments. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct Metrics {
     oldest_pending: GaugeVec,
     last_look: GaugeVec,
     last_success: GaugeVec,
+    route_up: IntGaugeVec,
+    seen_to_production: HistogramVec,
     looks: IntCounterVec,
     events: IntCounterVec,
     queue_depth: IntGauge,
@@ -63,6 +68,14 @@ struct Place {
     sum: Totals,
     /// Ways that have not been seen whole by their last look.
     unseen: usize,
+    /// Of those, the ones whose last look could not see everything.
+    blind: usize,
+    /// The repositories of the route could not be found.
+    undiscovered: bool,
+    /// Some repositories of the route were refused.
+    refused: bool,
+    /// A look at the route has ended.
+    looked: bool,
     /// Pending tags on all ways.
     pending: usize,
 }
@@ -77,6 +90,8 @@ struct Known {
     totals: Totals,
     /// The last look saw everything.
     seen: bool,
+    /// The last look could not see everything.
+    blind: bool,
     /// Since when a tag is known to differ.
     pending: BTreeMap<Tag, Instant>,
 }
@@ -112,10 +127,28 @@ impl Metrics {
             last_success: register!(
                 GaugeVec,
                 "last_success_timestamp_seconds",
-                "When a look last ended with every chosen tag of the route equal in the destination.",
+                "When a look last ended with every chosen tag of the route in the destination, or left alone there as the rules say.",
                 &["route", "destination"]
             ),
-            looks: register!(IntCounterVec, "looks_total", "Looks by what caused them.", &["route", "cause"]),
+            route_up: register!(
+                IntGaugeVec,
+                "route_up",
+                "Whether the newest look was complete: 1, else 0; 0 also until the first has ended.",
+                &["route", "destination"]
+            ),
+            seen_to_production: {
+                let help = "From the first sight of a difference in staging to the tag readable in production.";
+                let options = HistogramOpts::new("blobferry_seen_to_production_seconds", help);
+                let vec = HistogramVec::new(options.buckets(TO_PRODUCTION_SECONDS.to_vec()), &["route"])?;
+                registry.register(Box::new(vec.clone()))?;
+                vec
+            },
+            looks: register!(
+                IntCounterVec,
+                "looks_total",
+                "Looks that have ended, by what caused them and whether they were complete.",
+                &["route", "cause", "result"]
+            ),
             events: register!(IntCounterVec, "events_total", "Events by source and what came of them.", &["source", "result"]),
             queue_depth: register!(IntGauge, "queue_depth", "Looks that wait for their turn."),
             queue_oldest: register!(Gauge, "queue_oldest_age_seconds", "How long the oldest look has waited for its turn."),
@@ -138,17 +171,21 @@ impl Metrics {
             }
             self.last_look.with_label_values(&[&route.name, template.registry()]);
             self.last_success.with_label_values(&[&route.name, template.registry()]);
+            self.route_up.with_label_values(&[&route.name, template.registry()]);
         }
         for cause in Cause::ALL {
-            self.looks.with_label_values(&[&route.name, cause.name()]);
+            for result in [DONE, FAILED] {
+                self.looks.with_label_values(&[&route.name, cause.name(), result]);
+            }
         }
+        self.seen_to_production.with_label_values(&[&route.name]);
         self.oldest_pending.with_label_values(&[&route.name]);
     }
 
     /// Makes all series of the events exist, at 0.
     pub fn prepare_events(&self) {
         for cause in Cause::ALL {
-            for result in ["queued", "matched_nothing", "rejected"] {
+            for result in ["queued", "ignored", "malformed", "too_large", "limited"] {
                 self.events.with_label_values(&[cause.name(), result]);
             }
         }
@@ -173,14 +210,18 @@ impl Metrics {
         forget_series(&self.tags, no_place);
         forget_series(&self.last_look, no_place);
         forget_series(&self.last_success, no_place);
+        forget_series(&self.route_up, no_place);
+        forget_series(&self.seen_to_production, no_route);
         forget_series(&self.looks, no_route);
         forget_series(&self.oldest_pending, no_route);
     }
 
     /// A discovery of the route came to its end: its other repositories are no more, and the ones that it found count as not
-    /// seen until a look has.
-    pub fn retain_repositories(&self, route: &Arc<str>, found: &BTreeSet<RepositoryName>) {
+    /// seen until a look has. Without any, the discovery is all that there is to look at. `refused`: repositories were left
+    /// out because the config sends them where they may not go.
+    pub fn retain_repositories(&self, route: &Arc<str>, found: &BTreeSet<RepositoryName>, refused: bool) {
         let mut state = self.lock();
+        let now = now();
         let State { places, pending } = &mut *state;
         for ((_, destination), place) in places.iter_mut().filter(|((name, _), _)| name == route) {
             *pending -= place.pending;
@@ -190,14 +231,37 @@ impl Metrics {
                 place.known(&way);
             }
             *pending += place.pending;
+            place.undiscovered = false;
+            place.refused = refused;
+            let labels = [&**route, &**destination];
+            if found.is_empty() {
+                place.looked = true;
+                self.last_look.with_label_values(&labels).set(now);
+                if place.has_success() {
+                    self.last_success.with_label_values(&labels).set(now);
+                }
+            }
+            self.show(labels, place);
+        }
+    }
+
+    /// A discovery of the route failed: what is known of its repositories holds.
+    pub fn undiscovered(&self, route: &Arc<str>) {
+        let now = now();
+        for ((_, destination), place) in self.lock().places.iter_mut().filter(|((name, _), _)| name == route) {
+            place.undiscovered = true;
+            place.looked = true;
+            self.last_look.with_label_values(&[route, destination]).set(now);
             self.show([route, destination], place);
         }
     }
 
-    /// A look begins.
-    pub fn look_begins(&self, route: &str, cause: Cause) {
-        if self.lock().has_route(route) {
-            self.looks.with_label_values(&[route, cause.name()]).inc();
+    /// A look has ended, or a discovery that left none to be made. One that was interrupted does not count.
+    pub fn look_ended(&self, route: &str, cause: Cause, trouble: &[Trouble]) {
+        let is_interrupted = trouble.iter().any(|trouble| trouble.class == Class::Cancelled.name());
+        if self.lock().has_route(route) && !is_interrupted {
+            let result = if trouble.is_empty() { DONE } else { FAILED };
+            self.looks.with_label_values(&[route, cause.name(), result]).inc();
         }
     }
 
@@ -217,43 +281,57 @@ impl Metrics {
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
         let Some(place) = spot.place(places) else { return };
-        if place.drop_pending(&spot.way(repository), tag) {
+        if place.drop_pending(&spot.way(repository), tag).is_some() {
             *pending -= 1;
         }
         self.show([spot.route, spot.registry], place);
     }
 
-    /// A look at one destination of a repository ended; `waiting`: the tags that are still to go. One that could not see
-    /// everything leaves what is known as it is.
-    pub fn looked(&self, spot: Spot<'_>, repository: &RepositoryName, totals: &Totals, seen: Seen, waiting: &[Tag]) {
+    /// A tag was promoted.
+    pub fn arrived(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
+        let mut state = self.lock();
+        let Some(place) = spot.place(&mut state.places) else { return };
+        if let Some(since) = place.pending_since(&spot.way(repository), tag) {
+            self.seen_to_production.with_label_values(&[spot.route]).observe(since.elapsed().as_secs_f64());
+        }
+    }
+
+    /// A look at one destination of a repository ended. What it could not see is left as it was known.
+    pub fn looked(&self, spot: Spot<'_>, repository: &RepositoryName, seen: Seen<'_>) {
         let (labels, way) = ([&**spot.route, &**spot.registry], spot.way(repository));
-        let now = clock::now().as_millisecond() as f64 / 1000.0;
+        let now = now();
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
         let Some(place) = spot.place(places) else { return };
         self.last_look.with_label_values(&labels).set(now);
-        if !seen.whole {
-            return;
-        }
-        place.set_seen(&way, seen.everything);
-        if seen.everything {
+        let (everything, known) = match seen {
+            Seen::Parts => return,
+            Seen::Everything { totals, pending } => (true, Some((totals, pending))),
+            Seen::StagingAlone { totals, pending } => (false, Some((totals, pending))),
+            Seen::Nothing => (false, None),
+        };
+        place.looked = true;
+        place.set_seen(&way, everything);
+        if let Some((totals, waiting)) = known {
             *pending -= place.pending;
             place.set_totals(&way, totals);
             place.set_pending(&way, waiting, PENDING.saturating_sub(*pending));
             *pending += place.pending;
-            self.show(labels, place);
         }
-        if place.is_equal() {
+        self.show(labels, place);
+        if place.has_success() {
             self.last_success.with_label_values(&labels).set(now);
         }
     }
 
     fn show(&self, labels: [&str; 2], place: &Place) {
+        self.route_up.with_label_values(&labels).set(place.is_up().into());
         let sum = &place.sum;
         let values = [
             sum.up_to_date + sum.promoted,
-            (place.pending as u64).saturating_sub(sum.failed + sum.waiting),
+            place.only_pending(),
             sum.waiting,
+            sum.held,
             sum.conflict,
             sum.drift,
             sum.existing,
@@ -274,10 +352,22 @@ impl Metrics {
         sum
     }
 
-    /// Whether every repository of the route has been seen by its last look, and every chosen tag was equal.
-    pub fn is_equal(&self, route: &str) -> bool {
+    /// Whether every repository of the route has been seen by its last look, and every chosen tag was in its place.
+    pub fn has_success(&self, route: &str) -> bool {
         let state = self.lock();
-        state.has_route(route) && state.places_of(route).all(Place::is_equal)
+        state.has_route(route) && state.places_of(route).all(Place::has_success)
+    }
+
+    /// How the route stands: whether its newest looks were complete, tags that wait and nothing else is known of, and how
+    /// long the oldest has waited.
+    pub fn standing(&self, route: &str) -> RouteStanding {
+        let state = self.lock();
+        let oldest = state.places_of(route).filter_map(Place::oldest).min();
+        RouteStanding {
+            up: state.has_route(route) && state.places_of(route).all(Place::is_up),
+            pending: state.places_of(route).map(Place::only_pending).sum(),
+            oldest_pending: oldest.map(|since| since.elapsed()),
+        }
     }
 
     /// An event came in.
@@ -314,20 +404,52 @@ impl Metrics {
     }
 }
 
-/// What a look could see.
-#[derive(Clone, Copy, Debug)]
-pub struct Seen {
-    /// Nothing kept it from seeing everything.
-    pub everything: bool,
-    /// It was not about single tags only.
-    pub whole: bool,
+/// How a route stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouteStanding {
+    /// Whether the newest look was complete, at each destination.
+    pub up: bool,
+    /// Tags that wait to be promoted.
+    pub pending: u64,
+    /// How long the oldest of them has waited.
+    pub oldest_pending: Option<Duration>,
 }
 
-/// Whether every chosen tag is equal in production now.
-fn is_equal(totals: &Totals) -> bool {
-    let others =
-        Outcome::ALL.into_iter().filter(|outcome| !matches!(outcome, Outcome::Promoted | Outcome::UpToDate | Outcome::Gone));
-    others.map(|outcome| totals.of(outcome)).sum::<u64>() == 0
+/// What a look could see of one destination.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen<'a> {
+    /// Single tags only, or nothing was to be done: it says nothing of the repository as a whole.
+    Parts,
+    /// Both sides: the tags by state, and those that are still to go.
+    Everything {
+        /// Tags by state.
+        totals: &'a Totals,
+        /// Tags that are still to go.
+        pending: &'a [Tag],
+    },
+    /// Staging alone: the tags by what production was last known to hold.
+    StagingAlone {
+        /// Tags by state.
+        totals: &'a Totals,
+        /// Tags that are still to go.
+        pending: &'a [Tag],
+    },
+    /// Nothing.
+    Nothing,
+}
+
+const DONE: &str = "done";
+const FAILED: &str = "failed";
+
+/// The time of day, in seconds since the epoch.
+fn now() -> f64 {
+    clock::now().as_millisecond() as f64 / 1000.0
+}
+
+/// Whether every chosen tag is in production, or is left alone there as the rules say.
+fn is_success(totals: &Totals) -> bool {
+    let is_fine = |outcome: &Outcome| matches!(outcome, Outcome::Promoted | Outcome::UpToDate | Outcome::Gone | Outcome::Existing);
+    Outcome::ALL.iter().filter(|outcome| !is_fine(outcome)).all(|outcome| totals.of(*outcome) == 0)
 }
 
 impl State {
@@ -362,17 +484,21 @@ impl Place {
 
     /// Forgets the other repositories, and the destinations that the route no longer has.
     fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
-        let Place { to, ways, sum, unseen, pending } = self;
+        let Place { to, ways, sum, unseen, blind, pending, .. } = self;
         for (_, known) in ways.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry)) {
             sum.subtract(&known.totals);
             *unseen -= usize::from(!known.seen);
+            *blind -= usize::from(known.blind);
             *pending -= known.pending.len();
         }
     }
 
     fn set_seen(&mut self, way: &Way, seen: bool) {
-        let before = std::mem::replace(&mut self.known(way).seen, seen);
-        self.unseen = self.unseen + usize::from(before) - usize::from(seen);
+        let known = self.known(way);
+        let seen_before = std::mem::replace(&mut known.seen, seen);
+        let blind_before = std::mem::replace(&mut known.blind, !seen);
+        self.unseen = self.unseen + usize::from(seen_before) - usize::from(seen);
+        self.blind = self.blind + usize::from(!seen) - usize::from(blind_before);
     }
 
     fn set_totals(&mut self, way: &Way, totals: &Totals) {
@@ -403,19 +529,34 @@ impl Place {
         is_new
     }
 
-    /// Whether the tag was pending before.
-    fn drop_pending(&mut self, way: &Way, tag: &Tag) -> bool {
-        let was = self.ways.get_mut(way).is_some_and(|known| known.pending.remove(tag).is_some());
-        self.pending -= usize::from(was);
-        was
+    /// Since when the tag was pending, if it was.
+    fn drop_pending(&mut self, way: &Way, tag: &Tag) -> Option<Instant> {
+        let since = self.ways.get_mut(way).and_then(|known| known.pending.remove(tag));
+        self.pending -= usize::from(since.is_some());
+        since
+    }
+
+    /// Since when the tag is pending, if it is.
+    fn pending_since(&self, way: &Way, tag: &Tag) -> Option<Instant> {
+        self.ways.get(way)?.pending.get(tag).copied()
+    }
+
+    /// Tags that wait and that no other state counts.
+    fn only_pending(&self) -> u64 {
+        (self.pending as u64).saturating_sub(self.sum.failed + self.sum.waiting + self.sum.held)
     }
 
     fn oldest(&self) -> Option<Instant> {
         self.ways.values().flat_map(|known| known.pending.values()).min().copied()
     }
 
-    fn is_equal(&self) -> bool {
-        self.unseen == 0 && is_equal(&self.sum)
+    /// Whether the newest look at every repository was complete, as far as there was one.
+    fn is_up(&self) -> bool {
+        self.looked && self.blind == 0 && !self.undiscovered && !self.refused
+    }
+
+    fn has_success(&self) -> bool {
+        self.is_up() && self.unseen == 0 && self.pending == 0 && is_success(&self.sum)
     }
 }
 

@@ -24,14 +24,8 @@ use crate::watch::route::Route;
 pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor: Actor, settle: &Settle, stop: &Stop) -> Report {
     let (started, clock) = (clock::now(), Instant::now());
     let (board, mut owners, mut looks) = (Board::default(), Owners::new(world), Vec::new());
-    let ask = Ask {
-        tags: scope.tag.iter().cloned().collect(),
-        digest: scope.digest,
-        cause: Cause::Cli,
-        actor,
-        wish,
-        run_id: settle.facts.run_id.clone(),
-    };
+    let ask =
+        Ask { tags: scope.tags.clone(), digest: scope.digest, cause: Cause::Cli, actor, wish, run_id: settle.facts.run_id.clone() };
     let asked = matching(world, scope);
     discover_all(world, &asked, &mut owners, stop, &mut looks).boxed().await;
     let mut places: Vec<(&Route, RepositoryName)> = Vec::new();
@@ -46,8 +40,9 @@ pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor
     let each = stream::iter(&places).map(|(route, repository)| {
         let (ask, board) = (&ask, &board);
         async move {
-            world.metrics.look_begins(&route.name, ask.cause);
-            Looking { world, route, repository, ask, settle, board, stop }.look().boxed().await
+            let look = Looking { world, route, repository, ask, settle, board, stop }.look().boxed().await;
+            world.metrics.look_ended(&route.name, ask.cause, &look.trouble);
+            look
         }
     });
     looks.extend(each.buffer_unordered(world.settings.looks).collect::<Vec<_>>().await);

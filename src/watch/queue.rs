@@ -172,6 +172,11 @@ impl Queue {
         }
     }
 
+    /// Until when polls of a repository wait because of trouble there.
+    pub fn held(&self, key: &LookKey) -> Option<Instant> {
+        self.entries.get(key)?.held
+    }
+
     /// When the next look's time comes that has not come yet.
     pub fn next(&self) -> Option<Instant> {
         self.later.first().map(|(at, _)| *at)

@@ -69,6 +69,11 @@ impl TagRule {
         }
     }
 
+    /// The one tag that the rule matches, where it is no pattern.
+    fn literal(&self) -> Option<Tag> {
+        matches!(self.matcher, Matcher::Literal).then(|| self.text.parse().ok()).flatten()
+    }
+
     /// The rule as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -170,6 +175,28 @@ impl Range {
     }
 }
 
+impl Range {
+    /// Whether no version is in it. A range that holds any holds one of its bounds, or the version next to one.
+    fn is_empty(&self) -> bool {
+        let bounds = self.0.iter().flat_map(|alternative| &alternative.comparators);
+        let near = |comparator: &Comparator| {
+            let floor = floor(comparator);
+            let mut versions = vec![floor.clone(), Version::new(0, 0, 0)];
+            versions.extend((1..=3).map(|kept| end_of(comparator, kept)));
+            let Version { major, minor, patch, .. } = floor;
+            versions.push(Version::new(major, minor, patch));
+            // Just below the bound, and as far above the next lower one as a version may be.
+            versions.extend(patch.checked_sub(1).map(|patch| Version::new(major, minor, patch)));
+            versions.extend(minor.checked_sub(1).map(|minor| Version::new(major, minor, u64::MAX)));
+            versions.extend(major.checked_sub(1).map(|major| Version::new(major, u64::MAX, u64::MAX)));
+            versions
+        };
+        // `*` has no comparators and holds every release.
+        let has_any = self.0.iter().any(|alternative| alternative.comparators.is_empty());
+        !has_any && !bounds.flat_map(near).any(|version| self.contains(&version))
+    }
+}
+
 impl FromStr for Range {
     type Err = String;
 
@@ -267,6 +294,36 @@ pub struct Selection {
     pub newest: Option<NonZeroU32>,
     /// Tags that may name another digest later. Every other tag is fixed.
     pub moving: Vec<TagRule>,
+}
+
+impl Selection {
+    /// Rules that can never match, each with the reason: none of them is an error, but each is likely a slip.
+    pub fn idle_rules(&self) -> Vec<String> {
+        let mut idle = Vec::new();
+        let all = [("include", &self.include), ("exclude", &self.exclude), ("moving", &self.moving)];
+        for (key, rule) in all.into_iter().flat_map(|(key, rules)| rules.iter().map(move |rule| (key, rule))) {
+            if matches!(&rule.matcher, Matcher::Versions(range) if range.is_empty()) {
+                idle.push(format!("{key}: {rule} can never match: no version is in that range"));
+            }
+            if rule.literal().is_some_and(|tag| tag.travels_with_subject()) {
+                idle.push(format!("{key}: {rule} can never match: such a tag travels with its image, never by a rule"));
+            }
+        }
+        let excluding = |tag: &Tag| self.exclude.iter().find(|rule| rule.matches(tag));
+        for (rule, tag) in self.include.iter().filter_map(|rule| Some((rule, rule.literal()?))) {
+            if let Some(other) = excluding(&tag) {
+                idle.push(format!("include: {rule} can never match: exclude has {other}, which always wins"));
+            }
+        }
+        // `latest` is the default, and harmless where it is not taken.
+        for (rule, tag) in self.moving.iter().filter_map(|rule| Some((rule, rule.literal()?))) {
+            let is_taken = self.include.iter().any(|rule| rule.matches(&tag)) && excluding(&tag).is_none();
+            if !is_taken && tag.as_str() != "latest" {
+                idle.push(format!("moving: {rule} can never match: include and exclude do not take that tag"));
+            }
+        }
+        idle
+    }
 }
 
 /// What a selection makes of a repository's tags.
@@ -476,5 +533,42 @@ mod tests {
         fn parsing_never_panics(text in "(semver:)?[/*?<>=^~|., v0-9a-z\\[\\](){}+-]{0,30}") {
             let _ = text.parse::<TagRule>();
         }
+    }
+
+    #[test]
+    fn rules_that_can_never_match_are_found_and_no_others() {
+        let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<TagRule>>();
+        let selection = |include: &[&str], exclude: &[&str], moving: &[&str]| Selection {
+            include: rules(include),
+            exclude: rules(exclude),
+            newest: None,
+            moving: rules(moving),
+        };
+        for range in [
+            "semver:*",
+            "semver:>=1.2 <3",
+            "semver:1.x",
+            "semver:^2.1 || ^3",
+            "semver:<1",
+            "semver:>1.2.3 <1.2.5",
+            "semver:>=1.0.0-0 <1.0.0-5",
+            "semver:0.0.x",
+        ] {
+            assert_eq!(selection(&[range], &[], &[]).idle_rules(), [""; 0], "{range}");
+        }
+        for range in ["semver:>2 <1", "semver:>=1.2.3 <1.2.3", "semver:>3 <2 || >5 <5"] {
+            assert_eq!(selection(&[range], &[], &[]).idle_rules().len(), 1, "{range}");
+        }
+        let companion = format!("sha256-{}.sig", "0".repeat(64));
+        for (rules, words) in [
+            (selection(&["latest", "v*"], &["latest"], &["latest"]), "exclude has latest"),
+            (selection(&["v*"], &[], &["stable", "latest"]), "moving: stable"),
+            (selection(&["v*"], &["v1*"], &["v1"]), "moving: v1"),
+            (selection(&["v*", &companion], &[], &[]), "travels with its image"),
+        ] {
+            let idle = rules.idle_rules();
+            assert!(idle.len() == 1 && idle[0].contains(words), "{idle:?}");
+        }
+        assert_eq!(selection(&["*"], &["*-rc*"], &["latest", "edge", "v1"]).idle_rules(), [""; 0]);
     }
 }

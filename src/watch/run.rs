@@ -254,9 +254,17 @@ impl<B: Backend> Watch<B> {
     }
 
     fn show_next_look(&self, name: &Arc<str>) {
-        let wait = self.polls.get(name).map(|poll| poll.next.duration_since(Instant::now()));
+        let now = Instant::now();
+        let next = self.held(name).filter(|held| *held > now).or(self.polls.get(name).map(|poll| poll.next));
+        let wait = next.map(|next| next.duration_since(now));
         let next = wait.and_then(|wait| clock::now().checked_add(wait).ok());
         self.board.update_route(name, |route| route.next_look = next);
+    }
+
+    /// Until when the polls of a route wait because of trouble, where it has one repository only.
+    fn held(&self, name: &Arc<str>) -> Option<Instant> {
+        let repository = self.world().route(name)?.from.literal()?;
+        self.queue.held(&LookKey { route: name.clone(), repository, dry_run: false })
     }
 
     /// A task has ended. One that panicked ends what it was about all the same.
@@ -312,7 +320,6 @@ impl<B: Backend> Watch<B> {
             let facts = Facts { run_id: ask.run_id.clone(), ..(*world.facts).clone() };
             let settle = Settle { facts: Arc::new(facts), progress, listener: None };
             let Some(route) = world.route(&key.route) else { return Done::Looked(Look::default()) };
-            world.metrics.look_begins(&key.route, ask.cause);
             let looking = Looking {
                 world: &world,
                 route,
@@ -335,6 +342,7 @@ impl<B: Backend> Watch<B> {
             self.queue.ask_later(key.clone(), again(&ask), pace, now);
         }
         self.queue.settled(&key, pace.is_none(), now);
+        self.world().metrics.look_ended(&key.route, ask.cause, &look.trouble);
         self.log_trouble(&key, &look);
         self.note_looked(&key, ask.tags.is_empty(), &look.trouble);
         let look = Arc::new(look);
@@ -364,17 +372,29 @@ impl<B: Backend> Watch<B> {
         }
         let totals = self.world().metrics.totals(&key.route);
         let (now, trouble) = (clock::now(), self.standing.trouble(&key.route));
-        let all_equal = self.world().metrics.is_equal(&key.route);
+        let has_success = self.world().metrics.has_success(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);
             entry.tags = Totals { up_to_date: totals.up_to_date + totals.promoted, promoted: 0, ..totals };
-            if whole && trouble.is_empty() && all_equal {
+            if whole && trouble.is_empty() && has_success {
                 entry.last_success = Some(now);
             }
             entry.trouble = trouble;
         });
+        self.show_standing(&key.route);
         self.show_next_look(&key.route);
         self.show_ready();
+    }
+}
+
+impl<B: Backend> Watch<B> {
+    fn show_standing(&self, route: &Arc<str>) {
+        let standing = self.world().metrics.standing(route);
+        self.board.update_route(route, |entry| {
+            entry.up = Some(standing.up);
+            entry.pending = standing.pending;
+            entry.pending_since = standing.oldest_pending.and_then(|age| clock::now().checked_sub(age).ok());
+        });
     }
 }
 

@@ -33,7 +33,7 @@ async fn status_history_and_sync_need_neither_the_secrets_nor_the_variables_of_t
 }
 
 #[tokio::test]
-async fn a_broken_edit_on_disk_keeps_no_one_from_the_daemon() {
+async fn a_broken_edit_on_disk_does_not_hide_the_daemon() {
     let stage = Stage::new(Program::Distribution2).await;
     stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
     let daemon = stage.ferry.start_ready().await;
@@ -147,4 +147,26 @@ async fn a_control_socket_that_cannot_be_made_ends_the_daemon_with_2() {
     std::fs::create_dir_all(stage.ferry.path("state/control.sock")).expect("a folder in the way");
     let run = stage.ferry.run(&["run"]).await.expect(2);
     assert!(run.stderr.contains("control.sock is not a socket"), "{}", run.stderr);
+}
+
+/// A signal that came while the config was being read was the end of the process.
+#[tokio::test]
+async fn signals_that_come_before_the_daemon_is_up_are_kept() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let text = std::fs::read(stage.ferry.path("blobferry.yaml")).expect("the config");
+    let pipe = stage.ferry.path("pipe.yaml");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    let mut daemon = stage.ferry.spawn_command(&["run", "-c", pipe.to_str().expect("a plain path")]);
+    // Opening a pipe to write waits for its reader: the daemon is reading its config by then.
+    let mut config =
+        tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe)).await.unwrap().unwrap();
+    let pid = daemon.id().expect("it runs").to_string();
+    for signal in ["-USR1", "-TERM"] {
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().expect("kill runs").success());
+    }
+    std::io::Write::write_all(&mut config, &text).expect("the daemon reads");
+    drop(config);
+    let status = tokio::time::timeout(std::time::Duration::from_secs(60), daemon.wait()).await.expect("it drains").unwrap();
+    assert_eq!(status.code(), Some(0), "a drain, not a death by signal: {status}");
 }

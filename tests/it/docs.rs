@@ -248,6 +248,42 @@ fn alert_rules_are_sound_and_speak_of_metrics_that_exist() {
     }
 }
 
+/// The names of the alerts in docs/alerts.yml.
+fn alerts() -> Vec<String> {
+    let rules = read("docs/alerts.yml");
+    rules.lines().filter_map(|line| Some(line.trim().strip_prefix("- alert: ")?.to_owned())).collect()
+}
+
+#[test]
+fn every_alert_fires_when_it_should_and_not_when_it_should_not() {
+    let output = Command::new("promtool").args(["test", "rules", "tests/it/alerts.test.yml"]).current_dir(top()).output();
+    let output = output.expect("promtool is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let tests = read("tests/it/alerts.test.yml");
+    for alert in alerts() {
+        let fires = tests.contains(&format!("alertname: {alert}\n        exp_alerts:\n          - exp_labels"));
+        let stays_silent = tests.contains(&format!("alertname: {alert}, exp_alerts: []"));
+        assert!(fires && stays_silent, "{alert}: fires {fires}, stays silent {stays_silent}");
+    }
+}
+
+#[test]
+fn queries_can_be_copied_as_they_stand() {
+    let page = read("docs/metrics.md");
+    let queries: Vec<String> = blocks(&page)
+        .into_iter()
+        .filter(|block| block.info == "promql")
+        .flat_map(|block| block.text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert!(queries.len() >= 7, "{queries:?}");
+    let rules: Vec<Value> = queries.iter().map(|query| serde_json::json!({"record": "job:query", "expr": query})).collect();
+    let file = tempfile::NamedTempFile::new().expect("a scratch file");
+    let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
+    std::fs::write(&file, groups.to_string()).expect("a file");
+    let output = Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(file.path()).output().expect("promtool");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn error_texts_are_those_of_the_program() {
     let mut program = String::new();

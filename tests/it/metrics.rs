@@ -54,12 +54,14 @@ async fn every_series_of_a_route_exists_before_its_first_event() {
     let daemon = stage.ferry.start_ready().await;
     let route = [("route", "app"), ("destination", "production")];
     for outcome in
-        ["promoted", "up_to_date", "conflict", "drift", "existing", "refused", "gone", "waiting", "interrupted", "failed"]
+        ["promoted", "up_to_date", "conflict", "drift", "existing", "refused", "gone", "waiting", "held", "interrupted", "failed"]
     {
         let labels = [&route[..], &[("result", outcome)]].concat();
         assert_eq!(daemon.metric("blobferry_outcomes_total", &labels).await, Some(0.0), "{outcome}");
     }
-    for state in ["up_to_date", "pending", "waiting", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"] {
+    for state in
+        ["up_to_date", "pending", "waiting", "held", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"]
+    {
         let labels = [&route[..], &[("state", state)]].concat();
         assert_eq!(daemon.metric("blobferry_tags", &labels).await, Some(0.0), "{state}");
     }
@@ -134,6 +136,32 @@ async fn what_still_runs_for_a_registry_that_is_gone_brings_no_numbers_back() {
         .await;
     assert_eq!(left().await, Vec::<String>::new());
     assert_eq!(stage.there().digest("app", "v1").await, None);
+}
+
+#[tokio::test]
+async fn the_build_is_named_and_bounds_are_round_numbers() {
+    let (_stage, daemon) = at_work().await;
+    let text = daemon.metrics().await;
+    let info = text.lines().find(|line| line.starts_with("blobferry_build_info{")).expect("the build");
+    let revision = info.split("revision=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a revision");
+    assert!(revision.len() >= 7 && revision != "unknown", "{info}");
+    let version = stage_version().await;
+    assert!(version.contains(revision), "{version} is not {revision}");
+    let bounds: BTreeSet<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("blobferry_") && line.contains("_bucket{"))
+        .filter_map(|line| line.split("le=\"").nth(1)?.split('"').next())
+        .collect();
+    let is_round = |bound: &str| {
+        let digits = bound.trim_start_matches(['0', '.']).replace('.', "");
+        bound == "+Inf" || ["1", "18", "108", "12", "25", "3", "36", "432", "5", "6", "864"].contains(&digits.trim_end_matches('0'))
+    };
+    let odd: Vec<_> = bounds.iter().filter(|bound| !is_round(bound)).collect();
+    assert!(bounds.len() > 20 && odd.is_empty(), "{odd:?}");
+}
+
+async fn stage_version() -> String {
+    Ferry::bare().run(&["--version"]).await.expect(0).stdout
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A look at one destination: compares each chosen tag on both sides, has carried what differs, settles the rest.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,12 +9,13 @@ use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Found, Listing, Looking, There};
+use super::{Estimate, Found, Listing, Looking, There};
 use crate::clock;
 use crate::endpoint::{Backend, Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
+use crate::ledger::Troubled;
 use crate::oci::{Digest, Tag};
 use crate::transfer::Ending;
 use crate::transfer::limits::Traffic;
@@ -65,6 +66,14 @@ impl Compared {
     }
 }
 
+/// Moving tags that staging is asked about while production does not answer.
+const MOST_ASKED: usize = 100;
+
+/// Whether a tag with this outcome is still to be promoted.
+fn stays_pending(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Failed | Outcome::Waiting | Outcome::Held | Outcome::Interrupted | Outcome::Planned)
+}
+
 /// What a tag came to.
 enum Tended {
     Equal { digest: Digest, by_hint: bool },
@@ -93,7 +102,7 @@ impl<B: Backend> View<'_, B> {
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
-                    if matches!(settled.result, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+                    if stays_pending(settled.result) {
                         found.pending.push(tag);
                     }
                     if self.looking.ask.wish.all || settled.result != Outcome::UpToDate {
@@ -139,10 +148,51 @@ impl<B: Backend> View<'_, B> {
         let progress = &looking.settle.progress;
         let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
         ending.cost.requests += tally.requests();
-        if !matches!(ending.outcome, Outcome::Failed | Outcome::Waiting | Outcome::Interrupted | Outcome::Planned) {
+        if ending.outcome == Outcome::Promoted {
+            looking.world.metrics.arrived(spot, looking.repository, tag);
+        }
+        if !stays_pending(ending.outcome) {
             looking.world.metrics.waits_no_more(spot, looking.repository, tag);
         }
         self.settle(&job, ending).await
+    }
+
+    /// The state of every chosen tag while production does not answer: what staging names now, against what production was
+    /// last known to hold and what was last in trouble.
+    pub(super) async fn estimate(&self) -> Estimate {
+        let looking = self.looking;
+        let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+        let troubled = looking.world.engine.ledger.troubled(origin, repository).await.unwrap_or_default();
+        let of_this_route = |row: &Troubled| row.key.route == looking.route.name && row.key.source == *looking.repository;
+        let troubled: BTreeMap<Tag, Outcome> =
+            troubled.into_iter().filter(of_this_route).map(|row| (row.key.tag, row.result)).collect();
+        let mut estimate = Estimate::default();
+        let mut asked = 0;
+        for tag in &self.listing.chosen {
+            let Some(called) = self.side.naming.name(tag) else { continue };
+            let known = self.hints.get(&called).map(|hint| hint.digest);
+            let named = match self.listing.tags.get(tag).and_then(|(digest, _)| *digest) {
+                // A fixed tag that has arrived names what it named then.
+                None if known.is_some() && !looking.route.selection.is_moving(tag) => known,
+                None if known.is_some() && asked < MOST_ASKED => {
+                    asked += 1;
+                    self.source_digest(tag, &Arc::default()).await.ok().and_then(Seen::digest).or(known)
+                }
+                listed => listed,
+            };
+            let state = match troubled.get(tag) {
+                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None if known.is_some() && known == named => {
+                    Some(Outcome::UpToDate)
+                }
+                Some(trouble @ (Outcome::Conflict | Outcome::Drift | Outcome::Existing | Outcome::Refused)) => Some(*trouble),
+                _ => None,
+            };
+            match state {
+                Some(outcome) => estimate.totals.add(outcome),
+                None => estimate.pending.push(tag.clone()),
+            }
+        }
+        estimate
     }
 
     /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.

@@ -4,8 +4,23 @@ use super::*;
 use crate::job::{Drift, Existing};
 use crate::watch::route::{Pattern, Template};
 
-const WHOLE: Seen = Seen { everything: true, whole: true };
-const BLIND: Seen = Seen { everything: false, whole: true };
+/// How a look ended.
+#[derive(Clone, Copy)]
+enum Kind {
+    Whole,
+    StagingAlone,
+    Blind,
+}
+
+use Kind::{Blind as BLIND, StagingAlone as STAGING_ALONE, Whole as WHOLE};
+
+fn seen<'a>(kind: Kind, totals: &'a Totals, pending: &'a [Tag]) -> Seen<'a> {
+    match kind {
+        WHOLE => Seen::Everything { totals, pending },
+        STAGING_ALONE => Seen::StagingAlone { totals, pending },
+        BLIND => Seen::Nothing,
+    }
+}
 
 fn route(name: &str, to: &[&str]) -> Route {
     let from = Pattern::parse("s/*").unwrap();
@@ -50,15 +65,28 @@ impl Bench {
         Spot { route: &self.route, registry: &self.place, to: &self.to }
     }
 
-    fn looked(&self, repository: &str, totals: Totals, seen: Seen, waiting: &[&str]) {
-        self.metrics.looked(self.spot(), &name(repository), &totals, seen, &tags(waiting));
+    fn looked(&self, repository: &str, totals: Totals, kind: Kind, waiting: &[&str]) {
+        self.metrics.looked(self.spot(), &name(repository), seen(kind, &totals, &tags(waiting)));
+    }
+
+    fn discovered(&self, repositories: &[&str], refused: bool) {
+        let found = repositories.iter().map(|repository| name(repository)).collect();
+        self.metrics.retain_repositories(&self.route, &found, refused);
+    }
+
+    fn up(&self) -> i64 {
+        self.metrics.route_up.with_label_values(&["r", "p"]).get()
+    }
+
+    fn last_look(&self) -> f64 {
+        self.metrics.last_look.with_label_values(&["r", "p"]).get()
     }
 
     fn succeeded(&self) -> bool {
         let gauge = self.metrics.last_success.with_label_values(&["r", "p"]);
         let moved = gauge.get() != 0.0;
         gauge.set(0.0);
-        assert!(!moved || self.metrics.is_equal("r"));
+        assert!(!moved || self.metrics.has_success("r"));
         moved
     }
 
@@ -101,10 +129,10 @@ fn two_destinations_in_one_registry_are_both_counted() {
     let both = route("r", &["p/{1}", "p/copy-{1}"]);
     bench.metrics.prepare(&both);
     let copy: Arc<str> = "p/copy-{1}".into();
-    let looked = |totals: Totals, seen| {
-        bench.metrics.looked(Spot { to: &copy, ..bench.spot() }, &name("a"), &totals, seen, &[]);
+    let looked = |totals: Totals, kind| {
+        bench.metrics.looked(Spot { to: &copy, ..bench.spot() }, &name("a"), seen(kind, &totals, &[]));
     };
-    bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a")]));
+    bench.discovered(&["a"], false);
     bench.looked("a", equal(2), WHOLE, &[]);
     assert!(!bench.succeeded(), "nobody has looked at the copy");
     looked(Totals { conflict: 1, ..equal(1) }, WHOLE);
@@ -115,13 +143,13 @@ fn two_destinations_in_one_registry_are_both_counted() {
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (2, 0));
     looked(equal(1), WHOLE);
     assert_eq!(bench.tags("up_to_date"), 2, "a look that still ran brings nothing back");
-    assert!(bench.metrics.is_equal("r"));
+    assert!(bench.metrics.has_success("r"));
 }
 
 #[test]
 fn a_repository_that_could_not_be_seen_is_no_success() {
     let bench = Bench::new();
-    bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a"), name("b")]));
+    bench.discovered(&["a", "b"], false);
     bench.looked("a", equal(1), WHOLE, &[]);
     assert!(!bench.succeeded(), "nobody has looked at b");
     bench.looked("b", equal(1), WHOLE, &[]);
@@ -156,10 +184,10 @@ fn a_repository_that_is_no_more_leaves_no_numbers() {
     let bench = Bench::new();
     bench.looked("a", equal(1), WHOLE, &[]);
     bench.looked("b", Totals { failed: 2, ..equal(1) }, WHOLE, &["v1", "v2"]);
-    bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a")]));
+    bench.discovered(&["a"], false);
     assert_eq!((bench.tags("up_to_date"), bench.tags("failed"), bench.metrics.lock().pending), (1, 0, 0));
     assert_eq!(bench.metrics.totals("r"), equal(1));
-    assert!(bench.metrics.is_equal("r"));
+    assert!(bench.metrics.has_success("r"));
 }
 
 #[test]
@@ -173,9 +201,9 @@ fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
     assert!(bench.series_with("q") > 0);
     bench.metrics.retain_routes(&Routes::default());
     bench.looked("a", equal(1), WHOLE, &[]);
-    bench.metrics.look_begins("r", Cause::Poll);
+    bench.metrics.look_ended("r", Cause::Poll, &[]);
     bench.metrics.differs(bench.spot(), &name("a"), &tags(&["v1"])[0]);
-    bench.metrics.retain_repositories(&"r".into(), &BTreeSet::from([name("a")]));
+    bench.discovered(&["a"], false);
     bench.metrics.refresh();
     assert_eq!(bench.series_with("r"), 0, "a look that still ran brings nothing back");
 }
@@ -191,4 +219,78 @@ fn pending_tags_are_bounded_over_all_repositories() {
     bench.looked("a", Totals::default(), WHOLE, &many[..1]);
     bench.looked("b", Totals::default(), WHOLE, &many[..10]);
     assert_eq!(bench.metrics.lock().pending, 11);
+}
+
+#[test]
+fn a_route_is_up_while_its_newest_looks_are_complete() {
+    let bench = Bench::new();
+    assert_eq!(bench.up(), 0, "there was no look");
+    bench.discovered(&["a", "b"], false);
+    assert_eq!(bench.up(), 0, "there was no look");
+    bench.looked("a", equal(1), WHOLE, &[]);
+    assert_eq!(bench.up(), 1);
+    bench.looked("b", Totals::default(), BLIND, &[]);
+    bench.looked("a", equal(1), WHOLE, &[]);
+    assert_eq!(bench.up(), 0, "b cannot be looked at");
+    bench.discovered(&["a"], false);
+    assert_eq!(bench.up(), 1, "b is no more");
+    bench.discovered(&["a"], true);
+    assert_eq!(bench.up(), 0, "a repository was refused");
+    bench.discovered(&["a"], false);
+    bench.metrics.undiscovered(&bench.route);
+    bench.looked("a", equal(1), WHOLE, &[]);
+    assert_eq!((bench.up(), bench.succeeded()), (0, false), "new repositories cannot be found");
+    bench.discovered(&["a"], false);
+    assert_eq!(bench.up(), 1);
+}
+
+#[test]
+fn a_wildcard_without_a_match_is_looked_at_and_well() {
+    let bench = Bench::new();
+    bench.discovered(&[], false);
+    assert!(bench.last_look() > 0.0);
+    assert_eq!((bench.up(), bench.succeeded()), (1, true));
+    bench.metrics.look_ended("r", Cause::Poll, &[]);
+    assert_eq!(bench.metrics.looks.with_label_values(&["r", "poll", "done"]).get(), 1);
+}
+
+#[test]
+fn looks_are_counted_by_how_they_ended() {
+    let bench = Bench::new();
+    let trouble = |class: Class| [Trouble { class: class.name().into(), text: String::new() }];
+    bench.metrics.look_ended("r", Cause::Poll, &trouble(Class::RETRYABLE));
+    bench.metrics.look_ended("r", Cause::Poll, &trouble(Class::Cancelled));
+    bench.metrics.look_ended("r", Cause::Ping, &[]);
+    let count = |cause: &str, result: &str| bench.metrics.looks.with_label_values(&["r", cause, result]).get();
+    assert_eq!((count("poll", "failed"), count("poll", "done"), count("ping", "done")), (1, 0, 1));
+}
+
+/// With production down and a new version waiting, the numbers said: 3 up to date, nothing pending.
+#[tokio::test(start_paused = true)]
+async fn what_staging_gained_in_an_outage_of_production_is_pending_from_then_on() {
+    let bench = Bench::new();
+    bench.looked("a", equal(3), WHOLE, &[]);
+    assert!(bench.succeeded());
+    bench.looked("a", equal(3), STAGING_ALONE, &["v4"]);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    bench.looked("a", Totals::default(), BLIND, &[]);
+    bench.looked("a", equal(3), STAGING_ALONE, &["v4"]);
+    assert_eq!((bench.tags("up_to_date"), bench.tags("pending"), bench.up()), (3, 1, 0));
+    assert_eq!(bench.oldest(), 60.0, "an outage of staging in between changes nothing");
+    let standing = bench.metrics.standing("r");
+    assert_eq!((standing.up, standing.pending, standing.oldest_pending), (false, 1, Some(Duration::from_secs(60))));
+    assert!(!bench.succeeded());
+    bench.metrics.arrived(bench.spot(), &name("a"), &tags(&["v4"])[0]);
+    assert_eq!(bench.metrics.seen_to_production.with_label_values(&["r"]).get_sample_sum(), 60.0);
+    bench.looked("a", Totals { promoted: 1, ..equal(3) }, WHOLE, &[]);
+    assert_eq!((bench.tags("up_to_date"), bench.tags("pending"), bench.up(), bench.oldest()), (4, 0, 1, 0.0));
+}
+
+#[test]
+fn what_the_rules_leave_alone_is_no_lack_of_success() {
+    let bench = Bench::new();
+    bench.looked("a", Totals { existing: 2, ..equal(1) }, WHOLE, &[]);
+    assert!(bench.succeeded());
+    bench.looked("a", Totals { drift: 1, ..equal(1) }, WHOLE, &[]);
+    assert!(!bench.succeeded());
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Done, Question, Task, Watch, matching};
+use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
@@ -106,7 +107,7 @@ impl<B: Backend> Watch<B> {
     }
 
     fn acknowledge(&self, event: Event, count: usize) {
-        self.world().metrics.event(event.cause, if count > 0 { "queued" } else { "matched_nothing" });
+        self.world().metrics.event(event.cause, if count > 0 { "queued" } else { "ignored" });
         if let Some(reply) = event.reply {
             // Whoever asked may have gone: the looks are done all the same.
             let _ = reply.queued.send(count);
@@ -117,6 +118,7 @@ impl<B: Backend> Watch<B> {
         let (discovered, fresh) = match (question.failed, &question.repository) {
             (Some(trouble), _) => {
                 self.standing.undiscovered(&route.name, &trouble);
+                world.metrics.undiscovered(&route.name);
                 (Arc::new(Discovered { trouble: vec![trouble], ..Discovered::default() }), false)
             }
             (None, Some(name)) => (Arc::new(self.owners.alone(world, route, name)), false),
@@ -128,10 +130,14 @@ impl<B: Backend> Watch<B> {
         let Some(inquiry) = self.inquiries.find(question.id) else { return };
         let Event { scope, cause, actor, run_id, wish, received, reply } = &inquiry.event;
         let (tell, cause, wish) = (reply.as_ref().map(|reply| reply.looks.clone()), *cause, *wish);
-        let tags = scope.tag.iter().cloned().collect();
+        let tags = scope.tags.clone();
         let ask = Ask { tags, digest: scope.digest, cause, actor: actor.clone(), wish, run_id: run_id.clone() };
         let (look, received) = (discovered.as_look(), *received);
         inquiry.count += discovered.repositories.len() + usize::from(look.is_some());
+        // A discovery that found nothing to look at is the look.
+        if discovered.repositories.is_empty() && !wish.dry_run {
+            world.metrics.look_ended(&route.name, cause, &discovered.trouble);
+        }
         if let (Some(look), Some(tell)) = (look, &tell) {
             // Whoever asked may have gone.
             let _ = tell.send(Arc::new(look));
@@ -154,12 +160,19 @@ impl<B: Backend> Watch<B> {
         }
         if fresh {
             self.standing.discovered(route, discovered);
-            self.world().metrics.retain_repositories(route, &discovered.repositories);
+            let refused = !discovered.trouble.is_empty();
+            self.world().metrics.retain_repositories(route, &discovered.repositories, refused);
             self.verified.retain(|key, _| key.route != *route || discovered.repositories.contains(&key.repository));
-            self.board.update_route(route, |entry| entry.repositories = discovered.repositories.len());
+            self.board.update_route(route, |entry| {
+                entry.repositories = discovered.repositories.len();
+                if discovered.repositories.is_empty() {
+                    entry.last_look = Some(clock::now());
+                }
+            });
         }
         let trouble = self.standing.trouble(route);
         self.board.update_route(route, |entry| entry.trouble = trouble);
+        self.show_standing(route);
         self.show_ready();
     }
 

@@ -124,7 +124,7 @@ impl Stage {
 
     /// Asks by name.
     fn ask(&self, called: &str) {
-        let scope = Scope { routes: vec!["app".into()], tag: Some(tag(called)), ..Scope::default() };
+        let scope = Scope { routes: vec!["app".into()], tags: vec![tag(called)], ..Scope::default() };
         self.process.as_ref().expect("it runs").ask(scope, Cause::Ping);
     }
 

@@ -163,7 +163,7 @@ impl World {
                 Happening::Ask => {
                     if let Some((rules, tag)) = people.pick_source(&mut draw) {
                         trace.note(Event::Person { text: format!("asks for {tag} of route {}", rules.route) });
-                        let scope = Scope { routes: vec![rules.route.to_string()], tag: Some(tag), ..Scope::default() };
+                        let scope = Scope { routes: vec![rules.route.to_string()], tags: vec![tag], ..Scope::default() };
                         process.ask(scope, Cause::Ping);
                     }
                 }

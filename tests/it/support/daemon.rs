@@ -159,6 +159,27 @@ impl Ferry {
         daemon
     }
 
+    /// Starts a command and leaves it to the test.
+    pub fn spawn_command(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+    }
+
+    /// Runs a line of a shell in which the program is called `blobferry`; returns its exit code.
+    pub async fn shell(&self, line: &str) -> i32 {
+        let bin = self.path("bin");
+        if !bin.exists() {
+            std::fs::create_dir(&bin).expect("a folder in the scratch directory");
+            std::os::unix::fs::symlink(&self.program, bin.join("blobferry")).expect("a link to the program");
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command.args(["-ec", line]).env_clear().env("PATH", path).env("HOME", self.path("home"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(self.scratch.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let status = timeout(DEADLINE, command.status()).await.expect("the shell ends in time");
+        status.expect("the shell starts").code().expect("an exit code")
+    }
+
     /// The same with the program as it is shipped: what it needs of memory is a matter of the build.
     pub fn released(mut self) -> Ferry {
         let built = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));

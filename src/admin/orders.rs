@@ -1,0 +1,61 @@
+//! `POST /v1/copies`: copies and promotions that a command line orders, over the control socket alone. The daemon holds its
+//! state folder, so a command beside it could not tell it what was written.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::App;
+use super::access::{Door, Visitor};
+use super::answer::Refusal;
+use super::sync::{collected, waiting_place};
+use crate::job::{Actor, Report};
+use crate::oci::Digest;
+
+/// What is to be copied or promoted.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// A copy of one reference; else a promotion.
+    pub copy: bool,
+    /// References, in pairs of source and destination.
+    pub images: Vec<(String, String)>,
+    /// Every tag of each source.
+    pub all_tags: bool,
+    /// Only this digest.
+    pub expect: Option<Digest>,
+    /// The digest that a fixed tag may lose.
+    pub replace: Option<Digest>,
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+}
+
+/// Makes what is ordered; dropped, it stops.
+pub type Orders = Arc<dyn Fn(Order, Actor) -> BoxFuture<'static, Result<Report, Refusal>> + Send + Sync>;
+
+/// `POST /v1/copies`.
+pub(super) async fn copies(
+    State(app): State<Arc<App>>,
+    Extension(visitor): Extension<Visitor>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let Door::Socket { .. } = visitor.door else {
+        let text = "copies are ordered over the control socket only";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
+    };
+    let _place = waiting_place(&app, visitor.door)?;
+    let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long");
+    let body = timeout(app.deadlines.body, collected(request.into_body())).await.map_err(late)??;
+    let order: Order =
+        serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let report = (app.services.orders)(order, actor).await?;
+    Ok(Json(report).into_response())
+}

@@ -1,0 +1,102 @@
+//! With what an explicit act works: the stores, and what a config knows of the places that references name.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::Error;
+use super::build::{Parts, facts};
+use super::copy::{Named, stores};
+use super::directory::{Directory, Side};
+use crate::config::Config;
+use crate::endpoint::Backend as _;
+use crate::job::{Progress, Settled};
+use crate::ledger::Facts;
+use crate::site::Repository;
+use crate::state::{self, StateLock};
+use crate::transfer::Settle;
+use crate::watch::World;
+
+/// With what an explicit act works.
+pub(super) struct Context {
+    pub(super) parts: Parts,
+    /// What the config describes, where one was read.
+    world: Option<Arc<World>>,
+    /// The daemon acts: of hosts that its config does not know it has no credentials.
+    knows_config_only: bool,
+    _lock: Option<StateLock>,
+}
+
+impl Context {
+    /// For a command that runs by itself. What is written where a route of the config leads must be known to the daemon, so
+    /// there the config's state is used, unless another one is named.
+    ///
+    /// # Errors
+    /// When a state folder that was named cannot be used, or a registry's settings do not work.
+    pub(super) fn open<'n>(
+        state: Option<&Path>,
+        dry_run: bool,
+        config: Option<&Config>,
+        mut destinations: impl Iterator<Item = &'n Named>,
+    ) -> Result<Context, Error> {
+        let routed = config.filter(|config| {
+            let directory = Directory::of_config(config);
+            destinations.any(|named| directory.is_routed(named))
+        });
+        let folder = state.or(routed.map(|config| config.daemon.state.as_path()));
+        let (lock, parts) = match stores(folder, dry_run) {
+            Err(error @ Error::State(state::Error::Unusable { .. } | state::Error::Exposed { .. })) if state.is_none() => {
+                tracing::warn!(error = %error, "what is written will count as changed by others: the daemon's ledger is out of reach");
+                stores(None, dry_run)?
+            }
+            opened => opened?,
+        };
+        let world = config.map(|config| parts.world(config, None)).transpose()?.map(Arc::new);
+        Ok(Context { parts, world, knows_config_only: false, _lock: lock })
+    }
+
+    /// For the daemon, with what its config says now.
+    pub(super) fn of_daemon(parts: Parts, world: Arc<World>) -> Context {
+        Context { parts, world: Some(world), knows_config_only: true, _lock: None }
+    }
+
+    /// The repository that a reference names, as the config knows it, else as `unknown` finds it.
+    ///
+    /// # Errors
+    /// In the daemon for a host that its config does not have.
+    pub(super) fn repository(
+        &self,
+        named: &Named,
+        side: Side,
+        unknown: impl FnOnce(&Parts) -> Result<Repository, Error>,
+    ) -> Result<Repository, Error> {
+        let found = self.world.as_deref().and_then(|world| Some((world, Directory::of_world(world).find(named, side)?)));
+        match found {
+            Some((world, (registry, repository))) => Ok(world.site(registry).repository(repository)),
+            None if self.knows_config_only => Err(Error::Usage(format!(
+                "the daemon's config has no registry {}: add it under `registries`, or stop the daemon and try again",
+                named.home()
+            ))),
+            None => unknown(&self.parts),
+        }
+    }
+
+    /// Whether a route of the config leads there.
+    pub(super) fn is_routed(&self, named: &Named) -> bool {
+        self.world.as_deref().is_some_and(|world| Directory::of_world(world).is_routed(named))
+    }
+
+    /// How what comes of an act is recorded and shown.
+    pub(super) fn settle(&self, progress: Arc<Progress>, listener: Option<mpsc::UnboundedSender<Settled>>) -> Settle {
+        let config_hash = self.world.as_deref().map_or("", |world| world.facts.config_hash.as_str());
+        let facts = Facts { run_id: crate::watch::run_id(), ..facts(config_hash) };
+        Settle { facts: Arc::new(facts), progress, listener }
+    }
+
+    pub(super) async fn close(self) {
+        let Context { parts, world, .. } = self;
+        drop(world);
+        parts.close().await;
+    }
+}

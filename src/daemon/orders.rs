@@ -1,0 +1,43 @@
+//! Copies and promotions that the daemon makes for a command line: it alone holds its state, and what it writes it knows.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use futures::FutureExt as _;
+use tokio::sync::watch as channel;
+
+use super::build::Parts;
+use super::context::Context;
+use super::copy::{self, Copy};
+use super::promote::{self, Promote};
+use super::{Error, Stop};
+use crate::admin::{Order, Orders, Refusal};
+use crate::job::{Actor, Report};
+use crate::watch::World;
+
+/// What the control socket is served with.
+pub(super) fn orders(parts: &Parts, world: channel::Receiver<Arc<World>>, stop: Stop) -> Orders {
+    let parts = parts.clone();
+    Arc::new(move |order, actor| {
+        let context = Context::of_daemon(parts.clone(), world.borrow().clone());
+        let stop = stop.clone();
+        async move { fulfil(&context, order, actor, &stop).await }.boxed()
+    })
+}
+
+async fn fulfil(context: &Context, order: Order, actor: Actor, stop: &Stop) -> Result<Report, Refusal> {
+    let refused = |error: Error| Refusal::bad_request(error.to_string());
+    let Order { copy: is_copy, images, all_tags, expect, replace, dry_run } = order;
+    if is_copy {
+        let [(source, destination)] = <[_; 1]>::try_from(images).map_err(|_| Refusal::bad_request("a copy is of one image"))?;
+        let request = Copy { source, destination, expect, replace, dry_run, state: None };
+        let report = copy::ordered(context, request, actor, stop).await.map_err(refused)?;
+        return report.ok_or_else(not_ours);
+    }
+    let request = Promote { images, all_tags, expect, replace, dry_run, state: None };
+    promote::ordered(context, request, actor, stop).await.map_err(refused)?.ok_or_else(not_ours)
+}
+
+fn not_ours() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "not_ours", "no route of the daemon's config leads to that destination")
+}
