@@ -54,6 +54,25 @@ async fn late_signatures_of_all_that_is_there_arrive_by_the_next_sync_and_are_co
 }
 
 #[tokio::test]
+async fn a_daemon_brings_a_late_signature_at_once_when_its_tag_is_named_and_counts_it() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let image = Image::oci(1, &[1000]);
+    staging.push("app", "v1", &image);
+    staging.push_untagged("app", &Image::referrer(10, &image, SIGNATURE));
+    let ferry = pair(&staging, &production);
+    let daemon = ferry.start_ready().await;
+    let copied = async || daemon.metric("blobferry_referrers_total", &[("route", "app"), ("how", "copied")]).await;
+    assert_eq!(copied().await, Some(1.0));
+    let late = Image::referrer(11, &image, SIGNATURE);
+    staging.push_untagged("app", &late);
+    let (status, report) = daemon.ping(json!({"route": "app", "tag": "v1", "wait": true})).await;
+    assert_eq!((status, &report["totals"]["up_to_date"]), (200, &json!(1)), "{report:#}");
+    assert!(production.holds("app", late.digest()));
+    assert_eq!(copied().await, Some(2.0));
+    assert!(daemon.log().contains("referrers brought later"), "{}", daemon.log());
+}
+
+#[tokio::test]
 async fn a_sig_tag_that_changed_and_the_signature_of_an_attestation_arrive_by_sync() {
     let (staging, production) = (Scripted::with(without_referrers()), Scripted::with(without_referrers()));
     let image = Image::oci(1, &[1000]);

@@ -452,7 +452,6 @@ fn what_is_asked_for_by_name_overtakes_a_backfill() {
 
 /// An upload session was gone, or answered 500: every look resumed it again, for ever.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_dead_session_is_replaced() {
     for kind in [Kind::Ecr, Kind::EcrPublic, Kind::Distribution3, Kind::Generic] {
         for dead in [TroubleKind::Vanish, TroubleKind::Spoil] {
@@ -519,7 +518,6 @@ fn a_panic_ends_one_look_alone() {
 
 /// The quota refused a blob when all of it had been sent: it was sent again at every look.
 #[test]
-#[ignore = "red until its cure is there"]
 fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -548,7 +546,6 @@ fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
 
 /// A corrupt layer was read twice at every look.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_corrupt_layer_is_not_read_at_every_look() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);

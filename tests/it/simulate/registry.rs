@@ -202,6 +202,8 @@ struct State {
     asked: BTreeMap<(Operation, RepositoryName, About), u64>,
     /// How often each kind of request has come.
     counts: BTreeMap<Operation, u64>,
+    /// What its answers have told of its lists of referrers.
+    lists_referrers: Option<bool>,
     /// What a script has planned for the next requests of a kind.
     planned: BTreeMap<Operation, VecDeque<TroubleKind>>,
 }
@@ -241,6 +243,7 @@ impl Registry {
             opened: 0,
             asked: BTreeMap::new(),
             counts: BTreeMap::new(),
+            lists_referrers: None,
             planned: BTreeMap::new(),
         };
         let origin = Origin::new(&format!("memory://{name}"));

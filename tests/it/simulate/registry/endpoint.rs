@@ -307,9 +307,19 @@ impl Source for Repository {
         self.ask(Operation::Manifest, about(target), None, act, answer).await
     }
 
+    fn lists_referrers(&self) -> Option<bool> {
+        self.registry.state().lists_referrers
+    }
+
     async fn referrers(&self, subject: &Digest, _cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
         let wanted = *subject;
         let act = move |act: &mut Act<'_>| {
+            let settings = &act.state.settings;
+            let is_missing = act.state.repositories.get(act.repository).is_none_or(|held| !held.manifests.contains_key(&wanted));
+            // An answer about a subject tells nothing about the endpoint.
+            if settings.referrers != Referrers::MissingSubject || !is_missing {
+                act.state.lists_referrers = Some(settings.referrers != Referrers::None);
+            }
             let empty = Content::default();
             let content = act.state.repositories.get(act.repository).unwrap_or(&empty);
             match act.state.settings.referrers {
