@@ -201,4 +201,26 @@ mod tests {
         drop(lead(third, "c"));
         assert!(claims.leads.lock().unwrap().is_empty());
     }
+
+    #[tokio::test]
+    async fn followers_wake_in_the_order_in_which_they_came() {
+        let claims = Claims::default();
+        let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
+        let Leading::Ours(lead) = claims.lead(0, &origin, &"first".parse().unwrap(), &digest) else { panic!("it is free") };
+        let woken = Arc::new(Mutex::new(Vec::new()));
+        let mut followers = tokio::task::JoinSet::new();
+        for number in 1..20 {
+            let leading = claims.lead(number, &origin, &format!("r{number}").parse().unwrap(), &digest);
+            let Leading::Earlier(following) = leading else { panic!("the first has the lead") };
+            let woken = woken.clone();
+            followers.spawn(async move {
+                following.ended().await;
+                woken.lock().unwrap().push(number);
+            });
+        }
+        tokio::task::yield_now().await;
+        drop(lead);
+        followers.join_all().await;
+        assert_eq!(*woken.lock().unwrap(), (1..20).collect::<Vec<_>>());
+    }
 }

@@ -33,6 +33,7 @@ mod referrers;
 mod refused;
 mod running;
 mod scripted;
+mod seams;
 mod sessions;
 mod sharing;
 mod simulate;

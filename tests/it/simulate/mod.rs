@@ -64,7 +64,13 @@ fn keep_every_promise(seeds: impl Iterator<Item = u64>) {
         let outcome = world::play(seed);
         entries += outcome.entries.len();
         let promises: BTreeSet<&str> = outcome.findings.iter().map(|finding| finding.promise).collect();
-        promises.into_iter().for_each(|promise| broken.entry(promise).or_default().push(seed));
+        for promise in promises {
+            let seeds = broken.entry(promise).or_default();
+            seeds.push(seed);
+            if all && seeds.len() == 1 {
+                println!("{}", outcome.story_of(promise).unwrap_or_default());
+            }
+        }
         first = first.or_else(|| outcome.story());
         if first.is_some() && !all {
             break;

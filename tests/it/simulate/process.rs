@@ -13,7 +13,7 @@ use blobferry::ledger::{Facts, Ledger, Query, Row};
 use blobferry::oci::RepositoryName;
 use blobferry::sqlite::{Behaviour, Disk, Lane};
 use blobferry::transfer::limits::Settings as LaneSettings;
-use blobferry::transfer::{self, Bounds, Engine, Limits, Stop};
+use blobferry::transfer::{self, Bounds, Engine, Limits, SharedReads, Stop};
 use blobferry::watch::route::{Pattern, Route, Routes, Template};
 use blobferry::watch::rules::{Selection, TagRule};
 use blobferry::watch::{self, Board, Handle, Rhythm, Scope, Watch, Wish};
@@ -61,6 +61,32 @@ impl Nature {
         nature.verify = nature.poll * draw.pick(&[1, 3, 10]);
         nature.concurrency = draw.pick(&[None, None, Some(1), Some(2), Some(8)]);
         nature
+    }
+
+    /// The same, with bounds drawn as well: small ones are where queues form.
+    pub fn bounded(self, draw: &mut Draw) -> Nature {
+        let frame = 32 * 1024;
+        let window = draw.pick(&[1, 2 * frame, 8 << 20]);
+        let shared_reads = SharedReads {
+            window,
+            all_windows: window * draw.pick(&[1, 2, 4]),
+            linger: draw.pick(&[1, frame, 4 << 20]),
+            grace: draw.millis(0, 2000),
+        };
+        let bounds = Bounds {
+            children: draw.pick(&[1, 2, 8]),
+            blobs: draw.pick(&[1, 2, 16]),
+            manifests: draw.pick(&[1, 8]),
+            referrers: draw.pick(&[1, 4]),
+            checkpoint: draw.pick(&[500, 20_000, 8 << 20]),
+            worth_waiting: draw.pick(&[0, 2_000, 1 << 20]),
+            shared_reads,
+            ..Bounds::default()
+        };
+        let looks = draw.pick(&[1, 2, 4, 16]);
+        let reserved = draw.below(looks as u64 / 2 + 1) as usize;
+        let watch = watch::Settings { looks, reserved, tags: draw.pick(&[1, 3, 64]), events: draw.pick(&[1, 4, 256]) };
+        Nature { bounds, watch, ..self }
     }
 }
 

@@ -11,7 +11,7 @@ use blobferry::oci::Digest;
 use blobferry::registry::profile::Kind;
 use blobferry::watch::Scope;
 use blobferry::{clock, random};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::chance::{Chance, Draw};
 use super::oracle::{self, Finding};
@@ -34,6 +34,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// How a promise was broken, as a story.
+    pub fn story_of(&self, promise: &str) -> Option<String> {
+        let finding = self.findings.iter().find(|finding| finding.promise == promise)?;
+        Some(format!("seed {}:\n{}", self.seed, story::tell(&self.entries, &self.names, finding)))
+    }
+
     /// The first broken promise as a story; `None`: all were kept.
     pub fn story(&self) -> Option<String> {
         let finding = self.findings.first()?;
@@ -95,6 +101,7 @@ enum Happening {
     Deed,
     Ask,
     Kill,
+    Clock,
 }
 
 impl World {
@@ -116,7 +123,11 @@ impl World {
         let library = Library::new(chance, &trace, largest);
         let people = People::new(library, registries.clone(), routes.clone(), &trace);
         let deeds = drawn_deeds(&mut draw);
-        let nature = Nature::draw(&mut draw);
+        let mut nature = Nature::draw(&mut draw);
+        let mut bounds = chance.of("bounds");
+        if bounds.percent(60) {
+            nature = nature.bounded(&mut bounds);
+        }
         let (count, kills) = (draw.between(3, 25), if draw.percent(40) { draw.between(1, 4) } else { 0 });
         let asks = if draw.percent(40) { draw.between(1, 6) } else { 0 };
         let notices = draw.pick(&[vec![0], vec![0, 1, 1, 2], vec![1]]);
@@ -145,6 +156,9 @@ impl World {
         for (happening, count) in [(Happening::Deed, count), (Happening::Kill, kills), (Happening::Ask, asks)] {
             happenings.extend(people::moments(&mut draw, count, within).into_iter().map(|at| (at, happening)));
         }
+        let mut clock_draw = chance.of("clock");
+        let steps = if clock_draw.percent(25) { clock_draw.between(1, 3) } else { 0 };
+        happenings.extend(people::moments(&mut clock_draw, steps, within).into_iter().map(|at| (at, Happening::Clock)));
         happenings.sort_unstable();
         let start = |number, stores: &Stores| {
             Process::start(number, &Setting { stores, nature, registries: &registries, routes: &routes, trace: &trace })
@@ -166,6 +180,12 @@ impl World {
                         let scope = Scope { routes: vec![rules.route.to_string()], tags: vec![tag], ..Scope::default() };
                         process.ask(scope, Cause::Ping);
                     }
+                }
+                Happening::Clock => {
+                    let seconds = draw.pick(&[1_i64, 60, 3600, 86_400]);
+                    let by = SignedDuration::from_secs(if draw.percent(50) { seconds } else { -seconds });
+                    trace.note(Event::Person { text: format!("sets the clock by {by:#}") });
+                    clock::step(by);
                 }
                 Happening::Kill => {
                     let number = process.kill().await + 1;
