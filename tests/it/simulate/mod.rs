@@ -22,7 +22,7 @@ use tokio::time::Instant;
 /// Seeds that failed once, after the code or the oracle was mended.
 const ONCE_FAILED: &[u64] = &[];
 /// Seeds of a usual run.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 100;
 /// Each so many-th seed is played twice.
 const TWICE: u64 = 20;
 

@@ -109,7 +109,7 @@ impl World {
     pub fn draw(seed: u64) -> World {
         let (chance, trace) = (Chance::new(seed), Trace::begin());
         let mut draw = chance.of("world");
-        let within = draw.millis(20_000, 240_000);
+        let within = draw.millis(20_000, 120_000);
         let mut registries = Vec::new();
         for (side, most) in [("staging", 2), ("production", 2)] {
             for number in 1..=draw.between(1, most) {
