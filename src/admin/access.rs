@@ -24,7 +24,7 @@ use subtle::ConstantTimeEq;
 
 use super::App;
 use super::answer::Refusal;
-use crate::job::Actor;
+use crate::job::{Actor, Cause};
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +209,12 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
             request.extensions_mut().insert(actor);
             next.run(request).await
         }
-        Err(refusal) => refused(visitor.door, refusal),
+        Err(refusal) => {
+            if request.uri().path() == "/v1/sync" && matches!(visitor.door, Door::Tcp(_)) {
+                app.services.watch.count(Cause::Ping, "unauthenticated");
+            }
+            refused(visitor.door, refusal)
+        }
     }
 }
 

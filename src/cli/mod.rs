@@ -58,9 +58,10 @@ Examples:
   kill -USR1 PID                         look at everything now
 
 Looks at each route every `daemon.poll` and whenever it is asked: by SIGUSR1, by
-`blobferry sync`, by POST /v1/sync. SIGTERM and SIGINT drain: transfers stop at a
-checkpoint within `daemon.grace`; a second one stops at once. A config that is
-not right is refused, at start with exit code 2, on SIGHUP by keeping the old one.";
+`blobferry sync`, by POST /v1/sync. SIGTERM and SIGINT drain: within
+`daemon.grace` transfers end where the registry can resume them; a second one
+stops at once. A config that is not right is refused, at start with exit code 2,
+on SIGHUP by keeping the old one.";
 
 const SCHEMA: &str = "\
 Examples:

@@ -34,7 +34,8 @@ const GLANCE: Duration = Duration::from_secs(1);
 
 stdout has a line for each change or trouble and the totals, or with --json the
 report alone; stderr has the progress: bars on a terminal, else a heartbeat. The
-first SIGINT or SIGTERM stops at the next checkpoint, the second at once.")]
+first SIGINT or SIGTERM lets running transfers end where the registry can resume
+them, the second stops at once.")]
 pub(super) struct Sync {
     /// Only these routes
     #[arg(value_name = "ROUTE")]

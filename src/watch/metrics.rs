@@ -185,7 +185,7 @@ impl Metrics {
     /// Makes all series of the events exist, at 0.
     pub fn prepare_events(&self) {
         for cause in Cause::ALL {
-            for result in ["queued", "ignored", "malformed", "too_large", "limited"] {
+            for result in ["queued", "ignored", "unauthenticated", "malformed", "too_large", "limited"] {
                 self.events.with_label_values(&[cause.name(), result]);
             }
         }
@@ -547,6 +547,10 @@ impl Place {
     }
 
     fn oldest(&self) -> Option<Instant> {
+        // Asked after every look: a route of ten thousand repositories in which nothing waits must not walk through them.
+        if self.pending == 0 {
+            return None;
+        }
         self.ways.values().flat_map(|known| known.pending.values()).min().copied()
     }
 

@@ -154,6 +154,26 @@ async fn what_is_named_and_not_there_is_said_in_words() {
 }
 
 #[tokio::test]
+async fn events_that_are_not_taken_are_counted_by_the_reason() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let secret = stage.ferry.file("secret", "open sesame\n");
+    stage.ferry.write_config(&stage.config(|config| config.daemon("secret_file", json!(secret)).route("app", json!({}))));
+    let daemon = stage.ferry.start_ready().await;
+    let ask = async |secret: &str, body: String| {
+        let request = daemon.request("/v1/sync").bearer_auth(secret).header("content-type", "application/json");
+        request.body(body).send().await.expect("an answer").status().as_u16()
+    };
+    assert_eq!(ask("wrong", "{}".into()).await, 401);
+    assert_eq!(ask("open sesame", "{\"no\": 1}".into()).await, 400);
+    assert_eq!(ask("open sesame", " ".repeat(70 << 10)).await, 413);
+    assert_eq!(ask("open sesame", "{\"route\": \"absent\"}".into()).await, 404);
+    for result in ["unauthenticated", "malformed", "too_large", "ignored"] {
+        let labels = [("source", "ping"), ("result", result)];
+        assert_eq!(daemon.metric("blobferry_events_total", &labels).await, Some(1.0), "{result}");
+    }
+}
+
+#[tokio::test]
 async fn with_log_format_json_every_line_on_stderr_is_an_object() {
     let stage = Stage::new(Program::Distribution2).await;
     for arguments in [
