@@ -22,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const MOST_BLOBS: usize = 8;
 /// How long to wait until the terminal has cleared the bars.
 const CLEARED: Duration = Duration::from_millis(100);
+/// Columns that stay free for the echo of Ctrl-C, pressed a few times between two drawings.
+const ECHO: u16 = 8;
 /// The time over which the rate is taken.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -272,8 +274,10 @@ impl Terminal {
 }
 
 impl TermLike for Terminal {
+    /// Narrower than the screen: the terminal echoes `^C` behind the last line, and an echo that wraps would move the lines
+    /// that are to be cleared.
     fn width(&self) -> u16 {
-        self.screen.size().1
+        self.screen.size().1.saturating_sub(ECHO).max(1)
     }
 
     fn height(&self) -> u16 {
