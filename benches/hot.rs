@@ -159,8 +159,8 @@ fn plan(bencher: Bencher<'_, '_>) {
     let mut facts = Vec::new();
     for (source, destination) in digests.iter().flat_map(|source| digests.iter().map(move |destination| (*source, *destination))) {
         for bits in 0..8 {
-            let (written_known, written_by_us, staging_holds) = (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0);
-            facts.push(Facts { source, destination, written_known, written_by_us, staging_holds });
+            let (ledger_known, ledger_agrees) = (bits & 1 > 0, bits & 2 > 0);
+            facts.push(Facts { source, destination, ledger_known, ledger_agrees });
         }
     }
     let rules = [false, true].map(|moving| TagRules { moving, ..TagRules::default() });

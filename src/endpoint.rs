@@ -381,6 +381,12 @@ pub trait Destination: Source {
     /// Gives the session up. Registries that do not allow it keep it until it expires: not a failure worth telling.
     fn cancel_upload(&self, upload: Upload) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Gets ready for a write, as far as that takes requests to others than the registry: a token is fetched ahead. What goes
+    /// wrong is told by the write.
+    fn prepare_push(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Writes a manifest under a digest or a tag.
     fn put_manifest(&self, target: &Target, manifest: &Manifest) -> impl Future<Output = Result<Put, Fault>> + Send;
 }

@@ -204,6 +204,10 @@ impl Destination for Repository {
         ask!(self, repository => repository.cancel_upload(upload))
     }
 
+    async fn prepare_push(&self) {
+        ask!(self, repository => repository.prepare_push());
+    }
+
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         ask!(self, repository => repository.put_manifest(target, manifest))
     }

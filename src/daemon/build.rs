@@ -95,7 +95,11 @@ impl Parts {
             sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
         }
         let kept = |route: &Route| {
-            let before = before.filter(|before| before.route(&route.name).is_some_and(|before| holds_still(before, route)));
+            let goes_on = |before: &&World| {
+                before.route(&route.name).is_some_and(|before| holds_still(before, route))
+                    && stay_where_they_are(route, &before.sites, &sites)
+            };
+            let before = before.filter(goes_on);
             before.and_then(|before| before.withdrawn.get(&route.name).cloned()).unwrap_or_default()
         };
         let withdrawn: BTreeMap<Arc<str>, CancellationToken> =
@@ -195,7 +199,10 @@ impl Parts {
         self.transfer.retain(&places, &registries);
         self.transfer.health.retain(|name| in_use.contains(name));
         self.wire.retain(&registries);
-        let goes_on = |route: &Route| now.route(&route.name).is_some_and(|now| holds_still(route, now));
+        let goes_on = |route: &Route| {
+            now.route(&route.name).is_some_and(|now| holds_still(route, now))
+                && stay_where_they_are(route, &before.sites, &now.sites)
+        };
         for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
             if let Some(token) = before.withdrawn.get(&route.name) {
                 token.cancel();
@@ -292,6 +299,13 @@ fn holds_still(before: &Route, now: &Route) -> bool {
     let reads_same = before.from.registry() == now.from.registry() && before.from.repository() == now.from.repository();
     let same = |a: &Template, b: &Template| a.registry() == b.registry() && a.repository() == b.repository();
     reads_same && before.to.iter().all(|before| now.to.iter().any(|now| same(before, now)))
+}
+
+/// Whether the registries of a route are the same ones under the same names.
+fn stay_where_they_are(route: &Route, before: &BTreeMap<String, Site>, now: &BTreeMap<String, Site>) -> bool {
+    use crate::endpoint::Backend as _;
+    let origin = |sites: &BTreeMap<String, Site>, name: &str| sites.get(name).map(|site| site.origin().clone());
+    registries_of(route).all(|name| origin(before, name) == origin(now, name))
 }
 
 /// The registries that a route reads and writes.

@@ -16,9 +16,9 @@ use super::{Error, Observer, caller, stop_of};
 use crate::clock;
 use crate::config::Config;
 use crate::ecr;
-use crate::endpoint::{self, Backend as _, Cursor, Source as _};
+use crate::endpoint::{Backend as _, Source as _};
 use crate::fault::{Class, Fault, clip, shown};
-use crate::job::{self, Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, TagRules, Totals};
+use crate::job::{self, Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, TagRules, Totals};
 use crate::layout;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag, Target};
 use crate::registry::profile::Kind;
@@ -26,7 +26,7 @@ use crate::registry::{self, auth};
 use crate::site::{Repository, Site};
 use crate::state::StateLock;
 use crate::transfer::limits::Traffic;
-use crate::transfer::pages::List;
+use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop};
 
@@ -293,6 +293,7 @@ impl Way {
             rules: TagRules { moving: self.tag.as_str() == "latest", ..TagRules::default() },
             source: Seen::Unknown,
             destination: Seen::Unknown,
+            destination_by: SeenBy::Tag,
             seen_at,
             look_began,
             fresh: false,
@@ -330,9 +331,9 @@ fn as_look(settled: crate::job::Settled) -> Look {
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list tags has none that could be found.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
-    let tags = match list(parts, source, stop).await {
+    let tags = match parts.engine().tags(source, stop).await {
         Ok(tags) => tags.unwrap_or_default(),
-        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => BTreeMap::new(),
+        Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => ListedTags::new(),
         Err(fault) => return Err(fault),
     };
     Ok(tags.into_iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, listed)| (tag, listed.digest)).collect())
@@ -340,20 +341,6 @@ async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<C
 
 /// Tags that travel with their subject, with their digests as far as a listing tells.
 pub(super) type Companions = BTreeMap<Tag, Option<Digest>>;
-
-/// All tags of a repository, as its listing shows them. `None`: there is no such repository.
-pub(super) async fn list(
-    parts: &Parts,
-    repository: &Repository,
-    stop: &Stop,
-) -> Result<Option<BTreeMap<Tag, endpoint::Tag>>, Fault> {
-    let mut tags = BTreeMap::new();
-    let (origin, registry) = (repository.origin(), repository.registry());
-    let list = List { what: repository.address(), origin, registry, stop };
-    let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
-    let exists = parts.engine().pages(list, read, |tag| tags.insert(tag.name.clone(), tag).is_none()).await?;
-    Ok(exists.then_some(tags))
-}
 
 /// The stores of a state folder, or ones that remember nothing. A dry run needs no lock, since it writes nothing.
 pub(super) fn stores(state: Option<&Path>, dry_run: bool) -> Result<(Option<StateLock>, Parts), Error> {

@@ -17,19 +17,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::Parts;
 use super::context::Context;
-use super::copy::{Env, Known, Named, gone, known_by, list, names_another};
+use super::copy::{Env, Known, Named, gone, known_by, names_another};
 use super::directory::Side;
 use super::{Error, Observer, caller, stop_of};
 use crate::clock;
 use crate::config::Config;
 use crate::ecr;
-use crate::endpoint::{self, Source as _};
+use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
-use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, Settled, TagRules, Trouble};
+use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, Settled, TagRules, Trouble};
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
 use crate::registry::profile::Kind;
 use crate::site::Repository;
+use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};
 
@@ -255,9 +256,10 @@ struct Step<'a> {
 
 /// What the listings show.
 struct Listed {
-    source: BTreeMap<Tag, endpoint::Tag>,
+    source: ListedTags,
     /// `None`: nobody has listed it.
-    destination: Option<BTreeMap<Tag, endpoint::Tag>>,
+    destination: Option<ListedTags>,
+    destination_by: SeenBy,
     companions: Companions,
     at: Instant,
 }
@@ -270,9 +272,13 @@ impl Step<'_> {
         }
     }
 
+    async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
+        self.parts.engine().tags(repository, self.stop).await
+    }
+
     /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
-        let listed = Listed::of(BTreeMap::new(), None, Companions::Unlisted);
+        let listed = Listed::of(ListedTags::new(), None, SeenBy::Tag, Companions::Unlisted);
         let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await {
             Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
             Ok(Some(reason)) => gone(reason),
@@ -284,14 +290,15 @@ impl Step<'_> {
 
     /// Every tag, fixed ones first.
     async fn every(&self) -> Look {
-        let (source, destination) = futures::join!(list(self.parts, self.from, self.stop), list(self.parts, self.to, self.stop));
+        let (source, destination) = futures::join!(self.list(self.from), self.list(self.to));
         let (source, destination) = match (source, destination) {
-            (Ok(Some(source)), Ok(destination)) => (source, destination.unwrap_or_default()),
+            (Ok(Some(source)), Ok(destination)) => (source, destination),
             (Ok(None), _) => return fruitless(&Fault::not_found(format!("{} does not exist", self.from.address()))),
             (Err(fault), _) | (_, Err(fault)) => return fruitless(&fault),
         };
         let companions = companions(&source);
-        let listed = Listed::of(source, Some(destination), companions);
+        let destination_by = if destination.is_some() { SeenBy::List } else { SeenBy::MissingList };
+        let listed = Listed::of(source, Some(destination.unwrap_or_default()), destination_by, companions);
         let tags = listed.source.keys().filter(|tag| !tag.travels_with_subject()).cloned();
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) = tags.partition(is_moving);
         let mut settled = self.carry_all(fixed, &listed, HashSet::new()).await;
@@ -304,7 +311,7 @@ impl Step<'_> {
             look.trouble.push(Trouble::not_found(text));
         }
         let alone = |tag: &&Tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject();
-        look.totals.only_in_destination = listed.destination.iter().flat_map(BTreeMap::keys).filter(alone).count() as u64;
+        look.totals.only_in_destination = listed.destination.iter().flat_map(ListedTags::keys).filter(alone).count() as u64;
         look.jobs.retain(|job| job.result != Outcome::UpToDate);
         look
     }
@@ -319,14 +326,13 @@ impl Step<'_> {
     }
 
     async fn carry(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Settled {
-        let job = self.job(tag, there, listed, refused);
+        let mut job = self.job(tag, there, listed, refused);
         let engine = self.parts.engine();
         self.settle.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let ending = match (job.source, job.destination) {
-            (Seen::At(source), Seen::At(destination)) if source == destination && !listed.has_companions(&source) => {
-                Ending::equal(source, 0)
-            }
-            _ => engine.run(&job, self.from, self.to, &self.settle.progress, self.stop).await,
+        let ending = match self.equal_by_lists(&mut job, listed).await {
+            Ok(Some(digest)) => Ending::equal(digest, 0),
+            Ok(None) => engine.run(&job, self.from, self.to, &self.settle.progress, self.stop).await,
+            Err(fault) => Ending::failed(fault, 0),
         };
         self.settled(&job, tag, there, ending).await
     }
@@ -340,6 +346,19 @@ impl Step<'_> {
         self.parts.engine().settle(self.settle, job, &names, ending).await
     }
 
+    /// What both listings name, if nothing travels with it. A listing that may be behind our own write says nothing.
+    async fn equal_by_lists(&self, job: &mut Job, listed: &Listed) -> Result<Option<Digest>, Fault> {
+        let (Seen::At(source), Seen::At(there)) = (job.source, job.destination) else { return Ok(None) };
+        if !self.to.abilities().current_lists {
+            let known = self.parts.engine().ledger.written(&job.key.destination).await?;
+            if known.may_be_behind(Some(there), clock::now()) {
+                job.destination = Seen::Unknown;
+                return Ok(None);
+            }
+        }
+        Ok(Some(source).filter(|source| *source == there && !listed.has_companions(source)))
+    }
+
     fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {
         let place = Place { origin: self.to.origin().clone(), repository: self.to.repository().clone(), tag: there.clone() };
         let source = listed.source.get(tag);
@@ -348,9 +367,10 @@ impl Step<'_> {
             rules: TagRules { moving: is_moving(there), ..TagRules::default() },
             source: source.and_then(|tag| tag.digest).map_or(Seen::Unknown, Seen::At),
             destination: listed.seen_there(there),
+            destination_by: listed.destination_by,
             seen_at: listed.at,
             look_began: self.began,
-            fresh: listed.destination.as_ref().is_some_and(BTreeMap::is_empty),
+            fresh: listed.destination.as_ref().is_some_and(ListedTags::is_empty),
             cause: Cause::Cli,
             actor: self.actor.clone(),
             explicit: true,
@@ -376,12 +396,8 @@ impl Step<'_> {
 }
 
 impl Listed {
-    fn of(
-        source: BTreeMap<Tag, endpoint::Tag>,
-        destination: Option<BTreeMap<Tag, endpoint::Tag>>,
-        companions: Companions,
-    ) -> Listed {
-        Listed { source, destination, companions, at: Instant::now() }
+    fn of(source: ListedTags, destination: Option<ListedTags>, destination_by: SeenBy, companions: Companions) -> Listed {
+        Listed { source, destination, destination_by, companions, at: Instant::now() }
     }
 
     fn seen_there(&self, tag: &Tag) -> Seen {
@@ -397,8 +413,8 @@ impl Listed {
     }
 }
 
-fn companions(tags: &BTreeMap<Tag, endpoint::Tag>) -> Companions {
-    let companions = tags.values().filter(|tag| tag.name.travels_with_subject()).map(|tag| (tag.name.clone(), tag.digest));
+fn companions(tags: &ListedTags) -> Companions {
+    let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, listed)| (tag.clone(), listed.digest));
     Companions::Listed(Arc::new(companions.collect()))
 }
 

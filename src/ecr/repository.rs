@@ -510,6 +510,10 @@ impl Destination for Repository {
         self.inner.cancel_upload(upload).await
     }
 
+    async fn prepare_push(&self) {
+        self.inner.prepare_push().await;
+    }
+
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
         let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault));

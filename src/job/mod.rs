@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
 pub use self::report::{Look, NamedTag, Report, Settled, Totals, Trouble};
-use crate::endpoint::Origin;
+use crate::endpoint::{Abilities, Origin};
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Names a job: one source tag to one destination under one route.
@@ -198,6 +198,28 @@ impl Seen {
     }
 }
 
+/// What a registry was asked when it told what a tag names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeenBy {
+    /// The tag itself.
+    Tag,
+    /// The list of tags.
+    List,
+    /// The list of tags, and there is none. That proves nothing: a registry may list what it shows to nobody.
+    MissingList,
+}
+
+impl SeenBy {
+    /// Whether it is the registry's own word on the tag.
+    pub fn is_answer(self, abilities: Abilities) -> bool {
+        match self {
+            SeenBy::Tag => true,
+            SeenBy::List => abilities.current_lists,
+            SeenBy::MissingList => false,
+        }
+    }
+}
+
 /// One source tag to one destination, because it differs or is unknown.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -209,6 +231,8 @@ pub struct Job {
     pub source: Seen,
     /// What the look saw at the destination.
     pub destination: Seen,
+    /// What the look asked the destination for.
+    pub destination_by: SeenBy,
     /// When the older of the two was asked for, on tokio's clock; without meaning where nothing was.
     pub seen_at: tokio::time::Instant,
     /// When the look began: what hints have seen since then needs no asking.

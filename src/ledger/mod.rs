@@ -1,8 +1,9 @@
-//! The ledger: what happened, and what we wrote where.
+//! The ledger: what happened, and what is known of each production tag.
 //!
-//! Append-only rows, one for each change of a job's result, and for each place in a destination the digest that it names by our
-//! hand. The plan tells our own tags from those of people by it, so losing it makes us more careful, never less: what we
-//! wrote then counts as existing. For the same reason it is never set aside by itself: an unusable one is an error.
+//! Append-only rows, one for each change of a job's result, and for each place in a destination the digest that we wrote or
+//! that both sides agreed on. The plan tells those tags from what people changed, so losing the ledger makes us more careful,
+//! never less: a tag that differs then counts as existing. For the same reason it is never set aside by itself: an unusable one
+//! is an error.
 //!
 //! [`Ledger::intend`] and [`Ledger::record`] return when the disk has it. Between them the tag is moved: whatever instant a crash
 //! chooses, what the tag names afterwards is known to be ours.
@@ -10,19 +11,21 @@
 //! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a registry in the config
 //! loses nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use jiff::Timestamp;
+use rusqlite::Connection;
 
-use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Place, Settled};
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, Gone, StateLock};
 
+mod known;
 mod rows;
 mod schema;
 
@@ -30,8 +33,8 @@ pub use rows::{Query, Row};
 
 /// The file in the state folder.
 const FILE: &str = "ledger.db";
-/// Digests that may have been written at one place, at most: the newest are kept.
-const MOST_INTENDED: i64 = 32;
+/// For so many seconds after a write a listing may show what was there before; ECR's was seen to for six.
+const LISTINGS_LAG: i64 = 60;
 
 /// Why there is no ledger. Each text says the way out.
 #[derive(Debug, thiserror::Error)]
@@ -71,25 +74,78 @@ impl From<OpenError> for Error {
     }
 }
 
-/// What we last wrote at a place.
+/// What is known of a place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// The digest recorded as written.
+    /// The digest that we wrote or that both sides agreed on.
     pub digest: Option<Digest>,
+    /// Whether it was agreed on, not written.
+    pub agreed: bool,
+    /// When that was recorded.
+    pub at: Option<Timestamp>,
     /// Digests that were announced since, and that a crash or a lost answer may have left there; the oldest first.
     pub intended: Vec<Digest>,
+    /// What production named when the place was last reported as drift or existing, while no decision has settled that.
+    pub reported: Option<Digest>,
+}
+
+/// What the ledger has to learn from both sides naming one digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Equality {
+    /// Nothing: it knows, or it has to keep what it knows.
+    Known,
+    /// The digest was announced, and the answer was lost: it was written.
+    Found,
+    /// Both sides agree on a digest that it does not know, or older intents and reports are over.
+    Agreed,
 }
 
 impl Written {
-    /// Whether the place names `digest` by our hand.
+    /// Whether the place names `digest` by our hand or by agreement.
     pub fn is_ours(&self, digest: &Digest) -> bool {
-        self.digest.as_ref() == Some(digest) || self.intended.contains(digest)
+        self.digest.as_ref() == Some(digest) || self.is_found(digest)
     }
 
-    /// Whether we wrote, or may have written, anything there.
+    /// Whether anything is known of the place.
     pub fn known(&self) -> bool {
         self.digest.is_some() || !self.intended.is_empty()
     }
+
+    /// Whether production naming `digest` shows that an announced write arrived.
+    pub fn is_found(&self, digest: &Digest) -> bool {
+        self.digest.as_ref() != Some(digest) && self.intended.contains(digest)
+    }
+
+    /// Whether a listing that shows `listed` may show what was there before our own write.
+    pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
+        let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < LISTINGS_LAG;
+        let was_just_written = !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
+        was_just_written || !self.intended.is_empty()
+    }
+
+    /// What is to be learnt when both sides name `digest`. What was reported as drift or existing under this very digest
+    /// stays as it is: staging came to it, and nobody decided.
+    pub fn on_equality(&self, digest: &Digest) -> Equality {
+        if self.is_found(digest) {
+            return Equality::Found;
+        }
+        if self.reported.as_ref() == Some(digest) {
+            return Equality::Known;
+        }
+        let settled = self.digest.as_ref() == Some(digest) && self.intended.is_empty() && self.reported.is_none();
+        if settled { Equality::Known } else { Equality::Agreed }
+    }
+}
+
+/// Both sides name `digest` under `tag`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// The tag at the destination.
+    pub tag: Tag,
+    /// What both sides name.
+    pub digest: Digest,
+    /// What the ledger knew when the sides were asked: recorded only if that is still so.
+    pub known: Written,
 }
 
 /// What a row says beside the settled job.
@@ -168,21 +224,51 @@ impl Ledger {
         self.store.close().await;
     }
 
-    /// What we last wrote at a place.
+    /// What is known of a place.
     pub async fn written(&self, place: &Place) -> Result<Written, Fault> {
         let place = place.clone();
-        self.store.read(move |db| written(db, &place)).await.map_err(unreadable)
+        self.store.read(move |db| known::of_place(db, &place)).await.map_err(unreadable)
     }
 
-    /// Announces that `place` is about to be moved to `digest`.
+    /// What is known of all tags of a destination repository; a tag that is missing is not known.
+    pub async fn written_in(&self, origin: &Origin, repository: &RepositoryName) -> Result<HashMap<Tag, Written>, Fault> {
+        let (origin, repository) = (origin.clone(), repository.clone());
+        self.store.read(move |db| known::of_repository(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
+    }
+
+    /// Records what both sides agree on, each only if the ledger still knows what it knew then. Intents before an agreement no
+    /// longer count.
+    pub async fn agree(&self, origin: &Origin, repository: &RepositoryName, agreements: Vec<Agreement>) -> Result<(), Fault> {
+        let (origin, repository) = (origin.clone(), repository.clone());
+        let act = move |db: &Connection| {
+            let place = |tag| Place { origin: origin.clone(), repository: repository.clone(), tag };
+            agreements.into_iter().try_for_each(|Agreement { tag, digest, known }| known::agree(db, &place(tag), &digest, &known))
+        };
+        self.store.write(act).await.map_err(unwritable)
+    }
+
+    /// Records that an announced digest was found at `place`: it is what we wrote last. Intents before it no longer count.
+    pub async fn found(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
+        let (place, digest) = (place.clone(), *digest);
+        self.store.write(move |db| known::wrote(db, &place, &digest)).await.map_err(unwritable)
+    }
+
+    /// Announces that `place` is about to be moved to `digest`. Returns whether that had not been announced before.
     ///
     /// # Errors
     /// When that is not on disk, where the next process finds it.
-    pub async fn intend(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
+    pub async fn intend(&self, place: &Place, digest: &Digest) -> Result<bool, Fault> {
         let (place, digest) = (place.clone(), *digest);
-        self.store.write(move |db| intend(db, &place, &digest)).await.map_err(unwritable)?;
+        let is_new = self.store.write(move |db| known::intend(db, &place, &digest)).await.map_err(unwritable)?;
         // After the write: a folder that vanished before it is noticed as well.
-        self.check_folder().map_err(|gone| Fault::retryable(gone.to_string()))
+        self.check_folder().map_err(|gone| Fault::retryable(gone.to_string()))?;
+        Ok(is_new)
+    }
+
+    /// Takes an announcement back: nothing was sent.
+    pub async fn forget_intent(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
+        let (place, digest) = (place.clone(), *digest);
+        self.store.write(move |db| known::forget_intent(db, &place, &digest)).await.map_err(unwritable)
     }
 
     /// Adds a row when a settled job says something that the last row of its key does not: see [`is_news`]. With `written`,
@@ -191,7 +277,10 @@ impl Ledger {
         let (key, settled) = (key.clone(), settled.clone());
         let act = move |db: &Connection| {
             if let Some(digest) = written {
-                wrote(db, &key.destination, &digest)?;
+                known::wrote(db, &key.destination, &digest)?;
+            }
+            if let Some(there) = settled.previous_digest.filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing)) {
+                known::report(db, &key.destination, &there)?;
             }
             let last = rows::last(db, &key)?;
             let news = is_news(last.as_ref().map(|row| &row.settled), &settled);
@@ -240,38 +329,6 @@ pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
                 || class(settled) != class(last)
         }
     }
-}
-
-fn written(db: &Connection, place: &Place) -> rusqlite::Result<Written> {
-    let digest = db
-        .prepare_cached("SELECT digest FROM written WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
-        .query_row(names(place), |row| rows::parsed(row, 0))
-        .optional()?;
-    let intended = db
-        .prepare_cached("SELECT digest FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id")?
-        .query_map(names(place), |row| rows::parsed(row, 0))?
-        .collect::<rusqlite::Result<_>>()?;
-    Ok(Written { digest, intended })
-}
-
-/// An earlier intent stays: its answer may have been lost, and then the place names it still.
-fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
-    let [origin, repository, tag] = names(place);
-    db.prepare_cached("INSERT OR REPLACE INTO intents (origin, repository, tag, digest) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![origin, repository, tag, digest.to_string()])?;
-    db.prepare_cached(
-        "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND id NOT IN (
-             SELECT id FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id DESC LIMIT ?4)",
-    )?
-    .execute(params![origin, repository, tag, MOST_INTENDED])
-    .map(drop)
-}
-
-fn wrote(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
-    let [origin, repository, tag] = names(place);
-    db.prepare_cached("INSERT OR REPLACE INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![origin, repository, tag, digest.to_string(), clock::now().as_millisecond()])?;
-    db.prepare_cached("DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?.execute(names(place)).map(drop)
 }
 
 fn names(place: &Place) -> [&str; 3] {

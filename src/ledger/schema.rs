@@ -4,7 +4,8 @@
 
 use crate::sqlite::Schema;
 
-pub(super) const SCHEMA: Schema = Schema { name: "ledger", durable: true, application: 0x62_66_6c_67, migrations: &[VERSION_1] };
+pub(super) const SCHEMA: Schema =
+    Schema { name: "ledger", durable: true, application: 0x62_66_6c_67, migrations: &[VERSION_1, VERSION_2] };
 
 const VERSION_1: &str = "
     CREATE TABLE jobs (
@@ -52,4 +53,23 @@ const VERSION_1: &str = "
         digest TEXT NOT NULL,
         UNIQUE (origin, repository, tag, digest)
     ) STRICT;
+";
+
+const VERSION_2: &str = "
+    -- both sides named the digest, and nobody is known to have written it by our hand
+    ALTER TABLE written ADD COLUMN agreed INTEGER NOT NULL DEFAULT 0;
+
+    -- production digests that were reported as drift or existing: staging that comes to name one of them too settles nothing
+    CREATE TABLE reported (
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (origin, repository, tag)
+    ) STRICT, WITHOUT ROWID;
+    INSERT OR REPLACE INTO reported (origin, repository, tag, digest)
+        SELECT jobs.origin, jobs.repository, jobs.destination_tag, json_extract(newest.settled, '$.previous_digest')
+        FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
+        WHERE json_extract(newest.settled, '$.result') IN ('drift', 'existing')
+            AND json_extract(newest.settled, '$.previous_digest') IS NOT NULL;
 ";

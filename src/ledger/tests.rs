@@ -52,7 +52,7 @@ async fn ids(ledger: &Ledger, query: Query) -> Vec<u64> {
 
 #[test]
 fn what_is_ours_is_what_was_written_or_may_have_been() {
-    let written = |digest, intended: &[Digest]| Written { digest, intended: intended.to_vec() };
+    let written = |digest, intended: &[Digest]| Written { digest, intended: intended.to_vec(), ..Written::default() };
     let table = [
         (written(None, &[]), false, [false, false, false]),
         (written(Some(digest(1)), &[]), true, [true, false, false]),
@@ -76,7 +76,7 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
     ledger.intend(&place, &digest(1)).await.unwrap();
     drop(ledger);
     let ledger = reopened();
-    assert_eq!(ledger.written(&place).await.unwrap(), Written { digest: None, intended: vec![digest(1)] });
+    assert_eq!(ledger.written(&place).await.unwrap(), Written { intended: vec![digest(1)], ..Written::default() });
 
     ledger.intend(&place, &digest(2)).await.unwrap();
     let failed = settled(Outcome::Failed, 2);
@@ -87,7 +87,8 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
 
     ledger.record(&key, &settled(Outcome::Promoted, 2), facts(), Some(digest(2))).await.unwrap();
     drop(ledger);
-    assert_eq!(reopened().written(&place).await.unwrap(), Written { digest: Some(digest(2)), intended: vec![] });
+    let written = reopened().written(&place).await.unwrap();
+    assert_eq!((written.digest, written.agreed, written.intended), (Some(digest(2)), false, vec![]));
     let elsewhere = Place { tag: "v1".parse().unwrap(), ..place };
     assert!(!reopened().written(&elsewhere).await.unwrap().known());
 }
@@ -101,6 +102,135 @@ async fn intents_of_a_place_are_bounded() {
     ledger.intend(&place("app", "v1"), &digest(0)).await.unwrap();
     let intended = ledger.written(&place("app", "latest")).await.unwrap().intended;
     assert_eq!((intended.len(), intended.last()), (32, Some(&digest(100))));
+}
+
+#[test]
+fn equality_teaches_the_ledger_only_what_it_does_not_know() {
+    let known =
+        |digest, intended: &[Digest], reported| Written { digest, intended: intended.to_vec(), reported, ..Written::default() };
+    let (old, equal) = (digest(1), digest(2));
+    let table = [
+        ("nothing is known", known(None, &[], None), Equality::Agreed),
+        ("it is known", known(Some(equal), &[], None), Equality::Known),
+        ("another is known", known(Some(old), &[], None), Equality::Agreed),
+        ("it was intended", known(Some(old), &[equal], None), Equality::Found),
+        ("it was intended, then another", known(None, &[equal, old], None), Equality::Found),
+        ("an older intent is over", known(Some(equal), &[old], None), Equality::Agreed),
+        ("it was reported as drift", known(Some(old), &[], Some(equal)), Equality::Known),
+        ("it was reported as existing", known(None, &[], Some(equal)), Equality::Known),
+        ("another was reported, and is gone", known(Some(equal), &[], Some(old)), Equality::Agreed),
+        ("another was reported, and is gone", known(Some(old), &[], Some(digest(3))), Equality::Agreed),
+    ];
+    for (name, known, expected) in table {
+        assert_eq!(known.on_equality(&equal), expected, "{name}");
+    }
+}
+
+fn agreement(tag: &str, digest: Digest, known: Written) -> Agreement {
+    Agreement { tag: tag.parse().unwrap(), digest, known }
+}
+
+#[tokio::test]
+async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
+    let ledger = Ledger::in_memory();
+    let places = ["v1", "v2", "v3"].map(|tag| place("prod-app", tag));
+    let Place { origin, repository, .. } = places[0].clone();
+    ledger.found(&places[1], &digest(7)).await.unwrap();
+    let known = ledger.written_in(&origin, &repository).await.unwrap();
+    let of = |tag: &str| known.get(&tag.parse::<Tag>().unwrap()).cloned().unwrap_or_default();
+    // A job writes while the look goes on.
+    ledger.intend(&places[2], &digest(9)).await.unwrap();
+    let agreements = ["v1", "v2", "v3"].map(|tag| agreement(tag, digest(1), of(tag)));
+    ledger.agree(&origin, &repository, agreements.into()).await.unwrap();
+    let after = ledger.written_in(&origin, &repository).await.unwrap();
+    let after = |tag: &str| after.get(&tag.parse::<Tag>().unwrap()).cloned().unwrap_or_default();
+    assert_eq!((after("v1").digest, after("v1").agreed), (Some(digest(1)), true));
+    assert_eq!((after("v2").digest, after("v2").agreed), (Some(digest(1)), true), "the sides agree on another digest now");
+    assert_eq!((after("v3").digest, after("v3").intended), (None, vec![digest(9)]), "its intent came meanwhile");
+    assert!(ledger.page(Query { limit: 10, ..Query::default() }).await.unwrap().is_empty(), "agreement is no outcome");
+    for tag in ["v1", "v2", "v3"] {
+        assert_eq!(after(tag), ledger.written(&place("prod-app", tag)).await.unwrap(), "one tag is read as all are");
+    }
+}
+
+/// The answer to the write of 2 was lost, and a person went back to 1: 2 must not count as intended any more.
+#[tokio::test]
+async fn an_intent_that_arrived_or_was_overtaken_counts_no_more() {
+    let ledger = Ledger::in_memory();
+    let place = place("prod-app", "latest");
+    ledger.found(&place, &digest(1)).await.unwrap();
+    for n in [2, 3, 4] {
+        ledger.intend(&place, &digest(n)).await.unwrap();
+    }
+    ledger.found(&place, &digest(3)).await.unwrap();
+    let known = ledger.written(&place).await.unwrap();
+    assert_eq!((known.digest, known.intended.clone()), (Some(digest(3)), vec![digest(4)]), "the newer one may still arrive");
+    assert!(!known.is_ours(&digest(1)) && !known.is_ours(&digest(2)));
+    let agreements = vec![agreement("latest", digest(3), known)];
+    ledger.agree(&place.origin, &place.repository, agreements).await.unwrap();
+    assert_eq!(ledger.written(&place).await.unwrap().intended, [], "both sides name what was written");
+}
+
+#[tokio::test]
+async fn what_was_reported_as_drift_or_existing_stays_so_until_something_is_written() {
+    for result in [Outcome::Drift, Outcome::Existing] {
+        let ledger = Ledger::in_memory();
+        let key = key("app", "latest");
+        let mut reported = settled(result, 2);
+        reported.previous_digest = Some(digest(3));
+        ledger.record(&key, &reported, facts(), None).await.unwrap();
+        let known = ledger.written(&key.destination).await.unwrap();
+        assert_eq!(known.on_equality(&digest(3)), Equality::Known, "staging came to it, and nobody decided");
+        assert_eq!(known.on_equality(&digest(2)), Equality::Agreed, "production went where staging is");
+        ledger.record(&key, &settled(Outcome::UpToDate, 3), facts(), None).await.unwrap();
+        assert_eq!(ledger.written(&key.destination).await.unwrap().reported, Some(digest(3)), "a row settles nothing");
+        ledger.found(&key.destination, &digest(2)).await.unwrap();
+        assert_eq!(ledger.written(&key.destination).await.unwrap().reported, None);
+    }
+}
+
+/// A ledger as version 1 of the schema left it.
+#[tokio::test]
+async fn a_ledger_of_the_first_version_keeps_what_it_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let key = key("app", "latest");
+    let written = Place { tag: "v1".parse().unwrap(), ..key.destination.clone() };
+    {
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(schema::SCHEMA.migrations[0]).unwrap();
+        db.pragma_update(None, "application_id", schema::SCHEMA.application).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        let mut drift = settled(Outcome::Drift, 2);
+        drift.previous_digest = Some(digest(3));
+        rows::add(&db, &key, &drift, &facts()).unwrap();
+        let [origin, repository, tag] = names(&written);
+        let values = rusqlite::params![origin, repository, tag, digest(1).to_string(), 1_700_000_000_000_i64];
+        db.execute("INSERT INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)", values).unwrap();
+    }
+    let ledger = Ledger::open(folder.path()).unwrap();
+    let known = ledger.written(&written).await.unwrap();
+    assert_eq!((known.digest, known.agreed, known.reported), (Some(digest(1)), false, None));
+    assert_eq!(ledger.written(&key.destination).await.unwrap().reported, Some(digest(3)));
+    assert_eq!(ids(&ledger, Query { limit: 10, ..Query::default() }).await, [1]);
+}
+
+/// 100,000 fixed tags that were equal when they were first seen.
+#[tokio::test]
+async fn agreement_on_many_tags_stays_small() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).unwrap();
+    let origin = Origin::new("https://123456789012.dkr.ecr.eu-central-1.amazonaws.com");
+    let repository: RepositoryName = "platform/payments/prod-demo-app".parse().unwrap();
+    for batch in 0..100 {
+        let tag = |n: u32| format!("v1.{batch}.{n}");
+        let agreements = (0..1000).map(|n| agreement(&tag(n), Digest::sha256(tag(n).as_bytes()), Written::default()));
+        ledger.agree(&origin, &repository, agreements.collect()).await.unwrap();
+    }
+    assert_eq!(ledger.written_in(&origin, &repository).await.unwrap().len(), 100_000);
+    ledger.close().await;
+    let size = fs::metadata(folder.path().join("ledger.db")).unwrap().len();
+    assert!(size <= 25_000_000, "{size} bytes");
 }
 
 #[test]

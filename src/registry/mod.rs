@@ -329,6 +329,10 @@ impl Destination for Repository {
         self.registry.profile().abilities
     }
 
+    async fn prepare_push(&self) {
+        self.transport().prepare(&self.push).await;
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
         self.blob_presence(digest).await
     }

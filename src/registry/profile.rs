@@ -133,9 +133,9 @@ impl Kind {
         }
     }
 
-    /// What runs as a service, or may answer from a cache, is asked for each tag.
+    /// What runs as a service, keeps its lists in a database or a cache, or is not known, is asked for each tag.
     fn lists_what_is_there(self) -> bool {
-        matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg | Kind::Harbor | Kind::Generic)
+        matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg)
     }
 
     fn upload(self) -> UploadStyle {

@@ -290,6 +290,13 @@ impl Transport {
         self.guard.judge_stored(&call.url).map_err(|refused: Refused| call.about.rejected(refused.to_string()))
     }
 
+    /// Has a token at hand for what needs `scopes`. A failure is told by the request that needs it.
+    pub(super) async fn prepare(&self, scopes: &Scopes) {
+        if let Err(fault) = self.authority.header(scopes).await {
+            tracing::debug!(error = %fault.chain(), "no token ahead of the write");
+        }
+    }
+
     async fn authorization(&self, call: &Call<'_>, whose: Whose) -> Result<Option<HeaderValue>, Fault> {
         if whose == Whose::Foreign {
             return Ok(None);

@@ -4,7 +4,8 @@
 //! - A list is as good as a question for each tag: both are the registry's own word of now. It is used where registries make
 //!   their lists from what they hold at that moment, and where one page holds all tags.
 //! - The first few askers ask for their tag alone, so that a single promotion costs what it always did.
-//! - A list that fails answers nobody: everybody asks for himself.
+//! - A list that fails answers nobody: everybody asks for himself. So does one that is missing: a repository without a list
+//!   may hold tags that it does not show.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -43,8 +44,16 @@ struct Known {
 
 struct List {
     at: Instant,
-    /// `None`: the list failed, or does not fit one page.
-    tags: Option<HashSet<Tag>>,
+    tags: Listed,
+}
+
+enum Listed {
+    /// All of them.
+    All(HashSet<Tag>),
+    /// There is no list yet.
+    Missing,
+    /// It failed, or does not fit one page.
+    Useless,
 }
 
 impl Absent {
@@ -71,7 +80,7 @@ impl Known {
 
     /// The list that still says something, if there is one.
     fn standing(&self, fresh: Duration) -> Option<&List> {
-        let lasts = |list: &&List| list.at.elapsed() <= if list.tags.is_some() { fresh } else { LONG };
+        let lasts = |list: &&List| list.at.elapsed() <= if matches!(list.tags, Listed::Useless) { LONG } else { fresh };
         self.list.as_ref().filter(lasts)
     }
 }
@@ -96,15 +105,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             known.list = Some(List { at, tags: self.only_page().await });
         }
         let List { at, tags } = known.standing(fresh)?;
-        tags.as_ref().is_some_and(|tags| !tags.contains(tag)).then_some(*at)
+        matches!(tags, Listed::All(tags) if !tags.contains(tag)).then_some(*at)
     }
 
     /// The destination's tags, if one page holds them all.
-    async fn only_page(&self) -> Option<HashSet<Tag>> {
-        let read = |destination: D| async move { destination.tags(None).await };
-        let page = self.ask_destination(Traffic::Listing, read).await.ok()?;
-        let Some(page) = page else { return Some(HashSet::new()) };
-        let whole = page.next.is_none() && page.invalid == 0;
-        whole.then(|| page.entries.into_iter().map(|tag| tag.name).collect())
+    async fn only_page(&self) -> Listed {
+        let (destination, errand) = (&self.destination, self.naming_errand(Traffic::Listing));
+        let page = destination.tags(None);
+        match self.engine.ask_once(destination.origin(), destination.registry(), errand, self.stop, page).await {
+            Ok(Some(page)) if page.next.is_none() && page.invalid == 0 => {
+                Listed::All(page.entries.into_iter().map(|tag| tag.name).collect())
+            }
+            Ok(None) => Listed::Missing,
+            Ok(Some(_)) | Err(_) => Listed::Useless,
+        }
     }
 }

@@ -9,7 +9,6 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Trip;
 use super::limits::Traffic;
-use super::refusals;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
@@ -59,7 +58,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn put_by_digest(&self, image: &Image, manifest: &Manifest) -> Result<(), Fault> {
-        match self.put(image, &Target::Digest(manifest.digest), manifest).await? {
+        match self.put(image, manifest).await? {
             Put::Accepted { .. } => Ok(()),
             Put::Immutable | Put::Missing(_) => {
                 let address = self.destination.address();
@@ -68,18 +67,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// Writes a manifest. What the registry misses although it was there is brought again; foreign layers are brought when
-    /// it insists on them.
-    pub(super) async fn put(&self, image: &Image, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
+    /// Writes a manifest under its digest. What the registry misses although it was there is brought again; foreign layers are
+    /// brought when it insists on them. Names are written by [`Trip::name`] alone.
+    pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
-            let (target, manifest) = (target.clone(), manifest.clone());
-            async move { destination.put_manifest(&target, &manifest).await }
+            let manifest = manifest.clone();
+            async move { destination.put_manifest(&Target::Digest(manifest.digest), &manifest).await }
         };
-        let tag = match target {
-            Target::Tag(tag) => Some(tag.clone()),
-            Target::Digest(_) => None,
-        };
-        let refusal = refusals::Subject { tag, ..self.refusal_of(&manifest.digest) };
+        let refusal = self.refusal_of(&manifest.digest);
         if let Some(fault) = self.engine.refusals.held(&refusal, self.job.cause, self.job.look_began) {
             return Err(fault);
         }
@@ -102,7 +97,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// A manifest that refers to its blobs is there: some registries let them be mounted elsewhere from now on.
-    async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
+    pub(super) async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
         if matches!(put, Put::Accepted { .. }) {
             let own = manifest.blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer());
             let blobs: Vec<_> = own.map(|blob| (blob.digest, blob.size)).collect();
@@ -116,7 +111,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Brings again what the registry says it misses, and what it may mean when it names nothing.
-    async fn repair(&self, image: &Image, manifest: &Manifest, named: &[Digest]) -> Result<(), Fault> {
+    pub(super) async fn repair(&self, image: &Image, manifest: &Manifest, named: &[Digest]) -> Result<(), Fault> {
         let is_meant = |digest: &Digest| named.is_empty() || named.contains(digest);
         let own = manifest.blobs.iter().filter(|blob| is_meant(&blob.digest));
         let blobs: Vec<Descriptor> = own.cloned().collect();
@@ -147,7 +142,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         .boxed()
     }
 
-    fn misses(&self, manifest: &Manifest, named: &[Digest]) -> Fault {
+    pub(super) fn misses(&self, manifest: &Manifest, named: &[Digest]) -> Fault {
         let address = self.destination.address();
         let foreign = manifest.blobs.iter().any(|blob| blob.media_type.is_foreign_layer());
         let hint = if foreign { "; it wants the foreign layers, which staging does not serve" } else { "" };

@@ -2,7 +2,7 @@
 //!
 //! - [`survey`](self) gathers facts; [`plan`] decides without touching anything; carrying brings blobs, child manifests and
 //!   referrers over, addressed by digest, and changes nothing anyone sees; naming moves the tag and is the last request.
-//! - Facts older than two seconds are asked for again before the tag moves; when staging moved meanwhile, nothing is named
+//! - Production is asked about a tag at most two seconds before the tag moves; when a side moved meanwhile, nothing is named
 //!   and the story starts over with the new facts.
 //! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
 
@@ -50,6 +50,7 @@ pub use self::health::Health;
 pub use self::limits::Limits;
 use self::limits::{Errand, Traffic};
 pub use self::metrics::Metrics;
+use self::name::{NameOrigin, Named, Naming};
 use self::plan::Decision;
 use self::refusals::Refusals;
 pub use self::retry::Stop;
@@ -59,7 +60,7 @@ use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
-use crate::job::{BlobOutcome, Job, Key, Outcome, Place, Progress};
+use crate::job::{BlobOutcome, Job, Key, Outcome, Place, Progress, SeenBy, TagRules};
 use crate::ledger::Ledger;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -72,7 +73,7 @@ pub struct Settings {
     pub stall: stall::Settings,
     /// How long a hint about production is good enough for a routine poll.
     pub trust: Duration,
-    /// Facts older than this are asked for again before a tag moves.
+    /// How old production's answer about a tag may be when the tag moves; staging's may be five times as old.
     pub fresh: Duration,
     /// How much at once, and in what pieces.
     pub bounds: Bounds,
@@ -92,6 +93,8 @@ impl Default for Settings {
 
 /// Most companion tags that are remembered as tried.
 const TRIED: usize = 100_000;
+/// Most equal tags that are remembered as not proven by the source.
+const UNPROVEN: usize = 10_000;
 
 /// The engine: shared by all jobs. Cheap to clone.
 #[derive(Clone)]
@@ -114,6 +117,7 @@ pub struct Engine {
     troubled: Arc<Mutex<HashSet<Key>>>,
     refusals: Refusals,
     tried: Arc<Mutex<HashSet<Place>>>,
+    unproven: Arc<Mutex<HashSet<(Place, Digest)>>>,
 }
 
 /// What came of running a job, before it is settled.
@@ -133,8 +137,19 @@ pub struct Ending {
     pub cost: Cost,
     /// What the production tag names now by our hand.
     pub written: Option<Digest>,
+    /// A write of an earlier job that arrived although its answer was lost.
+    pub found: Option<Found>,
     /// How long it took.
     pub took: Duration,
+}
+
+/// An announced digest that production turned out to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The digest.
+    pub digest: Digest,
+    /// What the ledger knew before.
+    pub previous: Option<Digest>,
 }
 
 /// What a job cost.
@@ -168,6 +183,7 @@ impl Engine {
             troubled: Arc::default(),
             refusals: Refusals::default(),
             tried: Arc::default(),
+            unproven: Arc::default(),
         }
     }
 
@@ -229,6 +245,20 @@ impl Engine {
         tried.extend(tags.into_iter().map(|tag| Place { origin: origin.clone(), repository: repository.clone(), tag }));
     }
 
+    /// Whether the source has failed to prove that its tag names the digest that production names.
+    pub fn is_unproven(&self, place: &Place, digest: &Digest) -> bool {
+        self.unproven.lock().expect("nothing panics while it notes").contains(&(place.clone(), *digest))
+    }
+
+    /// Remembers that the source has failed to prove a digest: it is not read again at every look.
+    pub fn note_unproven(&self, place: &Place, digest: &Digest) {
+        let mut unproven = self.unproven.lock().expect("nothing panics while it notes");
+        if unproven.len() >= UNPROVEN {
+            unproven.clear();
+        }
+        unproven.insert((place.clone(), *digest));
+    }
+
     /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
     pub async fn run<S: Source, D: Destination>(
         &self,
@@ -256,6 +286,8 @@ impl Engine {
             spared: AtomicU64::new(0),
             counts: Counts::default(),
             reasons: Mutex::default(),
+            found: Mutex::default(),
+            rules: Mutex::new(job.rules),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
@@ -287,6 +319,7 @@ impl Ending {
             fault: None,
             cost,
             written: None,
+            found: None,
             took: Duration::ZERO,
         }
     }
@@ -311,6 +344,10 @@ struct Trip<'a, S, D> {
     counts: Counts,
     /// What is to be told of the job whatever it comes to.
     reasons: Mutex<Vec<String>>,
+    /// A write of an earlier job that this one has found.
+    found: Mutex<Option<Found>>,
+    /// The rules by which it was planned last.
+    rules: Mutex<TagRules>,
 }
 
 #[derive(Default)]
@@ -352,9 +389,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let failed = |fault| self.broken(fault, Some(&known));
             let decision = self.decide(&facts).await.map_err(failed)?;
             if decision == Decision::UpToDate && !self.job.dry_run {
-                self.bring_referrers_later(&facts).await.map_err(failed)?;
+                self.equal(&facts).await.map_err(failed)?;
             }
             if decision != Decision::Promote {
+                self.remember_difference(&facts).await;
                 return Ok(Story::untouched(decision, &facts));
             }
             if self.job.dry_run {
@@ -363,15 +401,46 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let image = self.survey_image(&mut facts).await.map_err(failed)?;
             let Some(image) = image else { continue };
             self.carry(&image).await.map_err(failed)?;
-            match self.name(&image, &facts).await.map_err(failed)? {
-                name::Named::Moved => return Ok(Story::promoted(&facts, &image)),
-                name::Named::Equal => return Ok(Story::untouched(Decision::UpToDate, &facts)),
-                name::Named::Immutable(production) => return Ok(Story::immutable(&facts, production)),
-                name::Named::Again(newer) => facts = *newer,
-            }
+            let naming = Naming { place: &self.job.key.destination, origin: NameOrigin::Job, image: &image, planned: &facts };
+            facts = match self.name(naming).await.map_err(failed)? {
+                Named::Moved => return Ok(Story::promoted(&facts, &image)),
+                Named::Immutable => return self.refused_as_immutable(&image, &facts).await.map_err(failed),
+                Named::Again(newer) => *newer,
+            };
         }
         let text = format!("staging moved {} {rounds} times while it was carried", self.source_reference());
         Err(self.broken(Fault::retryable(text), Some(&facts)))
+    }
+
+    /// Both sides name the same digest: the ledger learns that, and what came to the image later is brought.
+    async fn equal(&self, facts: &survey::TagFacts) -> Result<(), Fault> {
+        let key = &self.job.key;
+        if let Some(digest) = facts.source {
+            self.agree(&key.destination, &key.tag, digest, self.planned_rules().moving).await?;
+        }
+        self.bring_referrers_later(facts).await
+    }
+
+    /// Production differs and stays so: the index must not go on saying that it is equal.
+    async fn remember_difference(&self, facts: &survey::TagFacts) {
+        if facts.destination != facts.source && facts.destination_by == SeenBy::Tag && !self.job.dry_run {
+            self.remember_tag(facts.destination).await;
+        }
+    }
+
+    /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.
+    async fn refused_as_immutable(&self, image: &survey::Image, facts: &survey::TagFacts) -> Result<Story, Fault> {
+        let seen = self.survey_tag(survey::Sight::none()).await?;
+        match seen.destination {
+            Some(production) if production == image.top.digest => {
+                self.equal(&seen).await?;
+                Ok(Story::untouched(Decision::UpToDate, facts))
+            }
+            Some(production) => Ok(Story::immutable(facts, production)),
+            None => {
+                Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference())))
+            }
+        }
     }
 
     fn broken(&self, fault: Fault, facts: Option<&survey::TagFacts>) -> Broken {
@@ -395,13 +464,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let cost = Cost { blobs, referrers, bytes_sent: count(&self.sent), bytes_spared: count(&self.spared), requests };
         let took = self.started.elapsed();
         let told = std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
+        let found = *self.found.lock().expect("nothing panics while it notes");
         match story {
             Ok(Story { outcome, digest, previous, mut reasons, written }) => {
                 reasons.extend(told);
-                Ending { outcome, digest, previous, reasons, fault: None, cost, written, took }
+                Ending { outcome, digest, previous, reasons, fault: None, cost, written, found, took }
             }
             Err(Broken { fault, digest, previous }) => {
-                Ending { digest, previous, cost, took, reasons: told, ..Ending::failed(fault, requests) }
+                Ending { digest, previous, cost, found, took, reasons: told, ..Ending::failed(fault, requests) }
             }
         }
     }

@@ -1,92 +1,439 @@
-//! Name: moves the tag. The last request of a promotion, sent only when the facts are fresh and the ledger knows what is
-//! about to happen.
+//! Name: moves a tag. Every PUT by tag goes through [`Trip::name`]: the image's own tag, companion tags and fallback lists, for
+//! the daemon, `copy` and `promote` alike.
+//!
+//! | step | does | next |
+//! |---|---|---|
+//! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
+//! | [`Judge`](Step::Judge) | asks the rules in force; gates come here | admit |
+//! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
+//! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging, then production, once each, where the answer is old | send, or the plan again |
+//! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
+//! | [`Repair`](Step::Repair) | brings content that the registry misses | judge |
+//! | [`Pause`](Step::Pause) | waits after a refusal, a lost answer or a late one | judge |
+//!
+//! Before each send production's answer is at most [`Settings::fresh`](super::Settings::fresh) old, and between it and the send
+//! only memory is read. Staging's answer lasts for five times as long, so two sides that refuse every other request do not
+//! keep each other's answers from being used. A naming permit is held over the questions and the PUT alone.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures::FutureExt as _;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Trip;
-use super::retry::stoppable;
-use super::survey::{Image, Sight, TagFacts};
+use super::limits::{Errand, NamingPermit, Traffic};
+use super::retry::{self, stoppable};
+use super::survey::{Image, TagFacts};
+use super::{Trip, refusals};
 use crate::endpoint::{Destination, Put, Source};
-use crate::fault::Fault;
-use crate::oci::{Digest, Target};
+use crate::fault::{Class, Fault};
+use crate::job::{Place, TagRules};
+use crate::oci::{Digest, Tag, Target};
+
+/// Rounds after which a name is given up for now.
+const ROUNDS: u32 = 10;
+/// The time after which a name is given up for now.
+const LONGEST: Duration = Duration::from_secs(300);
+/// A naming permit is not kept while a limiter holds up a question for longer.
+const SOON: Duration = Duration::from_millis(500);
+
+/// What a tag is to name.
+pub(super) struct Naming<'a> {
+    /// The tag.
+    pub(super) place: &'a Place,
+    /// What has to stand still at staging meanwhile.
+    pub(super) origin: NameOrigin<'a>,
+    /// What it is to name, carried already.
+    pub(super) image: &'a Image,
+    /// The facts that the plan went by.
+    pub(super) planned: &'a TagFacts,
+}
+
+/// Where a name comes from.
+#[derive(Clone, Copy)]
+pub(super) enum NameOrigin<'a> {
+    /// The job's own tag at staging, or the digest that it is pinned to.
+    Job,
+    /// A tag that travels with its subject.
+    Companion(&'a Tag),
+    /// A list that is made here.
+    List,
+}
 
 /// What came of naming.
 pub(super) enum Named {
-    /// The tag names the image now.
+    /// The tag names the manifest now.
     Moved,
-    /// It did before us.
-    Equal,
-    /// The registry keeps the tag at this digest and does not let it move.
-    Immutable(Digest),
-    /// One of the sides moved: these are the facts now, and nothing was named.
+    /// The registry does not let the tag move, not even to where it is.
+    Immutable,
+    /// A side, or the rules in force, changed: these are the facts now, and nothing was named.
     Again(Box<TagFacts>),
 }
 
+enum Step {
+    Prepare,
+    Judge,
+    Admit,
+    Ask,
+    Send(NamingPermit),
+    Repair(Vec<Digest>),
+    Pause(Fault),
+    Done(Named),
+}
+
+/// A tag on its way to its new name.
+struct Namer<'a, S, D> {
+    trip: &'a Trip<'a, S, D>,
+    naming: Naming<'a>,
+    /// The newest answers of both sides.
+    facts: TagFacts,
+    began: Instant,
+    rounds: u32,
+    repairs: usize,
+    budget: retry::Budget,
+    /// Whether the intent is ours alone, so that it can be taken back.
+    is_new_intent: bool,
+    /// Whether a PUT was sent that is not known to have been refused.
+    may_have_arrived: bool,
+}
+
 impl<S: Source, D: Destination> Trip<'_, S, D> {
-    /// Moves the tag to the image that has been carried, unless something moved meanwhile. Where a registry lets little be
-    /// written, only so many jobs ask and write at a time as get their turn before what they have learnt is old.
-    pub(super) async fn name(&self, image: &Image, facts: &TagFacts) -> Result<Named, Fault> {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        let _place = stoppable(&self.stop.abort, lane.naming(self.job.rank, self.started)).await?;
-        let fresh = self.engine.settings.fresh;
-        // Where a turn has to be waited for, facts must last for longer.
-        let asked = self.asked_again(facts, if lane.is_slow_to_write() { fresh / 2 } else { fresh }).await?;
-        if asked.source != facts.source || asked.destination != facts.destination {
-            return Ok(Named::Again(Box::new(asked)));
+    /// Moves a tag to what has been carried, unless a side or the rules changed meanwhile.
+    pub(super) async fn name(&self, naming: Naming<'_>) -> Result<Named, Fault> {
+        let mut namer = Namer {
+            trip: self,
+            facts: naming.planned.clone(),
+            naming,
+            began: Instant::now(),
+            rounds: 0,
+            repairs: 0,
+            budget: retry::Budget::new(self.engine.settings.retry),
+            is_new_intent: false,
+            may_have_arrived: false,
+        };
+        // Boxed to keep the job's future small.
+        let named = namer.run().boxed().await;
+        let has_moved = matches!(named, Ok(Named::Moved));
+        if namer.is_new_intent && !namer.may_have_arrived && !has_moved {
+            // It was announced, and never written: production naming it later is not our doing.
+            self.engine.ledger.forget_intent(namer.naming.place, &namer.digest()).await?;
         }
-        if self.stop.withdrawn.is_cancelled() {
-            return Err(Fault::cancelled());
-        }
-        let place = &self.job.key.destination;
-        self.engine.ledger.intend(place, &image.top.digest).await?;
-        match self.put(image, &Target::Tag(place.tag.clone()), &image.top).await? {
-            Put::Immutable => self.refused_as_immutable(image).await,
-            Put::Accepted { .. } | Put::Missing(_) => {
-                self.remember_manifests(image.subjects.clone()).await;
-                self.remember_tag(Some(image.top.digest)).await;
-                Ok(Named::Moved)
-            }
-        }
+        named
     }
 
-    /// The facts, asked for again on the sides where they are older than `lasts`.
-    async fn asked_again(&self, facts: &TagFacts, lasts: Duration) -> Result<TagFacts, Fault> {
-        let is_old = |at: Instant| at.elapsed() > lasts;
-        let now = Instant::now();
-        let ask_source = async {
-            if is_old(facts.source_at) { Ok((self.own_source_digest().await?, now)) } else { Ok((facts.source, facts.source_at)) }
-        };
-        let ask_destination = async {
-            if !is_old(facts.destination_at) {
-                return Ok((facts.destination, facts.destination_at));
-            }
-            let tag = &self.job.key.destination.tag;
-            let listed = if facts.destination.is_none() { self.listed_absent(tag).await } else { None };
-            match listed {
-                Some(at) => Ok((None, at)),
-                None => Ok((self.destination_digest(tag).await?, now)),
-            }
-        };
-        let ((source, source_at), (destination, destination_at)) = futures::try_join!(ask_source, ask_destination)?;
-        Ok(TagFacts { source, destination, source_at, destination_at, manifest: None })
+    /// The rules for the job by the config in force; asked again whenever something is decided or written.
+    ///
+    /// # Errors
+    /// `Cancelled` when the config in force does not allow the job any more.
+    pub(super) fn rules_in_force(&self) -> Result<TagRules, Fault> {
+        let is_withdrawn = self.stop.withdrawn.is_cancelled();
+        let rules = self.stop.rules.of(self.job, self.source.origin()).filter(|_| !is_withdrawn);
+        rules.ok_or_else(Fault::cancelled)
     }
 
-    /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.
-    async fn refused_as_immutable(&self, image: &Image) -> Result<Named, Fault> {
-        let facts = self.survey_tag(Sight::none()).await?;
-        match facts.destination {
-            Some(production) if production == image.top.digest => Ok(Named::Equal),
-            Some(production) => Ok(Named::Immutable(production)),
-            None => {
-                Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference())))
-            }
-        }
+    /// The rules by which the job was planned last.
+    pub(super) fn planned_rules(&self) -> TagRules {
+        *self.rules.lock().expect("nothing panics while it notes")
     }
 
     pub(super) async fn remember_tag(&self, digest: Option<Digest>) {
         let place = &self.job.key.destination;
         self.engine.index.remember_tags(&place.origin, &place.repository, vec![(place.tag.clone(), digest)]).await;
+    }
+}
+
+impl<S: Source, D: Destination> Namer<'_, S, D> {
+    async fn run(&mut self) -> Result<Named, Fault> {
+        let mut step = Step::Prepare;
+        loop {
+            step = match step {
+                Step::Prepare => self.prepare().await?,
+                Step::Judge => self.judge()?,
+                Step::Admit => self.admit().await?,
+                Step::Ask => self.ask().await?,
+                Step::Send(permit) => self.send(permit).await?,
+                Step::Repair(missing) => self.repair(&missing).await?,
+                Step::Pause(fault) => self.pause(fault).await?,
+                Step::Done(named) => return Ok(named),
+            };
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        self.naming.image.top.digest
+    }
+
+    /// What a refusal for good is remembered under.
+    fn refusal(&self) -> refusals::Subject {
+        let tag = Some(self.naming.place.tag.clone());
+        refusals::Subject { tag, ..self.trip.refusal_of(&self.digest()) }
+    }
+
+    async fn prepare(&mut self) -> Result<Step, Fault> {
+        let (trip, digest) = (self.trip, self.digest());
+        if let Some(fault) = trip.engine.refusals.held(&self.refusal(), trip.job.cause, trip.job.look_began) {
+            return Err(fault);
+        }
+        self.is_new_intent = self.trip.engine.ledger.intend(self.naming.place, &digest).await?;
+        // Without one the PUT itself asks for it.
+        stoppable(&self.trip.stop.abort, self.trip.destination.prepare_push()).await?;
+        Ok(Step::Judge)
+    }
+
+    /// The rules in force, without a permit. Gates are judged here.
+    fn judge(&mut self) -> Result<Step, Fault> {
+        self.rounds += 1;
+        Ok(if self.rules_hold()? { Step::Admit } else { self.again() })
+    }
+
+    /// Whether the rules in force are still those of the plan. Companions and lists only need the job to be allowed.
+    fn rules_hold(&self) -> Result<bool, Fault> {
+        let rules = self.trip.rules_in_force()?;
+        Ok(!matches!(self.naming.origin, NameOrigin::Job) || rules == self.trip.planned_rules())
+    }
+
+    /// Waits until the limiters let all requests of this round go, holding nothing but the job's permit.
+    async fn admit(&mut self) -> Result<Step, Fault> {
+        let trip = self.trip;
+        let target = trip.engine.limits.lane(trip.destination.origin());
+        let source = trip.engine.limits.lane(trip.source.origin());
+        let mut waits = vec![(&target, Traffic::Writes)];
+        if self.asks_source() {
+            waits.push((&source, Traffic::Manifests));
+        }
+        if self.asks_destination() {
+            waits.push((&target, Traffic::Manifests));
+        }
+        for (lane, traffic) in waits {
+            let wait = lane.admitted_in(traffic);
+            if wait.is_zero() {
+                continue;
+            }
+            if wait > self.time_left() {
+                let text = format!("{} may not be written in the next {} s", self.reference(), wait.as_secs());
+                return Err(Fault::new(Class::Retryable { after: Some(wait) }, text));
+            }
+            let stop = if wait > SOON { &trip.stop.drain } else { &trip.stop.abort };
+            stoppable(stop, lane.until_admitted(traffic)).await?;
+        }
+        Ok(Step::Ask)
+    }
+
+    /// The last questions: staging's tag, then production's, so that production's answer is the younger one.
+    async fn ask(&mut self) -> Result<Step, Fault> {
+        let trip = self.trip;
+        let target = trip.engine.limits.lane(trip.destination.origin());
+        let permit = stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
+        if self.asks_source() {
+            let source = trip.engine.limits.lane(trip.source.origin());
+            if source.admitted_in(Traffic::Manifests) > SOON {
+                return Ok(self.late("staging's turn came late"));
+            }
+            let Some(answer) = self.within(self.source_digest()).await? else { return Ok(self.late("staging answered late")) };
+            match answer {
+                Ok(digest) => (self.facts.source, self.facts.source_at) = (digest, Instant::now()),
+                Err(fault) => return self.failed(fault),
+            }
+        }
+        if self.facts.source != self.naming.planned.source {
+            return Ok(self.again());
+        }
+        if self.asks_destination() {
+            if target.admitted_in(Traffic::Manifests) > SOON {
+                return Ok(self.late("production's turn came late"));
+            }
+            let Some(answer) = self.within(self.destination_digest()).await? else {
+                return Ok(self.late("production answered late"));
+            };
+            match answer {
+                Ok((digest, at)) => self.facts.answered(digest, at),
+                Err(fault) => return self.failed(fault),
+            }
+        }
+        if self.may_have_arrived && self.facts.destination == Some(self.digest()) {
+            return Ok(self.moved().await);
+        }
+        if self.facts.destination != self.naming.planned.destination {
+            return Ok(self.again());
+        }
+        Ok(Step::Send(permit))
+    }
+
+    /// The PUT. Between production's answer and it only memory is read.
+    async fn send(&mut self, permit: NamingPermit) -> Result<Step, Fault> {
+        let trip = self.trip;
+        let until = self.facts.destination_at + trip.engine.settings.fresh;
+        loop {
+            let Ok(turn) = timeout_at(until, stoppable(&trip.stop.abort, permit.turn())).await else {
+                return Ok(self.late("the turn to write came late"));
+            };
+            let turn = turn?;
+            if Instant::now() > until {
+                return Ok(self.late("the turn to write came late"));
+            }
+            if !self.rules_hold()? {
+                return Ok(self.again());
+            }
+            let earlier = std::mem::replace(&mut self.may_have_arrived, true);
+            let target = Target::Tag(self.naming.place.tag.clone());
+            let put = stoppable(&trip.stop.abort, trip.destination.put_manifest(&target, &self.naming.image.top)).await?;
+            trip.engine.metrics.rate_limited(trip.destination.registry(), turn.learn(&put));
+            drop(turn);
+            let fault = match put {
+                Ok(Put::Accepted { .. }) => {
+                    trip.engine.metrics.health.heard(trip.destination.registry(), None);
+                    return Ok(self.moved().await);
+                }
+                Ok(Put::Immutable) => {
+                    self.may_have_arrived = earlier;
+                    return Ok(Step::Done(Named::Immutable));
+                }
+                Ok(Put::Missing(missing)) => {
+                    self.may_have_arrived = earlier;
+                    return Ok(Step::Repair(missing));
+                }
+                Err(fault) => fault,
+            };
+            // A refusal says that nothing was written; whatever else went wrong, the tag may have moved.
+            let is_refusal = match fault.class() {
+                Class::Retryable { after } => after.is_some(),
+                Class::Auth | Class::Rejected | Class::NotFound => true,
+                Class::Corrupt | Class::Cancelled => false,
+            };
+            self.may_have_arrived = earlier || !is_refusal;
+            if fault.class() == Class::Rejected {
+                trip.engine.refusals.note(self.refusal(), &fault);
+            }
+            if !matches!(fault.class(), Class::Retryable { .. }) {
+                trip.engine.metrics.health.heard(trip.destination.registry(), Some(&fault));
+                return Err(fault);
+            }
+            if !is_refusal || Instant::now() + permit.turn_in() > until {
+                return Ok(Step::Pause(fault));
+            }
+            trip.engine.metrics.retried(trip.destination.registry(), fault.class());
+        }
+    }
+
+    async fn repair(&mut self, missing: &[Digest]) -> Result<Step, Fault> {
+        let (image, trip) = (self.naming.image, self.trip);
+        if self.repairs == trip.engine.settings.bounds.repairs {
+            return Err(trip.misses(&image.top, missing));
+        }
+        self.repairs += 1;
+        trip.repair(image, &image.top, missing).await?;
+        Ok(Step::Judge)
+    }
+
+    /// Waits before the next round, or gives up: by the budget of retries, by rounds, or by time.
+    async fn pause(&mut self, fault: Fault) -> Result<Step, Fault> {
+        let trip = self.trip;
+        let registry = trip.destination.registry();
+        let wait = self.budget.next(fault.class());
+        let Some(wait) = wait.filter(|wait| self.rounds < ROUNDS && *wait < self.time_left()) else {
+            trip.engine.metrics.health.heard(registry, Some(&fault));
+            return Err(fault);
+        };
+        trip.engine.metrics.retried(registry, fault.class());
+        tracing::debug!(registry, tag = %self.naming.place.tag, error = %fault.chain(), "the tag is asked about and written again");
+        let waiting = Instant::now();
+        stoppable(&trip.stop.drain, tokio::time::sleep(wait)).await?;
+        self.budget.excuse(waiting.elapsed());
+        Ok(Step::Judge)
+    }
+
+    /// The manifest is there under its tag.
+    async fn moved(&self) -> Step {
+        let (trip, image, place) = (self.trip, self.naming.image, self.naming.place);
+        trip.committed(&image.top, Put::Accepted { subject: false }).await;
+        match self.naming.origin {
+            NameOrigin::Job => {
+                trip.remember_manifests(image.subjects.clone()).await;
+                trip.remember_tag(Some(image.top.digest)).await;
+            }
+            NameOrigin::Companion(_) | NameOrigin::List => {
+                if let Err(fault) = trip.engine.ledger.found(place, &image.top.digest).await {
+                    // The intent says it as well.
+                    tracing::warn!(tag = %place.tag, error = %fault.chain(), "the ledger could not be written");
+                }
+            }
+        }
+        Step::Done(Named::Moved)
+    }
+
+    fn again(&self) -> Step {
+        Step::Done(Named::Again(Box::new(TagFacts { manifest: None, ..self.facts.clone() })))
+    }
+
+    /// A round whose answers or turn came too late: the permit is given back, and the next round asks again.
+    fn late(&self, why: &str) -> Step {
+        let text = format!("{} could not be named while what was asked about it was fresh: {why}", self.reference());
+        Step::Pause(Fault::new(Class::Retryable { after: Some(Duration::ZERO) }, text))
+    }
+
+    fn failed(&self, fault: Fault) -> Result<Step, Fault> {
+        if matches!(fault.class(), Class::Retryable { .. }) { Ok(Step::Pause(fault)) } else { Err(fault) }
+    }
+
+    fn reference(&self) -> String {
+        format!("{}:{}", self.trip.destination.address(), self.naming.place.tag)
+    }
+
+    fn time_left(&self) -> Duration {
+        LONGEST.saturating_sub(self.began.elapsed())
+    }
+
+    /// How long staging's answer lasts, and the most that an answer may take.
+    fn lasting(&self) -> Duration {
+        self.trip.engine.settings.fresh * 5
+    }
+
+    fn asks_source(&self) -> bool {
+        let is_asked = match self.naming.origin {
+            NameOrigin::Job => self.trip.job.pinned.is_none(),
+            NameOrigin::Companion(_) => true,
+            NameOrigin::List => false,
+        };
+        is_asked && self.facts.source_at.elapsed() > self.lasting()
+    }
+
+    fn asks_destination(&self) -> bool {
+        let is_answer = self.facts.destination_by.is_answer(self.trip.destination.abilities());
+        !is_answer || self.may_have_arrived || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
+    }
+
+    /// An answer, if it came in time.
+    async fn within<T>(&self, question: impl Future<Output = T>) -> Result<Option<T>, Fault> {
+        let answer = stoppable(&self.trip.stop.abort, timeout(self.lasting(), question)).await?;
+        Ok(answer.ok())
+    }
+
+    async fn source_digest(&self) -> Result<Option<Digest>, Fault> {
+        let tag = match self.naming.origin {
+            NameOrigin::Companion(tag) => tag,
+            NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
+        };
+        let trip = self.trip;
+        trip.engine.resolve_tag_once(&trip.source, tag, trip.naming_errand(Traffic::Manifests), trip.stop).await
+    }
+
+    async fn destination_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
+        let tag = &self.naming.place.tag;
+        if self.naming.planned.destination.is_none()
+            && !self.may_have_arrived
+            && let Some(at) = self.trip.listed_absent(tag).await
+        {
+            return Ok((None, at));
+        }
+        let trip = self.trip;
+        let errand = trip.naming_errand(Traffic::Manifests);
+        let digest = trip.engine.resolve_tag_once(&trip.destination, tag, errand, trip.stop).await?;
+        Ok((digest, Instant::now()))
+    }
+}
+
+impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// A request under a naming permit.
+    pub(super) fn naming_errand(&self, traffic: Traffic) -> Errand {
+        Errand { is_naming: true, ..Errand::from(traffic).ranked(self.job.rank) }
     }
 }

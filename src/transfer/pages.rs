@@ -4,13 +4,15 @@
 //! and a list that breaks off in the middle is never taken for a whole one. So does a list with more entries than are read:
 //! half a list says nothing about what is not on it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
 
 use super::limits::{Errand, Traffic};
 use super::{Engine, Stop};
-use crate::endpoint::{Cursor, Origin, Page};
+use crate::endpoint::{self, Cursor, Origin, Page, Source};
 use crate::fault::Fault;
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 
 /// Most entries of one list: more is a registry that never ends it.
 const MOST: usize = 200_000;
@@ -47,7 +49,44 @@ impl Default for Reading {
     }
 }
 
+/// A tag as a whole list shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListedTag {
+    /// What it names, where the list says so, and says the same on every page.
+    pub digest: Option<Digest>,
+    /// When it was pushed, where the list says so.
+    pub pushed: Option<Timestamp>,
+}
+
+/// All tags of a repository.
+pub type ListedTags = BTreeMap<Tag, ListedTag>;
+
+/// Adds an entry of a list; whether it is a new one. A tag that moves while its repository is listed may come twice: then only
+/// the tag itself tells what it names.
+fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
+    let before = tags.len();
+    let endpoint::Tag { name, digest, pushed } = entry;
+    let listed = tags.entry(name).or_insert(ListedTag { digest, pushed });
+    if listed.digest != digest {
+        *listed = ListedTag { digest: None, pushed: listed.pushed.max(pushed) };
+    }
+    tags.len() > before
+}
+
 impl Engine {
+    /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags.
+    ///
+    /// # Errors
+    /// Those of [`pages`](Engine::pages).
+    pub async fn tags<S: Source>(&self, repository: &S, stop: &Stop) -> Result<Option<ListedTags>, Fault> {
+        let mut tags = ListedTags::new();
+        let (origin, registry) = (repository.origin(), repository.registry());
+        let list = List { what: repository.address(), origin, registry, stop };
+        let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
+        let exists = self.pages(list, read, |tag| note(&mut tags, tag)).await?;
+        Ok(exists.then_some(tags))
+    }
+
     /// Reads a list page by page, as a look does.
     ///
     /// # Errors
@@ -187,5 +226,21 @@ mod tests {
         assert_eq!((result.unwrap_err().class(), asked), (Class::Rejected, PAGES + 1));
         let (result, asked, taken) = read(&engine(), MOST, |number| fresh(number, 1000)).await;
         assert_eq!((result.unwrap_err().class(), asked, taken), (Class::Rejected, MOST / 1000 + 1, MOST));
+    }
+
+    #[test]
+    fn a_tag_that_moved_while_it_was_listed_has_no_digest_from_the_list() {
+        let entry = |name: &str, content: &str| endpoint::Tag {
+            name: name.parse().unwrap(),
+            digest: Some(Digest::sha256(content.as_bytes())),
+            pushed: None,
+        };
+        let mut tags = ListedTags::new();
+        let news: Vec<bool> = [entry("v1", "old"), entry("v2", "one"), entry("v1", "new"), entry("v2", "one")]
+            .map(|entry| note(&mut tags, entry))
+            .into();
+        assert_eq!(news, [true, true, false, false]);
+        let digest = |name: &str| tags[&name.parse::<Tag>().unwrap()].digest;
+        assert_eq!((digest("v1"), digest("v2")), (None, Some(Digest::sha256(b"one"))));
     }
 }

@@ -1,6 +1,7 @@
 //! The plan: what is to happen to a tag. Pure: facts in, a decision out, nothing touched.
 //!
-//! S is staging's digest, P production's, L what we last wrote there.
+//! S is staging's digest, P production's, L what the ledger knows of the production tag: written by us, or agreed (both
+//! sides were equal).
 //!
 //! | | fixed tag | moving tag |
 //! |---|---|---|
@@ -8,7 +9,7 @@
 //! | P = S | up to date | up to date |
 //! | P ≠ S, P = L | conflict | promote |
 //! | P ≠ S, P ≠ L, L known | drift (`restore` → as P = L) | drift (`restore` → promote) |
-//! | P ≠ S, L unknown | existing (`adopt` → conflict) | promote if staging still holds P, else existing (`adopt` → promote) |
+//! | P ≠ S, L unknown | existing (`adopt` → conflict) | existing (`adopt` → promote) |
 //! | S gone | nothing | nothing |
 
 use crate::job::{Drift, Existing, TagRules};
@@ -21,12 +22,10 @@ pub struct Facts {
     pub source: Option<Digest>,
     /// P: what production names.
     pub destination: Option<Digest>,
-    /// Whether we know what we last wrote there (L).
-    pub written_known: bool,
-    /// Whether P is what we wrote.
-    pub written_by_us: bool,
-    /// Whether staging still holds the manifest P. Only asked for where [`needs_holding`] says so.
-    pub staging_holds: bool,
+    /// Whether the ledger knows the production tag (L).
+    pub ledger_known: bool,
+    /// Whether P is what the ledger knows (P = L).
+    pub ledger_agrees: bool,
 }
 
 /// What a person asked for on top of the rules.
@@ -59,12 +58,6 @@ pub enum Decision {
     Refused(String),
     /// Nothing: staging does not have the tag any more.
     Gone,
-}
-
-/// Whether the decision hangs on staging still holding production's digest: the one fact that costs a request.
-pub fn needs_holding(rules: TagRules, facts: &Facts, order: &Order) -> bool {
-    let differs = facts.source.is_some() && facts.destination.is_some() && facts.source != facts.destination;
-    differs && rules.moving && !order.explicit && !facts.written_known && rules.existing == Existing::Keep
 }
 
 /// Decides by the table above; a person's order is looked at first.
@@ -101,11 +94,11 @@ fn explicit(rules: TagRules, source: Digest, production: Digest) -> Decision {
 }
 
 fn by_rules(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
-    match (facts.written_known, facts.written_by_us) {
+    match (facts.ledger_known, facts.ledger_agrees) {
         (true, true) => ours(rules, source, production),
         (true, false) if rules.drift == Drift::Restore => ours(rules, source, production),
         (true, false) => Decision::Drift(drift_text(rules, source, production)),
-        (false, _) => foreign(rules, facts, source, production),
+        (false, _) => existing(rules, source, production),
     }
 }
 
@@ -119,10 +112,9 @@ fn ours(rules: TagRules, source: Digest, production: Digest) -> Decision {
     }
 }
 
-fn foreign(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
+fn existing(rules: TagRules, source: Digest, production: Digest) -> Decision {
     match (rules.moving, rules.existing) {
         (true, Existing::Adopt) => Decision::Promote,
-        (true, Existing::Keep) if facts.staging_holds => Decision::Promote,
         (false, Existing::Adopt) => {
             Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move"))
         }
@@ -177,23 +169,21 @@ mod tests {
     #[test]
     fn the_table_holds_cell_by_cell() {
         use Want::*;
-        let facts = |source: Option<&str>, destination: Option<&str>, known, ours, holds| Facts {
+        let facts = |source: Option<&str>, destination: Option<&str>, ledger_known, ledger_agrees| Facts {
             source: source.map(digest),
             destination: destination.map(digest),
-            written_known: known,
-            written_by_us: ours,
-            staging_holds: holds,
+            ledger_known,
+            ledger_agrees,
         };
         let table = [
-            ("P absent", facts(Some("s"), None, false, false, false), [Promote, Promote, Promote, Promote]),
-            ("P absent, L known", facts(Some("s"), None, true, false, false), [Promote, Promote, Promote, Promote]),
-            ("P = S", facts(Some("s"), Some("s"), true, false, false), [UpToDate, UpToDate, UpToDate, UpToDate]),
-            ("P = L", facts(Some("s"), Some("p"), true, true, false), [Conflict, Promote, Conflict, Promote]),
-            ("P ≠ L", facts(Some("s"), Some("p"), true, false, true), [Drift, Drift, Conflict, Promote]),
-            ("L unknown", facts(Some("s"), Some("p"), false, false, false), [Existing, Existing, Conflict, Promote]),
-            ("L unknown, held", facts(Some("s"), Some("p"), false, false, true), [Existing, Promote, Conflict, Promote]),
-            ("S gone", facts(None, Some("p"), true, true, true), [Gone, Gone, Gone, Gone]),
-            ("S gone, P absent", facts(None, None, false, false, false), [Gone, Gone, Gone, Gone]),
+            ("P absent", facts(Some("s"), None, false, false), [Promote, Promote, Promote, Promote]),
+            ("P absent, L known", facts(Some("s"), None, true, false), [Promote, Promote, Promote, Promote]),
+            ("P = S", facts(Some("s"), Some("s"), true, false), [UpToDate, UpToDate, UpToDate, UpToDate]),
+            ("P = L", facts(Some("s"), Some("p"), true, true), [Conflict, Promote, Conflict, Promote]),
+            ("P ≠ L", facts(Some("s"), Some("p"), true, false), [Drift, Drift, Conflict, Promote]),
+            ("L unknown", facts(Some("s"), Some("p"), false, false), [Existing, Existing, Conflict, Promote]),
+            ("S gone", facts(None, Some("p"), true, true), [Gone, Gone, Gone, Gone]),
+            ("S gone, P absent", facts(None, None, false, false), [Gone, Gone, Gone, Gone]),
         ];
         for (name, facts, want) in table {
             let rules = |moving, loose: bool| TagRules {
@@ -209,13 +199,7 @@ mod tests {
 
     #[test]
     fn a_person_can_order_more_but_not_everything() {
-        let facts = Facts {
-            source: Some(digest("s")),
-            destination: Some(digest("p")),
-            written_known: true,
-            written_by_us: false,
-            staging_holds: false,
-        };
+        let facts = Facts { source: Some(digest("s")), destination: Some(digest("p")), ledger_known: true, ledger_agrees: false };
         let fixed = TagRules::default();
         let moving = TagRules { moving: true, ..fixed };
         let explicit = Order { explicit: true, ..Order::default() };
@@ -233,34 +217,10 @@ mod tests {
     fn a_digest_in_conflict_gets_no_moving_tag() {
         let refused = Order { refused: true, ..Order::default() };
         let moving = TagRules { moving: true, ..TagRules::default() };
-        let absent = Facts {
-            source: Some(digest("s")),
-            destination: None,
-            written_known: false,
-            written_by_us: false,
-            staging_holds: false,
-        };
-        let ours = Facts { destination: Some(digest("p")), written_known: true, written_by_us: true, ..absent };
+        let absent = Facts { source: Some(digest("s")), destination: None, ledger_known: false, ledger_agrees: false };
+        let ours = Facts { destination: Some(digest("p")), ledger_known: true, ledger_agrees: true, ..absent };
         assert_eq!(kind(&decide(moving, &absent, &refused)), Want::Refused);
         assert_eq!(kind(&decide(moving, &ours, &refused)), Want::Refused);
         assert_eq!(kind(&decide(moving, &Facts { destination: absent.source, ..absent }, &refused)), Want::UpToDate);
-    }
-
-    #[test]
-    fn the_costly_fact_is_asked_for_only_where_it_decides() {
-        let order = Order::default();
-        let moving = TagRules { moving: true, ..TagRules::default() };
-        let facts = Facts {
-            source: Some(digest("s")),
-            destination: Some(digest("p")),
-            written_known: false,
-            written_by_us: false,
-            staging_holds: false,
-        };
-        assert!(needs_holding(moving, &facts, &order));
-        assert!(!needs_holding(TagRules::default(), &facts, &order));
-        assert!(!needs_holding(moving, &Facts { written_known: true, ..facts }, &order));
-        assert!(!needs_holding(moving, &Facts { destination: None, ..facts }, &order));
-        assert!(!needs_holding(TagRules { existing: Existing::Adopt, ..moving }, &facts, &order));
     }
 }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::Trip;
 use super::claims::Subject;
 use super::limits::{Errand, Traffic};
+use super::name::{NameOrigin, Named, Naming};
 use super::pages::{List, Reading};
 use super::plan::{self, Decision, Facts, Order};
 use super::retry::stoppable;
@@ -35,6 +36,8 @@ const DEPTH: usize = 4;
 const MOST: usize = 1000;
 /// Most referrers of one subject at the destination, where others may have put more.
 const MOST_THERE: usize = 10_000;
+/// How often a companion is planned anew because a side moved it while it was carried.
+const ROUNDS: usize = 5;
 /// Writes of one list before another writer is given way to.
 const WRITES: usize = 4;
 /// Most refused referrers of a job that are told one by one.
@@ -350,34 +353,46 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 None => return Ok(None),
             },
         };
-        let Some(digest) = source else { return Ok(None) };
         let place = self.place_beside(tag);
-        match self.decide_companion(&place, digest, destination).await? {
-            Decision::Promote => {}
-            Decision::UpToDate => {
-                self.count_referrer(&digest, ReferrerOutcome::Present);
-                return Ok(Some(digest));
+        let mut facts = TagFacts::of_now(source, destination);
+        for _ in 0..ROUNDS {
+            let Some(digest) = facts.source else { return Ok(None) };
+            match self.decide_companion(&place, digest, facts.destination).await? {
+                Decision::Promote => {}
+                Decision::UpToDate => {
+                    self.agree(&place, tag, digest, true).await?;
+                    self.count_referrer(&digest, ReferrerOutcome::Present);
+                    return Ok(Some(digest));
+                }
+                decision => {
+                    tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
+                    return Ok(Some(digest));
+                }
             }
-            decision => {
-                tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
-                return Ok(Some(digest));
+            let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(None) };
+            let image = self.walk(manifest).await?;
+            let named = match self.carry_content(&image).await {
+                Ok(()) => {
+                    let origin = NameOrigin::Companion(tag);
+                    self.name(Naming { place: &place, origin, image: &image, planned: &facts }).await
+                }
+                Err(fault) => Err(fault),
+            };
+            match named {
+                Ok(Named::Moved) => self.count_referrer(&digest, ReferrerOutcome::Copied),
+                Ok(Named::Immutable) => {
+                    tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
+                }
+                Ok(Named::Again(newer)) => {
+                    facts = *newer;
+                    continue;
+                }
+                Err(fault) if fault.class() == Class::Rejected => self.referrer_is_refused(&image.top, &fault),
+                Err(fault) => return Err(fault),
             }
+            return Ok(Some(digest));
         }
-        let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(None) };
-        let image = self.walk(manifest).await?;
-        let named = match self.carry_content(&image).await {
-            Ok(()) => self.name_beside(tag, &image).await,
-            Err(fault) => Err(fault),
-        };
-        match named {
-            Ok(Put::Accepted { .. }) => self.count_referrer(&digest, ReferrerOutcome::Copied),
-            Ok(Put::Immutable | Put::Missing(_)) => {
-                tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
-            }
-            Err(fault) if fault.class() == Class::Rejected => self.referrer_is_refused(&image.top, &fault),
-            Err(fault) => return Err(fault),
-        }
-        Ok(Some(digest))
+        Err(Fault::retryable(format!("{tag} of {} moved {ROUNDS} times while it was carried", self.source.address())))
     }
 
     fn place_beside(&self, tag: &Tag) -> Place {
@@ -386,26 +401,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn decide_companion(&self, place: &Place, source: Digest, destination: Option<Digest>) -> Result<Decision, Fault> {
-        let written = self.engine.ledger.written(place).await?;
-        let mut facts = Facts {
+        let (known, _) = self.known(place, destination).await?;
+        let facts = Facts {
             source: Some(source),
             destination,
-            written_known: written.known(),
-            written_by_us: destination.is_some_and(|there| written.is_ours(&there)),
-            staging_holds: false,
+            ledger_known: known.known(),
+            ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
         let rules = TagRules { moving: true, ..TagRules::default() };
         let order = Order { explicit: self.job.explicit, ..Order::default() };
-        if let Some(there) = destination.filter(|_| plan::needs_holding(rules, &facts, &order)) {
-            facts.staging_holds = self.resolve_source(there.into()).await?.is_some();
-        }
         Ok(plan::decide(rules, &facts, &order))
     }
 
     /// Carries a referrer with all that belongs to it, under its digest. Returns whether the registry says that it has listed it.
     async fn bring_by_digest(&self, image: &Image) -> Result<bool, Fault> {
         self.carry_content(image).await?;
-        match self.put(image, &Target::Digest(image.top.digest), &image.top).await? {
+        match self.put(image, &image.top).await? {
             Put::Accepted { subject } => Ok(subject),
             Put::Immutable | Put::Missing(_) => {
                 let address = self.destination.address();
@@ -414,26 +425,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    /// Writes a tag beside an image: a companion, or a fallback list. The only place where that happens.
-    async fn name_beside(&self, tag: &Tag, image: &Image) -> Result<Put, Fault> {
-        self.engine.ledger.intend(&self.place_beside(tag), &image.top.digest).await?;
-        self.put(image, &Target::Tag(tag.clone()), &image.top).await
-    }
-
     /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
     /// read again, and written again when another writer has written in between.
     async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
         let tag = Tag::fallback(subject);
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        let place = Place { origin: origin.clone(), repository: repository.clone(), tag: tag.clone() };
         let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()));
         let _alone = stoppable(&self.stop.drain, claim).await?;
         for _ in 0..WRITES {
             let current = self.fallback_there(&tag).await?;
+            let planned = TagFacts::of_now(None, current.as_ref().map(|current| current.digest));
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
-            let list = Image { subjects: vec![index.digest], levels: Vec::new(), blobs: Vec::new(), top: index };
-            match self.name_beside(&tag, &list).await? {
-                Put::Accepted { .. } => {}
-                Put::Immutable | Put::Missing(_) => {
+            let image = Image::alone(index);
+            let naming = Naming { place: &place, origin: NameOrigin::List, image: &image, planned: &planned };
+            match self.name(naming).await? {
+                Named::Moved | Named::Again(_) => {}
+                Named::Immutable => {
                     return Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())));
                 }
             }

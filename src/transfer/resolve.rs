@@ -24,12 +24,69 @@ impl Engine {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
         match self.ask(origin, registry, errand, stop, || repository.resolve(&target)).await? {
-            None => return Ok(None),
-            Some(Resolved { digest: Some(digest), .. }) => return Ok(Some(digest)),
-            Some(Resolved { digest: None, .. }) => {}
+            None => Ok(None),
+            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
+            Some(Resolved { digest: None, .. }) => self.digest_of_bytes(repository, tag, errand, stop).await,
         }
+    }
+
+    /// As [`resolve_tag`](Engine::resolve_tag), but the question about the tag is asked once, without another try. Where only
+    /// the bytes tell, the questions that follow are part of that answer, and are repeated after a refusal: a registry that
+    /// refuses every other request would never answer else.
+    ///
+    /// # Errors
+    /// The failure of the question, or as [`Engine::ask`].
+    pub async fn resolve_tag_once<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        errand: Errand,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
+        let target = Target::Tag(tag.clone());
+        let (origin, registry) = (repository.origin(), repository.registry());
+        match self.ask_once(origin, registry, errand, stop, repository.resolve(&target)).await? {
+            None => Ok(None),
+            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
+            Some(Resolved { digest: None, .. }) => self.digest_of_bytes(repository, tag, errand, stop).await,
+        }
+    }
+
+    async fn digest_of_bytes<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        errand: Errand,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
+        let target = Target::Tag(tag.clone());
+        let (origin, registry) = (repository.origin(), repository.registry());
         let read = self.ask(origin, registry, errand, stop, || repository.manifest(&target)).await?;
         let Some(read) = read.map(|manifest| manifest.digest) else { return Ok(None) };
         self.ask(origin, registry, errand, stop, || repository.pushed_digest(tag, &read)).await
+    }
+
+    /// The digest that `tag` names in `repository`, with the bytes read and hashed as proof. `None`: there is no such tag, or
+    /// the repository does not show what was pushed under it.
+    ///
+    /// # Errors
+    /// As [`Engine::ask`]; of class `Corrupt` where the bytes are not what the registry says.
+    pub async fn read_tag<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        errand: Errand,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
+        let (origin, registry) = (repository.origin(), repository.registry());
+        let read = async |target: Target| {
+            let manifest = self.ask(origin, registry, errand, stop, || repository.manifest(&target)).await?;
+            Ok::<_, Fault>(manifest.map(|manifest| manifest.digest))
+        };
+        let Some(served) = read(tag.clone().into()).await? else { return Ok(None) };
+        match self.ask(origin, registry, errand, stop, || repository.pushed_digest(tag, &served)).await? {
+            Some(pushed) if pushed != served => read(pushed.into()).await,
+            pushed => Ok(pushed),
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! asks for time gets it, also from those whom it has not asked; being told to wait costs time, not tries. What is not
 //! retryable is never tried again.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -13,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use super::limits::{Errand, Lane, Traffic};
+use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
+use crate::job::{Job, Key, TagRules};
 use crate::random;
 
 /// How patient to be.
@@ -115,6 +119,33 @@ pub struct Stop {
     pub abort: CancellationToken,
     /// The route is no more: nothing is named any more.
     pub withdrawn: CancellationToken,
+    /// What the config in force says of a job, whatever it said when the job began.
+    pub rules: CurrentRules,
+}
+
+/// Answers what the config in force says of a job that began under an older one.
+#[derive(Clone, Default)]
+pub struct CurrentRules(Option<Arc<RulesOf>>);
+
+/// The rules for a job from a source of that origin; `None`: there is no such job any more.
+type RulesOf = dyn Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync;
+
+impl CurrentRules {
+    /// Asks `rules` each time.
+    pub fn new(rules: impl Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync + 'static) -> CurrentRules {
+        CurrentRules(Some(Arc::new(rules)))
+    }
+
+    /// The rules for a job now. Where no config can change, those that it began with.
+    pub fn of(&self, job: &Job, source: &Origin) -> Option<TagRules> {
+        self.0.as_ref().map_or(Some(job.rules), |rules| rules(&job.key, source))
+    }
+}
+
+impl fmt::Debug for CurrentRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CurrentRules")
+    }
 }
 
 /// Tries until it works, the budget is used up, or `stop` says to stop: draining ends the waits, aborting all. Each try is

@@ -1,15 +1,19 @@
 //! Settle: an ending becomes ledger row, metrics, log line and progress. The only place where that happens.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Ending, Engine};
+use super::{Ending, Engine, Found};
 use crate::clock;
-use crate::job::{Job, Key, Outcome, Progress, Settled, Trouble};
+use crate::endpoint::Origin;
+use crate::fault::Fault;
+use crate::job::{BlobCounts, Job, Key, Outcome, Progress, Settled, Trouble};
 use crate::ledger::Facts;
+use crate::oci::{RepositoryName, Tag};
 
 /// Most keys whose trouble is remembered, so that its end is told.
 const TROUBLED: usize = 100_000;
@@ -55,6 +59,9 @@ impl Engine {
                 since_push,
             );
         }
+        if let Some(found) = ending.found {
+            self.record_found(settle, job, &settled, found).await;
+        }
         self.record(settle, job, &settled, &ending).await;
         settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
         if let Some(listener) = &settle.listener {
@@ -67,6 +74,14 @@ impl Engine {
     /// Whether the last thing that settled under this key was trouble.
     pub fn is_in_trouble(&self, key: &Key) -> bool {
         self.troubled.lock().expect("nothing panics while it notes").contains(key)
+    }
+
+    /// The destination tags of a route in one repository whose last result was trouble.
+    pub fn troubled_tags(&self, route: &str, origin: &Origin, repository: &RepositoryName) -> HashSet<Tag> {
+        let troubled = self.troubled.lock().expect("nothing panics while it notes");
+        let is_there =
+            |key: &&Key| &*key.route == route && key.destination.repository == *repository && key.destination.origin == *origin;
+        troubled.iter().filter(is_there).map(|key| key.destination.tag.clone()).collect()
     }
 
     /// Notes what the ledger says is in trouble: a process that starts has seen nothing itself.
@@ -87,6 +102,34 @@ impl Engine {
         }
     }
 
+    /// A write whose answer was lost had arrived: it gets the row that it would have had. The digest itself was recorded when
+    /// it was found.
+    async fn record_found(&self, settle: &Settle, job: &Job, settled: &Settled, found: Found) {
+        let promoted = Settled {
+            digest: Some(found.digest),
+            previous_digest: found.previous,
+            result: Outcome::Promoted,
+            reasons: vec!["the answer to the request that moved the tag was lost; the tag was found moved".into()],
+            error: None,
+            blobs: BlobCounts::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+            ..settled.clone()
+        };
+        match self.ledger.record(&job.key, &promoted, (*settle.facts).clone(), None).await {
+            Ok(_) if settle.listener.is_none() => tell(&promoted),
+            Ok(_) => {}
+            Err(fault) => self.unwritable(&promoted, &fault),
+        }
+    }
+
+    fn unwritable(&self, settled: &Settled, fault: &Fault) {
+        let Settled { destination, result, .. } = settled;
+        tracing::error!(destination, %result, error = %fault.chain(), "the ledger could not be written");
+    }
+
     /// Writes the ledger row when the result changed, and then the log line: a quiet daemon is quiet.
     async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, ending: &Ending) {
         if job.dry_run {
@@ -105,9 +148,7 @@ impl Engine {
             // Whoever listens tells it in a way of its own.
             Ok(true) if settle.listener.is_none() => tell(settled),
             Ok(_) => {}
-            Err(fault) => {
-                tracing::error!(destination = settled.destination, result = %settled.result, error = %fault.chain(), "the ledger could not be written")
-            }
+            Err(fault) => self.unwritable(settled, &fault),
         }
     }
 }

@@ -10,12 +10,13 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
-use super::Trip;
 use super::limits::{Errand, Traffic};
 use super::plan::{self, Decision, Facts, Order};
-use crate::endpoint::{Destination, Resolved, Source};
+use super::{Found, Trip};
+use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Job, Seen};
+use crate::job::{Job, Place, Seen, SeenBy};
+use crate::ledger::{Agreement, Equality, Written};
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag, Target};
 
 /// Deepest nesting of indexes.
@@ -30,18 +31,20 @@ const BYTES: usize = 32 * 1024 * 1024;
 pub(super) struct Sight {
     source: Seen,
     destination: Seen,
+    destination_by: SeenBy,
     at: Instant,
 }
 
 impl Sight {
     /// What the look saw.
     pub(super) fn of(job: &Job) -> Sight {
-        Sight { source: job.source, destination: job.destination, at: job.seen_at }
+        Sight { source: job.source, destination: job.destination, destination_by: job.destination_by, at: job.seen_at }
     }
 
     /// Nothing is known: both sides are asked.
     pub(super) fn none() -> Sight {
-        Sight { source: Seen::Unknown, destination: Seen::Unknown, at: Instant::now() }
+        let (source, destination) = (Seen::Unknown, Seen::Unknown);
+        Sight { source, destination, destination_by: SeenBy::Tag, at: Instant::now() }
     }
 }
 
@@ -56,8 +59,26 @@ pub(super) struct TagFacts {
     pub(super) source_at: Instant,
     /// When the destination was asked.
     pub(super) destination_at: Instant,
+    /// What the destination was asked for.
+    pub(super) destination_by: SeenBy,
     /// The manifest, when asking for S has read it already.
     pub(super) manifest: Option<Manifest>,
+}
+
+impl TagFacts {
+    /// What both sides were just asked about the tag itself.
+    pub(super) fn of_now(source: Option<Digest>, destination: Option<Digest>) -> TagFacts {
+        let now = Instant::now();
+        let (source_at, destination_at) = (now, now);
+        TagFacts { source, destination, source_at, destination_at, destination_by: SeenBy::Tag, manifest: None }
+    }
+
+    /// The destination has answered about the tag itself.
+    pub(super) fn answered(&mut self, destination: Option<Digest>, at: Instant) {
+        self.destination = destination;
+        self.destination_at = at;
+        self.destination_by = SeenBy::Tag;
+    }
 }
 
 /// An image that is to be carried.
@@ -80,13 +101,22 @@ enum Child {
     Blob(Descriptor),
 }
 
+impl Image {
+    /// A manifest whose content is at the destination.
+    pub(super) fn alone(top: Manifest) -> Image {
+        Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), top }
+    }
+}
+
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Asks for what is not known of the tag.
     pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let now = Instant::now();
         let source_at = if sight.source == Seen::Unknown { now } else { sight.at };
-        let destination_at = if sight.destination == Seen::Unknown { now } else { sight.at };
+        let is_asked = sight.destination == Seen::Unknown;
+        let destination_at = if is_asked { now } else { sight.at };
+        let destination_by = if is_asked { SeenBy::Tag } else { sight.destination_by };
         let source = match sight.source {
             _ if self.job.pinned.is_some() => self.job.pinned,
             Seen::At(digest) => Some(digest),
@@ -103,26 +133,75 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Seen::Absent => None,
             Seen::Unknown => self.destination_digest(&self.job.key.destination.tag).await?,
         };
-        Ok(TagFacts { source, destination, source_at, destination_at, manifest })
+        Ok(TagFacts { source, destination, source_at, destination_at, destination_by, manifest })
     }
 
     /// Decides by the facts, the ledger and the person's order.
     pub(super) async fn decide(&self, facts: &TagFacts) -> Result<Decision, Fault> {
         let job = self.job;
-        let written = self.engine.ledger.written(&job.key.destination).await?;
-        let mut known = Facts {
-            source: facts.source,
-            destination: facts.destination,
-            written_known: written.known(),
-            written_by_us: facts.destination.is_some_and(|production| written.is_ours(&production)),
-            staging_holds: false,
-        };
+        let rules = self.rules_in_force()?;
+        *self.rules.lock().expect("nothing panics while it notes") = rules;
+        let (known, found) = self.known(&job.key.destination, facts.destination).await?;
+        if found.is_some() {
+            *self.found.lock().expect("nothing panics while it notes") = found;
+        }
+        let ledger_agrees = facts.destination.is_some_and(|production| known.is_ours(&production));
+        let ledger_known = known.known();
+        let facts = Facts { source: facts.source, destination: facts.destination, ledger_known, ledger_agrees };
         let refused = facts.source.is_some_and(|source| job.refused.contains(&source));
         let order = Order { explicit: job.explicit, expect: job.expect, replace: job.replace, refused };
-        if let Some(production) = facts.destination.filter(|_| plan::needs_holding(job.rules, &known, &order)) {
-            known.staging_holds = self.resolve_source(production.into()).await?.is_some();
+        Ok(plan::decide(rules, &facts, &order))
+    }
+
+    /// What the ledger knows of a production tag. A write that arrived although its answer was lost is recorded first: whatever
+    /// is intended later, what is there now is what we wrote last.
+    pub(super) async fn known(&self, place: &Place, production: Option<Digest>) -> Result<(Written, Option<Found>), Fault> {
+        let ledger = &self.engine.ledger;
+        let known = ledger.written(place).await?;
+        let Some(digest) = production.filter(|production| known.is_found(production) && !self.job.dry_run) else {
+            return Ok((known, None));
+        };
+        ledger.found(place, &digest).await?;
+        let found = Found { digest, previous: known.digest };
+        Ok((ledger.written(place).await?, Some(found)))
+    }
+
+    /// Both sides name `digest` under a tag: the ledger learns it, where that is news. A registry's word on a digest proves
+    /// nothing, so the manifest of a moving tag is read and hashed before. An explicit act goes by no agreement, and makes none.
+    pub(super) async fn agree(&self, place: &Place, tag: &Tag, digest: Digest, moving: bool) -> Result<(), Fault> {
+        if self.job.explicit {
+            return Ok(());
         }
-        Ok(plan::decide(job.rules, &known, &order))
+        let known = self.engine.ledger.written(place).await?;
+        match known.on_equality(&digest) {
+            Equality::Known => Ok(()),
+            Equality::Found => self.engine.ledger.found(place, &digest).await,
+            Equality::Agreed if moving && !self.proves(place, tag, digest).await? => Ok(()),
+            Equality::Agreed => {
+                let agreement = Agreement { tag: place.tag.clone(), digest, known };
+                self.engine.ledger.agree(&place.origin, &place.repository, vec![agreement]).await
+            }
+        }
+    }
+
+    /// Whether the source proves by the bytes that its tag names `digest`.
+    async fn proves(&self, place: &Place, tag: &Tag, digest: Digest) -> Result<bool, Fault> {
+        if self.engine.is_unproven(place, &digest) {
+            return Ok(false);
+        }
+        let read = self.engine.read_tag(&self.source, tag, self.manifests_errand(), self.stop).await;
+        let proven = match read {
+            Ok(read) => read == Some(digest),
+            Err(fault) if fault.class() == Class::Corrupt => {
+                self.engine.metrics.mismatched(self.source.registry());
+                false
+            }
+            Err(fault) => return Err(fault),
+        };
+        if !proven {
+            self.engine.note_unproven(place, &digest);
+        }
+        Ok(proven)
     }
 
     /// Finds out what belongs to the image that staging names. `None`: staging moved the tag meanwhile; the facts are new.
@@ -256,14 +335,6 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    pub(super) async fn resolve_source(&self, target: Target) -> Result<Option<Resolved>, Fault> {
-        self.ask_source(Traffic::Manifests, |source| {
-            let target = target.clone();
-            async move { source.resolve(&target).await }
-        })
-        .await
-    }
-
     /// What the job's own tag names at the source; a pinned digest stays what it is.
     pub(super) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
         if self.job.pinned.is_some() { Ok(self.job.pinned) } else { self.source_digest(&self.job.key.tag).await }
@@ -283,7 +354,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.engine.resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop).await
     }
 
-    fn manifests_errand(&self) -> Errand {
+    pub(super) fn manifests_errand(&self) -> Errand {
         Errand::from(Traffic::Manifests).ranked(self.job.rank)
     }
 

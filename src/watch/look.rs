@@ -22,12 +22,13 @@ use super::metrics::{Seen, Spot};
 use super::route::Route;
 use super::world::{Side, World};
 use crate::clock;
-use crate::endpoint::{Backend, Cursor, Source};
+use crate::endpoint::{Backend, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{self, Actor, Cause, Look, NamedTag, Outcome, Settled, Totals, Trouble};
+use crate::job::{self, Actor, Cause, Look, NamedTag, Place, Settled, Totals, Trouble};
+use crate::ledger::Written;
 use crate::oci::{Digest, RepositoryName, Tag};
-use crate::transfer::pages::List;
+use crate::transfer::pages::ListedTags;
 use crate::transfer::{Settle, Stop};
 
 /// What is asked of a look.
@@ -78,14 +79,16 @@ type There = HashMap<Tag, Option<Digest>>;
 /// A source repository's tags.
 struct Listing {
     at: Instant,
-    tags: HashMap<Tag, (Option<Digest>, Option<Timestamp>)>,
+    tags: ListedTags,
     chosen: Vec<Tag>,
+    /// Tags that the rules choose too, where only others are asked for.
+    siblings: Vec<Tag>,
     companions: Arc<BTreeMap<Tag, Option<Digest>>>,
     excluded: u64,
 }
 
-/// The tags of a destination, where they are asked for.
-type DestinationList = Result<Option<There>, Fault>;
+/// The tags of a destination, where they are asked for; `Some(None)`: there is no such list.
+type DestinationList = Result<Option<Option<There>>, Fault>;
 
 /// What a future that has been polled before comes to.
 async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
@@ -95,7 +98,7 @@ async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
 
 /// What one destination's look came to.
 #[derive(Default)]
-struct Found {
+struct SideLook {
     totals: Totals,
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
@@ -165,7 +168,7 @@ impl<B: Backend> Looking<'_, B> {
         self.ask.tags.is_empty() && !self.ask.wish.dry_run
     }
 
-    fn seen<'f>(&self, found: &'f Found) -> Seen<'f> {
+    fn seen<'f>(&self, found: &'f SideLook) -> Seen<'f> {
         let interrupted = found.trouble.iter().any(|trouble| trouble.class == Class::Cancelled.name());
         match &found.estimate {
             _ if !self.is_whole() || interrupted => Seen::Parts,
@@ -216,18 +219,18 @@ impl<B: Backend> Looking<'_, B> {
 
     async fn list_source(&self, source: &B::Repository, sides: &[Side<B::Repository>]) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
-        let Some(tags) = self.list(source).await? else { return Ok(None) };
+        let Some(tags) = self.world.engine.tags(source, self.stop).await? else { return Ok(None) };
         // What a route has named in its own source is never a source again.
         let own = |tag: &&Tag| !sides.iter().any(|side| side.is_itself(source) && side.naming.made(tag));
         let choice = self.route.selection.choose(tags.keys().filter(own));
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
         let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
         let excluded = if self.ask.tags.is_empty() { choice.excluded } else { named_but_left_out };
-        let mut chosen: Vec<Tag> = choice.chosen.into_iter().filter(wanted).collect();
+        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) = choice.chosen.into_iter().partition(wanted);
         chosen.sort_unstable();
-        let companions =
-            tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, (digest, _))| (tag.clone(), *digest)).collect();
-        Ok(Some(Listing { at, chosen, companions: Arc::new(companions), excluded: excluded as u64, tags }))
+        let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject());
+        let companions = companions.map(|(tag, listed)| (tag.clone(), listed.digest)).collect();
+        Ok(Some(Listing { at, chosen, siblings, companions: Arc::new(companions), excluded: excluded as u64, tags }))
     }
 
     /// The tags of a destination; `None` where only single tags are asked for.
@@ -235,18 +238,8 @@ impl<B: Backend> Looking<'_, B> {
         if !self.ask.tags.is_empty() {
             return Ok(None);
         }
-        let tags = self.list(&side.repository).await?.unwrap_or_default();
-        Ok(Some(tags.into_iter().map(|(tag, (digest, _))| (tag, digest)).collect()))
-    }
-
-    /// All tags of a repository. `None`: there is no such repository.
-    async fn list(&self, repository: &B::Repository) -> Result<Option<HashMap<Tag, (Option<Digest>, Option<Timestamp>)>>, Fault> {
-        let mut tags = HashMap::new();
-        let (origin, registry, stop) = (repository.origin(), repository.registry(), self.stop);
-        let list = List { what: repository.address(), origin, registry, stop };
-        let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
-        let exists = self.world.engine.pages(list, read, |tag| note(&mut tags, tag)).await?;
-        Ok(exists.then_some(tags))
+        let tags = self.world.engine.tags(&side.repository, self.stop).await?;
+        Ok(Some(tags.map(|tags| tags.into_iter().map(|(tag, listed)| (tag, listed.digest)).collect())))
     }
 
     /// Looks at one destination and has carried what differs there.
@@ -258,20 +251,29 @@ impl<B: Backend> Looking<'_, B> {
         list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
-    ) -> Found {
-        let known = self.recall_trouble(side);
+    ) -> SideLook {
+        let known = async {
+            self.recall_trouble(side).await?;
+            self.known(side, listing).await
+        };
         let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => {
                 let hints = self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await;
-                let view = View { looking: self, source, side, listing, list: None, shared, began, hints, refused: Arc::default() };
+                let view = View { hints, ..View::of(self, source, side, listing, shared, began) };
                 let estimate = if self.is_whole() { Some(view.estimate().await) } else { None };
-                return Found { estimate, ..self.blind(fault) };
+                return SideLook { estimate, ..self.blind(fault) };
             }
         };
-        let hints = self.hints(side).await;
-        let view = View { looking: self, source, side, listing, list, shared, began, hints, refused: Arc::default() };
-        let mut found = Found::default();
+        let has_list = matches!(list, Some(Some(_)));
+        let view = View {
+            list: list.map(Option::unwrap_or_default),
+            has_list,
+            hints: self.hints(side).await,
+            known,
+            ..View::of(self, source, side, listing, shared, began)
+        };
+        let mut found = SideLook::default();
         if let Some(list) = &view.list {
             let named: HashSet<Tag> = listing.tags.keys().filter_map(|tag| side.naming.name(tag)).collect();
             let ours = |tag: &&Tag| side.naming.made(tag) && !tag.travels_with_subject();
@@ -282,9 +284,7 @@ impl<B: Backend> Looking<'_, B> {
         found.trouble.extend(listing.chosen.iter().filter(|tag| !nameable(tag)).map(|tag| self.nameless(side, tag)));
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
             listing.chosen.iter().filter(nameable).cloned().partition(|tag| self.route.selection.is_moving(tag));
-        let mut conflicts = view.tend(fixed, &mut found).await;
-        // Fixed tags that were not looked at: the ledger knows of their conflicts.
-        conflicts.extend(known.iter().filter(|_| !self.ask.tags.is_empty()).copied());
+        let conflicts = view.tend(fixed, &mut found).await;
         let view = View { refused: Arc::new(conflicts), ..view };
         view.tend(moving, &mut found).await;
         found
@@ -299,45 +299,52 @@ impl<B: Backend> Looking<'_, B> {
         )))
     }
 
-    /// What the ledger says is in trouble there; returns the digests in conflict. The routine poll goes on from what this process
-    /// has seen itself.
-    async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<HashSet<Digest>, Fault> {
+    /// Has the engine know what the ledger says is in trouble there. The routine poll goes on from what this process has seen
+    /// itself.
+    async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
         if self.ask.cause.trusts_hints() {
-            return Ok(HashSet::new());
+            return Ok(());
         }
         let engine = &self.world.engine;
         let troubled = engine.ledger.troubled(side.repository.origin(), side.repository.repository()).await?;
-        let conflicts = troubled.iter().filter(|row| row.result == Outcome::Conflict).filter_map(|row| row.digest).collect();
         engine.remember_trouble(troubled.into_iter().map(|row| row.key));
-        Ok(conflicts)
+        Ok(())
     }
 
-    /// What the index says of production's tags: for the routine poll only.
+    /// What the ledger knows of production's tags: read once for the whole repository.
+    async fn known(&self, side: &Side<B::Repository>, listing: &Listing) -> Result<HashMap<Tag, Written>, Fault> {
+        let (ledger, origin) = (&self.world.engine.ledger, side.repository.origin());
+        if self.ask.tags.is_empty() {
+            return ledger.written_in(origin, side.repository.repository()).await;
+        }
+        let mut known = HashMap::new();
+        for tag in listing.chosen.iter().filter_map(|tag| side.naming.name(tag)) {
+            let (origin, repository) = (origin.clone(), side.repository.repository().clone());
+            let written = ledger.written(&Place { origin, repository, tag: tag.clone() }).await?;
+            known.insert(tag, written);
+        }
+        Ok(known)
+    }
+
+    /// What the index says of production's tags: for the routine poll only, and not of tags that were last seen to differ.
     async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
         if !self.ask.cause.trusts_hints() {
             return HashMap::new();
         }
-        self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await
+        let (engine, origin, repository) = (&self.world.engine, side.repository.origin(), side.repository.repository());
+        let troubled = engine.troubled_tags(&self.route.name, origin, repository);
+        let mut hints = engine.index.tags(origin, repository).await;
+        hints.retain(|tag, _| !troubled.contains(tag));
+        hints
     }
 
-    fn blind(&self, fault: Fault) -> Found {
+    fn blind(&self, fault: Fault) -> SideLook {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
-        Found {
+        SideLook {
             trouble: vec![Trouble { class: fault.class().name().into(), text }],
             totals: Totals { interrupted, ..Totals::default() },
-            ..Found::default()
+            ..SideLook::default()
         }
     }
-}
-
-/// Notes a tag; whether it is a new one. A tag that moves while its repository is listed may come twice: then only the tag
-/// itself tells what it names.
-fn note(tags: &mut HashMap<Tag, (Option<Digest>, Option<Timestamp>)>, tag: crate::endpoint::Tag) -> bool {
-    let before = tags.len();
-    let entry = tags.entry(tag.name).or_insert((tag.digest, tag.pushed));
-    if entry.0 != tag.digest {
-        *entry = (None, entry.1.max(tag.pushed));
-    }
-    tags.len() > before
 }

@@ -32,6 +32,7 @@ use crate::oci::RepositoryName;
 use crate::random;
 use crate::site::Site;
 use crate::telemetry::Changes;
+use crate::transfer::retry::CurrentRules;
 use crate::transfer::{Settle, Stop};
 
 /// Repositories whose trouble is remembered, so that it is logged once per change.
@@ -313,7 +314,9 @@ impl<B: Backend> Watch<B> {
     fn spawn_look(&mut self, world: Arc<World<B>>, key: LookKey, waiting: Waiting) {
         let (board, progress) = (self.board.clone(), self.progress.clone());
         let withdrawn = world.withdrawn.get(&key.route).cloned().unwrap_or_default();
-        let stop = Stop { withdrawn, ..self.stop.clone() };
+        let in_force = self.world.clone();
+        let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
+        let stop = Stop { withdrawn, rules, ..self.stop.clone() };
         let Waiting { ask, tell, .. } = waiting;
         let task = Task::Look { key: key.clone(), ask: ask.clone(), tell };
         let spawned = self.tasks.spawn(async move {

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
 use super::route::{Naming, Route, Routes};
-use crate::endpoint::{Backend, Source};
+use crate::endpoint::{Backend, Origin, Source};
 use crate::fault::Fault;
+use crate::job::{Key, TagRules};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
 use crate::site::{self, Site};
@@ -93,6 +94,24 @@ impl<B: Backend> World<B> {
     /// The site of that name. The config has made sure that there is one for every route.
     pub fn site(&self, name: &str) -> &B {
         self.sites.get(name).expect("the config names the registries of its routes")
+    }
+
+    /// The rules by which a job whose source is of that origin may go on; `None`: this config has no such job.
+    pub fn rules_of(&self, key: &Key, source: &Origin) -> Option<TagRules> {
+        let route = self.route(&key.route)?;
+        let owner = self.routes.of(route.from.registry(), &key.source)?;
+        let reads = owner.name == route.name && self.site(route.from.registry()).origin() == source;
+        if !reads || !route.selection.allows(&key.tag) {
+            return None;
+        }
+        let place = &key.destination;
+        let leads_there = |side: &Side<B::Repository>| {
+            let there = &side.repository;
+            let is_repository = *there.origin() == place.origin && *there.repository() == place.repository;
+            is_repository && side.naming.name(&key.tag).as_ref() == Some(&place.tag)
+        };
+        let is_wanted = self.destinations(route, &key.source).ok()?.iter().any(leads_there);
+        is_wanted.then(|| route.rules_for(&key.tag))
     }
 
     /// The source repository of a look.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blobferry::endpoint::Source as _;
-use blobferry::job::{Job, Outcome, Seen};
+use blobferry::job::{Job, Outcome, Seen, SeenBy};
 use blobferry::registry::profile::Quotas;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;
@@ -13,7 +13,10 @@ use crate::support::memory::Operation;
 
 /// Promotes tags that a look saw missing in production a while ago.
 async fn promote_late(world: &World, tags: &[String]) -> Vec<Ending> {
-    let jobs: Vec<Job> = tags.iter().map(|tag| Job { destination: Seen::Absent, fresh: true, ..world.job("app", tag) }).collect();
+    let jobs: Vec<Job> = tags
+        .iter()
+        .map(|tag| Job { destination: Seen::Absent, destination_by: SeenBy::List, fresh: true, ..world.job("app", tag) })
+        .collect();
     tokio::time::advance(Duration::from_secs(3)).await;
     futures::future::join_all(jobs.iter().map(|job| world.run(job))).await
 }

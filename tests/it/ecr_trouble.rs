@@ -316,6 +316,35 @@ async fn unordered_pages_lose_no_tag_and_name_nothing_old() {
     assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 10);
 }
 
+/// The last page shows `latest` once more, as it was before it moved.
+#[tokio::test]
+async fn promoting_every_tag_names_nothing_old_either() {
+    let ecr = demo().await;
+    let (old, new) = (Image::oci(1, &[100]), Image::oci(2, &[100]));
+    ecr.client().push("staging-demo-app", "v1", &old).await;
+    ecr.client().push("staging-demo-app", "latest", &new).await;
+    ecr.ways(|ways| ways.shows_again = Some(("latest".into(), old.digest().into())));
+    pipeline(&ecr).with_env("IMAGE_TAG", "*").run(&["promote"]).await.expect(0);
+    ecr.client().assert_holds("prod-demo-app", "latest", &new).await;
+}
+
+/// For a while after our own write DescribeImages shows what was there before. It decides neither drift nor equality.
+#[tokio::test]
+async fn a_list_that_is_behind_our_own_write_decides_nothing() {
+    let ecr = demo().await;
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[100]));
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    ecr.client().push("staging-demo-app", "latest", &first).await;
+    ferry.sync(&[]).await.expect(0);
+    ecr.freeze_list("prod-demo-app");
+    ecr.client().push("staging-demo-app", "latest", &second).await;
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("promoted"), 1);
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 1, "the list shows the first, and that is no drift");
+    ecr.client().push("staging-demo-app", "latest", &first).await;
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("promoted"), 1, "the list shows the first, and that is not equality");
+    ecr.client().assert_holds("prod-demo-app", "latest", &first).await;
+}
+
 #[tokio::test]
 async fn a_public_registry_is_a_source_without_any_identity() {
     let (public, production) = (Registry::distribution3(), Ecr::start(HOME).await);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
-use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, TagRules};
+use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, SeenBy, TagRules};
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
@@ -83,6 +83,7 @@ impl World {
             rules: TagRules { moving: true, ..TagRules::default() },
             source: Seen::Unknown,
             destination: Seen::Unknown,
+            destination_by: SeenBy::Tag,
             seen_at: Instant::now(),
             look_began: blobferry::clock::now(),
             fresh: false,
@@ -755,7 +756,8 @@ async fn a_manifest_is_written_after_its_children_however_they_are_nested() {
 #[tokio::test(start_paused = true)]
 async fn when_staging_moves_meanwhile_the_old_digest_is_not_named() {
     let world = World::new().slowly(MIB);
-    let layer = world.layer("app", 1, 5 * MIB);
+    // Staging's answer lasts for ten seconds.
+    let layer = world.layer("app", 1, 15 * MIB);
     world.image("app", "v1", &[layer]);
     let newer = world.image("app", "v2", &[]);
     let staging = world.staging.clone();

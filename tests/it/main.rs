@@ -27,6 +27,8 @@ mod lists;
 mod memory_bound;
 mod metrics;
 mod moto;
+mod naming;
+mod naming_program;
 mod orders;
 mod promote;
 mod referrers;

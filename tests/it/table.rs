@@ -26,6 +26,8 @@ enum Step {
     Pushed(Which),
     /// A pass of the program.
     Sync,
+    /// A pass of the program that reports what is in the way.
+    Reported,
     /// Staging's tag is deleted.
     Vanish,
 }
@@ -73,13 +75,44 @@ const TABLE: &[Cell] = &[
     cell(MOVING, PLAIN, &[Staged(A), Sync, Staged(B), Pushed(B)], ("up_to_date", Some(B))),
     // P ≠ S, P = L
     remembered(FIXED, PLAIN, &[Staged(A), Sync, Staged(B)], ("conflict", Some(A)), ("existing", Some(A))),
-    cell(MOVING, PLAIN, &[Staged(A), Sync, Staged(B)], ("promoted", Some(B))),
-    cell(MOVING, PLAIN, &[Staged(A), Sync, Staged(B), Sync, Staged(A)], ("promoted", Some(A))),
+    remembered(MOVING, PLAIN, &[Staged(A), Sync, Staged(B)], ("promoted", Some(B)), ("existing", Some(A))),
+    remembered(MOVING, PLAIN, &[Staged(A), Sync, Staged(B), Sync, Staged(A)], ("promoted", Some(A)), ("existing", Some(B))),
+    // the same, L agreed: both sides were equal, and nobody is known to have written it by our hand
+    remembered(FIXED, PLAIN, &[Staged(A), Pushed(A), Sync, Staged(B)], ("conflict", Some(A)), ("existing", Some(A))),
+    remembered(MOVING, PLAIN, &[Staged(A), Pushed(A), Sync, Staged(B)], ("promoted", Some(B)), ("existing", Some(A))),
+    // a person put there what staging came to name, after what we wrote
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Staged(B), Pushed(B), Sync, Staged(C)],
+        ("promoted", Some(C)),
+        ("existing", Some(B)),
+    ),
     // P ≠ S, P ≠ L, L known
     remembered(FIXED, PLAIN, &[Staged(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
     remembered(FIXED, PLAIN, &[Staged(A), Sync, Pushed(C), Staged(B)], ("drift", Some(C)), ("existing", Some(C))),
     remembered(MOVING, PLAIN, &[Staged(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
     remembered(MOVING, PLAIN, &[Staged(A), Sync, Pushed(C), Staged(B)], ("drift", Some(C)), ("existing", Some(C))),
+    remembered(FIXED, PLAIN, &[Staged(A), Pushed(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
+    remembered(MOVING, PLAIN, &[Staged(A), Pushed(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
+    // state lost: what a person did stays, also where staging holds that image under another tag
+    remembered(MOVING, PLAIN, &[Staged(A), Kept(C), Sync, Pushed(C), Reported], ("drift", Some(C)), ("existing", Some(C))),
+    // staging came to what was reported as drift, and nobody decided
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C), Reported, Staged(C), Sync, Staged(B)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    // a person went back to what was written: the drift is over
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C), Reported, Pushed(A), Sync, Staged(B)],
+        ("promoted", Some(B)),
+        ("existing", Some(A)),
+    ),
     remembered(FIXED, RESTORE, &[Staged(A), Sync, Pushed(C)], ("conflict", Some(C)), ("existing", Some(C))),
     remembered(MOVING, RESTORE, &[Staged(A), Sync, Pushed(C)], ("promoted", Some(A)), ("existing", Some(C))),
     remembered(MOVING, RESTORE, &[Staged(A), Sync, Pushed(C), Staged(B)], ("promoted", Some(B)), ("existing", Some(C))),
@@ -88,9 +121,11 @@ const TABLE: &[Cell] = &[
     cell(FIXED, ADOPT, &[Staged(A), Pushed(C)], ("conflict", Some(C))),
     cell(FIXED, PLAIN, &[Staged(A), Kept(C), Pushed(C)], ("existing", Some(C))),
     cell(MOVING, PLAIN, &[Staged(A), Pushed(C)], ("existing", Some(C))),
-    cell(MOVING, PLAIN, &[Staged(A), Kept(C), Pushed(C)], ("promoted", Some(A))),
+    cell(MOVING, PLAIN, &[Staged(A), Kept(C), Pushed(C)], ("existing", Some(C))),
     cell(MOVING, ADOPT, &[Staged(A), Pushed(C)], ("promoted", Some(A))),
-    // seen, but never written by us, is not L
+    // staging came to what was reported as existing, and nobody decided
+    cell(MOVING, PLAIN, &[Staged(A), Pushed(C), Sync, Staged(C), Sync, Staged(B)], ("existing", Some(C))),
+    // seen, but never written by us nor agreed on, is not L
     cell(FIXED, PLAIN, &[Staged(A), Pushed(C), Sync], ("existing", Some(C))),
     // S gone
     cell(FIXED, PLAIN, &[Staged(A), Kept(B), Sync, Vanish], ("", Some(A))),
@@ -159,6 +194,7 @@ impl Cell {
             Kept(which) => staging.client().push(repository, "kept", &image(which)).await,
             Pushed(which) => production.client().push(repository, self.tag, &image(which)).await,
             Sync => drop(ferry.sync(&[]).await.expect(0)),
+            Reported => drop(ferry.sync(&[]).await.expect(4)),
             Vanish => {
                 let named = staging.client().digest(repository, self.tag).await.expect("the tag is there before it vanishes");
                 staging.client().delete(repository, &named).await;
@@ -215,6 +251,30 @@ async fn a_digest_in_conflict_is_refused_under_moving_tags_too() {
     }
 }
 
+/// `latest` alone is asked for right after a push that also overwrote `v1`: no pass has seen that conflict yet. When `v1` is put
+/// right, neither the rows of the ledger nor a new name of the route stand in the way.
+#[tokio::test]
+async fn a_moving_tag_by_name_is_held_to_the_conflicts_of_now() {
+    let scene = Stage::new(Program::Distribution3).await;
+    let (old, new) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    for tag in ["v1", "v2", "latest"] {
+        scene.push().push("app", tag, &old).await;
+    }
+    scene.sync().await.expect(0);
+    scene.push().push("app", "v1", &new).await;
+    scene.push().push("app", "latest", &new).await;
+    let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
+    assert_eq!(run.job("latest")["result"], "refused");
+    assert_eq!(scene.there().digest("app", "latest").await.as_deref(), Some(old.digest()));
+    let run = scene.sync().await.expect(4);
+    assert_eq!((run.total("conflict"), run.total("refused")), (1, 1));
+    scene.push().push("app", "v1", &old).await;
+    let renamed = json!({"name": "another", "from": "staging/app", "to": "production/app", "tags": {"include": ["*"]}});
+    scene.ferry.write_config(&scene.config(|config| config.raw_route(renamed)));
+    scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
+    scene.there().assert_holds("app", "latest", &new).await;
+}
+
 #[tokio::test]
 async fn a_staging_tag_that_moves_meanwhile_is_not_named_from_old_facts() {
     let scene = Stage::new(Program::Distribution3).await;
@@ -225,8 +285,8 @@ async fn a_staging_tag_that_moves_meanwhile_is_not_named_from_old_facts() {
     let (run, ()) = tokio::join!(scene.sync(), async {
         gate.arrived(1).await;
         scene.push().push("app", "latest", &new).await;
-        // Facts are old after two seconds.
-        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        // Staging's answer lasts for ten seconds.
+        tokio::time::sleep(std::time::Duration::from_millis(10_500)).await;
         gate.open();
     });
     assert!(scene.target.of(&[Kind::ManifestPut]).iter().all(|put| !put.path.ends_with("/latest") || put.status == Some(201)));

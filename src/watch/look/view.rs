@@ -1,28 +1,32 @@
 //! A look at one destination: compares each chosen tag on both sides, has carried what differs, settles the rest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Estimate, Found, Listing, Looking, There};
+use super::{Estimate, Listing, Looking, SideLook, There};
 use crate::clock;
-use crate::endpoint::{Backend, Source, Tally};
-use crate::fault::Fault;
+use crate::endpoint::{Backend, Destination, Source, Tally};
+use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, Settled};
-use crate::ledger::Troubled;
+use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, SeenBy, Settled};
+use crate::ledger::{Agreement, Equality, Troubled, Written};
 use crate::oci::{Digest, Tag};
-use crate::transfer::Ending;
 use crate::transfer::limits::Traffic;
+use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::settle::Names;
+use crate::transfer::{Ending, Found};
 use crate::watch::board::JobStatus;
 use crate::watch::metrics::Spot;
 use crate::watch::world::Side;
+
+/// Agreements that are written together.
+const AGREEMENTS: usize = 1000;
 
 /// Digests of source tags that several destinations need: asked for once.
 #[derive(Default)]
@@ -35,9 +39,15 @@ pub(super) struct View<'a, B: Backend> {
     pub(super) side: &'a Side<B::Repository>,
     pub(super) listing: &'a Listing,
     pub(super) list: Option<There>,
+    /// Whether the destination has a list of tags.
+    pub(super) has_list: bool,
     pub(super) shared: Option<&'a SourceDigests>,
     pub(super) began: Timestamp,
     pub(super) hints: HashMap<Tag, TagHint>,
+    /// What the ledger knew of production's tags when the look began.
+    pub(super) known: HashMap<Tag, Written>,
+    /// What the ledger is to learn of tags that are equal.
+    pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
 }
 
@@ -45,6 +55,8 @@ pub(super) struct View<'a, B: Backend> {
 struct Compared {
     source: Seen,
     destination: Seen,
+    /// What production was asked for.
+    destination_by: SeenBy,
     /// When the older of the two was asked for.
     at: Instant,
     /// Whether production's side is the index's word.
@@ -53,7 +65,8 @@ struct Compared {
 
 impl Compared {
     fn nothing() -> Compared {
-        Compared { source: Seen::Unknown, destination: Seen::Unknown, at: Instant::now(), by_hint: false }
+        let (source, destination) = (Seen::Unknown, Seen::Unknown);
+        Compared { source, destination, destination_by: SeenBy::Tag, at: Instant::now(), by_hint: false }
     }
 
     fn equal(&self) -> Option<Digest> {
@@ -80,15 +93,41 @@ enum Tended {
     Settled(Box<Settled>),
 }
 
-impl<B: Backend> View<'_, B> {
+impl<'a, B: Backend> View<'a, B> {
+    /// A view of a destination that nothing is known of yet.
+    pub(super) fn of(
+        looking: &'a Looking<'a, B>,
+        source: &'a B::Repository,
+        side: &'a Side<B::Repository>,
+        listing: &'a Listing,
+        shared: Option<&'a SourceDigests>,
+        began: Timestamp,
+    ) -> View<'a, B> {
+        View {
+            looking,
+            source,
+            side,
+            listing,
+            list: None,
+            has_list: false,
+            shared,
+            began,
+            hints: HashMap::new(),
+            known: HashMap::new(),
+            agreements: Mutex::default(),
+            refused: Arc::default(),
+        }
+    }
+
     /// Compares tags and carries those that differ; returns the digests in conflict.
-    pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut Found) -> HashSet<Digest> {
+    pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut SideLook) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
         let at_once = self.looking.world.settings.tags;
         let mut tended =
             stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
+            self.record_agreements(AGREEMENTS).await;
             match tended {
                 Tended::Equal { digest, by_hint } => {
                     found.totals.add(Outcome::UpToDate);
@@ -111,6 +150,7 @@ impl<B: Backend> View<'_, B> {
                 }
             }
         }
+        self.record_agreements(1).await;
         if !equal.is_empty() && !self.looking.ask.wish.dry_run {
             let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
             self.looking.world.engine.index.remember_tags(origin, repository, equal).await;
@@ -130,9 +170,16 @@ impl<B: Backend> View<'_, B> {
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
             && !self.has_news(&digest).await
         {
-            return self.equal(tag, digest, &compared, tally.requests()).await;
+            return self.equal(tag, digest, &compared, &tally).await;
         }
-        let job = self.job(tag, &compared.without_hint());
+        let refused = match self.refused_by_siblings(tag, &compared, &tally).await {
+            Ok(refused) => refused,
+            Err(fault) => {
+                let job = self.job(tag, &Compared::nothing());
+                return self.settle(&job, Ending::failed(fault, tally.requests())).await;
+            }
+        };
+        let job = Job { refused, ..self.job(tag, &compared.without_hint()) };
         let looking = self.looking;
         let spot = Spot { route: &looking.route.name, registry: &self.side.registry, to: &self.side.to };
         if !job.dry_run {
@@ -171,7 +218,7 @@ impl<B: Backend> View<'_, B> {
         for tag in &self.listing.chosen {
             let Some(called) = self.side.naming.name(tag) else { continue };
             let known = self.hints.get(&called).map(|hint| hint.digest);
-            let named = match self.listing.tags.get(tag).and_then(|(digest, _)| *digest) {
+            let named = match self.listing.tags.get(tag).and_then(|listed| listed.digest) {
                 // A fixed tag that has arrived names what it named then.
                 None if known.is_some() && !looking.route.selection.is_moving(tag) => known,
                 None if known.is_some() && asked < MOST_ASKED => {
@@ -200,13 +247,130 @@ impl<B: Backend> View<'_, B> {
         self.looking.ask.digest.is_none_or(|expected| expected == *digest)
     }
 
-    /// An equal tag needs no job; it is settled only when somebody wants to read of it or when its trouble is over.
-    async fn equal(&self, tag: &Tag, digest: Digest, compared: &Compared, requests: u64) -> Tended {
+    /// An equal tag needs no job; it is settled only when somebody wants to read of it, when its trouble is over, or when a write
+    /// of ours turns out to have arrived.
+    async fn equal(&self, tag: &Tag, digest: Digest, compared: &Compared, tally: &Arc<Tally>) -> Tended {
+        let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
-        if !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key) {
+        let is_quiet = found.is_none() && !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key);
+        if is_quiet {
             return Tended::Equal { digest, by_hint: compared.by_hint };
         }
-        self.settle(&job, Ending::equal(digest, requests)).await
+        self.settle(&job, Ending { found, ..Ending::equal(digest, tally.requests()) }).await
+    }
+
+    /// Has the ledger learn that both sides name `digest`. Returns a write of ours whose answer was lost.
+    async fn learn(&self, tag: &Tag, digest: Digest, compared: &Compared, tally: &Arc<Tally>) -> Option<Found> {
+        // A hint does not confirm itself.
+        if compared.by_hint || self.looking.ask.wish.dry_run {
+            return None;
+        }
+        let called = self.there(tag);
+        let known = self.known.get(&called).cloned().unwrap_or_default();
+        match known.on_equality(&digest) {
+            Equality::Known => None,
+            Equality::Found => {
+                let found = self.looking.world.engine.ledger.found(&self.place(tag), &digest).await;
+                self.noted(found).map(|()| Found { digest, previous: known.digest })
+            }
+            Equality::Agreed => {
+                if !self.looking.route.selection.is_moving(tag) || self.proves(tag, digest, tally).await {
+                    let agreement = Agreement { tag: called, digest, known };
+                    self.agreements.lock().expect("nothing panics while it notes").push(agreement);
+                }
+                None
+            }
+        }
+    }
+
+    /// A registry's word on a digest proves nothing: before the ledger knows the digest of a moving tag, the source shows the
+    /// bytes under that tag. A source that cannot is not asked again for the same digest.
+    async fn proves(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> bool {
+        let (engine, place) = (&self.looking.world.engine, self.place(tag));
+        if engine.is_unproven(&place, &digest) {
+            return false;
+        }
+        let (source, errand) = (self.source.counted(tally), Traffic::Manifests.of_look());
+        let proven = match engine.read_tag(&source, tag, errand, self.looking.stop).await {
+            Ok(read) => read == Some(digest),
+            Err(fault) if fault.class() == Class::Corrupt => {
+                engine.metrics.mismatched(self.source.registry());
+                false
+            }
+            Err(fault) => {
+                tracing::debug!(source = self.source_name(tag), error = %fault.chain(), "the manifest of an equal tag could not be read");
+                return false;
+            }
+        };
+        if !proven {
+            engine.note_unproven(&place, &digest);
+        }
+        proven
+    }
+
+    /// Writes what the ledger is to learn, once there are so many.
+    async fn record_agreements(&self, least: usize) {
+        let agreements = {
+            let mut agreements = self.agreements.lock().expect("nothing panics while it notes");
+            if agreements.len() < least { Vec::new() } else { std::mem::take(&mut *agreements) }
+        };
+        if !agreements.is_empty() {
+            let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
+            self.noted(self.looking.world.engine.ledger.agree(origin, repository, agreements).await);
+        }
+    }
+
+    /// A ledger that cannot be written: the next look tries again.
+    fn noted(&self, written: Result<(), Fault>) -> Option<()> {
+        let told = |fault: &Fault| tracing::error!(destination = %self.side.repository.address(), error = %fault.chain(), "the ledger could not be written");
+        written.inspect_err(told).ok()
+    }
+
+    /// Digests that a moving tag must not get. Where it is asked for by name, the fixed tags of its repository are not looked
+    /// at: those that name the same digest at staging are compared with production here, as they are now.
+    async fn refused_by_siblings(&self, tag: &Tag, compared: &Compared, tally: &Arc<Tally>) -> Result<Arc<HashSet<Digest>>, Fault> {
+        let selection = &self.looking.route.selection;
+        let fixed = || self.listing.siblings.iter().filter(|sibling| !selection.is_moving(sibling));
+        let asks = selection.is_moving(tag) && compared.source != Seen::Absent && fixed().next().is_some();
+        if !asks {
+            return Ok(self.refused.clone());
+        }
+        let digest = match compared.source {
+            Seen::At(digest) => digest,
+            Seen::Unknown | Seen::Absent => match self.source_digest(tag, tally).await? {
+                Seen::At(digest) => digest,
+                Seen::Unknown | Seen::Absent => return Ok(self.refused.clone()),
+            },
+        };
+        let conflicts = fixed().map(|sibling| self.is_in_conflict(sibling, digest, tally).boxed());
+        let mut conflicts = stream::iter(conflicts.collect::<Vec<_>>()).buffer_unordered(self.looking.world.settings.tags);
+        while let Some(is_in_conflict) = conflicts.next().await {
+            if is_in_conflict? {
+                let others = self.refused.iter().copied();
+                return Ok(Arc::new(others.chain([digest]).collect()));
+            }
+        }
+        Ok(self.refused.clone())
+    }
+
+    /// Whether a fixed tag names `digest` at staging and is in conflict over it.
+    async fn is_in_conflict(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> Result<bool, Fault> {
+        let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
+        let source = match listed {
+            Some(listed) => Seen::At(listed),
+            None => self.source_digest(tag, tally).await?,
+        };
+        let Some(called) = self.side.naming.name(tag).filter(|_| source == Seen::At(digest)) else { return Ok(false) };
+        let destination = self.resolve(&self.side.repository, &called, tally).await?.digest();
+        let known = self.looking.world.engine.ledger.written(&self.place(tag)).await?;
+        let facts = Facts {
+            source: Some(digest),
+            destination,
+            ledger_known: known.known(),
+            ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
+        };
+        let decision = plan::decide(self.looking.route.rules_for(tag), &facts, &Order::default());
+        Ok(matches!(decision, Decision::Conflict(_)))
     }
 
     async fn settle(&self, job: &Job, ending: Ending) -> Tended {
@@ -227,14 +391,17 @@ impl<B: Backend> View<'_, B> {
     async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
         let now = Instant::now();
         let called = &self.there(tag);
-        let listed = self.listing.tags.get(tag).and_then(|(digest, _)| *digest);
-        if self.list.as_ref().is_some_and(|list| !list.contains_key(called)) {
+        let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
+        let there = self.list.as_ref().and_then(|list| *list.get(called)?);
+        let may_be_behind = self.may_be_behind(called, there);
+        if !may_be_behind && self.list.as_ref().is_some_and(|list| !list.contains_key(called)) {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
                 (None, None) => Seen::Unknown,
             };
-            return Ok(Compared { source, destination: Seen::Absent, at: self.listing.at, by_hint: false });
+            let destination_by = if self.has_list { SeenBy::List } else { SeenBy::MissingList };
+            return Ok(Compared { source, destination: Seen::Absent, destination_by, at: self.listing.at, by_hint: false });
         }
         let source = async {
             match listed {
@@ -242,14 +409,21 @@ impl<B: Backend> View<'_, B> {
                 None => self.source_digest(tag, tally).await,
             }
         };
-        let there = self.list.as_ref().and_then(|list| *list.get(called)?);
+        let there = there.filter(|_| !may_be_behind);
         let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
         let hint = if there.is_none() { self.fresh_hint(called) } else { None };
         if let Some(known) = there.or(hint) {
-            return Ok(Compared { source: source.await?, destination: Seen::At(known), at, by_hint: hint.is_some() });
+            let destination = Seen::At(known);
+            return Ok(Compared { source: source.await?, destination, destination_by: SeenBy::List, at, by_hint: hint.is_some() });
         }
         let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
-        Ok(Compared { source, destination, at, by_hint: false })
+        Ok(Compared { source, destination, destination_by: SeenBy::Tag, at, by_hint: false })
+    }
+
+    /// Whether production's listing may still show what was there before our own write: then the tag itself is asked.
+    fn may_be_behind(&self, tag: &Tag, listed: Option<Digest>) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        !is_current && self.known.get(tag).is_some_and(|known| known.may_be_behind(listed, clock::now()))
     }
 
     /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on.
@@ -308,11 +482,7 @@ impl<B: Backend> View<'_, B> {
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
         static SEQUENCE: AtomicU64 = AtomicU64::new(0);
         let looking = self.looking;
-        let place = Place {
-            origin: self.side.repository.origin().clone(),
-            repository: self.side.repository.repository().clone(),
-            tag: self.there(tag),
-        };
+        let place = self.place(tag);
         Job {
             key: Key {
                 route: looking.route.name.clone(),
@@ -323,6 +493,7 @@ impl<B: Backend> View<'_, B> {
             rules: looking.route.rules_for(tag),
             source: compared.source,
             destination: compared.destination,
+            destination_by: compared.destination_by,
             seen_at: compared.at,
             look_began: self.began,
             fresh: self.list.as_ref().is_some_and(There::is_empty),
@@ -334,11 +505,19 @@ impl<B: Backend> View<'_, B> {
             replace: None,
             dry_run: looking.ask.wish.dry_run,
             refused: self.refused.clone(),
-            pushed: self.listing.tags.get(tag).and_then(|(_, pushed)| *pushed),
+            pushed: self.listing.tags.get(tag).and_then(|listed| listed.pushed),
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: Rank::of(looking.ask.cause, !looking.ask.tags.is_empty()),
             max_wait: looking.ask.max_wait(),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn place(&self, tag: &Tag) -> Place {
+        Place {
+            origin: self.side.repository.origin().clone(),
+            repository: self.side.repository.repository().clone(),
+            tag: self.there(tag),
         }
     }
 

@@ -186,7 +186,6 @@ fn play<F: Future<Output = ()>>(script: impl FnOnce() -> F + Send + 'static) {
 /// Every answer to the PUT of `latest` was lost, though it was applied. Later looks saw both sides equal and recorded nothing.
 /// When a person rolled back, the older digest still counted as ours, and the rollback was undone.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_rollback_after_lost_answers_stays() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -211,7 +210,6 @@ fn a_rollback_after_lost_answers_stays() {
 
 /// The same, but the process was killed before the answer.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_rollback_after_a_kill_stays() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -236,7 +234,6 @@ fn a_rollback_after_a_kill_stays() {
 
 /// The PUT was told to come back in 12 s. A person pushed the fixed tag to production meanwhile; it was overwritten.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_put_that_is_sent_again_asks_production_again() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -255,7 +252,6 @@ fn a_put_that_is_sent_again_asks_production_again() {
 
 /// The fixed tag was in production, but not in its list: it was overwritten without a question.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_list_that_lags_says_nothing_about_absence() {
     for hides in [false, true] {
         for kind in [Kind::Generic, Kind::Ghcr, Kind::Quay, Kind::Harbor] {
@@ -280,7 +276,6 @@ fn a_list_that_lags_says_nothing_about_absence() {
 
 /// Staging said yes to any digest that it was asked about: production's own `latest` and its own signature were replaced.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
     play(|| async {
         let mut stage = Stage::new(Kind::Generic);
@@ -303,7 +298,6 @@ fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
 
 /// Drift was kept. Then the state was deleted, and the next look overwrote what the person had put there.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_lost_state_makes_careful() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -329,7 +323,6 @@ fn a_lost_state_makes_careful() {
 
 /// `latest` was asked for by name while its digest was in conflict under a fixed tag of the same push: it was promoted.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_digest_in_conflict_is_refused_by_name_as_well() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -625,7 +618,6 @@ fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
 
 /// A drift that had just been reported became "equal again" at the next poll, which believed a hint.
 #[test]
-#[ignore = "red until its cure is there"]
 fn drift_stays_reported_until_it_is_over() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -645,7 +637,6 @@ fn drift_stays_reported_until_it_is_over() {
 
 /// A list that lagged behind our own promotion alone decided that somebody had changed production.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_list_that_lags_behind_a_promotion_is_no_drift() {
     play(|| async {
         let mut stage = Stage::new(Kind::Ecr);

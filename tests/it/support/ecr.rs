@@ -62,6 +62,8 @@ pub struct Ways {
     pub page: usize,
     /// A tag moved while it was listed: it shows at the end once more, with this digest.
     pub shows_again: Option<(String, String)>,
+    /// DescribeImages of these repositories shows the tags of then.
+    pub stale: BTreeMap<String, BTreeMap<String, String>>,
     /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
     pub parts: Option<u64>,
     /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
@@ -190,6 +192,13 @@ impl Ecr {
             kept.images.insert(digest.clone(), 1_760_000_000.0);
             kept.tags.insert(tag, digest);
         }
+    }
+
+    /// From now on DescribeImages shows the repository's tags as they are now.
+    pub fn freeze_list(&self, repository: &str) {
+        let mut state = self.shared.state();
+        let tags = state.repositories.get(repository).map(|kept| kept.tags.clone()).unwrap_or_default();
+        state.ways.stale.insert(repository.into(), tags);
     }
 
     pub fn archive(&self, repository: &str, digest: &str) {

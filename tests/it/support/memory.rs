@@ -114,6 +114,7 @@ struct State {
     blobs: HashMap<Digest, Bytes>,
     sessions: HashMap<String, Vec<u8>>,
     sessions_opened: u64,
+    claims: HashMap<(RepositoryName, oci::Tag), Digest>,
     log: Vec<Call>,
     planned: HashMap<Operation, VecDeque<Planned>>,
     read_faults: HashMap<Digest, VecDeque<ReadFault>>,
@@ -207,6 +208,16 @@ impl Registry {
         self.plan(operation, Planned::Before(Box::new(happens)));
     }
 
+    /// Forgets what was planned.
+    pub fn forget_plans(&self) {
+        self.state().planned.clear();
+    }
+
+    /// HEAD tells the truth again.
+    pub fn forget_claims(&self) {
+        self.state().claims.clear();
+    }
+
     fn plan(&self, operation: Operation, planned: Planned) {
         self.state().planned.entry(operation).or_default().push_back(planned);
     }
@@ -293,6 +304,13 @@ impl Registry {
     /// Points a tag at a digest, as somebody else might.
     pub fn tag(&self, repository: &str, tag: &str, digest: &Digest) {
         self.state().content(repository).tags.insert(tag.parse().expect("a test names its tags well"), *digest);
+    }
+
+    /// From now on HEAD says that a tag names `digest`, whatever it names.
+    pub fn claim(&self, repository: &str, tag: &str, digest: &Digest) {
+        let repository = repository.parse().expect("a test names its repositories well");
+        let tag = tag.parse().expect("a test names its tags well");
+        self.state().claims.insert((repository, tag), *digest);
     }
 
     /// Takes a tag away, as somebody else might.

@@ -124,7 +124,7 @@ impl Shared {
     /// One page, newest digests in no order at all.
     fn images(&self, name: &str, kept: &Kept, asked: &Value, ways: &Ways) -> Value {
         let mut tags: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (tag, digest) in &kept.tags {
+        for (tag, digest) in ways.stale.get(name).unwrap_or(&kept.tags) {
             tags.entry(digest).or_default().push(tag);
         }
         let from: usize = asked["nextToken"].as_str().map_or(0, |token| token.parse().expect("our own token"));

@@ -12,7 +12,8 @@ use blobferry::endpoint::{
     Tally, Upload, UploadStyle,
 };
 use blobferry::fault::Fault;
-use blobferry::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
+use blobferry::oci::media_type::OCI_MANIFEST;
+use blobferry::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -168,6 +169,11 @@ impl Source for Repository {
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
         self.call(Operation::Resolve, target, |state| {
+            if let Target::Tag(tag) = target
+                && let Some(claimed) = state.claims.get(&(self.name.clone(), tag.clone()))
+            {
+                return Some(Resolved { digest: Some(*claimed), media_type: MediaType::new(OCI_MANIFEST), size: None });
+            }
             let (digest, media_type, bytes) = state.manifest(&self.name, target)?;
             let claims = state.settings.claims_digests;
             Some(Resolved { digest: claims.then_some(digest), media_type, size: claims.then_some(bytes.len() as u64) })
