@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use super::Deadlines;
-use super::redirect::{Guard, Resolver, Whose};
+use super::redirect::{Guard, Resolver, Resolves, Whose};
 use crate::fault::Fault;
 
 /// Whom a registry trusts and who it is to them.
@@ -118,7 +118,7 @@ impl Plan {
         })
     }
 
-    fn base(&self, trusting: bool) -> ClientBuilder {
+    fn base(&self, trusting: bool, resolves: Resolves) -> ClientBuilder {
         let mut builder = Client::builder()
             .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -126,7 +126,7 @@ impl Plan {
             .connect_timeout(self.connect)
             .pool_idle_timeout(Duration::from_secs(15))
             .tcp_keepalive(Duration::from_secs(30))
-            .dns_resolver(Resolver(self.guard.clone()));
+            .dns_resolver(Resolver { guard: self.guard.clone(), resolves });
         if self.loopback {
             builder = builder.no_proxy();
         }
@@ -134,7 +134,7 @@ impl Plan {
     }
 
     fn known(&self, trusting: bool) -> ClientBuilder {
-        let builder = self.base(trusting);
+        let builder = self.base(trusting, Resolves::Own);
         match &self.identity {
             Some(identity) => builder.identity(identity.clone()),
             None => builder,
@@ -154,9 +154,9 @@ impl Plan {
     async fn foreign(&self) -> Result<Client, Fault> {
         let plan = self.clone();
         let built = tokio::task::spawn_blocking(move || {
-            let trusting = plan.base(true).http1_only().build();
+            let trusting = plan.base(true, Resolves::Foreign).http1_only().build();
             match trusting {
-                Err(_) if plan.url.scheme() == "http" => plan.base(false).http1_only().build(),
+                Err(_) if plan.url.scheme() == "http" => plan.base(false, Resolves::Foreign).http1_only().build(),
                 built => built,
             }
         });

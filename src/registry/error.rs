@@ -4,6 +4,7 @@
 //! status, and a code that says "not retryable" beats a 5xx (distribution answers 500 with MANIFEST_BLOB_UNKNOWN).
 //! Texts of peers are clipped; queries of URLs are never shown.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::allowed::reset;
+use super::auth::Secrets;
 use super::redirect::Refused;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
@@ -81,6 +83,16 @@ pub(super) struct Refusal {
     pub(super) entries: Vec<Entry>,
 }
 
+impl Entry {
+    fn without(self, secrets: &Secrets) -> Entry {
+        let scrub = |text: String| match secrets.scrub(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(scrubbed) => scrubbed,
+        };
+        Entry { code: scrub(self.code), message: scrub(self.message), detail: scrub(self.detail) }
+    }
+}
+
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
@@ -94,8 +106,11 @@ struct Document {
 impl Refusal {
     /// Reads an answer. The body may be JSON of the specification, other JSON, XML of a storage service, HTML, text or
     /// nothing.
-    pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Refusal {
-        Refusal { status, after: retry_after(headers, clock::now()), entries: entries(body) }
+    ///
+    /// `secrets` have been sent with the request, and are nowhere in what is read.
+    pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> Refusal {
+        let entries = entries(body, secrets).into_iter().map(|entry| entry.without(secrets)).collect();
+        Refusal { status, after: retry_after(headers, clock::now()), entries }
     }
 
     /// The status.
@@ -236,24 +251,24 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// Most entries that are looked at.
 const MOST_ENTRIES: usize = 64;
 
-fn entries(body: &[u8]) -> Vec<Entry> {
+fn entries(body: &[u8], secrets: &Secrets) -> Vec<Entry> {
     match serde_json::from_slice::<Document>(body) {
-        Ok(document) => document_entries(document),
-        Err(_) => plain_entry(&String::from_utf8_lossy(body)).into_iter().collect(),
+        Ok(document) => document_entries(document, secrets),
+        Err(_) => plain_entry(&secrets.scrub(&String::from_utf8_lossy(body))).into_iter().collect(),
     }
 }
 
-fn document_entries(document: Document) -> Vec<Entry> {
+fn document_entries(document: Document, secrets: &Secrets) -> Vec<Entry> {
     if let Some(serde_json::Value::Array(errors)) = &document.errors {
-        return errors.iter().take(MOST_ENTRIES).map(spec_entry).collect();
+        return errors.iter().take(MOST_ENTRIES).map(|error| spec_entry(error, secrets)).collect();
     }
     let words: Vec<String> = [document.error, document.message, document.errors].iter().flatten().map(text_of).collect();
     if words.is_empty() { Vec::new() } else { vec![Entry { message: words.join(": "), ..Entry::default() }] }
 }
 
-fn spec_entry(value: &serde_json::Value) -> Entry {
+fn spec_entry(value: &serde_json::Value, secrets: &Secrets) -> Entry {
     let text = |key: &str| value.get(key).filter(|value| !value.is_null()).map(text_of).unwrap_or_default();
-    Entry { code: text("code").to_ascii_uppercase(), message: text("message"), detail: text("detail") }
+    Entry { code: secrets.scrub(&text("code")).to_ascii_uppercase(), message: text("message"), detail: text("detail") }
 }
 
 fn text_of(value: &serde_json::Value) -> String {
@@ -336,7 +351,8 @@ fn chain(error: &reqwest::Error) -> String {
     text
 }
 
-fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
+/// What caused an error, of this type.
+pub(super) fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut next = error.source();
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<T>() {
@@ -362,7 +378,7 @@ mod tests {
     }
 
     fn refusal(status: u16, body: &str) -> Refusal {
-        Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+        Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), &Secrets::default())
     }
 
     const WAITS: [u16; 18] = [408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530];
@@ -488,7 +504,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_never_panics(body in proptest::collection::vec(any::<u8>(), 0..300), status in 100u16..=999) {
-            let refusal = Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body);
+            let refusal = Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body, &Secrets::default());
             let _ = refusal.fault(&about());
         }
     }

@@ -204,7 +204,12 @@ mod tests {
 
     fn refusal(status: u16, errors: serde_json::Value) -> Refusal {
         let body = json!({ "errors": errors }).to_string();
-        Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+        Refusal::read(
+            StatusCode::from_u16(status).unwrap(),
+            &HeaderMap::new(),
+            body.as_bytes(),
+            &crate::registry::auth::Secrets::default(),
+        )
     }
 
     fn tag() -> Target {

@@ -126,7 +126,9 @@ impl Registry {
         let Settings { name, url, credentials, kind, tls, token_realms, insecure, deadlines } = settings;
         let kind = kind.unwrap_or_else(|| Kind::recognise(url.host_str().unwrap_or_default()));
         let base = canonical(&name, url, kind)?;
-        let guard = Arc::new(Guard::new(base.clone()));
+        let guard = Guard::new(base.clone()).with_listed(&token_realms);
+        // The clients take no proxy to this machine.
+        let guard = Arc::new(if is_loopback(&base) { guard } else { guard.with_proxies() });
         let clients = Clients::new(&name, &base, &tls, !token_realms.is_empty(), &deadlines, guard.clone())?;
         let authority = auth::Settings {
             registry: name.clone(),
@@ -136,7 +138,7 @@ impl Registry {
             insecure,
             deadline: deadlines.answer,
         };
-        let authority = Authority::new(authority, clients.api.clone());
+        let authority = Authority::guarded(authority, clients.api.clone(), guard.clone());
         let (meter, host, origin) =
             (metrics.meter(&name), host_of(&base).into(), Origin::new(&base.origin().ascii_serialization()));
         let transport = Transport {
@@ -197,6 +199,10 @@ impl Registry {
     /// # Errors
     /// As any request; another service at this address is `Rejected`.
     pub async fn ping(&self) -> Result<(), Fault> {
+        self.check_version().await.map_err(|fault| self.transport().scrubbed(fault))
+    }
+
+    async fn check_version(&self) -> Result<(), Fault> {
         let about = self.about("check the registry");
         let scopes = Scopes::none();
         let call = Call::new(Operation::Ping, Method::GET, self.transport().url("/v2/"), &scopes, &about);
@@ -266,6 +272,11 @@ impl Repository {
         self.registry.transport()
     }
 
+    /// What goes out of here holds no credential that the registry has seen.
+    fn scrubbed<T>(&self, result: Result<T, Fault>) -> Result<T, Fault> {
+        result.map_err(|fault| self.transport().scrubbed(fault))
+    }
+
     /// What is being done to this repository; `reference` is empty, `:tag` or `@digest`.
     fn about(&self, doing: &'static str, reference: &str) -> About {
         About::new(doing, &self.transport().name, format!("{}/{}{reference}", self.registry.host(), self.name))
@@ -300,15 +311,15 @@ impl Source for Repository {
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
-        self.tag_page(cursor).await
+        self.scrubbed(self.tag_page(cursor).await)
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        self.head_manifest(target).await
+        self.scrubbed(self.head_manifest(target).await)
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
-        self.read_manifest(target).await
+        self.scrubbed(self.read_manifest(target).await)
     }
 
     fn lists_referrers(&self) -> Option<bool> {
@@ -316,11 +327,11 @@ impl Source for Repository {
     }
 
     async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.referrer_page(subject, cursor).await
+        self.scrubbed(self.referrer_page(subject, cursor).await)
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        self.blob_bytes(blob, offset).await
+        self.scrubbed(self.blob_bytes(blob, offset).await)
     }
 }
 
@@ -334,15 +345,15 @@ impl Destination for Repository {
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
-        self.blob_presence(digest).await
+        self.scrubbed(self.blob_presence(digest).await)
     }
 
     async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
-        self.open(digest, from).await
+        self.scrubbed(self.open(digest, from).await)
     }
 
     async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        self.chunk(upload, offset, length, body).await
+        self.scrubbed(self.chunk(upload, offset, length, body).await)
     }
 
     async fn finish_upload(
@@ -353,18 +364,18 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.close(upload, digest, offset, length, body).await
+        self.scrubbed(self.close(upload, digest, offset, length, body).await)
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
-        self.held(upload).await
+        self.scrubbed(self.held(upload).await)
     }
 
     async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
-        self.abandon(upload).await
+        self.scrubbed(self.abandon(upload).await)
     }
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
-        self.write_manifest(target, manifest).await
+        self.scrubbed(self.write_manifest(target, manifest).await)
     }
 }

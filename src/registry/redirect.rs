@@ -1,15 +1,22 @@
 //! Where a request may go next, and whether our credentials may go with it.
 //!
 //! Credentials belong to one scheme, host and port. Redirects and upload locations elsewhere are followed without them;
-//! refused are another scheme than http and https, a downgrade to http, names and passwords in the address, and addresses
-//! inside (loopback, link-local, private) unless the registry itself is there. Literal addresses are judged here; names
-//! are judged when they are resolved, by [`Guard`].
+//! refused are another scheme than http and https, a downgrade to http, names and passwords in the address, metadata
+//! addresses, and other addresses inside (loopback, link-local, private) unless the registry itself answers from there.
+//!
+//! Literal addresses are judged by [`Guard::judge`], names when they are resolved, by [`Resolver`]: the connection goes to
+//! the addresses that were judged. Where the registry is counts by the address that an answer came from, after TLS, and the
+//! least inside one of all answers: the registry's DNS may name any address, but cannot answer from it.
+//!
+//! Behind a proxy of the environment names are resolved at the proxy. They are resolved here before ([`Guard::admit`]), and
+//! refused where that gives an address inside; what does not resolve here is the proxy's to judge.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
@@ -43,7 +50,7 @@ impl Reach {
             Reach::Loopback
         } else if address.is_link_local() || address.is_broadcast() || address.is_multicast() {
             Reach::LinkLocal
-        } else if address.is_private() || (octets[0] == 100 && octets[1] & 0xc0 == 64) {
+        } else if address.is_private() || is_special(octets) {
             Reach::Private
         } else {
             Reach::Public
@@ -52,11 +59,9 @@ impl Reach {
 
     fn of_v6(address: Ipv6Addr) -> Reach {
         let segments = address.segments();
-        // An IPv4 address in other clothes: mapped, compatible, or behind a translator.
-        let embedded = Ipv4Addr::from(((u32::from(segments[6])) << 16) | u32::from(segments[7]));
         match segments {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Reach::Loopback,
-            [0, 0, 0, 0, 0, 0xffff | 0, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => Reach::of_v4(embedded),
+            _ if embedded(address).is_some() => embedded(address).map_or(Reach::Public, Reach::of_v4),
             [first, ..] if first & 0xffc0 == 0xfe80 || first & 0xff00 == 0xff00 => Reach::LinkLocal,
             [first, ..] if first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfec0 => Reach::Private,
             _ => Reach::Public,
@@ -73,18 +78,59 @@ impl Reach {
         }
     }
 
-    fn from_bits(bits: u8) -> Reach {
-        match bits {
-            0 => Reach::Public,
-            1 => Reach::Private,
-            2 => Reach::LinkLocal,
-            _ => Reach::Loopback,
-        }
+    fn from_bits(bits: u8) -> Option<Reach> {
+        [Reach::Public, Reach::Private, Reach::LinkLocal, Reach::Loopback].into_iter().find(|reach| *reach as u8 == bits)
     }
 
     /// Whether a registry that is here may send us `there`.
     fn may_lead_to(self, there: Reach) -> bool {
         there == Reach::Public || there == self || (self == Reach::Loopback && there == Reach::Private)
+    }
+}
+
+/// Ranges that no public server has: shared by carriers, of protocols, of benchmarks, reserved (RFC 6890).
+fn is_special([first, second, third, _]: [u8; 4]) -> bool {
+    (first == 100 && second & 0xc0 == 64)
+        || (first, second, third) == (192, 0, 0)
+        || (first == 198 && second & 0xfe == 18)
+        || first >= 240
+}
+
+/// The IPv4 address that an IPv6 address leads to: mapped, compatible, behind a translator (RFC 6052, RFC 8215), or of 6to4.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let segments = address.segments();
+    let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
+    match segments {
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low] => Some(of(high, low)),
+        [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => Some(of(high, low)),
+        [0x2002, high, low, ..] => Some(of(high, low)),
+        _ => None,
+    }
+}
+
+/// Whether clouds answer there with what only the machine itself may know: its credentials, its configuration, its DNS.
+///
+/// Amazon: 169.254.169.0/24, 169.254.170.0/24 (containers) and fd00:ec2::/32; Azure: 168.63.129.16; Google: fd20:ce::254;
+/// Alibaba: 100.100.100.200; Oracle: 192.0.0.192; Scaleway: 169.254.42.42. The others answer at 169.254.169.254.
+pub(super) fn is_metadata(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => match address.octets() {
+            [169, 254, 169 | 170, _] | [169, 254, 42, 42] => true,
+            [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => true,
+            _ => false,
+        },
+        IpAddr::V6(address) => match address.segments() {
+            [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254] => true,
+            _ => embedded(address).is_some_and(|embedded| is_metadata(embedded.into())),
+        },
+    }
+}
+
+fn is_metadata_literal(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => is_metadata(address.into()),
+        Some(Host::Ipv6(address)) => is_metadata(address.into()),
+        _ => false,
     }
 }
 
@@ -108,6 +154,9 @@ pub(super) enum Refused {
     /// The address is inside and the registry is not.
     #[error("the answer leads to an address inside this network ({0}), where the registry itself is not")]
     Inside(String),
+    /// Metadata services of clouds answer at the address.
+    #[error("the answer leads to the address of a metadata service ({0}), which is never followed")]
+    Metadata(String),
     /// The same address came twice.
     #[error("the redirects go in a circle")]
     Circle,
@@ -131,19 +180,41 @@ pub(super) enum Whose {
 /// What judges addresses for one registry, and what it has learnt of the registry's own.
 pub(super) struct Guard {
     base: Url,
+    /// The least inside of the addresses that answers came from; [`UNKNOWN`] before the first.
     reach: AtomicU8,
-    followed: Mutex<HashMap<String, usize>>,
+    /// Names that the config trusts as token servers, wherever they are.
+    listed: Vec<String>,
+    /// The proxies of the environment, where requests take them.
+    proxies: Option<Matcher>,
 }
 
+const UNKNOWN: u8 = u8::MAX;
+/// How long a name that a proxy resolves may take to be resolved here.
+const RESOLVING: Duration = Duration::from_secs(5);
+
 impl Guard {
-    /// The guard of the registry at `base`.
+    /// The guard of the registry at `base`, which no proxy stands in front of.
     pub(super) fn new(base: Url) -> Guard {
-        let reach = AtomicU8::new(Reach::of_literal(&base) as u8);
-        Guard { base, reach, followed: Mutex::default() }
+        Guard { base, reach: AtomicU8::new(UNKNOWN), listed: Vec::new(), proxies: None }
+    }
+
+    /// The same with token servers that the config lists (`host` or `host:port`).
+    pub(super) fn with_listed(self, realms: &[String]) -> Guard {
+        let name = |realm: &String| realm.split(':').next().unwrap_or_default().trim().to_ascii_lowercase();
+        Guard { listed: realms.iter().map(name).collect(), ..self }
+    }
+
+    /// The same with the proxies that the environment names.
+    pub(super) fn with_proxies(self) -> Guard {
+        Guard { proxies: Some(Matcher::from_env()), ..self }
     }
 
     /// Judges `to`, which an answer of `from` named.
     pub(super) fn judge(&self, from: &Url, to: &Url) -> Result<Whose, Refused> {
+        self.judge_from(self.reach(), from, to)
+    }
+
+    fn judge_from(&self, reach: Reach, from: &Url, to: &Url) -> Result<Whose, Refused> {
         if !matches!(to.scheme(), "http" | "https") || to.host().is_none() {
             return Err(Refused::Scheme);
         }
@@ -154,10 +225,13 @@ impl Guard {
         if from.scheme() == "https" && to.scheme() == "http" {
             return Err(Refused::Downgrade(host()));
         }
+        if is_metadata_literal(to) {
+            return Err(Refused::Metadata(host()));
+        }
         if to.origin() == self.base.origin() {
             return Ok(Whose::Own);
         }
-        if to.host() != self.base.host() && !self.reach().may_lead_to(Reach::of_literal(to)) {
+        if to.host() != self.base.host() && !reach.may_lead_to(Reach::of_literal(to)) {
             return Err(Refused::Inside(host()));
         }
         Ok(Whose::Foreign)
@@ -168,62 +242,95 @@ impl Guard {
         self.judge(&self.base, to)
     }
 
-    /// From here until the value is dropped the name in `to` is judged when it is resolved.
-    pub(super) fn follow(self: &Arc<Guard>, to: &Url) -> Followed {
-        let name = to.host_str().unwrap_or_default().to_string();
-        *self.followed().entry(name.clone()).or_default() += 1;
-        Followed { guard: self.clone(), name }
+    /// Takes note of the address that an answer of the registry itself came from.
+    pub(super) fn answered_from(&self, address: Option<SocketAddr>) {
+        if let Some(address) = address.filter(|_| !self.is_proxied(&self.base)) {
+            self.reach.fetch_min(Reach::of(address.ip()) as u8, Ordering::Relaxed);
+        }
     }
 
-    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
-        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Judges the name in `to` before a request goes there, where a proxy resolves it and [`Resolver`] does not.
+    pub(super) async fn admit(&self, to: &Url) -> Result<(), Refused> {
+        let Some(Host::Domain(name)) = to.host() else { return Ok(()) };
+        if !self.is_proxied(to) {
+            // The resolver lets the name of a proxy pass.
+            return if self.is_proxy(name) { Err(Refused::Inside(name.into())) } else { Ok(()) };
+        }
+        if self.is_trusted(name) {
+            return Ok(());
+        }
+        match tokio::time::timeout(RESOLVING, tokio::net::lookup_host((name, 0))).await {
+            Ok(Ok(addresses)) => self.resolved(name, &addresses.collect::<Vec<_>>()),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 
+    /// The least inside address that the registry has answered from; before any answer, what its name itself says.
     fn reach(&self) -> Reach {
-        Reach::from_bits(self.reach.load(Ordering::Relaxed))
+        Reach::from_bits(self.reach.load(Ordering::Relaxed)).unwrap_or_else(|| Reach::of_literal(&self.base))
     }
 
-    /// Judges what a name has resolved to.
-    fn resolved(&self, name: &str, foreign: bool, addresses: &[SocketAddr]) -> Result<(), Refused> {
-        let farthest = addresses.iter().map(|address| Reach::of(address.ip())).max().unwrap_or(Reach::Public);
-        if self.base.host_str() == Some(name) {
-            self.reach.fetch_max(farthest as u8, Ordering::Relaxed);
-        }
-        let refused = foreign && addresses.iter().any(|address| !self.reach().may_lead_to(Reach::of(address.ip())));
-        if refused { Err(Refused::Inside(name.to_string())) } else { Ok(()) }
+    /// Judges what a name has resolved to: every address must be one that may be gone to.
+    fn resolved(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
+        self.without_metadata(name, addresses)?;
+        let is_inside = |address: &SocketAddr| !self.reach().may_lead_to(Reach::of(address.ip()));
+        if addresses.iter().any(is_inside) { Err(Refused::Inside(name.to_string())) } else { Ok(()) }
+    }
+
+    fn without_metadata(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
+        let is_metadata = addresses.iter().any(|address| is_metadata(address.ip()));
+        if is_metadata { Err(Refused::Metadata(name.to_string())) } else { Ok(()) }
+    }
+
+    /// The registry's own name, and those that the config lists.
+    fn is_trusted(&self, name: &str) -> bool {
+        self.base.host_str() == Some(name) || self.listed.iter().any(|listed| listed == name)
+    }
+
+    fn is_proxied(&self, url: &Url) -> bool {
+        self.proxy_of(url.as_str()).is_some()
+    }
+
+    fn is_proxy(&self, name: &str) -> bool {
+        // Two names that exist nowhere: what is asked is which proxy each scheme has.
+        let proxies = ["http://name.invalid/", "https://name.invalid/"].into_iter().filter_map(|url| self.proxy_of(url));
+        proxies.into_iter().any(|host| host.eq_ignore_ascii_case(name))
+    }
+
+    /// The host of the proxy that stands in front of `url`.
+    fn proxy_of(&self, url: &str) -> Option<String> {
+        let proxy = self.proxies.as_ref()?.intercept(&url.parse().ok()?)?;
+        Some(proxy.uri().host().unwrap_or_default().to_string())
     }
 }
 
-/// A name that is judged when it is resolved, as long as this lives.
-pub(super) struct Followed {
-    guard: Arc<Guard>,
-    name: String,
+/// Which names a client resolves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolves {
+    /// That of the registry, and those of its token servers.
+    Own,
+    /// Those that answers lead to. The registry's own is one of them: another port of it may be anything.
+    Foreign,
 }
 
-impl Drop for Followed {
-    fn drop(&mut self) {
-        let mut followed = self.guard.followed();
-        if let Some(count) = followed.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                followed.remove(&self.name);
-            }
-        }
-    }
+/// Resolves names by the system's means and lets [`Guard`] judge the outcome, which is what is connected to.
+pub(super) struct Resolver {
+    pub(super) guard: Arc<Guard>,
+    pub(super) resolves: Resolves,
 }
-
-/// Resolves names by the system's means and lets [`Guard`] judge the outcome. Only names that an answer led to are
-/// judged: proxies of the environment pass through here too.
-pub(super) struct Resolver(pub(super) Arc<Guard>);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.0.clone();
+        let (guard, resolves) = (self.guard.clone(), self.resolves);
         let name = name.as_str().to_ascii_lowercase();
-        let foreign = guard.followed().contains_key(&name);
         Box::pin(async move {
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            guard.resolved(&name, foreign, &addresses)?;
+            let is_trusted = resolves == Resolves::Own && guard.is_trusted(&name);
+            if is_trusted || guard.is_proxy(&name) {
+                guard.without_metadata(&name, &addresses)?;
+            } else {
+                guard.resolved(&name, &addresses)?;
+            }
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
@@ -232,12 +339,20 @@ impl Resolve for Resolver {
 /// The redirects of one request.
 pub(super) struct Hops {
     seen: Vec<Url>,
+    /// The least inside of the addresses elsewhere that answers came from.
+    reach: Reach,
 }
 
 impl Hops {
     /// A request that starts at `url`.
     pub(super) fn new(url: Url) -> Hops {
-        Hops { seen: vec![url] }
+        Hops { seen: vec![url], reach: Reach::Loopback }
+    }
+
+    /// Takes note of the address that the answer of a foreign host came from; behind a proxy that is not known.
+    pub(super) fn answered_from(&mut self, address: Option<SocketAddr>, guard: &Guard) {
+        let known = address.filter(|_| !guard.is_proxied(self.at()));
+        self.reach = self.reach.min(known.map_or(Reach::Public, |address| Reach::of(address.ip())));
     }
 
     /// Where the request is now.
@@ -254,7 +369,7 @@ impl Hops {
     pub(super) fn follow(&mut self, location: &str, guard: &Guard) -> Result<Whose, Refused> {
         let mut next = self.at().join(location).map_err(|_| Refused::Malformed)?;
         next.set_fragment(None);
-        let whose = guard.judge(self.at(), &next)?;
+        let whose = guard.judge_from(guard.reach().min(self.reach), self.at(), &next)?;
         if self.seen.contains(&next) {
             return Err(Refused::Circle);
         }
@@ -291,7 +406,9 @@ mod tests {
             (public, "https://name:word@storage.example/x", Err(Refused::Userinfo)),
             (public, "https://127.0.0.1/x", Err(Refused::Inside("127.0.0.1".into()))),
             (public, "https://2130706433/x", Err(Refused::Inside("127.0.0.1".into()))),
-            (public, "https://169.254.169.254/latest", Err(Refused::Inside("169.254.169.254".into()))),
+            (public, "https://169.254.169.254/latest", Err(Refused::Metadata("169.254.169.254".into()))),
+            (public, "https://[2002:7f00:1::]/x", Err(Refused::Inside("[2002:7f00:1::]".into()))),
+            (public, "https://198.18.0.1/x", Err(Refused::Inside("198.18.0.1".into()))),
             (public, "https://10.0.0.1/x", Err(Refused::Inside("10.0.0.1".into()))),
             (public, "https://100.64.0.1/x", Err(Refused::Inside("100.64.0.1".into()))),
             (public, "https://[::1]/x", Err(Refused::Inside("[::1]".into()))),
@@ -302,7 +419,8 @@ mod tests {
             (local, "http://127.0.0.1:5000/x", Ok(Whose::Own)),
             (local, "http://127.0.0.1:5001/x", Ok(Whose::Foreign)),
             (local, "http://10.0.0.1/x", Ok(Whose::Foreign)),
-            (local, "http://169.254.169.254/x", Err(Refused::Inside("169.254.169.254".into()))),
+            (local, "http://169.254.169.254/x", Err(Refused::Metadata("169.254.169.254".into()))),
+            (local, "http://169.254.9.9/x", Err(Refused::Inside("169.254.9.9".into()))),
             (local, "https://storage.example/x", Ok(Whose::Foreign)),
             (private, "https://10.9.9.9/x", Ok(Whose::Foreign)),
             (private, "https://127.0.0.1/x", Err(Refused::Inside("127.0.0.1".into()))),
@@ -313,28 +431,74 @@ mod tests {
         }
     }
 
-    #[test]
-    fn names_are_judged_by_what_they_resolve_to() {
-        let guard = Arc::new(Guard::new(url("https://registry.example/")));
-        let inside: Vec<SocketAddr> = vec!["10.0.0.7:0".parse().unwrap()];
-        let mixed: Vec<SocketAddr> = vec!["192.0.2.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()];
-        assert!(guard.resolved("storage.example", true, &inside).is_err());
-        assert!(guard.resolved("proxy.example", false, &inside).is_ok(), "a proxy was not named by an answer");
-        assert!(guard.resolved("storage.example", true, &mixed).is_err());
-        guard.resolved("registry.example", false, &inside).unwrap();
-        assert!(guard.resolved("storage.example", true, &inside).is_ok(), "the registry itself is inside");
-        assert!(guard.resolved("storage.example", true, &mixed).is_err(), "but not on this machine");
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 443)).collect()
     }
 
     #[test]
-    fn names_are_followed_as_long_as_someone_does() {
-        let guard = Arc::new(Guard::new(url("https://registry.example/")));
-        let first = guard.follow(&url("https://storage.example/a"));
-        let second = guard.follow(&url("https://storage.example/b"));
-        drop(first);
-        assert!(guard.followed().contains_key("storage.example"));
-        drop(second);
-        assert!(guard.followed().is_empty());
+    fn names_are_judged_by_what_they_resolve_to() {
+        let guard = Guard::new(url("https://registry.example/"));
+        let inside = addresses(&["10.0.0.7"]);
+        let mixed = addresses(&["192.0.2.1", "127.0.0.1"]);
+        assert!(guard.resolved("storage.example", &inside).is_err());
+        assert!(guard.resolved("storage.example", &mixed).is_err());
+        assert!(guard.resolved("registry.example", &mixed).is_err(), "another port of the registry may be anything");
+        assert!(guard.resolved("storage.example", &addresses(&["192.0.2.1"])).is_ok());
+        guard.answered_from(Some("10.0.0.1:443".parse().unwrap()));
+        assert!(guard.resolved("storage.example", &inside).is_ok(), "the registry itself is inside");
+        assert!(guard.resolved("storage.example", &mixed).is_err(), "but not on this machine");
+    }
+
+    /// A registry whose name resolved to a public address and to 127.0.0.1 could redirect to this machine.
+    #[test]
+    fn a_registry_counts_as_inside_only_while_all_answers_come_from_there() {
+        let guard = Guard::new(url("https://registry.example/"));
+        guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
+        guard.answered_from(Some("192.0.2.1:443".parse().unwrap()));
+        guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
+        assert!(guard.resolved("storage.example", &addresses(&["127.0.0.1"])).is_err());
+        assert!(guard.judge(&guard.base, &url("https://127.0.0.1/")).is_err());
+    }
+
+    #[test]
+    fn a_redirect_from_outside_does_not_lead_inside_even_where_the_registry_is() {
+        let guard = Guard::new(url("http://10.0.0.1:5000/"));
+        let mut hops = Hops::new(url("http://10.0.0.1:5000/v2/"));
+        hops.follow("http://10.0.0.2/a", &guard).unwrap();
+        hops.answered_from(Some("10.0.0.2:80".parse().unwrap()), &guard);
+        hops.follow("http://storage.example/b", &guard).unwrap();
+        hops.answered_from(Some("192.0.2.1:80".parse().unwrap()), &guard);
+        assert_eq!(hops.follow("http://10.0.0.3/c", &guard), Err(Refused::Inside("10.0.0.3".into())));
+    }
+
+    #[test]
+    fn metadata_addresses_are_refused_wherever_the_registry_is() {
+        let literals = [
+            "169.254.169.254",
+            "169.254.169.123",
+            "169.254.170.2",
+            "169.254.170.23",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "[fd00:ec2::254]",
+            "[fd20:ce::254]",
+            "[::ffff:169.254.169.254]",
+            "[64:ff9b::a9fe:a9fe]",
+            "[2002:a9fe:a9fe::1]",
+        ];
+        for base in
+            ["https://registry.example/", "http://127.0.0.1:5000/", "http://10.0.0.1/", "http://169.254.1.1/", "http://[fd12::1]/"]
+        {
+            let guard = Guard::new(url(base));
+            for literal in literals {
+                let to = url(&format!("https://{literal}/"));
+                assert!(matches!(guard.judge(&guard.base, &to), Err(Refused::Metadata(_))), "{base} {literal}");
+                let bare = literal.trim_start_matches('[').trim_end_matches(']');
+                let refused = guard.without_metadata("registry.example", &addresses(&["192.0.2.1", bare]));
+                assert!(matches!(refused, Err(Refused::Metadata(_))), "{literal}");
+            }
+        }
     }
 
     #[test]

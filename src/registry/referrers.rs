@@ -156,7 +156,12 @@ mod tests {
     fn only_answers_about_the_endpoint_are_remembered() {
         let speaks = |status: u16, body: &str| {
             let status = StatusCode::from_u16(status).unwrap();
-            speaks_of_the_endpoint(&Refusal::read(status, &HeaderMap::new(), body.as_bytes()))
+            speaks_of_the_endpoint(&Refusal::read(
+                status,
+                &HeaderMap::new(),
+                body.as_bytes(),
+                &crate::registry::auth::Secrets::default(),
+            ))
         };
         assert!(speaks(404, "404 page not found\n"));
         assert!(speaks(405, ""));

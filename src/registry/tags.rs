@@ -135,6 +135,10 @@ impl Registry {
     /// # Errors
     /// As any request; many hosted registries refuse this one.
     pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+        self.catalog_page(cursor).await.map_err(|fault| self.transport().scrubbed(fault))
+    }
+
+    async fn catalog_page(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
         let about = self.about("list the repositories");
         let url = page_url(self, self.transport().url("/v2/_catalog"), cursor, &about)?;
         let scopes = Scopes::catalog();

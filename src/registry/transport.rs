@@ -212,6 +212,9 @@ impl Transport {
             let operation = if hops.moved() { Operation::Redirect } else { call.operation };
             let hop = Hop { operation, url: hops.at(), whose, authorization: authorization.as_ref() };
             let response = self.send(call, hop).await?;
+            if whose == Whose::Foreign {
+                hops.answered_from(response.remote_addr(), &self.guard);
+            }
             let mut answer = Answer::new(response, whose, hops.moved());
             if whose == Whose::Own && !challenged && self.asks_for_credentials(&mut answer, authorization.is_some(), call).await {
                 challenged = true;
@@ -225,7 +228,7 @@ impl Transport {
                 None => return Ok(answer),
                 Some(_) if !call.follows(answer.status) => return Err(not_followed(&answer, call.about)),
                 Some(location) => {
-                    whose = hops.follow(location, &self.guard).map_err(|refused| call.about.rejected(refused.to_string()))?
+                    whose = hops.follow(location, &self.guard).map_err(|refused| self.refused(call.about, &refused))?
                 }
             }
         }
@@ -240,6 +243,7 @@ impl Transport {
         let authorization = self.authorization(call, whose).await?;
         let (sending, hold) = body::watched(body, length, self.meter.sent.clone());
         let client = self.clients.of(whose, call.lane).await?;
+        self.admit(call, &call.url, whose).await?;
         let hop = Hop { operation: call.operation, url: &call.url, whose, authorization: authorization.as_ref() };
         let sent = self.transmit(client, call, hop, Body::wrap(sending));
         let close = call.deadline.unwrap_or(self.deadlines.close);
@@ -283,11 +287,19 @@ impl Transport {
     /// Reads an answer that is no success.
     pub(super) async fn refusal(&self, mut answer: Answer) -> Refusal {
         let bytes = self.read_excerpt(&mut answer).await;
-        Refusal::read(answer.status, &answer.headers, &bytes)
+        Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets())
     }
 
     fn judge(&self, call: &Call<'_>) -> Result<Whose, Fault> {
-        self.guard.judge_stored(&call.url).map_err(|refused: Refused| call.about.rejected(refused.to_string()))
+        self.guard.judge_stored(&call.url).map_err(|refused| self.refused(call.about, &refused))
+    }
+
+    /// Judges a name that a proxy would resolve.
+    async fn admit(&self, call: &Call<'_>, to: &Url, whose: Whose) -> Result<(), Fault> {
+        if whose == Whose::Own {
+            return Ok(());
+        }
+        self.guard.admit(to).await.map_err(|refused| self.refused(call.about, &refused))
     }
 
     /// Has a token at hand for what needs `scopes`. A failure is told by the request that needs it.
@@ -338,7 +350,7 @@ impl Transport {
             401 => true,
             403 if had && call.method != Method::HEAD => {
                 let bytes = self.read_excerpt(answer).await;
-                Refusal::read(answer.status, &answer.headers, &bytes).says_expired()
+                Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets()).says_expired()
             }
             _ => false,
         }
@@ -353,13 +365,14 @@ impl Transport {
         let fresh = self.authority.answer(call.scopes, &answer.headers, rejected).await?;
         Ok(match fresh {
             Some(fresh) if Some(&fresh) != rejected => call.about.retryable("the credentials ran out on the way and were renewed"),
-            _ => Refusal::read(answer.status, &answer.headers, &bytes).fault(call.about),
+            _ => Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets()).fault(call.about),
         })
     }
 
     async fn send(&self, call: &Call<'_>, hop: Hop<'_>) -> Result<Response, Fault> {
         let deadline = call.deadline.unwrap_or(self.deadlines.answer);
         let client = self.clients.of(hop.whose, call.lane).await?;
+        self.admit(call, hop.url, hop.whose).await?;
         let host = host_of(hop.url);
         match timeout(deadline, self.transmit(client, call, hop, Body::from(call.body.clone()))).await {
             Ok(sent) => sent.map_err(|error| broken(error, call.about, &host, "")),
@@ -369,9 +382,11 @@ impl Transport {
 
     /// Builds and sends one HTTP request; the only place that does.
     async fn transmit(&self, client: &Client, call: &Call<'_>, hop: Hop<'_>, body: Body) -> Result<Response, reqwest::Error> {
-        let _followed = (hop.whose == Whose::Foreign).then(|| self.guard.follow(hop.url));
         if let Some(tally) = call.tally {
             tally.add();
+        }
+        if hop.whose == Whose::Foreign || hop.url.path().contains("/uploads/") {
+            self.authority.secrets().sent_to(hop.url);
         }
         let mut request = Request::new(call.method.clone(), hop.url.clone());
         let headers = request.headers_mut();
@@ -388,12 +403,24 @@ impl Transport {
         let mut observed = Observed { meter: &self.meter, operation: hop.operation, since: Instant::now(), status: None };
         let response = client.execute(request).await?;
         observed.status = Some(response.status().as_u16());
+        if hop.whose == Whose::Own {
+            self.guard.answered_from(response.remote_addr());
+        }
         if let (Whose::Own, Some(traffic)) = (hop.whose, traffic(hop.operation))
             && let Some(said) = said(response.headers(), clock::now())
         {
             self.allowance.note(traffic, said);
         }
         Ok(response)
+    }
+
+    fn refused(&self, about: &About, refused: &Refused) -> Fault {
+        about.rejected(self.authority.secrets().scrub(&refused.to_string()))
+    }
+
+    /// A failure without what was sent to the registry.
+    pub(super) fn scrubbed(&self, fault: Fault) -> Fault {
+        self.authority.secrets().scrub_fault(fault)
     }
 
     fn stalled(&self, call: &Call<'_>, overdue: Overdue, watch: &Watch, length: u64) -> Fault {

@@ -326,7 +326,12 @@ mod tests {
     fn the_offset_is_read_from_the_words_of_ecr() {
         let read = |message: &str| {
             let body = serde_json::json!({"errors": [{"code": "BLOB_UPLOAD_INVALID", "message": message}]}).to_string();
-            expected_first_byte(&Refusal::read(StatusCode::RANGE_NOT_SATISFIABLE, &HeaderMap::new(), body.as_bytes()))
+            expected_first_byte(&Refusal::read(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                &HeaderMap::new(),
+                body.as_bytes(),
+                &crate::registry::auth::Secrets::default(),
+            ))
         };
         assert_eq!(read("First byte of the layer part is 0 instead of 11304960"), Some(11_304_960));
         assert_eq!(read("First byte of the layer part is 0 instead of 5242880."), Some(5_242_880));

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::hash::{BuildHasher, Hash as _, Hasher as _, RandomState};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::docker;
+use super::{docker, secrets};
 use crate::ecr;
 use crate::fault::{Class, Fault};
 
@@ -116,12 +114,16 @@ impl Login {
         hasher.finish()
     }
 
-    /// `text` without the secret, should a peer have echoed it.
-    pub(super) fn scrub(&self, text: &str) -> String {
-        let secret = self.secret();
-        let encoded = self.direct().ok().flatten().and_then(|header| Some(header.to_str().ok()?.rsplit_once(' ')?.1.to_owned()));
-        let words = [Some(secret), encoded.as_deref()].into_iter().flatten().filter(|word| word.len() >= 4);
-        words.fold(text.to_owned(), |text, word| text.replace(word, "[hidden]"))
+    /// What is sent of it and must not come back: the secret, and how a header writes it.
+    pub(super) fn parts(&self) -> Vec<String> {
+        let secret = self.secret().to_owned();
+        match self {
+            Login::Anonymous => Vec::new(),
+            Login::Basic { username, .. } | Login::Identity { username: Some(username), .. } => {
+                vec![secrets::basic(username, &secret), secret]
+            }
+            Login::Identity { username: None, .. } | Login::Bearer(_) => vec![secret],
+        }
     }
 
     fn secret(&self) -> &str {
@@ -151,7 +153,7 @@ pub(super) fn basic(username: &str, password: &SecretString) -> Result<HeaderVal
     if username.contains(':') {
         return Err(Fault::new(Class::Auth, format!("the user name \"{username}\" holds a colon, which no registry can read")));
     }
-    sensitive(&format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.expose_secret()))))
+    sensitive(&format!("Basic {}", secrets::basic(username, password.expose_secret())))
 }
 
 /// `Authorization: Bearer` (RFC 6750).
@@ -182,7 +184,9 @@ mod tests {
             let header = login.direct().unwrap();
             assert!(!format!("{login:?} {header:?}").contains("hush"));
             let echo = format!("bad password hush-hush in {}", header.as_ref().map_or("", |header| header.to_str().unwrap()));
-            let scrubbed = login.scrub(&echo);
+            let sent = secrets::Secrets::default();
+            login.parts().iter().for_each(|secret| sent.sent(secret));
+            let scrubbed = sent.scrub(&echo);
             assert!(!scrubbed.contains("hush") && !scrubbed.contains("am9l"), "{scrubbed}");
         }
         let basic = Credentials::Basic { username: "joe".to_owned(), password: secret.clone() };

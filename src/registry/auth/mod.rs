@@ -22,6 +22,7 @@ pub mod docker;
 mod helper;
 mod realm;
 mod scope;
+mod secrets;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -35,17 +36,20 @@ use std::time::Duration;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 use url::Url;
 
 pub use self::credentials::Credentials;
 pub use self::scope::Scopes;
+pub(super) use self::secrets::Secrets;
 
 use self::cache::{Cache, Server, Slot};
 use self::challenge::Challenge;
 use self::credentials::Login;
 use self::standing::Standings;
 use self::token::{Answer, Token};
+use super::redirect::Guard;
 use crate::fault::{Class, Fault};
 use crate::flight::again;
 use crate::random;
@@ -88,6 +92,10 @@ struct Inner {
     settings: Settings,
     host: String,
     http: reqwest::Client,
+    /// Judges where token servers are.
+    guard: Option<Arc<Guard>>,
+    /// What was sent to the registry and its token servers.
+    secrets: Secrets,
     hashing: RandomState,
     known: Mutex<Known>,
     /// Held while a password is tried that nobody has accepted yet; holds the last failure that said nothing of the password.
@@ -111,10 +119,28 @@ enum Scheme {
 impl Authority {
     /// The authority of one registry. `http` must not follow redirects.
     pub fn new(settings: Settings, http: reqwest::Client) -> Authority {
+        Authority::with(settings, http, None)
+    }
+
+    /// The same; `guard` judges the addresses of token servers.
+    pub(super) fn guarded(settings: Settings, http: reqwest::Client, guard: Arc<Guard>) -> Authority {
+        Authority::with(settings, http, Some(guard))
+    }
+
+    fn with(settings: Settings, http: reqwest::Client, guard: Option<Arc<Guard>>) -> Authority {
         let host = settings.origin.host_str().unwrap_or_default();
         let host = settings.origin.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
         let (hashing, trial) = (random::unpredictable(), tokio::sync::Mutex::new(None));
-        Authority(Arc::new(Inner { settings, host, http, hashing, known: Mutex::default(), trial }))
+        Authority(Arc::new(Inner {
+            settings,
+            host,
+            http,
+            guard,
+            secrets: Secrets::default(),
+            hashing,
+            known: Mutex::default(),
+            trial,
+        }))
     }
 
     /// What to send with a request that needs `scopes`. `None`: nothing; either nothing is known yet, or there is nothing to
@@ -147,6 +173,11 @@ impl Authority {
             Some(Scheme::Basic) => self.0.direct_again(scopes, rejected).await,
             None => Ok(None),
         }
+    }
+
+    /// What was sent to the registry and its token servers.
+    pub(super) fn secrets(&self) -> &Secrets {
+        &self.0.secrets
     }
 
     /// When the credential or token in use that ends soonest does.
@@ -207,7 +238,8 @@ impl Inner {
             Challenge::Basic => (Scheme::Basic, None),
             Challenge::Bearer { realm, service, scope } => {
                 let settings = &self.settings;
-                let realm = realm::accept(&realm, &settings.registry, &settings.origin, &settings.token_realms)?;
+                let realm = realm::accept(&realm, &settings.registry, &settings.origin, &settings.token_realms)
+                    .map_err(|fault| self.secrets.scrub_quoting_fault(fault))?;
                 let server = Server { realm, service };
                 let wanted = scopes.with_demanded(&scope).into();
                 (Scheme::Bearer(server.clone()), Some((server, wanted)))
@@ -235,6 +267,7 @@ impl Inner {
         if !login.is_anonymous() {
             self.check_plain(&self.settings.origin, "the registry")?;
         }
+        login.parts().iter().for_each(|secret| self.secrets.sent(secret));
         self.known().user = Some(login.user());
         Ok(login)
     }
@@ -407,6 +440,7 @@ impl Inner {
         }
         match granted {
             Answer::Granted(token, life) => {
+                self.secrets.sent(token.expose_secret());
                 let token = Arc::new(Token::new(credentials::bearer(&token)?, life, second_try));
                 self.known().cache.slot(scopes).keep(&token);
                 Ok(token)
@@ -438,7 +472,10 @@ impl Inner {
             challenge.map_or_else(|| scopes.with_demanded("").into(), |(_, wanted)| Arc::clone(wanted))
         };
         let (registry, realm, service) = (self.settings.registry.as_str(), &server.realm, server.service.as_deref());
-        let request = token::Request { registry, realm, service, scopes: &wanted, login };
+        if let Some(guard) = &self.guard {
+            guard.admit(realm).await.map_err(|refused| token::inside(registry, realm, &refused))?;
+        }
+        let request = token::Request { registry, realm, service, scopes: &wanted, login, secrets: &self.secrets };
         let answer = request.send(&self.http, self.settings.deadline).await?;
         let standings = &mut self.known().standings;
         Ok(match answer {

@@ -113,7 +113,7 @@ fn registrable(host: &str) -> Option<&str> {
 }
 
 fn is_listed(url: &Url, host: &Host, listed: &[String]) -> bool {
-    if is_link_local(host) {
+    if is_out_of_bounds(host) {
         return false;
     }
     let bare = host.to_string();
@@ -122,23 +122,17 @@ fn is_listed(url: &Url, host: &Host, listed: &[String]) -> bool {
     listed.iter().map(|entry| entry.trim().to_ascii_lowercase()).any(|entry| entry == bare || Some(entry) == with_port)
 }
 
-fn is_link_local(host: &Host) -> bool {
+fn is_out_of_bounds(host: &Host) -> bool {
     let address = match host {
         Host::Domain(_) => return false,
         Host::Ipv4(address) => IpAddr::V4(*address),
         Host::Ipv6(address) => address.to_canonical(),
     };
-    match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_unspecified() || address.is_multicast(),
-        // fd00:ec2::/32 is where EC2's metadata service answers over IPv6.
-        IpAddr::V6(address) => {
-            let segments = address.segments();
-            address.is_unicast_link_local()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || (segments[0] == 0xfd00 && segments[1] == 0x0ec2)
+    crate::registry::redirect::is_metadata(address)
+        || match address {
+            IpAddr::V4(address) => address.is_link_local() || address.is_unspecified() || address.is_multicast(),
+            IpAddr::V6(address) => address.is_unicast_link_local() || address.is_unspecified() || address.is_multicast(),
         }
-    }
 }
 
 #[cfg(test)]
@@ -251,7 +245,15 @@ mod tests {
         assert!(!accepted(origin, "https://auth.corp:8444/token", &["auth.corp:8443"]));
         assert!(!accepted(origin, "https://sub.ghcr.io/token", &["ghcr.io"]));
         assert!(!accepted(origin, "http://ghcr.io/token", &["ghcr.io"]));
-        for address in ["169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "0.0.0.0", "[::ffff:169.254.169.254]"] {
+        for address in [
+            "169.254.169.254",
+            "[fe80::1]",
+            "[fd00:ec2::254]",
+            "0.0.0.0",
+            "168.63.129.16",
+            "[fd20:ce::254]",
+            "[::ffff:169.254.169.254]",
+        ] {
             assert!(!accepted(origin, &format!("https://{address}/token"), &[address, "[::ffff:a9fe:a9fe]"]), "{address}");
         }
     }

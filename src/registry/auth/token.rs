@@ -16,8 +16,11 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::credentials::{self, Login};
+use super::secrets::Secrets;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
+use crate::registry::error::cause;
+use crate::registry::redirect::Refused;
 
 /// Largest answer, in bytes.
 const MOST_BYTES: usize = 64 * 1024;
@@ -79,6 +82,8 @@ pub(super) struct Request<'a> {
     pub(super) scopes: &'a [String],
     /// Whom it is for.
     pub(super) login: &'a Login,
+    /// What must not come back in the answer's words.
+    pub(super) secrets: &'a Secrets,
 }
 
 /// What a token server did.
@@ -144,8 +149,10 @@ impl Request<'_> {
     }
 
     async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Reply, Fault> {
-        let lost =
-            |error: reqwest::Error| Fault::retryable(format!("{} cannot be reached", self.server())).because(error.without_url());
+        let lost = |error: reqwest::Error| match cause::<Refused>(&error) {
+            Some(refused) => inside(self.registry, self.realm, refused),
+            None => Fault::retryable(format!("{} cannot be reached", self.server())).because(error.without_url()),
+        };
         let mut response = request.send().await.map_err(lost)?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let mut body = Vec::new();
@@ -159,7 +166,7 @@ impl Request<'_> {
     }
 
     fn judge(&self, reply: &Reply) -> Result<Answer, Fault> {
-        let said = self.login.scrub(&reply.said());
+        let said = reply.said(self.secrets);
         let status = reply.status.as_u16();
         match status {
             200..=299 => self.grant(reply),
@@ -169,6 +176,7 @@ impl Request<'_> {
             403 => Ok(Answer::Denied(self.denial("denies a token", &said))),
             300..=399 => {
                 let to = reply.target(self.realm).unwrap_or_default();
+                let to = self.secrets.scrub(&to);
                 Err(Fault::new(Class::Auth, format!("{} redirects{to}, which is not followed", self.server())))
             }
             408 | 425 | 429 | 500..=599 => {
@@ -182,7 +190,7 @@ impl Request<'_> {
     fn grant(&self, reply: &Reply) -> Result<Answer, Fault> {
         let unusable = |what: &str| Fault::new(Class::Auth, format!("{} {what}", self.server()));
         let given: Given = Given::deserialize(&reply.body)
-            .map_err(|_| unusable(&format!("answers {} without a token{}", reply.status.as_u16(), reply.kind())))?;
+            .map_err(|_| unusable(&format!("answers {} without a token{}", reply.status.as_u16(), reply.kind(self.secrets))))?;
         let filled = |token: Option<SecretString>| token.filter(|token| !token.expose_secret().trim().is_empty());
         let token = filled(given.token).or_else(|| filled(given.access_token));
         let token = token.ok_or_else(|| unusable("gives an empty token"))?;
@@ -196,9 +204,20 @@ impl Request<'_> {
 
     /// The server's name in messages: never its query.
     fn server(&self) -> String {
-        let origin = self.realm.origin().ascii_serialization();
-        format!("the token server of {}, {origin}{}", self.registry, clip(self.realm.path(), 100))
+        server(self.registry, self.realm)
     }
+}
+
+fn server(registry: &str, realm: &Url) -> String {
+    let origin = realm.origin().ascii_serialization();
+    format!("the token server of {registry}, {origin}{}", clip(realm.path(), 100))
+}
+
+/// A token server is where it must not be.
+pub(super) fn inside(registry: &str, realm: &Url, refused: &Refused) -> Fault {
+    let host = realm.host_str().unwrap_or_default();
+    let way_out = format!("if it is right, add \"{host}\" to token_realms of {registry}");
+    Fault::new(Class::Auth, format!("{}: {refused}; {way_out}", server(registry, realm)))
 }
 
 #[derive(Deserialize)]
@@ -217,8 +236,8 @@ struct Reply {
 
 impl Reply {
     /// The peer's own reason, as `": reason"`, fit for a message. Nothing else of a body is ever quoted.
-    fn said(&self) -> String {
-        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(|text| clip(text, 200));
+    fn said(&self, secrets: &Secrets) -> String {
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(|text| clip(&secrets.scrub(text), 200));
         let errors = self.body.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let messages = errors.iter().take(3).filter_map(|error| text(error.get("message")?));
         let others = ["details", "error_description", "message"].iter().filter_map(|name| text(self.body.get(name)?));
@@ -232,9 +251,9 @@ impl Reply {
     }
 
     /// What the body is, when it is not what it should be.
-    fn kind(&self) -> String {
+    fn kind(&self, secrets: &Secrets) -> String {
         let kind = self.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-        kind.map_or(String::new(), |kind| format!(" ({})", clip(kind, 60)))
+        kind.map_or(String::new(), |kind| format!(" ({})", clip(&secrets.scrub(kind), 60)))
     }
 
     fn target(&self, realm: &Url) -> Option<String> {
@@ -263,7 +282,9 @@ mod tests {
     fn judged(login: &Login, status: u16, body: &str) -> Result<Answer, Fault> {
         let realm = Url::parse("https://auth.example.com/token?secret=hush").unwrap();
         let scopes = ["repository:app:pull".to_owned()];
-        let request = Request { registry: "staging", realm: &realm, service: None, scopes: &scopes, login };
+        let secrets = Secrets::default();
+        login.parts().iter().for_each(|secret| secrets.sent(secret));
+        let request = Request { registry: "staging", realm: &realm, service: None, scopes: &scopes, login, secrets: &secrets };
         let status = StatusCode::from_u16(status).unwrap();
         request.judge(&Reply { status, headers: HeaderMap::new(), body: serde_json::from_str(body).unwrap_or(Value::Null) })
     }

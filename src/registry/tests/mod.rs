@@ -188,7 +188,7 @@ async fn redirects_of_bodies_and_into_the_network_are_refused() {
     assert_eq!(fault.class(), Class::Rejected);
     let fault = repository.read_blob(&blob(), 0).await.unwrap_err();
     assert_eq!(fault.class(), Class::Rejected);
-    assert!(fault.to_string().contains("inside this network") && !fault.chain().contains("secret"), "{fault:?}");
+    assert!(fault.to_string().contains("a metadata service") && !fault.chain().contains("secret"), "{fault:?}");
 }
 
 #[tokio::test]
