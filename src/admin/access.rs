@@ -24,6 +24,7 @@ use subtle::ConstantTimeEq;
 
 use super::App;
 use super::answer::Refusal;
+use super::connections::Peer;
 use crate::job::{Actor, Cause};
 
 /// Where a request came in.
@@ -36,6 +37,16 @@ pub enum Door {
         /// The user.
         uid: u32,
     },
+}
+
+impl Door {
+    /// The client behind it, as far as its connections are counted.
+    pub(super) fn peer(self) -> Peer {
+        match self {
+            Door::Tcp(peer) => Peer::Network(network(peer.ip())),
+            Door::Socket { uid } => Peer::User(uid),
+        }
+    }
 }
 
 /// What a request needs.

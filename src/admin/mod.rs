@@ -23,6 +23,7 @@
 pub mod access;
 mod answer;
 pub mod client;
+mod connections;
 mod health;
 mod orders;
 mod patience;

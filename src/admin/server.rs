@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::Request;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -19,18 +22,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::access::Guard;
+use super::answer::Refusal;
+use super::connections::{Busy, Connection, Connections, Places};
 use super::patience::Patient;
 use super::{Deadlines, Door, Services, Settings, router};
 
-/// Connections over TCP at once; the next one waits in the kernel.
-const TCP_CONNECTIONS: usize = 128;
-/// Connections over the control socket at once.
-const SOCKET_CONNECTIONS: usize = 64;
+/// Connections over TCP.
+const TCP: Places = Places { most: 144, kept_for_probes: 16, most_of_a_peer: 112, most_open_of_a_peer: 32 };
+/// Connections over the control socket, which only this user and root can open.
+const SOCKET: Places = Places { most: 64, kept_for_probes: 0, most_of_a_peer: 64, most_open_of_a_peer: 64 };
 /// Headers of a request at most.
 const MOST_HEADERS: usize = 64;
 /// Bytes of a request's head at most.
@@ -117,12 +122,12 @@ impl Bound {
         let deadlines = self.settings.deadlines;
         let tcp = async {
             if let Some((listener, _)) = self.tcp {
-                accept(listener, router.clone(), TCP_CONNECTIONS, deadlines, &stop).await;
+                accept(listener, router.clone(), TCP, deadlines, &stop).await;
             }
         };
         let socket = async {
             if let Some(socket) = self.socket {
-                accept(socket, router.clone(), SOCKET_CONNECTIONS, deadlines, &stop).await;
+                accept(socket, router.clone(), SOCKET, deadlines, &stop).await;
             }
         };
         tokio::join!(tcp, socket);
@@ -174,7 +179,7 @@ fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let file = SocketFile::new(path)?;
     // Nobody can connect before `listen`, so there is no moment with another mode.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok((socket.listen(SOCKET_CONNECTIONS as u32)?, file))
+    Ok((socket.listen(SOCKET.most as u32)?, file))
 }
 
 /// The control socket. While no connection comes in, its file is looked for every few seconds: one that was deleted is
@@ -255,18 +260,15 @@ impl Listener for TcpListener {
     }
 }
 
-async fn accept<L: Listener>(listener: L, router: Router, most: usize, deadlines: Deadlines, stop: &CancellationToken) {
-    let places = Arc::new(Semaphore::new(most));
+async fn accept<L: Listener>(listener: L, router: Router, places: Places, deadlines: Deadlines, stop: &CancellationToken) {
+    let connections = Connections::new(places);
     let mut open = JoinSet::new();
-    while let Some((accepted, place)) = stop.run_until_cancelled(next(&listener, &places)).await {
+    while let Some(accepted) = stop.run_until_cancelled(next(&listener, &connections)).await {
         while open.try_join_next().is_some() {}
         match accepted {
             Ok((stream, door)) => {
-                let (router, stop) = (router.clone(), stop.clone());
-                open.spawn(async move {
-                    let _place = place;
-                    serve(stream, door, router, deadlines, stop).await;
-                });
+                let Some(place) = connections.take(door.peer()) else { continue };
+                open.spawn(serve(stream, door, place, router.clone(), deadlines, stop.clone()));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
@@ -279,13 +281,10 @@ async fn accept<L: Listener>(listener: L, router: Router, most: usize, deadlines
     while open.join_next().await.is_some() {}
 }
 
-/// The next connection, once there is a place for it.
-async fn next<L: Listener>(
-    listener: &L,
-    places: &Arc<Semaphore>,
-) -> (io::Result<(L::Stream, Door)>, tokio::sync::OwnedSemaphorePermit) {
-    let place = places.clone().acquire_owned().await.expect("never closed");
-    (listener.next().await, place)
+/// The next connection, once a place can be had for it.
+async fn next<L: Listener>(listener: &L, connections: &Connections) -> io::Result<(L::Stream, Door)> {
+    connections.room().await;
+    listener.next().await
 }
 
 fn is_the_clients(error: &io::Error) -> bool {
@@ -293,14 +292,33 @@ fn is_the_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | InvalidInput | NotConnected)
 }
 
-async fn serve<S>(stream: S, door: Door, router: Router, deadlines: Deadlines, stop: CancellationToken)
+/// A request lasts until its answer has been taken.
+fn lasting(body: Body, busy: Busy) -> Body {
+    Body::new(body.map_frame(move |frame| {
+        let _lasts = &busy;
+        frame
+    }))
+}
+
+fn too_busy() -> Response {
+    let text = "too many requests are being answered; ask again in a moment";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text).into_response()
+}
+
+async fn serve<S>(stream: S, door: Door, place: Connection, router: Router, deadlines: Deadlines, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let app = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let closed = place.closed.clone();
+    let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(door);
-        app.call(request)
+        let is_probe = Guard::of(request.method(), request.uri().path()) == Guard::Open;
+        let answer = place.busy(is_probe).map(|busy| (busy, app.call(request)));
+        async move {
+            let Some((busy, answer)) = answer else { return Ok(too_busy()) };
+            answer.await.map(|response| response.map(|body| lasting(body, busy)))
+        }
     });
     let io = TokioIo::new(Patient::new(stream, deadlines.write));
     let mut connection = pin!(
@@ -317,6 +335,8 @@ where
             connection.as_mut().graceful_shutdown();
             timeout(deadlines.stop, connection).await.unwrap_or(Ok(()))
         }
+        // Another connection has its place.
+        () = closed.cancelled() => return,
         ended = connection.as_mut() => ended,
     };
     if let Err(error) = ended {
