@@ -20,6 +20,7 @@ mod ecr_truth;
 mod engine;
 mod fanout;
 mod health;
+mod guard;
 mod kill;
 mod layout;
 mod layouts;

@@ -46,7 +46,13 @@ fn the_service_is_hardened() {
     let said = String::from_utf8_lossy(&output.stdout);
     let verdict = said.lines().find(|line| line.contains("Overall exposure level")).expect("a verdict");
     let level: f64 = verdict.split_whitespace().find_map(|word| word.parse().ok()).expect("a level");
-    assert!(output.status.success() && level < 2.0, "{verdict}");
+    assert!(output.status.success() && level < 1.5, "{verdict}");
+}
+
+#[test]
+fn secrets_are_in_no_core_dump_and_memory_is_bounded() {
+    assert_eq!(values("LimitCORE").last(), Some("0"));
+    assert!(values("MemoryMax").last().is_some_and(|most| most != "infinity"));
 }
 
 #[test]

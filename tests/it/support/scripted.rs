@@ -181,7 +181,12 @@ impl Scripted {
 
     /// The same with other abilities.
     pub fn with(settings: Settings) -> Scripted {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+        Scripted::at("127.0.0.1:0", settings)
+    }
+
+    /// The same at an address of the test's choice.
+    pub fn at(address: &str, settings: Settings) -> Scripted {
+        let listener = std::net::TcpListener::bind(address).expect("an address of this machine");
         listener.set_nonblocking(true).expect("a socket can be non-blocking");
         let address = listener.local_addr().expect("a bound socket has an address");
         let listener = TcpListener::from_std(listener).expect("a test runs in a runtime");
