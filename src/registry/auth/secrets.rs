@@ -163,6 +163,8 @@ fn encodings(secret: &str) -> Vec<String> {
         form.replace('+', "%20"),
         strictly_percent_encoded(secret),
         strictly_percent_encoded(secret).to_lowercase(),
+        fully_percent_encoded(secret),
+        fully_percent_encoded(secret).to_lowercase(),
         form,
         json.replace('/', "\\/"),
         json,
@@ -180,6 +182,10 @@ fn encodings(secret: &str) -> Vec<String> {
 fn strictly_percent_encoded(secret: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     secret.bytes().map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn fully_percent_encoded(secret: &str) -> String {
+    secret.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 /// What the base64 of a longer text shows of a secret that stands `offset` bytes after a multiple of three.
@@ -231,6 +237,7 @@ mod tests {
             format!("Basic {header}"),
             percent.to_owned(),
             percent.to_lowercase(),
+            fully_percent_encoded(password),
             percent.replace("%20", "+"),
             format!("joe:{password}"),
             serde_json::to_string(password).unwrap(),
