@@ -114,11 +114,11 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
 /// Alibaba: 100.100.100.200; Oracle: 192.0.0.192; Scaleway: 169.254.42.42. The others answer at 169.254.169.254.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => match address.octets() {
-            [169, 254, 169 | 170, _] | [169, 254, 42, 42] => true,
-            [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => true,
-            _ => false,
-        },
+        IpAddr::V4(address) => {
+            let octets = address.octets();
+            let is_link_local = matches!(octets, [169, 254, 169 | 170, _] | [169, 254, 42, 42]);
+            is_link_local || matches!(octets, [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192])
+        }
         IpAddr::V6(address) => match address.segments() {
             [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254] => true,
             _ => embedded(address).is_some_and(|embedded| is_metadata(embedded.into())),
