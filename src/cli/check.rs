@@ -31,7 +31,7 @@ impl Check {
     pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
         let config = arguments.config()?;
         let style = Style::of(&std::io::stdout());
-        let routes = Routes(config.routes.clone());
+        let routes = Routes::new(config.routes.clone());
         for route in &routes.0 {
             lines.line(describe(route, &routes, style));
         }
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_route_tells_what_falls_to_it_and_under_which_rules() {
-        let routes = Routes(vec![
+        let routes = Routes::new(vec![
             route("all", "staging/team/*", "production/{1}"),
             route("web", "staging/team/web", "production/web"),
             route("rest", "staging/**", "production/rest/{1}"),
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(falls_to(&routes.0[1], &routes), "nothing: team/web falls to the route all, which stands before it");
         assert_eq!(falls_to(&routes.0[2], &routes), "every repository that matches and does not fall to all, web");
         assert!(falls_to(&routes.0[3], &routes).starts_with("nothing: own falls to the route rest"));
-        let alone = Routes(vec![routes.0[3].clone()]);
+        let alone = Routes::new(vec![routes.0[3].clone()]);
         assert_eq!(falls_to(&alone.0[0], &alone), "the repository own");
     }
 

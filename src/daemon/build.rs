@@ -107,7 +107,7 @@ impl Parts {
         let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
         let world = World {
             sites,
-            routes: Routes(config.routes.clone()),
+            routes: Routes::new(config.routes.clone()),
             engine: self.engine.with(settings),
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),

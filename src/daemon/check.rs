@@ -1,6 +1,7 @@
 //! `check --online`: does every registry let us read and write what the routes need?
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::FutureExt as _;
 
@@ -9,11 +10,11 @@ use super::build::Parts;
 use crate::config::Config;
 use crate::endpoint::{Backend as _, Begin, Destination as _, Source as _};
 use crate::fault::{Class, Fault};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepositoryName};
 use crate::site::{Repository, Site};
 use crate::transfer::Stop;
 use crate::watch::World;
-use crate::watch::discover::{Discovered, Owners, discover};
+use crate::watch::discover::{Catalog, Discovered, Owners, read_catalog};
 use crate::watch::route::Route;
 
 /// Repositories of one route that are tried.
@@ -73,19 +74,24 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     // Which repositories a route may carry depends on those of all routes: a look judges them in the same way.
     let mut owners = Owners::new(&world);
     let mut failed = BTreeMap::new();
-    for route in &world.routes.0 {
-        match discover(&world, route, &Stop::default()).boxed_local().await {
-            Ok(found) => owners.note(&world, route, Some(found)),
-            Err(fault) => {
-                owners.note(&world, route, None);
-                failed.insert(route.name.clone(), fault);
+    let wild = world.routes.0.iter().filter(|route| !route.from.is_literal());
+    let registries: BTreeSet<&Arc<str>> = wild.map(|route| route.from.registry()).collect();
+    for registry in registries {
+        match read_catalog(&world, registry, &Catalog::default(), &Stop::default()).boxed_local().await {
+            Ok(reading) => {
+                owners.apply(reading.changes);
+                owners.read(registry, Some(reading.catalog));
             }
+            Err(fault) => drop(failed.insert(registry.clone(), fault)),
         }
     }
-    for route in &world.routes.0 {
-        match failed.remove(&route.name) {
-            Some(fault) => checks.push(Check::of(format!("route {}", route.name), Err(fault))),
-            None => checks.extend(of_route(&world, route, &owners.sorted(&world, route)).boxed_local().await),
+    for (position, route) in world.routes.0.iter().enumerate() {
+        match failed.get(route.from.registry()).filter(|_| !route.from.is_literal()) {
+            Some(fault) => {
+                let fault = Fault::new(fault.class(), fault.chain());
+                checks.push(Check::of(format!("route {}", route.name), Err(fault)));
+            }
+            None => checks.extend(of_route(&world, route, &owners.sorted(&world, position)).boxed_local().await),
         }
     }
     checks

@@ -1,7 +1,7 @@
 //! The board: what the daemon is doing, as others may see it. Written by the watch floor, read by status, readiness and
 //! progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
@@ -128,6 +128,8 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct State {
     status: Status,
+    /// Where the routes stood when they were last looked for.
+    positions: HashMap<String, usize>,
     jobs: BTreeMap<u64, JobStatus>,
     next_job: u64,
 }
@@ -158,9 +160,14 @@ impl Board {
 
     /// Changes a route's entry.
     pub fn update_route(&self, route: &str, change: impl FnOnce(&mut RouteStatus)) {
-        if let Some(entry) = self.lock().status.routes.iter_mut().find(|entry| entry.name == route) {
-            change(entry);
+        let state = &mut *self.lock();
+        let is_there = |at: &usize| state.status.routes.get(*at).is_some_and(|entry| entry.name == route);
+        let known = state.positions.get(route).copied().filter(is_there);
+        let Some(at) = known.or_else(|| state.status.routes.iter().position(|entry| entry.name == route)) else { return };
+        if known.is_none() {
+            state.positions.insert(route.to_owned(), at);
         }
+        change(&mut state.status.routes[at]);
     }
 
     /// Lists a running job until the guard is dropped.

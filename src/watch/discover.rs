@@ -1,13 +1,15 @@
-//! Discovery: which source repositories fall to a route. A literal route has one; behind wildcards they are found through the
-//! registry's catalog or the layout's folders, page by page.
+//! Discovery: which source repositories fall to which route. A literal route has one; behind wildcards they are found through
+//! the registry's catalog or the layout's folders, page by page. A catalog is read once for all routes of its registry, and each
+//! of its names is sorted once.
 //!
 //! Two sources that meet in one destination would overwrite each other, and a destination that is read again as a source would
-//! go round in a circle: both are refused. Which of two sources is the second does not depend on who was found first: the
+//! go round in a circle: both are refused. Which of two sources is the second does not depend on which was found first: the
 //! routes' order in the config decides, then the sources' names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::claims::{Claimant, Claims, Home, Homes};
 use super::route::{Route, Template};
 use super::world::World;
 use crate::endpoint::{Backend, Cursor, Origin, Source as _};
@@ -16,6 +18,9 @@ use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
 use crate::transfer::Stop;
 use crate::transfer::pages::List;
+
+/// Names that are sorted before other tasks have their turn.
+const SORTED_AT_ONCE: usize = 500;
 
 /// The repositories of a route, and what stood in the way of some.
 #[derive(Clone, Debug, Default)]
@@ -35,164 +40,272 @@ impl Discovered {
     }
 }
 
-/// Finds the source repositories of a route.
+/// The sources of all routes with wildcards in one registry, as its catalog had them at one time.
+#[derive(Debug, Default)]
+pub struct Catalog(BTreeMap<RepositoryName, Arc<Destinations>>);
+
+impl Catalog {
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &RepositoryName> {
+        self.0.keys()
+    }
+}
+
+/// A catalog that was read, and in what it differs from the one before.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// What it holds now.
+    pub catalog: Catalog,
+    /// Sources that are new or gone.
+    pub changes: Vec<Change>,
+}
+
+/// A source that is new, or gone under `None`.
+#[derive(Debug)]
+pub struct Change {
+    claimant: Claimant,
+    destinations: Option<Arc<Destinations>>,
+}
+
+/// Where a source is promoted to.
+#[derive(Debug)]
+pub struct Destinations {
+    /// `Err`: its name gives none on the other side.
+    all: Result<Vec<Place>, Trouble>,
+    /// What it claims: all of them, or nothing where one of them is read again.
+    claims: Homes,
+}
+
+/// A destination repository of a source.
+#[derive(Debug)]
+struct Place {
+    home: Home,
+    /// The registry's name in the config.
+    registry: Arc<str>,
+    /// The route that reads it again, unless that does no harm.
+    reader: Option<Arc<str>>,
+}
+
+/// Reads the catalog of a registry for all routes with wildcards that read it. `before` is what it held under the same config.
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn discover<B: Backend>(world: &World<B>, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
-    match route.from.literal() {
-        Some(name) => Ok(BTreeSet::from([name])),
-        None => catalog(world, route, stop).await,
-    }
-}
-
-async fn catalog<B: Backend>(world: &World<B>, route: &Route, stop: &Stop) -> Result<BTreeSet<RepositoryName>, Fault> {
-    let site = world.site(route.from.registry());
+pub async fn read_catalog<B: Backend>(world: &World<B>, registry: &str, before: &Catalog, stop: &Stop) -> Result<Reading, Fault> {
+    let site = world.site(registry);
     let mut names = BTreeSet::new();
-    let what = format!("route {}: the catalog", route.name);
-    let list = List { what, origin: site.origin(), registry: site.name(), stop };
+    let list = List { what: "the catalog".into(), origin: site.origin(), registry: site.name(), stop };
     let read = |cursor: Option<Cursor>| async move { site.repositories(cursor.as_ref()).await };
-    let falls_here =
-        |name: &RepositoryName| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
-    let take = |name: RepositoryName| {
-        if falls_here(&name) {
-            names.insert(name);
-        }
-        true
-    };
-    if world.engine.pages(list, read, take).await? {
-        return Ok(names);
+    if !world.engine.pages(list, read, |name| names.insert(name)).await? {
+        let text = format!("{} lists no catalog for us; name its repositories one by one instead of with *", site.name());
+        return Err(Fault::rejected(text));
     }
-    Err(Fault::rejected(format!(
-        "route {}: {} lists no catalog for us; name its repositories one by one instead of with *",
-        route.name,
-        site.name()
-    )))
+    let mut reading = Reading::default();
+    for (number, name) in names.into_iter().enumerate() {
+        if number % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        reading.sort(world, registry, before, name);
+    }
+    for (number, name) in before.0.keys().enumerate() {
+        if number % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        reading.sort_gone(world, registry, name);
+    }
+    Ok(reading)
 }
 
-/// A destination repository.
-type Home = (Origin, RepositoryName);
+impl Reading {
+    fn sort<B: Backend>(&mut self, world: &World<B>, registry: &str, before: &Catalog, source: RepositoryName) {
+        let Some(route) = world.routes.position_of(registry, &source) else { return };
+        if world.routes.0[route].from.is_literal() {
+            return;
+        }
+        let destinations = before.0.get(&source).cloned().unwrap_or_else(|| {
+            let destinations = Arc::new(Destinations::of(world, &world.routes.0[route], &source));
+            let claimant = Claimant { route, source: source.clone() };
+            self.changes.push(Change { claimant, destinations: Some(destinations.clone()) });
+            destinations
+        });
+        self.catalog.0.insert(source, destinations);
+    }
 
-/// Who writes to which destination repository, as far as the sources are known.
+    fn sort_gone<B: Backend>(&mut self, world: &World<B>, registry: &str, source: &RepositoryName) {
+        if self.catalog.0.contains_key(source) {
+            return;
+        }
+        if let Some(route) = world.routes.position_of(registry, source) {
+            self.changes.push(Change { claimant: Claimant { route, source: source.clone() }, destinations: None });
+        }
+    }
+}
+
+impl Destinations {
+    fn of<B: Backend>(world: &World<B>, route: &Route, source: &RepositoryName) -> Destinations {
+        let sides = match world.destinations(route, source) {
+            Ok(sides) => sides,
+            Err(fault) => return Destinations { all: Err(Trouble::from(&fault)), claims: Homes::default() },
+        };
+        let mut may_claim = true;
+        let mut all = Vec::new();
+        for side in sides {
+            let home = (side.repository.origin().clone(), side.repository.repository().clone());
+            let reader = reader(world, &home);
+            may_claim &= reader.is_none();
+            let reader = reader.filter(|reader| !(**reader == route.name && names_anew(route, &home, source))).cloned();
+            all.push(Place { home, registry: side.registry, reader });
+        }
+        let claims = if may_claim { all.iter().map(|place| place.home.clone()).collect() } else { Homes::default() };
+        Destinations { all: Ok(all), claims }
+    }
+}
+
+/// Which sources write to which destination repositories, as far as the sources are known. Of one config: another one begins
+/// with nothing but its literal routes.
 #[derive(Debug, Default)]
 pub struct Owners {
-    known: BTreeMap<Arc<str>, BTreeSet<RepositoryName>>,
-    /// Routes with wildcards whose discovery has not ended yet, well or not.
+    /// The known sources of each route, by its position.
+    sources: Vec<BTreeMap<RepositoryName, Arc<Destinations>>>,
+    catalogs: HashMap<Arc<str>, Arc<Catalog>>,
+    claims: Claims,
+    /// For each route the registries whose catalogs must be read before it is known which of two sources is the second.
+    awaits: Vec<BTreeSet<Arc<str>>>,
+    /// Registries whose catalogs were not read yet, well or not.
     untried: BTreeSet<Arc<str>>,
-    owners: HashMap<Home, (Arc<str>, RepositoryName)>,
-    /// What was sorted since the owners last changed.
-    sorted: BTreeMap<Arc<str>, Arc<Discovered>>,
+    /// Routes with a source that looks at claims without having any of its own.
+    observers: BTreeSet<usize>,
+    /// What was sorted since it last changed, by the route's position.
+    sorted: Vec<Option<Arc<Discovered>>>,
 }
 
 impl Owners {
     /// What the config alone says: the sources of literal routes.
     pub fn new<B: Backend>(world: &World<B>) -> Owners {
-        let mut owners = Owners::default();
-        for route in &world.routes.0 {
-            match route.from.literal() {
-                Some(name) => drop(owners.known.insert(route.name.clone(), BTreeSet::from([name]))),
-                None => drop(owners.untried.insert(route.name.clone())),
-            }
-        }
-        owners.claim_all(world);
+        let routes = &world.routes.0;
+        let wild = routes.iter().filter(|route| !route.from.is_literal());
+        let mut owners = Owners {
+            sources: vec![BTreeMap::new(); routes.len()],
+            awaits: awaits(world),
+            untried: wild.map(|route| route.from.registry().clone()).collect(),
+            sorted: vec![None; routes.len()],
+            ..Owners::default()
+        };
+        let literal = routes.iter().enumerate().filter_map(|(position, route)| Some((position, route, route.from.literal()?)));
+        let changes = literal.map(|(route, of, source)| {
+            let destinations = Some(Arc::new(Destinations::of(world, of, &source)));
+            Change { claimant: Claimant { route, source }, destinations }
+        });
+        owners.apply(changes.collect::<Vec<_>>());
         owners
     }
 
-    /// The discovery of a route has ended; `None`: it failed, and what was known of it holds.
-    pub fn note<B: Backend>(&mut self, world: &World<B>, route: &Route, found: Option<BTreeSet<RepositoryName>>) {
-        self.untried.remove(&route.name);
-        let Some(found) = found else { return };
-        if self.known.get(&route.name) != Some(&found) {
-            self.known.insert(route.name.clone(), found);
-            self.claim_all(world);
+    /// What a registry's catalog held when it was read last.
+    pub fn catalog(&self, registry: &str) -> Arc<Catalog> {
+        self.catalogs.get(registry).cloned().unwrap_or_default()
+    }
+
+    /// Takes up changes of a reading: all of them before [`Owners::read`], in as many pieces as it pleases.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut claimed = Vec::new();
+        for Change { claimant, destinations } in changes {
+            let sources = &mut self.sources[claimant.route];
+            if destinations.as_ref().is_some_and(|destinations| destinations.claims.is_empty()) {
+                self.observers.insert(claimant.route);
+            }
+            let homes = destinations.as_ref().map(|destinations| destinations.claims.clone());
+            match destinations {
+                Some(destinations) => drop(sources.insert(claimant.source.clone(), destinations)),
+                None => drop(sources.remove(&claimant.source)),
+            }
+            claimed.push((claimant, homes));
+        }
+        if claimed.is_empty() {
+            return;
+        }
+        let changed = self.claims.update(claimed);
+        for route in changed.iter().chain(&self.observers) {
+            self.sorted[*route] = None;
         }
     }
 
-    /// Routes whose sources have to be known before it can be said who is second in a destination of `route`.
-    pub fn awaited<'a, B: Backend>(&self, world: &'a World<B>, route: &Route) -> Vec<&'a Route> {
-        if self.untried.is_empty() {
-            return Vec::new();
+    /// A registry's catalog has been read and its changes applied; `None`: that failed, and what was known holds.
+    pub fn read(&mut self, registry: &Arc<str>, catalog: Option<Catalog>) {
+        self.untried.remove(registry);
+        if let Some(catalog) = catalog {
+            self.catalogs.insert(registry.clone(), Arc::new(catalog));
         }
-        let up_to = world.routes.0.iter().position(|other| other.name == route.name).map_or(0, |at| at + 1);
-        let earlier = world.routes.0.iter().take(up_to).filter(|other| self.untried.contains(&other.name));
-        earlier.filter(|other| may_meet(world, route, other)).collect()
+    }
+
+    /// A registry whose catalog has to be read before it can be said which sources of the route are second in their
+    /// destinations.
+    pub fn awaited(&self, route: usize) -> Option<&Arc<str>> {
+        self.all_awaited(route).next()
+    }
+
+    /// All such registries.
+    pub fn all_awaited(&self, route: usize) -> impl Iterator<Item = &Arc<str>> {
+        self.awaits[route].intersection(&self.untried)
     }
 
     /// The known sources of a route, without those that are refused.
-    pub fn sorted<B: Backend>(&mut self, world: &World<B>, route: &Route) -> Arc<Discovered> {
-        if let Some(sorted) = self.sorted.get(&route.name) {
+    pub fn sorted<B: Backend>(&mut self, world: &World<B>, route: usize) -> Arc<Discovered> {
+        if let Some(sorted) = &self.sorted[route] {
             return sorted.clone();
         }
         let mut discovered = Discovered::default();
-        for name in self.known.get(&route.name).into_iter().flatten() {
-            match self.judge(world, route, name) {
-                Ok(()) => drop(discovered.repositories.insert(name.clone())),
+        for (source, destinations) in &self.sources[route] {
+            match self.judge(world, route, source, destinations) {
+                Ok(()) => drop(discovered.repositories.insert(source.clone())),
                 Err(trouble) => discovered.trouble.push(trouble),
             }
         }
         let sorted = Arc::new(discovered);
-        self.sorted.insert(route.name.clone(), sorted.clone());
+        self.sorted[route] = Some(sorted.clone());
         sorted
     }
 
     /// One source of a route alone, known or not.
-    pub fn alone<B: Backend>(&self, world: &World<B>, route: &Route, source: &RepositoryName) -> Discovered {
-        match self.judge(world, route, source) {
+    pub fn alone<B: Backend>(&self, world: &World<B>, route: usize, source: &RepositoryName) -> Discovered {
+        let known = self.sources[route].get(source).cloned();
+        let destinations = known.unwrap_or_else(|| Arc::new(Destinations::of(world, &world.routes.0[route], source)));
+        match self.judge(world, route, source, &destinations) {
             Ok(()) => Discovered { repositories: BTreeSet::from([source.clone()]), trouble: Vec::new() },
             Err(trouble) => Discovered { repositories: BTreeSet::new(), trouble: vec![trouble] },
         }
     }
 
     /// Whether a source may go where its route sends it.
-    fn judge<B: Backend>(&self, world: &World<B>, route: &Route, source: &RepositoryName) -> Result<(), Trouble> {
-        for (home, registry) in homes(world, route, source).map_err(|fault| Trouble::from(&fault))? {
-            let taken = self.owners.get(&home).filter(|(name, theirs)| (name, theirs) != (&route.name, source));
-            let address = format!("{registry}/{}", home.1);
-            if let Some((other, theirs)) = taken {
+    fn judge<B: Backend>(
+        &self,
+        world: &World<B>,
+        route: usize,
+        source: &RepositoryName,
+        destinations: &Destinations,
+    ) -> Result<(), Trouble> {
+        let name = &world.routes.0[route].name;
+        for Place { home, registry, reader } in destinations.all.as_ref().map_err(Clone::clone)? {
+            let address = || format!("{registry}/{}", home.1);
+            let owner = self.claims.owner(home).filter(|owner| (owner.route, &owner.source) != (route, source));
+            if let Some(owner) = owner {
+                let (other, theirs) = (&world.routes.0[owner.route].name, &owner.source);
                 return Err(refused(format!(
-                    "route {}: {source} and {theirs} (route {other}) would both be promoted to {address}; {source} is left out",
-                    route.name
+                    "route {name}: {source} and {theirs} (route {other}) would both be promoted to {}; {source} is left out",
+                    address()
                 )));
             }
-            if let Some(reader) =
-                reader(world, &home).filter(|reader| !(**reader == route.name && names_anew(route, &home, source)))
-            {
+            if let Some(reader) = reader {
                 return Err(refused(format!(
-                    "route {}: {source} would be promoted to {address}, which route {reader} reads again; {source} is left out",
-                    route.name
+                    "route {name}: {source} would be promoted to {}, which route {reader} reads again; {source} is left out",
+                    address()
                 )));
             }
         }
         Ok(())
     }
-
-    /// Every known source claims its destinations, all of them or none, in the order that decides.
-    fn claim_all<B: Backend>(&mut self, world: &World<B>) {
-        self.owners.clear();
-        self.sorted.clear();
-        for route in &world.routes.0 {
-            for source in self.known.get(&route.name).into_iter().flatten() {
-                let Ok(homes) = homes(world, route, source) else { continue };
-                if homes.iter().all(|(home, _)| !self.owners.contains_key(home) && reader(world, home).is_none()) {
-                    let me = (route.name.clone(), source.clone());
-                    self.owners.extend(homes.into_iter().map(|(home, _)| (home, me.clone())));
-                }
-            }
-        }
-    }
 }
 
 fn refused(text: String) -> Trouble {
     Trouble { class: Trouble::REFUSED.into(), text }
-}
-
-/// The destinations of a source, each with its registry's name in the config.
-fn homes<B: Backend>(world: &World<B>, route: &Route, source: &RepositoryName) -> Result<Vec<(Home, Arc<str>)>, Fault> {
-    let sides = world.destinations(route, source)?;
-    Ok(sides
-        .into_iter()
-        .map(|side| ((side.repository.origin().clone(), side.repository.repository().clone()), side.registry))
-        .collect())
 }
 
 /// Whether a route names tags anew in the source itself: looks leave out what it has named there.
@@ -207,25 +320,61 @@ fn reader<'a, B: Backend>(world: &'a World<B>, (origin, repository): &Home) -> O
     same.find_map(|(registry, _)| world.routes.of(registry, repository)).map(|route| &route.name)
 }
 
-/// Whether sources of these routes can meet in one destination, as far as the templates tell.
-fn may_meet<B: Backend>(world: &World<B>, one: &Route, other: &Route) -> bool {
-    let origin = |template: &Template| world.site(template.registry()).origin().clone();
-    if one.name == other.name {
-        return one
-            .to
-            .iter()
-            .any(|to| (1..=one.from.wildcards()).any(|number| !to.repository().contains(&format!("{{{number}}}"))));
-    }
-    one.to.iter().any(|to| other.to.iter().any(|too| origin(to) == origin(too) && overlap(to.repository(), too.repository())))
+/// For each route the registries of routes with wildcards, itself or before it, whose sources can meet its own in a
+/// destination, as far as the templates tell.
+fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
+    let routes: Vec<(&Route, Vec<Shape<'_>>)> = world
+        .routes
+        .0
+        .iter()
+        .map(|route| (route, route.to.iter().map(|to| Shape::of(world.site(to.registry()).origin(), to.repository())).collect()))
+        .collect();
+    let awaited_by = |(position, (route, shapes)): (usize, &(&Route, Vec<Shape<'_>>))| {
+        let mut awaits = BTreeSet::new();
+        if may_meet_itself(route) {
+            awaits.insert(route.from.registry().clone());
+        }
+        for (earlier, theirs) in &routes[..position] {
+            let registry = earlier.from.registry();
+            if !earlier.from.is_literal() && !awaits.contains(registry) && Shape::any_meet(shapes, theirs) {
+                awaits.insert(registry.clone());
+            }
+        }
+        awaits
+    };
+    routes.iter().enumerate().map(awaited_by).collect()
 }
 
-/// Whether two templates have the same start and end, as far as those are written out.
-fn overlap(one: &str, other: &str) -> bool {
-    let start = |text: &str| text.split('{').next().unwrap_or_default().to_owned();
-    let end = |text: &str| text.rsplit('}').next().unwrap_or_default().to_owned();
-    let (start_one, start_other, end_one, end_other) = (start(one), start(other), end(one), end(other));
-    (start_one.starts_with(&start_other) || start_other.starts_with(&start_one))
-        && (end_one.ends_with(&end_other) || end_other.ends_with(&end_one))
+/// Whether two sources of one route can meet: a destination does not use all that the wildcards capture.
+fn may_meet_itself(route: &Route) -> bool {
+    let is_unused = |to: &Template, number: usize| !to.repository().contains(&format!("{{{number}}}"));
+    route.to.iter().any(|to| (1..=route.from.wildcards()).any(|number| is_unused(to, number)))
+}
+
+/// What is written out of a template.
+struct Shape<'a> {
+    origin: &'a Origin,
+    start: &'a str,
+    end: &'a str,
+}
+
+impl<'a> Shape<'a> {
+    fn of(origin: &'a Origin, template: &'a str) -> Shape<'a> {
+        let start = template.split('{').next().unwrap_or_default();
+        let end = template.rsplit('}').next().unwrap_or_default();
+        Shape { origin, start, end }
+    }
+
+    fn any_meet(ours: &[Shape<'_>], theirs: &[Shape<'_>]) -> bool {
+        ours.iter().any(|one| theirs.iter().any(|other| one.may_meet(other)))
+    }
+
+    /// Whether both have the same start and end, as far as those are written out.
+    fn may_meet(&self, other: &Shape<'_>) -> bool {
+        (self.start.starts_with(other.start) || other.start.starts_with(self.start))
+            && (self.end.ends_with(other.end) || other.end.ends_with(self.end))
+            && self.origin == other.origin
+    }
 }
 
 #[cfg(test)]
@@ -234,6 +383,7 @@ mod tests {
 
     #[test]
     fn templates_that_differ_in_what_is_written_out_do_not_meet() {
+        let (here, elsewhere) = (Origin::new("https://production.example"), Origin::new("https://other.example"));
         for (one, other, meet) in [
             ("prod/{1}", "prod/{1}", true),
             ("prod/{1}", "prod/a-{1}", true),
@@ -242,7 +392,9 @@ mod tests {
             ("prod/app", "prod/{1}", true),
             ("prod/app", "prod/web", false),
         ] {
-            assert_eq!((overlap(one, other), overlap(other, one)), (meet, meet), "{one} {other}");
+            let meets = |one, other| Shape::of(&here, one).may_meet(&Shape::of(&here, other));
+            assert_eq!((meets(one, other), meets(other, one)), (meet, meet), "{one} {other}");
+            assert!(!Shape::of(&here, one).may_meet(&Shape::of(&elsewhere, other)), "another registry");
         }
     }
 }

@@ -16,6 +16,8 @@ pub struct Inquiry {
     /// Looks that were queued for it so far.
     pub count: usize,
     open: usize,
+    /// Routes that wait, by the registry whose catalog they wait for.
+    waiting: BTreeMap<Arc<str>, Vec<Arc<str>>>,
 }
 
 #[derive(Debug, Default)]
@@ -43,42 +45,60 @@ impl Inquiries {
     /// An event that is about so many routes.
     pub fn open(&mut self, event: Event, routes: usize) -> u64 {
         self.next += 1;
-        self.inquiries.insert(self.next, Inquiry { event, count: 0, open: routes });
+        self.inquiries.insert(self.next, Inquiry { event, count: 0, open: routes, waiting: BTreeMap::new() });
         self.next
     }
 
-    /// Waits for a discovery of the route. `true`: there is none, one is to begin.
-    pub fn join(&mut self, route: &Arc<str>, id: u64) -> bool {
-        match self.rounds.get_mut(route) {
+    /// A route of an event waits for a reading of the registry's catalog. `true`: there is none, one is to begin.
+    pub fn join(&mut self, registry: &Arc<str>, id: u64, route: Arc<str>) -> bool {
+        let Some(inquiry) = self.inquiries.get_mut(&id) else { return false };
+        let waiting = inquiry.waiting.entry(registry.clone()).or_default();
+        waiting.push(route);
+        if waiting.len() > 1 {
+            return false;
+        }
+        match self.rounds.get_mut(registry) {
             Some(round) => {
                 round.dirty.push(id);
                 false
             }
             None => {
-                self.rounds.insert(route.clone(), Round { asked: vec![id], dirty: Vec::new() });
+                self.rounds.insert(registry.clone(), Round { asked: vec![id], dirty: Vec::new() });
                 true
             }
         }
     }
 
-    /// Whether a discovery of the route runs.
-    pub fn is_running(&self, route: &str) -> bool {
-        self.rounds.contains_key(route)
+    /// Whether a reading of the registry's catalog runs.
+    pub fn is_running(&self, registry: &str) -> bool {
+        self.rounds.contains_key(registry)
     }
 
-    /// A discovery has ended: whom it answers. What came while it ran waits for another one, which is to begin if `true`.
-    pub fn ended(&mut self, route: &Arc<str>) -> (Vec<u64>, bool) {
-        let Some(round) = self.rounds.remove(route) else { return (Vec::new(), false) };
+    /// A reading has ended: the routes that it answers, with their events. What came while it ran waits for another one, which
+    /// is to begin if `true`.
+    pub fn ended(&mut self, registry: &Arc<str>) -> (Vec<(u64, Arc<str>)>, bool) {
+        let Some(round) = self.rounds.remove(registry) else { return (Vec::new(), false) };
         let again = !round.dirty.is_empty();
         if again {
-            self.rounds.insert(route.clone(), Round { asked: round.dirty, dirty: Vec::new() });
+            self.rounds.insert(registry.clone(), Round { asked: round.dirty, dirty: Vec::new() });
         }
-        (round.asked, again)
+        (self.routes_of(registry, round.asked), again)
     }
 
-    /// The discovery that ended was of a world that is no more: whom it would have answered, with those who came since.
-    pub fn outdated(&mut self, route: &str) -> Vec<u64> {
-        self.rounds.remove(route).map(|round| [round.asked, round.dirty].concat()).unwrap_or_default()
+    /// The reading that ended was of a config that is no more: the routes that it would have answered, with those that came
+    /// since.
+    pub fn outdated(&mut self, registry: &str) -> Vec<(u64, Arc<str>)> {
+        let Some(round) = self.rounds.remove(registry) else { return Vec::new() };
+        self.routes_of(registry, [round.asked, round.dirty].concat())
+    }
+
+    fn routes_of(&mut self, registry: &str, ids: Vec<u64>) -> Vec<(u64, Arc<str>)> {
+        let mut routes = Vec::new();
+        for id in ids {
+            let waiting = self.inquiries.get_mut(&id).and_then(|inquiry| inquiry.waiting.remove(registry));
+            routes.extend(waiting.into_iter().flatten().map(|route| (id, route)));
+        }
+        routes
     }
 
     /// The event of that number.
@@ -113,21 +133,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hundred_askers_share_the_next_discovery() {
+    async fn a_hundred_events_share_the_next_reading() {
         let mut inquiries = Inquiries::default();
-        let route: Arc<str> = "wild".into();
+        let (registry, wild, other): (Arc<str>, Arc<str>, Arc<str>) = ("staging".into(), "wild".into(), "other".into());
         let first = inquiries.open(event(), 2);
-        assert!(inquiries.join(&route, first));
+        assert!(inquiries.join(&registry, first, wild.clone()));
+        assert!(!inquiries.join(&registry, first, other.clone()), "one reading for both routes");
         for _ in 0..100 {
             let id = inquiries.open(event(), 1);
-            assert!(!inquiries.join(&route, id), "one at a time");
+            assert!(!inquiries.join(&registry, id, wild.clone()), "one at a time");
         }
-        assert_eq!(inquiries.ended(&route), (vec![first], true));
+        assert_eq!(inquiries.ended(&registry), (vec![(first, wild), (first, other)], true));
         assert!(inquiries.answered(first).is_none(), "another route is open");
         assert!(inquiries.answered(first).is_some());
-        let (asked, again) = inquiries.ended(&route);
+        let (asked, again) = inquiries.ended(&registry);
         assert_eq!((asked.len(), again), (100, false));
-        assert!(asked.into_iter().all(|id| inquiries.answered(id).is_some()));
-        assert!(inquiries.len() == 0 && !inquiries.is_running(&route));
+        assert!(asked.into_iter().all(|(id, _)| inquiries.answered(id).is_some()));
+        assert!(inquiries.len() == 0 && !inquiries.is_running(&registry));
     }
 }

@@ -1,6 +1,7 @@
 //! Finds out where something differs: poll · ping · signal → [`Event`] → [`queue`] → [`look`] → jobs.
 
 pub mod board;
+mod claims;
 pub mod discover;
 pub mod event;
 mod handle;
@@ -8,6 +9,7 @@ mod inquiry;
 pub mod look;
 pub mod metrics;
 mod pass;
+mod polls;
 pub mod queue;
 pub mod route;
 pub mod rules;

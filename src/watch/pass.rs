@@ -1,5 +1,6 @@
 //! One pass over the world, for commands that run without the daemon.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -7,7 +8,7 @@ use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use super::board::Board;
-use super::discover::{Owners, discover};
+use super::discover::{Catalog, Owners, read_catalog};
 use super::event::{Scope, Wish};
 use super::look::{Ask, Looking};
 use super::queue::fruitless;
@@ -15,6 +16,7 @@ use super::run::matching;
 use super::world::World;
 use crate::clock;
 use crate::endpoint::Backend;
+use crate::fault::Fault;
 use crate::job::{Actor, Cause, Look, Report};
 use crate::oci::RepositoryName;
 use crate::transfer::{Settle, Stop};
@@ -30,9 +32,10 @@ pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor
     discover_all(world, &asked, &mut owners, stop, &mut looks).boxed().await;
     let mut places: Vec<(&Route, RepositoryName)> = Vec::new();
     for (route, repository) in asked {
+        let Some(position) = world.routes.position(&route.name) else { continue };
         let discovered = match repository {
-            Some(name) => Arc::new(owners.alone(world, route, &name)),
-            None => owners.sorted(world, route),
+            Some(name) => Arc::new(owners.alone(world, position, &name)),
+            None => owners.sorted(world, position),
         };
         looks.extend(discovered.as_look());
         places.extend(discovered.repositories.iter().map(|name| (route, name.clone())));
@@ -57,14 +60,25 @@ async fn discover_all<B: Backend>(
     stop: &Stop,
     looks: &mut Vec<Look>,
 ) {
-    for route in &world.routes.0 {
-        let is_asked = asked.iter().any(|(one, repository)| one.name == route.name && repository.is_none());
-        let is_awaited = || asked.iter().any(|(one, _)| owners.awaited(world, one).iter().any(|other| other.name == route.name));
-        if route.from.is_literal() || !(is_asked || is_awaited()) {
-            continue;
+    let wild = asked.iter().filter(|(route, repository)| repository.is_none() && !route.from.is_literal());
+    let wild: Vec<&Route> = wild.map(|(route, _)| *route).collect();
+    let mut wanted: BTreeSet<Arc<str>> = wild.iter().map(|route| route.from.registry().clone()).collect();
+    let positions = asked.iter().filter_map(|(route, _)| world.routes.position(&route.name));
+    wanted.extend(positions.flat_map(|position| owners.all_awaited(position).cloned()));
+    for registry in wanted {
+        match read_catalog(world, &registry, &Catalog::default(), stop).boxed().await {
+            Ok(reading) => {
+                owners.apply(reading.changes);
+                owners.read(&registry, Some(reading.catalog));
+            }
+            Err(fault) => {
+                owners.read(&registry, None);
+                let of_it = wild.iter().filter(|route| *route.from.registry() == registry);
+                looks.extend(of_it.map(|route| {
+                    let text = format!("route {}: {}", route.name, fault.chain());
+                    fruitless(&Fault::new(fault.class(), text))
+                }));
+            }
         }
-        let found = discover(world, route, stop).boxed().await;
-        looks.extend(found.as_ref().err().filter(|_| is_asked).map(fruitless));
-        owners.note(world, route, found.ok());
     }
 }

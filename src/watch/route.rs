@@ -3,11 +3,13 @@
 //! A [`Pattern`] is the `from` of a route, a [`Template`] one of its `to`. The first route whose pattern matches a source
 //! repository has it; a literal pattern is a pattern without wildcards.
 
+mod index;
 mod pattern;
 
 use std::sync::Arc;
 
-pub use pattern::{Naming, ParseError, Pattern, Template};
+use self::index::Index;
+pub use self::pattern::{Naming, ParseError, Pattern, Template};
 
 use super::rules::Selection;
 pub use crate::endpoint::Create;
@@ -42,12 +44,33 @@ impl Route {
 
 /// All routes, in the order of the config.
 #[derive(Clone, Debug, Default)]
-pub struct Routes(pub Vec<Route>);
+pub struct Routes(pub Vec<Route>, Index);
 
 impl Routes {
+    /// The routes of a config.
+    pub fn new(routes: Vec<Route>) -> Routes {
+        let index = Index::new(&routes);
+        Routes(routes, index)
+    }
+
+    /// The route of that name.
+    pub fn named(&self, name: &str) -> Option<&Route> {
+        self.position(name).map(|position| &self.0[position])
+    }
+
+    /// Where the route of that name stands in the config.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.1.named(name)
+    }
+
     /// The route that has a source repository: the first whose `from` matches.
     pub fn of(&self, registry: &str, repository: &RepositoryName) -> Option<&Route> {
-        self.0.iter().find(|route| **route.from.registry() == *registry && route.from.captures(repository).is_some())
+        self.position_of(registry, repository).map(|position| &self.0[position])
+    }
+
+    /// Where that route stands in the config.
+    pub fn position_of(&self, registry: &str, repository: &RepositoryName) -> Option<usize> {
+        self.1.of(&self.0, registry, repository)
     }
 }
 
@@ -68,7 +91,7 @@ mod tests {
             let selection = Selection { moving: vec!["latest".parse().unwrap()], ..Selection::default() };
             Route { name: label.into(), from, to, selection, existing, drift, create: Create::Never }
         };
-        let routes = Routes(vec![route("one", "s/app"), route("other", "t/*"), route("rest", "s/*")]);
+        let routes = Routes::new(vec![route("one", "s/app"), route("other", "t/*"), route("rest", "s/*")]);
         let label = |registry: &str, text: &str| routes.of(registry, &name(text)).map(|route| route.name.to_string());
         assert_eq!(label("s", "app").as_deref(), Some("one"));
         assert_eq!(label("s", "web").as_deref(), Some("rest"));

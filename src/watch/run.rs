@@ -5,7 +5,7 @@
 
 mod asking;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
+use self::asking::{Pending, Question};
 use super::board::{Board, RouteStatus};
-use super::discover::Owners;
+use super::discover::{Discovered, Owners, Reading};
 use super::event::{Event, Scope, Wish};
 use super::handle::run_id;
 use super::inquiry::Inquiries;
 use super::look::{Ask, Looking};
+use super::polls::{PollKey, Polls};
 use super::queue::{BY_NAME, LookKey, Pace, Queue, Tell, Waiting, fruitless};
 use super::route::Route;
 use super::standing::Standing;
@@ -29,7 +31,6 @@ use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
-use crate::random;
 use crate::site::Site;
 use crate::telemetry::Changes;
 use crate::transfer::retry::CurrentRules;
@@ -49,9 +50,16 @@ pub struct Watch<B: Backend = Site> {
     queue: Queue,
     owners: Owners,
     inquiries: Inquiries,
-    held: Vec<Question>,
-    polls: BTreeMap<Arc<str>, Poll>,
-    verified: HashMap<LookKey, Instant>,
+    /// Catalogs whose changes are being taken up.
+    pending: VecDeque<Pending>,
+    /// What is to be answered.
+    questions: VecDeque<Question>,
+    /// Questions that wait for a catalog, by its registry.
+    held: BTreeMap<Arc<str>, Vec<Question>>,
+    shown_discovered: HashMap<Arc<str>, Arc<Discovered>>,
+    polls: Polls,
+    /// By route and repository: when production itself was last asked.
+    verified: HashMap<Arc<str>, HashMap<RepositoryName, Instant>>,
     standing: Standing,
     tasks: JoinSet<Done>,
     running: HashMap<Id, Task<B>>,
@@ -60,31 +68,15 @@ pub struct Watch<B: Backend = Site> {
     changes: Changes,
 }
 
-/// When a route is looked at without being asked.
-struct Poll {
-    next: Instant,
-    first: bool,
-}
-
-/// What an event asks of one route, once its discovery has ended.
-struct Question {
-    id: u64,
-    route: Arc<str>,
-    /// Only this repository.
-    repository: Option<RepositoryName>,
-    /// The discovery failed.
-    failed: Option<Trouble>,
-}
-
 /// What a task of the watch is about: kept here, so that a panic loses nothing.
 enum Task<B: Backend> {
-    Discovery { route: Arc<str>, world: Arc<World<B>> },
+    Discovery { registry: Arc<str>, world: Arc<World<B>> },
     Look { key: LookKey, ask: Ask, tell: Vec<Tell> },
 }
 
 /// What a task of the watch came to.
 enum Done {
-    Discovered(Result<BTreeSet<RepositoryName>, Fault>),
+    Discovered(Result<Reading, Fault>),
     Looked(Look),
 }
 
@@ -99,8 +91,11 @@ impl<B: Backend> Watch<B> {
             queue: Queue::default(),
             owners: Owners::default(),
             inquiries: Inquiries::default(),
-            held: Vec::new(),
-            polls: BTreeMap::new(),
+            pending: VecDeque::new(),
+            questions: VecDeque::new(),
+            held: BTreeMap::new(),
+            shown_discovered: HashMap::new(),
+            polls: Polls::default(),
             verified: HashMap::new(),
             standing: Standing::default(),
             tasks: JoinSet::new(),
@@ -126,6 +121,7 @@ impl<B: Backend> Watch<B> {
                 Ok(()) = self.world.changed() => self.adopt_world(),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
+                () = tokio::task::yield_now(), if self.has_work() => self.work(),
                 Some(event) = events.recv(), if self.inquiries.len() < most_events => self.take(event),
             }
         }
@@ -136,6 +132,8 @@ impl<B: Backend> Watch<B> {
     /// Nobody waits for what will not begin any more; what runs settles.
     async fn drain(&mut self) {
         self.inquiries.clear();
+        self.pending.clear();
+        self.questions.clear();
         self.held.clear();
         self.queue.retain(|_| false, Instant::now());
         while let Some(done) = self.tasks.join_next_with_id().await {
@@ -152,28 +150,28 @@ impl<B: Backend> Watch<B> {
     fn adopt_world(&mut self) {
         let world = self.world.borrow_and_update().clone();
         let now = Instant::now();
-        let exists = |name: &Arc<str>| world.routes.0.iter().any(|route| route.name == *name);
-        self.polls.retain(|name, _| exists(name));
+        let exists = |name: &Arc<str>| world.routes.named(name).is_some();
         self.standing.adopt(world.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
-        self.verified.retain(|key, _| exists(&key.route));
+        self.verified.retain(|route, _| exists(route));
+        self.shown_discovered.clear();
         self.owners = Owners::new(&world);
-        for route in &world.routes.0 {
-            self.polls.insert(route.name.clone(), Poll { next: now, first: true });
-        }
+        self.polls.begin(world.routes.0.iter().map(PollKey::of), now);
         self.show_routes(&world);
-        self.answer();
+        self.ask_all_anew(&world);
+        self.work();
     }
 
     fn show_routes(&self, world: &World<B>) {
         self.board.update(|status| {
             let before = std::mem::take(&mut status.routes);
+            let mut before: HashMap<String, RouteStatus> = before.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
             status.routes = world
                 .routes
                 .0
                 .iter()
                 .map(|route| {
-                    let kept = before.iter().find(|entry| entry.name == *route.name).cloned().unwrap_or_default();
+                    let kept = before.remove(&*route.name).unwrap_or_default();
                     let to = route.to.iter().map(|to| format!("{}/{}", to.registry(), to.repository())).collect();
                     RouteStatus {
                         name: route.name.to_string(),
@@ -210,38 +208,29 @@ impl<B: Backend> Watch<B> {
     /// The next time at which something is due on its own.
     fn next_wake(&self) -> Instant {
         let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
-        let poll = self.polls.values().map(|poll| poll.next).min();
         let show = (depth > 0).then(|| self.shown.2 + SHOWN_EVERY);
         let far = now + Duration::from_secs(3600);
-        [poll, self.queue.next(), show].into_iter().flatten().min().unwrap_or(far)
+        [self.polls.next(), self.queue.next(), show].into_iter().flatten().min().unwrap_or(far)
     }
 
     /// Asks for looks at the routes whose time has come.
     fn poll(&mut self) {
         let (world, now) = (self.world(), Instant::now());
         let pace = world.rhythm.poll.unwrap_or(world.rhythm.verify);
-        let mut due = Vec::new();
-        for (name, poll) in &mut self.polls {
-            if poll.next <= now {
-                let cause = if poll.first {
-                    Cause::Start
-                } else if world.rhythm.poll.is_some() {
-                    Cause::Poll
-                } else {
-                    Cause::Verify
-                };
-                due.push((name.clone(), cause));
-                // Up to a tenth early or late, so that many routes do not stay in step.
-                *poll = Poll { next: now + pace.mul_f64(0.9 + 0.2 * random::fraction()), first: false };
-            }
-        }
-        for (name, cause) in due {
-            self.show_next_look(&name);
+        while let Some((key, is_first)) = self.polls.take_due(now, pace) {
+            let cause = match (is_first, world.rhythm.poll) {
+                (true, _) => Cause::Start,
+                (false, Some(_)) => Cause::Poll,
+                (false, None) => Cause::Verify,
+            };
+            let routes = polled(&world, &key);
+            routes.iter().for_each(|name| self.show_next_look(name));
             // Polls do not pile up behind a slow catalog.
-            if cause != Cause::Start && self.inquiries.is_running(&name) {
+            let is_running = matches!(&key, PollKey::Catalog(registry) if self.inquiries.is_running(registry));
+            if is_running && !is_first {
                 continue;
             }
-            let scope = Scope { routes: vec![name.to_string()], ..Scope::default() };
+            let scope = Scope { routes: routes.iter().map(ToString::to_string).collect(), ..Scope::default() };
             self.take(Event {
                 scope,
                 cause,
@@ -256,7 +245,9 @@ impl<B: Backend> Watch<B> {
 
     fn show_next_look(&self, name: &Arc<str>) {
         let now = Instant::now();
-        let next = self.held(name).filter(|held| *held > now).or(self.polls.get(name).map(|poll| poll.next));
+        let key = self.world().route(name).map(PollKey::of);
+        let poll = key.and_then(|key| self.polls.next_of(&key));
+        let next = self.held(name).filter(|held| *held > now).or(poll);
         let wait = next.map(|next| next.duration_since(now));
         let next = wait.and_then(|wait| clock::now().checked_add(wait).ok());
         self.board.update_route(name, |route| route.next_look = next);
@@ -281,8 +272,8 @@ impl<B: Backend> Watch<B> {
         match (self.running.remove(&id), came) {
             (Some(Task::Look { key, ask, tell }), Some(Done::Looked(look))) => self.settled(key, ask, tell, look),
             (Some(Task::Look { key, ask, tell }), _) => self.settled(key, ask, tell, fruitless(&panicked())),
-            (Some(Task::Discovery { route, world }), Some(Done::Discovered(found))) => self.discovered(&route, &world, found),
-            (Some(Task::Discovery { route, world }), _) => self.discovered(&route, &world, Err(panicked())),
+            (Some(Task::Discovery { registry, world }), Some(Done::Discovered(read))) => self.discovered(&registry, &world, read),
+            (Some(Task::Discovery { registry, world }), _) => self.discovered(&registry, &world, Err(panicked())),
             (None, _) => {}
         }
     }
@@ -423,10 +414,25 @@ fn pace(look: &Look) -> Option<Pace> {
     }
 }
 
-/// The routes that a scope is about, with the repository when the scope names one that falls to it.
+/// The routes that are looked at together.
+fn polled<B: Backend>(world: &World<B>, key: &PollKey) -> Vec<Arc<str>> {
+    match key {
+        PollKey::Route(name) => vec![name.clone()],
+        PollKey::Catalog(registry) => {
+            let of_it = |route: &&Route| !route.from.is_literal() && route.from.registry() == registry;
+            world.routes.0.iter().filter(of_it).map(|route| route.name.clone()).collect()
+        }
+    }
+}
+
+/// The routes that a scope is about, in the order of the config, with the repository when the scope names one that falls to it.
 pub(super) fn matching<'a, B: Backend>(world: &'a World<B>, scope: &Scope) -> Vec<(&'a Route, Option<RepositoryName>)> {
-    let named = |route: &&Route| scope.routes.is_empty() || scope.routes.iter().any(|name| *name == *route.name);
-    let routes = world.routes.0.iter().filter(named);
+    let positions: BTreeSet<usize> = match (scope.routes.is_empty(), &scope.repository) {
+        (false, _) => scope.routes.iter().filter_map(|name| world.routes.position(name)).collect(),
+        (true, None) => (0..world.routes.0.len()).collect(),
+        (true, Some(name)) => world.sites.keys().filter_map(|registry| world.routes.position_of(registry, name)).collect(),
+    };
+    let routes = positions.into_iter().map(|position| &world.routes.0[position]);
     match &scope.repository {
         None => routes.map(|route| (route, None)).collect(),
         Some(name) => {

@@ -88,7 +88,7 @@ impl<R: Source> Side<R> {
 impl<B: Backend> World<B> {
     /// The route of that name.
     pub fn route(&self, name: &str) -> Option<&Route> {
-        self.routes.0.iter().find(|route| &*route.name == name)
+        self.routes.named(name)
     }
 
     /// The site of that name. The config has made sure that there is one for every route.

@@ -48,3 +48,4 @@ mod tools;
 mod unchanged;
 mod unit;
 mod unread;
+mod wildcards;

@@ -226,7 +226,7 @@ fn the_examples_are_right() {
     }
     for path in examples() {
         let config = load_example(&path);
-        let routes = crate::watch::route::Routes(config.routes.clone());
+        let routes = crate::watch::route::Routes::new(config.routes.clone());
         assert!(!routes.0.is_empty(), "{}", path.display());
         if path.ends_with("wildcards.yaml") {
             let route = |name: &str| routes.of("staging", &name.parse().unwrap()).map(|route| route.name.to_string());

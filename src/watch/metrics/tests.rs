@@ -139,7 +139,7 @@ fn two_destinations_in_one_registry_are_both_counted() {
     bench.looked("a", equal(2), WHOLE, &[]);
     assert!(!bench.succeeded(), "the copy has a conflict");
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (3, 1));
-    bench.metrics.retain_routes(&Routes(vec![route("r", &["p/{1}"])]));
+    bench.metrics.retain_routes(&Routes::new(vec![route("r", &["p/{1}"])]));
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (2, 0));
     looked(equal(1), WHOLE);
     assert_eq!(bench.tags("up_to_date"), 2, "a look that still ran brings nothing back");
@@ -196,7 +196,7 @@ fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
     let moved = route("r", &["q/{1}"]);
     bench.looked("a", Totals { failed: 1, ..equal(1) }, WHOLE, &["v1"]);
     bench.metrics.prepare(&moved);
-    bench.metrics.retain_routes(&Routes(vec![moved]));
+    bench.metrics.retain_routes(&Routes::new(vec![moved]));
     assert_eq!((bench.series_with("p"), bench.metrics.lock().pending), (0, 0));
     assert!(bench.series_with("q") > 0);
     bench.metrics.retain_routes(&Routes::default());

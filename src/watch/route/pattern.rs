@@ -115,6 +115,25 @@ impl Pattern {
         }
     }
 
+    /// Whether a name matches, without telling what the wildcards capture.
+    pub fn matches(&self, name: &RepositoryName) -> bool {
+        match &self.shape {
+            Shape::Literal(literal) => literal == name,
+            Shape::Wild { captures: 1, .. } => {
+                let (before, behind) = self.ends();
+                let rest = name.as_str().strip_prefix(before).and_then(|rest| rest.strip_suffix(behind));
+                rest.is_some_and(|rest| !rest.is_empty() && (self.is_deep(1) || !rest.contains('/')))
+            }
+            Shape::Wild { regex, .. } => regex.is_match(name.as_str()),
+        }
+    }
+
+    /// What stands before the first wildcard and behind the last one.
+    pub fn ends(&self) -> (&str, &str) {
+        let behind = self.text.rfind('*').map_or(self.text.len(), |at| at + 1);
+        (self.prefix(), &self.text[behind..])
+    }
+
     /// How many wildcards it has.
     pub fn wildcards(&self) -> usize {
         match &self.shape {

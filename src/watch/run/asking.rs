@@ -1,23 +1,54 @@
 //! From events to the queue: finds out, beside the loop, which repositories an event is about, and asks for looks at them.
+//!
+//! What is done here takes bounded time: a thousand routes, or ten thousand repositories, are worked off in pieces, between
+//! which other tasks have their turn.
 
-use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Done, Question, Task, Watch, matching};
+use super::{Done, Task, Watch, matching};
 use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
 use crate::oci::RepositoryName;
 use crate::random;
-use crate::watch::discover::{Discovered, discover};
+use crate::watch::discover::{Catalog, Change, Discovered, Reading, read_catalog};
 use crate::watch::event::Event;
 use crate::watch::look::Ask;
 use crate::watch::queue::LookKey;
 use crate::watch::route::Route;
 use crate::watch::world::World;
+
+/// Routes and repositories that are worked off in one piece.
+const PIECE: usize = 500;
+
+/// What an event asks of one route, once the catalogs that it needs have been read.
+pub(super) struct Question {
+    id: u64,
+    route: Arc<str>,
+    /// Only this repository.
+    repository: Option<RepositoryName>,
+    /// The catalog could not be read.
+    failed: Option<Trouble>,
+    /// It is being answered.
+    answer: Option<Answer>,
+}
+
+/// An answer that may be given in several pieces.
+struct Answer {
+    discovered: Arc<Discovered>,
+    /// The last repository that was asked about.
+    after: Option<RepositoryName>,
+}
+
+/// A catalog that was read and whose changes are being taken up.
+pub(super) struct Pending {
+    registry: Arc<str>,
+    read: Result<(Catalog, std::vec::IntoIter<Change>), Trouble>,
+}
 
 impl<B: Backend> Watch<B> {
     /// Takes an event: what the config or an earlier discovery says is asked of the queue at once; what takes a catalog is found
@@ -31,72 +62,185 @@ impl<B: Backend> Watch<B> {
         }
         let id = self.inquiries.open(event, matching.len());
         for (route, repository) in matching {
-            if repository.is_some() || route.from.is_literal() {
-                self.held.push(Question { id, route: route.name.clone(), repository, failed: None });
-            } else if self.inquiries.join(&route.name, id) {
-                self.spawn_discovery(&world, &route.name);
-            }
+            self.ask_route(&world, id, route, repository);
         }
-        self.answer();
+        self.work();
     }
 
-    fn spawn_discovery(&mut self, world: &Arc<World<B>>, name: &Arc<str>) {
-        let (world, route, stop) = (world.clone(), name.clone(), self.stop.clone());
-        let task = Task::Discovery { route: route.clone(), world: world.clone() };
-        let spawned = self.tasks.spawn(async move {
-            Done::Discovered(match world.route(&route) {
-                Some(route) => discover(&world, route, &stop).await,
-                None => Ok(BTreeSet::new()),
-            })
-        });
+    fn ask_route(&mut self, world: &Arc<World<B>>, id: u64, route: &Route, repository: Option<RepositoryName>) {
+        if repository.is_some() || route.from.is_literal() {
+            let question = Question { id, route: route.name.clone(), repository, failed: None, answer: None };
+            return self.questions.push_back(question);
+        }
+        let registry = route.from.registry();
+        if self.inquiries.join(registry, id, route.name.clone()) {
+            self.spawn_discovery(world, registry);
+        }
+    }
+
+    fn spawn_discovery(&mut self, world: &Arc<World<B>>, registry: &Arc<str>) {
+        let task = Task::Discovery { registry: registry.clone(), world: world.clone() };
+        let before = self.owners.catalog(registry);
+        let (world, registry, stop) = (world.clone(), registry.clone(), self.stop.clone());
+        let spawned = self.tasks.spawn(async move { Done::Discovered(read_catalog(&*world, &registry, &before, &stop).await) });
         self.running.insert(spawned.id(), task);
     }
 
-    pub(super) fn discovered(&mut self, name: &Arc<str>, seen: &Arc<World<B>>, found: Result<BTreeSet<RepositoryName>, Fault>) {
+    /// A catalog has been read, or could not be.
+    pub(super) fn discovered(&mut self, registry: &Arc<str>, seen: &Arc<World<B>>, read: Result<Reading, Fault>) {
         let world = self.world();
         if !Arc::ptr_eq(seen, &world) {
-            return self.discover_anew(&world, name);
+            return self.discover_anew(&world, registry);
         }
-        let failed = found.as_ref().err().map(Trouble::from);
-        if let Some(route) = world.route(name) {
-            self.owners.note(&world, route, found.ok());
+        let text = read.as_ref().err().map(Fault::chain).unwrap_or_default();
+        match (self.changes.changed(&format!("catalog of {registry}"), &text), text.is_empty()) {
+            (true, false) => tracing::warn!(registry = &**registry, error = text, "the catalog could not be read"),
+            (true, true) => tracing::info!(registry = &**registry, "the catalog can be read again"),
+            (false, _) => {}
         }
-        let (asked, again) = self.inquiries.ended(name);
-        if again {
-            self.spawn_discovery(&world, name);
-        }
-        let question = |id| Question { id, route: name.clone(), repository: None, failed: failed.clone() };
-        self.held.extend(asked.into_iter().map(question));
-        self.answer();
+        let read = match read {
+            Ok(reading) => Ok((reading.catalog, reading.changes.into_iter())),
+            Err(fault) => Err(Trouble::from(&fault)),
+        };
+        self.pending.push_back(Pending { registry: registry.clone(), read });
+        self.work();
     }
 
-    /// The config has changed while a discovery ran: who waits for it is answered from the new one.
-    fn discover_anew(&mut self, world: &Arc<World<B>>, name: &Arc<str>) {
-        let is_wild = world.route(name).is_some_and(|route| !route.from.is_literal());
-        let mut begin = false;
-        for id in self.inquiries.outdated(name) {
-            if is_wild {
-                begin |= self.inquiries.join(name, id);
-            } else {
-                self.held.push(Question { id, route: name.clone(), repository: None, failed: None });
+    /// The config has changed while a catalog was read: what waits for it is answered from the new one.
+    fn discover_anew(&mut self, world: &Arc<World<B>>, registry: &Arc<str>) {
+        for (id, route) in self.inquiries.outdated(registry) {
+            self.ask_anew(world, id, &route);
+        }
+        self.work();
+    }
+
+    fn ask_anew(&mut self, world: &Arc<World<B>>, id: u64, route: &str) {
+        match world.route(route) {
+            Some(route) => self.ask_route(world, id, route, None),
+            None => self.close(id),
+        }
+    }
+
+    /// The config has changed: what was about to be answered from the old one is answered from the new one.
+    pub(super) fn ask_all_anew(&mut self, world: &Arc<World<B>>) {
+        let pending = std::mem::take(&mut self.pending);
+        for Pending { registry, .. } in pending {
+            self.discover_anew(world, &registry);
+        }
+        let held = std::mem::take(&mut self.held).into_values().flatten();
+        let questions: Vec<Question> = std::mem::take(&mut self.questions).into_iter().chain(held).collect();
+        for question in questions {
+            match (&question.repository, &question.answer) {
+                (None, None) => self.ask_anew(world, question.id, &question.route),
+                // What was found under the old config, or named, is judged again when its look begins.
+                _ => self.questions.push_back(question),
             }
         }
-        if begin {
-            self.spawn_discovery(world, name);
-        }
-        self.answer();
     }
 
-    /// Answers the questions about routes of which it is known who comes first in their destinations.
-    pub(super) fn answer(&mut self) {
+    pub(super) fn has_work(&self) -> bool {
+        !self.pending.is_empty() || !self.questions.is_empty()
+    }
+
+    /// Works off a piece of what is to be done.
+    pub(super) fn work(&mut self) {
         let world = self.world();
-        for question in std::mem::take(&mut self.held) {
-            match world.route(&question.route) {
-                Some(route) if !self.owners.awaited(&world, route).is_empty() => self.held.push(question),
-                Some(route) => self.queue_looks(&world, route, question),
-                None => self.close(question.id),
+        let mut left = PIECE;
+        while left > 0 {
+            let done = if let Some(pending) = self.pending.pop_front() {
+                self.take_up(&world, pending, left)
+            } else if let Some(question) = self.questions.pop_front() {
+                self.answer(&world, question, left)
+            } else {
+                break;
+            };
+            left = left.saturating_sub(done.max(1));
+        }
+    }
+
+    /// Takes up changes of a catalog, so many at most; after the last one, the questions that waited for it can be answered.
+    fn take_up(&mut self, world: &Arc<World<B>>, mut pending: Pending, most: usize) -> usize {
+        if let Ok((_, changes)) = &mut pending.read {
+            let count = changes.len().min(most);
+            self.owners.apply(changes.by_ref().take(most));
+            if changes.len() > 0 {
+                self.pending.push_front(pending);
+                return count;
             }
         }
+        let Pending { registry, read } = pending;
+        let failed = read.as_ref().err().cloned();
+        self.owners.read(&registry, read.ok().map(|(catalog, _)| catalog));
+        let (asked, again) = self.inquiries.ended(&registry);
+        if again {
+            self.spawn_discovery(world, &registry);
+        }
+        self.questions.extend(self.held.remove(&registry).unwrap_or_default());
+        for (id, route) in asked {
+            let failed = failed.clone().map(|trouble| Trouble { text: format!("route {route}: {}", trouble.text), ..trouble });
+            self.questions.push_back(Question { id, route, repository: None, failed, answer: None });
+        }
+        most
+    }
+
+    /// Answers a question, for so many repositories at most, or keeps it until the catalogs are known that it needs. Returns for
+    /// how many it was answered.
+    fn answer(&mut self, world: &World<B>, mut question: Question, most: usize) -> usize {
+        let Some(route) = world.routes.position(&question.route) else {
+            self.close(question.id);
+            return 1;
+        };
+        let Answer { discovered, after } = match question.answer.take() {
+            Some(answer) => answer,
+            None => match self.owners.awaited(route).cloned() {
+                Some(registry) => {
+                    self.held.entry(registry).or_default().push(question);
+                    return 1;
+                }
+                None => Answer { discovered: self.discover(world, route, &question), after: None },
+            },
+        };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let piece: Vec<RepositoryName> = discovered.repositories.range((from, Bound::Unbounded)).take(most).cloned().collect();
+        self.queue_looks(question.id, &question.route, &piece);
+        let count = piece.len();
+        match piece.into_iter().next_back() {
+            Some(last) if discovered.repositories.last() != Some(&last) => {
+                question.answer = Some(Answer { discovered, after: Some(last) });
+                self.questions.push_front(question);
+            }
+            _ => self.close(question.id),
+        }
+        count
+    }
+
+    /// Finds out what a question is about, and says what stood in the way.
+    fn discover(&mut self, world: &World<B>, route: usize, question: &Question) -> Arc<Discovered> {
+        let (discovered, fresh) = match (&question.failed, &question.repository) {
+            (Some(trouble), _) => {
+                self.standing.undiscovered(&question.route, trouble);
+                world.metrics.undiscovered(&question.route);
+                (Arc::new(Discovered { trouble: vec![trouble.clone()], ..Discovered::default() }), false)
+            }
+            (None, Some(name)) => (Arc::new(self.owners.alone(world, route, name)), false),
+            (None, None) => (self.owners.sorted(world, route), true),
+        };
+        if question.repository.is_none() {
+            self.show_discovered(&question.route, &discovered, fresh);
+        }
+        if let Some(inquiry) = self.inquiries.find(question.id) {
+            let look = discovered.as_look();
+            inquiry.count += discovered.repositories.len() + usize::from(look.is_some());
+            // A discovery that found nothing to look at is the look.
+            if discovered.repositories.is_empty() && !inquiry.event.wish.dry_run {
+                world.metrics.look_ended(&question.route, inquiry.event.cause, &discovered.trouble);
+            }
+            if let (Some(look), Some(reply)) = (look, &inquiry.event.reply) {
+                // The asker may have gone.
+                let _ = reply.looks.send(Arc::new(look));
+            }
+        }
+        discovered
     }
 
     /// One of the routes of an event has been answered for.
@@ -114,61 +258,39 @@ impl<B: Backend> Watch<B> {
         }
     }
 
-    fn queue_looks(&mut self, world: &World<B>, route: &Route, question: Question) {
-        let (discovered, fresh) = match (question.failed, &question.repository) {
-            (Some(trouble), _) => {
-                self.standing.undiscovered(&route.name, &trouble);
-                world.metrics.undiscovered(&route.name);
-                (Arc::new(Discovered { trouble: vec![trouble], ..Discovered::default() }), false)
-            }
-            (None, Some(name)) => (Arc::new(self.owners.alone(world, route, name)), false),
-            (None, None) => (self.owners.sorted(world, route), true),
-        };
-        if question.repository.is_none() {
-            self.show_discovered(&route.name, &discovered, fresh);
-        }
-        let Some(inquiry) = self.inquiries.find(question.id) else { return };
+    fn queue_looks(&mut self, id: u64, route: &Arc<str>, repositories: &[RepositoryName]) {
+        let Some(inquiry) = self.inquiries.find(id) else { return };
         let Event { scope, cause, actor, run_id, wish, received, reply } = &inquiry.event;
-        let (tell, cause, wish) = (reply.as_ref().map(|reply| reply.looks.clone()), *cause, *wish);
+        let (tell, cause, wish, received) = (reply.as_ref().map(|reply| reply.looks.clone()), *cause, *wish, *received);
         let tags = scope.tags.clone();
         let ask = Ask { tags, digest: scope.digest, cause, actor: actor.clone(), wish, run_id: run_id.clone() };
-        let (look, received) = (discovered.as_look(), *received);
-        inquiry.count += discovered.repositories.len() + usize::from(look.is_some());
-        // A discovery that found nothing to look at is the look.
-        if discovered.repositories.is_empty() && !wish.dry_run {
-            world.metrics.look_ended(&route.name, cause, &discovered.trouble);
-        }
-        if let (Some(look), Some(tell)) = (look, &tell) {
-            // Whoever asked may have gone.
-            let _ = tell.send(Arc::new(look));
-        }
-        for repository in &discovered.repositories {
-            let key = LookKey { route: route.name.clone(), repository: repository.clone(), dry_run: wish.dry_run };
+        for repository in repositories {
+            let key = LookKey { route: route.clone(), repository: repository.clone(), dry_run: wish.dry_run };
             let ask = Ask { cause: self.sharpened(&key, cause), ..ask.clone() };
             self.queue.ask(key, ask, tell.clone(), received);
         }
-        self.close(question.id);
     }
 
-    /// What a discovery came to; `fresh`: it went well.
-    fn show_discovered(&mut self, route: &Arc<str>, discovered: &Discovered, fresh: bool) {
-        let text = discovered.trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
-        match (self.changes.changed(&format!("discovery of {route}"), &text), text.is_empty()) {
-            (true, false) => tracing::warn!(route = &**route, error = text, "repositories could not be found"),
-            (true, true) => tracing::info!(route = &**route, "repositories are found again"),
-            (false, _) => {}
+    /// What a discovery came to; `fresh`: it went well. What has not changed since the last time is shown already.
+    fn show_discovered(&mut self, route: &Arc<str>, discovered: &Arc<Discovered>, fresh: bool) {
+        if fresh && discovered.repositories.is_empty() {
+            self.board.update_route(route, |entry| entry.last_look = Some(clock::now()));
+        }
+        if fresh && self.shown_discovered.get(route).is_some_and(|shown| Arc::ptr_eq(shown, discovered)) {
+            return;
         }
         if fresh {
+            self.shown_discovered.insert(route.clone(), discovered.clone());
+            self.log_refused(route, discovered);
             self.standing.discovered(route, discovered);
             let refused = !discovered.trouble.is_empty();
             self.world().metrics.retain_repositories(route, &discovered.repositories, refused);
-            self.verified.retain(|key, _| key.route != *route || discovered.repositories.contains(&key.repository));
-            self.board.update_route(route, |entry| {
-                entry.repositories = discovered.repositories.len();
-                if discovered.repositories.is_empty() {
-                    entry.last_look = Some(clock::now());
-                }
-            });
+            if let Some(verified) = self.verified.get_mut(route) {
+                verified.retain(|name, _| discovered.repositories.contains(name));
+            }
+            self.board.update_route(route, |entry| entry.repositories = discovered.repositories.len());
+        } else {
+            self.shown_discovered.remove(route);
         }
         let trouble = self.standing.trouble(route);
         self.board.update_route(route, |entry| entry.trouble = trouble);
@@ -176,20 +298,31 @@ impl<B: Backend> Watch<B> {
         self.show_ready();
     }
 
+    fn log_refused(&self, route: &Arc<str>, discovered: &Discovered) {
+        let text = discovered.trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
+        match (self.changes.changed(&format!("discovery of {route}"), &text), text.is_empty()) {
+            (true, false) => tracing::warn!(route = &**route, error = text, "repositories are left out"),
+            (true, true) => tracing::info!(route = &**route, "no repository is left out any more"),
+            (false, _) => {}
+        }
+    }
+
     /// A poll becomes a look that asks production itself when the last one of that kind is long ago; spread evenly, because
     /// each repository has a clock of its own.
     fn sharpened(&mut self, key: &LookKey, cause: Cause) -> Cause {
         let (verify, now) = (self.world().rhythm.verify, Instant::now());
-        let due = |last: &Instant| now.duration_since(*last) >= verify;
+        let verified = self.verified.entry(key.route.clone()).or_default();
+        let is_due = |last: &Instant| now.duration_since(*last) >= verify;
         match cause {
-            Cause::Poll if self.verified.get(key).is_some_and(|last| !due(last)) => Cause::Poll,
+            Cause::Poll if verified.get(&key.repository).is_some_and(|last| !is_due(last)) => Cause::Poll,
             Cause::Poll => {
-                self.verified.insert(key.clone(), now);
+                verified.insert(key.repository.clone(), now);
                 Cause::Verify
             }
             Cause::Start => {
                 // The first sweep comes at a time of its own for each repository.
-                self.verified.insert(key.clone(), now.checked_sub(verify.mul_f64(0.5 * random::fraction())).unwrap_or(now));
+                let first = now.checked_sub(verify.mul_f64(0.5 * random::fraction())).unwrap_or(now);
+                verified.insert(key.repository.clone(), first);
                 cause
             }
             _ => cause,

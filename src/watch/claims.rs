@@ -1,0 +1,182 @@
+//! Claims: which source repository writes to which destination repository.
+//!
+//! A source claims all of its destinations or none. Of two sources that want one destination the first has it, in the order
+//! of the routes in the config, then of the sources' names; which of them was found first does not matter. A change costs
+//! what the sources cost that share a destination with it, directly or through others, not what all sources cost.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::endpoint::Origin;
+use crate::oci::RepositoryName;
+
+/// A destination repository.
+pub type Home = (Origin, RepositoryName);
+
+/// A source repository of the route at that position of the config. Lower ones go first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Claimant {
+    /// The position of its route.
+    pub route: usize,
+    /// Its name.
+    pub source: RepositoryName,
+}
+
+/// The destinations that a source wants for itself; empty for one that may not claim any.
+pub type Homes = Arc<[Home]>;
+
+/// Who has claimed what.
+#[derive(Debug, Default)]
+pub struct Claims {
+    wanted: BTreeMap<Claimant, Homes>,
+    claimants: HashMap<Home, BTreeSet<Claimant>>,
+    owners: HashMap<Home, Claimant>,
+}
+
+impl Claims {
+    /// The source that has a destination.
+    pub fn owner(&self, home: &Home) -> Option<&Claimant> {
+        self.owners.get(home)
+    }
+
+    /// Notes what sources want now, `None` for a source that is no more. Returns the positions of the routes for whose sources
+    /// the answer of [`Claims::owner`] may have changed.
+    pub fn update(&mut self, changes: impl IntoIterator<Item = (Claimant, Option<Homes>)>) -> BTreeSet<usize> {
+        let mut routes = BTreeSet::new();
+        let mut touched = Vec::new();
+        for (claimant, homes) in changes {
+            routes.insert(claimant.route);
+            let before = match homes.clone() {
+                Some(homes) => self.wanted.insert(claimant.clone(), homes),
+                None => self.wanted.remove(&claimant),
+            };
+            for home in before.iter().flat_map(|homes| homes.iter()) {
+                self.withdraw(home, &claimant);
+                touched.push(home.clone());
+            }
+            for home in homes.iter().flat_map(|homes| homes.iter()) {
+                self.claimants.entry(home.clone()).or_default().insert(claimant.clone());
+                touched.push(home.clone());
+            }
+        }
+        let claimants = self.release_all_connected(touched);
+        routes.extend(claimants.iter().map(|claimant| claimant.route));
+        claimants.into_iter().for_each(|claimant| self.claim(claimant));
+        routes
+    }
+
+    fn withdraw(&mut self, home: &Home, claimant: &Claimant) {
+        if let Some(claimants) = self.claimants.get_mut(home) {
+            claimants.remove(claimant);
+            if claimants.is_empty() {
+                self.claimants.remove(home);
+            }
+        }
+    }
+
+    /// Takes these destinations, and all that are connected with them through common claimants, from their owners. Returns the
+    /// claimants, in order.
+    fn release_all_connected(&mut self, mut homes: Vec<Home>) -> BTreeSet<Claimant> {
+        let mut connected = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        while let Some(home) = homes.pop() {
+            if !seen.insert(home.clone()) {
+                continue;
+            }
+            self.owners.remove(&home);
+            for claimant in self.claimants.get(&home).into_iter().flatten() {
+                if connected.insert(claimant.clone()) {
+                    homes.extend(self.wanted.get(claimant).into_iter().flat_map(|homes| homes.iter()).cloned());
+                }
+            }
+        }
+        connected
+    }
+
+    fn claim(&mut self, claimant: Claimant) {
+        let Some(homes) = self.wanted.get(&claimant) else { return };
+        if homes.iter().all(|home| !self.owners.contains_key(home)) {
+            for home in homes.iter() {
+                self.owners.insert(home.clone(), claimant.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn claimant(route: usize, source: u8) -> Claimant {
+        Claimant { route, source: format!("s{source}").parse().unwrap() }
+    }
+
+    fn home(number: u8) -> Home {
+        (Origin::new("production.example"), format!("p{number}").parse().unwrap())
+    }
+
+    fn homes(numbers: &[u8]) -> Option<Homes> {
+        Some(numbers.iter().map(|number| home(*number)).collect())
+    }
+
+    /// Everybody claims anew, in order.
+    fn from_nothing(wanted: &BTreeMap<Claimant, Homes>) -> BTreeMap<Home, Claimant> {
+        let mut owners = BTreeMap::new();
+        for (claimant, homes) in wanted {
+            if homes.iter().all(|home| !owners.contains_key(home)) {
+                owners.extend(homes.iter().map(|home| (home.clone(), claimant.clone())));
+            }
+        }
+        owners
+    }
+
+    proptest! {
+        #[test]
+        fn changes_one_by_one_come_to_the_same_as_all_at_once(
+            changes in prop::collection::vec(
+                (0..4_usize, 0..5_u8, prop::option::weighted(0.8, prop::collection::vec(0..8_u8, 0..3))), 1..60),
+            together in 1..5_usize,
+        ) {
+            let mut claims = Claims::default();
+            let mut wanted = BTreeMap::new();
+            for changes in changes.chunks(together) {
+                let before: Vec<_> = (0..8).map(|number| claims.owner(&home(number)).cloned()).collect();
+                let changes: Vec<_> = changes.iter().map(|(route, source, numbers)| {
+                    (claimant(*route, *source), numbers.as_deref().and_then(homes))
+                }).collect();
+                for (claimant, homes) in &changes {
+                    match homes {
+                        Some(homes) => drop(wanted.insert(claimant.clone(), homes.clone())),
+                        None => drop(wanted.remove(claimant)),
+                    }
+                }
+                let told = claims.update(changes);
+                let expected = from_nothing(&wanted);
+                for number in 0..8 {
+                    let owner = claims.owner(&home(number));
+                    prop_assert_eq!(owner, expected.get(&home(number)));
+                    let before = before[number as usize].as_ref();
+                    if owner != before {
+                        let routes = owner.into_iter().chain(before).map(|claimant| claimant.route);
+                        prop_assert!(routes.into_iter().all(|route| told.contains(&route)), "a change that is not told");
+                    }
+                }
+            }
+            let all: Vec<_> = wanted.into_keys().map(|claimant| (claimant, None)).collect();
+            claims.update(all);
+            prop_assert!(claims.wanted.is_empty() && claims.claimants.is_empty() && claims.owners.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_source_that_lacks_one_destination_leaves_the_others_to_the_next() {
+        let mut claims = Claims::default();
+        claims.update([(claimant(2, 0), homes(&[3])), (claimant(1, 0), homes(&[2, 3])), (claimant(0, 0), homes(&[1, 2]))]);
+        assert_eq!(claims.owner(&home(3)), Some(&claimant(2, 0)));
+        let told = claims.update([(claimant(0, 0), None)]);
+        assert_eq!(claims.owner(&home(3)), Some(&claimant(1, 0)));
+        assert_eq!(told, BTreeSet::from([0, 1, 2]));
+    }
+}
