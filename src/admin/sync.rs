@@ -63,7 +63,7 @@ pub(super) async fn sync(
     let ask = read(&app, request).await.inspect_err(|refusal| count(&app, visitor.door, refusal))?;
     let place = if ask.wait { Some(waiting_place(&app, visitor.door)?) } else { None };
     let cause = cause(visitor.door);
-    let wish = Wish { dry_run: ask.dry_run, all: ask.all };
+    let wish = Wish { dry_run: ask.dry_run, all: ask.all, waits: ask.wait };
     let missing = missing(&app, &ask);
     let scope = Scope { routes: ask.route, repository: ask.repository, tags: ask.tag, digest: ask.digest };
     let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;

@@ -344,6 +344,7 @@ pub(super) mod tests {
             result,
             reasons: Vec::new(),
             error: None,
+            failure: None,
             blobs: BlobCounts { present: 3, mounted: 1, copied: 2, resumed: 0 },
             referrers: Default::default(),
             bytes_sent: 9_437_184,

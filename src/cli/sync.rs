@@ -88,7 +88,7 @@ impl Sync {
 
     async fn run_here(&self, config: &Config, show: Show<'_>, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
         let scope = Scope { routes: self.routes.clone(), tags: self.tags.clone(), ..Scope::default() };
-        let wish = Wish { dry_run: self.dry_run, all: self.all };
+        let wish = Wish { dry_run: self.dry_run, all: self.all, waits: true };
         follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop))
             .await
             .map(|report| report.exit_code)

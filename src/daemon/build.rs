@@ -92,7 +92,12 @@ impl Parts {
     pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
         let mut sites = BTreeMap::new();
         for (name, registry) in &config.registries {
-            sites.insert(name.clone(), self.site(registry).map_err(Error::Registry)?);
+            let site = self.build_site(registry).inspect_err(|_| self.forget_refused(before));
+            sites.insert(name.clone(), site.map_err(Error::Registry)?);
+        }
+        // Nothing fails from here on: a config that is refused has changed nothing.
+        for (name, registry) in &config.registries {
+            self.put_in_force(&sites[name], registry.limits.clone());
         }
         let kept = |route: &Route| {
             let goes_on = |before: &&World| {
@@ -129,20 +134,39 @@ impl Parts {
         &self.engine
     }
 
-    /// A registry, a folder of layouts, and what the config says of its limits.
-    fn site(&self, registry: &config::Registry) -> Result<Site, Fault> {
-        let site = match &registry.kind {
-            RegistryKind::Remote(settings) => self.registry(settings.clone())?,
-            RegistryKind::Layout(path) => Site::Layout(layout::Root::new(&registry.name, path)),
+    /// A registry or a folder of layouts; nothing that runs hears of it.
+    fn build_site(&self, registry: &config::Registry) -> Result<Site, Fault> {
+        match &registry.kind {
+            RegistryKind::Remote(settings) => self.registry(settings.clone()),
+            RegistryKind::Layout(path) => Ok(Site::Layout(layout::Root::new(&registry.name, path))),
+        }
+    }
+
+    /// Forgets the series of registries that were built for a config before it was refused.
+    fn forget_refused(&self, before: Option<&World>) {
+        if let Some(before) = before {
+            self.wire.retain(&before.sites.keys().map(String::as_str).collect());
+        }
+    }
+
+    /// From now on a registry has its series, and is kept to its limits.
+    fn put_in_force(&self, site: &Site, limits: config::Limits) {
+        let registry = match site {
+            Site::Registry(registry) => Some(registry),
+            Site::Ecr(registry) => Some(registry.inner()),
+            Site::Layout(_) => None,
         };
-        self.limit(&site, registry.limits.clone());
-        Ok(site)
+        if let Some(registry) = registry {
+            self.wire.prepare(registry.name());
+            self.limits.heed(registry.origin(), registry.allowance().clone());
+        }
+        self.limit(site, limits);
     }
 
     /// A registry of which no config says anything: what its operator documents holds all the same.
     pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
         let site = self.registry(settings)?;
-        self.limit(&site, config::Limits::default());
+        self.put_in_force(&site, config::Limits::default());
         Ok(site)
     }
 
@@ -158,13 +182,11 @@ impl Parts {
     }
 
     fn registry(&self, settings: registry::Settings) -> Result<Site, Fault> {
-        self.wire.prepare(&settings.name);
         let login = match &settings.credentials {
             Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
             _ => None,
         };
         let registry = Registry::new(settings, &self.wire)?;
-        self.limits.heed(registry.origin(), registry.allowance().clone());
         Ok(match login {
             Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire, Arc::new(self.index.clone()))),
             None => Site::Registry(registry),

@@ -10,7 +10,7 @@ use super::build::Parts;
 use crate::config::Config;
 use crate::endpoint::{Backend as _, Begin, Destination as _, Source as _};
 use crate::fault::{Class, Fault};
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::Digest;
 use crate::site::{Repository, Site};
 use crate::transfer::Stop;
 use crate::watch::World;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
-pub use self::report::{Look, NamedTag, Report, Settled, Totals, Trouble};
+pub use self::report::{Failure, Look, NamedTag, Report, Settled, Totals, Trouble};
 use crate::endpoint::{Abilities, Origin};
 use crate::oci::{Digest, RepositoryName, Tag};
 

@@ -35,6 +35,15 @@ impl From<&Fault> for Trouble {
     }
 }
 
+/// An attempt that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The source tag.
+    pub tag: Tag,
+    /// What the failure asks for.
+    pub class: Class,
+}
+
 /// A settled job, as reports show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settled {
@@ -58,6 +67,9 @@ pub struct Settled {
     pub reasons: Vec<String>,
     /// The failure, if it failed.
     pub error: Option<Trouble>,
+    /// The failure of this very attempt, for what decides when to try again.
+    #[serde(skip)]
+    pub failure: Option<Failure>,
     /// Its blobs.
     pub blobs: BlobCounts,
     /// Its referrers and companion tags.

@@ -32,6 +32,7 @@ fn settled(result: Outcome, n: u8) -> Settled {
         result,
         reasons: Vec::new(),
         error: None,
+        failure: None,
         blobs: BlobCounts::default(),
         referrers: Default::default(),
         bytes_sent: 5,

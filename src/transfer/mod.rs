@@ -36,6 +36,7 @@ pub mod verify;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -44,7 +45,7 @@ use tokio::time::Instant;
 
 use self::absent::Absent;
 pub use self::bounds::{Bounds, SharedReads};
-use self::claims::{Claims, Lead};
+use self::claims::{Claim, Claims, Lead, Subject};
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -291,7 +292,10 @@ impl Engine {
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
-        let story = trip.promote().boxed().await;
+        let story = match trip.claim_tag().await {
+            Ok((_claim, sight)) => trip.promote(sight).boxed().await,
+            Err(stopped) => Err(trip.broken(stopped, None)),
+        };
         trip.end(story, tally.requests())
     }
 }
@@ -380,9 +384,22 @@ struct Broken {
 }
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
+    /// One job at a time looks at a destination tag and moves it: a look that was asked for by name may run beside a look at
+    /// the whole repository. Taken with the job's permit in hand, so that no job that waits for its turn holds a tag.
+    /// Also returns what the look saw that still holds: nothing, where another job had the tag meanwhile.
+    async fn claim_tag(&self) -> Result<(Claim, survey::Sight), Fault> {
+        let place = &self.job.key.destination;
+        let subject = Subject::Tag(place.origin.clone(), place.repository.clone(), place.tag.clone());
+        let mut take = std::pin::pin!(self.engine.claims.take(subject));
+        match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
+            Poll::Ready(claim) => Ok((claim, survey::Sight::of(self.job))),
+            Poll::Pending => Ok((retry::stoppable(&self.stop.abort, take).await?, survey::Sight::none())),
+        }
+    }
+
     /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
-    async fn promote(&self) -> Result<Story, Broken> {
-        let mut facts = self.survey_tag(survey::Sight::of(self.job)).await.map_err(|fault| self.broken(fault, None))?;
+    async fn promote(&self, sight: survey::Sight) -> Result<Story, Broken> {
+        let mut facts = self.survey_tag(sight).await.map_err(|fault| self.broken(fault, None))?;
         let rounds = self.engine.settings.bounds.rounds;
         for _ in 0..rounds {
             let known = facts.clone();

@@ -11,7 +11,7 @@ use super::{Ending, Engine, Found};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::{BlobCounts, Job, Key, Outcome, Progress, Settled, Trouble};
+use crate::job::{BlobCounts, Failure, Job, Key, Outcome, Progress, Settled, Trouble};
 use crate::ledger::Facts;
 use crate::oci::{RepositoryName, Tag};
 
@@ -165,6 +165,7 @@ fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
         result: ending.outcome,
         reasons: ending.reasons.clone(),
         error: ending.fault.as_ref().map(Trouble::from),
+        failure: ending.fault.as_ref().map(|fault| Failure { tag: job.key.tag.clone(), class: fault.class() }),
         blobs: ending.cost.blobs,
         referrers: ending.cost.referrers,
         bytes_sent: ending.cost.bytes_sent,

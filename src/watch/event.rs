@@ -47,6 +47,8 @@ pub struct Wish {
     pub dry_run: bool,
     /// List what is up to date as well.
     pub all: bool,
+    /// The asker waits for the answer: a registry's time is waited for as well.
+    pub waits: bool,
 }
 
 /// Where the answer to an event goes.

@@ -270,6 +270,7 @@ mod tests {
             result,
             reasons: vec!["x".repeat(text)],
             error: None,
+            failure: None,
             blobs: Default::default(),
             referrers: Default::default(),
             bytes_sent: 0,
@@ -287,7 +288,7 @@ mod tests {
     }
 
     async fn asked(handle: &Handle, events: &mut mpsc::Receiver<Event>, all: bool, queued: usize) -> (Ticket, Reply) {
-        let wish = Wish { all, dry_run: false };
+        let wish = Wish { all, ..Wish::default() };
         let (ticket, looks) = tokio::join!(handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), wish), async {
             let reply = events.recv().await.unwrap().reply.unwrap();
             let _ = reply.queued.send(queued);

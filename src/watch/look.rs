@@ -19,6 +19,7 @@ use self::view::{SourceDigests, View};
 use super::board::Board;
 use super::event::Wish;
 use super::metrics::{Seen, Spot};
+use super::resting::LeftAlone;
 use super::route::Route;
 use super::world::{Side, World};
 use crate::clock;
@@ -51,7 +52,7 @@ pub struct Ask {
 impl Ask {
     /// How long a job of this look may wait for a registry's time.
     pub fn max_wait(&self) -> Duration {
-        if self.cause == Cause::Cli { job::LONG_WAIT } else { job::SHORT_WAIT }
+        if self.cause == Cause::Cli || self.wish.waits { job::LONG_WAIT } else { job::SHORT_WAIT }
     }
 }
 
@@ -71,6 +72,8 @@ pub struct Looking<'a, B: Backend> {
     pub board: &'a Board,
     /// When to stop.
     pub stop: &'a Stop,
+    /// Failures that are reported as they are, and not tried again, unless something changed.
+    pub left_alone: &'a LeftAlone,
 }
 
 /// A destination's tags, with their digests as far as its listing tells.

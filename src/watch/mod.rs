@@ -11,6 +11,7 @@ pub mod metrics;
 mod pass;
 mod polls;
 pub mod queue;
+pub mod resting;
 pub mod route;
 pub mod rules;
 mod run;

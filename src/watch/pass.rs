@@ -12,6 +12,7 @@ use super::discover::{Catalog, Owners, read_catalog};
 use super::event::{Scope, Wish};
 use super::look::{Ask, Looking};
 use super::queue::fruitless;
+use super::resting::LeftAlone;
 use super::run::matching;
 use super::world::World;
 use crate::clock;
@@ -40,10 +41,11 @@ pub async fn pass<B: Backend>(world: &World<B>, scope: &Scope, wish: Wish, actor
         looks.extend(discovered.as_look());
         places.extend(discovered.repositories.iter().map(|name| (route, name.clone())));
     }
+    let left_alone = LeftAlone::new();
     let each = stream::iter(&places).map(|(route, repository)| {
-        let (ask, board) = (&ask, &board);
+        let (ask, board, left_alone) = (&ask, &board, &left_alone);
         async move {
-            let look = Looking { world, route, repository, ask, settle, board, stop }.look().boxed().await;
+            let look = Looking { world, route, repository, ask, settle, board, stop, left_alone }.look().boxed().await;
             world.metrics.look_ended(&route.name, ask.cause, &look.trouble);
             look
         }

@@ -1,10 +1,14 @@
 //! The queue of looks: level-triggered, one entry for each source repository of a route.
 //!
 //! A key is idle, waiting, running, or running and dirty: asking again while it waits changes nothing but who is told, and
-//! asking while it runs makes it run once more. A hundred pings cost one extra look. Looks of one repository never overlap.
+//! asking while it runs makes it run once more. A hundred pings cost one extra look. Looks of one repository do not overlap,
+//! with one exception: what is asked for by its name runs beside a look at everything.
 //! Asks that expect different digests are not merged: each has a look of its own, in order.
-//! Order: asked for by name, event, new push, backfill; then first come, first served.
-//! Every step costs the logarithm of what waits.
+//!
+//! Order: by name first, then event, new push and backfill in turns of 8 to 4 to 1, each fair between lanes: the pairs of
+//! registries that routes lead between. No lane takes all places while there are others, so a registry that does not answer
+//! holds up its own routes only. Within a lane: first come, first served.
+//! Every step costs the logarithm of what waits, and a look at each lane.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,8 +26,10 @@ use crate::oci::RepositoryName;
 const TAGS: usize = 256;
 /// Looks of one repository that may wait because their askers expect different digests.
 const APART: usize = 64;
-/// Those who asked by name have at most this rank.
+/// What is asked for by name has at most this rank.
 pub const BY_NAME: u8 = 1;
+/// What names its tags has this rank: it may run beside a look at everything.
+const NAMED: u8 = 0;
 
 /// Who is told what came of a look.
 pub type Tell = mpsc::UnboundedSender<Arc<Look>>;
@@ -50,6 +56,8 @@ pub struct Waiting {
     pub not_before: Instant,
     /// Since when it waits.
     pub since: Instant,
+    /// It runs beside a look at everything.
+    pub is_beside: bool,
     rank: u8,
 }
 
@@ -81,11 +89,20 @@ impl Pace {
 #[derive(Debug, Default)]
 struct Entry {
     waiting: Vec<Waiting>,
-    running: bool,
+    running: Option<Running>,
+    beside: Option<Running>,
     failures: u32,
     /// Polls wait until then.
     held: Option<Instant>,
     place: Option<Place>,
+}
+
+/// A look that runs.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    /// At everything, not at single tags.
+    is_wide: bool,
+    lane: usize,
 }
 
 /// Where an entry stands in the orders of the queue.
@@ -94,7 +111,7 @@ enum Place {
     /// Its time has come, but it runs.
     Dirty { due: Instant },
     /// Its time has come.
-    Ready { due: Instant, rank: u8, since: Instant },
+    Ready { due: Instant, turn: Turn, since: Instant },
     /// Its time will come.
     Later { at: Instant },
 }
@@ -103,13 +120,58 @@ enum Place {
 #[derive(Debug, Default)]
 pub struct Queue {
     entries: BTreeMap<LookKey, Entry>,
-    /// What may start, best first.
-    ready: BTreeSet<(u8, Instant, LookKey)>,
+    /// What may start, oldest first.
+    ready: BTreeMap<Turn, BTreeSet<(Instant, LookKey)>>,
+    lanes: Lanes,
     /// Whose time will come, next first.
     later: BTreeSet<(Instant, LookKey)>,
     /// Whose time has come, whether it runs or not; oldest first.
     due: BTreeSet<(Instant, LookKey)>,
     running: usize,
+}
+
+/// What takes turns with others: a rank within a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    rank: u8,
+    lane: usize,
+}
+
+/// The lanes, by number. Their numbers outlive a config.
+#[derive(Debug, Default)]
+struct Lanes {
+    numbers: BTreeMap<String, usize>,
+    of_routes: BTreeMap<Arc<str>, usize>,
+    /// How many the config has.
+    count: usize,
+    /// How many looks run in each.
+    running: Vec<usize>,
+    /// How far each turn has come: what has come less far goes first.
+    passes: BTreeMap<Turn, u64>,
+    /// How far the turn that started last had come.
+    pass: u64,
+}
+
+/// How many looks may run.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// At once.
+    pub all: usize,
+    /// Of those, for looks that are asked for by name only.
+    pub by_name: usize,
+}
+
+impl Places {
+    /// How many looks of one lane may run, when there are others.
+    fn of_lane(self, rank: u8) -> usize {
+        let others = self.all.saturating_sub(self.by_name);
+        if rank <= BY_NAME { others.max(1) } else { others.div_ceil(2).max(1) }
+    }
+
+    /// How many looks of all lanes may run.
+    fn of_all(self, rank: u8) -> usize {
+        if rank <= BY_NAME { self.all } else { self.all.saturating_sub(self.by_name) }
+    }
 }
 
 impl Queue {
@@ -136,24 +198,70 @@ impl Queue {
         self.place(&key, now);
     }
 
-    /// The next look whose time has come and whose rank is at most `rank`, in order; it runs from now on.
-    pub fn start(&mut self, now: Instant, rank: u8) -> Option<(LookKey, Waiting)> {
+    /// Asks for another look at that time, whatever polls do meanwhile.
+    pub fn ask_at(&mut self, key: LookKey, ask: Ask, at: Instant, now: Instant) {
+        self.entries.entry(key.clone()).or_default().ask(ask, None, at, now);
+        self.place(&key, now);
+    }
+
+    /// Says between which registries the routes lead.
+    pub fn set_lanes<'a>(&mut self, routes: impl Iterator<Item = (&'a Arc<str>, String)>) {
+        let lanes = &mut self.lanes;
+        lanes.of_routes.clear();
+        let mut names = BTreeSet::new();
+        for (route, name) in routes {
+            let next = lanes.numbers.len() + 1;
+            let number = *lanes.numbers.entry(name.clone()).or_insert(next);
+            lanes.of_routes.insert(route.clone(), number);
+            names.insert(name);
+        }
+        lanes.count = names.len();
+    }
+
+    /// The next look whose time has come and for which there is a place; it runs from now on.
+    pub fn start(&mut self, now: Instant, places: Places) -> Option<(LookKey, Waiting)> {
         self.advance(now);
-        let key = self.ready.first().filter(|(first, ..)| *first <= rank)?.2.clone();
+        let turn = self.next_turn(places)?;
+        let (_, key) = self.ready.get(&turn)?.first()?.clone();
         let entry = self.entries.get_mut(&key)?;
-        let waiting = entry.waiting.remove(entry.best(now)?);
-        entry.running = true;
+        let mut waiting = entry.waiting.remove(entry.best(now)?);
+        let running = Running { is_wide: waiting.ask.tags.is_empty(), lane: turn.lane };
+        waiting.is_beside = entry.running.is_some();
+        if waiting.is_beside {
+            entry.beside = Some(running);
+        } else {
+            entry.running = Some(running);
+        }
         self.running += 1;
+        self.lanes.start(turn);
         self.place(&key, now);
         Some((key, waiting))
     }
 
-    /// A look has settled. `well`: nothing in it calls for another one soon.
-    pub fn settled(&mut self, key: &LookKey, well: bool, now: Instant) {
+    fn next_turn(&self, places: Places) -> Option<Turn> {
+        let may_start = |turn: &&Turn| {
+            let of_lane = self.lanes.running.get(turn.lane).copied().unwrap_or(0);
+            let has_place = self.lanes.count <= 1 || of_lane < places.of_lane(turn.rank);
+            has_place && self.running < places.of_all(turn.rank)
+        };
+        let order = |turn: &&Turn| {
+            let since = self.ready.get(turn).and_then(|ready| ready.first()).map(|(since, _)| *since);
+            // What is asked for by name does not take turns.
+            let pass = if turn.rank <= BY_NAME { 0 } else { self.lanes.pass_of(turn) };
+            (turn.rank > BY_NAME, pass, turn.rank, since)
+        };
+        self.ready.keys().filter(may_start).min_by_key(order).copied()
+    }
+
+    /// A look has settled. `is_well`: nothing in it calls for another one soon.
+    pub fn settled(&mut self, key: &LookKey, is_beside: bool, is_well: bool, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        self.running -= usize::from(entry.running);
-        entry.running = false;
-        if well {
+        let ended = if is_beside { entry.beside.take() } else { entry.running.take() };
+        if let Some(running) = ended {
+            self.running -= 1;
+            self.lanes.end(running.lane);
+        }
+        if is_well && !is_beside {
             (entry.failures, entry.held) = (0, None);
         }
         self.place(key, now);
@@ -197,14 +305,16 @@ impl Queue {
     /// Puts an entry where it belongs now; one that is idle and well costs nothing.
     fn place(&mut self, key: &LookKey, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let place = entry.place_at(now);
+        let place = entry.place_at(now, self.lanes.of(&key.route));
         let before = std::mem::replace(&mut entry.place, place);
-        let idle = !entry.running && entry.waiting.is_empty() && entry.failures == 0;
+        if entry.is_idle() {
+            self.entries.remove(key);
+        }
         if let Some(Place::Dirty { due } | Place::Ready { due, .. }) = before {
             self.due.remove(&(due, key.clone()));
         }
         match before {
-            Some(Place::Ready { rank, since, .. }) => drop(self.ready.remove(&(rank, since, key.clone()))),
+            Some(Place::Ready { turn, since, .. }) => self.take_from_ready(turn, since, key),
             Some(Place::Later { at }) => drop(self.later.remove(&(at, key.clone()))),
             Some(Place::Dirty { .. }) | None => {}
         }
@@ -212,20 +322,77 @@ impl Queue {
             self.due.insert((due, key.clone()));
         }
         match place {
-            Some(Place::Ready { rank, since, .. }) => drop(self.ready.insert((rank, since, key.clone()))),
+            Some(Place::Ready { turn, since, .. }) => self.add_to_ready(turn, since, key),
             Some(Place::Later { at }) => drop(self.later.insert((at, key.clone()))),
             Some(Place::Dirty { .. }) | None => {}
         }
-        if idle {
-            self.entries.remove(key);
+    }
+
+    fn add_to_ready(&mut self, turn: Turn, since: Instant, key: &LookKey) {
+        if !self.ready.contains_key(&turn) {
+            self.lanes.begin(turn);
         }
+        self.ready.entry(turn).or_default().insert((since, key.clone()));
+    }
+
+    fn take_from_ready(&mut self, turn: Turn, since: Instant, key: &LookKey) {
+        let Some(ready) = self.ready.get_mut(&turn) else { return };
+        ready.remove(&(since, key.clone()));
+        if ready.is_empty() {
+            self.ready.remove(&turn);
+        }
+    }
+}
+
+impl Lanes {
+    fn of(&self, route: &str) -> usize {
+        self.of_routes.get(route).copied().unwrap_or(0)
+    }
+
+    fn pass_of(&self, turn: &Turn) -> u64 {
+        self.passes.get(turn).copied().unwrap_or(self.pass)
+    }
+
+    /// A turn that had nothing to start has something: what it did not use meanwhile is lost.
+    fn begin(&mut self, turn: Turn) {
+        let pass = self.pass_of(&turn).max(self.pass);
+        self.passes.insert(turn, pass);
+    }
+
+    fn start(&mut self, turn: Turn) {
+        if turn.rank > BY_NAME {
+            self.pass = self.pass_of(&turn);
+            self.passes.insert(turn, self.pass + stride(turn.rank));
+        }
+        if self.running.len() <= turn.lane {
+            self.running.resize(turn.lane + 1, 0);
+        }
+        self.running[turn.lane] += 1;
+    }
+
+    fn end(&mut self, lane: usize) {
+        if let Some(running) = self.running.get_mut(lane) {
+            *running = running.saturating_sub(1);
+        }
+    }
+}
+
+/// How far a start brings a turn: events start eight times, new pushes four times as often as a backfill.
+fn stride(rank: u8) -> u64 {
+    match rank {
+        0..=2 => 1,
+        3 => 2,
+        _ => 8,
     }
 }
 
 impl Entry {
     fn ask(&mut self, ask: Ask, tell: Option<Tell>, not_before: Instant, now: Instant) {
         let rank = rank(&ask);
-        if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ask.digest == ask.digest) {
+        // What is asked for by its name does not wait for a look at everything, nor turn into one.
+        let is_named = rank == NAMED;
+        let fits = |waiting: &&mut Waiting| waiting.ask.digest == ask.digest && waiting.is_named() == is_named;
+        if let Some(waiting) = self.waiting.iter_mut().find(fits) {
             return waiting.merge(ask, rank, tell, not_before);
         }
         if self.waiting.len() >= APART {
@@ -234,26 +401,41 @@ impl Entry {
             tell.into_iter().for_each(|tell| drop(tell.send(Arc::new(fruitless(&Fault::retryable(text))))));
             return;
         }
-        self.waiting.push(Waiting { ask, tell: tell.into_iter().collect(), not_before, since: now, rank });
+        let tell = tell.into_iter().collect();
+        self.waiting.push(Waiting { ask, tell, not_before, since: now, is_beside: false, rank });
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.beside.is_none() && self.waiting.is_empty() && self.failures == 0
+    }
+
+    /// Whether a look may start beside what runs.
+    fn may_start(&self, waiting: &Waiting) -> bool {
+        match (self.running, self.beside) {
+            (None, None) => true,
+            (Some(running), None) => running.is_wide && waiting.is_named(),
+            (_, Some(_)) => false,
+        }
     }
 
     /// The waiting look that goes first.
     fn best(&self, now: Instant) -> Option<usize> {
-        let due = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.not_before <= now);
+        let due = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.not_before <= now && self.may_start(waiting));
         due.min_by_key(|(_, waiting)| (waiting.rank, waiting.since)).map(|(at, _)| at)
     }
 
-    fn place_at(&self, now: Instant) -> Option<Place> {
+    fn place_at(&self, now: Instant, lane: usize) -> Option<Place> {
         let due = self.waiting.iter().filter(|waiting| waiting.not_before <= now);
         let oldest = due.map(|waiting| waiting.since.max(waiting.not_before)).min();
-        match (oldest, self.running) {
-            (Some(due), true) => Some(Place::Dirty { due }),
-            (Some(due), false) => {
-                let best = &self.waiting[self.best(now)?];
-                Some(Place::Ready { due, rank: best.rank, since: best.since })
+        let is_running = self.running.is_some() || self.beside.is_some();
+        match (oldest, self.best(now)) {
+            (Some(due), Some(best)) => {
+                let best = &self.waiting[best];
+                Some(Place::Ready { due, turn: Turn { rank: best.rank, lane }, since: best.since })
             }
-            (None, true) => None,
-            (None, false) => self.waiting.iter().map(|waiting| Place::Later { at: waiting.not_before }).min_by_key(Place::at),
+            (Some(due), None) => Some(Place::Dirty { due }),
+            (None, _) if is_running => None,
+            (None, _) => self.waiting.iter().map(|waiting| Place::Later { at: waiting.not_before }).min_by_key(Place::at),
         }
     }
 }
@@ -268,6 +450,11 @@ impl Place {
 }
 
 impl Waiting {
+    /// Whether it is about single tags that were asked for by their names.
+    fn is_named(&self) -> bool {
+        self.rank == NAMED && !self.ask.tags.is_empty()
+    }
+
     fn merge(&mut self, ask: Ask, rank: u8, tell: Option<Tell>, not_before: Instant) {
         if self.tell.len() == self.tell.capacity() {
             self.tell.retain(|asker| !asker.is_closed());
@@ -282,6 +469,7 @@ impl Waiting {
             }
         };
         self.ask.wish.all |= ask.wish.all;
+        self.ask.wish.waits |= ask.wish.waits;
         // What asks production itself outdoes what trusts hints, whoever came first.
         let (ours, theirs) = (self.ask.cause.trusts_hints(), ask.cause.trusts_hints());
         if (ours && !theirs) || (ours == theirs && rank < self.rank) {
@@ -343,7 +531,8 @@ mod tests {
         Ask { tags, digest: None, cause, actor: Actor::daemon(), wish: Wish::default(), run_id: String::new() }
     }
 
-    const ANY: u8 = u8::MAX;
+    const ANY: Places = Places { all: 100, by_name: 0 };
+    const ONLY_BY_NAME: Places = Places { all: 100, by_name: 100 };
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_pings_cost_one_extra_look() {
@@ -356,24 +545,28 @@ mod tests {
         }
         assert!(queue.start(now, ANY).is_none(), "looks of one repository never overlap");
         assert_eq!(queue.counts(), (1, 1, Some(now)));
-        queue.settled(&running, true, now);
+        queue.settled(&running, false, true, now);
         let (again, waiting) = queue.start(now, ANY).unwrap();
         assert_eq!(waiting.tell.len(), 100);
-        queue.settled(&again, true, now);
+        queue.settled(&again, false, true, now);
         assert!(queue.start(now, ANY).is_none());
         assert!(queue.entries.is_empty() && queue.due.is_empty(), "an idle key costs nothing");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_narrow_question_is_answered_by_a_wide_look() {
+    async fn a_narrow_question_is_answered_by_a_wide_look_unless_it_was_asked_by_name() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("a"), ask(Cause::Ping, &["v1"]), None, now);
-        queue.ask(key("a"), ask(Cause::Ping, &["v2", "v1"]), None, now);
+        queue.ask(key("a"), ask(Cause::Webhook, &["v1"]), None, now);
+        queue.ask(key("a"), ask(Cause::Webhook, &["v2", "v1"]), None, now);
         assert_eq!(queue.entries[&key("a")].waiting[0].ask.tags.len(), 2);
         queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.ask(key("a"), ask(Cause::Ping, &["v3"]), None, now);
+        let (running, waiting) = queue.start(now, ANY).unwrap();
+        assert_eq!((waiting.ask.cause, waiting.ask.tags), (Cause::Ping, vec!["v3".parse().unwrap()]));
+        queue.settled(&running, false, true, now);
         let (_, waiting) = queue.start(now, ANY).unwrap();
         assert!(waiting.ask.tags.is_empty());
-        assert_eq!(waiting.ask.cause, Cause::Ping, "who asked for it by name is who it is for");
+        assert_eq!(waiting.ask.cause, Cause::Webhook, "it is for what asked first for more than a poll");
     }
 
     #[tokio::test(start_paused = true)]
@@ -394,8 +587,8 @@ mod tests {
         queue.ask(key("poll"), ask(Cause::Poll, &[]), None, now);
         queue.ask(key("named"), ask(Cause::Cli, &["v1"]), None, now + Duration::from_secs(1));
         let later = now + Duration::from_secs(2);
-        assert!(queue.start(later, BY_NAME).is_some_and(|(key, _)| key.repository.as_str() == "named"));
-        assert!(queue.start(later, BY_NAME).is_none(), "the last places are kept for those who ask by name");
+        assert!(queue.start(later, ONLY_BY_NAME).is_some_and(|(key, _)| key.repository.as_str() == "named"));
+        assert!(queue.start(later, ONLY_BY_NAME).is_none(), "the last places are kept for those who ask by name");
         let order: Vec<_> = std::iter::from_fn(|| queue.start(later, ANY)).map(|(key, _)| key.repository.to_string()).collect();
         assert_eq!(order, ["poll", "backfill"]);
     }
@@ -409,7 +602,7 @@ mod tests {
                 let (running, _) = queue.start(now, ANY).unwrap();
                 queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
                 queue.ask_later(running.clone(), ask(Cause::Poll, &[]), pace, now);
-                queue.settled(&running, false, now);
+                queue.settled(&running, false, false, now);
                 queue.ask(key("a"), ask(Cause::Poll, &[]), None, now + Duration::from_secs(1));
                 let next = queue.next().unwrap();
                 waits.push((next - now).as_secs());
@@ -431,7 +624,7 @@ mod tests {
             assert!(queue.start(now, ANY).is_none(), "a poll waits");
             queue.ask(key("a"), ask(cause, &[]), None, now);
             let (running, _) = queue.start(now, ANY).expect("asked for");
-            queue.settled(&running, true, now);
+            queue.settled(&running, false, true, now);
             assert!(queue.entries.is_empty(), "{cause}: one look answers both");
         }
         let (mut queue, now) = (Queue::default(), Instant::now());
@@ -452,7 +645,7 @@ mod tests {
         while let Some((running, waiting)) = queue.start(now, ANY) {
             assert!(queue.start(now, ANY).is_none(), "looks of one repository never overlap");
             asked.push(waiting.ask.digest);
-            queue.settled(&running, true, now);
+            queue.settled(&running, false, true, now);
         }
         assert_eq!(asked, [expecting("one").digest, expecting("other").digest, None]);
 
@@ -462,6 +655,96 @@ mod tests {
         }
         assert_eq!(told.try_recv().unwrap().trouble[0].class, "retryable", "too many at once");
         assert!(told.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_by_name_runs_beside_a_look_at_everything() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.ask(key("a"), ask(Cause::Start, &[]), None, now);
+        let (backfill, waiting) = queue.start(now, ANY).unwrap();
+        assert!(!waiting.is_beside);
+        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+        assert!(queue.start(now, ANY).is_none(), "a poll waits");
+        let expected = Some(crate::oci::Digest::sha256(b"hotfix"));
+        queue.ask(key("a"), Ask { digest: expected, ..ask(Cause::Ping, &["v2"]) }, None, now);
+        let (hotfix, waiting) = queue.start(now, ANY).expect("a hotfix does not wait for the backfill");
+        assert!(waiting.is_beside && waiting.ask.tags == ["v2".parse().unwrap()]);
+        queue.ask(key("a"), Ask { digest: Some(crate::oci::Digest::sha256(b"x")), ..ask(Cause::Ping, &["v3"]) }, None, now);
+        assert!(queue.start(now, ANY).is_none(), "one beside another at the most");
+        queue.settled(&backfill, false, true, now);
+        assert!(queue.start(now, ANY).is_none(), "nothing begins beside what is asked for by name");
+        queue.settled(&hotfix, true, true, now);
+        let named: Vec<_> = std::iter::from_fn(|| {
+            let (running, waiting) = queue.start(now, ANY)?;
+            assert!(!waiting.is_beside);
+            queue.settled(&running, false, true, now);
+            Some(waiting.ask.tags.len())
+        })
+        .collect();
+        assert_eq!(named, [1, 0], "then v3, then the poll");
+        assert!(queue.entries.is_empty() && queue.ready.is_empty() && queue.running == 0);
+    }
+
+    fn in_lanes(lanes: &[&str]) -> Queue {
+        let mut queue = Queue::default();
+        let names: Vec<Arc<str>> = lanes.iter().map(|lane| Arc::from(*lane)).collect();
+        queue.set_lanes(names.iter().map(|name| (name, name.to_string())));
+        queue
+    }
+
+    fn in_lane(lane: &str, repository: usize) -> LookKey {
+        LookKey { route: lane.into(), repository: format!("r{repository}").parse().unwrap(), dry_run: false }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
+        let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
+        let places = Places { all: 16, by_name: 4 };
+        for number in 0..100 {
+            queue.ask(in_lane("sick", number), ask(Cause::Ping, &["v1"]), None, now);
+            queue.ask(in_lane("sick", 100 + number), ask(Cause::Start, &[]), None, now);
+        }
+        let started = std::iter::from_fn(|| queue.start(now, places)).count();
+        assert_eq!(started, 12, "not even by name does one lane take all");
+        queue.ask(in_lane("well", 0), ask(Cause::Ping, &["v1"]), None, now);
+        assert!(queue.start(now, places).is_some_and(|(key, _)| &*key.route == "well"));
+
+        let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
+        (0..100).for_each(|number| queue.ask(in_lane("sick", number), ask(Cause::Start, &[]), None, now));
+        assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 6);
+        queue.ask(in_lane("well", 0), ask(Cause::Start, &[]), None, now);
+        assert!(queue.start(now, places).is_some_and(|(key, _)| &*key.route == "well"));
+
+        let (mut queue, now) = (in_lanes(&["only"]), Instant::now());
+        (0..100).for_each(|number| queue.ask(in_lane("only", number), ask(Cause::Start, &[]), None, now));
+        assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 12, "alone it has all but the reserved ones");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_new_pushes_and_backfills_take_turns() {
+        let (mut queue, now) = (in_lanes(&["one"]), Instant::now());
+        for number in 0..100 {
+            for (place, cause) in [(0, Cause::Webhook), (100, Cause::Poll), (200, Cause::Start)] {
+                queue.ask(in_lane("one", place + number), ask(cause, &[]), None, now);
+            }
+        }
+        let places = Places { all: 1000, by_name: 0 };
+        let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, places)).map(|(_, waiting)| waiting.ask.cause).collect();
+        let of = |cause: Cause| causes[..65].iter().filter(|other| **other == cause).count();
+        assert_eq!((of(Cause::Webhook), of(Cause::Poll), of(Cause::Start)), (40, 20, 5));
+        assert_eq!(causes.len(), 300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_take_turns_however_much_one_of_them_asks() {
+        let (mut queue, now) = (in_lanes(&["busy", "quiet"]), Instant::now());
+        (0..50).for_each(|number| queue.ask(in_lane("busy", number), ask(Cause::Poll, &[]), None, now));
+        for _ in 0..5 {
+            queue.start(now, ANY);
+        }
+        (0..5).for_each(|number| queue.ask(in_lane("quiet", number), ask(Cause::Poll, &[]), None, now));
+        let next: Vec<_> = (0..10).filter_map(|_| queue.start(now, ANY)).map(|(key, _)| key.route.to_string()).collect();
+        assert_eq!(next.iter().filter(|route| *route == "quiet").count(), 5, "{next:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,14 +21,15 @@ use super::handle::run_id;
 use super::inquiry::Inquiries;
 use super::look::{Ask, Looking};
 use super::polls::{PollKey, Polls};
-use super::queue::{BY_NAME, LookKey, Pace, Queue, Tell, Waiting, fruitless};
-use super::route::Route;
+use super::queue::{LookKey, Pace, Places, Queue, Tell, Waiting, fruitless};
+use super::resting::{RestingTags, TooMany};
+use super::route::{Route, Template};
 use super::standing::Standing;
 use super::world::{Settings, World};
 use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::{Class, Fault};
-use crate::job::{Actor, Cause, Look, Outcome, Progress, Totals, Trouble};
+use crate::job::{Actor, Cause, Look, Outcome, Progress, Settled, Totals, Trouble};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
 use crate::site::Site;
@@ -63,7 +64,8 @@ pub struct Watch<B: Backend = Site> {
     standing: Standing,
     tasks: JoinSet<Done>,
     running: HashMap<Id, Task<B>>,
-    looks: usize,
+    /// Repositories with tags that failed.
+    resting: HashMap<LookKey, RestingTags>,
     shown: (usize, usize, Instant),
     changes: Changes,
 }
@@ -71,7 +73,7 @@ pub struct Watch<B: Backend = Site> {
 /// What a task of the watch is about: kept here, so that a panic loses nothing.
 enum Task<B: Backend> {
     Discovery { registry: Arc<str>, world: Arc<World<B>> },
-    Look { key: LookKey, ask: Ask, tell: Vec<Tell> },
+    Look { key: LookKey, ask: Ask, tell: Vec<Tell>, is_beside: bool },
 }
 
 /// What a task of the watch came to.
@@ -100,7 +102,7 @@ impl<B: Backend> Watch<B> {
             standing: Standing::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
-            looks: 0,
+            resting: HashMap::new(),
             shown: (usize::MAX, 0, Instant::now()),
             changes: Changes::new(TROUBLES),
         }
@@ -155,6 +157,9 @@ impl<B: Backend> Watch<B> {
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
         self.shown_discovered.clear();
+        // Another config is a reason to try again.
+        self.resting.clear();
+        self.queue.set_lanes(world.routes.0.iter().map(|route| (&route.name, lane(route))));
         self.owners = Owners::new(&world);
         self.polls.begin(world.routes.0.iter().map(PollKey::of), now);
         self.show_routes(&world);
@@ -270,8 +275,10 @@ impl<B: Backend> Watch<B> {
         };
         let panicked = || Fault::retryable("ended in a panic, which is a defect of this program; the log says where");
         match (self.running.remove(&id), came) {
-            (Some(Task::Look { key, ask, tell }), Some(Done::Looked(look))) => self.settled(key, ask, tell, look),
-            (Some(Task::Look { key, ask, tell }), _) => self.settled(key, ask, tell, fruitless(&panicked())),
+            (Some(Task::Look { key, ask, tell, is_beside }), Some(Done::Looked(look))) => {
+                self.settled(key, ask, tell, is_beside, look)
+            }
+            (Some(Task::Look { key, ask, tell, is_beside }), _) => self.settled(key, ask, tell, is_beside, fruitless(&panicked())),
             (Some(Task::Discovery { registry, world }), Some(Done::Discovered(read))) => self.discovered(&registry, &world, read),
             (Some(Task::Discovery { registry, world }), _) => self.discovered(&registry, &world, Err(panicked())),
             (None, _) => {}
@@ -282,20 +289,15 @@ impl<B: Backend> Watch<B> {
     fn start_looks(&mut self) {
         let (world, now) = (self.world(), Instant::now());
         let Settings { looks, reserved, .. } = world.settings;
+        let places = Places { all: looks, by_name: reserved };
         self.queue.advance(now);
-        loop {
-            let rank = match self.looks {
-                running if running < looks.saturating_sub(reserved) => u8::MAX,
-                running if running < looks => BY_NAME,
-                _ => return,
-            };
-            let Some((key, waiting)) = self.queue.start(now, rank) else { return };
+        while let Some((key, waiting)) = self.queue.start(now, places) {
             let owner = world.route(&key.route).and_then(|route| world.routes.of(route.from.registry(), &key.repository));
             if owner.is_some_and(|owner| owner.name == key.route) {
                 self.spawn_look(world.clone(), key, waiting);
             } else {
+                self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
-                self.queue.settled(&key, true, now);
                 self.standing.looked(&key.route, &key.repository, &[]);
                 self.show_ready();
             }
@@ -308,8 +310,10 @@ impl<B: Backend> Watch<B> {
         let in_force = self.world.clone();
         let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
         let stop = Stop { withdrawn, rules, ..self.stop.clone() };
-        let Waiting { ask, tell, .. } = waiting;
-        let task = Task::Look { key: key.clone(), ask: ask.clone(), tell };
+        let Waiting { ask, tell, is_beside, .. } = waiting;
+        let task = Task::Look { key: key.clone(), ask: ask.clone(), tell, is_beside };
+        let resting = self.resting.get(&key).filter(|_| !key.dry_run);
+        let left_alone = resting.map(|resting| resting.left_alone(ask.cause, Instant::now())).unwrap_or_default();
         let spawned = self.tasks.spawn(async move {
             let facts = Facts { run_id: ask.run_id.clone(), ..(*world.facts).clone() };
             let settle = Settle { facts: Arc::new(facts), progress, listener: None };
@@ -322,20 +326,24 @@ impl<B: Backend> Watch<B> {
                 settle: &settle,
                 board: &board,
                 stop: &stop,
+                left_alone: &left_alone,
             };
             Done::Looked(looking.look().await)
         });
         self.running.insert(spawned.id(), task);
-        self.looks += 1;
     }
 
-    fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<Tell>, look: Look) {
-        self.looks -= 1;
-        let (pace, now) = (pace(&look), Instant::now());
-        if let Some(pace) = pace.filter(|_| !key.dry_run && !self.stop.drain.is_cancelled()) {
-            self.queue.ask_later(key.clone(), again(&ask), pace, now);
+    fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<Tell>, is_beside: bool, look: Look) {
+        let (mut pace, now) = (pace(&look), Instant::now());
+        if !key.dry_run && !self.stop.drain.is_cancelled() {
+            if self.note_failures(&key, &ask, &look, pace.is_none(), now).is_err() {
+                pace = pace.or(Some(Pace::TAGS));
+            }
+            if let Some(pace) = pace {
+                self.queue.ask_later(key.clone(), again(&ask), pace, now);
+            }
         }
-        self.queue.settled(&key, pace.is_none(), now);
+        self.queue.settled(&key, is_beside, pace.is_none(), now);
         self.world().metrics.look_ended(&key.route, ask.cause, &look.trouble);
         self.log_trouble(&key, &look);
         self.note_looked(&key, ask.tags.is_empty(), &look.trouble);
@@ -344,6 +352,22 @@ impl<B: Backend> Watch<B> {
             // Whoever asked may have gone.
             let _ = asker.send(look.clone());
         }
+    }
+
+    /// Lets single tags that failed rest, and, when the repository itself is well, asks for them again at their time.
+    fn note_failures(&mut self, key: &LookKey, ask: &Ask, look: &Look, is_well: bool, now: Instant) -> Result<(), TooMany> {
+        let failed = look.jobs.iter().any(|job| job.result == Outcome::Failed);
+        if !failed && !self.resting.contains_key(key) {
+            return Ok(());
+        }
+        let resting = self.resting.entry(key.clone()).or_default();
+        let noted = resting.note(ask, look, now);
+        match resting.next() {
+            Some((tags, at)) if is_well => self.queue.ask_at(key.clone(), Ask { tags, digest: None, ..again(ask) }, at, now),
+            Some(_) => {}
+            None => drop(self.resting.remove(key)),
+        }
+        noted
     }
 
     fn log_trouble(&self, key: &LookKey, look: &Look) {
@@ -398,20 +422,34 @@ fn again(ask: &Ask) -> Ask {
     Ask { cause, actor: Actor::daemon(), wish: Wish::default(), run_id: run_id(), ..ask.clone() }
 }
 
-/// How soon a look is to follow this one, if trouble in it may pass by itself.
+/// How soon a look at the whole repository is to follow this one, if trouble in it may pass by itself.
 fn pace(look: &Look) -> Option<Pace> {
     let whole = |class: Class| look.trouble.iter().any(|trouble| trouble.class == class.name());
-    let failed = || look.jobs.iter().filter(|job| job.result == Outcome::Failed).filter_map(|job| job.error.as_ref());
-    let single = |class: Class| failed().any(|trouble| trouble.class == class.name());
-    if whole(Class::Auth) || single(Class::Auth) {
+    if whole(Class::Auth) || is_locked_out(look) {
         Some(Pace::SLOW)
     } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
         Some(Pace::WHOLE)
-    } else if single(Class::RETRYABLE) || single(Class::Corrupt) || single(Class::NotFound) {
-        Some(Pace::TAGS)
     } else {
         whole(Class::NotFound).then_some(Pace::ABSENT)
     }
+}
+
+/// Whether a registry accepts nothing from us: more than one tag was refused for want of rights, and none went well.
+fn is_locked_out(look: &Look) -> bool {
+    let is_refused = |job: &&Settled| job.failure.as_ref().is_some_and(|failure| failure.class == Class::Auth);
+    let went_well = look.totals.promoted + look.totals.up_to_date;
+    went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
+}
+
+/// The registries that a route leads between.
+fn lane(route: &Route) -> String {
+    let mut lane = route.from.registry().to_string();
+    let to: BTreeSet<&Arc<str>> = route.to.iter().map(Template::registry).collect();
+    for registry in to {
+        lane.push('/');
+        lane.push_str(registry);
+    }
+    lane
 }
 
 /// The routes that are looked at together.

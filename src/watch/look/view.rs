@@ -160,6 +160,11 @@ impl<'a, B: Backend> View<'a, B> {
 
     async fn tend_one(&self, tag: &Tag) -> Tended {
         let tally = Arc::new(Tally::default());
+        let alone = self.looking.left_alone.get(&self.destination_name(tag));
+        // What failed before its digest was known cannot have changed to our knowledge.
+        if let Some(settled) = alone.filter(|settled| settled.digest.is_none()) {
+            return Tended::Settled(Box::new(settled.clone()));
+        }
         let compared = match self.compare(tag, &tally).await {
             Ok(compared) => compared,
             Err(fault) => {
@@ -171,6 +176,11 @@ impl<'a, B: Backend> View<'a, B> {
             && !self.has_news(&digest).await
         {
             return self.equal(tag, digest, &compared, &tally).await;
+        }
+        if let Some(settled) = alone
+            && self.is_as_it_was(settled, tag, &compared, &tally).await
+        {
+            return Tended::Settled(Box::new(settled.clone()));
         }
         let refused = match self.refused_by_siblings(tag, &compared, &tally).await {
             Ok(refused) => refused,
@@ -240,6 +250,21 @@ impl<'a, B: Backend> View<'a, B> {
             }
         }
         estimate
+    }
+
+    /// Whether both sides name what they named when the job failed, as far as they were asked. A source that cannot be asked
+    /// gives the job to the engine, which says so.
+    async fn is_as_it_was(&self, failed: &Settled, tag: &Tag, compared: &Compared, tally: &Arc<Tally>) -> bool {
+        let source = match compared.source {
+            Seen::Unknown => self.source_digest(tag, tally).await.unwrap_or(Seen::Unknown),
+            known => known,
+        };
+        let destination_moved = match compared.destination {
+            Seen::Unknown => false,
+            Seen::Absent => failed.previous_digest.is_some(),
+            Seen::At(digest) => !compared.by_hint && failed.previous_digest != Some(digest),
+        };
+        source.digest() == failed.digest && !destination_moved
     }
 
     /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.

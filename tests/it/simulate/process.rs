@@ -267,7 +267,7 @@ fn world(process: u32, setting: &Setting<'_>, index: Index, ledger: Ledger) -> w
     let sites = registries.iter().map(|registry| (registry.name().to_string(), Site { registry: registry.clone(), process }));
     watch::World {
         sites: sites.collect(),
-        routes: Routes(routes.iter().map(route).collect()),
+        routes: Routes::new(routes.iter().map(route).collect()),
         engine: Engine::new(settings, index, ledger, limits, metrics),
         metrics: watch::Metrics::new(&instruments).expect("a fresh registry takes all"),
         facts: Arc::new(Facts::default()),

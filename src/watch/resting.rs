@@ -1,0 +1,224 @@
+//! Tags that failed, and until when a poll leaves them alone.
+//!
+//! One refused tag is no reason to look at its whole repository more seldom, nor to try it again at every poll. What failed
+//! rests, for each tag and destination by itself: longer each time, or until the time that its registry named. A poll compares a
+//! resting tag as any other, and tries it again before its time when what either side names has changed. Everything but the
+//! daemon's own polls tries it at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::look::Ask;
+use crate::fault::Class;
+use crate::job::{Cause, Look, Outcome, Settled};
+use crate::oci::Tag;
+
+/// Failed tags of one repository that rest. More, and the repository is looked at more seldom as a whole.
+const MOST: usize = 256;
+/// Tags whose times lie this close to each other are looked at together.
+const TOGETHER: Duration = Duration::from_secs(1);
+
+/// The resting tags of one repository, by the names of their destinations.
+#[derive(Debug, Default)]
+pub struct RestingTags(BTreeMap<String, Resting>);
+
+/// A job that failed.
+#[derive(Debug)]
+struct Resting {
+    tag: Tag,
+    /// What came of it.
+    settled: Settled,
+    /// How often in a row.
+    failures: u32,
+    until: Instant,
+}
+
+/// What a poll leaves alone, by the names of the destinations: the failures that are not tried again yet.
+pub type LeftAlone = BTreeMap<String, Settled>;
+
+/// Too many tags failed to remember each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooMany;
+
+impl RestingTags {
+    /// Whether none rests.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What a look with this cause leaves alone.
+    pub fn left_alone(&self, cause: Cause, now: Instant) -> LeftAlone {
+        if !matches!(cause, Cause::Poll | Cause::Verify) {
+            return LeftAlone::new();
+        }
+        let resting = self.0.iter().filter(|(_, resting)| resting.until > now);
+        resting.map(|(destination, resting)| (destination.clone(), resting.settled.clone())).collect()
+    }
+
+    /// Takes up what a look came to.
+    ///
+    /// # Errors
+    /// [`TooMany`], and then nothing rests.
+    pub fn note(&mut self, ask: &Ask, look: &Look, now: Instant) -> Result<(), TooMany> {
+        let failed: BTreeMap<&str, &Settled> =
+            look.jobs.iter().filter(|job| job.result == Outcome::Failed).map(|job| (job.destination.as_str(), job)).collect();
+        // What a look saw and does not report as failed is well, or gone.
+        let is_seen = |tag: &Tag| look.trouble.is_empty() && (ask.tags.is_empty() || ask.tags.contains(tag));
+        self.0.retain(|destination, resting| failed.contains_key(destination.as_str()) || !is_seen(&resting.tag));
+        for (destination, job) in failed {
+            let Some(failure) = &job.failure else { continue };
+            let failures = self.0.get(destination).map_or(0, |resting| resting.failures) + 1;
+            let until = now + wait(failure.class, failures);
+            // What is handed out again is no new failure.
+            let settled = Settled { failure: None, ..job.clone() };
+            self.0.insert(destination.to_owned(), Resting { tag: failure.tag.clone(), settled, failures, until });
+        }
+        if self.0.len() > MOST {
+            self.0.clear();
+            return Err(TooMany);
+        }
+        Ok(())
+    }
+
+    /// The tags that are to be tried again next, and when.
+    pub fn next(&self) -> Option<(Vec<Tag>, Instant)> {
+        let first = self.0.values().map(|resting| resting.until).min()?;
+        let at = first + TOGETHER;
+        let due = self.0.values().filter(|resting| resting.until <= at);
+        let (mut tags, mut last) = (Vec::new(), first);
+        for resting in due {
+            last = last.max(resting.until);
+            if !tags.contains(&resting.tag) {
+                tags.push(resting.tag.clone());
+            }
+        }
+        Some((tags, last))
+    }
+}
+
+/// How long a tag rests after so many failures, one at least.
+fn wait(class: Class, failures: u32) -> Duration {
+    let (first, longest) = match class {
+        // The registry names the time itself.
+        Class::Retryable { after: Some(after) } => return after.max(Duration::from_secs(1)),
+        Class::Retryable { after: None } | Class::NotFound | Class::Cancelled => (15, 4 * 60),
+        // The bytes are read again: that costs.
+        Class::Corrupt => (60, 15 * 60),
+        Class::Auth => (60, 15 * 60),
+        // Understood and refused: another try helps only when something changes, which is seen before.
+        Class::Rejected => (5 * 60, 60 * 60),
+    };
+    let doubled = 1_u64 << (failures.max(1) - 1).min(10);
+    Duration::from_secs((first * doubled).min(longest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Actor, Failure, Trouble};
+    use crate::watch::Wish;
+
+    fn ask(tags: &[&str]) -> Ask {
+        let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
+        let (actor, wish) = (Actor::daemon(), Wish::default());
+        Ask { tags, digest: None, cause: Cause::Poll, actor, wish, run_id: String::new() }
+    }
+
+    fn failed(tag: &str, class: Class) -> Settled {
+        let failure = Failure { tag: tag.parse().unwrap(), class };
+        Settled { destination: format!("p/app:{tag}"), result: Outcome::Failed, failure: Some(failure), ..settled() }
+    }
+
+    fn settled() -> Settled {
+        Settled {
+            route: "app".into(),
+            source: "s/app:v1".into(),
+            destination: "p/app:v1".into(),
+            digest: None,
+            previous_digest: None,
+            cause: Cause::Poll,
+            actor: Actor::daemon(),
+            result: Outcome::Failed,
+            reasons: Vec::new(),
+            error: None,
+            failure: None,
+            unguarded: false,
+            blobs: Default::default(),
+            referrers: Default::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+        }
+    }
+
+    fn look(jobs: &[Settled]) -> Look {
+        Look { jobs: jobs.to_vec(), ..Look::default() }
+    }
+
+    const REFUSED: Class = Class::Auth;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tag_rests_longer_each_time_and_no_poll_shortens_it() {
+        let (mut resting, mut now, mut waits) = (RestingTags::default(), Instant::now(), Vec::new());
+        for _ in 0..6 {
+            resting.note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), now).unwrap();
+            let (tags, until) = resting.next().unwrap();
+            assert_eq!(tags, ["v1".parse().unwrap()]);
+            waits.push((until - now).as_secs());
+            // A poll in between leaves it alone, and reports what it knows.
+            let alone = resting.left_alone(Cause::Poll, now);
+            assert_eq!(alone.keys().collect::<Vec<_>>(), ["p/app:v1"]);
+            resting.note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), now).unwrap();
+            assert_eq!(resting.next().unwrap().1, until);
+            now = until;
+            assert!(resting.left_alone(Cause::Poll, now).is_empty(), "its time has come");
+        }
+        assert_eq!(waits, [60, 120, 240, 480, 900, 900]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_names_its_time_is_asked_at_that_time() {
+        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let after = |seconds| Class::Retryable { after: Some(Duration::from_secs(seconds)) };
+        let jobs = [failed("v1", after(42)), failed("v2", after(42)), failed("v3", after(90))];
+        resting.note(&ask(&[]), &look(&jobs), now).unwrap();
+        let (tags, at) = resting.next().unwrap();
+        assert_eq!((tags.len(), (at - now).as_secs()), (2, 42), "those that are due together, and not the third");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn people_and_events_try_at_once() {
+        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        resting.note(&ask(&[]), &look(&[failed("v1", Class::Rejected)]), now).unwrap();
+        for cause in Cause::ALL {
+            let polls = matches!(cause, Cause::Poll | Cause::Verify);
+            assert_eq!(!resting.left_alone(cause, now).is_empty(), polls, "{cause}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_well_again_is_forgotten_and_what_was_not_seen_is_not() {
+        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let both = look(&[failed("v1", REFUSED), failed("v2", REFUSED)]);
+        resting.note(&ask(&[]), &both, now).unwrap();
+        resting.note(&ask(&["v2"]), &look(&[]), now).unwrap();
+        assert_eq!(resting.0.len(), 1, "v2 was looked at and is well");
+        let blind = Look { trouble: vec![Trouble { class: "retryable".into(), text: "down".into() }], ..Look::default() };
+        resting.note(&ask(&[]), &blind, now).unwrap();
+        assert_eq!(resting.0.len(), 1, "nothing was seen");
+        resting.note(&ask(&[]), &look(&[]), now).unwrap();
+        assert!(resting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_is_bounded() {
+        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let jobs: Vec<_> = (0..=MOST).map(|number| failed(&format!("v{number}"), REFUSED)).collect();
+        assert_eq!(resting.note(&ask(&[]), &look(&jobs[..MOST]), now), Ok(()));
+        assert_eq!(resting.note(&ask(&[]), &look(&jobs), now), Err(TooMany));
+        assert!(resting.is_empty());
+    }
+}

@@ -1,0 +1,67 @@
+//! What is asked for by its name beside a backfill of the same repository.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::support::scripted::Answer;
+use crate::support::*;
+
+const BACKFILL: u64 = 20;
+
+/// Twenty tags in staging; no blob of theirs is answered before the gate opens.
+fn stuck_backfill() -> (Scripted, Scripted, Gate) {
+    let (staging, production, gate) = (Scripted::start(), Scripted::start(), Gate::closed());
+    let mut stuck = BTreeSet::new();
+    for number in 0..BACKFILL {
+        let image = Image::oci(number + 1, &[1000]);
+        staging.push("app", &format!("v{number}"), &image);
+        stuck.extend(image.unique_blobs().into_iter().map(|blob| blob.digest.clone()));
+    }
+    let held = gate.clone();
+    staging.on(move |asked| match asked.kind {
+        Kind::BlobGet if stuck.contains(asked.reference()) => Answer::Hold(held.clone()),
+        _ => Answer::Pass,
+    });
+    (staging, production, gate)
+}
+
+fn puts(production: &Scripted, tag: &str) -> usize {
+    let ending = format!("/manifests/{tag}");
+    production.of(Kind::ManifestPut).iter().filter(|put| put.path.ends_with(&ending)).count()
+}
+
+#[tokio::test]
+async fn a_hotfix_by_name_passes_a_stuck_backfill_of_its_repository() {
+    let (staging, production, gate) = stuck_backfill();
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    let daemon = ferry.start().await;
+    gate.arrived(BACKFILL as usize).await;
+
+    let hotfix = Image::oci(100, &[400]);
+    staging.push("app", "hotfix", &hotfix);
+    let (status, report) = daemon.ping(json!({"wait": true, "tag": "hotfix"})).await;
+    assert_eq!((status, &report["totals"]["promoted"]), (200, &json!(1)), "{report:#}");
+    assert_eq!(production.tags("app"), ["hotfix"], "the backfill is stuck");
+
+    gate.open();
+    daemon.ready().await;
+    assert_eq!(production.tags("app").len(), BACKFILL as usize + 1);
+    assert_eq!(puts(&production, "hotfix"), 1);
+}
+
+#[tokio::test]
+async fn a_tag_that_two_looks_are_about_is_named_once() {
+    let (staging, production, gate) = stuck_backfill();
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    let daemon = ferry.start().await;
+    gate.arrived(BACKFILL as usize).await;
+    let listed = staging.count(Kind::Tags);
+    assert_eq!(daemon.ping(json!({"tag": "v3"})).await.0, 202);
+    staging.seen(Kind::Tags, listed + 1).await;
+    gate.open();
+    daemon.ready().await;
+    let (status, report) = daemon.ping(json!({"wait": true, "tag": "v3", "all": true})).await;
+    assert_eq!((status, &report["jobs"][0]["result"]), (200, &json!("up_to_date")), "{report:#}");
+    assert_eq!(puts(&production, "v3"), 1);
+}
