@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Trip;
+use super::admission::BodyPermit;
 use super::claims::{Following, Leading, Subject};
 use super::fan_out::Seat;
-use super::limits::Traffic;
+use super::limits::{self, Traffic};
 use super::refusals;
 use super::resume::Standing;
 use super::retry::{Budget, opened, stoppable};
@@ -354,41 +355,35 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Err(fault)
     }
 
-    /// The right to move one blob, once both registries let us. A shared read has one right to read for all.
-    async fn permits(&self, size: u64, seat: Option<&Seat>) -> Result<impl Sized + use<S, D>, Fault> {
-        let limits = &self.engine.limits;
-        let (source, destination) = (limits.lane(self.source.origin()), limits.lane(self.destination.origin()));
-        let (patience, drain) = (&self.engine.settings.retry, &self.stop.drain);
+    /// All that moving one blob takes, once both registries let us. A shared read has one right to read for all.
+    async fn permit(&self, size: u64, seat: Option<&Seat>) -> Result<BodyPermit, Fault> {
+        let source = self.engine.limits.lane(self.source.origin());
+        let destination = self.engine.limits.lane(self.destination.origin());
+        let patience = &self.engine.settings.retry;
+        let is_large = size > limits::SMALL;
         loop {
             opened(&source, Traffic::Blobs, patience, self.stop).await?;
             opened(&destination, Traffic::Uploads, patience, self.stop).await?;
-            let (lane, shared) = (source.clone(), limits.clone());
-            let once = async move { (lane.read().await, shared.blob(size).await) };
-            let read = match seat {
-                Some(seat) => stoppable(drain, seat.admitted(once)).await.map(|()| None)?,
-                None => Some(stoppable(drain, source.read()).await?),
-            };
-            let write = stoppable(drain, destination.write()).await?;
-            let alone = if seat.is_some() { None } else { Some(stoppable(drain, limits.blob(size)).await?) };
-            let permits = (read, write, alone);
-            if source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero() {
-                return Ok(permits);
+            let mut permit = stoppable(&self.stop.drain, self.ticket.body(is_large, seat.map(Seat::share))).await?;
+            let is_open = source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero();
+            if is_open && seat.is_none_or(|seat| seat.admit(permit.reading.take())) {
+                return Ok(permit);
             }
         }
     }
 
     /// The right to move the blob, and from its start on a seat in a shared read, if there is one. Whoever loses the seat while
     /// standing in line takes another one, with all who lost theirs.
-    async fn admitted(&self, blob: &Descriptor, from_start: bool) -> Result<(Option<Seat>, impl Sized + use<S, D>), Fault> {
+    async fn admitted(&self, blob: &Descriptor, from_start: bool) -> Result<(Option<Seat>, BodyPermit), Fault> {
         if !from_start {
             self.member.settled(&blob.digest);
         }
         loop {
             let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
             let seat = if from_start { seat() } else { None };
-            let permits = self.permits(blob.size, seat.as_ref()).await?;
+            let permit = self.permit(blob.size, seat.as_ref()).await?;
             if !seat.as_ref().is_some_and(Seat::is_lost) {
-                return Ok((seat, permits));
+                return Ok((seat, permit));
             }
         }
     }
@@ -402,7 +397,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
         let from_start = standing.held == 0 && standing.checkpoints.is_empty();
-        let (seat, _permits) = self.admitted(blob, from_start).await?;
+        let (seat, _permit) = self.admitted(blob, from_start).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
         let road = self.road(blob, standing, seat, sender.clone(), progress);

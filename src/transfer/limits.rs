@@ -9,12 +9,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-pub use super::admission::NamingPermit;
-use super::admission::NamingQueue;
+use super::admission::{Admission, NamingQueue, Room, Side};
+pub use super::admission::{NamingPermit, Settings as Permits};
 use super::bandwidth::{Meter, Plan};
-use super::pace::{Gate, Pass, Permit, Whole};
+use super::pace::{Gate, Pass, Whole};
 use crate::allowance::Allowance;
 pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
@@ -83,24 +81,23 @@ impl Traffic {
 
 /// Requests at once to a registry of which the config says nothing.
 pub const REQUESTS: usize = 64;
-/// Blobs larger than [`SMALL`] that move at once, over all registries: bounds memory, since each holds at most a few frames.
-pub const BLOBS: usize = 16;
 /// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take round trips, not memory.
 pub const SMALL: u64 = 64 * 1024;
 /// Jobs that run at once.
 pub const JOBS: usize = 64;
 
 /// All lanes. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Limits {
     lanes: Arc<Mutex<HashMap<Origin, Arc<Lane>>>>,
-    blobs: Arc<Semaphore>,
-    jobs: Arc<Semaphore>,
+    admission: Admission,
 }
 
 /// The limits of one registry.
 #[derive(Debug)]
 pub struct Lane {
+    origin: Origin,
+    admission: Admission,
     settings: Settings,
     gates: [Gate; 5],
     whole: Whole,
@@ -118,23 +115,22 @@ pub struct Turn<'a> {
     pass: Pass,
 }
 
-/// The right to move one body, until dropped.
-#[derive(Debug)]
-pub struct Moving(#[expect(dead_code, reason = "held, not read")] Permit);
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { lanes: Arc::default(), blobs: Arc::new(Semaphore::new(BLOBS)), jobs: Arc::new(Semaphore::new(JOBS)) }
-    }
-}
-
 impl Limits {
+    /// Limits with so many permits for jobs and bodies.
+    pub fn new(permits: Permits) -> Limits {
+        Limits { lanes: Arc::default(), admission: Admission::new(permits) }
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// Sets what the config says of a registry. A lane whose settings stay the same keeps its state.
     pub fn set(&self, origin: &Origin, settings: Settings) {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
         let before = lanes.get(origin);
         if before.is_none_or(|lane| lane.settings != settings) {
-            let mut lane = Lane::new(settings);
+            let mut lane = Lane::new(origin, settings, &self.admission);
             if let Some(before) = before {
                 lane.gates.iter_mut().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
                 lane.heed(before.allowance());
@@ -151,34 +147,38 @@ impl Limits {
     /// The lane of a registry.
     pub fn lane(&self, origin: &Origin) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
-        lanes.entry(origin.clone()).or_insert_with(|| Arc::new(Lane::new(Settings::default()))).clone()
-    }
-
-    /// The right to move one blob of `size` bytes; the small ones need none.
-    pub async fn blob(&self, size: u64) -> Option<OwnedSemaphorePermit> {
-        if size <= SMALL {
-            return None;
-        }
-        Some(self.blobs.clone().acquire_owned().await.expect("the semaphore is never closed"))
-    }
-
-    /// The right to run one job.
-    pub async fn job(&self) -> OwnedSemaphorePermit {
-        self.jobs.clone().acquire_owned().await.expect("the semaphore is never closed")
+        lanes.entry(origin.clone()).or_insert_with(|| Arc::new(Lane::new(origin, Settings::default(), &self.admission))).clone()
     }
 }
 
 impl Lane {
-    fn new(settings: Settings) -> Lane {
+    fn new(origin: &Origin, settings: Settings, admission: &Admission) -> Lane {
         let most = settings.concurrency.unwrap_or(REQUESTS);
-        Lane {
+        let lane = Lane {
+            origin: origin.clone(),
+            admission: admission.clone(),
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             whole: Whole::new(most, settings.requests_per_second),
             names: NamingQueue::default(),
             allowance: Mutex::default(),
             bandwidth: settings.bandwidth.clone().map(Meter::new),
             settings,
-        }
+        };
+        lane.make_room(Traffic::Blobs);
+        lane.make_room(Traffic::Uploads);
+        lane
+    }
+
+    /// As many bodies may move as requests of their kind may run.
+    fn make_room(&self, traffic: Traffic) {
+        let side = match traffic {
+            Traffic::Blobs => Side::Source,
+            Traffic::Uploads => Side::Destination,
+            Traffic::Listing | Traffic::Manifests | Traffic::Writes => return,
+        };
+        let limit = self.gate(traffic).width();
+        let is_firm = self.settings.concurrency.is_some() || limit < REQUESTS;
+        self.admission.set_room(&self.origin, side, Room { limit, is_firm });
     }
 
     fn heed(&self, allowance: Allowance) {
@@ -220,16 +220,6 @@ impl Lane {
         let gate = self.gate(traffic);
         gate.opens().await;
         Turn { lane: self, traffic, pass: gate.free_pass() }
-    }
-
-    /// The right to read one blob from here. Taken before the right to write: nobody waits in a circle.
-    pub async fn read(&self) -> Moving {
-        Moving(self.gate(Traffic::Blobs).body().await)
-    }
-
-    /// The right to write one blob to here.
-    pub async fn write(&self) -> Moving {
-        Moving(self.gate(Traffic::Uploads).body().await)
     }
 
     /// Whether the right to write has to be waited for by rule.
@@ -283,6 +273,7 @@ impl Turn<'_> {
     /// said that nothing is left.
     pub fn learn<T>(&self, result: &Result<T, Fault>) -> Duration {
         let gate = self.lane.gate(self.traffic);
+        let width = gate.width();
         let asked = match result.as_ref().map_err(Fault::class) {
             Ok(_) => {
                 gate.helped(&self.pass);
@@ -291,6 +282,9 @@ impl Turn<'_> {
             Err(Class::Retryable { after }) => gate.congested(&self.pass, after),
             Err(_) => Duration::ZERO,
         };
+        if gate.width() != width {
+            self.lane.make_room(self.traffic);
+        }
         asked + gate.close(self.lane.allowance().spent_for(self.traffic))
     }
 }

@@ -44,6 +44,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::absent::Absent;
+use self::admission::Ticket;
 pub use self::bounds::{Bounds, SharedReads};
 use self::claims::{Claim, Claims, Lead, Subject};
 use self::fan_out::{FanOut, Member};
@@ -171,6 +172,7 @@ pub struct Cost {
 impl Engine {
     /// An engine over its stores.
     pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
+        let fan_out = FanOut::new(settings.bounds.shared_reads, limits.admission());
         Engine {
             settings,
             index,
@@ -180,7 +182,7 @@ impl Engine {
             started: clock::now(),
             claims: Claims::default(),
             absent: Absent::default(),
-            fan_out: FanOut::new(settings.bounds.shared_reads),
+            fan_out,
             troubled: Arc::default(),
             refusals: Refusals::default(),
             tried: Arc::default(),
@@ -270,7 +272,8 @@ impl Engine {
         stop: &Stop,
     ) -> Ending {
         let member = self.fan_out.enter(source.origin(), source.repository(), &job.key.tag, destination.origin());
-        member.admitted(self.limits.job()).await;
+        let ticket = self.limits.admission().enter(&job.key.route, source.origin(), destination.origin(), job.rank);
+        member.admitted(&ticket).await;
         let tally = Arc::new(Tally::default());
         let trip = Trip {
             engine: self,
@@ -280,6 +283,7 @@ impl Engine {
             progress,
             stop,
             member,
+            ticket,
             number: OnceLock::new(),
             leads: Mutex::default(),
             started: Instant::now(),
@@ -338,6 +342,8 @@ struct Trip<'a, S, D> {
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
     member: Member,
+    /// Its place in the lines for permits.
+    ticket: Arc<Ticket>,
     /// Its place among the jobs that lead or follow, by when they first did.
     number: OnceLock<u64>,
     /// Blobs that others wait to mount when our manifests are there.
@@ -499,7 +505,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let source = &self.source;
-        let errand = Errand::from(traffic).ranked(self.job.rank);
+        let errand = Errand::from(traffic).ranked(self.ticket.rank());
         self.engine.ask(source.origin(), source.registry(), errand, self.stop, || act(source.clone())).await
     }
 
@@ -509,7 +515,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let destination = &self.destination;
-        let errand = Errand::from(traffic).ranked(self.job.rank);
+        let errand = Errand::from(traffic).ranked(self.ticket.rank());
         self.engine.ask(destination.origin(), destination.registry(), errand, self.stop, || act(destination.clone())).await
     }
 

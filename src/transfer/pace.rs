@@ -29,7 +29,6 @@ const AT_ONCE: f64 = 0.05;
 pub(super) struct Gate {
     state: Mutex<State>,
     requests: Arc<Window>,
-    bodies: Arc<Window>,
     quota: Option<Arc<Bucket>>,
     looks: Option<Arc<Bucket>>,
     line: tokio::sync::Mutex<()>,
@@ -88,7 +87,6 @@ impl Gate {
         Gate {
             state: Mutex::new(state),
             requests: Window::new(most),
-            bodies: Window::new(most),
             quota: quota.map(bucket),
             looks: quota.map(|rate| bucket(rate * LOOKS)),
             line: tokio::sync::Mutex::default(),
@@ -160,9 +158,9 @@ impl Gate {
         Pass { epoch: self.lock().epoch, _permits: None }
     }
 
-    /// The right to move one body.
-    pub(super) async fn body(&self) -> Permit {
-        self.bodies.acquire().await
+    /// How many may go at once.
+    pub(super) fn width(&self) -> usize {
+        self.requests.lock().now
     }
 
     /// A request helped.
@@ -172,7 +170,6 @@ impl Gate {
             state.refusals = 0;
         }
         self.requests.widen();
-        self.bodies.widen();
     }
 
     /// A request met congestion. `after` is the time that the registry asked for: zero when it asked without naming one,
@@ -183,7 +180,6 @@ impl Gate {
         if is_news {
             state.epoch += 1;
             self.requests.halve();
-            self.bodies.halve();
         }
         let wait = match after {
             Some(Duration::ZERO) if is_news => {
@@ -375,11 +371,11 @@ mod tests {
         for _ in 0..10 {
             gate.congested(&gate.free_pass(), None);
         }
-        assert_eq!(gate.bodies.lock().now, 1, "one may always go");
+        assert_eq!(gate.requests.lock().now, 1, "one may always go");
         for _ in 0..200 {
             gate.helped(&gate.free_pass());
         }
-        assert_eq!((gate.bodies.lock().now, gate.bodies.permits.available_permits()), (16, 16));
+        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (16, 16));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,8 @@ use crate::transfer::limits::{Errand, Lane, Traffic, Turn};
 #[derive(Debug, Default)]
 struct Naming {
     held: usize,
+    /// Granted, not yet taken.
+    granted: BTreeSet<u64>,
     waiting: BTreeSet<(Rank, Instant, u64)>,
 }
 
@@ -67,7 +69,8 @@ impl NamingQueue {
 impl State {
     fn pump(&mut self, limit: usize) {
         while let Some(id) = self.core.grant(limit) {
-            self.wakers.grant(id);
+            self.core.granted.insert(id);
+            self.wakers.wake(id);
         }
     }
 }
@@ -138,7 +141,8 @@ impl Future for Waiting {
         let id = self.id;
         let lane = self.lane.take().expect("it is not polled after its end");
         let mut state = lane.names().lock();
-        if state.wakers.take(id) {
+        if state.core.granted.remove(&id) {
+            state.wakers.forget(id);
             drop(state);
             return Poll::Ready(NamingPermit { lane });
         }
@@ -153,7 +157,8 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
         let mut state = lane.names().lock();
-        if state.wakers.forget(self.id) {
+        state.wakers.forget(self.id);
+        if state.core.granted.remove(&self.id) {
             state.core.release();
         } else {
             state.core.cancel(self.rank, self.since, self.id);

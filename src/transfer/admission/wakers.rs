@@ -5,43 +5,26 @@ use std::task::Waker;
 
 /// Tasks that wait, by the number of their request.
 #[derive(Debug, Default)]
-pub(super) struct Wakers(BTreeMap<u64, Entry>);
-
-#[derive(Debug, Default)]
-struct Entry {
-    is_granted: bool,
-    waker: Option<Waker>,
-}
+pub(super) struct Wakers(BTreeMap<u64, Waker>);
 
 impl Wakers {
-    /// Notes that `id` waits, and how to wake it.
+    /// Notes how to wake the task of `id`.
     pub(super) fn wait(&mut self, id: u64, waker: &Waker) {
-        let entry = self.0.entry(id).or_default();
-        if !entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            entry.waker = Some(waker.clone());
+        match self.0.get_mut(&id) {
+            Some(known) => known.clone_from(waker),
+            None => _ = self.0.insert(id, waker.clone()),
         }
     }
 
-    /// Notes a grant and wakes its task.
-    pub(super) fn grant(&mut self, id: u64) {
-        let entry = self.0.entry(id).or_default();
-        entry.is_granted = true;
-        if let Some(waker) = entry.waker.take() {
+    /// Wakes the task of `id`, if it waits.
+    pub(super) fn wake(&mut self, id: u64) {
+        if let Some(waker) = self.0.remove(&id) {
             waker.wake();
         }
     }
 
-    /// Takes the grant of `id`, if it has one.
-    pub(super) fn take(&mut self, id: u64) -> bool {
-        let is_granted = self.0.get(&id).is_some_and(|entry| entry.is_granted);
-        if is_granted {
-            self.0.remove(&id);
-        }
-        is_granted
-    }
-
-    /// Forgets `id`. Returns whether it had a grant that was not taken.
-    pub(super) fn forget(&mut self, id: u64) -> bool {
-        self.0.remove(&id).is_some_and(|entry| entry.is_granted)
+    /// The task of `id` waits no more.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.0.remove(&id);
     }
 }

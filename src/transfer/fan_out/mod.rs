@@ -17,20 +17,24 @@ mod seat;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+use tokio::sync::OnceCell;
 
 use self::read::Read;
 pub(super) use self::seat::Seat;
 use super::SharedReads;
+use super::admission::{Admission, JobPermit, Ticket};
 use super::verify::Open;
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// All shared reads. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct FanOut(Arc<Mutex<Table>>);
+pub(super) struct FanOut {
+    table: Arc<Mutex<Table>>,
+    admission: Admission,
+}
 
 #[derive(Default)]
 struct Table {
@@ -73,13 +77,15 @@ enum Guest {
 #[derive(Default)]
 struct Party {
     /// One right to run for all of them: they come and go together.
-    right: OnceCell<OwnedSemaphorePermit>,
+    right: OnceCell<JobPermit>,
     state: Mutex<Guests>,
 }
 
 #[derive(Default)]
 struct Guests {
     members: BTreeMap<u64, Origin>,
+    /// The members' places in the lines: they are as urgent as the most urgent one.
+    tickets: BTreeMap<u64, Arc<Ticket>>,
     /// Blobs that a destination needs no more, or reads already.
     settled: HashSet<(Origin, Digest)>,
     /// Destinations that were left behind: they are not waited for again.
@@ -96,8 +102,9 @@ pub(super) struct Member {
 }
 
 impl FanOut {
-    pub(super) fn new(bounds: SharedReads) -> FanOut {
-        FanOut(Arc::new(Mutex::new(Table { bounds, ..Table::default() })))
+    /// Shared reads within these bounds, whose bodies get their permits there.
+    pub(super) fn new(bounds: SharedReads, admission: &Admission) -> FanOut {
+        FanOut { table: Arc::new(Mutex::new(Table { bounds, ..Table::default() })), admission: admission.clone() }
     }
 
     /// Joins the jobs for the same source tag.
@@ -112,7 +119,7 @@ impl FanOut {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().expect("nothing panics while it holds the table")
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those who kept a read of `party` waiting are not waited for again.
@@ -128,14 +135,22 @@ impl FanOut {
 
 impl Party {
     fn lock(&self) -> MutexGuard<'_, Guests> {
-        self.state.lock().expect("nothing panics while it holds the guests")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Member {
-    /// Waits for the right to run, which `right` gives once for all of the party.
-    pub(super) async fn admitted(&self, right: impl Future<Output = OwnedSemaphorePermit>) {
-        self.party.right.get_or_init(|| right).await;
+    /// Waits for the right to run, which one job gets for all of the party.
+    pub(super) async fn admitted(&self, ticket: &Arc<Ticket>) {
+        let mates: Vec<Arc<Ticket>> = {
+            let mut guests = self.party.lock();
+            guests.tickets.insert(self.number, ticket.clone());
+            guests.tickets.values().cloned().collect()
+        };
+        if let Some(rank) = mates.iter().map(|mate| mate.rank()).min() {
+            mates.iter().for_each(|mate| mate.raise(rank));
+        }
+        self.party.right.get_or_init(|| ticket.job()).await;
     }
 
     /// The job has begun with a blob whose bytes it needs even where another repository of its destination gets them.
@@ -211,8 +226,10 @@ impl Drop for Member {
         let mut table = self.fan_out.lock();
         let mut guests = self.party.lock();
         guests.members.remove(&self.number);
+        let ticket = guests.tickets.remove(&self.number);
         let is_last = guests.members.is_empty();
         drop(guests);
+        drop(ticket);
         if is_last {
             table.parties.remove(&self.key);
         }

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::seat::Seat;
@@ -18,6 +17,7 @@ use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
 use crate::oci::RepositoryName;
 use crate::transfer::SharedReads;
+use crate::transfer::admission::{ReadingPermit, Share};
 use crate::transfer::verify::{Open, Opening};
 
 /// A read that several destinations share.
@@ -27,7 +27,7 @@ pub(super) struct Read {
     pub(super) party: Arc<Party>,
     /// The repository that it reads from.
     pub(super) repository: RepositoryName,
-    pub(super) right: OnceCell<()>,
+    pub(super) share: Share,
     pub(super) bell: Arc<Bell>,
     pub(super) state: Mutex<State>,
 }
@@ -35,8 +35,8 @@ pub(super) struct Read {
 pub(super) struct State {
     pub(super) open: Open,
     pub(super) source: Source,
-    /// What keeps the right to read until the source has ended.
-    pub(super) right: Option<Box<dyn Send>>,
+    /// The right to read: until the source has ended, or no seat moves any more.
+    pub(super) right: Option<ReadingPermit>,
     pub(super) frames: VecDeque<Bytes>,
     /// The number of the first frame that is kept, and the bytes of all that are.
     pub(super) first: u64,
@@ -61,8 +61,8 @@ pub(super) struct State {
 pub(super) struct Place {
     /// The frame that it takes next.
     pub(super) next: u64,
-    /// Whether it has asked for a frame: before, it stands in line for the right to send.
-    pub(super) moves: bool,
+    /// Whether it has its permits: before, it stands in line for them.
+    pub(super) is_admitted: bool,
     pub(super) destination: Origin,
     job: u64,
     /// Whether it belongs to the party that opened the read.
@@ -85,14 +85,14 @@ pub(super) struct Bell(Mutex<Vec<Waker>>);
 
 impl Bell {
     pub(super) fn listen(&self, waker: &Waker) {
-        let mut waiting = self.0.lock().expect("nothing panics while it holds the wakers");
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !waiting.iter().any(|other| other.will_wake(waker)) {
             waiting.push(waker.clone());
         }
     }
 
     pub(super) fn ring(&self) {
-        let waiting = std::mem::take(&mut *self.0.lock().expect("nothing panics while it holds the wakers"));
+        let waiting = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
     }
 }
@@ -134,12 +134,24 @@ impl Read {
             waiting_since: None,
         };
         let (fan_out, party, repository) = (member.fan_out.clone(), member.party.clone(), member.key.1.clone());
-        let (right, bell) = (OnceCell::new(), Arc::default());
-        Arc::new(Read { fan_out, key, party, repository, right, bell, state: Mutex::new(state) })
+        let share = fan_out.admission.share();
+        Arc::new(Read { fan_out, key, party, repository, share, bell: Arc::default(), state: Mutex::new(state) })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a poll that panicked has ended its request")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the right to read back once it is of no use.
+    pub(super) fn give_back_right(&self, state: &mut State) {
+        if !state.is_right_unused() {
+            return;
+        }
+        state.close_source();
+        if matches!(state.source, Source::Ended) {
+            self.share.free();
+        }
+        state.right = None;
     }
 
     /// A seat at the start, if that is still there.
@@ -154,7 +166,7 @@ impl Read {
         let number = state.next_seat;
         state.next_seat += 1;
         let (is_mate, destination) = (Arc::ptr_eq(&self.party, &member.party), member.destination.clone());
-        state.seats.insert(number, Place { next: 0, moves: false, destination, job: member.number, is_mate, slow });
+        state.seats.insert(number, Place { next: 0, is_admitted: false, destination, job: member.number, is_mate, slow });
         let is_foreign = member.key.1 != self.repository;
         Some(Seat { read: self.clone(), number, left: size, timer: None, is_first: number == 0, is_foreign })
     }
@@ -239,7 +251,7 @@ impl State {
     /// `destination`, maybe for the one that whoever is ahead there has.
     pub(super) fn leave_the_line(&mut self, destination: &Origin) {
         let first = self.first;
-        let is_awaited = |place: &Place| !place.slow && (place.moves || place.destination != *destination);
+        let is_awaited = |place: &Place| !place.slow && (place.is_admitted || place.destination != *destination);
         self.seats.retain(|_, place| place.next > first || is_awaited(place));
         self.trim();
     }
@@ -260,35 +272,64 @@ impl State {
 
     /// Asks the source for one more frame; opens it again where it broke off.
     pub(super) fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.source {
-            Source::Closed => self.source = Source::Opening((self.open)(self.read)),
-            Source::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
-                Ok(body) => self.source = Source::Open(body),
-                Err(fault) => self.fail(fault),
-            },
-            Source::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) if self.read + bytes.len() as u64 > self.size => {
-                        self.fail(Fault::corrupt("it is longer than its manifest says"))
-                    }
-                    Ok(bytes) if !bytes.is_empty() => self.push(bytes),
-                    _ => {}
-                },
-                Some(Err(fault)) if !fault.class().is_retryable() => self.fail(fault),
-                _ if self.read < self.size => self.source = Source::Opening((self.open)(self.read)),
-                _ => {
-                    self.source = Source::Ended;
-                    self.right = None;
+        // A poll that panics leaves a read that has failed, and nothing half read.
+        match std::mem::replace(&mut self.source, Source::Failed(Class::RETRYABLE, String::new())) {
+            Source::Closed => self.reopen(),
+            Source::Opening(mut opening) => match opening.as_mut().poll(cx) {
+                Poll::Ready(Ok(body)) => self.source = Source::Open(body),
+                Poll::Ready(Err(fault)) => self.fail(fault),
+                Poll::Pending => {
+                    self.source = Source::Opening(opening);
+                    return Poll::Pending;
                 }
             },
-            Source::Ended | Source::Failed(..) => {}
+            Source::Open(mut body) => match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.source = Source::Open(body);
+                    self.take(frame);
+                }
+                Poll::Ready(Some(Err(fault))) if !fault.class().is_retryable() => self.fail(fault),
+                Poll::Ready(_) if self.read < self.size => self.reopen(),
+                Poll::Ready(_) => self.source = Source::Ended,
+                Poll::Pending => {
+                    self.source = Source::Open(body);
+                    return Poll::Pending;
+                }
+            },
+            over @ (Source::Ended | Source::Failed(..)) => self.source = over,
         }
         Poll::Ready(())
     }
 
+    fn reopen(&mut self) {
+        self.source = Source::Opening((self.open)(self.read));
+    }
+
+    fn take(&mut self, frame: http_body::Frame<Bytes>) {
+        match frame.into_data() {
+            Ok(bytes) if self.read + bytes.len() as u64 > self.size => {
+                self.fail(Fault::corrupt("it is longer than its manifest says"));
+            }
+            Ok(bytes) if !bytes.is_empty() => self.push(bytes),
+            _ => {}
+        }
+    }
+
     fn fail(&mut self, fault: Fault) {
         self.source = Source::Failed(fault.class(), fault.chain());
-        self.right = None;
+    }
+
+    /// Whether the right to read is of no use any more: nothing is left to read, or nobody moves.
+    pub(super) fn is_right_unused(&self) -> bool {
+        let is_over = matches!(self.source, Source::Ended | Source::Failed(..));
+        is_over || !self.seats.values().any(|place| place.is_admitted)
+    }
+
+    /// Without the right to read nothing is open. Whoever gets it next goes on from here.
+    pub(super) fn close_source(&mut self) {
+        if matches!(self.source, Source::Opening(_) | Source::Open(_)) {
+            self.source = Source::Closed;
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::read::{Read, Source, State};
 use crate::fault::{Class, Fault};
+use crate::transfer::admission::{ReadingPermit, Share};
 
 /// One destination's place in a shared read: a body from the start of the blob.
 pub(in crate::transfer) struct Seat {
@@ -24,13 +25,25 @@ pub(in crate::transfer) struct Seat {
 }
 
 impl Seat {
-    /// Waits for the right to read, which `right` gives once for all seats.
-    pub(in crate::transfer) async fn admitted<T: Send + 'static>(&self, right: impl Future<Output = T>) {
-        let keep = async {
-            let right = right.await;
-            self.read.lock().right = Some(Box::new(right));
-        };
-        self.read.right.get_or_init(|| keep).await;
+    /// The shared read, for admission.
+    pub(in crate::transfer) fn share(&self) -> &Share {
+        &self.read.share
+    }
+
+    /// Takes the seat with what its body was granted. False: the right to read that it was to share is gone, and it has none
+    /// of its own.
+    pub(in crate::transfer) fn admit(&self, reading: Option<ReadingPermit>) -> bool {
+        let mut state = self.read.lock();
+        let is_over = matches!(state.source, Source::Ended | Source::Failed(..));
+        if reading.is_none() && state.right.is_none() && !is_over {
+            return false;
+        }
+        let Some(place) = state.seats.get_mut(&self.number) else { return true };
+        place.is_admitted = true;
+        if let Some(reading) = reading.filter(|_| !is_over) {
+            state.right = Some(reading);
+        }
+        true
     }
 
     /// Whether the others went on without it before it had taken anything.
@@ -46,7 +59,8 @@ impl Seat {
             let Some(place) = state.seats.get_mut(&self.number) else {
                 return Poll::Ready(Some(Err(Fault::retryable("left behind by the other destinations"))));
             };
-            place.moves = true;
+            // What asks for bytes has its permits.
+            place.is_admitted = true;
             let ahead = place.next - first;
             if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
                 self.advance(&mut state);
@@ -73,6 +87,7 @@ impl Seat {
             } else {
                 let waker = Waker::from(read.bell.clone());
                 ready!(state.poll_source(&mut Context::from_waker(&waker)));
+                self.read.give_back_right(&mut state);
             }
             self.timer = None;
             read.bell.ring();
@@ -95,6 +110,7 @@ impl Seat {
 
     /// What the failure of the shared read means here.
     fn failed(&self, class: Class, text: &str) -> Fault {
+        let text = if text.is_empty() { "the shared read broke off unexpectedly" } else { text };
         if self.is_foreign { Fault::retryable(text.to_owned()) } else { Fault::new(class, text.to_owned()) }
     }
 
@@ -131,6 +147,7 @@ impl Drop for Seat {
             let mut state = self.read.lock();
             state.seats.remove(&self.number);
             state.trim();
+            self.read.give_back_right(&mut state);
             state.seats.is_empty()
         };
         self.read.bell.ring();
