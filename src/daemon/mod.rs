@@ -219,7 +219,7 @@ impl Running {
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(parts.clone().watch_state_folder(board.clone()));
-        helpers.spawn(feed_watchdog());
+        helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let mut server = JoinSet::new();
@@ -338,11 +338,15 @@ fn services(parts: &Parts, handle: Handle, orders: admin::Orders) -> admin::Serv
     }
 }
 
-/// Tells systemd that we are alive, as often as it wants to hear it.
-async fn feed_watchdog() {
+/// Tells systemd that we are alive, as often as it wants to hear it, unless transfers stand still that could run.
+async fn feed_watchdog(limits: crate::transfer::Limits) {
     let Some(interval) = sd_notify::watchdog_enabled() else { return };
     loop {
-        tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+        if limits.stand_still() {
+            tracing::error!("transfers stand still although some could run; systemd is not told that we are alive");
+        } else {
+            tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+        }
         tokio::time::sleep(interval / 3).await;
     }
 }

@@ -17,7 +17,7 @@ use super::Trip;
 use super::admission::BodyPermit;
 use super::claims::{Following, Leading, Subject};
 use super::fan_out::Seat;
-use super::limits::{self, Traffic};
+use super::limits::{self, Errand, Traffic};
 use super::refusals;
 use super::resume::Standing;
 use super::retry::{Budget, opened, stoppable};
@@ -55,9 +55,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn bring(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let content = Subject::Content(origin.clone(), repository, blob.digest);
-        let near = Instant::now() + NEAR;
+        let (claimant, stall) = (self.claimant(&blob.digest), &self.engine.settings.stall);
+        let take = |subject| self.engine.claims.take_unless_slow(subject, &claimant, stall);
+        let mut near = Instant::now() + NEAR;
         loop {
-            let one = stoppable(&self.stop.drain, self.engine.claims.take(content.clone())).await?;
+            let one = stoppable(&self.stop.drain, take(content.clone())).await?;
             let stored = self.stored_upload(blob).await;
             if self.is_held(blob).await? {
                 self.forget_upload(blob, stored).await;
@@ -67,8 +69,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let mut turn = None;
             if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
                 // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
-                turn =
-                    Some(stoppable(&self.stop.drain, self.engine.claims.take(Subject::Upload(origin.clone(), blob.digest))).await?);
+                turn = stoppable(&self.stop.drain, take(Subject::Upload(origin.clone(), blob.digest))).await?;
                 offers = self.offers(blob).await;
             }
             if let Some(from) = offers.first() {
@@ -78,6 +79,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let Some(leader) = self.leader(blob, near).await else { return self.send_all(blob, stored).await };
             // Whoever waits here holds nothing that the leader may need.
             drop(one);
+            if leader.has_other_source {
+                near = near.min(Instant::now() + stall.window);
+            }
             let ended = stoppable(&self.stop.drain, tokio::time::timeout_at(near, leader.ended()));
             let _late = ended.await?;
         }
@@ -140,7 +144,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         let number = *self.number.get_or_init(|| self.engine.claims.enrol());
-        match self.engine.claims.lead(number, origin, repository, &blob.digest) {
+        match self.engine.claims.lead(number, self.source.origin(), origin, repository, &blob.digest) {
             Leading::Ours(lead) => self.leads.lock().expect("nothing panics while it holds the leads").push(lead),
             Leading::Earlier(leader) if self.destination.surely_mounts().await => return Some(leader),
             Leading::Earlier(_) | Leading::Later => {}
@@ -152,7 +156,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// believed or asked any more.
     pub(super) async fn bring_for_sure(&self, blob: &Descriptor) -> Result<(), Fault> {
         let content = Subject::Content(self.destination.origin().clone(), self.destination.repository().clone(), blob.digest);
-        let _one = stoppable(&self.stop.drain, self.engine.claims.take(content)).await?;
+        let _one = stoppable(&self.stop.drain, self.engine.claims.take(content, &self.claimant(&blob.digest))).await?;
         self.is_not_refused(blob)?;
         let sent = match self.open_upload(blob, None).await {
             Ok(Begin::Session(upload)) => self.send(blob, Standing::fresh(upload)).await,
@@ -283,12 +287,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
     pub(super) async fn send(&self, blob: &Descriptor, mut standing: Standing) -> Result<BlobOutcome, Fault> {
         self.journal_opening(blob, &standing).await;
-        let mut patience = Patience { budget: Budget::new(self.engine.settings.retry), best: standing.held, afresh: false };
+        let mut patience =
+            Patience { budget: Budget::new(self.engine.settings.retry.holding()), best: standing.held, afresh: false };
         let mut shown = None;
         let resumed = loop {
             let resumed = standing.resumed;
             match self.send_once(blob, &mut standing, &mut shown).await {
                 Ok(()) => break resumed,
+                Err(fault) if standing.paused => self.wait_until_open(blob, &mut standing, fault, &mut patience).await?,
                 Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
                     Some(next) => standing = next,
                     // The cut came after the registry had closed the session.
@@ -322,6 +328,28 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             },
             _ => self.give_up(blob, standing, fault).await,
         }
+    }
+
+    /// Waits without the permits of a body until the destination takes uploads again.
+    async fn wait_until_open(
+        &self,
+        blob: &Descriptor,
+        standing: &mut Standing,
+        fault: Fault,
+        patience: &mut Patience,
+    ) -> Result<(), Fault> {
+        let lane = self.engine.limits.lane(self.destination.origin());
+        standing.paused = false;
+        match opened(&lane, Traffic::Uploads, &patience.budget.left(), self.stop).await {
+            Ok(waited) => patience.budget.excuse(waited),
+            Err(cancelled) if cancelled.class() == Class::Cancelled => return Err(cancelled),
+            Err(_) if !self.can_be_taken_up(blob) => {
+                self.drop_upload(blob, standing.upload.clone()).await;
+                return Err(fault);
+            }
+            Err(_) => return Err(fault),
+        }
+        Ok(())
     }
 
     async fn go_on_later(
@@ -359,12 +387,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn permit(&self, size: u64, seat: Option<&Seat>) -> Result<BodyPermit, Fault> {
         let source = self.engine.limits.lane(self.source.origin());
         let destination = self.engine.limits.lane(self.destination.origin());
-        let patience = &self.engine.settings.retry;
+        let patience = &self.engine.settings.retry.holding();
         let is_large = size > limits::SMALL;
         loop {
             opened(&source, Traffic::Blobs, patience, self.stop).await?;
             opened(&destination, Traffic::Uploads, patience, self.stop).await?;
+            let asked = Instant::now();
             let mut permit = stoppable(&self.stop.drain, self.ticket.body(is_large, seat.map(Seat::share))).await?;
+            self.engine.metrics.waited.body(asked);
             let is_open = source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero();
             if is_open && seat.is_none_or(|seat| seat.admit(permit.reading.take())) {
                 return Ok(permit);
@@ -450,8 +480,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
     /// anew whenever bytes have come.
     fn opener(&self, blob: Descriptor, mut seat: Option<Seat>) -> super::verify::Open {
-        let (source, settings, metrics) = (self.source.clone(), self.engine.settings.retry, self.engine.metrics.clone());
+        // What waits here holds the permit of a body.
+        let settings = self.engine.settings.retry.holding();
+        let (source, metrics) = (self.source.clone(), self.engine.metrics.clone());
         let (stop, lane) = (self.stop.clone(), self.engine.limits.lane(source.origin()));
+        let rank = self.ticket.rank();
         let mut budget = Budget::new(settings);
         let mut last = None;
         Box::new(move |offset| {
@@ -476,8 +509,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 };
                 loop {
                     stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
-                    budget.excuse(opened(&lane, Traffic::Blobs, &settings, &stop).await?);
-                    let turn = lane.turn(Traffic::Blobs).await;
+                    budget.excuse(opened(&lane, Traffic::Blobs, &budget.left(), &stop).await?);
+                    let errand = Errand::from(Traffic::Blobs).ranked(rank);
+                    let asked = Instant::now();
+                    let Ok(turn) = lane.turn_within(errand, settings.hinted).await else { continue };
+                    metrics.waited.request(asked);
                     let read = source.read_blob(&blob, offset).await;
                     metrics.rate_limited(source.registry(), turn.learn(&read));
                     drop(turn);

@@ -1,20 +1,27 @@
 //! Claims: who is busy with what, so that nothing is moved twice.
 //!
-//! A claim is taken in turn, first come, first served, and ends when its guard is dropped. Whoever holds a claim on a blob
-//! of a registry never waits for another claim, and nobody waits for a claim while holding a permit: no circle.
+//! A claim is taken in turn, what is asked for by name first, and ends when its guard is dropped. The holder of an upload
+//! claim never waits for another claim, and no claim is waited for with the permit of a body or a request: no circle. A holder
+//! is as urgent as what waits for it, and one that hardly moves loses what waits for it and has another source.
 //!
 //! Where a mount needs a committed manifest, whoever uploads a blob first leads, until a manifest of its job is there. Jobs are
 //! numbered when they first lead or follow, and only a lower number is followed; whoever waits for a leader holds no claim:
 //! no circle either.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Ticket, Wakers};
+use super::stall;
 use crate::endpoint::Origin;
+use crate::job::Rank;
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// What can be claimed.
@@ -33,15 +40,97 @@ pub enum Subject {
 /// All claims. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Claims {
-    held: Arc<Mutex<HashMap<Subject, Entry>>>,
+    held: Arc<Mutex<Table>>,
     leads: Arc<Mutex<HashMap<(Origin, Digest), Leader>>>,
     numbers: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: HashMap<Subject, Entry>,
+    wakers: Wakers,
+    next: u64,
+}
+
+/// A subject that is claimed: by the holder, and by what waits behind it.
+#[derive(Debug)]
+struct Entry {
+    holder: Claimant,
+    number: u64,
+    waiting: BTreeMap<u64, Claimant>,
+}
+
+/// A job that claims something.
+#[derive(Clone, Debug)]
+pub struct Claimant {
+    /// Its place in the lines for permits.
+    pub ticket: Arc<Ticket>,
+    /// The registry that it reads from.
+    pub source: Origin,
+    /// How the blob moves for which it claims something.
+    pub motion: Arc<Motion>,
+}
+
+/// How a blob moves, as far as jobs that wait for it want to know.
+#[derive(Debug)]
+pub struct Motion(Mutex<Moved>);
+
+#[derive(Debug)]
+struct Moved {
+    /// When it was looked at, and how much had moved by then; the first one is the latest that is a window old.
+    samples: VecDeque<(Instant, u64)>,
+    /// Bytes that are left, and whether it waits for its source more than for its destination.
+    left: u64,
+    waits_for_source: bool,
+}
+
+/// How long a motion is watched before it is judged by the time that it would take.
+const JUDGED_AFTER: Duration = Duration::from_secs(5);
+
+impl Default for Motion {
+    fn default() -> Motion {
+        let samples = VecDeque::from([(Instant::now(), 0)]);
+        Motion(Mutex::new(Moved { samples, left: 0, waits_for_source: false }))
+    }
+}
+
+impl Motion {
+    /// Bytes have moved, or not.
+    pub fn note(&self, moved: u64, left: u64, waits_for_source: bool, stall: &stall::Settings) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        (state.left, state.waits_for_source) = (left, waits_for_source);
+        state.samples.push_back((now, moved));
+        while state.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= stall.window) {
+            state.samples.pop_front();
+        }
+    }
+
+    /// Whether a job with another source goes on without it: too little has moved over a window, or a slow source would keep
+    /// it for longer than a window.
+    pub fn is_slow(&self, stall: &stall::Settings) -> bool {
+        let state = self.lock();
+        let Some((began, before)) = state.samples.front().copied() else { return false };
+        let watched = began.elapsed();
+        let moved = state.samples.back().map_or(0, |(_, moved)| moved.saturating_sub(before));
+        let rate = moved as f64 / watched.as_secs_f64().max(0.001);
+        if watched >= stall.window && rate < stall.floor as f64 {
+            return true;
+        }
+        let takes = state.left as f64 / rate.max(1.0);
+        watched >= JUDGED_AFTER && state.waits_for_source && takes > stall.window.as_secs_f64()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Moved> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
 struct Leader {
     number: u64,
     repository: RepositoryName,
+    source: Origin,
     /// Cancelled when the lead is given up; wakes those that follow in the order in which they came.
     ended: CancellationToken,
 }
@@ -66,41 +155,92 @@ pub struct Lead {
 
 /// A leader that is waited for.
 #[derive(Debug)]
-pub struct Following(CancellationToken);
+pub struct Following {
+    ends: CancellationToken,
+    /// Whether the leader reads from another registry: what is wrong there need not hold us up.
+    pub has_other_source: bool,
+}
 
 impl Following {
     /// Returns when the leader's manifest is there, or will not be.
     pub async fn ended(self) {
-        self.0.cancelled().await;
+        self.ends.cancelled().await;
     }
 }
 
-#[derive(Debug, Default)]
-struct Entry {
-    turn: Arc<tokio::sync::Mutex<()>>,
-    interested: usize,
-}
-
-/// A claim that is held, or waited for; dropping it gives it up.
+/// A claim that is held; dropping it gives it up.
 #[derive(Debug)]
 pub struct Claim {
-    // Declared first: the turn is given up before the interest is taken back.
-    _guard: OwnedMutexGuard<()>,
-    _interest: Interest,
-}
-
-#[derive(Debug)]
-struct Interest {
     claims: Claims,
     subject: Subject,
+    number: u64,
 }
 
 impl Claims {
-    /// Waits for the claim.
-    pub async fn take(&self, subject: Subject) -> Claim {
-        let (interest, turn) = self.register(subject);
-        let guard = turn.lock_owned().await;
-        Claim { _guard: guard, _interest: interest }
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the claim. What is asked for by name goes first, and its holder becomes as urgent as what waits for it.
+    pub async fn take(&self, subject: Subject, claimant: &Claimant) -> Claim {
+        let number = self.ask(&subject, claimant);
+        Waiting { claims: self, claim: Some((subject, number)) }.await
+    }
+
+    /// Waits for the claim, but not for a holder with another source that hardly moves. `None`: go on without the claim.
+    pub async fn take_unless_slow(&self, subject: Subject, claimant: &Claimant, stall: &stall::Settings) -> Option<Claim> {
+        let number = self.ask(&subject, claimant);
+        let mut waiting = Waiting { claims: self, claim: Some((subject.clone(), number)) };
+        loop {
+            tokio::select! {
+                biased;
+                claim = &mut waiting => return Some(claim),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            if self.is_slow(&subject, claimant, stall) {
+                return None;
+            }
+        }
+    }
+
+    fn is_slow(&self, subject: &Subject, claimant: &Claimant, stall: &stall::Settings) -> bool {
+        let table = self.lock();
+        let holder = table.entries.get(subject).map(|entry| &entry.holder);
+        holder.is_some_and(|holder| holder.source != claimant.source && holder.motion.is_slow(stall))
+    }
+
+    /// Takes the claim or a place behind it; the number of either.
+    fn ask(&self, subject: &Subject, claimant: &Claimant) -> u64 {
+        let mut table = self.lock();
+        table.next += 1;
+        let number = table.next;
+        match table.entries.get_mut(subject) {
+            None => {
+                let entry = Entry { holder: claimant.clone(), number, waiting: BTreeMap::new() };
+                table.entries.insert(subject.clone(), entry);
+            }
+            Some(entry) => {
+                entry.waiting.insert(number, claimant.clone());
+                claimant.ticket.follow(&entry.holder.ticket);
+            }
+        }
+        number
+    }
+
+    /// Gives the claim to the next in line.
+    fn pass_on(&self, subject: &Subject, number: u64) {
+        let mut table = self.lock();
+        let Some(entry) = table.entries.get_mut(subject).filter(|entry| entry.number == number) else { return };
+        let order = |number: u64, claimant: &Claimant| (claimant.ticket.rank() != Rank::Named, number);
+        let Some(next) = entry.waiting.iter().map(|(number, claimant)| order(*number, claimant)).min() else {
+            table.entries.remove(subject);
+            return;
+        };
+        if let Some(holder) = entry.waiting.remove(&next.1) {
+            (entry.holder, entry.number) = (holder, next.1);
+        }
+        entry.waiting.values().for_each(|other| other.ticket.follow(&entry.holder.ticket));
+        table.wakers.wake(next.1);
     }
 
     /// The number of a job that leads or follows for the first time now.
@@ -109,27 +249,20 @@ impl Claims {
     }
 
     /// Takes the lead over a blob, unless somebody has it.
-    pub fn lead(&self, number: u64, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Leading {
-        let mut leads = self.leads.lock().expect("nothing panics while it holds the leads");
+    pub fn lead(&self, number: u64, source: &Origin, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Leading {
+        let mut leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (origin.clone(), *digest);
         match leads.get(&key) {
             Some(leader) if leader.number < number && leader.repository != *repository => {
-                Leading::Earlier(Following(leader.ended.clone()))
+                Leading::Earlier(Following { ends: leader.ended.clone(), has_other_source: leader.source != *source })
             }
             Some(_) => Leading::Later,
             None => {
-                leads.insert(key.clone(), Leader { number, repository: repository.clone(), ended: CancellationToken::new() });
+                let (repository, source) = (repository.clone(), source.clone());
+                leads.insert(key.clone(), Leader { number, repository, source, ended: CancellationToken::new() });
                 Leading::Ours(Lead { claims: self.clone(), key })
             }
         }
-    }
-
-    fn register(&self, subject: Subject) -> (Interest, Arc<tokio::sync::Mutex<()>>) {
-        let mut held = self.held.lock().expect("nothing panics while it holds the claims");
-        let entry = held.entry(subject.clone()).or_default();
-        entry.interested += 1;
-        let turn = entry.turn.clone();
-        (Interest { claims: self.clone(), subject }, turn)
     }
 }
 
@@ -142,21 +275,52 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let leader = self.claims.leads.lock().expect("nothing panics while it holds the leads").remove(&self.key);
+        let leader = self.claims.leads.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
         if let Some(leader) = leader {
             leader.ended.cancel();
         }
     }
 }
 
-impl Drop for Interest {
+impl Drop for Claim {
     fn drop(&mut self) {
-        let mut held = self.claims.held.lock().expect("nothing panics while it holds the claims");
-        if let Some(entry) = held.get_mut(&self.subject) {
-            entry.interested -= 1;
-            if entry.interested == 0 {
-                held.remove(&self.subject);
-            }
+        self.claims.pass_on(&self.subject, self.number);
+    }
+}
+
+/// A place in the line for a claim, or the claim that nothing has taken yet.
+struct Waiting<'a> {
+    claims: &'a Claims,
+    /// Taken when the claim is.
+    claim: Option<(Subject, u64)>,
+}
+
+impl Future for Waiting<'_> {
+    type Output = Claim;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Claim> {
+        let (subject, number) = self.claim.take().expect("it is not polled after its end");
+        let mut table = self.claims.lock();
+        if table.entries.get(&subject).is_some_and(|entry| entry.number == number) {
+            table.wakers.forget(number);
+            return Poll::Ready(Claim { claims: self.claims.clone(), subject, number });
+        }
+        table.wakers.wait(number, cx.waker());
+        drop(table);
+        self.claim = Some((subject, number));
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some((subject, number)) = self.claim.take() else { return };
+        let mut table = self.claims.lock();
+        table.wakers.forget(number);
+        let is_waiting = table.entries.get_mut(&subject).is_some_and(|entry| entry.waiting.remove(&number).is_some());
+        drop(table);
+        if !is_waiting {
+            self.claims.pass_on(&subject, number);
         }
     }
 }
@@ -164,23 +328,86 @@ impl Drop for Interest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transfer::admission::Admission;
 
-    #[tokio::test]
+    fn claimant(admission: &Admission, source: &str, rank: Rank) -> Claimant {
+        let (source, destination) = (Origin::new(source), Origin::new("http://a"));
+        let ticket = admission.enter(&"r".into(), &source, &destination, rank);
+        Claimant { ticket, source, motion: Arc::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_at_a_time_and_nothing_is_left_behind() {
         let claims = Claims::default();
+        let job = claimant(&Admission::default(), "http://s", Rank::New);
         let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
-        let first = claims.take(subject()).await;
+        let first = claims.take(subject(), &job).await;
         let mut second = tokio::spawn({
-            let claims = claims.clone();
-            async move { claims.take(subject()).await }
+            let (claims, job) = (claims.clone(), job.clone());
+            async move { claims.take(subject(), &job).await }
         });
         tokio::task::yield_now().await;
         assert!(futures::poll!(&mut second).is_pending());
-        let given_up = claims.take(subject());
+        let mut given_up = Box::pin(claims.take(subject(), &job));
+        assert!(futures::poll!(&mut given_up).is_pending());
         drop(given_up);
         drop(first);
         drop(second.await.unwrap());
-        assert!(claims.held.lock().unwrap().is_empty());
+        assert!(claims.lock().entries.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_by_name_goes_first_and_makes_its_holder_urgent() {
+        let (claims, admission) = (Claims::default(), Admission::default());
+        let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
+        let [holder, early, named] = [Rank::Backfill, Rank::New, Rank::Named].map(|rank| claimant(&admission, "http://s", rank));
+        let first = claims.take(subject(), &holder).await;
+        let mut second = std::pin::pin!(claims.take(subject(), &early));
+        assert!(futures::poll!(&mut second).is_pending());
+        assert_eq!(holder.ticket.rank(), Rank::New);
+        let mut third = std::pin::pin!(claims.take(subject(), &named));
+        assert!(futures::poll!(&mut third).is_pending());
+        assert_eq!(holder.ticket.rank(), Rank::Named);
+        drop(first);
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(third.await);
+        drop(second.await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_whose_source_drips_loses_what_has_another_source() {
+        let (claims, admission) = (Claims::default(), Admission::default());
+        let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
+        let [sick, same, other] =
+            ["http://sick", "http://sick", "http://well"].map(|source| claimant(&admission, source, Rank::New));
+        let stall = stall::Settings::default();
+        let _held = claims.take(subject(), &sick).await;
+        let drips = async {
+            for second in 1..3600 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sick.motion.note(second * 15_000, 1 << 40, true, &stall);
+            }
+        };
+        let start = Instant::now();
+        let waits = async { (claims.take_unless_slow(subject(), &other, &stall).await.is_none(), start.elapsed()) };
+        let stays = claims.take_unless_slow(subject(), &same, &stall);
+        tokio::select! {
+            biased;
+            () = drips => panic!("it did not go on without the claim"),
+            _ = stays => panic!("it has no other source"),
+            (left, took) = waits => assert!(left && took < Duration::from_secs(10), "{took:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_does_not_move_at_all_is_waited_for_for_a_window() {
+        let (claims, admission) = (Claims::default(), Admission::default());
+        let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
+        let [stuck, other] = ["http://sick", "http://well"].map(|source| claimant(&admission, source, Rank::New));
+        let _held = claims.take(subject(), &stuck).await;
+        let start = Instant::now();
+        assert!(claims.take_unless_slow(subject(), &other, &stall::Settings::default()).await.is_none());
+        assert!((30..33).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     }
 
     #[tokio::test]
@@ -188,7 +415,7 @@ mod tests {
         let claims = Claims::default();
         let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
         let (first, second, third) = (claims.enrol(), claims.enrol(), claims.enrol());
-        let lead = |number, repository: &str| claims.lead(number, &origin, &repository.parse().unwrap(), &digest);
+        let lead = |number, repository: &str| claims.lead(number, &origin, &origin, &repository.parse().unwrap(), &digest);
         let Leading::Ours(ours) = lead(second, "b") else { panic!("nobody had it") };
         assert_eq!(ours.digest(), &digest);
         assert!(matches!(lead(first, "a"), Leading::Later));
@@ -206,11 +433,13 @@ mod tests {
     async fn followers_wake_in_the_order_in_which_they_came() {
         let claims = Claims::default();
         let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
-        let Leading::Ours(lead) = claims.lead(0, &origin, &"first".parse().unwrap(), &digest) else { panic!("it is free") };
+        let Leading::Ours(lead) = claims.lead(0, &origin, &origin, &"first".parse().unwrap(), &digest) else {
+            panic!("it is free")
+        };
         let woken = Arc::new(Mutex::new(Vec::new()));
         let mut followers = tokio::task::JoinSet::new();
         for number in 1..20 {
-            let leading = claims.lead(number, &origin, &format!("r{number}").parse().unwrap(), &digest);
+            let leading = claims.lead(number, &origin, &origin, &format!("r{number}").parse().unwrap(), &digest);
             let Leading::Earlier(following) = leading else { panic!("the first has the lead") };
             let woken = woken.clone();
             followers.spawn(async move {

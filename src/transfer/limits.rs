@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::admission::{Admission, NamingQueue, Room, Side};
+use super::admission::{Admission, NamingQueue, Pulse, Room, Side};
 pub use super::admission::{NamingPermit, Settings as Permits};
 use super::bandwidth::{Meter, Plan};
 use super::pace::{Gate, Pass, Whole};
@@ -42,13 +42,15 @@ pub struct Errand {
     pub look: bool,
     /// How urgent the job is that it belongs to.
     pub rank: Rank,
+    /// How long it may wait for a registry's time, without progress; `None`: as long as the retry settings say.
+    pub max_wait: Option<Duration>,
     /// Whether it is the PUT of a name: it has the next token of the rate limiters.
     pub is_naming: bool,
 }
 
 impl From<Traffic> for Errand {
     fn from(traffic: Traffic) -> Errand {
-        Errand { traffic, look: false, rank: Rank::New, is_naming: false }
+        Errand { traffic, look: false, rank: Rank::New, max_wait: None, is_naming: false }
     }
 }
 
@@ -56,6 +58,11 @@ impl Errand {
     /// The same request for a job of that rank.
     pub fn ranked(self, rank: Rank) -> Errand {
         Errand { rank, ..self }
+    }
+
+    /// The same request, which waits for a registry's time for at most so long.
+    pub fn within(self, max_wait: Duration) -> Errand {
+        Errand { max_wait: Some(max_wait), ..self }
     }
 }
 
@@ -123,6 +130,16 @@ impl Limits {
 
     pub(super) fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        self.admission.pulse()
+    }
+
+    /// Whether tasks that could run have got no permit, byte, answer or error for a minute: a watchdog should know. To be asked
+    /// regularly.
+    pub fn stand_still(&self) -> bool {
+        self.pulse().stands_still(self.admission.waiting())
     }
 
     /// Sets what the config says of a registry. A lane whose settings stay the same keeps its state.
@@ -211,15 +228,21 @@ impl Lane {
     /// The right to send one request, when its time has come.
     pub async fn turn(&self, errand: impl Into<Errand>) -> Turn<'_> {
         let Errand { traffic, look, .. } = errand.into();
-        let gate = self.gate(traffic);
-        Turn { lane: self, traffic, pass: gate.pass(look, &self.whole).await }
+        let pass = self.gate(traffic).pass(look, &self.whole).await;
+        Turn::new(self, traffic, pass)
+    }
+
+    /// The right to send one request, unless the registry asks for more than `most` before it. The error is that time.
+    pub async fn turn_within(&self, errand: Errand, most: Duration) -> Result<Turn<'_>, Duration> {
+        let pass = self.gate(errand.traffic).pass_within(errand.look, &self.whole, most).await?;
+        Ok(Turn::new(self, errand.traffic, pass))
     }
 
     /// The word of a request that belongs to a body with a right of its own: sent when the gate is open.
     pub async fn part(&self, traffic: Traffic) -> Turn<'_> {
         let gate = self.gate(traffic);
         gate.opens().await;
-        Turn { lane: self, traffic, pass: gate.free_pass() }
+        Turn::new(self, traffic, gate.free_pass())
     }
 
     /// Whether the right to write has to be waited for by rule.
@@ -268,7 +291,11 @@ fn names_in_time(settings: &Settings) -> usize {
     (writes.min(requests) * 0.45).clamp(1.0, JOBS as f64) as usize
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    fn new(lane: &'a Lane, traffic: Traffic, pass: Pass) -> Turn<'a> {
+        lane.admission.pulse().sent();
+        Turn { lane, traffic, pass }
+    }
     /// Says what came of the request. Returns by how much longer everybody waits now because the registry asked for it, or
     /// said that nothing is left.
     pub fn learn<T>(&self, result: &Result<T, Fault>) -> Duration {
@@ -286,6 +313,12 @@ impl Turn<'_> {
             self.lane.make_room(self.traffic);
         }
         asked + gate.close(self.lane.allowance().spent_for(self.traffic))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.lane.admission.pulse().ended();
     }
 }
 

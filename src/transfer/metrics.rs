@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use prometheus::{Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 use tokio::time::Instant;
 
 use super::health::Health;
@@ -40,6 +42,8 @@ pub struct Metrics {
     retries: IntCounterVec,
     stalls: IntCounterVec,
     rate_limited_seconds: prometheus::CounterVec,
+    /// How long permits are waited for.
+    pub waited: Waited,
     /// Which registries answer and accept us.
     pub health: Health,
     /// Destinations of routes that the config has: of others nothing is counted.
@@ -124,6 +128,7 @@ impl Metrics {
             stalls: counters("stalls_total", "Transfers that were cut because too little moved.", &["registry", "direction"])?,
             retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
             rate_limited_seconds,
+            waited: Waited::new(registry)?,
             health: Health::new(registry)?,
             places: Arc::default(),
             registries: Names::default(),
@@ -330,6 +335,41 @@ impl Rate {
         let now = self.second();
         let recent = self.window.iter().filter(|(second, _)| *second + WINDOW.as_secs() > now);
         recent.map(|(_, bytes)| *bytes as f64).sum::<f64>() / WINDOW.as_secs_f64()
+    }
+}
+
+/// How long permits are waited for, by kind. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Waited {
+    job: Histogram,
+    body: Histogram,
+    request: Histogram,
+}
+
+impl Waited {
+    fn new(registry: &Registry) -> Result<Waited, Error> {
+        let help = "Wait for the permit to run a job, to move a blob or to send a request.";
+        let buckets = vec![0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0];
+        let options = HistogramOpts::new("blobferry_admission_wait_seconds", help).buckets(buckets);
+        let vec = HistogramVec::new(options, &["class"])?;
+        registry.register(Box::new(vec.clone()))?;
+        let [job, body, request] = ["job", "body", "request"].map(|class| vec.with_label_values(&[class]));
+        Ok(Waited { job, body, request })
+    }
+
+    /// A job that asked at that time has its permit now.
+    pub(super) fn job(&self, asked: Instant) {
+        self.job.observe(asked.elapsed().as_secs_f64());
+    }
+
+    /// A body that asked at that time has its permits now.
+    pub(super) fn body(&self, asked: Instant) {
+        self.body.observe(asked.elapsed().as_secs_f64());
+    }
+
+    /// A request that asked at that time has its permit now.
+    pub(super) fn request(&self, asked: Instant) {
+        self.request.observe(asked.elapsed().as_secs_f64());
     }
 }
 

@@ -33,9 +33,10 @@ pub mod stall;
 mod survey;
 pub mod verify;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ use tokio::time::Instant;
 use self::absent::Absent;
 use self::admission::Ticket;
 pub use self::bounds::{Bounds, SharedReads};
-use self::claims::{Claim, Claims, Lead, Subject};
+use self::claims::{Claim, Claimant, Claims, Lead, Motion, Subject};
 use self::fan_out::{FanOut, Member};
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -169,6 +170,30 @@ pub struct Cost {
     pub requests: u64,
 }
 
+impl Cost {
+    /// The cost of this and of one more run of the same job, which finds present what this one has brought.
+    fn plus(self, other: &Cost) -> Cost {
+        let brought = self.blobs.mounted + self.blobs.copied;
+        let referrers = crate::job::ReferrerCounts {
+            copied: self.referrers.copied + other.referrers.copied,
+            present: other.referrers.present.saturating_sub(self.referrers.copied),
+        };
+        let blobs = crate::job::BlobCounts {
+            present: other.blobs.present.saturating_sub(brought),
+            mounted: self.blobs.mounted + other.blobs.mounted,
+            copied: self.blobs.copied + other.blobs.copied,
+            resumed: self.blobs.resumed + other.blobs.resumed,
+        };
+        Cost {
+            blobs,
+            referrers,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_spared: other.bytes_spared.saturating_sub(self.bytes_sent),
+            requests: self.requests + other.requests,
+        }
+    }
+}
+
 impl Engine {
     /// An engine over its stores.
     pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
@@ -226,7 +251,9 @@ impl Engine {
         request: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let lane = self.limits.lane(origin);
+        let asked = Instant::now();
         let turn = stoppable(&stop.abort, lane.turn(errand)).await?;
+        self.metrics.waited.request(asked);
         let result = stoppable(&stop.abort, request).await?;
         self.metrics.rate_limited(registry, turn.learn(&result));
         self.metrics.health.heard(registry, result.as_ref().err());
@@ -262,8 +289,32 @@ impl Engine {
         unproven.insert((place.clone(), *digest));
     }
 
-    /// Runs a job to its end. Never fails: what goes wrong is part of the ending.
+    /// Runs a job to its end. Never fails: what goes wrong is part of the ending. A registry's time that is far off is waited
+    /// for without a permit and without claims, as long as the job may wait; then the ending names it.
     pub async fn run<S: Source, D: Destination>(
+        &self,
+        job: &Job,
+        source: &S,
+        destination: &D,
+        progress: &Arc<Progress>,
+        stop: &Stop,
+    ) -> Ending {
+        let (started, mut waited, mut cost) = (Instant::now(), Duration::ZERO, Cost::default());
+        loop {
+            let ending = self.run_once(job, source, destination, progress, stop).await;
+            cost = cost.plus(&ending.cost);
+            let wait =
+                ending.retry_after().filter(|wait| waited + *wait <= job.max_wait && job.max_wait > self.settings.retry.hold);
+            let Some(wait) = wait else { return Ending { cost, took: started.elapsed(), ..ending } };
+            if stoppable(&stop.drain, tokio::time::sleep(wait)).await.is_err() {
+                return Ending { cost, took: started.elapsed(), ..ending };
+            }
+            waited += wait;
+        }
+    }
+
+    /// Runs a job until it ends or has to wait for long.
+    async fn run_once<S: Source, D: Destination>(
         &self,
         job: &Job,
         source: &S,
@@ -273,7 +324,9 @@ impl Engine {
     ) -> Ending {
         let member = self.fan_out.enter(source.origin(), source.repository(), &job.key.tag, destination.origin());
         let ticket = self.limits.admission().enter(&job.key.route, source.origin(), destination.origin(), job.rank);
+        let asked = Instant::now();
         member.admitted(&ticket).await;
+        self.metrics.waited.job(asked);
         let tally = Arc::new(Tally::default());
         let trip = Trip {
             engine: self,
@@ -286,7 +339,8 @@ impl Engine {
             ticket,
             number: OnceLock::new(),
             leads: Mutex::default(),
-            started: Instant::now(),
+            motions: Mutex::default(),
+            started: asked,
             sent: AtomicU64::new(0),
             spared: AtomicU64::new(0),
             counts: Counts::default(),
@@ -296,9 +350,13 @@ impl Engine {
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
-        let story = match trip.claim_tag().await {
-            Ok((_claim, sight)) => trip.promote(sight).boxed().await,
-            Err(stopped) => Err(trip.broken(stopped, None)),
+        let promotion = async {
+            let (_claim, sight) = trip.claim_tag().await.map_err(|stopped| trip.broken(stopped, None))?;
+            trip.promote(sight).await
+        };
+        let story = match AssertUnwindSafe(promotion).catch_unwind().boxed().await {
+            Ok(story) => story,
+            Err(_) => Err(trip.broken(Fault::retryable("a part of the program panicked; the log says where"), None)),
         };
         trip.end(story, tally.requests())
     }
@@ -309,6 +367,14 @@ impl Ending {
     pub fn equal(digest: Digest, requests: u64) -> Ending {
         let cost = Cost { requests, ..Cost::default() };
         Ending { outcome: Outcome::UpToDate, digest: Some(digest), previous: Some(digest), fault: None, ..Ending::empty(cost) }
+    }
+
+    /// The time after which the registry may be asked again, where it named one.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.fault.as_ref()?.class() {
+            Class::Retryable { after } => after,
+            _ => None,
+        }
     }
 
     /// It did not work, or we were asked to stop.
@@ -348,6 +414,8 @@ struct Trip<'a, S, D> {
     number: OnceLock<u64>,
     /// Blobs that others wait to mount when our manifests are there.
     leads: Mutex<Vec<Lead>>,
+    /// How the blobs move for which jobs may wait.
+    motions: Mutex<BTreeMap<Digest, Arc<Motion>>>,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,
@@ -396,7 +464,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn claim_tag(&self) -> Result<(Claim, survey::Sight), Fault> {
         let place = &self.job.key.destination;
         let subject = Subject::Tag(place.origin.clone(), place.repository.clone(), place.tag.clone());
-        let mut take = std::pin::pin!(self.engine.claims.take(subject));
+        let motion = Arc::default();
+        let claimant = Claimant { ticket: self.ticket.clone(), source: self.source.origin().clone(), motion };
+        let mut take = std::pin::pin!(self.engine.claims.take(subject, &claimant));
         match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
             Poll::Ready(claim) => Ok((claim, survey::Sight::of(self.job))),
             Poll::Pending => Ok((retry::stoppable(&self.stop.abort, take).await?, survey::Sight::none())),
@@ -499,13 +569,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
+    /// This job as the claimant of a blob or of a question.
+    fn claimant(&self, digest: &Digest) -> Claimant {
+        Claimant { ticket: self.ticket.clone(), source: self.source.origin().clone(), motion: self.motion(digest) }
+    }
+
+    fn motion(&self, digest: &Digest) -> Arc<Motion> {
+        self.motions.lock().unwrap_or_else(PoisonError::into_inner).entry(*digest).or_default().clone()
+    }
+
     /// Asks the source: under its limits, with retry.
     async fn ask_source<T, F>(&self, traffic: Traffic, act: impl Fn(S) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let source = &self.source;
-        let errand = Errand::from(traffic).ranked(self.ticket.rank());
+        let errand = Errand::from(traffic).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold);
         self.engine.ask(source.origin(), source.registry(), errand, self.stop, || act(source.clone())).await
     }
 
@@ -515,7 +594,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let destination = &self.destination;
-        let errand = Errand::from(traffic).ranked(self.ticket.rank());
+        let errand = Errand::from(traffic).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold);
         self.engine.ask(destination.origin(), destination.registry(), errand, self.stop, || act(destination.clone())).await
     }
 

@@ -108,6 +108,12 @@ impl Gate {
         self.lock().closed_until.saturating_duration_since(Instant::now())
     }
 
+    async fn opens_after(&self, closed_for: Duration) {
+        if !closed_for.is_zero() {
+            sleep(closed_for).await;
+        }
+    }
+
     /// Ends when the gate is open. It may be closed again right after.
     pub(super) async fn opens(&self) {
         loop {
@@ -128,6 +134,15 @@ impl Gate {
 
     /// The right to send one request, in turn and at once; pace and quota are paid from, and looks pay from their part as well.
     pub(super) async fn pass(&self, look: bool, whole: &Whole) -> Pass {
+        loop {
+            if let Ok(pass) = self.pass_within(look, whole, Duration::MAX).await {
+                return pass;
+            }
+        }
+    }
+
+    /// The same, unless the registry asks for more than `most` before that. The error is that time.
+    pub(super) async fn pass_within(&self, look: bool, whole: &Whole, most: Duration) -> Result<Pass, Duration> {
         let _looks = if look { Some(self.line_of_looks.lock().await) } else { None };
         let share = self.looks.as_deref().filter(|_| look);
         if let Some(share) = share {
@@ -136,7 +151,11 @@ impl Gate {
         let _first = self.line.lock().await;
         let buckets = || [whole.pace.as_ref(), self.quota.as_deref(), share].into_iter().flatten();
         loop {
-            self.opens().await;
+            let closed_for = self.closed_for();
+            if closed_for > most {
+                return Err(closed_for);
+            }
+            self.opens_after(closed_for).await;
             let wait = buckets().map(Bucket::ready_in).max().unwrap_or_default();
             if !wait.is_zero() {
                 sleep(wait).await;
@@ -148,7 +167,7 @@ impl Gate {
                 for bucket in buckets() {
                     bucket.take(1.0);
                 }
-                return Pass { epoch: self.lock().epoch, _permits: Some(permits) };
+                return Ok(Pass { epoch: self.lock().epoch, _permits: Some(permits) });
             }
         }
     }

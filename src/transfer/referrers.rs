@@ -284,7 +284,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     fn reading(&self, most: usize) -> Reading {
-        Reading { errand: Errand::from(Traffic::Listing).ranked(self.job.rank), most }
+        Reading { errand: Errand::from(Traffic::Listing).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold), most }
     }
 
     async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
@@ -302,7 +302,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let source = &self.source;
         let mut asking = None;
         if source.lists_referrers().is_none() {
-            let claim = self.engine.claims.take(Subject::Referrers(source.origin().clone()));
+            let claimant = self.claimant(subject);
+            let claim = self.engine.claims.take(Subject::Referrers(source.origin().clone()), &claimant);
             asking = Some(stoppable(&self.stop.drain, claim).await?);
         }
         if source.lists_referrers() == Some(false) {
@@ -431,7 +432,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let tag = Tag::fallback(subject);
         let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
         let place = Place { origin: origin.clone(), repository: repository.clone(), tag: tag.clone() };
-        let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()));
+        let claimant = self.claimant(subject);
+        let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()), &claimant);
         let _alone = stoppable(&self.stop.drain, claim).await?;
         for _ in 0..WRITES {
             let current = self.fallback_there(&tag).await?;

@@ -41,6 +41,8 @@ pub(super) struct Standing {
     pub(super) passed: u64,
     /// Whether it was the source that ended the last attempt.
     pub(super) source_failed: bool,
+    /// Whether the last attempt ended because the registry asks for time, with nothing lost.
+    pub(super) paused: bool,
     /// Whether bytes of an earlier attempt were kept.
     pub(super) resumed: bool,
     /// Whether another process has sent to the session, nobody knows how much.
@@ -66,6 +68,7 @@ impl Standing {
             checkpoints: VecDeque::new(),
             passed: 0,
             source_failed: false,
+            paused: false,
             resumed: false,
             taken_up: false,
             gone: false,

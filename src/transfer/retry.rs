@@ -17,7 +17,7 @@ use super::Engine;
 use super::limits::{Errand, Lane, Traffic};
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
-use crate::job::{Job, Key, TagRules};
+use crate::job::{Job, Key, SHORT_WAIT, TagRules};
 use crate::random;
 
 /// How patient to be.
@@ -33,6 +33,20 @@ pub struct Settings {
     pub patience: Duration,
     /// How long peers may make us wait in all, without progress.
     pub hinted: Duration,
+    /// How long a job waits for a registry's time, without progress, with its permit and its claims in hand.
+    pub hold: Duration,
+}
+
+impl Settings {
+    /// The same with shorter waits for a registry's time.
+    pub fn within(self, most: Duration) -> Settings {
+        Settings { hinted: self.hinted.min(most), ..self }
+    }
+
+    /// For a job that holds its permit and its claims.
+    pub fn holding(self) -> Settings {
+        self.within(self.hold)
+    }
 }
 
 impl Default for Settings {
@@ -43,6 +57,7 @@ impl Default for Settings {
             longest: Duration::from_secs(20),
             patience: Duration::from_secs(40),
             hinted: Duration::from_secs(15 * 60),
+            hold: SHORT_WAIT,
         }
     }
 }
@@ -54,12 +69,14 @@ pub struct Budget {
     failures: u32,
     since: Option<Instant>,
     hinted_since: Option<Instant>,
+    /// Waits because others were told to, without progress.
+    excused: Duration,
 }
 
 impl Budget {
     /// A budget of which nothing is used.
     pub fn new(settings: Settings) -> Budget {
-        Budget { settings, failures: 0, since: None, hinted_since: None }
+        Budget { settings, failures: 0, since: None, hinted_since: None, excused: Duration::ZERO }
     }
 
     /// Something moved: the count starts anew.
@@ -67,6 +84,7 @@ impl Budget {
         self.failures = 0;
         self.since = None;
         self.hinted_since = None;
+        self.excused = Duration::ZERO;
     }
 
     /// How long to wait before the next try; `None`: do not try again.
@@ -84,9 +102,16 @@ impl Budget {
         (since.elapsed() + wait <= self.settings.hinted).then_some(wait)
     }
 
-    /// Time that passed because others were told to wait does not count against our own patience.
+    /// Time that passed because others were told to wait does not count against our own patience, but as long as peers may make
+    /// us wait.
     pub fn excuse(&mut self, waited: Duration) {
+        self.excused += waited;
         self.since = self.since.map(|since| since + waited);
+    }
+
+    /// The settings, without the waits that are used up.
+    pub fn left(&self) -> Settings {
+        Settings { hinted: self.settings.hinted.saturating_sub(self.excused), ..self.settings }
     }
 
     fn own_wait(&mut self) -> Option<Duration> {
@@ -165,10 +190,13 @@ where
     F: Future<Output = Result<T, Fault>>,
 {
     let (errand, metrics) = (errand.into(), &engine.metrics);
-    let mut budget = Budget::new(engine.settings.retry);
+    let settings = errand.max_wait.map_or(engine.settings.retry, |most| engine.settings.retry.within(most));
+    let mut budget = Budget::new(settings);
     loop {
-        budget.excuse(opened(lane, errand.traffic, &engine.settings.retry, stop).await?);
-        let turn = stoppable(&stop.abort, lane.turn(errand)).await?;
+        budget.excuse(opened(lane, errand.traffic, &budget.left(), stop).await?);
+        let asked = Instant::now();
+        let Ok(turn) = stoppable(&stop.abort, lane.turn_within(errand, settings.hinted)).await? else { continue };
+        metrics.waited.request(asked);
         let result = stoppable(&stop.abort, act()).await?;
         metrics.rate_limited(registry, turn.learn(&result));
         drop(turn);

@@ -15,7 +15,7 @@ use super::resume::Standing;
 use super::stall::{self, Wait, Watch};
 use super::verify::{Checkpoint, Road};
 use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::oci::Descriptor;
 
 /// What the requests of one attempt work with.
@@ -28,6 +28,8 @@ struct Request<'a> {
     told: &'a mut Option<u64>,
     /// Whether the registry has said that the session is no more.
     gone: &'a mut bool,
+    /// Whether the attempt ends because the registry asks for time, with nothing lost.
+    paused: &'a mut bool,
     acknowledged: mpsc::UnboundedSender<Checkpoint>,
 }
 
@@ -41,25 +43,35 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         acknowledged: mpsc::UnboundedSender<Checkpoint>,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Fault> {
-        let Standing { upload, held, told, gone, checkpoints: kept, .. } = standing;
+        let Standing { upload, held, told, gone, paused, checkpoints: kept, .. } = standing;
         *told = None;
-        let request = Request { road, upload, held, told, gone, acknowledged };
+        let request = Request { road, upload, held, told, gone, paused, acknowledged };
         let requests = pin!(async {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
-                wait = self.stalled(road) => Err(self.stall(wait)),
+                wait = self.stalled(blob, road) => Err(self.stall(wait)),
             }
         });
         self.journalled(blob, requests, checkpoints, kept).await
     }
 
     /// Ends when too little moves on the road, with the one for whom it waits most.
-    async fn stalled(&self, road: &Road) -> Wait {
-        let mut watch = Watch::new(self.engine.settings.stall, road.sample());
+    async fn stalled(&self, blob: &Descriptor, road: &Road) -> Wait {
+        let start = road.sample();
+        let (mut watch, mut before) = (Watch::new(self.engine.settings.stall, start), start);
+        let motion = self.motion(&blob.digest);
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            if let Some(wait) = watch.see(road.sample()) {
+            let now = road.sample();
+            let waits_for_source = now.source - before.source > now.destination - before.destination;
+            let (passed, stall) = (road.passed(), &self.engine.settings.stall);
+            motion.note(passed, blob.size.saturating_sub(passed), waits_for_source, stall);
+            if now.moved > before.moved {
+                self.engine.limits.pulse().beat();
+            }
+            before = now;
+            if let Some(wait) = watch.see(now) {
                 return wait;
             }
         }
@@ -102,6 +114,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Sends the next bytes, at most so many.
     async fn chunk(&self, blob: &Descriptor, request: &mut Request<'_>, most: u64) -> Result<(), Fault> {
+        self.pause_if_closed(request.paused)?;
         let Request { road, upload, held, .. } = request;
         let length = most.min(blob.size - **held);
         if length == 0 {
@@ -132,10 +145,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if length == 0 && !road.is_verified() {
             self.verify_rest(blob, road).await?;
         }
+        self.pause_if_closed(request.paused)?;
         self.journal_finishing(blob).await;
         match self.body(road, self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length))).await? {
             Sent::Accepted { .. } => Ok(()),
             other => Err(self.lost(other, request.told, request.gone)),
+        }
+    }
+
+    /// No permit is held while a registry's time is waited for: the attempt ends, and goes on later from where it stands.
+    fn pause_if_closed(&self, paused: &mut bool) -> Result<(), Fault> {
+        let closed_for = self.engine.limits.lane(self.destination.origin()).closed_for(Traffic::Uploads);
+        *paused = !closed_for.is_zero();
+        match *paused {
+            true => Err(Fault::new(Class::Retryable { after: Some(closed_for) }, "the registry asks for time")),
+            false => Ok(()),
         }
     }
 

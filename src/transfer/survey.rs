@@ -355,7 +355,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     pub(super) fn manifests_errand(&self) -> Errand {
-        Errand::from(Traffic::Manifests).ranked(self.job.rank)
+        Errand::from(Traffic::Manifests).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold)
     }
 
     fn vanished(&self, digest: Digest) -> Fault {

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -165,7 +165,8 @@ impl Road {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a poll that panicked has ended its request")
+        // A poll that panicked has ended its request; `poll_frame` sends nothing after it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -320,6 +321,9 @@ impl Body for Leg {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if self.left == 0 {
             return Poll::Ready(None);
+        }
+        if self.road.state.is_poisoned() {
+            return Poll::Ready(Some(Err(Fault::retryable("the transfer broke off unexpectedly"))));
         }
         let left = self.left;
         let next = ready!(self.road.lock().poll_next(cx, left));

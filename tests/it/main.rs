@@ -3,6 +3,7 @@
 mod support;
 
 mod absent;
+mod admission;
 mod askers;
 mod bad_input;
 mod beside;

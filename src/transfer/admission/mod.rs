@@ -8,6 +8,7 @@
 
 mod naming;
 mod pools;
+mod pulse;
 mod wakers;
 
 use std::collections::BTreeMap;
@@ -23,13 +24,17 @@ pub(super) use self::naming::NamingQueue;
 pub use self::pools::Settings;
 use self::pools::{Flow, Grant, Held, Pools, Want};
 pub(super) use self::pools::{Room, Side};
-use self::wakers::Wakers;
+pub use self::pulse::Pulse;
+pub(super) use self::wakers::Wakers;
 use crate::endpoint::Origin;
 use crate::job::Rank;
 
 /// The permits of jobs and bodies. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Admission(Arc<Mutex<State>>);
+pub(super) struct Admission {
+    state: Arc<Mutex<State>>,
+    pulse: Arc<Pulse>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -55,12 +60,22 @@ impl State {
 
 impl Admission {
     pub(super) fn new(settings: Settings) -> Admission {
-        Admission(Arc::new(Mutex::new(State { pools: Pools::new(settings), ..State::default() })))
+        let state = State { pools: Pools::new(settings), ..State::default() };
+        Admission { state: Arc::new(Mutex::new(state)), pulse: Arc::default() }
     }
 
     /// No step under this lock leaves the state half changed, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// How many tasks wait for the permit of a job or a body.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().pools.waiting()
     }
 
     /// A job of that route between these registries comes.
@@ -244,6 +259,7 @@ impl Future for Waiting {
         loop {
             if let Some(grant) = state.granted.remove(&id) {
                 state.wakers.forget(id);
+                admission.pulse.beat();
                 self.id = None;
                 return Poll::Ready(grant);
             }

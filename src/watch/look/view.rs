@@ -468,7 +468,8 @@ impl<'a, B: Backend> View<'a, B> {
     }
 
     async fn resolve(&self, repository: &B::Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
-        let (engine, errand) = (&self.looking.world.engine, Traffic::Manifests.of_look());
+        let engine = &self.looking.world.engine;
+        let errand = Traffic::Manifests.of_look().within(self.looking.ask.max_wait());
         let resolved = engine.resolve_tag(&repository.counted(tally), tag, errand, self.looking.stop).await?;
         Ok(resolved.map_or(Seen::Absent, Seen::At))
     }
