@@ -559,7 +559,6 @@ fn a_corrupt_layer_is_not_read_at_every_look() {
 
 /// A second signature never arrived by `sync`, which said that all is up to date.
 #[test]
-#[ignore = "red until its cure is there"]
 fn late_signatures_arrive_by_sync() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -594,7 +593,6 @@ fn late_signatures_arrive_by_sync() {
 /// A registry answered 404 for the referrers of a subject that it lacked: taken as "no such endpoint", later images went out
 /// unsigned, and stray fallback tags appeared.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
     play(|| async {
         let mut stage = Stage::new(Kind::Quay);
