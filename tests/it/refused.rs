@@ -99,6 +99,26 @@ async fn polls_do_not_send_what_was_refused() {
     assert_promoted(&poll().await);
 }
 
+/// A registry whose rules refuse the image itself was sent its manifest at every look.
+#[tokio::test(start_paused = true)]
+async fn polls_do_not_send_a_manifest_that_was_refused_under_its_tag() {
+    let world = World::new();
+    world.image("app", "v1", &[]);
+    let run = async |cause: Cause| {
+        let job = Job { cause, look_began: blobferry::clock::now(), ..world.job("app", "v1") };
+        world.run(&job).await
+    };
+    world.production.fail_next(Operation::PutManifest, Class::Rejected);
+    assert_failed(&run(Cause::Poll).await, Class::Rejected);
+    world.production.clear_calls();
+    for _ in 0..50 {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_failed(&run(Cause::Poll).await, Class::Rejected);
+    }
+    assert_eq!(world.production.count(Operation::PutManifest), 0);
+    assert_promoted(&run(Cause::Ping).await);
+}
+
 #[tokio::test]
 async fn another_digest_is_tried_at_once() {
     let (staging, production) = (Scripted::start(), Scripted::start());
