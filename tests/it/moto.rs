@@ -149,7 +149,7 @@ async fn moto_takes_the_repositories_that_are_created() {
     with_identity(Ferry::new(&config(&moto, &registry, template)), &moto).sync(&[]).await.expect(0);
     let described = moto.call("DescribeRepositories", json!({"repositoryNames": ["prod-demo-app"]})).await;
     let made = &described["repositories"][0];
-    assert_eq!(made["imageTagMutability"], "IMMUTABLE");
+    assert_eq!(made["imageTagMutability"], "IMMUTABLE_WITH_EXCLUSION");
     assert_eq!(made["imageScanningConfiguration"]["scanOnPush"], true);
     assert_eq!(made["encryptionConfiguration"]["encryptionType"], "KMS");
 }
