@@ -194,6 +194,8 @@ pub struct Abilities {
     pub reports_offset: bool,
     /// Whether a list of tags shows what is there at that moment, and not what was there a while ago.
     pub current_lists: bool,
+    /// Whether other programs find the referrers of an image by its fallback tag alone, whatever is listed here.
+    pub needs_fallback_lists: bool,
 }
 
 /// The way a blob's body travels.
@@ -287,6 +289,15 @@ impl fmt::Debug for BlobBody {
     }
 }
 
+/// A manifest as a list of a whole repository shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedManifest {
+    /// Its digest.
+    pub digest: Digest,
+    /// The manifest that it refers to, if it is a referrer.
+    pub subject: Option<Digest>,
+}
+
 /// One repository that can be read. A handle: cheap to clone, shared connections behind it.
 pub trait Source: Clone + Send + Sync + 'static {
     /// The registry's name in the config: the label of metrics, the word in messages.
@@ -306,6 +317,20 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// One page of the tags. `None`: there is no such repository.
     fn tags(&self, cursor: Option<&Cursor>) -> impl Future<Output = Result<Option<Page<Tag>>, Fault>> + Send;
+
+    /// One page of all manifests of the repository, with or without a tag, where the registry lists them with their subjects:
+    /// then it takes no question for each image to find a referrer that has come. `None`: it has no such list.
+    fn listed_manifests(
+        &self,
+        _cursor: Option<&Cursor>,
+    ) -> impl Future<Output = Result<Option<Page<ListedManifest>>, Fault>> + Send {
+        std::future::ready(Ok(None))
+    }
+
+    /// Whether [`Source::resolve`] tells the digest that a tag names. Where it does not, only the bytes tell.
+    fn tells_digests(&self) -> bool {
+        true
+    }
 
     /// What `target` names, without the bytes. `None`: nothing.
     fn resolve(&self, target: &Target) -> impl Future<Output = Result<Option<Resolved>, Fault>> + Send;

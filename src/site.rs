@@ -7,8 +7,8 @@ use futures::FutureExt as _;
 
 use crate::ecr;
 use crate::endpoint::{
-    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source,
-    Tag, Tally, Upload,
+    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset, Origin, Page, Presence, Put,
+    Resolved, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::layout;
@@ -141,6 +141,14 @@ impl Source for Repository {
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         ask!(self, repository => repository.tags(cursor))
+    }
+
+    async fn listed_manifests(&self, cursor: Option<&Cursor>) -> Result<Option<Page<ListedManifest>>, Fault> {
+        ask!(self, repository => repository.listed_manifests(cursor))
+    }
+
+    fn tells_digests(&self) -> bool {
+        either!(self, repository => repository.tells_digests())
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::login::Login;
 use super::refusal::Refusal;
-use crate::endpoint::{Cursor, Page, Presence, Tag, Tally};
+use crate::endpoint::{Cursor, ListedManifest, Page, Presence, Tag, Tally};
 use crate::fault::Fault;
 use crate::oci::{self, Digest, RepositoryName};
 use crate::registry::Metrics;
@@ -83,6 +83,28 @@ impl Control {
             answer,
             "RepositoryNotFoundException",
             |answer| Some(images(answer.image_details(), answer.next_token.clone())),
+            None,
+        )
+    }
+
+    /// One page of all images with their subjects (DescribeImages). `None`: there is no such repository.
+    pub(super) async fn manifests(
+        &self,
+        repository: &RepositoryName,
+        cursor: Option<&str>,
+        tally: Option<&Tally>,
+    ) -> Result<Answer<Option<Page<ListedManifest>>>, Fault> {
+        let filter = DescribeImagesFilter::builder().tag_status(TagStatus::Any).image_status(ImageStatusFilter::Any).build();
+        let answer = self
+            .call("DescribeImages", repository.as_str(), tally, |client| {
+                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
+                request.filter(filter).max_results(PAGE).set_next_token(cursor.map(str::to_owned)).send()
+            })
+            .await;
+        or_denied(
+            answer,
+            "RepositoryNotFoundException",
+            |answer| Some(manifests(answer.image_details(), answer.next_token.clone())),
             None,
         )
     }
@@ -334,6 +356,15 @@ fn images(details: &[ImageDetail], next: Option<String>) -> Images {
         }
     }
     Images { page, archived }
+}
+
+fn manifests(details: &[ImageDetail], next: Option<String>) -> Page<ListedManifest> {
+    let listed = |detail: &ImageDetail| {
+        let digest = detail.image_digest()?.parse().ok()?;
+        Some(ListedManifest { digest, subject: detail.subject_manifest_digest().and_then(|subject| subject.parse().ok()) })
+    };
+    let entries: Vec<ListedManifest> = details.iter().filter_map(listed).collect();
+    Page { invalid: details.len() - entries.len(), entries, next: next_cursor(next) }
 }
 
 fn next_cursor(token: Option<String>) -> Option<Cursor> {

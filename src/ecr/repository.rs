@@ -24,8 +24,8 @@ use super::control::{Answer, Control, Images, MOST_LAYERS};
 use super::create::{Creation, Unfinished};
 use super::shared::{Question, Shared, Unasked};
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
-    Tag, Tally, Upload,
+    Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume,
+    Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
 use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -405,6 +405,26 @@ impl Source for Repository {
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         self.listed(cursor).await
+    }
+
+    async fn listed_manifests(&self, cursor: Option<&Cursor>) -> Result<Option<Page<ListedManifest>>, Fault> {
+        const ACTION: &str = "DescribeImages";
+        if !self.shared().may(ACTION) {
+            return Ok(None);
+        }
+        let cursor = cursor.map(|cursor| cursor.0.as_str());
+        match self.control().manifests(self.inner.repository(), cursor, self.tally()).await? {
+            Answer::Given(page) => Ok(page),
+            Answer::Denied(fault) => {
+                self.shared().deny(ACTION, &fault, "late signatures are asked for image by image");
+                Ok(None)
+            }
+        }
+    }
+
+    /// The registry answers a HEAD without a digest.
+    fn tells_digests(&self) -> bool {
+        false
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {

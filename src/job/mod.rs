@@ -294,6 +294,16 @@ impl Companions {
             Companions::Unlisted => stem.with_usual_endings(),
         }
     }
+
+    /// As [`Companions::of`], of something that itself belongs to an image. Unlisted, SBOMs of signatures and of other SBOMs are
+    /// not asked for.
+    pub fn of_referrer(&self, subject: &Digest) -> Vec<Tag> {
+        let mut tags = self.of(subject);
+        if matches!(self, Companions::Unlisted) {
+            tags.retain(|tag| !tag.as_str().ends_with(".sbom"));
+        }
+        tags
+    }
 }
 
 /// What came of a job.

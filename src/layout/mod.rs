@@ -274,6 +274,7 @@ impl Destination for Repository {
             mount_asks: true,
             reports_offset: true,
             current_lists: true,
+            needs_fallback_lists: true,
         }
     }
 

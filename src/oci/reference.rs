@@ -115,6 +115,12 @@ impl Tag {
         Tag(format!("{}-{}", subject.algorithm().name(), &encoded[..64]).into())
     }
 
+    /// The digest of the manifest that this tag travels with, where the tag tells it whole.
+    pub fn subject(&self) -> Option<Digest> {
+        let encoded = self.0.strip_prefix("sha256-").filter(|_| self.travels_with_subject())?;
+        format!("sha256:{}", &encoded[..64]).parse().ok()
+    }
+
     /// This fallback tag, and with the endings of cosign the tags of its subject's signatures, attestations and SBOMs.
     pub fn with_usual_endings(&self) -> Vec<Tag> {
         COMPANION_ENDINGS.iter().map(|ending| Tag(format!("{self}{ending}").into())).collect()

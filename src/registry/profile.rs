@@ -130,6 +130,7 @@ impl Kind {
             // ECR repeats the end of the first chunk for ever.
             reports_offset: !matches!(self, Kind::Ecr | Kind::EcrPublic),
             current_lists: self.lists_what_is_there(),
+            needs_fallback_lists: false,
         }
     }
 

@@ -4,7 +4,7 @@
 //! and a list that breaks off in the middle is never taken for a whole one. So does a list with more entries than are read:
 //! half a list says nothing about what is not on it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
 
@@ -85,6 +85,24 @@ impl Engine {
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
         let exists = self.pages(list, read, |tag| note(&mut tags, tag)).await?;
         Ok(exists.then_some(tags))
+    }
+
+    /// All manifests of a repository with their subjects. `None`: the registry has no such list.
+    ///
+    /// # Errors
+    /// Those of [`pages`](Engine::pages).
+    pub async fn listed_manifests<S: Source>(
+        &self,
+        repository: &S,
+        stop: &Stop,
+    ) -> Result<Option<HashMap<Digest, Option<Digest>>>, Fault> {
+        let mut manifests = HashMap::new();
+        let (origin, registry) = (repository.origin(), repository.registry());
+        let list = List { what: repository.address(), origin, registry, stop };
+        let read = |cursor: Option<Cursor>| async move { repository.listed_manifests(cursor.as_ref()).await };
+        let take = |listed: endpoint::ListedManifest| manifests.insert(listed.digest, listed.subject).is_none();
+        let exists = self.pages(list, read, take).await?;
+        Ok(exists.then_some(manifests))
     }
 
     /// Reads a list page by page, as a look does.

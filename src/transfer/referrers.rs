@@ -5,8 +5,8 @@
 //! bounded depth. A look-up that fails is a failure, never "no referrers".
 //!
 //! Whether a registry lists referrers is learnt from its answers about the endpoint, for each side on its own. Where the
-//! destination does, no fallback tag is written there; where it does not, the fallback tag is brought up to date, one writer
-//! at a time. A referrer that the destination refuses is reported and does not hold up its subject.
+//! destination does, no fallback tag is written there; where it does not, and in layouts, where other tools know no other way,
+//! the fallback tag is brought up to date, one writer at a time: with staging's own list where that says the same. A referrer that the destination refuses is reported and does not hold up its subject.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -67,9 +67,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn bring_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
-        for _ in 0..DEPTH {
+        for depth in 0..DEPTH {
             let found = stream::iter(level)
-                .map(|subject| self.bring_referrers_of(subject).boxed())
+                .map(|subject| self.bring_referrers_of(subject, depth > 0).boxed())
                 .buffer_unordered(self.engine.settings.bounds.referrers);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
             level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
@@ -135,12 +135,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Brings the referrers and companions of one subject; returns them.
-    async fn bring_referrers_of(&self, subject: Digest) -> Result<Vec<Digest>, Fault> {
+    async fn bring_referrers_of(&self, subject: Digest, is_referrer: bool) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
         if !listed.is_empty() {
             self.bring_listed(&subject, &listed).await?;
         }
-        let companions = self.job.companions.of(&subject);
+        let all = &self.job.companions;
+        let companions = if is_referrer { all.of_referrer(&subject) } else { all.of(&subject) };
         let besides = companions.iter().filter(|tag| **tag != Tag::fallback(&subject));
         let bring = besides.map(|tag| self.bring_companion(tag).boxed()).collect::<Vec<_>>();
         let at_once = self.engine.settings.bounds.referrers;
@@ -259,7 +260,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// What the destination's own list says of the subject; where it keeps none, nothing is looked for under the fallback tag.
     async fn list_kept_there(&self, subject: &Digest) -> Result<ListedThere, Fault> {
-        if self.destination.lists_referrers() == Some(false) {
+        let is_kept = self.destination.lists_referrers() != Some(false);
+        if !is_kept || self.destination.abilities().needs_fallback_lists {
             return Ok(ListedThere::UnderFallback(HashSet::new()));
         }
         let mut there = HashSet::new();
@@ -426,6 +428,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
+    /// The fallback list of a subject at staging: where it says what is to be written, it is written as it is.
+    async fn staged_list(&self, subject: &Digest) -> Result<Option<Manifest>, Fault> {
+        let tag = Tag::fallback(subject);
+        match self.job.companions.of(subject).contains(&tag) {
+            true => self.source_manifest(tag.into()).await,
+            false => Ok(None),
+        }
+    }
+
     /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
     /// read again, and written again when another writer has written in between.
     async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
@@ -435,10 +446,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let claimant = self.claimant(subject);
         let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()), &claimant);
         let _alone = stoppable(&self.stop.drain, claim).await?;
+        let staged = self.staged_list(subject).await?;
         for _ in 0..WRITES {
             let current = self.fallback_there(&tag).await?;
             let planned = TagFacts::of_now(None, current.as_ref().map(|current| current.digest));
             let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
+            let index = staged.clone().filter(|staged| lists_the_same(staged, &index)).unwrap_or(index);
             let image = Image::alone(index);
             let naming = Naming { place: &place, origin: NameOrigin::List, image: &image, planned: &planned };
             match self.name(naming).await? {
@@ -451,6 +464,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let address = self.destination.address();
         Err(Fault::retryable(format!("another program writes the referrers list {tag} of {address} at the same time")))
     }
+}
+
+/// Whether two lists name the same manifests: then one may stand for the other.
+fn lists_the_same(one: &Manifest, other: &Manifest) -> bool {
+    let named =
+        |list: &Manifest| -> HashSet<(Digest, u64)> { list.children.iter().map(|child| (child.digest, child.size)).collect() };
+    one.media_type.as_str() == OCI_INDEX && one.children.len() == other.children.len() && named(one) == named(other)
 }
 
 /// The list with the referrers added; `None` when it has them all.
@@ -500,6 +520,15 @@ mod tests {
             "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::sha256(b"{}"), "size": 2},
             "layers": [], "annotations": {"n": name}});
         Manifest::parse(document.to_string().into(), None, Algorithm::Sha256).unwrap()
+    }
+
+    #[test]
+    fn lists_are_the_same_whatever_their_bytes() {
+        let both = merged(None, &[referrer("a"), referrer("b")]).unwrap().unwrap();
+        let turned = merged(None, &[referrer("b"), referrer("a")]).unwrap().unwrap();
+        let first = merged(None, &[referrer("a")]).unwrap().unwrap();
+        assert!(both.digest != turned.digest && lists_the_same(&both, &turned));
+        assert!(!lists_the_same(&both, &first) && !lists_the_same(&first, &both));
     }
 
     #[test]

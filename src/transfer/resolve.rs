@@ -4,7 +4,7 @@ use super::limits::Errand;
 use super::{Engine, Stop};
 use crate::endpoint::{Resolved, Source};
 use crate::fault::Fault;
-use crate::oci::{Digest, Tag, Target};
+use crate::oci::{Digest, Manifest, Tag, Target};
 
 impl Engine {
     /// The digest that `tag` names in `repository`. `None`: there is no such tag.
@@ -23,6 +23,9 @@ impl Engine {
     ) -> Result<Option<Digest>, Fault> {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
+        if !repository.tells_digests() {
+            return self.digest_of_bytes(repository, tag, errand, stop).await;
+        }
         match self.ask(origin, registry, errand, stop, || repository.resolve(&target)).await? {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
@@ -45,6 +48,10 @@ impl Engine {
     ) -> Result<Option<Digest>, Fault> {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
+        if !repository.tells_digests() {
+            let read = self.ask_once(origin, registry, errand, stop, repository.manifest(&target)).await?;
+            return self.as_pushed(repository, tag, read, errand, stop).await;
+        }
         match self.ask_once(origin, registry, errand, stop, repository.resolve(&target)).await? {
             None => Ok(None),
             Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
@@ -62,7 +69,20 @@ impl Engine {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
         let read = self.ask(origin, registry, errand, stop, || repository.manifest(&target)).await?;
+        self.as_pushed(repository, tag, read, errand, stop).await
+    }
+
+    /// The digest under which the manifest was pushed that was read by its tag.
+    async fn as_pushed<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        read: Option<Manifest>,
+        errand: Errand,
+        stop: &Stop,
+    ) -> Result<Option<Digest>, Fault> {
         let Some(read) = read.map(|manifest| manifest.digest) else { return Ok(None) };
+        let (origin, registry) = (repository.origin(), repository.registry());
         self.ask(origin, registry, errand, stop, || repository.pushed_digest(tag, &read)).await
     }
 

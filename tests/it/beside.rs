@@ -150,6 +150,25 @@ async fn without_the_endpoint_the_fallback_list_is_merged_on_both_sides() {
     assert!(text.contains(ours.digest()) && text.contains(theirs.digest()), "{text}");
 }
 
+/// A list that says the same got another digest than staging's.
+#[tokio::test]
+async fn a_fallback_list_that_is_copied_unchanged_keeps_its_digest() {
+    let (staging, production) = (Scripted::with(without_referrers()), Scripted::with(without_referrers()));
+    let image = Image::oci(1, &[1000]);
+    let signatures = [Image::referrer(10, &image, SIGNATURE), Image::referrer(11, &image, SIGNATURE)];
+    let entries: Vec<_> = signatures.iter().map(|signature| signature.root().descriptor()).collect();
+    let body =
+        json!({"manifests": entries, "mediaType": image::OCI_INDEX, "schemaVersion": 2, "annotations": {"by": "another tool"}});
+    let list = Document::raw(image::OCI_INDEX, format!("{body:#}"));
+    signatures.iter().for_each(|signature| staging.push_untagged("app", signature));
+    staging.put_document("app", &list);
+    staging.tag("app", &beside(image.digest(), ""), &list.digest);
+    staging.push("app", "v1", &image);
+    pair(&staging, &production).sync(&[]).await.expect(0);
+    assert_eq!(production.tagged("app", &beside(image.digest(), "")).as_deref(), Some(list.digest.as_str()));
+    assert_eq!(production.document("app", &beside(image.digest(), "")).unwrap().bytes, list.bytes);
+}
+
 /// ECR has answered 405 and 400 to some referrers.
 #[tokio::test]
 async fn a_referrer_that_the_destination_refuses_is_told_and_holds_up_nothing() {

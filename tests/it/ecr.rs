@@ -172,6 +172,38 @@ async fn one_tag_is_promoted_by_name_with_its_signatures_and_nothing_is_listed()
 }
 
 #[tokio::test]
+async fn a_late_signature_shows_in_the_list_and_only_its_image_is_asked_about() {
+    let ecr = demo().await;
+    for repository in ["staging-demo-app", "prod-demo-app"] {
+        ecr.invent_tags(repository, (0..200).map(|number| format!("v{number}")));
+    }
+    ecr.ways(|ways| ways.lists_referrers = true);
+    let image = Image::oci(1, &[500]);
+    let client = ecr.client();
+    client.push("staging-demo-app", "signed", &image).await;
+    let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
+    ferry.sync(&[]).await.expect(0);
+    let (signature, attestation) = (Image::referrer(10, &image, "application/vnd.example.signature"), Image::oci(8, &[80]));
+    client.push_untagged("staging-demo-app", &signature).await;
+    let beside = format!("{}.att", image.digest().replace(':', "-"));
+    client.push("staging-demo-app", &beside, &attestation).await;
+    let of_attestation = Image::referrer(11, &attestation, "application/vnd.example.signature");
+    client.push_untagged("staging-demo-app", &of_attestation).await;
+    ecr.forget_log();
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 201);
+    for late in [&signature, &of_attestation] {
+        assert!(client.digest("prod-demo-app", late.digest()).await.is_some(), "{} is missing", late.digest());
+    }
+    client.assert_holds("prod-demo-app", &beside, &attestation).await;
+    let asked = ecr.count("BatchGetImage");
+    assert!(asked <= 20, "{asked} requests for one image of 201 that has news");
+
+    ecr.forget_log();
+    assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 201);
+    assert_eq!(ecr.count("BatchGetImage"), 0, "nothing has come");
+}
+
+#[tokio::test]
 async fn without_the_permission_to_list_the_registry_is_asked_and_it_is_said_once() {
     let ecr = demo().await;
     let image = Image::oci(1, &[500]);

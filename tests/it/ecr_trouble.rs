@@ -197,7 +197,7 @@ async fn a_registry_that_refuses_the_token_is_told_with_who_asked_for_what() {
     for (bars, words) in [
         (
             (401, "Not Authorized\n"),
-            "ask for the manifest at source (HOST/staging-demo-app:latest): 401 Unauthorized; source does not accept the credentials; check them",
+            "read the manifest at source (HOST/staging-demo-app:latest): 401: Not Authorized; source does not accept the credentials; check them",
         ),
         (
             (403, invalid),
@@ -308,7 +308,7 @@ async fn unordered_pages_lose_no_tag_and_name_nothing_old() {
     });
     let ferry = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr);
     let run = ferry.sync(&[]).await.expect(0);
-    assert_eq!(run.total("promoted"), 10);
+    assert_eq!(run.total("promoted"), 10, "{}", run.stdout);
     for (number, image) in images.iter().enumerate() {
         assert_eq!(ecr.client().digest("prod-demo-app", &format!("v{number}")).await.as_deref(), Some(image.digest()));
     }

@@ -274,6 +274,7 @@ async fn without_a_status_acknowledged_chunks_are_gone_on_from() {
                 mount_asks: false,
                 reports_offset: false,
                 current_lists: true,
+                needs_fallback_lists: false,
             };
             settings.tells_offset = tells;
         });

@@ -94,6 +94,43 @@ async fn a_manifest_that_is_missing_or_short_at_the_destination_is_not_up_to_dat
     assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 1);
 }
 
+/// Tools that read a layout look for referrers under the fallback tag: no endpoint lists them there.
+#[tokio::test]
+async fn a_layout_lists_referrers_under_the_tag_that_other_tools_read() {
+    let staging = Scripted::start();
+    let ferry = Ferry::bare();
+    let image = Image::oci(1, &[1000]);
+    let signatures: Vec<Image> = (10..12).map(|seed| Image::referrer(seed, &image, "application/vnd.example.signature")).collect();
+    staging.push("app", "v1", &image);
+    let config = Config::new().registry("staging", &staging.url());
+    let folder = ferry.path("there/app");
+    ferry
+        .write_config(&config.registry("production", &format!("layout:{}", ferry.path("there").display())).route("app", json!({})));
+    let tag = image.digest().replace(':', "-");
+    for (number, signature) in signatures.iter().enumerate() {
+        staging.push_untagged("app", signature);
+        ferry.sync(&[]).await.expect(0);
+        let list = layout::document(&folder, &layout::digest(&folder, &tag).expect("there is a list"));
+        let entries = list["manifests"].as_array().unwrap();
+        assert_eq!((entries.len(), &list["mediaType"]), (number + 1, &json!(image::OCI_INDEX)));
+        let entry = &entries[number];
+        assert_eq!(
+            (&entry["digest"], &entry["artifactType"]),
+            (&json!(signature.digest()), &json!("application/vnd.example.signature"))
+        );
+        assert_eq!(entry["size"], json!(signature.root().bytes.len()));
+    }
+    let before = std::fs::read(folder.join("index.json")).unwrap();
+    ferry.sync(&[]).await.expect(0);
+    assert_eq!(std::fs::read(folder.join("index.json")).unwrap(), before, "nothing is written again");
+
+    let production = Scripted::with(scripted::Settings { referrers: false, ..scripted::Settings::default() });
+    let back = Config::new().registry("staging", &format!("layout:{}", ferry.path("there").display()));
+    ferry.write_config(&back.registry("production", &production.url()).route("app", json!({})));
+    ferry.sync(&[]).await.expect(0);
+    assert_eq!(production.tagged("app", &tag), layout::digest(&folder, &tag), "the list is the same on its way back");
+}
+
 #[tokio::test]
 async fn copy_reads_and_writes_one_layout() {
     let registry = Registry::distribution2();

@@ -49,6 +49,8 @@ pub(super) struct View<'a, B: Backend> {
     /// What the ledger is to learn of tags that are equal.
     pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
+    /// What [`View::compare_manifests`] has found.
+    pub(super) behind: tokio::sync::OnceCell<Option<HashSet<Digest>>>,
 }
 
 /// What both sides of a tag name, as far as the look knows.
@@ -87,6 +89,9 @@ fn stays_pending(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Failed | Outcome::Waiting | Outcome::Held | Outcome::Interrupted | Outcome::Planned)
 }
 
+/// How many owners are followed from a referrer up to its image.
+const OWNERS: usize = 8;
+
 /// What a tag came to.
 enum Tended {
     Equal { digest: Digest, by_hint: bool },
@@ -116,6 +121,7 @@ impl<'a, B: Backend> View<'a, B> {
             known: HashMap::new(),
             agreements: Mutex::default(),
             refused: Arc::default(),
+            behind: tokio::sync::OnceCell::new(),
         }
     }
 
@@ -476,7 +482,8 @@ impl<'a, B: Backend> View<'a, B> {
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing.
     /// Whether the referrers API has more, or a signature's tag has moved, is asked by the sweep that verifies, and at once by
-    /// `sync` and for tags that are asked about by name: once for each digest, and not where the source keeps no such lists.
+    /// `sync` and for tags that are asked about by name: once for each digest, not where the source keeps no such lists, and not
+    /// where the lists of both repositories show that nothing has come.
     async fn has_news(&self, digest: &Digest) -> bool {
         let looking = self.looking;
         if looking.ask.wish.dry_run {
@@ -498,11 +505,55 @@ impl<'a, B: Backend> View<'a, B> {
             return false;
         }
         let checked = engine.index.checked(origin, repository, digest).await;
-        if at_once {
-            return checked.is_none_or(|at| at < self.began);
-        }
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
-        checked.is_none_or(|at| self.began.duration_since(at).as_secs() >= trust)
+        let is_due = |at: Timestamp| if at_once { at < self.began } else { self.began.duration_since(at).as_secs() >= trust };
+        if !checked.is_none_or(is_due) {
+            return false;
+        }
+        let behind = self.behind.get_or_init(|| self.compare_manifests().boxed()).await;
+        behind.as_ref().is_none_or(|images| images.contains(digest))
+    }
+
+    /// The tagged images for which the destination lacks a referrer or a companion, by the lists of all manifests that some
+    /// registries give. `None`: the lists do not tell, so each image is asked about.
+    async fn compare_manifests(&self) -> Option<HashSet<Digest>> {
+        let there_by_tag = self.list.as_ref()?;
+        let (engine, stop) = (&self.looking.world.engine, self.looking.stop);
+        let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
+        let here = engine.listed_manifests(self.source, stop).await.inspect_err(failed).ok()??;
+        let there = engine.listed_manifests(&self.side.repository, stop).await.inspect_err(failed).ok()?.unwrap_or_default();
+        let mut owners: HashMap<Digest, Digest> =
+            here.iter().filter_map(|(digest, subject)| Some((*digest, (*subject)?))).collect();
+        let mut images = HashSet::new();
+        let mut behind = Vec::new();
+        for (tag, listed) in &self.listing.tags {
+            let digest = listed.digest?;
+            if !tag.travels_with_subject() {
+                images.insert(digest);
+                continue;
+            }
+            let owner = tag.subject()?;
+            if there_by_tag.get(tag) != Some(&Some(digest)) {
+                behind.push(owner);
+            }
+            if owners.insert(digest, owner).is_some_and(|other| other != owner) {
+                return None;
+            }
+        }
+        let missing = |(digest, subject): (&Digest, &Option<Digest>)| subject.filter(|_| !there.contains_key(digest));
+        behind.extend(here.iter().filter_map(missing));
+        let mut tagged = HashSet::new();
+        for digest in behind {
+            let owners = std::iter::successors(Some(digest), |digest| owners.get(digest).copied());
+            let chain: Vec<Digest> = owners.take(OWNERS).collect();
+            let of_images: Vec<Digest> = chain.iter().filter(|digest| images.contains(*digest)).copied().collect();
+            // It may belong to a platform's manifest of any image; what staging does not hold belongs to none.
+            if of_images.is_empty() && chain.last().is_some_and(|top| here.contains_key(top)) {
+                return None;
+            }
+            tagged.extend(of_images);
+        }
+        Some(tagged)
     }
 
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {

@@ -70,6 +70,8 @@ pub struct Ways {
     pub storage: Option<String>,
     /// Manifests that are asked for by tag come converted, those asked for by digest never.
     pub converts: bool,
+    /// The referrers of a manifest are listed.
+    pub lists_referrers: bool,
     /// Only the first password ends by its `uses`.
     pub ends_once: bool,
     /// Roles called `closed` may be assumed after all.
@@ -93,6 +95,8 @@ struct Kept {
     tags: BTreeMap<String, String>,
     images: BTreeMap<String, f64>,
     archived: BTreeSet<String>,
+    /// The subjects and sizes of referrers.
+    referrers: BTreeMap<String, (String, usize)>,
     /// Manifests that only exist here.
     invented: BTreeMap<String, String>,
     /// Blobs that committed manifests refer to.

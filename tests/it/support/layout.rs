@@ -34,6 +34,11 @@ pub fn digest(folder: &Path, tag: &str) -> Option<String> {
     Some(index["manifests"].as_array()?.iter().find(named)?["digest"].as_str()?.into())
 }
 
+/// A document of a layout.
+pub fn document(folder: &Path, digest: &str) -> Value {
+    serde_json::from_slice(&read_blob(folder, digest)).expect("a document is JSON")
+}
+
 /// Asserts that the layout holds exactly this image under the tag, byte for byte.
 pub fn assert_holds(folder: &Path, tag: &str, image: &Image) {
     assert_eq!(digest(folder, tag).as_deref(), Some(image.digest()), "{tag} in {}", folder.display());

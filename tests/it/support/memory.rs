@@ -83,6 +83,7 @@ impl Default for Settings {
                 mount_asks: true,
                 reports_offset: true,
                 current_lists: true,
+                needs_fallback_lists: false,
             },
             verifies_blobs: true,
             checks_content: true,

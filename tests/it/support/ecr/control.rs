@@ -127,17 +127,23 @@ impl Shared {
         for (tag, digest) in ways.stale.get(name).unwrap_or(&kept.tags) {
             tags.entry(digest).or_default().push(tag);
         }
+        if asked["filter"]["tagStatus"] == "ANY" {
+            for digest in kept.images.keys() {
+                tags.entry(digest).or_default();
+            }
+        }
         let from: usize = asked["nextToken"].as_str().map_or(0, |token| token.parse().expect("our own token"));
         let most = asked["maxResults"].as_u64().unwrap_or(100).min(1000) as usize;
         let most = if ways.page > 0 { ways.page } else { most };
         let detail = |(digest, tags): (&&str, &Vec<&str>)| {
             let status = if kept.archived.contains(*digest) { "ARCHIVED" } else { "ACTIVE" };
+            let subject = kept.referrers.get(*digest).map(|(subject, _)| subject);
             json!({"registryId": self.account, "repositoryName": name, "imageDigest": digest, "imageTags": tags,
-                "imagePushedAt": kept.images.get(*digest), "imageStatus": status})
+                "imagePushedAt": kept.images.get(*digest), "imageStatus": status, "subjectManifestDigest": subject})
         };
         let mut page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
         let next = (from + page.len() < tags.len()).then(|| (from + page.len()).to_string());
-        if let Some((tag, digest)) = ways.shows_again.as_ref().filter(|_| next.is_none()) {
+        if let Some((tag, digest)) = ways.shows_again.as_ref().filter(|(tag, _)| next.is_none() && kept.tags.contains_key(tag)) {
             page.push(detail((&digest.as_str(), &vec![tag])));
         }
         match next {

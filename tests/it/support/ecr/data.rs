@@ -8,12 +8,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::parts::Writing;
 use super::{Act, Refused, Session, Shared, TESTS, bytes, error, reply};
-use crate::support::image::{DOCKER_MANIFEST, OCI_MANIFEST, sha256};
+use crate::support::image::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, sha256};
 
 /// The repository, and what of it is asked for.
 fn parts(path: &str) -> Option<(String, &'static str, String)> {
@@ -116,6 +116,7 @@ impl Shared {
             ("GET" | "HEAD", "manifest") if principal != TESTS && self.state().ways.converts && !reference.contains(':') => {
                 self.converted(&path).await
             }
+            ("GET", "referrers") if self.state().ways.lists_referrers => self.referrers(&repository, &reference),
             ("PUT", "manifest") => self.put_manifest(&repository, &reference, request).await,
             _ => self.pass(request).await,
         }
@@ -341,6 +342,16 @@ impl Shared {
         response
     }
 
+    fn referrers(&self, repository: &str, subject: &str) -> Response {
+        let state = self.state();
+        let named = state.repositories[repository].referrers.iter().filter(|(_, (named, _))| named == subject);
+        let entry =
+            |(digest, (_, size)): (&String, &(String, usize))| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size});
+        let manifests: Vec<Value> = named.map(entry).collect();
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        reply(200, OCI_INDEX, index.to_string())
+    }
+
     fn commit(&self, repository: &str, reference: &str, document: &[u8]) {
         let digest = sha256(document);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
@@ -348,6 +359,9 @@ impl Shared {
         let mut state = self.state();
         let kept = state.repositories.get_mut(repository).expect("it was there a moment ago");
         kept.images.insert(digest.clone(), now);
+        if let Some(subject) = body["subject"]["digest"].as_str() {
+            kept.referrers.insert(digest.clone(), (subject.to_owned(), document.len()));
+        }
         if !reference.contains(':') {
             kept.tags.insert(reference.into(), digest);
         }
