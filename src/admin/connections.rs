@@ -3,7 +3,8 @@
 //! A connection is *open* while no head of a request is complete on it: just made, silent, or idle between two requests. One
 //! that is open can be closed at any time without harm; one that is *busy* cannot. So a new connection is always taken: in
 //! the place of the oldest open one of its own peer when that has too many of them, or of the oldest open one at all when
-//! every place is taken. A peer never has all places, and only requests for health and metrics may take the last ones.
+//! every place is taken. Connections on which no request was ever answered go first. A peer never has all places, and only
+//! requests for health and metrics may take the last ones.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -56,6 +57,8 @@ struct Table {
 struct Entry {
     peer: Peer,
     is_open: bool,
+    /// Whether a request on it has been answered: a client that keeps it may send the next one now.
+    has_answered: bool,
     /// Since when it has been open, in the order of all connections.
     open_since: u64,
     closed: CancellationToken,
@@ -96,7 +99,8 @@ impl Connections {
             table.close(oldest);
         }
         let (number, open_since, closed) = (table.number(), table.number(), CancellationToken::new());
-        table.entries.insert(number, Entry { peer, is_open: true, open_since, closed: closed.clone() });
+        let entry = Entry { peer, is_open: true, has_answered: false, open_since, closed: closed.clone() };
+        table.entries.insert(number, entry);
         Some(Connection { shared: self.0.clone(), number, closed })
     }
 }
@@ -115,7 +119,7 @@ impl Table {
 
     fn oldest_open(&self, wanted: impl Fn(&Entry) -> bool) -> Option<u64> {
         let open = self.entries.iter().filter(|(_, entry)| entry.is_open && wanted(entry));
-        open.min_by_key(|(_, entry)| entry.open_since).map(|(number, _)| *number)
+        open.min_by_key(|(_, entry)| (entry.has_answered, entry.open_since)).map(|(number, _)| *number)
     }
 
     fn close(&mut self, number: u64) {
@@ -170,6 +174,7 @@ impl Drop for Busy {
         table.requests -= usize::from(!self.is_probe);
         if let Some(entry) = table.entries.get_mut(&self.number) {
             entry.is_open = true;
+            entry.has_answered = true;
             entry.open_since = open_since;
         }
         self.shared.changed.notify_one();
@@ -224,6 +229,15 @@ mod tests {
         drop(mine[0].busy(false));
         let _fourth = connections.take(peer(1)).unwrap();
         assert!(mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled(), "the one that was silent longest goes");
+    }
+
+    #[test]
+    fn silent_connections_go_before_those_that_were_used() {
+        let connections = connections();
+        let mine = taken(&connections, 1, 2);
+        drop(mine[0].busy(false));
+        let _more = taken(&connections, 1, 5);
+        assert!(mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled());
     }
 
     #[test]

@@ -33,7 +33,7 @@ use super::patience::Patient;
 use super::{Deadlines, Door, Services, Settings, router};
 
 /// Connections over TCP.
-const TCP: Places = Places { most: 144, kept_for_probes: 16, most_of_a_peer: 112, most_open_of_a_peer: 32 };
+const TCP: Places = Places { most: 512, kept_for_probes: 16, most_of_a_peer: 384, most_open_of_a_peer: 256 };
 /// Connections over the control socket, which only this user and root can open.
 const SOCKET: Places = Places { most: 64, kept_for_probes: 0, most_of_a_peer: 64, most_open_of_a_peer: 64 };
 /// Headers of a request at most.
