@@ -349,7 +349,7 @@ pub struct Waited {
 impl Waited {
     fn new(registry: &Registry) -> Result<Waited, Error> {
         let help = "Wait for the permit to run a job, to move a blob or to send a request.";
-        let buckets = vec![0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0];
+        let buckets = vec![0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 600.0];
         let options = HistogramOpts::new("blobferry_admission_wait_seconds", help).buckets(buckets);
         let vec = HistogramVec::new(options, &["class"])?;
         registry.register(Box::new(vec.clone()))?;

@@ -303,8 +303,10 @@ impl Engine {
         loop {
             let ending = self.run_once(job, source, destination, progress, stop).await;
             cost = cost.plus(&ending.cost);
-            let wait =
-                ending.retry_after().filter(|wait| waited + *wait <= job.max_wait && job.max_wait > self.settings.retry.hold);
+            let hold = self.settings.retry.hold;
+            // A shorter time was waited for within the run, as often as its rounds allow.
+            let is_long = |wait: &Duration| *wait > hold && waited + *wait <= job.max_wait;
+            let wait = ending.retry_after().filter(|wait| job.max_wait > hold && is_long(wait));
             let Some(wait) = wait else { return Ending { cost, took: started.elapsed(), ..ending } };
             if stoppable(&stop.drain, tokio::time::sleep(wait)).await.is_err() {
                 return Ending { cost, took: started.elapsed(), ..ending };
