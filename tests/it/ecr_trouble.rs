@@ -101,7 +101,7 @@ fn wrong(run: &Run, ecr: &Ecr) -> Vec<String> {
 
 /// Nothing that opens a door was said.
 pub fn assert_discreet(said: &str) {
-    for secret in ["secret-of", "token-of-the-session", "#password-", "QVdTO", "Authorization:"] {
+    for secret in ["secret-of", "token-of-the-session", "-for-arn:", "QVdTO", "Authorization:"] {
         assert!(!said.contains(secret), "{secret} was said:\n{said}");
     }
 }

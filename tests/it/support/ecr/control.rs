@@ -58,7 +58,7 @@ impl Shared {
         let mut state = self.state();
         Ok(Some(match action {
             "GetAuthorizationToken" => {
-                let password = format!("{principal}#password-{}", state.issued.len());
+                let password = format!("password-{}-for-{principal}", state.issued.len());
                 let token = STANDARD.encode(format!("AWS:{password}"));
                 state.issued.insert(password, (principal.into(), 0));
                 let expires =
