@@ -19,7 +19,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use super::descriptor::Descriptor;
 use super::digest::{self, Algorithm, Digest};
-use super::media_type::{Kind, MediaType, OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST};
+use super::media_type::{Kind, MediaType, OCI_INDEX, OCI_MANIFEST};
 
 /// Largest manifest that is read, in bytes: what registries accept (distribution and ECR: 4 MiB).
 pub const MAX_SIZE: u64 = 4 * 1024 * 1024;
@@ -201,14 +201,14 @@ fn is_generic(media_type: &MediaType) -> bool {
     matches!(media_type.as_str(), "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream")
 }
 
-/// Without any word on the type the shape decides (distribution specification, section on content negotiation).
+/// Without any word on the type the shape decides (distribution specification, section on content negotiation). Artifact
+/// manifests name their type always: a document with `blobs` alone is none.
 fn by_shape(document: &Document) -> Result<MediaType, Error> {
     let text = match document {
         Document { fs_layers: Some(_), .. } => return Err(Error::Schema1),
         Document { schema_version: Some(version), .. } if version == &serde_json::json!(1) => return Err(Error::Schema1),
         Document { manifests: Some(Some(_)), .. } => OCI_INDEX,
         Document { config: Some(_), layers: Some(_), .. } => OCI_MANIFEST,
-        Document { blobs: Some(_), .. } => OCI_ARTIFACT,
         _ => return Err(Error::UnknownType(String::new())),
     };
     Ok(MediaType::new(text))
@@ -404,7 +404,7 @@ impl Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::media_type::{DOCKER_MANIFEST, DOCKER_SCHEMA1_SIGNED};
+    use crate::oci::media_type::{DOCKER_MANIFEST, DOCKER_SCHEMA1_SIGNED, OCI_ARTIFACT};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -462,6 +462,7 @@ mod tests {
             Err(Error::TypesDiffer { .. })
         ));
         assert!(matches!(parse(json!({"hello": 1}), None), Err(Error::UnknownType(_))));
+        assert!(matches!(parse(json!({"blobs": [], "tags": ["v1"]}), None), Err(Error::UnknownType(_))));
         assert!(matches!(parse(json!({"hello": 1}), Some("text/html")), Err(Error::UnknownType(_))));
         assert!(matches!(parse(json!({"manifests": [{"digest": "sha256:x"}]}), None), Err(Error::Malformed(_))));
         let version = parse(json!({"schemaVersion": 3, "mediaType": OCI_INDEX, "manifests": []}), None);
