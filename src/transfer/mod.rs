@@ -35,7 +35,7 @@ pub mod verify;
 
 use std::collections::{BTreeMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -144,6 +144,8 @@ pub struct Ending {
     pub found: Option<Found>,
     /// How long it took.
     pub took: Duration,
+    /// The tag was asked about and written as often and for as long as one job may: the queue looks again later.
+    pub gave_up: bool,
 }
 
 /// An announced digest that production turned out to name.
@@ -304,14 +306,14 @@ impl Engine {
             let ending = self.run_once(job, source, destination, progress, stop).await;
             cost = cost.plus(&ending.cost);
             let hold = self.settings.retry.hold;
-            // A shorter time was waited for within the run, as often as its rounds allow.
-            let is_long = |wait: &Duration| *wait > hold && waited + *wait <= job.max_wait;
-            let wait = ending.retry_after().filter(|wait| job.max_wait > hold && is_long(wait));
+            let may_wait = job.max_wait > hold && !ending.gave_up;
+            let wait = ending.retry_after().filter(|wait| may_wait && waited + *wait <= job.max_wait);
             let Some(wait) = wait else { return Ending { cost, took: started.elapsed(), ..ending } };
             if stoppable(&stop.drain, tokio::time::sleep(wait)).await.is_err() {
                 return Ending { cost, took: started.elapsed(), ..ending };
             }
-            waited += wait;
+            // The run itself has waited for about as long as it may with its permits in hand.
+            waited += wait + hold;
         }
     }
 
@@ -349,6 +351,7 @@ impl Engine {
             reasons: Mutex::default(),
             found: Mutex::default(),
             rules: Mutex::new(job.rules),
+            gave_up: AtomicBool::new(false),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
@@ -397,6 +400,7 @@ impl Ending {
             written: None,
             found: None,
             took: Duration::ZERO,
+            gave_up: false,
         }
     }
 }
@@ -428,6 +432,8 @@ struct Trip<'a, S, D> {
     found: Mutex<Option<Found>>,
     /// The rules by which it was planned last.
     rules: Mutex<TagRules>,
+    /// Whether naming ended by its bounds of rounds or time.
+    gave_up: AtomicBool,
 }
 
 #[derive(Default)]
@@ -560,13 +566,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let took = self.started.elapsed();
         let told = std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
         let found = *self.found.lock().expect("nothing panics while it notes");
+        let gave_up = self.gave_up.load(Ordering::Relaxed);
         match story {
             Ok(Story { outcome, digest, previous, mut reasons, written }) => {
                 reasons.extend(told);
-                Ending { outcome, digest, previous, reasons, fault: None, cost, written, found, took }
+                Ending { outcome, digest, previous, reasons, fault: None, cost, written, found, took, gave_up }
             }
             Err(Broken { fault, digest, previous }) => {
-                Ending { digest, previous, cost, found, took, reasons: told, ..Ending::failed(fault, requests) }
+                Ending { digest, previous, cost, found, took, gave_up, reasons: told, ..Ending::failed(fault, requests) }
             }
         }
     }

@@ -15,6 +15,7 @@
 //! only memory is read. Staging's answer lasts for five times as long, so two sides that refuse every other request do not
 //! keep each other's answers from being used. A naming permit is held over the questions and the PUT alone.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -330,6 +331,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let registry = trip.destination.registry();
         let wait = self.budget.next(fault.class());
         let Some(wait) = wait.filter(|wait| self.rounds < ROUNDS && *wait < self.time_left()) else {
+            trip.gave_up.store(true, Ordering::Relaxed);
             trip.engine.metrics.health.heard(registry, Some(&fault));
             return Err(fault);
         };
