@@ -116,11 +116,12 @@ impl Written {
         self.digest.as_ref() != Some(digest) && self.intended.contains(digest)
     }
 
-    /// Whether a listing that shows `listed` may show what was there before our own write.
+    /// Whether a listing that shows `listed` may show what was there before our own write, or before what was reported.
     pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
         let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < LISTINGS_LAG;
         let was_just_written = !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
-        was_just_written || !self.intended.is_empty()
+        let was_reported_otherwise = self.reported.is_some() && listed != self.reported;
+        was_just_written || was_reported_otherwise || !self.intended.is_empty()
     }
 
     /// What is to be learnt when both sides name `digest`. What was reported as drift or existing under this very digest

@@ -457,8 +457,12 @@ impl<'a, B: Backend> View<'a, B> {
         !is_current && self.known.get(tag).is_some_and(|known| known.may_be_behind(listed, clock::now()))
     }
 
-    /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on.
+    /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on, and not for a
+    /// tag that is reported as drift or existing.
     fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
+        if self.known.get(tag).is_some_and(|known| known.reported.is_some()) {
+            return None;
+        }
         let hint = self.hints.get(tag)?;
         let age = self.began.duration_since(hint.seen).as_secs();
         let trust = i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
