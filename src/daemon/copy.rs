@@ -331,7 +331,7 @@ fn as_look(settled: crate::job::Settled) -> Look {
 
 /// Signatures and fallback lists in the source's listing. A registry that does not list tags has none that could be found.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
-    let tags = match parts.engine().tags(source, stop).await {
+    let tags = match parts.engine().tags(source, crate::job::LONG_WAIT, stop).await {
         Ok(tags) => tags.unwrap_or_default(),
         Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => ListedTags::new(),
         Err(fault) => return Err(fault),

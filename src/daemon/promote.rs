@@ -273,7 +273,7 @@ impl Step<'_> {
     }
 
     async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
-        self.parts.engine().tags(repository, self.stop).await
+        self.parts.engine().tags(repository, crate::job::LONG_WAIT, self.stop).await
     }
 
     /// One tag, by name.

@@ -5,6 +5,7 @@
 //! half a list says nothing about what is not on it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -12,6 +13,7 @@ use super::limits::{Errand, Traffic};
 use super::{Engine, Stop};
 use crate::endpoint::{self, Cursor, Origin, Page, Source};
 use crate::fault::Fault;
+use crate::job::LONG_WAIT;
 use crate::oci::{Digest, Tag};
 
 /// Most entries of one list: more is a registry that never ends it.
@@ -42,10 +44,10 @@ pub struct Reading {
     pub most: usize,
 }
 
-impl Default for Reading {
-    /// As a look reads it.
-    fn default() -> Reading {
-        Reading { errand: Traffic::Listing.of_look(), most: MOST }
+impl Reading {
+    /// As a look reads it, whose caller waits for a registry's time for at most `max_wait`.
+    pub fn of_look(max_wait: Duration) -> Reading {
+        Reading { errand: Traffic::Listing.of_look().within(max_wait), most: MOST }
     }
 }
 
@@ -74,16 +76,18 @@ fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
 }
 
 impl Engine {
-    /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags.
+    /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags. A registry's time is
+    /// waited for at most `max_wait`.
     ///
     /// # Errors
-    /// Those of [`pages`](Engine::pages).
-    pub async fn tags<S: Source>(&self, repository: &S, stop: &Stop) -> Result<Option<ListedTags>, Fault> {
+    /// Those of [`pages_read`](Engine::pages_read).
+    pub async fn tags<S: Source>(&self, repository: &S, max_wait: Duration, stop: &Stop) -> Result<Option<ListedTags>, Fault> {
         let mut tags = ListedTags::new();
         let (origin, registry) = (repository.origin(), repository.registry());
         let list = List { what: repository.address(), origin, registry, stop };
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
-        let exists = self.pages(list, read, |tag| note(&mut tags, tag)).await?;
+        let reading = Reading::of_look(max_wait);
+        let exists = self.pages_read(reading, list, read, |tag| note(&mut tags, tag)).await?;
         Ok(exists.then_some(tags))
     }
 
@@ -118,7 +122,7 @@ impl Engine {
     where
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
-        self.pages_read(Reading::default(), list, read, take).await
+        self.pages_read(Reading::of_look(LONG_WAIT), list, read, take).await
     }
 
     /// Reads a list page by page. `take` is given every entry and says whether it is a new one. Returns whether there is such
@@ -190,7 +194,7 @@ mod tests {
         let taken = Cell::new(0);
         let origin = Origin::new("http://127.0.0.1:1");
         let list = List { what: "the tags".into(), origin: &origin, registry: "staging", stop: &Stop::default() };
-        let reading = Reading { most, ..Reading::default() };
+        let reading = Reading { most, ..Reading::of_look(LONG_WAIT) };
         let next = |_| {
             asked.set(asked.get() + 1);
             std::future::ready(Ok(Some(page(asked.get()))))
@@ -260,5 +264,18 @@ mod tests {
         assert_eq!(news, [true, true, false, false]);
         let digest = |name: &str| tags[&name.parse::<Tag>().unwrap()].digest;
         assert_eq!((digest("v1"), digest("v2")), (None, Some(Digest::sha256(b"one"))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_ends_with_the_time_that_its_registry_asks_for() {
+        let (engine, origin) = (engine(), Origin::new("http://127.0.0.1:1"));
+        let (what, stop) = ("the tags".to_owned(), Stop::default());
+        let list = List { what, origin: &origin, registry: "staging", stop: &stop };
+        let busy = crate::fault::Class::Retryable { after: Some(Duration::from_secs(700)) };
+        let read = |_| std::future::ready(Err::<Option<Page<u64>>, _>(Fault::new(busy, "busy")));
+        let began = tokio::time::Instant::now();
+        let fault = engine.pages_read(Reading::of_look(LONG_WAIT), list, read, |_| true).await.unwrap_err();
+        assert!(matches!(fault.class(), crate::fault::Class::Retryable { after: Some(_) }));
+        assert!(began.elapsed() <= LONG_WAIT);
     }
 }

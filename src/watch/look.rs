@@ -222,7 +222,7 @@ impl<B: Backend> Looking<'_, B> {
 
     async fn list_source(&self, source: &B::Repository, sides: &[Side<B::Repository>]) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
-        let Some(tags) = self.world.engine.tags(source, self.stop).await? else { return Ok(None) };
+        let Some(tags) = self.world.engine.tags(source, self.ask.max_wait(), self.stop).await? else { return Ok(None) };
         // What a route has named in its own source is never a source again.
         let own = |tag: &&Tag| !sides.iter().any(|side| side.is_itself(source) && side.naming.made(tag));
         let choice = self.route.selection.choose(tags.keys().filter(own));
@@ -241,7 +241,7 @@ impl<B: Backend> Looking<'_, B> {
         if !self.ask.tags.is_empty() {
             return Ok(None);
         }
-        let tags = self.world.engine.tags(&side.repository, self.stop).await?;
+        let tags = self.world.engine.tags(&side.repository, self.ask.max_wait(), self.stop).await?;
         Ok(Some(tags.map(|tags| tags.into_iter().map(|(tag, listed)| (tag, listed.digest)).collect())))
     }
 
