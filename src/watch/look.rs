@@ -160,7 +160,9 @@ impl<B: Backend> Looking<'_, B> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
-        if look.trouble.is_empty() {
+        // A tag that rests after a refusal of our credentials was not tried: the refusal holds.
+        let is_refused = |job: &Settled| job.error.as_ref().is_some_and(|error| error.class == Class::Auth.name());
+        if look.trouble.is_empty() && !look.jobs.iter().any(is_refused) {
             health.clear(&mark);
         }
         look
