@@ -8,7 +8,7 @@
 //! **A read sees every write that was accepted before it**, whoever asked: it waits until the writer has settled as many
 //! requests as had been accepted by then.
 //!
-//! Each thread runs an async function ([`lanes`]). A simulator runs the same functions as one future over a [`Disk`] of its own,
+//! Each thread runs an async function (`lanes`). A simulator runs the same functions as one future over a [`Disk`] of its own,
 //! with delays, kills and power cuts.
 //!
 //! A database in memory has no threads: its requests take microseconds and run where they are made, so a paused clock,
