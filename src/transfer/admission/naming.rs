@@ -87,7 +87,8 @@ impl NamingPermit {
         self.lane.admitted_in(Traffic::Writes)
     }
 
-    /// The permit for the PUT: it has the next token of the rate limiters, before any request without a naming permit.
+    /// The permit for the PUT. It stands in the line of its class like any other request: the rate limiters do not yet give
+    /// it the next token.
     pub async fn turn(&self) -> Turn<'_> {
         self.lane.turn(Errand { is_naming: true, ..Errand::from(Traffic::Writes) }).await
     }
