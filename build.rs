@@ -5,7 +5,9 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-env-changed=BLOBFERRY_REVISION");
     println!("cargo:rerun-if-changed=build.rs");
-    let named = std::env::var("BLOBFERRY_REVISION").ok().filter(|revision| !revision.trim().is_empty());
+    let named = std::env::var("BLOBFERRY_REVISION")
+        .ok()
+        .filter(|revision| !revision.trim().is_empty());
     let revision = named.or_else(of_git).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=BLOBFERRY_REVISION={}", revision.trim());
 }
@@ -22,11 +24,20 @@ fn of_git() -> Option<String> {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| !changes.is_empty());
-    Some(if changed { format!("{commit}-modified") } else { commit })
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])
+        .is_some_and(|changes| !changes.is_empty());
+    Some(if changed {
+        format!("{commit}-modified")
+    } else {
+        commit
+    })
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output = Command::new("git")
+        .args(arguments)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }

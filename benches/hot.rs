@@ -49,10 +49,23 @@ fn main() -> ExitCode {
         let [bare, plain, verified] = best(frame);
         let ratio = verified / bare;
         exceeded |= frame == FRAME && ratio > MOST;
-        println!("frames of {} KiB, best of {} rounds in turn, bare SHA-256 being one:", frame / 1024, ROUNDS + 1);
-        println!("  bare SHA-256                          1.000   {:.2} GB/s", PASSING as f64 / bare / 1e9);
-        println!("  plain stream, each frame copied anew  {:.3}", plain / bare);
-        println!("  verifying stream                      {ratio:.3}   {:.3} of the plain stream\n", verified / plain);
+        println!(
+            "frames of {} KiB, best of {} rounds in turn, bare SHA-256 being one:",
+            frame / 1024,
+            ROUNDS + 1
+        );
+        println!(
+            "  bare SHA-256                          1.000   {:.2} GB/s",
+            PASSING as f64 / bare / 1e9
+        );
+        println!(
+            "  plain stream, each frame copied anew  {:.3}",
+            plain / bare
+        );
+        println!(
+            "  verifying stream                      {ratio:.3}   {:.3} of the plain stream\n",
+            verified / plain
+        );
     }
     println!(
         "limit: the verifying stream at most {MOST} for frames of {} KiB: {}\n",
@@ -64,7 +77,10 @@ fn main() -> ExitCode {
 }
 
 fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 /// A blob in memory.
@@ -76,13 +92,20 @@ static CONTENT: LazyLock<Bytes> = LazyLock::new(|| {
         state ^= state << 17;
         state.to_le_bytes()
     });
-    words.take(PASSING / 8).flatten().collect::<Vec<u8>>().into()
+    words
+        .take(PASSING / 8)
+        .flatten()
+        .collect::<Vec<u8>>()
+        .into()
 });
 
-static BLOB: LazyLock<Descriptor> = LazyLock::new(|| descriptor(Digest::sha256(&CONTENT), PASSING as u64));
+static BLOB: LazyLock<Descriptor> =
+    LazyLock::new(|| descriptor(Digest::sha256(&CONTENT), PASSING as u64));
 
 fn frames(frame: usize) -> impl Iterator<Item = Bytes> {
-    (0..PASSING).step_by(frame).map(move |at| CONTENT.slice(at..(at + frame).min(PASSING)))
+    (0..PASSING)
+        .step_by(frame)
+        .map(move |at| CONTENT.slice(at..(at + frame).min(PASSING)))
 }
 
 fn bare(frame: usize) {
@@ -92,7 +115,9 @@ fn bare(frame: usize) {
 }
 
 fn body(frame: usize) -> BlobBody {
-    BlobBody::new(StreamBody::new(futures::stream::iter(frames(frame).map(|frame| Ok::<_, Fault>(Frame::data(frame))))))
+    BlobBody::new(StreamBody::new(futures::stream::iter(
+        frames(frame).map(|frame| Ok::<_, Fault>(Frame::data(frame))),
+    )))
 }
 
 /// The stream that anybody would write first: each frame is copied to a buffer of its own, hashed, and handed on.
@@ -105,15 +130,35 @@ async fn plain(frame: usize) {
         passed += copy.len();
         black_box(Bytes::from(copy));
     }
-    assert_eq!((passed as u64, hex::encode(hasher.finalize())), (BLOB.size, BLOB.digest.encoded()));
+    assert_eq!(
+        (passed as u64, hex::encode(hasher.finalize())),
+        (BLOB.size, BLOB.digest.encoded())
+    );
 }
 
 async fn verified(frame: usize) {
-    let open = move |_| -> blobferry::transfer::verify::Opening { Box::pin(async move { Ok(body(frame)) }) };
+    let open = move |_| -> blobferry::transfer::verify::Opening {
+        Box::pin(async move { Ok(body(frame)) })
+    };
     let (checkpoints, _kept) = mpsc::unbounded_channel();
-    let watchers = Watchers { checkpoints, every: 8 << 20, progress: None, read: None };
-    let start = Checkpoint { offset: 0, hasher: Hasher::new(Algorithm::Sha256) };
-    let road = Road::new(BLOB.clone(), start, 0, Box::new(open), [None, None], watchers);
+    let watchers = Watchers {
+        checkpoints,
+        every: 8 << 20,
+        progress: None,
+        read: None,
+    };
+    let start = Checkpoint {
+        offset: 0,
+        hasher: Hasher::new(Algorithm::Sha256),
+    };
+    let road = Road::new(
+        BLOB.clone(),
+        start,
+        0,
+        Box::new(open),
+        [None, None],
+        watchers,
+    );
     let mut leg = road.leg(PASSING as u64);
     while let Some(frame) = leg.frame().await {
         black_box(frame.expect("the content is right"));
@@ -126,7 +171,9 @@ fn best(frame: usize) -> [f64; 3] {
     let runtime = runtime();
     let mut best = [f64::MAX; 3];
     for _ in 0..=ROUNDS {
-        let ways: [&dyn Fn(); 3] = [&|| bare(frame), &|| runtime.block_on(plain(frame)), &|| runtime.block_on(verified(frame))];
+        let ways: [&dyn Fn(); 3] = [&|| bare(frame), &|| runtime.block_on(plain(frame)), &|| {
+            runtime.block_on(verified(frame))
+        }];
         for (best, way) in best.iter_mut().zip(ways) {
             let start = Instant::now();
             way();
@@ -138,39 +185,64 @@ fn best(frame: usize) -> [f64; 3] {
 
 #[divan::bench(sample_count = 20)]
 fn sha256_bare(bencher: Bencher<'_, '_>) {
-    bencher.counter(BytesCount::new(PASSING)).bench(|| bare(FRAME));
+    bencher
+        .counter(BytesCount::new(PASSING))
+        .bench(|| bare(FRAME));
 }
 
 #[divan::bench(sample_count = 20)]
 fn sha256_verifying_stream(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
-    bencher.counter(BytesCount::new(PASSING)).bench(|| runtime.block_on(verified(FRAME)));
+    bencher
+        .counter(BytesCount::new(PASSING))
+        .bench(|| runtime.block_on(verified(FRAME)));
 }
 
 #[divan::bench(sample_count = 20)]
 fn sha256_plain_stream(bencher: Bencher<'_, '_>) {
     let runtime = runtime();
-    bencher.counter(BytesCount::new(PASSING)).bench(|| runtime.block_on(plain(FRAME)));
+    bencher
+        .counter(BytesCount::new(PASSING))
+        .bench(|| runtime.block_on(plain(FRAME)));
 }
 
 #[divan::bench]
 fn plan(bencher: Bencher<'_, '_>) {
-    let digests: Vec<Option<Digest>> = [None, Some(Digest::sha256(b"a")), Some(Digest::sha256(b"b"))].into();
+    let digests: Vec<Option<Digest>> =
+        [None, Some(Digest::sha256(b"a")), Some(Digest::sha256(b"b"))].into();
     let mut facts = Vec::new();
-    for (source, destination) in digests.iter().flat_map(|source| digests.iter().map(move |destination| (*source, *destination))) {
+    for (source, destination) in digests.iter().flat_map(|source| {
+        digests
+            .iter()
+            .map(move |destination| (*source, *destination))
+    }) {
         for bits in 0..8 {
             let (ledger_known, ledger_agrees) = (bits & 1 > 0, bits & 2 > 0);
-            facts.push(Facts { source, destination, ledger_known, ledger_agrees });
+            facts.push(Facts {
+                source,
+                destination,
+                ledger_known,
+                ledger_agrees,
+            });
         }
     }
-    let rules = [false, true].map(|moving| TagRules { moving, ..TagRules::default() });
-    bencher.counter(ItemsCount::new(facts.len() * rules.len())).bench(|| {
-        for facts in &facts {
-            for rules in rules {
-                black_box(decide(black_box(rules), black_box(facts), &Order::default()));
-            }
-        }
+    let rules = [false, true].map(|moving| TagRules {
+        moving,
+        ..TagRules::default()
     });
+    bencher
+        .counter(ItemsCount::new(facts.len() * rules.len()))
+        .bench(|| {
+            for facts in &facts {
+                for rules in rules {
+                    black_box(decide(
+                        black_box(rules),
+                        black_box(facts),
+                        &Order::default(),
+                    ));
+                }
+            }
+        });
 }
 
 fn descriptor(digest: Digest, size: u64) -> Descriptor {
@@ -182,7 +254,9 @@ fn digest(number: u64) -> Digest {
 }
 
 fn repository(number: u64) -> RepositoryName {
-    format!("team/app-{}", number % REPOSITORIES).parse().expect("a repository name")
+    format!("team/app-{}", number % REPOSITORIES)
+        .parse()
+        .expect("a repository name")
 }
 
 /// An index with a million hints.
@@ -194,29 +268,52 @@ struct Full {
 }
 
 static FULL: LazyLock<Full> = LazyLock::new(|| {
-    let (runtime, folder, origin) =
-        (runtime(), TempDir::new().expect("a scratch directory"), Origin::new("https://registry.example"));
+    let (runtime, folder, origin) = (
+        runtime(),
+        TempDir::new().expect("a scratch directory"),
+        Origin::new("https://registry.example"),
+    );
     let index = Index::open(folder.path()).expect("an index").index;
     let start = Instant::now();
     runtime.block_on(async {
         for first in (0..HINTS).step_by(AT_ONCE as usize) {
-            let blobs = (first..first + AT_ONCE).map(|number| (digest(number), 1 << 20)).collect();
-            index.remember_blobs(&origin, &repository(first / AT_ONCE), blobs, true).await;
+            let blobs = (first..first + AT_ONCE)
+                .map(|number| (digest(number), 1 << 20))
+                .collect();
+            index
+                .remember_blobs(&origin, &repository(first / AT_ONCE), blobs, true)
+                .await;
         }
         // A read sees every write before it.
-        let last = index.blob(&origin, &repository(HINTS / AT_ONCE - 1), &digest(HINTS - 1)).await;
+        let last = index
+            .blob(
+                &origin,
+                &repository(HINTS / AT_ONCE - 1),
+                &digest(HINTS - 1),
+            )
+            .await;
         assert!(last.is_some(), "the last hint is there");
     });
     let took = start.elapsed().as_secs_f64();
-    println!("\nindex: {HINTS} hints, {AT_ONCE} at a time: {:.0} a second", HINTS as f64 / took);
-    Full { runtime, index, origin, _folder: folder }
+    println!(
+        "\nindex: {HINTS} hints, {AT_ONCE} at a time: {:.0} a second",
+        HINTS as f64 / took
+    );
+    Full {
+        runtime,
+        index,
+        origin,
+        _folder: folder,
+    }
 });
 
 /// Numbers all over the index.
 fn scattered() -> impl Iterator<Item = u64> {
     let mut state = 1_u64;
     std::iter::repeat_with(move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % HINTS
     })
 }
@@ -225,31 +322,50 @@ fn scattered() -> impl Iterator<Item = u64> {
 fn index_point_read(bencher: Bencher<'_, '_>) {
     let full = &*FULL;
     let mut numbers = scattered();
-    bencher.with_inputs(|| numbers.next().expect("it never ends")).counter(ItemsCount::new(1_u64)).bench_local_values(|number| {
-        let hint = full.runtime.block_on(full.index.blob(&full.origin, &repository(number / AT_ONCE), &digest(number)));
-        assert!(hint.is_some());
-    });
+    bencher
+        .with_inputs(|| numbers.next().expect("it never ends"))
+        .counter(ItemsCount::new(1_u64))
+        .bench_local_values(|number| {
+            let hint = full.runtime.block_on(full.index.blob(
+                &full.origin,
+                &repository(number / AT_ONCE),
+                &digest(number),
+            ));
+            assert!(hint.is_some());
+        });
 }
 
 #[divan::bench]
 fn index_64_point_reads_at_once(bencher: Bencher<'_, '_>) {
     let full = &*FULL;
     let mut numbers = scattered();
-    bencher.with_inputs(|| numbers.by_ref().take(64).collect::<Vec<_>>()).counter(ItemsCount::new(64_u64)).bench_local_values(
-        |wanted| {
-            let read = |number| async move { full.index.blob(&full.origin, &repository(number / AT_ONCE), &digest(number)).await };
-            let hints = full.runtime.block_on(futures::future::join_all(wanted.into_iter().map(read)));
+    bencher
+        .with_inputs(|| numbers.by_ref().take(64).collect::<Vec<_>>())
+        .counter(ItemsCount::new(64_u64))
+        .bench_local_values(|wanted| {
+            let read = |number| async move {
+                full.index
+                    .blob(&full.origin, &repository(number / AT_ONCE), &digest(number))
+                    .await
+            };
+            let hints = full
+                .runtime
+                .block_on(futures::future::join_all(wanted.into_iter().map(read)));
             assert!(hints.iter().all(Option::is_some));
-        },
-    );
+        });
 }
 
 #[divan::bench]
 fn index_holders(bencher: Bencher<'_, '_>) {
     let full = &*FULL;
     let mut numbers = scattered();
-    bencher.with_inputs(|| numbers.next().expect("it never ends")).counter(ItemsCount::new(1_u64)).bench_local_values(|number| {
-        let holders = full.runtime.block_on(full.index.holders(&full.origin, &digest(number), 3));
-        assert_eq!(holders.len(), 1);
-    });
+    bencher
+        .with_inputs(|| numbers.next().expect("it never ends"))
+        .counter(ItemsCount::new(1_u64))
+        .bench_local_values(|number| {
+            let holders =
+                full.runtime
+                    .block_on(full.index.holders(&full.origin, &digest(number), 3));
+            assert_eq!(holders.len(), 1);
+        });
 }

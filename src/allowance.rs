@@ -57,10 +57,15 @@ impl Allowance {
         let now = Instant::now();
         let count = &mut self.lock()[traffic as usize];
         let length = said.window.unwrap_or_default();
-        let is_same = |(since, before): &(Instant, u64)| said.remaining <= *before && now < *since + length.min(LONGEST * 24);
+        let is_same = |(since, before): &(Instant, u64)| {
+            said.remaining <= *before && now < *since + length.min(LONGEST * 24)
+        };
         let since = count.window.filter(is_same).map_or(now, |(since, _)| since);
         count.window = Some((since, said.remaining));
-        let left = || said.window.map(|window| window.saturating_sub(now - since).min(UNSURE));
+        let left = || {
+            said.window
+                .map(|window| window.saturating_sub(now - since).min(UNSURE))
+        };
         let wait = said.reset.map(|reset| reset.min(LONGEST)).or_else(left);
         count.spent_until = wait.filter(|_| said.remaining == 0).map(|wait| now + wait);
     }
@@ -68,7 +73,9 @@ impl Allowance {
     /// How long such requests would be refused, as far as the registry has said.
     pub fn spent_for(&self, traffic: Traffic) -> Duration {
         let until = self.lock()[traffic as usize].spent_until;
-        until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default()
+        until
+            .map(|until| until.saturating_duration_since(Instant::now()))
+            .unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, [Count; 5]> {
@@ -81,7 +88,11 @@ mod tests {
     use super::*;
 
     fn said(remaining: u64, reset: Option<u64>, window: Option<u64>) -> Said {
-        Said { remaining, reset: reset.map(Duration::from_secs), window: window.map(Duration::from_secs) }
+        Said {
+            remaining,
+            reset: reset.map(Duration::from_secs),
+            window: window.map(Duration::from_secs),
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -99,7 +110,11 @@ mod tests {
         for (said, seconds) in table {
             let allowance = Allowance::default();
             allowance.note(Traffic::Manifests, said);
-            assert_eq!(allowance.spent_for(Traffic::Manifests).as_secs(), seconds, "{said:?}");
+            assert_eq!(
+                allowance.spent_for(Traffic::Manifests).as_secs(),
+                seconds,
+                "{said:?}"
+            );
             assert!(allowance.spent_for(Traffic::Blobs).is_zero());
         }
     }
@@ -114,8 +129,15 @@ mod tests {
         tokio::time::advance(Duration::from_secs(25)).await;
         assert!(allowance.spent_for(Traffic::Listing).is_zero());
         allowance.note(Traffic::Listing, said(0, None, Some(60)));
-        assert_eq!(allowance.spent_for(Traffic::Listing).as_secs(), 60, "another window");
+        assert_eq!(
+            allowance.spent_for(Traffic::Listing).as_secs(),
+            60,
+            "another window"
+        );
         allowance.note(Traffic::Listing, said(3, None, Some(60)));
-        assert!(allowance.spent_for(Traffic::Listing).is_zero(), "there is more already");
+        assert!(
+            allowance.spent_for(Traffic::Listing).is_zero(),
+            "there is more already"
+        );
     }
 }

@@ -22,29 +22,44 @@ struct Simulated {
 
 /// The time of day.
 pub fn now() -> Timestamp {
-    SIMULATED.get().map_or_else(system, |simulated| simulated.now())
+    SIMULATED
+        .get()
+        .map_or_else(system, |simulated| simulated.now())
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that asks the system"
+)]
 fn system() -> Timestamp {
     Timestamp::now()
 }
 
 /// From now on this thread's time of day is `time` and follows tokio's clock. Calling it again sets that clock anew.
 pub fn simulate(time: Timestamp) {
-    SIMULATED.set(Some(Simulated { at: Instant::now(), time }));
+    SIMULATED.set(Some(Simulated {
+        at: Instant::now(),
+        time,
+    }));
 }
 
 /// Sets the simulated time of day forward or back, while tokio's clock goes on as before. Does nothing to the system's clock.
 pub fn step(by: SignedDuration) {
     if let Some(simulated) = SIMULATED.get() {
-        simulate(simulated.now().saturating_add(by).expect("a duration without units of the calendar"));
+        simulate(
+            simulated
+                .now()
+                .saturating_add(by)
+                .expect("a duration without units of the calendar"),
+        );
     }
 }
 
 impl Simulated {
     fn now(self) -> Timestamp {
-        self.time.saturating_add(self.at.elapsed()).expect("a duration without units of the calendar")
+        self.time
+            .saturating_add(self.at.elapsed())
+            .expect("a duration without units of the calendar")
     }
 }
 

@@ -135,7 +135,10 @@ pub struct Upload {
 
 impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upload").field("location", &"[hidden]").field("chunk_min", &self.chunk_min).finish()
+        f.debug_struct("Upload")
+            .field("location", &"[hidden]")
+            .field("chunk_min", &self.chunk_min)
+            .finish()
     }
 }
 
@@ -270,7 +273,10 @@ impl Body for BlobBody {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         self.0.as_mut().poll_frame(cx)
     }
 
@@ -316,7 +322,10 @@ pub trait Source: Clone + Send + Sync + 'static {
     fn counted(&self, tally: &Arc<Tally>) -> Self;
 
     /// One page of the tags. `None`: there is no such repository.
-    fn tags(&self, cursor: Option<&Cursor>) -> impl Future<Output = Result<Option<Page<Tag>>, Fault>> + Send;
+    fn tags(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> impl Future<Output = Result<Option<Page<Tag>>, Fault>> + Send;
 
     /// One page of all manifests of the repository, with or without a tag, where the registry lists them with their subjects:
     /// then it takes no question for each image to find a referrer that has come. `None`: it has no such list.
@@ -333,15 +342,25 @@ pub trait Source: Clone + Send + Sync + 'static {
     }
 
     /// What `target` names, without the bytes. `None`: nothing.
-    fn resolve(&self, target: &Target) -> impl Future<Output = Result<Option<Resolved>, Fault>> + Send;
+    fn resolve(
+        &self,
+        target: &Target,
+    ) -> impl Future<Output = Result<Option<Resolved>, Fault>> + Send;
 
     /// The manifest that `target` names, at most [`oci::manifest::MAX_SIZE`] bytes. For a digest target the bytes have
     /// been verified against it; for a tag the claimed digest, if any, has. `None`: nothing.
-    fn manifest(&self, target: &Target) -> impl Future<Output = Result<Option<Manifest>, Fault>> + Send;
+    fn manifest(
+        &self,
+        target: &Target,
+    ) -> impl Future<Output = Result<Option<Manifest>, Fault>> + Send;
 
     /// The digest under which the manifest was pushed that `tag` names and that came with the digest `read`: some registries
     /// convert what is asked for by tag, never what is asked for by digest. `None`: there is no such tag any more.
-    fn pushed_digest(&self, _tag: &oci::Tag, read: &Digest) -> impl Future<Output = Result<Option<Digest>, Fault>> + Send {
+    fn pushed_digest(
+        &self,
+        _tag: &oci::Tag,
+        read: &Digest,
+    ) -> impl Future<Output = Result<Option<Digest>, Fault>> + Send {
         std::future::ready(Ok(Some(*read)))
     }
 
@@ -361,7 +380,11 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The bytes of a blob from `offset` on, unverified, with an exact size hint of `size - offset`: an endpoint that
     /// offers another length is a fault of class `Corrupt`. `offset < size`, or both 0. `None`: no such blob.
-    fn read_blob(&self, blob: &Descriptor, offset: u64) -> impl Future<Output = Result<Option<BlobBody>, Fault>> + Send;
+    fn read_blob(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> impl Future<Output = Result<Option<BlobBody>, Fault>> + Send;
 }
 
 /// One repository that can be written.
@@ -378,7 +401,11 @@ pub trait Destination: Source {
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;
 
     /// Opens an upload; offers `from`, another repository of the same origin (or this very one), as mount source.
-    fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> impl Future<Output = Result<Begin, Fault>> + Send;
+    fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> impl Future<Output = Result<Begin, Fault>> + Send;
 
     /// Sends the `length` bytes from `offset` on, which is where the session must end; updates the session's location.
     fn send_chunk(
@@ -401,7 +428,10 @@ pub trait Destination: Source {
     ) -> impl Future<Output = Result<Sent, Fault>> + Send;
 
     /// How much of the session the registry holds; updates the session's location.
-    fn upload_offset(&self, upload: &mut Upload) -> impl Future<Output = Result<Offset, Fault>> + Send;
+    fn upload_offset(
+        &self,
+        upload: &mut Upload,
+    ) -> impl Future<Output = Result<Offset, Fault>> + Send;
 
     /// Gives the session up. Registries that do not allow it keep it until it expires: not a failure worth telling.
     fn cancel_upload(&self, upload: Upload) -> impl Future<Output = Result<(), Fault>> + Send;
@@ -413,7 +443,11 @@ pub trait Destination: Source {
     }
 
     /// Writes a manifest under a digest or a tag.
-    fn put_manifest(&self, target: &Target, manifest: &Manifest) -> impl Future<Output = Result<Put, Fault>> + Send;
+    fn put_manifest(
+        &self,
+        target: &Target,
+        manifest: &Manifest,
+    ) -> impl Future<Output = Result<Put, Fault>> + Send;
 }
 
 /// What holds repositories: a registry, or a folder of layouts.
@@ -431,11 +465,19 @@ pub trait Backend: Send + Sync + 'static {
     fn repository(&self, name: RepositoryName) -> Self::Repository;
 
     /// One page of the repositories. `None`: the registry has no catalog for us.
-    fn repositories(&self, cursor: Option<&Cursor>) -> impl Future<Output = Result<Option<Page<RepositoryName>>, Fault>> + Send;
+    fn repositories(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> impl Future<Output = Result<Option<Page<RepositoryName>>, Fault>> + Send;
 
     /// A handle on a repository that receives what `source` holds. Its first write creates it as `create` says, where this
     /// backend can create repositories.
-    fn destination(&self, name: RepositoryName, _create: &Create, _source: Self::Repository) -> Self::Repository {
+    fn destination(
+        &self,
+        name: RepositoryName,
+        _create: &Create,
+        _source: Self::Repository,
+    ) -> Self::Repository {
         self.repository(name)
     }
 }

@@ -59,7 +59,11 @@ pub struct Fault {
 impl Fault {
     /// A failure of `class`; `text` names the thing and the way out, lower case, without a full stop.
     pub fn new(class: Class, text: impl Into<String>) -> Fault {
-        Fault { class, text: text.into(), source: None }
+        Fault {
+            class,
+            text: text.into(),
+            source: None,
+        }
     }
 
     /// Worth another try.
@@ -141,7 +145,9 @@ impl fmt::Debug for Fault {
 
 impl StdError for Fault {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
     }
 }
 
@@ -153,7 +159,11 @@ pub fn clip(text: &str, most: usize) -> String {
             clipped.push('…');
             break;
         }
-        if is_unfit(character) { clipped.extend(character.escape_default()) } else { clipped.push(character) }
+        if is_unfit(character) {
+            clipped.extend(character.escape_default())
+        } else {
+            clipped.push(character)
+        }
     }
     clipped
 }
@@ -172,10 +182,17 @@ pub fn shown(text: &str, most: usize) -> String {
     }
     let names_a_digest = |rest: &str| {
         let (algorithm, hex) = rest.split_once(':').unwrap_or_default();
-        algorithm.starts_with("sha") && hex.len() >= 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+        algorithm.starts_with("sha")
+            && hex.len() >= 32
+            && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
     };
-    let mut ats = text.rmatch_indices('@').map(|(at, _)| at).filter(|at| !names_a_digest(&text[at + 1..]));
-    let Some(at) = ats.next() else { return clip(text, most) };
+    let mut ats = text
+        .rmatch_indices('@')
+        .map(|(at, _)| at)
+        .filter(|at| !names_a_digest(&text[at + 1..]));
+    let Some(at) = ats.next() else {
+        return clip(text, most);
+    };
     let scheme = text[..at].find("://").map_or(0, |end| end + 3);
     clip(&format!("{}[hidden]{}", &text[..scheme], &text[at..]), most)
 }
@@ -190,21 +207,34 @@ pub fn without_passwords(message: &str) -> String {
             Some((at, last)) if ends_a_word(last) => piece.split_at(at),
             _ => (piece, ""),
         };
-        safe.push_str(&if holds_a_password(word) { hidden(word) } else { clip(word, usize::MAX) });
-        safe.push_str(&if end == "\n" { end.to_owned() } else { clip(end, 1) });
+        safe.push_str(&if holds_a_password(word) {
+            hidden(word)
+        } else {
+            clip(word, usize::MAX)
+        });
+        safe.push_str(&if end == "\n" {
+            end.to_owned()
+        } else {
+            clip(end, 1)
+        });
     }
     safe
 }
 
 fn holds_a_password(word: &str) -> bool {
-    let Some((before, _)) = word.rsplit_once('@') else { return false };
+    let Some((before, _)) = word.rsplit_once('@') else {
+        return false;
+    };
     let is_a_path = word.starts_with(['/', '.']) || word.starts_with("layout:");
     !is_a_path && before.contains(':')
 }
 
 /// `NAME=` and `--option=` in front stay.
 fn hidden(word: &str) -> String {
-    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let is_name = |name: &str| {
+        name.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
     match word.split_once('=').filter(|(name, _)| is_name(name)) {
         Some((name, value)) => format!("{name}={}", shown(value, usize::MAX)),
         None => shown(word, usize::MAX),
@@ -221,7 +251,10 @@ mod tests {
         let outer = Fault::retryable("GET blob: connection reset").because(inner);
         assert_eq!(outer.chain(), "GET blob: connection reset");
         let outer = Fault::rejected("cannot push").because(std::io::Error::other("disk full"));
-        assert_eq!(outer.while_doing("tag v1").chain(), "tag v1: cannot push: disk full");
+        assert_eq!(
+            outer.while_doing("tag v1").chain(),
+            "tag v1: cannot push: disk full"
+        );
     }
 
     #[test]
@@ -252,12 +285,24 @@ mod tests {
     fn a_message_is_printed_without_passwords() {
         let digest = format!("\"registry.example/app:v1@sha256:{}\"", "0".repeat(64));
         let table = [
-            ("\"user:pw@host\" is no host\nnext line", "\"[hidden]@host\" is no host\nnext line"),
-            ("DOCKER_REG=user:p=w@host/app", "DOCKER_REG=[hidden]@host/app"),
+            (
+                "\"user:pw@host\" is no host\nnext line",
+                "\"[hidden]@host\" is no host\nnext line",
+            ),
+            (
+                "DOCKER_REG=user:p=w@host/app",
+                "DOCKER_REG=[hidden]@host/app",
+            ),
             ("--expect=user:pw@host", "--expect=[hidden]@host"),
-            ("/etc/blobferry@prod.yaml:3:5: url: broken", "/etc/blobferry@prod.yaml:3:5: url: broken"),
+            (
+                "/etc/blobferry@prod.yaml:3:5: url: broken",
+                "/etc/blobferry@prod.yaml:3:5: url: broken",
+            ),
             ("mail joe@example.com", "mail joe@example.com"),
-            ("bell \u{7} \u{1b}[31m\rred", "bell \\u{7} \\u{1b}[31m\\rred"),
+            (
+                "bell \u{7} \u{1b}[31m\rred",
+                "bell \\u{7} \\u{1b}[31m\\rred",
+            ),
             (&digest, &digest),
         ];
         for (text, expected) in table {

@@ -83,7 +83,11 @@ mod tests {
 
     impl Bench {
         fn new() -> Arc<Bench> {
-            Arc::new(Bench { flight: Flight::new(), runs: Arc::default(), gate: Arc::new(Semaphore::new(0)) })
+            Arc::new(Bench {
+                flight: Flight::new(),
+                runs: Arc::default(),
+                gate: Arc::new(Semaphore::new(0)),
+            })
         }
 
         fn waiter(self: &Arc<Self>) -> tokio::task::JoinHandle<Result<usize, Fault>> {
@@ -95,8 +99,15 @@ mod tests {
             let (runs, gate) = (Arc::clone(&self.runs), Arc::clone(&self.gate));
             let work = || async move {
                 let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
-                gate.acquire().await.expect("the gate is never closed").forget();
-                if run == 3 { Err(Fault::retryable("third run")) } else { Ok(run) }
+                gate.acquire()
+                    .await
+                    .expect("the gate is never closed")
+                    .forget();
+                if run == 3 {
+                    Err(Fault::retryable("third run"))
+                } else {
+                    Ok(run)
+                }
             };
             self.flight.join(work).await
         }
@@ -112,7 +123,11 @@ mod tests {
             assert_eq!(waiter.await.unwrap().unwrap(), 1);
         }
         bench.gate.add_permits(1);
-        assert_eq!(bench.run().await.unwrap(), 2, "a later caller gets a new run");
+        assert_eq!(
+            bench.run().await.unwrap(),
+            2,
+            "a later caller gets a new run"
+        );
         let failing: Vec<_> = (0..3).map(|_| bench.waiter()).collect();
         tokio::task::yield_now().await;
         bench.gate.add_permits(1);
@@ -132,7 +147,11 @@ mod tests {
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
         bench.gate.add_permits(1);
-        assert_eq!(second.await.unwrap().unwrap(), 1, "the run went on without the one who had started it");
+        assert_eq!(
+            second.await.unwrap().unwrap(),
+            1,
+            "the run went on without the one who had started it"
+        );
     }
 
     #[tokio::test]

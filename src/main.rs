@@ -22,7 +22,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: cli::Arguments) -> u8 {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, format_args!("the runtime does not start: {error}")),
     };

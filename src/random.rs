@@ -23,11 +23,17 @@ pub fn fraction() -> f64 {
 
 /// 16 hexadecimal characters.
 pub fn name() -> String {
-    format!("{:016x}", GENERATOR.with_borrow_mut(|generator| generator.u64(..)))
+    format!(
+        "{:016x}",
+        GENERATOR.with_borrow_mut(|generator| generator.u64(..))
+    )
 }
 
 /// The key of a hash that a peer cannot guess, from the operating system whatever the seed.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that asks the system"
+)]
 pub fn unpredictable() -> RandomState {
     RandomState::new()
 }
@@ -53,7 +59,10 @@ mod tests {
         seed(1);
         let drawn: Vec<f64> = (0..1000).map(|_| fraction()).collect();
         assert!(drawn.iter().all(|fraction| (0.0..1.0).contains(fraction)));
-        assert!(drawn.iter().any(|fraction| *fraction < 0.1) && drawn.iter().any(|fraction| *fraction > 0.9));
+        assert!(
+            drawn.iter().any(|fraction| *fraction < 0.1)
+                && drawn.iter().any(|fraction| *fraction > 0.9)
+        );
     }
 
     #[test]

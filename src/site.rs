@@ -7,8 +7,8 @@ use futures::FutureExt as _;
 
 use crate::ecr;
 use crate::endpoint::{
-    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset, Origin, Page, Presence, Put,
-    Resolved, Sent, Source, Tag, Tally, Upload,
+    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset,
+    Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::layout;
@@ -64,7 +64,10 @@ impl Backend for Site {
         }
     }
 
-    async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+    async fn repositories(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
         match self {
             Site::Registry(registry) => registry.repositories(cursor).await,
             Site::Ecr(registry) => registry.repositories(cursor).boxed().await,
@@ -143,7 +146,10 @@ impl Source for Repository {
         ask!(self, repository => repository.tags(cursor))
     }
 
-    async fn listed_manifests(&self, cursor: Option<&Cursor>) -> Result<Option<Page<ListedManifest>>, Fault> {
+    async fn listed_manifests(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<ListedManifest>>, Fault> {
         ask!(self, repository => repository.listed_manifests(cursor))
     }
 
@@ -163,7 +169,11 @@ impl Source for Repository {
         ask!(self, repository => repository.pushed_digest(tag, read))
     }
 
-    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         ask!(self, repository => repository.referrers(subject, cursor))
     }
 
@@ -185,11 +195,21 @@ impl Destination for Repository {
         ask!(self, repository => repository.has_blob(digest))
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         ask!(self, repository => repository.begin_upload(digest, from))
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         ask!(self, repository => repository.send_chunk(upload, offset, length, body))
     }
 

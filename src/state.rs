@@ -8,7 +8,9 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,7 +54,11 @@ pub enum Error {
 }
 
 fn shown(holder: u32) -> String {
-    if holder == 0 { "(unknown)".into() } else { holder.to_string() }
+    if holder == 0 {
+        "(unknown)".into()
+    } else {
+        holder.to_string()
+    }
 }
 
 /// The hold on a state folder: it ends when this is dropped.
@@ -65,18 +71,35 @@ pub struct StateLock {
 impl StateLock {
     /// Takes the folder, which is created for this user alone when it is missing.
     pub fn acquire(folder: &Path) -> Result<StateLock, Error> {
-        let unusable = |source| Error::Unusable { folder: folder.into(), source };
+        let unusable = |source| Error::Unusable {
+            folder: folder.into(),
+            source,
+        };
         create_folder(folder).map_err(unusable)?;
         check_folder(folder)?;
         make_file_private(&folder.join("lock")).map_err(unusable)?;
-        let mut file = open_lock(folder, OpenOptions::new().read(true).write(true).create(true)).map_err(unusable)?;
+        let mut file = open_lock(
+            folder,
+            OpenOptions::new().read(true).write(true).create(true),
+        )
+        .map_err(unusable)?;
         match lock(&file) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Held { folder: folder.into(), holder: written_in(&mut file) }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Held {
+                    folder: folder.into(),
+                    holder: written_in(&mut file),
+                });
+            }
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
-        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(unusable)?;
-        Ok(StateLock { folder: folder.into(), file: Arc::new(file) })
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(unusable)?;
+        Ok(StateLock {
+            folder: folder.into(),
+            file: Arc::new(file),
+        })
     }
 
     /// The folder.
@@ -111,12 +134,21 @@ pub fn create_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// [`Error::Exposed`] with the way out.
 pub fn check_folder(folder: &Path) -> Result<(), Error> {
-    let unusable = |source| Error::Unusable { folder: folder.into(), source };
-    let exposed = |problem| Error::Exposed { folder: folder.into(), problem };
+    let unusable = |source| Error::Unusable {
+        folder: folder.into(),
+        source,
+    };
+    let exposed = |problem| Error::Exposed {
+        folder: folder.into(),
+        problem,
+    };
     let user = geteuid().as_raw();
     let named = fs::symlink_metadata(folder).map_err(unusable)?;
     if named.is_symlink() && !matches!(named.uid(), 0) && named.uid() != user {
-        let problem = format!("is a symbolic link of user {}: name the folder that it leads to", named.uid());
+        let problem = format!(
+            "is a symbolic link of user {}: name the folder that it leads to",
+            named.uid()
+        );
         return Err(exposed(problem));
     }
     let facts = fs::metadata(folder).map_err(unusable)?;
@@ -130,7 +162,10 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
     }
     if is_writable_by_others(&facts) {
         let path = folder.display();
-        let problem = format!("can be written to by other users (mode {:04o}): chmod 700 {path}", facts.mode() & 0o7777);
+        let problem = format!(
+            "can be written to by other users (mode {:04o}): chmod 700 {path}",
+            facts.mode() & 0o7777
+        );
         return Err(exposed(problem));
     }
     Ok(())
@@ -145,7 +180,12 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
 /// # Errors
 /// Those of the system; a symbolic link, another kind of file than a regular one, and a file of another user.
 pub fn create_file(path: &Path) -> io::Result<()> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => make_file_private(path),
         created => created.map(drop),
     }
@@ -161,13 +201,20 @@ pub fn make_file_private(path: &Path) -> io::Result<()> {
         facts => facts?,
     };
     check_file(&facts)?;
-    if facts.mode() & 0o177 != 0 { fs::set_permissions(path, Permissions::from_mode(0o600)) } else { Ok(()) }
+    if facts.mode() & 0o177 != 0 {
+        fs::set_permissions(path, Permissions::from_mode(0o600))
+    } else {
+        Ok(())
+    }
 }
 
 /// Opens the lock: never through a symbolic link, never waiting for the other end of a pipe.
 fn open_lock(folder: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    options.mode(0o600).custom_flags(flags.bits().cast_signed()).open(folder.join("lock"))
+    options
+        .mode(0o600)
+        .custom_flags(flags.bits().cast_signed())
+        .open(folder.join("lock"))
 }
 
 fn check_file(facts: &Metadata) -> io::Result<()> {
@@ -175,10 +222,15 @@ fn check_file(facts: &Metadata) -> io::Result<()> {
         return Err(io::Error::other("a symbolic link lies there: move it away"));
     }
     if !facts.is_file() {
-        return Err(io::Error::other("what lies there is not a regular file: move it away"));
+        return Err(io::Error::other(
+            "what lies there is not a regular file: move it away",
+        ));
     }
     if facts.uid() != geteuid().as_raw() {
-        return Err(io::Error::other(format!("the file belongs to user {}: move it away", facts.uid())));
+        return Err(io::Error::other(format!(
+            "the file belongs to user {}: move it away",
+            facts.uid()
+        )));
     }
     Ok(())
 }
@@ -201,7 +253,9 @@ fn lock(file: &File) -> Result<(), TryLockError> {
 fn written_in(file: &mut File) -> u32 {
     let mut text = String::new();
     let read = file.take(32).read_to_string(&mut text);
-    read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0)
+    read.ok()
+        .and_then(|_| text.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -217,7 +271,11 @@ mod tests {
         let first = StateLock::acquire(&folder).unwrap();
         assert_eq!(holder(&folder), Some(std::process::id()));
         let text = StateLock::acquire(&folder).unwrap_err().to_string();
-        assert!(text.contains(&folder.display().to_string()) && text.contains(&std::process::id().to_string()), "{text}");
+        assert!(
+            text.contains(&folder.display().to_string())
+                && text.contains(&std::process::id().to_string()),
+            "{text}"
+        );
         drop(first);
         assert_eq!(holder(&folder), None);
         StateLock::acquire(&folder).unwrap();
@@ -243,7 +301,10 @@ mod tests {
         create_folder(&folder).unwrap();
         symlink(&victim, folder.join("lock")).unwrap();
         symlink(above.path().join("absent"), folder.join("index.db")).unwrap();
-        assert!(matches!(StateLock::acquire(&folder).unwrap_err(), Error::Unusable { .. }));
+        assert!(matches!(
+            StateLock::acquire(&folder).unwrap_err(),
+            Error::Unusable { .. }
+        ));
         create_file(&folder.join("index.db")).unwrap_err();
         make_file_private(&folder.join("lock")).unwrap_err();
         assert_eq!(holder(&folder), None);
@@ -260,7 +321,10 @@ mod tests {
         for mode in [0o777, 0o1777, 0o770, 0o720, 0o702] {
             fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
             let text = StateLock::acquire(&folder).unwrap_err().to_string();
-            assert!(text.contains(&format!("chmod 700 {}", folder.display())), "{mode:o}: {text}");
+            assert!(
+                text.contains(&format!("chmod 700 {}", folder.display())),
+                "{mode:o}: {text}"
+            );
             assert!(!folder.join("lock").exists(), "nothing was made in it");
         }
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
@@ -280,7 +344,10 @@ mod tests {
             false => PathBuf::from("/usr"),
         };
         let text = StateLock::acquire(&folder).unwrap_err().to_string();
-        assert!(text.contains("belongs to user") && text.contains("--state"), "{text}");
+        assert!(
+            text.contains("belongs to user") && text.contains("--state"),
+            "{text}"
+        );
         assert!(!folder.join("lock").exists());
     }
 
@@ -300,7 +367,10 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, rustix::fs::Mode::RWXU, 0).unwrap();
         let error = create_file(&pipe).unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
-        assert!(matches!(StateLock::acquire(above.path()), Err(Error::Unusable { .. })));
+        assert!(matches!(
+            StateLock::acquire(above.path()),
+            Err(Error::Unusable { .. })
+        ));
     }
 
     #[test]
@@ -308,6 +378,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = StateLock::acquire(&file.path().join("state")).unwrap_err();
         assert!(matches!(error, Error::Unusable { .. }));
-        assert!(error.to_string().contains(&file.path().display().to_string()));
+        assert!(
+            error
+                .to_string()
+                .contains(&file.path().display().to_string())
+        );
     }
 }

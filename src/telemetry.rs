@@ -72,7 +72,9 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter is not understood.
-    #[error("`{filter}` is not a log filter; an example of one is `info,blobferry::transfer=debug`")]
+    #[error(
+        "`{filter}` is not a log filter; an example of one is `info,blobferry::transfer=debug`"
+    )]
     Filter {
         /// As it was written.
         filter: String,
@@ -119,8 +121,16 @@ static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
 /// A descriptor of its own: the lock of the standard library's stderr would be held while a write blocks.
 static STDERR: LazyLock<Stderr> = LazyLock::new(|| {
     let note = Box::new(|lines| {
-        let fields = Fields { message: format!("{lines} log lines were dropped: stderr was not read"), ..Fields::default() };
-        STYLE.get().copied().unwrap_or_default().line(Level::WARN, "blobferry", fields).into_bytes()
+        let fields = Fields {
+            message: format!("{lines} log lines were dropped: stderr was not read"),
+            ..Fields::default()
+        };
+        STYLE
+            .get()
+            .copied()
+            .unwrap_or_default()
+            .line(Level::WARN, "blobferry", fields)
+            .into_bytes()
     });
     match std::io::stderr().as_fd().try_clone_to_owned() {
         Ok(descriptor) => Stderr::start(std::fs::File::from(descriptor), DROPPED.clone(), note),
@@ -147,7 +157,16 @@ pub fn say(level: Level, text: &str) {
     let format = *FORMAT.get_or_init(Format::default);
     let line = match format {
         Format::Text => format!("{text}\n"),
-        Format::Json => json(level, "blobferry", Fields { message: clip(text, MOST_LINE), ..Fields::default() }) + "\n",
+        Format::Json => {
+            json(
+                level,
+                "blobferry",
+                Fields {
+                    message: clip(text, MOST_LINE),
+                    ..Fields::default()
+                },
+            ) + "\n"
+        }
     };
     to_stderr(line.as_bytes());
 }
@@ -176,31 +195,59 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Logs a panic without a subscriber, and without any lock that the code that panicked may hold.
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let mut fields = Fields { message: "a panic, which is a defect of this program".into(), ..Fields::default() };
+    let mut fields = Fields {
+        message: "a panic, which is a defect of this program".into(),
+        ..Fields::default()
+    };
     let thread = std::thread::current();
     let text = panic.payload_as_str().unwrap_or("(no text)");
-    fields.named.push(("error", short(format_args!("{text}")).into()));
+    fields
+        .named
+        .push(("error", short(format_args!("{text}")).into()));
     if let Some(location) = panic.location() {
         fields.named.push(("at", location.to_string().into()));
     }
-    fields.named.push(("thread", thread.name().unwrap_or("(no name)").into()));
+    fields
+        .named
+        .push(("thread", thread.name().unwrap_or("(no name)").into()));
     let backtrace = std::backtrace::Backtrace::capture();
     if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
-        fields.named.push(("backtrace", clip(&backtrace.to_string(), MOST_LINE / 2).into()));
+        fields.named.push((
+            "backtrace",
+            clip(&backtrace.to_string(), MOST_LINE / 2).into(),
+        ));
     }
-    let line = STYLE.get().copied().unwrap_or_default().line(Level::ERROR, "blobferry", fields);
+    let line = STYLE
+        .get()
+        .copied()
+        .unwrap_or_default()
+        .line(Level::ERROR, "blobferry", fields);
     STDERR.line(line.as_bytes());
     STDERR.flush(LAST_WORDS);
 }
 
 fn subscriber(settings: Settings, sink: Sink) -> Result<impl Subscriber + Send + Sync, Error> {
-    let directives = settings.filter.clone().filter(|filter| !filter.trim().is_empty());
+    let directives = settings
+        .filter
+        .clone()
+        .filter(|filter| !filter.trim().is_empty());
     let directives = directives.unwrap_or_else(|| of_verbosity(settings.verbosity).into());
     let filter = EnvFilter::builder()
         .parse(&directives)
-        .map_err(|source| Error::Filter { filter: clip(&directives, 200), source: Box::new(source) })?;
-    let filter = filter.and(filter_fn(|metadata| is_ours(metadata.target()) || *metadata.level() <= Level::DEBUG));
-    Ok(tracing_subscriber::registry().with(Lines { style: Style::of(&settings), sink }.with_filter(filter)))
+        .map_err(|source| Error::Filter {
+            filter: clip(&directives, 200),
+            source: Box::new(source),
+        })?;
+    let filter = filter.and(filter_fn(|metadata| {
+        is_ours(metadata.target()) || *metadata.level() <= Level::DEBUG
+    }));
+    Ok(tracing_subscriber::registry().with(
+        Lines {
+            style: Style::of(&settings),
+            sink,
+        }
+        .with_filter(filter),
+    ))
 }
 
 fn of_verbosity(verbosity: i8) -> &'static str {
@@ -259,19 +306,34 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
             }
         }
         // Lines of the `log` crate carry their real target as a field.
-        let target = fields.log_target.clone().unwrap_or_else(|| event.metadata().target().into());
-        (self.sink)(self.style.line(*event.metadata().level(), &target, fields).as_bytes());
+        let target = fields
+            .log_target
+            .clone()
+            .unwrap_or_else(|| event.metadata().target().into());
+        (self.sink)(
+            self.style
+                .line(*event.metadata().level(), &target, fields)
+                .as_bytes(),
+        );
     }
 }
 
 impl Style {
     fn of(settings: &Settings) -> Style {
-        Style { format: settings.format, color: settings.color, journald: settings.journald }
+        Style {
+            format: settings.format,
+            color: settings.color,
+            journald: settings.journald,
+        }
     }
 
     /// A whole line, the newline included.
     fn line(&self, level: Level, target: &str, fields: Fields) -> String {
-        let mut line = if self.journald { format!("<{}>", syslog(level)) } else { String::new() };
+        let mut line = if self.journald {
+            format!("<{}>", syslog(level))
+        } else {
+            String::new()
+        };
         match self.format {
             Format::Text => self.text(&mut line, level, target, &fields),
             Format::Json => line.push_str(&json(level, target, fields)),
@@ -317,7 +379,11 @@ fn json(level: Level, target: &str, fields: Fields) -> String {
             break;
         };
         left = rest;
-        let name = if object.contains_key(name) { format!("{name}_") } else { name.into() };
+        let name = if object.contains_key(name) {
+            format!("{name}_")
+        } else {
+            name.into()
+        };
         object.insert(name, value);
     }
     Value::Object(object).to_string()
@@ -325,7 +391,9 @@ fn json(level: Level, target: &str, fields: Fields) -> String {
 
 /// A value in text: quoted and escaped unless it is one plain word.
 fn plain(value: &Value) -> String {
-    let is_plain = |character: char| !character.is_whitespace() && !character.is_control() && !"\"=\\".contains(character);
+    let is_plain = |character: char| {
+        !character.is_whitespace() && !character.is_control() && !"\"=\\".contains(character)
+    };
     match value {
         Value::String(text) if !text.is_empty() && text.chars().all(is_plain) => text.clone(),
         Value::String(text) => format!("{text:?}"),
@@ -348,7 +416,11 @@ struct Paint(bool);
 
 impl Paint {
     fn dim(&self, text: fmt::Arguments<'_>) -> String {
-        if self.0 { format!("\u{1b}[2m{text}\u{1b}[0m") } else { text.to_string() }
+        if self.0 {
+            format!("\u{1b}[2m{text}\u{1b}[0m")
+        } else {
+            text.to_string()
+        }
     }
 
     fn level(&self, level: Level) -> String {
@@ -358,7 +430,11 @@ impl Paint {
             Level::INFO => 32,
             _ => 34,
         };
-        if self.0 { format!("\u{1b}[{color}m{level:>5}\u{1b}[0m") } else { format!("{level:>5}") }
+        if self.0 {
+            format!("\u{1b}[{color}m{level:>5}\u{1b}[0m")
+        } else {
+            format!("{level:>5}")
+        }
     }
 }
 
@@ -374,7 +450,11 @@ impl Fields {
     fn set(&mut self, field: &Field, value: Value) {
         let name = field.name();
         match (name, &value) {
-            ("message", _) => self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            ("message", _) => {
+                self.message = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned)
+            }
             ("log.target", Value::String(target)) => self.log_target = Some(target.clone()),
             ("log.module_path" | "log.file" | "log.line", _) => {}
             _ => match self.named.iter_mut().find(|(known, _)| *known == name) {
@@ -436,7 +516,10 @@ impl Visit for Fields {
 
 /// At most [`MOST_VALUE`] characters of a text; what is beyond is not even formatted.
 fn short(text: fmt::Arguments<'_>) -> String {
-    let mut short = Short { text: String::new(), left: MOST_VALUE };
+    let mut short = Short {
+        text: String::new(),
+        left: MOST_VALUE,
+    };
     if short.write_fmt(text).is_err() {
         short.text.push('…');
     }
@@ -470,36 +553,65 @@ mod tests {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let sink = {
             let lines = lines.clone();
-            move |line: &[u8]| lines.lock().unwrap().push(String::from_utf8(line.to_vec()).unwrap())
+            move |line: &[u8]| {
+                lines
+                    .lock()
+                    .unwrap()
+                    .push(String::from_utf8(line.to_vec()).unwrap())
+            }
         };
         tracing::subscriber::with_default(subscriber(settings, Box::new(sink)).unwrap(), act);
         lines.lock().unwrap().clone()
     }
 
     fn journal() -> Settings {
-        Settings { journald: true, ..Settings::default() }
+        Settings {
+            journald: true,
+            ..Settings::default()
+        }
     }
 
     #[test]
     fn an_event_is_one_line_whatever_a_peer_said() {
         let lines = logged(journal(), || {
-            let span = tracing::info_span!("job", route = "demo", tag = tracing::field::Empty).entered();
+            let span =
+                tracing::info_span!("job", route = "demo", tag = tracing::field::Empty).entered();
             span.record("tag", "v1");
-            tracing::info!(said = "no\n<3>ERROR all is lost\u{1b}[2J", count = 3, ok = true, "push refused");
+            tracing::info!(
+                said = "no\n<3>ERROR all is lost\u{1b}[2J",
+                count = 3,
+                ok = true,
+                "push refused"
+            );
         });
         assert_eq!(
             lines,
-            ["<6> INFO push refused said=\"no\\n<3>ERROR all is lost\\u{1b}[2J\" count=3 ok=true route=demo tag=v1\n"]
+            [
+                "<6> INFO push refused said=\"no\\n<3>ERROR all is lost\\u{1b}[2J\" count=3 ok=true route=demo tag=v1\n"
+            ]
         );
     }
 
     #[test]
     fn json_is_one_flat_object_and_no_field_hides_another() {
-        let lines = logged(Settings { format: Format::Json, ..Settings::default() }, || {
-            tracing::warn!(target: "blobferry::transfer", level = 7, bytes = 9_437_184_u64, text = "a \"b\"\n", "copied");
-        });
+        let lines = logged(
+            Settings {
+                format: Format::Json,
+                ..Settings::default()
+            },
+            || {
+                tracing::warn!(target: "blobferry::transfer", level = 7, bytes = 9_437_184_u64, text = "a \"b\"\n", "copied");
+            },
+        );
         let mut object: Map<String, Value> = serde_json::from_str(&lines[0]).unwrap();
-        assert!(object.remove("timestamp").unwrap().as_str().unwrap().ends_with('Z'));
+        assert!(
+            object
+                .remove("timestamp")
+                .unwrap()
+                .as_str()
+                .unwrap()
+                .ends_with('Z')
+        );
         let expected = serde_json::json!({"level": "warn", "target": "blobferry::transfer", "message": "copied",
             "level_": 7, "bytes": 9_437_184_u64, "text": "a \"b\"\n"});
         assert_eq!(Value::Object(object), expected);
@@ -509,9 +621,23 @@ mod tests {
     fn lines_are_bounded_in_both_formats() {
         let long = "x".repeat(100_000);
         for format in [Format::Text, Format::Json] {
-            let lines = logged(Settings { format, ..Settings::default() }, || {
-                tracing::info!(a = long, b = long, c = long, d = long, e = long, f = long, "{long}");
-            });
+            let lines = logged(
+                Settings {
+                    format,
+                    ..Settings::default()
+                },
+                || {
+                    tracing::info!(
+                        a = long,
+                        b = long,
+                        c = long,
+                        d = long,
+                        e = long,
+                        f = long,
+                        "{long}"
+                    );
+                },
+            );
             assert!(lines[0].len() < 12_000, "{format:?}: {}", lines[0].len());
             assert!(format == Format::Text || serde_json::from_str::<Value>(&lines[0]).is_ok());
         }
@@ -528,19 +654,44 @@ mod tests {
             tracing::debug!(target: "blobferry::x", "d");
             tracing::trace!(target: "blobferry::x", "t");
         };
-        let cases = [(-2, None, "E"), (-1, None, "Ew"), (0, None, "Ewi"), (1, None, "Ewid"), (2, None, "EIwidt")];
-        for (verbosity, filter, expected) in cases.into_iter().chain([(0, Some("trace"), "EIwidt"), (1, Some(" "), "Ewid")]) {
-            let settings = Settings { verbosity, filter: filter.map(str::to_owned), ..Settings::default() };
-            let messages: String = logged(settings, speak).iter().map(|line| line.trim_end().chars().last().unwrap()).collect();
+        let cases = [
+            (-2, None, "E"),
+            (-1, None, "Ew"),
+            (0, None, "Ewi"),
+            (1, None, "Ewid"),
+            (2, None, "EIwidt"),
+        ];
+        for (verbosity, filter, expected) in cases
+            .into_iter()
+            .chain([(0, Some("trace"), "EIwidt"), (1, Some(" "), "Ewid")])
+        {
+            let settings = Settings {
+                verbosity,
+                filter: filter.map(str::to_owned),
+                ..Settings::default()
+            };
+            let messages: String = logged(settings, speak)
+                .iter()
+                .map(|line| line.trim_end().chars().last().unwrap())
+                .collect();
             assert_eq!(messages, expected, "{verbosity} {filter:?}");
         }
     }
 
     #[test]
     fn a_broken_filter_is_an_error_that_names_it() {
-        let settings = Settings { filter: Some("blobferry=loud".into()), ..Settings::default() };
-        let error = subscriber(settings, Box::new(|_| {})).err().unwrap().to_string();
-        assert!(error.starts_with("`blobferry=loud` is not a log filter"), "{error}");
+        let settings = Settings {
+            filter: Some("blobferry=loud".into()),
+            ..Settings::default()
+        };
+        let error = subscriber(settings, Box::new(|_| {}))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.starts_with("`blobferry=loud` is not a log filter"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -549,6 +700,9 @@ mod tests {
             let fault = Fault::rejected("cannot push").because(std::io::Error::other("disk full"));
             tracing::error!(error = &fault as &dyn std::error::Error, "failed");
         });
-        assert_eq!(lines, ["<3>ERROR failed error=\"cannot push: disk full\"\n"]);
+        assert_eq!(
+            lines,
+            ["<3>ERROR failed error=\"cannot push: disk full\"\n"]
+        );
     }
 }

@@ -7,8 +7,7 @@ use crate::scratch::Scratch;
 use crate::tools::Tool;
 
 /// How to use it.
-pub const USAGE: &str =
-    "cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE] [SCENARIO…]]";
+pub const USAGE: &str = "cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE] [SCENARIO…]]";
 
 /// The command line, understood.
 pub struct Ask {
@@ -50,26 +49,51 @@ impl Ask {
             scenarios = Scenario::ALL.to_vec();
         }
         let runs = runs.unwrap_or(if quick { 1 } else { 3 });
-        Ok(Ask { quick, runs, tools, scratch, out, scenarios })
+        Ok(Ask {
+            quick,
+            runs,
+            tools,
+            scratch,
+            out,
+            scenarios,
+        })
     }
 }
 
 fn number(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|runs| *runs > 0).ok_or(format!("--runs {text}: a number from 1 on is needed"))
+    text.parse()
+        .ok()
+        .filter(|runs| *runs > 0)
+        .ok_or(format!("--runs {text}: a number from 1 on is needed"))
 }
 
 fn folder(text: String) -> Result<PathBuf, String> {
     let folder = PathBuf::from(text);
-    if folder.is_dir() { Ok(folder) } else { Err(format!("--scratch {}: there is no such folder", folder.display())) }
+    if folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(format!(
+            "--scratch {}: there is no such folder",
+            folder.display()
+        ))
+    }
 }
 
 fn chosen(tools: Vec<Tool>, names: &str) -> Result<Vec<Tool>, String> {
-    let one = |name| tools.iter().find(|tool| tool.name == name).cloned().ok_or(format!("--tools {name}: it is not installed"));
+    let one = |name| {
+        tools
+            .iter()
+            .find(|tool| tool.name == name)
+            .cloned()
+            .ok_or(format!("--tools {name}: it is not installed"))
+    };
     names.split(',').map(one).collect()
 }
 
 fn scenario(name: &str) -> Result<Scenario, String> {
     let names = Scenario::ALL.map(Scenario::name).join(", ");
-    let found = Scenario::ALL.into_iter().find(|scenario| scenario.name() == name);
+    let found = Scenario::ALL
+        .into_iter()
+        .find(|scenario| scenario.name() == name);
     found.ok_or(format!("no scenario {name}; there are {names}\n{USAGE}"))
 }

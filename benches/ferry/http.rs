@@ -41,7 +41,9 @@ impl Requests {
             *left -= piece.len() as u64;
             return piece;
         }
-        if matches!(&self.state, Part::Head(text) if text.is_empty()) && !piece.first().is_some_and(u8::is_ascii_uppercase) {
+        if matches!(&self.state, Part::Head(text) if text.is_empty())
+            && !piece.first().is_some_and(u8::is_ascii_uppercase)
+        {
             self.state = Part::Opaque;
             self.refused = false;
         }
@@ -75,7 +77,10 @@ impl Part {
             }
             Part::Opaque => bytes.len(),
             Part::Head(text) | Part::ChunkSize(text) | Part::Trailer(text) => {
-                let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+                let end = bytes
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .map_or(bytes.len(), |at| at + 1);
                 text.extend_from_slice(&bytes[..end]);
                 end
             }
@@ -87,7 +92,9 @@ impl Part {
         match self {
             Part::Body(0) => Some(Part::default()),
             Part::Chunk(0) => Some(Part::ChunkSize(Vec::new())),
-            Part::Head(text) if text.ends_with(b"\r\n\r\n") => Some(body_of(&String::from_utf8_lossy(text).to_ascii_lowercase())),
+            Part::Head(text) if text.ends_with(b"\r\n\r\n") => {
+                Some(body_of(&String::from_utf8_lossy(text).to_ascii_lowercase()))
+            }
             Part::ChunkSize(text) if text.ends_with(b"\n") => {
                 let line = String::from_utf8_lossy(text);
                 let digits = line.trim().split(';').next().unwrap_or_default();
@@ -96,18 +103,27 @@ impl Part {
                     size => Some(Part::Chunk(size + 2)),
                 }
             }
-            Part::Trailer(text) if text == b"\r\n" || text.ends_with(b"\r\n\r\n") => Some(Part::default()),
+            Part::Trailer(text) if text == b"\r\n" || text.ends_with(b"\r\n\r\n") => {
+                Some(Part::default())
+            }
             _ => None,
         }
     }
 }
 
 fn body_of(head: &str) -> Part {
-    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let field = |name: &str| {
+        head.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(str::trim)
+    };
     if field("transfer-encoding:").is_some_and(|coding| coding.contains("chunked")) {
         return Part::ChunkSize(Vec::new());
     }
-    match field("content-length:").and_then(|length| length.parse().ok()).unwrap_or(0) {
+    match field("content-length:")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0)
+    {
         0 => Part::default(),
         length => Part::Body(length),
     }
@@ -128,7 +144,10 @@ struct Sky {
 impl Storm {
     /// One that begins with the first request.
     pub fn new(lasts: Duration) -> Storm {
-        Storm { lasts, sky: Mutex::default() }
+        Storm {
+            lasts,
+            sky: Mutex::default(),
+        }
     }
 
     /// The answer to this request, when it is refused.
@@ -137,15 +156,24 @@ impl Storm {
         let now = Instant::now();
         let ends = *sky.ends.get_or_insert(now + self.lasts);
         sky.requests += 1;
-        (now < ends && sky.requests.is_multiple_of(2)).then(|| too_many(head, sky.requests.is_multiple_of(4)))
+        (now < ends && sky.requests.is_multiple_of(2))
+            .then(|| too_many(head, sky.requests.is_multiple_of(4)))
     }
 }
 
 fn too_many(head: &[u8], dated: bool) -> Vec<u8> {
     let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"too many requests"}]}"#;
     let ahead = blobferry::clock::now() + SignedDuration::from_secs(1);
-    let at = ahead.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).unwrap_or(ahead);
-    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap_or_else(|_| "1".into());
+    let at = ahead
+        .round(
+            TimestampRound::new()
+                .smallest(Unit::Second)
+                .mode(RoundMode::Ceil),
+        )
+        .unwrap_or(ahead);
+    let date = DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&at)
+        .unwrap_or_else(|_| "1".into());
     let after = if dated { date } else { "1".into() };
     let content = if head.starts_with(b"HEAD ") { "" } else { body };
     format!(

@@ -38,7 +38,11 @@ pub struct Nature {
 
 impl Nature {
     /// Counts and does nothing else.
-    pub const TRANSPARENT: Nature = Nature { round_trip: Duration::ZERO, bandwidth: None, storm: Duration::ZERO };
+    pub const TRANSPARENT: Nature = Nature {
+        round_trip: Duration::ZERO,
+        bandwidth: None,
+        storm: Duration::ZERO,
+    };
 
     /// Whether it only counts.
     pub fn is_transparent(&self) -> bool {
@@ -87,8 +91,13 @@ pub struct Link {
 impl Link {
     /// A link to `upstream` (`host:port`).
     pub async fn before(upstream: &str, nature: Nature) -> Link {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket has an address").to_string();
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address")
+            .to_string();
         let counts = Arc::new(Counts::default());
         let far = Arc::new(Far {
             upstream: upstream.to_owned(),
@@ -98,7 +107,11 @@ impl Link {
             storm: Storm::new(nature.storm),
             counts: counts.clone(),
         });
-        Link { address, counts, server: tokio::spawn(serve(listener, far)) }
+        Link {
+            address,
+            counts,
+            server: tokio::spawn(serve(listener, far)),
+        }
     }
 
     /// `host:port` of the near end.
@@ -114,8 +127,18 @@ impl Link {
     /// What has passed since the last call.
     pub fn take(&self) -> Passed {
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
-        let Counts { requests, refused, up, down } = &*self.counts;
-        Passed { requests: take(requests), refused: take(refused), up: take(up), down: take(down) }
+        let Counts {
+            requests,
+            refused,
+            up,
+            down,
+        } = &*self.counts;
+        Passed {
+            requests: take(requests),
+            refused: take(refused),
+            up: take(up),
+            down: take(down),
+        }
     }
 }
 
@@ -144,12 +167,18 @@ struct Wire {
 
 impl Wire {
     fn new(nature: Nature) -> Wire {
-        Wire { delay: nature.round_trip / 2, bandwidth: nature.bandwidth, free: Mutex::new(Instant::now()) }
+        Wire {
+            delay: nature.round_trip / 2,
+            bandwidth: nature.bandwidth,
+            free: Mutex::new(Instant::now()),
+        }
     }
 
     /// Waits until `bytes` may enter; returns when they come out.
     async fn pay(&self, bytes: usize) -> Instant {
-        let Some(bandwidth) = self.bandwidth else { return Instant::now() + self.delay };
+        let Some(bandwidth) = self.bandwidth else {
+            return Instant::now() + self.delay;
+        };
         // The lock is fair, so connections take turns.
         let mut free = self.free.lock().await;
         sleep_until(*free).await;
@@ -173,9 +202,12 @@ async fn serve(listener: TcpListener, far: Arc<Far>) {
 async fn connect(client: TcpStream, far: Arc<Far>) {
     // The handshake goes there and back before the first byte.
     sleep(far.round_trip).await;
-    let Ok(server) = TcpStream::connect(&far.upstream).await else { return };
+    let Ok(server) = TcpStream::connect(&far.upstream).await else {
+        return;
+    };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let (up, to_write_up) = mpsc::channel(PIECES);
     let (down, to_write_down) = mpsc::channel(PIECES);
     tokio::join!(
@@ -187,7 +219,12 @@ async fn connect(client: TcpStream, far: Arc<Far>) {
 }
 
 /// Carries what the client sends; what the storm refuses is answered here.
-async fn upward(mut from: OwnedReadHalf, up: mpsc::Sender<Piece>, down: mpsc::Sender<Piece>, far: &Far) {
+async fn upward(
+    mut from: OwnedReadHalf,
+    up: mpsc::Sender<Piece>,
+    down: mpsc::Sender<Piece>,
+    far: &Far,
+) {
     let counts = &far.counts;
     let mut requests = Requests::default();
     while let Some(piece) = read(&mut from).await {
@@ -215,7 +252,9 @@ async fn upward(mut from: OwnedReadHalf, up: mpsc::Sender<Piece>, down: mpsc::Se
 
 async fn downward(mut from: OwnedReadHalf, down: mpsc::Sender<Piece>, far: &Far) {
     while let Some(piece) = read(&mut from).await {
-        far.counts.down.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        far.counts
+            .down
+            .fetch_add(piece.len() as u64, Ordering::Relaxed);
         let due = far.down.pay(piece.len()).await;
         if down.send((due, piece)).await.is_err() {
             return;

@@ -49,10 +49,16 @@ fn main() -> ExitCode {
         }
     };
     let Some(program) = Program::all().into_iter().next() else {
-        eprintln!("no registry is installed: benches/peers installs one, or apt-get install docker-registry");
+        eprintln!(
+            "no registry is installed: benches/peers installs one, or apt-get install docker-registry"
+        );
         return ExitCode::from(2);
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let ended = runtime.block_on(async {
         // Whoever is dropped here kills its programs and removes its files, which may lie in memory.
         tokio::select! {
@@ -80,17 +86,31 @@ async fn asked_to_end() {
 /// Runs what is asked for; whether ours failed anywhere.
 async fn measure(ask: &Ask, program: &Program) -> Result<bool, String> {
     let mut report = Report::new(ask.out.clone());
-    report.say(&report::heading(&ask.tools, program, &ask.scratch, ask.runs, ask.quick))?;
+    report.say(&report::heading(
+        &ask.tools,
+        program,
+        &ask.scratch,
+        ask.runs,
+        ask.quick,
+    ))?;
     let mut tally = Tally::default();
     for scenario in &ask.scenarios {
         let place = match ask.scratch.place(scenario.room(ask.quick)) {
             Ok(place) => place,
             Err(why) => {
-                report.say(&format!("### {}\n\nNot measured: {why}.", scenario.title(ask.quick)))?;
+                report.say(&format!(
+                    "### {}\n\nNot measured: {why}.",
+                    scenario.title(ask.quick)
+                ))?;
                 continue;
             }
         };
-        let bench = Bench { ask, program, scenario: *scenario, place };
+        let bench = Bench {
+            ask,
+            program,
+            scenario: *scenario,
+            place,
+        };
         bench.run(&mut report, &mut tally).await?;
     }
     report.say(&tally.to_string())?;
@@ -108,8 +128,12 @@ impl std::fmt::Display for Tally {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "Limits of all scenarios")?;
         for (verdict, joint) in Verdict::ALL.into_iter().zip([": ", ", ", ", "]) {
-            let names: Vec<&str> =
-                self.verdicts.iter().filter(|(_, found)| *found == verdict).map(|(name, _)| name.as_str()).collect();
+            let names: Vec<&str> = self
+                .verdicts
+                .iter()
+                .filter(|(_, found)| *found == verdict)
+                .map(|(name, _)| name.as_str())
+                .collect();
             write!(formatter, "{joint}{} {}", names.len(), verdict.word())?;
             if verdict != Verdict::Met && !names.is_empty() {
                 write!(formatter, " ({})", names.join("; "))?;
@@ -141,12 +165,16 @@ impl Bench<'_> {
     async fn run(&self, report: &mut Report, tally: &mut Tally) -> Result<(), String> {
         let source = self.program.start(&self.place.folder).await;
         let stock = self.scenario.stock(&source, self.ask.quick).await;
-        let mut accounts: Vec<Account> = self.ask.tools.iter().map(|_| Account::default()).collect();
+        let mut accounts: Vec<Account> =
+            self.ask.tools.iter().map(|_| Account::default()).collect();
         let rehearsals = usize::from(self.is_on_loopback());
         for round in 0..self.ask.runs + rehearsals {
             for (tool, account) in self.ask.tools.iter().zip(&mut accounts) {
                 if account.broken.is_none() {
-                    account.broken = self.once(tool, &source, &stock, round < rehearsals, account).await.err();
+                    account.broken = self
+                        .once(tool, &source, &stock, round < rehearsals, account)
+                        .await
+                        .err();
                     if let Some(why) = &account.broken {
                         eprintln!("{} {}: {why}", self.scenario.name(), tool.name);
                     }
@@ -154,7 +182,9 @@ impl Bench<'_> {
             }
         }
         let rows = self.rows(&accounts);
-        tally.failed |= rows.iter().any(|row| row.name == "blobferry" && row.runs.is_err());
+        tally.failed |= rows
+            .iter()
+            .any(|row| row.name == "blobferry" && row.runs.is_err());
         report.say(&self.findings(&stock, &rows, tally))
     }
 
@@ -164,11 +194,21 @@ impl Bench<'_> {
 
     fn rows(&self, accounts: &[Account]) -> Vec<Row> {
         let mut rows = Vec::new();
-        for (pass, suffix) in ["", ", again"].iter().enumerate().take(self.scenario.passes()) {
+        for (pass, suffix) in ["", ", again"]
+            .iter()
+            .enumerate()
+            .take(self.scenario.passes())
+        {
             for (tool, account) in self.ask.tools.iter().zip(accounts) {
-                let runs = account.broken.clone().map_or_else(|| Ok(account.passes[pass].clone()), Err);
+                let runs = account
+                    .broken
+                    .clone()
+                    .map_or_else(|| Ok(account.passes[pass].clone()), Err);
                 if pass == 0 || runs.is_ok() {
-                    rows.push(Row { name: format!("{}{suffix}", tool.name), runs });
+                    rows.push(Row {
+                        name: format!("{}{suffix}", tool.name),
+                        runs,
+                    });
                 }
             }
         }
@@ -176,18 +216,37 @@ impl Bench<'_> {
     }
 
     fn findings(&self, stock: &Stock, rows: &[Row], tally: &mut Tally) -> String {
-        let link = self.scenario.link(self.ask.quick).bandwidth.map(|bandwidth| stock.unique as f64 / bandwidth);
-        let facts = Facts { scenario: self.scenario, unique: stock.unique, tags: stock.count, link };
+        let link = self
+            .scenario
+            .link(self.ask.quick)
+            .bandwidth
+            .map(|bandwidth| stock.unique as f64 / bandwidth);
+        let facts = Facts {
+            scenario: self.scenario,
+            unique: stock.unique,
+            tags: stock.count,
+            link,
+        };
         let mut text = format!("### {}\n\n", self.scenario.title(self.ask.quick));
         let preferred = self.ask.scratch.preferred();
         if self.place != preferred {
-            text += &format!("The registries' files were on {}: there was not room enough on {preferred}. ", self.place);
+            text += &format!(
+                "The registries' files were on {}: there was not room enough on {preferred}. ",
+                self.place
+            );
         }
         text += &table::tables(&facts, rows);
-        text += if self.ask.quick { "\nAgainst the limits of the full size, which a small one need not meet:\n\n" } else { "\n" };
+        text += if self.ask.quick {
+            "\nAgainst the limits of the full size, which a small one need not meet:\n\n"
+        } else {
+            "\n"
+        };
         for limit in limits::limits(&facts, rows) {
             text += &format!("{limit}\n");
-            tally.verdicts.push((format!("{}: {}", self.scenario.name(), limit.name()), limit.verdict()));
+            tally.verdicts.push((
+                format!("{}: {}", self.scenario.name(), limit.name()),
+                limit.verdict(),
+            ));
         }
         text += &format!("\nLoad average at the end: {}.", machine::load());
         text
@@ -203,11 +262,24 @@ impl Bench<'_> {
         account: &mut Account,
     ) -> Result<(), String> {
         let links = rehearsal || !self.is_on_loopback();
-        let stage = Stage::set(self.program, &self.place, self.scenario, self.ask.quick, source, stock, links).await?;
+        let stage = Stage::set(
+            self.program,
+            &self.place,
+            self.scenario,
+            self.ask.quick,
+            source,
+            stock,
+            links,
+        )
+        .await?;
         for pass in 0..self.scenario.passes() {
             let mut run = stage.pass(tool).await?;
             let note = if rehearsal { " (counting)" } else { "" };
-            eprintln!("{} {} pass {pass}{note}: {run}", self.scenario.name(), tool.name);
+            eprintln!(
+                "{} {} pass {pass}{note}: {run}",
+                self.scenario.name(),
+                tool.name
+            );
             if links {
                 account.counted = run.sides;
             }

@@ -34,16 +34,28 @@ pub struct Ran {
 
 impl Ran {
     /// Nothing has run yet.
-    pub const NOTHING: Ran = Ran { wall: Duration::ZERO, memory: 0, end: End::Done };
+    pub const NOTHING: Ran = Ran {
+        wall: Duration::ZERO,
+        memory: 0,
+        end: End::Done,
+    };
 
     /// This one and then the next.
     pub fn then(self, next: Ran) -> Ran {
-        Ran { wall: self.wall + next.wall, memory: self.memory.max(next.memory), end: self.end.or(next.end) }
+        Ran {
+            wall: self.wall + next.wall,
+            memory: self.memory.max(next.memory),
+            end: self.end.or(next.end),
+        }
     }
 
     /// Both at once.
     pub fn beside(self, other: Ran) -> Ran {
-        Ran { wall: self.wall.max(other.wall), memory: self.memory + other.memory, end: self.end.or(other.end) }
+        Ran {
+            wall: self.wall.max(other.wall),
+            memory: self.memory + other.memory,
+            end: self.end.or(other.end),
+        }
     }
 }
 
@@ -57,10 +69,19 @@ impl End {
 ///
 /// # Errors
 /// It cannot be started, or has not ended at `deadline`.
-pub async fn run(mut command: Command, log: &Path, deadline: Instant, halt: &(dyn Fn() -> bool + Sync)) -> Result<Ran, String> {
+pub async fn run(
+    mut command: Command,
+    log: &Path,
+    deadline: Instant,
+    halt: &(dyn Fn() -> bool + Sync),
+) -> Result<Ran, String> {
     let file = std::fs::File::create(log).map_err(|error| error.to_string())?;
     let also = file.try_clone().map_err(|error| error.to_string())?;
-    command.stdin(Stdio::null()).stdout(file).stderr(also).kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(also)
+        .kill_on_drop(true);
     let began = Instant::now();
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let pid = child.id().expect("it has not been waited for");
@@ -81,18 +102,30 @@ pub async fn run(mut command: Command, log: &Path, deadline: Instant, halt: &(dy
     };
     let end = match status.code() {
         Some(0) => End::Done,
-        Some(code) => End::Failed { code, words: last_words(log) },
+        Some(code) => End::Failed {
+            code,
+            words: last_words(log),
+        },
         None if killed => End::Killed,
-        None => End::Failed { code: -1, words: format!("{status}: {}", last_words(log)) },
+        None => End::Failed {
+            code: -1,
+            words: format!("{status}: {}", last_words(log)),
+        },
     };
-    Ok(Ran { wall: began.elapsed(), memory, end })
+    Ok(Ran {
+        wall: began.elapsed(),
+        memory,
+        end,
+    })
 }
 
 /// Most resident bytes of a process so far; 0 when it has ended.
 fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
 }
 
 fn last_words(log: &Path) -> String {

@@ -16,7 +16,10 @@ pub struct Report {
 impl Report {
     /// An empty one.
     pub fn new(file: Option<PathBuf>) -> Report {
-        Report { file, text: String::new() }
+        Report {
+            file,
+            text: String::new(),
+        }
     }
 
     /// Adds a paragraph.
@@ -30,18 +33,34 @@ impl Report {
         }
         self.text.push_str(paragraph.trim_end());
         self.text.push('\n');
-        let Some(file) = &self.file else { return Ok(()) };
-        std::fs::write(file, &self.text).map_err(|error| format!("cannot write {}: {error}", file.display()))
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        std::fs::write(file, &self.text)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))
     }
 }
 
 /// Date, machine, versions and how it was measured.
-pub fn heading(tools: &[Tool], program: &Program, scratch: &Scratch, runs: usize, quick: bool) -> String {
+pub fn heading(
+    tools: &[Tool],
+    program: &Program,
+    scratch: &Scratch,
+    runs: usize,
+    quick: bool,
+) -> String {
     let date = blobferry::clock::now().strftime("%-d %B %Y").to_string();
-    let tools: Vec<String> = tools.iter().map(|tool| format!("{} {}", tool.name, tool.version())).collect();
+    let tools: Vec<String> = tools
+        .iter()
+        .map(|tool| format!("{} {}", tool.name, tool.version()))
+        .collect();
     let rustc = machine::version("rustc".as_ref(), "--version");
     let own = crate::scratch::Place::at(std::env::temp_dir());
-    let sizes = if quick { "Small sizes, to see that everything works: their figures mean little. " } else { "" };
+    let sizes = if quick {
+        "Small sizes, to see that everything works: their figures mean little. "
+    } else {
+        ""
+    };
     format!(
         "# {date}\n\n{}; load average {} at the start. Registries: {} {} on all sides, on the same machine, their files on {}; the tools' own files on {own}. \
          Tools: {}; Rust {rustc}. The peers do 8 things at once where they have a knob for it.\n\n\

@@ -32,9 +32,25 @@ pub struct Run {
 
 impl std::fmt::Display for Run {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Run { wall, memory, shares, sides: [source, destination], code, .. } = self;
-        write!(formatter, "{wall:.2} s, {:.2} CPU s, {} MiB, ", shares.tool, memory >> 20)?;
-        write!(formatter, "{} + {} requests, exit code {code}", source.requests, destination.requests)
+        let Run {
+            wall,
+            memory,
+            shares,
+            sides: [source, destination],
+            code,
+            ..
+        } = self;
+        write!(
+            formatter,
+            "{wall:.2} s, {:.2} CPU s, {} MiB, ",
+            shares.tool,
+            memory >> 20
+        )?;
+        write!(
+            formatter,
+            "{} + {} requests, exit code {code}",
+            source.requests, destination.requests
+        )
     }
 }
 
@@ -71,15 +87,32 @@ impl<'a> Stage<'a> {
         let nature = scenario.link(quick);
         let near = connect(std::slice::from_ref(source), nature).await;
         let far = connect(&destinations, nature).await;
-        let address =
-            |registry: &Registry, link: &Link| if links { link.address().to_owned() } else { registry.address().to_owned() };
+        let address = |registry: &Registry, link: &Link| {
+            if links {
+                link.address().to_owned()
+            } else {
+                registry.address().to_owned()
+            }
+        };
         let task = Task {
             source: address(source, &near[0]),
-            destinations: destinations.iter().zip(&far).map(|(registry, link)| address(registry, link)).collect(),
+            destinations: destinations
+                .iter()
+                .zip(&far)
+                .map(|(registry, link)| address(registry, link))
+                .collect(),
             repositories: stock.repositories.clone(),
         };
         let home = TempDir::with_prefix("blobferry-bench-").map_err(|error| error.to_string())?;
-        Ok(Stage { scenario, source, stock, destinations, links: [near, far], task, home })
+        Ok(Stage {
+            scenario,
+            source,
+            stock,
+            destinations,
+            links: [near, far],
+            task,
+            home,
+        })
     }
 
     /// Lets the tool copy once, or until it is done where it is killed on the way.
@@ -90,11 +123,17 @@ impl<'a> Stage<'a> {
         let pids: Vec<u32> = self.destinations.iter().map(Registry::pid).collect();
         self.passed();
         let before = Clocks::now(self.source.pid(), &pids);
-        let ran = if self.scenario == Scenario::Interrupted { self.interrupted(tool).await? } else { self.whole(tool).await? };
+        let ran = if self.scenario == Scenario::Interrupted {
+            self.interrupted(tool).await?
+        } else {
+            self.whole(tool).await?
+        };
         let shares = Clocks::now(self.source.pid(), &pids).since(&before);
         let sides = self.passed();
         let code = match ran.end {
-            End::Failed { code, words } if self.scenario != Scenario::Storm => return Err(format!("exit code {code}: {words}")),
+            End::Failed { code, words } if self.scenario != Scenario::Storm => {
+                return Err(format!("exit code {code}: {words}"));
+            }
             End::Failed { code, words } => {
                 eprintln!("{} ended with {code}: {words}", tool.name);
                 code
@@ -104,7 +143,14 @@ impl<'a> Stage<'a> {
         let (right, wrong) = self.check().await;
         match wrong {
             Some(wrong) if code == 0 => Err(wrong),
-            _ => Ok(Run { wall: ran.wall.as_secs_f64(), memory: ran.memory, shares, sides, code, right }),
+            _ => Ok(Run {
+                wall: ran.wall.as_secs_f64(),
+                memory: ran.memory,
+                shares,
+                sides,
+                code,
+                right,
+            }),
         }
     }
 
@@ -121,7 +167,10 @@ impl<'a> Stage<'a> {
             if ran.end == End::Done {
                 break;
             }
-            let first = Ran { end: End::Done, ..ran };
+            let first = Ran {
+                end: End::Done,
+                ..ran
+            };
             ran = first.then(self.whole(tool).await?);
         }
         Ok(ran)
@@ -145,7 +194,9 @@ impl<'a> Stage<'a> {
                     Some(found) if found == *digest => right += 1,
                     found => {
                         let found = found.as_deref().unwrap_or("missing").to_owned();
-                        wrong.get_or_insert(format!("{repository}:{tag} is {found} and not {digest}"));
+                        wrong.get_or_insert(format!(
+                            "{repository}:{tag} is {found} and not {digest}"
+                        ));
                     }
                 }
             }

@@ -59,7 +59,10 @@ impl Facts {
 
     /// MiB sent beyond each unique byte once.
     pub fn sent_again(&self, run: &Run) -> f64 {
-        (run.sides[1].up.saturating_sub(self.unique * self.scenario.destinations() as u64)) as f64 / MIB
+        (run.sides[1]
+            .up
+            .saturating_sub(self.unique * self.scenario.destinations() as u64)) as f64
+            / MIB
     }
 
     /// Bytes read at the source for each unique byte.
@@ -86,14 +89,25 @@ impl Facts {
 /// A heading and what stands below it.
 type Column<'a> = (&'static str, Box<dyn Fn(&[Run]) -> String + 'a>);
 
-fn number<'a>(heading: &'static str, digits: usize, value: impl Fn(&Run) -> f64 + 'a) -> Column<'a> {
-    (heading, Box::new(move |runs| format!("{:.digits$}", median(runs, &value))))
+fn number<'a>(
+    heading: &'static str,
+    digits: usize,
+    value: impl Fn(&Run) -> f64 + 'a,
+) -> Column<'a> {
+    (
+        heading,
+        Box::new(move |runs| format!("{:.digits$}", median(runs, &value))),
+    )
 }
 
 fn range<'a>(heading: &'static str, value: impl Fn(&Run) -> f64 + 'a) -> Column<'a> {
     let cell = move |runs: &[Run]| {
         let [least, median, most] = spread(runs, &value);
-        if runs.len() < 2 { format!("{median:.2}") } else { format!("{median:.2} ({least:.2}–{most:.2})") }
+        if runs.len() < 2 {
+            format!("{median:.2}")
+        } else {
+            format!("{median:.2} ({least:.2}–{most:.2})")
+        }
     };
     (heading, Box::new(cell))
 }
@@ -107,7 +121,10 @@ fn columns(facts: &Facts) -> Vec<Column<'_>> {
     if facts.gib() > 1.0 / 128.0 {
         columns.push(number("CPU s/GiB", 2, |run| facts.cpu_a_gib(run)));
     }
-    columns.push(("peak MiB", Box::new(|runs| format!("{:.1}", most(runs, |run| run.memory as f64 / MIB)))));
+    columns.push((
+        "peak MiB",
+        Box::new(|runs| format!("{:.1}", most(runs, |run| run.memory as f64 / MIB))),
+    ));
     columns.push((
         "requests source + destination",
         Box::new(|runs| {
@@ -126,7 +143,9 @@ fn columns(facts: &Facts) -> Vec<Column<'_>> {
             columns.push(number("MiB sent again", 1, |run| facts.sent_again(run)));
         }
         Scenario::Storm => {
-            columns.push(number("refused", 0, |run| run.sides.iter().map(|side| side.refused).sum::<u64>() as f64));
+            columns.push(number("refused", 0, |run| {
+                run.sides.iter().map(|side| side.refused).sum::<u64>() as f64
+            }));
             columns.push(("ended", Box::new(ending)));
             columns.push(number("tags right", 0, |run| run.right as f64));
         }
@@ -150,7 +169,10 @@ fn shares<'a>() -> Vec<Column<'a>> {
         number("destination", 2, |run| run.shares.destinations),
         number("link", 2, |run| run.shares.link),
         number("elsewhere", 2, |run| run.shares.elsewhere),
-        ("machine idle", Box::new(|runs| format!("{:.0} %", 100.0 * median(runs, |run| run.shares.idle)))),
+        (
+            "machine idle",
+            Box::new(|runs| format!("{:.0} %", 100.0 * median(runs, |run| run.shares.idle))),
+        ),
     ]
 }
 
@@ -170,15 +192,27 @@ pub fn tables(facts: &Facts, rows: &[Row]) -> String {
     text
 }
 
-fn write_table<'r>(text: &mut String, corner: &str, columns: &[Column<'_>], rows: impl IntoIterator<Item = &'r Row>) {
+fn write_table<'r>(
+    text: &mut String,
+    corner: &str,
+    columns: &[Column<'_>],
+    rows: impl IntoIterator<Item = &'r Row>,
+) {
     let headings: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
-    let _ = writeln!(text, "| {corner} | {} |\n|---|{}", headings.join(" | "), "---|".repeat(columns.len()));
+    let _ = writeln!(
+        text,
+        "| {corner} | {} |\n|---|{}",
+        headings.join(" | "),
+        "---|".repeat(columns.len())
+    );
     for Row { name, runs } in rows {
         let cells: Vec<String> = match runs {
             Ok(runs) => columns.iter().map(|(_, cell)| cell(runs)).collect(),
             Err(why) => {
                 let why = why.replace('|', "/").replace('\n', " ");
-                std::iter::once(why).chain(std::iter::repeat_n(String::new(), columns.len() - 1)).collect()
+                std::iter::once(why)
+                    .chain(std::iter::repeat_n(String::new(), columns.len() - 1))
+                    .collect()
             }
         };
         let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));

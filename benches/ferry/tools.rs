@@ -47,11 +47,30 @@ impl Tool {
     /// blobferry and the peers that are installed.
     pub fn all() -> Vec<Tool> {
         let path = env!("CARGO_BIN_EXE_blobferry").into();
-        let ours = Tool { name: "blobferry", path, version: "--version", fans_out: true, commands: blobferry };
-        let peers: [(&'static str, &'static str, Commands); 3] =
-            [("crane", "version", crane), ("regsync", "version", regsync), ("skopeo", "--version", skopeo)];
-        let peer = |(name, version, commands)| Some(Tool { name, path: find(name)?, version, fans_out: false, commands });
-        std::iter::once(ours).chain(peers.into_iter().filter_map(peer)).collect()
+        let ours = Tool {
+            name: "blobferry",
+            path,
+            version: "--version",
+            fans_out: true,
+            commands: blobferry,
+        };
+        let peers: [(&'static str, &'static str, Commands); 3] = [
+            ("crane", "version", crane),
+            ("regsync", "version", regsync),
+            ("skopeo", "--version", skopeo),
+        ];
+        let peer = |(name, version, commands)| {
+            Some(Tool {
+                name,
+                path: find(name)?,
+                version,
+                fans_out: false,
+                commands,
+            })
+        };
+        std::iter::once(ours)
+            .chain(peers.into_iter().filter_map(peer))
+            .collect()
     }
 
     /// Its version.
@@ -63,23 +82,51 @@ impl Tool {
     ///
     /// # Errors
     /// It took too long or did not start.
-    pub async fn run(&self, task: &Task, home: &Path, halt: &(dyn Fn() -> bool + Sync)) -> Result<Ran, String> {
+    pub async fn run(
+        &self,
+        task: &Task,
+        home: &Path,
+        halt: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Ran, String> {
         if self.fans_out || task.destinations.len() == 1 {
             return self.script(task.clone(), home.into(), halt).await;
         }
-        let scripts = task.destinations.iter().enumerate().map(|(number, destination)| {
-            let folder = home.join(number.to_string());
-            std::fs::create_dir_all(&folder).expect("a folder in the scratch directory");
-            self.script(Task { destinations: vec![destination.clone()], ..task.clone() }, folder, halt)
-        });
-        Ok(try_join_all(scripts).await?.into_iter().fold(Ran::NOTHING, Ran::beside))
+        let scripts = task
+            .destinations
+            .iter()
+            .enumerate()
+            .map(|(number, destination)| {
+                let folder = home.join(number.to_string());
+                std::fs::create_dir_all(&folder).expect("a folder in the scratch directory");
+                self.script(
+                    Task {
+                        destinations: vec![destination.clone()],
+                        ..task.clone()
+                    },
+                    folder,
+                    halt,
+                )
+            });
+        Ok(try_join_all(scripts)
+            .await?
+            .into_iter()
+            .fold(Ran::NOTHING, Ran::beside))
     }
 
-    async fn script(&self, task: Task, home: PathBuf, halt: &(dyn Fn() -> bool + Sync)) -> Result<Ran, String> {
+    async fn script(
+        &self,
+        task: Task,
+        home: PathBuf,
+        halt: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Ran, String> {
         let deadline = Instant::now() + PATIENCE;
         let mut ran = Ran::NOTHING;
         for command in (self.commands)(self, &task, &home) {
-            ran = ran.then(run(command, &home.join("log"), deadline, halt).await.map_err(|error| cut(&error))?);
+            ran = ran.then(
+                run(command, &home.join("log"), deadline, halt)
+                    .await
+                    .map_err(|error| cut(&error))?,
+            );
             if ran.end != End::Done {
                 break;
             }
@@ -89,13 +136,21 @@ impl Tool {
 
     fn command(&self, home: &Path) -> Command {
         let mut command = Command::new(&self.path);
-        command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default()).current_dir(home);
+        command
+            .env_clear()
+            .env("HOME", home)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .current_dir(home);
         command
     }
 }
 
 fn cut(error: &str) -> String {
-    if error == "cut" { format!("cut: not done after {} s", PATIENCE.as_secs()) } else { error.into() }
+    if error == "cut" {
+        format!("cut: not done after {} s", PATIENCE.as_secs())
+    } else {
+        error.into()
+    }
 }
 
 /// Writes a config in JSON, which is YAML too.
@@ -107,12 +162,20 @@ fn write(home: &Path, name: &str, config: &Value) -> PathBuf {
 
 fn blobferry(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
     let url = |address: &str| json!({"url": format!("http://{address}")});
-    let places: Vec<String> = (1..=task.destinations.len()).map(|number| format!("production-{number}")).collect();
-    let mut registries: Map<String, Value> =
-        places.iter().cloned().zip(task.destinations.iter().map(|address| url(address))).collect();
+    let places: Vec<String> = (1..=task.destinations.len())
+        .map(|number| format!("production-{number}"))
+        .collect();
+    let mut registries: Map<String, Value> = places
+        .iter()
+        .cloned()
+        .zip(task.destinations.iter().map(|address| url(address)))
+        .collect();
     registries.insert("staging".into(), url(&task.source));
     let route = |name: &String| {
-        let to: Vec<String> = places.iter().map(|place| format!("{place}/{name}")).collect();
+        let to: Vec<String> = places
+            .iter()
+            .map(|place| format!("{place}/{name}"))
+            .collect();
         json!({"name": name, "from": format!("staging/{name}"), "to": to, "tags": {"include": ["*"]}})
     };
     let config = json!({
@@ -121,7 +184,11 @@ fn blobferry(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
         "routes": task.repositories.iter().map(route).collect::<Vec<_>>(),
     });
     let mut command = tool.command(home);
-    command.arg("sync").arg("-q").arg("-c").arg(write(home, "blobferry.yaml", &config));
+    command
+        .arg("sync")
+        .arg("-q")
+        .arg("-c")
+        .arg(write(home, "blobferry.yaml", &config));
     vec![command]
 }
 
@@ -136,26 +203,48 @@ fn regsync(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
         "sync": task.repositories.iter().map(entry).collect::<Vec<_>>(),
     });
     let mut command = tool.command(home);
-    command.args(["once", "-v", "warn", "-c"]).arg(write(home, "regsync.yml", &config));
+    command
+        .args(["once", "-v", "warn", "-c"])
+        .arg(write(home, "regsync.yml", &config));
     vec![command]
 }
 
 fn crane(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
     let copy = |name: &String| {
         let mut command = tool.command(home);
-        command.args(["copy", "--insecure", "--all-tags", "--jobs", &AT_ONCE.to_string()]);
-        command.arg(format!("{}/{name}", task.source)).arg(format!("{}/{name}", task.destinations[0]));
+        command.args([
+            "copy",
+            "--insecure",
+            "--all-tags",
+            "--jobs",
+            &AT_ONCE.to_string(),
+        ]);
+        command
+            .arg(format!("{}/{name}", task.source))
+            .arg(format!("{}/{name}", task.destinations[0]));
         command
     };
     task.repositories.iter().map(copy).collect()
 }
 
 fn skopeo(tool: &Tool, task: &Task, home: &Path) -> Vec<Command> {
-    let images: Map<String, Value> = task.repositories.iter().map(|name| (name.clone(), json!([]))).collect();
+    let images: Map<String, Value> = task
+        .repositories
+        .iter()
+        .map(|name| (name.clone(), json!([])))
+        .collect();
     let config = json!({task.source.as_str(): {"tls-verify": false, "images": images}});
     let mut command = tool.command(home);
-    command.args(["--insecure-policy", "sync", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
+    command.args([
+        "--insecure-policy",
+        "sync",
+        "--all",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+    ]);
     command.args(["--src", "yaml", "--dest", "docker"]);
-    command.arg(write(home, "skopeo.yml", &config)).arg(&task.destinations[0]);
+    command
+        .arg(write(home, "skopeo.yml", &config))
+        .arg(&task.destinations[0]);
     vec![command]
 }

@@ -104,8 +104,15 @@ impl Secret {
 
     /// Puts another one in place; returns whether it differs from the one before.
     pub fn replace(&self, secret: Option<SecretString>) -> bool {
-        let text = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
-        let mut current = self.0.write().expect("nothing panics while it holds the secret");
+        let text = |secret: &Option<SecretString>| {
+            secret
+                .as_ref()
+                .map(|secret| secret.expose_secret().to_owned())
+        };
+        let mut current = self
+            .0
+            .write()
+            .expect("nothing panics while it holds the secret");
         let differs = text(&current) != text(&secret);
         *current = secret;
         differs
@@ -113,7 +120,9 @@ impl Secret {
 
     /// Whether there is one, but without characters.
     pub(super) fn is_empty(&self) -> bool {
-        self.read().as_ref().is_some_and(|secret| secret.expose_secret().trim().is_empty())
+        self.read()
+            .as_ref()
+            .is_some_and(|secret| secret.expose_secret().trim().is_empty())
     }
 
     pub(super) fn is_set(&self) -> bool {
@@ -121,7 +130,9 @@ impl Secret {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Option<SecretString>> {
-        self.0.read().expect("nothing panics while it holds the secret")
+        self.0
+            .read()
+            .expect("nothing panics while it holds the secret")
     }
 }
 
@@ -141,18 +152,32 @@ impl Rules {
     ///
     /// # Errors
     /// 403 for a page, 421 for a name that is not ours, 400 for a `Host` that is missing, doubled or broken.
-    pub fn admit(&self, door: Door, guard: Guard, uri: &Uri, headers: &HeaderMap) -> Result<Visitor, Refusal> {
-        let visitor = Visitor { door, shown: self.shown(headers) };
+    pub fn admit(
+        &self,
+        door: Door,
+        guard: Guard,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Visitor, Refusal> {
+        let visitor = Visitor {
+            door,
+            shown: self.shown(headers),
+        };
         let hosts = hosts(uri, headers)?;
         refuse_pages(headers, hosts.first())?;
         if let Door::Tcp(peer) = door {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request("the request has no Host header"));
             }
-            let by_name = visitor.shown == Shown::Right || (guard == Guard::Open && !is_loopback(peer.ip()));
+            let by_name =
+                visitor.shown == Shown::Right || (guard == Guard::Open && !is_loopback(peer.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";
-                return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", text));
+                return Err(Refusal::new(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "unknown_host",
+                    text,
+                ));
             }
         }
         Ok(visitor)
@@ -162,7 +187,12 @@ impl Rules {
     ///
     /// # Errors
     /// 401 where the secret would help, 403 where it is not even configured.
-    pub fn actor(&self, visitor: Visitor, guard: Guard, headers: &HeaderMap) -> Result<Actor, Refusal> {
+    pub fn actor(
+        &self,
+        visitor: Visitor,
+        guard: Guard,
+        headers: &HeaderMap,
+    ) -> Result<Actor, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
         match (visitor.door, visitor.shown) {
             (Door::Tcp(_), Shown::Right) => Ok(Actor("secret".into())),
@@ -172,9 +202,9 @@ impl Rules {
                 "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
             ),
             (Door::Socket { uid }, _) => Ok(Actor(format!("uid:{uid}").into())),
-            (Door::Tcp(peer), _) if guard == Guard::Look && is_loopback(peer.ip()) => {
-                Ok(Actor(format!("address:{}", peer.ip().to_canonical()).into()))
-            }
+            (Door::Tcp(peer), _) if guard == Guard::Look && is_loopback(peer.ip()) => Ok(Actor(
+                format!("address:{}", peer.ip().to_canonical()).into(),
+            )),
             _ => forbidden(
                 "no_secret",
                 "this needs a bearer secret and none is configured: set daemon.secret_file, or use the control socket",
@@ -194,13 +224,24 @@ impl Rules {
 }
 
 /// On every path: [`Rules::admit`].
-pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(door) = request.extensions().get::<Door>().copied() else {
-        return Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "nobody knows where this request came in")
-            .into_response();
+        return Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "nobody knows where this request came in",
+        )
+        .into_response();
     };
     let guard = Guard::of(request.method(), request.uri().path());
-    match app.rules.admit(door, guard, request.uri(), request.headers()) {
+    match app
+        .rules
+        .admit(door, guard, request.uri(), request.headers())
+    {
         Ok(visitor) => {
             request.extensions_mut().insert(visitor);
             next.run(request).await
@@ -210,8 +251,15 @@ pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
 }
 
 /// On guarded paths: [`Rules::actor`].
-pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let visitor = *request.extensions().get::<Visitor>().expect("admit stands in front");
+pub(super) async fn guard(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let visitor = *request
+        .extensions()
+        .get::<Visitor>()
+        .expect("admit stands in front");
     let guard = Guard::of(request.method(), request.uri().path());
     let verdict = app.rules.actor(visitor, guard, request.headers());
     tell_secrets(&app, visitor);
@@ -236,7 +284,9 @@ fn refused(door: Door, refusal: Refusal) -> Response {
 
 /// A wrong secret is told once for each peer, until that peer shows the right one.
 fn tell_secrets(app: &App, visitor: Visitor) {
-    let Door::Tcp(peer) = visitor.door else { return };
+    let Door::Tcp(peer) = visitor.door else {
+        return;
+    };
     let state = match visitor.shown {
         Shown::Wrong if app.rules.secret.is_set() => "wrong",
         Shown::Right => "",
@@ -257,16 +307,23 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 fn bears(value: &[u8], secret: &SecretString) -> bool {
-    let Some((scheme, token)) = value.split_first_chunk::<7>() else { return false };
+    let Some((scheme, token)) = value.split_first_chunk::<7>() else {
+        return false;
+    };
     // Digests have one length, so not even the secret's length shows in the time taken.
-    let (ours, theirs) = (Sha256::digest(secret.expose_secret().as_bytes()), Sha256::digest(token.trim_ascii()));
+    let (ours, theirs) = (
+        Sha256::digest(secret.expose_secret().as_bytes()),
+        Sha256::digest(token.trim_ascii()),
+    );
     scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(ours.as_slice().ct_eq(theirs.as_slice()))
 }
 
 fn unauthorized(shown: Shown) -> Refusal {
     let text = match shown {
         Shown::Wrong => "this is not the secret of daemon.secret_file",
-        Shown::Nothing | Shown::Right => "send the secret of daemon.secret_file as `Authorization: Bearer …`",
+        Shown::Nothing | Shown::Right => {
+            "send the secret of daemon.secret_file as `Authorization: Bearer …`"
+        }
     };
     Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", text)
 }
@@ -277,10 +334,14 @@ fn hosts(uri: &Uri, headers: &HeaderMap) -> Result<Vec<Authority>, Refusal> {
     let mut values = headers.get_all(HOST).iter();
     let host = values.next();
     if values.next().is_some() {
-        return Err(Refusal::bad_request("the request has more than one Host header"));
+        return Err(Refusal::bad_request(
+            "the request has more than one Host header",
+        ));
     }
     if let Some(host) = host {
-        let authority = Authority::try_from(host.as_bytes()).ok().filter(|authority| !authority.as_str().contains('@'));
+        let authority = Authority::try_from(host.as_bytes())
+            .ok()
+            .filter(|authority| !authority.as_str().contains('@'));
         hosts.push(authority.ok_or_else(|| Refusal::bad_request("the Host header is not a host"))?);
     }
     Ok(hosts)
@@ -289,25 +350,46 @@ fn hosts(uri: &Uri, headers: &HeaderMap) -> Result<Vec<Authority>, Refusal> {
 /// A name that no foreign DNS server can point at us.
 fn is_literal(authority: &Authority) -> bool {
     let host = authority.host();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn refuse_pages(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Refusal> {
     let ours = |origin: &[u8]| host.is_some_and(|host| same_origin(origin, host));
     let site = |value: &[u8]| matches!(value, b"same-origin" | b"none");
-    let foreign = !headers.get_all(ORIGIN).iter().all(|value| ours(value.as_bytes()))
-        || !headers.get_all("sec-fetch-site").iter().all(|value| site(value.as_bytes()));
+    let foreign = !headers
+        .get_all(ORIGIN)
+        .iter()
+        .all(|value| ours(value.as_bytes()))
+        || !headers
+            .get_all("sec-fetch-site")
+            .iter()
+            .all(|value| site(value.as_bytes()));
     if foreign {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "foreign_origin", "pages of other sites get nothing here"));
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "pages of other sites get nothing here",
+        ));
     }
     Ok(())
 }
 
 fn same_origin(origin: &[u8], host: &Authority) -> bool {
-    let Ok(origin) = Uri::try_from(origin) else { return false };
-    let Some(authority) = origin.authority() else { return false };
-    let default = if origin.scheme_str() == Some("https") { 443 } else { 80 };
+    let Ok(origin) = Uri::try_from(origin) else {
+        return false;
+    };
+    let Some(authority) = origin.authority() else {
+        return false;
+    };
+    let default = if origin.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
     let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
     authority.host().eq_ignore_ascii_case(host.host()) && port(authority) == port(host)
 }
@@ -316,7 +398,9 @@ fn came_through_proxy(headers: &HeaderMap) -> bool {
     headers.contains_key(FORWARDED)
         || headers.contains_key(VIA)
         || headers.contains_key("x-real-ip")
-        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-"))
+        || headers
+            .keys()
+            .any(|name| name.as_str().starts_with("x-forwarded-"))
 }
 
 fn is_loopback(address: IpAddr) -> bool {

@@ -27,7 +27,11 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(status: StatusCode, code: &'static str, text: impl Into<String>) -> Refusal {
-        Refusal { status, code, text: text.into() }
+        Refusal {
+            status,
+            code,
+            text: text.into(),
+        }
     }
 
     /// The request cannot be understood.
@@ -37,7 +41,11 @@ impl Refusal {
 
     /// The daemon is stopping.
     pub fn draining() -> Refusal {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the daemon is stopping")
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "draining",
+            "the daemon is stopping",
+        )
     }
 }
 
@@ -45,7 +53,9 @@ impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Refusal {
         let status = match fault.class() {
             Class::Retryable { .. } | Class::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
-            Class::Auth | Class::NotFound | Class::Corrupt | Class::Rejected => StatusCode::INTERNAL_SERVER_ERROR,
+            Class::Auth | Class::NotFound | Class::Corrupt | Class::Rejected => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         Refusal::new(status, fault.class().name(), fault.chain())
     }
@@ -58,7 +68,10 @@ impl IntoResponse for Refusal {
         let headers = response.headers_mut();
         match self.status {
             StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"blobferry\""));
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer realm=\"blobferry\""),
+                );
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -75,27 +88,42 @@ impl IntoResponse for Refusal {
 
 /// No such path: says which there are.
 pub async fn unknown_path(method: Method, uri: Uri) -> Refusal {
-    let text = format!("there is no {method} {}; there are {PATHS}", clip(uri.path(), 200));
+    let text = format!(
+        "there is no {method} {}; there are {PATHS}",
+        clip(uri.path(), 200)
+    );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", text)
 }
 
 /// The path is there, the method is not; `Allow` says which are.
 pub async fn wrong_method(method: Method, uri: Uri) -> Refusal {
-    let text = format!("{} does not take {method}; see the Allow header", clip(uri.path(), 200));
+    let text = format!(
+        "{} does not take {method}; see the Allow header",
+        clip(uri.path(), 200)
+    );
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
 }
 
 /// Around everything: a panic in a route is answered 500, and no answer is cached, guessed at or embedded by a browser.
 pub async fn shield(request: Request, next: Next) -> Response {
     let path = clip(request.uri().path(), 200);
-    let mut response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(path, "a route panicked");
-        let text = "this should not have happened; the log says more";
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response()
-    });
+    let mut response = AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| {
+            tracing::error!(path, "a route panicked");
+            let text = "this should not have happened; the log says more";
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response()
+        });
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        "cross-origin-resource-policy",
+        HeaderValue::from_static("same-origin"),
+    );
     response
 }

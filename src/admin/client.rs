@@ -58,13 +58,22 @@ pub async fn request(
     body: Option<Value>,
     deadline: Option<Duration>,
 ) -> Result<(StatusCode, Value), Error> {
-    let broken = |text: String| Error::Broken { socket: socket.into(), text };
+    let broken = |text: String| Error::Broken {
+        socket: socket.into(),
+        text,
+    };
     let exchange = async {
-        let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, &error))?;
-        let request = written(method, path_and_query, body).map_err(|error| broken(error.to_string()))?;
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|error| unreachable(socket, &error))?;
+        let request =
+            written(method, path_and_query, body).map_err(|error| broken(error.to_string()))?;
         let (status, answer) = exchange(stream, request).await.map_err(broken)?;
         let answer = read(&answer).map_err(|error| {
-            broken(format!("{status}, and not JSON ({error}): {}", clip(&String::from_utf8_lossy(&answer), 200)))
+            broken(format!(
+                "{status}, and not JSON ({error}): {}",
+                clip(&String::from_utf8_lossy(&answer), 200)
+            ))
         })?;
         Ok((status, answer))
     };
@@ -77,20 +86,40 @@ pub async fn request(
     }
 }
 
-fn written(method: Method, path_and_query: &str, body: Option<Value>) -> Result<Request<Full<Bytes>>, axum::http::Error> {
-    let request = Request::builder().method(method).uri(path_and_query).header(header::HOST, "localhost");
+fn written(
+    method: Method,
+    path_and_query: &str,
+    body: Option<Value>,
+) -> Result<Request<Full<Bytes>>, axum::http::Error> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path_and_query)
+        .header(header::HOST, "localhost");
     match body {
-        Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body.to_string()))),
+        Some(body) => request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.to_string()))),
         None => request.body(Full::default()),
     }
 }
 
-async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| said(&error))?;
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), String> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| said(&error))?;
     let answer = async {
-        let response = sender.send_request(request).await.map_err(|error| said(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| said(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_ANSWER).collect().await.map_err(|error| said(&*error))?;
+        let body = Limited::new(response.into_body(), MOST_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| said(&*error))?;
         Ok((status, body.to_bytes()))
     };
     // The connection moves the bytes; its own end, good or bad, shows in the answer.
@@ -106,7 +135,11 @@ async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(
 }
 
 fn read(answer: &[u8]) -> serde_json::Result<Value> {
-    if answer.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(answer) }
+    if answer.is_empty() {
+        Ok(Value::Null)
+    } else {
+        serde_json::from_slice(answer)
+    }
 }
 
 /// An error of hyper and what is behind it, in one line.
@@ -122,17 +155,25 @@ fn unreachable(socket: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning { socket },
         io::ErrorKind::PermissionDenied => {
-            let owner = socket.ancestors().find_map(|path| path.symlink_metadata().ok()).map(|metadata| metadata.uid());
+            let owner = socket
+                .ancestors()
+                .find_map(|path| path.symlink_metadata().ok())
+                .map(|metadata| metadata.uid());
             Error::Denied { socket, owner }
         }
-        _ => Error::Broken { socket, text: format!("cannot connect: {error}") },
+        _ => Error::Broken {
+            socket,
+            text: format!("cannot connect: {error}"),
+        },
     }
 }
 
 fn owned_by(owner: Option<u32>) -> String {
     match owner {
         Some(0) => ": it belongs to root; try it with sudo".into(),
-        Some(uid) => format!(": it belongs to the user with id {uid}; run this as that user or as root"),
+        Some(uid) => {
+            format!(": it belongs to the user with id {uid}; run this as that user or as root")
+        }
         None => String::new(),
     }
 }
@@ -148,7 +189,11 @@ mod tests {
         let hidden = folder.path().join("state/control.sock");
         let error = unreachable(&hidden, &io::ErrorKind::PermissionDenied.into());
         assert!(matches!(error, Error::Denied { owner: Some(uid), .. } if uid == owner));
-        let text = Error::Denied { socket: "/state/control.sock".into(), owner: Some(1000) }.to_string();
+        let text = Error::Denied {
+            socket: "/state/control.sock".into(),
+            owner: Some(1000),
+        }
+        .to_string();
         assert_eq!(
             text,
             "not allowed to use /state/control.sock: it belongs to the user with id 1000; run this as that user or as root"

@@ -66,7 +66,11 @@ struct Entry {
 
 impl Connections {
     pub(super) fn new(places: Places) -> Connections {
-        Connections(Arc::new(Shared { places, table: Mutex::default(), changed: Notify::new() }))
+        Connections(Arc::new(Shared {
+            places,
+            table: Mutex::default(),
+            changed: Notify::new(),
+        }))
     }
 
     /// Waits until a connection could be taken.
@@ -86,10 +90,17 @@ impl Connections {
 
     /// Takes a connection of `peer`, in the place of another if it must be. `None`: the peer has as many as it may, all busy.
     pub(super) fn take(&self, peer: Peer) -> Option<Connection> {
-        let Places { most, most_of_a_peer, most_open_of_a_peer, .. } = self.0.places;
+        let Places {
+            most,
+            most_of_a_peer,
+            most_open_of_a_peer,
+            ..
+        } = self.0.places;
         let mut table = self.0.lock();
         let of_peer = table.entries.values().filter(|entry| entry.peer == peer);
-        let (count, open) = of_peer.fold((0, 0), |(count, open), entry| (count + 1, open + usize::from(entry.is_open)));
+        let (count, open) = of_peer.fold((0, 0), |(count, open), entry| {
+            (count + 1, open + usize::from(entry.is_open))
+        });
         if count >= most_of_a_peer || open >= most_open_of_a_peer {
             let oldest = table.oldest_open(|entry| entry.peer == peer)?;
             table.close(oldest);
@@ -98,10 +109,21 @@ impl Connections {
             let oldest = table.oldest_open(|_| true)?;
             table.close(oldest);
         }
-        let (number, open_since, closed) = (table.number(), table.number(), CancellationToken::new());
-        let entry = Entry { peer, is_open: true, has_answered: false, open_since, closed: closed.clone() };
+        let (number, open_since, closed) =
+            (table.number(), table.number(), CancellationToken::new());
+        let entry = Entry {
+            peer,
+            is_open: true,
+            has_answered: false,
+            open_since,
+            closed: closed.clone(),
+        };
         table.entries.insert(number, entry);
-        Some(Connection { shared: self.0.clone(), number, closed })
+        Some(Connection {
+            shared: self.0.clone(),
+            number,
+            closed,
+        })
     }
 }
 
@@ -118,8 +140,12 @@ impl Table {
     }
 
     fn oldest_open(&self, wanted: impl Fn(&Entry) -> bool) -> Option<u64> {
-        let open = self.entries.iter().filter(|(_, entry)| entry.is_open && wanted(entry));
-        open.min_by_key(|(_, entry)| (entry.has_answered, entry.open_since)).map(|(number, _)| *number)
+        let open = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.is_open && wanted(entry));
+        open.min_by_key(|(_, entry)| (entry.has_answered, entry.open_since))
+            .map(|(number, _)| *number)
     }
 
     fn close(&mut self, number: u64) {
@@ -149,7 +175,11 @@ impl Connection {
         if let Some(entry) = table.entries.get_mut(&self.number) {
             entry.is_open = false;
         }
-        Some(Busy { shared: self.shared.clone(), number: self.number, is_probe })
+        Some(Busy {
+            shared: self.shared.clone(),
+            number: self.number,
+            is_probe,
+        })
     }
 }
 
@@ -192,11 +222,18 @@ mod tests {
     }
 
     fn connections() -> Connections {
-        Connections::new(Places { most: 6, kept_for_probes: 2, most_of_a_peer: 4, most_open_of_a_peer: 3 })
+        Connections::new(Places {
+            most: 6,
+            kept_for_probes: 2,
+            most_of_a_peer: 4,
+            most_open_of_a_peer: 3,
+        })
     }
 
     fn taken(connections: &Connections, last: u8, count: usize) -> Vec<Connection> {
-        (0..count).map(|_| connections.take(peer(last)).expect("a place")).collect()
+        (0..count)
+            .map(|_| connections.take(peer(last)).expect("a place"))
+            .collect()
     }
 
     #[test]
@@ -204,7 +241,10 @@ mod tests {
         let connections = connections();
         let other = taken(&connections, 2, 1);
         let mine = taken(&connections, 1, 5);
-        let closed: Vec<bool> = mine.iter().map(|connection| connection.closed.is_cancelled()).collect();
+        let closed: Vec<bool> = mine
+            .iter()
+            .map(|connection| connection.closed.is_cancelled())
+            .collect();
         assert_eq!(closed, [true, true, false, false, false]);
         assert!(!other[0].closed.is_cancelled(), "of another peer none goes");
     }
@@ -213,12 +253,23 @@ mod tests {
     fn a_busy_connection_never_makes_room() {
         let connections = connections();
         let mine = taken(&connections, 1, 3);
-        let _busy: Vec<Busy> = mine.iter().map(|connection| connection.busy(true).unwrap()).collect();
+        let _busy: Vec<Busy> = mine
+            .iter()
+            .map(|connection| connection.busy(true).unwrap())
+            .collect();
         let fourth = connections.take(peer(1)).unwrap();
         let _fifth = connections.take(peer(1)).unwrap();
-        assert!(fourth.closed.is_cancelled() && mine.iter().all(|connection| !connection.closed.is_cancelled()));
+        assert!(
+            fourth.closed.is_cancelled()
+                && mine
+                    .iter()
+                    .all(|connection| !connection.closed.is_cancelled())
+        );
         let _all = _fifth.busy(true);
-        assert!(connections.take(peer(1)).is_none(), "a peer with all its connections busy gets no more");
+        assert!(
+            connections.take(peer(1)).is_none(),
+            "a peer with all its connections busy gets no more"
+        );
         assert!(connections.take(peer(2)).is_some(), "another one does");
     }
 
@@ -228,7 +279,10 @@ mod tests {
         let mine = taken(&connections, 1, 3);
         drop(mine[0].busy(false));
         let _fourth = connections.take(peer(1)).unwrap();
-        assert!(mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled(), "the one that was silent longest goes");
+        assert!(
+            mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled(),
+            "the one that was silent longest goes"
+        );
     }
 
     #[test]
@@ -243,8 +297,15 @@ mod tests {
     #[test]
     fn the_last_places_are_for_probes() {
         let connections = connections();
-        let all: Vec<Connection> = [1, 2, 3].into_iter().flat_map(|last| taken(&connections, last, 2)).collect();
-        let busy: Vec<Busy> = all.iter().take(4).map(|connection| connection.busy(false).expect("a place")).collect();
+        let all: Vec<Connection> = [1, 2, 3]
+            .into_iter()
+            .flat_map(|last| taken(&connections, last, 2))
+            .collect();
+        let busy: Vec<Busy> = all
+            .iter()
+            .take(4)
+            .map(|connection| connection.busy(false).expect("a place"))
+            .collect();
         assert!(all[4].busy(false).is_none());
         assert!(all[4].busy(true).is_some() && all[5].busy(true).is_some());
         drop(busy);
@@ -254,8 +315,14 @@ mod tests {
     #[test]
     fn a_full_listener_waits_until_a_connection_is_open() {
         let connections = connections();
-        let all: Vec<Connection> = [1, 2, 3].into_iter().flat_map(|last| taken(&connections, last, 2)).collect();
-        let mut busy: Vec<Busy> = all.iter().map(|connection| connection.busy(true).unwrap()).collect();
+        let all: Vec<Connection> = [1, 2, 3]
+            .into_iter()
+            .flat_map(|last| taken(&connections, last, 2))
+            .collect();
+        let mut busy: Vec<Busy> = all
+            .iter()
+            .map(|connection| connection.busy(true).unwrap())
+            .collect();
         assert!(connections.room().now_or_never().is_none());
         busy.pop();
         assert!(connections.room().now_or_never().is_some());

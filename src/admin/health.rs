@@ -26,23 +26,38 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Re
         return Err(Refusal::draining());
     }
     if let Some(trouble) = status.state_trouble {
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "state", trouble));
+        return Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "state",
+            trouble,
+        ));
     }
     if !status.ready {
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "starting", not_looked_at(&status)));
+        return Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting",
+            not_looked_at(&status),
+        ));
     }
     Ok(Json(json!({"status": "ready"})))
 }
 
 fn not_looked_at(status: &Status) -> String {
-    let missing: Vec<&str> =
-        status.routes.iter().filter(|route| route.last_look.is_none()).map(|route| route.name.as_str()).collect();
+    let missing: Vec<&str> = status
+        .routes
+        .iter()
+        .filter(|route| route.last_look.is_none())
+        .map(|route| route.name.as_str())
+        .collect();
     match missing.len() {
         0 => "the daemon is starting".into(),
         count => {
             let more = if count > NAMED { ", …" } else { "" };
             let names = missing[..count.min(NAMED)].join(", ");
-            format!("{count} of {} routes have not been looked at yet: {names}{more}", status.routes.len())
+            format!(
+                "{count} of {} routes have not been looked at yet: {names}{more}",
+                status.routes.len()
+            )
         }
     }
 }

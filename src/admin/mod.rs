@@ -80,7 +80,12 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Deadlines {
         let ten = Duration::from_secs(10);
-        Deadlines { header: ten, body: ten, write: ten, stop: Duration::from_secs(3) }
+        Deadlines {
+            header: ten,
+            body: ten,
+            write: ten,
+            stop: Duration::from_secs(3),
+        }
     }
 }
 

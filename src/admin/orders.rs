@@ -38,7 +38,8 @@ pub struct Order {
 }
 
 /// Makes what is ordered; dropped, it stops.
-pub type Orders = Arc<dyn Fn(Order, Actor) -> BoxFuture<'static, Result<Report, Refusal>> + Send + Sync>;
+pub type Orders =
+    Arc<dyn Fn(Order, Actor) -> BoxFuture<'static, Result<Report, Refusal>> + Send + Sync>;
 
 /// `POST /v1/copies`.
 pub(super) async fn copies(
@@ -52,10 +53,18 @@ pub(super) async fn copies(
         return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
     };
     let _place = waiting_place(&app, visitor.door)?;
-    let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long");
-    let body = timeout(app.deadlines.body, collected(request.into_body())).await.map_err(late)??;
-    let order: Order =
-        serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let late = |_| {
+        Refusal::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "the body took too long",
+        )
+    };
+    let body = timeout(app.deadlines.body, collected(request.into_body()))
+        .await
+        .map_err(late)??;
+    let order: Order = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
     let report = (app.services.orders)(order, actor).await?;
     Ok(Json(report).into_response())
 }

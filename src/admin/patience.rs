@@ -18,7 +18,11 @@ pub struct Patient<S> {
 impl<S: Unpin> Patient<S> {
     /// A write that makes no progress for `deadline` fails.
     pub fn new(stream: S, deadline: Duration) -> Patient<S> {
-        Patient { stream, deadline, stalled: None }
+        Patient {
+            stream,
+            deadline,
+            stalled: None,
+        }
     }
 
     fn within_deadline<T>(
@@ -30,24 +34,41 @@ impl<S: Unpin> Patient<S> {
             self.stalled = None;
             return Poll::Ready(done);
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.deadline)));
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(self.deadline)));
         ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client does not read",
+        )))
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.within_deadline(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.within_deadline(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 

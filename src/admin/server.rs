@@ -33,9 +33,19 @@ use super::patience::Patient;
 use super::{Deadlines, Door, Services, Settings, router};
 
 /// Connections over TCP.
-const TCP: Places = Places { most: 512, kept_for_probes: 16, most_of_a_peer: 384, most_open_of_a_peer: 256 };
+const TCP: Places = Places {
+    most: 512,
+    kept_for_probes: 16,
+    most_of_a_peer: 384,
+    most_open_of_a_peer: 256,
+};
 /// Connections over the control socket, which only this user and root can open.
-const SOCKET: Places = Places { most: 64, kept_for_probes: 0, most_of_a_peer: 64, most_open_of_a_peer: 64 };
+const SOCKET: Places = Places {
+    most: 64,
+    kept_for_probes: 0,
+    most_of_a_peer: 64,
+    most_open_of_a_peer: 64,
+};
 /// Headers of a request at most.
 const MOST_HEADERS: usize = 64;
 /// Bytes of a request's head at most.
@@ -100,14 +110,22 @@ pub async fn bind(settings: &Settings) -> Result<Bound, Error> {
         return Err(Error::EmptySecret);
     }
     let tcp = match settings.listen {
-        Some(address) => Some(bind_tcp(address).await.map_err(|source| Error::Listen { address, source })?),
+        Some(address) => Some(
+            bind_tcp(address)
+                .await
+                .map_err(|source| Error::Listen { address, source })?,
+        ),
         None => None,
     };
     let socket = match &settings.socket {
         Some(path) => Some(bind_socket(path).await?),
         None => None,
     };
-    Ok(Bound { tcp, socket, settings: settings.clone() })
+    Ok(Bound {
+        tcp,
+        socket,
+        settings: settings.clone(),
+    })
 }
 
 impl Bound {
@@ -143,7 +161,10 @@ struct SocketFile {
 
 impl SocketFile {
     fn new(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.into(), identity: identity(path)? })
+        Ok(SocketFile {
+            path: path.into(),
+            identity: identity(path)?,
+        })
     }
 }
 
@@ -168,9 +189,16 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> 
 
 async fn bind_socket(path: &Path) -> Result<ControlSocket, Error> {
     clear(path).await?;
-    let failed = |source| Error::Socket { path: path.into(), source };
+    let failed = |source| Error::Socket {
+        path: path.into(),
+        source,
+    };
     let (listener, file) = listen_at(path).map_err(failed)?;
-    Ok(ControlSocket { path: path.into(), listener: Mutex::new(Arc::new(listener)), file: Mutex::new(file) })
+    Ok(ControlSocket {
+        path: path.into(),
+        listener: Mutex::new(Arc::new(listener)),
+        file: Mutex::new(file),
+    })
 }
 
 fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
@@ -194,7 +222,8 @@ struct ControlSocket {
 impl ControlSocket {
     /// Binds again if the file is gone. A file of another process is left alone.
     fn restore(&self) {
-        let is_gone = fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let is_gone = fs::symlink_metadata(&self.path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if !is_gone {
             return;
         }
@@ -204,7 +233,9 @@ impl ControlSocket {
                 *self.file.lock().expect("no panic while replacing") = file;
                 tracing::warn!(path = %self.path.display(), "the control socket was deleted; it is there again");
             }
-            Err(error) => tracing::debug!(%error, path = %self.path.display(), "the control socket cannot be made again"),
+            Err(error) => {
+                tracing::debug!(%error, path = %self.path.display(), "the control socket cannot be made again")
+            }
         }
     }
 }
@@ -214,7 +245,11 @@ impl Listener for ControlSocket {
 
     async fn next(&self) -> io::Result<(Self::Stream, Door)> {
         loop {
-            let listener = self.listener.lock().expect("no panic while replacing").clone();
+            let listener = self
+                .listener
+                .lock()
+                .expect("no panic while replacing")
+                .clone();
             match timeout(SOCKET_CHECK, listener.accept()).await {
                 Ok(accepted) => {
                     let (stream, _) = accepted?;
@@ -229,18 +264,27 @@ impl Listener for ControlSocket {
 
 /// Removes the socket of a dead daemon.
 async fn clear(path: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Socket { path: path.into(), source };
+    let failed = |source| Error::Socket {
+        path: path.into(),
+        source,
+    };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(Error::NotASocket { path: path.into() }),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(Error::NotASocket { path: path.into() });
+        }
         Ok(_) => {}
     }
     match UnixStream::connect(path).await {
         // A full backlog is a daemon, too.
         Ok(_) => Err(Error::Alive { path: path.into() }),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Alive { path: path.into() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Error::Alive { path: path.into() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
         Err(error) => Err(failed(error)),
     }
 }
@@ -260,15 +304,33 @@ impl Listener for TcpListener {
     }
 }
 
-async fn accept<L: Listener>(listener: L, router: Router, places: Places, deadlines: Deadlines, stop: &CancellationToken) {
+async fn accept<L: Listener>(
+    listener: L,
+    router: Router,
+    places: Places,
+    deadlines: Deadlines,
+    stop: &CancellationToken,
+) {
     let connections = Connections::new(places);
     let mut open = JoinSet::new();
-    while let Some(accepted) = stop.run_until_cancelled(next(&listener, &connections)).await {
+    while let Some(accepted) = stop
+        .run_until_cancelled(next(&listener, &connections))
+        .await
+    {
         while open.try_join_next().is_some() {}
         match accepted {
             Ok((stream, door)) => {
-                let Some(place) = connections.take(door.peer()) else { continue };
-                open.spawn(serve(stream, door, place, router.clone(), deadlines, stop.clone()));
+                let Some(place) = connections.take(door.peer()) else {
+                    continue;
+                };
+                open.spawn(serve(
+                    stream,
+                    door,
+                    place,
+                    router.clone(),
+                    deadlines,
+                    stop.clone(),
+                ));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
@@ -282,14 +344,20 @@ async fn accept<L: Listener>(listener: L, router: Router, places: Places, deadli
 }
 
 /// The next connection, once a place can be had for it.
-async fn next<L: Listener>(listener: &L, connections: &Connections) -> io::Result<(L::Stream, Door)> {
+async fn next<L: Listener>(
+    listener: &L,
+    connections: &Connections,
+) -> io::Result<(L::Stream, Door)> {
     connections.room().await;
     listener.next().await
 }
 
 fn is_the_clients(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | InvalidInput | NotConnected)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | InvalidInput | NotConnected
+    )
 }
 
 /// A request lasts until its answer has been taken.
@@ -305,8 +373,14 @@ fn too_busy() -> Response {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text).into_response()
 }
 
-async fn serve<S>(stream: S, door: Door, place: Connection, router: Router, deadlines: Deadlines, stop: CancellationToken)
-where
+async fn serve<S>(
+    stream: S,
+    door: Door,
+    place: Connection,
+    router: Router,
+    deadlines: Deadlines,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let app = TowerToHyperService::new(router);
@@ -316,8 +390,12 @@ where
         let is_probe = Guard::of(request.method(), request.uri().path()) == Guard::Open;
         let answer = place.busy(is_probe).map(|busy| (busy, app.call(request)));
         async move {
-            let Some((busy, answer)) = answer else { return Ok(too_busy()) };
-            answer.await.map(|response| response.map(|body| lasting(body, busy)))
+            let Some((busy, answer)) = answer else {
+                return Ok(too_busy());
+            };
+            answer
+                .await
+                .map(|response| response.map(|body| lasting(body, busy)))
         }
     });
     let io = TokioIo::new(Patient::new(stream, deadlines.write));

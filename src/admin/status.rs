@@ -20,10 +20,23 @@ const MOST_ROWS: u32 = 1000;
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
     (app.services.before_scrape)();
-    let text = TextEncoder::new().encode_to_string(&app.services.metrics.gather()).map_err(|error| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("metrics cannot be written down: {error}"))
-    })?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    let text = TextEncoder::new()
+        .encode_to_string(&app.services.metrics.gather())
+        .map_err(|error| {
+            Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                format!("metrics cannot be written down: {error}"),
+            )
+        })?;
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
 }
 
 /// `GET /v1/status`.
@@ -44,7 +57,13 @@ struct Page {
 
 impl Default for Page {
     fn default() -> Page {
-        Page { after: 0, limit: 100, repository: None, tag: None, newest: false }
+        Page {
+            after: 0,
+            limit: 100,
+            repository: None,
+            tag: None,
+            newest: false,
+        }
     }
 }
 
@@ -55,12 +74,32 @@ pub(super) struct Promotions {
 }
 
 /// `GET /v1/promotions`.
-pub(super) async fn promotions(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Promotions>, Refusal> {
-    let Query(page) = Query::<Page>::try_from_uri(&uri).map_err(|error| Refusal::bad_request(error.body_text()))?;
+pub(super) async fn promotions(
+    State(app): State<Arc<App>>,
+    uri: Uri,
+) -> Result<Json<Promotions>, Refusal> {
+    let Query(page) = Query::<Page>::try_from_uri(&uri)
+        .map_err(|error| Refusal::bad_request(error.body_text()))?;
     if !(1..=MOST_ROWS).contains(&page.limit) {
-        return Err(Refusal::bad_request(format!("limit is from 1 to {MOST_ROWS}")));
+        return Err(Refusal::bad_request(format!(
+            "limit is from 1 to {MOST_ROWS}"
+        )));
     }
-    let Page { after, limit, repository, tag, newest: newest_first } = page;
-    let query = ledger::Query { after, limit, repository, tag, newest_first };
-    Ok(Json(Promotions { promotions: app.services.ledger.page(query).await? }))
+    let Page {
+        after,
+        limit,
+        repository,
+        tag,
+        newest: newest_first,
+    } = page;
+    let query = ledger::Query {
+        after,
+        limit,
+        repository,
+        tag,
+        newest_first,
+    };
+    Ok(Json(Promotions {
+        promotions: app.services.ledger.page(query).await?,
+    }))
 }

@@ -60,17 +60,36 @@ pub(super) async fn sync(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let ask = read(&app, request).await.inspect_err(|refusal| count(&app, visitor.door, refusal))?;
-    let place = if ask.wait { Some(waiting_place(&app, visitor.door)?) } else { None };
+    let ask = read(&app, request)
+        .await
+        .inspect_err(|refusal| count(&app, visitor.door, refusal))?;
+    let place = if ask.wait {
+        Some(waiting_place(&app, visitor.door)?)
+    } else {
+        None
+    };
     let cause = cause(visitor.door);
-    let wish = Wish { dry_run: ask.dry_run, all: ask.all, waits: ask.wait };
+    let wish = Wish {
+        dry_run: ask.dry_run,
+        all: ask.all,
+        waits: ask.wait,
+    };
     let missing = missing(&app, &ask);
-    let scope = Scope { routes: ask.route, repository: ask.repository, tags: ask.tag, digest: ask.digest };
+    let scope = Scope {
+        routes: ask.route,
+        repository: ask.repository,
+        tags: ask.tag,
+        digest: ask.digest,
+    };
     let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;
     if place.is_some() {
         let is_empty = ticket.run.queued == 0 && missing.is_empty();
         let report = ticket.settled().await.ok_or_else(Refusal::draining)?;
-        let missing = if is_empty { vec![Trouble::not_found(nothing_matches(&[]))] } else { missing };
+        let missing = if is_empty {
+            vec![Trouble::not_found(nothing_matches(&[]))]
+        } else {
+            missing
+        };
         return Ok(settled(&Report::clone(&report).with_missing(missing)));
     }
     queued(&ticket.run, &missing)
@@ -85,13 +104,26 @@ fn cause(door: Door) -> Cause {
 
 /// Counts a request whose body could not be taken.
 fn count(app: &App, door: Door, refusal: &Refusal) {
-    let result = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "malformed" };
+    let result = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE {
+        "too_large"
+    } else {
+        "malformed"
+    };
     app.services.watch.count(cause(door), result);
 }
 
 /// `GET /v1/runs/ID`.
-pub(super) async fn run(State(app): State<Arc<App>>, id: Result<Path<String>, PathRejection>) -> Result<Response, Refusal> {
-    let unknown = || Refusal::new(StatusCode::NOT_FOUND, "unknown_run", "no such run; only the newest are remembered");
+pub(super) async fn run(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    let unknown = || {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            "unknown_run",
+            "no such run; only the newest are remembered",
+        )
+    };
     let Path(id) = id.map_err(|_| unknown())?;
     let run = app.services.watch.run(&id).ok_or_else(unknown)?;
     Ok(match run.report() {
@@ -115,11 +147,21 @@ impl From<Busy> for Refusal {
 /// Routes and repositories that were named and that the config does not have.
 fn missing(app: &App, ask: &Ask) -> Vec<Trouble> {
     let status = app.services.watch.board().snapshot();
-    let names: Vec<&str> = status.routes.iter().map(|route| route.name.as_str()).collect();
-    let unknown = ask.route.iter().filter(|name| !names.contains(&name.as_str()));
+    let names: Vec<&str> = status
+        .routes
+        .iter()
+        .map(|route| route.name.as_str())
+        .collect();
+    let unknown = ask
+        .route
+        .iter()
+        .filter(|name| !names.contains(&name.as_str()));
     let text = |name: &String| {
         let known = clip(&names.join(", "), MOST_NAMED);
-        format!("there is no route \"{}\" (the config has: {known})", clip(name, 128))
+        format!(
+            "there is no route \"{}\" (the config has: {known})",
+            clip(name, 128)
+        )
     };
     unknown.map(|name| Trouble::not_found(text(name))).collect()
 }
@@ -138,7 +180,12 @@ fn queued(run: &Run, missing: &[Trouble]) -> Result<Response, Refusal> {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
     }
     let location = [(header::LOCATION, format!("/v1/runs/{}", run.id))];
-    Ok((StatusCode::ACCEPTED, location, Json(json!({"run_id": run.id, "queued": run.queued}))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        location,
+        Json(json!({"run_id": run.id, "queued": run.queued})),
+    )
+        .into_response())
 }
 
 /// A report that was waited for: its exit code as a status.
@@ -169,31 +216,48 @@ async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
     if body.is_end_stream() {
         return Ok(Ask::default());
     }
-    let body = timeout(app.deadlines.body, collected(body)).await.map_err(|_| {
-        let text = format!("the body took longer than {} s", app.deadlines.body.as_secs_f64());
-        Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
-    })??;
+    let body = timeout(app.deadlines.body, collected(body))
+        .await
+        .map_err(|_| {
+            let text = format!(
+                "the body took longer than {} s",
+                app.deadlines.body.as_secs_f64()
+            );
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
+        })??;
     if body.is_empty() {
         return Ok(Ask::default());
     }
     if !is_json(&head.headers) {
         let text = "a body needs `content-type: application/json`";
-        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", text));
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            text,
+        ));
     }
     // Serde would take a list of the fields' values as well.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Refusal::bad_request("the body is not a JSON object"));
     }
-    let ask: Ask =
-        serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let ask: Ask = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
     if ask.digest.is_some() && ask.tag.len() != 1 {
-        return Err(Refusal::bad_request("`digest` says what one tag should name: give one `tag` with it"));
+        return Err(Refusal::bad_request(
+            "`digest` says what one tag should name: give one `tag` with it",
+        ));
     }
     Ok(ask)
 }
 
 pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {
-    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("a body has at most {MOST_BODY} bytes"));
+    let too_large = || {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("a body has at most {MOST_BODY} bytes"),
+        )
+    };
     if body.size_hint().lower() > MOST_BODY as u64 {
         return Err(too_large());
     }
@@ -205,8 +269,16 @@ pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .eq_ignore_ascii_case("application/json")
 }
 
 fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
@@ -215,7 +287,10 @@ where
     D: Deserializer<'de>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "`route` and `tag` are a name or a list of names")]
+    #[serde(
+        untagged,
+        expecting = "`route` and `tag` are a name or a list of names"
+    )]
     enum Names {
         None(()),
         One(String),
@@ -227,7 +302,12 @@ where
         Names::Many(names) => names,
     };
     if names.len() > MOST_NAMES {
-        return Err(serde::de::Error::custom(format!("at most {MOST_NAMES} names at once")));
+        return Err(serde::de::Error::custom(format!(
+            "at most {MOST_NAMES} names at once"
+        )));
     }
-    names.iter().map(|name| name.parse().map_err(serde::de::Error::custom)).collect()
+    names
+        .iter()
+        .map(|name| name.parse().map_err(serde::de::Error::custom))
+        .collect()
 }

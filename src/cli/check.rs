@@ -28,20 +28,37 @@ pub(super) struct Check {
 }
 
 impl Check {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
         let config = arguments.config()?;
         let style = Style::of(&std::io::stdout());
         let routes = Routes::new(config.routes.clone());
         for route in &routes.0 {
             lines.line(describe(route, &routes, style));
         }
-        let warnings = routes.0.iter().flat_map(|route| route.selection.idle_rules().into_iter().map(move |text| (route, text)));
+        let warnings = routes.0.iter().flat_map(|route| {
+            route
+                .selection
+                .idle_rules()
+                .into_iter()
+                .map(move |text| (route, text))
+        });
         for (route, text) in warnings {
-            lines.line(shown(&Finding::warning(format!("route {}", route.name), &text), style));
+            lines.line(shown(
+                &Finding::warning(format!("route {}", route.name), &text),
+                style,
+            ));
         }
         let routes = plural(routes.0.len() as u64, "route");
-        let registries = plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
-        lines.line(format!("{}: the config is right ({routes}, {registries})", arguments.config_path().display()));
+        let registries =
+            plural(config.registries.len() as u64, "registry").replace("registrys", "registries");
+        lines.line(format!(
+            "{}: the config is right ({routes}, {registries})",
+            arguments.config_path().display()
+        ));
         if !self.online {
             return Ok(0);
         }
@@ -59,7 +76,13 @@ impl Check {
 /// A route as a paragraph.
 fn describe(route: &Route, routes: &Routes, style: Style) -> String {
     let to: Vec<String> = route.to.iter().map(ToString::to_string).collect();
-    let mut text = format!("{}\n  {} {} {}", clean(&route.name), route.from, style.arrow(), to.join(", "));
+    let mut text = format!(
+        "{}\n  {} {} {}",
+        clean(&route.name),
+        route.from,
+        style.arrow(),
+        to.join(", ")
+    );
     text.push_str(&format!("\n  takes {}", falls_to(route, routes)));
     text.push_str(&format!("\n  tags {}", tags(&route.selection)));
     let existing = match route.existing {
@@ -77,24 +100,42 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
 /// Which repositories the route has: the first route that matches wins.
 fn falls_to(route: &Route, routes: &Routes) -> String {
     let earlier = |other: &&Route| other.from.registry() == route.from.registry();
-    let before = || routes.0.iter().take_while(|other| other.name != route.name).filter(earlier);
+    let before = || {
+        routes
+            .0
+            .iter()
+            .take_while(|other| other.name != route.name)
+            .filter(earlier)
+    };
     match route.from.literal() {
         Some(name) => match routes.of(route.from.registry(), &name) {
             Some(first) if first.name != route.name => {
-                format!("nothing: {name} falls to the route {}, which stands before it", clean(&first.name))
+                format!(
+                    "nothing: {name} falls to the route {}, which stands before it",
+                    clean(&first.name)
+                )
             }
             _ => format!("the repository {name}"),
         },
         None if before().next().is_some() => {
             let names: Vec<String> = before().map(|other| clean(&other.name)).collect();
-            format!("every repository that matches and does not fall to {}", names.join(", "))
+            format!(
+                "every repository that matches and does not fall to {}",
+                names.join(", ")
+            )
         }
         None => "every repository that matches".into(),
     }
 }
 
 fn tags(selection: &Selection) -> String {
-    let list = |rules: &[TagRule]| rules.iter().map(|rule| clean(rule.as_str())).collect::<Vec<_>>().join(", ");
+    let list = |rules: &[TagRule]| {
+        rules
+            .iter()
+            .map(|rule| clean(rule.as_str()))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let mut text = list(&selection.include);
     if !selection.exclude.is_empty() {
         text.push_str(&format!("; not {}", list(&selection.exclude)));
@@ -117,7 +158,12 @@ fn shown(finding: &Finding, style: Style) -> String {
         (false, true) => ("✗", 31),
         (false, false) => ("FAIL", 31),
     };
-    format!("{} {}: {}", style.escape(color, mark), clean(&finding.name), clean(&finding.text))
+    format!(
+        "{} {}: {}",
+        style.escape(color, mark),
+        clean(&finding.name),
+        clean(&finding.text)
+    )
 }
 
 fn exit_code(findings: &[Finding]) -> u8 {
@@ -144,7 +190,15 @@ mod tests {
             newest: 10.try_into().ok(),
             moving: rules(&["latest"]),
         };
-        Route { name: name.into(), from, to, selection, existing: Existing::Keep, drift: Drift::Restore, create: Create::Never }
+        Route {
+            name: name.into(),
+            from,
+            to,
+            selection,
+            existing: Existing::Keep,
+            drift: Drift::Restore,
+            create: Create::Never,
+        }
     }
 
     #[test]
@@ -161,20 +215,52 @@ mod tests {
              tags latest, v*; not *-rc*; of versions the newest 10; moving: latest\n  \
              a production tag that was there before stays, one that somebody changed is restored\n"
         );
-        assert_eq!(falls_to(&routes.0[1], &routes), "nothing: team/web falls to the route all, which stands before it");
-        assert_eq!(falls_to(&routes.0[2], &routes), "every repository that matches and does not fall to all, web");
-        assert!(falls_to(&routes.0[3], &routes).starts_with("nothing: own falls to the route rest"));
+        assert_eq!(
+            falls_to(&routes.0[1], &routes),
+            "nothing: team/web falls to the route all, which stands before it"
+        );
+        assert_eq!(
+            falls_to(&routes.0[2], &routes),
+            "every repository that matches and does not fall to all, web"
+        );
+        assert!(
+            falls_to(&routes.0[3], &routes).starts_with("nothing: own falls to the route rest")
+        );
         let alone = Routes::new(vec![routes.0[3].clone()]);
         assert_eq!(falls_to(&alone.0[0], &alone), "the repository own");
     }
 
     #[test]
     fn authentication_outranks_other_findings() {
-        let finding = |ok, class| Finding { name: "staging".into(), ok, text: "reads".into(), class, warns: false };
+        let finding = |ok, class| Finding {
+            name: "staging".into(),
+            ok,
+            text: "reads".into(),
+            class,
+            warns: false,
+        };
         assert_eq!(exit_code(&[finding(true, None)]), 0);
-        assert_eq!(exit_code(&[finding(true, None), finding(false, Some(Class::Rejected))]), 1);
-        assert_eq!(exit_code(&[finding(false, None), finding(false, Some(Class::Auth))]), 3);
-        assert_eq!(shown(&finding(false, None), Style { unicode: true, color: false }), "✗ staging: reads");
-        assert_eq!(shown(&finding(true, None), Style::default()), "ok   staging: reads");
+        assert_eq!(
+            exit_code(&[finding(true, None), finding(false, Some(Class::Rejected))]),
+            1
+        );
+        assert_eq!(
+            exit_code(&[finding(false, None), finding(false, Some(Class::Auth))]),
+            3
+        );
+        assert_eq!(
+            shown(
+                &finding(false, None),
+                Style {
+                    unicode: true,
+                    color: false
+                }
+            ),
+            "✗ staging: reads"
+        );
+        assert_eq!(
+            shown(&finding(true, None), Style::default()),
+            "ok   staging: reads"
+        );
     }
 }

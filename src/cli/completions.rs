@@ -18,7 +18,12 @@ pub(super) struct Completions {
 impl Completions {
     pub(super) fn run(&self, lines: &mut Lines) -> u8 {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Arguments::command(), "blobferry", &mut script);
+        clap_complete::generate(
+            self.shell,
+            &mut Arguments::command(),
+            "blobferry",
+            &mut script,
+        );
         lines.write(&script);
         0
     }

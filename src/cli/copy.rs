@@ -51,7 +51,12 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+        manner: Manner,
+    ) -> Result<u8, Failure> {
         let request = daemon::Copy {
             source: self.source.clone(),
             destination: self.destination.clone(),
@@ -76,8 +81,10 @@ impl Copy {
             return Ok(report.exit_code);
         }
         let config = order::config(arguments)?;
-        follow(show, manner, lines, |observer, stop| daemon::copy(request, config.as_ref(), &environment, observer, stop))
-            .await
-            .map(|report| report.exit_code)
+        follow(show, manner, lines, |observer, stop| {
+            daemon::copy(request, config.as_ref(), &environment, observer, stop)
+        })
+        .await
+        .map(|report| report.exit_code)
     }
 }

@@ -32,7 +32,9 @@ impl Demo {
         let style = Style::of(&std::io::stdout());
         let mut signals = Signals::listen()?;
         let stop = CancellationToken::new();
-        let demo = demo::run(self.length, &environment, stop.clone(), |happening| lines.line(told(style, &happening)));
+        let demo = demo::run(self.length, &environment, stop.clone(), |happening| {
+            lines.line(told(style, &happening))
+        });
         let mut demo = std::pin::pin!(demo);
         let summary = loop {
             tokio::select! {
@@ -52,18 +54,33 @@ impl Demo {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = text.trim().parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| "expected a duration such as 30s, 5m or 1h 30m".into())
+    let parsed = text
+        .trim()
+        .parse::<SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok());
+    parsed
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration such as 30s, 5m or 1h 30m".into())
 }
 
 fn told(style: Style, happening: &Happening) -> String {
     match happening {
         Happening::Ready(place) => welcome(place),
         Happening::Pushed { tag, digest, bytes } => {
-            format!("pushed      staging/{tag}  {}  ({})", output::short(digest), output::bytes(*bytes as u64))
+            format!(
+                "pushed      staging/{tag}  {}  ({})",
+                output::short(digest),
+                output::bytes(*bytes as u64)
+            )
         }
         Happening::Settled { job, lag } => {
-            let lag = lag.map(|lag| format!("\n            in production {} after the push", output::seconds(lag.as_secs_f64())));
+            let lag = lag.map(|lag| {
+                format!(
+                    "\n            in production {} after the push",
+                    output::seconds(lag.as_secs_f64())
+                )
+            });
             output::settled(style, "", job) + &lag.unwrap_or_default()
         }
         Happening::Stopping => "\nstopping: waiting for what was pushed to arrive".into(),
@@ -72,7 +89,12 @@ fn told(style: Style, happening: &Happening) -> String {
 }
 
 fn welcome(place: &demo::Place) -> String {
-    let demo::Place { staging, production, daemon, config } = place;
+    let demo::Place {
+        staging,
+        production,
+        daemon,
+        config,
+    } = place;
     let config = config.display();
     let staging_repository = demo::STAGING;
     let production_repository = demo::PRODUCTION;
@@ -103,13 +125,20 @@ fn farewell(style: Style, summary: &demo::Summary) -> String {
         output::bytes(summary.bytes_spared)
     );
     if summary.on_their_way > 0 {
-        text.push_str(&format!("\n{} still on the way", output::plural(summary.on_their_way, "tag")));
+        text.push_str(&format!(
+            "\n{} still on the way",
+            output::plural(summary.on_their_way, "tag")
+        ));
     }
     for wrong in &summary.wrong {
         text.push_str(&format!("\n{}", style.escape(31, wrong)));
     }
     if summary.is_right() {
-        let right = format!("{} equal on both sides, {} hashed again", output::plural(summary.equal, "tag"), summary.hashed);
+        let right = format!(
+            "{} equal on both sides, {} hashed again",
+            output::plural(summary.equal, "tag"),
+            summary.hashed
+        );
         text.push_str(&format!("\n{}", style.escape(32, &right)));
     }
     text
@@ -135,8 +164,17 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
-        let mut summary = demo::Summary { pushed: 1, promoted: 2, equal: 2, hashed: 11, ..demo::Summary::default() };
-        assert!(farewell(Style::default(), &summary).ends_with("2 tags equal on both sides, 11 hashed again"));
+        let mut summary = demo::Summary {
+            pushed: 1,
+            promoted: 2,
+            equal: 2,
+            hashed: 11,
+            ..demo::Summary::default()
+        };
+        assert!(
+            farewell(Style::default(), &summary)
+                .ends_with("2 tags equal on both sides, 11 hashed again")
+        );
         summary.wrong.push("v1 differs".into());
         assert!(farewell(Style::default(), &summary).ends_with("\nv1 differs"));
     }

@@ -34,7 +34,11 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
         let mut rows = match Socket::in_state(&state.folder).read(&self.path()).await? {
             Some(body) => told(body)?,
@@ -51,29 +55,49 @@ impl History {
         } else {
             lines.line(page(&rows, screen_width(), &TimeZone::system()));
         }
-        Ok(if rows.is_empty() && self.repository.is_some() { 5 } else { 0 })
+        Ok(if rows.is_empty() && self.repository.is_some() {
+            5
+        } else {
+            0
+        })
     }
 
     async fn read(&self, state: &StatePath) -> Result<Vec<Row>, Failure> {
-        let Some(ledger) = Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))? else {
+        let Some(ledger) =
+            Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))?
+        else {
             if let Some(doubt) = &state.doubt {
-                say(&format!("there is no ledger in {} (name another folder with --state DIR); {doubt}", state.folder.display()));
+                say(&format!(
+                    "there is no ledger in {} (name another folder with --state DIR); {doubt}",
+                    state.folder.display()
+                ));
             }
             return Ok(Vec::new());
         };
-        let rows = ledger.page(self.query()).await.map_err(|error| Failure::new(1, error));
+        let rows = ledger
+            .page(self.query())
+            .await
+            .map_err(|error| Failure::new(1, error));
         ledger.close().await;
         rows
     }
 
     fn query(&self) -> Query {
         let (repository, tag) = self.parts();
-        Query { after: 0, limit: self.limit, repository, tag, newest_first: true }
+        Query {
+            after: 0,
+            limit: self.limit,
+            repository,
+            tag,
+            newest_first: true,
+        }
     }
 
     fn path(&self) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.append_pair("newest", "true").append_pair("limit", &self.limit.to_string());
+        query
+            .append_pair("newest", "true")
+            .append_pair("limit", &self.limit.to_string());
         let (repository, tag) = self.parts();
         for (name, value) in [("repository", repository), ("tag", tag)] {
             if let Some(value) = value {
@@ -85,28 +109,46 @@ impl History {
 
     /// The repository without its host, and the tag. A colon before a slash is that of a port.
     fn parts(&self) -> (Option<String>, Option<String>) {
-        let Some(text) = &self.repository else { return (None, None) };
+        let Some(text) = &self.repository else {
+            return (None, None);
+        };
         if let Ok(reference) = text.parse::<Reference>() {
-            return (Some(reference.repository.to_string()), reference.tag.map(|tag| tag.to_string()));
+            return (
+                Some(reference.repository.to_string()),
+                reference.tag.map(|tag| tag.to_string()),
+            );
         }
         match text.rsplit_once(':') {
-            Some((repository, tag)) if !tag.contains('/') => (Some(repository.to_owned()), Some(tag.to_owned())),
+            Some((repository, tag)) if !tag.contains('/') => {
+                (Some(repository.to_owned()), Some(tag.to_owned()))
+            }
             _ => (Some(text.clone()), None),
         }
     }
 }
 
 fn told(mut body: Value) -> Result<Vec<Row>, Failure> {
-    serde_json::from_value(body["promotions"].take())
-        .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))
+    serde_json::from_value(body["promotions"].take()).map_err(|error| {
+        Failure::said(1, format_args!("the daemon is of another version: {error}"))
+    })
 }
 
 fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     let cells = rows.iter().map(|row| {
         let job = &row.settled;
-        let why = job.error.iter().map(|error| &error.text).chain(&job.reasons).cloned().collect::<Vec<_>>().join("; ");
+        let why = job
+            .error
+            .iter()
+            .map(|error| &error.text)
+            .chain(&job.reasons)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ");
         [
-            row.at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
+            row.at
+                .to_zoned(zone.clone())
+                .strftime("%Y-%m-%d %H:%M:%S %Z")
+                .to_string(),
             job.result.name().replace('_', " "),
             job.destination.clone(),
             digests(job),
@@ -114,15 +156,26 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
             why,
         ]
     });
-    table(width, ["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"], cells)
+    table(
+        width,
+        ["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"],
+        cells,
+    )
 }
 
 /// What production names now, and what it named or what staging names where that is another digest.
 fn digests(job: &Settled) -> String {
-    let has_moved = matches!(job.result, Outcome::Promoted | Outcome::UpToDate | Outcome::Planned);
+    let has_moved = matches!(
+        job.result,
+        Outcome::Promoted | Outcome::UpToDate | Outcome::Planned
+    );
     match (&job.digest, &job.previous_digest) {
-        (Some(now), Some(before)) if now != before && has_moved => format!("{} (was {})", short(now), short(before)),
-        (Some(staging), Some(there)) if staging != there => format!("{} (staging: {})", short(there), short(staging)),
+        (Some(now), Some(before)) if now != before && has_moved => {
+            format!("{} (was {})", short(now), short(before))
+        }
+        (Some(staging), Some(there)) if staging != there => {
+            format!("{} (staging: {})", short(there), short(staging))
+        }
         (Some(digest), None) if !has_moved => format!("staging: {}", short(digest)),
         (Some(digest), _) | (None, Some(digest)) => short(digest),
         (None, None) => String::new(),
@@ -135,7 +188,11 @@ mod tests {
     use crate::cli::output::tests::job;
 
     fn asked(text: &str) -> History {
-        History { repository: Some(text.into()), json: false, limit: 7 }
+        History {
+            repository: Some(text.into()),
+            json: false,
+            limit: 7,
+        }
     }
 
     #[test]
@@ -144,8 +201,14 @@ mod tests {
         assert_eq!(asked("app:v1").parts(), (some("app"), some("v1")));
         assert_eq!(asked("team/app").parts(), (some("team/app"), None));
         assert_eq!(asked("localhost:5000/app").parts(), (some("app"), None));
-        assert_eq!(asked("prod.example/team/app:v1").parts(), (some("team/app"), some("v1")));
-        assert_eq!(asked("a/b:v1").path(), "/v1/promotions?newest=true&limit=7&repository=a%2Fb&tag=v1");
+        assert_eq!(
+            asked("prod.example/team/app:v1").parts(),
+            (some("team/app"), some("v1"))
+        );
+        assert_eq!(
+            asked("a/b:v1").path(),
+            "/v1/promotions?newest=true&limit=7&repository=a%2Fb&tag=v1"
+        );
     }
 
     #[test]
@@ -154,7 +217,15 @@ mod tests {
         settled.reasons = vec!["because".into()];
         let words = || "x".to_owned();
         let at = jiff::Timestamp::UNIX_EPOCH;
-        let row = Row { id: 1, at, run_id: words(), host: words(), config_hash: words(), version: words(), settled };
+        let row = Row {
+            id: 1,
+            at,
+            run_id: words(),
+            host: words(),
+            config_hash: words(),
+            version: words(),
+            settled,
+        };
         let page = page(&[row], None, &TimeZone::UTC);
         let line = page.lines().nth(1).unwrap();
         assert!(
@@ -167,12 +238,33 @@ mod tests {
     #[test]
     fn a_row_says_what_production_names_and_not_what_it_never_named() {
         let digest = |fill: u8| Some(crate::oci::Digest::Sha256([fill; 32]));
-        let row = |result, digest, previous_digest| digests(&Settled { digest, previous_digest, ..job(result) });
-        assert_eq!(row(Outcome::Promoted, digest(0x12), digest(0x34)), "sha256:121212121212 (was sha256:343434343434)");
-        assert_eq!(row(Outcome::Conflict, digest(0x12), digest(0x34)), "sha256:343434343434 (staging: sha256:121212121212)");
-        assert_eq!(row(Outcome::Drift, digest(0x12), digest(0x34)), "sha256:343434343434 (staging: sha256:121212121212)");
-        assert_eq!(row(Outcome::UpToDate, digest(0x12), digest(0x12)), "sha256:121212121212");
-        assert_eq!(row(Outcome::Gone, None, digest(0x34)), "sha256:343434343434");
+        let row = |result, digest, previous_digest| {
+            digests(&Settled {
+                digest,
+                previous_digest,
+                ..job(result)
+            })
+        };
+        assert_eq!(
+            row(Outcome::Promoted, digest(0x12), digest(0x34)),
+            "sha256:121212121212 (was sha256:343434343434)"
+        );
+        assert_eq!(
+            row(Outcome::Conflict, digest(0x12), digest(0x34)),
+            "sha256:343434343434 (staging: sha256:121212121212)"
+        );
+        assert_eq!(
+            row(Outcome::Drift, digest(0x12), digest(0x34)),
+            "sha256:343434343434 (staging: sha256:121212121212)"
+        );
+        assert_eq!(
+            row(Outcome::UpToDate, digest(0x12), digest(0x12)),
+            "sha256:121212121212"
+        );
+        assert_eq!(
+            row(Outcome::Gone, None, digest(0x34)),
+            "sha256:343434343434"
+        );
     }
 
     #[test]
@@ -181,7 +273,15 @@ mod tests {
         settled.reasons = vec!["x".repeat(5000)];
         let words = || "x".to_owned();
         let at = jiff::Timestamp::UNIX_EPOCH;
-        let row = Row { id: 1, at, run_id: words(), host: words(), config_hash: words(), version: words(), settled };
+        let row = Row {
+            id: 1,
+            at,
+            run_id: words(),
+            host: words(),
+            config_hash: words(),
+            version: words(),
+            settled,
+        };
         assert!(page(&[row], None, &TimeZone::UTC).contains(&"x".repeat(5000)));
     }
 }

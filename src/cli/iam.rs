@@ -15,12 +15,14 @@ use crate::watch::route::Create;
 
 /// Print the IAM policies that the config's ECR registries need
 #[derive(Debug, Args)]
-#[command(after_help = "Prints one JSON object: for each ECR registry of the config the policy for the
+#[command(
+    after_help = "Prints one JSON object: for each ECR registry of the config the policy for the
 identity that we use there, and, where that identity may belong to another
 account, the statement for the policy of each repository. The actions are the
 least that watching and promoting need; nothing allows deletion. Where the
 config has a `role_arn`, `assuming_policy` is for the identity that assumes it,
-and the others are for the role.")]
+and the others are for the role."
+)]
 pub(super) struct Iam {}
 
 /// What reading images needs: tags with their digests, manifests and referrers, blobs.
@@ -44,9 +46,18 @@ const TAG: &str = "TagResource";
 /// What furnishing it needs.
 const FURNISH: [&str; 2] = ["PutLifecyclePolicy", "SetRepositoryPolicy"];
 /// What cloning a repository's settings needs at the source.
-const MODEL: [&str; 3] = ["DescribeRepositories", "GetLifecyclePolicy", "GetRepositoryPolicy"];
+const MODEL: [&str; 3] = [
+    "DescribeRepositories",
+    "GetLifecyclePolicy",
+    "GetRepositoryPolicy",
+];
 /// What a repository's own policy does not give to others: it is not there yet, or would hand itself over.
-const OWN: [&str; 4] = ["CreateRepository", "PutLifecyclePolicy", "SetRepositoryPolicy", TAG];
+const OWN: [&str; 4] = [
+    "CreateRepository",
+    "PutLifecyclePolicy",
+    "SetRepositoryPolicy",
+    TAG,
+];
 
 /// Everything, where an action knows no resources.
 const ANY: &str = "*";
@@ -65,11 +76,17 @@ struct Use {
 
 impl Use {
     fn allow(&mut self, repositories: &str, actions: impl IntoIterator<Item = &'static str>) {
-        self.rights.entry(repositories.to_owned()).or_default().extend(actions);
+        self.rights
+            .entry(repositories.to_owned())
+            .or_default()
+            .extend(actions);
     }
 
     fn read(&mut self, repositories: String, cloned: bool) {
-        self.allow(&repositories, READ.into_iter().chain(MODEL.into_iter().filter(|_| cloned)));
+        self.allow(
+            &repositories,
+            READ.into_iter().chain(MODEL.into_iter().filter(|_| cloned)),
+        );
         if repositories.contains('*') {
             self.allow(ANY, ["DescribeRepositories"]);
         }
@@ -79,7 +96,8 @@ impl Use {
     fn write(&mut self, repositories: String, create: &Create) {
         self.allow(&repositories, WRITE.into_iter().chain(creating(create)));
         if let Create::Template(template) = create {
-            self.keys.extend(template.kms_key.clone().filter(|key| !key.is_empty()));
+            self.keys
+                .extend(template.kms_key.clone().filter(|key| !key.is_empty()));
         }
         self.writes.insert(repositories);
     }
@@ -87,7 +105,10 @@ impl Use {
     /// Blobs are mounted from every other repository of the account and region that is known.
     fn mount(&mut self, known: &BTreeSet<String>) {
         for to in std::mem::take(&mut self.writes) {
-            for from in known.iter().filter(|from| **from != to || from.contains('*')) {
+            for from in known
+                .iter()
+                .filter(|from| **from != to || from.contains('*'))
+            {
                 self.allow(from, ["GetDownloadUrlForLayer"]);
                 self.allow(ANY, ["GetAccountSetting"]);
             }
@@ -101,17 +122,32 @@ fn creating(create: &Create) -> Actions {
         Create::Clone => return CREATE.into_iter().chain(FURNISH).collect(),
         Create::Template(template) => template,
     };
-    let furnish = FURNISH.into_iter().zip([template.lifecycle.is_some(), template.policy.is_some()]);
-    let furnish = furnish.filter(|(_, needed)| *needed).map(|(action, _)| action);
-    CREATE.into_iter().chain(furnish).chain((!template.tags.is_empty()).then_some(TAG)).collect()
+    let furnish = FURNISH
+        .into_iter()
+        .zip([template.lifecycle.is_some(), template.policy.is_some()]);
+    let furnish = furnish
+        .filter(|(_, needed)| *needed)
+        .map(|(action, _)| action);
+    CREATE
+        .into_iter()
+        .chain(furnish)
+        .chain((!template.tags.is_empty()).then_some(TAG))
+        .collect()
 }
 
 impl Iam {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
         let config = arguments.config()?;
         let policies = policies(&config);
         if policies.is_empty() {
-            return Err(Failure::said(5, "the config has no private ECR registry: there is nothing to allow"));
+            return Err(Failure::said(
+                5,
+                "the config has no private ECR registry: there is nothing to allow",
+            ));
         }
         lines.json(&policies);
         Ok(0)
@@ -128,16 +164,26 @@ fn uses(config: &Config) -> BTreeMap<String, Use> {
     let mut uses: BTreeMap<String, Use> = BTreeMap::new();
     for route in &config.routes {
         let source = uses.entry(route.from.registry().to_string()).or_default();
-        source.read(route.from.repository().replace("**", "*"), matches!(route.create, Create::Clone));
+        source.read(
+            route.from.repository().replace("**", "*"),
+            matches!(route.create, Create::Clone),
+        );
         for to in &route.to {
-            uses.entry(to.registry().to_string()).or_default().write(any_capture(to.repository()), &route.create);
+            uses.entry(to.registry().to_string())
+                .or_default()
+                .write(any_capture(to.repository()), &route.create);
         }
     }
     // One account and region may stand under several names in the config.
     let mut known: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (name, used) in &uses {
-        let Some(login) = login(config, name) else { continue };
-        known.entry(login.host()).or_default().extend(used.reads.union(&used.writes).cloned());
+        let Some(login) = login(config, name) else {
+            continue;
+        };
+        known
+            .entry(login.host())
+            .or_default()
+            .extend(used.reads.union(&used.writes).cloned());
     }
     for (name, used) in &mut uses {
         if let Some(known) = login(config, name).and_then(|login| known.get(login.host())) {
@@ -149,7 +195,10 @@ fn uses(config: &Config) -> BTreeMap<String, Use> {
 
 fn login<'a>(config: &'a Config, name: &str) -> Option<&'a ecr::Login> {
     match &config.registries.get(name)?.kind {
-        RegistryKind::Remote(Settings { credentials: Credentials::Ecr(login), .. }) if !login.is_public() => Some(login),
+        RegistryKind::Remote(Settings {
+            credentials: Credentials::Ecr(login),
+            ..
+        }) if !login.is_public() => Some(login),
         _ => None,
     }
 }
@@ -170,20 +219,46 @@ fn any_capture(template: &str) -> String {
 fn policy(login: &ecr::Login, used: &Use) -> Value {
     let mut statements = Vec::new();
     let mut groups: BTreeMap<&Actions, Vec<&str>> = BTreeMap::new();
-    for (repositories, actions) in used.rights.iter().filter(|(repositories, _)| *repositories != ANY) {
+    for (repositories, actions) in used
+        .rights
+        .iter()
+        .filter(|(repositories, _)| *repositories != ANY)
+    {
         groups.entry(actions).or_default().push(repositories);
     }
-    let own = used.rights.get(ANY).into_iter().flatten().copied().chain(["GetAuthorizationToken"]).collect();
+    let own = used
+        .rights
+        .get(ANY)
+        .into_iter()
+        .flatten()
+        .copied()
+        .chain(["GetAuthorizationToken"])
+        .collect();
     statements.push(statement("Registry", &own, json!(ANY)));
     let in_registry = statements.len();
     for (number, (actions, repositories)) in groups.into_iter().enumerate() {
-        let arns: Vec<String> = repositories.iter().map(|repositories| arn(login, repositories)).collect();
-        let what = if actions.contains("PutImage") { "Write" } else { "Read" };
-        statements.push(statement(&format!("{what}{}", number + 1), actions, json!(arns)));
+        let arns: Vec<String> = repositories
+            .iter()
+            .map(|repositories| arn(login, repositories))
+            .collect();
+        let what = if actions.contains("PutImage") {
+            "Write"
+        } else {
+            "Read"
+        };
+        statements.push(statement(
+            &format!("{what}{}", number + 1),
+            actions,
+            json!(arns),
+        ));
     }
-    let across: Vec<Value> = statements[in_registry..].iter().map(|statement| shared(login, statement)).collect();
+    let across: Vec<Value> = statements[in_registry..]
+        .iter()
+        .map(|statement| shared(login, statement))
+        .collect();
     for key in &used.keys {
-        statements.push(json!({"Sid": "Encrypt", "Effect": "Allow", "Action": KEY, "Resource": key}));
+        statements
+            .push(json!({"Sid": "Encrypt", "Effect": "Allow", "Action": KEY, "Resource": key}));
     }
     let mut policies = json!({
         "identity_policy": {"Version": "2012-10-17", "Statement": statements},
@@ -200,18 +275,30 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
 fn shared(login: &ecr::Login, statement: &Value) -> Value {
     let who = login.identity().unwrap_or("arn:aws:iam::ACCOUNT:role/ROLE");
     let given = |action: &&Value| !OWN.iter().any(|own| **action == format!("ecr:{own}"));
-    let actions: Vec<&Value> = statement["Action"].as_array().into_iter().flatten().filter(given).collect();
+    let actions: Vec<&Value> = statement["Action"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(given)
+        .collect();
     json!({"Sid": statement["Sid"], "Effect": "Allow", "Principal": {"AWS": who}, "Action": actions})
 }
 
 fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
-    let actions: Vec<String> = actions.iter().map(|action| format!("ecr:{action}")).collect();
+    let actions: Vec<String> = actions
+        .iter()
+        .map(|action| format!("ecr:{action}"))
+        .collect();
     json!({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource})
 }
 
 fn arn(login: &ecr::Login, repository: &str) -> String {
     let region = login.region().unwrap_or("*");
-    format!("arn:{}:ecr:{region}:{}:repository/{repository}", ecr::host::partition(region), login.account().unwrap_or("*"))
+    format!(
+        "arn:{}:ecr:{region}:{}:repository/{repository}",
+        ecr::host::partition(region),
+        login.account().unwrap_or("*")
+    )
 }
 
 #[cfg(test)]
@@ -220,7 +307,11 @@ mod tests {
 
     #[test]
     fn captures_become_wildcards() {
-        for (template, pattern) in [("prod-{1}", "prod-*"), ("a/{1}/b{2}", "a/*/b*"), ("app", "app")] {
+        for (template, pattern) in [
+            ("prod-{1}", "prod-*"),
+            ("a/{1}/b{2}", "a/*/b*"),
+            ("app", "app"),
+        ] {
             assert_eq!(any_capture(template), pattern);
         }
     }
@@ -228,7 +319,10 @@ mod tests {
     #[test]
     fn resources_are_named_in_their_partition() {
         let arn = |host: &str| arn(&ecr::Login::new(ecr::Settings::default(), host), "app");
-        assert_eq!(arn("123456789012.dkr.ecr.eu-west-1.amazonaws.com"), "arn:aws:ecr:eu-west-1:123456789012:repository/app");
+        assert_eq!(
+            arn("123456789012.dkr.ecr.eu-west-1.amazonaws.com"),
+            "arn:aws:ecr:eu-west-1:123456789012:repository/app"
+        );
         assert_eq!(
             arn("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn"),
             "arn:aws-cn:ecr:cn-north-1:123456789012:repository/app"
@@ -250,19 +344,40 @@ mod tests {
         };
         let login = ecr::Login::new(settings, "registry.example:443");
         let mut used = Use::default();
-        let template =
-            ecr::Template { kms_key: Some("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k".into()), ..Default::default() };
+        let template = ecr::Template {
+            kms_key: Some("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k".into()),
+            ..Default::default()
+        };
         used.write("app".into(), &Create::Template(template.into()));
         let policies = policy(&login, &used);
         let statements = policies["identity_policy"]["Statement"].as_array().unwrap();
-        let resources: Vec<&Value> = statements.iter().map(|statement| &statement["Resource"]).collect();
-        assert_eq!(resources[1], &json!(["arn:aws-us-gov:ecr:us-gov-west-1:210987654321:repository/app"]));
-        assert_eq!(resources[2], &json!("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k"));
-        assert_eq!(policies["repository_policy"]["Statement"].as_array().unwrap().len(), 1, "KMS is no matter of the repository");
+        let resources: Vec<&Value> = statements
+            .iter()
+            .map(|statement| &statement["Resource"])
+            .collect();
+        assert_eq!(
+            resources[1],
+            &json!(["arn:aws-us-gov:ecr:us-gov-west-1:210987654321:repository/app"])
+        );
+        assert_eq!(
+            resources[2],
+            &json!("arn:aws-us-gov:kms:us-gov-west-1:210987654321:key/k")
+        );
+        assert_eq!(
+            policies["repository_policy"]["Statement"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1,
+            "KMS is no matter of the repository"
+        );
         let assume = &policies["assuming_policy"]["Statement"][0];
         assert_eq!(
             (&assume["Action"][0], &assume["Resource"]),
-            (&json!("sts:AssumeRole"), &json!("arn:aws-us-gov:iam::210987654321:role/promoter"))
+            (
+                &json!("sts:AssumeRole"),
+                &json!("arn:aws-us-gov:iam::210987654321:role/promoter")
+            )
         );
     }
 }

@@ -38,7 +38,12 @@ use output::Lines;
 use progress::Manner;
 
 /// The version, with the revision that was built.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BLOBFERRY_REVISION"), ")");
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("BLOBFERRY_REVISION"),
+    ")"
+);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,13 +121,25 @@ impl From<LogFormat> for telemetry::Format {
 
 /// What `--log-format` says, for a command line that may not be readable as a whole.
 fn log_format(arguments: &[OsString]) -> LogFormat {
-    let after = |argument: &OsString| argument.to_str().and_then(|text| text.strip_prefix("--log-format").map(str::to_owned));
+    let after = |argument: &OsString| {
+        argument
+            .to_str()
+            .and_then(|text| text.strip_prefix("--log-format").map(str::to_owned))
+    };
     let value = |(at, argument): (usize, &OsString)| match after(argument)?.as_str() {
         "" => arguments.get(at + 1)?.to_str().map(str::to_owned),
         value => value.strip_prefix('=').map(str::to_owned),
     };
-    let is_json = arguments.iter().enumerate().filter_map(value).any(|value| value == "json");
-    if is_json { LogFormat::Json } else { LogFormat::Text }
+    let is_json = arguments
+        .iter()
+        .enumerate()
+        .filter_map(value)
+        .any(|value| value == "json");
+    if is_json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,11 +181,17 @@ pub struct Failure {
 
 impl Failure {
     fn new(code: u8, error: impl Into<anyhow::Error>) -> Failure {
-        Failure { code, error: error.into() }
+        Failure {
+            code,
+            error: error.into(),
+        }
     }
 
     fn said(code: u8, text: impl std::fmt::Display) -> Failure {
-        Failure { code, error: anyhow::anyhow!("{text}") }
+        Failure {
+            code,
+            error: anyhow::anyhow!("{text}"),
+        }
     }
 
     /// Usage or configuration.
@@ -205,8 +228,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     telemetry::say_as(format.into());
     Arguments::try_parse_from(&arguments).map_err(|error| {
         // The message repeats what was written: it is made again from arguments that are fit to be printed.
-        let fit = arguments.iter().map(|argument| without_passwords(&argument.to_string_lossy()).replace('\n', "\\n"));
-        let error = Arguments::try_parse_from(fit).err().unwrap_or_else(|| unprintable(error.kind()));
+        let fit = arguments
+            .iter()
+            .map(|argument| without_passwords(&argument.to_string_lossy()).replace('\n', "\\n"));
+        let error = Arguments::try_parse_from(fit)
+            .err()
+            .unwrap_or_else(|| unprintable(error.kind()));
         if error.use_stderr() && format == LogFormat::Json {
             telemetry::say(Level::ERROR, error.render().to_string().trim_end());
         } else {
@@ -232,16 +259,35 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let screen = arguments.draws_bars().then(MultiProgress::new);
     start_logs(&arguments, screen.clone())?;
     let code = dispatch(&arguments, &mut lines, screen).await?;
-    lines.close().map_err(|error| Failure::new(1, anyhow::Error::new(error).context("stdout cannot be written")))?;
+    lines.close().map_err(|error| {
+        Failure::new(
+            1,
+            anyhow::Error::new(error).context("stdout cannot be written"),
+        )
+    })?;
     Ok(code)
 }
 
-async fn dispatch(arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
+async fn dispatch(
+    arguments: &Arguments,
+    lines: &mut Lines,
+    screen: Option<MultiProgress>,
+) -> Result<u8, Failure> {
     match &arguments.command {
         Command::Run => run::run(arguments).boxed_local().await,
         Command::Sync(command) => command.run(arguments, lines, screen).boxed_local().await,
-        Command::Copy(command) => command.run(arguments, lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
-        Command::Promote(command) => command.run(arguments, lines, Manner::of(arguments.quiet > 0, screen)).boxed_local().await,
+        Command::Copy(command) => {
+            command
+                .run(arguments, lines, Manner::of(arguments.quiet > 0, screen))
+                .boxed_local()
+                .await
+        }
+        Command::Promote(command) => {
+            command
+                .run(arguments, lines, Manner::of(arguments.quiet > 0, screen))
+                .boxed_local()
+                .await
+        }
         Command::Status(command) => command.run(arguments, lines).boxed_local().await,
         Command::Check(command) => command.run(arguments, lines).boxed_local().await,
         Command::History(command) => command.run(arguments, lines).boxed_local().await,
@@ -263,14 +309,24 @@ impl Arguments {
     }
 
     fn config_path(&self) -> PathBuf {
-        let named = || environment("BLOBFERRY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-        self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
+        let named = || {
+            environment("BLOBFERRY_CONFIG")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
+        self.config
+            .clone()
+            .or_else(named)
+            .unwrap_or_else(|| DEFAULT_CONFIG.into())
     }
 
     /// The options that a command must repeat to work with the same config and state, each with a space in front.
     fn repeated(&self) -> String {
         let option = |name: &str, value: &Option<PathBuf>| {
-            value.as_ref().map(|value| format!(" {name} {}", quoted(&value.display().to_string()))).unwrap_or_default()
+            value
+                .as_ref()
+                .map(|value| format!(" {name} {}", quoted(&value.display().to_string())))
+                .unwrap_or_default()
         };
         option("-c", &self.config) + &option("--state", &self.state)
     }
@@ -278,7 +334,10 @@ impl Arguments {
     /// The state folder for a command that needs nothing else of the config.
     fn state_path(&self) -> Result<StatePath, Failure> {
         if let Some(folder) = &self.state {
-            return Ok(StatePath { folder: folder.clone(), doubt: None });
+            return Ok(StatePath {
+                folder: folder.clone(),
+                doubt: None,
+            });
         }
         state_path(&self.config_path(), &environment).ok_or_else(|| {
             Failure::usage("the state folder is not known: give --state DIR, or set `daemon.state` in the config, or HOME")
@@ -287,21 +346,31 @@ impl Arguments {
 
     /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
     fn draws_bars(&self) -> bool {
-        let moves = matches!(self.command, Command::Sync(_) | Command::Copy(_) | Command::Promote(_));
+        let moves = matches!(
+            self.command,
+            Command::Sync(_) | Command::Copy(_) | Command::Promote(_)
+        );
         moves && self.quiet == 0 && std::io::stderr().is_terminal()
     }
 
     /// Commands that print what happens log only what they do not print; the daemon logs all of it.
     fn verbosity(&self) -> i8 {
-        let base = if matches!(self.command, Command::Run) { 0 } else { -1 };
+        let base = if matches!(self.command, Command::Run) {
+            0
+        } else {
+            -1
+        };
         let step = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
-        step(self.verbose).saturating_add(base).saturating_sub(step(self.quiet))
+        step(self.verbose)
+            .saturating_add(base)
+            .saturating_sub(step(self.quiet))
     }
 }
 
 /// A word as a shell takes it.
 fn quoted(word: &str) -> String {
-    let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._-+=:@%,".contains(character);
+    let is_plain =
+        |character: char| character.is_ascii_alphanumeric() || "/._-+=:@%,".contains(character);
     if !word.is_empty() && word.chars().all(is_plain) {
         return word.to_owned();
     }
@@ -330,8 +399,11 @@ fn start_logs(arguments: &Arguments, screen: Option<MultiProgress>) -> Result<()
 /// systemd names the journal's stream in `JOURNAL_STREAM`; a child with another stderr inherits the variable all the same.
 fn stderr_is_the_journal() -> bool {
     use std::os::unix::fs::MetadataExt;
-    let Some(named) = environment("JOURNAL_STREAM") else { return false };
-    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| named == format!("{}:{}", stderr.dev(), stderr.ino()))
+    let Some(named) = environment("JOURNAL_STREAM") else {
+        return false;
+    };
+    std::fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| named == format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {
@@ -366,7 +438,9 @@ mod tests {
             "sync",
             "sync one two --tag v1 --dry-run --json --all",
             "copy host.example/app:v1 other.example/app:v1",
-            &format!("copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"),
+            &format!(
+                "copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"
+            ),
             "promote",
             "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --imagedefinitions i.json --container e=web",
             "promote a.example/b d.example/e --all-tags --state /s",
@@ -407,28 +481,48 @@ mod tests {
     #[test]
     fn the_config_is_never_found_in_the_current_folder() {
         if std::env::var_os("BLOBFERRY_CONFIG").is_none() {
-            assert_eq!(parsed("run").unwrap().config_path(), Path::new(DEFAULT_CONFIG));
+            assert_eq!(
+                parsed("run").unwrap().config_path(),
+                Path::new(DEFAULT_CONFIG)
+            );
         }
-        assert_eq!(parsed("run -c here.yaml").unwrap().config_path(), Path::new("here.yaml"));
+        assert_eq!(
+            parsed("run -c here.yaml").unwrap().config_path(),
+            Path::new("here.yaml")
+        );
     }
 
     #[test]
     fn a_failure_is_printed_without_passwords_and_control_characters() {
         let failure = Failure::usage("\"user:hush@host/app\u{1b}[2J\": names no registry");
-        assert_eq!(failure.to_string(), "\"[hidden]@host/app\\u{1b}[2J\": names no registry");
+        assert_eq!(
+            failure.to_string(),
+            "\"[hidden]@host/app\\u{1b}[2J\": names no registry"
+        );
     }
 
     #[test]
     fn a_printed_command_works_with_the_same_config_and_state() {
         assert_eq!(parsed("sync").unwrap().repeated(), "");
-        assert_eq!(parsed("sync -c a.yaml --state /s").unwrap().repeated(), " -c a.yaml --state /s");
+        assert_eq!(
+            parsed("sync -c a.yaml --state /s").unwrap().repeated(),
+            " -c a.yaml --state /s"
+        );
         assert_eq!(quoted("it's here"), r"'it'\''s here'");
     }
 
     #[test]
     fn a_failure_says_each_thing_once() {
         let inner = anyhow::anyhow!("no such file");
-        let failure = Failure::new(2, inner.context("cannot read x: no such file").context("bad config"));
-        assert_eq!(failure.to_string(), "bad config: cannot read x: no such file");
+        let failure = Failure::new(
+            2,
+            inner
+                .context("cannot read x: no such file")
+                .context("bad config"),
+        );
+        assert_eq!(
+            failure.to_string(),
+            "bad config: cannot read x: no such file"
+        );
     }
 }

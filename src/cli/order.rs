@@ -20,7 +20,9 @@ pub(super) async fn by_daemon(
     show: Show<'_>,
 ) -> Result<Option<Report>, Failure> {
     let known = || state_path(&arguments.config_path(), &environment).map(|state| state.folder);
-    let Some(folder) = arguments.state.clone().or_else(known) else { return Ok(None) };
+    let Some(folder) = arguments.state.clone().or_else(known) else {
+        return Ok(None);
+    };
     let socket = Socket::in_state(&folder);
     let body = serde_json::to_value(order).map_err(|error| Failure::new(1, error))?;
     let answer = socket.offer("/v1/copies", body);
@@ -48,7 +50,9 @@ pub(super) fn config(arguments: &Arguments) -> Result<Option<Config>, Failure> {
         Err(failure) => {
             let text = failure.to_string();
             let first = text.lines().next().unwrap_or_default();
-            say(&format!("the config is not used, and what is written is not known to its daemon: {first}"));
+            say(&format!(
+                "the config is not used, and what is written is not known to its daemon: {first}"
+            ));
             Ok(None)
         }
     }

@@ -25,7 +25,11 @@ impl Lines {
 
     /// Another writer.
     pub fn to(out: impl Write + Send + 'static) -> Lines {
-        Lines { out: Box::new(out), closed: false, error: None }
+        Lines {
+            out: Box::new(out),
+            closed: false,
+            error: None,
+        }
     }
 
     /// Writes a line.
@@ -81,7 +85,10 @@ pub struct Style {
 impl Style {
     /// The style of a stream, from what it is and what the environment says.
     pub fn of(stream: &impl IsTerminal) -> Style {
-        Style { color: color(stream), unicode: unicode() }
+        Style {
+            color: color(stream),
+            unicode: unicode(),
+        }
     }
 
     /// `text` in the colour that goes with `outcome`.
@@ -89,7 +96,11 @@ impl Style {
         let code = match outcome {
             Outcome::Promoted => 32,
             Outcome::Failed | Outcome::Conflict => 31,
-            Outcome::Drift | Outcome::Refused | Outcome::Interrupted | Outcome::Waiting | Outcome::Held => 33,
+            Outcome::Drift
+            | Outcome::Refused
+            | Outcome::Interrupted
+            | Outcome::Waiting
+            | Outcome::Held => 33,
             Outcome::Planned => 36,
             Outcome::UpToDate | Outcome::Existing | Outcome::Gone => 2,
         };
@@ -98,7 +109,11 @@ impl Style {
 
     /// `text` in one of the terminal's colours.
     pub fn escape(self, code: u8, text: &str) -> String {
-        if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+        if self.color {
+            format!("\u{1b}[{code}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// An arrow.
@@ -114,8 +129,16 @@ pub(super) fn color(stream: &impl IsTerminal) -> bool {
 }
 
 fn unicode() -> bool {
-    let named = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| super::environment(name)).find(|value| !value.is_empty());
-    named.is_some_and(|locale| locale.to_ascii_uppercase().replace('-', "").contains("UTF8"))
+    let named = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .filter_map(|name| super::environment(name))
+        .find(|value| !value.is_empty());
+    named.is_some_and(|locale| {
+        locale
+            .to_ascii_uppercase()
+            .replace('-', "")
+            .contains("UTF8")
+    })
 }
 
 /// Width of the word that a line starts with.
@@ -125,8 +148,15 @@ const WORD: usize = 11;
 pub(super) fn settled(style: Style, options: &str, job: &Settled) -> String {
     let word = job.result.name().replace('_', " ");
     let word = style.paint(job.result, &format!("{word:<WORD$}"));
-    let mut text = format!("{word} {}  {}", clean(&job.destination), facts(job)).trim_end().to_owned();
-    for reason in job.reasons.iter().map(|reason| clean(reason)).chain(way_out(options, job)) {
+    let mut text = format!("{word} {}  {}", clean(&job.destination), facts(job))
+        .trim_end()
+        .to_owned();
+    for reason in job
+        .reasons
+        .iter()
+        .map(|reason| clean(reason))
+        .chain(way_out(options, job))
+    {
         text.push_str(&format!("\n{:WORD$} {} {reason}", "", style.arrow()));
     }
     text
@@ -134,12 +164,23 @@ pub(super) fn settled(style: Style, options: &str, job: &Settled) -> String {
 
 fn facts(job: &Settled) -> String {
     let digest = job.digest.as_ref().map(short).unwrap_or_default();
-    let there = job.previous_digest.as_ref().map(short).unwrap_or_else(|| "another digest".into());
+    let there = job
+        .previous_digest
+        .as_ref()
+        .map(short)
+        .unwrap_or_else(|| "another digest".into());
     match job.result {
         Outcome::Promoted => {
-            let before = job.previous_digest.as_ref().map(|before| format!(" (was {})", short(before))).unwrap_or_default();
+            let before = job
+                .previous_digest
+                .as_ref()
+                .map(|before| format!(" (was {})", short(before)))
+                .unwrap_or_default();
             let (sent, time) = (bytes(job.bytes_sent), seconds(job.duration_seconds));
-            format!("{digest}{before}  ({}; {sent} in {time})", blobs(&job.blobs))
+            format!(
+                "{digest}{before}  ({}; {sent} in {time})",
+                blobs(&job.blobs)
+            )
         }
         Outcome::Planned => match &job.previous_digest {
             Some(before) => format!("{digest} (moves from {})", short(before)),
@@ -151,17 +192,29 @@ fn facts(job: &Settled) -> String {
         Outcome::Failed => trouble_text(job.error.as_ref()),
         Outcome::UpToDate | Outcome::Refused | Outcome::Waiting | Outcome::Held => digest,
         Outcome::Gone if job.reasons.is_empty() => {
-            format!("{} is not there; what the destination has stays", clean(&job.source))
+            format!(
+                "{} is not there; what the destination has stays",
+                clean(&job.source)
+            )
         }
         Outcome::Gone => String::new(),
-        Outcome::Interrupted => "stopped; the next pass goes on with what the registry has kept of it".into(),
+        Outcome::Interrupted => {
+            "stopped; the next pass goes on with what the registry has kept of it".into()
+        }
     }
 }
 
 /// What a person can do about it.
 fn way_out(options: &str, job: &Settled) -> Option<String> {
-    let replace = job.previous_digest.map(|digest| format!(" --replace {digest}")).unwrap_or_default();
-    let copy = format!("blobferry copy{options} {} {}{replace}", clean(&job.source), clean(&job.destination));
+    let replace = job
+        .previous_digest
+        .map(|digest| format!(" --replace {digest}"))
+        .unwrap_or_default();
+    let copy = format!(
+        "blobferry copy{options} {} {}{replace}",
+        clean(&job.source),
+        clean(&job.destination)
+    );
     match job.result {
         Outcome::Conflict => Some(format!("push under a new tag; or replace it: {copy}")),
         Outcome::Drift | Outcome::Existing => Some(format!("to put staging's image there: {copy}")),
@@ -177,7 +230,11 @@ pub(super) fn trouble(style: Style, trouble: &Trouble) -> String {
 
 fn trouble_text(trouble: Option<&Trouble>) -> String {
     match trouble {
-        Some(trouble) => format!("{}: {}", clean(&trouble.class.replace('_', " ")), clean(&trouble.text)),
+        Some(trouble) => format!(
+            "{}: {}",
+            clean(&trouble.class.replace('_', " ")),
+            clean(&trouble.text)
+        ),
         None => "no reason was given".into(),
     }
 }
@@ -189,16 +246,30 @@ fn blobs(counts: &BlobCounts) -> String {
     };
     let part = |count: u64, word: &str| (count > 0).then(|| format!("{count} {word}"));
     let copied = part(counts.copied, "copied").map(|text| text + &resumed);
-    let parts: Vec<String> =
-        [copied, part(counts.mounted, "mounted"), part(counts.present, "present")].into_iter().flatten().collect();
-    if parts.is_empty() { "no blobs".into() } else { parts.join(", ") }
+    let parts: Vec<String> = [
+        copied,
+        part(counts.mounted, "mounted"),
+        part(counts.present, "present"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if parts.is_empty() {
+        "no blobs".into()
+    } else {
+        parts.join(", ")
+    }
 }
 
 /// The last line of a pass.
 pub(super) fn closing(report: &Report, all: bool) -> String {
     let sum = |of: fn(&Settled) -> u64| report.jobs.iter().map(of).sum::<u64>();
     let mut facts = vec![seconds(report.duration_seconds)];
-    let (sent, spared, requests) = (sum(|job| job.bytes_sent), sum(|job| job.bytes_spared), sum(|job| job.requests));
+    let (sent, spared, requests) = (
+        sum(|job| job.bytes_sent),
+        sum(|job| job.bytes_spared),
+        sum(|job| job.requests),
+    );
     facts.extend((sent > 0).then(|| format!("{} sent", bytes(sent))));
     facts.extend((spared > 0).then(|| format!("{} spared", bytes(spared))));
     facts.extend((requests > 0).then(|| plural(requests, "request")));
@@ -214,10 +285,19 @@ pub(super) fn closing(report: &Report, all: bool) -> String {
 
 /// The counts that are not zero; with `all` also what the rules leave out and what only the destination has.
 pub(super) fn totals(totals: &Totals, all: bool) -> String {
-    let count = |count: u64, word: &str| (count > 0).then(|| format!("{count} {}", word.replace('_', " ")));
-    let outcomes = Outcome::ALL.into_iter().filter_map(|outcome| count(totals.of(outcome), outcome.name()));
-    let rest = [count(totals.excluded, "excluded"), count(totals.only_in_destination, "only in the destination")];
-    outcomes.chain(rest.into_iter().flatten().filter(|_| all)).collect::<Vec<_>>().join(", ")
+    let count =
+        |count: u64, word: &str| (count > 0).then(|| format!("{count} {}", word.replace('_', " ")));
+    let outcomes = Outcome::ALL
+        .into_iter()
+        .filter_map(|outcome| count(totals.of(outcome), outcome.name()));
+    let rest = [
+        count(totals.excluded, "excluded"),
+        count(totals.only_in_destination, "only in the destination"),
+    ];
+    outcomes
+        .chain(rest.into_iter().flatten().filter(|_| all))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Columns without borders; on a screen that they do not fit, a paragraph for each row. An empty table is no text.
@@ -226,7 +306,10 @@ pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
-    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| clean(&cell))).collect();
+    let rows: Vec<[String; N]> = rows
+        .into_iter()
+        .map(|row| row.map(|cell| clean(&cell)))
+        .collect();
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table.add_rows(rows.clone());
@@ -237,15 +320,28 @@ pub(super) fn table<const N: usize>(
         return String::new();
     }
     let text = table.trim_fmt();
-    let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or_default();
-    if width.is_none_or(|width| widest <= width) { text } else { paragraphs(header, &rows) }
+    let widest = text
+        .lines()
+        .map(|line| line.chars().count())
+        .max()
+        .unwrap_or_default();
+    if width.is_none_or(|width| widest <= width) {
+        text
+    } else {
+        paragraphs(header, &rows)
+    }
 }
 
 /// The first cell as a heading, the others below it with the names of their columns.
 fn paragraphs<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let paragraph = |row: &[String; N]| {
         let mut text = row[0].clone();
-        for (name, cell) in header.iter().zip(row).skip(1).filter(|(_, cell)| !cell.is_empty()) {
+        for (name, cell) in header
+            .iter()
+            .zip(row)
+            .skip(1)
+            .filter(|(_, cell)| !cell.is_empty())
+        {
             text.push_str(&format!("\n  {}: {cell}", name.to_lowercase()));
         }
         text
@@ -256,7 +352,11 @@ fn paragraphs<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String
 /// Columns of the screen on stdout; `None` when it is no screen.
 pub(super) fn screen_width() -> Option<usize> {
     let screen = console::Term::stdout();
-    screen.is_term().then(|| screen.size_checked()).flatten().map(|(_, columns)| usize::from(columns))
+    screen
+        .is_term()
+        .then(|| screen.size_checked())
+        .flatten()
+        .map(|(_, columns)| usize::from(columns))
 }
 
 /// A digest as people compare it.
@@ -287,7 +387,11 @@ pub(super) fn bytes(count: u64) -> String {
 
 /// A length of time: two digits that matter.
 pub(super) fn seconds(seconds: f64) -> String {
-    let seconds = if seconds.is_finite() { seconds.max(0.0) } else { 0.0 };
+    let seconds = if seconds.is_finite() {
+        seconds.max(0.0)
+    } else {
+        0.0
+    };
     let whole = seconds.round() as u64;
     match whole {
         0..60 if seconds < 0.995 => format!("{seconds:.2} s"),
@@ -312,7 +416,11 @@ pub(super) fn relative(at: Option<Timestamp>, now: Timestamp) -> String {
         let whole = Duration::try_from(duration).unwrap_or_default().as_secs();
         seconds(whole.max(1) as f64).replace(".0 s", " s")
     };
-    if at <= now { format!("{} ago", span(now.duration_since(at))) } else { format!("in {}", span(at.duration_since(now))) }
+    if at <= now {
+        format!("{} ago", span(now.duration_since(at)))
+    } else {
+        format!("in {}", span(at.duration_since(now)))
+    }
 }
 
 /// Peers and people write these texts: nothing in them may move the cursor.
@@ -345,7 +453,12 @@ pub(super) mod tests {
             reasons: Vec::new(),
             error: None,
             failure: None,
-            blobs: BlobCounts { present: 3, mounted: 1, copied: 2, resumed: 0 },
+            blobs: BlobCounts {
+                present: 3,
+                mounted: 1,
+                copied: 2,
+                resumed: 0,
+            },
             referrers: Default::default(),
             bytes_sent: 9_437_184,
             bytes_spared: 73_400_320,
@@ -355,7 +468,10 @@ pub(super) mod tests {
         }
     }
 
-    const PLAIN: Style = Style { color: false, unicode: false };
+    const PLAIN: Style = Style {
+        color: false,
+        unicode: false,
+    };
 
     #[test]
     fn a_promotion_is_one_line_with_its_cost() {
@@ -365,8 +481,15 @@ pub(super) mod tests {
         );
         let mut moved = job(Outcome::Promoted);
         moved.previous_digest = Some(Digest::Sha256([0x34; 32]));
-        moved.blobs = BlobCounts { copied: 1, resumed: 1, ..BlobCounts::default() };
-        assert!(settled(PLAIN, "", &moved).contains("sha256:121212121212 (was sha256:343434343434)  (1 copied (1 resumed); "));
+        moved.blobs = BlobCounts {
+            copied: 1,
+            resumed: 1,
+            ..BlobCounts::default()
+        };
+        assert!(
+            settled(PLAIN, "", &moved)
+                .contains("sha256:121212121212 (was sha256:343434343434)  (1 copied (1 resumed); ")
+        );
     }
 
     #[test]
@@ -374,7 +497,14 @@ pub(super) mod tests {
         let mut conflict = job(Outcome::Conflict);
         conflict.previous_digest = Some(Digest::Sha256([0x34; 32]));
         conflict.reasons = vec!["the tag is fixed".into()];
-        let text = settled(Style { unicode: true, ..PLAIN }, "", &conflict);
+        let text = settled(
+            Style {
+                unicode: true,
+                ..PLAIN
+            },
+            "",
+            &conflict,
+        );
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
@@ -383,31 +513,68 @@ pub(super) mod tests {
         );
         assert_eq!(lines[1], "            → the tag is fixed");
         let old = "34".repeat(32);
-        assert!(settled(PLAIN, " --state /s", &conflict).contains("replace it: blobferry copy --state /s staging.example/"));
-        assert!(lines[2].ends_with(&format!("prod.example/prod-demo-app:v7 --replace sha256:{old}")), "{}", lines[2]);
+        assert!(
+            settled(PLAIN, " --state /s", &conflict)
+                .contains("replace it: blobferry copy --state /s staging.example/")
+        );
+        assert!(
+            lines[2].ends_with(&format!(
+                "prod.example/prod-demo-app:v7 --replace sha256:{old}"
+            )),
+            "{}",
+            lines[2]
+        );
     }
 
     #[test]
     fn every_outcome_starts_with_its_word_and_names_the_destination() {
         for outcome in Outcome::ALL {
             let text = settled(PLAIN, "", &job(outcome));
-            assert!(text.starts_with(&format!("{:<11} prod.example", outcome.name().replace('_', " "))), "{text}");
+            assert!(
+                text.starts_with(&format!(
+                    "{:<11} prod.example",
+                    outcome.name().replace('_', " ")
+                )),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_failure_shows_its_class_and_text_and_nothing_moves_the_cursor() {
         let mut failed = job(Outcome::Failed);
-        failed.error = Some(Trouble { class: "not_found".into(), text: "gone\u{1b}[2J\r\nfake line\u{202e}".into() });
+        failed.error = Some(Trouble {
+            class: "not_found".into(),
+            text: "gone\u{1b}[2J\r\nfake line\u{202e}".into(),
+        });
         let text = settled(PLAIN, "", &failed);
         assert_eq!(text.lines().count(), 1);
-        assert!(text.ends_with("not found: gone\u{fffd}[2J  fake line\u{fffd}"), "{text}");
-        assert!(settled(Style { color: true, ..PLAIN }, "", &failed).starts_with("\u{1b}[31mfailed"));
+        assert!(
+            text.ends_with("not found: gone\u{fffd}[2J  fake line\u{fffd}"),
+            "{text}"
+        );
+        assert!(
+            settled(
+                Style {
+                    color: true,
+                    ..PLAIN
+                },
+                "",
+                &failed
+            )
+            .starts_with("\u{1b}[31mfailed")
+        );
     }
 
     #[test]
     fn the_closing_line_counts_what_is_not_zero() {
-        let totals = Totals { promoted: 3, up_to_date: 412, conflict: 1, excluded: 37, ..Totals::default() };
+        let totals = Totals {
+            promoted: 3,
+            up_to_date: 412,
+            conflict: 1,
+            excluded: 37,
+            ..Totals::default()
+        };
         let mut report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::from_millis(4210), []);
         report.totals = totals;
         report.jobs = vec![job(Outcome::Promoted)];
@@ -415,18 +582,29 @@ pub(super) mod tests {
             closing(&report, false),
             "3 promoted, 412 up to date, 1 conflict (4.2 s, 9.4 MB sent, 73.4 MB spared, 11 requests)"
         );
-        assert!(closing(&report, true).starts_with("3 promoted, 412 up to date, 1 conflict, 37 excluded ("));
+        assert!(
+            closing(&report, true)
+                .starts_with("3 promoted, 412 up to date, 1 conflict, 37 excluded (")
+        );
         report.totals = Totals::default();
         report.jobs.clear();
         report.exit_code = 5;
-        assert_eq!(closing(&report, false), "nothing there that was named, or the rules leave it out (4.2 s)");
+        assert_eq!(
+            closing(&report, false),
+            "nothing there that was named, or the rules leave it out (4.2 s)"
+        );
     }
 
     #[test]
     fn sizes_and_times_are_short() {
-        for (count, text) in
-            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (u64::MAX, "18446.7 PB")]
-        {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (u64::MAX, "18446.7 PB"),
+        ] {
             assert_eq!(bytes(count), text);
         }
         for (length, text) in [
@@ -465,7 +643,10 @@ pub(super) mod tests {
                 Ok(())
             }
         }
-        for (kind, fine) in [(io::ErrorKind::BrokenPipe, true), (io::ErrorKind::StorageFull, false)] {
+        for (kind, fine) in [
+            (io::ErrorKind::BrokenPipe, true),
+            (io::ErrorKind::StorageFull, false),
+        ] {
             let mut lines = Lines::to(Closed(kind));
             lines.line("one");
             lines.line("two");
@@ -475,10 +656,22 @@ pub(super) mod tests {
 
     #[test]
     fn a_table_that_does_not_fit_the_screen_becomes_paragraphs() {
-        let rows = || [["demo-app".to_owned(), "1 up to date".to_owned(), String::new()]];
+        let rows = || {
+            [[
+                "demo-app".to_owned(),
+                "1 up to date".to_owned(),
+                String::new(),
+            ]]
+        };
         let header = ["ROUTE", "TAGS", "WHY"];
-        assert_eq!(table(None, header, rows()), "ROUTE     TAGS          WHY\ndemo-app  1 up to date");
+        assert_eq!(
+            table(None, header, rows()),
+            "ROUTE     TAGS          WHY\ndemo-app  1 up to date"
+        );
         assert_eq!(table(Some(40), header, rows()), table(None, header, rows()));
-        assert_eq!(table(Some(20), header, rows()), "demo-app\n  tags: 1 up to date");
+        assert_eq!(
+            table(Some(20), header, rows()),
+            "demo-app\n  tags: 1 up to date"
+        );
     }
 }

@@ -27,7 +27,12 @@ pub(super) struct Show<'a> {
 
 impl<'a> Show<'a> {
     pub(super) fn new(json: bool, all: bool, options: &'a str) -> Show<'a> {
-        Show { json, all, style: Style::of(&std::io::stdout()), options }
+        Show {
+            json,
+            all,
+            style: Style::of(&std::io::stdout()),
+            options,
+        }
     }
 
     /// Prints a settled job, unless nobody wants to read it.
@@ -64,7 +69,12 @@ impl<'a> Show<'a> {
 ///
 /// # Errors
 /// The pass could not be made, or a second signal ended it.
-pub(super) async fn follow<W, F>(show: Show<'_>, manner: Manner, lines: &mut Lines, work: W) -> Result<Report, Failure>
+pub(super) async fn follow<W, F>(
+    show: Show<'_>,
+    manner: Manner,
+    lines: &mut Lines,
+    work: W,
+) -> Result<Report, Failure>
 where
     W: FnOnce(Observer, CancellationToken) -> F,
     F: Future<Output = Result<Report, daemon::Error>>,
@@ -73,7 +83,13 @@ where
     let mut display = Display::new(manner, show.style.unicode);
     let stop = CancellationToken::new();
     let (settled, mut jobs) = mpsc::unbounded_channel();
-    let mut work = pin!(work(Observer { progress: display.progress(), settled }, stop.clone()));
+    let mut work = pin!(work(
+        Observer {
+            progress: display.progress(),
+            settled
+        },
+        stop.clone()
+    ));
     let mut tick = tokio::time::interval(TICK);
     let report = loop {
         tokio::select! {
@@ -108,7 +124,10 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn listen() -> Result<Signals, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::new(1, error));
-        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Signals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     /// Waits for the next of them.
@@ -149,17 +168,43 @@ mod tests {
     async fn pass(json: bool, all: bool) -> (u8, String) {
         let page = Page::default();
         let mut lines = Lines::to(page.clone());
-        let show = Show { json, all, style: Style::default(), options: "" };
+        let show = Show {
+            json,
+            all,
+            style: Style::default(),
+            options: "",
+        };
         let code = follow(show, Manner::Silent, &mut lines, |observer, _| async move {
-            let jobs = vec![output::tests::job(Outcome::Conflict), output::tests::job(Outcome::UpToDate)];
+            let jobs = vec![
+                output::tests::job(Outcome::Conflict),
+                output::tests::job(Outcome::UpToDate),
+            ];
             for job in &jobs {
                 observer.settled.send(job.clone()).unwrap();
             }
-            let totals = Totals { conflict: 1, up_to_date: 1, ..Totals::default() };
-            let look = Look { jobs, totals, found: true, ..Look::default() };
-            Ok(Report::new("run", Timestamp::UNIX_EPOCH, Duration::from_secs(1), [look]))
+            let totals = Totals {
+                conflict: 1,
+                up_to_date: 1,
+                ..Totals::default()
+            };
+            let look = Look {
+                jobs,
+                totals,
+                found: true,
+                ..Look::default()
+            };
+            Ok(Report::new(
+                "run",
+                Timestamp::UNIX_EPOCH,
+                Duration::from_secs(1),
+                [look],
+            ))
         });
-        let code = code.await.map_err(|failure| failure.to_string()).unwrap().exit_code;
+        let code = code
+            .await
+            .map_err(|failure| failure.to_string())
+            .unwrap()
+            .exit_code;
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         (code, text)
     }
@@ -169,12 +214,22 @@ mod tests {
         let (code, text) = pass(false, false).await;
         let words = |text: &str| {
             let lines = text.lines().filter(|line| !line.starts_with(' '));
-            lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+            lines
+                .map(|line| line.split(' ').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
         };
-        assert_eq!((code, words(&text)), (4, vec!["conflict".to_owned(), "1".into()]));
+        assert_eq!(
+            (code, words(&text)),
+            (4, vec!["conflict".to_owned(), "1".into()])
+        );
         let (_, text) = pass(false, true).await;
         assert_eq!(words(&text), ["conflict", "up", "1"]);
-        assert!(text.ends_with("1 up to date, 1 conflict (1.0 s, 18.9 MB sent, 146.8 MB spared, 22 requests)\n"), "{text}");
+        assert!(
+            text.ends_with(
+                "1 up to date, 1 conflict (1.0 s, 18.9 MB sent, 146.8 MB spared, 22 requests)\n"
+            ),
+            "{text}"
+        );
     }
 
     #[tokio::test]

@@ -65,10 +65,16 @@ impl Display {
     pub(super) fn new(manner: Manner, unicode: bool) -> Display {
         let shape = match manner {
             Manner::Bars(screen) => Shape::Bars(Box::new(Bars::new(screen, unicode))),
-            Manner::Heartbeat => Shape::Heartbeat { spoken: Instant::now() },
+            Manner::Heartbeat => Shape::Heartbeat {
+                spoken: Instant::now(),
+            },
             Manner::Silent => Shape::Silent,
         };
-        Display { progress: Arc::default(), rate: Rate::default(), shape }
+        Display {
+            progress: Arc::default(),
+            rate: Rate::default(),
+            shape,
+        }
     }
 
     /// Where the engine writes.
@@ -159,9 +165,17 @@ fn summary(counts: &Counts, rate: u64) -> String {
     if counts.jobs_planned == 0 {
         return "looking".into();
     }
-    let mut facts = vec![format!("{} of {}", counts.jobs_done, plural(counts.jobs_planned, "job"))];
+    let mut facts = vec![format!(
+        "{} of {}",
+        counts.jobs_done,
+        plural(counts.jobs_planned, "job")
+    )];
     if counts.bytes_planned > 0 {
-        facts.push(format!("{} of {}", bytes(counts.bytes_done), bytes(counts.bytes_planned)));
+        facts.push(format!(
+            "{} of {}",
+            bytes(counts.bytes_done),
+            bytes(counts.bytes_planned)
+        ));
     }
     if rate > 0 {
         facts.push(format!("{}/s", bytes(rate)));
@@ -181,15 +195,27 @@ impl Rate {
     fn note(&mut self, now: Instant, total: u64) {
         self.samples.push_back((now, total));
         // One sample from before the window stays: the rate is taken over the whole of it.
-        while self.samples.get(1).is_some_and(|(at, _)| now - *at >= WINDOW) {
+        while self
+            .samples
+            .get(1)
+            .is_some_and(|(at, _)| now - *at >= WINDOW)
+        {
             self.samples.pop_front();
         }
     }
 
     fn per_second(&self) -> u64 {
-        let (Some((start, before)), Some((end, after))) = (self.samples.front(), self.samples.back()) else { return 0 };
+        let (Some((start, before)), Some((end, after))) =
+            (self.samples.front(), self.samples.back())
+        else {
+            return 0;
+        };
         let length = (*end - *start).as_secs_f64();
-        if length < 0.5 { 0 } else { (after.saturating_sub(*before) as f64 / length) as u64 }
+        if length < 0.5 {
+            0
+        } else {
+            (after.saturating_sub(*before) as f64 / length) as u64
+        }
     }
 }
 
@@ -210,10 +236,20 @@ impl Bars {
             let style = ProgressStyle::with_template(template).expect("the templates are constant");
             style.progress_chars(characters)
         };
-        screen.set_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::stderr()), 10));
+        screen.set_draw_target(ProgressDrawTarget::term_like_with_hz(
+            Box::new(Terminal::stderr()),
+            10,
+        ));
         let overall = screen.add(ProgressBar::new(0).with_style(style("{bar:30} {wide_msg}")));
         let more = screen.add(ProgressBar::new(0).with_style(style("  {wide_msg}")));
-        Bars { screen, overall, slots: Vec::new(), spare: Vec::new(), more, style: style("  {bar:20} {wide_msg}") }
+        Bars {
+            screen,
+            overall,
+            slots: Vec::new(),
+            spare: Vec::new(),
+            more,
+            style: style("  {bar:20} {wide_msg}"),
+        }
     }
 
     fn draw(&mut self, progress: &Progress, summary: &str) {
@@ -229,7 +265,8 @@ impl Bars {
             0 => String::new(),
             hidden => format!("and {hidden} more"),
         });
-        self.overall.set_length(progress.bytes_planned.load(Relaxed));
+        self.overall
+            .set_length(progress.bytes_planned.load(Relaxed));
         self.overall.set_position(progress.bytes_done.load(Relaxed));
         self.overall.set_message(summary.to_owned());
     }
@@ -243,7 +280,10 @@ impl Bars {
             self.spare.push(slot);
         }
         while self.slots.len() < count {
-            let slot = self.spare.pop().unwrap_or_else(|| ProgressBar::new(0).with_style(self.style.clone()));
+            let slot = self
+                .spare
+                .pop()
+                .unwrap_or_else(|| ProgressBar::new(0).with_style(self.style.clone()));
             self.slots.push(self.screen.insert_before(&self.more, slot));
         }
     }
@@ -259,17 +299,27 @@ struct Terminal {
 
 impl Terminal {
     fn stderr() -> Terminal {
-        Terminal { screen: console::Term::stderr(), drawing: Mutex::default() }
+        Terminal {
+            screen: console::Term::stderr(),
+            drawing: Mutex::default(),
+        }
     }
 
     fn add(&self, text: &str) -> io::Result<()> {
-        self.drawing.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        self.drawing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_str(text);
         Ok(())
     }
 
     /// Moves the cursor, as ECMA-48 has it; 0 would mean 1.
     fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
-        if count == 0 { Ok(()) } else { self.add(&format!("\u{1b}[{count}{direction}")) }
+        if count == 0 {
+            Ok(())
+        } else {
+            self.add(&format!("\u{1b}[{count}{direction}"))
+        }
     }
 }
 
@@ -314,7 +364,8 @@ impl TermLike for Terminal {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let drawing = std::mem::take(&mut *self.drawing.lock().unwrap_or_else(PoisonError::into_inner));
+        let drawing =
+            std::mem::take(&mut *self.drawing.lock().unwrap_or_else(PoisonError::into_inner));
         if !drawing.is_empty() {
             telemetry::draw(drawing.as_bytes());
         }
@@ -340,8 +391,16 @@ mod tests {
         assert_eq!(summary(&counts, 0), "looking");
         counts.jobs_planned = 1;
         assert_eq!(summary(&counts, 0), "0 of 1 job");
-        counts = Counts { bytes_done: 120_000_000, bytes_planned: 1_200_000_000, jobs_done: 3, jobs_planned: 12 };
-        assert_eq!(summary(&counts, 30_000_000), "3 of 12 jobs, 120.0 MB of 1.2 GB, 30.0 MB/s, 36.0 s left");
+        counts = Counts {
+            bytes_done: 120_000_000,
+            bytes_planned: 1_200_000_000,
+            jobs_done: 3,
+            jobs_planned: 12,
+        };
+        assert_eq!(
+            summary(&counts, 30_000_000),
+            "3 of 12 jobs, 120.0 MB of 1.2 GB, 30.0 MB/s, 36.0 s left"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -366,10 +425,15 @@ mod tests {
         let mut bars = Bars::new(MultiProgress::new(), true);
         bars.screen.set_draw_target(ProgressDrawTarget::hidden());
         let progress = Arc::new(Progress::default());
-        let mut moving: Vec<_> = (0..11).map(|number| progress.start_blob(format!("app {number}"), 10)).collect();
+        let mut moving: Vec<_> = (0..11)
+            .map(|number| progress.start_blob(format!("app {number}"), 10))
+            .collect();
         moving[0].at(4);
         bars.draw(&progress, "");
-        assert_eq!((bars.slots.len(), bars.more.message().as_str()), (8, "and 3 more"));
+        assert_eq!(
+            (bars.slots.len(), bars.more.message().as_str()),
+            (8, "and 3 more")
+        );
         assert_eq!((bars.slots[0].position(), bars.overall.position()), (4, 4));
         moving.drain(..4);
         bars.draw(&progress, "");

@@ -73,18 +73,44 @@ fn container(text: &str) -> Result<(String, String), String> {
 }
 
 impl Promote {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, manner: Manner) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+        manner: Manner,
+    ) -> Result<u8, Failure> {
         let request = self.request(arguments)?;
         if self.imagedefinitions.is_some() && request.all_tags {
-            return Err(Failure::usage("imagedefinitions names one image for each container: promote one tag, not all"));
+            return Err(Failure::usage(
+                "imagedefinitions names one image for each container: promote one tag, not all",
+            ));
         }
         if self.imagedefinitions.is_some() {
-            self.containers(request.images.iter().map(|(_, destination)| destination.as_str()))?;
+            self.containers(
+                request
+                    .images
+                    .iter()
+                    .map(|(_, destination)| destination.as_str()),
+            )?;
         }
         let options = arguments.repeated();
         let show = Show::new(self.json, !request.all_tags, &options);
-        let daemon::Promote { images, all_tags, expect, replace, dry_run, .. } = request.clone();
-        let order = Order { copy: false, images, all_tags, expect, replace, dry_run };
+        let daemon::Promote {
+            images,
+            all_tags,
+            expect,
+            replace,
+            dry_run,
+            ..
+        } = request.clone();
+        let order = Order {
+            copy: false,
+            images,
+            all_tags,
+            expect,
+            replace,
+            dry_run,
+        };
         let report = match order::by_daemon(arguments, &order, manner.clone(), show).await? {
             Some(report) => {
                 show.report(lines, &report);
@@ -92,14 +118,20 @@ impl Promote {
             }
             None => {
                 let config = order::config(arguments)?;
-                let work = |observer, stop| daemon::promote(request, config.as_ref(), &environment, observer, stop);
+                let work = |observer, stop| {
+                    daemon::promote(request, config.as_ref(), &environment, observer, stop)
+                };
                 follow(show, manner, lines, work).await?
             }
         };
         if let Some(path) = &self.report {
             written(path, &report)?;
         }
-        if let Some(path) = self.imagedefinitions.as_ref().filter(|_| report.exit_code == 0) {
+        if let Some(path) = self
+            .imagedefinitions
+            .as_ref()
+            .filter(|_| report.exit_code == 0)
+        {
             written(path, &self.definitions(&report))?;
         }
         Ok(report.exit_code)
@@ -107,7 +139,11 @@ impl Promote {
 
     fn request(&self, arguments: &Arguments) -> Result<daemon::Promote, Failure> {
         let request = daemon::Promote {
-            images: self.images.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+            images: self
+                .images
+                .chunks_exact(2)
+                .map(|pair| (pair[0].clone(), pair[1].clone()))
+                .collect(),
             all_tags: self.all_tags,
             expect: self.expect,
             replace: self.replace,
@@ -115,7 +151,9 @@ impl Promote {
             state: arguments.state.clone(),
         };
         match self.images.len() {
-            0 => request.of_environment(&environment).map_err(|error| Failure::new(2, error)),
+            0 => request
+                .of_environment(&environment)
+                .map_err(|error| Failure::new(2, error)),
             odd if odd % 2 == 1 => Err(Failure::usage(format!(
                 "\"{}\" has no destination: SRC and DST go in pairs",
                 shown(&self.images[odd - 1], 300)
@@ -127,40 +165,68 @@ impl Promote {
     /// What production holds now, by digest, under the names of containers.
     fn definitions(&self, report: &Report) -> Vec<Definition> {
         let there = |job: &&Settled| matches!(job.result, Outcome::Promoted | Outcome::UpToDate);
-        report.jobs.iter().filter(there).filter_map(|job| self.definition(job)).collect()
+        report
+            .jobs
+            .iter()
+            .filter(there)
+            .filter_map(|job| self.definition(job))
+            .collect()
     }
 
     fn definition(&self, job: &Settled) -> Option<Definition> {
         let repository = repository_of(&job.destination);
         let digest = job.digest?;
-        Some(Definition { name: self.container_of(repository).into(), image_uri: format!("{repository}@{digest}") })
+        Some(Definition {
+            name: self.container_of(repository).into(),
+            image_uri: format!("{repository}@{digest}"),
+        })
     }
 
     /// Before anything moves: each container gets one image, and each one that is named gets any.
     fn containers<'a>(&self, destinations: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
         let repositories: Vec<&str> = destinations.map(repository_of).collect();
         let mut names = BTreeSet::new();
-        if let Some(twice) = repositories.iter().map(|repository| self.container_of(repository)).find(|name| !names.insert(*name)) {
+        if let Some(twice) = repositories
+            .iter()
+            .map(|repository| self.container_of(repository))
+            .find(|name| !names.insert(*name))
+        {
             return Err(Failure::usage(format!(
                 "the container {twice} would get two images: give them names of their own (--container REPOSITORY=NAME)"
             )));
         }
-        let is_known = |key: &str| repositories.iter().any(|repository| is_named(repository, key));
+        let is_known = |key: &str| {
+            repositories
+                .iter()
+                .any(|repository| is_named(repository, key))
+        };
         match self.container.iter().find(|(key, _)| !is_known(key)) {
-            Some((key, _)) => Err(Failure::usage(format!("--container names {key}, to which nothing is promoted"))),
+            Some((key, _)) => Err(Failure::usage(format!(
+                "--container names {key}, to which nothing is promoted"
+            ))),
             None => Ok(()),
         }
     }
 
     fn container_of<'a>(&'a self, repository: &'a str) -> &'a str {
-        let named = self.container.iter().find(|(key, _)| is_named(repository, key)).map(|(_, name)| name.as_str());
-        named.unwrap_or_else(|| repository.rsplit_once('/').map_or(repository, |(_, last)| last))
+        let named = self
+            .container
+            .iter()
+            .find(|(key, _)| is_named(repository, key))
+            .map(|(_, name)| name.as_str());
+        named.unwrap_or_else(|| {
+            repository
+                .rsplit_once('/')
+                .map_or(repository, |(_, last)| last)
+        })
     }
 }
 
 /// A reference without scheme, tag and digest.
 fn repository_of(reference: &str) -> &str {
-    let bare = reference.split_once("://").map_or(reference, |(_, rest)| rest);
+    let bare = reference
+        .split_once("://")
+        .map_or(reference, |(_, rest)| rest);
     let bare = bare.split_once('@').map_or(bare, |(bare, _)| bare);
     match bare.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => repository,
@@ -170,7 +236,10 @@ fn repository_of(reference: &str) -> &str {
 
 /// Whether `key` is the repository, with its registry or without.
 fn is_named(repository: &str, key: &str) -> bool {
-    repository == key || repository.split_once('/').is_some_and(|(_, path)| path == key)
+    repository == key
+        || repository
+            .split_once('/')
+            .is_some_and(|(_, path)| path == key)
 }
 
 /// One entry of `imagedefinitions.json`.
@@ -183,13 +252,19 @@ struct Definition {
 
 /// Writes a file as a whole: a reader sees all of it or the one before.
 fn written(path: &Path, content: &impl Serialize) -> Result<(), Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(1, anyhow::Error::new(error).context(format!("{} cannot be written", path.display())));
+    let failed = |error: std::io::Error| {
+        Failure::new(
+            1,
+            anyhow::Error::new(error).context(format!("{} cannot be written", path.display())),
+        )
+    };
     let mut text = serde_json::to_vec_pretty(content).expect("plain data is JSON");
     text.push(b'\n');
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path)).map_err(failed)
+    std::fs::write(&beside, text)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .map_err(failed)
 }
 
 #[cfg(test)]
@@ -205,7 +280,10 @@ mod tests {
             replace: None,
             report: None,
             imagedefinitions: None,
-            container: container.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect(),
+            container: container
+                .iter()
+                .map(|(key, name)| (key.to_string(), name.to_string()))
+                .collect(),
             dry_run: false,
             json: false,
         }
@@ -214,15 +292,23 @@ mod tests {
     #[test]
     fn each_container_gets_one_image() {
         let check = |container: &[(&str, &str)], destinations: &[&str]| {
-            with_containers(container).containers(destinations.iter().copied()).is_ok()
+            with_containers(container)
+                .containers(destinations.iter().copied())
+                .is_ok()
         };
-        let (a, b) = ("prod.example:5000/a/app:v1", "https://prod.example:5000/b/app@sha256:00");
+        let (a, b) = (
+            "prod.example:5000/a/app:v1",
+            "https://prod.example:5000/b/app@sha256:00",
+        );
         assert!(check(&[], &[a, "prod.example/other"]));
         assert!(!check(&[], &[a, b]));
         assert!(check(&[("b/app", "second")], &[a, b]));
         assert!(check(&[("prod.example:5000/a/app", "first")], &[a, b]));
         assert!(!check(&[("b/app", "app")], &[a, b]));
-        assert!(!check(&[("c/app", "web")], &[a]), "a name that nothing has is a slip");
+        assert!(
+            !check(&[("c/app", "web")], &[a]),
+            "a name that nothing has is a slip"
+        );
     }
 
     #[test]
@@ -236,6 +322,12 @@ mod tests {
         };
         assert_eq!(named(&[]).name, "prod-app");
         assert_eq!(named(&[("team/prod-app", "web")]).name, "web");
-        assert_eq!(named(&[]).image_uri, format!("prod.example:5000/team/prod-app@{}", Digest::sha256(b"image")));
+        assert_eq!(
+            named(&[]).image_uri,
+            format!(
+                "prod.example:5000/team/prod-app@{}",
+                Digest::sha256(b"image")
+            )
+        );
     }
 }

@@ -13,6 +13,8 @@ pub(super) async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         config.daemon.state = state.clone().unwrap_or(config.daemon.state);
         Ok(config)
     };
-    daemon::run(load, None, CancellationToken::new()).await.map_err(|error| Failure::new(error.exit_code(), error))?;
+    daemon::run(load, None, CancellationToken::new())
+        .await
+        .map_err(|error| Failure::new(error.exit_code(), error))?;
     Ok(0)
 }

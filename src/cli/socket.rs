@@ -29,15 +29,28 @@ impl Socket {
     /// # Errors
     /// The daemon is not for us, or does not know.
     pub(super) async fn read(&self, path_and_query: &str) -> Result<Option<Value>, Failure> {
-        let Some((status, body)) = self.ask(Method::GET, path_and_query, None, Some(DEADLINE)).await? else { return Ok(None) };
-        if status.is_success() { Ok(Some(body)) } else { Err(refusal(status, &body)) }
+        let Some((status, body)) = self
+            .ask(Method::GET, path_and_query, None, Some(DEADLINE))
+            .await?
+        else {
+            return Ok(None);
+        };
+        if status.is_success() {
+            Ok(Some(body))
+        } else {
+            Err(refusal(status, &body))
+        }
     }
 
     /// Asks for something to be done, however long it takes. `None`: no daemon runs.
     ///
     /// # Errors
     /// The daemon is not for us, or went away before it answered.
-    pub(super) async fn act(&self, path: &str, body: Value) -> Result<Option<(StatusCode, Value)>, Failure> {
+    pub(super) async fn act(
+        &self,
+        path: &str,
+        body: Value,
+    ) -> Result<Option<(StatusCode, Value)>, Failure> {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
@@ -45,7 +58,11 @@ impl Socket {
     ///
     /// # Errors
     /// The daemon went away before it answered.
-    pub(super) async fn offer(&self, path: &str, body: Value) -> Result<Option<(StatusCode, Value)>, Failure> {
+    pub(super) async fn offer(
+        &self,
+        path: &str,
+        body: Value,
+    ) -> Result<Option<(StatusCode, Value)>, Failure> {
         match client::request(&self.0, Method::POST, path, Some(body), None).await {
             Ok(answer) => Ok(Some(answer)),
             Err(Error::NotRunning { .. } | Error::Denied { .. }) => Ok(None),
@@ -89,14 +106,24 @@ impl Socket {
 /// No daemon runs on the state folder.
 pub(super) fn not_running(state: &StatePath) -> Failure {
     let folder = state.folder.display();
-    let doubt = state.doubt.iter().map(|doubt| format!("; {doubt}")).collect::<String>();
-    let way_out = "start one with `blobferry run`, or name the folder of a running one with --state DIR";
-    Failure::said(1, format_args!("no daemon is running on the state folder {folder} ({way_out}){doubt}"))
+    let doubt = state
+        .doubt
+        .iter()
+        .map(|doubt| format!("; {doubt}"))
+        .collect::<String>();
+    let way_out =
+        "start one with `blobferry run`, or name the folder of a running one with --state DIR";
+    Failure::said(
+        1,
+        format_args!("no daemon is running on the state folder {folder} ({way_out}){doubt}"),
+    )
 }
 
 /// An answer of the daemon that is not what was asked for: `{"error":{"code","text"}}`.
 pub(super) fn refusal(status: StatusCode, body: &Value) -> Failure {
-    let text = body["error"]["text"].as_str().map_or_else(|| format!("status {status}"), clean);
+    let text = body["error"]["text"]
+        .as_str()
+        .map_or_else(|| format!("status {status}"), clean);
     let code = match status {
         StatusCode::NOT_FOUND => 5,
         StatusCode::BAD_REQUEST => 2,
@@ -114,8 +141,15 @@ mod tests {
         for (status, code) in [(404, 5), (400, 2), (503, 1)] {
             let body = serde_json::json!({"error": {"code": "x", "text": "no such\u{1b} tag"}});
             let failure = refusal(StatusCode::from_u16(status).unwrap(), &body);
-            assert_eq!((failure.code, failure.to_string().as_str()), (code, "the daemon says: no such\u{fffd} tag"));
+            assert_eq!(
+                (failure.code, failure.to_string().as_str()),
+                (code, "the daemon says: no such\u{fffd} tag")
+            );
         }
-        assert!(refusal(StatusCode::BAD_GATEWAY, &Value::Null).to_string().contains("502"));
+        assert!(
+            refusal(StatusCode::BAD_GATEWAY, &Value::Null)
+                .to_string()
+                .contains("502")
+        );
     }
 }

@@ -25,7 +25,11 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
         let Some(body) = Socket::in_state(&state.folder).read("/v1/status").await? else {
             return Err(not_running(&state));
@@ -34,9 +38,15 @@ impl Status {
             lines.json(&body);
             return Ok(0);
         }
-        let board: Board = serde_json::from_value(body)
-            .map_err(|error| Failure::said(1, format_args!("the daemon is of another version: {error}")))?;
-        lines.line(page(&board, Style::of(&std::io::stdout()), screen_width(), clock::now()));
+        let board: Board = serde_json::from_value(body).map_err(|error| {
+            Failure::said(1, format_args!("the daemon is of another version: {error}"))
+        })?;
+        lines.line(page(
+            &board,
+            Style::of(&std::io::stdout()),
+            screen_width(),
+            clock::now(),
+        ));
         Ok(0)
     }
 }
@@ -49,7 +59,11 @@ fn page(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> St
         registries(&board.registries, width),
         running(board, style, width, now),
     ];
-    sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n\n")
+    sections
+        .into_iter()
+        .filter(|section| !section.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 fn head(board: &Board, now: Timestamp) -> String {
@@ -68,7 +82,10 @@ fn head(board: &Board, now: Timestamp) -> String {
         relative(config.loaded, now)
     );
     if let Some(refused) = &config.refused {
-        text.push_str(&format!("\nthe newest config was refused, this one stays in force: {}", clean(refused)));
+        text.push_str(&format!(
+            "\nthe newest config was refused, this one stays in force: {}",
+            clean(refused)
+        ));
     }
     text
 }
@@ -81,14 +98,32 @@ fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Times
             format!("{} {} {}", route.from, style.arrow(), route.to.join(", ")),
             plural_of(route.repositories),
             relative(route.last_look, now),
-            route.next_look.map_or_else(|| "when asked".into(), |next| due(next, now)),
+            route
+                .next_look
+                .map_or_else(|| "when asked".into(), |next| due(next, now)),
             tags,
         ]
     });
-    let mut text = table(width, ["ROUTE", "FROM AND TO", "REPOSITORIES", "LAST LOOK", "NEXT LOOK", "TAGS"], rows);
+    let mut text = table(
+        width,
+        [
+            "ROUTE",
+            "FROM AND TO",
+            "REPOSITORIES",
+            "LAST LOOK",
+            "NEXT LOOK",
+            "TAGS",
+        ],
+        rows,
+    );
     for route in routes {
         for trouble in &route.trouble {
-            let line = format!("\n{}: {}: {}", clean(&route.name), clean(&trouble.class), clean(&trouble.text));
+            let line = format!(
+                "\n{}: {}: {}",
+                clean(&route.name),
+                clean(&trouble.class),
+                clean(&trouble.text)
+            );
             text.push_str(&style.escape(31, &line));
         }
     }
@@ -97,14 +132,18 @@ fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Times
 
 /// `3 up to date, 1 pending for 2 min`, and whether that is still so.
 fn tags(route: &RouteStatus, now: Timestamp) -> String {
-    let mut facts: Vec<String> = Vec::from_iter((!totals(&route.tags, true).is_empty()).then(|| totals(&route.tags, true)));
+    let mut facts: Vec<String> =
+        Vec::from_iter((!totals(&route.tags, true).is_empty()).then(|| totals(&route.tags, true)));
     if route.pending > 0 {
         facts.push(format!("{} pending", route.pending));
     }
     let mut text = facts.join(", ");
     if let Some(since) = route.pending_since {
         let waited = std::time::Duration::try_from(now.duration_since(since)).unwrap_or_default();
-        text.push_str(&format!(" (the oldest to go has waited {})", seconds(waited.as_secs_f64())));
+        text.push_str(&format!(
+            " (the oldest to go has waited {})",
+            seconds(waited.as_secs_f64())
+        ));
     }
     match (route.up, text.is_empty()) {
         (None, true) => "unknown".into(),
@@ -116,12 +155,20 @@ fn tags(route: &RouteStatus, now: Timestamp) -> String {
 }
 
 fn plural_of(repositories: usize) -> String {
-    if repositories == 0 { "none found".into() } else { repositories.to_string() }
+    if repositories == 0 {
+        "none found".into()
+    } else {
+        repositories.to_string()
+    }
 }
 
 /// A look whose time has come is due, not "ago".
 fn due(next: Timestamp, now: Timestamp) -> String {
-    if next <= now { "now".into() } else { relative(Some(next), now) }
+    if next <= now {
+        "now".into()
+    } else {
+        relative(Some(next), now)
+    }
 }
 
 fn registries(registries: &[RegistryStatus], width: Option<usize>) -> String {
@@ -139,16 +186,27 @@ fn registries(registries: &[RegistryStatus], width: Option<usize>) -> String {
 
 fn running(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> String {
     let queue = &board.queue;
-    let mut text = format!("{} running, {} waiting", plural(queue.running as u64, "look"), queue.depth);
+    let mut text = format!(
+        "{} running, {} waiting",
+        plural(queue.running as u64, "look"),
+        queue.depth
+    );
     if queue.depth > 0 {
-        text.push_str(&format!(" (the oldest for {})", seconds(queue.oldest_seconds)));
+        text.push_str(&format!(
+            " (the oldest for {})",
+            seconds(queue.oldest_seconds)
+        ));
     }
     let rows = board.jobs.iter().map(|job| {
         let way = format!("{} {} {}", job.source, style.arrow(), job.destination);
         [job.route.clone(), way, relative(Some(job.since), now)]
     });
     let jobs = table(width, ["JOB OF", "FROM AND TO", "STARTED"], rows);
-    if jobs.is_empty() { text } else { format!("{text}\n\n{jobs}") }
+    if jobs.is_empty() {
+        text
+    } else {
+        format!("{text}\n\n{jobs}")
+    }
 }
 
 #[cfg(test)]
@@ -166,7 +224,12 @@ mod tests {
             version: "0.1.0".into(),
             started: Some(at(0)),
             ready: true,
-            config: ConfigStatus { path: "/etc/b.yaml".into(), hash: "abc".into(), loaded: Some(at(0)), refused: None },
+            config: ConfigStatus {
+                path: "/etc/b.yaml".into(),
+                hash: "abc".into(),
+                loaded: Some(at(0)),
+                refused: None,
+            },
             routes: vec![RouteStatus {
                 name: "demo-app".into(),
                 from: "staging/app".into(),
@@ -175,7 +238,11 @@ mod tests {
                 last_look: Some(at(88)),
                 next_look: Some(at(148)),
                 up: Some(true),
-                tags: Totals { up_to_date: 412, conflict: 1, ..Totals::default() },
+                tags: Totals {
+                    up_to_date: 412,
+                    conflict: 1,
+                    ..Totals::default()
+                },
                 ..RouteStatus::default()
             }],
             registries: vec![RegistryStatus {
@@ -213,12 +280,24 @@ mod tests {
         board.routes[0].up = Some(false);
         board.routes[0].pending = 2;
         board.routes[0].pending_since = Some(at(40));
-        board.routes[0].trouble = vec![Trouble { class: "auth".into(), text: "denied\u{7}".into() }];
+        board.routes[0].trouble = vec![Trouble {
+            class: "auth".into(),
+            text: "denied\u{7}".into(),
+        }];
         board.registries[0].up = Some(false);
         board.registries[0].trouble = Some("token refused".into());
-        board.queue = QueueStatus { depth: 2, running: 1, oldest_seconds: 90.0 };
+        board.queue = QueueStatus {
+            depth: 2,
+            running: 1,
+            oldest_seconds: 90.0,
+        };
         let (source, destination) = ("s.example/app:v1".into(), "p.example/app:v1".into());
-        board.jobs = vec![JobStatus { route: "demo-app".into(), source, destination, since: at(96) }];
+        board.jobs = vec![JobStatus {
+            route: "demo-app".into(),
+            source,
+            destination,
+            since: at(96),
+        }];
         let page = page(&board, Style::default(), None, at(100));
         for expected in [
             "not ready",

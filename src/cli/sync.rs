@@ -55,7 +55,12 @@ pub(super) struct Sync {
 }
 
 impl Sync {
-    pub(super) async fn run(&self, arguments: &Arguments, lines: &mut Lines, screen: Option<MultiProgress>) -> Result<u8, Failure> {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+        screen: Option<MultiProgress>,
+    ) -> Result<u8, Failure> {
         let options = arguments.repeated();
         let show = Show::new(self.json, self.all, &options);
         let manner = Manner::of(arguments.quiet > 0, screen);
@@ -78,7 +83,12 @@ impl Sync {
             return Ok(None);
         }
         let config = arguments.config()?;
-        let Some(status) = Socket::in_state(&config.daemon.state).read("/v1/status").await? else { return Ok(None) };
+        let Some(status) = Socket::in_state(&config.daemon.state)
+            .read("/v1/status")
+            .await?
+        else {
+            return Ok(None);
+        };
         if status["config"]["hash"] == config.hash {
             return Ok(None);
         }
@@ -86,24 +96,52 @@ impl Sync {
         Ok(Some(config))
     }
 
-    async fn run_here(&self, config: &Config, show: Show<'_>, manner: Manner, lines: &mut Lines) -> Result<u8, Failure> {
-        let scope = Scope { routes: self.routes.clone(), tags: self.tags.clone(), ..Scope::default() };
-        let wish = Wish { dry_run: self.dry_run, all: self.all, waits: true };
-        follow(show, manner, lines, |observer, stop| daemon::sync(config, scope, wish, observer, stop))
-            .await
-            .map(|report| report.exit_code)
+    async fn run_here(
+        &self,
+        config: &Config,
+        show: Show<'_>,
+        manner: Manner,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let scope = Scope {
+            routes: self.routes.clone(),
+            tags: self.tags.clone(),
+            ..Scope::default()
+        };
+        let wish = Wish {
+            dry_run: self.dry_run,
+            all: self.all,
+            waits: true,
+        };
+        follow(show, manner, lines, |observer, stop| {
+            daemon::sync(config, scope, wish, observer, stop)
+        })
+        .await
+        .map(|report| report.exit_code)
     }
 
     /// The daemon's report. `None`: there is no daemon.
-    async fn ask_daemon(&self, socket: &Socket, manner: Manner, show: Show<'_>) -> Result<Option<Report>, Failure> {
-        let Some(status) = socket.read("/v1/status").await? else { return Ok(None) };
+    async fn ask_daemon(
+        &self,
+        socket: &Socket,
+        manner: Manner,
+        show: Show<'_>,
+    ) -> Result<Option<Report>, Failure> {
+        let Some(status) = socket.read("/v1/status").await? else {
+            return Ok(None);
+        };
         if let Ok(status) = serde_json::from_value::<Status>(status) {
-            known(&self.routes, status.routes.iter().map(|route| route.name.as_str()))?;
+            known(
+                &self.routes,
+                status.routes.iter().map(|route| route.name.as_str()),
+            )?;
         }
         let answer = socket.act("/v1/sync", self.request());
         let left = "no longer waiting; the daemon goes on, see `blobferry status`";
         let answer = at_work(socket, manner, show, left, answer).await?;
-        answer.map(|(status, body)| report(status, body)).transpose()
+        answer
+            .map(|(status, body)| report(status, body))
+            .transpose()
     }
 
     fn request(&self) -> Value {
@@ -141,7 +179,12 @@ pub(super) fn report(status: StatusCode, body: Value) -> Result<Report, Failure>
 /// What the daemon is doing, a moment from now.
 async fn glance(socket: &Socket) -> String {
     tokio::time::sleep(GLANCE).await;
-    let status = socket.read("/v1/status").await.ok().flatten().and_then(|body| serde_json::from_value::<Status>(body).ok());
+    let status = socket
+        .read("/v1/status")
+        .await
+        .ok()
+        .flatten()
+        .and_then(|body| serde_json::from_value::<Status>(body).ok());
     match status {
         Some(status) => format!(
             "the daemon is at work: {} running, {} waiting",
@@ -153,12 +196,21 @@ async fn glance(socket: &Socket) -> String {
 }
 
 /// Refuses a route that the config does not have.
-fn known<'a>(asked: &[String], routes: impl Iterator<Item = &'a str> + Clone) -> Result<(), Failure> {
-    match asked.iter().find(|name| !routes.clone().any(|route| route == *name)) {
+fn known<'a>(
+    asked: &[String],
+    routes: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    match asked
+        .iter()
+        .find(|name| !routes.clone().any(|route| route == *name))
+    {
         None => Ok(()),
         Some(unknown) => {
             let routes: Vec<&str> = routes.collect();
-            Err(Failure::usage(format_args!("there is no route \"{unknown}\" (the config has: {})", routes.join(", "))))
+            Err(Failure::usage(format_args!(
+                "there is no route \"{unknown}\" (the config has: {})",
+                routes.join(", ")
+            )))
         }
     }
 }
@@ -173,14 +225,20 @@ mod tests {
         assert!(known(&["two".into()], routes.into_iter()).is_ok());
         assert!(known(&[], [].into_iter()).is_ok());
         let failure = known(&["one".into(), "three".into()], routes.into_iter()).unwrap_err();
-        assert_eq!((failure.code, failure.to_string().as_str()), (2, "there is no route \"three\" (the config has: one, two)"));
+        assert_eq!(
+            (failure.code, failure.to_string().as_str()),
+            (2, "there is no route \"three\" (the config has: one, two)")
+        );
     }
 
     #[test]
     fn an_answer_without_a_report_is_the_daemons_refusal() {
         let body = json!({"error": {"code": "nothing_matched", "text": "nothing matches"}});
         let failure = report(StatusCode::NOT_FOUND, body).unwrap_err();
-        assert_eq!((failure.code, failure.to_string().as_str()), (5, "the daemon says: nothing matches"));
+        assert_eq!(
+            (failure.code, failure.to_string().as_str()),
+            (5, "the daemon says: nothing matches")
+        );
         let empty = Report::new("run", jiff::Timestamp::UNIX_EPOCH, Duration::ZERO, []);
         let body = serde_json::to_value(&empty).unwrap();
         assert_eq!(report(StatusCode::NOT_FOUND, body).unwrap().exit_code, 5);

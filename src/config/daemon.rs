@@ -51,20 +51,35 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     if let Some(keys) = keys {
         Section::finish(keys, |_| false);
     }
-    Some(Daemon { listen: listen?, state: state?, poll: poll?, verify: verify?, grace: grace?, secret: secret? })
+    Some(Daemon {
+        listen: listen?,
+        state: state?,
+        poll: poll?,
+        verify: verify?,
+        grace: grace?,
+        secret: secret?,
+    })
 }
 
 fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    let wrong =
-        |_| format!("\"{}\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off", crate::fault::clip(text, 100));
+    let wrong = |_| {
+        format!(
+            "\"{}\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
+            crate::fault::clip(text, 100)
+        )
+    };
     text.parse().map(Some).map_err(wrong)
 }
 
 fn poll(text: &str) -> Result<Option<Duration>, String> {
-    if text == "off" { Ok(None) } else { interval(text).map(Some) }
+    if text == "off" {
+        Ok(None)
+    } else {
+        interval(text).map(Some)
+    }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -78,8 +93,15 @@ fn grace(text: &str) -> Result<Duration, String> {
 fn standard_state(item: &Item<'_>) -> Option<PathBuf> {
     let state = standard_folder(item.reader().env);
     if state.is_none() {
-        let key = if item.key().is_empty() { "daemon.state" } else { "state" };
-        item.missing(key, "is missing, and none of STATE_DIRECTORY, XDG_STATE_HOME and HOME is set");
+        let key = if item.key().is_empty() {
+            "daemon.state"
+        } else {
+            "state"
+        };
+        item.missing(
+            key,
+            "is missing, and none of STATE_DIRECTORY, XDG_STATE_HOME and HOME is set",
+        );
     }
     state
 }
@@ -99,7 +121,9 @@ fn state_folder(env: &Env<'_>, root: bool) -> Option<PathBuf> {
         return Some(PathBuf::from("/var/lib/blobferry"));
     }
     // The XDG specification says to ignore relative paths.
-    let xdg = set("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let xdg = set("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
     let base = xdg.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".local/state")));
     base.map(|base| base.join("blobferry"))
 }
@@ -114,17 +138,42 @@ mod tests {
 
     #[test]
     fn state_goes_where_the_system_keeps_it() {
-        type Row = (&'static [(&'static str, &'static str)], bool, Option<&'static str>);
+        type Row = (
+            &'static [(&'static str, &'static str)],
+            bool,
+            Option<&'static str>,
+        );
         let table: &[Row] = &[
-            (&[("STATE_DIRECTORY", "/s/one:/s/two"), ("HOME", "/h")], true, Some("/s/one")),
+            (
+                &[("STATE_DIRECTORY", "/s/one:/s/two"), ("HOME", "/h")],
+                true,
+                Some("/s/one"),
+            ),
             (&[("HOME", "/h")], true, Some("/var/lib/blobferry")),
-            (&[("XDG_STATE_HOME", "/x"), ("HOME", "/h")], false, Some("/x/blobferry")),
-            (&[("XDG_STATE_HOME", "x"), ("HOME", "/h")], false, Some("/h/.local/state/blobferry")),
+            (
+                &[("XDG_STATE_HOME", "/x"), ("HOME", "/h")],
+                false,
+                Some("/x/blobferry"),
+            ),
+            (
+                &[("XDG_STATE_HOME", "x"), ("HOME", "/h")],
+                false,
+                Some("/h/.local/state/blobferry"),
+            ),
             (&[("HOME", "")], false, None),
         ];
         for (variables, root, expected) in table {
-            let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-            assert_eq!(state_folder(&env, *root), expected.map(PathBuf::from), "{variables:?}");
+            let env = |name: &str| {
+                variables
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_owned())
+            };
+            assert_eq!(
+                state_folder(&env, *root),
+                expected.map(PathBuf::from),
+                "{variables:?}"
+            );
         }
     }
 }

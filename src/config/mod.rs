@@ -77,8 +77,11 @@ impl Config {
         let mut content = Vec::new();
         File::open(path)
             .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content))
-            .map_err(|error| Error::whole(&file, format!("cannot read the config file: {error}")))?;
-        let text = String::from_utf8(content).map_err(|_| Error::whole(&file, "the config file is not UTF-8 text"))?;
+            .map_err(|error| {
+                Error::whole(&file, format!("cannot read the config file: {error}"))
+            })?;
+        let text = String::from_utf8(content)
+            .map_err(|_| Error::whole(&file, "the config file is not UTF-8 text"))?;
         Config::parse(&text, path, env)
     }
 
@@ -95,11 +98,19 @@ impl Config {
         let root = match yaml::parse(text) {
             Ok(root) => root,
             Err((at, reason)) => {
-                problems.add(at, "", format!("not valid YAML: {reason}{}", asterisk_hint(text, at)));
+                problems.add(
+                    at,
+                    "",
+                    format!("not valid YAML: {reason}{}", asterisk_hint(text, at)),
+                );
                 return problems.settle(None);
             }
         };
-        let reader = Reader { problems: &problems, env, folder: path.parent().unwrap_or(Path::new("")) };
+        let reader = Reader {
+            problems: &problems,
+            env,
+            folder: path.parent().unwrap_or(Path::new("")),
+        };
         let config = read(&Item::root(&reader, &root), path, text);
         problems.settle(config)
     }
@@ -107,25 +118,46 @@ impl Config {
 
 /// An asterisk without quotes is an alias in YAML: the most likely slip in a rule.
 fn asterisk_hint(text: &str, at: Position) -> &'static str {
-    let line = usize::try_from(at.line).ok().and_then(|line| text.lines().nth(line.saturating_sub(1))).unwrap_or_default();
-    let is_rule = ["include", "exclude", "moving", "except"].iter().any(|key| line.contains(key));
+    let line = usize::try_from(at.line)
+        .ok()
+        .and_then(|line| text.lines().nth(line.saturating_sub(1)))
+        .unwrap_or_default();
+    let is_rule = ["include", "exclude", "moving", "except"]
+        .iter()
+        .any(|key| line.contains(key));
     let bare = |(start, _): (usize, &str)| {
         let is_value = line[..start].trim_end().ends_with(['[', ',', ':', '-']);
-        let is_name = line[start + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_');
+        let is_name =
+            line[start + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_');
         is_value && (is_rule || !is_name)
     };
-    if line.match_indices('*').any(bare) { " (a rule that starts with an asterisk needs quotes: [\"*\"])" } else { "" }
+    if line.match_indices('*').any(bare) {
+        " (a rule that starts with an asterisk needs quotes: [\"*\"])"
+    } else {
+        ""
+    }
 }
 
 fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
     let mut keys = root.section()?;
     let daemon = daemon::read(keys.item("daemon"), root);
-    let registries = keys.required("registries", "name those that the routes read and write").map(registries::read);
+    let registries = keys
+        .required("registries", "name those that the routes read and write")
+        .map(registries::read);
     let defaults = keys.item("defaults");
     let routes = keys.required("routes", "say what goes where");
-    let names = registries.as_ref().map(registries::Read::origins).unwrap_or_default();
+    let names = registries
+        .as_ref()
+        .map(registries::Read::origins)
+        .unwrap_or_default();
     let routes = routes::read(routes, defaults, &names);
     keys.finish(|key| key.starts_with("x-"));
     let hash = Digest::sha256(text.as_bytes()).encoded()[..12].to_owned();
-    Some(Config { path: path.to_owned(), hash, daemon: daemon?, registries: registries?.registries, routes })
+    Some(Config {
+        path: path.to_owned(),
+        hash,
+        daemon: daemon?,
+        registries: registries?.registries,
+        routes,
+    })
 }

@@ -22,7 +22,15 @@ pub struct Error {
 
 impl Error {
     pub(super) fn whole(file: &Arc<str>, text: impl Into<String>) -> Error {
-        Error { problems: vec![Problem { file: file.clone(), at: None, key: String::new(), text: text.into() }], more: 0 }
+        Error {
+            problems: vec![Problem {
+                file: file.clone(),
+                at: None,
+                key: String::new(),
+                text: text.into(),
+            }],
+            more: 0,
+        }
     }
 }
 
@@ -78,11 +86,19 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn new(file: Arc<str>) -> Problems {
-        Problems { file, found: RefCell::default() }
+        Problems {
+            file,
+            found: RefCell::default(),
+        }
     }
 
     pub(super) fn add(&self, at: Position, key: &str, text: impl Into<String>) {
-        let problem = Problem { file: self.file.clone(), at: Some(at), key: key.to_owned(), text: without_passwords(&text.into()) };
+        let problem = Problem {
+            file: self.file.clone(),
+            at: Some(at),
+            key: key.to_owned(),
+            text: without_passwords(&text.into()),
+        };
         self.found.borrow_mut().push(problem);
     }
 
@@ -105,7 +121,11 @@ impl Problems {
 
 /// The nearest of `known`: a word within a typing error or two, or one that goes on where `word` ends.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word: Vec<char> = word.chars().take(64).map(|character| character.to_ascii_lowercase()).collect();
+    let word: Vec<char> = word
+        .chars()
+        .take(64)
+        .map(|character| character.to_ascii_lowercase())
+        .collect();
     if word.len() < 3 {
         return None;
     }
@@ -115,7 +135,8 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .filter_map(|candidate| {
             let letters: Vec<char> = candidate.chars().collect();
             let near = distance(&word, &letters);
-            let longer = word.len() >= 4 && letters.len() > word.len() && letters.starts_with(&word);
+            let longer =
+                word.len() >= 4 && letters.len() > word.len() && letters.starts_with(&word);
             (near <= most || longer).then_some((near, candidate))
         })
         .min()
@@ -129,7 +150,9 @@ fn distance(left: &[char], right: &[char]) -> usize {
     for (i, a) in left.iter().enumerate() {
         let mut row = vec![i + 1];
         for (j, b) in right.iter().enumerate() {
-            let mut least = (last[j] + usize::from(a != b)).min(last[j + 1] + 1).min(row[j] + 1);
+            let mut least = (last[j] + usize::from(a != b))
+                .min(last[j + 1] + 1)
+                .min(row[j] + 1);
             if i > 0 && j > 0 && *a == right[j - 1] && left[i - 1] == *b {
                 least = least.min(before[j - 1] + 1);
             }
@@ -142,7 +165,9 @@ fn distance(left: &[char], right: &[char]) -> usize {
 
 /// `; did you mean "include"?`, or nothing.
 pub(super) fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(word, known).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default()
+    nearest(word, known)
+        .map(|near| format!("; did you mean \"{near}\"?"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -151,7 +176,14 @@ mod tests {
 
     #[test]
     fn typing_errors_find_their_word() {
-        let known = ["include", "exclude", "newest", "moving", "password_file", "url"];
+        let known = [
+            "include",
+            "exclude",
+            "newest",
+            "moving",
+            "password_file",
+            "url",
+        ];
         let table = [
             ("includ", Some("include")),
             ("inculde", Some("include")),

@@ -28,7 +28,10 @@ pub struct Registry {
 }
 
 /// A registry over HTTP, or a folder.
-#[expect(clippy::large_enum_variant, reason = "a handful exists, each moved once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a handful exists, each moved once"
+)]
 pub enum RegistryKind {
     /// Speaks the distribution protocol.
     Remote(registry::Settings),
@@ -51,7 +54,17 @@ pub(super) struct Read {
 impl Read {
     /// Every name, with the origin where it could be read: two names of one origin are one place.
     pub(super) fn origins(&self) -> BTreeMap<String, Option<Origin>> {
-        self.names.iter().map(|name| (name.clone(), self.registries.get(name).map(|registry| origin(&registry.kind)))).collect()
+        self.names
+            .iter()
+            .map(|name| {
+                (
+                    name.clone(),
+                    self.registries
+                        .get(name)
+                        .map(|registry| origin(&registry.kind)),
+                )
+            })
+            .collect()
     }
 }
 
@@ -63,8 +76,16 @@ fn origin(kind: &RegistryKind) -> Origin {
 }
 
 pub(super) fn read(item: Item<'_>) -> Read {
-    let (mut read, mut logins) = (Read { registries: BTreeMap::new(), names: Vec::new() }, Vec::new());
-    let Some(section) = item.section() else { return read };
+    let (mut read, mut logins) = (
+        Read {
+            registries: BTreeMap::new(),
+            names: Vec::new(),
+        },
+        Vec::new(),
+    );
+    let Some(section) = item.section() else {
+        return read;
+    };
     for (name, item) in section.entries() {
         if !is_name(name) {
             section
@@ -83,7 +104,9 @@ pub(super) fn read(item: Item<'_>) -> Read {
 
 fn is_name(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    name.len() <= 64 && name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(inner)
+    name.len() <= 64
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(inner)
 }
 
 /// Keys that only a registry over HTTP has.
@@ -138,13 +161,51 @@ impl<'a> Keys<'a> {
     }
 
     fn aws(&self) -> [&Option<Item<'a>>; 8] {
-        let Keys { region, role_arn, external_id, role_session_name, aws_profile, account, identity, ecr_endpoint, .. } = self;
-        [region, role_arn, external_id, role_session_name, aws_profile, account, identity, ecr_endpoint]
+        let Keys {
+            region,
+            role_arn,
+            external_id,
+            role_session_name,
+            aws_profile,
+            account,
+            identity,
+            ecr_endpoint,
+            ..
+        } = self;
+        [
+            region,
+            role_arn,
+            external_id,
+            role_session_name,
+            aws_profile,
+            account,
+            identity,
+            ecr_endpoint,
+        ]
     }
 
     fn rest(&self) -> [&Option<Item<'a>>; 8] {
-        let Keys { auth, token_file, ca_file, client_cert_file, client_key_file, token_realms, insecure, kind, .. } = self;
-        [auth, token_file, ca_file, client_cert_file, client_key_file, token_realms, insecure, kind]
+        let Keys {
+            auth,
+            token_file,
+            ca_file,
+            client_cert_file,
+            client_key_file,
+            token_realms,
+            insecure,
+            kind,
+            ..
+        } = self;
+        [
+            auth,
+            token_file,
+            ca_file,
+            client_cert_file,
+            client_key_file,
+            token_realms,
+            insecure,
+            kind,
+        ]
     }
 }
 
@@ -179,18 +240,31 @@ fn registry(name: &str, item: &Item<'_>, logins: &mut Vec<ecr::Login>) -> Option
     let address = url.as_ref().and_then(address);
     let kind = match address {
         Some(Address::Remote(url_of)) => {
-            remote(name, url_of, url.as_ref()?, &keys, section.itself(), logins).map(RegistryKind::Remote)
+            remote(name, url_of, url.as_ref()?, &keys, section.itself(), logins)
+                .map(RegistryKind::Remote)
         }
         Some(Address::Layout(path)) => layout(path, &keys),
         None => None,
     };
     section.finish(|_| false);
-    Some(Registry { name: name.to_owned(), kind: kind?, limits: limits? })
+    Some(Registry {
+        name: name.to_owned(),
+        kind: kind?,
+        limits: limits?,
+    })
 }
 
 fn layout(path: PathBuf, keys: &Keys<'_>) -> Option<RegistryKind> {
-    let foreign: Vec<_> = keys.basic().into_iter().chain(keys.aws()).chain(keys.rest()).flatten().collect();
-    foreign.iter().for_each(|item| item.wrong("means nothing for a folder of layouts"));
+    let foreign: Vec<_> = keys
+        .basic()
+        .into_iter()
+        .chain(keys.aws())
+        .chain(keys.rest())
+        .flatten()
+        .collect();
+    foreign
+        .iter()
+        .for_each(|item| item.wrong("means nothing for a folder of layouts"));
     foreign.is_empty().then_some(RegistryKind::Layout(path))
 }
 
@@ -264,7 +338,10 @@ fn remote(
 }
 
 /// `Some(None)` for an absent key, `None` after a complaint.
-pub(super) fn optional<'a, T>(item: &Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
+pub(super) fn optional<'a, T>(
+    item: &Option<Item<'a>>,
+    read: impl FnOnce(&Item<'a>) -> Option<T>,
+) -> Option<Option<T>> {
     match item {
         Some(item) => read(item).map(Some),
         None => Some(None),
@@ -273,7 +350,10 @@ pub(super) fn optional<'a, T>(item: &Option<Item<'a>>, read: impl FnOnce(&Item<'
 
 fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {
     // The Docker config may hold nothing for this host: the request that would send something is refused instead.
-    let sends = matches!(credentials, Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Ecr(_));
+    let sends = matches!(
+        credentials,
+        Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Ecr(_)
+    );
     sends && url.scheme() == "http" && !host_of(url).is_some_and(|host| host.is_loopback())
 }
 
@@ -283,10 +363,16 @@ fn host_of(url: &Url) -> Option<Host> {
 
 fn host_and_port(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+    url.port()
+        .map_or(host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>, logins: &mut Vec<ecr::Login>) -> Option<Credentials> {
+fn credentials(
+    url: &Url,
+    keys: &Keys<'_>,
+    itself: &Item<'_>,
+    logins: &mut Vec<ecr::Login>,
+) -> Option<Credentials> {
     let host = &host_and_port(url);
     let auth = match &keys.auth {
         Some(item) => item.one_of(AUTH)?,
@@ -297,20 +383,30 @@ fn credentials(url: &Url, keys: &Keys<'_>, itself: &Item<'_>, logins: &mut Vec<e
     let aws = auth != Auth::Ecr && refuse(&keys.aws(), "auth: ecr");
     let credentials = match auth {
         Auth::Anonymous => Some(Credentials::Anonymous),
-        Auth::DockerConfig => Some(Credentials::DockerConfig(docker::Store::standard(itself.reader().env))),
+        Auth::DockerConfig => Some(Credentials::DockerConfig(docker::Store::standard(
+            itself.reader().env,
+        ))),
         Auth::Basic => basic_credentials(keys, itself),
         Auth::Bearer => {
             let item = needed(&keys.token_file, "token_file", "auth: bearer", itself);
             item.and_then(Item::secret).map(Credentials::Bearer)
         }
-        Auth::Ecr => ecr_settings(host, keys, itself).map(|settings| Credentials::Ecr(login_of(settings, host, logins))),
+        Auth::Ecr => ecr_settings(host, keys, itself)
+            .map(|settings| Credentials::Ecr(login_of(settings, host, logins))),
     };
-    if basic || bearer || aws { None } else { credentials }
+    if basic || bearer || aws {
+        None
+    } else {
+        credentials
+    }
 }
 
 /// One identity in one region has one token, however many registries it is for.
 fn login_of(settings: ecr::Settings, host: &str, logins: &mut Vec<ecr::Login>) -> ecr::Login {
-    let login = logins.iter().find_map(|login| login.beside(&settings, host)).unwrap_or_else(|| ecr::Login::new(settings, host));
+    let login = logins
+        .iter()
+        .find_map(|login| login.beside(&settings, host))
+        .unwrap_or_else(|| ecr::Login::new(settings, host));
     logins.push(login.clone());
     login
 }
@@ -320,7 +416,10 @@ fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
     let basic = keys.basic().into_iter().any(Option::is_some);
     match (basic, keys.token_file.is_some()) {
         (true, true) => {
-            itself.missing("auth", "is missing: both a user name or password and a token are given");
+            itself.missing(
+                "auth",
+                "is missing: both a user name or password and a token are given",
+            );
             None
         }
         (true, false) => Some(Auth::Basic),
@@ -336,10 +435,18 @@ fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
 /// Whether there was something to complain about.
 fn refuse(keys: &[&Option<Item<'_>>], owner: &str) -> bool {
     let foreign = keys.iter().filter_map(|key| key.as_ref());
-    foreign.map(|item| item.wrong(format!("only means something with {owner}"))).count() > 0
+    foreign
+        .map(|item| item.wrong(format!("only means something with {owner}")))
+        .count()
+        > 0
 }
 
-fn needed<'k, 'a>(key: &'k Option<Item<'a>>, name: &str, owner: &str, itself: &Item<'_>) -> Option<&'k Item<'a>> {
+fn needed<'k, 'a>(
+    key: &'k Option<Item<'a>>,
+    name: &str,
+    owner: &str,
+    itself: &Item<'_>,
+) -> Option<&'k Item<'a>> {
     if key.is_none() {
         itself.missing(name, format!("is missing: {owner} needs it"));
     }
@@ -348,8 +455,12 @@ fn needed<'k, 'a>(key: &'k Option<Item<'a>>, name: &str, owner: &str, itself: &I
 
 fn basic_credentials(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Credentials> {
     let username = needed(&keys.username, "username", "auth: basic", itself).and_then(username);
-    let password = needed(&keys.password_file, "password_file", "auth: basic", itself).and_then(Item::secret);
-    Some(Credentials::Basic { username: username?, password: password? })
+    let password =
+        needed(&keys.password_file, "password_file", "auth: basic", itself).and_then(Item::secret);
+    Some(Credentials::Basic {
+        username: username?,
+        password: password?,
+    })
 }
 
 fn username(item: &Item<'_>) -> Option<String> {
@@ -363,20 +474,27 @@ fn username(item: &Item<'_>) -> Option<String> {
 
 fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::Settings> {
     let recognised = ecr::host::recognise(host);
-    if let (Some(auth), true) = (&keys.auth, recognised.as_ref().is_some_and(|host| host.public)) {
+    if let (Some(auth), true) = (
+        &keys.auth,
+        recognised.as_ref().is_some_and(|host| host.public),
+    ) {
         auth.wrong("is for private registries: the public one is read by anybody, and written with the Docker config (aws ecr-public get-login-password | docker login)");
         return None;
     }
     if keys.region.is_none() && recognised.is_none() {
         itself.missing("region", "is missing: the host does not tell it");
     }
-    for item in [&keys.external_id, &keys.role_session_name].into_iter().flatten() {
+    for item in [&keys.external_id, &keys.role_session_name]
+        .into_iter()
+        .flatten()
+    {
         if keys.role_arn.is_none() {
             item.wrong("only means something with role_arn");
         }
     }
     let session_name = optional(&keys.role_session_name, |item| item.parse(session_name));
-    let session_name = session_name.map(|named| named.or_else(|| session_of_the_build(itself.reader().env)));
+    let session_name =
+        session_name.map(|named| named.or_else(|| session_of_the_build(itself.reader().env)));
     let region = optional(&keys.region, |item| {
         let region = item.parse(region)?;
         let there = recognised.as_ref().map(|host| &host.region);
@@ -393,7 +511,9 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
         let account = item.parse(account)?;
         let owner = recognised.as_ref().and_then(|host| host.account.as_ref());
         if let Some(owner) = owner.filter(|owner| **owner != account) {
-            item.wrong(format!("is {account}, but the registry at `url` belongs to account {owner}"));
+            item.wrong(format!(
+                "is {account}, but the registry at `url` belongs to account {owner}"
+            ));
             return None;
         }
         Some(account)
@@ -414,40 +534,83 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
 }
 
 fn region(text: &str) -> Result<String, String> {
-    let valid = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if valid { Ok(text.to_owned()) } else { Err(format!("\"{}\" is not a region (example: eu-west-1)", shown(text))) }
+    let valid = !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "\"{}\" is not a region (example: eu-west-1)",
+            shown(text)
+        ))
+    }
 }
 
 /// The name of a role's session, as the audit trail shows it.
 fn session_name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
     let valid = (2..=64).contains(&text.len()) && text.chars().all(fits);
-    let wrong = || format!("\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)", shown(text));
-    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+    let wrong = || {
+        format!(
+            "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
+            shown(text)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
 }
 
 /// Inside a build the audit trail shows which one it was.
 fn session_of_the_build(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let build = env("CODEBUILD_BUILD_ID")?;
-    let name = format!("blobferry-{build}").replace(|c: char| !(c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)), "-");
+    let name = format!("blobferry-{build}").replace(
+        |c: char| !(c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)),
+        "-",
+    );
     Some(name.chars().take(64).collect())
 }
 
 fn arn(text: &str) -> Result<String, String> {
-    let valid = text.starts_with("arn:") && text.split(':').count() >= 6 && !text.contains(char::is_whitespace);
-    let wrong = || format!("\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)", shown(text));
-    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+    let valid = text.starts_with("arn:")
+        && text.split(':').count() >= 6
+        && !text.contains(char::is_whitespace);
+    let wrong = || {
+        format!(
+            "\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
+            shown(text)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
 }
 
 fn account(text: &str) -> Result<String, String> {
     let valid = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if valid { Ok(text.to_owned()) } else { Err(format!("\"{}\" is not an account (12 digits)", shown(text))) }
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("\"{}\" is not an account (12 digits)", shown(text)))
+    }
 }
 
 fn endpoint(text: &str) -> Result<String, &'static str> {
-    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let plain = url.filter(|url| url.username().is_empty() && url.password().is_none() && url.query().is_none());
-    plain.map(|_| text.to_owned()).ok_or("is not https://host[:port] or http://host[:port]")
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let plain = url.filter(|url| {
+        url.username().is_empty() && url.password().is_none() && url.query().is_none()
+    });
+    plain
+        .map(|_| text.to_owned())
+        .ok_or("is not https://host[:port] or http://host[:port]")
 }
 
 fn shown(text: &str) -> String {
@@ -459,18 +622,29 @@ fn tls(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Tls> {
     let certificate = optional(&keys.client_cert_file, |item| pem(item, "CERTIFICATE"));
     let key = optional(&keys.client_key_file, |item| pem(item, "PRIVATE KEY"));
     match (&keys.client_cert_file, &keys.client_key_file) {
-        (Some(_), None) => itself.missing("client_key_file", "is missing: client_cert_file needs it"),
-        (None, Some(_)) => itself.missing("client_cert_file", "is missing: client_key_file needs it"),
+        (Some(_), None) => {
+            itself.missing("client_key_file", "is missing: client_cert_file needs it")
+        }
+        (None, Some(_)) => {
+            itself.missing("client_cert_file", "is missing: client_key_file needs it")
+        }
         _ => {}
     }
-    let identity = certificate?.zip(key?).map(|(certificate, key)| [certificate, key].join(&b'\n'));
-    Some(Tls { ca_pem: ca_pem?, identity_pem: identity.map(SecretSlice::from) })
+    let identity = certificate?
+        .zip(key?)
+        .map(|(certificate, key)| [certificate, key].join(&b'\n'));
+    Some(Tls {
+        ca_pem: ca_pem?,
+        identity_pem: identity.map(SecretSlice::from),
+    })
 }
 
 fn pem(item: &Item<'_>, label: &str) -> Option<Vec<u8>> {
     let content = item.file()?;
     let found = str::from_utf8(&content).is_ok_and(|text| {
-        text.lines().any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----")))
+        text.lines().any(|line| {
+            line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----"))
+        })
     });
     if !found {
         item.wrong(format!("the file holds no PEM block \"{label}\""));
@@ -479,5 +653,8 @@ fn pem(item: &Item<'_>, label: &str) -> Option<Vec<u8>> {
 }
 
 fn realms(item: &Item<'_>) -> Option<Vec<String>> {
-    item.list()?.iter().map(|realm| realm.parse(str::parse::<Host>).map(|host| host.to_string())).collect()
+    item.list()?
+        .iter()
+        .map(|realm| realm.parse(str::parse::<Host>).map(|host| host.to_string()))
+        .collect()
 }

@@ -51,10 +51,18 @@ struct Written<'a> {
 }
 
 /// The routes that could be read.
-pub(super) fn read(routes: Option<Item<'_>>, defaults: Option<Item<'_>>, origins: &Origins) -> Vec<Route> {
+pub(super) fn read(
+    routes: Option<Item<'_>>,
+    defaults: Option<Item<'_>>,
+    origins: &Origins,
+) -> Vec<Route> {
     let defaults = defaults.map(|item| defaults_of(&item)).unwrap_or_default();
-    let Some(item) = routes else { return Vec::new() };
-    let Some(items) = item.list() else { return Vec::new() };
+    let Some(item) = routes else {
+        return Vec::new();
+    };
+    let Some(items) = item.list() else {
+        return Vec::new();
+    };
     if items.is_empty() {
         item.wrong("is empty: say what goes where");
     }
@@ -62,8 +70,11 @@ pub(super) fn read(routes: Option<Item<'_>>, defaults: Option<Item<'_>>, origins
         item.wrong(format!("has more than {MOST_ROUTES} routes: use wildcards"));
         return Vec::new();
     }
-    let written: Vec<Written<'_>> =
-        items.iter().enumerate().filter_map(|(number, item)| route(number, item, &defaults, origins)).collect();
+    let written: Vec<Written<'_>> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(number, item)| route(number, item, &defaults, origins))
+        .collect();
     check_names(&written);
     check_order(&written);
     check_meetings(&written, origins);
@@ -72,7 +83,9 @@ pub(super) fn read(routes: Option<Item<'_>>, defaults: Option<Item<'_>>, origins
 }
 
 fn defaults_of(item: &Item<'_>) -> Rules {
-    let Some(mut keys) = item.section() else { return Rules::default() };
+    let Some(mut keys) = item.section() else {
+        return Rules::default();
+    };
     let rules = rules(&mut keys);
     for key in ["name", "from", "to"] {
         if let Some(item) = keys.item(key) {
@@ -92,11 +105,22 @@ fn rules(keys: &mut Section<'_>) -> Rules {
         rules.moving = tags.item("moving").map(|item| tag_rules(&item));
         tags.finish(|_| false);
     }
-    rules.existing = keys.item("existing").and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)]));
-    let words = [("never", Creates::Never), ("template", Creates::Template), ("clone", Creates::Clone)];
+    rules.existing = keys
+        .item("existing")
+        .and_then(|item| item.one_of([("keep", Existing::Keep), ("adopt", Existing::Adopt)]));
+    let words = [
+        ("never", Creates::Never),
+        ("template", Creates::Template),
+        ("clone", Creates::Clone),
+    ];
     rules.create = keys.item("create").and_then(|item| item.one_of(words));
-    rules.template = keys.item("template").and_then(|item| template(&item)).map(Arc::new);
-    rules.drift = keys.item("drift").and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
+    rules.template = keys
+        .item("template")
+        .and_then(|item| template(&item))
+        .map(Arc::new);
+    rules.drift = keys
+        .item("drift")
+        .and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
     rules
 }
 
@@ -108,38 +132,79 @@ fn included(item: &Item<'_>) -> Vec<TagRule> {
 }
 
 fn tag_rules(item: &Item<'_>) -> Vec<TagRule> {
-    item.items().iter().filter_map(|item| item.parse(str::parse)).collect()
+    item.items()
+        .iter()
+        .filter_map(|item| item.parse(str::parse))
+        .collect()
 }
 
 /// How a repository is set up that the route creates.
 fn template(item: &Item<'_>) -> Option<ecr::Template> {
     let mut keys = item.section()?;
-    let immutable = keys.item("immutable").and_then(|item| item.truth()).unwrap_or(true);
-    let except = keys.item("except").map(|item| item.items().iter().filter_map(|item| item.parse(exemption)).collect::<Vec<_>>());
-    let scan_on_push = keys.item("scan_on_push").and_then(|item| item.truth()).unwrap_or_default();
-    let kms = keys.item("kms").and_then(|item| item.truth()).unwrap_or_default();
+    let immutable = keys
+        .item("immutable")
+        .and_then(|item| item.truth())
+        .unwrap_or(true);
+    let except = keys.item("except").map(|item| {
+        item.items()
+            .iter()
+            .filter_map(|item| item.parse(exemption))
+            .collect::<Vec<_>>()
+    });
+    let scan_on_push = keys
+        .item("scan_on_push")
+        .and_then(|item| item.truth())
+        .unwrap_or_default();
+    let kms = keys
+        .item("kms")
+        .and_then(|item| item.truth())
+        .unwrap_or_default();
     let kms_key = keys.item("kms_key").and_then(|item| item.word());
-    let lifecycle = keys.item("lifecycle_policy_file").and_then(|item| json_file(&item));
+    let lifecycle = keys
+        .item("lifecycle_policy_file")
+        .and_then(|item| json_file(&item));
     let policy = keys.item("policy_file").and_then(|item| json_file(&item));
-    let tags = keys.item("resource_tags").and_then(|item| resource_tags(&item)).unwrap_or_default();
+    let tags = keys
+        .item("resource_tags")
+        .and_then(|item| resource_tags(&item))
+        .unwrap_or_default();
     keys.finish(|_| false);
     let except = except.unwrap_or_default();
     if except.len() > 5 {
         item.wrong("has more than five exceptions, which is the most that ECR takes");
     }
     let kms_key = kms_key.or_else(|| kms.then(String::new));
-    Some(ecr::Template { immutable, except, scan_on_push, kms_key, lifecycle, policy, tags })
+    Some(ecr::Template {
+        immutable,
+        except,
+        scan_on_push,
+        kms_key,
+        lifecycle,
+        policy,
+        tags,
+    })
 }
 
 fn exemption(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._*-".contains(c);
     let valid = (1..=128).contains(&text.len()) && text.chars().all(fits);
-    let wrong = || format!("\"{}\" is no wildcard of ECR (letters, digits and . _ * -)", crate::fault::clip(text, 150));
-    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+    let wrong = || {
+        format!(
+            "\"{}\" is no wildcard of ECR (letters, digits and . _ * -)",
+            crate::fault::clip(text, 150)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
 }
 
 fn json_file(item: &Item<'_>) -> Option<String> {
-    let text = String::from_utf8(item.file()?).ok().filter(|text| serde_json::from_str::<serde_json::Value>(text).is_ok());
+    let text = String::from_utf8(item.file()?)
+        .ok()
+        .filter(|text| serde_json::from_str::<serde_json::Value>(text).is_ok());
     if text.is_none() {
         item.wrong("the file holds no JSON");
     }
@@ -148,24 +213,44 @@ fn json_file(item: &Item<'_>) -> Option<String> {
 
 fn resource_tags(item: &Item<'_>) -> Option<Vec<(String, String)>> {
     let section = item.section()?;
-    Some(section.entries().filter_map(|(key, value)| Some((key.to_owned(), value.word()?))).collect())
+    Some(
+        section
+            .entries()
+            .filter_map(|(key, value)| Some((key.to_owned(), value.word()?)))
+            .collect(),
+    )
 }
 
 fn newest(text: &str) -> Result<NonZeroU32, String> {
-    text.trim().parse().map_err(|_| format!("\"{}\" is not a number of versions, 1 or more", crate::fault::clip(text, 100)))
+    text.trim().parse().map_err(|_| {
+        format!(
+            "\"{}\" is not a number of versions, 1 or more",
+            crate::fault::clip(text, 100)
+        )
+    })
 }
 
-fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins) -> Option<Written<'a>> {
+fn route<'a>(
+    number: usize,
+    item: &Item<'a>,
+    defaults: &Rules,
+    origins: &Origins,
+) -> Option<Written<'a>> {
     let mut keys = item.section()?;
     let name_item = keys.item("name");
     let from_item = keys.required("from", "registry/repository");
     let to_item = keys.required("to", "registry/repository, or a list of such");
     let own = rules(&mut keys);
     if own.include.is_none() && defaults.include.is_none() {
-        item.missing("tags.include", "is missing: say which tags this route takes, here or in defaults");
+        item.missing(
+            "tags.include",
+            "is missing: say which tags this route takes, here or in defaults",
+        );
     }
     keys.finish(|_| false);
-    let from = from_item.as_ref().and_then(|item| item.parse(Pattern::parse));
+    let from = from_item
+        .as_ref()
+        .and_then(|item| item.parse(Pattern::parse));
     let name = match &name_item {
         Some(item) => item.parse(name),
         None => from.as_ref().map(|from| from.repository().to_owned()),
@@ -174,10 +259,20 @@ fn route<'a>(number: usize, item: &Item<'a>, defaults: &Rules, origins: &Origins
     let known = is_known(from.registry(), &from_item, origins);
     let to = to_item.and_then(|item| destinations(&item, &from, origins));
     let ((to, to_items), name) = to.filter(|_| known).zip(name)?;
-    check_creation(item, own.create.or(defaults.create), own.template.is_some() || defaults.template.is_some());
+    check_creation(
+        item,
+        own.create.or(defaults.create),
+        own.template.is_some() || defaults.template.is_some(),
+    );
     let route = merged(&name, from, to, own, defaults);
     check_exemptions(item, &route);
-    Some(Written { route, name: name_item.unwrap_or_else(|| from_item.clone()), from: from_item, to: to_items, number })
+    Some(Written {
+        route,
+        name: name_item.unwrap_or_else(|| from_item.clone()),
+        from: from_item,
+        to: to_items,
+        number,
+    })
 }
 
 fn check_creation(item: &Item<'_>, create: Option<Creates>, template: bool) {
@@ -188,15 +283,26 @@ fn check_creation(item: &Item<'_>, create: Option<Creates>, template: bool) {
 
 /// A moving tag that ECR keeps from moving would be promoted once and refused from then on.
 fn check_exemptions(item: &Item<'_>, route: &Route) {
-    let Create::Template(template) = &route.create else { return };
+    let Create::Template(template) = &route.create else {
+        return;
+    };
     if !template.immutable {
         return;
     }
-    let is_exempt = |text: &str| template.except.iter().any(|exemption| ecr_wildcard(exemption, text));
+    let is_exempt = |text: &str| {
+        template
+            .except
+            .iter()
+            .any(|exemption| ecr_wildcard(exemption, text))
+    };
     for rule in &route.selection.moving {
         let text = rule.as_str();
         let is_taken = match text.parse::<Tag>() {
-            Ok(tag) => !route.selection.choose(std::iter::once(&tag)).chosen.is_empty(),
+            Ok(tag) => !route
+                .selection
+                .choose(std::iter::once(&tag))
+                .chosen
+                .is_empty(),
             // Of a pattern only its own text can be compared; of a range or an expression nothing can.
             Err(_) => !text.starts_with("semver:") && !text.starts_with('/'),
         };
@@ -216,9 +322,11 @@ fn check_exemptions(item: &Item<'_>, route: &Route) {
 fn ecr_wildcard(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((start, rest)) => text
-            .strip_prefix(start)
-            .is_some_and(|left| (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| ecr_wildcard(rest, &left[at..]))),
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|left| {
+            (0..=left.len())
+                .filter(|at| left.is_char_boundary(*at))
+                .any(|at| ecr_wildcard(rest, &left[at..]))
+        }),
     }
 }
 
@@ -234,17 +342,38 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
     let existing = own.existing.or(defaults.existing).unwrap_or_default();
     let drift = own.drift.or(defaults.drift).unwrap_or_default();
     let create = match own.create.or(defaults.create) {
-        Some(Creates::Template) => own.template.or(defaults.template).map_or(Create::Never, Create::Template),
+        Some(Creates::Template) => own
+            .template
+            .or(defaults.template)
+            .map_or(Create::Never, Create::Template),
         Some(Creates::Clone) => Create::Clone,
         Some(Creates::Never) | None => Create::Never,
     };
-    Route { name: name.into(), from, to, selection, existing, drift, create }
+    Route {
+        name: name.into(),
+        from,
+        to,
+        selection,
+        existing,
+        drift,
+        create,
+    }
 }
 
 fn name(text: &str) -> Result<String, String> {
-    let valid = (1..=128).contains(&text.chars().count()) && !text.contains(|c: char| c.is_whitespace() || c.is_control());
-    let wrong = || format!("\"{}\" is not a name for a route (1 to 128 characters without spaces)", crate::fault::clip(text, 150));
-    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
+    let valid = (1..=128).contains(&text.chars().count())
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    let wrong = || {
+        format!(
+            "\"{}\" is not a name for a route (1 to 128 characters without spaces)",
+            crate::fault::clip(text, 150)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
 }
 
 fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {
@@ -252,12 +381,19 @@ fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {
         return true;
     }
     let near = hint(registry, origins.keys().map(String::as_str));
-    item.wrong(format!("there is no registry \"{}\"{near}", crate::fault::clip(registry, 100)));
+    item.wrong(format!(
+        "there is no registry \"{}\"{near}",
+        crate::fault::clip(registry, 100)
+    ));
     false
 }
 
 /// `None` when there is none or any is wrong.
-fn destinations<'a>(item: &Item<'a>, from: &Pattern, origins: &Origins) -> Option<(Vec<Template>, Vec<Item<'a>>)> {
+fn destinations<'a>(
+    item: &Item<'a>,
+    from: &Pattern,
+    origins: &Origins,
+) -> Option<(Vec<Template>, Vec<Item<'a>>)> {
     let items = item.items();
     if items.is_empty() {
         item.wrong("is empty: name at least one destination");
@@ -277,7 +413,10 @@ fn check_names(routes: &[Written<'_>]) {
     let mut seen: BTreeMap<&str, &Written<'_>> = BTreeMap::new();
     for written in routes {
         if let Some(first) = seen.get(&*written.route.name) {
-            written.name.wrong(format!("\"{}\" already is the name of routes[{}]", written.route.name, first.number));
+            written.name.wrong(format!(
+                "\"{}\" already is the name of routes[{}]",
+                written.route.name, first.number
+            ));
         } else {
             seen.insert(&written.route.name, written);
         }
@@ -289,32 +428,52 @@ fn check_order(routes: &[Written<'_>]) {
     for (index, written) in routes.iter().enumerate() {
         let from = &written.route.from;
         let takes = |other: &&Written<'_>| {
-            let literal = from.literal().filter(|_| other.route.from.registry() == from.registry());
-            other.route.from == *from || literal.is_some_and(|literal| other.route.from.captures(&literal).is_some())
+            let literal = from
+                .literal()
+                .filter(|_| other.route.from.registry() == from.registry());
+            other.route.from == *from
+                || literal.is_some_and(|literal| other.route.from.captures(&literal).is_some())
         };
         if let Some(first) = routes[..index].iter().find(takes) {
-            let way_out = if first.route.from == *from { "let one route have both destinations" } else { "put this route first" };
+            let way_out = if first.route.from == *from {
+                "let one route have both destinations"
+            } else {
+                "put this route first"
+            };
             let (number, name) = (first.number, &first.route.name);
-            written.from.wrong(format!("is never asked: routes[{number}] (\"{name}\") has the repository first; {way_out}"));
+            written.from.wrong(format!(
+                "is never asked: routes[{number}] (\"{name}\") has the repository first; {way_out}"
+            ));
         }
     }
 }
 
 /// A place that a route writes to: the origin where it is known, so that two names of one registry are one place.
 fn place(registry: &str, origins: &Origins) -> Origin {
-    origins.get(registry).cloned().flatten().unwrap_or_else(|| Origin::new(registry))
+    origins
+        .get(registry)
+        .cloned()
+        .flatten()
+        .unwrap_or_else(|| Origin::new(registry))
 }
 
 fn check_meetings(routes: &[Written<'_>], origins: &Origins) {
     let mut seen: BTreeMap<(Origin, &str), &Written<'_>> = BTreeMap::new();
-    for written in routes.iter().filter(|written| written.route.from.is_literal()) {
+    for written in routes
+        .iter()
+        .filter(|written| written.route.from.is_literal())
+    {
         for (template, item) in written.route.to.iter().zip(&written.to) {
             let place = (place(template.registry(), origins), template.repository());
             match seen.get(&place) {
-                Some(first) if first.number == written.number => item.wrong("is named twice in this route"),
+                Some(first) if first.number == written.number => {
+                    item.wrong("is named twice in this route")
+                }
                 Some(first) => {
                     let (number, name) = (first.number, &first.route.name);
-                    item.wrong(format!("already is a destination of routes[{number}] (\"{name}\")"));
+                    item.wrong(format!(
+                        "already is a destination of routes[{number}] (\"{name}\")"
+                    ));
                 }
                 None => drop(seen.insert(place, written)),
             }
@@ -326,13 +485,18 @@ fn check_circles(routes: &[Written<'_>], origins: &Origins) {
     for written in routes {
         for (template, item) in written.route.to.iter().zip(&written.to) {
             let here = place(template.registry(), origins);
-            let reads =
-                |other: &&Written<'_>| place(other.route.from.registry(), origins) == here && template.may_feed(&other.route.from);
+            let reads = |other: &&Written<'_>| {
+                place(other.route.from.registry(), origins) == here
+                    && template.may_feed(&other.route.from)
+            };
             // Under other names the copies of a repository may lie in it: they are never sources of their own route.
-            let itself = |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
+            let itself =
+                |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
             if let Some(reader) = routes.iter().filter(|other| !itself(other)).find(reads) {
                 let (number, name) = (reader.number, &reader.route.name);
-                item.wrong(format!("is read by routes[{number}] (\"{name}\"): copies would be copied again"));
+                item.wrong(format!(
+                    "is read by routes[{number}] (\"{name}\"): copies would be copied again"
+                ));
             }
         }
     }

@@ -1,7 +1,10 @@
 //! The file's shape for editors: JSON schema, with what each key means.
 //!
 //! Only shapes are told here. What depends on other keys is checked when a file is read.
-#![expect(dead_code, reason = "these types are never filled: only their schema is used")]
+#![expect(
+    dead_code,
+    reason = "these types are never filled: only their schema is used"
+)]
 
 use std::collections::BTreeMap;
 
@@ -12,7 +15,9 @@ use crate::registry::profile::Kind;
 
 /// The JSON schema of the config file.
 pub fn schema() -> serde_json::Value {
-    SchemaGenerator::default().into_root_schema_for::<File>().to_value()
+    SchemaGenerator::default()
+        .into_root_schema_for::<File>()
+        .to_value()
 }
 
 /// blobferry's config file.

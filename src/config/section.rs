@@ -38,7 +38,11 @@ pub(super) struct Item<'a> {
 impl<'a> Item<'a> {
     /// The whole document.
     pub(super) fn root(reader: &'a Reader<'a>, node: &'a Node) -> Item<'a> {
-        Item { reader, key: String::new(), node }
+        Item {
+            reader,
+            key: String::new(),
+            node,
+        }
     }
 
     /// The value's key, from the root of the document.
@@ -58,7 +62,11 @@ impl<'a> Item<'a> {
 
     /// Complains about a key below the value that should be there.
     pub(super) fn missing(&self, key: &str, text: impl Into<String>) {
-        let key = if self.key.is_empty() { key.to_owned() } else { format!("{}.{key}", self.key) };
+        let key = if self.key.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.key)
+        };
         self.reader.problems.add(self.node.at, &key, text);
     }
 
@@ -77,14 +85,25 @@ impl<'a> Item<'a> {
     }
 
     /// A scalar that `parse` understands.
-    pub(super) fn parse<T, E: Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+    pub(super) fn parse<T, E: Display>(
+        &self,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
         let text = self.text()?;
-        parse(&text).map_err(|error| self.wrong(error.to_string())).ok()
+        parse(&text)
+            .map_err(|error| self.wrong(error.to_string()))
+            .ok()
     }
 
     /// A scalar that is not empty.
     pub(super) fn word(&self) -> Option<String> {
-        self.parse(|text| if text.trim().is_empty() { Err("is empty") } else { Ok(text.trim().to_owned()) })
+        self.parse(|text| {
+            if text.trim().is_empty() {
+                Err("is empty")
+            } else {
+                Ok(text.trim().to_owned())
+            }
+        })
     }
 
     /// `true` or `false`.
@@ -93,7 +112,10 @@ impl<'a> Item<'a> {
     }
 
     /// One of several words.
-    pub(super) fn one_of<T>(&self, choices: impl IntoIterator<Item = (&'static str, T)>) -> Option<T> {
+    pub(super) fn one_of<T>(
+        &self,
+        choices: impl IntoIterator<Item = (&'static str, T)>,
+    ) -> Option<T> {
         let text = self.text()?;
         let mut words = Vec::new();
         for (word, value) in choices {
@@ -103,14 +125,22 @@ impl<'a> Item<'a> {
             words.push(word);
         }
         let near = hint(&text, words.iter().copied());
-        self.wrong(format!("\"{}\" is none of {}{near}", crate::fault::clip(&text, 100), words.join(", ")));
+        self.wrong(format!(
+            "\"{}\" is none of {}{near}",
+            crate::fault::clip(&text, 100),
+            words.join(", ")
+        ));
         None
     }
 
     /// A list, or one value as a list of one.
     pub(super) fn items(&self) -> Vec<Item<'a>> {
         match &self.node.value {
-            Value::List(nodes) => nodes.iter().enumerate().map(|(number, node)| self.element(number, node)).collect(),
+            Value::List(nodes) => nodes
+                .iter()
+                .enumerate()
+                .map(|(number, node)| self.element(number, node))
+                .collect(),
             _ => vec![self.clone()],
         }
     }
@@ -132,7 +162,11 @@ impl<'a> Item<'a> {
     }
 
     fn element(&self, number: usize, node: &'a Node) -> Item<'a> {
-        Item { reader: self.reader, key: format!("{}[{number}]", self.key), node }
+        Item {
+            reader: self.reader,
+            key: format!("{}[{number}]", self.key),
+            node,
+        }
     }
 
     /// A mapping.
@@ -142,11 +176,18 @@ impl<'a> Item<'a> {
             return None;
         };
         let mut seen: HashMap<&str, &Entry> = HashMap::new();
-        let section = Section { item: self.clone(), entries, known: Vec::new() };
+        let section = Section {
+            item: self.clone(),
+            entries,
+            known: Vec::new(),
+        };
         for entry in entries {
             if let Some(first) = seen.insert(&entry.key, entry) {
                 let Position { line, column } = first.at;
-                section.complain(entry, format!("is written twice; the first is at {line}:{column}"));
+                section.complain(
+                    entry,
+                    format!("is written twice; the first is at {line}:{column}"),
+                );
             }
         }
         Some(section)
@@ -161,12 +202,15 @@ impl<'a> Item<'a> {
     pub(super) fn file(&self) -> Option<Vec<u8>> {
         let path = self.path()?;
         let mut content = Vec::new();
-        let read = open_regular(&path).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut content));
+        let read = open_regular(&path)
+            .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut content));
         let shown = path.display();
         match read {
             Err(error) => self.wrong(format!("cannot read {shown}: {error}")),
             Ok(0) => self.wrong(format!("{shown} is empty")),
-            Ok(length) if length as u64 > LONGEST_FILE => self.wrong(format!("{shown} is longer than {LONGEST_FILE} bytes")),
+            Ok(length) if length as u64 > LONGEST_FILE => {
+                self.wrong(format!("{shown} is longer than {LONGEST_FILE} bytes"))
+            }
             Ok(_) => return Some(content),
         }
         None
@@ -194,12 +238,17 @@ impl<'a> Item<'a> {
 /// Opens a file that is one: a pipe would be waited for, and a device may have no end.
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
     match file.metadata()?.file_type() {
         kind if kind.is_file() => Ok(file),
         kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         kind if kind.is_fifo() => Err(io::Error::other("it is a pipe, not a regular file")),
-        _ => Err(io::Error::other("it is a device or a socket, not a regular file")),
+        _ => Err(io::Error::other(
+            "it is a device or a socket, not a regular file",
+        )),
     }
 }
 
@@ -246,7 +295,9 @@ impl<'a> Section<'a> {
 
     /// The keys and values of a mapping whose keys are the user's own.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> {
-        self.entries.iter().map(|entry| (entry.key.as_str(), self.value(entry)))
+        self.entries
+            .iter()
+            .map(|entry| (entry.key.as_str(), self.value(entry)))
     }
 
     /// Complains about a key of [`Section::entries`], at the key.
@@ -272,15 +323,26 @@ impl<'a> Section<'a> {
     }
 
     fn value(&self, entry: &'a Entry) -> Item<'a> {
-        Item { reader: self.item.reader, key: self.key_of(entry), node: &entry.node }
+        Item {
+            reader: self.item.reader,
+            key: self.key_of(entry),
+            node: &entry.node,
+        }
     }
 
     fn complain(&self, entry: &Entry, text: impl Into<String>) {
-        self.item.reader.problems.add(entry.at, &self.key_of(entry), text);
+        self.item
+            .reader
+            .problems
+            .add(entry.at, &self.key_of(entry), text);
     }
 
     fn key_of(&self, entry: &Entry) -> String {
         let key = crate::fault::clip(&entry.key, 100);
-        if self.item.key.is_empty() { key } else { format!("{}.{key}", self.item.key) }
+        if self.item.key.is_empty() {
+            key
+        } else {
+            format!("{}.{key}", self.item.key)
+        }
     }
 }

@@ -26,9 +26,18 @@ pub struct StatePath {
 pub fn state_path(path: &Path, env: &Env<'_>) -> Option<StatePath> {
     let standard = || daemon::standard_folder(env);
     match read(path).and_then(|text| written(&text, path, env)) {
-        Ok(Some(folder)) => Some(StatePath { folder, doubt: None }),
-        Ok(None) => Some(StatePath { folder: standard()?, doubt: None }),
-        Err(doubt) => Some(StatePath { folder: standard()?, doubt: Some(doubt) }),
+        Ok(Some(folder)) => Some(StatePath {
+            folder,
+            doubt: None,
+        }),
+        Ok(None) => Some(StatePath {
+            folder: standard()?,
+            doubt: None,
+        }),
+        Err(doubt) => Some(StatePath {
+            folder: standard()?,
+            doubt: Some(doubt),
+        }),
     }
 }
 
@@ -42,13 +51,22 @@ fn read(path: &Path) -> Result<String, String> {
 
 /// The value of `daemon.state`, if the text has one.
 fn written(text: &str, path: &Path, env: &Env<'_>) -> Result<Option<PathBuf>, String> {
-    let unusable = |reason: &str| format!("daemon.state in {} cannot be read: {reason}", path.display());
+    let unusable = |reason: &str| {
+        format!(
+            "daemon.state in {} cannot be read: {reason}",
+            path.display()
+        )
+    };
     let root = match yaml::parse(text) {
         Ok(root) => root,
         Err(_) => yaml::parse(&daemon_block(text)).map_err(|(_, reason)| unusable(&reason))?,
     };
     let problems = Problems::new(path.display().to_string().into());
-    let reader = Reader { problems: &problems, env, folder: path.parent().unwrap_or(Path::new("")) };
+    let reader = Reader {
+        problems: &problems,
+        env,
+        folder: path.parent().unwrap_or(Path::new("")),
+    };
     let state = Item::root(&reader, &root)
         .section()
         .and_then(|mut keys| keys.item("daemon")?.section())
@@ -57,13 +75,23 @@ fn written(text: &str, path: &Path, env: &Env<'_>) -> Result<Option<PathBuf>, St
     if let Some(folder) = state.path() {
         return Ok(Some(folder));
     }
-    let found = problems.settle::<()>(None).err().into_iter().flat_map(|error| error.problems);
-    Err(unusable(&found.map(|problem| problem.text).collect::<Vec<_>>().join("; ")))
+    let found = problems
+        .settle::<()>(None)
+        .err()
+        .into_iter()
+        .flat_map(|error| error.problems);
+    Err(unusable(
+        &found
+            .map(|problem| problem.text)
+            .collect::<Vec<_>>()
+            .join("; "),
+    ))
 }
 
 /// The lines of the top-level key `daemon`: enough of a file whose rest is not YAML.
 fn daemon_block(text: &str) -> String {
-    let is_top = |line: &str| line.starts_with(|first: char| !first.is_whitespace() && first != '#');
+    let is_top =
+        |line: &str| line.starts_with(|first: char| !first.is_whitespace() && first != '#');
     let mut block = String::new();
     for line in text.lines() {
         let belongs = match is_top(line) {
@@ -92,18 +120,42 @@ mod tests {
         let path = folder.path().join("blobferry.yaml");
         std::fs::write(&path, text).unwrap();
         let found = state_path(&path, &env).unwrap();
-        (found.folder.strip_prefix(folder.path()).unwrap_or(&found.folder).display().to_string(), found.doubt.is_some())
+        (
+            found
+                .folder
+                .strip_prefix(folder.path())
+                .unwrap_or(&found.folder)
+                .display()
+                .to_string(),
+            found.doubt.is_some(),
+        )
     }
 
     #[test]
     fn the_state_is_found_whatever_else_is_wrong_with_the_file() {
         for (text, folder, doubt) in [
-            ("daemon: {state: /s}\nregistries: {a: {password_file: '${CREDENTIALS_DIRECTORY}/x'}}\n", "/s", false),
-            ("daemon:\n  secret_file: ${UNSET}/secret\n  state: /s\n", "/s", false),
+            (
+                "daemon: {state: /s}\nregistries: {a: {password_file: '${CREDENTIALS_DIRECTORY}/x'}}\n",
+                "/s",
+                false,
+            ),
+            (
+                "daemon:\n  secret_file: ${UNSET}/secret\n  state: /s\n",
+                "/s",
+                false,
+            ),
             ("daemon:\n  state: here\n", "here", false),
-            ("daemon: {state: /s, no_such_key: 1}\nroutes: nonsense\n", "/s", false),
+            (
+                "daemon: {state: /s, no_such_key: 1}\nroutes: nonsense\n",
+                "/s",
+                false,
+            ),
             ("daemon:\n  state: /s\nroutes:\n  - {from: [\n", "/s", false),
-            ("# daemon: x\nroutes:\n  - }\n\ndaemon:\n  # here\n  state: /s\n\nregistries: }\n", "/s", false),
+            (
+                "# daemon: x\nroutes:\n  - }\n\ndaemon:\n  # here\n  state: /s\n\nregistries: }\n",
+                "/s",
+                false,
+            ),
             ("routes: []\n", "/default", false),
             ("", "/default", false),
             ("daemon: {poll: 1s}\n", "/default", false),

@@ -42,7 +42,13 @@ fn fill(text: &str, env: &Env<'_>, depth: usize, filled: &mut String) -> Result<
         rest = &body[end + 1..];
     }
     filled.push_str(rest);
-    if filled.len() > LONGEST { Err(format!("longer than {LONGEST} bytes with its variables filled in")) } else { Ok(()) }
+    if filled.len() > LONGEST {
+        Err(format!(
+            "longer than {LONGEST} bytes with its variables filled in"
+        ))
+    } else {
+        Ok(())
+    }
 }
 
 fn closing_brace(body: &str) -> Option<usize> {
@@ -59,14 +65,19 @@ fn closing_brace(body: &str) -> Option<usize> {
 }
 
 fn expand(body: &str, env: &Env<'_>, depth: usize, filled: &mut String) -> Result<(), String> {
-    let length = body.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count();
+    let length = body
+        .bytes()
+        .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+        .count();
     let (name, operator) = body.split_at(length);
     if name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
         return Err("a ${ without the name of a variable (a plain ${ is written $${)".into());
     }
     let value = env(name);
     if operator.is_empty() {
-        let unset = || format!("{name} is not set in the environment (a default is written ${{{name}:-…}})");
+        let unset = || {
+            format!("{name} is not set in the environment (a default is written ${{{name}:-…}})")
+        };
         filled.push_str(&value.ok_or_else(unset)?);
         return Ok(());
     }
@@ -78,10 +89,17 @@ fn expand(body: &str, env: &Env<'_>, depth: usize, filled: &mut String) -> Resul
             None => fill(default, env, depth - 1, filled)?,
         }
     } else if let Some(message) = operator.strip_prefix(":?") {
-        let missing = || format!("{name} is not set in the environment: {}", crate::fault::clip(message, 200));
+        let missing = || {
+            format!(
+                "{name} is not set in the environment: {}",
+                crate::fault::clip(message, 200)
+            )
+        };
         filled.push_str(&value.ok_or_else(missing)?);
     } else {
-        return Err(format!("${{{name}…}} is none of ${{{name}}}, ${{{name}:-default}}, ${{{name}:?message}}"));
+        return Err(format!(
+            "${{{name}…}} is none of ${{{name}}}, ${{{name}:-default}}, ${{{name}:?message}}"
+        ));
     }
     Ok(())
 }
@@ -127,13 +145,28 @@ mod tests {
     #[test]
     fn what_cannot_be_filled_in_says_why() {
         let table = [
-            ("${B}", "B is not set in the environment (a default is written ${B:-…})"),
+            (
+                "${B}",
+                "B is not set in the environment (a default is written ${B:-…})",
+            ),
             ("${B:?set it}", "B is not set in the environment: set it"),
-            ("${EMPTY:?set it}", "EMPTY is not set in the environment: set it"),
+            (
+                "${EMPTY:?set it}",
+                "EMPTY is not set in the environment: set it",
+            ),
             ("${A", "a ${ without its } (a plain ${ is written $${)"),
-            ("${}", "a ${ without the name of a variable (a plain ${ is written $${)"),
-            ("${1A}", "a ${ without the name of a variable (a plain ${ is written $${)"),
-            ("${A+x}", "${A…} is none of ${A}, ${A:-default}, ${A:?message}"),
+            (
+                "${}",
+                "a ${ without the name of a variable (a plain ${ is written $${)",
+            ),
+            (
+                "${1A}",
+                "a ${ without the name of a variable (a plain ${ is written $${)",
+            ),
+            (
+                "${A+x}",
+                "${A…} is none of ${A}, ${A:-default}, ${A:?message}",
+            ),
         ];
         for (text, expected) in table {
             assert_eq!(substitute(text, &env), Err(expected.into()), "{text}");

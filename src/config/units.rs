@@ -8,17 +8,35 @@ use crate::fault::clip;
 
 /// `30s`, `5m`, `1h 30m`, `250ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = text.trim().parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    parsed.ok_or_else(|| format!("\"{}\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)", clip(text, 100)))
+    let parsed = text
+        .trim()
+        .parse::<SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok());
+    parsed.ok_or_else(|| {
+        format!(
+            "\"{}\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
+            clip(text, 100)
+        )
+    })
 }
 
 /// A duration of at least `least` and at most `most`.
-pub(super) fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn duration_within(
+    text: &str,
+    least: Duration,
+    most: Duration,
+) -> Result<Duration, String> {
     let duration = duration(text)?;
     if (least..=most).contains(&duration) {
         return Ok(duration);
     }
-    Err(format!("\"{}\" is not between {} and {}", clip(text, 100), plain(least), plain(most)))
+    Err(format!(
+        "\"{}\" is not between {} and {}",
+        clip(text, 100),
+        plain(least),
+        plain(most)
+    ))
 }
 
 fn plain(duration: Duration) -> String {
@@ -33,9 +51,17 @@ fn plain(duration: Duration) -> String {
 
 /// Bytes: `52428800`, `50MiB`, `1.5 GB`.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("\"{}\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)", clip(text, 100));
+    let wrong = || {
+        format!(
+            "\"{}\" is not an amount of bytes (examples: 50MiB, 1.5GB, 52428800)",
+            clip(text, 100)
+        )
+    };
     let text = text.trim();
-    let (number, unit) = text.split_at(text.find(|character: char| character.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let (number, unit) = text.split_at(
+        text.find(|character: char| character.is_ascii_alphabetic())
+            .unwrap_or(text.len()),
+    );
     let unit: f64 = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
         "kib" | "k" => 1024.0,
@@ -49,7 +75,11 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let amount = number.trim().parse::<f64>().map_err(|_| wrong())? * unit;
     // Far above any network, far below where a float loses whole numbers.
     let sensible = amount.is_finite() && (1.0..=1e15).contains(&amount);
-    if sensible { Ok(amount as u64) } else { Err(wrong()) }
+    if sensible {
+        Ok(amount as u64)
+    } else {
+        Err(wrong())
+    }
 }
 
 #[cfg(test)]
@@ -58,25 +88,49 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_people_write_them() {
-        let table = [("60s", 60_000), ("1h 30m", 5_400_000), ("250ms", 250), ("PT5M", 300_000), ("0s", 0), ("2 minutes", 120_000)];
+        let table = [
+            ("60s", 60_000),
+            ("1h 30m", 5_400_000),
+            ("250ms", 250),
+            ("PT5M", 300_000),
+            ("0s", 0),
+            ("2 minutes", 120_000),
+        ];
         for (text, milliseconds) in table {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
         }
         for bad in ["", "60", "-5s", "2d", "soon", "5s ago", "1x"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        let within = |text| duration_within(text, Duration::from_millis(100), Duration::from_secs(7200));
+        let within =
+            |text| duration_within(text, Duration::from_millis(100), Duration::from_secs(7200));
         assert_eq!(within("1h"), Ok(Duration::from_secs(3600)));
-        assert_eq!(within("3h"), Err("\"3h\" is not between 100ms and 2h".into()));
+        assert_eq!(
+            within("3h"),
+            Err("\"3h\" is not between 100ms and 2h".into())
+        );
     }
 
     #[test]
     fn amounts_are_read_as_people_write_them() {
-        let table = [("1", 1), ("50MiB", 52_428_800), ("1.5 GB", 1_500_000_000), ("10k", 10_240), ("1gib", 1 << 30), ("7 B", 7)];
+        let table = [
+            ("1", 1),
+            ("50MiB", 52_428_800),
+            ("1.5 GB", 1_500_000_000),
+            ("10k", 10_240),
+            ("1gib", 1 << 30),
+            ("7 B", 7),
+        ];
         for (text, amount) in table {
             assert_eq!(bytes(text), Ok(amount), "{text}");
         }
-        for bad in ["", "0", "-1", "MiB", "1 TiBs", "1e400", "nan", "inf", "0.5", "1e20"] {
+        for bad in [
+            "", "0", "-1", "MiB", "1 TiBs", "1e400", "nan", "inf", "0.5", "1e20",
+        ] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }

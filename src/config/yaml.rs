@@ -33,7 +33,10 @@ impl Position {
         if location == Location::UNKNOWN {
             return Position::START;
         }
-        Position { line: location.line().max(1), column: location.column().max(1) }
+        Position {
+            line: location.line().max(1),
+            column: location.column().max(1),
+        }
     }
 }
 
@@ -76,8 +79,13 @@ pub(super) fn parse(text: &str) -> Result<Node, (Position, String)> {
     match serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options) {
         Ok(root) => Ok(node(root, text)),
         Err(error) => {
-            let message = serde_saphyr::UserMessageFormatter.format_message(error.without_snippet()).into_owned();
-            Err((error.location().map_or(Position::START, Position::of), crate::fault::clip(&message, 300)))
+            let message = serde_saphyr::UserMessageFormatter
+                .format_message(error.without_snippet())
+                .into_owned();
+            Err((
+                error.location().map_or(Position::START, Position::of),
+                crate::fault::clip(&message, 300),
+            ))
         }
     }
 }
@@ -97,21 +105,36 @@ fn node(raw: Spanned<Raw>, source: &str) -> Node {
         Raw::Plain => Value::Text(slice(raw.defined, source).to_owned()),
         Raw::Text(text) => Value::Text(text),
         Raw::List(items) => Value::List(items.into_iter().map(|item| node(item, source)).collect()),
-        Raw::Map(entries) => Value::Map(entries.into_iter().map(|(key, value)| entry(key, value, source)).collect()),
+        Raw::Map(entries) => Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| entry(key, value, source))
+                .collect(),
+        ),
     };
-    Node { at: Position::of(raw.defined), value }
+    Node {
+        at: Position::of(raw.defined),
+        value,
+    }
 }
 
 fn entry(key: Spanned<String>, value: Spanned<Raw>, source: &str) -> Entry {
-    Entry { at: Position::of(key.defined), key: key.value, node: node(value, source) }
+    Entry {
+        at: Position::of(key.defined),
+        key: key.value,
+        node: node(value, source),
+    }
 }
 
 fn slice(location: Location, source: &str) -> &str {
     let span = location.span();
-    let range = span.byte_offset().zip(span.byte_len()).and_then(|(offset, length)| {
-        let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
-        source.get(offset..offset.checked_add(length)?)
-    });
+    let range = span
+        .byte_offset()
+        .zip(span.byte_len())
+        .and_then(|(offset, length)| {
+            let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+            source.get(offset..offset.checked_add(length)?)
+        });
     range.unwrap_or_default().trim()
 }
 
@@ -188,11 +211,19 @@ mod tests {
         match &node.value {
             Value::Null => format!("~@{line}:{column}"),
             Value::Text(text) => format!("{text:?}@{line}:{column}"),
-            Value::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(" ")),
+            Value::List(items) => {
+                format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(" "))
+            }
             Value::Map(entries) => {
-                let entries = entries
-                    .iter()
-                    .map(|entry| format!("{}@{}:{}={}", entry.key, entry.at.line, entry.at.column, show(&entry.node)));
+                let entries = entries.iter().map(|entry| {
+                    format!(
+                        "{}@{}:{}={}",
+                        entry.key,
+                        entry.at.line,
+                        entry.at.column,
+                        show(&entry.node)
+                    )
+                });
                 format!("{{{}}}", entries.collect::<Vec<_>>().join(" "))
             }
         }
@@ -201,14 +232,26 @@ mod tests {
     #[test]
     fn scalars_stay_as_written_and_know_their_place() {
         let table = [
-            ("a: 1.10\nb: \"x y\"\n", r#"{a@1:1="1.10"@1:4 b@2:1="x y"@2:4}"#),
+            (
+                "a: 1.10\nb: \"x y\"\n",
+                r#"{a@1:1="1.10"@1:4 b@2:1="x y"@2:4}"#,
+            ),
             (
                 "a: 0123\nb: off\nc: true\nd: 1e999\ne: .inf\n",
                 r#"{a@1:1="0123"@1:4 b@2:1="off"@2:4 c@3:1="true"@3:4 d@4:1="1e999"@4:4 e@5:1=".inf"@5:4}"#,
             ),
-            ("ü: [ä, 2, -3] # no\n", r#"{ü@1:1=["ä"@1:5 "2"@1:8 "-3"@1:11]}"#),
-            ("a: &x {b: 7}\nc: *x\n", r#"{a@1:1={b@1:8="7"@1:11} c@2:1={b@1:8="7"@1:11}}"#),
-            ("a: &x {b: 7}\nc:\n  <<: *x\n  d: 8\n", r#"{a@1:1={b@1:8="7"@1:11} c@2:1={d@4:3="8"@4:6 b@1:8="7"@1:11}}"#),
+            (
+                "ü: [ä, 2, -3] # no\n",
+                r#"{ü@1:1=["ä"@1:5 "2"@1:8 "-3"@1:11]}"#,
+            ),
+            (
+                "a: &x {b: 7}\nc: *x\n",
+                r#"{a@1:1={b@1:8="7"@1:11} c@2:1={b@1:8="7"@1:11}}"#,
+            ),
+            (
+                "a: &x {b: 7}\nc:\n  <<: *x\n  d: 8\n",
+                r#"{a@1:1={b@1:8="7"@1:11} c@2:1={d@4:3="8"@4:6 b@1:8="7"@1:11}}"#,
+            ),
             ("a: 1\na: 2\n", r#"{a@1:1="1"@1:4 a@2:1="2"@2:4}"#),
             ("1: ''\n", r#"{1@1:1=""@1:4}"#),
         ];
@@ -216,14 +259,27 @@ mod tests {
             assert_eq!(show(&parse(text).unwrap()), expected, "{text}");
         }
         assert!(matches!(parse("").unwrap().value, Value::Null));
-        assert!(matches!(parse("# only a comment\n").unwrap().value, Value::Null));
+        assert!(matches!(
+            parse("# only a comment\n").unwrap().value,
+            Value::Null
+        ));
     }
 
     #[test]
     fn what_is_not_yaml_is_placed() {
-        for bad in ["a: [1\n", "a: b: c\n", "a: *nobody\n", "a: !thing 1\n", "a: 1\n---\nb: 2\n", "\"a\n"] {
+        for bad in [
+            "a: [1\n",
+            "a: b: c\n",
+            "a: *nobody\n",
+            "a: !thing 1\n",
+            "a: 1\n---\nb: 2\n",
+            "\"a\n",
+        ] {
             let (at, message) = parse(bad).unwrap_err();
-            assert!(at.line >= 1 && !message.is_empty() && !message.contains('\n'), "{bad}: {at:?} {message}");
+            assert!(
+                at.line >= 1 && !message.is_empty() && !message.contains('\n'),
+                "{bad}: {at:?} {message}"
+            );
         }
     }
 
@@ -232,7 +288,10 @@ mod tests {
         let mut text = String::from("x-0: &a0 [1, 1, 1, 1, 1, 1, 1, 1]\n");
         for level in 1..12 {
             let alias = format!("*a{}", level - 1);
-            text.push_str(&format!("x-{level}: &a{level} [{}]\n", vec![alias; 8].join(", ")));
+            text.push_str(&format!(
+                "x-{level}: &a{level} [{}]\n",
+                vec![alias; 8].join(", ")
+            ));
         }
         assert!(parse(&text).is_err());
         assert!(parse(&("[".repeat(100) + &"]".repeat(100))).is_err());

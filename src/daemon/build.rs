@@ -81,10 +81,28 @@ impl Parts {
         let store = StoreMetrics::new(&registry)?;
         build_info(&registry)?;
         crate::telemetry::count_dropped(&registry)?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
         let limits = Limits::default();
-        let engine = Engine::new(transfer::Settings::default(), index.clone(), ledger.clone(), limits.clone(), transfer.clone());
-        Ok(Parts { registry, index, ledger, limits, transfer, watch, wire, store, engine })
+        let engine = Engine::new(
+            transfer::Settings::default(),
+            index.clone(),
+            ledger.clone(),
+            limits.clone(),
+            transfer.clone(),
+        );
+        Ok(Parts {
+            registry,
+            index,
+            ledger,
+            limits,
+            transfer,
+            watch,
+            wire,
+            store,
+            engine,
+        })
     }
 
     /// The world of a config. Tokens of routes that `before` had as well are kept, unless they
@@ -92,7 +110,9 @@ impl Parts {
     pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
         let mut sites = BTreeMap::new();
         for (name, registry) in &config.registries {
-            let site = self.build_site(registry).inspect_err(|_| self.forget_refused(before));
+            let site = self
+                .build_site(registry)
+                .inspect_err(|_| self.forget_refused(before));
             sites.insert(name.clone(), site.map_err(Error::Registry)?);
         }
         // Nothing fails from here on: a config that is refused has changed nothing.
@@ -101,22 +121,35 @@ impl Parts {
         }
         let kept = |route: &Route| {
             let goes_on = |before: &&World| {
-                before.route(&route.name).is_some_and(|before| holds_still(before, route))
+                before
+                    .route(&route.name)
+                    .is_some_and(|before| holds_still(before, route))
                     && stay_where_they_are(route, &before.sites, &sites)
             };
             let before = before.filter(goes_on);
-            before.and_then(|before| before.withdrawn.get(&route.name).cloned()).unwrap_or_default()
+            before
+                .and_then(|before| before.withdrawn.get(&route.name).cloned())
+                .unwrap_or_default()
         };
-        let withdrawn: BTreeMap<Arc<str>, CancellationToken> =
-            config.routes.iter().map(|route| (route.name.clone(), kept(route))).collect();
-        let settings = transfer::Settings { trust: config.daemon.verify, ..self.engine.settings };
+        let withdrawn: BTreeMap<Arc<str>, CancellationToken> = config
+            .routes
+            .iter()
+            .map(|route| (route.name.clone(), kept(route)))
+            .collect();
+        let settings = transfer::Settings {
+            trust: config.daemon.verify,
+            ..self.engine.settings
+        };
         let world = World {
             sites,
             routes: Routes::new(config.routes.clone()),
             engine: self.engine.with(settings),
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),
-            rhythm: Rhythm { poll: config.daemon.poll, verify: config.daemon.verify },
+            rhythm: Rhythm {
+                poll: config.daemon.poll,
+                verify: config.daemon.verify,
+            },
             settings: watch::Settings::default(),
             withdrawn,
         };
@@ -145,7 +178,8 @@ impl Parts {
     /// Forgets the series of registries that were built for a config before it was refused.
     fn forget_refused(&self, before: Option<&World>) {
         if let Some(before) = before {
-            self.wire.retain(&before.sites.keys().map(String::as_str).collect());
+            self.wire
+                .retain(&before.sites.keys().map(String::as_str).collect());
         }
     }
 
@@ -158,7 +192,8 @@ impl Parts {
         };
         if let Some(registry) = registry {
             self.wire.prepare(registry.name());
-            self.limits.heed(registry.origin(), registry.allowance().clone());
+            self.limits
+                .heed(registry.origin(), registry.allowance().clone());
         }
         self.limit(site, limits);
     }
@@ -171,13 +206,22 @@ impl Parts {
     }
 
     fn limit(&self, site: &Site, said: config::Limits) {
-        let config::Limits { concurrency, requests_per_second, bandwidth } = said;
+        let config::Limits {
+            concurrency,
+            requests_per_second,
+            bandwidth,
+        } = said;
         let quotas = match site {
             Site::Registry(registry) => registry.profile().quotas,
             Site::Ecr(registry) => registry.inner().profile().quotas,
             Site::Layout(_) => Default::default(),
         };
-        let settings = limits::Settings { concurrency: concurrency.map(Into::into), requests_per_second, bandwidth, quotas };
+        let settings = limits::Settings {
+            concurrency: concurrency.map(Into::into),
+            requests_per_second,
+            bandwidth,
+            quotas,
+        };
         self.limits.set(site.origin(), settings);
     }
 
@@ -188,7 +232,12 @@ impl Parts {
         };
         let registry = Registry::new(settings, &self.wire)?;
         Ok(match login {
-            Some(login) => Site::Ecr(ecr::Registry::new(registry, login, &self.wire, Arc::new(self.index.clone()))),
+            Some(login) => Site::Ecr(ecr::Registry::new(
+                registry,
+                login,
+                &self.wire,
+                Arc::new(self.index.clone()),
+            )),
             None => Site::Registry(registry),
         })
     }
@@ -201,11 +250,22 @@ impl Parts {
         for route in &world.routes.0 {
             self.watch.prepare(route);
             registries_of(route).for_each(|name| self.transfer.health.prepare(name));
-            self.transfer.prepare_route(&route.name, route.to.iter().map(|template| &**template.registry()));
+            self.transfer.prepare_route(
+                &route.name,
+                route.to.iter().map(|template| &**template.registry()),
+            );
             let literal = route.from.literal();
-            for side in literal.iter().flat_map(|name| world.destinations(route, name)).flatten() {
+            for side in literal
+                .iter()
+                .flat_map(|name| world.destinations(route, name))
+                .flatten()
+            {
                 use crate::endpoint::Source as _;
-                self.transfer.prepare_repository(&route.name, &side.registry, side.repository.repository().as_str());
+                self.transfer.prepare_repository(
+                    &route.name,
+                    &side.registry,
+                    side.repository.repository().as_str(),
+                );
             }
         }
     }
@@ -214,7 +274,10 @@ impl Parts {
     /// more, or read or write elsewhere now, before their tag.
     pub(super) fn withdraw(&self, before: &World, now: &World) {
         let routes = &now.routes.0;
-        let places = routes.iter().flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry()))).collect();
+        let places = routes
+            .iter()
+            .flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry())))
+            .collect();
         let registries = now.sites.keys().map(String::as_str).collect();
         let in_use: HashSet<&str> = routes.iter().flat_map(registries_of).collect();
         self.watch.retain_routes(&now.routes);
@@ -222,7 +285,8 @@ impl Parts {
         self.transfer.health.retain(|name| in_use.contains(name));
         self.wire.retain(&registries);
         let goes_on = |route: &Route| {
-            now.route(&route.name).is_some_and(|now| holds_still(route, now))
+            now.route(&route.name)
+                .is_some_and(|now| holds_still(route, now))
                 && stay_where_they_are(route, &before.sites, &now.sites)
         };
         for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
@@ -260,9 +324,12 @@ impl Parts {
             self.store.folder_held.set(is_held.into());
             match &checked {
                 Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
-                Err(gone) => tracing::error!(error = %gone, "the state folder is not ours any more"),
+                Err(gone) => {
+                    tracing::error!(error = %gone, "the state folder is not ours any more")
+                }
             }
-            board.update(|status| status.state_trouble = checked.err().map(|gone| gone.to_string()));
+            board
+                .update(|status| status.state_trouble = checked.err().map(|gone| gone.to_string()));
         }
     }
 
@@ -279,7 +346,12 @@ impl Parts {
 
     /// Closes the stores after their last writer.
     pub(super) async fn close(self) {
-        let Parts { index, ledger, engine, .. } = self;
+        let Parts {
+            index,
+            ledger,
+            engine,
+            ..
+        } = self;
         drop(engine);
         index.close().await;
         ledger.close().await;
@@ -288,7 +360,10 @@ impl Parts {
 
 impl StoreMetrics {
     fn new(registry: &prometheus::Registry) -> Result<StoreMetrics, prometheus::Error> {
-        let entries = IntGaugeVec::new(Opts::new("blobferry_index_entries", "Entries of the index by kind."), &["kind"])?;
+        let entries = IntGaugeVec::new(
+            Opts::new("blobferry_index_entries", "Entries of the index by kind."),
+            &["kind"],
+        )?;
         let bytes = IntGauge::new("blobferry_index_bytes", "Size of the index on disk.")?;
         let help = "Whether the state folder is the one that this process locked; while it is 0, nothing is named.";
         let folder_held = IntGauge::new("blobferry_state_folder_held", help)?;
@@ -299,7 +374,11 @@ impl StoreMetrics {
         for kind in ["blobs", "manifests", "tags", "uploads"] {
             entries.with_label_values(&[kind]);
         }
-        Ok(StoreMetrics { entries, bytes, folder_held })
+        Ok(StoreMetrics {
+            entries,
+            bytes,
+            folder_held,
+        })
     }
 
     fn show(&self, statistics: &crate::index::Statistics) {
@@ -318,33 +397,59 @@ impl StoreMetrics {
 
 /// Whether what a route did before is still wanted: it reads the same, and writes all that it wrote.
 fn holds_still(before: &Route, now: &Route) -> bool {
-    let reads_same = before.from.registry() == now.from.registry() && before.from.repository() == now.from.repository();
-    let same = |a: &Template, b: &Template| a.registry() == b.registry() && a.repository() == b.repository();
-    reads_same && before.to.iter().all(|before| now.to.iter().any(|now| same(before, now)))
+    let reads_same = before.from.registry() == now.from.registry()
+        && before.from.repository() == now.from.repository();
+    let same = |a: &Template, b: &Template| {
+        a.registry() == b.registry() && a.repository() == b.repository()
+    };
+    reads_same
+        && before
+            .to
+            .iter()
+            .all(|before| now.to.iter().any(|now| same(before, now)))
 }
 
 /// Whether the registries of a route are the same ones under the same names.
-fn stay_where_they_are(route: &Route, before: &BTreeMap<String, Site>, now: &BTreeMap<String, Site>) -> bool {
+fn stay_where_they_are(
+    route: &Route,
+    before: &BTreeMap<String, Site>,
+    now: &BTreeMap<String, Site>,
+) -> bool {
     use crate::endpoint::Backend as _;
-    let origin = |sites: &BTreeMap<String, Site>, name: &str| sites.get(name).map(|site| site.origin().clone());
+    let origin = |sites: &BTreeMap<String, Site>, name: &str| {
+        sites.get(name).map(|site| site.origin().clone())
+    };
     registries_of(route).all(|name| origin(before, name) == origin(now, name))
 }
 
 /// The registries that a route reads and writes.
 fn registries_of(route: &Route) -> impl Iterator<Item = &str> {
-    [&**route.from.registry()].into_iter().chain(route.to.iter().map(|to| &**to.registry()))
+    [&**route.from.registry()]
+        .into_iter()
+        .chain(route.to.iter().map(|to| &**to.registry()))
 }
 
 fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-    let info = IntGaugeVec::new(Opts::new("blobferry_build_info", "The build that runs: always 1."), &["version", "revision"])?;
-    info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION]).set(1);
+    let info = IntGaugeVec::new(
+        Opts::new("blobferry_build_info", "The build that runs: always 1."),
+        &["version", "revision"],
+    )?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION])
+        .set(1);
     registry.register(Box::new(info))
 }
 
 /// What every row of the ledger says besides the job.
 pub(super) fn facts(config_hash: &str) -> Facts {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default();
-    Facts { run_id: String::new(), config_hash: config_hash.into(), version: env!("CARGO_PKG_VERSION").into(), host }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default();
+    Facts {
+        run_id: String::new(),
+        config_hash: config_hash.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        host,
+    }
 }
 
 #[cfg(test)]
@@ -357,7 +462,10 @@ mod tests {
     fn a_route_holds_still_as_long_as_it_reads_the_same_and_writes_all_that_it_wrote() {
         let route = |from: &str, to: &[&str]| {
             let from = Pattern::parse(from).unwrap();
-            let to = to.iter().map(|to| Template::parse(to, &from).unwrap()).collect();
+            let to = to
+                .iter()
+                .map(|to| Template::parse(to, &from).unwrap())
+                .collect();
             Route {
                 name: "r".into(),
                 from,
@@ -377,7 +485,13 @@ mod tests {
             (route("s/other", &["p/app"]), false),
             (route("t/app", &["p/app"]), false),
         ] {
-            assert_eq!(holds_still(&before, &now), expected, "{} {}", now.from.repository(), now.to[0].repository());
+            assert_eq!(
+                holds_still(&before, &now),
+                expected,
+                "{} {}",
+                now.from.repository(),
+                now.to[0].repository()
+            );
         }
     }
 }

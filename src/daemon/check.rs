@@ -38,14 +38,32 @@ pub struct Check {
 impl Check {
     pub(super) fn of(name: String, result: Result<String, Fault>) -> Check {
         match result {
-            Ok(text) => Check { name, ok: true, text, class: None, warns: false },
-            Err(fault) => Check { name, ok: false, text: fault.chain(), class: Some(fault.class()), warns: false },
+            Ok(text) => Check {
+                name,
+                ok: true,
+                text,
+                class: None,
+                warns: false,
+            },
+            Err(fault) => Check {
+                name,
+                ok: false,
+                text: fault.chain(),
+                class: Some(fault.class()),
+                warns: false,
+            },
         }
     }
 
     /// Something that works and that somebody should look at.
     pub fn warning(name: String, text: &str) -> Check {
-        Check { name, ok: true, text: text.into(), class: None, warns: true }
+        Check {
+            name,
+            ok: true,
+            text: text.into(),
+            class: None,
+            warns: true,
+        }
     }
 }
 
@@ -68,16 +86,26 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     };
     let mut checks = Vec::new();
     for site in world.sites.values() {
-        checks.push(Check::of(format!("registry {}", site.name()), greet(site).await));
+        checks.push(Check::of(
+            format!("registry {}", site.name()),
+            greet(site).await,
+        ));
         checks.extend(mounts(&world, site).await);
     }
     // Which repositories a route may carry depends on those of all routes: a look judges them in the same way.
     let mut owners = Owners::new(&world);
     let mut failed = BTreeMap::new();
-    let wild = world.routes.0.iter().filter(|route| !route.from.is_literal());
+    let wild = world
+        .routes
+        .0
+        .iter()
+        .filter(|route| !route.from.is_literal());
     let registries: BTreeSet<&Arc<str>> = wild.map(|route| route.from.registry()).collect();
     for registry in registries {
-        match read_catalog(&world, registry, &Catalog::default(), &Stop::default()).boxed_local().await {
+        match read_catalog(&world, registry, &Catalog::default(), &Stop::default())
+            .boxed_local()
+            .await
+        {
             Ok(reading) => {
                 owners.apply(reading.changes);
                 owners.read(registry, Some(reading.catalog));
@@ -86,12 +114,19 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
         }
     }
     for (position, route) in world.routes.0.iter().enumerate() {
-        match failed.get(route.from.registry()).filter(|_| !route.from.is_literal()) {
+        match failed
+            .get(route.from.registry())
+            .filter(|_| !route.from.is_literal())
+        {
             Some(fault) => {
                 let fault = Fault::new(fault.class(), fault.chain());
                 checks.push(Check::of(format!("route {}", route.name), Err(fault)));
             }
-            None => checks.extend(of_route(&world, route, &owners.sorted(&world, position)).boxed_local().await),
+            None => checks.extend(
+                of_route(&world, route, &owners.sorted(&world, position))
+                    .boxed_local()
+                    .await,
+            ),
         }
     }
     checks
@@ -101,18 +136,36 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
 async fn of_route(world: &World, route: &Route, found: &Discovered) -> Vec<Check> {
     let name = || format!("route {}", route.name);
     let count = found.repositories.len();
-    let text = format!("{count} source {}", if count == 1 { "repository" } else { "repositories" });
+    let text = format!(
+        "{count} source {}",
+        if count == 1 {
+            "repository"
+        } else {
+            "repositories"
+        }
+    );
     let mut checks = vec![Check::of(name(), Ok(text))];
-    checks.extend(found.trouble.iter().map(|trouble| Check::of(name(), Err(Fault::rejected(trouble.text.clone())))));
+    checks.extend(
+        found
+            .trouble
+            .iter()
+            .map(|trouble| Check::of(name(), Err(Fault::rejected(trouble.text.clone())))),
+    );
     let mut tried = BTreeSet::new();
     for repository in found.repositories.iter().take(TRIED) {
         let source = world.source(route, repository);
-        checks.push(Check::of(format!("read {}", source.address()), read(&source).boxed_local().await));
+        checks.push(Check::of(
+            format!("read {}", source.address()),
+            read(&source).boxed_local().await,
+        ));
         // The owners have judged the names already.
         for side in world.destinations(route, repository).into_iter().flatten() {
             if tried.insert(side.repository.address()) {
                 let written = write(&side.repository).boxed_local().await;
-                checks.push(Check::of(format!("write {}", side.repository.address()), written));
+                checks.push(Check::of(
+                    format!("write {}", side.repository.address()),
+                    written,
+                ));
                 checks.extend(mutable(&side.repository).await);
             }
         }
@@ -125,12 +178,18 @@ async fn greet(site: &Site) -> Result<String, Fault> {
         Site::Registry(registry) => {
             registry.ping().await?;
             let user = registry.user().unwrap_or_else(|| "anonymous".into());
-            Ok(format!("{} answers; we are {user} there", registry.origin()))
+            Ok(format!(
+                "{} answers; we are {user} there",
+                registry.origin()
+            ))
         }
         Site::Ecr(registry) => {
             registry.inner().ping().await?;
             let caller = registry.caller().await?;
-            Ok(format!("{} answers; we are {caller} there", registry.inner().origin()))
+            Ok(format!(
+                "{} answers; we are {caller} there",
+                registry.inner().origin()
+            ))
         }
         Site::Layout(root) => Ok(format!("{} is a folder of layouts", root.origin())),
     }
@@ -138,15 +197,29 @@ async fn greet(site: &Site) -> Result<String, Fault> {
 
 async fn read(source: &Repository) -> Result<String, Fault> {
     match source.tags(None).await? {
-        Some(page) => Ok(format!("{}{} tags", page.entries.len(), if page.next.is_some() { "+" } else { "" })),
-        None => Err(Fault::not_found(format!("{} does not exist", source.address()))),
+        Some(page) => Ok(format!(
+            "{}{} tags",
+            page.entries.len(),
+            if page.next.is_some() { "+" } else { "" }
+        )),
+        None => Err(Fault::not_found(format!(
+            "{} does not exist",
+            source.address()
+        ))),
     }
 }
 
 /// Whether a registry that is written to uploads what it could mount.
 async fn mounts(world: &World, site: &Site) -> Option<Check> {
-    let Site::Ecr(registry) = site else { return None };
-    let written = world.routes.0.iter().flat_map(|route| &route.to).any(|to| **to.registry() == *site.name());
+    let Site::Ecr(registry) = site else {
+        return None;
+    };
+    let written = world
+        .routes
+        .0
+        .iter()
+        .flat_map(|route| &route.to)
+        .any(|to| **to.registry() == *site.name());
     match registry.mounts_blobs().await {
         Ok(Some(false)) if written => Some(Check::warning(
             format!("registry {}", site.name()),
@@ -158,7 +231,9 @@ async fn mounts(world: &World, site: &Site) -> Option<Check> {
 
 /// Whether a production repository lets tags move that should not.
 async fn mutable(destination: &Repository) -> Option<Check> {
-    let Repository::Ecr(repository) = destination else { return None };
+    let Repository::Ecr(repository) = destination else {
+        return None;
+    };
     match repository.has_mutable_tags().await {
         Ok(Some(true)) => Some(Check::warning(
             format!("write {}", destination.address()),
@@ -178,7 +253,9 @@ async fn write(destination: &Repository) -> Result<String, Fault> {
         other => (other, false),
     };
     match try_upload(&destination).await {
-        Err(fault) if creates && fault.class() == Class::NotFound => Ok("does not exist; the first promotion creates it".into()),
+        Err(fault) if creates && fault.class() == Class::NotFound => {
+            Ok("does not exist; the first promotion creates it".into())
+        }
         tried => tried,
     }
 }
@@ -189,7 +266,14 @@ async fn try_upload(destination: &Repository) -> Result<String, Fault> {
         Begin::Mounted => Ok("an upload can be opened".into()),
         Begin::Session(upload) => {
             let cancelled = destination.cancel_upload(upload).await.is_ok();
-            Ok(format!("an upload can be opened{}", if cancelled { " and cancelled" } else { "; it expires by itself" }))
+            Ok(format!(
+                "an upload can be opened{}",
+                if cancelled {
+                    " and cancelled"
+                } else {
+                    "; it expires by itself"
+                }
+            ))
         }
     }
 }

@@ -46,19 +46,34 @@ impl Context {
         });
         let folder = state.or(routed.map(|config| config.daemon.state.as_path()));
         let (lock, parts) = match stores(folder, dry_run) {
-            Err(error @ Error::State(state::Error::Unusable { .. } | state::Error::Exposed { .. })) if state.is_none() => {
+            Err(
+                error @ Error::State(state::Error::Unusable { .. } | state::Error::Exposed { .. }),
+            ) if state.is_none() => {
                 tracing::warn!(error = %error, "what is written will count as changed by others: the daemon's ledger is out of reach");
                 stores(None, dry_run)?
             }
             opened => opened?,
         };
-        let world = config.map(|config| parts.world(config, None)).transpose()?.map(Arc::new);
-        Ok(Context { parts, world, knows_config_only: false, _lock: lock })
+        let world = config
+            .map(|config| parts.world(config, None))
+            .transpose()?
+            .map(Arc::new);
+        Ok(Context {
+            parts,
+            world,
+            knows_config_only: false,
+            _lock: lock,
+        })
     }
 
     /// For the daemon, with what its config says now.
     pub(super) fn of_daemon(parts: Parts, world: Arc<World>) -> Context {
-        Context { parts, world: Some(world), knows_config_only: true, _lock: None }
+        Context {
+            parts,
+            world: Some(world),
+            knows_config_only: true,
+            _lock: None,
+        }
     }
 
     /// The repository that a reference names, as the config knows it, else as `unknown` finds it.
@@ -71,9 +86,14 @@ impl Context {
         side: Side,
         unknown: impl FnOnce(&Parts) -> Result<Repository, Error>,
     ) -> Result<Repository, Error> {
-        let found = self.world.as_deref().and_then(|world| Some((world, Directory::of_world(world).find(named, side)?)));
+        let found = self
+            .world
+            .as_deref()
+            .and_then(|world| Some((world, Directory::of_world(world).find(named, side)?)));
         match found {
-            Some((world, (registry, repository))) => Ok(world.site(registry).repository(repository)),
+            Some((world, (registry, repository))) => {
+                Ok(world.site(registry).repository(repository))
+            }
             None if self.knows_config_only => Err(Error::Usage(format!(
                 "the daemon's config has no registry {}: add it under `registries`, or stop the daemon and try again",
                 named.home()
@@ -84,14 +104,30 @@ impl Context {
 
     /// Whether a route of the config leads there.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
-        self.world.as_deref().is_some_and(|world| Directory::of_world(world).is_routed(named))
+        self.world
+            .as_deref()
+            .is_some_and(|world| Directory::of_world(world).is_routed(named))
     }
 
     /// How what comes of an act is recorded and shown.
-    pub(super) fn settle(&self, progress: Arc<Progress>, listener: Option<mpsc::UnboundedSender<Settled>>) -> Settle {
-        let config_hash = self.world.as_deref().map_or("", |world| world.facts.config_hash.as_str());
-        let facts = Facts { run_id: crate::watch::run_id(), ..facts(config_hash) };
-        Settle { facts: Arc::new(facts), progress, listener }
+    pub(super) fn settle(
+        &self,
+        progress: Arc<Progress>,
+        listener: Option<mpsc::UnboundedSender<Settled>>,
+    ) -> Settle {
+        let config_hash = self
+            .world
+            .as_deref()
+            .map_or("", |world| world.facts.config_hash.as_str());
+        let facts = Facts {
+            run_id: crate::watch::run_id(),
+            ..facts(config_hash)
+        };
+        Settle {
+            facts: Arc::new(facts),
+            progress,
+            listener,
+        }
     }
 
     pub(super) async fn close(self) {

@@ -21,7 +21,11 @@ pub(super) struct Directory<'a> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Address {
-    Remote { scheme: String, host: String, port: u16 },
+    Remote {
+        scheme: String,
+        host: String,
+        port: u16,
+    },
     Layout(PathBuf),
 }
 
@@ -39,8 +43,15 @@ impl Address {
             return Some(Address::Layout(path.into()));
         }
         let url: Url = text.parse().ok()?;
-        let (host, port) = (url.host_str()?.to_ascii_lowercase(), url.port_or_known_default()?);
-        Some(Address::Remote { scheme: url.scheme().to_owned(), host, port })
+        let (host, port) = (
+            url.host_str()?.to_ascii_lowercase(),
+            url.port_or_known_default()?,
+        );
+        Some(Address::Remote {
+            scheme: url.scheme().to_owned(),
+            host,
+            port,
+        })
     }
 }
 
@@ -48,41 +59,61 @@ impl<'a> Directory<'a> {
     pub(super) fn of_config(config: &'a Config) -> Directory<'a> {
         let address = |kind: &RegistryKind| match kind {
             RegistryKind::Remote(settings) => Address::parse(settings.url.as_str()),
-            RegistryKind::Layout(path) => Address::parse(layout::Root::new("", path).origin().as_str()),
+            RegistryKind::Layout(path) => {
+                Address::parse(layout::Root::new("", path).origin().as_str())
+            }
         };
-        let registries = config.registries.iter().filter_map(|(name, registry)| Some((name.as_str(), address(&registry.kind)?)));
-        Directory { registries: registries.collect(), routes: &config.routes }
+        let registries = config
+            .registries
+            .iter()
+            .filter_map(|(name, registry)| Some((name.as_str(), address(&registry.kind)?)));
+        Directory {
+            registries: registries.collect(),
+            routes: &config.routes,
+        }
     }
 
     pub(super) fn of_world(world: &'a World) -> Directory<'a> {
-        let registries =
-            world.sites.iter().filter_map(|(name, site)| Some((name.as_str(), Address::parse(site.origin().as_str())?)));
-        Directory { registries: registries.collect(), routes: &world.routes.0 }
+        let registries = world.sites.iter().filter_map(|(name, site)| {
+            Some((name.as_str(), Address::parse(site.origin().as_str())?))
+        });
+        Directory {
+            registries: registries.collect(),
+            routes: &world.routes.0,
+        }
     }
 
     /// The registry's name in the config and the repository there. Where one address has several names, the one whose routes
     /// read or write that repository.
     pub(super) fn find(&self, named: &Named, side: Side) -> Option<(&'a str, RepositoryName)> {
-        let found: Vec<_> =
-            self.registries.iter().filter_map(|(name, address)| Some((*name, repository_at(named, address)?))).collect();
-        let used = found.iter().find(|(name, repository)| self.is_used(name, repository, side));
+        let found: Vec<_> = self
+            .registries
+            .iter()
+            .filter_map(|(name, address)| Some((*name, repository_at(named, address)?)))
+            .collect();
+        let used = found
+            .iter()
+            .find(|(name, repository)| self.is_used(name, repository, side));
         used.or(found.first()).cloned()
     }
 
     /// Whether a route writes to the repository.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
         let written = |(name, address): &(&str, Address)| {
-            repository_at(named, address).is_some_and(|repository| self.is_used(name, &repository, Side::Destination))
+            repository_at(named, address)
+                .is_some_and(|repository| self.is_used(name, &repository, Side::Destination))
         };
         self.registries.iter().any(written)
     }
 
     fn is_used(&self, registry: &str, repository: &RepositoryName, side: Side) -> bool {
         self.routes.iter().any(|route| match side {
-            Side::Source => **route.from.registry() == *registry && route.from.captures(repository).is_some(),
-            Side::Destination => {
-                route.to.iter().any(|to| **to.registry() == *registry && may_name(to.repository(), repository.as_str()))
+            Side::Source => {
+                **route.from.registry() == *registry && route.from.captures(repository).is_some()
             }
+            Side::Destination => route.to.iter().any(|to| {
+                **to.registry() == *registry && may_name(to.repository(), repository.as_str())
+            }),
         })
     }
 }
@@ -90,17 +121,41 @@ impl<'a> Directory<'a> {
 /// The repository that a reference names at this address, if it is one there.
 fn repository_at(named: &Named, address: &Address) -> Option<RepositoryName> {
     match (named, address) {
-        (Named::Registry { scheme, said, reference }, Address::Remote { scheme: theirs, host, port }) => {
+        (
+            Named::Registry {
+                scheme,
+                said,
+                reference,
+            },
+            Address::Remote {
+                scheme: theirs,
+                host,
+                port,
+            },
+        ) => {
             let default = if theirs == "http" { 80 } else { 443 };
-            let suffix = reference.host.as_str().strip_prefix(reference.host.name()).unwrap_or_default();
-            let named_port = suffix.strip_prefix(':').and_then(|port| port.parse().ok()).unwrap_or(default);
-            let same = reference.host.name() == host && named_port == *port && (!said || scheme == theirs);
+            let suffix = reference
+                .host
+                .as_str()
+                .strip_prefix(reference.host.name())
+                .unwrap_or_default();
+            let named_port = suffix
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .unwrap_or(default);
+            let same =
+                reference.host.name() == host && named_port == *port && (!said || scheme == theirs);
             same.then(|| reference.repository.clone())
         }
         (Named::Layout { path, .. }, Address::Layout(root)) => {
             let here = layout::Root::single("", path);
             let path = here.origin().as_str().strip_prefix("layout:")?.to_owned();
-            PathBuf::from(path).strip_prefix(root).ok()?.to_str()?.parse().ok()
+            PathBuf::from(path)
+                .strip_prefix(root)
+                .ok()?
+                .to_str()?
+                .parse()
+                .ok()
         }
         _ => None,
     }
@@ -128,23 +183,55 @@ mod tests {
         let text = "registries:\n  staging: {url: 'https://s.example:8443'}\n  plain: {url: 'http://p.example'}\n  \
                     deploy: {url: 'https://s.example:8443'}\n  disk: {url: 'layout:/srv/images'}\nroutes:\n  \
                     - {name: a, from: staging/team/*, to: ['deploy/prod/{1}-x', disk/app], tags: {include: latest}}\n";
-        Config::parse(text, std::path::Path::new("/etc/b.yaml"), &|name| (name == "HOME").then(|| "/h".into())).unwrap()
+        Config::parse(text, std::path::Path::new("/etc/b.yaml"), &|name| {
+            (name == "HOME").then(|| "/h".into())
+        })
+        .unwrap()
     }
 
     #[test]
     fn a_host_is_found_by_its_address_and_by_the_routes_that_use_it() {
         let config = config();
         let directory = Directory::of_config(&config);
-        let find = |text: &str, side| directory.find(&text.parse().unwrap(), side).map(|(name, _)| name);
-        assert_eq!(find("s.example:8443/team/app:v1", Side::Source), Some("staging"));
-        assert_eq!(find("s.example:8443/prod/app-x:v1", Side::Destination), Some("deploy"));
-        assert_eq!(find("s.example/team/app:v1", Side::Source), None, "another port");
-        assert_eq!(find("p.example/team/app:v1", Side::Source), Some("plain"), "the config says the scheme");
-        assert_eq!(find("https://p.example/team/app:v1", Side::Source), None, "another scheme was said");
-        assert_eq!(find("layout:/srv/images/app:v1", Side::Destination), Some("disk"));
+        let find = |text: &str, side| {
+            directory
+                .find(&text.parse().unwrap(), side)
+                .map(|(name, _)| name)
+        };
+        assert_eq!(
+            find("s.example:8443/team/app:v1", Side::Source),
+            Some("staging")
+        );
+        assert_eq!(
+            find("s.example:8443/prod/app-x:v1", Side::Destination),
+            Some("deploy")
+        );
+        assert_eq!(
+            find("s.example/team/app:v1", Side::Source),
+            None,
+            "another port"
+        );
+        assert_eq!(
+            find("p.example/team/app:v1", Side::Source),
+            Some("plain"),
+            "the config says the scheme"
+        );
+        assert_eq!(
+            find("https://p.example/team/app:v1", Side::Source),
+            None,
+            "another scheme was said"
+        );
+        assert_eq!(
+            find("layout:/srv/images/app:v1", Side::Destination),
+            Some("disk")
+        );
         assert_eq!(find("layout:/srv/images:v1", Side::Destination), None);
         let routed = |text: &str| directory.is_routed(&text.parse().unwrap());
         assert!(routed("s.example:8443/prod/app-x:v1") && routed("layout:/srv/images/app"));
-        assert!(!routed("s.example:8443/prod/app:v1") && !routed("p.example/prod/app-x") && !routed("layout:/srv/images/other"));
+        assert!(
+            !routed("s.example:8443/prod/app:v1")
+                && !routed("p.example/prod/app-x")
+                && !routed("layout:/srv/images/other")
+        );
     }
 }

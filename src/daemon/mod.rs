@@ -118,8 +118,15 @@ pub async fn run(
     let address = bound.address();
     let running = Running::start(parts, config, world, bound, settings, look_signals);
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen, routes = running.config.routes.len(), "started");
-    if running.config.daemon.secret.is_none() && address.is_some_and(|address| !address.ip().is_loopback()) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen,
+        routes = running.config.routes.len(),
+        "started"
+    );
+    if running.config.daemon.secret.is_none()
+        && address.is_some_and(|address| !address.ip().is_loopback())
+    {
         tracing::warn!(
             listen,
             "the API listens beyond loopback without a secret: others get metrics and health only (see `secret_file`)"
@@ -210,12 +217,20 @@ impl Running {
         served: admin::Settings,
         look_signals: Signal,
     ) -> Running {
-        let (board, stop, server_stop) = (Board::over(parts.health()), Stop::default(), CancellationToken::new());
+        let (board, stop, server_stop) = (
+            Board::over(parts.health()),
+            Stop::default(),
+            CancellationToken::new(),
+        );
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(world);
         let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
         let mut helpers = JoinSet::new();
-        helpers.spawn(crate::watch::signal::looks(look_signals, handle.clone(), stop.drain.clone()));
+        helpers.spawn(crate::watch::signal::looks(
+            look_signals,
+            handle.clone(),
+            stop.drain.clone(),
+        ));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(parts.clone().watch_state_folder(board.clone()));
@@ -225,7 +240,18 @@ impl Running {
         let mut server = JoinSet::new();
         let orders = orders::orders(&parts, sender.subscribe(), stop.clone());
         server.spawn(bound.serve(services(&parts, handle, orders), server_stop.clone()));
-        let running = Running { parts, config, world: sender, board, stop, watch, helpers, server, server_stop, served };
+        let running = Running {
+            parts,
+            config,
+            world: sender,
+            board,
+            stop,
+            watch,
+            helpers,
+            server,
+            server_stop,
+            served,
+        };
         running.show_config();
         running
     }
@@ -236,7 +262,12 @@ impl Running {
             status.version = env!("CARGO_PKG_VERSION").into();
             status.started.get_or_insert(clock::now());
             let path = config.path.display().to_string();
-            status.config = ConfigStatus { path, loaded: Some(clock::now()), hash: config.hash.clone(), refused: None };
+            status.config = ConfigStatus {
+                path,
+                loaded: Some(clock::now()),
+                hash: config.hash.clone(),
+                refused: None,
+            };
             let shown = |site: &crate::site::Site| RegistryStatus {
                 name: site.name().into(),
                 url: site.origin().to_string(),
@@ -247,7 +278,12 @@ impl Running {
     }
 
     /// Answers signals until it is time to stop, then drains.
-    async fn serve(mut self, mut signals: Signals, load: impl Fn() -> Result<Config, config::Error>, stop: CancellationToken) {
+    async fn serve(
+        mut self,
+        mut signals: Signals,
+        load: impl Fn() -> Result<Config, config::Error>,
+        stop: CancellationToken,
+    ) {
         while let Some(Asked::Reload) = stop.run_until_cancelled(signals.next()).await {
             self.reload(&load);
         }
@@ -258,17 +294,22 @@ impl Running {
     fn reload(&mut self, load: &impl Fn() -> Result<Config, config::Error>) {
         tell_systemd(&[
             sd_notify::NotifyState::Reloading,
-            sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
+            sd_notify::NotifyState::monotonic_usec_now()
+                .unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
         let before = self.world.borrow().clone();
-        let loaded =
-            load().map_err(Error::from).and_then(|config| self.parts.world(&config, Some(&before)).map(|world| (config, world)));
+        let loaded = load().map_err(Error::from).and_then(|config| {
+            self.parts
+                .world(&config, Some(&before))
+                .map(|world| (config, world))
+        });
         match loaded {
             Ok((config, world)) => self.adopt(config, world, &before),
             Err(error) => {
                 tracing::error!(%error, "the config was refused; the old one stays in force");
                 self.parts.watch.reloaded(false);
-                self.board.update(|status| status.config.refused = Some(error.to_string()));
+                self.board
+                    .update(|status| status.config.refused = Some(error.to_string()));
             }
         }
         tell_systemd(&[sd_notify::NotifyState::Ready]);
@@ -276,13 +317,20 @@ impl Running {
 
     fn adopt(&mut self, config: Config, world: World, before: &World) {
         for what in needs_restart(&config, &self.served) {
-            tracing::warn!(setting = what, "the config asks for another value than the running one; that takes a restart");
+            tracing::warn!(
+                setting = what,
+                "the config asks for another value than the running one; that takes a restart"
+            );
         }
         if self.served.secret.replace(config.daemon.secret.clone()) {
             tracing::info!("the bearer secret has changed; only the new one opens the HTTP API");
         }
         self.parts.withdraw(before, &world);
-        tracing::info!(routes = config.routes.len(), hash = config.hash, "the config was read again");
+        tracing::info!(
+            routes = config.routes.len(),
+            hash = config.hash,
+            "the config was read again"
+        );
         self.config = config;
         self.world.send_replace(Arc::new(world));
         self.parts.watch.reloaded(true);
@@ -291,7 +339,11 @@ impl Running {
 
     async fn drain(mut self, signals: &mut Signals) {
         let running = self.board.snapshot().jobs.len();
-        tracing::info!(jobs = running, grace_seconds = self.config.daemon.grace.as_secs(), "draining");
+        tracing::info!(
+            jobs = running,
+            grace_seconds = self.config.daemon.grace.as_secs(),
+            "draining"
+        );
         tell_systemd(&[sd_notify::NotifyState::Stopping]);
         self.board.update(|status| status.draining = true);
         self.stop.drain.cancel();
@@ -302,7 +354,10 @@ impl Running {
             () = tokio::time::sleep(self.config.daemon.grace) => false,
         };
         if !in_time {
-            tracing::warn!(jobs = self.board.snapshot().jobs.len(), "not all could end in time; dropping the rest");
+            tracing::warn!(
+                jobs = self.board.snapshot().jobs.len(),
+                "not all could end in time; dropping the rest"
+            );
             self.stop.abort.cancel();
             // What does not end on its own by now is ended here.
             let _ = tokio::time::timeout(Duration::from_secs(1), joined(&mut self.watch)).await;
@@ -340,10 +395,14 @@ fn services(parts: &Parts, handle: Handle, orders: admin::Orders) -> admin::Serv
 
 /// Tells systemd that we are alive, as often as it wants to hear it, unless transfers stand still that could run.
 async fn feed_watchdog(limits: crate::transfer::Limits) {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let Some(interval) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     loop {
         if limits.stand_still() {
-            tracing::error!("transfers stand still although some could run; systemd is not told that we are alive");
+            tracing::error!(
+                "transfers stand still although some could run; systemd is not told that we are alive"
+            );
         } else {
             tell_systemd(&[sd_notify::NotifyState::Watchdog]);
         }
@@ -361,11 +420,24 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
 ///
 /// # Errors
 /// When the state folder cannot be used; what goes wrong with tags is in the report.
-pub async fn sync(config: &Config, scope: Scope, wish: Wish, observer: Observer, stop: CancellationToken) -> Result<Report, Error> {
+pub async fn sync(
+    config: &Config,
+    scope: Scope,
+    wish: Wish,
+    observer: Observer,
+    stop: CancellationToken,
+) -> Result<Report, Error> {
     let (_lock, parts) = copy::stores(Some(&config.daemon.state), wish.dry_run)?;
     let world = parts.world(config, None)?;
-    let facts = ledger::Facts { run_id: crate::watch::run_id(), ..(*world.facts).clone() };
-    let settle = Settle { facts: Arc::new(facts), progress: observer.progress, listener: Some(observer.settled) };
+    let facts = ledger::Facts {
+        run_id: crate::watch::run_id(),
+        ..(*world.facts).clone()
+    };
+    let settle = Settle {
+        facts: Arc::new(facts),
+        progress: observer.progress,
+        listener: Some(observer.settled),
+    };
     let report = pass(&world, &scope, wish, caller(), &settle, &stop_of(stop)).await;
     drop((world, settle));
     parts.close().await;
@@ -374,7 +446,10 @@ pub async fn sync(config: &Config, scope: Scope, wish: Wish, observer: Observer,
 
 /// A stop that drains when `stop` is cancelled. A second signal ends the process.
 fn stop_of(stop: CancellationToken) -> Stop {
-    Stop { drain: stop, ..Stop::default() }
+    Stop {
+        drain: stop,
+        ..Stop::default()
+    }
 }
 
 /// Who runs this process.

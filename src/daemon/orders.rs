@@ -25,19 +25,55 @@ pub(super) fn orders(parts: &Parts, world: channel::Receiver<Arc<World>>, stop: 
     })
 }
 
-async fn fulfil(context: &Context, order: Order, actor: Actor, stop: &Stop) -> Result<Report, Refusal> {
+async fn fulfil(
+    context: &Context,
+    order: Order,
+    actor: Actor,
+    stop: &Stop,
+) -> Result<Report, Refusal> {
     let refused = |error: Error| Refusal::bad_request(error.to_string());
-    let Order { copy: is_copy, images, all_tags, expect, replace, dry_run } = order;
+    let Order {
+        copy: is_copy,
+        images,
+        all_tags,
+        expect,
+        replace,
+        dry_run,
+    } = order;
     if is_copy {
-        let [(source, destination)] = <[_; 1]>::try_from(images).map_err(|_| Refusal::bad_request("a copy is of one image"))?;
-        let request = Copy { source, destination, expect, replace, dry_run, state: None };
-        let report = copy::ordered(context, request, actor, stop).await.map_err(refused)?;
+        let [(source, destination)] = <[_; 1]>::try_from(images)
+            .map_err(|_| Refusal::bad_request("a copy is of one image"))?;
+        let request = Copy {
+            source,
+            destination,
+            expect,
+            replace,
+            dry_run,
+            state: None,
+        };
+        let report = copy::ordered(context, request, actor, stop)
+            .await
+            .map_err(refused)?;
         return report.ok_or_else(not_ours);
     }
-    let request = Promote { images, all_tags, expect, replace, dry_run, state: None };
-    promote::ordered(context, request, actor, stop).await.map_err(refused)?.ok_or_else(not_ours)
+    let request = Promote {
+        images,
+        all_tags,
+        expect,
+        replace,
+        dry_run,
+        state: None,
+    };
+    promote::ordered(context, request, actor, stop)
+        .await
+        .map_err(refused)?
+        .ok_or_else(not_ours)
 }
 
 fn not_ours() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "not_ours", "no route of the daemon's config leads to that destination")
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "not_ours",
+        "no route of the daemon's config leads to that destination",
+    )
 }

@@ -7,7 +7,9 @@ use futures::FutureExt as _;
 use super::build::Parts;
 use super::check::Check;
 use crate::config::Config;
-use crate::endpoint::{Backend as _, Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload};
+use crate::endpoint::{
+    Backend as _, Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload,
+};
 use crate::fault::Fault;
 use crate::oci::{Algorithm, Digest, Manifest, RepositoryName, Tag, Target};
 use crate::site::Repository;
@@ -21,17 +23,33 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub async fn probe(config: &Config, place: &str) -> Vec<Check> {
     match open(config, place) {
         Err(fault) => vec![Check::of(format!("probe {place}"), Err(fault))],
-        Ok((_parts, there)) => Probe { there, seed: crate::watch::run_id() }.run().await,
+        Ok((_parts, there)) => {
+            Probe {
+                there,
+                seed: crate::watch::run_id(),
+            }
+            .run()
+            .await
+        }
     }
 }
 
 fn open(config: &Config, place: &str) -> Result<(Parts, Repository), Fault> {
     let unusable = |text: String| Fault::rejected(text);
-    let (registry, name) = place.split_once('/').ok_or_else(|| unusable(format!("\"{place}\" is not registry/repository")))?;
-    let name: RepositoryName = name.parse().map_err(|error| unusable(format!("\"{place}\": {error}")))?;
+    let (registry, name) = place
+        .split_once('/')
+        .ok_or_else(|| unusable(format!("\"{place}\" is not registry/repository")))?;
+    let name: RepositoryName = name
+        .parse()
+        .map_err(|error| unusable(format!("\"{place}\": {error}")))?;
     let parts = Parts::in_memory().map_err(|error| unusable(error.to_string()))?;
-    let world = parts.world(config, None).map_err(|error| unusable(error.to_string()))?;
-    let site = world.sites.get(registry).ok_or_else(|| unusable(format!("there is no registry \"{registry}\" in the config")))?;
+    let world = parts
+        .world(config, None)
+        .map_err(|error| unusable(error.to_string()))?;
+    let site = world
+        .sites
+        .get(registry)
+        .ok_or_else(|| unusable(format!("there is no registry \"{registry}\" in the config")))?;
     Ok((parts, site.repository(name)))
 }
 
@@ -46,17 +64,38 @@ impl Probe {
         let chunks = self.content(b"chunks", 3 * PART + 1000);
         let mut checks = Vec::new();
         let name = |what: &str| format!("probe {}", what);
-        checks.push(Check::of(name("chunks"), self.chunks(&chunks).boxed().await));
+        checks.push(Check::of(
+            name("chunks"),
+            self.chunks(&chunks).boxed().await,
+        ));
         checks.push(Check::of(name("cut"), self.cut().boxed().await));
-        checks.push(Check::of(name("mount before the manifest"), self.mount(&chunks).await));
+        checks.push(Check::of(
+            name("mount before the manifest"),
+            self.mount(&chunks).await,
+        ));
         let first = self.image(&chunks, "first");
         checks.push(Check::of(name("manifest"), self.tag(&first, "a").await));
-        checks.push(Check::of(name("mount after the manifest"), self.mount(&chunks).await));
-        checks.push(Check::of(name("the same tag again"), self.tag(&first, "a").await));
-        checks.push(Check::of(name("another image under the tag"), self.tag(&self.image(&chunks, "second"), "a").await));
-        checks.push(Check::of(name("a manifest without its layer"), self.tag(&self.image(b"never sent", "third"), "b").await));
+        checks.push(Check::of(
+            name("mount after the manifest"),
+            self.mount(&chunks).await,
+        ));
+        checks.push(Check::of(
+            name("the same tag again"),
+            self.tag(&first, "a").await,
+        ));
+        checks.push(Check::of(
+            name("another image under the tag"),
+            self.tag(&self.image(&chunks, "second"), "a").await,
+        ));
+        checks.push(Check::of(
+            name("a manifest without its layer"),
+            self.tag(&self.image(b"never sent", "third"), "b").await,
+        ));
         checks.push(Check::of(name("what a tag names"), self.named().await));
-        checks.push(Check::of(name("time of the push"), self.push_time(&first).boxed().await));
+        checks.push(Check::of(
+            name("time of the push"),
+            self.push_time(&first).boxed().await,
+        ));
         checks.push(Check::of(name("referrers"), self.referrers(&first).await));
         checks
     }
@@ -70,7 +109,9 @@ impl Probe {
     async fn session(&self, digest: &Digest) -> Result<Upload, Fault> {
         match self.there.begin_upload(digest, None).await? {
             Begin::Session(upload) => Ok(upload),
-            Begin::Mounted => Err(Fault::rejected("the blob is there although nobody has sent it")),
+            Begin::Mounted => Err(Fault::rejected(
+                "the blob is there although nobody has sent it",
+            )),
         }
     }
 
@@ -81,8 +122,13 @@ impl Probe {
         let mut found = Vec::new();
         for offset in [0, PART, 2 * PART] {
             let body = BlobBody::full(content.slice(offset..offset + PART));
-            let sent = self.there.send_chunk(&mut upload, offset as u64, PART as u64, body).await?;
-            let Sent::Accepted { reported } = sent else { return Err(Fault::rejected(format!("part at {offset}: {sent:?}"))) };
+            let sent = self
+                .there
+                .send_chunk(&mut upload, offset as u64, PART as u64, body)
+                .await?;
+            let Sent::Accepted { reported } = sent else {
+                return Err(Fault::rejected(format!("part at {offset}: {sent:?}")));
+            };
             found.push(reported.map_or("nothing".into(), |reported| reported.to_string()));
         }
         let status = match &self.there {
@@ -92,13 +138,26 @@ impl Probe {
         let probed = self.there.upload_offset(&mut upload).await?;
         let at = 3 * PART;
         let last = BlobBody::full(content.slice(at..));
-        let closed = self.there.finish_upload(&mut upload, &digest, at as u64, (content.len() - at) as u64, last).await?;
+        let closed = self
+            .there
+            .finish_upload(
+                &mut upload,
+                &digest,
+                at as u64,
+                (content.len() - at) as u64,
+                last,
+            )
+            .await?;
         Ok(format!(
             "three parts of 5 MiB are taken; the registry then reports {} (the truth ends in {at}); its status says {}; a part in the wrong place says {}; the last part in the closing request: {}",
             found.join(", "),
             told(status),
             told(probed),
-            if matches!(closed, Sent::Accepted { .. }) { "taken".to_owned() } else { format!("{closed:?}") },
+            if matches!(closed, Sent::Accepted { .. }) {
+                "taken".to_owned()
+            } else {
+                format!("{closed:?}")
+            },
         ))
     }
 
@@ -107,9 +166,19 @@ impl Probe {
         let content = self.content(b"cut", 12 * MIB);
         let digest = Digest::sha256(&content);
         let mut upload = self.session(&digest).await?;
-        let broken =
-            self.there.finish_upload(&mut upload, &digest, 0, content.len() as u64, broken(content.slice(..8 * MIB))).await;
-        let Err(_) = broken else { return Err(Fault::rejected("half a body was taken for a whole one")) };
+        let broken = self
+            .there
+            .finish_upload(
+                &mut upload,
+                &digest,
+                0,
+                content.len() as u64,
+                broken(content.slice(..8 * MIB)),
+            )
+            .await;
+        let Err(_) = broken else {
+            return Err(Fault::rejected("half a body was taken for a whole one"));
+        };
         let (mut offset, mut last) = (Offset::Unknown, None);
         for _ in 0..20 {
             offset = self.there.upload_offset(&mut upload).await?;
@@ -120,23 +189,42 @@ impl Probe {
             tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         }
         let Offset::At(at) = offset else {
-            return Ok(format!("after a cut at 8 MiB the session is {}: uploads start over", told(offset)));
+            return Ok(format!(
+                "after a cut at 8 MiB the session is {}: uploads start over",
+                told(offset)
+            ));
         };
         let start = usize::try_from(at).unwrap_or(usize::MAX).min(content.len());
         let rest = BlobBody::full(content.slice(start..));
-        let closed = self.there.finish_upload(&mut upload, &digest, at, content.len() as u64 - at, rest).await;
+        let closed = self
+            .there
+            .finish_upload(&mut upload, &digest, at, content.len() as u64 - at, rest)
+            .await;
         let went_on = matches!(closed, Ok(Sent::Accepted { .. }));
         Ok(format!(
             "after a cut at 8 MiB the session stands at {at}; going on from there {}",
-            if went_on { "works" } else { "does not work: uploads start over" }
+            if went_on {
+                "works"
+            } else {
+                "does not work: uploads start over"
+            }
         ))
     }
 
     async fn mount(&self, content: &[u8]) -> Result<String, Fault> {
         let from = self.there.repository();
         let registry = match &self.there {
-            Repository::Ecr(there) => there.inner().begin_upload(&Digest::sha256(content), Some(from)).await?,
-            there => there.begin_upload(&Digest::sha256(content), Some(from)).await?,
+            Repository::Ecr(there) => {
+                there
+                    .inner()
+                    .begin_upload(&Digest::sha256(content), Some(from))
+                    .await?
+            }
+            there => {
+                there
+                    .begin_upload(&Digest::sha256(content), Some(from))
+                    .await?
+            }
         };
         match registry {
             Begin::Mounted => Ok("granted".into()),
@@ -153,35 +241,55 @@ impl Probe {
         let descriptor = serde_json::json!({"mediaType": "application/octet-stream", "digest": Digest::sha256(layer).to_string(), "size": layer.len()});
         let body = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor, "layers": [descriptor],
             "annotations": {"note": format!("{note} {}", self.seed)}});
-        Manifest::parse(body.to_string().into(), Some(MANIFEST), Algorithm::Sha256).expect("a manifest that was written here")
+        Manifest::parse(body.to_string().into(), Some(MANIFEST), Algorithm::Sha256)
+            .expect("a manifest that was written here")
     }
 
     fn name(&self, tag: &str) -> Target {
         Target::Tag(
-            format!("blobferry-probe-{tag}-{}", &self.seed[..self.seed.len().min(12)])
-                .parse()
-                .expect("letters and digits are a tag"),
+            format!(
+                "blobferry-probe-{tag}-{}",
+                &self.seed[..self.seed.len().min(12)]
+            )
+            .parse()
+            .expect("letters and digits are a tag"),
         )
     }
 
     async fn tag(&self, image: &Manifest, tag: &str) -> Result<String, Fault> {
         match self.there.put_manifest(&self.name(tag), image).await {
-            Ok(Put::Accepted { subject }) => Ok(format!("taken{}", if subject { ", with OCI-Subject" } else { "" })),
+            Ok(Put::Accepted { subject }) => Ok(format!(
+                "taken{}",
+                if subject { ", with OCI-Subject" } else { "" }
+            )),
             Ok(Put::Immutable) => Ok("refused: the tag is immutable".into()),
-            Ok(Put::Missing(named)) => Ok(format!("refused, {} of what is missing named", named.len())),
+            Ok(Put::Missing(named)) => {
+                Ok(format!("refused, {} of what is missing named", named.len()))
+            }
             Err(fault) => Ok(format!("refused: {}", fault.chain())),
         }
     }
 
     async fn named(&self) -> Result<String, Fault> {
         let resolved = self.there.resolve(&self.name("a")).await?;
-        let digest = resolved.ok_or_else(|| Fault::not_found("the tag that was just written is not there"))?.digest;
-        Ok(format!("HEAD says {}", if digest.is_some() { "its digest" } else { "no digest: manifests are read and hashed" }))
+        let digest = resolved
+            .ok_or_else(|| Fault::not_found("the tag that was just written is not there"))?
+            .digest;
+        Ok(format!(
+            "HEAD says {}",
+            if digest.is_some() {
+                "its digest"
+            } else {
+                "no digest: manifests are read and hashed"
+            }
+        ))
     }
 
     /// Whether a second tag changes the time of the push.
     async fn push_time(&self, image: &Manifest) -> Result<String, Fault> {
-        let Target::Tag(name) = self.name("a") else { return Err(Fault::rejected("a tag is a tag")) };
+        let Target::Tag(name) = self.name("a") else {
+            return Err(Fault::rejected("a tag is a tag"));
+        };
         let before = self.pushed(&name).await?;
         self.tag(image, "c").await?;
         let after = self.pushed(&name).await?;
@@ -194,12 +302,19 @@ impl Probe {
 
     async fn pushed(&self, name: &Tag) -> Result<Option<jiff::Timestamp>, Fault> {
         let page = self.there.tags(None).await?;
-        Ok(page.into_iter().flat_map(|page| page.entries).find(|tag| tag.name == *name).and_then(|tag| tag.pushed))
+        Ok(page
+            .into_iter()
+            .flat_map(|page| page.entries)
+            .find(|tag| tag.name == *name)
+            .and_then(|tag| tag.pushed))
     }
 
     async fn referrers(&self, image: &Manifest) -> Result<String, Fault> {
         Ok(match self.there.referrers(&image.digest, None).await? {
-            Some(page) => format!("the registry keeps lists of them ({} for an image without any)", page.entries.len()),
+            Some(page) => format!(
+                "the registry keeps lists of them ({} for an image without any)",
+                page.entries.len()
+            ),
             None => "no list: fallback tags are used".into(),
         })
     }
@@ -216,6 +331,9 @@ fn told(offset: Offset) -> String {
 /// A body that ends in a failure after `content`.
 fn broken(content: Bytes) -> BlobBody {
     use http_body_util::{BodyExt as _, StreamBody};
-    let frames = [Ok(http_body::Frame::data(content)), Err(Fault::retryable("cut on purpose"))];
+    let frames = [
+        Ok(http_body::Frame::data(content)),
+        Err(Fault::retryable("cut on purpose")),
+    ];
     BlobBody::new(StreamBody::new(futures::stream::iter(frames)).map_err(|fault| fault))
 }

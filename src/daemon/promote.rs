@@ -25,7 +25,10 @@ use crate::config::Config;
 use crate::ecr;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
-use crate::job::{Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, Settled, TagRules, Trouble};
+use crate::job::{
+    Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, Settled,
+    TagRules, Trouble,
+};
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
 use crate::registry::profile::Kind;
@@ -58,7 +61,11 @@ impl Promote {
     /// # Errors
     /// Names every variable that is missing, or says what is wrong with one.
     pub fn of_environment(mut self, env: Env<'_>) -> Result<Promote, Error> {
-        let value = |name: &str| env(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let value = |name: &str| {
+            env(name)
+                .map(|text| text.trim().to_owned())
+                .filter(|text| !text.is_empty())
+        };
         let registry = |own: &str| value(own).or_else(|| value("DOCKER_REG"));
         let found = [
             ("STAGING_REG (or DOCKER_REG)", registry("STAGING_REG")),
@@ -66,43 +73,79 @@ impl Promote {
             ("STAGING_IMAGE_NAME", value("STAGING_IMAGE_NAME")),
             ("PROD_IMAGE_NAME", value("PROD_IMAGE_NAME")),
         ];
-        let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| *name).collect();
-        let [Some(staging), Some(production), Some(from), Some(to)] = found.map(|(_, value)| value) else {
-            let text = format!("nothing is named: give SRC and DST, or set {} in the environment", missing.join(", "));
+        let missing: Vec<&str> = found
+            .iter()
+            .filter(|(_, value)| value.is_none())
+            .map(|(name, _)| *name)
+            .collect();
+        let [Some(staging), Some(production), Some(from), Some(to)] = found.map(|(_, value)| value)
+        else {
+            let text = format!(
+                "nothing is named: give SRC and DST, or set {} in the environment",
+                missing.join(", ")
+            );
             return Err(Error::Usage(text));
         };
         let tag = value("IMAGE_TAG").unwrap_or_else(|| "latest".into());
         self.all_tags |= tag == "*";
-        let end = if self.all_tags { String::new() } else { format!(":{}", named_tag(&tag)?) };
+        let end = if self.all_tags {
+            String::new()
+        } else {
+            format!(":{}", named_tag(&tag)?)
+        };
         let pairs = pairs(&from, &to)?;
-        let reference = |registry: &str, name: &str, end: &str| format!("{}/{name}{end}", registry.trim_end_matches('/'));
-        self.images = pairs.map(|(from, to)| (reference(&staging, from, &end), reference(&production, to, &end))).collect();
+        let reference = |registry: &str, name: &str, end: &str| {
+            format!("{}/{name}{end}", registry.trim_end_matches('/'))
+        };
+        self.images = pairs
+            .map(|(from, to)| {
+                (
+                    reference(&staging, from, &end),
+                    reference(&production, to, &end),
+                )
+            })
+            .collect();
         if self.expect.is_none() {
-            self.expect = value("IMAGE_DIGEST").map(|text| expected(&text)).transpose()?;
+            self.expect = value("IMAGE_DIGEST")
+                .map(|text| expected(&text))
+                .transpose()?;
         }
         Ok(self)
     }
 
     /// The ways, as they can be gone.
     fn ways(&self) -> Result<Vec<Way>, Error> {
-        let ways: Vec<Way> =
-            self.images.iter().map(|(source, destination)| self.way(source, destination)).collect::<Result<_, _>>()?;
+        let ways: Vec<Way> = self
+            .images
+            .iter()
+            .map(|(source, destination)| self.way(source, destination))
+            .collect::<Result<_, _>>()?;
         let one = ways.len() == 1 && !self.all_tags;
         match self {
             _ if ways.is_empty() => Err(Error::Usage("nothing is named: give SRC and DST".into())),
-            Promote { expect: Some(_), .. } if !one => {
-                Err(Error::Usage("an expected digest names one image: give one SRC and DST, and one tag".into()))
-            }
-            Promote { replace: Some(_), .. } if !one => {
-                Err(Error::Usage("--replace names one image: give one SRC and DST, and one tag".into()))
-            }
+            Promote {
+                expect: Some(_), ..
+            } if !one => Err(Error::Usage(
+                "an expected digest names one image: give one SRC and DST, and one tag".into(),
+            )),
+            Promote {
+                replace: Some(_), ..
+            } if !one => Err(Error::Usage(
+                "--replace names one image: give one SRC and DST, and one tag".into(),
+            )),
             _ => Ok(ways),
         }
     }
 
     fn way(&self, source: &str, destination: &str) -> Result<Way, Error> {
-        let (from, to): (Named, Named) = (source.parse().map_err(Error::Usage)?, destination.parse().map_err(Error::Usage)?);
-        let named = from.tag().is_some() || to.tag().is_some() || from.digest().is_some() || to.digest().is_some();
+        let (from, to): (Named, Named) = (
+            source.parse().map_err(Error::Usage)?,
+            destination.parse().map_err(Error::Usage)?,
+        );
+        let named = from.tag().is_some()
+            || to.tag().is_some()
+            || from.digest().is_some()
+            || to.digest().is_some();
         if self.all_tags && named {
             return Err(Error::Usage(format!(
                 "every tag is asked for: name \"{}\" and \"{}\" without tag and digest",
@@ -113,20 +156,31 @@ impl Promote {
         let latest = || "latest".parse::<Tag>().expect("a constant tag");
         let tag = from.tag().or(to.tag()).cloned().unwrap_or_else(latest);
         let tags = (!self.all_tags).then(|| (tag.clone(), to.tag().cloned().unwrap_or(tag)));
-        Ok(Way { pinned: from.digest(), expect: self.expect.or(to.digest()), from, to, tags })
+        Ok(Way {
+            pinned: from.digest(),
+            expect: self.expect.or(to.digest()),
+            from,
+            to,
+            tags,
+        })
     }
 }
 
 fn named_tag(text: &str) -> Result<Tag, Error> {
-    text.parse().map_err(|error| Error::Usage(format!("IMAGE_TAG: {error}")))
+    text.parse()
+        .map_err(|error| Error::Usage(format!("IMAGE_TAG: {error}")))
 }
 
 fn expected(text: &str) -> Result<Digest, Error> {
-    text.parse().map_err(|error| Error::Usage(format!("IMAGE_DIGEST: {error}")))
+    text.parse()
+        .map_err(|error| Error::Usage(format!("IMAGE_DIGEST: {error}")))
 }
 
 /// Two comma-separated lists of one length.
-fn pairs<'a>(from: &'a str, to: &'a str) -> Result<impl Iterator<Item = (&'a str, &'a str)>, Error> {
+fn pairs<'a>(
+    from: &'a str,
+    to: &'a str,
+) -> Result<impl Iterator<Item = (&'a str, &'a str)>, Error> {
     let split = |text: &'a str| text.split(',').map(str::trim).collect::<Vec<_>>();
     let (from, to) = (split(from), split(to));
     let plain = |name: &&&str| name.parse::<crate::oci::RepositoryName>().is_err();
@@ -137,7 +191,11 @@ fn pairs<'a>(from: &'a str, to: &'a str) -> Result<impl Iterator<Item = (&'a str
         )));
     }
     if from.len() != to.len() {
-        let text = format!("STAGING_IMAGE_NAME names {} and PROD_IMAGE_NAME {}: they go in pairs", from.len(), to.len());
+        let text = format!(
+            "STAGING_IMAGE_NAME names {} and PROD_IMAGE_NAME {}: they go in pairs",
+            from.len(),
+            to.len()
+        );
         return Err(Error::Usage(text));
     }
     Ok(from.into_iter().zip(to))
@@ -165,21 +223,42 @@ pub async fn promote(
     stop: CancellationToken,
 ) -> Result<Report, Error> {
     let ways = request.ways()?;
-    let context = Context::open(request.state.as_deref(), request.dry_run, config, ways.iter().map(|way| &way.to))?;
+    let context = Context::open(
+        request.state.as_deref(),
+        request.dry_run,
+        config,
+        ways.iter().map(|way| &way.to),
+    )?;
     let settle = context.settle(observer.progress, Some(observer.settled));
-    let report = promoted(&context, &request, &ways, &settle, &caller(), env, &stop_of(stop)).await;
+    let report = promoted(
+        &context,
+        &request,
+        &ways,
+        &settle,
+        &caller(),
+        env,
+        &stop_of(stop),
+    )
+    .await;
     context.close().await;
     report
 }
 
 /// Promotes as the daemon. `None`: no route of its config leads to any of the destinations.
-pub(super) async fn ordered(context: &Context, request: Promote, actor: Actor, stop: &Stop) -> Result<Option<Report>, Error> {
+pub(super) async fn ordered(
+    context: &Context,
+    request: Promote,
+    actor: Actor,
+    stop: &Stop,
+) -> Result<Option<Report>, Error> {
     let ways = request.ways()?;
     if !ways.iter().any(|way| context.is_routed(&way.to)) {
         return Ok(None);
     }
     let settle = context.settle(Arc::default(), None);
-    promoted(context, &request, &ways, &settle, &actor, &|_| None, stop).await.map(Some)
+    promoted(context, &request, &ways, &settle, &actor, &|_| None, stop)
+        .await
+        .map(Some)
 }
 
 async fn promoted(
@@ -192,28 +271,52 @@ async fn promoted(
     stop: &Stop,
 ) -> Result<Report, Error> {
     let parts = &context.parts;
-    let hosts =
-        Hosts { env, endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()), logins: Mutex::default() };
+    let hosts = Hosts {
+        env,
+        endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()),
+        logins: Mutex::default(),
+    };
     let mut open = Vec::new();
     for way in ways {
         let known = |host: &Host| hosts.known(host);
-        let from = context.repository(&way.from, Side::Source, |parts| way.from.open_with("source", parts, known))?;
-        let to = context.repository(&way.to, Side::Destination, |parts| way.to.open_with("destination", parts, known))?;
+        let from = context.repository(&way.from, Side::Source, |parts| {
+            way.from.open_with("source", parts, known)
+        })?;
+        let to = context.repository(&way.to, Side::Destination, |parts| {
+            way.to.open_with("destination", parts, known)
+        })?;
         open.push((way, from, to));
     }
     let (started, clock) = (clock::now(), Instant::now());
     let steps = open.iter().map(|(way, from, to)| {
-        let step = Step { parts, request, way, from, to, settle, stop, actor, began: started };
+        let step = Step {
+            parts,
+            request,
+            way,
+            from,
+            to,
+            settle,
+            stop,
+            actor,
+            began: started,
+        };
         let unguarded = !context.is_routed(&way.to);
         async move {
             let mut look = step.take().await;
-            look.jobs.iter_mut().for_each(|job| job.unguarded = unguarded);
+            look.jobs
+                .iter_mut()
+                .for_each(|job| job.unguarded = unguarded);
             look
         }
         .boxed()
     });
     let looks = futures::future::join_all(steps).await;
-    Ok(Report::new(&settle.facts.run_id, started, clock.elapsed(), looks))
+    Ok(Report::new(
+        &settle.facts.run_id,
+        started,
+        clock.elapsed(),
+        looks,
+    ))
 }
 
 /// Who we are at the hosts of one run: one login for each, whichever side it is on.
@@ -226,7 +329,10 @@ struct Hosts<'a> {
 
 impl Hosts<'_> {
     fn known(&self, host: &Host) -> Known {
-        let is_emulated = self.endpoint.as_ref().is_some_and(|endpoint| ecr::host::is_emulated(host, endpoint));
+        let is_emulated = self
+            .endpoint
+            .as_ref()
+            .is_some_and(|endpoint| ecr::host::is_emulated(host, endpoint));
         let is_assumed = match ecr::host::recognise(host.name()) {
             // Anybody may read there; who may write has logged in as at any other registry.
             Some(ecr) if ecr.public => return known_by(host, self.env),
@@ -234,10 +340,19 @@ impl Hosts<'_> {
             None if is_emulated => true,
             None => return known_by(host, self.env),
         };
-        let settings = || ecr::Settings { endpoint: self.endpoint.clone(), is_assumed, ..ecr::Settings::default() };
+        let settings = || ecr::Settings {
+            endpoint: self.endpoint.clone(),
+            is_assumed,
+            ..ecr::Settings::default()
+        };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        let login = logins.entry(host.to_string()).or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
-        Known { credentials: auth::Credentials::Ecr(login.clone()), kind: Some(Kind::Ecr) }
+        let login = logins
+            .entry(host.to_string())
+            .or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
+        Known {
+            credentials: auth::Credentials::Ecr(login.clone()),
+            kind: Some(Kind::Ecr),
+        }
     }
 }
 
@@ -273,13 +388,17 @@ impl Step<'_> {
     }
 
     async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
-        self.parts.engine().tags(repository, crate::job::LONG_WAIT, self.stop).await
+        self.parts
+            .engine()
+            .tags(repository, crate::job::LONG_WAIT, self.stop)
+            .await
     }
 
     /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
         let listed = Listed::of(ListedTags::new(), None, SeenBy::Tag, Companions::Unlisted);
-        let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await {
+        let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await
+        {
             Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
             Ok(Some(reason)) => gone(reason),
             Err(fault) => Ending::failed(fault, 0),
@@ -293,16 +412,38 @@ impl Step<'_> {
         let (source, destination) = futures::join!(self.list(self.from), self.list(self.to));
         let (source, destination) = match (source, destination) {
             (Ok(Some(source)), Ok(destination)) => (source, destination),
-            (Ok(None), _) => return fruitless(&Fault::not_found(format!("{} does not exist", self.from.address()))),
+            (Ok(None), _) => {
+                return fruitless(&Fault::not_found(format!(
+                    "{} does not exist",
+                    self.from.address()
+                )));
+            }
             (Err(fault), _) | (_, Err(fault)) => return fruitless(&fault),
         };
         let companions = companions(&source);
-        let destination_by = if destination.is_some() { SeenBy::List } else { SeenBy::MissingList };
-        let listed = Listed::of(source, Some(destination.unwrap_or_default()), destination_by, companions);
-        let tags = listed.source.keys().filter(|tag| !tag.travels_with_subject()).cloned();
+        let destination_by = if destination.is_some() {
+            SeenBy::List
+        } else {
+            SeenBy::MissingList
+        };
+        let listed = Listed::of(
+            source,
+            Some(destination.unwrap_or_default()),
+            destination_by,
+            companions,
+        );
+        let tags = listed
+            .source
+            .keys()
+            .filter(|tag| !tag.travels_with_subject())
+            .cloned();
         let (moving, fixed): (Vec<Tag>, Vec<Tag>) = tags.partition(is_moving);
         let mut settled = self.carry_all(fixed, &listed, HashSet::new()).await;
-        let conflicts = settled.iter().filter(|job| job.result == Outcome::Conflict).filter_map(|job| job.digest).collect();
+        let conflicts = settled
+            .iter()
+            .filter(|job| job.result == Outcome::Conflict)
+            .filter_map(|job| job.digest)
+            .collect();
         settled.extend(self.carry_all(moving, &listed, conflicts).await);
         let mut look = self.look(settled);
         look.found = listed.source.keys().any(|tag| !tag.travels_with_subject());
@@ -311,27 +452,54 @@ impl Step<'_> {
             look.trouble.push(Trouble::not_found(text));
         }
         let alone = |tag: &&Tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject();
-        look.totals.only_in_destination = listed.destination.iter().flat_map(ListedTags::keys).filter(alone).count() as u64;
+        look.totals.only_in_destination = listed
+            .destination
+            .iter()
+            .flat_map(ListedTags::keys)
+            .filter(alone)
+            .count() as u64;
         look.jobs.retain(|job| job.result != Outcome::UpToDate);
         look
     }
 
-    async fn carry_all(&self, tags: Vec<Tag>, listed: &Listed, refused: HashSet<Digest>) -> Vec<Settled> {
+    async fn carry_all(
+        &self,
+        tags: Vec<Tag>,
+        listed: &Listed,
+        refused: HashSet<Digest>,
+    ) -> Vec<Settled> {
         let refused = Arc::new(refused);
         let carry = |tag: Tag| {
             let refused = refused.clone();
             async move { self.carry(&tag, &tag, listed, &refused).await }.boxed()
         };
-        stream::iter(tags).map(carry).buffered(limits::JOBS).collect().await
+        stream::iter(tags)
+            .map(carry)
+            .buffered(limits::JOBS)
+            .collect()
+            .await
     }
 
-    async fn carry(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Settled {
+    async fn carry(
+        &self,
+        tag: &Tag,
+        there: &Tag,
+        listed: &Listed,
+        refused: &Arc<HashSet<Digest>>,
+    ) -> Settled {
         let mut job = self.job(tag, there, listed, refused);
         let engine = self.parts.engine();
-        self.settle.progress.jobs_planned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.settle
+            .progress
+            .jobs_planned
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let ending = match self.equal_by_lists(&mut job, listed).await {
             Ok(Some(digest)) => Ending::equal(digest, 0),
-            Ok(None) => engine.run(&job, self.from, self.to, &self.settle.progress, self.stop).await,
+            Ok(None) => {
+                engine
+                    .run(&job, self.from, self.to, &self.settle.progress, self.stop)
+                    .await
+            }
             Err(fault) => Ending::failed(fault, 0),
         };
         self.settled(&job, tag, there, ending).await
@@ -342,15 +510,33 @@ impl Step<'_> {
             Some(digest) => format!("{}@{digest}", self.from.address()),
             None => format!("{}:{tag}", self.from.address()),
         };
-        let names = Names { source, destination: format!("{}:{there}", self.to.address()), registry: "destination".into() };
-        self.parts.engine().settle(self.settle, job, &names, ending).await
+        let names = Names {
+            source,
+            destination: format!("{}:{there}", self.to.address()),
+            registry: "destination".into(),
+        };
+        self.parts
+            .engine()
+            .settle(self.settle, job, &names, ending)
+            .await
     }
 
     /// What both listings name, if nothing travels with it. A listing that may be behind our own write says nothing.
-    async fn equal_by_lists(&self, job: &mut Job, listed: &Listed) -> Result<Option<Digest>, Fault> {
-        let (Seen::At(source), Seen::At(there)) = (job.source, job.destination) else { return Ok(None) };
+    async fn equal_by_lists(
+        &self,
+        job: &mut Job,
+        listed: &Listed,
+    ) -> Result<Option<Digest>, Fault> {
+        let (Seen::At(source), Seen::At(there)) = (job.source, job.destination) else {
+            return Ok(None);
+        };
         if !self.to.abilities().current_lists {
-            let known = self.parts.engine().ledger.written(&job.key.destination).await?;
+            let known = self
+                .parts
+                .engine()
+                .ledger
+                .written(&job.key.destination)
+                .await?;
             if known.may_be_behind(Some(there), clock::now()) {
                 job.destination = Seen::Unknown;
                 return Ok(None);
@@ -360,17 +546,34 @@ impl Step<'_> {
     }
 
     fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {
-        let place = Place { origin: self.to.origin().clone(), repository: self.to.repository().clone(), tag: there.clone() };
+        let place = Place {
+            origin: self.to.origin().clone(),
+            repository: self.to.repository().clone(),
+            tag: there.clone(),
+        };
         let source = listed.source.get(tag);
         Job {
-            key: Key { route: "".into(), source: self.from.repository().clone(), tag: tag.clone(), destination: place },
-            rules: TagRules { moving: is_moving(there), ..TagRules::default() },
-            source: source.and_then(|tag| tag.digest).map_or(Seen::Unknown, Seen::At),
+            key: Key {
+                route: "".into(),
+                source: self.from.repository().clone(),
+                tag: tag.clone(),
+                destination: place,
+            },
+            rules: TagRules {
+                moving: is_moving(there),
+                ..TagRules::default()
+            },
+            source: source
+                .and_then(|tag| tag.digest)
+                .map_or(Seen::Unknown, Seen::At),
             destination: listed.seen_there(there),
             destination_by: listed.destination_by,
             seen_at: listed.at,
             look_began: self.began,
-            fresh: listed.destination.as_ref().is_some_and(ListedTags::is_empty),
+            fresh: listed
+                .destination
+                .as_ref()
+                .is_some_and(ListedTags::is_empty),
             cause: Cause::Cli,
             actor: self.actor.clone(),
             explicit: true,
@@ -388,7 +591,10 @@ impl Step<'_> {
     }
 
     fn look(&self, settled: impl IntoIterator<Item = Settled>) -> Look {
-        let mut look = Look { jobs: settled.into_iter().collect(), ..Look::default() };
+        let mut look = Look {
+            jobs: settled.into_iter().collect(),
+            ..Look::default()
+        };
         look.jobs.iter().for_each(|job| look.totals.add(job.result));
         look.found = look.totals.gone == 0;
         look
@@ -396,8 +602,19 @@ impl Step<'_> {
 }
 
 impl Listed {
-    fn of(source: ListedTags, destination: Option<ListedTags>, destination_by: SeenBy, companions: Companions) -> Listed {
-        Listed { source, destination, destination_by, companions, at: Instant::now() }
+    fn of(
+        source: ListedTags,
+        destination: Option<ListedTags>,
+        destination_by: SeenBy,
+        companions: Companions,
+    ) -> Listed {
+        Listed {
+            source,
+            destination,
+            destination_by,
+            companions,
+            at: Instant::now(),
+        }
     }
 
     fn seen_there(&self, tag: &Tag) -> Seen {
@@ -414,7 +631,10 @@ impl Listed {
 }
 
 fn companions(tags: &ListedTags) -> Companions {
-    let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject()).map(|(tag, listed)| (tag.clone(), listed.digest));
+    let companions = tags
+        .iter()
+        .filter(|(tag, _)| tag.travels_with_subject())
+        .map(|(tag, listed)| (tag.clone(), listed.digest));
     Companions::Listed(Arc::new(companions.collect()))
 }
 
@@ -424,7 +644,10 @@ fn is_moving(tag: &Tag) -> bool {
 
 /// A step that could not see anything.
 fn fruitless(fault: &Fault) -> Look {
-    Look { trouble: vec![Trouble::from(fault)], ..Look::default() }
+    Look {
+        trouble: vec![Trouble::from(fault)],
+        ..Look::default()
+    }
 }
 
 #[cfg(test)]
@@ -432,15 +655,23 @@ mod tests {
     use super::*;
 
     fn of(variables: &[(&str, &str)]) -> Result<Promote, String> {
-        let variables: BTreeMap<String, String> =
-            variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        Promote::default().of_environment(&|name| variables.get(name).cloned()).map_err(|error| error.to_string())
+        let variables: BTreeMap<String, String> = variables
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        Promote::default()
+            .of_environment(&|name| variables.get(name).cloned())
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_password_of_ecr_is_for_ecr_and_emulators_alone() {
         let kind = |host: &str, endpoint: Option<&str>| {
-            let hosts = Hosts { env: &|_| None, endpoint: endpoint.map(str::to_owned), logins: Mutex::default() };
+            let hosts = Hosts {
+                env: &|_| None,
+                endpoint: endpoint.map(str::to_owned),
+                logins: Mutex::default(),
+            };
             let known = hosts.known(&host.parse().unwrap());
             match known.credentials {
                 auth::Credentials::Ecr(login) if login.is_assumed() => "assumed",
@@ -462,8 +693,11 @@ mod tests {
         assert_eq!(kind("localhost:5000", emulator), "assumed");
     }
 
-    const USUAL: [(&str, &str); 3] =
-        [("DOCKER_REG", "reg.example/"), ("STAGING_IMAGE_NAME", "staging-demo-app"), ("PROD_IMAGE_NAME", "prod-demo-app")];
+    const USUAL: [(&str, &str); 3] = [
+        ("DOCKER_REG", "reg.example/"),
+        ("STAGING_IMAGE_NAME", "staging-demo-app"),
+        ("PROD_IMAGE_NAME", "prod-demo-app"),
+    ];
 
     fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
         USUAL.into_iter().chain(more.iter().copied()).collect()
@@ -473,14 +707,31 @@ mod tests {
     fn the_variables_of_the_pipeline_step_are_enough() {
         let images = |more: &[(&str, &str)]| of(&with(more)).unwrap().images;
         let pair = |from: &str, to: &str| vec![(from.to_owned(), to.to_owned())];
-        assert_eq!(images(&[]), pair("reg.example/staging-demo-app:latest", "reg.example/prod-demo-app:latest"));
+        assert_eq!(
+            images(&[]),
+            pair(
+                "reg.example/staging-demo-app:latest",
+                "reg.example/prod-demo-app:latest"
+            )
+        );
         assert_eq!(
             images(&[("IMAGE_TAG", "v7"), ("PROD_REG", "prod.example")]),
-            pair("reg.example/staging-demo-app:v7", "prod.example/prod-demo-app:v7")
+            pair(
+                "reg.example/staging-demo-app:v7",
+                "prod.example/prod-demo-app:v7"
+            )
         );
         let every = of(&with(&[("IMAGE_TAG", "*")])).unwrap();
-        assert!(every.all_tags && every.images == pair("reg.example/staging-demo-app", "reg.example/prod-demo-app"));
-        let several = of(&with(&[("STAGING_IMAGE_NAME", "a, b"), ("PROD_IMAGE_NAME", "c,d")])).unwrap();
+        assert!(
+            every.all_tags
+                && every.images
+                    == pair("reg.example/staging-demo-app", "reg.example/prod-demo-app")
+        );
+        let several = of(&with(&[
+            ("STAGING_IMAGE_NAME", "a, b"),
+            ("PROD_IMAGE_NAME", "c,d"),
+        ]))
+        .unwrap();
         assert_eq!(several.images.len(), 2);
         assert!(several.ways().is_ok());
     }
@@ -488,7 +739,10 @@ mod tests {
     #[test]
     fn what_is_missing_or_wrong_in_the_environment_is_named() {
         let text = of(&[("DOCKER_REG", "reg.example"), ("STAGING_IMAGE_NAME", " ")]).unwrap_err();
-        assert!(text.contains("STAGING_IMAGE_NAME, PROD_IMAGE_NAME") && !text.contains("DOCKER_REG"), "{text}");
+        assert!(
+            text.contains("STAGING_IMAGE_NAME, PROD_IMAGE_NAME") && !text.contains("DOCKER_REG"),
+            "{text}"
+        );
         for (more, words) in [
             ([("STAGING_IMAGE_NAME", "a,b")], "pairs"),
             ([("STAGING_IMAGE_NAME", "A")], "\"A\""),
@@ -512,8 +766,11 @@ mod tests {
         assert!(request(1, false).ways().is_ok());
         assert!(request(2, false).ways().is_err());
         assert!(request(1, true).ways().is_err());
-        let tagged =
-            Promote { images: vec![("reg.example/a:v1".into(), "reg.example/b".into())], all_tags: true, ..Promote::default() };
+        let tagged = Promote {
+            images: vec![("reg.example/a:v1".into(), "reg.example/b".into())],
+            all_tags: true,
+            ..Promote::default()
+        };
         assert!(tagged.ways().is_err());
     }
 }

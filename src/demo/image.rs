@@ -42,7 +42,11 @@ impl Sample {
     /// Equal seeds make equal images.
     pub fn new(seed: u64) -> Sample {
         let base = archive(&[
-            ("etc/os-release", 0o644, b"NAME=\"blobferry demo\"\nID=demo\n".to_vec()),
+            (
+                "etc/os-release",
+                0o644,
+                b"NAME=\"blobferry demo\"\nID=demo\n".to_vec(),
+            ),
             ("usr/lib/base.bin", 0o644, noise(seed, BASE_SIZE)),
         ]);
         Sample { seed, base }
@@ -66,21 +70,32 @@ impl Sample {
             blobs.extend([layer, config]);
             manifests.push(manifest);
         }
-        let index = document(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}));
-        let packages = document(&json!({"spdxVersion": "SPDX-2.3", "name": "demo-app", "versionInfo": format!("v{round}")}));
+        let index =
+            document(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}));
+        let packages = document(
+            &json!({"spdxVersion": "SPDX-2.3", "name": "demo-app", "versionInfo": format!("v{round}")}),
+        );
         let empty = Bytes::from_static(b"{}");
         let referrer = document(&json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": PACKAGES, "config": descriptor(EMPTY, &empty),
             "layers": [descriptor(PACKAGES, &packages)], "subject": descriptor(OCI_INDEX, &index),
         }));
         blobs.extend([packages, empty]);
-        Image { blobs, manifests, index, referrer }
+        Image {
+            blobs,
+            manifests,
+            index,
+            referrer,
+        }
     }
 
     fn application(&self, round: u64, platform: u64) -> Bytes {
         let version = format!("v{round}\n").into_bytes();
         let seed = self.seed ^ round.rotate_left(8) ^ (platform + 1).rotate_left(48);
-        archive(&[("app/VERSION", 0o644, version), ("app/demo-app", 0o755, noise(seed, APP_SIZE))])
+        archive(&[
+            ("app/VERSION", 0o644, version),
+            ("app/demo-app", 0o755, noise(seed, APP_SIZE)),
+        ])
     }
 }
 
@@ -100,15 +115,30 @@ impl Image {
     ///
     /// # Errors
     /// [`Refusal::Full`].
-    pub fn push(&self, store: &Store, repository: &RepositoryName, tags: &[Tag]) -> Result<(), Refusal> {
+    pub fn push(
+        &self,
+        store: &Store,
+        repository: &RepositoryName,
+        tags: &[Tag],
+    ) -> Result<(), Refusal> {
         for blob in &self.blobs {
             store.put_blob(repository, blob.clone())?;
         }
         for manifest in self.manifests.iter().chain([&self.referrer]) {
-            store.put_manifest(repository, &Digest::sha256(manifest).into(), Some(OCI_MANIFEST), manifest.clone())?;
+            store.put_manifest(
+                repository,
+                &Digest::sha256(manifest).into(),
+                Some(OCI_MANIFEST),
+                manifest.clone(),
+            )?;
         }
         for tag in tags {
-            store.put_manifest(repository, &tag.clone().into(), Some(OCI_INDEX), self.index.clone())?;
+            store.put_manifest(
+                repository,
+                &tag.clone().into(),
+                Some(OCI_INDEX),
+                self.index.clone(),
+            )?;
         }
         Ok(())
     }
@@ -158,7 +188,8 @@ fn archive(files: &[(&str, u32, Vec<u8>)]) -> Bytes {
 
 fn tar_header(path: &str, mode: u32, size: usize) -> [u8; 512] {
     let mut header = [0; 512];
-    let mut field = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    let mut field =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
     field(0, path);
     field(100, &format!("{mode:07o}"));
     field(108, "0000000");
@@ -187,26 +218,59 @@ mod tests {
         let image = Sample::new(7).image(3);
         let index = parse(&image.index);
         assert_eq!((index.kind, index.digest), (Kind::Index, image.digest()));
-        let platforms: Vec<_> = index.children.iter().map(|child| child.platform.clone().unwrap()).collect();
+        let platforms: Vec<_> = index
+            .children
+            .iter()
+            .map(|child| child.platform.clone().unwrap())
+            .collect();
         assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
         assert_eq!(
-            index.children.iter().map(|child| child.digest).collect::<Vec<_>>(),
-            image.manifests.iter().map(|manifest| Digest::sha256(manifest)).collect::<Vec<_>>()
+            index
+                .children
+                .iter()
+                .map(|child| child.digest)
+                .collect::<Vec<_>>(),
+            image
+                .manifests
+                .iter()
+                .map(|manifest| Digest::sha256(manifest))
+                .collect::<Vec<_>>()
         );
-        let held: Vec<(Digest, u64)> = image.blobs.iter().map(|blob| (Digest::sha256(blob), blob.len() as u64)).collect();
+        let held: Vec<(Digest, u64)> = image
+            .blobs
+            .iter()
+            .map(|blob| (Digest::sha256(blob), blob.len() as u64))
+            .collect();
         for manifest in image.manifests.iter().chain([&image.referrer]) {
-            assert!(parse(manifest).blobs.iter().all(|blob| held.contains(&(blob.digest, blob.size))));
+            assert!(
+                parse(manifest)
+                    .blobs
+                    .iter()
+                    .all(|blob| held.contains(&(blob.digest, blob.size)))
+            );
         }
-        assert_eq!(parse(&image.referrer).subject.unwrap().digest, image.digest());
+        assert_eq!(
+            parse(&image.referrer).subject.unwrap().digest,
+            image.digest()
+        );
     }
 
     #[test]
     fn rounds_share_the_base_and_nothing_else_of_weight() {
         let sample = Sample::new(7);
         let (first, second) = (sample.image(1), sample.image(2));
-        let shared = first.blobs.iter().filter(|blob| second.blobs.contains(blob)).map(Bytes::len).collect::<Vec<_>>();
+        let shared = first
+            .blobs
+            .iter()
+            .filter(|blob| second.blobs.contains(blob))
+            .map(Bytes::len)
+            .collect::<Vec<_>>();
         assert_eq!(shared, [sample.base.len(), 2]);
-        assert_eq!(sample.image(1).digest(), Sample::new(7).image(1).digest(), "the same seed makes the same image");
+        assert_eq!(
+            sample.image(1).digest(),
+            Sample::new(7).image(1).digest(),
+            "the same seed makes the same image"
+        );
         assert_ne!(sample.image(1).digest(), Sample::new(8).image(1).digest());
         assert!((300_000..500_000).contains(&first.size()));
     }
@@ -216,9 +280,14 @@ mod tests {
         let layer = Sample::new(7).application(1, 0);
         assert_eq!(layer.len() % 512, 0);
         assert_eq!(&layer[257..265], b"ustar\x0000");
-        let written = u32::from_str_radix(std::str::from_utf8(&layer[148..154]).unwrap(), 8).unwrap();
+        let written =
+            u32::from_str_radix(std::str::from_utf8(&layer[148..154]).unwrap(), 8).unwrap();
         let spaces = 8 * u32::from(b' ');
-        let rest: u32 = layer[..148].iter().chain(&layer[156..512]).map(|byte| u32::from(*byte)).sum();
+        let rest: u32 = layer[..148]
+            .iter()
+            .chain(&layer[156..512])
+            .map(|byte| u32::from(*byte))
+            .sum();
         assert_eq!(written, rest + spaces);
     }
 }

@@ -126,17 +126,35 @@ pub async fn run(
     mut tell: impl FnMut(Happening),
 ) -> anyhow::Result<Summary> {
     let folder = Folder::create().context("cannot create a folder for the demo")?;
-    let staging = Registry::start(CAPACITY).await.context("the staging registry does not start")?;
-    let production = Registry::start(CAPACITY).await.context("the production registry does not start")?;
+    let staging = Registry::start(CAPACITY)
+        .await
+        .context("the staging registry does not start")?;
+    let production = Registry::start(CAPACITY)
+        .await
+        .context("the production registry does not start")?;
     let path = folder.0.join("blobferry.yaml");
-    fs::write(&path, config(&folder.0, &staging, &production)).context("cannot write the config file")?;
+    fs::write(&path, config(&folder.0, &staging, &production))
+        .context("cannot write the config file")?;
     let (ready, listening) = oneshot::channel();
     let daemon_stop = CancellationToken::new();
-    let mut daemon = pin!(daemon::run(|| Config::load(&path, environment), Some(ready), daemon_stop.clone()));
+    let mut daemon = pin!(daemon::run(
+        || Config::load(&path, environment),
+        Some(ready),
+        daemon_stop.clone()
+    ));
     let stage = async {
-        let address = listening.await.ok().flatten().ok_or_else(|| anyhow!("the daemon does not listen"))?;
+        let address = listening
+            .await
+            .ok()
+            .flatten()
+            .ok_or_else(|| anyhow!("the daemon does not listen"))?;
         let (staging_host, production_host) = (staging.host(), production.host());
-        let place = Place { staging: staging_host, production: production_host, daemon: address.to_string(), config: path.clone() };
+        let place = Place {
+            staging: staging_host,
+            production: production_host,
+            daemon: address.to_string(),
+            config: path.clone(),
+        };
         tell(Happening::Ready(place));
         let mut stage = Stage::new(&staging, &production, folder.0.join("state"));
         stage.play(length, &stop, &mut tell).await;
@@ -180,7 +198,8 @@ struct Folder(PathBuf);
 impl Folder {
     fn create() -> std::io::Result<Folder> {
         let now = crate::clock::now().as_nanosecond();
-        let path = std::env::temp_dir().join(format!("blobferry-demo-{}-{now:x}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("blobferry-demo-{}-{now:x}", std::process::id()));
         // Fails when somebody has put something there.
         fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Folder(path))
@@ -230,7 +249,12 @@ impl<'a> Stage<'a> {
     }
 
     /// Pushes and watches until it is time to stop, then waits for the last images.
-    async fn play(&mut self, length: Option<Duration>, stop: &CancellationToken, tell: &mut impl FnMut(Happening)) {
+    async fn play(
+        &mut self,
+        length: Option<Duration>,
+        stop: &CancellationToken,
+        tell: &mut impl FnMut(Happening),
+    ) {
         let end = length.map(|length| Instant::now() + length);
         let mut push = tokio::time::interval(PUSH);
         let mut glance = tokio::time::interval(GLANCE);
@@ -257,17 +281,30 @@ impl<'a> Stage<'a> {
     /// A new image, under a tag of its own and as the latest.
     fn push(&mut self, tell: &mut impl FnMut(Happening)) {
         let round = self.summary.pushed + 1;
-        let Ok(tag) = format!("v{round}").parse::<Tag>() else { return };
+        let Ok(tag) = format!("v{round}").parse::<Tag>() else {
+            return;
+        };
         let image = self.sample.image(round);
         for registry in [(self.staging, &self.from), (self.production, &self.to)] {
             registry.0.store().keep_newest(registry.1, KEPT);
         }
-        match image.push(self.staging.store(), &self.from, &[tag.clone(), self.latest.clone()]) {
+        match image.push(
+            self.staging.store(),
+            &self.from,
+            &[tag.clone(), self.latest.clone()],
+        ) {
             Ok(()) => {
                 self.summary.pushed = round;
-                tell(Happening::Pushed { tag, digest: image.digest(), bytes: image.size() });
+                tell(Happening::Pushed {
+                    tag,
+                    digest: image.digest(),
+                    bytes: image.size(),
+                });
             }
-            Err(refusal) => self.summary.wrong.push(format!("staging refused {tag}: {refusal}")),
+            Err(refusal) => self
+                .summary
+                .wrong
+                .push(format!("staging refused {tag}: {refusal}")),
         }
     }
 
@@ -275,8 +312,14 @@ impl<'a> Stage<'a> {
     async fn watch(&mut self, tell: &mut impl FnMut(Happening)) {
         let path = format!("/v1/promotions?after={}&limit=100", self.seen);
         // A daemon that is about to end does not answer any more: the comparison at the end will tell.
-        let Ok((_, body)) = client::request(&self.socket, Method::GET, &path, None, Some(DEADLINE)).await else { return };
-        let Ok(page) = serde_json::from_value::<Promotions>(body) else { return };
+        let Ok((_, body)) =
+            client::request(&self.socket, Method::GET, &path, None, Some(DEADLINE)).await
+        else {
+            return;
+        };
+        let Ok(page) = serde_json::from_value::<Promotions>(body) else {
+            return;
+        };
         for row in page.promotions {
             self.seen = self.seen.max(row.id);
             let job = row.settled;
@@ -287,7 +330,10 @@ impl<'a> Stage<'a> {
             }
             self.summary.promoted += u64::from(job.result == Outcome::Promoted);
             let lag = self.lag(&job);
-            tell(Happening::Settled { job: Box::new(job), lag });
+            tell(Happening::Settled {
+                job: Box::new(job),
+                lag,
+            });
         }
     }
 
@@ -295,16 +341,29 @@ impl<'a> Stage<'a> {
         let tag: Tag = job.destination.rsplit_once(':')?.1.parse().ok()?;
         let pushed = self.staging.store().tagged(&self.from, &tag)?;
         let arrived = self.production.store().tagged(&self.to, &tag)?;
-        let same = job.result == Outcome::Promoted && job.digest == Some(pushed.digest) && pushed.digest == arrived.digest;
+        let same = job.result == Outcome::Promoted
+            && job.digest == Some(pushed.digest)
+            && pushed.digest == arrived.digest;
         same.then(|| arrived.at.saturating_duration_since(pushed.at))
     }
 
     /// What production is for a tag of staging.
     fn compare(&self, tag: &Tag) -> Comparison {
         let staged = self.staging.store().tagged(&self.from, tag);
-        let Some(named) = self.production.store().tagged(&self.to, tag) else { return Comparison::Behind };
-        let digest = |tag: &Tag| self.staging.store().tagged(&self.from, tag).map(|tagged| tagged.digest);
-        let was_staged = || self.tags().iter().any(|old| digest(old) == Some(named.digest));
+        let Some(named) = self.production.store().tagged(&self.to, tag) else {
+            return Comparison::Behind;
+        };
+        let digest = |tag: &Tag| {
+            self.staging
+                .store()
+                .tagged(&self.from, tag)
+                .map(|tagged| tagged.digest)
+        };
+        let was_staged = || {
+            self.tags()
+                .iter()
+                .any(|old| digest(old) == Some(named.digest))
+        };
         match staged {
             Some(staged) if staged.digest == named.digest => Comparison::Equal,
             _ if was_staged() => Comparison::Behind,
@@ -317,20 +376,30 @@ impl<'a> Stage<'a> {
     }
 
     fn arrived(&self) -> bool {
-        self.tags().iter().all(|tag| self.compare(tag) == Comparison::Equal)
+        self.tags()
+            .iter()
+            .all(|tag| self.compare(tag) == Comparison::Equal)
     }
 
     /// Compares both sides, and hashes production again. What a pass that was `cut_short` did not bring yet is no fault.
     fn summary(&mut self, cut_short: bool) -> Summary {
         for tag in self.tags() {
-            match (self.compare(&tag), self.production.store().verify(&self.to, &tag)) {
+            match (
+                self.compare(&tag),
+                self.production.store().verify(&self.to, &tag),
+            ) {
                 (Comparison::Behind, _) if cut_short => self.summary.on_their_way += 1,
                 (Comparison::Equal, Ok(documents)) => {
                     self.summary.equal += 1;
                     self.summary.hashed += documents as u64;
                 }
-                (Comparison::Equal, Err(wrong)) => self.summary.wrong.push(format!("production: {wrong}")),
-                _ => self.summary.wrong.push(format!("production does not have {tag} as staging has it")),
+                (Comparison::Equal, Err(wrong)) => {
+                    self.summary.wrong.push(format!("production: {wrong}"))
+                }
+                _ => self
+                    .summary
+                    .wrong
+                    .push(format!("production does not have {tag} as staging has it")),
             }
         }
         self.summary.clone()
@@ -361,7 +430,10 @@ mod tests {
 
     /// Both registries, without the daemon between them.
     async fn pair() -> (Registry, Registry) {
-        (Registry::start(CAPACITY).await.unwrap(), Registry::start(CAPACITY).await.unwrap())
+        (
+            Registry::start(CAPACITY).await.unwrap(),
+            Registry::start(CAPACITY).await.unwrap(),
+        )
     }
 
     #[tokio::test]
@@ -371,15 +443,34 @@ mod tests {
         stage.push(&mut |_| {});
         assert!(!stage.arrived());
         let image = stage.sample.image(1);
-        image.push(production.store(), &stage.to, &["v1".parse().unwrap()]).unwrap();
+        image
+            .push(production.store(), &stage.to, &["v1".parse().unwrap()])
+            .unwrap();
         let summary = stage.summary(false);
         assert_eq!((summary.equal, summary.hashed), (1, 11));
-        assert_eq!(summary.wrong, ["production does not have latest as staging has it"]);
+        assert_eq!(
+            summary.wrong,
+            ["production does not have latest as staging has it"]
+        );
         assert!(!summary.is_right());
         assert_eq!(stage.compare(&stage.latest), Comparison::Behind);
-        stage.summary = Summary { pushed: 1, ..Summary::default() };
-        assert!(stage.summary(true).is_right(), "who ends it early leaves the rest for later");
-        stage.sample.image(9).push(production.store(), &stage.to, std::slice::from_ref(&stage.latest)).unwrap();
+        stage.summary = Summary {
+            pushed: 1,
+            ..Summary::default()
+        };
+        assert!(
+            stage.summary(true).is_right(),
+            "who ends it early leaves the rest for later"
+        );
+        stage
+            .sample
+            .image(9)
+            .push(
+                production.store(),
+                &stage.to,
+                std::slice::from_ref(&stage.latest),
+            )
+            .unwrap();
         assert_eq!(stage.compare(&stage.latest), Comparison::Foreign);
     }
 
@@ -401,7 +492,10 @@ mod tests {
         let folder = Folder::create().unwrap();
         let path = folder.0.clone();
         fs::write(path.join("file"), "x").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         drop(folder);
         assert!(!path.exists());
     }

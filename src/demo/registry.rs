@@ -22,7 +22,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK, LOCATION, RANGE};
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK, LOCATION, RANGE,
+};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -59,13 +61,22 @@ impl Registry {
         let address = listener.local_addr()?;
         let store = Store::new(capacity);
         let stop = CancellationToken::new();
-        let router = axum::Router::new().fallback(answer).with_state(store.clone());
+        let router = axum::Router::new()
+            .fallback(answer)
+            .with_state(store.clone());
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             // Serving ends with the token only: failures of single connections stay theirs.
-            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped).await;
+            let _ = axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .await;
         });
-        Ok(Registry { address, store, stop, server })
+        Ok(Registry {
+            address,
+            store,
+            stop,
+            server,
+        })
     }
 
     /// `127.0.0.1:port`.
@@ -117,35 +128,71 @@ type Answer = Result<Response, Failure>;
 type Query = HashMap<String, String>;
 
 async fn answer(State(store): State<Store>, request: Request) -> Response {
-    respond(&store, request).await.unwrap_or_else(Failure::answer)
+    respond(&store, request)
+        .await
+        .unwrap_or_else(Failure::answer)
 }
 
 async fn respond(store: &Store, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let query: Query = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+    let query: Query = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes())
+        .into_owned()
+        .collect();
     let headers = &head.headers;
     match (place(&head.uri)?, head.method) {
-        (Place::Base, Method::GET | Method::HEAD) => Ok(json_answer(StatusCode::OK, "application/json", &json!({}))),
+        (Place::Base, Method::GET | Method::HEAD) => {
+            Ok(json_answer(StatusCode::OK, "application/json", &json!({})))
+        }
         (Place::Catalog, Method::GET) => Ok(catalog(store, &query)),
-        (Place::Blob(name, digest), Method::GET | Method::HEAD) => blob(store, &name, &digest, headers),
+        (Place::Blob(name, digest), Method::GET | Method::HEAD) => {
+            blob(store, &name, &digest, headers)
+        }
         (Place::Uploads(name), Method::POST) => begin(store, &name, &query, body).await,
         (Place::Upload(name, id), Method::PATCH) => patch(store, &name, id, headers, body).await,
-        (Place::Upload(name, id), Method::PUT) => finish(store, &name, id, &query, headers, body).await,
-        (Place::Upload(name, id), Method::GET) => Ok(session(StatusCode::NO_CONTENT, &name, id, store.received(&name, id)?)),
-        (Place::Upload(name, id), Method::DELETE) => Ok(store.cancel(&name, id).map(|()| empty(StatusCode::NO_CONTENT, &[]))?),
-        (Place::Manifest(name, target), Method::GET | Method::HEAD) => manifest(store, &name, &target, headers),
-        (Place::Manifest(name, target), Method::PUT) => put_manifest(store, &name, &target, headers, body).await,
+        (Place::Upload(name, id), Method::PUT) => {
+            finish(store, &name, id, &query, headers, body).await
+        }
+        (Place::Upload(name, id), Method::GET) => Ok(session(
+            StatusCode::NO_CONTENT,
+            &name,
+            id,
+            store.received(&name, id)?,
+        )),
+        (Place::Upload(name, id), Method::DELETE) => Ok(store
+            .cancel(&name, id)
+            .map(|()| empty(StatusCode::NO_CONTENT, &[]))?),
+        (Place::Manifest(name, target), Method::GET | Method::HEAD) => {
+            manifest(store, &name, &target, headers)
+        }
+        (Place::Manifest(name, target), Method::PUT) => {
+            put_manifest(store, &name, &target, headers, body).await
+        }
         (Place::Tags(name), Method::GET) => tags(store, &name, &query),
-        (Place::Referrers(name, digest), Method::GET) => Ok(referrers(store, &name, &digest, &query)),
-        _ => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry does not do that")),
+        (Place::Referrers(name, digest), Method::GET) => {
+            Ok(referrers(store, &name, &digest, &query))
+        }
+        _ => Err(Failure::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "UNSUPPORTED",
+            "this registry does not do that",
+        )),
     }
 }
 
 fn place(uri: &Uri) -> Result<Place, Failure> {
     // Some clients write the colon of a digest as %3A.
     let path = uri.path().replace("%3A", ":").replace("%3a", ":");
-    let unknown = || Failure::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "there is no such endpoint");
-    let path = path.strip_prefix("/v2").ok_or_else(unknown)?.trim_matches('/');
+    let unknown = || {
+        Failure::new(
+            StatusCode::NOT_FOUND,
+            "UNSUPPORTED",
+            "there is no such endpoint",
+        )
+    };
+    let path = path
+        .strip_prefix("/v2")
+        .ok_or_else(unknown)?
+        .trim_matches('/');
     let parts: Vec<&str> = path.split('/').collect();
     let name = |parts: &[&str]| -> Result<RepositoryName, Failure> { Ok(parts.join("/").parse()?) };
     match parts.as_slice() {
@@ -153,12 +200,15 @@ fn place(uri: &Uri) -> Result<Place, Failure> {
         ["_catalog"] => Ok(Place::Catalog),
         [rest @ .., "tags", "list"] => Ok(Place::Tags(name(rest)?)),
         [rest @ .., "blobs", "uploads"] => Ok(Place::Uploads(name(rest)?)),
-        [rest @ .., "blobs", "uploads", id] => {
-            u64::from_str_radix(id, 16).map_or(Err(Refusal::UploadUnknown.into()), |id| Ok(Place::Upload(name(rest)?, id)))
-        }
+        [rest @ .., "blobs", "uploads", id] => u64::from_str_radix(id, 16)
+            .map_or(Err(Refusal::UploadUnknown.into()), |id| {
+                Ok(Place::Upload(name(rest)?, id))
+            }),
         [rest @ .., "blobs", digest] => Ok(Place::Blob(name(rest)?, parse_digest(digest)?)),
         [rest @ .., "manifests", reference] => Ok(Place::Manifest(name(rest)?, target(reference)?)),
-        [rest @ .., "referrers", digest] => Ok(Place::Referrers(name(rest)?, parse_digest(digest)?)),
+        [rest @ .., "referrers", digest] => {
+            Ok(Place::Referrers(name(rest)?, parse_digest(digest)?))
+        }
         _ => Err(unknown()),
     }
 }
@@ -171,9 +221,14 @@ fn target(reference: &str) -> Result<Target, Failure> {
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Failure> {
-    text.parse().map_err(|error: crate::oci::digest::ParseError| {
-        Failure::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", &error.to_string())
-    })
+    text.parse()
+        .map_err(|error: crate::oci::digest::ParseError| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                "DIGEST_INVALID",
+                &error.to_string(),
+            )
+        })
 }
 
 fn catalog(store: &Store, query: &Query) -> Response {
@@ -182,45 +237,83 @@ fn catalog(store: &Store, query: &Query) -> Response {
 }
 
 fn tags(store: &Store, name: &RepositoryName, query: &Query) -> Answer {
-    let tags = store.tags(name).ok_or_else(|| Failure::unknown("NAME_UNKNOWN", "there is no such repository"))?;
+    let tags = store
+        .tags(name)
+        .ok_or_else(|| Failure::unknown("NAME_UNKNOWN", "there is no such repository"))?;
     let (tags, next) = page(tags, ToString::to_string, query);
-    Ok(listing(&format!("/v2/{name}/tags/list"), next, &json!({"name": name, "tags": tags})))
+    Ok(listing(
+        &format!("/v2/{name}/tags/list"),
+        next,
+        &json!({"name": name, "tags": tags}),
+    ))
 }
 
 /// The entries after `last` by their key, at most `n`, and the query of the next page. The entries are sorted by key.
-fn page<T>(mut entries: Vec<T>, key: impl Fn(&T) -> String, query: &Query) -> (Vec<T>, Option<String>) {
+fn page<T>(
+    mut entries: Vec<T>,
+    key: impl Fn(&T) -> String,
+    query: &Query,
+) -> (Vec<T>, Option<String>) {
     if let Some(last) = query.get("last") {
         entries.retain(|entry| key(entry) > *last);
     }
-    let size = query.get("n").and_then(|n| n.parse().ok()).unwrap_or(PAGE).min(PAGE);
+    let size = query
+        .get("n")
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(PAGE)
+        .min(PAGE);
     let more = size > 0 && entries.len() > size;
     entries.truncate(size);
-    let next = entries.last().filter(|_| more).map(|last| format!("n={size}&last={}", key(last)));
+    let next = entries
+        .last()
+        .filter(|_| more)
+        .map(|last| format!("n={size}&last={}", key(last)));
     (entries, next)
 }
 
 fn listing(path: &str, next: Option<String>, body: &Value) -> Response {
     let mut response = json_answer(StatusCode::OK, "application/json", body);
-    if let Some(link) = next.and_then(|query| format!("<{path}?{query}>; rel=\"next\"").parse().ok()) {
+    if let Some(link) =
+        next.and_then(|query| format!("<{path}?{query}>; rel=\"next\"").parse().ok())
+    {
         response.headers_mut().insert(LINK, link);
     }
     response
 }
 
 fn blob(store: &Store, name: &RepositoryName, digest: &Digest, headers: &HeaderMap) -> Answer {
-    let bytes = store.blob(name, digest).ok_or_else(|| Failure::unknown("BLOB_UNKNOWN", "there is no such blob"))?;
+    let bytes = store
+        .blob(name, digest)
+        .ok_or_else(|| Failure::unknown("BLOB_UNKNOWN", "there is no such blob"))?;
     let digest = digest.to_string();
     let size = bytes.len();
-    let fields = [("docker-content-digest", digest.as_str()), (ACCEPT_RANGES.as_str(), "bytes")];
-    let range = headers.get(RANGE).and_then(|range| range.to_str().ok()).and_then(|range| byte_range(range, size));
+    let fields = [
+        ("docker-content-digest", digest.as_str()),
+        (ACCEPT_RANGES.as_str(), "bytes"),
+    ];
+    let range = headers
+        .get(RANGE)
+        .and_then(|range| range.to_str().ok())
+        .and_then(|range| byte_range(range, size));
     match range {
         None => Ok(full(StatusCode::OK, OCTET_STREAM, &fields, bytes)),
         Some(Some((start, end))) => {
-            let mut response = full(StatusCode::PARTIAL_CONTENT, OCTET_STREAM, &fields, bytes.slice(start..end));
-            response.headers_mut().insert(CONTENT_RANGE, header(&format!("bytes {start}-{}/{size}", end - 1)));
+            let mut response = full(
+                StatusCode::PARTIAL_CONTENT,
+                OCTET_STREAM,
+                &fields,
+                bytes.slice(start..end),
+            );
+            response.headers_mut().insert(
+                CONTENT_RANGE,
+                header(&format!("bytes {start}-{}/{size}", end - 1)),
+            );
             Ok(response)
         }
-        Some(None) => Ok(empty(StatusCode::RANGE_NOT_SATISFIABLE, &[(CONTENT_RANGE.as_str(), &format!("bytes */{size}"))])),
+        Some(None) => Ok(empty(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            &[(CONTENT_RANGE.as_str(), &format!("bytes */{size}"))],
+        )),
     }
 }
 
@@ -239,7 +332,10 @@ fn byte_range(text: &str, size: usize) -> Option<Option<(usize, usize)>> {
 async fn begin(store: &Store, name: &RepositoryName, query: &Query, body: Body) -> Answer {
     if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from")) {
         let digest = parse_digest(digest)?;
-        if from.parse::<RepositoryName>().is_ok_and(|from| store.mount(name, &from, &digest)) {
+        if from
+            .parse::<RepositoryName>()
+            .is_ok_and(|from| store.mount(name, &from, &digest))
+        {
             return Ok(created(name, "blobs", &digest.to_string(), &digest));
         }
     }
@@ -255,14 +351,33 @@ async fn begin(store: &Store, name: &RepositoryName, query: &Query, body: Body) 
     }
 }
 
-async fn patch(store: &Store, name: &RepositoryName, id: u64, headers: &HeaderMap, body: Body) -> Answer {
+async fn patch(
+    store: &Store,
+    name: &RepositoryName,
+    id: u64,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer {
     let offset = chunk_start(store, name, id, headers)?;
     let held = receive(store, name, id, offset, body).await?;
     Ok(session(StatusCode::ACCEPTED, name, id, held))
 }
 
-async fn finish(store: &Store, name: &RepositoryName, id: u64, query: &Query, headers: &HeaderMap, body: Body) -> Answer {
-    let missing = || Failure::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", "the closing request names no digest");
+async fn finish(
+    store: &Store,
+    name: &RepositoryName,
+    id: u64,
+    query: &Query,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer {
+    let missing = || {
+        Failure::new(
+            StatusCode::BAD_REQUEST,
+            "DIGEST_INVALID",
+            "the closing request names no digest",
+        )
+    };
     let digest = parse_digest(query.get("digest").ok_or_else(missing)?)?;
     let offset = chunk_start(store, name, id, headers)?;
     receive(store, name, id, offset, body).await?;
@@ -271,24 +386,47 @@ async fn finish(store: &Store, name: &RepositoryName, id: u64, query: &Query, he
 }
 
 /// Where the body belongs: where `Content-Range` says, else at the end of the session.
-fn chunk_start(store: &Store, name: &RepositoryName, id: u64, headers: &HeaderMap) -> Result<u64, Failure> {
+fn chunk_start(
+    store: &Store,
+    name: &RepositoryName,
+    id: u64,
+    headers: &HeaderMap,
+) -> Result<u64, Failure> {
     let held = store.received(name, id)?;
-    let Some(range) = headers.get(CONTENT_RANGE) else { return Ok(held) };
-    let bounds = range.to_str().ok().and_then(|text| text.split_once('-')).map(|(start, end)| (start.parse(), end.parse()));
+    let Some(range) = headers.get(CONTENT_RANGE) else {
+        return Ok(held);
+    };
+    let bounds = range
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once('-'))
+        .map(|(start, end)| (start.parse(), end.parse()));
     match bounds {
         Some((Ok(start), Ok::<u64, _>(end))) if start <= end && start == held => Ok(start),
         Some((Ok(start), Ok(_))) if start != held => Err(Failure::misplaced(name, id, held)),
-        _ => Err(Failure::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", "the content range is not start-end")),
+        _ => Err(Failure::new(
+            StatusCode::BAD_REQUEST,
+            "BLOB_UPLOAD_INVALID",
+            "the content range is not start-end",
+        )),
     }
 }
 
 /// Adds the body to the session as it arrives: what came before a broken connection stays.
-async fn receive(store: &Store, name: &RepositoryName, id: u64, mut offset: u64, mut body: Body) -> Result<u64, Failure> {
+async fn receive(
+    store: &Store,
+    name: &RepositoryName,
+    id: u64,
+    mut offset: u64,
+    mut body: Body,
+) -> Result<u64, Failure> {
     while let Some(chunk) = next_chunk(&mut body).await? {
-        offset = store.append(name, id, offset, &chunk).map_err(|refusal| match refusal {
-            Refusal::RangeInvalid { held } => Failure::misplaced(name, id, held),
-            other => other.into(),
-        })?;
+        offset = store
+            .append(name, id, offset, &chunk)
+            .map_err(|refusal| match refusal {
+                Refusal::RangeInvalid { held } => Failure::misplaced(name, id, held),
+                other => other.into(),
+            })?;
     }
     Ok(offset)
 }
@@ -310,30 +448,60 @@ async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Failure> {
 }
 
 fn manifest(store: &Store, name: &RepositoryName, target: &Target, headers: &HeaderMap) -> Answer {
-    let unknown = || Failure::unknown("MANIFEST_UNKNOWN", &format!("{name} has no manifest {target}"));
+    let unknown = || {
+        Failure::unknown(
+            "MANIFEST_UNKNOWN",
+            &format!("{name} has no manifest {target}"),
+        )
+    };
     let manifest = store.manifest(name, target).ok_or_else(unknown)?;
     let digest = manifest.digest.to_string();
     let tag = format!("\"{digest}\"");
-    let fields = [("docker-content-digest", digest.as_str()), (ETAG.as_str(), &tag)];
-    if headers.get(http::header::IF_NONE_MATCH).is_some_and(|held| held.as_bytes() == tag.as_bytes()) {
+    let fields = [
+        ("docker-content-digest", digest.as_str()),
+        (ETAG.as_str(), &tag),
+    ];
+    if headers
+        .get(http::header::IF_NONE_MATCH)
+        .is_some_and(|held| held.as_bytes() == tag.as_bytes())
+    {
         return Ok(empty(StatusCode::NOT_MODIFIED, &fields));
     }
-    Ok(full(StatusCode::OK, manifest.media_type.as_str(), &fields, manifest.bytes))
+    Ok(full(
+        StatusCode::OK,
+        manifest.media_type.as_str(),
+        &fields,
+        manifest.bytes,
+    ))
 }
 
-async fn put_manifest(store: &Store, name: &RepositoryName, target: &Target, headers: &HeaderMap, mut body: Body) -> Answer {
+async fn put_manifest(
+    store: &Store,
+    name: &RepositoryName,
+    target: &Target,
+    headers: &HeaderMap,
+    mut body: Body,
+) -> Answer {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = next_chunk(&mut body).await? {
         if (bytes.len() + chunk.len()) as u64 > MAX_SIZE {
-            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", "the manifest is larger than 4 MiB"));
+            return Err(Failure::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "MANIFEST_INVALID",
+                "the manifest is larger than 4 MiB",
+            ));
         }
         bytes.extend_from_slice(&chunk);
     }
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     let manifest = store.put_manifest(name, target, content_type, bytes.freeze())?;
     let mut response = created(name, "manifests", &target.to_string(), &manifest.digest);
     if let Some(subject) = &manifest.subject {
-        response.headers_mut().insert("oci-subject", header(&subject.digest.to_string()));
+        response
+            .headers_mut()
+            .insert("oci-subject", header(&subject.digest.to_string()));
     }
     Ok(response)
 }
@@ -341,16 +509,27 @@ async fn put_manifest(store: &Store, name: &RepositoryName, target: &Target, hea
 fn referrers(store: &Store, name: &RepositoryName, subject: &Digest, query: &Query) -> Response {
     let filter = query.get("artifactType");
     let mut manifests = store.referrers(name, subject);
-    manifests.retain(|manifest| filter.is_none_or(|wanted| artifact_type(manifest).as_ref() == Some(wanted)));
+    manifests.retain(|manifest| {
+        filter.is_none_or(|wanted| artifact_type(manifest).as_ref() == Some(wanted))
+    });
     let (manifests, next) = page(manifests, |manifest| manifest.digest.to_string(), query);
     let entries: Vec<Value> = manifests.iter().map(entry).collect();
     let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries});
-    let filtered = filter.map(|wanted| url::form_urlencoded::byte_serialize(wanted.as_bytes()).collect::<String>());
-    let next = next.map(|next| filtered.map_or(next.clone(), |wanted| format!("{next}&artifactType={wanted}")));
+    let filtered = filter
+        .map(|wanted| url::form_urlencoded::byte_serialize(wanted.as_bytes()).collect::<String>());
+    let next = next.map(|next| {
+        filtered.map_or(next.clone(), |wanted| {
+            format!("{next}&artifactType={wanted}")
+        })
+    });
     let mut response = listing(&format!("/v2/{name}/referrers/{subject}"), next, &body);
-    response.headers_mut().insert(CONTENT_TYPE, header(OCI_INDEX));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, header(OCI_INDEX));
     if filter.is_some() {
-        response.headers_mut().insert("oci-filters-applied", header("artifactType"));
+        response
+            .headers_mut()
+            .insert("oci-filters-applied", header("artifactType"));
     }
     response
 }
@@ -371,8 +550,14 @@ fn entry(manifest: &Manifest) -> Value {
 /// A manifest's own artifact type, else the type of its config.
 fn artifact_type(manifest: &Manifest) -> Option<String> {
     let document: Value = serde_json::from_slice(&manifest.bytes).ok()?;
-    let own = document["artifactType"].as_str().filter(|own| !own.is_empty());
-    let config = || document["config"]["mediaType"].as_str().filter(|_| manifest.kind == Kind::Image);
+    let own = document["artifactType"]
+        .as_str()
+        .filter(|own| !own.is_empty());
+    let config = || {
+        document["config"]["mediaType"]
+            .as_str()
+            .filter(|_| manifest.kind == Kind::Image)
+    };
     own.or_else(config).map(str::to_owned)
 }
 
@@ -380,12 +565,21 @@ fn artifact_type(manifest: &Manifest) -> Option<String> {
 fn session(status: StatusCode, name: &RepositoryName, id: u64, held: u64) -> Response {
     let location = format!("/v2/{name}/blobs/uploads/{id:x}");
     let range = format!("0-{}", held.saturating_sub(1));
-    empty(status, &[(LOCATION.as_str(), &location), (RANGE.as_str(), &range)])
+    empty(
+        status,
+        &[(LOCATION.as_str(), &location), (RANGE.as_str(), &range)],
+    )
 }
 
 fn created(name: &RepositoryName, kind: &str, reference: &str, digest: &Digest) -> Response {
     let location = format!("/v2/{name}/{kind}/{reference}");
-    empty(StatusCode::CREATED, &[(LOCATION.as_str(), &location), ("docker-content-digest", &digest.to_string())])
+    empty(
+        StatusCode::CREATED,
+        &[
+            (LOCATION.as_str(), &location),
+            ("docker-content-digest", &digest.to_string()),
+        ],
+    )
 }
 
 fn json_answer(status: StatusCode, content_type: &str, body: &Value) -> Response {
@@ -403,7 +597,13 @@ fn full(status: StatusCode, content_type: &str, fields: &[(&str, &str)], bytes: 
     let length = bytes.len().to_string();
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
-    add(&mut response, &[(CONTENT_TYPE.as_str(), content_type), (CONTENT_LENGTH.as_str(), &length)]);
+    add(
+        &mut response,
+        &[
+            (CONTENT_TYPE.as_str(), content_type),
+            (CONTENT_LENGTH.as_str(), &length),
+        ],
+    );
     add(&mut response, fields);
     response
 }
@@ -418,12 +618,18 @@ fn add(response: &mut Response, fields: &[(&str, &str)]) {
 
 /// A header value; media types come from peers and may hold anything.
 fn header(text: &str) -> http::HeaderValue {
-    text.parse().unwrap_or_else(|_| http::HeaderValue::from_static(""))
+    text.parse()
+        .unwrap_or_else(|_| http::HeaderValue::from_static(""))
 }
 
 impl Failure {
     fn new(status: StatusCode, code: &'static str, text: &str) -> Failure {
-        Failure { status, code, text: text.into(), held: None }
+        Failure {
+            status,
+            code,
+            text: text.into(),
+            held: None,
+        }
     }
 
     fn unknown(code: &'static str, text: &str) -> Failure {
@@ -433,7 +639,10 @@ impl Failure {
     fn misplaced(name: &RepositoryName, id: u64, held: u64) -> Failure {
         let location = format!("/v2/{name}/blobs/uploads/{id:x}");
         let refusal = Refusal::RangeInvalid { held };
-        Failure { held: Some((held, location)), ..refusal.into() }
+        Failure {
+            held: Some((held, location)),
+            ..refusal.into()
+        }
     }
 
     fn answer(self) -> Response {
@@ -441,7 +650,10 @@ impl Failure {
         let mut response = json_answer(self.status, "application/json", &body);
         if let Some((held, location)) = self.held {
             let range = format!("0-{}", held.saturating_sub(1));
-            add(&mut response, &[(LOCATION.as_str(), &location), (RANGE.as_str(), &range)]);
+            add(
+                &mut response,
+                &[(LOCATION.as_str(), &location), (RANGE.as_str(), &range)],
+            );
         }
         response
     }

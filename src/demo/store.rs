@@ -89,15 +89,28 @@ struct Upload {
 impl Store {
     /// An empty store that holds at most `capacity` bytes.
     pub fn new(capacity: u64) -> Store {
-        let state =
-            State { capacity, used: 0, blobs: HashMap::new(), repositories: BTreeMap::new(), uploads: BTreeMap::new(), opened: 0 };
-        Store { state: Arc::new(Mutex::new(state)) }
+        let state = State {
+            capacity,
+            used: 0,
+            blobs: HashMap::new(),
+            repositories: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            opened: 0,
+        };
+        Store {
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// The bytes of a blob, if the repository holds it.
     pub fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Option<Bytes> {
         let state = self.lock();
-        state.repositories.get(repository)?.blobs.contains(digest).then(|| state.blobs.get(digest).cloned())?
+        state
+            .repositories
+            .get(repository)?
+            .blobs
+            .contains(digest)
+            .then(|| state.blobs.get(digest).cloned())?
     }
 
     /// Puts a blob into a repository.
@@ -111,10 +124,21 @@ impl Store {
     }
 
     /// Lets `repository` hold what `from` holds. `false`: `from` does not.
-    pub fn mount(&self, repository: &RepositoryName, from: &RepositoryName, digest: &Digest) -> bool {
+    pub fn mount(
+        &self,
+        repository: &RepositoryName,
+        from: &RepositoryName,
+        digest: &Digest,
+    ) -> bool {
         let mut state = self.lock();
-        let held = state.repositories.get(from).is_some_and(|from| from.blobs.contains(digest));
-        held && state.repository(repository).map(|home| home.blobs.insert(*digest)).is_ok()
+        let held = state
+            .repositories
+            .get(from)
+            .is_some_and(|from| from.blobs.contains(digest));
+        held && state
+            .repository(repository)
+            .map(|home| home.blobs.insert(*digest))
+            .is_ok()
     }
 
     /// Opens an upload session and names it.
@@ -131,7 +155,13 @@ impl Store {
         }
         state.opened += 1;
         let id = state.opened;
-        state.uploads.insert(id, Upload { repository: repository.clone(), bytes: BytesMut::new() });
+        state.uploads.insert(
+            id,
+            Upload {
+                repository: repository.clone(),
+                bytes: BytesMut::new(),
+            },
+        );
         Ok(id)
     }
 
@@ -139,7 +169,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::UploadUnknown`], [`Refusal::RangeInvalid`], [`Refusal::Full`].
-    pub fn append(&self, repository: &RepositoryName, id: u64, offset: u64, chunk: &[u8]) -> Result<u64, Refusal> {
+    pub fn append(
+        &self,
+        repository: &RepositoryName,
+        id: u64,
+        offset: u64,
+        chunk: &[u8],
+    ) -> Result<u64, Refusal> {
         let mut state = self.lock();
         let held = state.upload(repository, id)?.bytes.len() as u64;
         if held != offset {
@@ -170,7 +206,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::UploadUnknown`], [`Refusal::DigestInvalid`].
-    pub fn finish(&self, repository: &RepositoryName, id: u64, digest: &Digest) -> Result<(), Refusal> {
+    pub fn finish(
+        &self,
+        repository: &RepositoryName,
+        id: u64,
+        digest: &Digest,
+    ) -> Result<(), Refusal> {
         let mut state = self.lock();
         let bytes = state.end_upload(repository, id)?;
         let found = Digest::of(digest.algorithm(), &bytes);
@@ -195,10 +236,12 @@ impl Store {
             Target::Digest(digest) => digest.algorithm(),
             Target::Tag(_) => Algorithm::Sha256,
         };
-        let manifest =
-            Manifest::parse(bytes, content_type, algorithm).map_err(|error| Refusal::ManifestInvalid(error.to_string()))?;
+        let manifest = Manifest::parse(bytes, content_type, algorithm)
+            .map_err(|error| Refusal::ManifestInvalid(error.to_string()))?;
         match target {
-            Target::Digest(digest) if *digest != manifest.digest => Err(Refusal::DigestInvalid { found: manifest.digest }),
+            Target::Digest(digest) if *digest != manifest.digest => Err(Refusal::DigestInvalid {
+                found: manifest.digest,
+            }),
             _ => self.lock().keep_manifest(repository, target, manifest),
         }
     }
@@ -216,12 +259,25 @@ impl Store {
 
     /// The tags of a repository, sorted. `None`: there is no such repository.
     pub fn tags(&self, repository: &RepositoryName) -> Option<Vec<Tag>> {
-        Some(self.lock().repositories.get(repository)?.tags.keys().cloned().collect())
+        Some(
+            self.lock()
+                .repositories
+                .get(repository)?
+                .tags
+                .keys()
+                .cloned()
+                .collect(),
+        )
     }
 
     /// What a tag names.
     pub fn tagged(&self, repository: &RepositoryName, tag: &Tag) -> Option<Tagged> {
-        self.lock().repositories.get(repository)?.tags.get(tag).copied()
+        self.lock()
+            .repositories
+            .get(repository)?
+            .tags
+            .get(tag)
+            .copied()
     }
 
     /// All repositories, sorted.
@@ -232,8 +288,20 @@ impl Store {
     /// The manifests of a repository whose subject is `subject`.
     pub fn referrers(&self, repository: &RepositoryName, subject: &Digest) -> Vec<Manifest> {
         let state = self.lock();
-        let manifests = state.repositories.get(repository).into_iter().flat_map(|home| home.manifests.values());
-        manifests.filter(|manifest| manifest.subject.as_ref().is_some_and(|named| named.digest == *subject)).cloned().collect()
+        let manifests = state
+            .repositories
+            .get(repository)
+            .into_iter()
+            .flat_map(|home| home.manifests.values());
+        manifests
+            .filter(|manifest| {
+                manifest
+                    .subject
+                    .as_ref()
+                    .is_some_and(|named| named.digest == *subject)
+            })
+            .cloned()
+            .collect()
     }
 
     /// Bytes held, open uploads included.
@@ -248,14 +316,26 @@ impl Store {
     /// What is missing or damaged, as a sentence.
     pub fn verify(&self, repository: &RepositoryName, tag: &Tag) -> Result<usize, String> {
         let state = self.lock();
-        let home = state.repositories.get(repository).ok_or_else(|| format!("there is no repository {repository}"))?;
-        let tagged = home.tags.get(tag).ok_or_else(|| format!("there is no tag {repository}:{tag}"))?;
+        let home = state
+            .repositories
+            .get(repository)
+            .ok_or_else(|| format!("there is no repository {repository}"))?;
+        let tagged = home
+            .tags
+            .get(tag)
+            .ok_or_else(|| format!("there is no tag {repository}:{tag}"))?;
         let reached = home.reachable([tagged.digest]);
         for digest in &reached {
-            let bytes = home.manifests.get(digest).map(|manifest| &manifest.bytes).or_else(|| state.blobs.get(digest));
+            let bytes = home
+                .manifests
+                .get(digest)
+                .map(|manifest| &manifest.bytes)
+                .or_else(|| state.blobs.get(digest));
             let bytes = bytes.ok_or_else(|| format!("{repository}:{tag} lacks {digest}"))?;
             if Digest::of(digest.algorithm(), bytes) != *digest {
-                return Err(format!("{repository}:{tag}: the content of {digest} is damaged"));
+                return Err(format!(
+                    "{repository}:{tag}: the content of {digest} is damaged"
+                ));
             }
         }
         Ok(reached.len())
@@ -264,9 +344,15 @@ impl Store {
     /// Forgets all but the `count` tags written last, and what only the forgotten ones needed.
     pub fn keep_newest(&self, repository: &RepositoryName, count: usize) {
         let mut state = self.lock();
-        let Some(home) = state.repositories.get_mut(repository) else { return };
+        let Some(home) = state.repositories.get_mut(repository) else {
+            return;
+        };
         let gone = home.forget_oldest(count);
-        let manifests: u64 = gone.iter().filter_map(|digest| home.manifests.remove(digest)).map(|m| m.bytes.len() as u64).sum();
+        let manifests: u64 = gone
+            .iter()
+            .filter_map(|digest| home.manifests.remove(digest))
+            .map(|m| m.bytes.len() as u64)
+            .sum();
         for digest in &gone {
             home.blobs.remove(digest);
         }
@@ -275,14 +361,18 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the store")
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the store")
     }
 }
 
 impl State {
     fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
         if self.used + bytes > self.capacity {
-            return Err(Refusal::Full { capacity: self.capacity });
+            return Err(Refusal::Full {
+                capacity: self.capacity,
+            });
         }
         self.used += bytes;
         Ok(())
@@ -290,13 +380,18 @@ impl State {
 
     fn repository(&mut self, name: &RepositoryName) -> Result<&mut Repository, Refusal> {
         if !self.repositories.contains_key(name) && self.repositories.len() >= MAX_REPOSITORIES {
-            return Err(Refusal::Full { capacity: self.capacity });
+            return Err(Refusal::Full {
+                capacity: self.capacity,
+            });
         }
         Ok(self.repositories.entry(name.clone()).or_default())
     }
 
     fn upload(&mut self, repository: &RepositoryName, id: u64) -> Result<&mut Upload, Refusal> {
-        self.uploads.get_mut(&id).filter(|upload| upload.repository == *repository).ok_or(Refusal::UploadUnknown)
+        self.uploads
+            .get_mut(&id)
+            .filter(|upload| upload.repository == *repository)
+            .ok_or(Refusal::UploadUnknown)
     }
 
     fn end_upload(&mut self, repository: &RepositoryName, id: u64) -> Result<Bytes, Refusal> {
@@ -306,7 +401,12 @@ impl State {
         Ok(upload.bytes.freeze())
     }
 
-    fn keep(&mut self, repository: &RepositoryName, digest: Digest, bytes: Bytes) -> Result<(), Refusal> {
+    fn keep(
+        &mut self,
+        repository: &RepositoryName,
+        digest: Digest,
+        bytes: Bytes,
+    ) -> Result<(), Refusal> {
         if !self.blobs.contains_key(&digest) {
             self.reserve(bytes.len() as u64)?;
             self.blobs.insert(digest, bytes);
@@ -315,7 +415,12 @@ impl State {
         Ok(())
     }
 
-    fn keep_manifest(&mut self, name: &RepositoryName, target: &Target, manifest: Manifest) -> Result<Manifest, Refusal> {
+    fn keep_manifest(
+        &mut self,
+        name: &RepositoryName,
+        target: &Target,
+        manifest: Manifest,
+    ) -> Result<Manifest, Refusal> {
         let home = self.repository(name)?;
         if let Some(missing) = home.missing(&manifest) {
             return Err(Refusal::ContentUnknown(missing));
@@ -326,7 +431,13 @@ impl State {
         let home = self.repository(name)?;
         home.manifests.insert(manifest.digest, manifest.clone());
         if let Target::Tag(tag) = target {
-            home.tags.insert(tag.clone(), Tagged { digest: manifest.digest, at: Instant::now() });
+            home.tags.insert(
+                tag.clone(),
+                Tagged {
+                    digest: manifest.digest,
+                    at: Instant::now(),
+                },
+            );
         }
         Ok(manifest)
     }
@@ -334,7 +445,10 @@ impl State {
     /// Drops those of `digests` that no repository holds as a blob any more.
     fn drop_unheld(&mut self, digests: &BTreeSet<Digest>) {
         for digest in digests {
-            if !self.repositories.values().any(|home| home.blobs.contains(digest))
+            if !self
+                .repositories
+                .values()
+                .any(|home| home.blobs.contains(digest))
                 && let Some(bytes) = self.blobs.remove(digest)
             {
                 self.used -= bytes.len() as u64;
@@ -348,8 +462,14 @@ impl Repository {
     fn missing(&self, manifest: &Manifest) -> Option<Digest> {
         let blob = |digest: &Digest| self.blobs.contains(digest);
         let child = |digest: &Digest| self.manifests.contains_key(digest) || blob(digest);
-        let blobs = manifest.blobs.iter().filter(|layer| !layer.media_type.is_foreign_layer() && !blob(&layer.digest));
-        let children = manifest.children.iter().filter(|entry| !child(&entry.digest));
+        let blobs = manifest
+            .blobs
+            .iter()
+            .filter(|layer| !layer.media_type.is_foreign_layer() && !blob(&layer.digest));
+        let children = manifest
+            .children
+            .iter()
+            .filter(|entry| !child(&entry.digest));
         blobs.chain(children).map(|missing| missing.digest).next()
     }
 
@@ -361,22 +481,56 @@ impl Repository {
             if !reached.insert(digest) {
                 continue;
             }
-            let Some(manifest) = self.manifests.get(&digest) else { continue };
-            let held = manifest.blobs.iter().filter(|layer| !layer.media_type.is_foreign_layer());
-            next.extend(manifest.children.iter().chain(held).map(|entry| entry.digest));
-            let about = |other: &&Manifest| other.subject.as_ref().is_some_and(|subject| subject.digest == digest);
-            next.extend(self.manifests.values().filter(about).map(|other| other.digest));
+            let Some(manifest) = self.manifests.get(&digest) else {
+                continue;
+            };
+            let held = manifest
+                .blobs
+                .iter()
+                .filter(|layer| !layer.media_type.is_foreign_layer());
+            next.extend(
+                manifest
+                    .children
+                    .iter()
+                    .chain(held)
+                    .map(|entry| entry.digest),
+            );
+            let about = |other: &&Manifest| {
+                other
+                    .subject
+                    .as_ref()
+                    .is_some_and(|subject| subject.digest == digest)
+            };
+            next.extend(
+                self.manifests
+                    .values()
+                    .filter(about)
+                    .map(|other| other.digest),
+            );
         }
         reached
     }
 
     /// Removes all but the `count` newest tags; what only they reached comes back.
     fn forget_oldest(&mut self, count: usize) -> BTreeSet<Digest> {
-        let mut ages: Vec<(Instant, Tag)> = self.tags.iter().map(|(tag, tagged)| (tagged.at, tag.clone())).collect();
+        let mut ages: Vec<(Instant, Tag)> = self
+            .tags
+            .iter()
+            .map(|(tag, tagged)| (tagged.at, tag.clone()))
+            .collect();
         ages.sort_by(|left, right| right.cmp(left));
-        let old = ages.into_iter().skip(count).filter_map(|(_, tag)| self.tags.remove(&tag)).map(|tagged| tagged.digest);
+        let old = ages
+            .into_iter()
+            .skip(count)
+            .filter_map(|(_, tag)| self.tags.remove(&tag))
+            .map(|tagged| tagged.digest);
         let old: Vec<Digest> = old.collect();
-        let kept = self.reachable(self.tags.values().map(|tagged| tagged.digest).collect::<Vec<_>>());
+        let kept = self.reachable(
+            self.tags
+                .values()
+                .map(|tagged| tagged.digest)
+                .collect::<Vec<_>>(),
+        );
         self.reachable(old).difference(&kept).copied().collect()
     }
 }
@@ -395,7 +549,13 @@ mod tests {
     }
 
     fn push(store: &Store, repository: &RepositoryName, image: &Image, tags: &[&str]) {
-        image.push(store, repository, &tags.iter().map(|text| tag(text)).collect::<Vec<_>>()).unwrap();
+        image
+            .push(
+                store,
+                repository,
+                &tags.iter().map(|text| tag(text)).collect::<Vec<_>>(),
+            )
+            .unwrap();
     }
 
     #[test]
@@ -420,7 +580,12 @@ mod tests {
         push(&store, &home, &sample.image(1), &["v1", "latest"]);
         let one = store.used();
         for round in 2..6 {
-            push(&store, &home, &sample.image(round), &[&format!("v{round}"), "latest"]);
+            push(
+                &store,
+                &home,
+                &sample.image(round),
+                &[&format!("v{round}"), "latest"],
+            );
         }
         let five = store.used();
         store.keep_newest(&home, 2);
@@ -433,12 +598,20 @@ mod tests {
     fn the_capacity_is_never_exceeded() {
         let (store, home) = (Store::new(100), name("app"));
         store.put_blob(&home, Bytes::from(vec![1; 60])).unwrap();
-        store.put_blob(&name("other"), Bytes::from(vec![1; 60])).unwrap();
+        store
+            .put_blob(&name("other"), Bytes::from(vec![1; 60]))
+            .unwrap();
         assert_eq!(store.used(), 60, "the same content is kept once");
-        assert!(matches!(store.put_blob(&home, Bytes::from(vec![2; 60])), Err(Refusal::Full { capacity: 100 })));
+        assert!(matches!(
+            store.put_blob(&home, Bytes::from(vec![2; 60])),
+            Err(Refusal::Full { capacity: 100 })
+        ));
         let id = store.begin(&home).unwrap();
         store.append(&home, id, 0, &[3; 40]).unwrap();
-        assert!(matches!(store.append(&home, id, 40, &[3]), Err(Refusal::Full { .. })));
+        assert!(matches!(
+            store.append(&home, id, 40, &[3]),
+            Err(Refusal::Full { .. })
+        ));
         store.cancel(&home, id).unwrap();
         assert_eq!(store.used(), 60);
     }
@@ -448,10 +621,19 @@ mod tests {
         let (store, home) = (Store::new(100), name("app"));
         let id = store.begin(&home).unwrap();
         store.append(&home, id, 0, b"right").unwrap();
-        assert_eq!(store.append(&home, id, 3, b"x"), Err(Refusal::RangeInvalid { held: 5 }));
-        assert_eq!(store.append(&name("other"), id, 5, b"x"), Err(Refusal::UploadUnknown));
+        assert_eq!(
+            store.append(&home, id, 3, b"x"),
+            Err(Refusal::RangeInvalid { held: 5 })
+        );
+        assert_eq!(
+            store.append(&name("other"), id, 5, b"x"),
+            Err(Refusal::UploadUnknown)
+        );
         let found = Digest::sha256(b"right");
-        assert_eq!(store.finish(&home, id, &Digest::sha256(b"wrong")), Err(Refusal::DigestInvalid { found }));
+        assert_eq!(
+            store.finish(&home, id, &Digest::sha256(b"wrong")),
+            Err(Refusal::DigestInvalid { found })
+        );
         assert_eq!(store.received(&home, id), Err(Refusal::UploadUnknown));
         assert_eq!((store.used(), store.blob(&home, &found)), (0, None));
     }

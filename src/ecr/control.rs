@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::{
-    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter, ImageTagMutability, LayerAvailability,
-    Repository, TagStatus,
+    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter,
+    ImageTagMutability, LayerAvailability, Repository, TagStatus,
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -53,7 +53,11 @@ pub(super) struct Control {
 
 impl Control {
     pub(super) fn new(login: Login, registry: &str, metrics: &Metrics) -> Control {
-        Control { login, registry: registry.into(), metrics: metrics.clone() }
+        Control {
+            login,
+            registry: registry.into(),
+            metrics: metrics.clone(),
+        }
     }
 
     pub(super) fn login(&self) -> &Login {
@@ -72,11 +76,21 @@ impl Control {
         cursor: Option<&str>,
         tally: Option<&Tally>,
     ) -> Result<Answer<Option<Images>>, Fault> {
-        let filter = DescribeImagesFilter::builder().tag_status(TagStatus::Tagged).image_status(ImageStatusFilter::Any).build();
+        let filter = DescribeImagesFilter::builder()
+            .tag_status(TagStatus::Tagged)
+            .image_status(ImageStatusFilter::Any)
+            .build();
         let answer = self
             .call("DescribeImages", repository.as_str(), tally, |client| {
-                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
-                request.filter(filter).max_results(PAGE).set_next_token(cursor.map(str::to_owned)).send()
+                let request = client
+                    .describe_images()
+                    .repository_name(repository.as_str())
+                    .set_registry_id(self.account());
+                request
+                    .filter(filter)
+                    .max_results(PAGE)
+                    .set_next_token(cursor.map(str::to_owned))
+                    .send()
             })
             .await;
         or_denied(
@@ -94,11 +108,21 @@ impl Control {
         cursor: Option<&str>,
         tally: Option<&Tally>,
     ) -> Result<Answer<Option<Page<ListedManifest>>>, Fault> {
-        let filter = DescribeImagesFilter::builder().tag_status(TagStatus::Any).image_status(ImageStatusFilter::Any).build();
+        let filter = DescribeImagesFilter::builder()
+            .tag_status(TagStatus::Any)
+            .image_status(ImageStatusFilter::Any)
+            .build();
         let answer = self
             .call("DescribeImages", repository.as_str(), tally, |client| {
-                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
-                request.filter(filter).max_results(PAGE).set_next_token(cursor.map(str::to_owned)).send()
+                let request = client
+                    .describe_images()
+                    .repository_name(repository.as_str())
+                    .set_registry_id(self.account());
+                request
+                    .filter(filter)
+                    .max_results(PAGE)
+                    .set_next_token(cursor.map(str::to_owned))
+                    .send()
             })
             .await;
         or_denied(
@@ -119,30 +143,59 @@ impl Control {
         let image = ImageIdentifier::builder().image_tag(tag.as_str()).build();
         let answer = self
             .call("DescribeImages", repository.as_str(), tally, |client| {
-                let request = client.describe_images().repository_name(repository.as_str()).set_registry_id(self.account());
+                let request = client
+                    .describe_images()
+                    .repository_name(repository.as_str())
+                    .set_registry_id(self.account());
                 request.image_ids(image).send()
             })
             .await;
-        let digest = |details: &[ImageDetail]| details.first().and_then(|image| image.image_digest()?.parse().ok());
-        or_denied(answer, "ImageNotFoundException", |answer| digest(answer.image_details()), None)
+        let digest = |details: &[ImageDetail]| {
+            details
+                .first()
+                .and_then(|image| image.image_digest()?.parse().ok())
+        };
+        or_denied(
+            answer,
+            "ImageNotFoundException",
+            |answer| digest(answer.image_details()),
+            None,
+        )
     }
 
     /// One page of the repositories (DescribeRepositories).
-    pub(super) async fn repositories(&self, cursor: Option<&str>) -> Result<Answer<Page<RepositoryName>>, Fault> {
+    pub(super) async fn repositories(
+        &self,
+        cursor: Option<&str>,
+    ) -> Result<Answer<Page<RepositoryName>>, Fault> {
         let answer = self
             .call("DescribeRepositories", self.login.host(), None, |client| {
-                let request = client.describe_repositories().set_registry_id(self.account());
-                request.max_results(PAGE).set_next_token(cursor.map(str::to_owned)).send()
+                let request = client
+                    .describe_repositories()
+                    .set_registry_id(self.account());
+                request
+                    .max_results(PAGE)
+                    .set_next_token(cursor.map(str::to_owned))
+                    .send()
             })
             .await;
         let page = |repositories: &[Repository], next| {
-            let names: Vec<Option<RepositoryName>> =
-                repositories.iter().map(|repository| repository.repository_name()?.parse().ok()).collect();
+            let names: Vec<Option<RepositoryName>> = repositories
+                .iter()
+                .map(|repository| repository.repository_name()?.parse().ok())
+                .collect();
             let invalid = names.iter().filter(|name| name.is_none()).count();
-            Page { entries: names.into_iter().flatten().collect(), invalid, next: next_cursor(next) }
+            Page {
+                entries: names.into_iter().flatten().collect(),
+                invalid,
+                next: next_cursor(next),
+            }
         };
         match answer {
-            Ok(answer) => Ok(Answer::Given(page(answer.repositories(), answer.next_token.clone()))),
+            Ok(answer) => Ok(Answer::Given(page(
+                answer.repositories(),
+                answer.next_token.clone(),
+            ))),
             Err(refusal) => denied(refusal),
         }
     }
@@ -155,10 +208,19 @@ impl Control {
     ) -> Result<Answer<Option<Repository>>, Fault> {
         let answer = self
             .call("DescribeRepositories", name.as_str(), tally, |client| {
-                client.describe_repositories().set_registry_id(self.account()).repository_names(name.as_str()).send()
+                client
+                    .describe_repositories()
+                    .set_registry_id(self.account())
+                    .repository_names(name.as_str())
+                    .send()
             })
             .await;
-        or_denied(answer, "RepositoryNotFoundException", |answer| answer.repositories().first().cloned(), None)
+        or_denied(
+            answer,
+            "RepositoryNotFoundException",
+            |answer| answer.repositories().first().cloned(),
+            None,
+        )
     }
 
     /// Which of these blobs the repository holds (BatchCheckLayerAvailability), at most [`MOST_LAYERS`].
@@ -169,25 +231,43 @@ impl Control {
         tally: Option<&Tally>,
     ) -> Result<Answer<HashMap<Digest, Presence>>, Fault> {
         let answer = self
-            .call("BatchCheckLayerAvailability", repository.as_str(), tally, |client| {
-                let request = client.batch_check_layer_availability().repository_name(repository.as_str());
-                let digests = digests.iter().map(ToString::to_string).collect();
-                request.set_registry_id(self.account()).set_layer_digests(Some(digests)).send()
-            })
+            .call(
+                "BatchCheckLayerAvailability",
+                repository.as_str(),
+                tally,
+                |client| {
+                    let request = client
+                        .batch_check_layer_availability()
+                        .repository_name(repository.as_str());
+                    let digests = digests.iter().map(ToString::to_string).collect();
+                    request
+                        .set_registry_id(self.account())
+                        .set_layer_digests(Some(digests))
+                        .send()
+                },
+            )
             .await;
         let presence = |available: bool, size: Option<i64>| match available {
-            true => Presence::Present { size: size.and_then(|size| u64::try_from(size).ok()) },
+            true => Presence::Present {
+                size: size.and_then(|size| u64::try_from(size).ok()),
+            },
             false => Presence::Absent,
         };
         match answer {
             Ok(answer) => {
                 let found = answer.layers().iter().filter_map(|layer| {
-                    let available = layer.layer_availability() == Some(&LayerAvailability::Available);
-                    Some((layer.layer_digest()?.parse().ok()?, presence(available, layer.layer_size())))
+                    let available =
+                        layer.layer_availability() == Some(&LayerAvailability::Available);
+                    Some((
+                        layer.layer_digest()?.parse().ok()?,
+                        presence(available, layer.layer_size()),
+                    ))
                 });
                 Ok(Answer::Given(found.collect()))
             }
-            Err(refusal) if refusal.code == "RepositoryNotFoundException" => Ok(Answer::Given(HashMap::new())),
+            Err(refusal) if refusal.code == "RepositoryNotFoundException" => {
+                Ok(Answer::Given(HashMap::new()))
+            }
             Err(refusal) => denied(refusal),
         }
     }
@@ -195,7 +275,9 @@ impl Control {
     /// Whether blobs are mounted in this account and region (GetAccountSetting).
     pub(super) async fn mounts_blobs(&self) -> Result<Answer<bool>, Fault> {
         let answer = self
-            .call("GetAccountSetting", "BLOB_MOUNTING", None, |client| client.get_account_setting().name("BLOB_MOUNTING").send())
+            .call("GetAccountSetting", "BLOB_MOUNTING", None, |client| {
+                client.get_account_setting().name("BLOB_MOUNTING").send()
+            })
             .await;
         match answer {
             Ok(answer) => Ok(Answer::Given(answer.value() == Some("ENABLED"))),
@@ -214,7 +296,13 @@ impl Control {
     ) -> Result<bool, Fault> {
         let answer = self
             .call("CreateRepository", name.as_str(), tally, |client| {
-                fill(client.create_repository().repository_name(name.as_str()).set_registry_id(self.account())).send()
+                fill(
+                    client
+                        .create_repository()
+                        .repository_name(name.as_str())
+                        .set_registry_id(self.account()),
+                )
+                .send()
             })
             .await;
         match answer {
@@ -225,32 +313,58 @@ impl Control {
     }
 
     /// Sets the lifecycle policy of a repository.
-    pub(super) async fn set_lifecycle(&self, name: &RepositoryName, text: &str, tally: Option<&Tally>) -> Result<(), Fault> {
+    pub(super) async fn set_lifecycle(
+        &self,
+        name: &RepositoryName,
+        text: &str,
+        tally: Option<&Tally>,
+    ) -> Result<(), Fault> {
         let answer = self
             .call("PutLifecyclePolicy", name.as_str(), tally, |client| {
                 let request = client.put_lifecycle_policy().repository_name(name.as_str());
-                request.set_registry_id(self.account()).lifecycle_policy_text(text).send()
+                request
+                    .set_registry_id(self.account())
+                    .lifecycle_policy_text(text)
+                    .send()
             })
             .await;
         answer.map(drop).map_err(|refusal| refusal.fault)
     }
 
     /// Sets the permissions of a repository.
-    pub(super) async fn set_policy(&self, name: &RepositoryName, text: &str, tally: Option<&Tally>) -> Result<(), Fault> {
+    pub(super) async fn set_policy(
+        &self,
+        name: &RepositoryName,
+        text: &str,
+        tally: Option<&Tally>,
+    ) -> Result<(), Fault> {
         let answer = self
             .call("SetRepositoryPolicy", name.as_str(), tally, |client| {
-                let request = client.set_repository_policy().repository_name(name.as_str());
-                request.set_registry_id(self.account()).policy_text(text).send()
+                let request = client
+                    .set_repository_policy()
+                    .repository_name(name.as_str());
+                request
+                    .set_registry_id(self.account())
+                    .policy_text(text)
+                    .send()
             })
             .await;
         answer.map(drop).map_err(|refusal| refusal.fault)
     }
 
     /// The lifecycle policy of a repository, if it has one.
-    pub(super) async fn lifecycle(&self, name: &RepositoryName, tally: Option<&Tally>) -> Result<Option<String>, Fault> {
+    pub(super) async fn lifecycle(
+        &self,
+        name: &RepositoryName,
+        tally: Option<&Tally>,
+    ) -> Result<Option<String>, Fault> {
         let answer = self
             .call("GetLifecyclePolicy", name.as_str(), tally, |client| {
-                client.get_lifecycle_policy().repository_name(name.as_str()).set_registry_id(self.account()).send()
+                client
+                    .get_lifecycle_policy()
+                    .repository_name(name.as_str())
+                    .set_registry_id(self.account())
+                    .send()
             })
             .await;
         match answer {
@@ -261,10 +375,18 @@ impl Control {
     }
 
     /// The permissions of a repository, if it has any.
-    pub(super) async fn policy(&self, name: &RepositoryName, tally: Option<&Tally>) -> Result<Option<String>, Fault> {
+    pub(super) async fn policy(
+        &self,
+        name: &RepositoryName,
+        tally: Option<&Tally>,
+    ) -> Result<Option<String>, Fault> {
         let answer = self
             .call("GetRepositoryPolicy", name.as_str(), tally, |client| {
-                client.get_repository_policy().repository_name(name.as_str()).set_registry_id(self.account()).send()
+                client
+                    .get_repository_policy()
+                    .repository_name(name.as_str())
+                    .set_registry_id(self.account())
+                    .send()
             })
             .await;
         match answer {
@@ -290,7 +412,10 @@ impl Control {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E>>> + Send,
     {
-        let (client, _) = self.login.plane().await.map_err(|fault| Refusal { code: String::new(), fault })?;
+        let (client, _) = self.login.plane().await.map_err(|fault| Refusal {
+            code: String::new(),
+            fault,
+        })?;
         if let Some(tally) = tally {
             tally.add();
         }
@@ -298,14 +423,21 @@ impl Control {
         let answer = send(client).boxed().await;
         let status = match &answer {
             Ok(_) => Some(200),
-            Err(error) => error.raw_response().map(|response| response.status().as_u16()),
+            Err(error) => error
+                .raw_response()
+                .map(|response| response.status().as_u16()),
         };
-        self.metrics.action(&self.registry, action, status, started.elapsed());
+        self.metrics
+            .action(&self.registry, action, status, started.elapsed());
         match answer {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 let about = format!("{} ({about})", self.registry);
-                Err(self.login.refusal(&format!("ecr:{action}"), &error, &about).boxed().await)
+                Err(self
+                    .login
+                    .refusal(&format!("ecr:{action}"), &error, &about)
+                    .boxed()
+                    .await)
             }
         }
     }
@@ -319,10 +451,18 @@ impl fmt::Debug for Control {
 
 /// Whether the tags of a repository may move, and a word for it.
 pub(super) fn is_mutable(repository: &Repository) -> bool {
-    matches!(repository.image_tag_mutability(), None | Some(ImageTagMutability::Mutable | ImageTagMutability::MutableWithExclusion))
+    matches!(
+        repository.image_tag_mutability(),
+        None | Some(ImageTagMutability::Mutable | ImageTagMutability::MutableWithExclusion)
+    )
 }
 
-fn or_denied<T, A>(answer: Result<A, Refusal>, missing: &str, read: impl FnOnce(A) -> T, absent: T) -> Result<Answer<T>, Fault> {
+fn or_denied<T, A>(
+    answer: Result<A, Refusal>,
+    missing: &str,
+    read: impl FnOnce(A) -> T,
+    absent: T,
+) -> Result<Answer<T>, Fault> {
     match answer {
         Ok(answer) => Ok(Answer::Given(read(answer))),
         Err(refusal) if refusal.code == missing => Ok(Answer::Given(absent)),
@@ -332,7 +472,13 @@ fn or_denied<T, A>(answer: Result<A, Refusal>, missing: &str, read: impl FnOnce(
 
 /// What is not ours to do, and what this control plane does not know, is left to the registry protocol.
 fn denied<T>(refusal: Refusal) -> Result<Answer<T>, Fault> {
-    const NOT_OURS: [&str; 5] = ["AccessDenied", "UnknownOperation", "InvalidAction", "NotImplemented", "UnrecognizedAction"];
+    const NOT_OURS: [&str; 5] = [
+        "AccessDenied",
+        "UnknownOperation",
+        "InvalidAction",
+        "NotImplemented",
+        "UnrecognizedAction",
+    ];
     match NOT_OURS.iter().any(|code| refusal.code.contains(code)) {
         true => Ok(Answer::Denied(refusal.fault)),
         false => Err(refusal.fault),
@@ -340,17 +486,30 @@ fn denied<T>(refusal: Refusal) -> Result<Answer<T>, Fault> {
 }
 
 fn images(details: &[ImageDetail], next: Option<String>) -> Images {
-    let mut page = Page { entries: Vec::new(), invalid: 0, next: next_cursor(next) };
+    let mut page = Page {
+        entries: Vec::new(),
+        invalid: 0,
+        next: next_cursor(next),
+    };
     let mut archived = HashSet::new();
     for detail in details {
         let digest: Option<Digest> = detail.image_digest().and_then(|digest| digest.parse().ok());
-        let pushed = detail.image_pushed_at().and_then(|at| Timestamp::from_nanosecond(at.as_nanos()).ok());
-        if detail.image_status().is_some_and(|status| *status != ImageStatus::Active) {
+        let pushed = detail
+            .image_pushed_at()
+            .and_then(|at| Timestamp::from_nanosecond(at.as_nanos()).ok());
+        if detail
+            .image_status()
+            .is_some_and(|status| *status != ImageStatus::Active)
+        {
             archived.extend(digest);
         }
         for name in detail.image_tags() {
             match name.parse() {
-                Ok(name) => page.entries.push(Tag { name, digest, pushed }),
+                Ok(name) => page.entries.push(Tag {
+                    name,
+                    digest,
+                    pushed,
+                }),
                 Err(_) => page.invalid += 1,
             }
         }
@@ -361,10 +520,19 @@ fn images(details: &[ImageDetail], next: Option<String>) -> Images {
 fn manifests(details: &[ImageDetail], next: Option<String>) -> Page<ListedManifest> {
     let listed = |detail: &ImageDetail| {
         let digest = detail.image_digest()?.parse().ok()?;
-        Some(ListedManifest { digest, subject: detail.subject_manifest_digest().and_then(|subject| subject.parse().ok()) })
+        Some(ListedManifest {
+            digest,
+            subject: detail
+                .subject_manifest_digest()
+                .and_then(|subject| subject.parse().ok()),
+        })
     };
     let entries: Vec<ListedManifest> = details.iter().filter_map(listed).collect();
-    Page { invalid: details.len() - entries.len(), entries, next: next_cursor(next) }
+    Page {
+        invalid: details.len() - entries.len(),
+        entries,
+        next: next_cursor(next),
+    }
 }
 
 fn next_cursor(token: Option<String>) -> Option<Cursor> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use aws_sdk_ecr::types::Repository as Described;
 use aws_sdk_ecr::types::{
-    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability, ImageTagMutabilityExclusionFilter,
-    ImageTagMutabilityExclusionFilterType, Tag,
+    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability,
+    ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
 
 use futures::future::BoxFuture;
@@ -34,7 +34,11 @@ impl Creation {
         }
         let unfinished = &repository.shared().unfinished;
         let is_noted = unfinished.is_noted(origin, name).await;
-        let is_there = match repository.control().repository(name, repository.tally()).await? {
+        let is_there = match repository
+            .control()
+            .repository(name, repository.tally())
+            .await?
+        {
             Answer::Given(Some(_)) if is_noted => true,
             Answer::Given(Some(_)) => return Ok(false),
             // Who may not look may still create.
@@ -47,10 +51,20 @@ impl Creation {
         let mut is_new = false;
         if !is_there {
             unfinished.note(origin, name).await;
-            is_new = match repository.control().create(|request| filled(request, &template), name, repository.tally()).await {
+            is_new = match repository
+                .control()
+                .create(
+                    |request| filled(request, &template),
+                    name,
+                    repository.tally(),
+                )
+                .await
+            {
                 Ok(is_new) => is_new,
                 // Where no answer tells, it may have been created.
-                Err(fault) if fault.class().is_retryable() || is_noted => return Err(creating(repository, fault)),
+                Err(fault) if fault.class().is_retryable() || is_noted => {
+                    return Err(creating(repository, fault));
+                }
                 Err(fault) => {
                     unfinished.clear(origin, name).await;
                     let fault = creating(repository, fault);
@@ -82,10 +96,15 @@ pub trait Unfinished: Send + Sync {
     fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
 
     /// Whether it was noted and not cleared since.
-    fn is_noted<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, bool>;
+    fn is_noted<'a>(
+        &'a self,
+        origin: &'a Origin,
+        repository: &'a RepositoryName,
+    ) -> BoxFuture<'a, bool>;
 
     /// It is set up, or not ours.
-    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
+    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName)
+    -> BoxFuture<'a, ()>;
 }
 
 type Request = aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
@@ -99,12 +118,17 @@ fn filled(request: Request, template: &Template) -> Request {
     };
     let filter = |text: &String| {
         let filter = ImageTagMutabilityExclusionFilter::builder().filter(text);
-        filter.filter_type(ImageTagMutabilityExclusionFilterType::Wildcard).build().ok()
+        filter
+            .filter_type(ImageTagMutabilityExclusionFilterType::Wildcard)
+            .build()
+            .ok()
     };
     let filters: Vec<_> = template.except.iter().filter_map(filter).collect();
     let tag = |(key, value): &(String, String)| Tag::builder().key(key).value(value).build().ok();
     let tags: Vec<_> = template.tags.iter().filter_map(tag).collect();
-    let scanning = ImageScanningConfiguration::builder().scan_on_push(template.scan_on_push).build();
+    let scanning = ImageScanningConfiguration::builder()
+        .scan_on_push(template.scan_on_push)
+        .build();
     request
         .image_tag_mutability(mutability)
         .set_image_tag_mutability_exclusion_filters((!filters.is_empty()).then_some(filters))
@@ -115,18 +139,34 @@ fn filled(request: Request, template: &Template) -> Request {
 
 fn encryption(key: &str) -> Option<EncryptionConfiguration> {
     let key = (!key.is_empty()).then(|| key.to_owned());
-    EncryptionConfiguration::builder().encryption_type(EncryptionType::Kms).set_kms_key(key).build().ok()
+    EncryptionConfiguration::builder()
+        .encryption_type(EncryptionType::Kms)
+        .set_kms_key(key)
+        .build()
+        .ok()
 }
 
 /// What a repository has beside its own settings. In one that an earlier attempt created, what is there by now stays: a person
 /// may have set it.
 async fn furnish(repository: &Repository, template: &Template, is_new: bool) -> Result<(), Fault> {
-    let (control, name, tally) = (repository.control(), repository.repository(), repository.tally());
-    let doing = |fault: Fault| fault.while_doing(format!("set up {}, which was created for us", repository.address()));
+    let (control, name, tally) = (
+        repository.control(),
+        repository.repository(),
+        repository.tally(),
+    );
+    let doing = |fault: Fault| {
+        fault.while_doing(format!(
+            "set up {}, which was created for us",
+            repository.address()
+        ))
+    };
     if let Some(text) = &template.lifecycle
         && (is_new || is_absent(control.lifecycle(name, tally).await).map_err(doing)?)
     {
-        control.set_lifecycle(name, text, tally).await.map_err(doing)?;
+        control
+            .set_lifecycle(name, text, tally)
+            .await
+            .map_err(doing)?;
     }
     if let Some(text) = &template.policy
         && (is_new || is_absent(control.policy(name, tally).await).map_err(doing)?)
@@ -150,9 +190,16 @@ async fn template_of(model: &Repository) -> Result<Template, Fault> {
     let (control, name, tally) = (model.control(), model.repository(), model.tally());
     let described = match control.repository(name, tally).await? {
         Answer::Given(Some(described)) => described,
-        Answer::Given(None) => return Err(Fault::not_found(format!("{} does not exist and cannot be cloned", model.address()))),
+        Answer::Given(None) => {
+            return Err(Fault::not_found(format!(
+                "{} does not exist and cannot be cloned",
+                model.address()
+            )));
+        }
         Answer::Denied(fault) => {
-            return Err(fault.with_class(Class::Auth).while_doing(format!("clone the settings of {}", model.address())));
+            return Err(fault
+                .with_class(Class::Auth)
+                .while_doing(format!("clone the settings of {}", model.address())));
         }
     };
     Ok(Template {
@@ -165,11 +212,21 @@ async fn template_of(model: &Repository) -> Result<Template, Fault> {
 fn read(described: &Described) -> Template {
     use ImageTagMutability::{Immutable, ImmutableWithExclusion};
     let filters = described.image_tag_mutability_exclusion_filters();
-    let kms = described.encryption_configuration().filter(|encryption| *encryption.encryption_type() == EncryptionType::Kms);
+    let kms = described
+        .encryption_configuration()
+        .filter(|encryption| *encryption.encryption_type() == EncryptionType::Kms);
     Template {
-        immutable: matches!(described.image_tag_mutability(), Some(Immutable | ImmutableWithExclusion)),
-        except: filters.iter().map(|filter| filter.filter().to_owned()).collect(),
-        scan_on_push: described.image_scanning_configuration().is_some_and(|scanning| scanning.scan_on_push()),
+        immutable: matches!(
+            described.image_tag_mutability(),
+            Some(Immutable | ImmutableWithExclusion)
+        ),
+        except: filters
+            .iter()
+            .map(|filter| filter.filter().to_owned())
+            .collect(),
+        scan_on_push: described
+            .image_scanning_configuration()
+            .is_some_and(|scanning| scanning.scan_on_push()),
         kms_key: kms.map(|_| String::new()),
         ..Template::default()
     }

@@ -11,8 +11,10 @@ use crate::registry::profile::Kind;
 /// The host of a private registry: the pattern that AWS's own credential helper recognises.
 static PRIVATE: LazyLock<Regex> = LazyLock::new(|| {
     let domains = r"amazonaws\.(com(\.cn)?|eu)|on\.(aws|amazonwebservices\.com\.cn)|sc2s\.sgov\.gov|c2s\.ic\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov";
-    Regex::new(&format!(r"^([0-9]{{12}})\.dkr[.-]ecr(-fips)?\.([a-z0-9][a-z0-9-]*)\.({domains})$"))
-        .expect("the pattern is constant")
+    Regex::new(&format!(
+        r"^([0-9]{{12}})\.dkr[.-]ecr(-fips)?\.([a-z0-9][a-z0-9-]*)\.({domains})$"
+    ))
+    .expect("the pattern is constant")
 });
 
 /// What the name of an ECR host says.
@@ -49,7 +51,13 @@ pub fn recognise(host: &str) -> Option<EcrHost> {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
     if matches!(host, "public.ecr.aws" | "ecr-public.aws.com") {
-        return Some(EcrHost { account: None, region: "us-east-1".to_owned(), fips: false, dual_stack: false, public: true });
+        return Some(EcrHost {
+            account: None,
+            region: "us-east-1".to_owned(),
+            fips: false,
+            dual_stack: false,
+            public: true,
+        });
     }
     let parts = PRIVATE.captures(host)?;
     Some(EcrHost {
@@ -64,7 +72,9 @@ pub fn recognise(host: &str) -> Option<EcrHost> {
 /// Whether `host` counts as ECR because the control plane at `endpoint` is an emulator's: both are loopback or private by
 /// their very names. An endpoint of that kind in a VPC has a public name, and says nothing of other registries.
 pub fn is_emulated(host: &Host, endpoint: &str) -> bool {
-    let of_endpoint = Url::parse(endpoint).ok().and_then(|url| url.host_str()?.parse::<Host>().ok());
+    let of_endpoint = Url::parse(endpoint)
+        .ok()
+        .and_then(|url| url.host_str()?.parse::<Host>().ok());
     let is_emulator = of_endpoint.is_some_and(|host| host.is_loopback_or_private());
     is_emulator && host.is_loopback_or_private() && Kind::recognise(host.name()) == Kind::Generic
 }
@@ -84,41 +94,114 @@ mod tests {
             ("docker.io", "http://10.0.0.9:4566", false),
             ("registry.example:5000", "http://localhost:4566", false),
             ("172.15.0.1:5000", "http://localhost:4566", false),
-            ("ghcr.io", "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com", false),
-            ("localhost:5000", "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com", false),
-            ("localhost:5000", "https://api.ecr.eu-west-1.amazonaws.com", false),
+            (
+                "ghcr.io",
+                "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com",
+                false,
+            ),
+            (
+                "localhost:5000",
+                "https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com",
+                false,
+            ),
+            (
+                "localhost:5000",
+                "https://api.ecr.eu-west-1.amazonaws.com",
+                false,
+            ),
             ("localhost:5000", "nonsense", false),
         ];
         for (host, endpoint, expected) in table {
-            assert_eq!(is_emulated(&host.parse().unwrap(), endpoint), expected, "{host} {endpoint}");
+            assert_eq!(
+                is_emulated(&host.parse().unwrap(), endpoint),
+                expected,
+                "{host} {endpoint}"
+            );
         }
     }
 
     #[test]
     fn every_shape_of_an_ecr_host_is_recognised_and_nothing_else() {
         let private = [
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", false),
-            ("123456789012.DKR.ECR.eu-west-1.amazonaws.com:443", "eu-west-1", false),
-            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1", true),
-            ("123456789012.dkr-ecr.eu-central-1.on.aws", "eu-central-1", false),
-            ("123456789012.dkr-ecr-fips.us-east-2.on.aws", "us-east-2", true),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1", false),
-            ("123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", "cn-north-1", false),
-            ("123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1", false),
-            ("123456789012.dkr.ecr.us-isob-east-1.sc2s.sgov.gov", "us-isob-east-1", false),
-            ("123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov", "us-iso-east-1", false),
-            ("123456789012.dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1", false),
-            ("123456789012.dkr.ecr.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1", false),
+            (
+                "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+                "eu-west-1",
+                false,
+            ),
+            (
+                "123456789012.DKR.ECR.eu-west-1.amazonaws.com:443",
+                "eu-west-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                "us-gov-west-1",
+                true,
+            ),
+            (
+                "123456789012.dkr-ecr.eu-central-1.on.aws",
+                "eu-central-1",
+                false,
+            ),
+            (
+                "123456789012.dkr-ecr-fips.us-east-2.on.aws",
+                "us-east-2",
+                true,
+            ),
+            (
+                "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "cn-north-1",
+                false,
+            ),
+            (
+                "123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "cn-north-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "eusc-de-east-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "us-isob-east-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "us-iso-east-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "eu-isoe-west-1",
+                false,
+            ),
+            (
+                "123456789012.dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "us-isof-south-1",
+                false,
+            ),
         ];
         for (host, region, fips) in private {
             let account = Some("123456789012".to_owned());
             let dual_stack = host.contains(".on.");
-            let expected = EcrHost { account, region: region.to_owned(), fips, dual_stack, public: false };
+            let expected = EcrHost {
+                account,
+                region: region.to_owned(),
+                fips,
+                dual_stack,
+                public: false,
+            };
             assert_eq!(recognise(host), Some(expected), "{host}");
         }
         for host in ["public.ecr.aws", "ecr-public.aws.com", "PUBLIC.ecr.aws"] {
             let public = recognise(host).expect(host);
-            assert!(public.public && public.account.is_none() && public.region == "us-east-1", "{host}");
+            assert!(
+                public.public && public.account.is_none() && public.region == "us-east-1",
+                "{host}"
+            );
         }
         let others = [
             "12345678901.dkr.ecr.eu-west-1.amazonaws.com",

@@ -13,7 +13,9 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::{BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider};
+use aws_sdk_ecr::config::{
+    BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider,
+};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
@@ -108,7 +110,10 @@ impl Client {
     /// The id of the access key, which is no secret: what AWS does not know has no other name.
     async fn key_id(&self) -> Option<String> {
         let credentials = self.credentials.as_ref()?.provide_credentials();
-        let credentials = tokio::time::timeout(DEADLINE / 6, credentials).await.ok()?.ok()?;
+        let credentials = tokio::time::timeout(DEADLINE / 6, credentials)
+            .await
+            .ok()?
+            .ok()?;
         Some(credentials.access_key_id().to_owned())
     }
 }
@@ -142,14 +147,33 @@ impl Login {
     pub fn beside(&self, settings: &Settings, host: &str) -> Option<Login> {
         let place = Place::of(settings, host);
         let who = |settings: &Settings, recognised: &Option<EcrHost>| {
-            let Settings { region, role_arn, external_id, session_name, profile, endpoint, .. } = settings.clone();
+            let Settings {
+                region,
+                role_arn,
+                external_id,
+                session_name,
+                profile,
+                endpoint,
+                ..
+            } = settings.clone();
             let fips = recognised.as_ref().is_some_and(|host| host.fips);
             let dual_stack = recognised.as_ref().is_some_and(|host| host.dual_stack);
             let region = region.or_else(|| recognised.as_ref().map(|host| host.region.clone()));
-            (region, role_arn, external_id, session_name, profile, endpoint, fips, dual_stack)
+            (
+                region,
+                role_arn,
+                external_id,
+                session_name,
+                profile,
+                endpoint,
+                fips,
+                dual_stack,
+            )
         };
-        let private = !self.is_public() && !place.recognised.as_ref().is_some_and(|host| host.public);
-        let same = private && who(&self.0.settings, &self.0.recognised) == who(settings, &place.recognised);
+        let private =
+            !self.is_public() && !place.recognised.as_ref().is_some_and(|host| host.public);
+        let same = private
+            && who(&self.0.settings, &self.0.recognised) == who(settings, &place.recognised);
         same.then(|| Login(Arc::clone(&self.0), Arc::new(place)))
     }
 
@@ -160,7 +184,12 @@ impl Login {
     /// `Auth` when AWS knows no credentials or refuses them, naming action and region; `Retryable` when it throttles or
     /// cannot be reached.
     pub async fn token(&self) -> Result<Token, Fault> {
-        if let Some(token) = self.0.held().as_ref().filter(|held| Instant::now() < held.renew_at) {
+        if let Some(token) = self
+            .0
+            .held()
+            .as_ref()
+            .filter(|held| Instant::now() < held.renew_at)
+        {
             return Ok(token.token.clone());
         }
         let asked = self.ask().await;
@@ -178,7 +207,11 @@ impl Login {
         }
         // Whoever is refused meanwhile joins this call.
         let fresh = self.ask().await?;
-        *self.0.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self
+            .0
+            .replaced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(fresh)
     }
 
@@ -189,7 +222,10 @@ impl Login {
 
     /// Who we are there, as far as the settings say: the caller's or the role's ARN.
     pub fn identity(&self) -> Option<&str> {
-        self.1.identity.as_deref().or(self.0.settings.role_arn.as_deref())
+        self.1
+            .identity
+            .as_deref()
+            .or(self.0.settings.role_arn.as_deref())
     }
 
     /// Who the caller must be, where the settings say so.
@@ -199,7 +235,11 @@ impl Login {
 
     /// The account that owns the registry.
     pub fn account(&self) -> Option<&str> {
-        let named = self.1.recognised.as_ref().and_then(|host| host.account.as_deref());
+        let named = self
+            .1
+            .recognised
+            .as_ref()
+            .and_then(|host| host.account.as_deref());
         self.1.account.as_deref().or(named)
     }
 
@@ -216,7 +256,10 @@ impl Login {
 
     /// The account that only the settings name: the host does not tell whether it is right.
     pub(super) fn presumed_account(&self) -> Option<&str> {
-        self.1.account.as_deref().filter(|_| self.1.recognised.is_none())
+        self.1
+            .account
+            .as_deref()
+            .filter(|_| self.1.recognised.is_none())
     }
 
     /// Whether only a guess makes the registry ECR: see [`Settings::is_assumed`].
@@ -244,15 +287,25 @@ impl Login {
     pub(super) async fn caller(&self) -> Result<(String, String), Fault> {
         let client = self.0.client.get_or_try_init(|| self.0.connect()).await?;
         let answer = client.sts.get_caller_identity().send().await;
-        let answer = answer.map_err(|error| refusal("sts:GetCallerIdentity", &error, &client.region, self.host()).fault)?;
+        let answer = answer.map_err(|error| {
+            refusal("sts:GetCallerIdentity", &error, &client.region, self.host()).fault
+        })?;
         match (answer.arn, answer.account) {
             (Some(arn), Some(account)) => Ok((arn, account)),
-            _ => Err(Fault::new(Class::Auth, format!("sts:GetCallerIdentity for {} names no caller", self.host()))),
+            _ => Err(Fault::new(
+                Class::Auth,
+                format!("sts:GetCallerIdentity for {} names no caller", self.host()),
+            )),
         }
     }
 
     /// What a failed call of the control plane means; `about` is what was acted on.
-    pub(super) async fn refusal<E, R>(&self, action: &str, error: &SdkError<E, R>, about: &str) -> Refusal
+    pub(super) async fn refusal<E, R>(
+        &self,
+        action: &str,
+        error: &SdkError<E, R>,
+        about: &str,
+    ) -> Refusal
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         R: fmt::Debug + Send + Sync + 'static,
@@ -262,20 +315,33 @@ impl Login {
 
     async fn ask(&self) -> Result<Token, Fault> {
         let inner = Arc::clone(&self.0);
-        self.0.flight.join(|| async move { inner.ask().await }).await
+        self.0
+            .flight
+            .join(|| async move { inner.ask().await })
+            .await
     }
 }
 
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ecr::Login").field("host", &self.1.host).field("settings", &self.0.settings).finish_non_exhaustive()
+        f.debug_struct("ecr::Login")
+            .field("host", &self.1.host)
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
     }
 }
 
 impl Place {
     fn of(settings: &Settings, host: &str) -> Place {
-        let Settings { account, identity, .. } = settings.clone();
-        Place { host: host.to_owned(), recognised: host::recognise(host), account, identity }
+        let Settings {
+            account, identity, ..
+        } = settings.clone();
+        Place {
+            host: host.to_owned(),
+            recognised: host::recognise(host),
+            account,
+            identity,
+        }
     }
 }
 
@@ -287,7 +353,9 @@ impl Inner {
     /// The held token when it still lasts; the next attempt to replace it waits a little.
     fn survivor(&self) -> Option<Token> {
         let mut held = self.held();
-        let held = held.as_mut().filter(|held| held.received.elapsed() < held.life)?;
+        let held = held
+            .as_mut()
+            .filter(|held| held.received.elapsed() < held.life)?;
         held.renew_at = Instant::now() + PAUSE;
         Some(held.token.clone())
     }
@@ -304,11 +372,22 @@ impl Inner {
 
     async fn ask(&self) -> Result<Token, Fault> {
         if self.recognised.as_ref().is_some_and(|host| host.public) {
-            let text = format!("{} does not take tokens of private ECR: use auth: docker-config or anonymous", self.host);
+            let text = format!(
+                "{} does not take tokens of private ECR: use auth: docker-config or anonymous",
+                self.host
+            );
             return Err(Fault::new(Class::Auth, text));
         }
-        let late = || Fault::retryable(format!("AWS gave no ECR token for {} within {} s", self.host, DEADLINE.as_secs()));
-        let token = tokio::time::timeout(DEADLINE, self.call()).await.map_err(|_| late())??;
+        let late = || {
+            Fault::retryable(format!(
+                "AWS gave no ECR token for {} within {} s",
+                self.host,
+                DEADLINE.as_secs()
+            ))
+        };
+        let token = tokio::time::timeout(DEADLINE, self.call())
+            .await
+            .map_err(|_| late())??;
         *self.held() = Some(Held::new(token.clone()));
         Ok(token)
     }
@@ -318,13 +397,25 @@ impl Inner {
         let answer = client.ecr.get_authorization_token().send().await;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) => return Err(self.refusal("ecr:GetAuthorizationToken", &error, &self.host).await.fault),
+            Err(error) => {
+                return Err(self
+                    .refusal("ecr:GetAuthorizationToken", &error, &self.host)
+                    .await
+                    .fault);
+            }
         };
         let unreadable = || {
-            let text = format!("ecr:GetAuthorizationToken in {} for {} answered without a usable token", client.region, self.host);
+            let text = format!(
+                "ecr:GetAuthorizationToken in {} for {} answered without a usable token",
+                client.region, self.host
+            );
             Fault::new(Class::Auth, text)
         };
-        answer.authorization_data().first().and_then(read).ok_or_else(unreadable)
+        answer
+            .authorization_data()
+            .first()
+            .and_then(read)
+            .ok_or_else(unreadable)
     }
 
     /// What a failed call means. AWS names the principal when it knows it; else we say whose credentials these are.
@@ -342,7 +433,12 @@ impl Inner {
             (None, None) => None,
         };
         let who = who.map(|who| format!(" as {who}")).unwrap_or_default();
-        refusal(action, error, client.map_or("no region", |client| &client.region), &format!("{about}{who}"))
+        refusal(
+            action,
+            error,
+            client.map_or("no region", |client| &client.region),
+            &format!("{about}{who}"),
+        )
     }
 
     async fn connect(&self) -> Result<Client, Fault> {
@@ -364,13 +460,22 @@ impl Inner {
         }
         let sts = aws_sdk_sts::Client::new(&base);
         let credentials = base.credentials_provider();
-        Ok(Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: region.to_string(), credentials })
+        Ok(Client {
+            ecr: aws_sdk_ecr::Client::from_conf(config.build()),
+            sts,
+            region: region.to_string(),
+            credentials,
+        })
     }
 
     async fn shared_config(&self) -> SdkConfig {
-        let timeouts = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).operation_timeout(DEADLINE / 2).build();
-        let mut loader =
-            aws_config::defaults(BehaviorVersion::v2026_01_12()).retry_config(RetryConfig::disabled()).timeout_config(timeouts);
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .operation_timeout(DEADLINE / 2)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts);
         let named = self.recognised.as_ref().map(|host| &host.region);
         if let Some(region) = self.settings.region.as_ref().or(named) {
             loader = loader.region(Region::new(region.clone()));
@@ -410,29 +515,51 @@ fn of_profile(profile: &str, base: SdkConfig) -> SdkConfig {
         .with_use_dual_stack(base.use_dual_stack())
         .with_behavior_version(Some(BehaviorVersion::v2026_01_12()))
         .with_retry_config(RetryConfig::disabled());
-    let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&config).build();
-    base.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+    let provider = ProfileFileCredentialsProvider::builder()
+        .profile_name(profile)
+        .configure(&config)
+        .build();
+    base.into_builder()
+        .credentials_provider(SharedCredentialsProvider::new(provider))
+        .build()
 }
 
 impl Held {
     /// Counts from now on: the instant that ECR names is only compared with our clock once.
     fn new(token: Token) -> Held {
         let received = Instant::now();
-        let left = Duration::try_from(token.expires.duration_since(clock::now())).unwrap_or_default();
+        let left =
+            Duration::try_from(token.expires.duration_since(clock::now())).unwrap_or_default();
         let life = left.clamp(LEAST_LIFE, MOST_LIFE);
-        let early = if life > LEAST_LIFE { life / 10 } else { Duration::ZERO };
-        Held { token, received, life, renew_at: received + life - early }
+        let early = if life > LEAST_LIFE {
+            life / 10
+        } else {
+            Duration::ZERO
+        };
+        Held {
+            token,
+            received,
+            life,
+            renew_at: received + life - early,
+        }
     }
 }
 
 fn read(data: &AuthorizationData) -> Option<Token> {
-    let plain = String::from_utf8(STANDARD.decode(data.authorization_token()?.trim()).ok()?).ok()?;
+    let plain =
+        String::from_utf8(STANDARD.decode(data.authorization_token()?.trim()).ok()?).ok()?;
     let (username, password) = plain.split_once(':')?;
-    let expires = data.expires_at().and_then(|at| Timestamp::from_second(at.secs()).ok());
+    let expires = data
+        .expires_at()
+        .and_then(|at| Timestamp::from_second(at.secs()).ok());
     // Without a date the token is taken for one that does not last.
     let expires = expires.unwrap_or_else(clock::now);
     let usable = !username.is_empty() && !password.is_empty();
-    usable.then(|| Token { username: username.to_owned(), password: password.into(), expires })
+    usable.then(|| Token {
+        username: username.to_owned(),
+        password: password.into(),
+        expires,
+    })
 }
 
 #[cfg(test)]

@@ -12,8 +12,13 @@ const THROTTLE: Duration = Duration::from_secs(1);
 /// The codes for credentials that were good once.
 const EXPIRED: [&str; 3] = ["ExpiredToken", "RequestExpired", "TokenRefreshRequired"];
 /// The codes for credentials that AWS does not know.
-const UNKNOWN: [&str; 5] =
-    ["UnrecognizedClient", "InvalidClientTokenId", "InvalidSignature", "SignatureDoesNotMatch", "MissingAuthenticationToken"];
+const UNKNOWN: [&str; 5] = [
+    "UnrecognizedClient",
+    "InvalidClientTokenId",
+    "InvalidSignature",
+    "SignatureDoesNotMatch",
+    "MissingAuthenticationToken",
+];
 
 /// A call that AWS refused, or that did not reach it.
 pub(super) struct Refusal {
@@ -24,32 +29,58 @@ pub(super) struct Refusal {
 }
 
 /// What a failed call of `action` means. `about` is the registry's host, or what was acted on there.
-pub(super) fn refusal<E, R>(action: &str, error: &SdkError<E, R>, region: &str, about: &str) -> Refusal
+pub(super) fn refusal<E, R>(
+    action: &str,
+    error: &SdkError<E, R>,
+    region: &str,
+    about: &str,
+) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
     R: fmt::Debug + 'static,
 {
     let service = error.as_service_error();
-    let code = service.and_then(|service| service.code()).unwrap_or_default().to_owned();
+    let code = service
+        .and_then(|service| service.code())
+        .unwrap_or_default()
+        .to_owned();
     let said = match service {
         Some(service) => sentence(service.meta()),
         None => chain(error),
     };
     let classified = match service {
-        None if is_of_credentials(error) => of_credentials(&said).unwrap_or_else(|| classify(&said)),
+        None if is_of_credentials(error) => {
+            of_credentials(&said).unwrap_or_else(|| classify(&said))
+        }
         _ => classify(&said),
     };
     let (class, advice) = match classified {
-        (class, "") if service.is_none() => (class, "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`"),
+        (class, "") if service.is_none() => (
+            class,
+            "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`",
+        ),
         classified => classified,
     };
     let advice = advice.replace("{action}", action);
-    Refusal { code, fault: Fault::new(class, format!("{action} in {region} for {about}: {}{advice}", clip(&said, 600))) }
+    Refusal {
+        code,
+        fault: Fault::new(
+            class,
+            format!(
+                "{action} in {region} for {about}: {}{advice}",
+                clip(&said, 600)
+            ),
+        ),
+    }
 }
 
 fn sentence(said: &ErrorMetadata) -> String {
     let reason = said.message().unwrap_or("no reason given").trim();
-    format!("{}: {}", said.code().unwrap_or("unknown error"), reason.strip_suffix('.').unwrap_or(reason))
+    format!(
+        "{}: {}",
+        said.code().unwrap_or("unknown error"),
+        reason.strip_suffix('.').unwrap_or(reason)
+    )
 }
 
 /// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed, and
@@ -61,13 +92,21 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         if let Some(service) = error.downcast_ref::<ErrorMetadata>() {
             return sentence(service);
         }
-        let level = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let level = error
+            .to_string()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
         if level != "other" && !said.iter().any(|said| said.contains(&level)) {
             said.push(level);
         }
         cause = error.source();
     }
-    if said.is_empty() { error.to_string() } else { said.join(": ") }
+    if said.is_empty() {
+        error.to_string()
+    } else {
+        said.join(": ")
+    }
 }
 
 /// Whether a call failed before it was sent, because a provider gave no credentials. The SDK hides the provider's error
@@ -119,7 +158,10 @@ fn of_credentials(said: &str) -> Option<(Class, &'static str)> {
     if says("no credentials found in chain") || PASSES.iter().any(|word| says(word)) {
         return None;
     }
-    let advice = if says("sts:AssumeRole ") || lower.ends_with("sts:assumerole") || says("AccessDenied") {
+    let advice = if says("sts:AssumeRole ")
+        || lower.ends_with("sts:assumerole")
+        || says("AccessDenied")
+    {
         return None;
     } else if says("sso") {
         "; sign in again: `aws sso login`, with --profile where `aws_profile` names one"
@@ -142,17 +184,34 @@ fn of_credentials(said: &str) -> Option<(Class, &'static str)> {
 
 /// Whether AWS says with this code that it does not know who asks.
 pub(super) fn is_of_a_stranger(code: &str) -> bool {
-    UNKNOWN.iter().chain(&EXPIRED).any(|known| code.contains(known))
+    UNKNOWN
+        .iter()
+        .chain(&EXPIRED)
+        .any(|known| code.contains(known))
 }
 
 /// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
 /// decide here.
 fn classify(said: &str) -> (Class, &'static str) {
-    const THROTTLED: [&str; 6] =
-        ["Throttl", "TooManyRequests", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "InternalFailure"];
+    const THROTTLED: [&str; 6] = [
+        "Throttl",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalFailure",
+    ];
     const PROFILE: [&str; 3] = ["source profile", "profile file", "was not defined"];
-    const NONE_FOUND: [&str; 2] = ["no credentials found in chain", "credential provider was not enabled"];
-    const DENIED: [&str; 4] = ["AccessDenied", "not authorized", "OptInRequired", "AuthFailure"];
+    const NONE_FOUND: [&str; 2] = [
+        "no credentials found in chain",
+        "credential provider was not enabled",
+    ];
+    const DENIED: [&str; 4] = [
+        "AccessDenied",
+        "not authorized",
+        "OptInRequired",
+        "AuthFailure",
+    ];
     const FOR_GOOD: [&str; 7] = [
         "KmsException",
         "LimitExceeded",
@@ -166,21 +225,40 @@ fn classify(said: &str) -> (Class, &'static str) {
     const ELSEWHERE: [&str; 1] = ["Credential should be scoped"];
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     match said {
-        _ if says(&THROTTLED) => (Class::Retryable { after: Some(THROTTLE) }, ""),
-        _ if says(&PROFILE) => (Class::Auth, "; check aws_profile and the shared AWS configuration"),
+        _ if says(&THROTTLED) => (
+            Class::Retryable {
+                after: Some(THROTTLE),
+            },
+            "",
+        ),
+        _ if says(&PROFILE) => (
+            Class::Auth,
+            "; check aws_profile and the shared AWS configuration",
+        ),
         _ if says(&NONE_FOUND) => (
             Class::Auth,
             "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
         ),
-        _ if says(&EXPIRED) => (Class::Auth, "; the AWS credentials have expired: renew them"),
-        _ if says(&ELSEWHERE) => (Class::Auth, "; the endpoint is one of another region: check `region` and `ecr_endpoint`"),
-        _ if says(&UNKNOWN) => {
-            (Class::Auth, "; AWS does not accept the credentials: check the keys, the profile and this machine's clock")
-        }
-        _ if says(&ROLE) => {
-            (Class::Auth, "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it")
-        }
-        _ if says(&DENIED) => (Class::Auth, "; allow {action} there (`blobferry iam` prints what is needed)"),
+        _ if says(&EXPIRED) => (
+            Class::Auth,
+            "; the AWS credentials have expired: renew them",
+        ),
+        _ if says(&ELSEWHERE) => (
+            Class::Auth,
+            "; the endpoint is one of another region: check `region` and `ecr_endpoint`",
+        ),
+        _ if says(&UNKNOWN) => (
+            Class::Auth,
+            "; AWS does not accept the credentials: check the keys, the profile and this machine's clock",
+        ),
+        _ if says(&ROLE) => (
+            Class::Auth,
+            "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it",
+        ),
+        _ if says(&DENIED) => (
+            Class::Auth,
+            "; allow {action} there (`blobferry iam` prints what is needed)",
+        ),
         // Another try is answered the same: a person changes the template, the key's policy or the quota first.
         _ if says(&FOR_GOOD) => (Class::Rejected, ""),
         _ => (Class::RETRYABLE, ""),
@@ -206,8 +284,16 @@ mod tests {
             assert_eq!(classify(said).0, Class::Auth, "{said}");
             assert!(!classify(said).1.is_empty(), "{said}");
         }
-        assert!(classify("ThrottlingException: Rate exceeded").0.is_retryable());
-        assert!(classify("RequestLimitExceeded: Rate exceeded").0.is_retryable());
+        assert!(
+            classify("ThrottlingException: Rate exceeded")
+                .0
+                .is_retryable()
+        );
+        assert!(
+            classify("RequestLimitExceeded: Rate exceeded")
+                .0
+                .is_retryable()
+        );
         for said in [
             "KmsException: the key is disabled",
             "LimitExceededException: too many repositories",
@@ -215,7 +301,11 @@ mod tests {
         ] {
             assert_eq!(classify(said).0, Class::Rejected, "{said}");
         }
-        for said in ["ServerException: oops", "io error: connection refused", "timeout"] {
+        for said in [
+            "ServerException: oops",
+            "io error: connection refused",
+            "timeout",
+        ] {
             assert_eq!(classify(said).0, Class::RETRYABLE, "{said}");
         }
     }
@@ -224,13 +314,22 @@ mod tests {
     #[test]
     fn what_keeps_a_provider_from_giving_credentials_is_told_from_an_outage() {
         for (said, way_out) in [
-            ("an error occurred while loading credentials: the SSO token has expired and cannot be refreshed", "aws sso login"),
+            (
+                "an error occurred while loading credentials: the SSO token has expired and cannot be refreshed",
+                "aws sso login",
+            ),
             (
                 "an error occurred while loading credentials: failed to read `/home/a/.aws/sso/cache/x.json`: No such file",
                 "aws sso login",
             ),
-            ("unexpected credentials error: cached Login token is expired", "aws login"),
-            ("an error occurred while loading credentials: InvalidIdentityToken: Token is expired", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            (
+                "unexpected credentials error: cached Login token is expired",
+                "aws login",
+            ),
+            (
+                "an error occurred while loading credentials: InvalidIdentityToken: Token is expired",
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+            ),
             (
                 "an error occurred while loading credentials: Error retrieving credentials: external process exited with code 1",
                 "credential_process",
@@ -239,7 +338,10 @@ mod tests {
                 "the credentials provider was not properly configured: invalid full URI for ECS provider",
                 "AWS_CONTAINER_CREDENTIALS",
             ),
-            ("unexpected credentials error: something else", "cannot be loaded"),
+            (
+                "unexpected credentials error: something else",
+                "cannot be loaded",
+            ),
         ] {
             let (class, advice) = of_credentials(said).unwrap_or_else(|| panic!("{said}"));
             assert_eq!(class, Class::Auth, "{said}");
@@ -250,7 +352,10 @@ mod tests {
             "credentials provider timed out after 5 seconds",
             "an error occurred while loading credentials: IDPCommunicationError: the provider could not be reached",
         ] {
-            assert!(of_credentials(said).is_none() && classify(said).0.is_retryable(), "{said}");
+            assert!(
+                of_credentials(said).is_none() && classify(said).0.is_retryable(),
+                "{said}"
+            );
         }
     }
 }

@@ -24,8 +24,8 @@ use super::control::{Answer, Control, Images, MOST_LAYERS};
 use super::create::{Creation, Unfinished};
 use super::shared::{Question, Shared, Unasked};
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume,
-    Sent, Source, Tag, Tally, Upload,
+    Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page,
+    Presence, Put, Resolved, Resume, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::{Class, Fault};
 use crate::oci::{self, Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -45,10 +45,18 @@ pub struct Registry {
 
 impl Registry {
     /// The registry `inner`, to which `login` belongs.
-    pub fn new(inner: registry::Registry, login: Login, metrics: &Metrics, unfinished: Arc<dyn Unfinished>) -> Registry {
+    pub fn new(
+        inner: registry::Registry,
+        login: Login,
+        metrics: &Metrics,
+        unfinished: Arc<dyn Unfinished>,
+    ) -> Registry {
         let control = Control::new(login, inner.name(), metrics);
         let shared = Shared::new(control, unfinished);
-        Registry { inner, shared: Arc::new(shared) }
+        Registry {
+            inner,
+            shared: Arc::new(shared),
+        }
     }
 
     /// The registry itself.
@@ -58,25 +66,39 @@ impl Registry {
 
     /// One of its repositories.
     pub fn repository(&self, name: RepositoryName) -> Repository {
-        Repository { inner: self.inner.repository(name), registry: self.clone(), tally: None, creation: None }
+        Repository {
+            inner: self.inner.repository(name),
+            registry: self.clone(),
+            tally: None,
+            creation: None,
+        }
     }
 
     /// One page of the repositories. `None`: neither the control plane nor the registry lists them for us.
     ///
     /// # Errors
     /// As any request.
-    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+    pub async fn repositories(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
         const ACTION: &str = "DescribeRepositories";
         if is_of_registry(cursor) || !self.shared.may(ACTION) {
             return self.inner.repositories(cursor).await;
         }
-        match self.shared.control.repositories(cursor.map(|cursor| cursor.0.as_str())).await? {
+        match self
+            .shared
+            .control
+            .repositories(cursor.map(|cursor| cursor.0.as_str()))
+            .await?
+        {
             Answer::Given(page) => {
                 self.shared.allow(ACTION);
                 Ok(Some(page))
             }
             Answer::Denied(fault) => {
-                self.shared.deny(ACTION, &fault, "the registry's catalog is read instead");
+                self.shared
+                    .deny(ACTION, &fault, "the registry's catalog is read instead");
                 self.inner.repositories(None).await
             }
         }
@@ -125,13 +147,22 @@ pub struct Repository {
 impl Repository {
     /// The same repository, created by the first write when it is missing.
     pub fn created_by(self, creation: Arc<Creation>) -> Repository {
-        Repository { creation: Some(creation), ..self }
+        Repository {
+            creation: Some(creation),
+            ..self
+        }
     }
 
     /// The same repository, left alone when it is missing. The flag: a write would have created it.
     pub fn as_it_is(self) -> (Repository, bool) {
         let creates = self.creation.is_some();
-        (Repository { creation: None, ..self }, creates)
+        (
+            Repository {
+                creation: None,
+                ..self
+            },
+            creates,
+        )
     }
 
     /// The repository without its control plane.
@@ -156,7 +187,11 @@ impl Repository {
     /// # Errors
     /// As any request.
     pub async fn has_mutable_tags(&self) -> Result<Option<bool>, Fault> {
-        match self.control().repository(self.inner.repository(), self.tally()).await? {
+        match self
+            .control()
+            .repository(self.inner.repository(), self.tally())
+            .await?
+        {
             Answer::Given(repository) => Ok(repository.as_ref().map(super::control::is_mutable)),
             Answer::Denied(_) => Ok(None),
         }
@@ -165,10 +200,21 @@ impl Repository {
     async fn listed(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         const ACTION: &str = "DescribeImages";
         if is_of_registry(cursor) || !self.shared().may(ACTION) {
-            return self.told("ListImages", self.inner.tags(cursor.filter(|_| is_of_registry(cursor))).await).await;
+            return self
+                .told(
+                    "ListImages",
+                    self.inner
+                        .tags(cursor.filter(|_| is_of_registry(cursor)))
+                        .await,
+                )
+                .await;
         }
         let cursor = cursor.map(|cursor| cursor.0.as_str());
-        match self.control().images(self.inner.repository(), cursor, self.tally()).await? {
+        match self
+            .control()
+            .images(self.inner.repository(), cursor, self.tally())
+            .await?
+        {
             Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
             Answer::Given(Some(images)) => {
                 self.shared().allow(ACTION);
@@ -176,7 +222,11 @@ impl Repository {
                 Ok(Some(images.page))
             }
             Answer::Denied(fault) => {
-                self.shared().deny(ACTION, &fault, "the registry's own list is read instead: a request for each tag");
+                self.shared().deny(
+                    ACTION,
+                    &fault,
+                    "the registry's own list is read instead: a request for each tag",
+                );
                 self.told("ListImages", self.inner.tags(None).await).await
             }
         }
@@ -184,7 +234,9 @@ impl Repository {
 
     /// An account that only the config names may be the wrong one: then its control plane misses what the registry has.
     async fn is_elsewhere(&self) -> Result<(), Fault> {
-        let Some(account) = self.control().login().presumed_account() else { return Ok(()) };
+        let Some(account) = self.control().login().presumed_account() else {
+            return Ok(());
+        };
         match self.inner.tags(None).await {
             Ok(Some(_)) => Err(Fault::rejected(format!(
                 "{} is there, but not in account {account}, which `account` of {} names: mend it",
@@ -200,12 +252,20 @@ impl Repository {
     async fn asks_with_others(&self, digest: &Digest) -> Result<Presence, Fault> {
         const ACTION: &str = "BatchCheckLayerAvailability";
         if !self.shared().may(ACTION) {
-            return self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await;
+            return self
+                .told(
+                    "BatchCheckLayerAvailability",
+                    self.inner.has_blob(digest).await,
+                )
+                .await;
         }
         let (tell, told) = oneshot::channel();
         let first = {
             let mut known = self.shared().known();
-            let asked = known.asked.entry(self.inner.repository().clone()).or_default();
+            let asked = known
+                .asked
+                .entry(self.inner.repository().clone())
+                .or_default();
             asked.push((*digest, tell));
             asked.len() == 1
         };
@@ -217,7 +277,11 @@ impl Repository {
             Ok(Err(Unasked::Failed(class, text))) => Err(Fault::new(class, text)),
             // Whoever was to ask for all has been dropped.
             Ok(Err(Unasked::AskThere)) | Err(_) => {
-                self.told("BatchCheckLayerAvailability", self.inner.has_blob(digest).await).await
+                self.told(
+                    "BatchCheckLayerAvailability",
+                    self.inner.has_blob(digest).await,
+                )
+                .await
             }
         }
     }
@@ -238,21 +302,37 @@ impl Repository {
     async fn ask_batch(&self, batch: Vec<Question>) {
         const ACTION: &str = "BatchCheckLayerAvailability";
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
-        let answer = self.control().layers(self.inner.repository(), &digests, self.tally()).await;
+        let answer = self
+            .control()
+            .layers(self.inner.repository(), &digests, self.tally())
+            .await;
         let another_way = match &answer {
             Ok(Answer::Denied(fault)) => Some(fault),
             // Emulators break down over what they do not know; throttling is for the caller to wait out.
-            Err(fault) if !matches!(fault.class(), Class::Auth | Class::Retryable { after: Some(_) }) => Some(fault),
+            Err(fault)
+                if !matches!(
+                    fault.class(),
+                    Class::Auth | Class::Retryable { after: Some(_) }
+                ) =>
+            {
+                Some(fault)
+            }
             _ => None,
         };
         match another_way {
-            Some(fault) => self.shared().deny(ACTION, fault, "the registry is asked about each blob instead"),
+            Some(fault) => self.shared().deny(
+                ACTION,
+                fault,
+                "the registry is asked about each blob instead",
+            ),
             None if answer.is_ok() => self.shared().allow(ACTION),
             None => {}
         }
         for (digest, tell) in batch {
             let told = match &answer {
-                Ok(Answer::Given(found)) => Ok(found.get(&digest).copied().unwrap_or(Presence::Absent)),
+                Ok(Answer::Given(found)) => {
+                    Ok(found.get(&digest).copied().unwrap_or(Presence::Absent))
+                }
                 _ if another_way.is_some() => Err(Unasked::AskThere),
                 Ok(Answer::Denied(_)) => Err(Unasked::AskThere),
                 Err(fault) => Err(Unasked::Failed(fault.class(), fault.chain())),
@@ -265,7 +345,9 @@ impl Repository {
     /// Before anything is written: the caller is the right one, and the repository is there.
     async fn prepare(&self) -> Result<(), Fault> {
         self.shared().admit().await?;
-        let Some(creation) = &self.creation else { return Ok(()) };
+        let Some(creation) = &self.creation else {
+            return Ok(());
+        };
         let name = self.inner.repository();
         let is_there = || self.shared().known().there.contains_key(name);
         if is_there() {
@@ -276,7 +358,10 @@ impl Repository {
             return Ok(());
         }
         let created = creation.ensure(self).await?;
-        self.shared().known().there.insert(name.clone(), created.then(Instant::now));
+        self.shared()
+            .known()
+            .there
+            .insert(name.clone(), created.then(Instant::now));
         Ok(())
     }
 
@@ -303,7 +388,10 @@ impl Repository {
     /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
     async fn told<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
         match answer {
-            Err(fault) if fault.class() == Class::Auth => Err(self.shared().detailed(action, self.inner.repository(), fault).await),
+            Err(fault) if fault.class() == Class::Auth => Err(self
+                .shared()
+                .detailed(action, self.inner.repository(), fault)
+                .await),
             answer => answer,
         }
     }
@@ -323,12 +411,18 @@ impl Repository {
 
     /// What a listing says of images that are archived, and of those that have been restored since.
     fn note_archived(&self, images: &Images) {
-        self.shared().known().note_archived(self.inner.repository(), images);
+        self.shared()
+            .known()
+            .note_archived(self.inner.repository(), images);
     }
 
     /// Archived images cannot be read until they are restored. A listing tells; where none has for a while, reading does.
     fn readable(&self, digest: &Digest) -> Result<(), Fault> {
-        match self.shared().known().is_archived(self.inner.repository(), digest) {
+        match self
+            .shared()
+            .known()
+            .is_archived(self.inner.repository(), digest)
+        {
             false => Ok(()),
             true => Err(Fault::rejected(format!(
                 "{}@{digest} is archived and cannot be read: restore it (aws ecr update-image-storage-class --target-storage-class STANDARD), or exclude its tag",
@@ -354,7 +448,14 @@ struct Leave<'a>(&'a Repository);
 
 impl Leave<'_> {
     fn take(&self) -> Questions {
-        Questions(self.0.shared().known().asked.remove(self.0.inner.repository()).unwrap_or_default())
+        Questions(
+            self.0
+                .shared()
+                .known()
+                .asked
+                .remove(self.0.inner.repository())
+                .unwrap_or_default(),
+        )
     }
 }
 
@@ -400,23 +501,38 @@ impl Source for Repository {
     }
 
     fn counted(&self, tally: &Arc<Tally>) -> Self {
-        Repository { inner: self.inner.counted(tally), tally: Some(tally.clone()), ..self.clone() }
+        Repository {
+            inner: self.inner.counted(tally),
+            tally: Some(tally.clone()),
+            ..self.clone()
+        }
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         self.listed(cursor).await
     }
 
-    async fn listed_manifests(&self, cursor: Option<&Cursor>) -> Result<Option<Page<ListedManifest>>, Fault> {
+    async fn listed_manifests(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<ListedManifest>>, Fault> {
         const ACTION: &str = "DescribeImages";
         if !self.shared().may(ACTION) {
             return Ok(None);
         }
         let cursor = cursor.map(|cursor| cursor.0.as_str());
-        match self.control().manifests(self.inner.repository(), cursor, self.tally()).await? {
+        match self
+            .control()
+            .manifests(self.inner.repository(), cursor, self.tally())
+            .await?
+        {
             Answer::Given(page) => Ok(page),
             Answer::Denied(fault) => {
-                self.shared().deny(ACTION, &fault, "late signatures are asked for image by image");
+                self.shared().deny(
+                    ACTION,
+                    &fault,
+                    "late signatures are asked for image by image",
+                );
                 Ok(None)
             }
         }
@@ -428,14 +544,17 @@ impl Source for Repository {
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        self.told("BatchGetImage", self.inner.resolve(target).await).await
+        self.told("BatchGetImage", self.inner.resolve(target).await)
+            .await
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         if let Target::Digest(digest) = target {
             self.readable(digest)?;
         }
-        let manifest = self.told("BatchGetImage", self.inner.manifest(target).await).await?;
+        let manifest = self
+            .told("BatchGetImage", self.inner.manifest(target).await)
+            .await?;
         if let (Target::Digest(digest), Some(_)) = (target, &manifest) {
             self.shared().note_pushed(self.inner.repository(), digest);
         }
@@ -444,7 +563,12 @@ impl Source for Repository {
 
     async fn pushed_digest(&self, tag: &oci::Tag, read: &Digest) -> Result<Option<Digest>, Fault> {
         let name = self.inner.repository();
-        if self.shared().known().pushed.contains(&(name.clone(), *read)) {
+        if self
+            .shared()
+            .known()
+            .pushed
+            .contains(&(name.clone(), *read))
+        {
             return Ok(Some(*read));
         }
         // A document that is not there under its own digest was never pushed; the control plane knows which one was.
@@ -466,21 +590,36 @@ impl Source for Repository {
         self.inner.lists_referrers()
     }
 
-    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.told("BatchGetImage", self.inner.referrers(subject, cursor).await).await
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
+        self.told("BatchGetImage", self.inner.referrers(subject, cursor).await)
+            .await
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        self.told("GetDownloadUrlForLayer", self.inner.read_blob(blob, offset).await).await
+        self.told(
+            "GetDownloadUrlForLayer",
+            self.inner.read_blob(blob, offset).await,
+        )
+        .await
     }
 }
 
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
         // The status of a session says nothing, but a chunk in the wrong place tells the true offset.
-        let abilities = Abilities { resume: Resume::Status, ..self.inner.abilities() };
+        let abilities = Abilities {
+            resume: Resume::Status,
+            ..self.inner.abilities()
+        };
         match self.shared().known().mounts {
-            Some((false, _)) => Abilities { mount: Mount::Off, ..abilities },
+            Some((false, _)) => Abilities {
+                mount: Mount::Off,
+                ..abilities
+            },
             _ => abilities,
         }
     }
@@ -493,7 +632,11 @@ impl Destination for Repository {
         self.asks_with_others(digest).await
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         self.prepare().boxed().await?;
         let works = match from {
             Some(_) => self.shared().asks_mounts().await,
@@ -503,12 +646,26 @@ impl Destination for Repository {
             self.hint_at_mounts(digest);
         }
         let from = from.filter(|_| works != Some(false));
-        let begun = self.inner.begin_upload(digest, from).await.map_err(|fault| self.explained(fault));
+        let begun = self
+            .inner
+            .begin_upload(digest, from)
+            .await
+            .map_err(|fault| self.explained(fault));
         self.told("InitiateLayerUpload", begun).await
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        self.told("UploadLayerPart", self.inner.send_chunk(upload, offset, length, body).await).await
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
+        self.told(
+            "UploadLayerPart",
+            self.inner.send_chunk(upload, offset, length, body).await,
+        )
+        .await
     }
 
     async fn finish_upload(
@@ -519,7 +676,13 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.told("CompleteLayerUpload", self.inner.finish_upload(upload, digest, offset, length, body).await).await
+        self.told(
+            "CompleteLayerUpload",
+            self.inner
+                .finish_upload(upload, digest, offset, length, body)
+                .await,
+        )
+        .await
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
@@ -536,10 +699,15 @@ impl Destination for Repository {
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         self.prepare().boxed().await?;
-        let put = self.inner.put_manifest(target, manifest).await.map_err(|fault| self.explained(fault));
+        let put = self
+            .inner
+            .put_manifest(target, manifest)
+            .await
+            .map_err(|fault| self.explained(fault));
         let put = self.told("PutImage", put).await?;
         if matches!(put, Put::Accepted { .. }) {
-            self.shared().note_pushed(self.inner.repository(), &manifest.digest);
+            self.shared()
+                .note_pushed(self.inner.repository(), &manifest.digest);
         }
         Ok(put)
     }

@@ -80,7 +80,9 @@ impl Known {
 
     /// Whether a listing has said so lately.
     pub(super) fn is_archived(&self, repository: &RepositoryName, digest: &Digest) -> bool {
-        self.archived.get(&(repository.clone(), *digest)).is_some_and(|since| since.elapsed() < ARCHIVED)
+        self.archived
+            .get(&(repository.clone(), *digest))
+            .is_some_and(|since| since.elapsed() < ARCHIVED)
     }
 }
 
@@ -120,7 +122,9 @@ impl Shared {
 
     /// Notes that AWS refused to create a repository.
     pub(super) fn note_refused_creation(&self, name: &RepositoryName, fault: &Fault) {
-        self.known().uncreatable.insert(name.clone(), (fault.chain(), Instant::now()));
+        self.known()
+            .uncreatable
+            .insert(name.clone(), (fault.chain(), Instant::now()));
     }
 
     /// Notes that a manifest is there under its digest.
@@ -133,7 +137,10 @@ impl Shared {
     }
 
     pub(super) fn may(&self, action: &'static str) -> bool {
-        self.known().denied.get(action).is_none_or(|since| since.elapsed() >= REST)
+        self.known()
+            .denied
+            .get(action)
+            .is_none_or(|since| since.elapsed() >= REST)
     }
 
     /// Notes that an action is not ours; says so the first time.
@@ -147,7 +154,11 @@ impl Shared {
     /// Notes that an action that was not ours is again; says so.
     pub(super) fn allow(&self, action: &'static str) {
         if self.known().denied.remove(action).is_some() {
-            tracing::info!(action, registry = self.control.registry(), "a permission of the control plane is there again");
+            tracing::info!(
+                action,
+                registry = self.control.registry(),
+                "a permission of the control plane is there again"
+            );
         }
     }
 
@@ -183,19 +194,36 @@ impl Shared {
     }
 
     /// A refusal of the registry, with who asked for what; one that tells so itself stays as it is.
-    pub(super) async fn detailed(&self, action: &str, repository: &RepositoryName, fault: Fault) -> Fault {
+    pub(super) async fn detailed(
+        &self,
+        action: &str,
+        repository: &RepositoryName,
+        fault: Fault,
+    ) -> Fault {
         const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
         let (said, login) = (fault.chain(), self.control.login());
         if TELLING.iter().any(|words| said.contains(words)) {
             return fault;
         }
-        let Ok((_, region)) = login.plane().await else { return fault };
+        let Ok((_, region)) = login.plane().await else {
+            return fault;
+        };
         let who = self.principal().await;
-        let account = login.account().or(who.as_deref().and_then(|who| who.split(':').nth(4))).unwrap_or("*");
-        let resource = format!("arn:{}:ecr:{region}:{account}:repository/{repository}", host::partition(&region));
+        let account = login
+            .account()
+            .or(who.as_deref().and_then(|who| who.split(':').nth(4)))
+            .unwrap_or("*");
+        let resource = format!(
+            "arn:{}:ecr:{region}:{account}:repository/{repository}",
+            host::partition(&region)
+        );
         let who = who.unwrap_or_else(|| "nobody that AWS knows".into());
         let token = format!("our token is one of {region}, and opens no other region's registry");
-        Fault::new(Class::Auth, format!("ecr:{action} as {who} on {resource}: {fault}; {token}")).because(fault)
+        Fault::new(
+            Class::Auth,
+            format!("ecr:{action} as {who} on {resource}: {fault}; {token}"),
+        )
+        .because(fault)
     }
 
     pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {
@@ -214,9 +242,14 @@ impl Shared {
     /// Whether the registry belongs to the caller's account, as far as that can be known: settings of the caller's account
     /// say nothing about another one's registry.
     pub(super) async fn is_ours(&self) -> bool {
-        let Some(owner) = self.control.login().account() else { return true };
+        let Some(owner) = self.control.login().account() else {
+            return true;
+        };
         let caller = self.principal().await;
-        caller.as_deref().and_then(|arn| arn.split(':').nth(4)).is_none_or(|account| account == owner)
+        caller
+            .as_deref()
+            .and_then(|arn| arn.split(':').nth(4))
+            .is_none_or(|account| account == owner)
     }
 
     /// Whether mounts work; asked once in a while. `None`: nobody tells us.
@@ -255,7 +288,9 @@ impl Shared {
 fn is_same_principal(named: &str, caller: &str) -> bool {
     let role = |arn: &str| {
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
-        let [_, _, service, _, account, resource] = parts[..] else { return None };
+        let [_, _, service, _, account, resource] = parts[..] else {
+            return None;
+        };
         let name = match service {
             "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
             "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
@@ -303,9 +338,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_long_time_the_image_itself_is_asked_again() {
-        let (repository, digest): (RepositoryName, _) = ("app".parse().unwrap(), Digest::sha256(b"x"));
+        let (repository, digest): (RepositoryName, _) =
+            ("app".parse().unwrap(), Digest::sha256(b"x"));
         let mut known = Known::default();
-        known.archived.insert((repository.clone(), digest), Instant::now());
+        known
+            .archived
+            .insert((repository.clone(), digest), Instant::now());
         assert!(known.is_archived(&repository, &digest));
         tokio::time::advance(ARCHIVED).await;
         assert!(!known.is_archived(&repository, &digest));
@@ -315,9 +353,21 @@ mod tests {
     fn the_session_of_a_role_is_that_role() {
         let role = "arn:aws:iam::210987654321:role/ci/promoter";
         let table = [
-            (role, "arn:aws:sts::210987654321:assumed-role/promoter/build-7", true),
-            (role, "arn:aws:sts::123456789012:assumed-role/promoter/build-7", false),
-            (role, "arn:aws:sts::210987654321:assumed-role/other/promoter", false),
+            (
+                role,
+                "arn:aws:sts::210987654321:assumed-role/promoter/build-7",
+                true,
+            ),
+            (
+                role,
+                "arn:aws:sts::123456789012:assumed-role/promoter/build-7",
+                false,
+            ),
+            (
+                role,
+                "arn:aws:sts::210987654321:assumed-role/other/promoter",
+                false,
+            ),
             ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/joe", true),
             ("arn:aws:iam::1:user/joe", "arn:aws:iam::1:user/jim", false),
             ("", "", true),

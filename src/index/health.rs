@@ -39,8 +39,15 @@ impl Health {
         self.note(&self.writing, outcome, "write");
     }
 
-    fn note<T>(&self, lane: &Mutex<Lane>, outcome: Result<T, Failure>, doing: &'static str) -> Option<T> {
-        let mut lane = lane.lock().expect("nothing panics while it notes an outcome");
+    fn note<T>(
+        &self,
+        lane: &Mutex<Lane>,
+        outcome: Result<T, Failure>,
+        doing: &'static str,
+    ) -> Option<T> {
+        let mut lane = lane
+            .lock()
+            .expect("nothing panics while it notes an outcome");
         match outcome {
             Ok(value) => {
                 if lane.trouble.take().is_some() {

@@ -50,17 +50,34 @@ pub struct TagHint {
 /// Blobs.
 impl Index {
     /// What is known of a blob in a repository.
-    pub async fn blob(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Option<BlobHint> {
+    pub async fn blob(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<BlobHint> {
         let digest = *digest;
-        self.read_in(origin, repository, move |db, repository| blob(db, repository, &digest)).await
+        self.read_in(origin, repository, move |db, repository| {
+            blob(db, repository, &digest)
+        })
+        .await
     }
 
     /// What is known of many blobs in a repository: those without a hint are left out.
-    pub async fn blobs(&self, origin: &Origin, repository: &RepositoryName, digests: &[Digest]) -> HashMap<Digest, BlobHint> {
+    pub async fn blobs(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digests: &[Digest],
+    ) -> HashMap<Digest, BlobHint> {
         let digests = digests.to_vec();
         let known = move |db: &Connection, repository| {
             let hint = |digest| Ok(blob(db, repository, &digest)?.map(|hint| (digest, hint)));
-            digests.into_iter().map(hint).filter_map(Result::transpose).collect()
+            digests
+                .into_iter()
+                .map(hint)
+                .filter_map(Result::transpose)
+                .collect()
         };
         self.read_in(origin, repository, known).await
     }
@@ -73,17 +90,36 @@ impl Index {
                 "SELECT name, committed FROM blobs JOIN repositories ON id = repository
                  WHERE digest = ?1 AND origin = ?2 ORDER BY seen DESC, id DESC LIMIT ?3",
             )?;
-            let found = holders.query_map(params![Stored(digest), origin.as_str(), stored_length(most as u64)], |row| {
-                Ok(parsed::<RepositoryName>(row, 0)?.map(|repository| (repository, row.get(1))))
-            })?;
-            let holder = |(repository, committed)| Ok(Holder { repository, committed: committed? });
-            found.filter_map(Result::transpose).map(|found| found.and_then(holder)).collect()
+            let found =
+                holders.query_map(
+                    params![Stored(digest), origin.as_str(), stored_length(most as u64)],
+                    |row| {
+                        Ok(parsed::<RepositoryName>(row, 0)?
+                            .map(|repository| (repository, row.get(1))))
+                    },
+                )?;
+            let holder = |(repository, committed)| {
+                Ok(Holder {
+                    repository,
+                    committed: committed?,
+                })
+            };
+            found
+                .filter_map(Result::transpose)
+                .map(|found| found.and_then(holder))
+                .collect()
         })
         .await
     }
 
     /// Blobs, each with its length in bytes, are in a repository now; `committed`: a manifest there refers to them.
-    pub async fn remember_blobs(&self, origin: &Origin, repository: &RepositoryName, blobs: Vec<(Digest, u64)>, committed: bool) {
+    pub async fn remember_blobs(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        blobs: Vec<(Digest, u64)>,
+        committed: bool,
+    ) {
         self.queue_in(origin, repository, move |db, repository| {
             let mut remember = db.prepare_cached(
                 "INSERT INTO blobs (digest, repository, size, seen, committed) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -99,10 +135,20 @@ impl Index {
     }
 
     /// Blobs are not in a repository, whatever was believed.
-    pub async fn forget_blobs(&self, origin: &Origin, repository: &RepositoryName, digests: Vec<Digest>) {
+    pub async fn forget_blobs(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digests: Vec<Digest>,
+    ) {
         self.queue_in(origin, repository, move |db, repository| {
-            let mut forget = db.prepare_cached("DELETE FROM blobs WHERE digest = ?1 AND repository = ?2")?;
-            digests.into_iter().try_for_each(|digest| forget.execute(params![Stored(digest), repository]).map(drop))
+            let mut forget =
+                db.prepare_cached("DELETE FROM blobs WHERE digest = ?1 AND repository = ?2")?;
+            digests.into_iter().try_for_each(|digest| {
+                forget
+                    .execute(params![Stored(digest), repository])
+                    .map(drop)
+            })
         })
         .await;
     }
@@ -111,34 +157,63 @@ impl Index {
 /// Manifests.
 impl Index {
     /// What is known of a manifest in a repository.
-    pub async fn manifest(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Option<ManifestHint> {
+    pub async fn manifest(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<ManifestHint> {
         let digest = *digest;
         self.read_in(origin, repository, move |db, repository| {
             let row = db
-                .prepare_cached("SELECT seen, complete FROM manifests WHERE digest = ?1 AND repository = ?2")?
-                .query_row(params![Stored(digest), repository], |row| Ok((row.get(0)?, row.get(1)?)))
+                .prepare_cached(
+                    "SELECT seen, complete FROM manifests WHERE digest = ?1 AND repository = ?2",
+                )?
+                .query_row(params![Stored(digest), repository], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
                 .optional()?;
-            Ok(row.and_then(|(at, complete)| Some(ManifestHint { seen: seen(at)?, complete })))
+            Ok(row.and_then(|(at, complete)| {
+                Some(ManifestHint {
+                    seen: seen(at)?,
+                    complete,
+                })
+            }))
         })
         .await
     }
 
     /// Manifests are in a repository now; `complete`: with all their content. A manifest that was complete stays so.
-    pub async fn remember_manifests(&self, origin: &Origin, repository: &RepositoryName, digests: Vec<Digest>, complete: bool) {
+    pub async fn remember_manifests(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digests: Vec<Digest>,
+        complete: bool,
+    ) {
         self.queue_in(origin, repository, move |db, repository| {
             let mut remember = db.prepare_cached(
                 "INSERT INTO manifests (digest, repository, seen, complete) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT DO UPDATE SET seen = ?3, complete = max(complete, ?4)",
             )?;
             let now = now();
-            let mut each = |digest| remember.execute(params![Stored(digest), repository, now, complete]).map(drop);
+            let mut each = |digest| {
+                remember
+                    .execute(params![Stored(digest), repository, now, complete])
+                    .map(drop)
+            };
             digests.into_iter().try_for_each(&mut each)
         })
         .await;
     }
 
     /// A manifest is not in a repository, or not with all its content, whatever was believed.
-    pub async fn forget_manifest(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
+    pub async fn forget_manifest(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) {
         let digest = *digest;
         self.queue_in(origin, repository, move |db, repository| {
             db.prepare_cached("DELETE FROM manifests WHERE digest = ?1 AND repository = ?2")?
@@ -149,11 +224,18 @@ impl Index {
     }
 
     /// When the referrers of a subject were last looked for in a repository.
-    pub async fn checked(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Option<Timestamp> {
+    pub async fn checked(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<Timestamp> {
         let digest = *digest;
         self.read_in(origin, repository, move |db, repository| {
             let at = db
-                .prepare_cached("SELECT seen FROM referrers_checked WHERE digest = ?1 AND repository = ?2")?
+                .prepare_cached(
+                    "SELECT seen FROM referrers_checked WHERE digest = ?1 AND repository = ?2",
+                )?
                 .query_row(params![Stored(digest), repository], |row| row.get(0))
                 .optional()?;
             Ok(at.and_then(seen))
@@ -162,7 +244,12 @@ impl Index {
     }
 
     /// The referrers of a subject have been looked for in a repository now.
-    pub async fn mark_checked(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
+    pub async fn mark_checked(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) {
         let digest = *digest;
         self.queue_in(origin, repository, move |db, repository| {
             db.prepare_cached("INSERT OR REPLACE INTO referrers_checked (digest, repository, seen) VALUES (?1, ?2, ?3)")?
@@ -181,28 +268,49 @@ impl Index {
         self.read_in(&place.origin, &place.repository, move |db, repository| {
             let row = db
                 .prepare_cached("SELECT digest, seen FROM tags WHERE repository = ?1 AND tag = ?2")?
-                .query_row(params![repository, tag.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row(params![repository, tag.as_str()], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
                 .optional()?;
-            Ok(row.and_then(|(Stored(digest), at)| Some(TagHint { digest, seen: seen(at)? })))
+            Ok(row.and_then(|(Stored(digest), at)| {
+                Some(TagHint {
+                    digest,
+                    seen: seen(at)?,
+                })
+            }))
         })
         .await
     }
 
     /// What every tag of a repository was last seen to name.
-    pub async fn tags(&self, origin: &Origin, repository: &RepositoryName) -> HashMap<Tag, TagHint> {
+    pub async fn tags(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+    ) -> HashMap<Tag, TagHint> {
         self.read_in(origin, repository, |db, repository| {
-            let mut tags = db.prepare_cached("SELECT tag, digest, seen FROM tags WHERE repository = ?1")?;
+            let mut tags =
+                db.prepare_cached("SELECT tag, digest, seen FROM tags WHERE repository = ?1")?;
             let hint = |row: &rusqlite::Row<'_>| {
                 let (tag, Stored(digest), at) = (parsed::<Tag>(row, 0)?, row.get(1)?, row.get(2)?);
-                Ok(tag.zip(seen(at)).map(|(tag, seen)| (tag, TagHint { digest, seen })))
+                Ok(tag
+                    .zip(seen(at))
+                    .map(|(tag, seen)| (tag, TagHint { digest, seen })))
             };
-            tags.query_map([repository], hint)?.filter_map(Result::transpose).collect()
+            tags.query_map([repository], hint)?
+                .filter_map(Result::transpose)
+                .collect()
         })
         .await
     }
 
     /// What tags of a repository name now; `None`: there is no such tag.
-    pub async fn remember_tags(&self, origin: &Origin, repository: &RepositoryName, tags: Vec<(Tag, Option<Digest>)>) {
+    pub async fn remember_tags(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        tags: Vec<(Tag, Option<Digest>)>,
+    ) {
         self.queue_in(origin, repository, move |db, repository| {
             let mut remember =
                 db.prepare_cached("INSERT OR REPLACE INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)")?;
@@ -221,23 +329,38 @@ impl Index {
     /// Nobody knows what a tag names.
     pub async fn forget_tag(&self, place: &Place) {
         let tag = place.tag.clone();
-        self.queue_in(&place.origin, &place.repository, move |db, repository| forget_tag(db, repository, &tag)).await;
+        self.queue_in(&place.origin, &place.repository, move |db, repository| {
+            forget_tag(db, repository, &tag)
+        })
+        .await;
     }
 }
 
 fn blob(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<Option<BlobHint>> {
     let row = db
         .prepare_cached("SELECT size, seen FROM blobs WHERE digest = ?1 AND repository = ?2")?
-        .query_row(params![Stored(*digest), repository], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
+        .query_row(params![Stored(*digest), repository], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get(1)?))
+        })
         .optional()?;
-    Ok(row.and_then(|(size, at)| Some(BlobHint { size: u64::try_from(size).ok()?, seen: seen(at)? })))
+    Ok(row.and_then(|(size, at)| {
+        Some(BlobHint {
+            size: u64::try_from(size).ok()?,
+            seen: seen(at)?,
+        })
+    }))
 }
 
 fn forget_tag(db: &Connection, repository: i64, tag: &Tag) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM tags WHERE repository = ?1 AND tag = ?2")?.execute(params![repository, tag.as_str()]).map(drop)
+    db.prepare_cached("DELETE FROM tags WHERE repository = ?1 AND tag = ?2")?
+        .execute(params![repository, tag.as_str()])
+        .map(drop)
 }
 
 /// A name of a column, unless the grammar has become narrower since it was stored.
-fn parsed<T: std::str::FromStr>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+fn parsed<T: std::str::FromStr>(
+    row: &rusqlite::Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<T>> {
     Ok(row.get_ref(column)?.as_str()?.parse().ok())
 }

@@ -92,13 +92,26 @@ impl Index {
         let (store, set_aside) = match Store::open(&path, &schema::SCHEMA) {
             Err(useless @ (OpenError::Damaged { .. } | OpenError::Newer { .. })) => {
                 let reason = useless.to_string();
-                let in_the_way = |source| Error::InTheWay { path: path.clone(), reason: reason.clone(), source };
+                let in_the_way = |source| Error::InTheWay {
+                    path: path.clone(),
+                    reason: reason.clone(),
+                    source,
+                };
                 let aside = sqlite::set_aside(&path).map_err(in_the_way)?;
-                (Store::open(&path, &schema::SCHEMA)?, Some(SetAside { path: aside, reason }))
+                (
+                    Store::open(&path, &schema::SCHEMA)?,
+                    Some(SetAside {
+                        path: aside,
+                        reason,
+                    }),
+                )
             }
             opened => (opened?, None),
         };
-        Ok(Opened { index: Index::over(store), set_aside })
+        Ok(Opened {
+            index: Index::over(store),
+            set_aside,
+        })
     }
 
     /// An index that remembers as long as the process lives: for commands without a state folder.
@@ -123,13 +136,19 @@ impl Index {
     }
 
     fn over(store: Store) -> Index {
-        Index { store, health: Arc::default(), hands: Arc::default() }
+        Index {
+            store,
+            health: Arc::default(),
+            hands: Arc::default(),
+        }
     }
 
     /// Queues a write.
     async fn queue(&self, act: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         let health = self.health.clone();
-        self.store.queue(act, move |outcome| health.note_write(outcome)).await;
+        self.store
+            .queue(act, move |outcome| health.note_write(outcome))
+            .await;
     }
 
     /// Queues a write that belongs to a repository, whose number it is given.
@@ -140,12 +159,18 @@ impl Index {
         act: impl FnOnce(&Connection, i64) -> rusqlite::Result<()> + Send + 'static,
     ) {
         let (origin, repository) = (origin.clone(), repository.clone());
-        self.queue(move |db| act(db, number(db, &origin, &repository)?)).await;
+        self.queue(move |db| act(db, number(db, &origin, &repository)?))
+            .await;
     }
 
     /// Reads; "don't know" when that fails.
-    async fn read<T: Default + Send + 'static>(&self, act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> T {
-        self.health.of_read(self.store.read(act).await).unwrap_or_default()
+    async fn read<T: Default + Send + 'static>(
+        &self,
+        act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> T {
+        self.health
+            .of_read(self.store.read(act).await)
+            .unwrap_or_default()
     }
 
     /// Reads what belongs to a repository; "don't know" of one that was never heard of.
@@ -164,7 +189,11 @@ impl Index {
     }
 }
 
-fn known_number(db: &Connection, origin: &Origin, repository: &RepositoryName) -> rusqlite::Result<Option<i64>> {
+fn known_number(
+    db: &Connection,
+    origin: &Origin,
+    repository: &RepositoryName,
+) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM repositories WHERE origin = ?1 AND name = ?2")?
         .query_row([origin.as_str(), repository.as_str()], |row| row.get(0))
         .optional()
@@ -174,7 +203,8 @@ fn number(db: &Connection, origin: &Origin, repository: &RepositoryName) -> rusq
     if let Some(number) = known_number(db, origin, repository)? {
         return Ok(number);
     }
-    db.prepare_cached("INSERT INTO repositories (origin, name) VALUES (?1, ?2)")?.insert([origin.as_str(), repository.as_str()])
+    db.prepare_cached("INSERT INTO repositories (origin, name) VALUES (?1, ?2)")?
+        .insert([origin.as_str(), repository.as_str()])
 }
 
 fn now() -> i64 {
@@ -183,7 +213,9 @@ fn now() -> i64 {
 
 /// The time that is stored as `milliseconds`, unless it has yet to come.
 fn seen(milliseconds: i64) -> Option<Timestamp> {
-    Timestamp::from_millisecond(milliseconds).ok().filter(|_| milliseconds <= now())
+    Timestamp::from_millisecond(milliseconds)
+        .ok()
+        .filter(|_| milliseconds <= now())
 }
 
 #[cfg(test)]

@@ -38,10 +38,26 @@ struct Walk {
 type Hand = (Value, Value);
 
 const WALKS: [Walk; 4] = [
-    Walk { table: "blobs", key: "digest, repository", start: before_digests },
-    Walk { table: "manifests", key: "digest, repository", start: before_digests },
-    Walk { table: "referrers_checked", key: "digest, repository", start: before_digests },
-    Walk { table: "tags", key: "repository, tag", start: || (Value::Integer(0), Value::Text(String::new())) },
+    Walk {
+        table: "blobs",
+        key: "digest, repository",
+        start: before_digests,
+    },
+    Walk {
+        table: "manifests",
+        key: "digest, repository",
+        start: before_digests,
+    },
+    Walk {
+        table: "referrers_checked",
+        key: "digest, repository",
+        start: before_digests,
+    },
+    Walk {
+        table: "tags",
+        key: "repository, tag",
+        start: || (Value::Integer(0), Value::Text(String::new())),
+    },
 ];
 
 fn before_digests() -> Hand {
@@ -57,7 +73,11 @@ impl Index {
     pub async fn statistics(&self) -> Statistics {
         self.read(|db| {
             let mut count = db.prepare_cached("SELECT entries FROM counts WHERE kind = ?1")?;
-            let mut entries = |kind| count.query_row([kind], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs);
+            let mut entries = |kind| {
+                count
+                    .query_row([kind], |row| row.get::<_, i64>(0))
+                    .map(i64::unsigned_abs)
+            };
             Ok(Statistics {
                 blobs: entries("blobs")?,
                 manifests: entries("manifests")?,
@@ -74,30 +94,48 @@ impl Index {
     pub async fn prune(&self, older_than: Timestamp) {
         let (hands, older_than) = (self.hands.clone(), older_than.as_millisecond());
         self.queue(move |db| {
-            let mut hands = hands.0.lock().expect("nothing panics while it holds the hands");
+            let mut hands = hands
+                .0
+                .lock()
+                .expect("nothing panics while it holds the hands");
             for (walk, hand) in WALKS.iter().zip(hands.iter_mut()) {
                 *hand = stride(db, walk, hand.take(), older_than)?;
             }
-            db.prepare_cached("DELETE FROM uploads WHERE opened < ?1")?.execute([older_than]).map(drop)
+            db.prepare_cached("DELETE FROM uploads WHERE opened < ?1")?
+                .execute([older_than])
+                .map(drop)
         })
         .await;
     }
 }
 
 /// Looks at the next part of a table. Returns where it stopped; `None`: at the end.
-fn stride(db: &Connection, walk: &Walk, hand: Option<Hand>, older_than: i64) -> rusqlite::Result<Option<Hand>> {
+fn stride(
+    db: &Connection,
+    walk: &Walk,
+    hand: Option<Hand>,
+    older_than: i64,
+) -> rusqlite::Result<Option<Hand>> {
     let Walk { table, key, start } = walk;
     let (from, within) = hand.unwrap_or_else(start);
     let next = db
-        .prepare_cached(&format!("SELECT {key} FROM {table} WHERE ({key}) > (?1, ?2) ORDER BY {key} LIMIT 1 OFFSET ?3"))?
-        .query_row(params![from, within, STRIDE - 1], |row| Ok((row.get(0)?, row.get(1)?)))
+        .prepare_cached(&format!(
+            "SELECT {key} FROM {table} WHERE ({key}) > (?1, ?2) ORDER BY {key} LIMIT 1 OFFSET ?3"
+        ))?
+        .query_row(params![from, within, STRIDE - 1], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
     match &next {
         Some((to, last)) => db
-            .prepare_cached(&format!("DELETE FROM {table} WHERE ({key}) > (?1, ?2) AND ({key}) <= (?3, ?4) AND seen < ?5"))?
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE ({key}) > (?1, ?2) AND ({key}) <= (?3, ?4) AND seen < ?5"
+            ))?
             .execute(params![from, within, to, last, older_than])?,
         None => db
-            .prepare_cached(&format!("DELETE FROM {table} WHERE ({key}) > (?1, ?2) AND seen < ?3"))?
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE ({key}) > (?1, ?2) AND seen < ?3"
+            ))?
             .execute(params![from, within, older_than])?,
     };
     Ok(next)

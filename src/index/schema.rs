@@ -9,8 +9,12 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use crate::oci::Digest;
 use crate::sqlite::Schema;
 
-pub(super) const SCHEMA: Schema =
-    Schema { name: "index", durable: false, application: 0x62_66_69_78, migrations: &[VERSION_1, VERSION_2] };
+pub(super) const SCHEMA: Schema = Schema {
+    name: "index",
+    durable: false,
+    application: 0x62_66_69_78,
+    migrations: &[VERSION_1, VERSION_2],
+};
 
 const VERSION_1: &str = "
     CREATE TABLE repositories (
@@ -136,7 +140,8 @@ mod tests {
     #[test]
     fn a_digest_comes_back_as_it_went_in() {
         let db = Connection::open_in_memory().unwrap();
-        let read_back = |value: &dyn ToSql| db.query_row("SELECT ?1", [value], |row| row.get::<_, Stored>(0));
+        let read_back =
+            |value: &dyn ToSql| db.query_row("SELECT ?1", [value], |row| row.get::<_, Stored>(0));
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"content");
             assert_eq!(read_back(&Stored(digest)).unwrap().0, digest);

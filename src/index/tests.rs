@@ -35,27 +35,85 @@ async fn tick() {
 async fn a_blob_is_known_where_it_was_seen_and_nowhere_else() {
     let (index, app) = (Index::in_memory(), repository("app"));
     assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
-    index.remember_blobs(&origin(), &app, vec![(digest(1), 10), (digest(2), 20)], false).await;
-    assert_eq!(index.blob(&origin(), &app, &digest(1)).await.unwrap().size, 10);
-    assert_eq!(index.blob(&origin(), &repository("other"), &digest(1)).await, None);
-    assert_eq!(index.blob(&Origin::new("https://staging.example"), &app, &digest(1)).await, None);
-    let known = index.blobs(&origin(), &app, &[digest(1), digest(2), digest(3)]).await;
+    index
+        .remember_blobs(
+            &origin(),
+            &app,
+            vec![(digest(1), 10), (digest(2), 20)],
+            false,
+        )
+        .await;
+    assert_eq!(
+        index.blob(&origin(), &app, &digest(1)).await.unwrap().size,
+        10
+    );
+    assert_eq!(
+        index
+            .blob(&origin(), &repository("other"), &digest(1))
+            .await,
+        None
+    );
+    assert_eq!(
+        index
+            .blob(&Origin::new("https://staging.example"), &app, &digest(1))
+            .await,
+        None
+    );
+    let known = index
+        .blobs(&origin(), &app, &[digest(1), digest(2), digest(3)])
+        .await;
     assert_eq!((known.len(), known[&digest(2)].size), (2, 20));
-    index.forget_blobs(&origin(), &app, vec![digest(1), digest(3)]).await;
-    assert_eq!(index.blobs(&origin(), &app, &[digest(1), digest(2), digest(3)]).await.len(), 1);
+    index
+        .forget_blobs(&origin(), &app, vec![digest(1), digest(3)])
+        .await;
+    assert_eq!(
+        index
+            .blobs(&origin(), &app, &[digest(1), digest(2), digest(3)])
+            .await
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn holders_come_newest_first_and_stay_committed() {
     let index = Index::in_memory();
-    for (name, committed) in [("one", true), ("two", false), ("three", false), ("one", false)] {
-        index.remember_blobs(&origin(), &repository(name), vec![(digest(1), 10)], committed).await;
-        index.blob(&origin(), &repository(name), &digest(1)).await.unwrap();
+    for (name, committed) in [
+        ("one", true),
+        ("two", false),
+        ("three", false),
+        ("one", false),
+    ] {
+        index
+            .remember_blobs(
+                &origin(),
+                &repository(name),
+                vec![(digest(1), 10)],
+                committed,
+            )
+            .await;
+        index
+            .blob(&origin(), &repository(name), &digest(1))
+            .await
+            .unwrap();
         tick().await;
     }
-    index.remember_blobs(&Origin::new("https://staging.example"), &repository("else"), vec![(digest(1), 10)], true).await;
-    let holder = |name, committed| Holder { repository: repository(name), committed };
-    assert_eq!(index.holders(&origin(), &digest(1), 2).await, [holder("one", true), holder("three", false)]);
+    index
+        .remember_blobs(
+            &Origin::new("https://staging.example"),
+            &repository("else"),
+            vec![(digest(1), 10)],
+            true,
+        )
+        .await;
+    let holder = |name, committed| Holder {
+        repository: repository(name),
+        committed,
+    };
+    assert_eq!(
+        index.holders(&origin(), &digest(1), 2).await,
+        [holder("one", true), holder("three", false)]
+    );
     assert_eq!(index.holders(&origin(), &digest(1), 10).await.len(), 3);
     assert_eq!(index.holders(&origin(), &digest(2), 10).await, []);
 }
@@ -63,34 +121,86 @@ async fn holders_come_newest_first_and_stay_committed() {
 #[tokio::test]
 async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
     let (index, app) = (Index::in_memory(), repository("app"));
-    index.remember_manifests(&origin(), &app, vec![digest(1)], true).await;
-    index.remember_manifests(&origin(), &app, vec![digest(1), digest(2)], false).await;
-    assert!(index.manifest(&origin(), &app, &digest(1)).await.unwrap().complete, "it was complete before");
-    assert!(!index.manifest(&origin(), &app, &digest(2)).await.unwrap().complete);
+    index
+        .remember_manifests(&origin(), &app, vec![digest(1)], true)
+        .await;
+    index
+        .remember_manifests(&origin(), &app, vec![digest(1), digest(2)], false)
+        .await;
+    assert!(
+        index
+            .manifest(&origin(), &app, &digest(1))
+            .await
+            .unwrap()
+            .complete,
+        "it was complete before"
+    );
+    assert!(
+        !index
+            .manifest(&origin(), &app, &digest(2))
+            .await
+            .unwrap()
+            .complete
+    );
     index.forget_manifest(&origin(), &app, &digest(1)).await;
     assert_eq!(index.manifest(&origin(), &app, &digest(1)).await, None);
 
-    let tags = vec![(tag("v1"), Some(digest(1))), (tag("v2"), Some(digest(2))), (tag("v3"), Some(digest(3)))];
+    let tags = vec![
+        (tag("v1"), Some(digest(1))),
+        (tag("v2"), Some(digest(2))),
+        (tag("v3"), Some(digest(3))),
+    ];
     index.remember_tags(&origin(), &app, tags).await;
-    index.remember_tags(&origin(), &app, vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)]).await;
-    let place = |name| Place { origin: origin(), repository: app.clone(), tag: tag(name) };
+    index
+        .remember_tags(
+            &origin(),
+            &app,
+            vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)],
+        )
+        .await;
+    let place = |name| Place {
+        origin: origin(),
+        repository: app.clone(),
+        tag: tag(name),
+    };
     assert_eq!(index.tag(&place("v1")).await.unwrap().digest, digest(9));
     assert_eq!(index.tag(&place("v2")).await, None);
     index.forget_tag(&place("v3")).await;
-    assert_eq!(index.tags(&origin(), &app).await.into_keys().collect::<Vec<_>>(), [tag("v1")]);
+    assert_eq!(
+        index
+            .tags(&origin(), &app)
+            .await
+            .into_keys()
+            .collect::<Vec<_>>(),
+        [tag("v1")]
+    );
 
     assert_eq!(index.checked(&origin(), &app, &digest(1)).await, None);
     index.mark_checked(&origin(), &app, &digest(1)).await;
-    assert!(index.checked(&origin(), &app, &digest(1)).await.is_some_and(|at| at <= clock::now()));
+    assert!(
+        index
+            .checked(&origin(), &app, &digest(1))
+            .await
+            .is_some_and(|at| at <= clock::now())
+    );
 }
 
 #[tokio::test]
 async fn a_hint_from_the_future_is_none() {
     let (index, app) = (Index::in_memory(), repository("app"));
-    index.remember_blobs(&origin(), &app, vec![(digest(1), 10)], false).await;
-    index.queue(|db| db.execute("UPDATE blobs SET seen = seen + 3600000", []).map(drop)).await;
+    index
+        .remember_blobs(&origin(), &app, vec![(digest(1), 10)], false)
+        .await;
+    index
+        .queue(|db| {
+            db.execute("UPDATE blobs SET seen = seen + 3600000", [])
+                .map(drop)
+        })
+        .await;
     assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
-    index.remember_blobs(&origin(), &app, vec![(digest(1), 10)], false).await;
+    index
+        .remember_blobs(&origin(), &app, vec![(digest(1), 10)], false)
+        .await;
     assert!(index.blob(&origin(), &app, &digest(1)).await.is_some());
 }
 
@@ -99,10 +209,31 @@ async fn an_upload_is_found_again_by_the_next_process() {
     let folder = tempfile::tempdir().unwrap();
     let (app, blob) = (repository("app"), digest(1));
     let index = Index::open(folder.path()).unwrap().index;
-    index.open_upload(&origin(), &app, &blob, 100, "https://prod.example/upload?secret=a").await;
-    index.checkpoint(&origin(), &app, &blob, 40, vec![4], Some("https://prod.example/upload?secret=b".into())).await;
-    index.checkpoint(&origin(), &app, &blob, 8, vec![1], None).await;
-    index.checkpoint(&origin(), &app, &digest(2), 8, vec![1], None).await;
+    index
+        .open_upload(
+            &origin(),
+            &app,
+            &blob,
+            100,
+            "https://prod.example/upload?secret=a",
+        )
+        .await;
+    index
+        .checkpoint(
+            &origin(),
+            &app,
+            &blob,
+            40,
+            vec![4],
+            Some("https://prod.example/upload?secret=b".into()),
+        )
+        .await;
+    index
+        .checkpoint(&origin(), &app, &blob, 8, vec![1], None)
+        .await;
+    index
+        .checkpoint(&origin(), &app, &digest(2), 8, vec![1], None)
+        .await;
     index.finishing(&origin(), &app, &blob).await;
     drop(index);
 
@@ -110,16 +241,33 @@ async fn an_upload_is_found_again_by_the_next_process() {
     let upload = index.upload(&origin(), &app, &blob).await.unwrap();
     assert_eq!((upload.size, upload.finishing), (100, true));
     assert_eq!(upload.location, "https://prod.example/upload?secret=b");
-    let offsets: Vec<_> = upload.checkpoints.iter().map(|checkpoint| (checkpoint.offset, &checkpoint.state[..])).collect();
+    let offsets: Vec<_> = upload
+        .checkpoints
+        .iter()
+        .map(|checkpoint| (checkpoint.offset, &checkpoint.state[..]))
+        .collect();
     assert_eq!(offsets, [(8, &[1][..]), (40, &[4][..])]);
     assert!(!format!("{upload:?}").contains("secret"));
-    assert_eq!(index.upload(&origin(), &app, &digest(2)).await, None, "a checkpoint opens nothing");
+    assert_eq!(
+        index.upload(&origin(), &app, &digest(2)).await,
+        None,
+        "a checkpoint opens nothing"
+    );
 
-    index.update_location(&origin(), &app, &blob, "elsewhere").await;
-    assert_eq!(index.upload(&origin(), &app, &blob).await.unwrap().location, "elsewhere");
+    index
+        .update_location(&origin(), &app, &blob, "elsewhere")
+        .await;
+    assert_eq!(
+        index.upload(&origin(), &app, &blob).await.unwrap().location,
+        "elsewhere"
+    );
     index.open_upload(&origin(), &app, &blob, 100, "anew").await;
     let upload = index.upload(&origin(), &app, &blob).await.unwrap();
-    assert_eq!((upload.finishing, upload.checkpoints.len()), (false, 0), "another session starts over");
+    assert_eq!(
+        (upload.finishing, upload.checkpoints.len()),
+        (false, 0),
+        "another session starts over"
+    );
     index.close_upload(&origin(), &app, &blob).await;
     assert_eq!(index.upload(&origin(), &app, &blob).await, None);
 }
@@ -130,13 +278,28 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
     let hints = || (0..25_000).map(|n| (digest(n), n)).collect();
     index.remember_blobs(&origin(), &app, hints(), false).await;
     index.remember_blobs(&origin(), &app, hints(), true).await;
-    index.remember_manifests(&origin(), &app, vec![digest(1)], true).await;
-    index.remember_tags(&origin(), &app, vec![(tag("v1"), Some(digest(1)))]).await;
+    index
+        .remember_manifests(&origin(), &app, vec![digest(1)], true)
+        .await;
+    index
+        .remember_tags(&origin(), &app, vec![(tag("v1"), Some(digest(1)))])
+        .await;
     index.mark_checked(&origin(), &app, &digest(1)).await;
-    index.open_upload(&origin(), &app, &digest(2), 5, "here").await;
+    index
+        .open_upload(&origin(), &app, &digest(2), 5, "here")
+        .await;
     let full = index.statistics().await;
     assert!(full.bytes > 25_000 * 33);
-    assert_eq!(full, Statistics { blobs: 25_000, manifests: 1, tags: 1, uploads: 1, bytes: full.bytes });
+    assert_eq!(
+        full,
+        Statistics {
+            blobs: 25_000,
+            manifests: 1,
+            tags: 1,
+            uploads: 1,
+            bytes: full.bytes
+        }
+    );
 
     index.prune(clock::now() - Duration::from_secs(3600)).await;
     assert_eq!(index.statistics().await, full, "nothing is old");
@@ -145,16 +308,34 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
         index.prune(clock::now() + Duration::from_secs(1)).await;
         blobs.push(index.statistics().await.blobs);
     }
-    assert_eq!(blobs, [15_000, 10_000, 0], "the walk stood at 10000, went on to the end and came round");
-    assert_eq!(Statistics { bytes: 0, ..index.statistics().await }, Statistics::default());
+    assert_eq!(
+        blobs,
+        [15_000, 10_000, 0],
+        "the walk stood at 10000, went on to the end and came round"
+    );
+    assert_eq!(
+        Statistics {
+            bytes: 0,
+            ..index.statistics().await
+        },
+        Statistics::default()
+    );
     assert_eq!(index.checked(&origin(), &app, &digest(1)).await, None);
 }
 
 #[tokio::test]
 async fn what_cannot_be_used_is_set_aside() {
-    let newer = |path: &Path| Connection::open(path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let newer = |path: &Path| {
+        Connection::open(path)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap()
+    };
     let damaged = |path: &Path| fs::write(path, "scribble".repeat(1000)).unwrap();
-    for (spoil, said) in [(&newer as &dyn Fn(&Path), "newer version"), (&damaged, "damaged")] {
+    for (spoil, said) in [
+        (&newer as &dyn Fn(&Path), "newer version"),
+        (&damaged, "damaged"),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.db");
         let opened = Index::open(folder.path()).unwrap();
@@ -164,12 +345,30 @@ async fn what_cannot_be_used_is_set_aside() {
 
         let opened = Index::open(folder.path()).unwrap();
         let aside = opened.set_aside.unwrap();
-        assert!(aside.reason.contains(said) && aside.reason.contains("index.db"), "{}", aside.reason);
-        assert_eq!(fs::metadata(&aside.path).unwrap().permissions().mode() & 0o777, 0o600);
-        opened.index.remember_blobs(&origin(), &repository("app"), vec![(digest(1), 1)], false).await;
+        assert!(
+            aside.reason.contains(said) && aside.reason.contains("index.db"),
+            "{}",
+            aside.reason
+        );
+        assert_eq!(
+            fs::metadata(&aside.path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        opened
+            .index
+            .remember_blobs(&origin(), &repository("app"), vec![(digest(1), 1)], false)
+            .await;
         assert_eq!(opened.index.statistics().await.blobs, 1);
         for name in ["index.db", "index.db-wal", "index.db-shm"] {
-            assert_eq!(fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+            assert_eq!(
+                fs::metadata(folder.path().join(name))
+                    .unwrap()
+                    .permissions()
+                    .mode()
+                    & 0o777,
+                0o600,
+                "{name}"
+            );
         }
     }
 }
@@ -177,10 +376,16 @@ async fn what_cannot_be_used_is_set_aside() {
 #[tokio::test]
 async fn a_database_that_fails_is_an_index_that_does_not_know() {
     let (index, app) = (Index::in_memory(), repository("app"));
-    index.remember_blobs(&origin(), &app, vec![(digest(1), 1)], false).await;
-    index.queue(|db| db.execute_batch("PRAGMA foreign_keys = OFF; DROP TABLE blobs")).await;
+    index
+        .remember_blobs(&origin(), &app, vec![(digest(1), 1)], false)
+        .await;
+    index
+        .queue(|db| db.execute_batch("PRAGMA foreign_keys = OFF; DROP TABLE blobs"))
+        .await;
     assert_eq!(index.errors(), 0);
-    index.remember_blobs(&origin(), &app, vec![(digest(1), 1)], false).await;
+    index
+        .remember_blobs(&origin(), &app, vec![(digest(1), 1)], false)
+        .await;
     assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
     assert_eq!(index.errors(), 2);
     index.mark_checked(&origin(), &app, &digest(1)).await;
@@ -197,13 +402,23 @@ async fn fifty_thousand_hints_in_many_requests_are_all_there() {
     let index = Index::open(folder.path()).unwrap().index;
     for batch in 0..2_500u64 {
         let blobs = (0..20).map(|n| (digest(batch * 20 + n), n)).collect();
-        index.remember_blobs(&origin(), &repository(&format!("app-{}", batch % 50)), blobs, true).await;
+        index
+            .remember_blobs(
+                &origin(),
+                &repository(&format!("app-{}", batch % 50)),
+                blobs,
+                true,
+            )
+            .await;
     }
     assert_eq!(index.statistics().await.blobs, 50_000);
     index.close().await;
     let index = Index::open(folder.path()).unwrap().index;
     assert_eq!(index.statistics().await.blobs, 50_000);
-    assert_eq!(index.holders(&origin(), &digest(49_999), 5).await[0].repository, repository("app-49"));
+    assert_eq!(
+        index.holders(&origin(), &digest(49_999), 5).await[0].repository,
+        repository("app-49")
+    );
 }
 
 #[tokio::test]

@@ -19,16 +19,22 @@ impl ecr::Unfinished for Index {
         async move {
             let noted = self.store.write(move |db| {
                 let repository = number(db, &origin, &repository)?;
-                db.prepare_cached("INSERT OR IGNORE INTO unfinished (repository, since) VALUES (?1, ?2)")?
-                    .execute([repository, now()])
-                    .map(drop)
+                db.prepare_cached(
+                    "INSERT OR IGNORE INTO unfinished (repository, since) VALUES (?1, ?2)",
+                )?
+                .execute([repository, now()])
+                .map(drop)
             });
             self.health.note_write(noted.await);
         }
         .boxed()
     }
 
-    fn is_noted<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, bool> {
+    fn is_noted<'a>(
+        &'a self,
+        origin: &'a Origin,
+        repository: &'a RepositoryName,
+    ) -> BoxFuture<'a, bool> {
         self.read_in(origin, repository, |db, repository| {
             let since: Option<i64> = db
                 .prepare_cached("SELECT since FROM unfinished WHERE repository = ?1")?
@@ -39,12 +45,20 @@ impl ecr::Unfinished for Index {
         .boxed()
     }
 
-    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()> {
+    fn clear<'a>(
+        &'a self,
+        origin: &'a Origin,
+        repository: &'a RepositoryName,
+    ) -> BoxFuture<'a, ()> {
         let (origin, repository) = (origin.clone(), repository.clone());
         async move {
             let cleared = self.store.write(move |db| {
-                let Some(repository) = known_number(db, &origin, &repository)? else { return Ok(()) };
-                db.prepare_cached("DELETE FROM unfinished WHERE repository = ?1")?.execute([repository]).map(drop)
+                let Some(repository) = known_number(db, &origin, &repository)? else {
+                    return Ok(());
+                };
+                db.prepare_cached("DELETE FROM unfinished WHERE repository = ?1")?
+                    .execute([repository])
+                    .map(drop)
             });
             self.health.note_write(cleared.await);
         }

@@ -63,7 +63,14 @@ impl fmt::Debug for Checkpoint {
 
 impl Index {
     /// A session for a blob of `size` bytes has been opened; what was known of an earlier one is dropped.
-    pub async fn open_upload(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest, size: u64, location: &str) {
+    pub async fn open_upload(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+        size: u64,
+        location: &str,
+    ) {
         let (digest, location) = (*digest, location.to_owned());
         self.queue_in(origin, repository, move |db, repository| {
             close(db, repository, &digest)?;
@@ -75,9 +82,18 @@ impl Index {
     }
 
     /// The next request of the session goes elsewhere.
-    pub async fn update_location(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest, location: &str) {
+    pub async fn update_location(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+        location: &str,
+    ) {
         let (digest, location) = (*digest, location.to_owned());
-        self.queue_in(origin, repository, move |db, repository| relocate(db, repository, &digest, &location)).await;
+        self.queue_in(origin, repository, move |db, repository| {
+            relocate(db, repository, &digest, &location)
+        })
+        .await;
     }
 
     /// The upload can go on after `offset` bytes with the hasher in `state`; the session may have moved to another
@@ -96,12 +112,13 @@ impl Index {
             if let Some(location) = location {
                 relocate(db, repository, &digest, &location)?;
             }
-            let Some(upload) = number(db, repository, &digest)? else { return Ok(()) };
-            db.prepare_cached("INSERT OR REPLACE INTO checkpoints (upload, sent, state) VALUES (?1, ?2, ?3)")?.execute(params![
-                upload,
-                stored_length(offset),
-                state
-            ])?;
+            let Some(upload) = number(db, repository, &digest)? else {
+                return Ok(());
+            };
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO checkpoints (upload, sent, state) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![upload, stored_length(offset), state])?;
             thin_out(db, upload, MOST_CHECKPOINTS)
         })
         .await;
@@ -111,39 +128,61 @@ impl Index {
     pub async fn finishing(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
         let (origin, repository, digest) = (origin.clone(), repository.clone(), *digest);
         let noted = self.store.write(move |db| {
-            let Some(repository) = super::known_number(db, &origin, &repository)? else { return Ok(()) };
-            db.prepare_cached("UPDATE uploads SET finishing = 1 WHERE repository = ?1 AND digest = ?2")?
-                .execute(params![repository, Stored(digest)])
-                .map(drop)
+            let Some(repository) = super::known_number(db, &origin, &repository)? else {
+                return Ok(());
+            };
+            db.prepare_cached(
+                "UPDATE uploads SET finishing = 1 WHERE repository = ?1 AND digest = ?2",
+            )?
+            .execute(params![repository, Stored(digest)])
+            .map(drop)
         });
         self.health.note_write(noted.await);
     }
 
     /// The upload of a blob that was left open, if there is one.
-    pub async fn upload(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Option<StoredUpload> {
+    pub async fn upload(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<StoredUpload> {
         let digest = *digest;
         self.read_in(origin, repository, move |db, repository| {
-            let Some(upload) = number(db, repository, &digest)? else { return Ok(None) };
+            let Some(upload) = number(db, repository, &digest)? else {
+                return Ok(None);
+            };
             let checkpoints = checkpoints(db, upload)?;
-            db.prepare_cached("SELECT location, size, finishing, opened FROM uploads WHERE id = ?1")?
-                .query_row([upload], |row| {
-                    Ok(StoredUpload {
-                        location: row.get(0)?,
-                        size: row.get::<_, i64>(1)?.unsigned_abs(),
-                        finishing: row.get(2)?,
-                        opened: Timestamp::from_millisecond(row.get(3)?).unwrap_or(Timestamp::UNIX_EPOCH),
-                        checkpoints,
-                    })
+            db.prepare_cached(
+                "SELECT location, size, finishing, opened FROM uploads WHERE id = ?1",
+            )?
+            .query_row([upload], |row| {
+                Ok(StoredUpload {
+                    location: row.get(0)?,
+                    size: row.get::<_, i64>(1)?.unsigned_abs(),
+                    finishing: row.get(2)?,
+                    opened: Timestamp::from_millisecond(row.get(3)?)
+                        .unwrap_or(Timestamp::UNIX_EPOCH),
+                    checkpoints,
                 })
-                .optional()
+            })
+            .optional()
         })
         .await
     }
 
     /// The upload has ended, well or not: nothing is left to go on from.
-    pub async fn close_upload(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
+    pub async fn close_upload(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) {
         let digest = *digest;
-        self.queue_in(origin, repository, move |db, repository| close(db, repository, &digest)).await;
+        self.queue_in(origin, repository, move |db, repository| {
+            close(db, repository, &digest)
+        })
+        .await;
     }
 }
 
@@ -155,11 +194,21 @@ fn number(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result
 
 fn checkpoints(db: &Connection, upload: i64) -> rusqlite::Result<Vec<Checkpoint>> {
     db.prepare_cached("SELECT sent, state FROM checkpoints WHERE upload = ?1 ORDER BY sent")?
-        .query_map([upload], |row| Ok(Checkpoint { offset: row.get::<_, i64>(0)?.unsigned_abs(), state: row.get(1)? }))?
+        .query_map([upload], |row| {
+            Ok(Checkpoint {
+                offset: row.get::<_, i64>(0)?.unsigned_abs(),
+                state: row.get(1)?,
+            })
+        })?
         .collect()
 }
 
-fn relocate(db: &Connection, repository: i64, digest: &Digest, location: &str) -> rusqlite::Result<()> {
+fn relocate(
+    db: &Connection,
+    repository: i64,
+    digest: &Digest,
+    location: &str,
+) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE uploads SET location = ?3 WHERE repository = ?1 AND digest = ?2")?
         .execute(params![repository, Stored(*digest), location])
         .map(drop)
@@ -172,8 +221,9 @@ fn close(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<
 }
 
 fn thin_out(db: &Connection, upload: i64, most: i64) -> rusqlite::Result<()> {
-    let count: i64 =
-        db.prepare_cached("SELECT count(*) FROM checkpoints WHERE upload = ?1")?.query_row([upload], |row| row.get(0))?;
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM checkpoints WHERE upload = ?1")?
+        .query_row([upload], |row| row.get(0))?;
     if count <= most {
         return Ok(());
     }
@@ -193,15 +243,22 @@ mod tests {
     #[test]
     fn thinning_keeps_the_newer_half_and_every_second_of_the_older() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch("CREATE TABLE checkpoints (upload, sent, state)").unwrap();
+        db.execute_batch("CREATE TABLE checkpoints (upload, sent, state)")
+            .unwrap();
         for sent in 1..=10 {
-            db.execute("INSERT INTO checkpoints VALUES (1, ?1, x'')", [sent]).unwrap();
+            db.execute("INSERT INTO checkpoints VALUES (1, ?1, x'')", [sent])
+                .unwrap();
         }
-        db.execute("INSERT INTO checkpoints VALUES (2, 1, x'')", []).unwrap();
+        db.execute("INSERT INTO checkpoints VALUES (2, 1, x'')", [])
+            .unwrap();
         thin_out(&db, 1, 10).unwrap();
         assert_eq!(checkpoints(&db, 1).unwrap().len(), 10);
         thin_out(&db, 1, 9).unwrap();
-        let left: Vec<_> = checkpoints(&db, 1).unwrap().iter().map(|checkpoint| checkpoint.offset).collect();
+        let left: Vec<_> = checkpoints(&db, 1)
+            .unwrap()
+            .iter()
+            .map(|checkpoint| checkpoint.offset)
+            .collect();
         assert_eq!(left, [2, 4, 6, 7, 8, 9, 10]);
         assert_eq!(checkpoints(&db, 2).unwrap().len(), 1);
     }

@@ -67,8 +67,16 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, for series that exist from the start.
-    pub const ALL: [Cause; 8] =
-        [Cause::Poll, Cause::Verify, Cause::Ping, Cause::Webhook, Cause::Queue, Cause::Signal, Cause::Cli, Cause::Start];
+    pub const ALL: [Cause; 8] = [
+        Cause::Poll,
+        Cause::Verify,
+        Cause::Ping,
+        Cause::Webhook,
+        Cause::Queue,
+        Cause::Signal,
+        Cause::Cli,
+        Cause::Start,
+    ];
 
     /// The name in reports and metrics.
     pub fn name(self) -> &'static str {
@@ -145,7 +153,9 @@ impl fmt::Display for Actor {
 }
 
 /// What happens to a production tag with another digest that we never wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Existing {
     /// It stays, counted, not an error.
@@ -156,7 +166,9 @@ pub enum Existing {
 }
 
 /// What happens to a production tag that we wrote and someone changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Drift {
     /// It stays as that person left it, and is reported.
@@ -289,7 +301,9 @@ impl Companions {
         match self {
             Companions::Listed(tags) => {
                 let from = tags.range(stem.clone()..).map(|(tag, _)| tag);
-                from.take_while(|tag| tag.as_str().starts_with(stem.as_str())).cloned().collect()
+                from.take_while(|tag| tag.as_str().starts_with(stem.as_str()))
+                    .cloned()
+                    .collect()
             }
             Companions::Unlisted => stem.with_usual_endings(),
         }
@@ -405,7 +419,11 @@ pub enum ReferrerOutcome {
 
 impl ReferrerOutcome {
     /// All of them, for series that exist from the start.
-    pub const ALL: [ReferrerOutcome; 3] = [ReferrerOutcome::Present, ReferrerOutcome::Copied, ReferrerOutcome::Refused];
+    pub const ALL: [ReferrerOutcome; 3] = [
+        ReferrerOutcome::Present,
+        ReferrerOutcome::Copied,
+        ReferrerOutcome::Refused,
+    ];
 
     /// The name in metrics.
     pub fn name(self) -> &'static str {

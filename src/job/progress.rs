@@ -36,14 +36,32 @@ impl Progress {
     /// A blob starts to move; it is listed until the guard is dropped.
     pub fn start_blob(self: &Arc<Self>, label: String, size: u64) -> ActiveBlob {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let blob = Arc::new(BlobProgress { label, size, done: AtomicU64::new(0), closing: false.into() });
-        self.blobs.lock().expect("no panic while listing").insert(id, blob.clone());
-        ActiveBlob { id, blob, furthest: AtomicU64::new(0), progress: self.clone() }
+        let blob = Arc::new(BlobProgress {
+            label,
+            size,
+            done: AtomicU64::new(0),
+            closing: false.into(),
+        });
+        self.blobs
+            .lock()
+            .expect("no panic while listing")
+            .insert(id, blob.clone());
+        ActiveBlob {
+            id,
+            blob,
+            furthest: AtomicU64::new(0),
+            progress: self.clone(),
+        }
     }
 
     /// The blobs that are moving now, oldest first, with a number that stays theirs.
     pub fn active(&self) -> Vec<(u64, Arc<BlobProgress>)> {
-        self.blobs.lock().expect("no panic while listing").iter().map(|(id, blob)| (*id, blob.clone())).collect()
+        self.blobs
+            .lock()
+            .expect("no panic while listing")
+            .iter()
+            .map(|(id, blob)| (*id, blob.clone()))
+            .collect()
     }
 }
 
@@ -62,13 +80,19 @@ impl ActiveBlob {
     pub fn at(&self, offset: u64) {
         self.blob.done.store(offset, Ordering::Relaxed);
         let before = self.furthest.fetch_max(offset, Ordering::Relaxed);
-        self.progress.bytes_done.fetch_add(offset.saturating_sub(before), Ordering::Relaxed);
+        self.progress
+            .bytes_done
+            .fetch_add(offset.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
 impl Drop for ActiveBlob {
     fn drop(&mut self) {
-        self.progress.blobs.lock().expect("no panic while listing").remove(&self.id);
+        self.progress
+            .blobs
+            .lock()
+            .expect("no panic while listing")
+            .remove(&self.id);
     }
 }
 
@@ -83,7 +107,13 @@ mod tests {
         for offset in [40, 80, 10, 60, 100] {
             blob.at(offset);
         }
-        assert_eq!((progress.bytes_done.load(Ordering::Relaxed), blob.blob.done.load(Ordering::Relaxed)), (100, 100));
+        assert_eq!(
+            (
+                progress.bytes_done.load(Ordering::Relaxed),
+                blob.blob.done.load(Ordering::Relaxed)
+            ),
+            (100, 100)
+        );
         drop(blob);
         assert!(progress.active().is_empty());
     }

@@ -25,13 +25,19 @@ impl Trouble {
 
     /// Something that was named is not there.
     pub fn not_found(text: String) -> Trouble {
-        Trouble { class: Class::NotFound.name().into(), text }
+        Trouble {
+            class: Class::NotFound.name().into(),
+            text,
+        }
     }
 }
 
 impl From<&Fault> for Trouble {
     fn from(fault: &Fault) -> Trouble {
-        Trouble { class: fault.class().name().into(), text: fault.chain() }
+        Trouble {
+            class: fault.class().name().into(),
+            text: fault.chain(),
+        }
     }
 }
 
@@ -223,7 +229,12 @@ pub struct Report {
 impl Report {
     /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3 authentication, 1 failed,
     /// 4 conflict, drift or refused, 5 nothing there, 0.
-    pub fn new(run_id: &str, started: Timestamp, duration: Duration, looks: impl IntoIterator<Item = Look>) -> Report {
+    pub fn new(
+        run_id: &str,
+        started: Timestamp,
+        duration: Duration,
+        looks: impl IntoIterator<Item = Look>,
+    ) -> Report {
         let mut report = Report {
             schema: 1,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -251,8 +262,13 @@ impl Report {
             }
         }
         // A tag that one repository has is not missed in the others.
-        let missing = named.into_values().filter(|(is_found, _)| !is_found).flat_map(|(_, texts)| texts);
-        report.trouble.extend(missing.take(MOST_MISSING).map(Trouble::not_found));
+        let missing = named
+            .into_values()
+            .filter(|(is_found, _)| !is_found)
+            .flat_map(|(_, texts)| texts);
+        report
+            .trouble
+            .extend(missing.take(MOST_MISSING).map(Trouble::not_found));
         report.exit_code = report.judge(found);
         report
     }
@@ -267,9 +283,16 @@ impl Report {
     }
 
     fn judge(&self, found: bool) -> u8 {
-        let errors = || self.jobs.iter().filter_map(|job| job.error.as_ref()).chain(&self.trouble);
+        let errors = || {
+            self.jobs
+                .iter()
+                .filter_map(|job| job.error.as_ref())
+                .chain(&self.trouble)
+        };
         let class = |name: &str| errors().any(|error| error.class == name);
-        let failed = |trouble: &Trouble| ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class);
+        let failed = |trouble: &Trouble| {
+            ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class)
+        };
         let totals = &self.totals;
         if totals.interrupted > 0 || class(Class::Cancelled.name()) {
             130
@@ -292,23 +315,95 @@ mod tests {
     use super::*;
 
     fn report(totals: Totals, trouble: Vec<Trouble>, found: bool) -> u8 {
-        let look = Look { totals, trouble, found, ..Look::default() };
+        let look = Look {
+            totals,
+            trouble,
+            found,
+            ..Look::default()
+        };
         Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look]).exit_code
     }
 
     #[test]
     fn the_first_exit_code_that_applies_wins() {
-        let trouble = |class: &str| vec![Trouble { class: class.into(), text: String::new() }];
+        let trouble = |class: &str| {
+            vec![Trouble {
+                class: class.into(),
+                text: String::new(),
+            }]
+        };
         assert_eq!(report(Totals::default(), vec![], true), 0);
         assert_eq!(report(Totals::default(), vec![], false), 5);
-        assert_eq!(report(Totals { existing: 3, only_in_destination: 1, ..Totals::default() }, vec![], true), 0);
-        assert_eq!(report(Totals { conflict: 1, ..Totals::default() }, vec![], true), 4);
-        assert_eq!(report(Totals { drift: 1, failed: 1, ..Totals::default() }, vec![], true), 1);
-        assert_eq!(report(Totals { failed: 1, ..Totals::default() }, trouble("auth"), true), 3);
-        assert_eq!(report(Totals { interrupted: 1, ..Totals::default() }, trouble("auth"), true), 130);
+        assert_eq!(
+            report(
+                Totals {
+                    existing: 3,
+                    only_in_destination: 1,
+                    ..Totals::default()
+                },
+                vec![],
+                true
+            ),
+            0
+        );
+        assert_eq!(
+            report(
+                Totals {
+                    conflict: 1,
+                    ..Totals::default()
+                },
+                vec![],
+                true
+            ),
+            4
+        );
+        assert_eq!(
+            report(
+                Totals {
+                    drift: 1,
+                    failed: 1,
+                    ..Totals::default()
+                },
+                vec![],
+                true
+            ),
+            1
+        );
+        assert_eq!(
+            report(
+                Totals {
+                    failed: 1,
+                    ..Totals::default()
+                },
+                trouble("auth"),
+                true
+            ),
+            3
+        );
+        assert_eq!(
+            report(
+                Totals {
+                    interrupted: 1,
+                    ..Totals::default()
+                },
+                trouble("auth"),
+                true
+            ),
+            130
+        );
         assert_eq!(report(Totals::default(), trouble("not_found"), false), 5);
         assert_eq!(report(Totals::default(), trouble("retryable"), false), 1);
-        assert_eq!(report(Totals { refused: 1, ..Totals::default() }, trouble(Trouble::REFUSED), false), 4);
+        assert_eq!(
+            report(
+                Totals {
+                    refused: 1,
+                    ..Totals::default()
+                },
+                trouble(Trouble::REFUSED),
+                false
+            ),
+            4
+        );
     }
 
     #[test]
@@ -318,14 +413,32 @@ mod tests {
                 name: name.parse().unwrap(),
                 missing: missing.map(str::to_owned),
             };
-            Look { found: true, named: tags.iter().map(named).collect(), ..Look::default() }
+            Look {
+                found: true,
+                named: tags.iter().map(named).collect(),
+                ..Look::default()
+            }
         };
-        let looks =
-            [look(&[("v1", None), ("v2", Some("a lacks v2"))]), look(&[("v1", Some("b lacks v1")), ("v2", Some("b lacks v2"))])];
+        let looks = [
+            look(&[("v1", None), ("v2", Some("a lacks v2"))]),
+            look(&[("v1", Some("b lacks v1")), ("v2", Some("b lacks v2"))]),
+        ];
         let report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, looks);
-        let texts: Vec<&str> = report.trouble.iter().map(|trouble| trouble.text.as_str()).collect();
-        assert_eq!((texts, report.exit_code), (vec!["a lacks v2", "b lacks v2"], 5));
-        let report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look(&[("v1", None)])]);
+        let texts: Vec<&str> = report
+            .trouble
+            .iter()
+            .map(|trouble| trouble.text.as_str())
+            .collect();
+        assert_eq!(
+            (texts, report.exit_code),
+            (vec!["a lacks v2", "b lacks v2"], 5)
+        );
+        let report = Report::new(
+            "r",
+            Timestamp::UNIX_EPOCH,
+            Duration::ZERO,
+            [look(&[("v1", None)])],
+        );
         assert_eq!((report.trouble.len(), report.exit_code), (0, 0));
     }
 }

@@ -27,14 +27,19 @@ pub(super) struct FileBody {
 
 /// Opens a file at `offset`.
 pub(super) fn open(found: &Found, offset: u64) -> Result<File, Fault> {
-    let file = File::open(&found.path).and_then(|mut file| file.seek(SeekFrom::Start(offset)).map(|_| file));
+    let file = File::open(&found.path)
+        .and_then(|mut file| file.seek(SeekFrom::Start(offset)).map(|_| file));
     file.map_err(|error| fault("open", &found.path, error))
 }
 
 impl FileBody {
     /// The next `left` bytes of `file`.
     pub fn new(file: File, path: &Path, left: u64) -> FileBody {
-        let mut body = FileBody { path: path.into(), left, reading: None };
+        let mut body = FileBody {
+            path: path.into(),
+            left,
+            reading: None,
+        };
         body.read_on(file);
         body
     }
@@ -49,9 +54,13 @@ impl FileBody {
 fn read(file: File, path: &Path, want: u64) -> Result<(File, Bytes), Fault> {
     let mut bytes = Vec::with_capacity(want as usize);
     let mut part = file.take(want);
-    part.read_to_end(&mut bytes).map_err(|error| fault("read", path, error))?;
+    part.read_to_end(&mut bytes)
+        .map_err(|error| fault("read", path, error))?;
     if (bytes.len() as u64) < want {
-        return Err(Fault::corrupt(format!("{} became shorter while it was read", path.display())));
+        return Err(Fault::corrupt(format!(
+            "{} became shorter while it was read",
+            path.display()
+        )));
     }
     Ok((part.into_inner(), bytes.into()))
 }
@@ -60,8 +69,13 @@ impl Body for FileBody {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let Some(reading) = &mut self.reading else {
+            return Poll::Ready(None);
+        };
         let read = ready!(Pin::new(reading).poll(cx));
         self.reading = None;
         let (file, bytes) = match read {

@@ -65,9 +65,17 @@ struct Annotations {
 impl IndexJson {
     /// An index that lists nothing.
     pub fn empty() -> IndexJson {
-        let raw = |value: Value| serde_json::value::to_raw_value(&value).expect("a JSON value can be written");
-        let fields = [("schemaVersion".into(), raw(json!(2))), ("mediaType".into(), raw(json!(OCI_INDEX)))];
-        IndexJson { fields: fields.into(), entries: Vec::new() }
+        let raw = |value: Value| {
+            serde_json::value::to_raw_value(&value).expect("a JSON value can be written")
+        };
+        let fields = [
+            ("schemaVersion".into(), raw(json!(2))),
+            ("mediaType".into(), raw(json!(OCI_INDEX))),
+        ];
+        IndexJson {
+            fields: fields.into(),
+            entries: Vec::new(),
+        }
     }
 
     /// Reads an index.
@@ -80,13 +88,21 @@ impl IndexJson {
             Some(manifests) => serde_json::from_str(manifests.get())?,
             None => None,
         };
-        let entries = listed.unwrap_or_default().into_iter().map(Entry::parse).collect::<Result<_, _>>()?;
+        let entries = listed
+            .unwrap_or_default()
+            .into_iter()
+            .map(Entry::parse)
+            .collect::<Result<_, _>>()?;
         Ok(IndexJson { fields, entries })
     }
 
     /// The document as it is written.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut fields: BTreeMap<&str, &RawValue> = self.fields.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
+        let mut fields: BTreeMap<&str, &RawValue> = self
+            .fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), &**value))
+            .collect();
         let entries: Vec<&RawValue> = self.entries.iter().map(|entry| &*entry.raw).collect();
         let entries = serde_json::value::to_raw_value(&entries).expect("raw JSON can be written");
         fields.insert("manifests", &entries);
@@ -95,12 +111,15 @@ impl IndexJson {
 
     /// Every manifest listed, named or not, whose digest can be verified.
     pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
-        self.entries.iter().filter_map(|entry| entry.descriptor.as_ref().ok())
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.descriptor.as_ref().ok())
     }
 
     /// The entry of a digest.
     pub fn listed(&self, digest: &Digest) -> Option<&Descriptor> {
-        self.descriptors().find(|descriptor| descriptor.digest == *digest)
+        self.descriptors()
+            .find(|descriptor| descriptor.digest == *digest)
     }
 
     /// The tags, sorted. A tag that does not stand for one digest is listed without.
@@ -118,20 +137,37 @@ impl IndexJson {
                 Some(Named::One(descriptor)) => Some(descriptor.digest),
                 _ => None,
             };
-            Listed { name, digest, pushed: None }
+            Listed {
+                name,
+                digest,
+                pushed: None,
+            }
         });
-        Page { entries: entries.collect(), invalid, next: None }
+        Page {
+            entries: entries.collect(),
+            invalid,
+            next: None,
+        }
     }
 
     /// What a tag stands for. `None`: it is not there.
     pub fn named(&self, tag: &Tag) -> Option<Named> {
-        let entries: Vec<&Entry> = self.entries.iter().filter(|entry| entry.tag().as_ref() == Some(tag)).collect();
+        let entries: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.tag().as_ref() == Some(tag))
+            .collect();
         choose(tag, &entries)
     }
 
     /// Points `tag` at a manifest; entries that named another one lose the name, and stay where `keep` says so of their
     /// digest. `false`: nothing changed.
-    pub fn name(&mut self, tag: &Tag, descriptor: &Descriptor, mut keep: impl FnMut(&Digest) -> bool) -> bool {
+    pub fn name(
+        &mut self,
+        tag: &Tag,
+        descriptor: &Descriptor,
+        mut keep: impl FnMut(&Digest) -> bool,
+    ) -> bool {
         let is_named = |entry: &Entry| entry.name.as_deref() == Some(tag.as_str());
         let mut named = self.entries.iter().filter(|entry| is_named(entry));
         if let (Some(entry), None) = (named.next(), named.next())
@@ -139,8 +175,12 @@ impl IndexJson {
         {
             return false;
         }
-        let (old, mut entries): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(is_named);
-        let kept = old.into_iter().filter(|entry| entry.descriptor.as_ref().is_ok_and(|old| keep(&old.digest)));
+        let (old, mut entries): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(is_named);
+        let kept = old
+            .into_iter()
+            .filter(|entry| entry.descriptor.as_ref().is_ok_and(|old| keep(&old.digest)));
         entries.extend(kept.map(Entry::without_name));
         entries.push(Entry::new(descriptor, Some(tag)));
         self.entries = entries;
@@ -167,17 +207,36 @@ fn choose(tag: &Tag, entries: &[&Entry]) -> Option<Named> {
         Ok(descriptor) => descriptor,
         Err(error) => return Some(Named::Unreadable(error.to_string())),
     };
-    let same = |entry: &&Entry| entry.descriptor.as_ref().is_ok_and(|other| other.digest == descriptor.digest);
-    Some(if others.iter().all(same) { Named::One(descriptor.clone()) } else { Named::Several })
+    let same = |entry: &&Entry| {
+        entry
+            .descriptor
+            .as_ref()
+            .is_ok_and(|other| other.digest == descriptor.digest)
+    };
+    Some(if others.iter().all(same) {
+        Named::One(descriptor.clone())
+    } else {
+        Named::Several
+    })
 }
 
 impl Entry {
     fn parse(raw: Box<RawValue>) -> Result<Entry, serde_json::Error> {
         let shape: Shape = serde_json::from_str(raw.get())?;
         let media_type = MediaType::new(shape.media_type.as_deref().unwrap_or_default());
-        let descriptor = shape.digest.parse().map(|digest| Descriptor::new(media_type, digest, shape.size));
-        let name = shape.annotations.and_then(|annotations| annotations.name).filter(|name| !name.is_empty());
-        Ok(Entry { raw, name, descriptor })
+        let descriptor = shape
+            .digest
+            .parse()
+            .map(|digest| Descriptor::new(media_type, digest, shape.size));
+        let name = shape
+            .annotations
+            .and_then(|annotations| annotations.name)
+            .filter(|name| !name.is_empty());
+        Ok(Entry {
+            raw,
+            name,
+            descriptor,
+        })
     }
 
     fn new(descriptor: &Descriptor, tag: Option<&Tag>) -> Entry {
@@ -186,11 +245,16 @@ impl Entry {
             value["annotations"] = json!({ REF_NAME: tag });
         }
         let raw = serde_json::value::to_raw_value(&value).expect("a JSON value can be written");
-        Entry { raw, name: tag.map(Tag::to_string), descriptor: Ok(descriptor.clone()) }
+        Entry {
+            raw,
+            name: tag.map(Tag::to_string),
+            descriptor: Ok(descriptor.clone()),
+        }
     }
 
     fn without_name(mut self) -> Entry {
-        let mut fields: Map<String, Value> = serde_json::from_str(self.raw.get()).expect("the entry was read as an object");
+        let mut fields: Map<String, Value> =
+            serde_json::from_str(self.raw.get()).expect("the entry was read as an object");
         if let Some(Value::Object(annotations)) = fields.get_mut("annotations") {
             annotations.remove(REF_NAME);
             if annotations.is_empty() {
@@ -205,8 +269,13 @@ impl Entry {
     /// The name itself, or what follows the last colon of a whole reference.
     fn tag(&self) -> Option<Tag> {
         let name = self.name.as_deref()?;
-        let reference_tag = || name.rsplit_once(':').filter(|(rest, _)| !rest.is_empty() && !rest.contains('@'));
-        name.parse().ok().or_else(|| reference_tag().and_then(|(_, tag)| tag.parse().ok()))
+        let reference_tag = || {
+            name.rsplit_once(':')
+                .filter(|(rest, _)| !rest.is_empty() && !rest.contains('@'))
+        };
+        name.parse()
+            .ok()
+            .or_else(|| reference_tag().and_then(|(_, tag)| tag.parse().ok()))
     }
 }
 
@@ -217,7 +286,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn descriptor(content: &str) -> Descriptor {
-        Descriptor::new(MediaType::new(OCI_MANIFEST), Digest::sha256(content.as_bytes()), content.len() as u64)
+        Descriptor::new(
+            MediaType::new(OCI_MANIFEST),
+            Digest::sha256(content.as_bytes()),
+            content.len() as u64,
+        )
     }
 
     fn entry(content: &str, name: Option<&str>) -> Value {
@@ -229,7 +302,12 @@ mod tests {
     }
 
     fn index(entries: Vec<Value>) -> IndexJson {
-        IndexJson::parse(json!({"schemaVersion": 2, "manifests": entries}).to_string().as_bytes()).unwrap()
+        IndexJson::parse(
+            json!({"schemaVersion": 2, "manifests": entries})
+                .to_string()
+                .as_bytes(),
+        )
+        .unwrap()
     }
 
     fn tag(text: &str) -> Tag {
@@ -246,12 +324,19 @@ mod tests {
             ("host.example:5000/app", None),
             ("host.example/app", None),
             (":v1", None),
-            ("app@sha256:0000000000000000000000000000000000000000000000000000000000000000", None),
+            (
+                "app@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+                None,
+            ),
             ("../v1", None),
         ];
         for (name, expected) in table {
             let page = index(vec![entry("a", Some(name)), entry("b", None)]).tags();
-            let names: Vec<&str> = page.entries.iter().map(|entry| entry.name.as_str()).collect();
+            let names: Vec<&str> = page
+                .entries
+                .iter()
+                .map(|entry| entry.name.as_str())
+                .collect();
             assert_eq!(names, Vec::from_iter(expected), "{name}");
             assert_eq!(page.invalid, usize::from(expected.is_none()), "{name}");
         }
@@ -269,37 +354,74 @@ mod tests {
             json!({"digest": "blake3:00", "size": 1, "annotations": {REF_NAME: "v4"}}),
         ]);
         assert_eq!(index.named(&tag("v1")), Some(Named::Several));
-        assert_eq!(index.named(&tag("v2")), Some(Named::One(descriptor("a"))), "the bare tag is the tag");
+        assert_eq!(
+            index.named(&tag("v2")),
+            Some(Named::One(descriptor("a"))),
+            "the bare tag is the tag"
+        );
         assert_eq!(index.named(&tag("v3")), Some(Named::One(descriptor("a"))));
-        assert!(matches!(index.named(&tag("v4")), Some(Named::Unreadable(_))));
+        assert!(matches!(
+            index.named(&tag("v4")),
+            Some(Named::Unreadable(_))
+        ));
         assert_eq!(index.named(&tag("v5")), None);
-        let digests: Vec<bool> = index.tags().entries.iter().map(|listed| listed.digest.is_some()).collect();
+        let digests: Vec<bool> = index
+            .tags()
+            .entries
+            .iter()
+            .map(|listed| listed.digest.is_some())
+            .collect();
         assert_eq!(digests, [false, true, true, false]);
     }
 
     #[test]
     fn what_is_not_ours_is_written_back_as_it_was() {
         let theirs = r#"{"digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae","size":3,"x":[1.10]}"#;
-        let text = format!(r#"{{"schemaVersion":2,"manifests":[{theirs}],"annotations":{{"k":"v"}},"n":1.50}}"#);
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{theirs}],"annotations":{{"k":"v"}},"n":1.50}}"#
+        );
         let mut index = IndexJson::parse(text.as_bytes()).unwrap();
         assert!(index.name(&tag("v1"), &descriptor("a"), |_| false));
         let written = String::from_utf8(index.to_bytes()).unwrap();
-        assert!(written.contains(theirs) && written.contains(r#""n":1.50"#) && written.contains(r#"{"k":"v"}"#), "{written}");
+        assert!(
+            written.contains(theirs)
+                && written.contains(r#""n":1.50"#)
+                && written.contains(r#"{"k":"v"}"#),
+            "{written}"
+        );
     }
 
     #[test]
     fn a_moved_tag_leaves_one_entry_and_what_must_stay() {
-        let mut index = index(vec![entry("a", Some("v1")), entry("b", Some("v2")), entry("c", Some("other.example/x:v1"))]);
-        assert!(!index.name(&tag("v1"), &descriptor("a"), |_| false), "the same again is no change");
+        let mut index = index(vec![
+            entry("a", Some("v1")),
+            entry("b", Some("v2")),
+            entry("c", Some("other.example/x:v1")),
+        ]);
+        assert!(
+            !index.name(&tag("v1"), &descriptor("a"), |_| false),
+            "the same again is no change"
+        );
         assert!(index.name(&tag("v1"), &descriptor("d"), |_| false));
         assert_eq!(index.named(&tag("v1")), Some(Named::One(descriptor("d"))));
         assert_eq!(index.listed(&Digest::sha256(b"a")), None);
-        assert!(index.name(&tag("v2"), &descriptor("d"), |old| *old == Digest::sha256(b"b")));
+        assert!(index.name(&tag("v2"), &descriptor("d"), |old| *old
+            == Digest::sha256(b"b")));
         let read_back = IndexJson::parse(&index.to_bytes()).unwrap();
-        assert_eq!(read_back.named(&tag("v2")), Some(Named::One(descriptor("d"))));
-        assert!(read_back.listed(&Digest::sha256(b"b")).is_some(), "kept without a name");
+        assert_eq!(
+            read_back.named(&tag("v2")),
+            Some(Named::One(descriptor("d")))
+        );
+        assert!(
+            read_back.listed(&Digest::sha256(b"b")).is_some(),
+            "kept without a name"
+        );
         assert_eq!(read_back.tags().entries.len(), 2);
-        assert!(!String::from_utf8(index.to_bytes()).unwrap().contains(r#""annotations":{}"#));
+        assert!(
+            !String::from_utf8(index.to_bytes())
+                .unwrap()
+                .contains(r#""annotations":{}"#)
+        );
     }
 
     #[test]
@@ -308,15 +430,34 @@ mod tests {
         assert!(index.list(&descriptor("a")));
         assert!(!index.list(&descriptor("a")));
         assert!(index.name(&tag("v1"), &descriptor("a"), |_| false));
-        assert_eq!(IndexJson::parse(&index.to_bytes()).unwrap().descriptors().count(), 2);
+        assert_eq!(
+            IndexJson::parse(&index.to_bytes())
+                .unwrap()
+                .descriptors()
+                .count(),
+            2
+        );
     }
 
     #[test]
     fn an_index_without_a_list_is_empty_and_another_shape_is_an_error() {
         for empty in ["{}", r#"{"manifests":null}"#, r#"{"manifests":[]}"#] {
-            assert_eq!(IndexJson::parse(empty.as_bytes()).unwrap().descriptors().count(), 0, "{empty}");
+            assert_eq!(
+                IndexJson::parse(empty.as_bytes())
+                    .unwrap()
+                    .descriptors()
+                    .count(),
+                0,
+                "{empty}"
+            );
         }
-        for bad in ["", "[]", r#"{"manifests":{}}"#, r#"{"manifests":[1]}"#, r#"{"manifests":[{"digest":"sha256:x"}]}"#] {
+        for bad in [
+            "",
+            "[]",
+            r#"{"manifests":{}}"#,
+            r#"{"manifests":[1]}"#,
+            r#"{"manifests":[{"digest":"sha256:x"}]}"#,
+        ] {
             assert!(IndexJson::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -21,7 +21,9 @@ const SUBJECTS_MAX: usize = 65_536;
 /// The tags. One whose content is missing, or has another length than the index gives, is listed without its digest: only
 /// asking for the tag itself tells what is wrong with it. `None`: the folder is no layout.
 pub(super) fn tags(store: &Store) -> Result<Option<Page<Listed>>, Fault> {
-    let Some(index) = store.index()? else { return Ok(None) };
+    let Some(index) = store.index()? else {
+        return Ok(None);
+    };
     let mut whole = HashMap::new();
     for Descriptor { digest, size, .. } in index.descriptors() {
         let is_whole = store.blob(digest)?.is_some_and(|found| found.size == *size);
@@ -37,22 +39,47 @@ pub(super) fn tags(store: &Store) -> Result<Option<Page<Listed>>, Fault> {
 /// What a target names.
 pub(super) fn resolve(store: &Store, target: &Target) -> Result<Option<Resolved>, Fault> {
     if let Target::Tag(tag) = target {
-        let Some(descriptor) = named(store, tag)? else { return Ok(None) };
+        let Some(descriptor) = named(store, tag)? else {
+            return Ok(None);
+        };
         if !descriptor.media_type.is_empty() {
             content(store, tag, &descriptor)?;
-            let Descriptor { media_type, digest, size, .. } = descriptor;
-            return Ok(Some(Resolved { digest: Some(digest), media_type, size: Some(size) }));
+            let Descriptor {
+                media_type,
+                digest,
+                size,
+                ..
+            } = descriptor;
+            return Ok(Some(Resolved {
+                digest: Some(digest),
+                media_type,
+                size: Some(size),
+            }));
         }
     }
-    let Some(Manifest { bytes, media_type, digest, .. }) = read(store, target)? else { return Ok(None) };
-    Ok(Some(Resolved { digest: Some(digest), media_type, size: Some(bytes.len() as u64) }))
+    let Some(Manifest {
+        bytes,
+        media_type,
+        digest,
+        ..
+    }) = read(store, target)?
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Resolved {
+        digest: Some(digest),
+        media_type,
+        size: Some(bytes.len() as u64),
+    }))
 }
 
 /// The manifest that a target names, verified.
 pub(super) fn read(store: &Store, target: &Target) -> Result<Option<Manifest>, Fault> {
     match target {
         Target::Tag(tag) => {
-            let Some(descriptor) = named(store, tag)? else { return Ok(None) };
+            let Some(descriptor) = named(store, tag)? else {
+                return Ok(None);
+            };
             content(store, tag, &descriptor)?;
             let served = Some(&descriptor.media_type);
             verified(store, &descriptor.digest, served)?
@@ -60,11 +87,21 @@ pub(super) fn read(store: &Store, target: &Target) -> Result<Option<Manifest>, F
                 .transpose()
         }
         Target::Digest(digest) => {
-            let Some(index) = store.index()? else { return Ok(None) };
-            match verified(store, digest, index.listed(digest).map(|listed| &listed.media_type))? {
+            let Some(index) = store.index()? else {
+                return Ok(None);
+            };
+            match verified(
+                store,
+                digest,
+                index.listed(digest).map(|listed| &listed.media_type),
+            )? {
                 // Content that is no manifest is a blob: as a manifest it is not there.
-                None | Some(Err(Error::TooLarge | Error::Malformed(_) | Error::UnknownType(_))) => Ok(None),
-                Some(read) => read.map(Some).map_err(|error| not_a_manifest(store, target, error)),
+                None | Some(Err(Error::TooLarge | Error::Malformed(_) | Error::UnknownType(_))) => {
+                    Ok(None)
+                }
+                Some(read) => read
+                    .map(Some)
+                    .map_err(|error| not_a_manifest(store, target, error)),
             }
         }
     }
@@ -75,10 +112,14 @@ fn named(store: &Store, tag: &Tag) -> Result<Option<Descriptor>, Fault> {
     match store.index()?.and_then(|index| index.named(tag)) {
         None => Ok(None),
         Some(Named::One(descriptor)) => Ok(Some(descriptor)),
-        Some(Named::Several) => {
-            Err(Fault::rejected(format!("{} gives the tag {tag} to manifests of different digests: leave one", file())))
-        }
-        Some(Named::Unreadable(reason)) => Err(Fault::rejected(format!("the tag {tag} in {}: {reason}", file()))),
+        Some(Named::Several) => Err(Fault::rejected(format!(
+            "{} gives the tag {tag} to manifests of different digests: leave one",
+            file()
+        ))),
+        Some(Named::Unreadable(reason)) => Err(Fault::rejected(format!(
+            "the tag {tag} in {}: {reason}",
+            file()
+        ))),
     }
 }
 
@@ -99,20 +140,39 @@ fn content(store: &Store, tag: &Tag, descriptor: &Descriptor) -> Result<Found, F
 }
 
 /// The bytes of `digest`, verified and read as a manifest.
-fn verified(store: &Store, digest: &Digest, served: Option<&MediaType>) -> Result<Option<Result<Manifest, Error>>, Fault> {
-    let Some(found) = store.blob(digest)? else { return Ok(None) };
+fn verified(
+    store: &Store,
+    digest: &Digest,
+    served: Option<&MediaType>,
+) -> Result<Option<Result<Manifest, Error>>, Fault> {
+    let Some(found) = store.blob(digest)? else {
+        return Ok(None);
+    };
     if found.size > MAX_SIZE {
         return Ok(Some(Err(Error::TooLarge)));
     }
-    let Some(bytes) = store.read(&found.path, MAX_SIZE)? else { return Ok(None) };
+    let Some(bytes) = store.read(&found.path, MAX_SIZE)? else {
+        return Ok(None);
+    };
     if Digest::of(digest.algorithm(), &bytes) != *digest {
-        return Err(Fault::corrupt(format!("the bytes of {} do not have that digest", found.path.display())));
+        return Err(Fault::corrupt(format!(
+            "the bytes of {} do not have that digest",
+            found.path.display()
+        )));
     }
-    Ok(Some(Manifest::parse(bytes, served.map(MediaType::as_str), digest.algorithm())))
+    Ok(Some(Manifest::parse(
+        bytes,
+        served.map(MediaType::as_str),
+        digest.algorithm(),
+    )))
 }
 
 fn not_a_manifest(store: &Store, target: &Target, error: Error) -> Fault {
-    Fault::rejected(format!("cannot read {target} of {}", store.folder().display())).because(error)
+    Fault::rejected(format!(
+        "cannot read {target} of {}",
+        store.folder().display()
+    ))
+    .because(error)
 }
 
 /// What came of the first half of a put: the bytes.
@@ -132,21 +192,33 @@ pub(super) fn store(store: &Store, target: &Target, manifest: &Manifest) -> Resu
         Target::Tag(_) => manifest.digest,
     };
     if Digest::of(digest.algorithm(), &manifest.bytes) != digest {
-        return Err(Fault::corrupt(format!("the manifest's bytes do not have the digest {digest}")));
+        return Err(Fault::corrupt(format!(
+            "the manifest's bytes do not have the digest {digest}"
+        )));
     }
     let missing = missing(store, manifest)?;
     if !missing.is_empty() {
         return Ok(Stored::Missing(missing));
     }
     store.write_blob(&digest, &manifest.bytes)?;
-    let listed = matches!(target, Target::Tag(_)) || must_be_listed(manifest) || !store.is_layout()?;
-    Ok(if listed { Stored::List(Descriptor { digest, ..manifest.descriptor() }) } else { Stored::Unlisted })
+    let listed =
+        matches!(target, Target::Tag(_)) || must_be_listed(manifest) || !store.is_layout()?;
+    Ok(if listed {
+        Stored::List(Descriptor {
+            digest,
+            ..manifest.descriptor()
+        })
+    } else {
+        Stored::Unlisted
+    })
 }
 
 fn missing(store: &Store, manifest: &Manifest) -> Result<Vec<Digest>, Fault> {
     let mut missing = Vec::new();
     for entry in manifest.children.iter().chain(&manifest.blobs) {
-        let whole = store.blob(&entry.digest)?.is_some_and(|found| found.size == entry.size);
+        let whole = store
+            .blob(&entry.digest)?
+            .is_some_and(|found| found.size == entry.size);
         // A foreign layer is fetched from elsewhere: no place that holds images has to have it.
         if !whole && !entry.media_type.is_foreign_layer() {
             missing.push(entry.digest);
@@ -159,20 +231,34 @@ fn missing(store: &Store, manifest: &Manifest) -> Result<Vec<Digest>, Fault> {
 /// its media type.
 fn must_be_listed(manifest: &Manifest) -> bool {
     let alone = Manifest::parse(manifest.bytes.clone(), None, manifest.digest.algorithm());
-    manifest.subject.is_some() || alone.map_or(true, |alone| alone.media_type != manifest.media_type)
+    manifest.subject.is_some()
+        || alone.map_or(true, |alone| alone.media_type != manifest.media_type)
 }
 
 /// Writes a stored manifest into the index, and makes the folder a layout. The index lock must be held.
-pub(super) fn list(store: &Store, target: &Target, manifest: &Manifest, descriptor: &Descriptor) -> Result<(), Fault> {
+pub(super) fn list(
+    store: &Store,
+    target: &Target,
+    manifest: &Manifest,
+    descriptor: &Descriptor,
+) -> Result<(), Fault> {
     store.establish()?;
     let mut index = store.index()?.unwrap_or_else(IndexJson::empty);
-    let keep =
-        |old: &Digest| verified(store, old, None).is_ok_and(|old| old.and_then(Result::ok).is_some_and(|old| must_be_listed(&old)));
+    let keep = |old: &Digest| {
+        verified(store, old, None).is_ok_and(|old| {
+            old.and_then(Result::ok)
+                .is_some_and(|old| must_be_listed(&old))
+        })
+    };
     let changed = match target {
         Target::Tag(tag) => index.name(tag, descriptor, keep),
         Target::Digest(_) => must_be_listed(manifest) && index.list(descriptor),
     };
-    if changed { store.write_index(&index) } else { Ok(()) }
+    if changed {
+        store.write_index(&index)
+    } else {
+        Ok(())
+    }
 }
 
 /// Which manifests name which subject: true forever of a digest, so remembered.
@@ -183,19 +269,27 @@ impl Subjects {
     /// The manifests that name `subject`: those that the index lists, and those under the fallback tag that some tools
     /// keep in layouts too.
     pub fn referrers(&self, store: &Store, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
-        let Some(index) = store.index()? else { return Ok(Vec::new()) };
+        let Some(index) = store.index()? else {
+            return Ok(Vec::new());
+        };
         let mut candidates: Vec<Descriptor> = index.descriptors().cloned().collect();
         if let Some(Named::One(fallback)) = index.named(&Tag::fallback(subject))
-            && let Some(Ok(fallback)) = verified(store, &fallback.digest, Some(&fallback.media_type))?
+            && let Some(Ok(fallback)) =
+                verified(store, &fallback.digest, Some(&fallback.media_type))?
         {
             candidates.extend(fallback.children);
         }
         let mut seen = HashSet::new();
-        candidates.retain(|candidate| may_have_subject(&candidate.media_type) && seen.insert(candidate.digest));
+        candidates.retain(|candidate| {
+            may_have_subject(&candidate.media_type) && seen.insert(candidate.digest)
+        });
         let mut referrers = Vec::new();
         for candidate in candidates {
             if self.of(store, &candidate)? == Some(*subject) {
-                referrers.push(Descriptor { platform: None, ..candidate });
+                referrers.push(Descriptor {
+                    platform: None,
+                    ..candidate
+                });
             }
         }
         Ok(referrers)
@@ -222,13 +316,18 @@ impl Subjects {
     }
 
     fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Option<Digest>>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// Docker's types have no subject, so their documents need not be read.
 fn may_have_subject(media_type: &MediaType) -> bool {
-    matches!(media_type.as_str(), OCI_MANIFEST | OCI_INDEX | OCI_ARTIFACT | crate::oci::media_type::ORAS_ARTIFACT)
+    matches!(
+        media_type.as_str(),
+        OCI_MANIFEST | OCI_INDEX | OCI_ARTIFACT | crate::oci::media_type::ORAS_ARTIFACT
+    )
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
-    Tag, Tally, Upload, UploadStyle,
+    Abilities, Begin, BlobBody, Cursor, Destination, Mount, Offset, Origin, Page, Presence, Put,
+    Resolved, Resume, Sent, Source, Tag, Tally, Upload, UploadStyle,
 };
 use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -97,7 +97,12 @@ impl Root {
     /// A repository, there or not.
     pub fn repository(&self, name: RepositoryName) -> Repository {
         let store = Arc::new(self.store(&name));
-        Repository { root: self.clone(), name, store, tally: None }
+        Repository {
+            root: self.clone(),
+            name,
+            store,
+            tally: None,
+        }
     }
 
     /// One page of the repositories, by name, at most 16 folders deep; symbolic links are not followed. `None`: there is no
@@ -105,17 +110,27 @@ impl Root {
     ///
     /// # Errors
     /// When a folder cannot be read, when this is one layout and no folder of layouts, and for a cursor that was not given here.
-    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+    pub async fn repositories(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
         let path = self.0.path.clone();
         if self.0.single {
-            return Err(Fault::rejected(format!("{} is one image layout: it has no list of repositories", path.display())));
+            return Err(Fault::rejected(format!(
+                "{} is one image layout: it has no list of repositories",
+                path.display()
+            )));
         }
         let cursor = cursor.cloned();
         blocking(move || walk::repositories(&path, cursor.as_ref())).await
     }
 
     fn store(&self, name: &RepositoryName) -> Store {
-        if self.0.single { Store::single(&self.0.path) } else { Store::below(&self.0.path, name) }
+        if self.0.single {
+            Store::single(&self.0.path)
+        } else {
+            Store::below(&self.0.path, name)
+        }
     }
 }
 
@@ -125,7 +140,11 @@ fn settled(path: &Path) -> PathBuf {
     for there in path.ancestors() {
         if let Ok(real) = there.canonicalize() {
             let rest = path.strip_prefix(there).expect("an ancestor is a prefix");
-            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+            return if rest.as_os_str().is_empty() {
+                real
+            } else {
+                real.join(rest)
+            };
         }
     }
     path
@@ -148,7 +167,10 @@ struct IndexLock {
 
 impl Repository {
     /// One act on the disk, counted, off the runtime's thread.
-    async fn act<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    async fn act<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         if let Some(tally) = &self.tally {
             tally.add();
         }
@@ -156,7 +178,10 @@ impl Repository {
     }
 
     /// A further part of an act.
-    async fn step<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    async fn step<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let store = self.store.clone();
         blocking(move || work(&store)).await
     }
@@ -172,8 +197,15 @@ impl Repository {
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
         };
-        let waited_long = || Fault::retryable(format!("another program holds the lock of {}", self.store.folder().display()));
-        tokio::time::timeout(LOCK_WAIT, taken).await.unwrap_or_else(|_| Err(waited_long()))
+        let waited_long = || {
+            Fault::retryable(format!(
+                "another program holds the lock of {}",
+                self.store.folder().display()
+            ))
+        };
+        tokio::time::timeout(LOCK_WAIT, taken)
+            .await
+            .unwrap_or_else(|_| Err(waited_long()))
     }
 
     /// Makes the folder a layout where it is none.
@@ -213,19 +245,26 @@ impl Source for Repository {
     }
 
     fn counted(&self, tally: &Arc<Tally>) -> Repository {
-        Repository { tally: Some(tally.clone()), ..self.clone() }
+        Repository {
+            tally: Some(tally.clone()),
+            ..self.clone()
+        }
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
         if cursor.is_some() {
-            return Err(Fault::rejected(format!("{}: the list of tags has no such page", self.address())));
+            return Err(Fault::rejected(format!(
+                "{}: the list of tags has no such page",
+                self.address()
+            )));
         }
         self.act(manifest::tags).await
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
         let target = target.clone();
-        self.act(move |store| manifest::resolve(store, &target)).await
+        self.act(move |store| manifest::resolve(store, &target))
+            .await
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
@@ -237,13 +276,26 @@ impl Source for Repository {
         Some(true)
     }
 
-    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         if cursor.is_some() {
-            return Err(Fault::rejected(format!("{}: the list of referrers has no such page", self.address())));
+            return Err(Fault::rejected(format!(
+                "{}: the list of referrers has no such page",
+                self.address()
+            )));
         }
         let (subject, root) = (*subject, self.root.clone());
-        let entries = self.act(move |store| root.0.subjects.referrers(store, &subject)).await?;
-        Ok(Some(Page { entries, invalid: 0, next: None }))
+        let entries = self
+            .act(move |store| root.0.subjects.referrers(store, &subject))
+            .await?;
+        Ok(Some(Page {
+            entries,
+            invalid: 0,
+            next: None,
+        }))
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
@@ -256,8 +308,14 @@ impl Source for Repository {
         }
         let opened = self
             .act(move |store| match store.blob(&digest)? {
-                Some(found) if found.size == size => body::open(&found, offset).map(|file| Some((file, found.path))),
-                Some(found) => Err(Fault::corrupt(format!("{} is {} bytes long, not {size}", found.path.display(), found.size))),
+                Some(found) if found.size == size => {
+                    body::open(&found, offset).map(|file| Some((file, found.path)))
+                }
+                Some(found) => Err(Fault::corrupt(format!(
+                    "{} is {} bytes long, not {size}",
+                    found.path.display(),
+                    found.size
+                ))),
                 None => Ok(None),
             })
             .await?;
@@ -281,10 +339,16 @@ impl Destination for Repository {
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
         let digest = *digest;
         let found = self.act(move |store| store.blob(&digest)).await?;
-        Ok(found.map_or(Presence::Absent, |found| Presence::Present { size: Some(found.size) }))
+        Ok(found.map_or(Presence::Absent, |found| Presence::Present {
+            size: Some(found.size),
+        }))
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         let (digest, from) = (*digest, from.and_then(|from| self.sibling(from)));
         let begun = self.act(move |store| {
             let held = match from {
@@ -297,21 +361,35 @@ impl Destination for Repository {
             }
         });
         match begun.await? {
-            Some(location) => Ok(Begin::Session(Upload { location, chunk_min: None })),
+            Some(location) => Ok(Begin::Session(Upload {
+                location,
+                chunk_min: None,
+            })),
             None => self.establish().await.map(|()| Begin::Mounted),
         }
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         let location = upload.location.clone();
-        let session = match self.act(move |store| upload::open(store, &location, offset)).await? {
+        let session = match self
+            .act(move |store| upload::open(store, &location, offset))
+            .await?
+        {
             Opened::Session(session) => session,
             Opened::Ends(at) => return Ok(Sent::Misplaced(Offset::At(at))),
             Opened::Gone => return Ok(Sent::Gone),
         };
         let session = session.append(length, body).await?;
         self.step(move |_| session.sync()).await?;
-        Ok(Sent::Accepted { reported: Some(offset + length) })
+        Ok(Sent::Accepted {
+            reported: Some(offset + length),
+        })
     }
 
     async fn finish_upload(
@@ -323,32 +401,48 @@ impl Destination for Repository {
         body: BlobBody,
     ) -> Result<Sent, Fault> {
         let (digest, location) = (*digest, upload.location.clone());
-        let session = match self.act(move |store| upload::open(store, &location, offset)).await? {
+        let session = match self
+            .act(move |store| upload::open(store, &location, offset))
+            .await?
+        {
             Opened::Session(session) => session,
             Opened::Ends(at) => return Ok(Sent::Misplaced(Offset::At(at))),
             Opened::Gone => return Ok(Sent::Gone),
         };
         let session = session.append(length, body).await?;
         self.establish().await?;
-        self.step(move |store| session.commit(store, &digest, offset > 0)).await?;
-        Ok(Sent::Accepted { reported: Some(offset + length) })
+        self.step(move |store| session.commit(store, &digest, offset > 0))
+            .await?;
+        Ok(Sent::Accepted {
+            reported: Some(offset + length),
+        })
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
         let location = upload.location.clone();
-        let offset = self.act(move |store| upload::offset(store, &location)).await?;
+        let offset = self
+            .act(move |store| upload::offset(store, &location))
+            .await?;
         Ok(offset.map_or(Offset::Gone, Offset::At))
     }
 
     async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
-        self.act(move |store| upload::cancel(store, &upload.location)).await
+        self.act(move |store| upload::cancel(store, &upload.location))
+            .await
     }
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         let subject = manifest.subject.is_some();
         let (target, manifest) = (target.clone(), manifest.clone());
-        let (stored, target, manifest) =
-            self.act(move |store| Ok((manifest::store(store, &target, &manifest)?, target, manifest))).await?;
+        let (stored, target, manifest) = self
+            .act(move |store| {
+                Ok((
+                    manifest::store(store, &target, &manifest)?,
+                    target,
+                    manifest,
+                ))
+            })
+            .await?;
         match stored {
             Stored::Missing(missing) => return Ok(Put::Missing(missing)),
             Stored::Unlisted => {}
@@ -365,7 +459,9 @@ impl Destination for Repository {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {

@@ -57,17 +57,28 @@ pub(super) struct Found {
 impl Store {
     /// The layout at `root` itself.
     pub fn single(root: &Path) -> Store {
-        Store { root: root.into(), folder: root.into(), unfit: None }
+        Store {
+            root: root.into(),
+            folder: root.into(),
+            unfit: None,
+        }
     }
 
     /// The layout of `repository` below `root`.
     pub fn below(root: &Path, repository: &RepositoryName) -> Store {
         // Such a folder would lie among another layout's own files.
-        let own = repository.as_str().split('/').find(|part| [MARK, INDEX, BLOBS].contains(part));
+        let own = repository
+            .as_str()
+            .split('/')
+            .find(|part| [MARK, INDEX, BLOBS].contains(part));
         let unfit = own.map(|part| {
             format!("repository {repository} cannot be a folder of layouts: \"{part}\" is a name that layouts use themselves")
         });
-        Store { root: root.into(), folder: root.join(repository.as_str()), unfit }
+        Store {
+            root: root.into(),
+            folder: root.join(repository.as_str()),
+            unfit,
+        }
     }
 
     /// The folder, as configured.
@@ -77,10 +88,18 @@ impl Store {
 
     /// The regular file at `path` inside the layout. `None`: there is nothing.
     pub fn find(&self, path: impl AsRef<Path>) -> Result<Option<Found>, Fault> {
-        let Some(path) = self.real(&self.folder.join(path))? else { return Ok(None) };
+        let Some(path) = self.real(&self.folder.join(path))? else {
+            return Ok(None);
+        };
         match fs::metadata(&path) {
-            Ok(facts) if facts.is_file() => Ok(Some(Found { path, size: facts.len() })),
-            Ok(_) => Err(Fault::rejected(format!("{} is not a regular file", path.display()))),
+            Ok(facts) if facts.is_file() => Ok(Some(Found {
+                path,
+                size: facts.len(),
+            })),
+            Ok(_) => Err(Fault::rejected(format!(
+                "{} is not a regular file",
+                path.display()
+            ))),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(fault("look at", &path, error)),
         }
@@ -93,15 +112,27 @@ impl Store {
 
     /// A whole small file, refused beyond `most` bytes.
     pub fn read(&self, path: impl AsRef<Path>, most: u64) -> Result<Option<Bytes>, Fault> {
-        let Some(found) = self.find(path)? else { return Ok(None) };
-        let too_large = || Fault::rejected(format!("{} is larger than {most} bytes", found.path.display()));
+        let Some(found) = self.find(path)? else {
+            return Ok(None);
+        };
+        let too_large = || {
+            Fault::rejected(format!(
+                "{} is larger than {most} bytes",
+                found.path.display()
+            ))
+        };
         if found.size > most {
             return Err(too_large());
         }
         let mut bytes = Vec::with_capacity(found.size as usize);
-        let read = File::open(&found.path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+        let read =
+            File::open(&found.path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
         read.map_err(|error| fault("read", &found.path, error))?;
-        if bytes.len() as u64 > most { Err(too_large()) } else { Ok(Some(bytes.into())) }
+        if bytes.len() as u64 > most {
+            Err(too_large())
+        } else {
+            Ok(Some(bytes.into()))
+        }
     }
 
     /// Whether the folder is a layout of a version that we know.
@@ -111,14 +142,20 @@ impl Store {
         struct Mark {
             image_layout_version: String,
         }
-        let Some(bytes) = self.read(MARK, MARK_MAX)? else { return Ok(false) };
-        let mark: Mark = serde_json::from_slice(&bytes)
-            .map_err(|error| Fault::rejected(format!("{}/{MARK} is not valid", self.folder.display())).because(error))?;
+        let Some(bytes) = self.read(MARK, MARK_MAX)? else {
+            return Ok(false);
+        };
+        let mark: Mark = serde_json::from_slice(&bytes).map_err(|error| {
+            Fault::rejected(format!("{}/{MARK} is not valid", self.folder.display())).because(error)
+        })?;
         if mark.image_layout_version.starts_with("1.") {
             return Ok(true);
         }
         let version = crate::fault::clip(&mark.image_layout_version, 32);
-        Err(Fault::rejected(format!("{} is an image layout of version {version} (supported: 1)", self.folder.display())))
+        Err(Fault::rejected(format!(
+            "{} is an image layout of version {version} (supported: 1)",
+            self.folder.display()
+        )))
     }
 
     /// The index. `None`: the folder is no layout. A layout has an index, even where it holds nothing: one without it was
@@ -129,9 +166,14 @@ impl Store {
         }
         let Some(bytes) = self.read(INDEX, index_json::MAX_SIZE)? else {
             let folder = self.folder.display();
-            return Err(Fault::rejected(format!("{folder} is an image layout without {INDEX}: copy the whole layout again")));
+            return Err(Fault::rejected(format!(
+                "{folder} is an image layout without {INDEX}: copy the whole layout again"
+            )));
         };
-        let invalid = |error| Fault::rejected(format!("{}/{INDEX} is not valid", self.folder.display())).because(error);
+        let invalid = |error| {
+            Fault::rejected(format!("{}/{INDEX} is not valid", self.folder.display()))
+                .because(error)
+        };
         IndexJson::parse(&bytes).map(Some).map_err(invalid)
     }
 
@@ -151,15 +193,24 @@ impl Store {
     pub fn write_index(&self, index: &IndexJson) -> Result<(), Fault> {
         let bytes = index.to_bytes();
         if bytes.len() as u64 > index_json::MAX_SIZE {
-            return Err(Fault::rejected(format!("{}/{INDEX} would grow too large: it lists too many tags", self.folder.display())));
+            return Err(Fault::rejected(format!(
+                "{}/{INDEX} would grow too large: it lists too many tags",
+                self.folder.display()
+            )));
         }
         self.write("", INDEX, &bytes)
     }
 
     /// Writes a small blob; nothing happens when it is there with the same bytes.
     pub fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Fault> {
-        let same_length = self.blob(digest)?.is_some_and(|found| found.size == bytes.len() as u64);
-        if same_length && self.read(blob_path(digest), bytes.len() as u64)?.is_some_and(|stored| stored == bytes) {
+        let same_length = self
+            .blob(digest)?
+            .is_some_and(|found| found.size == bytes.len() as u64);
+        if same_length
+            && self
+                .read(blob_path(digest), bytes.len() as u64)?
+                .is_some_and(|stored| stored == bytes)
+        {
             return Ok(());
         }
         self.write(&blob_folder(digest), &digest.encoded(), bytes)
@@ -168,7 +219,10 @@ impl Store {
     fn write(&self, folder: &str, name: &str, bytes: &[u8]) -> Result<(), Fault> {
         let folder = self.make_folder(folder)?;
         let (mut file, temporary) = self.temporary()?;
-        let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| fault("write", &temporary, error));
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| fault("write", &temporary, error));
         let placed = written.and_then(|()| place(&temporary, &folder, name));
         if placed.is_err() {
             let _ = fs::remove_file(&temporary);
@@ -178,7 +232,11 @@ impl Store {
 
     /// Moves a whole file that is synced already to where the blob belongs.
     pub fn place_blob(&self, temporary: &Path, digest: &Digest) -> Result<(), Fault> {
-        place(temporary, &self.make_folder(&blob_folder(digest))?, &digest.encoded())
+        place(
+            temporary,
+            &self.make_folder(&blob_folder(digest))?,
+            &digest.encoded(),
+        )
     }
 
     /// Gives a file of another layout of this root a second name as blob of this one. `false`: the file system cannot.
@@ -186,9 +244,9 @@ impl Store {
         let folder = self.make_folder(&blob_folder(digest))?;
         match fs::hard_link(&from.path, folder.join(digest.encoded())) {
             Ok(()) => sync_folder(&folder).map(|()| true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Ok(self.blob(digest)?.is_some_and(|there| there.size == from.size))
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(self
+                .blob(digest)?
+                .is_some_and(|there| there.size == from.size)),
             Err(_) => Ok(false),
         }
     }
@@ -197,16 +255,27 @@ impl Store {
     pub fn temporary(&self) -> Result<(File, PathBuf), Fault> {
         let path = self.make_folder(UPLOADS)?.join(random_name());
         let file = OpenOptions::new().append(true).create_new(true).open(&path);
-        file.map(|file| (file, path.clone())).map_err(|error| fault("create", &path, error))
+        file.map(|file| (file, path.clone()))
+            .map_err(|error| fault("create", &path, error))
     }
 
     /// Takes the lock that writers of the index share, also with other processes. `None`: another one has it.
     /// It is given back when the file is closed.
     pub fn try_lock(&self) -> Result<Option<File>, Fault> {
         let path = self.make_folder("")?.join(LOCK);
-        let irregular = || Fault::rejected(format!("{} is not a regular file: remove it", path.display()));
+        let irregular = || {
+            Fault::rejected(format!(
+                "{} is not a regular file: remove it",
+                path.display()
+            ))
+        };
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(flags)
+            .open(&path);
         let file = file.map_err(|error| match error.raw_os_error() {
             Some(ELOOP | ENXIO) => irregular(),
             _ => fault("open", &path, error),
@@ -226,7 +295,9 @@ impl Store {
         self.fit()?;
         fs::create_dir_all(&self.root).map_err(|error| fault("create", &self.root, error))?;
         let wanted = self.folder.join(path);
-        let below = wanted.strip_prefix(&self.root).expect("a layout's folder begins with its root");
+        let below = wanted
+            .strip_prefix(&self.root)
+            .expect("a layout's folder begins with its root");
         let mut folder = self.root.clone();
         for part in below.components() {
             let parent = folder.clone();
@@ -239,22 +310,37 @@ impl Store {
             }
             self.real(&folder)?;
         }
-        self.real(&folder)?.ok_or_else(|| Fault::retryable(format!("{} went away while it was written to", folder.display())))
+        self.real(&folder)?.ok_or_else(|| {
+            Fault::retryable(format!(
+                "{} went away while it was written to",
+                folder.display()
+            ))
+        })
     }
 
     /// `path` without symbolic links; refused when it leads out of the root. `None`: there is nothing.
     fn real(&self, path: &Path) -> Result<Option<PathBuf>, Fault> {
         self.fit()?;
-        let Some(root) = canonical(&self.root)? else { return Ok(None) };
-        let Some(real) = canonical(path)? else { return Ok(None) };
+        let Some(root) = canonical(&self.root)? else {
+            return Ok(None);
+        };
+        let Some(real) = canonical(path)? else {
+            return Ok(None);
+        };
         if real.starts_with(&root) {
             return Ok(Some(real));
         }
-        Err(Fault::rejected(format!("{} leads out of {} through a symbolic link", path.display(), root.display())))
+        Err(Fault::rejected(format!(
+            "{} leads out of {} through a symbolic link",
+            path.display(),
+            root.display()
+        )))
     }
 
     fn fit(&self) -> Result<(), Fault> {
-        self.unfit.as_ref().map_or(Ok(()), |reason| Err(Fault::rejected(reason.clone())))
+        self.unfit
+            .as_ref()
+            .map_or(Ok(()), |reason| Err(Fault::rejected(reason.clone())))
     }
 }
 
@@ -283,7 +369,9 @@ fn place(temporary: &Path, folder: &Path, name: &str) -> Result<(), Fault> {
 
 /// Makes names in a folder survive a power cut.
 fn sync_folder(folder: &Path) -> Result<(), Fault> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| fault("sync", folder, error))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| fault("sync", folder, error))
 }
 
 /// 32 hexadecimal characters.
@@ -292,7 +380,10 @@ fn random_name() -> String {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 /// What a refusal of the file system asks of the caller.
@@ -347,8 +438,15 @@ mod tests {
         fs::write(outside.path().join("secret"), "x").unwrap();
         symlink(outside.path(), root.path().join("evil")).unwrap();
         let through = store(root.path(), "evil/app");
-        assert_eq!(through.make_folder(UPLOADS).unwrap_err().class(), Class::Rejected);
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "nothing was made outside");
+        assert_eq!(
+            through.make_folder(UPLOADS).unwrap_err().class(),
+            Class::Rejected
+        );
+        assert_eq!(
+            fs::read_dir(outside.path()).unwrap().count(),
+            1,
+            "nothing was made outside"
+        );
 
         let app = store(root.path(), "app");
         let digest = Digest::sha256(b"x");
@@ -371,8 +469,17 @@ mod tests {
     #[test]
     fn no_repository_lies_among_the_files_of_another() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["app/blobs", "app/blobs/sha256", "app/index.json", "app/oci-layout/x"] {
-            assert_eq!(store(root.path(), name).establish().unwrap_err().class(), Class::Rejected, "{name}");
+        for name in [
+            "app/blobs",
+            "app/blobs/sha256",
+            "app/index.json",
+            "app/oci-layout/x",
+        ] {
+            assert_eq!(
+                store(root.path(), name).establish().unwrap_err().class(),
+                Class::Rejected,
+                "{name}"
+            );
             assert!(store(root.path(), name).find(MARK).is_err(), "{name}");
         }
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
@@ -392,9 +499,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let app = store(root.path(), "app");
         assert!(!app.is_layout().unwrap());
-        app.write("", MARK, br#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
+        app.write("", MARK, br#"{"imageLayoutVersion":"2.0.0"}"#)
+            .unwrap();
         assert!(app.is_layout().unwrap_err().to_string().contains("2.0.0"));
-        app.write("", MARK, br#"{"imageLayoutVersion":"1.1.0"}"#).unwrap();
+        app.write("", MARK, br#"{"imageLayoutVersion":"1.1.0"}"#)
+            .unwrap();
         assert!(app.is_layout().unwrap());
         app.write("", "large", &[0; 100]).unwrap();
         assert_eq!(app.read("large", 99).unwrap_err().class(), Class::Rejected);

@@ -57,7 +57,12 @@ fn remove_stale(folder: &Path) {
         let modified = fs::symlink_metadata(path).and_then(|facts| facts.modified());
         modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
     };
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(SWEEP) {
+    for entry in fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(SWEEP)
+    {
         let ours = entry.file_name().to_str().is_some_and(is_location);
         if ours && is_stale(&entry.path()) {
             let _ = fs::remove_file(entry.path());
@@ -70,22 +75,36 @@ pub(super) fn offset(store: &Store, location: &str) -> Result<Option<u64>, Fault
     if !is_location(location) {
         return Ok(None);
     }
-    Ok(store.find(Path::new(UPLOADS).join(location))?.map(|found| found.size))
+    Ok(store
+        .find(Path::new(UPLOADS).join(location))?
+        .map(|found| found.size))
 }
 
 /// Removes a session; one that is gone already is none the worse.
 pub(super) fn cancel(store: &Store, location: &str) -> Result<(), Fault> {
-    let found = if is_location(location) { store.find(Path::new(UPLOADS).join(location))? } else { None };
+    let found = if is_location(location) {
+        store.find(Path::new(UPLOADS).join(location))?
+    } else {
+        None
+    };
     match found.map(|found| (fs::remove_file(&found.path), found.path)) {
-        Some((Err(error), path)) if error.kind() != io::ErrorKind::NotFound => Err(fault("remove", &path, error)),
+        Some((Err(error), path)) if error.kind() != io::ErrorKind::NotFound => {
+            Err(fault("remove", &path, error))
+        }
         _ => Ok(()),
     }
 }
 
 /// Opens a session to go on at `offset`.
 pub(super) fn open(store: &Store, location: &str, offset: u64) -> Result<Opened, Fault> {
-    let found = if is_location(location) { store.find(Path::new(UPLOADS).join(location))? } else { None };
-    let Some(found) = found else { return Ok(Opened::Gone) };
+    let found = if is_location(location) {
+        store.find(Path::new(UPLOADS).join(location))?
+    } else {
+        None
+    };
+    let Some(found) = found else {
+        return Ok(Opened::Gone);
+    };
     let file = match OpenOptions::new().append(true).open(&found.path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Opened::Gone),
@@ -94,44 +113,79 @@ pub(super) fn open(store: &Store, location: &str, offset: u64) -> Result<Opened,
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
-            return Err(Fault::retryable(format!("an upload session of {} is still being written", store.folder().display())));
+            return Err(Fault::retryable(format!(
+                "an upload session of {} is still being written",
+                store.folder().display()
+            )));
         }
         Err(fs::TryLockError::Error(error)) => return Err(fault("lock", &found.path, error)),
     }
     // Only now nobody else makes it longer.
-    let size = file.metadata().map_err(|error| fault("look at", &found.path, error))?.len();
-    Ok(if size == offset { Opened::Session(Session { file, path: found.path }) } else { Opened::Ends(size) })
+    let size = file
+        .metadata()
+        .map_err(|error| fault("look at", &found.path, error))?
+        .len();
+    Ok(if size == offset {
+        Opened::Session(Session {
+            file,
+            path: found.path,
+        })
+    } else {
+        Opened::Ends(size)
+    })
 }
 
 /// Locations come back from the index, where anything may have happened to them: only a session's name is looked for.
 fn is_location(location: &str) -> bool {
-    location.len() == 32 && location.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    location.len() == 32
+        && location
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl Session {
     /// Appends the `length` bytes of `body`, writing a batch while the next one arrives. What came before a failure is kept.
     pub async fn append(self, length: u64, mut body: BlobBody) -> Result<Session, Fault> {
         let mut left = length;
-        let mut writer = Writer { path: self.path.clone(), file: Some(self.file), writing: None, batch: Vec::new(), held: 0 };
+        let mut writer = Writer {
+            path: self.path.clone(),
+            file: Some(self.file),
+            writing: None,
+            batch: Vec::new(),
+            held: 0,
+        };
         let ended = loop {
             match body.frame().await {
                 Some(Ok(frame)) if frame.len() as u64 <= left => {
                     left -= frame.len() as u64;
                     writer.push(frame).await?;
                 }
-                Some(Ok(_)) => break Err(Fault::corrupt(format!("the body goes on after its {length} bytes"))),
+                Some(Ok(_)) => {
+                    break Err(Fault::corrupt(format!(
+                        "the body goes on after its {length} bytes"
+                    )));
+                }
                 Some(Err(fault)) => break Err(fault),
                 None if left == 0 => break Ok(()),
-                None => break Err(Fault::corrupt(format!("the body ended {left} bytes early, of {length}"))),
+                None => {
+                    break Err(Fault::corrupt(format!(
+                        "the body ended {left} bytes early, of {length}"
+                    )));
+                }
             }
         };
         let file = writer.close().await?;
-        ended.map(|()| Session { file, path: self.path })
+        ended.map(|()| Session {
+            file,
+            path: self.path,
+        })
     }
 
     /// Makes what was written survive a power cut.
     pub fn sync(&self) -> Result<(), Fault> {
-        self.file.sync_all().map_err(|error| fault("sync", &self.path, error))
+        self.file
+            .sync_all()
+            .map_err(|error| fault("sync", &self.path, error))
     }
 
     /// Gives the content its name, after every byte is on the disk. With `reread` the bytes are hashed before.
@@ -153,7 +207,10 @@ fn hash(path: &Path, digest: &Digest) -> Result<Digest, Fault> {
     let mut buffer = vec![0; BATCH];
     let mut file = File::open(path).map_err(|error| fault("open", path, error))?;
     loop {
-        match file.read(&mut buffer).map_err(|error| fault("read", path, error))? {
+        match file
+            .read(&mut buffer)
+            .map_err(|error| fault("read", path, error))?
+        {
             0 => return Ok(hasher.finish()),
             read => hasher.update(&buffer[..read]),
         }
@@ -173,7 +230,11 @@ impl Writer {
     async fn push(&mut self, frame: Bytes) -> Result<(), Fault> {
         self.held += frame.len();
         self.batch.push(frame);
-        if self.held < BATCH { Ok(()) } else { self.flush().await }
+        if self.held < BATCH {
+            Ok(())
+        } else {
+            self.flush().await
+        }
     }
 
     async fn flush(&mut self) -> Result<(), Fault> {
@@ -195,7 +256,10 @@ impl Writer {
     /// The file, once the batch on its way is written.
     async fn settled(&mut self) -> Result<File, Fault> {
         match self.writing.take() {
-            None => Ok(self.file.take().expect("the file is here while nothing is being written")),
+            None => Ok(self
+                .file
+                .take()
+                .expect("the file is here while nothing is being written")),
             Some(writing) => match writing.await {
                 Ok(written) => written.map_err(|error| fault("write", &self.path, error)),
                 Err(_) => Err(Fault::cancelled()),
@@ -210,9 +274,15 @@ mod tests {
 
     #[test]
     fn a_location_is_never_a_path() {
-        for bad in
-            ["", "../../etc/passwd", "..", "/etc/passwd", &"A".repeat(32), &"a".repeat(33), "0123456789abcdef0123456789abcde/"]
-        {
+        for bad in [
+            "",
+            "../../etc/passwd",
+            "..",
+            "/etc/passwd",
+            &"A".repeat(32),
+            &"a".repeat(33),
+            "0123456789abcdef0123456789abcde/",
+        ] {
             assert!(!is_location(bad), "{bad}");
         }
         assert!(is_location("0123456789abcdef0123456789abcdef"));
@@ -223,8 +293,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = Store::below(root.path(), &"app".parse().unwrap());
         let (old, young) = (begin(&store).unwrap(), begin(&store).unwrap());
-        let file = File::options().write(true).open(root.path().join("app/.uploads").join(&old)).unwrap();
-        file.set_modified(std::time::SystemTime::now() - 2 * STALE).unwrap();
+        let file = File::options()
+            .write(true)
+            .open(root.path().join("app/.uploads").join(&old))
+            .unwrap();
+        file.set_modified(std::time::SystemTime::now() - 2 * STALE)
+            .unwrap();
         begin(&store).unwrap();
         assert_eq!(offset(&store, &old).unwrap(), None);
         assert_eq!(offset(&store, &young).unwrap(), Some(0));
@@ -235,9 +309,25 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = Store::below(root.path(), &"app".parse().unwrap());
         let location = begin(&store).unwrap();
-        let Opened::Session(session) = open(&store, &location, 0).unwrap() else { panic!("an empty session is at 0") };
-        assert!(open(&store, &location, 0).err().unwrap().class().is_retryable());
-        drop(session.append(3, BlobBody::full(Bytes::from_static(b"abc"))).await.unwrap());
-        assert!(matches!(open(&store, &location, 0).unwrap(), Opened::Ends(3)));
+        let Opened::Session(session) = open(&store, &location, 0).unwrap() else {
+            panic!("an empty session is at 0")
+        };
+        assert!(
+            open(&store, &location, 0)
+                .err()
+                .unwrap()
+                .class()
+                .is_retryable()
+        );
+        drop(
+            session
+                .append(3, BlobBody::full(Bytes::from_static(b"abc")))
+                .await
+                .unwrap(),
+        );
+        assert!(matches!(
+            open(&store, &location, 0).unwrap(),
+            Opened::Ends(3)
+        ));
     }
 }

@@ -21,10 +21,18 @@ const MAX_FOLDERS: usize = 100_000;
 const PAGE: usize = 1000;
 
 /// The repositories after `cursor`, in the order of their names. `None`: there is no such folder.
-pub(super) fn repositories(root: &Path, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+pub(super) fn repositories(
+    root: &Path,
+    cursor: Option<&Cursor>,
+) -> Result<Option<Page<RepositoryName>>, Fault> {
     let after: Option<RepositoryName> = match cursor.map(|cursor| cursor.0.parse()).transpose() {
         Ok(after) => after,
-        Err(_) => return Err(Fault::rejected(format!("{}: the list of repositories has no such page", root.display()))),
+        Err(_) => {
+            return Err(Fault::rejected(format!(
+                "{}: the list of repositories has no such page",
+                root.display()
+            )));
+        }
     };
     if !is_folder(root)? {
         return Ok(None);
@@ -40,10 +48,17 @@ pub(super) fn repositories(root: &Path, cursor: Option<&Cursor>) -> Result<Optio
     names.sort_unstable();
     let more = names.len() > PAGE;
     names.truncate(PAGE);
-    let next = names.last().filter(|_| more).map(|last| Cursor(last.to_string()));
+    let next = names
+        .last()
+        .filter(|_| more)
+        .map(|last| Cursor(last.to_string()));
     // What has no valid name is counted once, on the first page.
     let invalid = if after.is_none() { invalid } else { 0 };
-    Ok(Some(Page { entries: names, invalid, next }))
+    Ok(Some(Page {
+        entries: names,
+        invalid,
+        next,
+    }))
 }
 
 fn walk(root: &Path) -> Result<(Vec<RepositoryName>, usize), Fault> {
@@ -52,7 +67,10 @@ fn walk(root: &Path) -> Result<(Vec<RepositoryName>, usize), Fault> {
     while let Some((folder, above)) = ahead.pop() {
         entered += 1;
         if entered > MAX_FOLDERS {
-            return Err(Fault::rejected(format!("{} holds more than {MAX_FOLDERS} folders: too many to list", root.display())));
+            return Err(Fault::rejected(format!(
+                "{} holds more than {MAX_FOLDERS} folders: too many to list",
+                root.display()
+            )));
         }
         for path in folders_in(&folder)? {
             let Some(name) = child_name(above.as_ref(), &path) else {
@@ -100,7 +118,10 @@ fn folders_in(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
 fn is_folder(path: &Path) -> Result<bool, Fault> {
     match fs::metadata(path) {
         Ok(facts) if facts.is_dir() => Ok(true),
-        Ok(_) => Err(Fault::rejected(format!("{} is not a folder", path.display()))),
+        Ok(_) => Err(Fault::rejected(format!(
+            "{} is not a folder",
+            path.display()
+        ))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(fault("look at", path, error)),
     }
@@ -126,7 +147,14 @@ mod tests {
     #[test]
     fn layouts_are_found_and_nothing_else() {
         let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for path in ["team/app", "team/app/web", "base", "Wrong", ".hidden", "base/blobs/x"] {
+        for path in [
+            "team/app",
+            "team/app/web",
+            "base",
+            "Wrong",
+            ".hidden",
+            "base/blobs/x",
+        ] {
             layout(root.path(), path);
         }
         layout(outside.path(), "secret");
@@ -145,17 +173,31 @@ mod tests {
             layout(root.path(), &format!("app{number:04}"));
         }
         let first = repositories(root.path(), None).unwrap().unwrap();
-        let second = repositories(root.path(), first.next.as_ref()).unwrap().unwrap();
-        assert_eq!((first.entries.len(), names(&second)), (PAGE, vec!["app1000"]));
+        let second = repositories(root.path(), first.next.as_ref())
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (first.entries.len(), names(&second)),
+            (PAGE, vec!["app1000"])
+        );
         assert_eq!(second.next, None);
     }
 
     #[test]
     fn a_missing_folder_is_a_value_and_a_wrong_one_an_error() {
         let root = tempfile::tempdir().unwrap();
-        assert!(repositories(&root.path().join("none"), None).unwrap().is_none());
+        assert!(
+            repositories(&root.path().join("none"), None)
+                .unwrap()
+                .is_none()
+        );
         assert!(repositories(root.path(), Some(&Cursor("../x".into()))).is_err());
         layout(root.path(), "");
-        assert!(repositories(root.path(), None).unwrap_err().to_string().contains("one image layout"));
+        assert!(
+            repositories(root.path(), None)
+                .unwrap_err()
+                .to_string()
+                .contains("one image layout")
+        );
     }
 }

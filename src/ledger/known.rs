@@ -25,24 +25,37 @@ pub(super) fn of_place(db: &Connection, place: &Place) -> rusqlite::Result<Writt
         .query_map(names(place), |row| parsed(row, 0))?
         .collect::<rusqlite::Result<_>>()?;
     known.reported = db
-        .prepare_cached("SELECT digest FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
+        .prepare_cached(
+            "SELECT digest FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3",
+        )?
         .query_row(names(place), |row| parsed(row, 0))
         .optional()?;
     Ok(known)
 }
 
-pub(super) fn of_repository(db: &Connection, origin: &str, repository: &str) -> rusqlite::Result<HashMap<Tag, Written>> {
+pub(super) fn of_repository(
+    db: &Connection,
+    origin: &str,
+    repository: &str,
+) -> rusqlite::Result<HashMap<Tag, Written>> {
     let mut known = db
-        .prepare_cached("SELECT tag, digest, agreed, at FROM written WHERE origin = ?1 AND repository = ?2")?
-        .query_map([origin, repository], |row| Ok((parsed::<Tag>(row, 0)?, recorded(row, 1)?)))?
+        .prepare_cached(
+            "SELECT tag, digest, agreed, at FROM written WHERE origin = ?1 AND repository = ?2",
+        )?
+        .query_map([origin, repository], |row| {
+            Ok((parsed::<Tag>(row, 0)?, recorded(row, 1)?))
+        })?
         .collect::<rusqlite::Result<HashMap<Tag, Written>>>()?;
     let tagged = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, parsed::<Digest>(row, 1)?));
-    let mut intents = db.prepare_cached("SELECT tag, digest FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id")?;
+    let mut intents = db.prepare_cached(
+        "SELECT tag, digest FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id",
+    )?;
     for intent in intents.query_map([origin, repository], tagged)? {
         let (tag, digest) = intent?;
         known.entry(tag).or_default().intended.push(digest);
     }
-    let mut reports = db.prepare_cached("SELECT tag, digest FROM reported WHERE origin = ?1 AND repository = ?2")?;
+    let mut reports = db
+        .prepare_cached("SELECT tag, digest FROM reported WHERE origin = ?1 AND repository = ?2")?;
     for report in reports.query_map([origin, repository], tagged)? {
         let (tag, digest) = report?;
         known.entry(tag).or_default().reported = Some(digest);
@@ -53,7 +66,12 @@ pub(super) fn of_repository(db: &Connection, origin: &str, repository: &str) -> 
 /// The columns `digest, agreed, at`, from `column` on.
 fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<Written> {
     let at = Timestamp::from_millisecond(row.get(column + 2)?).ok();
-    Ok(Written { digest: Some(parsed(row, column)?), agreed: row.get(column + 1)?, at, ..Written::default() })
+    Ok(Written {
+        digest: Some(parsed(row, column)?),
+        agreed: row.get(column + 1)?,
+        at,
+        ..Written::default()
+    })
 }
 
 /// An earlier intent stays: its answer may have been lost, and then the place names it still. Returns whether it is new.
@@ -62,8 +80,10 @@ pub(super) fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlit
     let known = db
         .prepare_cached("SELECT 1 FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4")?
         .exists(params![origin, repository, tag, digest.to_string()])?;
-    db.prepare_cached("INSERT OR REPLACE INTO intents (origin, repository, tag, digest) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![origin, repository, tag, digest.to_string()])?;
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO intents (origin, repository, tag, digest) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![origin, repository, tag, digest.to_string()])?;
     db.prepare_cached(
         "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND id NOT IN (
              SELECT id FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id DESC LIMIT ?4)",
@@ -72,11 +92,17 @@ pub(super) fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlit
     Ok(!known)
 }
 
-pub(super) fn forget_intent(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
+pub(super) fn forget_intent(
+    db: &Connection,
+    place: &Place,
+    digest: &Digest,
+) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
-    db.prepare_cached("DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4")?
-        .execute(params![origin, repository, tag, digest.to_string()])
-        .map(drop)
+    db.prepare_cached(
+        "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4",
+    )?
+    .execute(params![origin, repository, tag, digest.to_string()])
+    .map(drop)
 }
 
 /// Intents up to the one that was written are over; a newer one may still arrive.
@@ -92,12 +118,20 @@ pub(super) fn wrote(db: &Connection, place: &Place, digest: &Digest) -> rusqlite
 }
 
 /// The place is known to name `digest`, if the ledger still knows what it knew when the sides were asked.
-pub(super) fn agree(db: &Connection, place: &Place, digest: &Digest, known: &Written) -> rusqlite::Result<()> {
+pub(super) fn agree(
+    db: &Connection,
+    place: &Place,
+    digest: &Digest,
+    known: &Written,
+) -> rusqlite::Result<()> {
     if of_place(db, place)? != *known {
         return Ok(());
     }
     if !known.intended.is_empty() {
-        db.prepare_cached("DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?.execute(names(place))?;
+        db.prepare_cached(
+            "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3",
+        )?
+        .execute(names(place))?;
     }
     if known.digest.as_ref() == Some(digest) {
         return settle_report(db, place);
@@ -127,5 +161,7 @@ fn knows(db: &Connection, place: &Place, digest: &Digest, agreed: bool) -> rusql
 }
 
 fn settle_report(db: &Connection, place: &Place) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?.execute(names(place)).map(drop)
+    db.prepare_cached("DELETE FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
+        .execute(names(place))
+        .map(drop)
 }

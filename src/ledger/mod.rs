@@ -119,7 +119,8 @@ impl Written {
     /// Whether a listing that shows `listed` may show what was there before our own write, or before what was reported.
     pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
         let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < LISTINGS_LAG;
-        let was_just_written = !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
+        let was_just_written =
+            !self.agreed && self.at.is_some_and(is_recent) && listed != self.digest;
         let was_reported_otherwise = self.reported.is_some() && listed != self.reported;
         was_just_written || was_reported_otherwise || !self.intended.is_empty()
     }
@@ -133,8 +134,14 @@ impl Written {
         if self.reported.as_ref() == Some(digest) {
             return Equality::Known;
         }
-        let settled = self.digest.as_ref() == Some(digest) && self.intended.is_empty() && self.reported.is_none();
-        if settled { Equality::Known } else { Equality::Agreed }
+        let settled = self.digest.as_ref() == Some(digest)
+            && self.intended.is_empty()
+            && self.reported.is_none();
+        if settled {
+            Equality::Known
+        } else {
+            Equality::Agreed
+        }
     }
 }
 
@@ -183,7 +190,10 @@ pub struct Ledger {
 impl Ledger {
     /// Opens `ledger.db` in the state folder, created when it is missing. Blocks on the disk.
     pub fn open(folder: &Path) -> Result<Ledger, Error> {
-        Ok(Ledger { store: Store::open(&folder.join(FILE), &schema::SCHEMA)?, folder: None })
+        Ok(Ledger {
+            store: Store::open(&folder.join(FILE), &schema::SCHEMA)?,
+            folder: None,
+        })
     }
 
     /// The same ledger, which refuses every intent once the state folder is no longer the one that was locked.
@@ -192,7 +202,10 @@ impl Ledger {
             let (path, reason) = (lock.folder().join(FILE), error.to_string());
             Error::Unavailable(OpenError::Unavailable { path, reason })
         };
-        Ok(Ledger { folder: Some(lock.check().and(FILE).map_err(unavailable)?), ..self })
+        Ok(Ledger {
+            folder: Some(lock.check().and(FILE).map_err(unavailable)?),
+            ..self
+        })
     }
 
     /// Whether the state folder is still the one that was locked.
@@ -206,18 +219,30 @@ impl Ledger {
     /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
         let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
-        Ok(store.map(|store| Ledger { store, folder: None }))
+        Ok(store.map(|store| Ledger {
+            store,
+            folder: None,
+        }))
     }
 
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
-        Ledger { store: Store::in_memory(&schema::SCHEMA), folder: None }
+        Ledger {
+            store: Store::in_memory(&schema::SCHEMA),
+            folder: None,
+        }
     }
 
     /// The ledger on a simulator's disk, served as long as the future is polled: see [`Store::on_disk`].
     pub fn on_disk(disk: &Disk) -> (Ledger, impl Future<Output = ()> + Send + use<>) {
         let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
-        (Ledger { store, folder: None }, served)
+        (
+            Ledger {
+                store,
+                folder: None,
+            },
+            served,
+        )
     }
 
     /// Leaves the file. Every handle is closed by it, and what is asked of one later is refused.
@@ -228,22 +253,45 @@ impl Ledger {
     /// What is known of a place.
     pub async fn written(&self, place: &Place) -> Result<Written, Fault> {
         let place = place.clone();
-        self.store.read(move |db| known::of_place(db, &place)).await.map_err(unreadable)
+        self.store
+            .read(move |db| known::of_place(db, &place))
+            .await
+            .map_err(unreadable)
     }
 
     /// What is known of all tags of a destination repository; a tag that is missing is not known.
-    pub async fn written_in(&self, origin: &Origin, repository: &RepositoryName) -> Result<HashMap<Tag, Written>, Fault> {
+    pub async fn written_in(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+    ) -> Result<HashMap<Tag, Written>, Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
-        self.store.read(move |db| known::of_repository(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
+        self.store
+            .read(move |db| known::of_repository(db, origin.as_str(), repository.as_str()))
+            .await
+            .map_err(unreadable)
     }
 
     /// Records what both sides agree on, each only if the ledger still knows what it knew then. Intents before an agreement no
     /// longer count.
-    pub async fn agree(&self, origin: &Origin, repository: &RepositoryName, agreements: Vec<Agreement>) -> Result<(), Fault> {
+    pub async fn agree(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+        agreements: Vec<Agreement>,
+    ) -> Result<(), Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
         let act = move |db: &Connection| {
-            let place = |tag| Place { origin: origin.clone(), repository: repository.clone(), tag };
-            agreements.into_iter().try_for_each(|Agreement { tag, digest, known }| known::agree(db, &place(tag), &digest, &known))
+            let place = |tag| Place {
+                origin: origin.clone(),
+                repository: repository.clone(),
+                tag,
+            };
+            agreements
+                .into_iter()
+                .try_for_each(|Agreement { tag, digest, known }| {
+                    known::agree(db, &place(tag), &digest, &known)
+                })
         };
         self.store.write(act).await.map_err(unwritable)
     }
@@ -251,7 +299,10 @@ impl Ledger {
     /// Records that an announced digest was found at `place`: it is what we wrote last. Intents before it no longer count.
     pub async fn found(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
-        self.store.write(move |db| known::wrote(db, &place, &digest)).await.map_err(unwritable)
+        self.store
+            .write(move |db| known::wrote(db, &place, &digest))
+            .await
+            .map_err(unwritable)
     }
 
     /// Announces that `place` is about to be moved to `digest`. Returns whether that had not been announced before.
@@ -260,27 +311,44 @@ impl Ledger {
     /// When that is not on disk, where the next process finds it.
     pub async fn intend(&self, place: &Place, digest: &Digest) -> Result<bool, Fault> {
         let (place, digest) = (place.clone(), *digest);
-        let is_new = self.store.write(move |db| known::intend(db, &place, &digest)).await.map_err(unwritable)?;
+        let is_new = self
+            .store
+            .write(move |db| known::intend(db, &place, &digest))
+            .await
+            .map_err(unwritable)?;
         // After the write: a folder that vanished before it is noticed as well.
-        self.check_folder().map_err(|gone| Fault::retryable(gone.to_string()))?;
+        self.check_folder()
+            .map_err(|gone| Fault::retryable(gone.to_string()))?;
         Ok(is_new)
     }
 
     /// Takes an announcement back: nothing was sent.
     pub async fn forget_intent(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
-        self.store.write(move |db| known::forget_intent(db, &place, &digest)).await.map_err(unwritable)
+        self.store
+            .write(move |db| known::forget_intent(db, &place, &digest))
+            .await
+            .map_err(unwritable)
     }
 
     /// Adds a row when a settled job says something that the last row of its key does not: see [`is_news`]. With `written`,
     /// the place now names that digest by our hand, in the same instant as the row. Returns whether a row was added.
-    pub async fn record(&self, key: &Key, settled: &Settled, facts: Facts, written: Option<Digest>) -> Result<bool, Fault> {
+    pub async fn record(
+        &self,
+        key: &Key,
+        settled: &Settled,
+        facts: Facts,
+        written: Option<Digest>,
+    ) -> Result<bool, Fault> {
         let (key, settled) = (key.clone(), settled.clone());
         let act = move |db: &Connection| {
             if let Some(digest) = written {
                 known::wrote(db, &key.destination, &digest)?;
             }
-            if let Some(there) = settled.previous_digest.filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing)) {
+            if let Some(there) = settled
+                .previous_digest
+                .filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing))
+            {
                 known::report(db, &key.destination, &there)?;
             }
             let last = rows::last(db, &key)?;
@@ -296,18 +364,31 @@ impl Ledger {
     /// The newest row of a key.
     pub async fn last(&self, key: &Key) -> Result<Option<Row>, Fault> {
         let key = key.clone();
-        self.store.read(move |db| rows::last(db, &key)).await.map_err(unreadable)
+        self.store
+            .read(move |db| rows::last(db, &key))
+            .await
+            .map_err(unreadable)
     }
 
     /// The jobs of a destination repository whose newest row is trouble: neither promoted nor up to date.
-    pub async fn troubled(&self, origin: &Origin, repository: &RepositoryName) -> Result<Vec<Troubled>, Fault> {
+    pub async fn troubled(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+    ) -> Result<Vec<Troubled>, Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
-        self.store.read(move |db| rows::troubled(db, origin.as_str(), repository.as_str())).await.map_err(unreadable)
+        self.store
+            .read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))
+            .await
+            .map_err(unreadable)
     }
 
     /// Rows, a page at a time.
     pub async fn page(&self, query: Query) -> Result<Vec<Row>, Fault> {
-        self.store.read(move |db| rows::page(db, &query)).await.map_err(unreadable)
+        self.store
+            .read(move |db| rows::page(db, &query))
+            .await
+            .map_err(unreadable)
     }
 }
 
@@ -316,7 +397,9 @@ impl Ledger {
 /// been brought since; else a change of the result, of either digest, of the class of the error or of the reasons is.
 pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
     let class = |settled: &Settled| settled.error.as_ref().map(|trouble| trouble.class.clone());
-    let Some(last) = last else { return settled.result != Outcome::Planned };
+    let Some(last) = last else {
+        return settled.result != Outcome::Planned;
+    };
     match (settled.result, last.result) {
         (Outcome::Promoted, _) => true,
         (Outcome::Planned, _) => false,
@@ -333,7 +416,11 @@ pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
 }
 
 fn names(place: &Place) -> [&str; 3] {
-    [place.origin.as_str(), place.repository.as_str(), place.tag.as_str()]
+    [
+        place.origin.as_str(),
+        place.repository.as_str(),
+        place.tag.as_str(),
+    ]
 }
 
 fn unreadable(failure: Failure) -> Fault {

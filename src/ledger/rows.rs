@@ -47,7 +47,12 @@ pub struct Query {
 
 const COLUMNS: &str = "outcomes.id, at, run_id, host, config_hash, version, settled";
 
-pub(super) fn add(db: &Connection, key: &Key, settled: &Settled, facts: &Facts) -> rusqlite::Result<()> {
+pub(super) fn add(
+    db: &Connection,
+    key: &Key,
+    settled: &Settled,
+    facts: &Facts,
+) -> rusqlite::Result<()> {
     let job = match job(db, key)? {
         Some(job) => job,
         None => {
@@ -58,8 +63,14 @@ pub(super) fn add(db: &Connection, key: &Key, settled: &Settled, facts: &Facts) 
             .insert([&*key.route, key.source.as_str(), key.tag.as_str(), origin, repository, tag])?
         }
     };
-    let json = serde_json::to_string(settled).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    let Facts { run_id, config_hash, version, host } = facts;
+    let json = serde_json::to_string(settled)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let Facts {
+        run_id,
+        config_hash,
+        version,
+        host,
+    } = facts;
     db.prepare_cached(
         "INSERT INTO outcomes (job, at, run_id, host, config_hash, version, settled) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
@@ -68,14 +79,22 @@ pub(super) fn add(db: &Connection, key: &Key, settled: &Settled, facts: &Facts) 
 }
 
 pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
-    let Some(job) = job(db, key)? else { return Ok(None) };
-    db.prepare_cached(&format!("SELECT {COLUMNS} FROM outcomes WHERE job = ?1 ORDER BY id DESC LIMIT 1"))?
-        .query_row([job], row)
-        .optional()
+    let Some(job) = job(db, key)? else {
+        return Ok(None);
+    };
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM outcomes WHERE job = ?1 ORDER BY id DESC LIMIT 1"
+    ))?
+    .query_row([job], row)
+    .optional()
 }
 
 /// The jobs of a destination repository whose newest word is trouble.
-pub(super) fn troubled(db: &Connection, origin: &str, repository: &str) -> rusqlite::Result<Vec<Troubled>> {
+pub(super) fn troubled(
+    db: &Connection,
+    origin: &str,
+    repository: &str,
+) -> rusqlite::Result<Vec<Troubled>> {
     let sql = "SELECT jobs.route, jobs.source, jobs.tag, jobs.destination_tag,
             json_extract(newest.settled, '$.result'), json_extract(newest.settled, '$.digest')
         FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
@@ -92,27 +111,58 @@ pub(super) fn troubled(db: &Connection, origin: &str, repository: &str) -> rusql
             row.get::<_, Option<String>>(5)?.unwrap_or_default(),
         ])
     };
-    let rows = db.prepare_cached(sql)?.query_map([origin, repository], read)?.collect::<Result<Vec<_>, _>>()?;
-    Ok(rows.into_iter().filter_map(|row| Troubled::read(row, origin, repository)).collect())
+    let rows = db
+        .prepare_cached(sql)?
+        .query_map([origin, repository], read)?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| Troubled::read(row, origin, repository))
+        .collect())
 }
 
 impl Troubled {
     /// `None` for a row that no current version writes.
-    fn read([route, source, tag, destination, result, digest]: [String; 6], origin: &str, repository: &str) -> Option<Troubled> {
-        let place = Place { origin: Origin::new(origin), repository: repository.parse().ok()?, tag: destination.parse().ok()? };
-        let key = Key { route: route.into(), source: source.parse().ok()?, tag: tag.parse().ok()?, destination: place };
-        let result = Outcome::ALL.into_iter().find(|outcome| outcome.name() == result)?;
-        Some(Troubled { key, result, digest: digest.parse().ok() })
+    fn read(
+        [route, source, tag, destination, result, digest]: [String; 6],
+        origin: &str,
+        repository: &str,
+    ) -> Option<Troubled> {
+        let place = Place {
+            origin: Origin::new(origin),
+            repository: repository.parse().ok()?,
+            tag: destination.parse().ok()?,
+        };
+        let key = Key {
+            route: route.into(),
+            source: source.parse().ok()?,
+            tag: tag.parse().ok()?,
+            destination: place,
+        };
+        let result = Outcome::ALL
+            .into_iter()
+            .find(|outcome| outcome.name() == result)?;
+        Some(Troubled {
+            key,
+            result,
+            digest: digest.parse().ok(),
+        })
     }
 }
 
 pub(super) fn page(db: &Connection, query: &Query) -> rusqlite::Result<Vec<Row>> {
     let (sql, values) = selection(query);
-    db.prepare_cached(&sql)?.query_map(params_from_iter(values), row)?.collect()
+    db.prepare_cached(&sql)?
+        .query_map(params_from_iter(values), row)?
+        .collect()
 }
 
 fn selection(query: &Query) -> (String, Vec<Value>) {
-    let (order, beyond) = if query.newest_first { ("DESC", "<") } else { ("ASC", ">") };
+    let (order, beyond) = if query.newest_first {
+        ("DESC", "<")
+    } else {
+        ("ASC", ">")
+    };
     let mut sql = format!("SELECT {COLUMNS} FROM outcomes WHERE true");
     let mut values = Vec::new();
     if query.after > 0 {
@@ -121,11 +171,17 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
     }
     if let Some(repository) = &query.repository {
         values.push(Value::from(repository.clone()));
-        sql += &format!(" AND job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})", values.len());
+        sql += &format!(
+            " AND job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})",
+            values.len()
+        );
     }
     if let Some(tag) = &query.tag {
         values.push(Value::from(tag.clone()));
-        sql += &format!(" AND job IN (SELECT id FROM jobs WHERE tag = ?{0} OR destination_tag = ?{0})", values.len());
+        sql += &format!(
+            " AND job IN (SELECT id FROM jobs WHERE tag = ?{0} OR destination_tag = ?{0})",
+            values.len()
+        );
     }
     values.push(Value::from(query.limit.clamp(1, 1000)));
     sql += &format!(" ORDER BY outcomes.id {order} LIMIT ?{}", values.len());
@@ -142,7 +198,8 @@ fn job(db: &Connection, key: &Key) -> rusqlite::Result<Option<i64>> {
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let damaged = |column, error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error);
+    let damaged =
+        |column, error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error);
     Ok(Row {
         id: row.get::<_, i64>(0)?.unsigned_abs(),
         at: Timestamp::from_millisecond(row.get(1)?).map_err(|error| damaged(1, error.into()))?,
@@ -150,7 +207,8 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         host: row.get(3)?,
         config_hash: row.get(4)?,
         version: row.get(5)?,
-        settled: serde_json::from_str(row.get_ref(6)?.as_str()?).map_err(|error| damaged(6, error.into()))?,
+        settled: serde_json::from_str(row.get_ref(6)?.as_str()?)
+            .map_err(|error| damaged(6, error.into()))?,
     })
 }
 
@@ -160,5 +218,6 @@ where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
     let text = row.get_ref(column)?.as_str()?;
-    text.parse().map_err(|error: T::Err| FromSqlError::Other(Box::new(error)).into())
+    text.parse()
+        .map_err(|error: T::Err| FromSqlError::Other(Box::new(error)).into())
 }

@@ -4,8 +4,12 @@
 
 use crate::sqlite::Schema;
 
-pub(super) const SCHEMA: Schema =
-    Schema { name: "ledger", durable: true, application: 0x62_66_6c_67, migrations: &[VERSION_1, VERSION_2] };
+pub(super) const SCHEMA: Schema = Schema {
+    name: "ledger",
+    durable: true,
+    application: 0x62_66_6c_67,
+    migrations: &[VERSION_1, VERSION_2],
+};
 
 const VERSION_1: &str = "
     CREATE TABLE jobs (

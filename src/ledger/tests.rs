@@ -12,12 +12,21 @@ fn digest(n: u8) -> Digest {
 
 fn place(repository: &str, tag: &str) -> Place {
     let origin = Origin::new("https://prod.example");
-    Place { origin, repository: repository.parse().unwrap(), tag: tag.parse().unwrap() }
+    Place {
+        origin,
+        repository: repository.parse().unwrap(),
+        tag: tag.parse().unwrap(),
+    }
 }
 
 fn key(app: &str, tag: &str) -> Key {
     let source = format!("staging-{app}").parse().unwrap();
-    Key { route: app.into(), source, tag: tag.parse().unwrap(), destination: place(&format!("prod-{app}"), tag) }
+    Key {
+        route: app.into(),
+        source,
+        tag: tag.parse().unwrap(),
+        destination: place(&format!("prod-{app}"), tag),
+    }
 }
 
 fn settled(result: Outcome, n: u8) -> Settled {
@@ -44,25 +53,48 @@ fn settled(result: Outcome, n: u8) -> Settled {
 }
 
 fn facts() -> Facts {
-    Facts { run_id: "run-1".into(), config_hash: "abc".into(), version: "0.1.0".into(), host: "builder".into() }
+    Facts {
+        run_id: "run-1".into(),
+        config_hash: "abc".into(),
+        version: "0.1.0".into(),
+        host: "builder".into(),
+    }
 }
 
 async fn ids(ledger: &Ledger, query: Query) -> Vec<u64> {
-    ledger.page(query).await.unwrap().into_iter().map(|row| row.id).collect()
+    ledger
+        .page(query)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.id)
+        .collect()
 }
 
 #[test]
 fn what_is_ours_is_what_was_written_or_may_have_been() {
-    let written = |digest, intended: &[Digest]| Written { digest, intended: intended.to_vec(), ..Written::default() };
+    let written = |digest, intended: &[Digest]| Written {
+        digest,
+        intended: intended.to_vec(),
+        ..Written::default()
+    };
     let table = [
         (written(None, &[]), false, [false, false, false]),
         (written(Some(digest(1)), &[]), true, [true, false, false]),
         (written(None, &[digest(2)]), true, [false, true, false]),
-        (written(Some(digest(1)), &[digest(2), digest(3)]), true, [true, true, true]),
+        (
+            written(Some(digest(1)), &[digest(2), digest(3)]),
+            true,
+            [true, true, true],
+        ),
     ];
     for (written, known, ours) in table {
         assert_eq!(written.known(), known, "{written:?}");
-        assert_eq!([1, 2, 3].map(|n| written.is_ours(&digest(n))), ours, "{written:?}");
+        assert_eq!(
+            [1, 2, 3].map(|n| written.is_ours(&digest(n))),
+            ours,
+            "{written:?}"
+        );
     }
 }
 
@@ -77,20 +109,44 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
     ledger.intend(&place, &digest(1)).await.unwrap();
     drop(ledger);
     let ledger = reopened();
-    assert_eq!(ledger.written(&place).await.unwrap(), Written { intended: vec![digest(1)], ..Written::default() });
+    assert_eq!(
+        ledger.written(&place).await.unwrap(),
+        Written {
+            intended: vec![digest(1)],
+            ..Written::default()
+        }
+    );
 
     ledger.intend(&place, &digest(2)).await.unwrap();
     let failed = settled(Outcome::Failed, 2);
     ledger.record(&key, &failed, facts(), None).await.unwrap();
     drop(ledger);
     let ledger = reopened();
-    assert_eq!(ledger.written(&place).await.unwrap().intended, [digest(1), digest(2)], "either may be there");
+    assert_eq!(
+        ledger.written(&place).await.unwrap().intended,
+        [digest(1), digest(2)],
+        "either may be there"
+    );
 
-    ledger.record(&key, &settled(Outcome::Promoted, 2), facts(), Some(digest(2))).await.unwrap();
+    ledger
+        .record(
+            &key,
+            &settled(Outcome::Promoted, 2),
+            facts(),
+            Some(digest(2)),
+        )
+        .await
+        .unwrap();
     drop(ledger);
     let written = reopened().written(&place).await.unwrap();
-    assert_eq!((written.digest, written.agreed, written.intended), (Some(digest(2)), false, vec![]));
-    let elsewhere = Place { tag: "v1".parse().unwrap(), ..place };
+    assert_eq!(
+        (written.digest, written.agreed, written.intended),
+        (Some(digest(2)), false, vec![])
+    );
+    let elsewhere = Place {
+        tag: "v1".parse().unwrap(),
+        ..place
+    };
     assert!(!reopened().written(&elsewhere).await.unwrap().known());
 }
 
@@ -98,29 +154,79 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
 async fn intents_of_a_place_are_bounded() {
     let ledger = Ledger::in_memory();
     for n in 0..=100 {
-        ledger.intend(&place("app", "latest"), &digest(n)).await.unwrap();
+        ledger
+            .intend(&place("app", "latest"), &digest(n))
+            .await
+            .unwrap();
     }
-    ledger.intend(&place("app", "v1"), &digest(0)).await.unwrap();
-    let intended = ledger.written(&place("app", "latest")).await.unwrap().intended;
+    ledger
+        .intend(&place("app", "v1"), &digest(0))
+        .await
+        .unwrap();
+    let intended = ledger
+        .written(&place("app", "latest"))
+        .await
+        .unwrap()
+        .intended;
     assert_eq!((intended.len(), intended.last()), (32, Some(&digest(100))));
 }
 
 #[test]
 fn equality_teaches_the_ledger_only_what_it_does_not_know() {
-    let known =
-        |digest, intended: &[Digest], reported| Written { digest, intended: intended.to_vec(), reported, ..Written::default() };
+    let known = |digest, intended: &[Digest], reported| Written {
+        digest,
+        intended: intended.to_vec(),
+        reported,
+        ..Written::default()
+    };
     let (old, equal) = (digest(1), digest(2));
     let table = [
         ("nothing is known", known(None, &[], None), Equality::Agreed),
-        ("it is known", known(Some(equal), &[], None), Equality::Known),
-        ("another is known", known(Some(old), &[], None), Equality::Agreed),
-        ("it was intended", known(Some(old), &[equal], None), Equality::Found),
-        ("it was intended, then another", known(None, &[equal, old], None), Equality::Found),
-        ("an older intent is over", known(Some(equal), &[old], None), Equality::Agreed),
-        ("it was reported as drift", known(Some(old), &[], Some(equal)), Equality::Known),
-        ("it was reported as existing", known(None, &[], Some(equal)), Equality::Known),
-        ("another was reported, and is gone", known(Some(equal), &[], Some(old)), Equality::Agreed),
-        ("another was reported, and is gone", known(Some(old), &[], Some(digest(3))), Equality::Agreed),
+        (
+            "it is known",
+            known(Some(equal), &[], None),
+            Equality::Known,
+        ),
+        (
+            "another is known",
+            known(Some(old), &[], None),
+            Equality::Agreed,
+        ),
+        (
+            "it was intended",
+            known(Some(old), &[equal], None),
+            Equality::Found,
+        ),
+        (
+            "it was intended, then another",
+            known(None, &[equal, old], None),
+            Equality::Found,
+        ),
+        (
+            "an older intent is over",
+            known(Some(equal), &[old], None),
+            Equality::Agreed,
+        ),
+        (
+            "it was reported as drift",
+            known(Some(old), &[], Some(equal)),
+            Equality::Known,
+        ),
+        (
+            "it was reported as existing",
+            known(None, &[], Some(equal)),
+            Equality::Known,
+        ),
+        (
+            "another was reported, and is gone",
+            known(Some(equal), &[], Some(old)),
+            Equality::Agreed,
+        ),
+        (
+            "another was reported, and is gone",
+            known(Some(old), &[], Some(digest(3))),
+            Equality::Agreed,
+        ),
     ];
     for (name, known, expected) in table {
         assert_eq!(known.on_equality(&equal), expected, "{name}");
@@ -128,29 +234,73 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
 }
 
 fn agreement(tag: &str, digest: Digest, known: Written) -> Agreement {
-    Agreement { tag: tag.parse().unwrap(), digest, known }
+    Agreement {
+        tag: tag.parse().unwrap(),
+        digest,
+        known,
+    }
 }
 
 #[tokio::test]
 async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
     let ledger = Ledger::in_memory();
     let places = ["v1", "v2", "v3"].map(|tag| place("prod-app", tag));
-    let Place { origin, repository, .. } = places[0].clone();
+    let Place {
+        origin, repository, ..
+    } = places[0].clone();
     ledger.found(&places[1], &digest(7)).await.unwrap();
     let known = ledger.written_in(&origin, &repository).await.unwrap();
-    let of = |tag: &str| known.get(&tag.parse::<Tag>().unwrap()).cloned().unwrap_or_default();
+    let of = |tag: &str| {
+        known
+            .get(&tag.parse::<Tag>().unwrap())
+            .cloned()
+            .unwrap_or_default()
+    };
     // A job writes while the look goes on.
     ledger.intend(&places[2], &digest(9)).await.unwrap();
     let agreements = ["v1", "v2", "v3"].map(|tag| agreement(tag, digest(1), of(tag)));
-    ledger.agree(&origin, &repository, agreements.into()).await.unwrap();
+    ledger
+        .agree(&origin, &repository, agreements.into())
+        .await
+        .unwrap();
     let after = ledger.written_in(&origin, &repository).await.unwrap();
-    let after = |tag: &str| after.get(&tag.parse::<Tag>().unwrap()).cloned().unwrap_or_default();
-    assert_eq!((after("v1").digest, after("v1").agreed), (Some(digest(1)), true));
-    assert_eq!((after("v2").digest, after("v2").agreed), (Some(digest(1)), true), "the sides agree on another digest now");
-    assert_eq!((after("v3").digest, after("v3").intended), (None, vec![digest(9)]), "its intent came meanwhile");
-    assert!(ledger.page(Query { limit: 10, ..Query::default() }).await.unwrap().is_empty(), "agreement is no outcome");
+    let after = |tag: &str| {
+        after
+            .get(&tag.parse::<Tag>().unwrap())
+            .cloned()
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        (after("v1").digest, after("v1").agreed),
+        (Some(digest(1)), true)
+    );
+    assert_eq!(
+        (after("v2").digest, after("v2").agreed),
+        (Some(digest(1)), true),
+        "the sides agree on another digest now"
+    );
+    assert_eq!(
+        (after("v3").digest, after("v3").intended),
+        (None, vec![digest(9)]),
+        "its intent came meanwhile"
+    );
+    assert!(
+        ledger
+            .page(Query {
+                limit: 10,
+                ..Query::default()
+            })
+            .await
+            .unwrap()
+            .is_empty(),
+        "agreement is no outcome"
+    );
     for tag in ["v1", "v2", "v3"] {
-        assert_eq!(after(tag), ledger.written(&place("prod-app", tag)).await.unwrap(), "one tag is read as all are");
+        assert_eq!(
+            after(tag),
+            ledger.written(&place("prod-app", tag)).await.unwrap(),
+            "one tag is read as all are"
+        );
     }
 }
 
@@ -165,11 +315,22 @@ async fn an_intent_that_arrived_or_was_overtaken_counts_no_more() {
     }
     ledger.found(&place, &digest(3)).await.unwrap();
     let known = ledger.written(&place).await.unwrap();
-    assert_eq!((known.digest, known.intended.clone()), (Some(digest(3)), vec![digest(4)]), "the newer one may still arrive");
+    assert_eq!(
+        (known.digest, known.intended.clone()),
+        (Some(digest(3)), vec![digest(4)]),
+        "the newer one may still arrive"
+    );
     assert!(!known.is_ours(&digest(1)) && !known.is_ours(&digest(2)));
     let agreements = vec![agreement("latest", digest(3), known)];
-    ledger.agree(&place.origin, &place.repository, agreements).await.unwrap();
-    assert_eq!(ledger.written(&place).await.unwrap().intended, [], "both sides name what was written");
+    ledger
+        .agree(&place.origin, &place.repository, agreements)
+        .await
+        .unwrap();
+    assert_eq!(
+        ledger.written(&place).await.unwrap().intended,
+        [],
+        "both sides name what was written"
+    );
 }
 
 #[tokio::test]
@@ -181,12 +342,30 @@ async fn what_was_reported_as_drift_or_existing_stays_so_until_something_is_writ
         reported.previous_digest = Some(digest(3));
         ledger.record(&key, &reported, facts(), None).await.unwrap();
         let known = ledger.written(&key.destination).await.unwrap();
-        assert_eq!(known.on_equality(&digest(3)), Equality::Known, "staging came to it, and nobody decided");
-        assert_eq!(known.on_equality(&digest(2)), Equality::Agreed, "production went where staging is");
-        ledger.record(&key, &settled(Outcome::UpToDate, 3), facts(), None).await.unwrap();
-        assert_eq!(ledger.written(&key.destination).await.unwrap().reported, Some(digest(3)), "a row settles nothing");
+        assert_eq!(
+            known.on_equality(&digest(3)),
+            Equality::Known,
+            "staging came to it, and nobody decided"
+        );
+        assert_eq!(
+            known.on_equality(&digest(2)),
+            Equality::Agreed,
+            "production went where staging is"
+        );
+        ledger
+            .record(&key, &settled(Outcome::UpToDate, 3), facts(), None)
+            .await
+            .unwrap();
+        assert_eq!(
+            ledger.written(&key.destination).await.unwrap().reported,
+            Some(digest(3)),
+            "a row settles nothing"
+        );
         ledger.found(&key.destination, &digest(2)).await.unwrap();
-        assert_eq!(ledger.written(&key.destination).await.unwrap().reported, None);
+        assert_eq!(
+            ledger.written(&key.destination).await.unwrap().reported,
+            None
+        );
     }
 }
 
@@ -196,24 +375,54 @@ async fn a_ledger_of_the_first_version_keeps_what_it_knows() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
     let key = key("app", "latest");
-    let written = Place { tag: "v1".parse().unwrap(), ..key.destination.clone() };
+    let written = Place {
+        tag: "v1".parse().unwrap(),
+        ..key.destination.clone()
+    };
     {
         let db = Connection::open(&path).unwrap();
         db.execute_batch(schema::SCHEMA.migrations[0]).unwrap();
-        db.pragma_update(None, "application_id", schema::SCHEMA.application).unwrap();
+        db.pragma_update(None, "application_id", schema::SCHEMA.application)
+            .unwrap();
         db.pragma_update(None, "user_version", 1).unwrap();
         let mut drift = settled(Outcome::Drift, 2);
         drift.previous_digest = Some(digest(3));
         rows::add(&db, &key, &drift, &facts()).unwrap();
         let [origin, repository, tag] = names(&written);
-        let values = rusqlite::params![origin, repository, tag, digest(1).to_string(), 1_700_000_000_000_i64];
-        db.execute("INSERT INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)", values).unwrap();
+        let values = rusqlite::params![
+            origin,
+            repository,
+            tag,
+            digest(1).to_string(),
+            1_700_000_000_000_i64
+        ];
+        db.execute(
+            "INSERT INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            values,
+        )
+        .unwrap();
     }
     let ledger = Ledger::open(folder.path()).unwrap();
     let known = ledger.written(&written).await.unwrap();
-    assert_eq!((known.digest, known.agreed, known.reported), (Some(digest(1)), false, None));
-    assert_eq!(ledger.written(&key.destination).await.unwrap().reported, Some(digest(3)));
-    assert_eq!(ids(&ledger, Query { limit: 10, ..Query::default() }).await, [1]);
+    assert_eq!(
+        (known.digest, known.agreed, known.reported),
+        (Some(digest(1)), false, None)
+    );
+    assert_eq!(
+        ledger.written(&key.destination).await.unwrap().reported,
+        Some(digest(3))
+    );
+    assert_eq!(
+        ids(
+            &ledger,
+            Query {
+                limit: 10,
+                ..Query::default()
+            }
+        )
+        .await,
+        [1]
+    );
 }
 
 /// 100,000 fixed tags that were equal when they were first seen.
@@ -225,10 +434,22 @@ async fn agreement_on_many_tags_stays_small() {
     let repository: RepositoryName = "platform/payments/prod-demo-app".parse().unwrap();
     for batch in 0..100 {
         let tag = |n: u32| format!("v1.{batch}.{n}");
-        let agreements = (0..1000).map(|n| agreement(&tag(n), Digest::sha256(tag(n).as_bytes()), Written::default()));
-        ledger.agree(&origin, &repository, agreements.collect()).await.unwrap();
+        let agreements = (0..1000).map(|n| {
+            agreement(
+                &tag(n),
+                Digest::sha256(tag(n).as_bytes()),
+                Written::default(),
+            )
+        });
+        ledger
+            .agree(&origin, &repository, agreements.collect())
+            .await
+            .unwrap();
     }
-    assert_eq!(ledger.written_in(&origin, &repository).await.unwrap().len(), 100_000);
+    assert_eq!(
+        ledger.written_in(&origin, &repository).await.unwrap().len(),
+        100_000
+    );
     ledger.close().await;
     let size = fs::metadata(folder.path().join("ledger.db")).unwrap().len();
     assert!(size <= 25_000_000, "{size} bytes");
@@ -238,7 +459,10 @@ async fn agreement_on_many_tags_stays_small() {
 fn only_a_change_is_news() {
     let with = |change: fn(&mut Settled)| {
         let mut failed = settled(Outcome::Failed, 1);
-        failed.error = Some(Trouble { class: "auth".into(), text: "denied".into() });
+        failed.error = Some(Trouble {
+            class: "auth".into(),
+            text: "denied".into(),
+        });
         change(&mut failed);
         failed
     };
@@ -246,22 +470,74 @@ fn only_a_change_is_news() {
     let table = [
         (None, settled(Outcome::UpToDate, 1), true),
         (None, settled(Outcome::Planned, 1), false),
-        (Some(settled(Outcome::Promoted, 1)), settled(Outcome::Promoted, 1), true),
-        (Some(settled(Outcome::Promoted, 1)), settled(Outcome::UpToDate, 1), false),
-        (Some(settled(Outcome::Promoted, 1)), settled(Outcome::UpToDate, 2), true),
-        (Some(settled(Outcome::Failed, 1)), settled(Outcome::UpToDate, 1), true),
-        (Some(settled(Outcome::Failed, 1)), settled(Outcome::Planned, 1), false),
+        (
+            Some(settled(Outcome::Promoted, 1)),
+            settled(Outcome::Promoted, 1),
+            true,
+        ),
+        (
+            Some(settled(Outcome::Promoted, 1)),
+            settled(Outcome::UpToDate, 1),
+            false,
+        ),
+        (
+            Some(settled(Outcome::Promoted, 1)),
+            settled(Outcome::UpToDate, 2),
+            true,
+        ),
+        (
+            Some(settled(Outcome::Failed, 1)),
+            settled(Outcome::UpToDate, 1),
+            true,
+        ),
+        (
+            Some(settled(Outcome::Failed, 1)),
+            settled(Outcome::Planned, 1),
+            false,
+        ),
         (Some(failed.clone()), with(|_| {}), false),
-        (Some(failed.clone()), with(|settled| settled.error.as_mut().unwrap().text = "denied again".into()), false),
-        (Some(failed.clone()), with(|settled| (settled.requests, settled.cause) = (99, Cause::Ping)), false),
-        (Some(failed.clone()), with(|settled| settled.error.as_mut().unwrap().class = "corrupt".into()), true),
-        (Some(failed.clone()), with(|settled| settled.digest = None), true),
-        (Some(failed.clone()), with(|settled| settled.previous_digest = settled.digest), true),
-        (Some(failed.clone()), with(|settled| settled.reasons.push("because".into())), true),
-        (Some(failed), with(|settled| settled.result = Outcome::Conflict), true),
+        (
+            Some(failed.clone()),
+            with(|settled| settled.error.as_mut().unwrap().text = "denied again".into()),
+            false,
+        ),
+        (
+            Some(failed.clone()),
+            with(|settled| (settled.requests, settled.cause) = (99, Cause::Ping)),
+            false,
+        ),
+        (
+            Some(failed.clone()),
+            with(|settled| settled.error.as_mut().unwrap().class = "corrupt".into()),
+            true,
+        ),
+        (
+            Some(failed.clone()),
+            with(|settled| settled.digest = None),
+            true,
+        ),
+        (
+            Some(failed.clone()),
+            with(|settled| settled.previous_digest = settled.digest),
+            true,
+        ),
+        (
+            Some(failed.clone()),
+            with(|settled| settled.reasons.push("because".into())),
+            true,
+        ),
+        (
+            Some(failed),
+            with(|settled| settled.result = Outcome::Conflict),
+            true,
+        ),
     ];
     for (last, settled, news) in table {
-        assert_eq!(is_news(last.as_ref(), &settled), news, "{last:?} then {settled:?}");
+        assert_eq!(
+            is_news(last.as_ref(), &settled),
+            news,
+            "{last:?} then {settled:?}"
+        );
     }
 }
 
@@ -270,16 +546,53 @@ async fn a_row_is_added_for_a_change_and_reads_as_it_was_written() {
     let ledger = Ledger::in_memory();
     let key = key("app", "v1");
     assert!(ledger.last(&key).await.unwrap().is_none());
-    assert!(ledger.record(&key, &settled(Outcome::Failed, 1), facts(), None).await.unwrap());
-    assert!(!ledger.record(&key, &settled(Outcome::Failed, 1), facts(), None).await.unwrap());
-    let other = Key { route: "other".into(), ..key.clone() };
-    assert!(ledger.record(&other, &settled(Outcome::Failed, 1), facts(), None).await.unwrap(), "another route is another job");
-    assert!(ledger.record(&key, &settled(Outcome::Promoted, 1), facts(), Some(digest(1))).await.unwrap());
-    assert!(!ledger.record(&key, &settled(Outcome::UpToDate, 1), facts(), None).await.unwrap());
+    assert!(
+        ledger
+            .record(&key, &settled(Outcome::Failed, 1), facts(), None)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !ledger
+            .record(&key, &settled(Outcome::Failed, 1), facts(), None)
+            .await
+            .unwrap()
+    );
+    let other = Key {
+        route: "other".into(),
+        ..key.clone()
+    };
+    assert!(
+        ledger
+            .record(&other, &settled(Outcome::Failed, 1), facts(), None)
+            .await
+            .unwrap(),
+        "another route is another job"
+    );
+    assert!(
+        ledger
+            .record(
+                &key,
+                &settled(Outcome::Promoted, 1),
+                facts(),
+                Some(digest(1))
+            )
+            .await
+            .unwrap()
+    );
+    assert!(
+        !ledger
+            .record(&key, &settled(Outcome::UpToDate, 1), facts(), None)
+            .await
+            .unwrap()
+    );
 
     let row = ledger.last(&key).await.unwrap().unwrap();
     let json = serde_json::to_value(&row).unwrap();
-    assert_eq!((&json["id"], &json["result"], &json["host"]), (&3.into(), &"promoted".into(), &"builder".into()));
+    assert_eq!(
+        (&json["id"], &json["result"], &json["host"]),
+        (&3.into(), &"promoted".into(), &"builder".into())
+    );
     let back: Row = serde_json::from_value(json.clone()).unwrap();
     assert_eq!(serde_json::to_value(back).unwrap(), json);
 }
@@ -287,22 +600,103 @@ async fn a_row_is_added_for_a_change_and_reads_as_it_was_written() {
 #[tokio::test]
 async fn pages_follow_each_other_in_either_order_and_filter() {
     let ledger = Ledger::in_memory();
-    for (app, tag) in [("one", "v1"), ("one", "v2"), ("two", "v1"), ("two", "latest"), ("one", "v1")] {
-        assert!(ledger.record(&key(app, tag), &settled(Outcome::Promoted, 1), facts(), None).await.unwrap());
+    for (app, tag) in [
+        ("one", "v1"),
+        ("one", "v2"),
+        ("two", "v1"),
+        ("two", "latest"),
+        ("one", "v1"),
+    ] {
+        assert!(
+            ledger
+                .record(
+                    &key(app, tag),
+                    &settled(Outcome::Promoted, 1),
+                    facts(),
+                    None
+                )
+                .await
+                .unwrap()
+        );
     }
     let text = |text: &str| Some(text.to_owned());
-    let all = Query { limit: 1000, ..Query::default() };
+    let all = Query {
+        limit: 1000,
+        ..Query::default()
+    };
     let table: [(Query, &[u64]); 10] = [
         (all.clone(), &[1, 2, 3, 4, 5]),
-        (Query { limit: 2, ..all.clone() }, &[1, 2]),
-        (Query { limit: 2, after: 2, ..all.clone() }, &[3, 4]),
-        (Query { limit: 0, newest_first: true, ..all.clone() }, &[5]),
-        (Query { limit: 2, after: 4, newest_first: true, ..all.clone() }, &[3, 2]),
-        (Query { repository: text("staging-one"), ..all.clone() }, &[1, 2, 5]),
-        (Query { repository: text("prod-two"), newest_first: true, ..all.clone() }, &[4, 3]),
-        (Query { tag: text("v1"), ..all.clone() }, &[1, 3, 5]),
-        (Query { repository: text("prod-one"), tag: text("v1"), after: 1, ..all.clone() }, &[5]),
-        (Query { repository: text("' OR 1 = 1 --"), after: u64::MAX, ..all }, &[]),
+        (
+            Query {
+                limit: 2,
+                ..all.clone()
+            },
+            &[1, 2],
+        ),
+        (
+            Query {
+                limit: 2,
+                after: 2,
+                ..all.clone()
+            },
+            &[3, 4],
+        ),
+        (
+            Query {
+                limit: 0,
+                newest_first: true,
+                ..all.clone()
+            },
+            &[5],
+        ),
+        (
+            Query {
+                limit: 2,
+                after: 4,
+                newest_first: true,
+                ..all.clone()
+            },
+            &[3, 2],
+        ),
+        (
+            Query {
+                repository: text("staging-one"),
+                ..all.clone()
+            },
+            &[1, 2, 5],
+        ),
+        (
+            Query {
+                repository: text("prod-two"),
+                newest_first: true,
+                ..all.clone()
+            },
+            &[4, 3],
+        ),
+        (
+            Query {
+                tag: text("v1"),
+                ..all.clone()
+            },
+            &[1, 3, 5],
+        ),
+        (
+            Query {
+                repository: text("prod-one"),
+                tag: text("v1"),
+                after: 1,
+                ..all.clone()
+            },
+            &[5],
+        ),
+        (
+            Query {
+                repository: text("' OR 1 = 1 --"),
+                after: u64::MAX,
+                ..all
+            },
+            &[],
+        ),
     ];
     for (query, expected) in table {
         assert_eq!(ids(&ledger, query.clone()).await, expected, "{query:?}");
@@ -313,32 +707,76 @@ async fn pages_follow_each_other_in_either_order_and_filter() {
 async fn what_was_recorded_survives_a_close_and_later_requests_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(folder.path()).unwrap();
-    ledger.record(&key("app", "v1"), &settled(Outcome::Promoted, 1), facts(), Some(digest(1))).await.unwrap();
+    ledger
+        .record(
+            &key("app", "v1"),
+            &settled(Outcome::Promoted, 1),
+            facts(),
+            Some(digest(1)),
+        )
+        .await
+        .unwrap();
     let other = ledger.clone();
     ledger.close().await;
-    let fault = other.intend(&place("app", "v1"), &digest(1)).await.unwrap_err();
+    let fault = other
+        .intend(&place("app", "v1"), &digest(1))
+        .await
+        .unwrap_err();
     assert_eq!(fault.class(), Class::RETRYABLE);
     assert!(fault.to_string().contains("ledger.db"), "{fault}");
     let ledger = Ledger::open(folder.path()).unwrap();
-    assert_eq!(ids(&ledger, Query { limit: 10, ..Query::default() }).await, [1]);
+    assert_eq!(
+        ids(
+            &ledger,
+            Query {
+                limit: 10,
+                ..Query::default()
+            }
+        )
+        .await,
+        [1]
+    );
     for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
-        assert_eq!(fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        assert_eq!(
+            fs::metadata(folder.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600,
+            "{name}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_ledger_that_cannot_be_used_is_refused_and_left_alone() {
-    let newer = |path: &Path| Connection::open(path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let newer = |path: &Path| {
+        Connection::open(path)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap()
+    };
     let damaged = |path: &Path| fs::write(path, "scribble".repeat(1000)).unwrap();
-    for (spoil, said) in [(&newer as &dyn Fn(&Path), "newer version"), (&damaged, "is damaged")] {
+    for (spoil, said) in [
+        (&newer as &dyn Fn(&Path), "newer version"),
+        (&damaged, "is damaged"),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.db");
         Ledger::open(folder.path()).unwrap().close().await;
         spoil(&path);
         let before = fs::read(&path).unwrap();
         let text = Ledger::open(folder.path()).unwrap_err().to_string();
-        let names_all =
-            [said, &path.display().to_string(), "restore a copy", "move", "`existing`"].iter().all(|word| text.contains(word));
+        let names_all = [
+            said,
+            &path.display().to_string(),
+            "restore a copy",
+            "move",
+            "`existing`",
+        ]
+        .iter()
+        .all(|word| text.contains(word));
         assert!(names_all, "{text}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }

@@ -23,6 +23,11 @@ pub struct Descriptor {
 impl Descriptor {
     /// A descriptor without a platform.
     pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
-        Descriptor { media_type, digest, size, platform: None }
+        Descriptor {
+            media_type,
+            digest,
+            size,
+            platform: None,
+        }
     }
 }

@@ -50,10 +50,14 @@ pub enum Digest {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// The text does not follow `algorithm:encoded`.
-    #[error("\"{0}\" is not a digest (expected algorithm:encoded, such as sha256: and 64 lower-case hexadecimal characters)")]
+    #[error(
+        "\"{0}\" is not a digest (expected algorithm:encoded, such as sha256: and 64 lower-case hexadecimal characters)"
+    )]
     Malformed(String),
     /// The grammar holds, but the hash function is not one of ours.
-    #[error("digest algorithm \"{0}\" is not supported: content under it cannot be verified (supported: sha256, sha512)")]
+    #[error(
+        "digest algorithm \"{0}\" is not supported: content under it cannot be verified (supported: sha256, sha512)"
+    )]
     UnknownAlgorithm(String),
 }
 
@@ -110,7 +114,9 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             other => return Err(ParseError::UnknownAlgorithm(clip(other))),
         };
-        let lower_hex = encoded.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let lower_hex = encoded
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if encoded.len() != algorithm.encoded_length() || !lower_hex {
             return Err(malformed());
         }
@@ -129,12 +135,20 @@ fn decode<const N: usize>(encoded: &str) -> Option<[u8; N]> {
 }
 
 fn is_algorithm(name: &str) -> bool {
-    let component = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let component = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
     name.split(['+', '.', '_', '-']).all(component)
 }
 
 fn is_encoded(encoded: &str) -> bool {
-    !encoded.is_empty() && encoded.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
+    !encoded.is_empty()
+        && encoded
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
 }
 
 /// Peers write these texts: what is shown of them is bounded.
@@ -162,7 +176,9 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -218,8 +234,12 @@ impl Hasher {
             return None;
         }
         match algorithm {
-            Algorithm::Sha256 => Sha256::deserialize(&state.try_into().ok()?).ok().map(Hasher::Sha256),
-            Algorithm::Sha512 => Sha512::deserialize(&state.try_into().ok()?).ok().map(Hasher::Sha512),
+            Algorithm::Sha256 => Sha256::deserialize(&state.try_into().ok()?)
+                .ok()
+                .map(Hasher::Sha256),
+            Algorithm::Sha512 => Sha512::deserialize(&state.try_into().ok()?)
+                .ok()
+                .map(Hasher::Sha512),
         }
     }
 }
@@ -255,11 +275,29 @@ mod tests {
     #[test]
     fn refuses_what_it_cannot_verify() {
         let unknown = "blake3:0000000000000000000000000000000000000000000000000000000000000000";
-        assert_eq!(unknown.parse::<Digest>(), Err(ParseError::UnknownAlgorithm("blake3".into())));
-        for text in ["", "sha256", "sha256:", "sha256:zz", &EMPTY.to_uppercase(), &EMPTY[..70], "sha256:../../etc", "+:a"] {
-            assert!(matches!(text.parse::<Digest>(), Err(ParseError::Malformed(_))), "{text}");
+        assert_eq!(
+            unknown.parse::<Digest>(),
+            Err(ParseError::UnknownAlgorithm("blake3".into()))
+        );
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:zz",
+            &EMPTY.to_uppercase(),
+            &EMPTY[..70],
+            "sha256:../../etc",
+            "+:a",
+        ] {
+            assert!(
+                matches!(text.parse::<Digest>(), Err(ParseError::Malformed(_))),
+                "{text}"
+            );
         }
-        assert!(matches!(EMPTY.replace("e3b0", "E3B0").parse::<Digest>(), Err(ParseError::Malformed(_))));
+        assert!(matches!(
+            EMPTY.replace("e3b0", "E3B0").parse::<Digest>(),
+            Err(ParseError::Malformed(_))
+        ));
     }
 
     #[test]
@@ -268,7 +306,11 @@ mod tests {
         hasher.update(b"abc");
         let state = hasher.save();
         assert_eq!(state.len(), 105);
-        assert_eq!(hex::encode(&state[1..5]), "67e6096a", "first word of the initial value, little endian");
+        assert_eq!(
+            hex::encode(&state[1..5]),
+            "67e6096a",
+            "first word of the initial value, little endian"
+        );
         assert!(Hasher::restore(Algorithm::Sha512, &state).is_none());
         assert!(Hasher::restore(Algorithm::Sha256, &state[1..]).is_none());
         assert!(Hasher::restore(Algorithm::Sha256, &[]).is_none());

@@ -55,7 +55,9 @@ pub enum Error {
     #[error("the manifest is not valid JSON of a manifest: {0}")]
     Malformed(String),
     /// Docker schema 1.
-    #[error("the manifest is of Docker schema 1, whose content cannot be verified; push the image again with a current tool")]
+    #[error(
+        "the manifest is of Docker schema 1, whose content cannot be verified; push the image again with a current tool"
+    )]
     Schema1,
     /// The `Content-Type` and the document's own `mediaType` differ.
     #[error("the registry serves the manifest as {served}, the manifest calls itself {own}")]
@@ -69,7 +71,9 @@ pub enum Error {
     #[error("the media type {0:?} is not that of a manifest")]
     UnknownType(String),
     /// A document that lacks what makes it one of its type.
-    #[error("the document is served as {media_type} but has no `{lacks}`: it is not an image; push the image again")]
+    #[error(
+        "the document is served as {media_type} but has no `{lacks}`: it is not an image; push the image again"
+    )]
     NotOfItsType {
         /// What it is said to be.
         media_type: String,
@@ -90,7 +94,9 @@ pub enum Error {
     #[error("the manifest has the schemaVersion {0}, not 2")]
     SchemaVersion(String),
     /// A field that some tools read as another.
-    #[error("the manifest has a field {0:?}, which some tools read as {1:?}: they disagree on what it is; push the image again")]
+    #[error(
+        "the manifest has a field {0:?}, which some tools read as {1:?}: they disagree on what it is; push the image again"
+    )]
     AmbiguousField(String, &'static str),
     /// More than [`MAX_ENTRIES`] entries.
     #[error("the manifest lists more than {MAX_ENTRIES} entries")]
@@ -151,11 +157,16 @@ impl Manifest {
     ///
     /// # Errors
     /// See [`Error`]; each says what is wrong with the document, not where it came from.
-    pub fn parse(bytes: Bytes, served: Option<&str>, algorithm: Algorithm) -> Result<Manifest, Error> {
+    pub fn parse(
+        bytes: Bytes,
+        served: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Manifest, Error> {
         if bytes.len() as u64 > MAX_SIZE {
             return Err(Error::TooLarge);
         }
-        let document: Document = serde_json::from_slice(&bytes).map_err(|error| Error::Malformed(error.to_string()))?;
+        let document: Document =
+            serde_json::from_slice(&bytes).map_err(|error| Error::Malformed(error.to_string()))?;
         let media_type = agree_on_type(served, &document)?;
         let kind = match media_type.kind() {
             Kind::Schema1 => return Err(Error::Schema1),
@@ -167,29 +178,61 @@ impl Manifest {
         let digest = Digest::of(algorithm, &bytes);
         let (children, blobs) = match kind {
             Kind::Index => (entries([document.manifests.flatten()])?, Vec::new()),
-            _ => (Vec::new(), entries([document.config.map(|config| vec![config]), document.layers, document.blobs])?),
+            _ => (
+                Vec::new(),
+                entries([
+                    document.config.map(|config| vec![config]),
+                    document.layers,
+                    document.blobs,
+                ])?,
+            ),
         };
         let subject = document.subject.map(Entry::read).transpose()?;
-        if children.iter().chain(&subject).any(|entry| entry.digest == digest) {
+        if children
+            .iter()
+            .chain(&subject)
+            .any(|entry| entry.digest == digest)
+        {
             return Err(Error::RefersToItself);
         }
-        Ok(Manifest { bytes, media_type, digest, kind, children, blobs, subject })
+        Ok(Manifest {
+            bytes,
+            media_type,
+            digest,
+            kind,
+            children,
+            blobs,
+            subject,
+        })
     }
 
     /// The descriptor of the manifest itself.
     pub fn descriptor(&self) -> Descriptor {
-        Descriptor::new(self.media_type.clone(), self.digest, self.bytes.len() as u64)
+        Descriptor::new(
+            self.media_type.clone(),
+            self.digest,
+            self.bytes.len() as u64,
+        )
     }
 }
 
 /// The one media type that the answer and the document agree on.
 fn agree_on_type(served: Option<&str>, document: &Document) -> Result<MediaType, Error> {
-    let served = served.map(MediaType::new).filter(|served| !served.is_empty());
-    let own = document.media_type.as_deref().map(MediaType::new).filter(|own| !own.is_empty());
+    let served = served
+        .map(MediaType::new)
+        .filter(|served| !served.is_empty());
+    let own = document
+        .media_type
+        .as_deref()
+        .map(MediaType::new)
+        .filter(|own| !own.is_empty());
     match (served, own) {
         // Static file servers and some gateways send a generic type: the document knows better.
         (Some(served), Some(own)) if served.kind() == Kind::Other && is_generic(&served) => Ok(own),
-        (Some(served), Some(own)) if served != own => Err(Error::TypesDiffer { served: served.to_string(), own: own.to_string() }),
+        (Some(served), Some(own)) if served != own => Err(Error::TypesDiffer {
+            served: served.to_string(),
+            own: own.to_string(),
+        }),
         (Some(served), None) if is_generic(&served) => by_shape(document),
         (Some(served), _) => Ok(served),
         (None, Some(own)) => Ok(own),
@@ -198,32 +241,61 @@ fn agree_on_type(served: Option<&str>, document: &Document) -> Result<MediaType,
 }
 
 fn is_generic(media_type: &MediaType) -> bool {
-    matches!(media_type.as_str(), "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream")
+    matches!(
+        media_type.as_str(),
+        "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream"
+    )
 }
 
 /// Without any word on the type the shape decides (distribution specification, section on content negotiation). Artifact
 /// manifests name their type always: a document with `blobs` alone is none.
 fn by_shape(document: &Document) -> Result<MediaType, Error> {
     let text = match document {
-        Document { fs_layers: Some(_), .. } => return Err(Error::Schema1),
-        Document { schema_version: Some(version), .. } if version == &serde_json::json!(1) => return Err(Error::Schema1),
-        Document { manifests: Some(Some(_)), .. } => OCI_INDEX,
-        Document { config: Some(_), layers: Some(_), .. } => OCI_MANIFEST,
+        Document {
+            fs_layers: Some(_), ..
+        } => return Err(Error::Schema1),
+        Document {
+            schema_version: Some(version),
+            ..
+        } if version == &serde_json::json!(1) => return Err(Error::Schema1),
+        Document {
+            manifests: Some(Some(_)),
+            ..
+        } => OCI_INDEX,
+        Document {
+            config: Some(_),
+            layers: Some(_),
+            ..
+        } => OCI_MANIFEST,
         _ => return Err(Error::UnknownType(String::new())),
     };
     Ok(MediaType::new(text))
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Vec<Entry>>>, D::Error> {
+fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<Vec<Entry>>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
 /// Whether a document has what its type demands and nothing of another one.
 fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Result<(), Error> {
-    if let Some(version) = document.schema_version.as_ref().filter(|version| **version != serde_json::json!(2)) {
-        return Err(Error::SchemaVersion(crate::fault::clip(&version.to_string(), 40)));
+    if let Some(version) = document
+        .schema_version
+        .as_ref()
+        .filter(|version| **version != serde_json::json!(2))
+    {
+        return Err(Error::SchemaVersion(crate::fault::clip(
+            &version.to_string(),
+            40,
+        )));
     }
-    let lacks = |lacks| Err(Error::NotOfItsType { media_type: media_type.to_string(), lacks });
+    let lacks = |lacks| {
+        Err(Error::NotOfItsType {
+            media_type: media_type.to_string(),
+            lacks,
+        })
+    };
     match kind {
         Kind::Index if document.manifests.is_none() => return lacks("manifests"),
         Kind::Image if document.config.is_none() => return lacks("config"),
@@ -237,9 +309,12 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
             ("blobs", document.blobs.is_some()),
             ("fsLayers", document.fs_layers.is_some()),
         ],
-        Kind::Image => {
-            [("manifests", lists), ("blobs", document.blobs.is_some()), ("fsLayers", document.fs_layers.is_some()), ("", false)]
-        }
+        Kind::Image => [
+            ("manifests", lists),
+            ("blobs", document.blobs.is_some()),
+            ("fsLayers", document.fs_layers.is_some()),
+            ("", false),
+        ],
         _ => [
             ("manifests", lists),
             ("config", document.config.is_some()),
@@ -248,7 +323,10 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
         ],
     };
     match foreign.into_iter().find(|(_, there)| *there) {
-        Some((field, _)) => Err(Error::TwoInOne { media_type: media_type.to_string(), field }),
+        Some((field, _)) => Err(Error::TwoInOne {
+            media_type: media_type.to_string(),
+            field,
+        }),
         None => Ok(()),
     }
 }
@@ -256,7 +334,10 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
 /// Refuses a document with a field, of its own or of one of its descriptors, that differs from a known one only in case.
 fn fields_are_clear(bytes: &[u8]) -> Result<(), Error> {
     let mut ambiguous = None;
-    let fields = Fields { level: Level::Document, ambiguous: &mut ambiguous };
+    let fields = Fields {
+        level: Level::Document,
+        ambiguous: &mut ambiguous,
+    };
     let read = fields.deserialize(&mut serde_json::Deserializer::from_slice(bytes));
     read.map_err(|error| Error::Malformed(error.to_string()))?;
     match ambiguous {
@@ -319,20 +400,33 @@ impl<'de> Visitor<'de> for Fields<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(field) = map.next_key::<Cow<'de, str>>()? {
             if let Some(known) = looks_like(&field) {
-                self.ambiguous.get_or_insert_with(|| (field.to_string(), known));
+                self.ambiguous
+                    .get_or_insert_with(|| (field.to_string(), known));
             }
-            let holds_descriptors = matches!(&*field, "manifests" | "config" | "layers" | "blobs" | "subject");
+            let holds_descriptors = matches!(
+                &*field,
+                "manifests" | "config" | "layers" | "blobs" | "subject"
+            );
             let level = match self.level {
                 Level::Document if holds_descriptors => Level::Descriptors,
                 _ => Level::Inside,
             };
-            map.next_value_seed(Fields { level, ambiguous: self.ambiguous })?;
+            map.next_value_seed(Fields {
+                level,
+                ambiguous: self.ambiguous,
+            })?;
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Fields { level: self.level, ambiguous: self.ambiguous })?.is_some() {}
+        while list
+            .next_element_seed(Fields {
+                level: self.level,
+                ambiguous: self.ambiguous,
+            })?
+            .is_some()
+        {}
         Ok(())
     }
 
@@ -364,7 +458,9 @@ impl<'de> Visitor<'de> for Fields<'_> {
 /// The known field as which a decoder that ignores case reads this one. Go folds two more letters: `ſ` is an s, `K` a k.
 fn looks_like(field: &str) -> Option<&'static str> {
     let folded = |text: &str| text.replace('ſ', "s").to_lowercase();
-    KNOWN_FIELDS.into_iter().find(|known| field != *known && folded(field) == known.to_lowercase())
+    KNOWN_FIELDS
+        .into_iter()
+        .find(|known| field != *known && folded(field) == known.to_lowercase())
 }
 
 fn entries<const N: usize>(lists: [Option<Vec<Entry>>; N]) -> Result<Vec<Descriptor>, Error> {
@@ -409,7 +505,11 @@ mod tests {
     use serde_json::json;
 
     fn parse(value: serde_json::Value, served: Option<&str>) -> Result<Manifest, Error> {
-        Manifest::parse(value.to_string().into_bytes().into(), served, Algorithm::Sha256)
+        Manifest::parse(
+            value.to_string().into_bytes().into(),
+            served,
+            Algorithm::Sha256,
+        )
     }
 
     fn entry(content: &str) -> serde_json::Value {
@@ -419,7 +519,8 @@ mod tests {
     #[test]
     fn bytes_are_kept_and_named() {
         let text = r#"{ "schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[] , "x":null}"#;
-        let manifest = Manifest::parse(Bytes::from_static(text.as_bytes()), None, Algorithm::Sha256).unwrap();
+        let manifest =
+            Manifest::parse(Bytes::from_static(text.as_bytes()), None, Algorithm::Sha256).unwrap();
         assert_eq!(manifest.bytes, text);
         assert_eq!(manifest.digest, Digest::sha256(text.as_bytes()));
     }
@@ -432,7 +533,11 @@ mod tests {
         assert_eq!(manifest.blobs.len(), 3);
         let empty = json!({"mediaType": OCI_MANIFEST, "config": entry("{}"), "layers": [entry("{}")], "subject": entry("s")});
         let manifest = parse(empty, Some(OCI_MANIFEST)).unwrap();
-        assert_eq!(manifest.blobs.len(), 1, "the empty config is often config and layer at once");
+        assert_eq!(
+            manifest.blobs.len(),
+            1,
+            "the empty config is often config and layer at once"
+        );
         assert_eq!(manifest.subject.unwrap().digest, Digest::sha256(b"s"));
         let artifact = json!({"mediaType": OCI_ARTIFACT, "blobs": [entry("a")]});
         assert_eq!(parse(artifact, None).unwrap().kind, Kind::Artifact);
@@ -443,10 +548,15 @@ mod tests {
     #[test]
     fn platforms_are_read_tolerantly() {
         let mut child = entry("a");
-        child["platform"] = json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.1"});
+        child["platform"] =
+            json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.1"});
         let mut bare = entry("b");
         bare["platform"] = json!({});
-        let index = parse(json!({"manifests": [child, bare]}), Some("application/json")).unwrap();
+        let index = parse(
+            json!({"manifests": [child, bare]}),
+            Some("application/json"),
+        )
+        .unwrap();
         assert_eq!(index.children[0].platform.as_deref(), Some("windows/amd64"));
         assert_eq!(index.children[1].platform, None);
     }
@@ -454,58 +564,142 @@ mod tests {
     #[test]
     fn refuses_with_a_reason() {
         let blake = json!({"mediaType": "x", "digest": "blake3:00", "size": 1});
-        assert!(matches!(parse(json!({"manifests": [blake]}), None), Err(Error::Digest(_))));
-        assert_eq!(parse(json!({"schemaVersion": 1, "fsLayers": []}), None).unwrap_err(), Error::Schema1);
-        assert_eq!(parse(json!({}), Some(DOCKER_SCHEMA1_SIGNED)).unwrap_err(), Error::Schema1);
         assert!(matches!(
-            parse(json!({"mediaType": OCI_INDEX, "manifests": []}), Some(OCI_MANIFEST)),
+            parse(json!({"manifests": [blake]}), None),
+            Err(Error::Digest(_))
+        ));
+        assert_eq!(
+            parse(json!({"schemaVersion": 1, "fsLayers": []}), None).unwrap_err(),
+            Error::Schema1
+        );
+        assert_eq!(
+            parse(json!({}), Some(DOCKER_SCHEMA1_SIGNED)).unwrap_err(),
+            Error::Schema1
+        );
+        assert!(matches!(
+            parse(
+                json!({"mediaType": OCI_INDEX, "manifests": []}),
+                Some(OCI_MANIFEST)
+            ),
             Err(Error::TypesDiffer { .. })
         ));
-        assert!(matches!(parse(json!({"hello": 1}), None), Err(Error::UnknownType(_))));
-        assert!(matches!(parse(json!({"blobs": [], "tags": ["v1"]}), None), Err(Error::UnknownType(_))));
-        assert!(matches!(parse(json!({"hello": 1}), Some("text/html")), Err(Error::UnknownType(_))));
-        assert!(matches!(parse(json!({"manifests": [{"digest": "sha256:x"}]}), None), Err(Error::Malformed(_))));
-        let version = parse(json!({"schemaVersion": 3, "mediaType": OCI_INDEX, "manifests": []}), None);
+        assert!(matches!(
+            parse(json!({"hello": 1}), None),
+            Err(Error::UnknownType(_))
+        ));
+        assert!(matches!(
+            parse(json!({"blobs": [], "tags": ["v1"]}), None),
+            Err(Error::UnknownType(_))
+        ));
+        assert!(matches!(
+            parse(json!({"hello": 1}), Some("text/html")),
+            Err(Error::UnknownType(_))
+        ));
+        assert!(matches!(
+            parse(json!({"manifests": [{"digest": "sha256:x"}]}), None),
+            Err(Error::Malformed(_))
+        ));
+        let version = parse(
+            json!({"schemaVersion": 3, "mediaType": OCI_INDEX, "manifests": []}),
+            None,
+        );
         assert_eq!(version.unwrap_err(), Error::SchemaVersion("3".into()));
         let many: Vec<_> = (0..=MAX_ENTRIES).map(|n| entry(&n.to_string())).collect();
-        assert_eq!(parse(json!({"manifests": many}), None).unwrap_err(), Error::TooManyEntries);
+        assert_eq!(
+            parse(json!({"manifests": many}), None).unwrap_err(),
+            Error::TooManyEntries
+        );
         let large = Bytes::from(vec![b' '; MAX_SIZE as usize + 1]);
-        assert_eq!(Manifest::parse(large, None, Algorithm::Sha256).unwrap_err(), Error::TooLarge);
+        assert_eq!(
+            Manifest::parse(large, None, Algorithm::Sha256).unwrap_err(),
+            Error::TooLarge
+        );
     }
 
     #[test]
     fn a_document_that_is_no_image_is_refused_whatever_it_is_served_as() {
-        for (served, lacks) in [(OCI_MANIFEST, "config"), (DOCKER_MANIFEST, "config"), (OCI_INDEX, "manifests")] {
+        for (served, lacks) in [
+            (OCI_MANIFEST, "config"),
+            (DOCKER_MANIFEST, "config"),
+            (OCI_INDEX, "manifests"),
+        ] {
             let refused = parse(json!({"a": "b"}), Some(served)).unwrap_err();
-            assert_eq!(refused, Error::NotOfItsType { media_type: served.into(), lacks });
+            assert_eq!(
+                refused,
+                Error::NotOfItsType {
+                    media_type: served.into(),
+                    lacks
+                }
+            );
         }
-        assert!(parse(json!({"manifests": null}), Some(OCI_INDEX)).unwrap().children.is_empty(), "as Go writes none");
+        assert!(
+            parse(json!({"manifests": null}), Some(OCI_INDEX))
+                .unwrap()
+                .children
+                .is_empty(),
+            "as Go writes none"
+        );
     }
 
     #[test]
     fn a_document_that_is_two_things_is_none() {
         let both = json!({"manifests": [entry("m")], "config": entry("c"), "layers": [entry("l")]});
-        for served in [None, Some(OCI_INDEX), Some(OCI_MANIFEST), Some(DOCKER_MANIFEST)] {
-            assert!(matches!(parse(both.clone(), served), Err(Error::TwoInOne { .. })), "{served:?}");
+        for served in [
+            None,
+            Some(OCI_INDEX),
+            Some(OCI_MANIFEST),
+            Some(DOCKER_MANIFEST),
+        ] {
+            assert!(
+                matches!(parse(both.clone(), served), Err(Error::TwoInOne { .. })),
+                "{served:?}"
+            );
         }
         let signed = json!({"config": entry("c"), "layers": [entry("l")], "fsLayers": []});
-        assert!(matches!(parse(signed, Some(OCI_MANIFEST)), Err(Error::TwoInOne { .. })));
-        let nothing = json!({"config": entry("c"), "layers": [entry("l")], "manifests": null, "blobs": null});
-        assert_eq!(parse(nothing, Some(OCI_MANIFEST)).unwrap().blobs.len(), 2, "a null is nothing");
+        assert!(matches!(
+            parse(signed, Some(OCI_MANIFEST)),
+            Err(Error::TwoInOne { .. })
+        ));
+        let nothing =
+            json!({"config": entry("c"), "layers": [entry("l")], "manifests": null, "blobs": null});
+        assert_eq!(
+            parse(nothing, Some(OCI_MANIFEST)).unwrap().blobs.len(),
+            2,
+            "a null is nothing"
+        );
     }
 
     #[test]
     fn a_field_that_differs_in_case_only_is_refused() {
-        let image = || json!({"mediaType": OCI_MANIFEST, "config": entry("c"), "layers": [entry("l")]});
-        for field in ["Layers", "LAYERS", "layerſ", "mediatype", "Manifests", "SchemaVersion", "fslayers"] {
+        let image =
+            || json!({"mediaType": OCI_MANIFEST, "config": entry("c"), "layers": [entry("l")]});
+        for field in [
+            "Layers",
+            "LAYERS",
+            "layerſ",
+            "mediatype",
+            "Manifests",
+            "SchemaVersion",
+            "fslayers",
+        ] {
             let mut document = image();
             document[field] = json!(null);
-            assert!(matches!(parse(document, None), Err(Error::AmbiguousField(..))), "{field}");
+            assert!(
+                matches!(parse(document, None), Err(Error::AmbiguousField(..))),
+                "{field}"
+            );
         }
-        for (place, field) in [("/layers/0", "Digest"), ("/config", "SIZE"), ("/layers/0", "MediaType")] {
+        for (place, field) in [
+            ("/layers/0", "Digest"),
+            ("/config", "SIZE"),
+            ("/layers/0", "MediaType"),
+        ] {
             let mut document = image();
             document.pointer_mut(place).unwrap()[field] = json!("x");
-            assert!(matches!(parse(document, None), Err(Error::AmbiguousField(..))), "{place} {field}");
+            assert!(
+                matches!(parse(document, None), Err(Error::AmbiguousField(..))),
+                "{place} {field}"
+            );
         }
         let mut document = image();
         document["annotations"] = json!({"Layers": "x", "Digest": "y"});
@@ -517,7 +711,10 @@ mod tests {
     #[test]
     fn deep_nesting_is_refused_not_followed() {
         let deep = format!("{}{}", r#"{"x":"#.repeat(100_000), "}".repeat(100_000));
-        assert!(matches!(Manifest::parse(deep.into_bytes().into(), None, Algorithm::Sha256), Err(Error::Malformed(_))));
+        assert!(matches!(
+            Manifest::parse(deep.into_bytes().into(), None, Algorithm::Sha256),
+            Err(Error::Malformed(_))
+        ));
     }
 
     proptest! {

@@ -59,7 +59,13 @@ impl MediaType {
     /// Reads a `Content-Type` or `mediaType` value: parameters dropped, lower case.
     pub fn new(text: &str) -> MediaType {
         let bare = text.split(';').next().unwrap_or_default().trim();
-        MediaType(bare.chars().take(255).collect::<String>().to_ascii_lowercase().into())
+        MediaType(
+            bare.chars()
+                .take(255)
+                .collect::<String>()
+                .to_ascii_lowercase()
+                .into(),
+        )
     }
 
     /// The text.
@@ -86,8 +92,11 @@ impl MediaType {
     /// Whether a layer of this type is normally fetched from elsewhere and not held by registries. Decided by the
     /// type alone: the image specification forbids to take `urls` as the sign.
     pub fn is_foreign_layer(&self) -> bool {
-        self.0.starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
-            || self.0.starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
+        self.0
+            .starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
+            || self
+                .0
+                .starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
     }
 
     /// Whether a descriptor of this type in an index surely names a blob: layers and configs, which some indexes
@@ -150,8 +159,14 @@ mod tests {
 
     #[test]
     fn foreign_is_decided_by_type() {
-        assert!(MediaType::new("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip").is_foreign_layer());
-        assert!(MediaType::new("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd").is_foreign_layer());
+        assert!(
+            MediaType::new("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+                .is_foreign_layer()
+        );
+        assert!(
+            MediaType::new("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd")
+                .is_foreign_layer()
+        );
         assert!(!MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip").is_foreign_layer());
     }
 }

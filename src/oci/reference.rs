@@ -68,7 +68,9 @@ macro_rules! text_type {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
             }
         }
     };
@@ -84,20 +86,26 @@ impl FromStr for RepositoryName {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let valid = text.len() <= 255 && text.split('/').all(is_path_part);
-        if valid { Ok(RepositoryName(text.into())) } else { Err(ParseError::Repository(clip(text))) }
+        if valid {
+            Ok(RepositoryName(text.into()))
+        } else {
+            Err(ParseError::Repository(clip(text)))
+        }
     }
 }
 
 fn is_path_part(part: &str) -> bool {
     let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return false };
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
     if !alphanumeric(first) || !alphanumeric(last) {
         return false;
     }
-    bytes
-        .split(alphanumeric)
-        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|b| *b == b'-'))
+    bytes.split(alphanumeric).all(|separator| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|b| *b == b'-')
+    })
 }
 
 /// A tag: a name that may point at another digest tomorrow.
@@ -117,22 +125,36 @@ impl Tag {
 
     /// The digest of the manifest that this tag travels with, where the tag tells it whole.
     pub fn subject(&self) -> Option<Digest> {
-        let encoded = self.0.strip_prefix("sha256-").filter(|_| self.travels_with_subject())?;
+        let encoded = self
+            .0
+            .strip_prefix("sha256-")
+            .filter(|_| self.travels_with_subject())?;
         format!("sha256:{}", &encoded[..64]).parse().ok()
     }
 
     /// This fallback tag, and with the endings of cosign the tags of its subject's signatures, attestations and SBOMs.
     pub fn with_usual_endings(&self) -> Vec<Tag> {
-        COMPANION_ENDINGS.iter().map(|ending| Tag(format!("{self}{ending}").into())).collect()
+        COMPANION_ENDINGS
+            .iter()
+            .map(|ending| Tag(format!("{self}{ending}").into()))
+            .collect()
     }
 
     /// Whether this tag belongs to the content of another image: the referrers fallback, or a signature,
     /// attestation or SBOM by cosign's naming. The endings are a closed list, and so at most four tags travel with a subject:
     /// a tag with another ending is an ordinary one, which the rules of its route choose or leave out.
     pub fn travels_with_subject(&self) -> bool {
-        let Some(rest) = self.0.strip_prefix("sha256-").or_else(|| self.0.strip_prefix("sha512-")) else { return false };
+        let Some(rest) = self
+            .0
+            .strip_prefix("sha256-")
+            .or_else(|| self.0.strip_prefix("sha512-"))
+        else {
+            return false;
+        };
         let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        let Some((encoded, ending)) = rest.split_at_checked(64) else { return false };
+        let Some((encoded, ending)) = rest.split_at_checked(64) else {
+            return false;
+        };
         encoded.bytes().all(hex) && COMPANION_ENDINGS.contains(&ending)
     }
 }
@@ -145,7 +167,11 @@ impl FromStr for Tag {
         let tail = |byte: u8| head(byte) || byte == b'.' || byte == b'-';
         let mut bytes = text.bytes();
         let valid = text.len() <= 128 && bytes.next().is_some_and(head) && bytes.all(tail);
-        if valid { Ok(Tag(text.into())) } else { Err(ParseError::Tag(clip(text))) }
+        if valid {
+            Ok(Tag(text.into()))
+        } else {
+            Err(ParseError::Tag(clip(text)))
+        }
     }
 }
 
@@ -167,13 +193,20 @@ impl Host {
     pub fn is_loopback(&self) -> bool {
         let name = self.name();
         let address = name.trim_start_matches('[').trim_end_matches(']');
-        name == "localhost" || name.ends_with(".localhost") || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        name == "localhost"
+            || name.ends_with(".localhost")
+            || address
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|ip| ip.is_loopback())
     }
 
     /// Whether the host is this machine by its very name, or an address of a private network.
     pub fn is_loopback_or_private(&self) -> bool {
         let address = self.name().trim_start_matches('[').trim_end_matches(']');
-        let is_private = match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        let is_private = match address
+            .parse::<IpAddr>()
+            .map(|address| address.to_canonical())
+        {
             Ok(IpAddr::V4(address)) => address.is_private(),
             Ok(IpAddr::V6(address)) => address.is_unique_local(),
             Err(_) => false,
@@ -192,20 +225,33 @@ impl FromStr for Host {
             Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
             _ => (lower.as_str(), None),
         };
-        if port.is_some_and(|port| port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())) {
+        if port.is_some_and(|port| {
+            port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())
+        }) {
             return Err(error());
         }
-        let valid = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let valid = match name
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
             None => name.len() <= 253 && name.split('.').all(is_label),
         };
-        if valid { Ok(Host(lower.into())) } else { Err(error()) }
+        if valid {
+            Ok(Host(lower.into()))
+        } else {
+            Err(error())
+        }
     }
 }
 
 fn is_label(label: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    !label.is_empty() && label.len() <= 63 && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    !label.is_empty()
+        && label.len() <= 63
+        && label.bytes().all(inner)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 /// What a manifest is asked for by.
@@ -259,7 +305,9 @@ impl FromStr for Reference {
             Some((rest, digest)) => (rest, Some(digest.parse()?)),
             None => (text, None),
         };
-        let (host, path) = rest.split_once('/').ok_or_else(|| ParseError::NoHost(clip(text)))?;
+        let (host, path) = rest
+            .split_once('/')
+            .ok_or_else(|| ParseError::NoHost(clip(text)))?;
         let looks_like_host = host.contains(['.', ':']) || host == "localhost";
         if !looks_like_host {
             return Err(ParseError::NoHost(clip(text)));
@@ -268,7 +316,12 @@ impl FromStr for Reference {
             Some((repository, tag)) => (repository, Some(tag.parse()?)),
             None => (path, None),
         };
-        Ok(Reference { host: host.parse()?, repository: repository.parse()?, tag, digest })
+        Ok(Reference {
+            host: host.parse()?,
+            repository: repository.parse()?,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -299,9 +352,23 @@ mod tests {
         for good in ["a", "library/alpine", "a.b_c__d-e---f/0", "team/app/web"] {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good}");
         }
-        for bad in
-            ["", "A", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", "a._b", "a b", "../etc", "a/../b", "a:b", &"a".repeat(256)]
-        {
+        for bad in [
+            "",
+            "A",
+            "a//b",
+            "/a",
+            "a/",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "a._b",
+            "a b",
+            "../etc",
+            "a/../b",
+            "a:b",
+            &"a".repeat(256),
+        ] {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad}");
         }
     }
@@ -324,19 +391,36 @@ mod tests {
         assert_eq!(reference.tag.as_ref().map(Tag::as_str), Some("v1"));
         let digest = Digest::sha256(b"x");
         let both: Reference = format!("[::1]:5000/x:t@{digest}").parse().unwrap();
-        assert_eq!((both.host.as_str(), both.digest), ("[::1]:5000", Some(digest)));
+        assert_eq!(
+            (both.host.as_str(), both.digest),
+            ("[::1]:5000", Some(digest))
+        );
         assert!(both.host.is_loopback());
         assert!("app:v1".parse::<Reference>().is_err());
-        assert!("team/app:v1".parse::<Reference>().is_err(), "no host: never guess a public registry");
+        assert!(
+            "team/app:v1".parse::<Reference>().is_err(),
+            "no host: never guess a public registry"
+        );
         assert!("host.example:99999/app".parse::<Reference>().is_err());
     }
 
     #[test]
     fn loopback_is_recognised_by_name_only() {
-        for yes in ["localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9", "[::1]:80"] {
+        for yes in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]:80",
+        ] {
             assert!(yes.parse::<Host>().unwrap().is_loopback(), "{yes}");
         }
-        for no in ["registry.example", "10.0.0.1:5000", "127.0.0.1.example", "localhost.example"] {
+        for no in [
+            "registry.example",
+            "10.0.0.1:5000",
+            "127.0.0.1.example",
+            "localhost.example",
+        ] {
             assert!(!no.parse::<Host>().unwrap().is_loopback(), "{no}");
         }
     }
@@ -345,9 +429,23 @@ mod tests {
     fn tags_of_other_images_are_recognised() {
         let fallback = Tag::fallback(&Digest::sha256(b"x"));
         assert!(fallback.travels_with_subject());
-        assert!(format!("{fallback}.sig").parse::<Tag>().unwrap().travels_with_subject());
+        assert!(
+            format!("{fallback}.sig")
+                .parse::<Tag>()
+                .unwrap()
+                .travels_with_subject()
+        );
         assert!(!"sha256-abc".parse::<Tag>().unwrap().travels_with_subject());
-        for ending in ["-rc1", ".backdoor7", ".", ".sig.x", ".SIG", "0", ".sig2", ".cosign"] {
+        for ending in [
+            "-rc1",
+            ".backdoor7",
+            ".",
+            ".sig.x",
+            ".SIG",
+            "0",
+            ".sig2",
+            ".cosign",
+        ] {
             let tag = format!("{fallback}{ending}").parse::<Tag>().unwrap();
             assert!(!tag.travels_with_subject(), "{ending}");
         }

@@ -18,14 +18,20 @@ pub(super) fn said(headers: &HeaderMap, now: Timestamp) -> Option<Said> {
         let (remaining, window) = amount(text("remaining")?)?;
         let window = window.or_else(|| amount(text("limit")?)?.1);
         let reset = text("reset").and_then(|reset| until(reset, now));
-        Some(Said { remaining, reset, window })
+        Some(Said {
+            remaining,
+            reset,
+            window,
+        })
     })
 }
 
 /// The time until the reset that an answer names.
 pub(super) fn reset(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok();
-    ["ratelimit-reset", "x-ratelimit-reset"].into_iter().find_map(|name| until(text(name)?, now))
+    ["ratelimit-reset", "x-ratelimit-reset"]
+        .into_iter()
+        .find_map(|name| until(text(name)?, now))
 }
 
 /// `76;w=21600`: how many, and the window in seconds.
@@ -40,7 +46,11 @@ fn amount(text: &str) -> Option<(u64, Option<Duration>)> {
 fn until(text: &str, now: Timestamp) -> Option<Duration> {
     let seconds = text.trim().parse::<u64>().ok()?;
     let is_time = seconds >= 1_000_000_000;
-    Some(Duration::from_secs(if is_time { seconds.saturating_sub(now.as_second().max(0) as u64) } else { seconds }))
+    Some(Duration::from_secs(if is_time {
+        seconds.saturating_sub(now.as_second().max(0) as u64)
+    } else {
+        seconds
+    }))
 }
 
 /// What a request counts as.
@@ -69,7 +79,15 @@ mod tests {
     use crate::clock;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_str(value).unwrap(),
+                )
+            })
+            .collect()
     }
 
     #[test]
@@ -79,11 +97,35 @@ mod tests {
         let at = (now.as_second() + 90).to_string();
         type Expected = Option<(u64, Option<u64>, Option<u64>)>;
         let table: [(&[(&str, &str)], Expected); 8] = [
-            (&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "76;w=21600")], Some((76, None, Some(21_600)))),
-            (&[("ratelimit-remaining", "0"), ("ratelimit-reset", "30")], Some((0, Some(30), None))),
-            (&[("ratelimit-limit", "10, 10;w=60"), ("ratelimit-remaining", " 3 ")], Some((3, None, None))),
-            (&[("ratelimit-limit", "10 ; w=60"), ("ratelimit-remaining", "3")], Some((3, None, Some(60)))),
-            (&[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &at)], Some((0, Some(90), None))),
+            (
+                &[
+                    ("ratelimit-limit", "100;w=21600"),
+                    ("ratelimit-remaining", "76;w=21600"),
+                ],
+                Some((76, None, Some(21_600))),
+            ),
+            (
+                &[("ratelimit-remaining", "0"), ("ratelimit-reset", "30")],
+                Some((0, Some(30), None)),
+            ),
+            (
+                &[
+                    ("ratelimit-limit", "10, 10;w=60"),
+                    ("ratelimit-remaining", " 3 "),
+                ],
+                Some((3, None, None)),
+            ),
+            (
+                &[
+                    ("ratelimit-limit", "10 ; w=60"),
+                    ("ratelimit-remaining", "3"),
+                ],
+                Some((3, None, Some(60))),
+            ),
+            (
+                &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &at)],
+                Some((0, Some(90), None)),
+            ),
             (&[("ratelimit-remaining", "-1;w=60")], None),
             (&[("ratelimit-remaining", "many")], None),
             (&[("ratelimit-reset", "30")], None),
@@ -96,7 +138,10 @@ mod tests {
             });
             assert_eq!(said(&headers(pairs), now), expected, "{pairs:?}");
         }
-        assert_eq!(reset(&headers(&[("x-ratelimit-reset", &at)]), now), Some(seconds(90)));
+        assert_eq!(
+            reset(&headers(&[("x-ratelimit-reset", &at)]), now),
+            Some(seconds(90))
+        );
     }
 
     proptest! {

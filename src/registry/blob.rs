@@ -26,7 +26,10 @@ impl Repository {
     /// GET of one byte.
     pub(super) async fn blob_presence(&self, digest: &Digest) -> Result<Presence, Fault> {
         let about = self.about("ask for the blob", &format!("@{digest}"));
-        let answer = self.transport().call(&self.blob_call(Method::HEAD, digest, &about)).await?;
+        let answer = self
+            .transport()
+            .call(&self.blob_call(Method::HEAD, digest, &about))
+            .await?;
         match answer.status.as_u16() {
             200 => self.present(&answer, answer.length(), digest, &about),
             404 => Ok(Presence::Absent),
@@ -35,10 +38,19 @@ impl Repository {
         }
     }
 
-    async fn blob_presence_by_read(&self, digest: &Digest, about: &About) -> Result<Presence, Fault> {
-        let call = self.blob_call(Method::GET, digest, about).on(Lane::Blob).text(header::RANGE, "bytes=0-0");
+    async fn blob_presence_by_read(
+        &self,
+        digest: &Digest,
+        about: &About,
+    ) -> Result<Presence, Fault> {
+        let call = self
+            .blob_call(Method::GET, digest, about)
+            .on(Lane::Blob)
+            .text(header::RANGE, "bytes=0-0");
         let answer = self.transport().call(&call).await?;
-        let range = answer.header(header::CONTENT_RANGE).and_then(ContentRange::parse);
+        let range = answer
+            .header(header::CONTENT_RANGE)
+            .and_then(ContentRange::parse);
         match answer.status.as_u16() {
             200 => self.present(&answer, answer.length(), digest, about),
             206 => self.present(&answer, range.and_then(|range| range.total), digest, about),
@@ -49,19 +61,31 @@ impl Repository {
         }
     }
 
-    fn present(&self, answer: &Answer, size: Option<u64>, digest: &Digest, about: &About) -> Result<Presence, Fault> {
+    fn present(
+        &self,
+        answer: &Answer,
+        size: Option<u64>,
+        digest: &Digest,
+        about: &About,
+    ) -> Result<Presence, Fault> {
         super::manifest::agrees(answer, digest, about)?;
         Ok(Presence::Present { size })
     }
 
     /// The bytes from `offset` on. A registry that ignores the range sends the whole blob: the body then leaves out the
     /// first `offset` bytes.
-    pub(super) async fn blob_bytes(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
+    pub(super) async fn blob_bytes(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<Option<BlobBody>, Fault> {
         if offset == blob.size {
             return Ok(Some(BlobBody::full(Bytes::new())));
         }
         let about = self.about("read the blob", &format!("@{}", blob.digest));
-        let mut call = self.blob_call(Method::GET, &blob.digest, &about).on(Lane::Blob);
+        let mut call = self
+            .blob_call(Method::GET, &blob.digest, &about)
+            .on(Lane::Blob);
         if offset > 0 {
             call = call.text(header::RANGE, &format!("bytes={offset}-{}", blob.size - 1));
         }
@@ -70,7 +94,12 @@ impl Repository {
             200 => offset,
             206 => 0,
             404 => return Ok(None),
-            416 => return Err(about.corrupt(format!("it ends before byte {offset} of {} announced", blob.size))),
+            416 => {
+                return Err(about.corrupt(format!(
+                    "it ends before byte {offset} of {} announced",
+                    blob.size
+                )));
+            }
             _ => return Err(self.read_refused(answer, &about).await),
         };
         whole_and_plain(&answer, offset - skip, blob.size, &about)?;
@@ -78,8 +107,22 @@ impl Repository {
     }
 
     fn reading(&self, answer: Answer, skip: u64, left: u64, about: About) -> BlobBody {
-        let (host, idle, read) = (host_of(&answer.url), self.transport().deadlines.idle, self.transport().meter.read.clone());
-        BlobBody::new(Reading { inner: answer.into_body(), skip, left, idle, timer: None, waiting: false, read, about, host })
+        let (host, idle, read) = (
+            host_of(&answer.url),
+            self.transport().deadlines.idle,
+            self.transport().meter.read.clone(),
+        );
+        BlobBody::new(Reading {
+            inner: answer.into_body(),
+            skip,
+            left,
+            idle,
+            timer: None,
+            waiting: false,
+            read,
+            about,
+            host,
+        })
     }
 
     /// A refusal of a read. A storage service refuses when its signed address has run out: the registry gives a new one.
@@ -87,38 +130,65 @@ impl Repository {
         let (foreign, host) = (answer.whose == Whose::Foreign, host_of(&answer.url));
         let refusal = self.transport().refusal(answer).await;
         if foreign && matches!(refusal.status(), 400 | 401 | 403) {
-            let code = refusal.entries.first().map_or("without a code", |entry| entry.code.as_str());
+            let code = refusal
+                .entries
+                .first()
+                .map_or("without a code", |entry| entry.code.as_str());
             let (status, code) = (refusal.status(), crate::fault::clip(code, 60));
-            return about.retryable(format!("the storage at {host} answers {status} {code}; its signed address may have run out"));
+            return about.retryable(format!(
+                "the storage at {host} answers {status} {code}; its signed address may have run out"
+            ));
         }
         refusal.fault(about)
     }
 
     fn blob_call<'a>(&'a self, method: Method, digest: &Digest, about: &'a About) -> Call<'a> {
-        let url = self.transport().url(&format!("/v2/{}/blobs/{digest}", self.name));
-        let operation = if method == Method::HEAD { Operation::BlobHead } else { Operation::BlobGet };
+        let url = self
+            .transport()
+            .url(&format!("/v2/{}/blobs/{digest}", self.name));
+        let operation = if method == Method::HEAD {
+            Operation::BlobHead
+        } else {
+            Operation::BlobGet
+        };
         Call::new(operation, method, url, &self.pull, about).counted(self.tally.as_deref())
     }
 }
 
 /// Checks that an answer is about to send the bytes from `start` to the end of a blob of `size` bytes, as they are.
 fn whole_and_plain(answer: &Answer, start: u64, size: u64, about: &About) -> Result<(), Fault> {
-    if let Some(coding) = answer.header(header::CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity")) {
+    if let Some(coding) = answer
+        .header(header::CONTENT_ENCODING)
+        .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+    {
         let coding = crate::fault::clip(coding, 40);
-        return Err(about.corrupt(format!("it comes as Content-Encoding {coding}; turn that off in the proxy that does it")));
+        return Err(about.corrupt(format!(
+            "it comes as Content-Encoding {coding}; turn that off in the proxy that does it"
+        )));
     }
     if answer.status.as_u16() == 206 {
-        let expected = ContentRange { part: Some((start, size - 1)), total: Some(size) };
-        let range = answer.header(header::CONTENT_RANGE).and_then(ContentRange::parse);
+        let expected = ContentRange {
+            part: Some((start, size - 1)),
+            total: Some(size),
+        };
+        let range = answer
+            .header(header::CONTENT_RANGE)
+            .and_then(ContentRange::parse);
         if range != Some(expected) {
-            let found = answer.header(header::CONTENT_RANGE).map_or("none".to_string(), |text| crate::fault::clip(text, 80));
-            return Err(about.corrupt(format!("asked for the bytes {start}-{} of {size}, got Content-Range {found}", size - 1)));
+            let found = answer
+                .header(header::CONTENT_RANGE)
+                .map_or("none".to_string(), |text| crate::fault::clip(text, 80));
+            return Err(about.corrupt(format!(
+                "asked for the bytes {start}-{} of {size}, got Content-Range {found}",
+                size - 1
+            )));
         }
     }
     match answer.length() {
-        Some(length) if length != size - start => {
-            Err(about.corrupt(format!("{length} bytes are offered where {} are expected", size - start)))
-        }
+        Some(length) if length != size - start => Err(about.corrupt(format!(
+            "{length} bytes are offered where {} are expected",
+            size - start
+        ))),
         _ => Ok(()),
     }
 }
@@ -142,7 +212,8 @@ impl ContentRange {
             "*" => None,
             _ => Some(number(total)?),
         };
-        let sound = part.is_none_or(|(start, end)| start <= end && total.is_none_or(|total| end < total));
+        let sound =
+            part.is_none_or(|(start, end)| start <= end && total.is_none_or(|total| end < total));
         (unit.eq_ignore_ascii_case("bytes") && sound).then_some(ContentRange { part, total })
     }
 }
@@ -155,7 +226,9 @@ pub(super) fn span(text: &str) -> Option<(u64, u64)> {
 
 /// Digits and nothing else.
 pub(super) fn number(text: &str) -> Option<u64> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 /// The bytes of a blob as they come: counted, bounded, and never waited for longer than `idle` at a time.
@@ -173,20 +246,37 @@ struct Reading {
 
 impl Reading {
     /// The next frame of the connection, or the fault of waiting too long for it.
-    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_connection(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
             self.waiting = false;
-            let broke = |error| broken(error, &self.about, &self.host, &format!(" with {} bytes to come", self.left));
+            let broke = |error| {
+                broken(
+                    error,
+                    &self.about,
+                    &self.host,
+                    &format!(" with {} bytes to come", self.left),
+                )
+            };
             return Poll::Ready(frame.map(|frame| frame.map_err(broke)));
         }
         let due = Instant::now() + self.idle;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         if !self.waiting {
             timer.as_mut().reset(due);
             self.waiting = true;
         }
         ready!(timer.as_mut().poll(cx));
-        let text = format!("{} sends nothing for {} s, with {} bytes to come", self.host, self.idle.as_secs(), self.left);
+        let text = format!(
+            "{} sends nothing for {} s, with {} bytes to come",
+            self.host,
+            self.idle.as_secs(),
+            self.left
+        );
         Poll::Ready(Some(Err(self.about.retryable(text))))
     }
 
@@ -208,10 +298,17 @@ impl http_body::Body for Reading {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         loop {
-            let Some(frame) = ready!(self.poll_connection(cx)) else { break };
-            let Ok(bytes) = frame?.into_data() else { continue };
+            let Some(frame) = ready!(self.poll_connection(cx)) else {
+                break;
+            };
+            let Ok(bytes) = frame?.into_data() else {
+                continue;
+            };
             let wanted = self.take(bytes)?;
             if !wanted.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(wanted))));
@@ -220,7 +317,10 @@ impl http_body::Body for Reading {
         if self.left == 0 && self.skip == 0 {
             return Poll::Ready(None);
         }
-        let text = format!("{} ends the blob with {} bytes to come", self.host, self.left);
+        let text = format!(
+            "{} ends the blob with {} bytes to come",
+            self.host, self.left
+        );
         Poll::Ready(Some(Err(self.about.retryable(text))))
     }
 
@@ -240,12 +340,23 @@ mod tests {
 
     #[test]
     fn content_ranges_are_read_exactly() {
-        let range = |start, end, total| Some(ContentRange { part: Some((start, end)), total });
+        let range = |start, end, total| {
+            Some(ContentRange {
+                part: Some((start, end)),
+                total,
+            })
+        };
         let table = [
             ("bytes 0-9/100", range(0, 9, Some(100))),
             ("Bytes 5-5/6", range(5, 5, Some(6))),
             ("bytes 0-9/*", range(0, 9, None)),
-            ("bytes */100", Some(ContentRange { part: None, total: Some(100) })),
+            (
+                "bytes */100",
+                Some(ContentRange {
+                    part: None,
+                    total: Some(100),
+                }),
+            ),
             ("bytes 9-0/100", None),
             ("bytes 0-100/100", None),
             ("bytes=0-9/100", None),

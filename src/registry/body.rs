@@ -133,10 +133,30 @@ pub(super) struct Sending {
 
 /// Puts `body`, which must be `length` bytes long, under watch; every byte taken is counted in `sent`.
 pub(super) fn watched(body: BlobBody, length: u64, sent: IntCounter) -> (Sending, Hold) {
-    let phase = if length == 0 { Phase::Whole(Instant::now()) } else { Phase::Handed(Instant::now()) };
-    let state = State { phase, flow: Flow::Running, fault: None, taken: 0, waker: None };
-    let watch = Arc::new(Watch { state: Mutex::new(state) });
-    (Sending { inner: body, left: length, watch: watch.clone(), sent }, Hold(watch))
+    let phase = if length == 0 {
+        Phase::Whole(Instant::now())
+    } else {
+        Phase::Handed(Instant::now())
+    };
+    let state = State {
+        phase,
+        flow: Flow::Running,
+        fault: None,
+        taken: 0,
+        waker: None,
+    };
+    let watch = Arc::new(Watch {
+        state: Mutex::new(state),
+    });
+    (
+        Sending {
+            inner: body,
+            left: length,
+            watch: watch.clone(),
+            sent,
+        },
+        Hold(watch),
+    )
 }
 
 /// The connection is told to give up; the reason stands in the watch.
@@ -162,13 +182,19 @@ impl Sending {
     fn hand(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
         let length = bytes.len() as u64;
         if length > self.left {
-            return self.fail(Fault::corrupt("the source sent more bytes than it announced"));
+            return self.fail(Fault::corrupt(
+                "the source sent more bytes than it announced",
+            ));
         }
         self.left -= length;
         self.sent.inc_by(length);
         let mut state = self.watch.state();
         state.taken += length;
-        state.phase = if self.left == 0 { Phase::Whole(Instant::now()) } else { Phase::Handed(Instant::now()) };
+        state.phase = if self.left == 0 {
+            Phase::Whole(Instant::now())
+        } else {
+            Phase::Handed(Instant::now())
+        };
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
@@ -187,7 +213,10 @@ impl Body for Sending {
     type Data = Bytes;
     type Error = Ended;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
         match self.flow(cx) {
             Flow::Stopped => return Poll::Ready(Some(Err(Ended))),
             Flow::Paused => return Poll::Pending,
@@ -246,7 +275,9 @@ mod tests {
     }
 
     fn body(pieces: Vec<Result<&'static str, Fault>>) -> BlobBody {
-        let frames = pieces.into_iter().map(|piece| piece.map(|text| Frame::data(Bytes::from(text))));
+        let frames = pieces
+            .into_iter()
+            .map(|piece| piece.map(|text| Frame::data(Bytes::from(text))));
         let stream = futures::stream::iter(frames.collect::<Vec<_>>());
         BlobBody::new(StreamBody::new(stream))
     }
@@ -256,9 +287,15 @@ mod tests {
         let sent = counter();
         let (mut sending, hold) = watched(body(vec![Ok("ab"), Ok(""), Ok("cde")]), 5, sent.clone());
         assert_eq!(sending.size_hint().exact(), Some(5));
-        assert_eq!(sending.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert_eq!(
+            sending.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "ab"
+        );
         assert_eq!(hold.taken(), (2, false));
-        assert_eq!(sending.frame().await.unwrap().unwrap().into_data().unwrap(), "cde");
+        assert_eq!(
+            sending.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "cde"
+        );
         assert_eq!((hold.taken(), sent.get()), ((5, true), 5));
         assert!(sending.is_end_stream());
     }
@@ -266,7 +303,11 @@ mod tests {
     #[tokio::test]
     async fn the_failure_of_the_source_is_kept() {
         let table = [
-            (body(vec![Ok("ab"), Err(Fault::corrupt("digest differs"))]), 5, Class::Corrupt),
+            (
+                body(vec![Ok("ab"), Err(Fault::corrupt("digest differs"))]),
+                5,
+                Class::Corrupt,
+            ),
             (body(vec![Ok("ab")]), 5, Class::RETRYABLE),
             (body(vec![Ok("abcdef")]), 5, Class::Corrupt),
         ];
@@ -289,12 +330,18 @@ mod tests {
     async fn only_the_destination_can_be_overdue() {
         let (mut sending, hold) = watched(body(vec![Ok("ab"), Ok("cd")]), 4, counter());
         assert!(sending.frame().await.unwrap().is_ok());
-        assert_eq!(hold.overdue(IDLE, CLOSE).await, Overdue::Take, "nobody comes for the rest");
+        assert_eq!(
+            hold.overdue(IDLE, CLOSE).await,
+            Overdue::Take,
+            "nobody comes for the rest"
+        );
         assert!(sending.frame().await.unwrap().is_ok());
         let before = Instant::now();
         assert_eq!(hold.overdue(IDLE, CLOSE).await, Overdue::Answer);
         assert_eq!(before.elapsed().as_secs(), CLOSE.as_secs());
-        let slow = BlobBody::new(StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Fault>>()));
+        let slow = BlobBody::new(StreamBody::new(futures::stream::pending::<
+            Result<Frame<Bytes>, Fault>,
+        >()));
         let (mut sending, hold) = watched(slow, 4, counter());
         tokio::select! {
             biased;

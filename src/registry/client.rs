@@ -27,7 +27,10 @@ pub struct Tls {
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("ca", &self.ca_pem.is_some()).field("identity", &self.identity_pem.is_some()).finish()
+        f.debug_struct("Tls")
+            .field("ca", &self.ca_pem.is_some())
+            .field("identity", &self.identity_pem.is_some())
+            .finish()
     }
 }
 
@@ -81,8 +84,15 @@ impl Clients {
             (Err(_), true) if url.scheme() == "http" => plan.api(false),
             (built, _) => built,
         };
-        let blob = plan.blob(url.scheme() == "https").map_err(|error| plan.fault(error))?;
-        Ok(Clients { api: api.map_err(|error| plan.fault(error))?, blob, foreign: OnceCell::new(), plan })
+        let blob = plan
+            .blob(url.scheme() == "https")
+            .map_err(|error| plan.fault(error))?;
+        Ok(Clients {
+            api: api.map_err(|error| plan.fault(error))?,
+            blob,
+            foreign: OnceCell::new(),
+            plan,
+        })
     }
 
     /// The client for an address.
@@ -96,7 +106,13 @@ impl Clients {
 }
 
 impl Plan {
-    fn new(name: &str, url: &Url, tls: &Tls, deadlines: &Deadlines, guard: Arc<Guard>) -> Result<Plan, Fault> {
+    fn new(
+        name: &str,
+        url: &Url,
+        tls: &Tls,
+        deadlines: &Deadlines,
+        guard: Arc<Guard>,
+    ) -> Result<Plan, Fault> {
         let unusable = |what: &str| Fault::rejected(format!("registry {name}: {what}"));
         let certificates = match &tls.ca_pem {
             None => Vec::new(),
@@ -105,7 +121,11 @@ impl Plan {
                 .filter(|certificates| !certificates.is_empty())
                 .ok_or_else(|| unusable("`ca_file` holds no certificate in PEM"))?,
         };
-        let identity = tls.identity_pem.as_ref().map(|pem| Identity::from_pem(pem.expose_secret())).transpose();
+        let identity = tls
+            .identity_pem
+            .as_ref()
+            .map(|pem| Identity::from_pem(pem.expose_secret()))
+            .transpose();
         Ok(Plan {
             name: name.to_string(),
             url: url.clone(),
@@ -126,11 +146,18 @@ impl Plan {
             .connect_timeout(self.connect)
             .pool_idle_timeout(Duration::from_secs(15))
             .tcp_keepalive(Duration::from_secs(30))
-            .dns_resolver(Resolver { guard: self.guard.clone(), resolves });
+            .dns_resolver(Resolver {
+                guard: self.guard.clone(),
+                resolves,
+            });
         if self.loopback {
             builder = builder.no_proxy();
         }
-        if trusting { builder.tls_certs_merge(self.certificates.iter().cloned()) } else { builder.tls_certs_only([]) }
+        if trusting {
+            builder.tls_certs_merge(self.certificates.iter().cloned())
+        } else {
+            builder.tls_certs_only([])
+        }
     }
 
     fn known(&self, trusting: bool) -> ClientBuilder {
@@ -143,7 +170,10 @@ impl Plan {
 
     fn api(&self, trusting: bool) -> reqwest::Result<Client> {
         let beat = Duration::from_secs(10);
-        self.known(trusting).http2_keep_alive_interval(beat).http2_keep_alive_timeout(beat).build()
+        self.known(trusting)
+            .http2_keep_alive_interval(beat)
+            .http2_keep_alive_timeout(beat)
+            .build()
     }
 
     fn blob(&self, trusting: bool) -> reqwest::Result<Client> {
@@ -156,11 +186,15 @@ impl Plan {
         let built = tokio::task::spawn_blocking(move || {
             let trusting = plan.base(true, Resolves::Foreign).http1_only().build();
             match trusting {
-                Err(_) if plan.url.scheme() == "http" => plan.base(false, Resolves::Foreign).http1_only().build(),
+                Err(_) if plan.url.scheme() == "http" => {
+                    plan.base(false, Resolves::Foreign).http1_only().build()
+                }
                 built => built,
             }
         });
-        let built = built.await.map_err(|error| Fault::retryable("the HTTP client was not built").because(error))?;
+        let built = built
+            .await
+            .map_err(|error| Fault::retryable("the HTTP client was not built").because(error))?;
         built.map_err(|error| self.fault(error))
     }
 

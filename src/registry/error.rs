@@ -35,17 +35,34 @@ pub(super) struct About {
 impl About {
     /// `doing` at `registry`; `place` is `host/repository[:tag|@digest]`.
     pub(super) fn new(doing: &'static str, registry: &Arc<str>, place: String) -> About {
-        About { doing, registry: registry.clone(), place: place.into(), writes: false }
+        About {
+            doing,
+            registry: registry.clone(),
+            place: place.into(),
+            writes: false,
+        }
     }
 
     /// The same, of something that changes the registry.
     pub(super) fn writing(self) -> About {
-        About { writes: true, ..self }
+        About {
+            writes: true,
+            ..self
+        }
     }
 
     /// A failure of `class` in this.
     pub(super) fn fault(&self, class: Class, text: impl AsRef<str>) -> Fault {
-        Fault::new(class, format!("{} at {} ({}): {}", self.doing, self.registry, self.place, text.as_ref()))
+        Fault::new(
+            class,
+            format!(
+                "{} at {} ({}): {}",
+                self.doing,
+                self.registry,
+                self.place,
+                text.as_ref()
+            ),
+        )
     }
 
     /// Worth another try.
@@ -89,7 +106,11 @@ impl Entry {
             Cow::Borrowed(_) => text,
             Cow::Owned(scrubbed) => scrubbed,
         };
-        Entry { code: scrub(self.code), message: scrub(self.message), detail: scrub(self.detail) }
+        Entry {
+            code: scrub(self.code),
+            message: scrub(self.message),
+            detail: scrub(self.detail),
+        }
     }
 }
 
@@ -108,9 +129,21 @@ impl Refusal {
     /// nothing.
     ///
     /// `secrets` have been sent with the request, and are nowhere in what is read.
-    pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> Refusal {
-        let entries = entries(body, secrets).into_iter().map(|entry| entry.without(secrets)).collect();
-        Refusal { status, after: retry_after(headers, clock::now()), entries }
+    pub(super) fn read(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        secrets: &Secrets,
+    ) -> Refusal {
+        let entries = entries(body, secrets)
+            .into_iter()
+            .map(|entry| entry.without(secrets))
+            .collect();
+        Refusal {
+            status,
+            after: retry_after(headers, clock::now()),
+            entries,
+        }
     }
 
     /// The status.
@@ -127,7 +160,11 @@ impl Refusal {
     pub(super) fn mentions(&self, words: &str) -> bool {
         let words = words.to_ascii_lowercase();
         let holds = |text: &String| text.to_ascii_lowercase().contains(&words);
-        self.entries.iter().any(|entry| [&entry.code, &entry.message, &entry.detail].into_iter().any(holds))
+        self.entries.iter().any(|entry| {
+            [&entry.code, &entry.message, &entry.detail]
+                .into_iter()
+                .any(holds)
+        })
     }
 
     /// Whether the token that came with the request has expired: ECR says so with a 403.
@@ -139,7 +176,11 @@ impl Refusal {
     pub(super) fn class(&self) -> Class {
         // Who says that it is asked too often but not when to return is given a moment.
         let after = self.after.or((self.status() == 429).then_some(MOMENT));
-        class_of(self.status(), self.entries.iter().map(|entry| entry.code.as_str()), after)
+        class_of(
+            self.status(),
+            self.entries.iter().map(|entry| entry.code.as_str()),
+            after,
+        )
     }
 
     /// The failure, told in full.
@@ -147,7 +188,11 @@ impl Refusal {
         let class = self.class();
         let mut text = self.status().to_string();
         // The entry that decides comes first: distribution puts UNKNOWN before the code that explains.
-        let telling = self.entries.iter().find(|entry| code_class(&entry.code).is_some()).or(self.entries.first());
+        let telling = self
+            .entries
+            .iter()
+            .find(|entry| code_class(&entry.code).is_some())
+            .or(self.entries.first());
         if let Some(entry) = telling {
             if !entry.code.is_empty() {
                 text.push_str(&format!(" {}", clip(&entry.code, 60)));
@@ -167,22 +212,38 @@ impl Refusal {
     fn way_out(&self, about: &About) -> Option<String> {
         let registry = &about.registry;
         if self.has("NAME_UNKNOWN") && about.writes {
-            return Some(format!("the repository does not exist in {registry}; create it"));
+            return Some(format!(
+                "the repository does not exist in {registry}; create it"
+            ));
         }
         let text = match self.status() {
             401 => format!("{registry} does not accept the credentials; check them"),
             // IAM names the action, the resource, and whose policy it is.
             403 if self.mentions("resource-based policy") => {
-                format!("the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)")
+                format!(
+                    "the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)"
+                )
             }
-            403 if self.mentions("is not authorized to perform") => "allow it (`blobferry iam` prints what is needed)".to_string(),
+            403 if self.mentions("is not authorized to perform") => {
+                "allow it (`blobferry iam` prints what is needed)".to_string()
+            }
             403 => format!("the credentials for {registry} lack this right; grant it"),
-            404 if about.writes => format!("the repository does not exist in {registry}; create it"),
-            405 => format!("{registry} does not offer this; set its `kind`, or check what stands in front of it"),
-            407 => "the proxy in between wants credentials of its own; put them into its address".to_string(),
-            411 => "something in between drops Content-Length; check the proxies on the way".to_string(),
-            413 => format!("raise the largest request body that {registry}, or a proxy in front of it, accepts"),
-            429 => format!("{registry} limits the rate of requests; lower `requests_per_second` for it"),
+            404 if about.writes => {
+                format!("the repository does not exist in {registry}; create it")
+            }
+            405 => format!(
+                "{registry} does not offer this; set its `kind`, or check what stands in front of it"
+            ),
+            407 => "the proxy in between wants credentials of its own; put them into its address"
+                .to_string(),
+            411 => "something in between drops Content-Length; check the proxies on the way"
+                .to_string(),
+            413 => format!(
+                "raise the largest request body that {registry}, or a proxy in front of it, accepts"
+            ),
+            429 => format!(
+                "{registry} limits the rate of requests; lower `requests_per_second` for it"
+            ),
             507 => format!("{registry} has no space left"),
             300..=399 => "the answer leads nowhere; check the registry's `url`".to_string(),
             _ => return None,
@@ -192,10 +253,16 @@ impl Refusal {
 }
 
 /// The table: what an answer with this status and these codes asks of the caller.
-pub(super) fn class_of<'a>(status: u16, codes: impl IntoIterator<Item = &'a str>, after: Option<Duration>) -> Class {
+pub(super) fn class_of<'a>(
+    status: u16,
+    codes: impl IntoIterator<Item = &'a str>,
+    after: Option<Duration>,
+) -> Class {
     let waits = Class::Retryable { after };
     // Who says "too many" asks for time, whether or not he says how much.
-    let asks = Class::Retryable { after: after.or(Some(Duration::ZERO)) };
+    let asks = Class::Retryable {
+        after: after.or(Some(Duration::ZERO)),
+    };
     let said: Vec<Class> = codes.into_iter().filter_map(code_class).collect();
     let refused = said.iter().find(|class| !class.is_retryable());
     let busy = said.iter().any(|class| class.is_retryable());
@@ -218,11 +285,18 @@ fn code_class(code: &str) -> Option<Class> {
     let class = match code {
         "TOOMANYREQUESTS" => Class::RETRYABLE,
         "UNAUTHORIZED" | "DENIED" => Class::Auth,
-        "BLOB_UNKNOWN" | "MANIFEST_BLOB_UNKNOWN" | "MANIFEST_UNKNOWN" | "NAME_UNKNOWN" | "BLOB_UPLOAD_UNKNOWN" => Class::NotFound,
+        "BLOB_UNKNOWN"
+        | "MANIFEST_BLOB_UNKNOWN"
+        | "MANIFEST_UNKNOWN"
+        | "NAME_UNKNOWN"
+        | "BLOB_UPLOAD_UNKNOWN" => Class::NotFound,
         "DIGEST_INVALID" => Class::Corrupt,
-        "BLOB_UPLOAD_INVALID" | "MANIFEST_INVALID" | "MANIFEST_UNVERIFIED" | "NAME_INVALID" | "SIZE_INVALID" | "TAG_INVALID" => {
-            Class::Rejected
-        }
+        "BLOB_UPLOAD_INVALID"
+        | "MANIFEST_INVALID"
+        | "MANIFEST_UNVERIFIED"
+        | "NAME_INVALID"
+        | "SIZE_INVALID"
+        | "TAG_INVALID" => Class::Rejected,
         "UNSUPPORTED" | "PAGINATION_NUMBER_INVALID" | "RANGE_INVALID" => Class::Rejected,
         // UNKNOWN and UNAVAILABLE are no reasons, and codes outside the specification are no promises.
         _ => return None,
@@ -239,8 +313,12 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
-            let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-            Duration::from_secs(u64::try_from(date.as_second().saturating_sub(now.as_second())).unwrap_or(0))
+            let date = jiff::fmt::rfc2822::DateTimeParser::new()
+                .parse_timestamp(text)
+                .ok()?;
+            Duration::from_secs(
+                u64::try_from(date.as_second().saturating_sub(now.as_second())).unwrap_or(0),
+            )
         }
     };
     Some(wait.min(MOST_WAIT))
@@ -254,21 +332,48 @@ const MOST_ENTRIES: usize = 64;
 fn entries(body: &[u8], secrets: &Secrets) -> Vec<Entry> {
     match serde_json::from_slice::<Document>(body) {
         Ok(document) => document_entries(document, secrets),
-        Err(_) => plain_entry(&secrets.scrub(&String::from_utf8_lossy(body))).into_iter().collect(),
+        Err(_) => plain_entry(&secrets.scrub(&String::from_utf8_lossy(body)))
+            .into_iter()
+            .collect(),
     }
 }
 
 fn document_entries(document: Document, secrets: &Secrets) -> Vec<Entry> {
     if let Some(serde_json::Value::Array(errors)) = &document.errors {
-        return errors.iter().take(MOST_ENTRIES).map(|error| spec_entry(error, secrets)).collect();
+        return errors
+            .iter()
+            .take(MOST_ENTRIES)
+            .map(|error| spec_entry(error, secrets))
+            .collect();
     }
-    let words: Vec<String> = [document.error, document.message, document.errors].iter().flatten().map(text_of).collect();
-    if words.is_empty() { Vec::new() } else { vec![Entry { message: words.join(": "), ..Entry::default() }] }
+    let words: Vec<String> = [document.error, document.message, document.errors]
+        .iter()
+        .flatten()
+        .map(text_of)
+        .collect();
+    if words.is_empty() {
+        Vec::new()
+    } else {
+        vec![Entry {
+            message: words.join(": "),
+            ..Entry::default()
+        }]
+    }
 }
 
 fn spec_entry(value: &serde_json::Value, secrets: &Secrets) -> Entry {
-    let text = |key: &str| value.get(key).filter(|value| !value.is_null()).map(text_of).unwrap_or_default();
-    Entry { code: secrets.scrub(&text("code")).to_ascii_uppercase(), message: text("message"), detail: text("detail") }
+    let text = |key: &str| {
+        value
+            .get(key)
+            .filter(|value| !value.is_null())
+            .map(text_of)
+            .unwrap_or_default()
+    };
+    Entry {
+        code: secrets.scrub(&text("code")).to_ascii_uppercase(),
+        message: text("message"),
+        detail: text("detail"),
+    }
 }
 
 fn text_of(value: &serde_json::Value) -> String {
@@ -284,14 +389,28 @@ fn plain_entry(text: &str) -> Option<Entry> {
         return None;
     }
     if let Some(code) = between(text, "<Code>", "</Code>") {
-        let message = between(text, "<Message>", "</Message>").unwrap_or_default().to_string();
-        return Some(Entry { code: code.to_string(), message, detail: String::new() });
+        let message = between(text, "<Message>", "</Message>")
+            .unwrap_or_default()
+            .to_string();
+        return Some(Entry {
+            code: code.to_string(),
+            message,
+            detail: String::new(),
+        });
     }
     if text.starts_with('<') {
-        let title = between(text, "<title>", "</title>").unwrap_or("without a title").trim();
-        return Some(Entry { message: format!("an HTML page ({})", clip(title, 100)), ..Entry::default() });
+        let title = between(text, "<title>", "</title>")
+            .unwrap_or("without a title")
+            .trim();
+        return Some(Entry {
+            message: format!("an HTML page ({})", clip(title, 100)),
+            ..Entry::default()
+        });
     }
-    Some(Entry { message: clip(text, 400), ..Entry::default() })
+    Some(Entry {
+        message: clip(text, 400),
+        ..Entry::default()
+    })
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
@@ -301,7 +420,10 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
 
 /// Whether bytes that should be JSON are a page for people.
 pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
-    let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
+    let start = bytes
+        .iter()
+        .position(|byte| !byte.is_ascii_whitespace())
+        .unwrap_or(0);
     bytes.get(start) == Some(&b'<')
 }
 
@@ -319,22 +441,35 @@ pub(super) fn broken(error: reqwest::Error, about: &About, host: &str, when: &st
 fn reason(error: &reqwest::Error, chain: &str, host: &str) -> (Class, String) {
     let kind = cause::<io::Error>(error).map(io::Error::kind);
     if chain.contains("invalid peer certificate") {
-        return (Class::Rejected, format!("the certificate of {host} is not trusted; name its CA with `ca_file`"));
-    }
-    if chain.contains("received fatal alert") && (chain.contains("ertificate") || chain.contains("UnknownCA")) {
         return (
             Class::Rejected,
-            format!("{host} does not accept our certificate; check `client_cert_file` and `client_key_file`"),
+            format!("the certificate of {host} is not trusted; name its CA with `ca_file`"),
+        );
+    }
+    if chain.contains("received fatal alert")
+        && (chain.contains("ertificate") || chain.contains("UnknownCA"))
+    {
+        return (
+            Class::Rejected,
+            format!(
+                "{host} does not accept our certificate; check `client_cert_file` and `client_key_file`"
+            ),
         );
     }
     let text = match kind {
         _ if error.is_dns() => format!("the name of {host} does not resolve"),
         Some(io::ErrorKind::ConnectionRefused) => format!("{host} refuses connections"),
-        _ if chain.contains("InvalidContentType") => format!("{host} does not speak TLS on this port; is its `url` http://?"),
-        _ if error.is_timeout() && error.is_connect() => format!("{host} does not take the connection in time"),
+        _ if chain.contains("InvalidContentType") => {
+            format!("{host} does not speak TLS on this port; is its `url` http://?")
+        }
+        _ if error.is_timeout() && error.is_connect() => {
+            format!("{host} does not take the connection in time")
+        }
         _ if error.is_timeout() => format!("{host} does not answer in time"),
         _ if error.is_connect() => format!("no connection to {host}"),
-        Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => format!("{host} closed the connection"),
+        Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            format!("{host} closed the connection")
+        }
         _ => format!("the connection to {host} broke"),
     };
     (Class::RETRYABLE, text)
@@ -359,7 +494,11 @@ pub(super) fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T>
             return Some(found);
         }
         // An I/O error hides what it was made from one level deeper than `source` shows.
-        if let Some(found) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref()) {
+        if let Some(found) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .and_then(|inner| inner.downcast_ref())
+        {
             return Some(found);
         }
         next = error.source();
@@ -374,20 +513,33 @@ mod tests {
     use proptest::prelude::*;
 
     fn about() -> About {
-        About::new("read the manifest", &"staging".into(), "host.example/app:v1".to_string())
+        About::new(
+            "read the manifest",
+            &"staging".into(),
+            "host.example/app:v1".to_string(),
+        )
     }
 
     fn refusal(status: u16, body: &str) -> Refusal {
-        Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), &Secrets::default())
+        Refusal::read(
+            StatusCode::from_u16(status).unwrap(),
+            &HeaderMap::new(),
+            body.as_bytes(),
+            &Secrets::default(),
+        )
     }
 
-    const WAITS: [u16; 18] = [408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530];
+    const WAITS: [u16; 18] = [
+        408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530,
+    ];
 
     fn expected(status: u16) -> Class {
         match status {
             401 | 403 => Class::Auth,
             404 => Class::NotFound,
-            429 => Class::Retryable { after: Some(Duration::ZERO) },
+            429 => Class::Retryable {
+                after: Some(Duration::ZERO),
+            },
             status if WAITS.contains(&status) => Class::RETRYABLE,
             _ => Class::Rejected,
         }
@@ -417,21 +569,42 @@ mod tests {
         ];
         for status in 400..=599 {
             for code in silent {
-                assert_eq!(class_of(status, [code], None), expected(status), "{status} {code}");
+                assert_eq!(
+                    class_of(status, [code], None),
+                    expected(status),
+                    "{status} {code}"
+                );
             }
             for (code, class) in decided {
-                let expected = if status >= 500 { class } else { expected(status) };
-                assert_eq!(class_of(status, ["UNKNOWN", code], None), expected, "{status} {code}");
+                let expected = if status >= 500 {
+                    class
+                } else {
+                    expected(status)
+                };
+                assert_eq!(
+                    class_of(status, ["UNKNOWN", code], None),
+                    expected,
+                    "{status} {code}"
+                );
             }
-            let expected = if status == 401 { Class::Auth } else { Class::Retryable { after: Some(Duration::ZERO) } };
-            assert_eq!(class_of(status, ["TOOMANYREQUESTS"], None), expected, "{status} TOOMANYREQUESTS");
+            let expected = if status == 401 {
+                Class::Auth
+            } else {
+                Class::Retryable {
+                    after: Some(Duration::ZERO),
+                }
+            };
+            assert_eq!(
+                class_of(status, ["TOOMANYREQUESTS"], None),
+                expected,
+                "{status} TOOMANYREQUESTS"
+            );
         }
     }
 
     #[test]
     fn the_code_that_explains_is_the_one_that_is_told() {
-        let body =
-            r#"{"errors":[{"code":"UNKNOWN"},{"code":"manifest_blob_unknown","message":"blob unknown","detail":{"digest":"x"}}]}"#;
+        let body = r#"{"errors":[{"code":"UNKNOWN"},{"code":"manifest_blob_unknown","message":"blob unknown","detail":{"digest":"x"}}]}"#;
         let fault = refusal(500, body).fault(&about());
         assert_eq!(fault.class(), Class::NotFound);
         assert_eq!(
@@ -444,29 +617,65 @@ mod tests {
     fn failures_name_the_way_out() {
         let table = [
             (401, "", "check them"),
-            (403, r#"{"errors":[{"code":"DENIED","message":"no"}]}"#, "grant it"),
+            (
+                403,
+                r#"{"errors":[{"code":"DENIED","message":"no"}]}"#,
+                "grant it",
+            ),
             (413, "", "raise the largest request body"),
             (429, "", "requests_per_second"),
-            (404, r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#, "does not exist in staging; create it"),
+            (
+                404,
+                r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#,
+                "does not exist in staging; create it",
+            ),
         ];
         for (status, body, words) in table {
             let text = refusal(status, body).fault(&about().writing()).to_string();
             assert!(text.contains(words), "{text}");
         }
-        assert!(!refusal(404, "").fault(&about()).to_string().contains("create it"));
+        assert!(
+            !refusal(404, "")
+                .fault(&about())
+                .to_string()
+                .contains("create it")
+        );
     }
 
     #[test]
     fn any_body_is_read() {
-        let message = |body: &str| refusal(400, body).entries.first().map(|entry| entry.message.clone());
+        let message = |body: &str| {
+            refusal(400, body)
+                .entries
+                .first()
+                .map(|entry| entry.message.clone())
+        };
         assert_eq!(message(""), None);
         assert_eq!(message("{}"), None);
-        assert_eq!(message(r#"{"errors":null,"message":"gone"}"#).as_deref(), Some("gone"));
-        assert_eq!(message("<html><title> Sign in </title>").as_deref(), Some("an HTML page (Sign in)"));
-        assert_eq!(message("plain\u{1b}[1m words").as_deref(), Some("plain\\u{1b}[1m words"));
-        let storage = refusal(403, "<?xml?><Error><Code>ExpiredToken</Code><Message>late</Message></Error>");
+        assert_eq!(
+            message(r#"{"errors":null,"message":"gone"}"#).as_deref(),
+            Some("gone")
+        );
+        assert_eq!(
+            message("<html><title> Sign in </title>").as_deref(),
+            Some("an HTML page (Sign in)")
+        );
+        assert_eq!(
+            message("plain\u{1b}[1m words").as_deref(),
+            Some("plain\\u{1b}[1m words")
+        );
+        let storage = refusal(
+            403,
+            "<?xml?><Error><Code>ExpiredToken</Code><Message>late</Message></Error>",
+        );
         assert!(storage.has("ExpiredToken") && storage.mentions("LATE"));
-        assert!(refusal(403, r#"{"errors":[{"message":"Your Authorization Token has expired. Retry"}]}"#).says_expired());
+        assert!(
+            refusal(
+                403,
+                r#"{"errors":[{"message":"Your Authorization Token has expired. Retry"}]}"#
+            )
+            .says_expired()
+        );
         let strange = refusal(400, r#"{"errors":["text",7,{"code":5,"message":{"a":1}}]}"#);
         assert_eq!(strange.entries.len(), 3);
     }
@@ -486,12 +695,18 @@ mod tests {
         assert_eq!(wait("soon"), None);
         assert_eq!(wait("-1"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
-        for (reset, seconds) in [("12".to_string(), 12), ((now.as_second() + 30).to_string(), 30)] {
+        for (reset, seconds) in [
+            ("12".to_string(), 12),
+            ((now.as_second() + 30).to_string(), 30),
+        ] {
             let headers = HeaderMap::from_iter([(
                 header::HeaderName::from_static("ratelimit-reset"),
                 HeaderValue::from_str(&reset).unwrap(),
             )]);
-            assert_eq!(retry_after(&headers, now).map(|wait| wait.as_secs()), Some(seconds));
+            assert_eq!(
+                retry_after(&headers, now).map(|wait| wait.as_secs()),
+                Some(seconds)
+            );
         }
     }
 

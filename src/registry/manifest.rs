@@ -28,15 +28,20 @@ impl Repository {
     /// What `target` names, by HEAD; by GET where HEAD is not allowed or does not say why it is refused.
     pub(super) async fn head_manifest(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
         let about = self.about_manifest("ask for the manifest", target);
-        let answer = self.transport().call(&self.manifest_call(Method::HEAD, target, &about)).await?;
+        let answer = self
+            .transport()
+            .call(&self.manifest_call(Method::HEAD, target, &about))
+            .await?;
         match answer.status.as_u16() {
             200 => resolved(&answer, target, &about).map(Some),
             404 => Ok(None),
-            400 | 403 | 405 | 501 => Ok(self.read_manifest(target).await?.map(|manifest| Resolved {
-                digest: Some(manifest.digest),
-                size: Some(manifest.bytes.len() as u64),
-                media_type: manifest.media_type,
-            })),
+            400 | 403 | 405 | 501 => {
+                Ok(self.read_manifest(target).await?.map(|manifest| Resolved {
+                    digest: Some(manifest.digest),
+                    size: Some(manifest.bytes.len() as u64),
+                    media_type: manifest.media_type,
+                }))
+            }
             _ => Err(self.transport().refusal(answer).await.fault(&about)),
         }
     }
@@ -44,7 +49,10 @@ impl Repository {
     /// The manifest, verified as far as it can be.
     pub(super) async fn read_manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         let about = self.about_manifest("read the manifest", target);
-        let answer = self.transport().call(&self.manifest_call(Method::GET, target, &about)).await?;
+        let answer = self
+            .transport()
+            .call(&self.manifest_call(Method::GET, target, &about))
+            .await?;
         match answer.status.as_u16() {
             200 => {}
             404 => return Ok(None),
@@ -55,12 +63,19 @@ impl Repository {
         }
         let claimed = claimed_digest(&answer, &about)?;
         let served = answer.header(header::CONTENT_TYPE).map(str::to_string);
-        let bytes = self.transport().bytes(answer, MAX_SIZE as usize, &about).await?;
+        let bytes = self
+            .transport()
+            .bytes(answer, MAX_SIZE as usize, &about)
+            .await?;
         verified(bytes, target, claimed, served.as_deref(), &about).map(Some)
     }
 
     /// Writes the manifest under `target`.
-    pub(super) async fn write_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
+    pub(super) async fn write_manifest(
+        &self,
+        target: &Target,
+        manifest: &Manifest,
+    ) -> Result<Put, Fault> {
         let about = self.about_manifest("write the manifest", target).writing();
         let url = self.manifest_url(target);
         let media_type = HeaderValue::from_str(manifest.media_type.as_str())
@@ -77,23 +92,40 @@ impl Repository {
             return put_refused(&refusal, target, manifest).ok_or_else(|| refusal.fault(&about));
         }
         same_bytes(claimed_digest(&answer, &about)?, &manifest.bytes, &about)?;
-        Ok(Put::Accepted { subject: answer.headers.contains_key(SUBJECT) })
+        Ok(Put::Accepted {
+            subject: answer.headers.contains_key(SUBJECT),
+        })
     }
 
     fn about_manifest(&self, doing: &'static str, target: &Target) -> About {
-        let separator = if matches!(target, Target::Tag(_)) { ':' } else { '@' };
+        let separator = if matches!(target, Target::Tag(_)) {
+            ':'
+        } else {
+            '@'
+        };
         self.about(doing, &format!("{separator}{target}"))
     }
 
     fn manifest_url(&self, target: &Target) -> url::Url {
-        self.transport().url(&format!("/v2/{}/manifests/{target}", self.name))
+        self.transport()
+            .url(&format!("/v2/{}/manifests/{target}", self.name))
     }
 
     fn manifest_call<'a>(&'a self, method: Method, target: &Target, about: &'a About) -> Call<'a> {
-        let operation = if method == Method::HEAD { Operation::ManifestHead } else { Operation::ManifestGet };
-        Call::new(operation, method, self.manifest_url(target), &self.pull, about)
-            .header(header::ACCEPT, HeaderValue::from_static(ACCEPT))
-            .counted(self.tally.as_deref())
+        let operation = if method == Method::HEAD {
+            Operation::ManifestHead
+        } else {
+            Operation::ManifestGet
+        };
+        Call::new(
+            operation,
+            method,
+            self.manifest_url(target),
+            &self.pull,
+            about,
+        )
+        .header(header::ACCEPT, HeaderValue::from_static(ACCEPT))
+        .counted(self.tally.as_deref())
     }
 }
 
@@ -110,14 +142,17 @@ fn resolved(answer: &Answer, target: &Target, about: &About) -> Result<Resolved,
 
 /// The digest that an answer claims. Of an algorithm that we do not know it is no claim; malformed it is a lie.
 pub(super) fn claimed_digest(answer: &Answer, about: &About) -> Result<Option<Digest>, Fault> {
-    let Some(value) = answer.headers.get(CONTENT_DIGEST) else { return Ok(None) };
+    let Some(value) = answer.headers.get(CONTENT_DIGEST) else {
+        return Ok(None);
+    };
     let text = String::from_utf8_lossy(value.as_bytes());
     match text.trim().parse() {
         Ok(digest) => Ok(Some(digest)),
         Err(ParseError::UnknownAlgorithm(_)) => Ok(None),
-        Err(ParseError::Malformed(_)) => {
-            Err(about.corrupt(format!("its Docker-Content-Digest is \"{}\", which is no digest", clip(&text, 160))))
-        }
+        Err(ParseError::Malformed(_)) => Err(about.corrupt(format!(
+            "its Docker-Content-Digest is \"{}\", which is no digest",
+            clip(&text, 160)
+        ))),
     }
 }
 
@@ -134,9 +169,9 @@ pub(super) fn agrees(answer: &Answer, digest: &Digest, about: &About) -> Result<
 
 fn same_bytes(claimed: Option<Digest>, bytes: &[u8], about: &About) -> Result<(), Fault> {
     match claimed {
-        Some(claimed) if Digest::of(claimed.algorithm(), bytes) != claimed => {
-            Err(about.corrupt(format!("its Docker-Content-Digest {claimed} is not the digest of its bytes")))
-        }
+        Some(claimed) if Digest::of(claimed.algorithm(), bytes) != claimed => Err(about.corrupt(
+            format!("its Docker-Content-Digest {claimed} is not the digest of its bytes"),
+        )),
         _ => Ok(()),
     }
 }
@@ -167,13 +202,15 @@ fn verified(
 
 /// What a refusal of a manifest means, where that is a value.
 fn put_refused(refusal: &Refusal, target: &Target, manifest: &Manifest) -> Option<Put> {
-    let refused = (400..=499).contains(&refusal.status()) && !matches!(refusal.status(), 401 | 403 | 429);
+    let refused =
+        (400..=499).contains(&refusal.status()) && !matches!(refusal.status(), 401 | 403 | 429);
     if matches!(target, Target::Tag(_)) && refused && refusal.mentions("immutab") {
         return Some(Put::Immutable);
     }
     let codes = ["MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"];
     let words = ["LayersNotFound", "ReferencedImagesNotFound"];
-    let misses = codes.iter().any(|code| refusal.has(code)) || words.iter().any(|words| refusal.mentions(words));
+    let misses = codes.iter().any(|code| refusal.has(code))
+        || words.iter().any(|words| refusal.mentions(words));
     let answered = !matches!(refusal.status(), 401 | 403 | 429) && !refusal.has("NAME_UNKNOWN");
     (misses && answered).then(|| Put::Missing(missing(refusal, &manifest.digest)))
 }
@@ -181,12 +218,20 @@ fn put_refused(refusal: &Refusal, target: &Target, manifest: &Manifest) -> Optio
 /// The digests that a refusal names, except the manifest's own.
 fn missing(refusal: &Refusal, own: &Digest) -> Vec<Digest> {
     let mut seen = HashSet::from([*own]);
-    let texts = refusal.entries.iter().flat_map(|entry| [entry.detail.as_str(), entry.message.as_str()]);
-    texts.flat_map(digests_in).filter(|digest| seen.insert(*digest)).take(MOST_MISSING).collect()
+    let texts = refusal
+        .entries
+        .iter()
+        .flat_map(|entry| [entry.detail.as_str(), entry.message.as_str()]);
+    texts
+        .flat_map(digests_in)
+        .filter(|digest| seen.insert(*digest))
+        .take(MOST_MISSING)
+        .collect()
 }
 
 fn digests_in(text: &str) -> impl Iterator<Item = Digest> + '_ {
-    let words = text.split(|character: char| !character.is_ascii_alphanumeric() && character != ':');
+    let words =
+        text.split(|character: char| !character.is_ascii_alphanumeric() && character != ':');
     words.filter_map(|word| word[word.find("sha")?..].trim_end_matches(':').parse().ok())
 }
 
@@ -199,7 +244,12 @@ mod tests {
 
     fn manifest() -> Manifest {
         let bytes = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []});
-        Manifest::parse(bytes.to_string().into_bytes().into(), None, Algorithm::Sha256).unwrap()
+        Manifest::parse(
+            bytes.to_string().into_bytes().into(),
+            None,
+            Algorithm::Sha256,
+        )
+        .unwrap()
     }
 
     fn refusal(status: u16, errors: serde_json::Value) -> Refusal {
@@ -220,11 +270,23 @@ mod tests {
     fn a_tag_that_must_not_move_is_a_value() {
         let sentence = "The image tag 'v1' already exists in the 'app' repository and cannot be overwritten because the ";
         for words in ["repository is immutable.", "tag is immutable."] {
-            let refused = refusal(400, json!([{"code": "TAG_INVALID", "message": format!("{sentence}{words}")}]));
-            assert_eq!(put_refused(&refused, &tag(), &manifest()), Some(Put::Immutable));
+            let refused = refusal(
+                400,
+                json!([{"code": "TAG_INVALID", "message": format!("{sentence}{words}")}]),
+            );
+            assert_eq!(
+                put_refused(&refused, &tag(), &manifest()),
+                Some(Put::Immutable)
+            );
         }
-        let harbor = refusal(412, json!([{"code": "PRECONDITION", "message": "'app:v1' configured as immutable"}]));
-        assert_eq!(put_refused(&harbor, &tag(), &manifest()), Some(Put::Immutable));
+        let harbor = refusal(
+            412,
+            json!([{"code": "PRECONDITION", "message": "'app:v1' configured as immutable"}]),
+        );
+        assert_eq!(
+            put_refused(&harbor, &tag(), &manifest()),
+            Some(Put::Immutable)
+        );
         let other = refusal(400, json!([{"code": "TAG_INVALID", "message": "too long"}]));
         assert_eq!(put_refused(&other, &tag(), &manifest()), None);
     }
@@ -234,15 +296,31 @@ mod tests {
         let (one, two) = (Digest::sha256(b"1"), Digest::of(Algorithm::Sha512, b"2"));
         let own = manifest().digest;
         let table = [
-            (400, json!([{"code": "MANIFEST_BLOB_UNKNOWN", "detail": {"digest": one.to_string()}}]), vec![one]),
+            (
+                400,
+                json!([{"code": "MANIFEST_BLOB_UNKNOWN", "detail": {"digest": one.to_string()}}]),
+                vec![one],
+            ),
             (
                 500,
                 json!([{"code": "UNKNOWN"}, {"code": "UNKNOWN"}, {"code": "MANIFEST_BLOB_UNKNOWN", "detail": one.to_string()}]),
                 vec![one],
             ),
-            (404, json!([{"code": "MANIFEST_UNKNOWN", "message": format!("unknown child {two} of {own}")}]), vec![two]),
-            (400, json!([{"code": "X", "message": format!("LayersNotFoundException: '[{one}, {one},{two}]'")}]), vec![one, two]),
-            (400, json!([{"code": "BLOB_UNKNOWN", "detail": null}]), vec![]),
+            (
+                404,
+                json!([{"code": "MANIFEST_UNKNOWN", "message": format!("unknown child {two} of {own}")}]),
+                vec![two],
+            ),
+            (
+                400,
+                json!([{"code": "X", "message": format!("LayersNotFoundException: '[{one}, {one},{two}]'")}]),
+                vec![one, two],
+            ),
+            (
+                400,
+                json!([{"code": "BLOB_UNKNOWN", "detail": null}]),
+                vec![],
+            ),
         ];
         for (status, errors, expected) in table {
             assert_eq!(
@@ -253,22 +331,55 @@ mod tests {
         }
         let nowhere = refusal(404, json!([{"code": "NAME_UNKNOWN"}]));
         assert_eq!(put_refused(&nowhere, &tag(), &manifest()), None);
-        let denied = refusal(403, json!([{"code": "DENIED", "message": "MANIFEST_UNKNOWN"}]));
+        let denied = refusal(
+            403,
+            json!([{"code": "DENIED", "message": "MANIFEST_UNKNOWN"}]),
+        );
         assert_eq!(put_refused(&denied, &tag(), &manifest()), None);
     }
 
     #[test]
     fn bytes_are_held_against_every_claim() {
-        let about = About::new("read the manifest", &"staging".into(), "host.example/app:v1".into());
-        let read = |bytes: &Bytes, target: &Target, claimed| verified(bytes.clone(), target, claimed, None, &about);
+        let about = About::new(
+            "read the manifest",
+            &"staging".into(),
+            "host.example/app:v1".into(),
+        );
+        let read = |bytes: &Bytes, target: &Target, claimed| {
+            verified(bytes.clone(), target, claimed, None, &about)
+        };
         let (bytes, digest) = (manifest().bytes, manifest().digest);
         assert_eq!(read(&bytes, &tag(), Some(digest)).unwrap().digest, digest);
-        assert_eq!(read(&bytes, &tag(), Some(Digest::of(Algorithm::Sha512, &bytes))).unwrap().digest, digest);
-        assert_eq!(read(&bytes, &tag(), Some(Digest::sha256(b"x"))).unwrap_err().class().name(), "corrupt");
-        assert_eq!(read(&bytes, &Digest::sha256(b"x").into(), None).unwrap_err().class().name(), "corrupt");
+        assert_eq!(
+            read(&bytes, &tag(), Some(Digest::of(Algorithm::Sha512, &bytes)))
+                .unwrap()
+                .digest,
+            digest
+        );
+        assert_eq!(
+            read(&bytes, &tag(), Some(Digest::sha256(b"x")))
+                .unwrap_err()
+                .class()
+                .name(),
+            "corrupt"
+        );
+        assert_eq!(
+            read(&bytes, &Digest::sha256(b"x").into(), None)
+                .unwrap_err()
+                .class()
+                .name(),
+            "corrupt"
+        );
         let page = Bytes::from_static(b"<!doctype html>");
-        assert!(read(&page, &tag(), None).unwrap_err().to_string().contains("HTML page"));
-        let text = read(&Bytes::from_static(b"{}"), &tag(), None).unwrap_err().to_string();
+        assert!(
+            read(&page, &tag(), None)
+                .unwrap_err()
+                .to_string()
+                .contains("HTML page")
+        );
+        let text = read(&Bytes::from_static(b"{}"), &tag(), None)
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("staging (host.example/app:v1)"), "{text}");
     }
 

@@ -6,7 +6,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    core::Collector,
+};
 
 use crate::telemetry::{Names, forget_series};
 
@@ -96,7 +99,9 @@ impl Operation {
 }
 
 /// Bounds of the time to an answer: from a HEAD nearby to the close of a large upload.
-const REQUEST_SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const REQUEST_SECONDS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
 
 /// The status label of a request that got no answer.
 const NO_ANSWER: &str = "error";
@@ -129,13 +134,24 @@ impl Metrics {
     /// When instruments of these names are registered already.
     pub fn new(registry: &prometheus::Registry) -> Result<Metrics, prometheus::Error> {
         let opts = |name: &str, help: &str| Opts::new(name, help).namespace("blobferry");
-        let durations =
-            HistogramOpts::new("http_request_duration_seconds", "Time from sending a request to the head of its answer.")
-                .namespace("blobferry")
-                .buckets(REQUEST_SECONDS.to_vec());
-        let requests = opts("http_requests_total", "Requests to registries by operation and class of status.");
-        let bytes = opts("transfer_bytes_total", "Blob bytes read from and sent to registries.");
-        let expiry = opts("credential_expiry_timestamp_seconds", "When the credentials in use end, in seconds since the epoch.");
+        let durations = HistogramOpts::new(
+            "http_request_duration_seconds",
+            "Time from sending a request to the head of its answer.",
+        )
+        .namespace("blobferry")
+        .buckets(REQUEST_SECONDS.to_vec());
+        let requests = opts(
+            "http_requests_total",
+            "Requests to registries by operation and class of status.",
+        );
+        let bytes = opts(
+            "transfer_bytes_total",
+            "Blob bytes read from and sent to registries.",
+        );
+        let expiry = opts(
+            "credential_expiry_timestamp_seconds",
+            "When the credentials in use end, in seconds since the epoch.",
+        );
         let metrics = Metrics {
             requests: IntCounterVec::new(requests, &["registry", "operation", "status"])?,
             durations: HistogramVec::new(durations, &["registry", "operation"])?,
@@ -149,7 +165,9 @@ impl Metrics {
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.expiry.clone()),
         ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        collectors
+            .into_iter()
+            .try_for_each(|collector| registry.register(collector))?;
         Ok(metrics)
     }
 
@@ -158,7 +176,8 @@ impl Metrics {
         self.names.take_up(name);
         for operation in Operation::ALL {
             for status in STATUSES {
-                self.requests.with_label_values(&[name, operation.name(), status]);
+                self.requests
+                    .with_label_values(&[name, operation.name(), status]);
             }
         }
         for direction in ["read", "sent"] {
@@ -167,14 +186,22 @@ impl Metrics {
     }
 
     /// One call of a control plane: the AWS action, its status if it got an answer, and how long that took.
-    pub fn action(&self, registry: &str, action: &'static str, status: Option<u16>, took: Duration) {
+    pub fn action(
+        &self,
+        registry: &str,
+        action: &'static str,
+        status: Option<u16>,
+        took: Duration,
+    ) {
         self.observe([registry, action, status_label(status)], took);
     }
 
     fn observe(&self, labels: [&str; 3], took: Duration) {
         if !self.names.is_gone(labels[0]) {
             self.requests.with_label_values(&labels).inc();
-            self.durations.with_label_values(&labels[..2]).observe(took.as_secs_f64());
+            self.durations
+                .with_label_values(&labels[..2])
+                .observe(took.as_secs_f64());
         }
     }
 
@@ -182,7 +209,9 @@ impl Metrics {
     pub fn retain(&self, known: &HashSet<&str>) {
         self.names.retain(known);
         let gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("registry"));
-        [&self.requests, &self.bytes].into_iter().for_each(|vec| forget_series(vec, gone));
+        [&self.requests, &self.bytes]
+            .into_iter()
+            .for_each(|vec| forget_series(vec, gone));
         forget_series(&self.durations, gone);
         forget_series(&self.expiry, gone);
     }
@@ -212,7 +241,10 @@ pub(super) struct Meter {
 impl Meter {
     /// One request: what for, its status if it got an answer, and how long that took.
     pub(super) fn observe(&self, operation: Operation, status: Option<u16>, took: Duration) {
-        self.metrics.observe([self.name.as_str(), operation.name(), status_label(status)], took);
+        self.metrics.observe(
+            [self.name.as_str(), operation.name(), status_label(status)],
+            took,
+        );
     }
 
     /// When the credentials in use end.
@@ -235,19 +267,42 @@ mod tests {
         let metrics = Metrics::new(&registry).unwrap();
         metrics.prepare("staging");
         let families = registry.gather();
-        let count = |name: &str| families.iter().find(|family| family.name() == name).map(|family| family.get_metric().len());
-        assert_eq!(count("blobferry_http_requests_total"), Some(Operation::ALL.len() * STATUSES.len()));
+        let count = |name: &str| {
+            families
+                .iter()
+                .find(|family| family.name() == name)
+                .map(|family| family.get_metric().len())
+        };
+        assert_eq!(
+            count("blobferry_http_requests_total"),
+            Some(Operation::ALL.len() * STATUSES.len())
+        );
         assert_eq!(count("blobferry_transfer_bytes_total"), Some(2));
-        metrics.meter("staging").observe(Operation::BlobGet, None, Duration::from_millis(1));
-        assert_eq!(metrics.requests.with_label_values(&["staging", "blob_get", "error"]).get(), 1);
+        metrics
+            .meter("staging")
+            .observe(Operation::BlobGet, None, Duration::from_millis(1));
+        assert_eq!(
+            metrics
+                .requests
+                .with_label_values(&["staging", "blob_get", "error"])
+                .get(),
+            1
+        );
         metrics.retain(&HashSet::from(["staging"]));
-        assert_eq!(registry.gather().len(), families.len() + 1, "the durations came");
+        assert_eq!(
+            registry.gather().len(),
+            families.len() + 1,
+            "the durations came"
+        );
         let meter = metrics.meter("staging");
         metrics.retain(&HashSet::new());
         meter.observe(Operation::BlobGet, None, Duration::from_millis(1));
         meter.expiry(clock::now());
         metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
-        assert!(registry.gather().is_empty(), "what still runs brings nothing back");
+        assert!(
+            registry.gather().is_empty(),
+            "what still runs brings nothing back"
+        );
         metrics.prepare("staging");
         metrics.action("staging", "DescribeImages", None, Duration::from_millis(1));
         assert!(!registry.gather().is_empty());
@@ -255,7 +310,13 @@ mod tests {
 
     #[test]
     fn every_status_has_a_class() {
-        for (status, label) in [(Some(204), "2xx"), (Some(307), "3xx"), (Some(416), "4xx"), (Some(503), "5xx"), (None, "error")] {
+        for (status, label) in [
+            (Some(204), "2xx"),
+            (Some(307), "3xx"),
+            (Some(416), "4xx"),
+            (Some(503), "5xx"),
+            (None, "error"),
+        ] {
             assert_eq!(status_label(status), label);
         }
     }

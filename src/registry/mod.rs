@@ -47,8 +47,8 @@ use self::redirect::Guard;
 use self::transport::{Call, Transport, host_of};
 use crate::allowance::Allowance;
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally,
-    Upload,
+    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
+    Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
@@ -123,13 +123,33 @@ impl Registry {
     /// An address that is not `http(s)://host[:port]`, certificates that do not parse, or no CA certificates at all on
     /// this system where https needs them.
     pub fn new(settings: Settings, metrics: &Metrics) -> Result<Registry, Fault> {
-        let Settings { name, url, credentials, kind, tls, token_realms, insecure, deadlines } = settings;
+        let Settings {
+            name,
+            url,
+            credentials,
+            kind,
+            tls,
+            token_realms,
+            insecure,
+            deadlines,
+        } = settings;
         let kind = kind.unwrap_or_else(|| Kind::recognise(url.host_str().unwrap_or_default()));
         let base = canonical(&name, url, kind)?;
         let guard = Guard::new(base.clone()).with_listed(&token_realms);
         // The clients take no proxy to this machine.
-        let guard = Arc::new(if is_loopback(&base) { guard } else { guard.with_proxies() });
-        let clients = Clients::new(&name, &base, &tls, !token_realms.is_empty(), &deadlines, guard.clone())?;
+        let guard = Arc::new(if is_loopback(&base) {
+            guard
+        } else {
+            guard.with_proxies()
+        });
+        let clients = Clients::new(
+            &name,
+            &base,
+            &tls,
+            !token_realms.is_empty(),
+            &deadlines,
+            guard.clone(),
+        )?;
         let authority = auth::Settings {
             registry: name.clone(),
             origin: base.clone(),
@@ -139,8 +159,11 @@ impl Registry {
             deadline: deadlines.answer,
         };
         let authority = Authority::guarded(authority, clients.api.clone(), guard.clone());
-        let (meter, host, origin) =
-            (metrics.meter(&name), host_of(&base).into(), Origin::new(&base.origin().ascii_serialization()));
+        let (meter, host, origin) = (
+            metrics.meter(&name),
+            host_of(&base).into(),
+            Origin::new(&base.origin().ascii_serialization()),
+        );
         let transport = Transport {
             name: name.into(),
             host,
@@ -152,7 +175,12 @@ impl Registry {
             meter,
             allowance: Allowance::default(),
         };
-        Ok(Registry(Arc::new(Shared { transport, profile: kind.profile(), origin, referrers: Default::default() })))
+        Ok(Registry(Arc::new(Shared {
+            transport,
+            profile: kind.profile(),
+            origin,
+            referrers: Default::default(),
+        })))
     }
 
     /// Its name in the config.
@@ -188,10 +216,18 @@ impl Registry {
     /// One of its repositories. On Docker Hub a name of one part is an official image and lives under `library`.
     pub fn repository(&self, name: RepositoryName) -> Repository {
         let official = self.profile().kind == Kind::DockerHub && !name.as_str().contains('/');
-        let longer = official.then(|| format!("library/{name}").parse().ok()).flatten();
+        let longer = official
+            .then(|| format!("library/{name}").parse().ok())
+            .flatten();
         let name = longer.unwrap_or(name);
         let (pull, push) = (Arc::new(Scopes::pull(&name)), Arc::new(Scopes::push(&name)));
-        Repository { registry: self.clone(), name, pull, push, tally: None }
+        Repository {
+            registry: self.clone(),
+            name,
+            pull,
+            push,
+            tally: None,
+        }
     }
 
     /// The version check: the registry is there, speaks the protocol and accepts us.
@@ -199,13 +235,21 @@ impl Registry {
     /// # Errors
     /// As any request; another service at this address is `Rejected`.
     pub async fn ping(&self) -> Result<(), Fault> {
-        self.check_version().await.map_err(|fault| self.transport().scrubbed(fault))
+        self.check_version()
+            .await
+            .map_err(|fault| self.transport().scrubbed(fault))
     }
 
     async fn check_version(&self) -> Result<(), Fault> {
         let about = self.about("check the registry");
         let scopes = Scopes::none();
-        let call = Call::new(Operation::Ping, Method::GET, self.transport().url("/v2/"), &scopes, &about);
+        let call = Call::new(
+            Operation::Ping,
+            Method::GET,
+            self.transport().url("/v2/"),
+            &scopes,
+            &about,
+        );
         let answer = self.transport().call(&call).await?;
         match answer.status.as_u16() {
             200..=299 => Ok(()),
@@ -242,19 +286,27 @@ fn canonical(name: &str, mut url: Url, kind: Kind) -> Result<Url, Fault> {
     if !url.username().is_empty() || url.password().is_some() {
         return refuse("`url` holds a name or password; use `username` and `password_file`");
     }
-    if !matches!(url.path(), "" | "/" | "/v2" | "/v2/") || url.query().is_some() || url.fragment().is_some() {
-        return refuse("`url` holds more than scheme, host and port; a path belongs in front of the repository names");
+    if !matches!(url.path(), "" | "/" | "/v2" | "/v2/")
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
+        return refuse(
+            "`url` holds more than scheme, host and port; a path belongs in front of the repository names",
+        );
     }
     url.set_path("/");
     if kind == Kind::DockerHub && matches!(url.host_str(), Some("docker.io" | "index.docker.io")) {
-        url.set_host(Some("registry-1.docker.io")).expect("a literal host name is valid");
+        url.set_host(Some("registry-1.docker.io"))
+            .expect("a literal host name is valid");
     }
     Ok(url)
 }
 
 /// Whether an address names this machine by its very words.
 fn is_loopback(url: &Url) -> bool {
-    host_of(url).parse::<crate::oci::Host>().is_ok_and(|host| host.is_loopback())
+    host_of(url)
+        .parse::<crate::oci::Host>()
+        .is_ok_and(|host| host.is_loopback())
 }
 
 /// One repository of a registry. A handle: cheap to clone.
@@ -279,7 +331,11 @@ impl Repository {
 
     /// What is being done to this repository; `reference` is empty, `:tag` or `@digest`.
     fn about(&self, doing: &'static str, reference: &str) -> About {
-        About::new(doing, &self.transport().name, format!("{}/{}{reference}", self.registry.host(), self.name))
+        About::new(
+            doing,
+            &self.transport().name,
+            format!("{}/{}{reference}", self.registry.host(), self.name),
+        )
     }
 }
 
@@ -307,7 +363,10 @@ impl Source for Repository {
     }
 
     fn counted(&self, tally: &Arc<Tally>) -> Repository {
-        Repository { tally: Some(tally.clone()), ..self.clone() }
+        Repository {
+            tally: Some(tally.clone()),
+            ..self.clone()
+        }
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
@@ -326,7 +385,11 @@ impl Source for Repository {
         self.has_referrers_endpoint()
     }
 
-    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         self.scrubbed(self.referrer_page(subject, cursor).await)
     }
 
@@ -348,11 +411,21 @@ impl Destination for Repository {
         self.scrubbed(self.blob_presence(digest).await)
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         self.scrubbed(self.open(digest, from).await)
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         self.scrubbed(self.chunk(upload, offset, length, body).await)
     }
 

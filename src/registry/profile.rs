@@ -91,7 +91,12 @@ impl Kind {
     /// The kind behind a host name (without port, any case). Hosts that people name themselves are `generic`.
     pub fn recognise(host: &str) -> Kind {
         let host = host.to_ascii_lowercase();
-        let under = |domain: &str| host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+        let under = |domain: &str| {
+            host == domain
+                || host
+                    .strip_suffix(domain)
+                    .is_some_and(|rest| rest.ends_with('.'))
+        };
         match host.as_str() {
             _ if is_ecr(&host) => Kind::Ecr,
             "public.ecr.aws" | "ecr-public.aws.com" => Kind::EcrPublic,
@@ -109,14 +114,31 @@ impl Kind {
     /// How a registry of this kind is treated.
     pub fn profile(self) -> Profile {
         let keeps_referrers = !matches!(self, Kind::Distribution2);
-        Profile { kind: self, abilities: self.abilities(), keeps_referrers, quotas: self.quotas() }
+        Profile {
+            kind: self,
+            abilities: self.abilities(),
+            keeps_referrers,
+            quotas: self.quotas(),
+        }
     }
 
     /// What Amazon documents for an account and region; others say nothing in numbers.
     fn quotas(self) -> Quotas {
         match self {
-            Kind::Ecr => Quotas { listing: None, manifests: Some(2000), blobs: Some(1000), uploads: Some(100), writes: Some(10) },
-            Kind::EcrPublic => Quotas { listing: None, manifests: Some(10), blobs: Some(10), uploads: Some(10), writes: Some(10) },
+            Kind::Ecr => Quotas {
+                listing: None,
+                manifests: Some(2000),
+                blobs: Some(1000),
+                uploads: Some(100),
+                writes: Some(10),
+            },
+            Kind::EcrPublic => Quotas {
+                listing: None,
+                manifests: Some(10),
+                blobs: Some(10),
+                uploads: Some(10),
+                writes: Some(10),
+            },
             _ => Quotas::default(),
         }
     }
@@ -126,7 +148,10 @@ impl Kind {
             upload: self.upload(),
             resume: self.resume(),
             mount: self.mount(),
-            mount_asks: matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg),
+            mount_asks: matches!(
+                self,
+                Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg
+            ),
             // ECR repeats the end of the first chunk for ever.
             reports_offset: !matches!(self, Kind::Ecr | Kind::EcrPublic),
             current_lists: self.lists_what_is_there(),
@@ -136,7 +161,10 @@ impl Kind {
 
     /// What runs as a service, keeps its lists in a database or a cache, or is not known, is asked for each tag.
     fn lists_what_is_there(self) -> bool {
-        matches!(self, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg)
+        matches!(
+            self,
+            Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg
+        )
     }
 
     fn upload(self) -> UploadStyle {
@@ -183,10 +211,16 @@ fn is_ecr(host: &str) -> bool {
         "cloud.adc-e.uk",
         "csp.hci.ic.gov",
     ];
-    let Some((account, rest)) = host.split_once('.') else { return false };
+    let Some((account, rest)) = host.split_once('.') else {
+        return false;
+    };
     let account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-    let rest = ["dkr.ecr-fips.", "dkr-ecr-fips.", "dkr.ecr.", "dkr-ecr."].iter().find_map(|prefix| rest.strip_prefix(prefix));
-    let domain = rest.and_then(|rest| rest.split_once('.')).map(|(_region, domain)| domain);
+    let rest = ["dkr.ecr-fips.", "dkr-ecr-fips.", "dkr.ecr.", "dkr-ecr."]
+        .iter()
+        .find_map(|prefix| rest.strip_prefix(prefix));
+    let domain = rest
+        .and_then(|rest| rest.split_once('.'))
+        .map(|(_region, domain)| domain);
     account && domain.is_some_and(|domain| DOMAINS.contains(&domain))
 }
 
@@ -206,7 +240,10 @@ impl FromStr for Kind {
 
     fn from_str(text: &str) -> Result<Kind, UnknownKind> {
         let unknown = || UnknownKind(crate::fault::clip(text, 60));
-        Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(unknown)
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(unknown)
     }
 }
 
@@ -246,14 +283,29 @@ mod tests {
     fn hosts_are_recognised() {
         let table = [
             ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", Kind::Ecr),
-            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", Kind::Ecr),
+            (
+                "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                Kind::Ecr,
+            ),
             ("123456789012.dkr-ecr.eu-central-1.on.aws", Kind::Ecr),
             ("123456789012.dkr-ecr-fips.us-east-1.on.aws", Kind::Ecr),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", Kind::Ecr),
-            ("123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", Kind::Ecr),
-            ("123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu", Kind::Ecr),
+            (
+                "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn",
+                Kind::Ecr,
+            ),
+            (
+                "123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                Kind::Ecr,
+            ),
+            (
+                "123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                Kind::Ecr,
+            ),
             ("12345678901.dkr.ecr.eu-west-1.amazonaws.com", Kind::Generic),
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example", Kind::Generic),
+            (
+                "123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example",
+                Kind::Generic,
+            ),
             ("public.ecr.aws", Kind::EcrPublic),
             ("docker.io", Kind::DockerHub),
             ("Registry-1.Docker.IO", Kind::DockerHub),
@@ -280,21 +332,44 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert!("zot2".parse::<Kind>().unwrap_err().to_string().contains("distribution2, distribution3"));
+        assert!(
+            "zot2"
+                .parse::<Kind>()
+                .unwrap_err()
+                .to_string()
+                .contains("distribution2, distribution3")
+        );
     }
 
     #[test]
     fn unknown_registries_are_treated_safely() {
         let abilities = Kind::Generic.profile().abilities;
-        assert_eq!((abilities.upload, abilities.resume), (UploadStyle::Whole, Resume::Status));
-        assert_eq!((abilities.mount, abilities.mount_asks, abilities.reports_offset), (Mount::Held, false, true));
+        assert_eq!(
+            (abilities.upload, abilities.resume),
+            (UploadStyle::Whole, Resume::Status)
+        );
+        assert_eq!(
+            (
+                abilities.mount,
+                abilities.mount_asks,
+                abilities.reports_offset
+            ),
+            (Mount::Held, false, true)
+        );
     }
 
     #[test]
     fn only_registries_that_answer_for_themselves_are_asked_by_mount() {
         for kind in Kind::ALL {
             let asks = kind.profile().abilities.mount_asks;
-            assert_eq!(asks, matches!(kind, Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg), "{kind}");
+            assert_eq!(
+                asks,
+                matches!(
+                    kind,
+                    Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg
+                ),
+                "{kind}"
+            );
         }
         assert!(!Kind::Ecr.profile().abilities.reports_offset);
     }

@@ -61,7 +61,9 @@ impl Reach {
         let segments = address.segments();
         match segments {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Reach::Loopback,
-            _ if embedded(address).is_some() => embedded(address).map_or(Reach::Public, Reach::of_v4),
+            _ if embedded(address).is_some() => {
+                embedded(address).map_or(Reach::Public, Reach::of_v4)
+            }
             [first, ..] if first & 0xffc0 == 0xfe80 || first & 0xff00 == 0xff00 => Reach::LinkLocal,
             [first, ..] if first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfec0 => Reach::Private,
             _ => Reach::Public,
@@ -79,12 +81,21 @@ impl Reach {
     }
 
     fn from_bits(bits: u8) -> Option<Reach> {
-        [Reach::Public, Reach::Private, Reach::LinkLocal, Reach::Loopback].into_iter().find(|reach| *reach as u8 == bits)
+        [
+            Reach::Public,
+            Reach::Private,
+            Reach::LinkLocal,
+            Reach::Loopback,
+        ]
+        .into_iter()
+        .find(|reach| *reach as u8 == bits)
     }
 
     /// Whether a registry that is here may send us `there`.
     fn may_lead_to(self, there: Reach) -> bool {
-        there == Reach::Public || there == self || (self == Reach::Loopback && there == Reach::Private)
+        there == Reach::Public
+            || there == self
+            || (self == Reach::Loopback && there == Reach::Private)
     }
 }
 
@@ -117,7 +128,11 @@ pub(super) fn is_metadata(address: IpAddr) -> bool {
         IpAddr::V4(address) => {
             let octets = address.octets();
             let is_link_local = matches!(octets, [169, 254, 169 | 170, _] | [169, 254, 42, 42]);
-            is_link_local || matches!(octets, [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192])
+            is_link_local
+                || matches!(
+                    octets,
+                    [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192]
+                )
         }
         IpAddr::V6(address) => match address.segments() {
             [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254] => true,
@@ -146,13 +161,17 @@ pub(super) enum Refused {
     #[error("the answer leads to an address that is none of http or https")]
     Scheme,
     /// https leads to http.
-    #[error("the answer leads from https to plain http ({0}); let the registry name itself by https")]
+    #[error(
+        "the answer leads from https to plain http ({0}); let the registry name itself by https"
+    )]
     Downgrade(String),
     /// A name or password stands in the address.
     #[error("the answer leads to an address with a name or password in it")]
     Userinfo,
     /// The address is inside and the registry is not.
-    #[error("the answer leads to an address inside this network ({0}), where the registry itself is not")]
+    #[error(
+        "the answer leads to an address inside this network ({0}), where the registry itself is not"
+    )]
     Inside(String),
     /// Metadata services of clouds answer at the address.
     #[error("the answer leads to the address of a metadata service ({0}), which is never followed")]
@@ -195,18 +214,36 @@ const RESOLVING: Duration = Duration::from_secs(5);
 impl Guard {
     /// The guard of the registry at `base`, which no proxy stands in front of.
     pub(super) fn new(base: Url) -> Guard {
-        Guard { base, reach: AtomicU8::new(UNKNOWN), listed: Vec::new(), proxies: None }
+        Guard {
+            base,
+            reach: AtomicU8::new(UNKNOWN),
+            listed: Vec::new(),
+            proxies: None,
+        }
     }
 
     /// The same with token servers that the config lists (`host` or `host:port`).
     pub(super) fn with_listed(self, realms: &[String]) -> Guard {
-        let name = |realm: &String| realm.split(':').next().unwrap_or_default().trim().to_ascii_lowercase();
-        Guard { listed: realms.iter().map(name).collect(), ..self }
+        let name = |realm: &String| {
+            realm
+                .split(':')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        };
+        Guard {
+            listed: realms.iter().map(name).collect(),
+            ..self
+        }
     }
 
     /// The same with the proxies that the environment names.
     pub(super) fn with_proxies(self) -> Guard {
-        Guard { proxies: Some(Matcher::from_env()), ..self }
+        Guard {
+            proxies: Some(Matcher::from_env()),
+            ..self
+        }
     }
 
     /// Judges `to`, which an answer of `from` named.
@@ -245,16 +282,23 @@ impl Guard {
     /// Takes note of the address that an answer of the registry itself came from.
     pub(super) fn answered_from(&self, address: Option<SocketAddr>) {
         if let Some(address) = address.filter(|_| !self.is_proxied(&self.base)) {
-            self.reach.fetch_min(Reach::of(address.ip()) as u8, Ordering::Relaxed);
+            self.reach
+                .fetch_min(Reach::of(address.ip()) as u8, Ordering::Relaxed);
         }
     }
 
     /// Judges the name in `to` before a request goes there, where a proxy resolves it and [`Resolver`] does not.
     pub(super) async fn admit(&self, to: &Url) -> Result<(), Refused> {
-        let Some(Host::Domain(name)) = to.host() else { return Ok(()) };
+        let Some(Host::Domain(name)) = to.host() else {
+            return Ok(());
+        };
         if !self.is_proxied(to) {
             // The resolver lets the name of a proxy pass.
-            return if self.is_proxy(name) { Err(Refused::Inside(name.into())) } else { Ok(()) };
+            return if self.is_proxy(name) {
+                Err(Refused::Inside(name.into()))
+            } else {
+                Ok(())
+            };
         }
         if self.is_trusted(name) {
             return Ok(());
@@ -267,19 +311,28 @@ impl Guard {
 
     /// The least inside address that the registry has answered from; before any answer, what its name itself says.
     fn reach(&self) -> Reach {
-        Reach::from_bits(self.reach.load(Ordering::Relaxed)).unwrap_or_else(|| Reach::of_literal(&self.base))
+        Reach::from_bits(self.reach.load(Ordering::Relaxed))
+            .unwrap_or_else(|| Reach::of_literal(&self.base))
     }
 
     /// Judges what a name has resolved to: every address must be one that may be gone to.
     fn resolved(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
         self.without_metadata(name, addresses)?;
         let is_inside = |address: &SocketAddr| !self.reach().may_lead_to(Reach::of(address.ip()));
-        if addresses.iter().any(is_inside) { Err(Refused::Inside(name.to_string())) } else { Ok(()) }
+        if addresses.iter().any(is_inside) {
+            Err(Refused::Inside(name.to_string()))
+        } else {
+            Ok(())
+        }
     }
 
     fn without_metadata(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
         let is_metadata = addresses.iter().any(|address| is_metadata(address.ip()));
-        if is_metadata { Err(Refused::Metadata(name.to_string())) } else { Ok(()) }
+        if is_metadata {
+            Err(Refused::Metadata(name.to_string()))
+        } else {
+            Ok(())
+        }
     }
 
     /// The registry's own name, and those that the config lists.
@@ -293,8 +346,12 @@ impl Guard {
 
     fn is_proxy(&self, name: &str) -> bool {
         // Two names that exist nowhere: what is asked is which proxy each scheme has.
-        let proxies = ["http://name.invalid/", "https://name.invalid/"].into_iter().filter_map(|url| self.proxy_of(url));
-        proxies.into_iter().any(|host| host.eq_ignore_ascii_case(name))
+        let proxies = ["http://name.invalid/", "https://name.invalid/"]
+            .into_iter()
+            .filter_map(|url| self.proxy_of(url));
+        proxies
+            .into_iter()
+            .any(|host| host.eq_ignore_ascii_case(name))
     }
 
     /// The host of the proxy that stands in front of `url`.
@@ -324,7 +381,8 @@ impl Resolve for Resolver {
         let (guard, resolves) = (self.guard.clone(), self.resolves);
         let name = name.as_str().to_ascii_lowercase();
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let is_trusted = resolves == Resolves::Own && guard.is_trusted(&name);
             if is_trusted || guard.is_proxy(&name) {
                 guard.without_metadata(&name, &addresses)?;
@@ -346,13 +404,18 @@ pub(super) struct Hops {
 impl Hops {
     /// A request that starts at `url`.
     pub(super) fn new(url: Url) -> Hops {
-        Hops { seen: vec![url], reach: Reach::Loopback }
+        Hops {
+            seen: vec![url],
+            reach: Reach::Loopback,
+        }
     }
 
     /// Takes note of the address that the answer of a foreign host came from; behind a proxy that is not known.
     pub(super) fn answered_from(&mut self, address: Option<SocketAddr>, guard: &Guard) {
         let known = address.filter(|_| !guard.is_proxied(self.at()));
-        self.reach = self.reach.min(known.map_or(Reach::Public, |address| Reach::of(address.ip())));
+        self.reach = self
+            .reach
+            .min(known.map_or(Reach::Public, |address| Reach::of(address.ip())));
     }
 
     /// Where the request is now.
@@ -396,43 +459,126 @@ mod tests {
         let local = "http://127.0.0.1:5000/v2/";
         let private = "https://10.1.2.3/v2/";
         let table = [
-            (public, "https://registry.example/v2/x?sig=1", Ok(Whose::Own)),
+            (
+                public,
+                "https://registry.example/v2/x?sig=1",
+                Ok(Whose::Own),
+            ),
             (public, "https://registry.example:443/x", Ok(Whose::Own)),
-            (public, "https://registry.example:8443/x", Ok(Whose::Foreign)),
+            (
+                public,
+                "https://registry.example:8443/x",
+                Ok(Whose::Foreign),
+            ),
             (public, "https://storage.example/x", Ok(Whose::Foreign)),
-            (public, "http://registry.example/x", Err(Refused::Downgrade("registry.example".into()))),
+            (
+                public,
+                "http://registry.example/x",
+                Err(Refused::Downgrade("registry.example".into())),
+            ),
             (public, "ftp://storage.example/x", Err(Refused::Scheme)),
             (public, "file:///etc/passwd", Err(Refused::Scheme)),
-            (public, "https://name:word@storage.example/x", Err(Refused::Userinfo)),
-            (public, "https://127.0.0.1/x", Err(Refused::Inside("127.0.0.1".into()))),
-            (public, "https://2130706433/x", Err(Refused::Inside("127.0.0.1".into()))),
-            (public, "https://169.254.169.254/latest", Err(Refused::Metadata("169.254.169.254".into()))),
-            (public, "https://[2002:7f00:1::]/x", Err(Refused::Inside("[2002:7f00:1::]".into()))),
-            (public, "https://198.18.0.1/x", Err(Refused::Inside("198.18.0.1".into()))),
-            (public, "https://10.0.0.1/x", Err(Refused::Inside("10.0.0.1".into()))),
-            (public, "https://100.64.0.1/x", Err(Refused::Inside("100.64.0.1".into()))),
-            (public, "https://[::1]/x", Err(Refused::Inside("[::1]".into()))),
-            (public, "https://[::ffff:10.0.0.1]/x", Err(Refused::Inside("[::ffff:a00:1]".into()))),
-            (public, "https://[fd00::1]/x", Err(Refused::Inside("[fd00::1]".into()))),
-            (public, "https://LOCALHOST/x", Err(Refused::Inside("localhost".into()))),
-            (public, "https://a.localhost./x", Err(Refused::Inside("a.localhost.".into()))),
+            (
+                public,
+                "https://name:word@storage.example/x",
+                Err(Refused::Userinfo),
+            ),
+            (
+                public,
+                "https://127.0.0.1/x",
+                Err(Refused::Inside("127.0.0.1".into())),
+            ),
+            (
+                public,
+                "https://2130706433/x",
+                Err(Refused::Inside("127.0.0.1".into())),
+            ),
+            (
+                public,
+                "https://169.254.169.254/latest",
+                Err(Refused::Metadata("169.254.169.254".into())),
+            ),
+            (
+                public,
+                "https://[2002:7f00:1::]/x",
+                Err(Refused::Inside("[2002:7f00:1::]".into())),
+            ),
+            (
+                public,
+                "https://198.18.0.1/x",
+                Err(Refused::Inside("198.18.0.1".into())),
+            ),
+            (
+                public,
+                "https://10.0.0.1/x",
+                Err(Refused::Inside("10.0.0.1".into())),
+            ),
+            (
+                public,
+                "https://100.64.0.1/x",
+                Err(Refused::Inside("100.64.0.1".into())),
+            ),
+            (
+                public,
+                "https://[::1]/x",
+                Err(Refused::Inside("[::1]".into())),
+            ),
+            (
+                public,
+                "https://[::ffff:10.0.0.1]/x",
+                Err(Refused::Inside("[::ffff:a00:1]".into())),
+            ),
+            (
+                public,
+                "https://[fd00::1]/x",
+                Err(Refused::Inside("[fd00::1]".into())),
+            ),
+            (
+                public,
+                "https://LOCALHOST/x",
+                Err(Refused::Inside("localhost".into())),
+            ),
+            (
+                public,
+                "https://a.localhost./x",
+                Err(Refused::Inside("a.localhost.".into())),
+            ),
             (local, "http://127.0.0.1:5000/x", Ok(Whose::Own)),
             (local, "http://127.0.0.1:5001/x", Ok(Whose::Foreign)),
             (local, "http://10.0.0.1/x", Ok(Whose::Foreign)),
-            (local, "http://169.254.169.254/x", Err(Refused::Metadata("169.254.169.254".into()))),
-            (local, "http://169.254.9.9/x", Err(Refused::Inside("169.254.9.9".into()))),
+            (
+                local,
+                "http://169.254.169.254/x",
+                Err(Refused::Metadata("169.254.169.254".into())),
+            ),
+            (
+                local,
+                "http://169.254.9.9/x",
+                Err(Refused::Inside("169.254.9.9".into())),
+            ),
             (local, "https://storage.example/x", Ok(Whose::Foreign)),
             (private, "https://10.9.9.9/x", Ok(Whose::Foreign)),
-            (private, "https://127.0.0.1/x", Err(Refused::Inside("127.0.0.1".into()))),
+            (
+                private,
+                "https://127.0.0.1/x",
+                Err(Refused::Inside("127.0.0.1".into())),
+            ),
         ];
         for (base, to, expected) in table {
             let base = url(base);
-            assert_eq!(Guard::new(base.clone()).judge(&base, &url(to)), expected, "{base} → {to}");
+            assert_eq!(
+                Guard::new(base.clone()).judge(&base, &url(to)),
+                expected,
+                "{base} → {to}"
+            );
         }
     }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
-        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 443)).collect()
+        texts
+            .iter()
+            .map(|text| SocketAddr::new(text.parse().unwrap(), 443))
+            .collect()
     }
 
     #[test]
@@ -442,11 +588,24 @@ mod tests {
         let mixed = addresses(&["192.0.2.1", "127.0.0.1"]);
         assert!(guard.resolved("storage.example", &inside).is_err());
         assert!(guard.resolved("storage.example", &mixed).is_err());
-        assert!(guard.resolved("registry.example", &mixed).is_err(), "another port of the registry may be anything");
-        assert!(guard.resolved("storage.example", &addresses(&["192.0.2.1"])).is_ok());
+        assert!(
+            guard.resolved("registry.example", &mixed).is_err(),
+            "another port of the registry may be anything"
+        );
+        assert!(
+            guard
+                .resolved("storage.example", &addresses(&["192.0.2.1"]))
+                .is_ok()
+        );
         guard.answered_from(Some("10.0.0.1:443".parse().unwrap()));
-        assert!(guard.resolved("storage.example", &inside).is_ok(), "the registry itself is inside");
-        assert!(guard.resolved("storage.example", &mixed).is_err(), "but not on this machine");
+        assert!(
+            guard.resolved("storage.example", &inside).is_ok(),
+            "the registry itself is inside"
+        );
+        assert!(
+            guard.resolved("storage.example", &mixed).is_err(),
+            "but not on this machine"
+        );
     }
 
     /// A registry whose name resolved to a public address and to 127.0.0.1 could redirect to this machine.
@@ -456,8 +615,16 @@ mod tests {
         guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
         guard.answered_from(Some("192.0.2.1:443".parse().unwrap()));
         guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
-        assert!(guard.resolved("storage.example", &addresses(&["127.0.0.1"])).is_err());
-        assert!(guard.judge(&guard.base, &url("https://127.0.0.1/")).is_err());
+        assert!(
+            guard
+                .resolved("storage.example", &addresses(&["127.0.0.1"]))
+                .is_err()
+        );
+        assert!(
+            guard
+                .judge(&guard.base, &url("https://127.0.0.1/"))
+                .is_err()
+        );
     }
 
     #[test]
@@ -468,7 +635,10 @@ mod tests {
         hops.answered_from(Some("10.0.0.2:80".parse().unwrap()), &guard);
         hops.follow("http://storage.example/b", &guard).unwrap();
         hops.answered_from(Some("192.0.2.1:80".parse().unwrap()), &guard);
-        assert_eq!(hops.follow("http://10.0.0.3/c", &guard), Err(Refused::Inside("10.0.0.3".into())));
+        assert_eq!(
+            hops.follow("http://10.0.0.3/c", &guard),
+            Err(Refused::Inside("10.0.0.3".into()))
+        );
     }
 
     #[test]
@@ -487,15 +657,23 @@ mod tests {
             "[64:ff9b::a9fe:a9fe]",
             "[2002:a9fe:a9fe::1]",
         ];
-        for base in
-            ["https://registry.example/", "http://127.0.0.1:5000/", "http://10.0.0.1/", "http://169.254.1.1/", "http://[fd12::1]/"]
-        {
+        for base in [
+            "https://registry.example/",
+            "http://127.0.0.1:5000/",
+            "http://10.0.0.1/",
+            "http://169.254.1.1/",
+            "http://[fd12::1]/",
+        ] {
             let guard = Guard::new(url(base));
             for literal in literals {
                 let to = url(&format!("https://{literal}/"));
-                assert!(matches!(guard.judge(&guard.base, &to), Err(Refused::Metadata(_))), "{base} {literal}");
+                assert!(
+                    matches!(guard.judge(&guard.base, &to), Err(Refused::Metadata(_))),
+                    "{base} {literal}"
+                );
                 let bare = literal.trim_start_matches('[').trim_end_matches(']');
-                let refused = guard.without_metadata("registry.example", &addresses(&["192.0.2.1", bare]));
+                let refused =
+                    guard.without_metadata("registry.example", &addresses(&["192.0.2.1", bare]));
                 assert!(matches!(refused, Err(Refused::Metadata(_))), "{literal}");
             }
         }
@@ -512,8 +690,14 @@ mod tests {
         assert_eq!(hops.follow("/6", &guard), Err(Refused::TooMany));
         assert_eq!(hops.at().path(), "/5");
         let mut hops = Hops::new(url("https://registry.example/0"));
-        assert_eq!(hops.follow("https://storage.example/x", &guard), Ok(Whose::Foreign));
-        assert!(matches!(hops.follow("http://registry.example/", &guard), Err(Refused::Downgrade(_))));
+        assert_eq!(
+            hops.follow("https://storage.example/x", &guard),
+            Ok(Whose::Foreign)
+        );
+        assert!(matches!(
+            hops.follow("http://registry.example/", &guard),
+            Err(Refused::Downgrade(_))
+        ));
     }
 
     proptest! {

@@ -34,7 +34,9 @@ impl Support {
     /// `None`: no answer has told, or it was too long ago that one said no.
     pub(super) fn known(&self) -> Option<bool> {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.filter(|(has, at)| *has || at.elapsed() < MEMORY).map(|(has, _)| has)
+        known
+            .filter(|(has, at)| *has || at.elapsed() < MEMORY)
+            .map(|(has, _)| has)
     }
 
     fn note(&self, has: bool) {
@@ -66,25 +68,49 @@ impl Repository {
     }
 
     /// One page of the referrers of `subject`. `None`: no such list here.
-    pub(super) async fn referrer_page(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    pub(super) async fn referrer_page(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         if self.has_referrers_endpoint() == Some(false) {
             return Ok(None);
         }
         let about = self.about("list the referrers", &format!("@{subject}"));
-        let first = self.transport().url(&format!("/v2/{}/referrers/{subject}", self.name));
+        let first = self
+            .transport()
+            .url(&format!("/v2/{}/referrers/{subject}", self.name));
         let url = match cursor {
             Some(_) => page_url(&self.registry, first, cursor, &about)?,
             None => first,
         };
-        let call = Call::new(Operation::ReferrerList, Method::GET, url, &self.pull, &about)
-            .header(header::ACCEPT, HeaderValue::from_static(OCI_INDEX))
-            .counted(self.tally.as_deref());
+        let call = Call::new(
+            Operation::ReferrerList,
+            Method::GET,
+            url,
+            &self.pull,
+            &about,
+        )
+        .header(header::ACCEPT, HeaderValue::from_static(OCI_INDEX))
+        .counted(self.tally.as_deref());
         let answer = self.transport().call(&call).await?;
-        if answer.is_success() { self.listed(call.url(), answer, &about).await } else { self.not_listed(answer, &about).await }
+        if answer.is_success() {
+            self.listed(call.url(), answer, &about).await
+        } else {
+            self.not_listed(answer, &about).await
+        }
     }
 
-    async fn listed(&self, asked: &url::Url, answer: Answer, about: &About) -> Result<Option<Page<Descriptor>>, Fault> {
-        let (moved, served) = (answer.moved, MediaType::new(answer.header(header::CONTENT_TYPE).unwrap_or_default()));
+    async fn listed(
+        &self,
+        asked: &url::Url,
+        answer: Answer,
+        about: &About,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
+        let (moved, served) = (
+            answer.moved,
+            MediaType::new(answer.header(header::CONTENT_TYPE).unwrap_or_default()),
+        );
         let (bytes, next) = read_page(&self.registry, asked, answer, about).await?;
         // Some registries lead unknown paths to a page for people.
         if moved && (looks_like_html(&bytes) || served.as_str() == "text/html") {
@@ -96,7 +122,11 @@ impl Repository {
         Ok(Some(page))
     }
 
-    async fn not_listed(&self, answer: Answer, about: &About) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn not_listed(
+        &self,
+        answer: Answer,
+        about: &About,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         let refusal = self.transport().refusal(answer).await;
         if !matches!(refusal.status(), 400 | 404 | 405 | 501) {
             return Err(refusal.fault(about));
@@ -110,9 +140,17 @@ impl Repository {
 }
 
 fn speaks_of_the_endpoint(refusal: &Refusal) -> bool {
-    let codes =
-        ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_INVALID", "NAME_INVALID", "DIGEST_INVALID", "TAG_INVALID"];
-    let of_content = codes.iter().any(|code| refusal.has(code)) || refusal.mentions("manifest unknown");
+    let codes = [
+        "NAME_UNKNOWN",
+        "MANIFEST_UNKNOWN",
+        "BLOB_UNKNOWN",
+        "MANIFEST_INVALID",
+        "NAME_INVALID",
+        "DIGEST_INVALID",
+        "TAG_INVALID",
+    ];
+    let of_content =
+        codes.iter().any(|code| refusal.has(code)) || refusal.mentions("manifest unknown");
     match refusal.status() {
         _ if of_content => false,
         // "Bad request" is about what was asked, unless it says that there is no such thing to ask.
@@ -122,16 +160,34 @@ fn speaks_of_the_endpoint(refusal: &Refusal) -> bool {
     }
 }
 
-fn entries(bytes: &Bytes, served: &MediaType, next: Option<Cursor>, about: &About) -> Result<Page<Descriptor>, Fault> {
-    if !matches!(served.kind(), Kind::Index) && !matches!(served.as_str(), "" | "application/json" | "text/plain") {
-        return Err(about.rejected(format!("the answer is of the type {served}, not an image index")));
+fn entries(
+    bytes: &Bytes,
+    served: &MediaType,
+    next: Option<Cursor>,
+    about: &About,
+) -> Result<Page<Descriptor>, Fault> {
+    if !matches!(served.kind(), Kind::Index)
+        && !matches!(served.as_str(), "" | "application/json" | "text/plain")
+    {
+        return Err(about.rejected(format!(
+            "the answer is of the type {served}, not an image index"
+        )));
     }
     let listed = Bounded::within(parse::<Index>(bytes, about)?.manifests, "referrers", about)?;
     let total = listed.len();
-    let descriptor =
-        |entry: Entry| Some(Descriptor::new(MediaType::new(&entry.media_type), entry.digest.parse().ok()?, entry.size));
+    let descriptor = |entry: Entry| {
+        Some(Descriptor::new(
+            MediaType::new(&entry.media_type),
+            entry.digest.parse().ok()?,
+            entry.size,
+        ))
+    };
     let entries: Vec<Descriptor> = listed.into_iter().filter_map(descriptor).collect();
-    Ok(Page { invalid: total - entries.len(), entries, next })
+    Ok(Page {
+        invalid: total - entries.len(),
+        entries,
+        next,
+    })
 }
 
 #[cfg(test)]
@@ -168,7 +224,10 @@ mod tests {
         assert!(!speaks(404, ""));
         assert!(!speaks(404, r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#));
         assert!(!speaks(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#));
-        assert!(!speaks(400, r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid"}]}"#));
+        assert!(!speaks(
+            400,
+            r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid"}]}"#
+        ));
         assert!(!speaks(400, ""));
         assert!(speaks(400, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#));
         assert!(speaks(501, ""));
@@ -176,7 +235,11 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_other_documents_are_not() {
-        let about = About::new("list the referrers", &"staging".into(), "host.example/app".into());
+        let about = About::new(
+            "list the referrers",
+            &"staging".into(),
+            "host.example/app".into(),
+        );
         let digest = Digest::sha256(b"signature");
         let body = serde_json::json!({"manifests": [
             {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": 9, "artifactType": "x"},
@@ -184,8 +247,21 @@ mod tests {
         ]});
         let body = Bytes::from(body.to_string());
         let page = entries(&body, &MediaType::new(OCI_INDEX), None, &about).unwrap();
-        assert_eq!((page.entries[0].digest, page.entries[0].size, page.invalid), (digest, 9, 1));
+        assert_eq!(
+            (page.entries[0].digest, page.entries[0].size, page.invalid),
+            (digest, 9, 1)
+        );
         assert!(entries(&body, &MediaType::new("text/html"), None, &about).is_err());
-        assert_eq!(entries(&Bytes::from_static(b"{}"), &MediaType::default(), None, &about).unwrap().entries, []);
+        assert_eq!(
+            entries(
+                &Bytes::from_static(b"{}"),
+                &MediaType::default(),
+                None,
+                &about
+            )
+            .unwrap()
+            .entries,
+            []
+        );
     }
 }

@@ -55,7 +55,9 @@ impl<T, const MOST: usize> Bounded<T, MOST> {
     pub(super) fn within(list: Option<Self>, what: &str, about: &About) -> Result<Vec<T>, Fault> {
         match list {
             None => Ok(Vec::new()),
-            Some(list) if list.beyond => Err(about.rejected(format!("a page lists more than {MOST} {what}"))),
+            Some(list) if list.beyond => {
+                Err(about.rejected(format!("a page lists more than {MOST} {what}")))
+            }
             Some(list) => Ok(list.entries),
         }
     }
@@ -72,12 +74,20 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T
                 f.write_str("a list")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<T, MOST>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<Bounded<T, MOST>, A::Error> {
                 let mut entries = Vec::new();
                 while entries.len() < MOST {
                     match list.next_element()? {
                         Some(entry) => entries.push(entry),
-                        None => return Ok(Bounded { entries, beyond: false }),
+                        None => {
+                            return Ok(Bounded {
+                                entries,
+                                beyond: false,
+                            });
+                        }
                     }
                 }
                 let mut beyond = false;
@@ -117,15 +127,27 @@ impl<'de, N: FromStr> Deserialize<'de> for Name<N> {
 
 impl Repository {
     /// One page of the tags.
-    pub(super) async fn tag_page(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
+    pub(super) async fn tag_page(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Tag>>, Fault> {
         let about = self.about("list the tags", "");
-        let first = self.transport().url(&format!("/v2/{}/tags/list", self.name));
+        let first = self
+            .transport()
+            .url(&format!("/v2/{}/tags/list", self.name));
         let url = page_url(&self.registry, first, cursor, &about)?;
-        let call = Call::new(Operation::TagList, Method::GET, url, &self.pull, &about).counted(self.tally.as_deref());
-        let Some((bytes, next)) = page(&self.registry, &call, &about).await? else { return Ok(None) };
+        let call = Call::new(Operation::TagList, Method::GET, url, &self.pull, &about)
+            .counted(self.tally.as_deref());
+        let Some((bytes, next)) = page(&self.registry, &call, &about).await? else {
+            return Ok(None);
+        };
         let list: TagList = parse(&bytes, &about)?;
         let names = Bounded::within(list.tags, "tags", &about)?;
-        Ok(Some(read_entries(names, next, |name| Tag { name, digest: None, pushed: None })))
+        Ok(Some(read_entries(names, next, |name| Tag {
+            name,
+            digest: None,
+            pushed: None,
+        })))
     }
 }
 
@@ -134,16 +156,26 @@ impl Registry {
     ///
     /// # Errors
     /// As any request; many hosted registries refuse this one.
-    pub async fn repositories(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
-        self.catalog_page(cursor).await.map_err(|fault| self.transport().scrubbed(fault))
+    pub async fn repositories(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
+        self.catalog_page(cursor)
+            .await
+            .map_err(|fault| self.transport().scrubbed(fault))
     }
 
-    async fn catalog_page(&self, cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
+    async fn catalog_page(
+        &self,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
         let about = self.about("list the repositories");
         let url = page_url(self, self.transport().url("/v2/_catalog"), cursor, &about)?;
         let scopes = Scopes::catalog();
         let call = Call::new(Operation::Catalog, Method::GET, url, &scopes, &about);
-        let Some((bytes, next)) = page(self, &call, &about).await? else { return Ok(None) };
+        let Some((bytes, next)) = page(self, &call, &about).await? else {
+            return Ok(None);
+        };
         let catalog: Catalog = parse(&bytes, &about)?;
         let names = Bounded::within(catalog.repositories, "repositories", &about)?;
         Ok(Some(read_entries(names, next, |name| name)))
@@ -151,14 +183,31 @@ impl Registry {
 }
 
 /// Names in, entries out; what is no name is counted.
-fn read_entries<N, T>(names: Vec<Name<N>>, next: Option<Cursor>, entry: impl Fn(N) -> T) -> Page<T> {
+fn read_entries<N, T>(
+    names: Vec<Name<N>>,
+    next: Option<Cursor>,
+    entry: impl Fn(N) -> T,
+) -> Page<T> {
     let total = names.len();
-    let entries: Vec<T> = names.into_iter().filter_map(|Name(name)| name).map(entry).collect();
-    Page { invalid: total - entries.len(), entries, next }
+    let entries: Vec<T> = names
+        .into_iter()
+        .filter_map(|Name(name)| name)
+        .map(entry)
+        .collect();
+    Page {
+        invalid: total - entries.len(),
+        entries,
+        next,
+    }
 }
 
 /// The address of a page: the first one asks for a length, the others are where a link led.
-pub(super) fn page_url(registry: &Registry, mut first: Url, cursor: Option<&Cursor>, about: &About) -> Result<Url, Fault> {
+pub(super) fn page_url(
+    registry: &Registry,
+    mut first: Url,
+    cursor: Option<&Cursor>,
+    about: &About,
+) -> Result<Url, Fault> {
     let Some(Cursor(text)) = cursor else {
         first.query_pairs_mut().append_pair("n", PAGE_LENGTH);
         return Ok(first);
@@ -168,10 +217,16 @@ pub(super) fn page_url(registry: &Registry, mut first: Url, cursor: Option<&Curs
 }
 
 /// Sends the request for a page. `None`: 404. Otherwise its bytes and where the next one is.
-async fn page(registry: &Registry, call: &Call<'_>, about: &About) -> Result<Option<(Bytes, Option<Cursor>)>, Fault> {
+async fn page(
+    registry: &Registry,
+    call: &Call<'_>,
+    about: &About,
+) -> Result<Option<(Bytes, Option<Cursor>)>, Fault> {
     let answer = registry.transport().call(call).await?;
     match answer.status.as_u16() {
-        200..=299 => read_page(registry, call.url(), answer, about).await.map(Some),
+        200..=299 => read_page(registry, call.url(), answer, about)
+            .await
+            .map(Some),
         404 => Ok(None),
         _ => Err(registry.transport().refusal(answer).await.fault(about)),
     }
@@ -189,10 +244,24 @@ pub(super) async fn read_page(
     Ok((bytes, next.map(|url| Cursor(url.into()))))
 }
 
-fn next_page(registry: &Registry, asked: &Url, answer: &Answer, about: &About) -> Result<Option<Url>, Fault> {
-    let links = answer.headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
-    let Some(link) = links.filter_map(next_link).next() else { return Ok(None) };
-    let url = answer.url.join(link).map_err(|_| about.rejected("the link to the next page is no address"))?;
+fn next_page(
+    registry: &Registry,
+    asked: &Url,
+    answer: &Answer,
+    about: &About,
+) -> Result<Option<Url>, Fault> {
+    let links = answer
+        .headers
+        .get_all(header::LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let Some(link) = links.filter_map(next_link).next() else {
+        return Ok(None);
+    };
+    let url = answer
+        .url
+        .join(link)
+        .map_err(|_| about.rejected("the link to the next page is no address"))?;
     if url == *asked || url == answer.url {
         return Err(about.rejected("the page names itself as the next one"));
     }
@@ -211,7 +280,11 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], about: &About) -> R
     if looks_like_html(bytes) {
         return Err(about.rejected("an HTML page came instead of JSON; check the registry's `url`"));
     }
-    serde_json::from_slice(bytes).map_err(|error| about.rejected("the answer is not the JSON of a listing").because(error))
+    serde_json::from_slice(bytes).map_err(|error| {
+        about
+            .rejected("the answer is not the JSON of a listing")
+            .because(error)
+    })
 }
 
 /// The target of the link with the relation `next` (RFC 8288), if the header has one.
@@ -239,10 +312,14 @@ fn until_comma(text: &str) -> (&str, &str) {
 }
 
 fn is_next(parameters: &str) -> bool {
-    parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
-        let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
-        name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
-    })
+    parameters
+        .split(';')
+        .filter_map(|parameter| parameter.split_once('='))
+        .any(|(name, value)| {
+            let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+            name.trim().eq_ignore_ascii_case("rel")
+                && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+        })
 }
 
 #[cfg(test)]
@@ -253,9 +330,18 @@ mod tests {
     #[test]
     fn links_are_read_as_they_come() {
         let table = [
-            (r#"</v2/app/tags/list?last=b&n=2>; rel="next""#, Some("/v2/app/tags/list?last=b&n=2")),
-            ("<https://host.example/x?a=1,2>;rel=next", Some("https://host.example/x?a=1,2")),
-            (r#"</a>; rel="prev", </b>; title="x, <y>"; REL="last Next""#, Some("/b")),
+            (
+                r#"</v2/app/tags/list?last=b&n=2>; rel="next""#,
+                Some("/v2/app/tags/list?last=b&n=2"),
+            ),
+            (
+                "<https://host.example/x?a=1,2>;rel=next",
+                Some("https://host.example/x?a=1,2"),
+            ),
+            (
+                r#"</a>; rel="prev", </b>; title="x, <y>"; REL="last Next""#,
+                Some("/b"),
+            ),
             (r#"</a>; rel="prev""#, None),
             (r#"</a>; rel="nextish""#, None),
             (r#"/a; rel="next""#, None),
@@ -269,7 +355,11 @@ mod tests {
 
     #[test]
     fn odd_lists_are_lists() {
-        let about = About::new("list the tags", &"staging".into(), "host.example/app".into());
+        let about = About::new(
+            "list the tags",
+            &"staging".into(),
+            "host.example/app".into(),
+        );
         let read = |text: &str| {
             let list: TagList = parse(text.as_bytes(), &about)?;
             let names = Bounded::within(list.tags, "tags", &about)?;
@@ -278,8 +368,17 @@ mod tests {
         for empty in [r#"{"name":"app"}"#, r#"{"tags":null}"#, r#"{"tags":[]}"#] {
             assert_eq!(read(empty).unwrap().entries.len(), 0, "{empty}");
         }
-        assert!(read("<html>").unwrap_err().to_string().contains("HTML page"));
-        for wrong in [r#"{"tags":7}"#, r#"{"tags":[7]}"#, r#"{"tags":["a"],"tags":["b"]}"#] {
+        assert!(
+            read("<html>")
+                .unwrap_err()
+                .to_string()
+                .contains("HTML page")
+        );
+        for wrong in [
+            r#"{"tags":7}"#,
+            r#"{"tags":[7]}"#,
+            r#"{"tags":["a"],"tags":["b"]}"#,
+        ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         let page = read(r#"{"tags":["v1","not a tag","v\u0032"]}"#).unwrap();
@@ -288,7 +387,11 @@ mod tests {
 
     #[test]
     fn entries_beyond_the_bound_are_refused_by_name() {
-        let about = About::new("list the tags", &"staging".into(), "host.example/app".into());
+        let about = About::new(
+            "list the tags",
+            &"staging".into(),
+            "host.example/app".into(),
+        );
         let read = |text: &str| {
             let list: Bounded<Name<oci::Tag>, 3> = parse(text.as_bytes(), &about)?;
             Bounded::within(Some(list), "tags", &about).map(|names| names.len())
@@ -296,7 +399,12 @@ mod tests {
         assert_eq!(read(r#"["a","b","c"]"#).unwrap(), 3);
         let refused = read(r#"["a","b","c",{"what":["comes"]},"after"]"#).unwrap_err();
         assert_eq!(refused.class(), crate::fault::Class::Rejected);
-        assert!(refused.to_string().contains("staging (host.example/app): a page lists more than 3 tags"), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains("staging (host.example/app): a page lists more than 3 tags"),
+            "{refused}"
+        );
     }
 
     proptest! {

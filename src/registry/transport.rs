@@ -60,9 +60,27 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(operation: Operation, method: Method, url: Url, scopes: &'a Scopes, about: &'a About) -> Call<'a> {
-        let (headers, body, lane, deadline, tally) = (HeaderMap::new(), Bytes::new(), Lane::Api, None, None);
-        Call { operation, method, url, scopes, about, headers, body, lane, deadline, tally }
+    pub(super) fn new(
+        operation: Operation,
+        method: Method,
+        url: Url,
+        scopes: &'a Scopes,
+        about: &'a About,
+    ) -> Call<'a> {
+        let (headers, body, lane, deadline, tally) =
+            (HeaderMap::new(), Bytes::new(), Lane::Api, None, None);
+        Call {
+            operation,
+            method,
+            url,
+            scopes,
+            about,
+            headers,
+            body,
+            lane,
+            deadline,
+            tally,
+        }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Call<'a> {
@@ -72,7 +90,10 @@ impl<'a> Call<'a> {
 
     /// A header whose value is made of our own digits and letters.
     pub(super) fn text(self, name: HeaderName, value: &str) -> Call<'a> {
-        self.header(name, HeaderValue::from_str(value).expect("digits and letters are a header value"))
+        self.header(
+            name,
+            HeaderValue::from_str(value).expect("digits and letters are a header value"),
+        )
     }
 
     pub(super) fn body(mut self, body: Bytes) -> Call<'a> {
@@ -135,7 +156,14 @@ impl Answer {
     fn new(response: Response, whose: Whose, moved: bool) -> Answer {
         let url = response.url().clone();
         let (parts, body) = http::Response::<Body>::from(response).into_parts();
-        Answer { status: parts.status, headers: parts.headers, url, whose, moved, body: Content::Coming(body) }
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            url,
+            whose,
+            moved,
+            body: Content::Coming(body),
+        }
     }
 
     pub(super) fn is_success(&self) -> bool {
@@ -159,7 +187,14 @@ impl Answer {
             Content::Coming(_) => Bytes::new(),
         };
         let (headers, url) = (self.headers.clone(), self.url.clone());
-        Answer { status: self.status, headers, url, whose: self.whose, moved: self.moved, body: Content::Read(bytes) }
+        Answer {
+            status: self.status,
+            headers,
+            url,
+            whose: self.whose,
+            moved: self.moved,
+            body: Content::Read(bytes),
+        }
     }
 
     /// The body as it comes.
@@ -181,7 +216,9 @@ impl Answer {
             match frame {
                 Err(error) => return (collected.freeze(), Err(error)),
                 Ok(frame) => {
-                    let Ok(bytes) = frame.into_data() else { continue };
+                    let Ok(bytes) = frame.into_data() else {
+                        continue;
+                    };
                     let room = most - collected.len();
                     collected.extend_from_slice(&bytes[..bytes.len().min(room)]);
                     if bytes.len() > room {
@@ -209,16 +246,34 @@ impl Transport {
         let mut authorization = self.authorization(call, whose).await?;
         let mut challenged = false;
         loop {
-            let operation = if hops.moved() { Operation::Redirect } else { call.operation };
-            let hop = Hop { operation, url: hops.at(), whose, authorization: authorization.as_ref() };
+            let operation = if hops.moved() {
+                Operation::Redirect
+            } else {
+                call.operation
+            };
+            let hop = Hop {
+                operation,
+                url: hops.at(),
+                whose,
+                authorization: authorization.as_ref(),
+            };
             let response = self.send(call, hop).await?;
             if whose == Whose::Foreign {
                 hops.answered_from(response.remote_addr(), &self.guard);
             }
             let mut answer = Answer::new(response, whose, hops.moved());
-            if whose == Whose::Own && !challenged && self.asks_for_credentials(&mut answer, authorization.is_some(), call).await {
+            if whose == Whose::Own
+                && !challenged
+                && self
+                    .asks_for_credentials(&mut answer, authorization.is_some(), call)
+                    .await
+            {
                 challenged = true;
-                match self.authority.answer(call.scopes, &answer.headers, authorization.as_ref()).await? {
+                match self
+                    .authority
+                    .answer(call.scopes, &answer.headers, authorization.as_ref())
+                    .await?
+                {
                     Some(fresh) => authorization = Some(fresh),
                     None => return Ok(answer),
                 }
@@ -226,9 +281,13 @@ impl Transport {
             }
             match redirection(&answer) {
                 None => return Ok(answer),
-                Some(_) if !call.follows(answer.status) => return Err(not_followed(&answer, call.about)),
+                Some(_) if !call.follows(answer.status) => {
+                    return Err(not_followed(&answer, call.about));
+                }
                 Some(location) => {
-                    whose = hops.follow(location, &self.guard).map_err(|refused| self.refused(call.about, &refused))?
+                    whose = hops
+                        .follow(location, &self.guard)
+                        .map_err(|refused| self.refused(call.about, &refused))?
                 }
             }
         }
@@ -238,13 +297,23 @@ impl Transport {
     ///
     /// # Errors
     /// The body's own failure comes out as it is.
-    pub(super) async fn upload(&self, call: &Call<'_>, body: BlobBody, length: u64) -> Result<(Answer, bool), Fault> {
+    pub(super) async fn upload(
+        &self,
+        call: &Call<'_>,
+        body: BlobBody,
+        length: u64,
+    ) -> Result<(Answer, bool), Fault> {
         let whose = self.judge(call)?;
         let authorization = self.authorization(call, whose).await?;
         let (sending, hold) = body::watched(body, length, self.meter.sent.clone());
         let client = self.clients.of(whose, call.lane).await?;
         self.admit(call, &call.url, whose).await?;
-        let hop = Hop { operation: call.operation, url: &call.url, whose, authorization: authorization.as_ref() };
+        let hop = Hop {
+            operation: call.operation,
+            url: &call.url,
+            whose,
+            authorization: authorization.as_ref(),
+        };
         let sent = self.transmit(client, call, hop, Body::wrap(sending));
         let close = call.deadline.unwrap_or(self.deadlines.close);
         let sent = body::answered(sent, &hold, self.deadlines.idle, close).await;
@@ -261,7 +330,11 @@ impl Transport {
         hold.pause();
         let mut answer = Answer::new(response, whose, false);
         self.read_excerpt(&mut answer).await;
-        if whose == Whose::Own && self.asks_for_credentials(&mut answer, authorization.is_some(), call).await {
+        if whose == Whose::Own
+            && self
+                .asks_for_credentials(&mut answer, authorization.is_some(), call)
+                .await
+        {
             return Err(self.renewed(call, &answer, authorization.as_ref()).await?);
         }
         if redirection(&answer).is_some() {
@@ -271,14 +344,27 @@ impl Transport {
     }
 
     /// The whole body of a small answer, at most `most` bytes.
-    pub(super) async fn bytes(&self, answer: Answer, most: usize, about: &About) -> Result<Bytes, Fault> {
+    pub(super) async fn bytes(
+        &self,
+        answer: Answer,
+        most: usize,
+        about: &About,
+    ) -> Result<Bytes, Fault> {
         let host = host_of(&answer.url);
-        if answer.header(header::CONTENT_ENCODING).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
-            return Err(about.corrupt("the answer is compressed on the way; turn that off in the proxy that does it"));
+        if answer
+            .header(header::CONTENT_ENCODING)
+            .is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
+        {
+            return Err(about.corrupt(
+                "the answer is compressed on the way; turn that off in the proxy that does it",
+            ));
         }
         match timeout(self.deadlines.work, answer.collect(most)).await {
             Ok((bytes, Ok(true))) => Ok(bytes),
-            Ok((_, Ok(false))) => Err(about.rejected(format!("the answer is larger than {} MiB", most / 1024 / 1024))),
+            Ok((_, Ok(false))) => Err(about.rejected(format!(
+                "the answer is larger than {} MiB",
+                most / 1024 / 1024
+            ))),
             Ok((_, Err(error))) => Err(broken(error, about, &host, "")),
             Err(_) => Err(about.retryable(format!("{host} does not finish its answer in time"))),
         }
@@ -287,11 +373,18 @@ impl Transport {
     /// Reads an answer that is no success.
     pub(super) async fn refusal(&self, mut answer: Answer) -> Refusal {
         let bytes = self.read_excerpt(&mut answer).await;
-        Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets())
+        Refusal::read(
+            answer.status,
+            &answer.headers,
+            &bytes,
+            self.authority.secrets(),
+        )
     }
 
     fn judge(&self, call: &Call<'_>) -> Result<Whose, Fault> {
-        self.guard.judge_stored(&call.url).map_err(|refused| self.refused(call.about, &refused))
+        self.guard
+            .judge_stored(&call.url)
+            .map_err(|refused| self.refused(call.about, &refused))
     }
 
     /// Judges a name that a proxy would resolve.
@@ -299,7 +392,10 @@ impl Transport {
         if whose == Whose::Own {
             return Ok(());
         }
-        self.guard.admit(to).await.map_err(|refused| self.refused(call.about, &refused))
+        self.guard
+            .admit(to)
+            .await
+            .map_err(|refused| self.refused(call.about, &refused))
     }
 
     /// Has a token at hand for what needs `scopes`. A failure is told by the request that needs it.
@@ -309,7 +405,11 @@ impl Transport {
         }
     }
 
-    async fn authorization(&self, call: &Call<'_>, whose: Whose) -> Result<Option<HeaderValue>, Fault> {
+    async fn authorization(
+        &self,
+        call: &Call<'_>,
+        whose: Whose,
+    ) -> Result<Option<HeaderValue>, Fault> {
         if whose == Whose::Foreign {
             return Ok(None);
         }
@@ -326,11 +426,15 @@ impl Transport {
             return bytes.clone();
         }
         let body = std::mem::replace(&mut answer.body, Content::Read(Bytes::new()));
-        let Content::Coming(mut body) = body else { return Bytes::new() };
+        let Content::Coming(mut body) = body else {
+            return Bytes::new();
+        };
         let mut collected = BytesMut::new();
         let reading = async {
             while let Some(Ok(frame)) = body.frame().await {
-                let Ok(bytes) = frame.into_data() else { continue };
+                let Ok(bytes) = frame.into_data() else {
+                    continue;
+                };
                 let room = MOST_OF_AN_ERROR - collected.len();
                 collected.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 if collected.len() == MOST_OF_AN_ERROR {
@@ -350,22 +454,44 @@ impl Transport {
             401 => true,
             403 if had && call.method != Method::HEAD => {
                 let bytes = self.read_excerpt(answer).await;
-                Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets()).says_expired()
+                Refusal::read(
+                    answer.status,
+                    &answer.headers,
+                    &bytes,
+                    self.authority.secrets(),
+                )
+                .says_expired()
             }
             _ => false,
         }
     }
 
     /// Renews the credentials for the next attempt; this one is lost with its body.
-    async fn renewed(&self, call: &Call<'_>, answer: &Answer, rejected: Option<&HeaderValue>) -> Result<Fault, Fault> {
+    async fn renewed(
+        &self,
+        call: &Call<'_>,
+        answer: &Answer,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Fault, Fault> {
         let bytes = match &answer.body {
             Content::Read(bytes) => bytes.clone(),
             Content::Coming(_) => Bytes::new(),
         };
-        let fresh = self.authority.answer(call.scopes, &answer.headers, rejected).await?;
+        let fresh = self
+            .authority
+            .answer(call.scopes, &answer.headers, rejected)
+            .await?;
         Ok(match fresh {
-            Some(fresh) if Some(&fresh) != rejected => call.about.retryable("the credentials ran out on the way and were renewed"),
-            _ => Refusal::read(answer.status, &answer.headers, &bytes, self.authority.secrets()).fault(call.about),
+            Some(fresh) if Some(&fresh) != rejected => call
+                .about
+                .retryable("the credentials ran out on the way and were renewed"),
+            _ => Refusal::read(
+                answer.status,
+                &answer.headers,
+                &bytes,
+                self.authority.secrets(),
+            )
+            .fault(call.about),
         })
     }
 
@@ -374,14 +500,28 @@ impl Transport {
         let client = self.clients.of(hop.whose, call.lane).await?;
         self.admit(call, hop.url, hop.whose).await?;
         let host = host_of(hop.url);
-        match timeout(deadline, self.transmit(client, call, hop, Body::from(call.body.clone()))).await {
+        match timeout(
+            deadline,
+            self.transmit(client, call, hop, Body::from(call.body.clone())),
+        )
+        .await
+        {
             Ok(sent) => sent.map_err(|error| broken(error, call.about, &host, "")),
-            Err(_) => Err(call.about.retryable(format!("{host} does not answer within {} s", deadline.as_secs()))),
+            Err(_) => Err(call.about.retryable(format!(
+                "{host} does not answer within {} s",
+                deadline.as_secs()
+            ))),
         }
     }
 
     /// Builds and sends one HTTP request; the only place that does.
-    async fn transmit(&self, client: &Client, call: &Call<'_>, hop: Hop<'_>, body: Body) -> Result<Response, reqwest::Error> {
+    async fn transmit(
+        &self,
+        client: &Client,
+        call: &Call<'_>,
+        hop: Hop<'_>,
+        body: Body,
+    ) -> Result<Response, reqwest::Error> {
         if let Some(tally) = call.tally {
             tally.add();
         }
@@ -391,7 +531,10 @@ impl Transport {
         let mut request = Request::new(call.method.clone(), hop.url.clone());
         let headers = request.headers_mut();
         headers.clone_from(&call.headers);
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
         if let (Whose::Own, Some(authorization)) = (hop.whose, hop.authorization) {
             let mut authorization = authorization.clone();
             authorization.set_sensitive(true);
@@ -400,7 +543,12 @@ impl Transport {
         if !matches!(call.method, Method::GET | Method::HEAD) {
             *request.body_mut() = Some(body);
         }
-        let mut observed = Observed { meter: &self.meter, operation: hop.operation, since: Instant::now(), status: None };
+        let mut observed = Observed {
+            meter: &self.meter,
+            operation: hop.operation,
+            since: Instant::now(),
+            status: None,
+        };
         let response = client.execute(request).await?;
         observed.status = Some(response.status().as_u16());
         if hop.whose == Whose::Own {
@@ -427,7 +575,11 @@ impl Transport {
         let host = host_of(&call.url);
         let text = match overdue {
             Overdue::Take => {
-                format!("{host} has taken nothing for {} s{}", self.deadlines.idle.as_secs(), after(watch, length))
+                format!(
+                    "{host} has taken nothing for {} s{}",
+                    self.deadlines.idle.as_secs(),
+                    after(watch, length)
+                )
             }
             Overdue::Answer => format!("{host} has all {length} bytes and does not answer"),
         };
@@ -454,7 +606,8 @@ struct Observed<'a> {
 
 impl Drop for Observed<'_> {
     fn drop(&mut self) {
-        self.meter.observe(self.operation, self.status, self.since.elapsed());
+        self.meter
+            .observe(self.operation, self.status, self.since.elapsed());
     }
 }
 
@@ -465,7 +618,8 @@ fn after(watch: &Watch, length: u64) -> String {
 
 /// Where an answer leads, if it is a redirect.
 fn redirection(answer: &Answer) -> Option<&str> {
-    matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308).then(|| answer.header(header::LOCATION))?
+    matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308)
+        .then(|| answer.header(header::LOCATION))?
 }
 
 fn not_followed(answer: &Answer, about: &About) -> Fault {
@@ -476,5 +630,6 @@ fn not_followed(answer: &Answer, about: &About) -> Fault {
 /// `host[:port]` of an address, for sentences: never its query.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or("?");
-    url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
+    url.port()
+        .map_or_else(|| host.to_string(), |port| format!("{host}:{port}"))
 }

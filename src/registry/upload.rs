@@ -30,18 +30,28 @@ const MOST_LOCATION: usize = 32 * 1024;
 impl Repository {
     /// Opens a session, offering `from` as a mount source. A mount that is refused, whatever the reason, is followed by a
     /// plain opening request.
-    pub(super) async fn open(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    pub(super) async fn open(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         if let Some(from) = from
             && let Some(begun) = self.open_by_mount(digest, from).await?
         {
             return Ok(begun);
         }
-        let about = self.about("open an upload", &format!("@{digest}")).writing();
+        let about = self
+            .about("open an upload", &format!("@{digest}"))
+            .writing();
         let mut url = self.uploads();
         if digest.algorithm() != Algorithm::Sha256 {
-            url.query_pairs_mut().append_pair("digest-algorithm", digest.algorithm().name());
+            url.query_pairs_mut()
+                .append_pair("digest-algorithm", digest.algorithm().name());
         }
-        let answer = self.transport().call(&self.opening(Operation::UploadOpen, url, &self.push, &about)).await?;
+        let answer = self
+            .transport()
+            .call(&self.opening(Operation::UploadOpen, url, &self.push, &about))
+            .await?;
         if !answer.is_success() {
             return Err(self.transport().refusal(answer).await.fault(&about));
         }
@@ -49,12 +59,24 @@ impl Repository {
     }
 
     /// `None`: this mount was refused, which says nothing about a plain upload.
-    async fn open_by_mount(&self, digest: &Digest, from: &RepositoryName) -> Result<Option<Begin>, Fault> {
-        let about = self.about("mount the blob", &format!("@{digest}")).writing();
+    async fn open_by_mount(
+        &self,
+        digest: &Digest,
+        from: &RepositoryName,
+    ) -> Result<Option<Begin>, Fault> {
+        let about = self
+            .about("mount the blob", &format!("@{digest}"))
+            .writing();
         let mut url = self.uploads();
-        url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.as_str());
+        url.query_pairs_mut()
+            .append_pair("mount", &digest.to_string())
+            .append_pair("from", from.as_str());
         let scopes = Scopes::mount(&self.name, from);
-        let answer = match self.transport().call(&self.opening(Operation::BlobMount, url, &scopes, &about)).await {
+        let answer = match self
+            .transport()
+            .call(&self.opening(Operation::BlobMount, url, &scopes, &about))
+            .await
+        {
             // Token servers refuse where the other repository may not be read.
             Err(fault) if fault.class() == Class::Auth => return Ok(None),
             answer => answer?,
@@ -69,12 +91,27 @@ impl Repository {
     }
 
     /// Sends one chunk.
-    pub(super) async fn chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    pub(super) async fn chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         let about = self.about("send a chunk", "").writing();
-        let mut call = self.session_call(Operation::UploadChunk, Method::PATCH, self.location(upload, &about)?, &about);
-        let streams = offset == 0 && self.registry.profile().abilities.upload == UploadStyle::Stream;
+        let mut call = self.session_call(
+            Operation::UploadChunk,
+            Method::PATCH,
+            self.location(upload, &about)?,
+            &about,
+        );
+        let streams =
+            offset == 0 && self.registry.profile().abilities.upload == UploadStyle::Stream;
         if !streams && length > 0 {
-            call = call.text(header::CONTENT_RANGE, &format!("{offset}-{}", offset + length - 1));
+            call = call.text(
+                header::CONTENT_RANGE,
+                &format!("{offset}-{}", offset + length - 1),
+            );
         }
         let (answer, whole) = self.send_body(call, length, body).await?;
         if !answer.is_success() {
@@ -84,7 +121,9 @@ impl Repository {
         if !whole {
             return Err(about.retryable("it was accepted before all of it was sent"));
         }
-        Ok(Sent::Accepted { reported: held(&answer) })
+        Ok(Sent::Accepted {
+            reported: held(&answer),
+        })
     }
 
     /// Sends the rest and closes the session.
@@ -96,28 +135,46 @@ impl Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        let about = self.about("close the upload", &format!("@{digest}")).writing();
+        let about = self
+            .about("close the upload", &format!("@{digest}"))
+            .writing();
         let url = with_digest(&self.location(upload, &about)?, digest);
-        let mut call =
-            self.session_call(Operation::UploadFinish, Method::PUT, url, &about).within(self.transport().deadlines.close);
+        let mut call = self
+            .session_call(Operation::UploadFinish, Method::PUT, url, &about)
+            .within(self.transport().deadlines.close);
         if offset > 0 && length > 0 {
-            call = call.text(header::CONTENT_RANGE, &format!("{offset}-{}", offset + length - 1));
+            call = call.text(
+                header::CONTENT_RANGE,
+                &format!("{offset}-{}", offset + length - 1),
+            );
         }
         // A registry that got the blob on another way may say so before it has taken all of this one.
         let (answer, _) = self.send_body(call, length, body).await?;
         match answer.status.as_u16() {
-            200 | 201 | 204 => agrees(&answer, digest, &about).map(|()| Sent::Accepted { reported: None }),
-            200..=299 => Err(about.rejected(format!("{}: it is neither created nor refused", answer.status.as_u16()))),
+            200 | 201 | 204 => {
+                agrees(&answer, digest, &about).map(|()| Sent::Accepted { reported: None })
+            }
+            200..=299 => Err(about.rejected(format!(
+                "{}: it is neither created nor refused",
+                answer.status.as_u16()
+            ))),
             _ => self.close_refused(answer, upload, &about).await,
         }
     }
 
-    async fn close_refused(&self, answer: Answer, upload: &mut Upload, about: &About) -> Result<Sent, Fault> {
+    async fn close_refused(
+        &self,
+        answer: Answer,
+        upload: &mut Upload,
+        about: &About,
+    ) -> Result<Sent, Fault> {
         let refusal = self.transport().refusal(answer.peek()).await;
         if refusal.mentions("LayerAlreadyExists") {
             return Ok(Sent::Accepted { reported: None });
         }
-        let invalid = refusal.has("BLOB_UPLOAD_INVALID") && refusal.status() == 400 && refusal.mentions("digest");
+        let invalid = refusal.has("BLOB_UPLOAD_INVALID")
+            && refusal.status() == 400
+            && refusal.mentions("digest");
         if refusal.has("DIGEST_INVALID") || invalid {
             return Err(refusal.fault(about).with_class(Class::Corrupt));
         }
@@ -127,15 +184,27 @@ impl Repository {
     /// How much of the session is there.
     pub(super) async fn held(&self, upload: &mut Upload) -> Result<Offset, Fault> {
         let about = self.about("ask for the state of an upload", "");
-        let call = self.session_call(Operation::UploadStatus, Method::GET, self.location(upload, &about)?, &about).on(Lane::Api);
+        let call = self
+            .session_call(
+                Operation::UploadStatus,
+                Method::GET,
+                self.location(upload, &about)?,
+                &about,
+            )
+            .on(Lane::Api);
         let answer = self.transport().call(&call).await?;
         match answer.status.as_u16() {
             200..=299 => {
                 relocate(upload, &answer, &about)?;
-                Ok(answer.header(header::RANGE).and_then(upload_range).map_or(Offset::Unknown, Offset::At))
+                Ok(answer
+                    .header(header::RANGE)
+                    .and_then(upload_range)
+                    .map_or(Offset::Unknown, Offset::At))
             }
             400 | 404 => Ok(Offset::Gone),
-            300..=499 if !matches!(answer.status.as_u16(), 401 | 403 | 408 | 425 | 429) => Ok(Offset::Unknown),
+            300..=499 if !matches!(answer.status.as_u16(), 401 | 403 | 408 | 425 | 429) => {
+                Ok(Offset::Unknown)
+            }
             501 => Ok(Offset::Unknown),
             _ => Err(self.transport().refusal(answer).await.fault(&about)),
         }
@@ -144,26 +213,53 @@ impl Repository {
     /// Gives the session up; what the registry says to that changes nothing.
     pub(super) async fn abandon(&self, upload: Upload) -> Result<(), Fault> {
         let about = self.about("give up an upload", "").writing();
-        let call =
-            self.session_call(Operation::UploadCancel, Method::DELETE, self.location(&upload, &about)?, &about).on(Lane::Api);
+        let call = self
+            .session_call(
+                Operation::UploadCancel,
+                Method::DELETE,
+                self.location(&upload, &about)?,
+                &about,
+            )
+            .on(Lane::Api);
         self.transport().call(&call).await.map(drop)
     }
 
     fn uploads(&self) -> Url {
-        self.transport().url(&format!("/v2/{}/blobs/uploads/", self.name))
+        self.transport()
+            .url(&format!("/v2/{}/blobs/uploads/", self.name))
     }
 
-    fn opening<'a>(&'a self, operation: Operation, url: Url, scopes: &'a Scopes, about: &'a About) -> Call<'a> {
-        let call = Call::new(operation, Method::POST, url, scopes, about).counted(self.tally.as_deref());
+    fn opening<'a>(
+        &'a self,
+        operation: Operation,
+        url: Url,
+        scopes: &'a Scopes,
+        about: &'a About,
+    ) -> Call<'a> {
+        let call =
+            Call::new(operation, Method::POST, url, scopes, about).counted(self.tally.as_deref());
         call.header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))
     }
 
-    fn session_call<'a>(&'a self, operation: Operation, method: Method, url: Url, about: &'a About) -> Call<'a> {
-        Call::new(operation, method, url, &self.push, about).counted(self.tally.as_deref()).on(Lane::Blob)
+    fn session_call<'a>(
+        &'a self,
+        operation: Operation,
+        method: Method,
+        url: Url,
+        about: &'a About,
+    ) -> Call<'a> {
+        Call::new(operation, method, url, &self.push, about)
+            .counted(self.tally.as_deref())
+            .on(Lane::Blob)
     }
 
     /// Sends a body; nothing to send can be sent again, so it gets the ordinary road with its challenge round.
-    async fn send_body(&self, call: Call<'_>, length: u64, body: BlobBody) -> Result<(Answer, bool), Fault> {
+    async fn send_body(
+        &self,
+        call: Call<'_>,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<(Answer, bool), Fault> {
         let call = call.header(header::CONTENT_TYPE, HeaderValue::from_static(OCTET_STREAM));
         let call = call.text(header::CONTENT_LENGTH, &length.to_string());
         if length > 0 {
@@ -176,21 +272,34 @@ impl Repository {
     }
 
     fn location(&self, upload: &Upload, about: &About) -> Result<Url, Fault> {
-        let url = Url::parse(&upload.location).map_err(|_| about.rejected("the upload location is no address"))?;
-        self.transport().guard.judge_stored(&url).map_err(|refused| about.rejected(refused.to_string()))?;
+        let url = Url::parse(&upload.location)
+            .map_err(|_| about.rejected("the upload location is no address"))?;
+        self.transport()
+            .guard
+            .judge_stored(&url)
+            .map_err(|refused| about.rejected(refused.to_string()))?;
         Ok(url)
     }
 
     /// What a refusal of a chunk or of the closing request means.
-    async fn refused(&self, answer: Answer, upload: &mut Upload, about: &About) -> Result<Sent, Fault> {
+    async fn refused(
+        &self,
+        answer: Answer,
+        upload: &mut Upload,
+        about: &About,
+    ) -> Result<Sent, Fault> {
         let refusal = self.transport().refusal(answer.peek()).await;
         let told = expected_first_byte(&refusal);
         match refusal.status() {
             // GHCR answers 416 to a chunk that is too large.
-            416 if refusal.mentions("too large") => Err(about.rejected("the registry does not take chunks of this size")),
+            416 if refusal.mentions("too large") => {
+                Err(about.rejected("the registry does not take chunks of this size"))
+            }
             416 => {
                 relocate(upload, &answer, about)?;
-                let offset = told.or_else(|| held(&answer)).map_or(Offset::Unknown, Offset::At);
+                let offset = told
+                    .or_else(|| held(&answer))
+                    .map_or(Offset::Unknown, Offset::At);
                 Ok(Sent::Misplaced(offset))
             }
             400 if told.is_some() => Ok(Sent::Misplaced(told.map_or(Offset::Unknown, Offset::At))),
@@ -206,25 +315,39 @@ impl Repository {
 
 /// The session that an answer opened.
 fn session(answer: &Answer, about: &About) -> Result<Upload, Fault> {
-    let mut upload = Upload { location: String::new(), chunk_min: chunk_min(answer, about)? };
+    let mut upload = Upload {
+        location: String::new(),
+        chunk_min: chunk_min(answer, about)?,
+    };
     relocate(&mut upload, answer, about)?;
     if upload.location.is_empty() {
-        return Err(about.rejected(format!("{} without a Location: no upload was opened", answer.status.as_u16())));
+        return Err(about.rejected(format!(
+            "{} without a Location: no upload was opened",
+            answer.status.as_u16()
+        )));
     }
     Ok(upload)
 }
 
 fn chunk_min(answer: &Answer, about: &About) -> Result<Option<u64>, Fault> {
     match answer.header(CHUNK_MIN_LENGTH).and_then(number) {
-        Some(least) if least > MOST_CHUNK_MIN => Err(about.rejected(format!("it wants chunks of at least {least} bytes"))),
+        Some(least) if least > MOST_CHUNK_MIN => {
+            Err(about.rejected(format!("it wants chunks of at least {least} bytes")))
+        }
         least => Ok(least.filter(|least| *least > 0)),
     }
 }
 
 /// Takes the location of an answer over, if it has one.
 fn relocate(upload: &mut Upload, answer: &Answer, about: &About) -> Result<(), Fault> {
-    let Some(location) = answer.header(header::LOCATION).filter(|location| !location.is_empty()) else { return Ok(()) };
-    let next = resolve(&answer.url, location).ok_or_else(|| about.rejected("the Location of the upload is no address"))?;
+    let Some(location) = answer
+        .header(header::LOCATION)
+        .filter(|location| !location.is_empty())
+    else {
+        return Ok(());
+    };
+    let next = resolve(&answer.url, location)
+        .ok_or_else(|| about.rejected("the Location of the upload is no address"))?;
     upload.location = next.into();
     Ok(())
 }
@@ -252,12 +375,17 @@ fn with_digest(location: &Url, digest: &Digest) -> Url {
 
 /// The length that an answer says is held. `0-0` may be none or one byte, and says nothing here.
 fn held(answer: &Answer) -> Option<u64> {
-    answer.header(header::RANGE).and_then(upload_range).filter(|held| *held > 0)
+    answer
+        .header(header::RANGE)
+        .and_then(upload_range)
+        .filter(|held| *held > 0)
 }
 
 /// `Range: 0-<last>`, with or without a unit: the length held. `0-0` right after opening means nothing at all.
 fn upload_range(text: &str) -> Option<u64> {
-    let text = text.strip_prefix("bytes").map_or(text, |rest| rest.trim_start_matches(['=', ' ']));
+    let text = text
+        .strip_prefix("bytes")
+        .map_or(text, |rest| rest.trim_start_matches(['=', ' ']));
     match span(text.trim())? {
         (0, 0) => Some(0),
         (0, last) => last.checked_add(1),
@@ -268,13 +396,20 @@ fn upload_range(text: &str) -> Option<u64> {
 /// The offset in ECR's words: "First byte of the layer part is 0 instead of 11304960".
 fn expected_first_byte(refusal: &Refusal) -> Option<u64> {
     let messages = refusal.entries.iter().map(|entry| entry.message.as_str());
-    messages.filter_map(|message| message.split_once("First byte of the layer part is")?.1.split_once("instead of")).find_map(
-        |(_, rest)| {
+    messages
+        .filter_map(|message| {
+            message
+                .split_once("First byte of the layer part is")?
+                .1
+                .split_once("instead of")
+        })
+        .find_map(|(_, rest)| {
             let rest = rest.trim_start();
-            let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
+            let end = rest
+                .find(|character: char| !character.is_ascii_digit())
+                .unwrap_or(rest.len());
             number(&rest[..end])
-        },
-    )
+        })
 }
 
 #[cfg(test)]
@@ -285,12 +420,22 @@ mod tests {
 
     #[test]
     fn locations_are_resolved_and_kept_verbatim() {
-        let answered = Url::parse("https://registry.example/v2/app/blobs/uploads/?mount=x").unwrap();
+        let answered =
+            Url::parse("https://registry.example/v2/app/blobs/uploads/?mount=x").unwrap();
         let digest = Digest::sha256(b"x");
         let table = [
-            ("/v2/app/blobs/uploads/1", "https://registry.example/v2/app/blobs/uploads/1?"),
-            ("/v2/app/blobs/uploads/1?_state=a%2Fb%3D&x=1", "https://registry.example/v2/app/blobs/uploads/1?_state=a%2Fb%3D&x=1&"),
-            ("https://upload.example:8443/u?sig=%2B+a", "https://upload.example:8443/u?sig=%2B+a&"),
+            (
+                "/v2/app/blobs/uploads/1",
+                "https://registry.example/v2/app/blobs/uploads/1?",
+            ),
+            (
+                "/v2/app/blobs/uploads/1?_state=a%2Fb%3D&x=1",
+                "https://registry.example/v2/app/blobs/uploads/1?_state=a%2Fb%3D&x=1&",
+            ),
+            (
+                "https://upload.example:8443/u?sig=%2B+a",
+                "https://upload.example:8443/u?sig=%2B+a&",
+            ),
             ("//upload.example/u", "https://upload.example/u?"),
             ("1", "https://registry.example/v2/app/blobs/uploads/1?"),
             ("/u?", "https://registry.example/u?"),
@@ -298,7 +443,11 @@ mod tests {
         ];
         for (location, expected) in table {
             let url = with_digest(&resolve(&answered, location).unwrap(), &digest);
-            assert_eq!(url.as_str(), format!("{expected}digest={digest}"), "{location}");
+            assert_eq!(
+                url.as_str(),
+                format!("{expected}digest={digest}"),
+                "{location}"
+            );
         }
         assert!(resolve(&answered, "https://[").is_none());
         assert!(resolve(&answered, &"a".repeat(MOST_LOCATION + 1)).is_none());
@@ -333,9 +482,18 @@ mod tests {
                 &crate::registry::auth::Secrets::default(),
             ))
         };
-        assert_eq!(read("First byte of the layer part is 0 instead of 11304960"), Some(11_304_960));
-        assert_eq!(read("First byte of the layer part is 0 instead of 5242880."), Some(5_242_880));
-        assert_eq!(read("First byte of the layer part is 0 instead of nothing"), None);
+        assert_eq!(
+            read("First byte of the layer part is 0 instead of 11304960"),
+            Some(11_304_960)
+        );
+        assert_eq!(
+            read("First byte of the layer part is 0 instead of 5242880."),
+            Some(5_242_880)
+        );
+        assert_eq!(
+            read("First byte of the layer part is 0 instead of nothing"),
+            None
+        );
         assert_eq!(read("instead of 7"), None);
     }
 

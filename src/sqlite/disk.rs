@@ -96,6 +96,7 @@ impl Disk {
 }
 
 fn copy(from: &Connection, to: &mut Connection) {
-    let copied = Backup::new(from, to).and_then(|backup| backup.run_to_completion(i32::MAX, Duration::ZERO, None));
+    let copied = Backup::new(from, to)
+        .and_then(|backup| backup.run_to_completion(i32::MAX, Duration::ZERO, None));
     copied.expect("databases in memory that nothing else uses are copied");
 }

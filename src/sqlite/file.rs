@@ -67,15 +67,22 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
     let real = real(path)?;
     let sorted = |error| sort_out(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let writing = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sorted)?;
+    let writing = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .map_err(sorted)?;
     prepare(&writing, schema).map_err(sorted)?;
     recognise(&writing, path, schema)?;
-    let journal = writing.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(sorted)?;
+    let journal = writing
+        .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0))
+        .map_err(sorted)?;
     if journal != "wal" {
-        return Err(unavailable(path, "its file system cannot hold a write-ahead log"));
+        return Err(unavailable(
+            path,
+            "its file system cannot hold a write-ahead log",
+        ));
     }
     migrate(&writing, schema).map_err(sorted)?;
-    let reading = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sorted)?;
+    let reading = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .map_err(sorted)?;
     prepare(&reading, schema).map_err(sorted)?;
     Ok((writing, reading))
 }
@@ -87,23 +94,36 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unavailable(path, error)),
         // Made by a process that has not written its tables yet.
-        Ok(metadata) if metadata.len() == 0 && !with_suffix(path, "-wal").exists() => return Ok(None),
+        Ok(metadata) if metadata.len() == 0 && !with_suffix(path, "-wal").exists() => {
+            return Ok(None);
+        }
         Ok(_) => {}
     }
     let sorted = |error| sort_out(path, &error);
     // Without a log no process has it open, and reading it as unchangeable leaves no files of a log behind.
-    let immutable = if with_suffix(path, "-wal").exists() { "" } else { "&immutable=1" };
+    let immutable = if with_suffix(path, "-wal").exists() {
+        ""
+    } else {
+        "&immutable=1"
+    };
     let name = uri(&real(path)?) + "?mode=ro" + immutable;
-    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let file = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW).map_err(sorted)?;
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI;
+    let file = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)
+        .map_err(sorted)?;
     prepare(&file, schema).map_err(sorted)?;
     recognise(&file, path, schema)?;
-    let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sorted)?;
+    let version: i64 = file
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(sorted)?;
     if version == schema.migrations.len() as i64 {
         return Ok(Some(file));
     }
     let mut copy = Connection::open_in_memory().map_err(sorted)?;
-    Backup::new(&file, &mut copy).and_then(|backup| backup.run_to_completion(1024, Duration::ZERO, None)).map_err(sorted)?;
+    Backup::new(&file, &mut copy)
+        .and_then(|backup| backup.run_to_completion(1024, Duration::ZERO, None))
+        .map_err(sorted)?;
     prepare(&copy, schema).map_err(sorted)?;
     migrate(&copy, schema).map_err(sorted)?;
     Ok(Some(copy))
@@ -114,15 +134,35 @@ fn real(path: &Path) -> Result<PathBuf, OpenError> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(unavailable(path, "it is no file"));
     };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    Ok(folder.canonicalize().map_err(|error| unavailable(path, error))?.join(name))
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    Ok(folder
+        .canonicalize()
+        .map_err(|error| unavailable(path, error))?
+        .join(name))
 }
 
 /// A path as SQLite's URI: <https://sqlite.org/uri.html>.
 fn uri(path: &Path) -> String {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._".contains(byte);
-    let escaped = |byte: u8| if is_plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") };
-    format!("file:{}", path.as_os_str().as_bytes().iter().map(|byte| escaped(*byte)).collect::<String>())
+    let escaped = |byte: u8| {
+        if is_plain(&byte) {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02x}")
+        }
+    };
+    format!(
+        "file:{}",
+        path.as_os_str()
+            .as_bytes()
+            .iter()
+            .map(|byte| escaped(*byte))
+            .collect::<String>()
+    )
 }
 
 /// A database in memory, at the newest version.
@@ -170,7 +210,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// SQLite gives the log and its index the mode of the database, so the database must be private before it is opened.
 fn create(path: &Path) -> Result<(), OpenError> {
     let unusable = |error| unavailable(path, error);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         state::create_folder(folder).map_err(unusable)?;
         state::check_folder(folder).map_err(|error| OpenError::Exposed(Box::new(error)))?;
     }
@@ -179,13 +222,19 @@ fn create(path: &Path) -> Result<(), OpenError> {
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
-    ["", "-wal", "-shm"].into_iter().try_for_each(|part| state::make_file_private(&with_suffix(path, part)))
+    ["", "-wal", "-shm"]
+        .into_iter()
+        .try_for_each(|part| state::make_file_private(&with_suffix(path, part)))
 }
 
 fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(10))?;
     connection.set_prepared_statement_cache_capacity(64);
-    connection.pragma_update(None, "synchronous", if schema.durable { "FULL" } else { "NORMAL" })?;
+    connection.pragma_update(
+        None,
+        "synchronous",
+        if schema.durable { "FULL" } else { "NORMAL" },
+    )?;
     // In kibibytes where negative; the log is cut back to 16 MiB after it has been folded in.
     connection.execute_batch(
         "PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
@@ -196,8 +245,15 @@ fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
 /// Sees that the database is new or ours, not newer than us, and whole.
 fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<(), OpenError> {
     let sorted = |error| sort_out(path, &error);
-    let damaged = |reason: String| OpenError::Damaged { path: path.into(), reason };
-    let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(sorted);
+    let damaged = |reason: String| OpenError::Damaged {
+        path: path.into(),
+        reason,
+    };
+    let number = |sql| {
+        connection
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .map_err(sorted)
+    };
     let found = number("PRAGMA user_version")?;
     let known = schema.migrations.len() as i64;
     let empty = number("SELECT count(*) FROM sqlite_schema")? == 0;
@@ -208,10 +264,20 @@ fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<()
         return Err(damaged("another program's database".into()));
     }
     if found > known {
-        return Err(OpenError::Newer { path: path.into(), found, known });
+        return Err(OpenError::Newer {
+            path: path.into(),
+            found,
+            known,
+        });
     }
-    let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)).map_err(sorted)?;
-    if check == "ok" { Ok(()) } else { Err(damaged(check)) }
+    let check = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+        .map_err(sorted)?;
+    if check == "ok" {
+        Ok(())
+    } else {
+        Err(damaged(check))
+    }
 }
 
 /// Takes every step that is missing, all or none.
@@ -231,13 +297,17 @@ fn migrate(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
 
 fn sort_out(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Damaged { path: path.into(), reason: error.to_string() }
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
+            path: path.into(),
+            reason: error.to_string(),
+        },
         _ => unavailable(path, said(error)),
     }
 }
 
 fn unavailable(path: &Path, reason: impl std::fmt::Display) -> OpenError {
-    OpenError::Unavailable { path: path.into(), reason: reason.to_string() }
+    OpenError::Unavailable {
+        path: path.into(),
+        reason: reason.to_string(),
+    }
 }

@@ -52,21 +52,30 @@ struct Server {
 
 impl Lanes {
     /// Serves each lane on a thread of its own, until the last handle is dropped or the lanes are closed.
-    pub(super) fn on_threads(file: &Arc<str>, name: &str, writing: Connection, reading: Connection) -> io::Result<Lanes> {
+    pub(super) fn on_threads(
+        file: &Arc<str>,
+        name: &str,
+        writing: Connection,
+        reading: Connection,
+    ) -> io::Result<Lanes> {
         let (writing, reading) = (Arc::new(Mutex::new(writing)), Arc::new(Mutex::new(reading)));
         let (lanes, writer, reader) = Lanes::new(file, [writing, reading], None);
         let lives = Writing(lanes.settled.clone());
         let context = runtime::Builder::new_current_thread().build()?;
-        let reads = thread::Builder::new().name(format!("{name}-read")).spawn(move || context.block_on(reader.serve()))?;
+        let reads = thread::Builder::new()
+            .name(format!("{name}-read"))
+            .spawn(move || context.block_on(reader.serve()))?;
         let context = runtime::Builder::new_current_thread().build()?;
-        thread::Builder::new().name(format!("{name}-write")).spawn(move || {
-            let connection = writer.connection.clone();
-            context.block_on(writer.serve());
-            // The last connection to leave folds the write-ahead log into the database: that has to be this one.
-            let _ = reads.join();
-            drop(connection);
-            drop(lives);
-        })?;
+        thread::Builder::new()
+            .name(format!("{name}-write"))
+            .spawn(move || {
+                let connection = writer.connection.clone();
+                context.block_on(writer.serve());
+                // The last connection to leave folds the write-ahead log into the database: that has to be this one.
+                let _ = reads.join();
+                drop(connection);
+                drop(lives);
+            })?;
         Ok(lanes)
     }
 
@@ -76,7 +85,8 @@ impl Lanes {
         connection: Arc<Mutex<Connection>>,
         disk: Disk,
     ) -> (Lanes, impl Future<Output = ()> + Send + use<>) {
-        let (lanes, writer, reader) = Lanes::new(file, [connection.clone(), connection], Some(disk));
+        let (lanes, writer, reader) =
+            Lanes::new(file, [connection.clone(), connection], Some(disk));
         let lives = Writing(lanes.settled.clone());
         let served = async move {
             join(writer.serve(), reader.serve()).await;
@@ -85,7 +95,11 @@ impl Lanes {
         (lanes, served)
     }
 
-    fn new(file: &Arc<str>, connections: [Arc<Mutex<Connection>>; 2], disk: Option<Disk>) -> (Lanes, Server, Server) {
+    fn new(
+        file: &Arc<str>,
+        connections: [Arc<Mutex<Connection>>; 2],
+        disk: Option<Disk>,
+    ) -> (Lanes, Server, Server) {
         let (writer, writes) = mpsc::channel(WAITING);
         let (reader, reads) = mpsc::channel(WAITING);
         let settled = Arc::<Settled>::default();
@@ -98,13 +112,27 @@ impl Lanes {
             disk: disk.clone(),
         };
         let [writing, reading] = connections;
-        let (writes, reads) = (server(Lane::Write, writing, writes), server(Lane::Read, reading, reads));
-        (Lanes { writer, reader, accepted: Arc::default(), settled }, writes, reads)
+        let (writes, reads) = (
+            server(Lane::Write, writing, writes),
+            server(Lane::Read, reading, reads),
+        );
+        (
+            Lanes {
+                writer,
+                reader,
+                accepted: Arc::default(),
+                settled,
+            },
+            writes,
+            reads,
+        )
     }
 
     /// Queues a write. Gives the task back when the writer has ended.
     pub(super) async fn accept(&self, task: Box<dyn Work>) -> Result<(), Box<dyn Work>> {
-        let Ok(place) = self.writer.reserve().await else { return Err(task) };
+        let Ok(place) = self.writer.reserve().await else {
+            return Err(task);
+        };
         self.accepted.fetch_add(1, Ordering::SeqCst);
         place.send(Request::Act(task));
         Ok(())
@@ -114,7 +142,10 @@ impl Lanes {
     pub(super) async fn read(&self, task: Box<dyn Work>) -> Result<(), Closed> {
         let accepted = self.accepted.load(Ordering::SeqCst);
         self.settled.reached(accepted).await;
-        self.reader.send(Request::Act(task)).await.map_err(|_| Closed)
+        self.reader
+            .send(Request::Act(task))
+            .await
+            .map_err(|_| Closed)
     }
 
     /// Waits until all that was accepted is settled and the file is left.

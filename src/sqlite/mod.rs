@@ -75,32 +75,58 @@ impl Store {
     pub fn open(path: &Path, schema: &Schema) -> Result<Store, OpenError> {
         let (writing, reading) = file::open(path, schema)?;
         let file: Arc<str> = path.display().to_string().into();
-        let unavailable = |error| OpenError::Unavailable { path: path.into(), reason: format!("no thread for it: {error}") };
+        let unavailable = |error| OpenError::Unavailable {
+            path: path.into(),
+            reason: format!("no thread for it: {error}"),
+        };
         let lanes = Lanes::on_threads(&file, schema.name, writing, reading).map_err(unavailable)?;
-        Ok(Store { file, home: Home::Lanes(lanes) })
+        Ok(Store {
+            file,
+            home: Home::Lanes(lanes),
+        })
     }
 
     /// Opens the database of a simulator's disk. Nothing happens before the future is polled; dropping it loses what was
     /// accepted and not yet committed.
-    pub fn on_disk(disk: &Disk, schema: &Schema) -> (Store, impl Future<Output = ()> + Send + use<>) {
-        let connection = disk.open(schema).expect("a database in memory opens and its schema is right");
+    pub fn on_disk(
+        disk: &Disk,
+        schema: &Schema,
+    ) -> (Store, impl Future<Output = ()> + Send + use<>) {
+        let connection = disk
+            .open(schema)
+            .expect("a database in memory opens and its schema is right");
         let file: Arc<str> = "simulated disk".into();
         let (lanes, served) = Lanes::on_disk(&file, connection, disk.clone());
-        (Store { file, home: Home::Lanes(lanes) }, served)
+        (
+            Store {
+                file,
+                home: Home::Lanes(lanes),
+            },
+            served,
+        )
     }
 
     /// Opens a database that is there to read it: every write fails, and nothing of it changes. `None`: it is not there. It
     /// has no threads, so that a request blocks its caller on the disk: for commands that read a little and end.
     pub fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Store>, OpenError> {
-        let Some(connection) = file::open_to_read(path, schema)? else { return Ok(None) };
+        let Some(connection) = file::open_to_read(path, schema)? else {
+            return Ok(None);
+        };
         let home = Home::Memory(Arc::new(Mutex::new(Some(connection))));
-        Ok(Some(Store { file: path.display().to_string().into(), home }))
+        Ok(Some(Store {
+            file: path.display().to_string().into(),
+            home,
+        }))
     }
 
     /// A database that nobody else sees and that ends with its last handle.
     pub fn in_memory(schema: &Schema) -> Store {
-        let connection = file::in_memory(schema).expect("a database in memory opens and its schema is right");
-        Store { file: "memory".into(), home: Home::Memory(Arc::new(Mutex::new(Some(connection)))) }
+        let connection =
+            file::in_memory(schema).expect("a database in memory opens and its schema is right");
+        Store {
+            file: "memory".into(),
+            home: Home::Memory(Arc::new(Mutex::new(Some(connection)))),
+        }
     }
 
     /// Runs `act` and waits until it is committed.
@@ -134,9 +160,14 @@ impl Store {
         &self,
         act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let Home::Lanes(lanes) = &self.home else { return self.write(act).await };
+        let Home::Lanes(lanes) = &self.home else {
+            return self.write(act).await;
+        };
         let (reply, answer) = oneshot::channel();
-        lanes.read(Task::boxed(act, reply_to(reply))).await.map_err(|_| self.closed())?;
+        lanes
+            .read(Task::boxed(act, reply_to(reply)))
+            .await
+            .map_err(|_| self.closed())?;
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
@@ -149,7 +180,11 @@ impl Store {
         }
     }
 
-    fn run_here(&self, connection: &Mutex<Option<Connection>>, task: Box<dyn Work>) -> Result<(), Box<dyn Work>> {
+    fn run_here(
+        &self,
+        connection: &Mutex<Option<Connection>>,
+        task: Box<dyn Work>,
+    ) -> Result<(), Box<dyn Work>> {
         match &*lock(connection) {
             Some(connection) => task::settle(connection, vec![task], "BEGIN", &self.file),
             None => return Err(task),
@@ -158,7 +193,11 @@ impl Store {
     }
 
     fn closed(&self) -> Failure {
-        Failure { file: self.file.clone(), text: "it has been closed".into(), closed: true }
+        Failure {
+            file: self.file.clone(),
+            text: "it has been closed".into(),
+            closed: true,
+        }
     }
 }
 

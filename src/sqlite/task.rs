@@ -26,7 +26,11 @@ where
 {
     /// A task that runs `act` and tells `settle` what came of it.
     pub(super) fn boxed(act: A, settle: S) -> Box<dyn Work> {
-        Box::new(Task { act: Some(act), value: None, settle: Some(settle) })
+        Box::new(Task {
+            act: Some(act),
+            value: None,
+            settle: Some(settle),
+        })
     }
 }
 
@@ -44,29 +48,54 @@ where
 
     fn settle(mut self: Box<Self>, outcome: Result<(), Failure>) {
         let settle = self.settle.take().expect("a task settles once");
-        settle(outcome.map(|()| self.value.take().expect("a task that went well has its value")));
+        settle(outcome.map(|()| {
+            self.value
+                .take()
+                .expect("a task that went well has its value")
+        }));
     }
 }
 
 /// Runs a group in one transaction and tells each task its fate.
-pub(super) fn settle(connection: &Connection, mut group: Vec<Box<dyn Work>>, begin: &str, file: &Arc<str>) {
-    let failure = |error: rusqlite::Error| Failure { file: file.clone(), text: said(&error).into(), closed: false };
+pub(super) fn settle(
+    connection: &Connection,
+    mut group: Vec<Box<dyn Work>>,
+    begin: &str,
+    file: &Arc<str>,
+) {
+    let failure = |error: rusqlite::Error| Failure {
+        file: file.clone(),
+        text: said(&error).into(),
+        closed: false,
+    };
     match together(connection, &mut group, begin) {
-        Ok(outcomes) => group.into_iter().zip(outcomes).for_each(|(task, outcome)| task.settle(outcome.map_err(failure))),
+        Ok(outcomes) => group
+            .into_iter()
+            .zip(outcomes)
+            .for_each(|(task, outcome)| task.settle(outcome.map_err(failure))),
         Err(error) => {
             let failure = failure(error);
             if !connection.is_autocommit() {
                 let _ = run(connection, "ROLLBACK");
             }
-            group.into_iter().for_each(|task| task.settle(Err(failure.clone())));
+            group
+                .into_iter()
+                .for_each(|task| task.settle(Err(failure.clone())));
         }
     }
 }
 
 /// Runs a group in one transaction. `Ok` tells the fate of each; `Err` says that nothing of the group remains.
-fn together(connection: &Connection, group: &mut [Box<dyn Work>], begin: &str) -> rusqlite::Result<Vec<rusqlite::Result<()>>> {
+fn together(
+    connection: &Connection,
+    group: &mut [Box<dyn Work>],
+    begin: &str,
+) -> rusqlite::Result<Vec<rusqlite::Result<()>>> {
     run(connection, begin)?;
-    let outcomes = group.iter_mut().map(|task| alone(connection, task.as_mut())).collect::<rusqlite::Result<_>>()?;
+    let outcomes = group
+        .iter_mut()
+        .map(|task| alone(connection, task.as_mut()))
+        .collect::<rusqlite::Result<_>>()?;
     run(connection, "COMMIT")?;
     Ok(outcomes)
 }
@@ -97,7 +126,9 @@ pub(super) fn said(error: &rusqlite::Error) -> String {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "the disk is full (free some space)".into(),
-        Some(ErrorCode::ReadOnly) => "it is not writable (see the mode of the file and of its disk)".into(),
+        Some(ErrorCode::ReadOnly) => {
+            "it is not writable (see the mode of the file and of its disk)".into()
+        }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             format!("it is damaged: {error} (start again to have it checked)")
         }

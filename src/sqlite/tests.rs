@@ -14,12 +14,19 @@ const ONE: Schema = Schema {
     migrations: &["CREATE TABLE numbers (n INTEGER PRIMARY KEY, word TEXT NOT NULL) STRICT;"],
 };
 const TWO: Schema = Schema {
-    migrations: &[ONE.migrations[0], "ALTER TABLE numbers ADD COLUMN note TEXT; UPDATE numbers SET note = 'from before';"],
+    migrations: &[
+        ONE.migrations[0],
+        "ALTER TABLE numbers ADD COLUMN note TEXT; UPDATE numbers SET note = 'from before';",
+    ],
     ..ONE
 };
 
 fn insert(n: i64) -> impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static {
-    move |db| db.prepare_cached("INSERT INTO numbers (n, word) VALUES (?1, 'x')")?.execute([n]).map(drop)
+    move |db| {
+        db.prepare_cached("INSERT INTO numbers (n, word) VALUES (?1, 'x')")?
+            .execute([n])
+            .map(drop)
+    }
 }
 
 fn count(db: &Connection) -> rusqlite::Result<i64> {
@@ -33,7 +40,10 @@ fn mode(path: &Path) -> u32 {
 #[tokio::test]
 async fn a_read_sees_every_write_that_was_accepted_before_it() {
     let folder = tempfile::tempdir().unwrap();
-    for store in [Store::open(&folder.path().join("db"), &ONE).unwrap(), Store::in_memory(&ONE)] {
+    for store in [
+        Store::open(&folder.path().join("db"), &ONE).unwrap(),
+        Store::in_memory(&ONE),
+    ] {
         for n in 0..1000 {
             store.queue(insert(n), |outcome| outcome.unwrap()).await;
             if n % 100 == 0 {
@@ -50,7 +60,11 @@ async fn writes_of_many_callers_share_a_group_and_fail_alone() {
     let store = Store::open(&folder.path().join("db"), &ONE).unwrap();
     let writes = (0..300).map(|n| store.write(insert(n / 2)));
     let outcomes = futures::future::join_all(writes).await;
-    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 150, "each number goes in once");
+    assert_eq!(
+        outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
+        150,
+        "each number goes in once"
+    );
     assert_eq!(store.read(count).await.unwrap(), 150);
 }
 
@@ -76,11 +90,17 @@ async fn close_commits_what_was_accepted_and_refuses_what_comes_later() {
     }
     let other = store.clone();
     store.close().await;
-    assert!(!folder.path().join("db-wal").exists(), "the log is folded in");
+    assert!(
+        !folder.path().join("db-wal").exists(),
+        "the log is folded in"
+    );
     assert!(other.write(insert(1000)).await.unwrap_err().is_closed());
     assert!(other.read(count).await.unwrap_err().is_closed());
     other.close().await;
-    assert_eq!(Store::open(&path, &ONE).unwrap().read(count).await.unwrap(), 500);
+    assert_eq!(
+        Store::open(&path, &ONE).unwrap().read(count).await.unwrap(),
+        500
+    );
 }
 
 #[tokio::test]
@@ -99,7 +119,10 @@ async fn a_paused_clock_stands_still_over_a_database_in_memory() {
         store.write(insert(1)).await.unwrap();
         store.read(count).await.unwrap()
     };
-    assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(1), work).await, Ok(1));
+    assert_eq!(
+        tokio::time::timeout(std::time::Duration::from_secs(1), work).await,
+        Ok(1)
+    );
     assert_eq!(before.elapsed(), std::time::Duration::ZERO);
 }
 
@@ -111,11 +134,16 @@ async fn the_threads_end_with_the_last_handle_and_lose_nothing() {
     for n in 0..500 {
         store.queue(insert(n), |outcome| outcome.unwrap()).await;
     }
-    let Home::Lanes(lanes) = &store.home else { panic!("it is a file") };
+    let Home::Lanes(lanes) = &store.home else {
+        panic!("it is a file")
+    };
     let ended = lanes.ended();
     drop(store);
     ended.await;
-    assert_eq!(Store::open(&path, &ONE).unwrap().read(count).await.unwrap(), 500);
+    assert_eq!(
+        Store::open(&path, &ONE).unwrap().read(count).await.unwrap(),
+        500
+    );
 }
 
 /// Each group takes a second, and every third group of writes is synced.
@@ -144,7 +172,11 @@ async fn a_read_of_a_slow_disk_sees_every_write_that_was_accepted_before_it() {
     }
     let began = Instant::now();
     assert_eq!(store.read(count).await.unwrap(), 9);
-    assert_eq!(began.elapsed(), Duration::from_secs(5 + 1), "five groups of writes and one of reads");
+    assert_eq!(
+        began.elapsed(),
+        Duration::from_secs(5 + 1),
+        "five groups of writes and one of reads"
+    );
     store.close().await;
     assert!(store.read(count).await.unwrap_err().is_closed());
     served.await.unwrap();
@@ -156,7 +188,9 @@ async fn a_killed_process_loses_what_was_queued_and_keeps_what_was_committed() {
     let (store, served) = Store::on_disk(&disk, &ONE);
     let served = tokio::spawn(served);
     store.write(insert(0)).await.unwrap();
-    store.queue(insert(1), |_| panic!("nothing settles it")).await;
+    store
+        .queue(insert(1), |_| panic!("nothing settles it"))
+        .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     served.abort();
     assert!(served.await.unwrap_err().is_cancelled());
@@ -195,20 +229,40 @@ async fn an_older_database_is_brought_forward() {
     store.write(insert(1)).await.unwrap();
     store.close().await;
     let store = Store::open(&path, &TWO).unwrap();
-    let note = store.read(|db| db.query_row("SELECT note FROM numbers WHERE n = 1", [], |row| row.get::<_, String>(0)));
+    let note = store.read(|db| {
+        db.query_row("SELECT note FROM numbers WHERE n = 1", [], |row| {
+            row.get::<_, String>(0)
+        })
+    });
     assert_eq!(note.await.unwrap(), "from before");
     store.close().await;
     let error = Store::open(&path, &ONE).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OpenError::Newer {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_migration_that_fails_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
-    const BROKEN: Schema = Schema { migrations: &[ONE.migrations[0], "CREATE TABLE more (n); SELECT broken;"], ..ONE };
+    const BROKEN: Schema = Schema {
+        migrations: &[ONE.migrations[0], "CREATE TABLE more (n); SELECT broken;"],
+        ..ONE
+    };
     drop(file::open(&path, &ONE).unwrap());
-    assert!(matches!(Store::open(&path, &BROKEN), Err(OpenError::Unavailable { .. })));
+    assert!(matches!(
+        Store::open(&path, &BROKEN),
+        Err(OpenError::Unavailable { .. })
+    ));
     let (db, _) = file::open(&path, &ONE).unwrap();
     assert_eq!(count(&db).unwrap(), 0);
 }
@@ -232,17 +286,28 @@ fn what_is_no_database_of_ours_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let damaged = |path: &Path| matches!(Store::open(path, &ONE), Err(OpenError::Damaged { .. }));
     let text = folder.path().join("text");
-    fs::write(&text, "no database, but long enough to be looked at as one".repeat(100)).unwrap();
+    fs::write(
+        &text,
+        "no database, but long enough to be looked at as one".repeat(100),
+    )
+    .unwrap();
     assert!(damaged(&text));
 
     let foreign = folder.path().join("foreign");
-    Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (n); PRAGMA user_version = 1").unwrap();
+    Connection::open(&foreign)
+        .unwrap()
+        .execute_batch("CREATE TABLE theirs (n); PRAGMA user_version = 1")
+        .unwrap();
     assert!(damaged(&foreign));
 
     let torn = folder.path().join("torn");
     let (db, _) = file::open(&torn, &ONE).unwrap();
     for n in 0..1000 {
-        db.execute("INSERT INTO numbers (n, word) VALUES (?1, hex(randomblob(100)))", [n]).unwrap();
+        db.execute(
+            "INSERT INTO numbers (n, word) VALUES (?1, hex(randomblob(100)))",
+            [n],
+        )
+        .unwrap();
     }
     drop(db);
     let mut bytes = fs::read(&torn).unwrap();
@@ -252,14 +317,22 @@ fn what_is_no_database_of_ours_is_told_apart() {
     assert!(damaged(&torn));
 
     let unreachable = folder.path().join("text/db");
-    assert!(matches!(Store::open(&unreachable, &ONE), Err(OpenError::Unavailable { .. })));
+    assert!(matches!(
+        Store::open(&unreachable, &ONE),
+        Err(OpenError::Unavailable { .. })
+    ));
 }
 
 #[test]
 fn what_is_set_aside_takes_its_log_along_and_replaces_what_was_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    for (name, text) in [("db", "new"), ("db-wal", "log"), ("db.aside", "old"), ("db.aside-shm", "old")] {
+    for (name, text) in [
+        ("db", "new"),
+        ("db-wal", "log"),
+        ("db.aside", "old"),
+        ("db.aside-shm", "old"),
+    ] {
         fs::write(path(name), text).unwrap();
         fs::set_permissions(path(name), fs::Permissions::from_mode(0o644)).unwrap();
     }
@@ -277,10 +350,16 @@ fn a_database_behind_a_planted_link_is_not_opened() {
     for planted in ["db", "db-wal"] {
         let path = folder.path().join("db");
         std::os::unix::fs::symlink(&target, folder.path().join(planted)).unwrap();
-        assert!(matches!(Store::open(&path, &ONE), Err(OpenError::Unavailable { .. })), "{planted}");
+        assert!(
+            matches!(Store::open(&path, &ONE), Err(OpenError::Unavailable { .. })),
+            "{planted}"
+        );
         assert!(!target.exists(), "{planted}");
         fs::write(&target, [0; 100]).unwrap();
-        assert!(planted != "db" || Store::open_to_read(&path, &ONE).is_err(), "{planted}");
+        assert!(
+            planted != "db" || Store::open_to_read(&path, &ONE).is_err(),
+            "{planted}"
+        );
         fs::remove_file(&target).unwrap();
         fs::remove_file(folder.path().join(planted)).unwrap();
     }

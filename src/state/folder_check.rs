@@ -41,13 +41,20 @@ struct Identity {
 
 impl Identity {
     fn of(facts: &Metadata) -> Identity {
-        Identity { device: facts.dev(), inode: facts.ino() }
+        Identity {
+            device: facts.dev(),
+            inode: facts.ino(),
+        }
     }
 }
 
 impl FolderCheck {
     pub(super) fn new(folder: &Path, lock: Arc<File>) -> FolderCheck {
-        FolderCheck { folder: folder.into(), lock, files: Vec::new() }
+        FolderCheck {
+            folder: folder.into(),
+            lock,
+            files: Vec::new(),
+        }
     }
 
     /// Watches over another file of the folder, too. It must stay open in this process: it is not opened here, since closing
@@ -69,13 +76,21 @@ impl FolderCheck {
     pub fn check(&self) -> Result<(), Gone> {
         let lock = self.lock.metadata().map(|facts| Identity::of(&facts)).ok();
         compare(self.folder.join("lock"), lock)?;
-        self.files.iter().try_for_each(|(path, identity)| compare(path.clone(), Some(*identity)))
+        self.files
+            .iter()
+            .try_for_each(|(path, identity)| compare(path.clone(), Some(*identity)))
     }
 }
 
 fn compare(path: PathBuf, held: Option<Identity>) -> Result<(), Gone> {
-    let there = fs::symlink_metadata(&path).ok().map(|facts| Identity::of(&facts));
-    if held.is_some() && there == held { Ok(()) } else { Err(Gone { path }) }
+    let there = fs::symlink_metadata(&path)
+        .ok()
+        .map(|facts| Identity::of(&facts));
+    if held.is_some() && there == held {
+        Ok(())
+    } else {
+        Err(Gone { path })
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +111,10 @@ mod tests {
         fs::rename(&folder, &aside).unwrap();
         assert!(check.check().is_err(), "it was moved away");
         let second = StateLock::acquire(&folder).expect("nothing holds the new folder");
-        let text = check.check().expect_err("another process holds the new one").to_string();
+        let text = check
+            .check()
+            .expect_err("another process holds the new one")
+            .to_string();
         assert!(text.contains(&folder.display().to_string()), "{text}");
         drop(second);
 
@@ -106,7 +124,10 @@ mod tests {
 
         fs::remove_file(folder.join("ledger.db")).unwrap();
         File::create(folder.join("ledger.db")).unwrap();
-        assert!(check.check().unwrap_err().to_string().contains("ledger.db"), "the ledger alone");
+        assert!(
+            check.check().unwrap_err().to_string().contains("ledger.db"),
+            "the ledger alone"
+        );
         drop(ledger);
     }
 }

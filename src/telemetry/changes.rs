@@ -22,7 +22,10 @@ struct States {
 impl Changes {
     /// Remembers at most `most` things, at least one.
     pub fn new(most: usize) -> Changes {
-        Changes { most: most.max(1), states: Mutex::default() }
+        Changes {
+            most: most.max(1),
+            states: Mutex::default(),
+        }
     }
 
     /// Whether `key` is in another `state` than when last asked about. Numbers do not count: a time or a count in the words of
@@ -34,7 +37,11 @@ impl Changes {
             return states.known.remove(key).is_some();
         }
         let state = hash(state);
-        if states.known.get(key).is_some_and(|(_, known)| *known == state) {
+        if states
+            .known
+            .get(key)
+            .is_some_and(|(_, known)| *known == state)
+        {
             return false;
         }
         states.changes += 1;
@@ -42,7 +49,9 @@ impl Changes {
         states.known.insert(key.into(), change);
         if states.known.len() > self.most {
             let oldest = states.known.values().map(|(change, _)| *change).min();
-            states.known.retain(|_, (change, _)| Some(*change) != oldest);
+            states
+                .known
+                .retain(|_, (change, _)| Some(*change) != oldest);
         }
         true
     }
@@ -63,12 +72,27 @@ mod tests {
     #[test]
     fn trouble_is_news_once_for_each_change() {
         let changes = Changes::new(2);
-        let said: Vec<bool> = [("a", ""), ("a", "down"), ("a", "down"), ("a", "slow"), ("a", ""), ("a", ""), ("a", "slow")]
-            .map(|(key, state)| changes.changed(key, state))
-            .into();
+        let said: Vec<bool> = [
+            ("a", ""),
+            ("a", "down"),
+            ("a", "down"),
+            ("a", "slow"),
+            ("a", ""),
+            ("a", ""),
+            ("a", "slow"),
+        ]
+        .map(|(key, state)| changes.changed(key, state))
+        .into();
         assert_eq!(said, [false, true, false, true, true, false, true]);
-        assert!(!changes.changed("a", "slow") && changes.changed("n", "until 9:58") && !changes.changed("n", "until 10:00"));
-        assert!(changes.changed("b", "down") && changes.changed("c", "down"), "a is forgotten");
+        assert!(
+            !changes.changed("a", "slow")
+                && changes.changed("n", "until 9:58")
+                && !changes.changed("n", "until 10:00")
+        );
+        assert!(
+            changes.changed("b", "down") && changes.changed("c", "down"),
+            "a is forgotten"
+        );
         assert!(!changes.changed("b", "down") && changes.changed("a", "slow"));
     }
 }

@@ -6,10 +6,17 @@ use std::sync::{Arc, Mutex};
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 
 /// Drops the series whose labels `gone` says are gone.
-pub fn forget_series<T: MetricVecBuilder>(vec: &MetricVec<T>, gone: impl Fn(&dyn Fn(&str) -> String) -> bool) {
+pub fn forget_series<T: MetricVecBuilder>(
+    vec: &MetricVec<T>,
+    gone: impl Fn(&dyn Fn(&str) -> String) -> bool,
+) {
     let families = vec.collect();
     for metric in families.iter().flat_map(|family| family.get_metric()) {
-        let labels: HashMap<&str, &str> = metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+        let labels: HashMap<&str, &str> = metric
+            .get_label()
+            .iter()
+            .map(|label| (label.name(), label.value()))
+            .collect();
         if gone(&|name| labels.get(name).copied().unwrap_or_default().to_owned()) {
             // It was just there; whoever dropped it meanwhile wanted the same.
             let _ = vec.remove(&labels);
@@ -30,7 +37,9 @@ impl Names {
 
     /// Gives up all names that are not `known`.
     pub fn retain(&self, known: &HashSet<&str>) {
-        self.lock().iter_mut().for_each(|(name, lasts)| *lasts &= known.contains(name.as_str()));
+        self.lock()
+            .iter_mut()
+            .for_each(|(name, lasts)| *lasts &= known.contains(name.as_str()));
     }
 
     /// Whether the name was given up.
@@ -39,7 +48,9 @@ impl Names {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
-        self.0.lock().expect("nothing panics while it looks up a name")
+        self.0
+            .lock()
+            .expect("nothing panics while it looks up a name")
     }
 }
 
@@ -53,7 +64,10 @@ mod tests {
         names.take_up("a");
         names.take_up("b");
         names.retain(&HashSet::from(["b"]));
-        assert_eq!(["a", "b", "c"].map(|name| names.is_gone(name)), [true, false, false]);
+        assert_eq!(
+            ["a", "b", "c"].map(|name| names.is_gone(name)),
+            [true, false, false]
+        );
         names.take_up("a");
         assert!(!names.is_gone("a"));
     }

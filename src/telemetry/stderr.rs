@@ -51,11 +51,21 @@ enum Entry {
 
 impl Stderr {
     /// Starts the thread that writes to `out`. Without a thread, which the system may refuse, every text is dropped.
-    pub(super) fn start(out: impl Write + Send + 'static, dropped_total: IntCounter, note: Note) -> Stderr {
-        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), dropped_total });
+    pub(super) fn start(
+        out: impl Write + Send + 'static,
+        dropped_total: IntCounter,
+        note: Note,
+    ) -> Stderr {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            dropped_total,
+        });
         let of_thread = shared.clone();
         // An error leaves the queue without a writer: it fills up, and lines are counted as dropped.
-        let _ = thread::Builder::new().name("stderr".into()).spawn(move || of_thread.write_all(out, &note));
+        let _ = thread::Builder::new()
+            .name("stderr".into())
+            .spawn(move || of_thread.write_all(out, &note));
         Stderr(shared)
     }
 
@@ -74,7 +84,10 @@ impl Stderr {
     /// Waits until everything is written, for so long at most. Returns whether it is.
     pub(super) fn flush(&self, at_most: Duration) -> bool {
         let queue = self.0.lock();
-        let waited = self.0.changed.wait_timeout_while(queue, at_most, |queue| !queue.is_idle());
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(queue, at_most, |queue| !queue.is_idle());
         let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.is_idle()
     }
@@ -84,7 +97,11 @@ impl Shared {
     /// Returns whether the text was taken.
     fn push(&self, text: &[u8], is_line: bool) -> bool {
         let mut queue = self.lock();
-        let most = if queue.dropped > 0 { RESUMES_AT } else { MOST_WAITING };
+        let most = if queue.dropped > 0 {
+            RESUMES_AT
+        } else {
+            MOST_WAITING
+        };
         if queue.bytes + text.len() + OVERHEAD > most {
             queue.dropped += u64::from(is_line);
             return false;
@@ -122,7 +139,10 @@ impl Shared {
                 return entry;
             }
             self.changed.notify_all();
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -173,7 +193,9 @@ fn write(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::park_timeout(NOT_READY),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::park_timeout(NOT_READY)
+            }
             Err(error) => return Err(error),
         }
     }
@@ -192,7 +214,11 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let dropped = IntCounter::new("dropped", "-").unwrap();
         let note: Note = Box::new(|lines| format!("{lines} missing\n").into_bytes());
-        (Stderr::start(writer, dropped.clone(), note), reader, dropped)
+        (
+            Stderr::start(writer, dropped.clone(), note),
+            reader,
+            dropped,
+        )
     }
 
     #[test]
@@ -205,7 +231,10 @@ mod tests {
         let expected: String = (0..1000).map(|number| format!("line {number}\n")).collect();
         let mut text = vec![0; expected.len()];
         reader.read_exact(&mut text).unwrap();
-        assert_eq!((String::from_utf8(text).unwrap(), dropped.get()), (expected, 0));
+        assert_eq!(
+            (String::from_utf8(text).unwrap(), dropped.get()),
+            (expected, 0)
+        );
     }
 
     #[test]

@@ -58,7 +58,10 @@ enum Listed {
 
 impl Absent {
     fn slot(&self, home: Home) -> Arc<Slot> {
-        let mut slots = self.0.lock().expect("nothing panics while it holds the slots");
+        let mut slots = self
+            .0
+            .lock()
+            .expect("nothing panics while it holds the slots");
         if slots.len() >= KEPT {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         }
@@ -80,7 +83,14 @@ impl Known {
 
     /// The list that still says something, if there is one.
     fn standing(&self, fresh: Duration) -> Option<&List> {
-        let lasts = |list: &&List| list.at.elapsed() <= if matches!(list.tags, Listed::Useless) { LONG } else { fresh };
+        let lasts = |list: &&List| {
+            list.at.elapsed()
+                <= if matches!(list.tags, Listed::Useless) {
+                    LONG
+                } else {
+                    fresh
+                }
+        };
         self.list.as_ref().filter(lasts)
     }
 }
@@ -95,14 +105,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         // Half of the time is left for the turn to write.
         let fresh = self.engine.settings.fresh / 2;
-        let slot = self.engine.absent.slot((destination.origin().clone(), destination.repository().clone()));
+        let slot = self.engine.absent.slot((
+            destination.origin().clone(),
+            destination.repository().clone(),
+        ));
         let mut known = slot.0.lock().await;
         if known.standing(fresh).is_none() {
             if !known.crowd(fresh) {
                 return None;
             }
             let at = Instant::now();
-            known.list = Some(List { at, tags: self.only_page().await });
+            known.list = Some(List {
+                at,
+                tags: self.only_page().await,
+            });
         }
         let List { at, tags } = known.standing(fresh)?;
         matches!(tags, Listed::All(tags) if !tags.contains(tag)).then_some(*at)
@@ -112,7 +128,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn only_page(&self) -> Listed {
         let (destination, errand) = (&self.destination, self.naming_errand(Traffic::Listing));
         let page = destination.tags(None);
-        match self.engine.ask_once(destination.origin(), destination.registry(), errand, self.stop, page).await {
+        match self
+            .engine
+            .ask_once(
+                destination.origin(),
+                destination.registry(),
+                errand,
+                self.stop,
+                page,
+            )
+            .await
+        {
             Ok(Some(page)) if page.next.is_none() && page.invalid == 0 => {
                 Listed::All(page.entries.into_iter().map(|tag| tag.name).collect())
             }

@@ -50,7 +50,9 @@ impl Days {
     #[must_use]
     pub fn and(self, first: Weekday, last: Weekday) -> Days {
         let count = last.since(first);
-        Days((0..=count).fold(self.0, |days, ahead| days | Days::bit(first.wrapping_add(ahead))))
+        Days((0..=count).fold(self.0, |days, ahead| {
+            days | Days::bit(first.wrapping_add(ahead))
+        }))
     }
 
     /// Whether a day is one of them.
@@ -66,7 +68,12 @@ impl Days {
 impl Window {
     /// Always.
     pub const fn always(rate: Option<u64>) -> Window {
-        Window { days: Days::ALL, from: 0, to: DAY, rate }
+        Window {
+            days: Days::ALL,
+            from: 0,
+            to: DAY,
+            rate,
+        }
     }
 
     /// Whether there is no time outside of it.
@@ -75,7 +82,8 @@ impl Window {
     }
 
     fn holds(&self, day: Weekday, minute: u16) -> bool {
-        let (today, since_yesterday) = (self.days.contains(day), self.days.contains(day.previous()));
+        let (today, since_yesterday) =
+            (self.days.contains(day), self.days.contains(day.previous()));
         if self.from < self.to {
             return today && (self.from..self.to).contains(&minute);
         }
@@ -91,19 +99,32 @@ impl Plan {
 
     /// Windows, of which the first that holds counts; where none does there is no limit.
     pub fn new(windows: impl IntoIterator<Item = Window>, zone: TimeZone) -> Plan {
-        Plan { windows: windows.into_iter().collect(), zone }
+        Plan {
+            windows: windows.into_iter().collect(),
+            zone,
+        }
     }
 
     /// The rate at a time, and how long it holds at least.
     fn at(&self, time: Timestamp) -> Span {
         let local: Zoned = time.to_zoned(self.zone.clone());
         let minute = local.hour() as u16 * 60 + local.minute() as u16;
-        let rate = self.windows.iter().find(|window| window.holds(local.weekday(), minute)).and_then(|window| window.rate);
-        let edges = self.windows.iter().flat_map(|window| [window.from, window.to]);
+        let rate = self
+            .windows
+            .iter()
+            .find(|window| window.holds(local.weekday(), minute))
+            .and_then(|window| window.rate);
+        let edges = self
+            .windows
+            .iter()
+            .flat_map(|window| [window.from, window.to]);
         let next = edges.filter(|edge| *edge > minute).min().unwrap_or(DAY);
         let into = SignedDuration::new(i64::from(local.second()), local.subsec_nanosecond());
         let left = SignedDuration::from_mins(i64::from(next - minute)) - into;
-        Span { rate: rate.map(|rate| rate as f64), lasts: left.unsigned_abs().max(Duration::from_millis(1)) }
+        Span {
+            rate: rate.map(|rate| rate as f64),
+            lasts: left.unsigned_abs().max(Duration::from_millis(1)),
+        }
     }
 }
 
@@ -145,13 +166,25 @@ impl Meter {
     fn by(plan: Plan, clock: fn(Instant) -> Timestamp) -> Meter {
         let now = Instant::now();
         let span = plan.at(clock(now));
-        let state = State { saved: burst(span.rate), at: now, rate: span.rate, until: now + span.lasts.min(LOOK) };
-        Meter { plan, clock, state: Mutex::new(state) }
+        let state = State {
+            saved: burst(span.rate),
+            at: now,
+            rate: span.rate,
+            until: now + span.lasts.min(LOOK),
+        };
+        Meter {
+            plan,
+            clock,
+            state: Mutex::new(state),
+        }
     }
 
     /// Takes so many bytes; the time until they are paid for.
     pub(super) fn take(&self, bytes: u64) -> Duration {
-        let mut state = self.state.lock().expect("nothing panics while it holds the meter");
+        let mut state = self
+            .state
+            .lock()
+            .expect("nothing panics while it holds the meter");
         let now = Instant::now();
         if now >= state.until {
             let known = state.until;
@@ -171,7 +204,13 @@ impl Meter {
         let mut waited = Duration::ZERO;
         // Less than that is the rounding of fractions.
         while debt >= 1e-6 && waited < LONGEST {
-            let Span { rate: Some(rate), lasts } = self.plan.at(time) else { break };
+            let Span {
+                rate: Some(rate),
+                lasts,
+            } = self.plan.at(time)
+            else {
+                break;
+            };
             let paid = rate * lasts.as_secs_f64();
             if paid >= debt {
                 waited += Duration::from_secs_f64(debt / rate);
@@ -189,7 +228,9 @@ impl State {
     fn earn(&mut self, now: Instant) {
         let most = burst(self.rate);
         self.saved = match self.rate {
-            Some(rate) => (self.saved + now.saturating_duration_since(self.at).as_secs_f64() * rate).min(most),
+            Some(rate) => {
+                (self.saved + now.saturating_duration_since(self.at).as_secs_f64() * rate).min(most)
+            }
             None => most,
         };
         self.at = self.at.max(now);
@@ -211,7 +252,12 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     fn window(days: Days, from: u16, to: u16, rate: u64) -> Window {
-        Window { days, from: from * 60, to: to * 60, rate: Some(rate) }
+        Window {
+            days,
+            from: from * 60,
+            to: to * 60,
+            rate: Some(rate),
+        }
     }
 
     fn weekdays() -> Days {
@@ -225,13 +271,21 @@ mod tests {
             [
                 window(weekdays(), 8, 18, 10),
                 window(Days::NONE.and(Weekday::Friday, Weekday::Friday), 22, 6, 20),
-                window(Days::NONE.and(Weekday::Saturday, Weekday::Monday), 12, 13, 30),
+                window(
+                    Days::NONE.and(Weekday::Saturday, Weekday::Monday),
+                    12,
+                    13,
+                    30,
+                ),
                 window(weekdays(), 17, 19, 40),
             ],
             zone.clone(),
         );
         let rate = |day: i8, hour: i8, minute: i8| {
-            let time = date(2026, 11, day).at(hour, minute, 30, 0).to_zoned(zone.clone()).unwrap();
+            let time = date(2026, 11, day)
+                .at(hour, minute, 30, 0)
+                .to_zoned(zone.clone())
+                .unwrap();
             let Span { rate, lasts } = plan.at(time.timestamp());
             (rate.map(|rate| rate as u64), lasts.as_secs())
         };
@@ -245,7 +299,12 @@ mod tests {
         assert_eq!(rate(21, 5, 59), (Some(20), 30));
         assert_eq!(rate(21, 6, 0).0, None);
         assert_eq!(
-            (rate(21, 12, 0).0, rate(22, 12, 59).0, rate(23, 12, 0).0, rate(24, 12, 0).0),
+            (
+                rate(21, 12, 0).0,
+                rate(22, 12, 59).0,
+                rate(23, 12, 0).0,
+                rate(24, 12, 0).0
+            ),
             (Some(30), Some(30), Some(10), Some(10))
         );
         assert_eq!(rate(21, 23, 0).0, None, "the night of Saturday");
@@ -253,11 +312,20 @@ mod tests {
 
     #[test]
     fn always_is_always() {
-        let tenth = Window { from: 600, to: 600, ..Window::always(None) };
+        let tenth = Window {
+            from: 600,
+            to: 600,
+            ..Window::always(None)
+        };
         assert!(Window::always(Some(1)).is_always() && tenth.is_always());
-        assert!(!window(weekdays(), 0, 24, 1).is_always() && !window(Days::ALL, 0, 23, 1).is_always());
+        assert!(
+            !window(weekdays(), 0, 24, 1).is_always() && !window(Days::ALL, 0, 23, 1).is_always()
+        );
         for minute in [0, 599, 600, DAY - 1] {
-            assert!(Window::always(None).holds(Weekday::Sunday, minute) && tenth.holds(Weekday::Sunday, minute));
+            assert!(
+                Window::always(None).holds(Weekday::Sunday, minute)
+                    && tenth.holds(Weekday::Sunday, minute)
+            );
         }
     }
 
@@ -265,7 +333,11 @@ mod tests {
     fn near_eight(now: Instant) -> Timestamp {
         thread_local!(static BEGIN: Instant = Instant::now());
         let begin = BEGIN.with(|begin| *begin);
-        let eight = date(2026, 11, 20).at(7, 59, 55, 0).to_zoned(TimeZone::UTC).unwrap().timestamp();
+        let eight = date(2026, 11, 20)
+            .at(7, 59, 55, 0)
+            .to_zoned(TimeZone::UTC)
+            .unwrap()
+            .timestamp();
         eight + now.saturating_duration_since(begin)
     }
 
@@ -279,11 +351,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_runs_at_a_windows_edge_goes_on_at_the_next_rate() {
-        let plan = Plan::new([window(weekdays(), 8, 18, MIB), Window::always(Some(10 * MIB))], TimeZone::UTC);
+        let plan = Plan::new(
+            [
+                window(weekdays(), 8, 18, MIB),
+                Window::always(Some(10 * MIB)),
+            ],
+            TimeZone::UTC,
+        );
         let meter = Meter::by(plan, near_eight);
         near_eight(Instant::now());
         let took = seconds_for(&meter, 60).await;
-        assert!((12.0..13.0).contains(&took), "2.5 MiB at once, 50 MiB in 5 s, 7.5 MiB in 7.5 s: {took}");
+        assert!(
+            (12.0..13.0).contains(&took),
+            "2.5 MiB at once, 50 MiB in 5 s, 7.5 MiB in 7.5 s: {took}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -292,14 +373,24 @@ mod tests {
         let meter = Meter::by(plan, near_eight);
         near_eight(Instant::now());
         let wait = meter.take(MIB);
-        assert!((4.9..5.1).contains(&wait.as_secs_f64()), "a MiB at ten bytes a second: {wait:?}");
+        assert!(
+            (4.9..5.1).contains(&wait.as_secs_f64()),
+            "a MiB at ten bytes a second: {wait:?}"
+        );
         advance(wait).await;
-        assert!(meter.take(1000 * MIB).is_zero(), "there is no limit any more");
+        assert!(
+            meter.take(1000 * MIB).is_zero(),
+            "there is no limit any more"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_wait_is_told_beyond_an_hour() {
         assert_eq!(Meter::new(Plan::constant(1)).take(u64::MAX), LONGEST);
-        assert!(Meter::new(Plan::new([], TimeZone::UTC)).take(u64::MAX).is_zero());
+        assert!(
+            Meter::new(Plan::new([], TimeZone::UTC))
+                .take(u64::MAX)
+                .is_zero()
+        );
     }
 }

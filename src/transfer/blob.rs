@@ -53,10 +53,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn bring(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
-        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
+        let (origin, repository) = (
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+        );
         let content = Subject::Content(origin.clone(), repository, blob.digest);
         let (claimant, stall) = (self.claimant(&blob.digest), &self.engine.settings.stall);
-        let take = |subject| self.engine.claims.take_unless_slow(subject, &claimant, stall);
+        let take = |subject| {
+            self.engine
+                .claims
+                .take_unless_slow(subject, &claimant, stall)
+        };
         let mut near = Instant::now() + NEAR;
         loop {
             let one = stoppable(&self.stop.drain, take(content.clone())).await?;
@@ -69,26 +76,39 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let mut turn = None;
             if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
                 // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
-                turn = stoppable(&self.stop.drain, take(Subject::Upload(origin.clone(), blob.digest))).await?;
+                turn = stoppable(
+                    &self.stop.drain,
+                    take(Subject::Upload(origin.clone(), blob.digest)),
+                )
+                .await?;
                 offers = self.offers(blob).await;
             }
             if let Some(from) = offers.first() {
                 drop(turn);
                 return self.mount(blob, from, stored).await;
             }
-            let Some(leader) = self.leader(blob, near).await else { return self.send_all(blob, stored).await };
+            let Some(leader) = self.leader(blob, near).await else {
+                return self.send_all(blob, stored).await;
+            };
             // Whoever waits here holds nothing that the leader may need.
             drop(one);
             if leader.has_other_source {
                 near = near.min(Instant::now() + stall.window);
             }
-            let ended = stoppable(&self.stop.drain, tokio::time::timeout_at(near, leader.ended()));
+            let ended = stoppable(
+                &self.stop.drain,
+                tokio::time::timeout_at(near, leader.ended()),
+            );
             let _late = ended.await?;
         }
     }
 
     /// Sends it, in company where each repository needs the bytes.
-    async fn send_all(&self, blob: &Descriptor, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
+    async fn send_all(
+        &self,
+        blob: &Descriptor,
+        stored: Option<StoredUpload>,
+    ) -> Result<BlobOutcome, Fault> {
         self.is_not_refused(blob)?;
         if self.destination.abilities().mount != Mount::Held {
             self.member.needs(&blob.digest);
@@ -101,21 +121,37 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// What is remembered as refused at the destination under this digest.
     pub(super) fn refusal_of(&self, digest: &Digest) -> refusals::Subject {
-        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
-        refusals::Subject { origin, repository, digest: *digest, tag: None, source: None }
+        let (origin, repository) = (
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+        );
+        refusals::Subject {
+            origin,
+            repository,
+            digest: *digest,
+            tag: None,
+            source: None,
+        }
     }
 
     /// The same of content that came corrupt from our source.
     fn corruption_of(&self, digest: &Digest) -> refusals::Subject {
-        let source = Some((self.source.origin().clone(), self.source.repository().clone()));
-        refusals::Subject { source, ..self.refusal_of(digest) }
+        let source = Some((
+            self.source.origin().clone(),
+            self.source.repository().clone(),
+        ));
+        refusals::Subject {
+            source,
+            ..self.refusal_of(digest)
+        }
     }
 
     /// Fails where moving the blob has been refused for good and nothing has changed since.
     fn is_not_refused(&self, blob: &Descriptor) -> Result<(), Fault> {
         let refusals = &self.engine.refusals;
         let held = |subject| refusals.held(&subject, self.job.cause, self.job.look_began);
-        match held(self.refusal_of(&blob.digest)).or_else(|| held(self.corruption_of(&blob.digest))) {
+        match held(self.refusal_of(&blob.digest)).or_else(|| held(self.corruption_of(&blob.digest)))
+        {
             Some(fault) => Err(fault),
             None => Ok(()),
         }
@@ -125,8 +161,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     fn note_refusal(&self, blob: &Descriptor, standing: &Standing, fault: &Fault) {
         let (refusals, class) = (&self.engine.refusals, fault.class());
         match class {
-            Class::Corrupt if standing.source_failed => refusals.note(self.corruption_of(&blob.digest), fault),
-            Class::Corrupt | Class::Rejected if !standing.source_failed => refusals.note(self.refusal_of(&blob.digest), fault),
+            Class::Corrupt if standing.source_failed => {
+                refusals.note(self.corruption_of(&blob.digest), fault)
+            }
+            Class::Corrupt | Class::Rejected if !standing.source_failed => {
+                refusals.note(self.refusal_of(&blob.digest), fault)
+            }
             // Some word a quota so. A right that is missing shows before the bytes are sent.
             Class::Auth if !standing.source_failed && standing.passed > 0 => {
                 refusals.note(self.refusal_of(&blob.digest), fault);
@@ -137,16 +177,28 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Whose manifest is worth waiting for, since it lets the blob be mounted. Otherwise others may wait for ours.
     async fn leader(&self, blob: &Descriptor, near: Instant) -> Option<Following> {
-        let waits =
-            self.destination.abilities().mount == Mount::Committed && blob.size >= self.engine.settings.bounds.worth_waiting;
+        let waits = self.destination.abilities().mount == Mount::Committed
+            && blob.size >= self.engine.settings.bounds.worth_waiting;
         if !waits || Instant::now() >= near {
             return None;
         }
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         let number = *self.number.get_or_init(|| self.engine.claims.enrol());
-        match self.engine.claims.lead(number, self.source.origin(), origin, repository, &blob.digest) {
-            Leading::Ours(lead) => self.leads.lock().expect("nothing panics while it holds the leads").push(lead),
-            Leading::Earlier(leader) if self.destination.surely_mounts().await => return Some(leader),
+        match self.engine.claims.lead(
+            number,
+            self.source.origin(),
+            origin,
+            repository,
+            &blob.digest,
+        ) {
+            Leading::Ours(lead) => self
+                .leads
+                .lock()
+                .expect("nothing panics while it holds the leads")
+                .push(lead),
+            Leading::Earlier(leader) if self.destination.surely_mounts().await => {
+                return Some(leader);
+            }
             Leading::Earlier(_) | Leading::Later => {}
         }
         None
@@ -155,8 +207,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Makes the destination repository hold a blob that it said to hold, or was believed to, and then missed: nobody is
     /// believed or asked any more.
     pub(super) async fn bring_for_sure(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let content = Subject::Content(self.destination.origin().clone(), self.destination.repository().clone(), blob.digest);
-        let _one = stoppable(&self.stop.drain, self.engine.claims.take(content, &self.claimant(&blob.digest))).await?;
+        let content = Subject::Content(
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+            blob.digest,
+        );
+        let _one = stoppable(
+            &self.stop.drain,
+            self.engine
+                .claims
+                .take(content, &self.claimant(&blob.digest)),
+        )
+        .await?;
         self.is_not_refused(blob)?;
         let sent = match self.open_upload(blob, None).await {
             Ok(Begin::Session(upload)) => self.send(blob, Standing::fresh(upload)).await,
@@ -170,7 +232,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Whether the repository holds the blob: by a hint that needs no asking, or by its own word. Not asked where nobody
     /// has seen anything yet, nor where the request that opens an upload asks at the same time.
     async fn is_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
-        let hint = self.engine.index.blob(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        let hint = self
+            .engine
+            .index
+            .blob(
+                self.destination.origin(),
+                self.destination.repository(),
+                &blob.digest,
+            )
+            .await;
         if let Some(hint) = &hint
             && self.trusts(hint.seen)
             && hint.size == blob.size
@@ -185,14 +255,26 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn ask_whether_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        match self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await? {
+        match self
+            .ask_destination(Traffic::Blobs, |destination| async move {
+                destination.has_blob(&digest).await
+            })
+            .await?
+        {
             Presence::Present { size } => {
                 self.of_size(blob, size)?;
                 self.remember_blob(blob).await;
                 Ok(true)
             }
             Presence::Absent => {
-                self.engine.index.forget_blobs(self.destination.origin(), self.destination.repository(), vec![digest]).await;
+                self.engine
+                    .index
+                    .forget_blobs(
+                        self.destination.origin(),
+                        self.destination.repository(),
+                        vec![digest],
+                    )
+                    .await;
                 Ok(false)
             }
         }
@@ -219,9 +301,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Vec::new();
         }
         let own = self.destination.repository();
-        let holders = self.engine.index.holders(self.destination.origin(), &blob.digest, HOLDERS).await;
-        let usable = holders.into_iter().filter(|holder| holder.committed || mount == Mount::Held);
-        let mut offers: Vec<_> = usable.map(|holder| holder.repository).filter(|repository| repository != own).collect();
+        let holders = self
+            .engine
+            .index
+            .holders(self.destination.origin(), &blob.digest, HOLDERS)
+            .await;
+        let usable = holders
+            .into_iter()
+            .filter(|holder| holder.committed || mount == Mount::Held);
+        let mut offers: Vec<_> = usable
+            .map(|holder| holder.repository)
+            .filter(|repository| repository != own)
+            .collect();
         if self.source.origin() == self.destination.origin() && self.source.repository() != own {
             offers.insert(0, self.source.repository().clone());
         }
@@ -229,7 +320,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Offers a mount source. A refusal leaves a session: it is used, unless an earlier process left one with bytes in it.
-    async fn mount(&self, blob: &Descriptor, from: &RepositoryName, stored: Option<StoredUpload>) -> Result<BlobOutcome, Fault> {
+    async fn mount(
+        &self,
+        blob: &Descriptor,
+        from: &RepositoryName,
+        stored: Option<StoredUpload>,
+    ) -> Result<BlobOutcome, Fault> {
         match (self.open_upload(blob, Some(from)).await?, stored) {
             (Begin::Mounted, stored) => {
                 self.forget_upload(blob, stored).await;
@@ -250,9 +346,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// The content of a mount is what its digest says; the length is compared with what was learnt when it came here.
-    async fn mounted(&self, blob: &Descriptor, from: &RepositoryName) -> Result<BlobOutcome, Fault> {
-        let known = self.engine.index.blob(self.destination.origin(), from, &blob.digest).await;
-        if known.is_some_and(|known| known.size != blob.size) && !self.ask_whether_held(blob).await? {
+    async fn mounted(
+        &self,
+        blob: &Descriptor,
+        from: &RepositoryName,
+    ) -> Result<BlobOutcome, Fault> {
+        let known = self
+            .engine
+            .index
+            .blob(self.destination.origin(), from, &blob.digest)
+            .await;
+        if known.is_some_and(|known| known.size != blob.size)
+            && !self.ask_whether_held(blob).await?
+        {
             return Err(Fault::retryable("it was mounted and is gone"));
         }
         self.remember_blob(blob).await;
@@ -261,7 +367,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Opens an upload, with the own repository as mount source where that asks whether the blob is there.
     async fn upload_afresh(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
-        let own = self.destination.abilities().mount_asks.then(|| self.destination.repository().clone());
+        let own = self
+            .destination
+            .abilities()
+            .mount_asks
+            .then(|| self.destination.repository().clone());
         match self.open_upload(blob, own.as_ref()).await? {
             Begin::Session(upload) => self.send(blob, Standing::fresh(upload)).await,
             Begin::Mounted if own.is_none() => Err(self.mounts_unasked()),
@@ -272,10 +382,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     pub(super) fn mounts_unasked(&self) -> Fault {
-        Fault::retryable(format!("{} mounts what it was not offered", self.destination.registry()))
+        Fault::retryable(format!(
+            "{} mounts what it was not offered",
+            self.destination.registry()
+        ))
     }
 
-    pub(super) async fn open_upload(&self, blob: &Descriptor, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    pub(super) async fn open_upload(
+        &self,
+        blob: &Descriptor,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         let digest = blob.digest;
         self.ask_destination(Traffic::Uploads, |destination| {
             let from = from.cloned();
@@ -285,16 +402,26 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
-    pub(super) async fn send(&self, blob: &Descriptor, mut standing: Standing) -> Result<BlobOutcome, Fault> {
+    pub(super) async fn send(
+        &self,
+        blob: &Descriptor,
+        mut standing: Standing,
+    ) -> Result<BlobOutcome, Fault> {
         self.journal_opening(blob, &standing).await;
-        let mut patience =
-            Patience { budget: Budget::new(self.engine.settings.retry.holding()), best: standing.held, afresh: false };
+        let mut patience = Patience {
+            budget: Budget::new(self.engine.settings.retry.holding()),
+            best: standing.held,
+            afresh: false,
+        };
         let mut shown = None;
         let resumed = loop {
             let resumed = standing.resumed;
             match self.send_once(blob, &mut standing, &mut shown).await {
                 Ok(()) => break resumed,
-                Err(fault) if standing.paused => self.wait_until_open(blob, &mut standing, fault, &mut patience).await?,
+                Err(fault) if standing.paused => {
+                    self.wait_until_open(blob, &mut standing, fault, &mut patience)
+                        .await?
+                }
                 Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
                     Some(next) => standing = next,
                     // The cut came after the registry had closed the session.
@@ -302,9 +429,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 },
             }
         };
-        self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        self.engine
+            .index
+            .close_upload(
+                self.destination.origin(),
+                self.destination.repository(),
+                &blob.digest,
+            )
+            .await;
         self.engine.refusals.forget(&self.refusal_of(&blob.digest));
-        self.engine.refusals.forget(&self.corruption_of(&blob.digest));
+        self.engine
+            .refusals
+            .forget(&self.corruption_of(&blob.digest));
         self.remember_blob(blob).await;
         Ok(BlobOutcome::Copied { resumed })
     }
@@ -322,10 +458,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 patience.afresh = true;
                 self.start_over(blob, standing).await.map(Some)
             }
-            class @ Class::Retryable { .. } if !standing.source_failed => match patience.budget.next(class) {
-                Some(wait) => self.go_on_later(blob, standing, fault, wait, patience).await,
-                None => self.give_up(blob, standing, fault).await,
-            },
+            class @ Class::Retryable { .. } if !standing.source_failed => {
+                match patience.budget.next(class) {
+                    Some(wait) => {
+                        self.go_on_later(blob, standing, fault, wait, patience)
+                            .await
+                    }
+                    None => self.give_up(blob, standing, fault).await,
+                }
+            }
             _ => self.give_up(blob, standing, fault).await,
         }
     }
@@ -360,7 +501,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         wait: Duration,
         patience: &mut Patience,
     ) -> Result<Option<Standing>, Fault> {
-        self.engine.metrics.retried(self.destination.registry(), fault.class());
+        self.engine
+            .metrics
+            .retried(self.destination.registry(), fault.class());
         tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
         stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
         let next = self.go_on(blob, standing).await?;
@@ -372,11 +515,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
-    async fn give_up(&self, blob: &Descriptor, standing: Standing, fault: Fault) -> Result<Option<Standing>, Fault> {
-        let blamed = if standing.source_failed { self.source.registry() } else { self.destination.registry() };
+    async fn give_up(
+        &self,
+        blob: &Descriptor,
+        standing: Standing,
+        fault: Fault,
+    ) -> Result<Option<Standing>, Fault> {
+        let blamed = if standing.source_failed {
+            self.source.registry()
+        } else {
+            self.destination.registry()
+        };
         self.engine.metrics.health.heard(blamed, Some(&fault));
         self.note_refusal(blob, &standing, &fault);
-        let wrong = matches!(fault.class(), Class::Corrupt | Class::Rejected | Class::NotFound);
+        let wrong = matches!(
+            fault.class(),
+            Class::Corrupt | Class::Rejected | Class::NotFound
+        );
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
             self.drop_upload(blob, standing.upload).await;
         }
@@ -393,9 +548,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             opened(&source, Traffic::Blobs, patience, self.stop).await?;
             opened(&destination, Traffic::Uploads, patience, self.stop).await?;
             let asked = Instant::now();
-            let mut permit = stoppable(&self.stop.drain, self.ticket.body(is_large, seat.map(Seat::share))).await?;
+            let mut permit = stoppable(
+                &self.stop.drain,
+                self.ticket.body(is_large, seat.map(Seat::share)),
+            )
+            .await?;
             self.engine.metrics.waited.body(asked);
-            let is_open = source.closed_for(Traffic::Blobs).is_zero() && destination.closed_for(Traffic::Uploads).is_zero();
+            let is_open = source.closed_for(Traffic::Blobs).is_zero()
+                && destination.closed_for(Traffic::Uploads).is_zero();
             if is_open && seat.is_none_or(|seat| seat.admit(permit.reading.take())) {
                 return Ok(permit);
             }
@@ -404,12 +564,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// The right to move the blob, and from its start on a seat in a shared read, if there is one. Whoever loses the seat while
     /// standing in line takes another one, with all who lost theirs.
-    async fn admitted(&self, blob: &Descriptor, from_start: bool) -> Result<(Option<Seat>, BodyPermit), Fault> {
+    async fn admitted(
+        &self,
+        blob: &Descriptor,
+        from_start: bool,
+    ) -> Result<(Option<Seat>, BodyPermit), Fault> {
         if !from_start {
             self.member.settled(&blob.digest);
         }
         loop {
-            let seat = || self.member.seat(&blob.digest, blob.size, || self.opener(blob.clone(), None));
+            let seat = || {
+                self.member
+                    .seat(&blob.digest, blob.size, || self.opener(blob.clone(), None))
+            };
             let seat = if from_start { seat() } else { None };
             let permit = self.permit(blob.size, seat.as_ref()).await?;
             if !seat.as_ref().is_some_and(Seat::is_lost) {
@@ -433,8 +600,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let road = self.road(blob, standing, seat, sender.clone(), progress);
         let start = standing.held;
         standing.held_before = start;
-        let sent = self.travel(blob, standing, &road, sender, checkpoints).await;
-        self.sent.fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
+        let sent = self
+            .travel(blob, standing, &road, sender, checkpoints)
+            .await;
+        self.sent
+            .fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
         standing.passed = road.passed();
         standing.source_failed = road.source_fault().is_some();
         match (sent, road.source_fault()) {
@@ -445,8 +615,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     fn show(&self, blob: &Descriptor) -> Arc<ActiveBlob> {
-        self.progress.bytes_planned.fetch_add(blob.size, Ordering::Relaxed);
-        Arc::new(self.progress.start_blob(format!("{} {}", self.destination.repository(), blob.digest.short()), blob.size))
+        self.progress
+            .bytes_planned
+            .fetch_add(blob.size, Ordering::Relaxed);
+        Arc::new(self.progress.start_blob(
+            format!("{} {}", self.destination.repository(), blob.digest.short()),
+            blob.size,
+        ))
     }
 
     fn blame_source(&self, fault: Fault) -> Fault {
@@ -469,12 +644,24 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let reads = seat.as_ref().is_none_or(|seat| seat.is_first);
         let lanes = [
             lane(self.source.origin()).filter(|_| reads),
-            lane(self.destination.origin()).filter(|_| self.source.origin() != self.destination.origin()),
+            lane(self.destination.origin())
+                .filter(|_| self.source.origin() != self.destination.origin()),
         ];
         let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
-        let watchers =
-            Watchers { checkpoints: sender, every: self.engine.settings.bounds.checkpoint, progress: Some(progress), read };
-        Road::new(blob.clone(), standing.greatest_checkpoint(blob), standing.held, self.opener(blob.clone(), seat), lanes, watchers)
+        let watchers = Watchers {
+            checkpoints: sender,
+            every: self.engine.settings.bounds.checkpoint,
+            progress: Some(progress),
+            read,
+        };
+        Road::new(
+            blob.clone(),
+            standing.greatest_checkpoint(blob),
+            standing.held,
+            self.opener(blob.clone(), seat),
+            lanes,
+            watchers,
+        )
     }
 
     /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
@@ -501,18 +688,28 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     budget.next(Class::RETRYABLE)
                 }
             };
-            let (source, blob, metrics, mut budget) = (source.clone(), blob.clone(), metrics.clone(), budget.clone());
+            let (source, blob, metrics, mut budget) = (
+                source.clone(),
+                blob.clone(),
+                metrics.clone(),
+                budget.clone(),
+            );
             let (stop, lane) = (stop.clone(), lane.clone());
             let opening: Opening = Box::pin(async move {
                 let Some(mut wait) = wait else {
-                    return Err(Fault::retryable(format!("{} breaks off again and again at byte {offset}", source.address())));
+                    return Err(Fault::retryable(format!(
+                        "{} breaks off again and again at byte {offset}",
+                        source.address()
+                    )));
                 };
                 loop {
                     stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
                     budget.excuse(opened(&lane, Traffic::Blobs, &budget.left(), &stop).await?);
                     let errand = Errand::from(Traffic::Blobs).ranked(rank);
                     let asked = Instant::now();
-                    let Ok(turn) = lane.turn_within(errand, settings.hinted).await else { continue };
+                    let Ok(turn) = lane.turn_within(errand, settings.hinted).await else {
+                        continue;
+                    };
                     metrics.waited.request(asked);
                     let read = source.read_blob(&blob, offset).await;
                     metrics.rate_limited(source.registry(), turn.learn(&read));
@@ -541,7 +738,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn remember_blob(&self, blob: &Descriptor) {
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.index.remember_blobs(origin, repository, vec![(blob.digest, blob.size)], false).await;
+        self.engine
+            .index
+            .remember_blobs(origin, repository, vec![(blob.digest, blob.size)], false)
+            .await;
     }
 
     pub(super) fn is_journalled(&self, blob: &Descriptor) -> bool {
@@ -558,6 +758,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return fault;
         }
         let (from, to) = (self.source.registry(), self.destination.registry());
-        fault.while_doing(format_args!("{from} → {to}: blob {} of {}", blob.digest, self.source_reference()))
+        fault.while_doing(format_args!(
+            "{from} → {to}: blob {} of {}",
+            blob.digest,
+            self.source_reference()
+        ))
     }
 }

@@ -59,6 +59,11 @@ impl Default for Bounds {
 
 impl Default for SharedReads {
     fn default() -> SharedReads {
-        SharedReads { window: 8 * MIB, all_windows: 32 * MIB, linger: 4 * MIB, grace: Duration::from_secs(1) }
+        SharedReads {
+            window: 8 * MIB,
+            all_windows: 32 * MIB,
+            linger: 4 * MIB,
+            grace: Duration::from_secs(1),
+        }
     }
 }

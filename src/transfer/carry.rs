@@ -27,11 +27,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut left: Vec<Manifest> = image.levels.iter().flatten().cloned().collect();
         while !left.is_empty() {
             let waiting: HashSet<Digest> = left.iter().map(|manifest| manifest.digest).collect();
-            let is_ready = |manifest: &Manifest| !manifest.children.iter().any(|child| waiting.contains(&child.digest));
+            let is_ready = |manifest: &Manifest| {
+                !manifest
+                    .children
+                    .iter()
+                    .any(|child| waiting.contains(&child.digest))
+            };
             let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
             let digests = ready.iter().map(|manifest| manifest.digest).collect();
-            let write = |manifest: Manifest| async move { self.put_by_digest(image, &manifest).await }.boxed();
-            stream::iter(ready).map(write).buffer_unordered(self.engine.settings.bounds.manifests).try_collect::<Vec<()>>().await?;
+            let write = |manifest: Manifest| {
+                async move { self.put_by_digest(image, &manifest).await }.boxed()
+            };
+            stream::iter(ready)
+                .map(write)
+                .buffer_unordered(self.engine.settings.bounds.manifests)
+                .try_collect::<Vec<()>>()
+                .await?;
             self.remember_manifests(digests).await;
             left = rest;
         }
@@ -48,12 +59,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 if failed.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                self.blob(&blob).await.inspect_err(|_| failed.store(true, Ordering::Relaxed))
+                self.blob(&blob)
+                    .await
+                    .inspect_err(|_| failed.store(true, Ordering::Relaxed))
             }
             .boxed()
         };
-        let brought: Vec<Result<(), Fault>> =
-            stream::iter(blobs.to_vec()).map(bring).buffer_unordered(self.engine.settings.bounds.blobs).collect().await;
+        let brought: Vec<Result<(), Fault>> = stream::iter(blobs.to_vec())
+            .map(bring)
+            .buffer_unordered(self.engine.settings.bounds.blobs)
+            .collect()
+            .await;
         brought.into_iter().collect()
     }
 
@@ -62,7 +78,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Put::Accepted { .. } => Ok(()),
             Put::Immutable | Put::Missing(_) => {
                 let address = self.destination.address();
-                Err(Fault::rejected(format!("{address} does not take manifest {}", manifest.digest)))
+                Err(Fault::rejected(format!(
+                    "{address} does not take manifest {}",
+                    manifest.digest
+                )))
             }
         }
     }
@@ -72,10 +91,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
             let manifest = manifest.clone();
-            async move { destination.put_manifest(&Target::Digest(manifest.digest), &manifest).await }
+            async move {
+                destination
+                    .put_manifest(&Target::Digest(manifest.digest), &manifest)
+                    .await
+            }
         };
         let refusal = self.refusal_of(&manifest.digest);
-        if let Some(fault) = self.engine.refusals.held(&refusal, self.job.cause, self.job.look_began) {
+        if let Some(fault) =
+            self.engine
+                .refusals
+                .held(&refusal, self.job.cause, self.job.look_began)
+        {
             return Err(fault);
         }
         let note = |fault: Fault| {
@@ -85,12 +112,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             fault
         };
         for _ in 0..self.engine.settings.bounds.repairs {
-            match self.ask_destination(Traffic::Writes, write).await.map_err(note)? {
+            match self
+                .ask_destination(Traffic::Writes, write)
+                .await
+                .map_err(note)?
+            {
                 Put::Missing(named) => self.repair(image, manifest, &named).await?,
                 put => return Ok(self.committed(manifest, put).await),
             }
         }
-        match self.ask_destination(Traffic::Writes, write).await.map_err(note)? {
+        match self
+            .ask_destination(Traffic::Writes, write)
+            .await
+            .map_err(note)?
+        {
             Put::Missing(named) => Err(self.misses(manifest, &named)),
             put => Ok(self.committed(manifest, put).await),
         }
@@ -99,38 +134,84 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// A manifest that refers to its blobs is there: some registries let them be mounted elsewhere from now on.
     pub(super) async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
         if matches!(put, Put::Accepted { .. }) {
-            let own = manifest.blobs.iter().filter(|blob| !blob.media_type.is_foreign_layer());
+            let own = manifest
+                .blobs
+                .iter()
+                .filter(|blob| !blob.media_type.is_foreign_layer());
             let blobs: Vec<_> = own.map(|blob| (blob.digest, blob.size)).collect();
             if !blobs.is_empty() {
-                self.engine.index.remember_blobs(self.destination.origin(), self.destination.repository(), blobs, true).await;
+                self.engine
+                    .index
+                    .remember_blobs(
+                        self.destination.origin(),
+                        self.destination.repository(),
+                        blobs,
+                        true,
+                    )
+                    .await;
             }
-            let mut leads = self.leads.lock().expect("nothing panics while it holds the leads");
-            leads.retain(|lead| !manifest.blobs.iter().any(|blob| blob.digest == *lead.digest()));
+            let mut leads = self
+                .leads
+                .lock()
+                .expect("nothing panics while it holds the leads");
+            leads.retain(|lead| {
+                !manifest
+                    .blobs
+                    .iter()
+                    .any(|blob| blob.digest == *lead.digest())
+            });
         }
         put
     }
 
     /// Brings again what the registry says it misses, and what it may mean when it names nothing.
-    pub(super) async fn repair(&self, image: &Image, manifest: &Manifest, named: &[Digest]) -> Result<(), Fault> {
+    pub(super) async fn repair(
+        &self,
+        image: &Image,
+        manifest: &Manifest,
+        named: &[Digest],
+    ) -> Result<(), Fault> {
         let is_meant = |digest: &Digest| named.is_empty() || named.contains(digest);
         let own = manifest.blobs.iter().filter(|blob| is_meant(&blob.digest));
         let blobs: Vec<Descriptor> = own.cloned().collect();
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         tracing::debug!(destination = %self.destination.address(), manifest = %manifest.digest, blobs = blobs.len(), "the registry misses content; bringing it again");
-        self.engine.index.forget_blobs(origin, repository, blobs.iter().map(|blob| blob.digest).collect()).await;
-        for child in manifest.children.iter().filter(|child| is_meant(&child.digest)) {
-            self.engine.index.forget_manifest(origin, repository, &child.digest).await;
+        self.engine
+            .index
+            .forget_blobs(
+                origin,
+                repository,
+                blobs.iter().map(|blob| blob.digest).collect(),
+            )
+            .await;
+        for child in manifest
+            .children
+            .iter()
+            .filter(|child| is_meant(&child.digest))
+        {
+            self.engine
+                .index
+                .forget_manifest(origin, repository, &child.digest)
+                .await;
             self.bring_child(image, child).await?;
         }
         for blob in &blobs {
             // The registry misses it by name: whoever says that it is there, even the registry, is wrong.
-            if named.is_empty() { self.blob(blob).await? } else { self.bring_for_sure(blob).await? }
+            if named.is_empty() {
+                self.blob(blob).await?
+            } else {
+                self.bring_for_sure(blob).await?
+            }
         }
         Ok(())
     }
 
     /// Brings a child that the destination was thought to hold.
-    fn bring_child<'a>(&'a self, image: &'a Image, child: &'a Descriptor) -> BoxFuture<'a, Result<(), Fault>> {
+    fn bring_child<'a>(
+        &'a self,
+        image: &'a Image,
+        child: &'a Descriptor,
+    ) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             let Some(manifest) = self.source_manifest(child.digest.into()).await? else {
                 return self.blob(child).await;
@@ -144,9 +225,24 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) fn misses(&self, manifest: &Manifest, named: &[Digest]) -> Fault {
         let address = self.destination.address();
-        let foreign = manifest.blobs.iter().any(|blob| blob.media_type.is_foreign_layer());
-        let hint = if foreign { "; it wants the foreign layers, which staging does not serve" } else { "" };
-        let what = named.iter().take(3).map(Digest::to_string).collect::<Vec<_>>().join(", ");
-        Fault::rejected(format!("{address} refuses manifest {} because it misses content {what}{hint}", manifest.digest))
+        let foreign = manifest
+            .blobs
+            .iter()
+            .any(|blob| blob.media_type.is_foreign_layer());
+        let hint = if foreign {
+            "; it wants the foreign layers, which staging does not serve"
+        } else {
+            ""
+        };
+        let what = named
+            .iter()
+            .take(3)
+            .map(Digest::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        Fault::rejected(format!(
+            "{address} refuses manifest {} because it misses content {what}{hint}",
+            manifest.digest
+        ))
     }
 }

@@ -19,7 +19,10 @@ impl Chunks {
     pub(super) fn new(least: u64, most: u64, asked: Option<u64>) -> Chunks {
         let asked = asked.unwrap_or(0);
         let most = most.max(asked).max(1);
-        Chunks { size: asked.max(least).clamp(1, most), most }
+        Chunks {
+            size: asked.max(least).clamp(1, most),
+            most,
+        }
     }
 
     /// Bytes of the next chunk.
@@ -54,7 +57,11 @@ mod tests {
             if sent >= total / 2 {
                 (spent, waited) = (spent + sending + latency, waited + latency);
             }
-            chunks.acknowledged(length, Duration::from_secs_f64(sending + latency), Duration::from_secs_f64(latency));
+            chunks.acknowledged(
+                length,
+                Duration::from_secs_f64(sending + latency),
+                Duration::from_secs_f64(latency),
+            );
             sent += length;
         }
         (waited / spent, chunks.size())
@@ -63,9 +70,20 @@ mod tests {
     #[test]
     fn waiting_becomes_a_small_part_of_the_time() {
         for (latency, rate) in [(0.02, 50e6), (0.1, 50e6), (0.005, 200e6), (0.2, 10e6)] {
-            let (part, size) = transfer(Chunks::new(5 * MIB, 1024 * MIB, None), 4096 * MIB, latency, rate);
-            assert!(part <= 0.021, "{part} of the time was waiting at {latency} s and {rate} B/s, with chunks of {size}");
-            assert!(size as f64 <= 50.0 * 1.5 * latency * rate + 5.0 * MIB as f64, "{size} is more than it takes");
+            let (part, size) = transfer(
+                Chunks::new(5 * MIB, 1024 * MIB, None),
+                4096 * MIB,
+                latency,
+                rate,
+            );
+            assert!(
+                part <= 0.021,
+                "{part} of the time was waiting at {latency} s and {rate} B/s, with chunks of {size}"
+            );
+            assert!(
+                size as f64 <= 50.0 * 1.5 * latency * rate + 5.0 * MIB as f64,
+                "{size} is more than it takes"
+            );
         }
     }
 
@@ -73,8 +91,14 @@ mod tests {
     fn bounds_are_kept() {
         let (_, size) = transfer(Chunks::new(5 * MIB, 16 * MIB, None), 1024 * MIB, 0.5, 100e6);
         assert_eq!(size, 16 * MIB);
-        assert_eq!(Chunks::new(5 * MIB, 16 * MIB, Some(8 * MIB)).size(), 8 * MIB);
-        assert_eq!(Chunks::new(5 * MIB, 16 * MIB, Some(64 * MIB)).size(), 64 * MIB);
+        assert_eq!(
+            Chunks::new(5 * MIB, 16 * MIB, Some(8 * MIB)).size(),
+            8 * MIB
+        );
+        assert_eq!(
+            Chunks::new(5 * MIB, 16 * MIB, Some(64 * MIB)).size(),
+            64 * MIB
+        );
         assert_eq!(Chunks::new(0, 0, None).size(), 1);
         let mut chunks = Chunks::new(5 * MIB, 16 * MIB, None);
         chunks.acknowledged(17, Duration::from_secs(1), Duration::from_secs(1));

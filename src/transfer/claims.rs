@@ -90,7 +90,11 @@ const JUDGED_AFTER: Duration = Duration::from_secs(5);
 impl Default for Motion {
     fn default() -> Motion {
         let samples = VecDeque::from([(Instant::now(), 0)]);
-        Motion(Mutex::new(Moved { samples, left: 0, waits_for_source: false }))
+        Motion(Mutex::new(Moved {
+            samples,
+            left: 0,
+            waits_for_source: false,
+        }))
     }
 }
 
@@ -101,7 +105,11 @@ impl Motion {
         let mut state = self.lock();
         (state.left, state.waits_for_source) = (left, waits_for_source);
         state.samples.push_back((now, moved));
-        while state.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= stall.window) {
+        while state
+            .samples
+            .get(1)
+            .is_some_and(|(at, _)| now.duration_since(*at) >= stall.window)
+        {
             state.samples.pop_front();
         }
     }
@@ -110,9 +118,14 @@ impl Motion {
     /// it for longer than a window.
     pub fn is_slow(&self, stall: &stall::Settings) -> bool {
         let state = self.lock();
-        let Some((began, before)) = state.samples.front().copied() else { return false };
+        let Some((began, before)) = state.samples.front().copied() else {
+            return false;
+        };
         let watched = began.elapsed();
-        let moved = state.samples.back().map_or(0, |(_, moved)| moved.saturating_sub(before));
+        let moved = state
+            .samples
+            .back()
+            .map_or(0, |(_, moved)| moved.saturating_sub(before));
         let rate = moved as f64 / watched.as_secs_f64().max(0.001);
         if watched >= stall.window && rate < stall.floor as f64 {
             return true;
@@ -184,13 +197,25 @@ impl Claims {
     /// Waits for the claim. What is asked for by name goes first, and its holder becomes as urgent as what waits for it.
     pub async fn take(&self, subject: Subject, claimant: &Claimant) -> Claim {
         let number = self.ask(&subject, claimant);
-        Waiting { claims: self, claim: Some((subject, number)) }.await
+        Waiting {
+            claims: self,
+            claim: Some((subject, number)),
+        }
+        .await
     }
 
     /// Waits for the claim, but not for a holder with another source that hardly moves. `None`: go on without the claim.
-    pub async fn take_unless_slow(&self, subject: Subject, claimant: &Claimant, stall: &stall::Settings) -> Option<Claim> {
+    pub async fn take_unless_slow(
+        &self,
+        subject: Subject,
+        claimant: &Claimant,
+        stall: &stall::Settings,
+    ) -> Option<Claim> {
         let number = self.ask(&subject, claimant);
-        let mut waiting = Waiting { claims: self, claim: Some((subject.clone(), number)) };
+        let mut waiting = Waiting {
+            claims: self,
+            claim: Some((subject.clone(), number)),
+        };
         loop {
             tokio::select! {
                 biased;
@@ -206,7 +231,8 @@ impl Claims {
     fn is_slow(&self, subject: &Subject, claimant: &Claimant, stall: &stall::Settings) -> bool {
         let table = self.lock();
         let holder = table.entries.get(subject).map(|entry| &entry.holder);
-        holder.is_some_and(|holder| holder.source != claimant.source && holder.motion.is_slow(stall))
+        holder
+            .is_some_and(|holder| holder.source != claimant.source && holder.motion.is_slow(stall))
     }
 
     /// Takes the claim or a place behind it; the number of either.
@@ -216,7 +242,11 @@ impl Claims {
         let number = table.next;
         match table.entries.get_mut(subject) {
             None => {
-                let entry = Entry { holder: claimant.clone(), number, waiting: BTreeMap::new() };
+                let entry = Entry {
+                    holder: claimant.clone(),
+                    number,
+                    waiting: BTreeMap::new(),
+                };
                 table.entries.insert(subject.clone(), entry);
             }
             Some(entry) => {
@@ -230,16 +260,31 @@ impl Claims {
     /// Gives the claim to the next in line.
     fn pass_on(&self, subject: &Subject, number: u64) {
         let mut table = self.lock();
-        let Some(entry) = table.entries.get_mut(subject).filter(|entry| entry.number == number) else { return };
-        let order = |number: u64, claimant: &Claimant| (claimant.ticket.rank() != Rank::Named, number);
-        let Some(next) = entry.waiting.iter().map(|(number, claimant)| order(*number, claimant)).min() else {
+        let Some(entry) = table
+            .entries
+            .get_mut(subject)
+            .filter(|entry| entry.number == number)
+        else {
+            return;
+        };
+        let order =
+            |number: u64, claimant: &Claimant| (claimant.ticket.rank() != Rank::Named, number);
+        let Some(next) = entry
+            .waiting
+            .iter()
+            .map(|(number, claimant)| order(*number, claimant))
+            .min()
+        else {
             table.entries.remove(subject);
             return;
         };
         if let Some(holder) = entry.waiting.remove(&next.1) {
             (entry.holder, entry.number) = (holder, next.1);
         }
-        entry.waiting.values().for_each(|other| other.ticket.follow(&entry.holder.ticket));
+        entry
+            .waiting
+            .values()
+            .for_each(|other| other.ticket.follow(&entry.holder.ticket));
         table.wakers.wake(next.1);
     }
 
@@ -249,18 +294,39 @@ impl Claims {
     }
 
     /// Takes the lead over a blob, unless somebody has it.
-    pub fn lead(&self, number: u64, source: &Origin, origin: &Origin, repository: &RepositoryName, digest: &Digest) -> Leading {
+    pub fn lead(
+        &self,
+        number: u64,
+        source: &Origin,
+        origin: &Origin,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Leading {
         let mut leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (origin.clone(), *digest);
         match leads.get(&key) {
             Some(leader) if leader.number < number && leader.repository != *repository => {
-                Leading::Earlier(Following { ends: leader.ended.clone(), has_other_source: leader.source != *source })
+                Leading::Earlier(Following {
+                    ends: leader.ended.clone(),
+                    has_other_source: leader.source != *source,
+                })
             }
             Some(_) => Leading::Later,
             None => {
                 let (repository, source) = (repository.clone(), source.clone());
-                leads.insert(key.clone(), Leader { number, repository, source, ended: CancellationToken::new() });
-                Leading::Ours(Lead { claims: self.clone(), key })
+                leads.insert(
+                    key.clone(),
+                    Leader {
+                        number,
+                        repository,
+                        source,
+                        ended: CancellationToken::new(),
+                    },
+                );
+                Leading::Ours(Lead {
+                    claims: self.clone(),
+                    key,
+                })
             }
         }
     }
@@ -275,7 +341,12 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let leader = self.claims.leads.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let leader = self
+            .claims
+            .leads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
         if let Some(leader) = leader {
             leader.ended.cancel();
         }
@@ -301,9 +372,17 @@ impl Future for Waiting<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Claim> {
         let (subject, number) = self.claim.take().expect("it is not polled after its end");
         let mut table = self.claims.lock();
-        if table.entries.get(&subject).is_some_and(|entry| entry.number == number) {
+        if table
+            .entries
+            .get(&subject)
+            .is_some_and(|entry| entry.number == number)
+        {
             table.wakers.forget(number);
-            return Poll::Ready(Claim { claims: self.claims.clone(), subject, number });
+            return Poll::Ready(Claim {
+                claims: self.claims.clone(),
+                subject,
+                number,
+            });
         }
         table.wakers.wait(number, cx.waker());
         drop(table);
@@ -314,10 +393,15 @@ impl Future for Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let Some((subject, number)) = self.claim.take() else { return };
+        let Some((subject, number)) = self.claim.take() else {
+            return;
+        };
         let mut table = self.claims.lock();
         table.wakers.forget(number);
-        let is_waiting = table.entries.get_mut(&subject).is_some_and(|entry| entry.waiting.remove(&number).is_some());
+        let is_waiting = table
+            .entries
+            .get_mut(&subject)
+            .is_some_and(|entry| entry.waiting.remove(&number).is_some());
         drop(table);
         if !is_waiting {
             self.claims.pass_on(&subject, number);
@@ -333,7 +417,11 @@ mod tests {
     fn claimant(admission: &Admission, source: &str, rank: Rank) -> Claimant {
         let (source, destination) = (Origin::new(source), Origin::new("http://a"));
         let ticket = admission.enter(&"r".into(), &source, &destination, rank);
-        Claimant { ticket, source, motion: Arc::default() }
+        Claimant {
+            ticket,
+            source,
+            motion: Arc::default(),
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -360,7 +448,8 @@ mod tests {
     async fn what_is_asked_for_by_name_goes_first_and_makes_its_holder_urgent() {
         let (claims, admission) = (Claims::default(), Admission::default());
         let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
-        let [holder, early, named] = [Rank::Backfill, Rank::New, Rank::Named].map(|rank| claimant(&admission, "http://s", rank));
+        let [holder, early, named] = [Rank::Backfill, Rank::New, Rank::Named]
+            .map(|rank| claimant(&admission, "http://s", rank));
         let first = claims.take(subject(), &holder).await;
         let mut second = std::pin::pin!(claims.take(subject(), &early));
         assert!(futures::poll!(&mut second).is_pending());
@@ -378,8 +467,8 @@ mod tests {
     async fn a_holder_whose_source_drips_loses_what_has_another_source() {
         let (claims, admission) = (Claims::default(), Admission::default());
         let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
-        let [sick, same, other] =
-            ["http://sick", "http://sick", "http://well"].map(|source| claimant(&admission, source, Rank::New));
+        let [sick, same, other] = ["http://sick", "http://sick", "http://well"]
+            .map(|source| claimant(&admission, source, Rank::New));
         let stall = stall::Settings::default();
         let _held = claims.take(subject(), &sick).await;
         let drips = async {
@@ -389,7 +478,15 @@ mod tests {
             }
         };
         let start = Instant::now();
-        let waits = async { (claims.take_unless_slow(subject(), &other, &stall).await.is_none(), start.elapsed()) };
+        let waits = async {
+            (
+                claims
+                    .take_unless_slow(subject(), &other, &stall)
+                    .await
+                    .is_none(),
+                start.elapsed(),
+            )
+        };
         let stays = claims.take_unless_slow(subject(), &same, &stall);
         tokio::select! {
             biased;
@@ -403,11 +500,21 @@ mod tests {
     async fn a_holder_that_does_not_move_at_all_is_waited_for_for_a_window() {
         let (claims, admission) = (Claims::default(), Admission::default());
         let subject = || Subject::Upload(Origin::new("http://a"), Digest::sha256(b"x"));
-        let [stuck, other] = ["http://sick", "http://well"].map(|source| claimant(&admission, source, Rank::New));
+        let [stuck, other] =
+            ["http://sick", "http://well"].map(|source| claimant(&admission, source, Rank::New));
         let _held = claims.take(subject(), &stuck).await;
         let start = Instant::now();
-        assert!(claims.take_unless_slow(subject(), &other, &stall::Settings::default()).await.is_none());
-        assert!((30..33).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+        assert!(
+            claims
+                .take_unless_slow(subject(), &other, &stall::Settings::default())
+                .await
+                .is_none()
+        );
+        assert!(
+            (30..33).contains(&start.elapsed().as_secs()),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test]
@@ -415,12 +522,24 @@ mod tests {
         let claims = Claims::default();
         let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
         let (first, second, third) = (claims.enrol(), claims.enrol(), claims.enrol());
-        let lead = |number, repository: &str| claims.lead(number, &origin, &origin, &repository.parse().unwrap(), &digest);
-        let Leading::Ours(ours) = lead(second, "b") else { panic!("nobody had it") };
+        let lead = |number, repository: &str| {
+            claims.lead(
+                number,
+                &origin,
+                &origin,
+                &repository.parse().unwrap(),
+                &digest,
+            )
+        };
+        let Leading::Ours(ours) = lead(second, "b") else {
+            panic!("nobody had it")
+        };
         assert_eq!(ours.digest(), &digest);
         assert!(matches!(lead(first, "a"), Leading::Later));
         assert!(matches!(lead(third, "b"), Leading::Later));
-        let Leading::Earlier(following) = lead(third, "c") else { panic!("the second has a lower number") };
+        let Leading::Earlier(following) = lead(third, "c") else {
+            panic!("the second has a lower number")
+        };
         let mut ended = std::pin::pin!(following.ended());
         assert!(futures::poll!(&mut ended).is_pending());
         drop(ours);
@@ -433,14 +552,24 @@ mod tests {
     async fn followers_wake_in_the_order_in_which_they_came() {
         let claims = Claims::default();
         let (origin, digest) = (Origin::new("http://a"), Digest::sha256(b"x"));
-        let Leading::Ours(lead) = claims.lead(0, &origin, &origin, &"first".parse().unwrap(), &digest) else {
+        let Leading::Ours(lead) =
+            claims.lead(0, &origin, &origin, &"first".parse().unwrap(), &digest)
+        else {
             panic!("it is free")
         };
         let woken = Arc::new(Mutex::new(Vec::new()));
         let mut followers = tokio::task::JoinSet::new();
         for number in 1..20 {
-            let leading = claims.lead(number, &origin, &origin, &format!("r{number}").parse().unwrap(), &digest);
-            let Leading::Earlier(following) = leading else { panic!("the first has the lead") };
+            let leading = claims.lead(
+                number,
+                &origin,
+                &origin,
+                &format!("r{number}").parse().unwrap(),
+                &digest,
+            );
+            let Leading::Earlier(following) = leading else {
+                panic!("the first has the lead")
+            };
             let woken = woken.clone();
             followers.spawn(async move {
                 following.ended().await;

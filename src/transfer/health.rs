@@ -10,7 +10,8 @@ use prometheus::{Error, GaugeVec, Opts, Registry};
 
 use crate::fault::{Class, Fault};
 
-const HELP: &str = "Whether the registry answers and accepts us: 1, else 0; 0 also until it has first been asked.";
+const HELP: &str =
+    "Whether the registry answers and accepts us: 1, else 0; 0 also until it has first been asked.";
 
 /// What is known of the registries. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,7 +45,10 @@ impl Health {
     pub(super) fn new(registry: &Registry) -> Result<Health, Error> {
         let gauge = GaugeVec::new(Opts::new("blobferry_registry_up", HELP), &["registry"])?;
         registry.register(Box::new(gauge.clone()))?;
-        Ok(Health { gauge, registries: Arc::default() })
+        Ok(Health {
+            gauge,
+            registries: Arc::default(),
+        })
     }
 
     /// Watches the registry of that name, if it is not watched already. Of others nothing is noted.
@@ -88,7 +92,11 @@ impl Health {
     /// A look at these registries begins.
     pub fn mark<'a>(&self, registries: impl Iterator<Item = &'a str>) -> Mark {
         let state = self.lock();
-        Mark(registries.filter_map(|name| Some((name.into(), state.get(name)?.refusals))).collect())
+        Mark(
+            registries
+                .filter_map(|name| Some((name.into(), state.get(name)?.refusals)))
+                .collect(),
+        )
     }
 
     /// The look has ended with answers from all of them: refusals from before it hold no longer, unless there was another one.
@@ -96,7 +104,11 @@ impl Health {
         for (registry, refusals) in &mark.0 {
             self.note(registry, |heard| {
                 if heard.refused && heard.refusals == *refusals {
-                    *heard = Heard { up: Some(true), refusals: *refusals, ..Heard::default() };
+                    *heard = Heard {
+                        up: Some(true),
+                        refusals: *refusals,
+                        ..Heard::default()
+                    };
                 }
             });
         }
@@ -105,12 +117,16 @@ impl Health {
     fn note(&self, registry: &str, change: impl FnOnce(&mut Heard)) {
         if let Some(heard) = self.lock().get_mut(registry) {
             change(heard);
-            self.gauge.with_label_values(&[registry]).set(f64::from(heard.up == Some(true)));
+            self.gauge
+                .with_label_values(&[registry])
+                .set(f64::from(heard.up == Some(true)));
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Heard>> {
-        self.registries.lock().expect("nothing panics while it notes")
+        self.registries
+            .lock()
+            .expect("nothing panics while it notes")
     }
 }
 
@@ -125,7 +141,10 @@ mod tests {
     }
 
     fn up(health: &Health) -> (Option<bool>, f64) {
-        (health.of("production").unwrap().up, health.gauge.with_label_values(&["production"]).get())
+        (
+            health.of("production").unwrap().up,
+            health.gauge.with_label_values(&["production"]).get(),
+        )
     }
 
     #[test]
@@ -138,7 +157,10 @@ mod tests {
         assert_eq!(up(&health), (Some(true), 1.0), "it answers");
         health.heard("production", Some(&Fault::retryable("no answer")));
         assert_eq!(up(&health), (Some(false), 0.0));
-        assert_eq!(health.of("production").unwrap().trouble.as_deref(), Some("no answer"));
+        assert_eq!(
+            health.of("production").unwrap().trouble.as_deref(),
+            Some("no answer")
+        );
         health.heard("production", None);
         assert_eq!(up(&health), (Some(true), 1.0));
         assert_eq!(health.of("production").unwrap().trouble, None);
@@ -158,7 +180,11 @@ mod tests {
             health.clear(&mark);
         };
         look(true);
-        assert_eq!(up(&health), (Some(false), 0.0), "reading works, writing does not");
+        assert_eq!(
+            up(&health),
+            (Some(false), 0.0),
+            "reading works, writing does not"
+        );
         look(true);
         assert_eq!(up(&health), (Some(false), 0.0));
         look(false);
@@ -171,6 +197,11 @@ mod tests {
         health.retain(|name| name != "production");
         health.heard("production", Some(&Fault::retryable("no answer")));
         assert!(health.of("production").is_none());
-        assert_eq!(prometheus::core::Collector::collect(&health.gauge)[0].get_metric().len(), 0);
+        assert_eq!(
+            prometheus::core::Collector::collect(&health.gauge)[0]
+                .get_metric()
+                .len(),
+            0
+        );
     }
 }

@@ -50,7 +50,13 @@ pub struct Errand {
 
 impl From<Traffic> for Errand {
     fn from(traffic: Traffic) -> Errand {
-        Errand { traffic, look: false, rank: Rank::New, max_wait: None, is_naming: false }
+        Errand {
+            traffic,
+            look: false,
+            rank: Rank::New,
+            max_wait: None,
+            is_naming: false,
+        }
     }
 }
 
@@ -62,16 +68,28 @@ impl Errand {
 
     /// The same request, which waits for a registry's time for at most so long.
     pub fn within(self, max_wait: Duration) -> Errand {
-        Errand { max_wait: Some(max_wait), ..self }
+        Errand {
+            max_wait: Some(max_wait),
+            ..self
+        }
     }
 }
 
 impl Traffic {
-    const ALL: [Traffic; 5] = [Traffic::Listing, Traffic::Manifests, Traffic::Blobs, Traffic::Uploads, Traffic::Writes];
+    const ALL: [Traffic; 5] = [
+        Traffic::Listing,
+        Traffic::Manifests,
+        Traffic::Blobs,
+        Traffic::Uploads,
+        Traffic::Writes,
+    ];
 
     /// For looking only.
     pub fn of_look(self) -> Errand {
-        Errand { look: true, ..Errand::from(self) }
+        Errand {
+            look: true,
+            ..Errand::from(self)
+        }
     }
 
     fn quota(self, quotas: &Quotas) -> Option<f64> {
@@ -125,7 +143,10 @@ pub struct Turn<'a> {
 impl Limits {
     /// Limits with so many permits for jobs and bodies.
     pub fn new(permits: Permits) -> Limits {
-        Limits { lanes: Arc::default(), admission: Admission::new(permits) }
+        Limits {
+            lanes: Arc::default(),
+            admission: Admission::new(permits),
+        }
     }
 
     pub(super) fn admission(&self) -> &Admission {
@@ -144,12 +165,18 @@ impl Limits {
 
     /// Sets what the config says of a registry. A lane whose settings stay the same keeps its state.
     pub fn set(&self, origin: &Origin, settings: Settings) {
-        let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
+        let mut lanes = self
+            .lanes
+            .lock()
+            .expect("nothing panics while it holds the lanes");
         let before = lanes.get(origin);
         if before.is_none_or(|lane| lane.settings != settings) {
             let mut lane = Lane::new(origin, settings, &self.admission);
             if let Some(before) = before {
-                lane.gates.iter_mut().zip(&before.gates).for_each(|(gate, before)| gate.inherit(before));
+                lane.gates
+                    .iter_mut()
+                    .zip(&before.gates)
+                    .for_each(|(gate, before)| gate.inherit(before));
                 lane.heed(before.allowance());
             }
             lanes.insert(origin.clone(), Arc::new(lane));
@@ -163,8 +190,14 @@ impl Limits {
 
     /// The lane of a registry.
     pub fn lane(&self, origin: &Origin) -> Arc<Lane> {
-        let mut lanes = self.lanes.lock().expect("nothing panics while it holds the lanes");
-        lanes.entry(origin.clone()).or_insert_with(|| Arc::new(Lane::new(origin, Settings::default(), &self.admission))).clone()
+        let mut lanes = self
+            .lanes
+            .lock()
+            .expect("nothing panics while it holds the lanes");
+        lanes
+            .entry(origin.clone())
+            .or_insert_with(|| Arc::new(Lane::new(origin, Settings::default(), &self.admission)))
+            .clone()
     }
 }
 
@@ -195,15 +228,22 @@ impl Lane {
         };
         let limit = self.gate(traffic).width();
         let is_firm = self.settings.concurrency.is_some() || limit < REQUESTS;
-        self.admission.set_room(&self.origin, side, Room { limit, is_firm });
+        self.admission
+            .set_room(&self.origin, side, Room { limit, is_firm });
     }
 
     fn heed(&self, allowance: Allowance) {
-        *self.allowance.lock().expect("nothing panics while it holds the allowance") = allowance;
+        *self
+            .allowance
+            .lock()
+            .expect("nothing panics while it holds the allowance") = allowance;
     }
 
     fn allowance(&self) -> Allowance {
-        self.allowance.lock().expect("nothing panics while it holds the allowance").clone()
+        self.allowance
+            .lock()
+            .expect("nothing panics while it holds the allowance")
+            .clone()
     }
 
     fn gate(&self, traffic: Traffic) -> &Gate {
@@ -234,7 +274,10 @@ impl Lane {
 
     /// The right to send one request, unless the registry asks for more than `most` before it. The error is that time.
     pub async fn turn_within(&self, errand: Errand, most: Duration) -> Result<Turn<'_>, Duration> {
-        let pass = self.gate(errand.traffic).pass_within(errand.look, &self.whole, most).await?;
+        let pass = self
+            .gate(errand.traffic)
+            .pass_within(errand.look, &self.whole, most)
+            .await?;
         Ok(Turn::new(self, errand.traffic, pass))
     }
 
@@ -270,7 +313,9 @@ impl Lane {
     /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a second, at most a third of
     /// the requests that may run at once, at least one.
     pub fn names_at_once(&self) -> usize {
-        names_in_time(&self.settings).min(self.concurrency() / 3).max(1)
+        names_in_time(&self.settings)
+            .min(self.concurrency() / 3)
+            .max(1)
     }
 
     pub(super) fn names(&self) -> &NamingQueue {
@@ -279,7 +324,9 @@ impl Lane {
 
     /// How long to wait for so many bytes to have been allowed.
     pub fn bandwidth(&self, bytes: u64) -> Duration {
-        self.bandwidth.as_ref().map_or(Duration::ZERO, |meter| meter.take(bytes))
+        self.bandwidth
+            .as_ref()
+            .map_or(Duration::ZERO, |meter| meter.take(bytes))
     }
 }
 
@@ -294,7 +341,11 @@ fn names_in_time(settings: &Settings) -> usize {
 impl<'a> Turn<'a> {
     fn new(lane: &'a Lane, traffic: Traffic, pass: Pass) -> Turn<'a> {
         lane.admission.pulse().sent();
-        Turn { lane, traffic, pass }
+        Turn {
+            lane,
+            traffic,
+            pass,
+        }
     }
     /// Says what came of the request. Returns by how much longer everybody waits now because the registry asked for it, or
     /// said that nothing is left.
@@ -332,21 +383,36 @@ mod tests {
     async fn a_pace_is_kept_over_time() {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
-        limits.set(&origin, Settings { requests_per_second: Some(10.0), ..Settings::default() });
+        limits.set(
+            &origin,
+            Settings {
+                requests_per_second: Some(10.0),
+                ..Settings::default()
+            },
+        );
         let lane = limits.lane(&origin);
         let start = Instant::now();
         for _ in 0..60 {
             drop(lane.turn(Traffic::Manifests).await);
         }
         let took = start.elapsed().as_secs_f64();
-        assert!((4.9..5.2).contains(&took), "50 beyond the burst of 10 at 10 a second took {took}");
+        assert!(
+            (4.9..5.2).contains(&took),
+            "50 beyond the burst of 10 at 10 a second took {took}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn bandwidth_is_a_debt_that_is_paid_by_waiting() {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
-        limits.set(&origin, Settings { bandwidth: Some(Plan::constant(1_000_000)), ..Settings::default() });
+        limits.set(
+            &origin,
+            Settings {
+                bandwidth: Some(Plan::constant(1_000_000)),
+                ..Settings::default()
+            },
+        );
         let lane = limits.lane(&origin);
         let start = Instant::now();
         for _ in 0..10 {
@@ -360,18 +426,35 @@ mod tests {
     async fn a_lane_keeps_its_permits_when_nothing_changed() {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
-        let settings = Settings { concurrency: Some(1), ..Settings::default() };
+        let settings = Settings {
+            concurrency: Some(1),
+            ..Settings::default()
+        };
         limits.set(&origin, settings.clone());
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Writes).await;
         limits.set(&origin, settings.clone());
         assert!(Arc::ptr_eq(&limits.lane(&origin), &lane));
-        let busy = Fault::new(Class::Retryable { after: Some(Duration::from_secs(9)) }, "busy");
+        let busy = Fault::new(
+            Class::Retryable {
+                after: Some(Duration::from_secs(9)),
+            },
+            "busy",
+        );
         assert_eq!(turn.learn(&Err::<(), _>(busy)).as_secs(), 9);
-        limits.set(&origin, Settings { concurrency: Some(2), ..settings });
+        limits.set(
+            &origin,
+            Settings {
+                concurrency: Some(2),
+                ..settings
+            },
+        );
         let newer = limits.lane(&origin);
         assert_eq!(newer.concurrency(), 2);
-        assert!(newer.closed_for(Traffic::Writes).as_secs() >= 8, "a new config does not end what a registry asked for");
+        assert!(
+            newer.closed_for(Traffic::Writes).as_secs() >= 8,
+            "a new config does not end what a registry asked for"
+        );
         assert!(newer.closed_for(Traffic::Manifests).is_zero());
     }
 
@@ -380,15 +463,31 @@ mod tests {
         let limits = Limits::default();
         let (origin, allowance) = (Origin::new("http://127.0.0.1:1"), Allowance::default());
         limits.heed(&origin, allowance.clone());
-        limits.set(&origin, Settings { concurrency: Some(3), ..Settings::default() });
+        limits.set(
+            &origin,
+            Settings {
+                concurrency: Some(3),
+                ..Settings::default()
+            },
+        );
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Manifests).await;
-        allowance.note(Traffic::Manifests, Said { remaining: 0, reset: Some(Duration::from_secs(30)), window: None });
+        allowance.note(
+            Traffic::Manifests,
+            Said {
+                remaining: 0,
+                reset: Some(Duration::from_secs(30)),
+                window: None,
+            },
+        );
         assert_eq!(turn.learn(&Ok::<_, Fault>(())).as_secs(), 30);
         drop(turn);
         let start = Instant::now();
         drop(lane.turn(Traffic::Blobs).await);
-        assert!(start.elapsed().is_zero(), "other kinds of requests are counted apart");
+        assert!(
+            start.elapsed().is_zero(),
+            "other kinds of requests are counted apart"
+        );
         drop(lane.turn(Traffic::Manifests).await);
         assert_eq!(start.elapsed().as_secs(), 30);
     }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus::{
-    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, Opts, Registry,
 };
 use tokio::time::Instant;
 
@@ -20,10 +21,14 @@ const REPOSITORIES: usize = 1000;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Bounds of a promotion's time: from a few manifests to many gigabytes over a slow line.
-const PROMOTION_SECONDS: [f64; 14] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+const PROMOTION_SECONDS: [f64; 14] = [
+    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+];
 /// Bounds of the time from a push, or its first sight, to production.
-pub const TO_PRODUCTION_SECONDS: [f64; 14] =
-    [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0, 86_400.0];
+pub const TO_PRODUCTION_SECONDS: [f64; 14] = [
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
+    86_400.0,
+];
 
 /// The engine's instruments. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -73,7 +78,8 @@ impl Metrics {
             Ok::<_, Error>(vec)
         };
         let histograms = |name: &str, help: &str, bounds: &[f64]| {
-            let options = HistogramOpts::new(format!("blobferry_{name}"), help).buckets(bounds.to_vec());
+            let options =
+                HistogramOpts::new(format!("blobferry_{name}"), help).buckets(bounds.to_vec());
             let vec = HistogramVec::new(options, &["route"])?;
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, Error>(vec)
@@ -85,7 +91,10 @@ impl Metrics {
         };
         let jobs_in_flight = IntGauge::new("blobferry_jobs_in_flight", "Jobs that are running.")?;
         registry.register(Box::new(jobs_in_flight.clone()))?;
-        let resumes = IntCounter::new("blobferry_resumes_total", "Uploads that went on from a checkpoint.")?;
+        let resumes = IntCounter::new(
+            "blobferry_resumes_total",
+            "Uploads that went on from a checkpoint.",
+        )?;
         registry.register(Box::new(resumes.clone()))?;
         let rate_limited = Opts::new(
             "blobferry_rate_limited_seconds_total",
@@ -94,8 +103,16 @@ impl Metrics {
         let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
         registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
-            promotions: counters("promotions_total", "Production tags that were moved.", &["route", "destination", "repository"])?,
-            outcomes: counters("outcomes_total", "Settled jobs by what came of them.", &["route", "destination", "result"])?,
+            promotions: counters(
+                "promotions_total",
+                "Production tags that were moved.",
+                &["route", "destination", "repository"],
+            )?,
+            outcomes: counters(
+                "outcomes_total",
+                "Settled jobs by what came of them.",
+                &["route", "destination", "result"],
+            )?,
             promotion_seconds: histograms(
                 "promotion_duration_seconds",
                 "From the start of a promotion to its tag in production.",
@@ -107,14 +124,22 @@ impl Metrics {
                 &TO_PRODUCTION_SECONDS,
             )?,
             jobs_in_flight,
-            blobs: counters("blobs_total", "Blobs by how they came to be in the destination.", &["route", "destination", "how"])?,
+            blobs: counters(
+                "blobs_total",
+                "Blobs by how they came to be in the destination.",
+                &["route", "destination", "how"],
+            )?,
             referrers: counters(
                 "referrers_total",
                 "Referrers and companion tags of images by what happened to them.",
                 &["route", "destination", "how"],
             )?,
             resumes,
-            spared_bytes: counters("spared_bytes_total", "Bytes that did not have to be sent.", &["how"])?,
+            spared_bytes: counters(
+                "spared_bytes_total",
+                "Bytes that did not have to be sent.",
+                &["how"],
+            )?,
             throughput: gauges(
                 "transfer_throughput_bytes_per_second",
                 "Blob bytes per second over the last 10 seconds.",
@@ -125,8 +150,16 @@ impl Metrics {
                 "Content that did not have the digest or size it promised.",
                 &["registry"],
             )?,
-            stalls: counters("stalls_total", "Transfers that were cut because too little moved.", &["registry", "direction"])?,
-            retries: counters("retries_total", "Tries after a failure.", &["registry", "class"])?,
+            stalls: counters(
+                "stalls_total",
+                "Transfers that were cut because too little moved.",
+                &["registry", "direction"],
+            )?,
+            retries: counters(
+                "retries_total",
+                "Tries after a failure.",
+                &["registry", "class"],
+            )?,
             rate_limited_seconds,
             waited: Waited::new(registry)?,
             health: Health::new(registry)?,
@@ -142,13 +175,15 @@ impl Metrics {
         for destination in destinations {
             self.places().insert((route.into(), destination.into()));
             for outcome in Outcome::ALL {
-                self.outcomes.with_label_values(&[route, destination, outcome.name()]);
+                self.outcomes
+                    .with_label_values(&[route, destination, outcome.name()]);
             }
             for how in ["present", "mounted", "copied"] {
                 self.blobs.with_label_values(&[route, destination, how]);
             }
             for outcome in ReferrerOutcome::ALL {
-                self.referrers.with_label_values(&[route, destination, outcome.name()]);
+                self.referrers
+                    .with_label_values(&[route, destination, outcome.name()]);
             }
         }
         self.promotion_seconds.with_label_values(&[route]);
@@ -160,7 +195,8 @@ impl Metrics {
 
     /// Makes the promotion counter of a literal destination repository exist, at 0.
     pub fn prepare_repository(&self, route: &str, destination: &str, repository: &str) {
-        self.promotions.with_label_values(&[route, destination, &self.bounded(repository)]);
+        self.promotions
+            .with_label_values(&[route, destination, &self.bounded(repository)]);
     }
 
     /// Makes all series of a registry exist, at 0.
@@ -168,7 +204,8 @@ impl Metrics {
         self.registries.take_up(registry);
         self.digest_mismatches.with_label_values(&[registry]);
         self.rate_limited_seconds.with_label_values(&[registry]);
-        self.retries.with_label_values(&[registry, Class::RETRYABLE.name()]);
+        self.retries
+            .with_label_values(&[registry, Class::RETRYABLE.name()]);
         for direction in ["read", "sent"] {
             self.throughput.with_label_values(&[registry, direction]);
             self.stalls.with_label_values(&[registry, direction]);
@@ -178,14 +215,31 @@ impl Metrics {
     /// Forgets the destinations of routes that are not in `places`, and the registries that are not in `registries`. Their
     /// jobs that still run bring nothing back.
     pub fn retain(&self, places: &HashSet<(&str, &str)>, registries: &HashSet<&str>) {
-        self.places().retain(|(route, destination)| places.contains(&(route, destination)));
+        self.places()
+            .retain(|(route, destination)| places.contains(&(route, destination)));
         self.registries.retain(registries);
-        let no_place = |label: &dyn Fn(&str) -> String| !places.contains(&(&label("route"), &label("destination")));
-        let no_route = |label: &dyn Fn(&str) -> String| !places.iter().any(|(route, _)| *route == label("route"));
-        let no_registry = |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
-        [&self.promotions, &self.outcomes, &self.blobs, &self.referrers].into_iter().for_each(|vec| forget_series(vec, no_place));
-        [&self.promotion_seconds, &self.push_to_production_seconds].into_iter().for_each(|vec| forget_series(vec, no_route));
-        [&self.digest_mismatches, &self.retries, &self.stalls].into_iter().for_each(|vec| forget_series(vec, no_registry));
+        let no_place = |label: &dyn Fn(&str) -> String| {
+            !places.contains(&(&label("route"), &label("destination")))
+        };
+        let no_route = |label: &dyn Fn(&str) -> String| {
+            !places.iter().any(|(route, _)| *route == label("route"))
+        };
+        let no_registry =
+            |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
+        [
+            &self.promotions,
+            &self.outcomes,
+            &self.blobs,
+            &self.referrers,
+        ]
+        .into_iter()
+        .for_each(|vec| forget_series(vec, no_place));
+        [&self.promotion_seconds, &self.push_to_production_seconds]
+            .into_iter()
+            .for_each(|vec| forget_series(vec, no_route));
+        [&self.digest_mismatches, &self.retries, &self.stalls]
+            .into_iter()
+            .for_each(|vec| forget_series(vec, no_registry));
         forget_series(&self.rate_limited_seconds, no_registry);
         forget_series(&self.throughput, no_registry);
     }
@@ -195,7 +249,8 @@ impl Metrics {
     }
 
     fn has(&self, route: &str, destination: &str) -> bool {
-        self.places().contains(&(route.to_owned(), destination.to_owned()))
+        self.places()
+            .contains(&(route.to_owned(), destination.to_owned()))
     }
 
     /// A job runs until the guard is dropped.
@@ -207,19 +262,34 @@ impl Metrics {
     /// A job settled.
     pub fn counted(&self, route: &str, destination: &str, outcome: Outcome) {
         if self.has(route, destination) {
-            self.outcomes.with_label_values(&[route, destination, outcome.name()]).inc();
+            self.outcomes
+                .with_label_values(&[route, destination, outcome.name()])
+                .inc();
         }
     }
 
     /// A tag was moved.
-    pub fn promoted(&self, route: &str, destination: &str, repository: &str, took: Duration, since_push: Option<Duration>) {
+    pub fn promoted(
+        &self,
+        route: &str,
+        destination: &str,
+        repository: &str,
+        took: Duration,
+        since_push: Option<Duration>,
+    ) {
         if !self.has(route, destination) {
             return;
         }
-        self.promotions.with_label_values(&[route, destination, &self.bounded(repository)]).inc();
-        self.promotion_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+        self.promotions
+            .with_label_values(&[route, destination, &self.bounded(repository)])
+            .inc();
+        self.promotion_seconds
+            .with_label_values(&[route])
+            .observe(took.as_secs_f64());
         if let Some(since_push) = since_push {
-            self.push_to_production_seconds.with_label_values(&[route]).observe(since_push.as_secs_f64());
+            self.push_to_production_seconds
+                .with_label_values(&[route])
+                .observe(since_push.as_secs_f64());
         }
     }
 
@@ -231,7 +301,9 @@ impl Metrics {
             BlobOutcome::Copied { .. } => "copied",
         };
         if self.has(route, destination) {
-            self.blobs.with_label_values(&[route, destination, how]).inc();
+            self.blobs
+                .with_label_values(&[route, destination, how])
+                .inc();
         }
         if !matches!(outcome, BlobOutcome::Copied { .. }) {
             self.spared_bytes.with_label_values(&[how]).inc_by(size);
@@ -241,14 +313,18 @@ impl Metrics {
     /// Something that travels beside an image was brought, was there, or is refused.
     pub fn referrer(&self, route: &str, destination: &str, outcome: ReferrerOutcome) {
         if self.has(route, destination) {
-            self.referrers.with_label_values(&[route, destination, outcome.name()]).inc();
+            self.referrers
+                .with_label_values(&[route, destination, outcome.name()])
+                .inc();
         }
     }
 
     /// An upload went on from a checkpoint: `spared` bytes were not sent again.
     pub fn resumed(&self, spared: u64) {
         self.resumes.inc();
-        self.spared_bytes.with_label_values(&["resumed"]).inc_by(spared);
+        self.spared_bytes
+            .with_label_values(&["resumed"])
+            .inc_by(spared);
     }
 
     /// Content did not have the digest or size that was promised.
@@ -261,7 +337,9 @@ impl Metrics {
     /// Another try.
     pub fn retried(&self, registry: &str, class: Class) {
         if !self.registries.is_gone(registry) {
-            self.retries.with_label_values(&[registry, class.name()]).inc();
+            self.retries
+                .with_label_values(&[registry, class.name()])
+                .inc();
         }
     }
 
@@ -275,7 +353,9 @@ impl Metrics {
     /// A registry asked for so much more time.
     pub fn rate_limited(&self, registry: &str, wait: Duration) {
         if !wait.is_zero() && !self.registries.is_gone(registry) {
-            self.rate_limited_seconds.with_label_values(&[registry]).inc_by(wait.as_secs_f64());
+            self.rate_limited_seconds
+                .with_label_values(&[registry])
+                .inc_by(wait.as_secs_f64());
         }
     }
 
@@ -292,20 +372,36 @@ impl Metrics {
         match rates.get_mut(at) {
             // The registry may have been forgotten since.
             Some(rate) => rate.gauge = gauge,
-            None => rates.push(Rate { key, gauge, window: Default::default(), started: Instant::now() }),
+            None => rates.push(Rate {
+                key,
+                gauge,
+                window: Default::default(),
+                started: Instant::now(),
+            }),
         }
-        Meter { rates: self.rates.clone(), at }
+        Meter {
+            rates: self.rates.clone(),
+            at,
+        }
     }
 
     /// Brings the throughput gauges up to date; called before a scrape.
     pub fn refresh(&self) {
-        for rate in self.rates.lock().expect("nothing panics while it counts").iter() {
+        for rate in self
+            .rates
+            .lock()
+            .expect("nothing panics while it counts")
+            .iter()
+        {
             rate.gauge.set(rate.per_second());
         }
     }
 
     fn bounded(&self, repository: &str) -> String {
-        let mut known = self.repositories.lock().expect("nothing panics while it counts");
+        let mut known = self
+            .repositories
+            .lock()
+            .expect("nothing panics while it counts");
         if known.contains(repository) {
             return repository.into();
         }
@@ -333,7 +429,10 @@ impl Rate {
 
     fn per_second(&self) -> f64 {
         let now = self.second();
-        let recent = self.window.iter().filter(|(second, _)| *second + WINDOW.as_secs() > now);
+        let recent = self
+            .window
+            .iter()
+            .filter(|(second, _)| *second + WINDOW.as_secs() > now);
         recent.map(|(_, bytes)| *bytes as f64).sum::<f64>() / WINDOW.as_secs_f64()
     }
 }
@@ -353,7 +452,8 @@ impl Waited {
         let options = HistogramOpts::new("blobferry_admission_wait_seconds", help).buckets(buckets);
         let vec = HistogramVec::new(options, &["class"])?;
         registry.register(Box::new(vec.clone()))?;
-        let [job, body, request] = ["job", "body", "request"].map(|class| vec.with_label_values(&[class]));
+        let [job, body, request] =
+            ["job", "body", "request"].map(|class| vec.with_label_values(&[class]));
         Ok(Waited { job, body, request })
     }
 
@@ -393,7 +493,12 @@ pub struct Meter {
 impl Meter {
     /// Counts bytes.
     pub fn add(&self, bytes: u64) {
-        if let Some(rate) = self.rates.lock().expect("nothing panics while it counts").get_mut(self.at) {
+        if let Some(rate) = self
+            .rates
+            .lock()
+            .expect("nothing panics while it counts")
+            .get_mut(self.at)
+        {
             rate.add(bytes);
         }
     }
@@ -413,10 +518,22 @@ mod tests {
         metrics.meter("production", "sent").add(500);
         other.add(7);
         metrics.refresh();
-        assert_eq!(metrics.throughput.with_label_values(&["production", "sent"]).get(), 150.0);
+        assert_eq!(
+            metrics
+                .throughput
+                .with_label_values(&["production", "sent"])
+                .get(),
+            150.0
+        );
         tokio::time::advance(Duration::from_secs(7)).await;
         metrics.refresh();
-        assert_eq!(metrics.throughput.with_label_values(&["production", "sent"]).get(), 50.0);
+        assert_eq!(
+            metrics
+                .throughput
+                .with_label_values(&["production", "sent"])
+                .get(),
+            50.0
+        );
     }
 
     #[test]
@@ -426,13 +543,21 @@ mod tests {
         let count = |label: &str| {
             let families = registry.gather();
             let metrics = families.iter().flat_map(|family| family.get_metric());
-            metrics.filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label)).count()
+            metrics
+                .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
+                .count()
         };
         metrics.prepare_route("r", ["p", "q"].into_iter());
         metrics.prepare_registry("p");
         let job = || {
             metrics.counted("r", "p", Outcome::Promoted);
-            metrics.promoted("r", "p", "app", Duration::from_secs(1), Some(Duration::from_secs(2)));
+            metrics.promoted(
+                "r",
+                "p",
+                "app",
+                Duration::from_secs(1),
+                Some(Duration::from_secs(2)),
+            );
             metrics.blob("r", "p", BlobOutcome::Mounted, 1);
             metrics.mismatched("p");
             metrics.retried("p", Class::Auth);

@@ -178,7 +178,10 @@ impl Cost {
         let brought = self.blobs.mounted + self.blobs.copied;
         let referrers = crate::job::ReferrerCounts {
             copied: self.referrers.copied + other.referrers.copied,
-            present: other.referrers.present.saturating_sub(self.referrers.copied),
+            present: other
+                .referrers
+                .present
+                .saturating_sub(self.referrers.copied),
         };
         let blobs = crate::job::BlobCounts {
             present: other.blobs.present.saturating_sub(brought),
@@ -198,7 +201,13 @@ impl Cost {
 
 impl Engine {
     /// An engine over its stores.
-    pub fn new(settings: Settings, index: Index, ledger: Ledger, limits: Limits, metrics: Metrics) -> Engine {
+    pub fn new(
+        settings: Settings,
+        index: Index,
+        ledger: Ledger,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Engine {
         let fan_out = FanOut::new(settings.bounds.shared_reads, limits.admission());
         Engine {
             settings,
@@ -219,7 +228,10 @@ impl Engine {
 
     /// The same engine under other settings.
     pub fn with(&self, settings: Settings) -> Engine {
-        Engine { settings, ..self.clone() }
+        Engine {
+            settings,
+            ..self.clone()
+        }
     }
 
     /// Asks a registry: when its time has come, and again as long as that may help.
@@ -265,8 +277,15 @@ impl Engine {
     /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
     /// referrers itself needs no fallback list.
     pub fn has_tried(&self, origin: &Origin, repository: &RepositoryName, tag: &Tag) -> bool {
-        let place = Place { origin: origin.clone(), repository: repository.clone(), tag: tag.clone() };
-        self.tried.lock().expect("nothing panics while it notes").contains(&place)
+        let place = Place {
+            origin: origin.clone(),
+            repository: repository.clone(),
+            tag: tag.clone(),
+        };
+        self.tried
+            .lock()
+            .expect("nothing panics while it notes")
+            .contains(&place)
     }
 
     fn note_tried(&self, origin: &Origin, repository: &RepositoryName, tags: Vec<Tag>) {
@@ -274,12 +293,19 @@ impl Engine {
         if tried.len() >= TRIED {
             tried.clear();
         }
-        tried.extend(tags.into_iter().map(|tag| Place { origin: origin.clone(), repository: repository.clone(), tag }));
+        tried.extend(tags.into_iter().map(|tag| Place {
+            origin: origin.clone(),
+            repository: repository.clone(),
+            tag,
+        }));
     }
 
     /// Whether the source has failed to prove that its tag names the digest that production names.
     pub fn is_unproven(&self, place: &Place, digest: &Digest) -> bool {
-        self.unproven.lock().expect("nothing panics while it notes").contains(&(place.clone(), *digest))
+        self.unproven
+            .lock()
+            .expect("nothing panics while it notes")
+            .contains(&(place.clone(), *digest))
     }
 
     /// Remembers that the source has failed to prove a digest: it is not read again at every look.
@@ -303,14 +329,31 @@ impl Engine {
     ) -> Ending {
         let (started, mut waited, mut cost) = (Instant::now(), Duration::ZERO, Cost::default());
         loop {
-            let ending = self.run_once(job, source, destination, progress, stop).await;
+            let ending = self
+                .run_once(job, source, destination, progress, stop)
+                .await;
             cost = cost.plus(&ending.cost);
             let hold = self.settings.retry.hold;
             let may_wait = job.max_wait > hold && !ending.gave_up;
-            let wait = ending.retry_after().filter(|wait| may_wait && waited + *wait <= job.max_wait);
-            let Some(wait) = wait else { return Ending { cost, took: started.elapsed(), ..ending } };
-            if stoppable(&stop.drain, tokio::time::sleep(wait)).await.is_err() {
-                return Ending { cost, took: started.elapsed(), ..ending };
+            let wait = ending
+                .retry_after()
+                .filter(|wait| may_wait && waited + *wait <= job.max_wait);
+            let Some(wait) = wait else {
+                return Ending {
+                    cost,
+                    took: started.elapsed(),
+                    ..ending
+                };
+            };
+            if stoppable(&stop.drain, tokio::time::sleep(wait))
+                .await
+                .is_err()
+            {
+                return Ending {
+                    cost,
+                    took: started.elapsed(),
+                    ..ending
+                };
             }
             // The run itself has waited for about as long as it may with its permits in hand.
             waited += wait + hold;
@@ -326,8 +369,18 @@ impl Engine {
         progress: &Arc<Progress>,
         stop: &Stop,
     ) -> Ending {
-        let member = self.fan_out.enter(source.origin(), source.repository(), &job.key.tag, destination.origin());
-        let ticket = self.limits.admission().enter(&job.key.route, source.origin(), destination.origin(), job.rank);
+        let member = self.fan_out.enter(
+            source.origin(),
+            source.repository(),
+            &job.key.tag,
+            destination.origin(),
+        );
+        let ticket = self.limits.admission().enter(
+            &job.key.route,
+            source.origin(),
+            destination.origin(),
+            job.rank,
+        );
         let asked = Instant::now();
         member.admitted(&ticket).await;
         self.metrics.waited.job(asked);
@@ -356,12 +409,18 @@ impl Engine {
         let _in_flight = self.metrics.in_flight();
         // Boxed: whoever waits for a job is not as large as all that may happen in it.
         let promotion = async {
-            let (_claim, sight) = trip.claim_tag().await.map_err(|stopped| trip.broken(stopped, None))?;
+            let (_claim, sight) = trip
+                .claim_tag()
+                .await
+                .map_err(|stopped| trip.broken(stopped, None))?;
             trip.promote(sight).await
         };
         let story = match AssertUnwindSafe(promotion).catch_unwind().boxed().await {
             Ok(story) => story,
-            Err(_) => Err(trip.broken(Fault::retryable("a part of the program panicked; the log says where"), None)),
+            Err(_) => Err(trip.broken(
+                Fault::retryable("a part of the program panicked; the log says where"),
+                None,
+            )),
         };
         trip.end(story, tally.requests())
     }
@@ -370,8 +429,17 @@ impl Engine {
 impl Ending {
     /// Nothing to do: both sides name `digest`.
     pub fn equal(digest: Digest, requests: u64) -> Ending {
-        let cost = Cost { requests, ..Cost::default() };
-        Ending { outcome: Outcome::UpToDate, digest: Some(digest), previous: Some(digest), fault: None, ..Ending::empty(cost) }
+        let cost = Cost {
+            requests,
+            ..Cost::default()
+        };
+        Ending {
+            outcome: Outcome::UpToDate,
+            digest: Some(digest),
+            previous: Some(digest),
+            fault: None,
+            ..Ending::empty(cost)
+        }
     }
 
     /// The time after which the registry may be asked again, where it named one.
@@ -384,9 +452,20 @@ impl Ending {
 
     /// It did not work, or we were asked to stop.
     pub fn failed(fault: Fault, requests: u64) -> Ending {
-        let outcome = if fault.class() == Class::Cancelled { Outcome::Interrupted } else { Outcome::Failed };
+        let outcome = if fault.class() == Class::Cancelled {
+            Outcome::Interrupted
+        } else {
+            Outcome::Failed
+        };
         let fault = (outcome == Outcome::Failed).then_some(fault);
-        Ending { outcome, fault, ..Ending::empty(Cost { requests, ..Cost::default() }) }
+        Ending {
+            outcome,
+            fault,
+            ..Ending::empty(Cost {
+                requests,
+                ..Cost::default()
+            })
+        }
     }
 
     fn empty(cost: Cost) -> Ending {
@@ -471,19 +550,33 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Also returns what the look saw that still holds: nothing, where another job had the tag meanwhile.
     async fn claim_tag(&self) -> Result<(Claim, survey::Sight), Fault> {
         let place = &self.job.key.destination;
-        let subject = Subject::Tag(place.origin.clone(), place.repository.clone(), place.tag.clone());
+        let subject = Subject::Tag(
+            place.origin.clone(),
+            place.repository.clone(),
+            place.tag.clone(),
+        );
         let motion = Arc::default();
-        let claimant = Claimant { ticket: self.ticket.clone(), source: self.source.origin().clone(), motion };
+        let claimant = Claimant {
+            ticket: self.ticket.clone(),
+            source: self.source.origin().clone(),
+            motion,
+        };
         let mut take = std::pin::pin!(self.engine.claims.take(subject, &claimant));
         match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
             Poll::Ready(claim) => Ok((claim, survey::Sight::of(self.job))),
-            Poll::Pending => Ok((retry::stoppable(&self.stop.abort, take).await?, survey::Sight::none())),
+            Poll::Pending => Ok((
+                retry::stoppable(&self.stop.abort, take).await?,
+                survey::Sight::none(),
+            )),
         }
     }
 
     /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
     async fn promote(&self, sight: survey::Sight) -> Result<Story, Broken> {
-        let mut facts = self.survey_tag(sight).await.map_err(|fault| self.broken(fault, None))?;
+        let mut facts = self
+            .survey_tag(sight)
+            .await
+            .map_err(|fault| self.broken(fault, None))?;
         let rounds = self.engine.settings.bounds.rounds;
         for _ in 0..rounds {
             let known = facts.clone();
@@ -502,14 +595,27 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let image = self.survey_image(&mut facts).await.map_err(failed)?;
             let Some(image) = image else { continue };
             self.carry(&image).await.map_err(failed)?;
-            let naming = Naming { place: &self.job.key.destination, origin: NameOrigin::Job, image: &image, planned: &facts };
+            let naming = Naming {
+                place: &self.job.key.destination,
+                origin: NameOrigin::Job,
+                image: &image,
+                planned: &facts,
+            };
             facts = match self.name(naming).await.map_err(failed)? {
                 Named::Moved => return Ok(Story::promoted(&facts, &image)),
-                Named::Immutable => return self.refused_as_immutable(&image, &facts).await.map_err(failed),
+                Named::Immutable => {
+                    return self
+                        .refused_as_immutable(&image, &facts)
+                        .await
+                        .map_err(failed);
+                }
                 Named::Again(newer) => *newer,
             };
         }
-        let text = format!("staging moved {} {rounds} times while it was carried", self.source_reference());
+        let text = format!(
+            "staging moved {} {rounds} times while it was carried",
+            self.source_reference()
+        );
         Err(self.broken(Fault::retryable(text), Some(&facts)))
     }
 
@@ -517,20 +623,33 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn equal(&self, facts: &survey::TagFacts) -> Result<(), Fault> {
         let key = &self.job.key;
         if let Some(digest) = facts.source {
-            self.agree(&key.destination, &key.tag, digest, self.planned_rules().moving).await?;
+            self.agree(
+                &key.destination,
+                &key.tag,
+                digest,
+                self.planned_rules().moving,
+            )
+            .await?;
         }
         self.bring_referrers_later(facts).await
     }
 
     /// Production differs and stays so: the index must not go on saying that it is equal.
     async fn remember_difference(&self, facts: &survey::TagFacts) {
-        if facts.destination != facts.source && facts.destination_by == SeenBy::Tag && !self.job.dry_run {
+        if facts.destination != facts.source
+            && facts.destination_by == SeenBy::Tag
+            && !self.job.dry_run
+        {
             self.remember_tag(facts.destination).await;
         }
     }
 
     /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.
-    async fn refused_as_immutable(&self, image: &survey::Image, facts: &survey::TagFacts) -> Result<Story, Fault> {
+    async fn refused_as_immutable(
+        &self,
+        image: &survey::Image,
+        facts: &survey::TagFacts,
+    ) -> Result<Story, Fault> {
         let seen = self.survey_tag(survey::Sight::none()).await?;
         match seen.destination {
             Some(production) if production == image.top.digest => {
@@ -538,16 +657,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 Ok(Story::untouched(Decision::UpToDate, facts))
             }
             Some(production) => Ok(Story::immutable(facts, production)),
-            None => {
-                Err(Fault::rejected(format!("{} is refused as immutable, but there is no such tag", self.destination_reference())))
-            }
+            None => Err(Fault::rejected(format!(
+                "{} is refused as immutable, but there is no such tag",
+                self.destination_reference()
+            ))),
         }
     }
 
     fn broken(&self, fault: Fault, facts: Option<&survey::TagFacts>) -> Broken {
-        let digest = facts.and_then(|facts| facts.source).or(self.job.source.digest());
-        let previous = facts.and_then(|facts| facts.destination).or(self.job.destination.digest());
-        Broken { fault, digest, previous }
+        let digest = facts
+            .and_then(|facts| facts.source)
+            .or(self.job.source.digest());
+        let previous = facts
+            .and_then(|facts| facts.destination)
+            .or(self.job.destination.digest());
+        Broken {
+            fault,
+            digest,
+            previous,
+        }
     }
 
     fn end(&self, story: Result<Story, Broken>, requests: u64) -> Ending {
@@ -562,29 +690,73 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             copied: count(&self.counts.referrers_copied),
             present: count(&self.counts.referrers_present),
         };
-        let cost = Cost { blobs, referrers, bytes_sent: count(&self.sent), bytes_spared: count(&self.spared), requests };
+        let cost = Cost {
+            blobs,
+            referrers,
+            bytes_sent: count(&self.sent),
+            bytes_spared: count(&self.spared),
+            requests,
+        };
         let took = self.started.elapsed();
-        let told = std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
+        let told =
+            std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
         let found = *self.found.lock().expect("nothing panics while it notes");
         let gave_up = self.gave_up.load(Ordering::Relaxed);
         match story {
-            Ok(Story { outcome, digest, previous, mut reasons, written }) => {
+            Ok(Story {
+                outcome,
+                digest,
+                previous,
+                mut reasons,
+                written,
+            }) => {
                 reasons.extend(told);
-                Ending { outcome, digest, previous, reasons, fault: None, cost, written, found, took, gave_up }
+                Ending {
+                    outcome,
+                    digest,
+                    previous,
+                    reasons,
+                    fault: None,
+                    cost,
+                    written,
+                    found,
+                    took,
+                    gave_up,
+                }
             }
-            Err(Broken { fault, digest, previous }) => {
-                Ending { digest, previous, cost, found, took, gave_up, reasons: told, ..Ending::failed(fault, requests) }
-            }
+            Err(Broken {
+                fault,
+                digest,
+                previous,
+            }) => Ending {
+                digest,
+                previous,
+                cost,
+                found,
+                took,
+                gave_up,
+                reasons: told,
+                ..Ending::failed(fault, requests)
+            },
         }
     }
 
     /// This job as the claimant of a blob or of a question.
     fn claimant(&self, digest: &Digest) -> Claimant {
-        Claimant { ticket: self.ticket.clone(), source: self.source.origin().clone(), motion: self.motion(digest) }
+        Claimant {
+            ticket: self.ticket.clone(),
+            source: self.source.origin().clone(),
+            motion: self.motion(digest),
+        }
     }
 
     fn motion(&self, digest: &Digest) -> Arc<Motion> {
-        self.motions.lock().unwrap_or_else(PoisonError::into_inner).entry(*digest).or_default().clone()
+        self.motions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(*digest)
+            .or_default()
+            .clone()
     }
 
     /// Asks the source: under its limits, with retry.
@@ -593,24 +765,50 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         F: Future<Output = Result<T, Fault>>,
     {
         let source = &self.source;
-        let errand = Errand::from(traffic).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold);
-        self.engine.ask(source.origin(), source.registry(), errand, self.stop, || act(source.clone())).await
+        let errand = Errand::from(traffic)
+            .ranked(self.ticket.rank())
+            .within(self.engine.settings.retry.hold);
+        self.engine
+            .ask(
+                source.origin(),
+                source.registry(),
+                errand,
+                self.stop,
+                || act(source.clone()),
+            )
+            .await
     }
 
     /// Asks the destination: under its limits, with retry.
-    async fn ask_destination<T, F>(&self, traffic: Traffic, act: impl Fn(D) -> F) -> Result<T, Fault>
+    async fn ask_destination<T, F>(
+        &self,
+        traffic: Traffic,
+        act: impl Fn(D) -> F,
+    ) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let destination = &self.destination;
-        let errand = Errand::from(traffic).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold);
-        self.engine.ask(destination.origin(), destination.registry(), errand, self.stop, || act(destination.clone())).await
+        let errand = Errand::from(traffic)
+            .ranked(self.ticket.rank())
+            .within(self.engine.settings.retry.hold);
+        self.engine
+            .ask(
+                destination.origin(),
+                destination.registry(),
+                errand,
+                self.stop,
+                || act(destination.clone()),
+            )
+            .await
     }
 
     /// Whether a hint from `seen` needs no asking.
     fn trusts(&self, seen: Timestamp) -> bool {
         let age = self.job.look_began.duration_since(seen).as_secs();
-        age <= 0 || (self.job.cause.trusts_hints() && (age as u64) < self.engine.settings.trust.as_secs())
+        age <= 0
+            || (self.job.cause.trusts_hints()
+                && (age as u64) < self.engine.settings.trust.as_secs())
     }
 
     /// Something that is to be told of the job, once.
@@ -626,7 +824,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     fn destination_reference(&self) -> String {
-        format!("{}:{}", self.destination.address(), self.job.key.destination.tag)
+        format!(
+            "{}:{}",
+            self.destination.address(),
+            self.job.key.destination.tag
+        )
     }
 
     fn count_blob(&self, outcome: BlobOutcome, size: u64) {
@@ -642,7 +844,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !matches!(outcome, BlobOutcome::Copied { .. }) {
             add(&self.spared, size);
         }
-        self.engine.metrics.blob(&self.job.key.route, self.destination.registry(), outcome, size);
+        self.engine.metrics.blob(
+            &self.job.key.route,
+            self.destination.registry(),
+            outcome,
+            size,
+        );
     }
 }
 
@@ -656,22 +863,46 @@ impl Story {
             Decision::Refused(reason) => (Outcome::Refused, Some(reason)),
             Decision::Gone => (Outcome::Gone, None),
         };
-        Story { outcome, digest: facts.source, previous: facts.destination, reasons: reason.into_iter().collect(), written: None }
+        Story {
+            outcome,
+            digest: facts.source,
+            previous: facts.destination,
+            reasons: reason.into_iter().collect(),
+            written: None,
+        }
     }
 
     fn planned(facts: &survey::TagFacts) -> Story {
-        Story { outcome: Outcome::Planned, digest: facts.source, previous: facts.destination, reasons: Vec::new(), written: None }
+        Story {
+            outcome: Outcome::Planned,
+            digest: facts.source,
+            previous: facts.destination,
+            reasons: Vec::new(),
+            written: None,
+        }
     }
 
     fn immutable(facts: &survey::TagFacts, production: Digest) -> Story {
         let reason = format!(
             "the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there"
         );
-        Story { outcome: Outcome::Conflict, digest: facts.source, previous: Some(production), reasons: vec![reason], written: None }
+        Story {
+            outcome: Outcome::Conflict,
+            digest: facts.source,
+            previous: Some(production),
+            reasons: vec![reason],
+            written: None,
+        }
     }
 
     fn promoted(facts: &survey::TagFacts, image: &survey::Image) -> Story {
         let written = Some(image.top.digest);
-        Story { outcome: Outcome::Promoted, digest: written, previous: facts.destination, reasons: Vec::new(), written }
+        Story {
+            outcome: Outcome::Promoted,
+            digest: written,
+            previous: facts.destination,
+            reasons: Vec::new(),
+            written,
+        }
     }
 }

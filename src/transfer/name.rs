@@ -116,7 +116,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let has_moved = matches!(named, Ok(Named::Moved));
         if namer.is_new_intent && !namer.may_have_arrived && !has_moved {
             // It was announced, and never written: production naming it later is not our doing.
-            self.engine.ledger.forget_intent(namer.naming.place, &namer.digest()).await?;
+            self.engine
+                .ledger
+                .forget_intent(namer.naming.place, &namer.digest())
+                .await?;
         }
         named
     }
@@ -127,7 +130,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// `Cancelled` when the config in force does not allow the job any more.
     pub(super) fn rules_in_force(&self) -> Result<TagRules, Fault> {
         let is_withdrawn = self.stop.withdrawn.is_cancelled();
-        let rules = self.stop.rules.of(self.job, self.source.origin()).filter(|_| !is_withdrawn);
+        let rules = self
+            .stop
+            .rules
+            .of(self.job, self.source.origin())
+            .filter(|_| !is_withdrawn);
         rules.ok_or_else(Fault::cancelled)
     }
 
@@ -138,7 +145,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn remember_tag(&self, digest: Option<Digest>) {
         let place = &self.job.key.destination;
-        self.engine.index.remember_tags(&place.origin, &place.repository, vec![(place.tag.clone(), digest)]).await;
+        self.engine
+            .index
+            .remember_tags(
+                &place.origin,
+                &place.repository,
+                vec![(place.tag.clone(), digest)],
+            )
+            .await;
     }
 }
 
@@ -166,15 +180,27 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// What a refusal for good is remembered under.
     fn refusal(&self) -> refusals::Subject {
         let tag = Some(self.naming.place.tag.clone());
-        refusals::Subject { tag, ..self.trip.refusal_of(&self.digest()) }
+        refusals::Subject {
+            tag,
+            ..self.trip.refusal_of(&self.digest())
+        }
     }
 
     async fn prepare(&mut self) -> Result<Step, Fault> {
         let (trip, digest) = (self.trip, self.digest());
-        if let Some(fault) = trip.engine.refusals.held(&self.refusal(), trip.job.cause, trip.job.look_began) {
+        if let Some(fault) =
+            trip.engine
+                .refusals
+                .held(&self.refusal(), trip.job.cause, trip.job.look_began)
+        {
             return Err(fault);
         }
-        self.is_new_intent = self.trip.engine.ledger.intend(self.naming.place, &digest).await?;
+        self.is_new_intent = self
+            .trip
+            .engine
+            .ledger
+            .intend(self.naming.place, &digest)
+            .await?;
         // Without one the PUT itself asks for it.
         stoppable(&self.trip.stop.abort, self.trip.destination.prepare_push()).await?;
         Ok(Step::Judge)
@@ -183,7 +209,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// The rules in force, without a permit. Gates are judged here.
     fn judge(&mut self) -> Result<Step, Fault> {
         self.rounds += 1;
-        Ok(if self.rules_hold()? { Step::Admit } else { self.again() })
+        Ok(if self.rules_hold()? {
+            Step::Admit
+        } else {
+            self.again()
+        })
     }
 
     /// Whether the rules in force are still those of the plan. Companions and lists only need the job to be allowed.
@@ -210,10 +240,18 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 continue;
             }
             if wait > self.time_left() {
-                let text = format!("{} may not be written in the next {} s", self.reference(), wait.as_secs());
+                let text = format!(
+                    "{} may not be written in the next {} s",
+                    self.reference(),
+                    wait.as_secs()
+                );
                 return Err(Fault::new(Class::Retryable { after: Some(wait) }, text));
             }
-            let stop = if wait > SOON { &trip.stop.drain } else { &trip.stop.abort };
+            let stop = if wait > SOON {
+                &trip.stop.drain
+            } else {
+                &trip.stop.abort
+            };
             stoppable(stop, lane.until_admitted(traffic)).await?;
         }
         Ok(Step::Ask)
@@ -223,13 +261,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     async fn ask(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
         let target = trip.engine.limits.lane(trip.destination.origin());
-        let permit = stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
+        let permit =
+            stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
         if self.asks_source() {
             let source = trip.engine.limits.lane(trip.source.origin());
             if source.admitted_in(Traffic::Manifests) > SOON {
                 return Ok(self.late("staging's turn came late"));
             }
-            let Some(answer) = self.within(self.source_digest()).await? else { return Ok(self.late("staging answered late")) };
+            let Some(answer) = self.within(self.source_digest()).await? else {
+                return Ok(self.late("staging answered late"));
+            };
             match answer {
                 Ok(digest) => (self.facts.source, self.facts.source_at) = (digest, Instant::now()),
                 Err(fault) => return self.failed(fault),
@@ -264,7 +305,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let trip = self.trip;
         let until = self.facts.destination_at + trip.engine.settings.fresh;
         loop {
-            let Ok(turn) = timeout_at(until, stoppable(&trip.stop.abort, permit.turn())).await else {
+            let Ok(turn) = timeout_at(until, stoppable(&trip.stop.abort, permit.turn())).await
+            else {
                 return Ok(self.late("the turn to write came late"));
             };
             let turn = turn?;
@@ -276,12 +318,22 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             }
             let earlier = std::mem::replace(&mut self.may_have_arrived, true);
             let target = Target::Tag(self.naming.place.tag.clone());
-            let put = stoppable(&trip.stop.abort, trip.destination.put_manifest(&target, &self.naming.image.top)).await?;
-            trip.engine.metrics.rate_limited(trip.destination.registry(), turn.learn(&put));
+            let put = stoppable(
+                &trip.stop.abort,
+                trip.destination
+                    .put_manifest(&target, &self.naming.image.top),
+            )
+            .await?;
+            trip.engine
+                .metrics
+                .rate_limited(trip.destination.registry(), turn.learn(&put));
             drop(turn);
             let fault = match put {
                 Ok(Put::Accepted { .. }) => {
-                    trip.engine.metrics.health.heard(trip.destination.registry(), None);
+                    trip.engine
+                        .metrics
+                        .health
+                        .heard(trip.destination.registry(), None);
                     return Ok(self.moved().await);
                 }
                 Ok(Put::Immutable) => {
@@ -305,13 +357,18 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 trip.engine.refusals.note(self.refusal(), &fault);
             }
             if !matches!(fault.class(), Class::Retryable { .. }) {
-                trip.engine.metrics.health.heard(trip.destination.registry(), Some(&fault));
+                trip.engine
+                    .metrics
+                    .health
+                    .heard(trip.destination.registry(), Some(&fault));
                 return Err(fault);
             }
             if !is_refusal || Instant::now() + permit.turn_in() > until {
                 return Ok(Step::Pause(fault));
             }
-            trip.engine.metrics.retried(trip.destination.registry(), fault.class());
+            trip.engine
+                .metrics
+                .retried(trip.destination.registry(), fault.class());
         }
     }
 
@@ -330,7 +387,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let trip = self.trip;
         let registry = trip.destination.registry();
         let wait = self.budget.next(fault.class());
-        let Some(wait) = wait.filter(|wait| self.rounds < ROUNDS && *wait < self.time_left()) else {
+        let Some(wait) = wait.filter(|wait| self.rounds < ROUNDS && *wait < self.time_left())
+        else {
             trip.gave_up.store(true, Ordering::Relaxed);
             trip.engine.metrics.health.heard(registry, Some(&fault));
             return Err(fault);
@@ -346,7 +404,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// The manifest is there under its tag.
     async fn moved(&self) -> Step {
         let (trip, image, place) = (self.trip, self.naming.image, self.naming.place);
-        trip.committed(&image.top, Put::Accepted { subject: false }).await;
+        trip.committed(&image.top, Put::Accepted { subject: false })
+            .await;
         match self.naming.origin {
             NameOrigin::Job => {
                 trip.remember_manifests(image.subjects.clone()).await;
@@ -363,21 +422,40 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     fn again(&self) -> Step {
-        Step::Done(Named::Again(Box::new(TagFacts { manifest: None, ..self.facts.clone() })))
+        Step::Done(Named::Again(Box::new(TagFacts {
+            manifest: None,
+            ..self.facts.clone()
+        })))
     }
 
     /// A round whose answers or turn came too late: the permit is given back, and the next round asks again.
     fn late(&self, why: &str) -> Step {
-        let text = format!("{} could not be named while what was asked about it was fresh: {why}", self.reference());
-        Step::Pause(Fault::new(Class::Retryable { after: Some(Duration::ZERO) }, text))
+        let text = format!(
+            "{} could not be named while what was asked about it was fresh: {why}",
+            self.reference()
+        );
+        Step::Pause(Fault::new(
+            Class::Retryable {
+                after: Some(Duration::ZERO),
+            },
+            text,
+        ))
     }
 
     fn failed(&self, fault: Fault) -> Result<Step, Fault> {
-        if matches!(fault.class(), Class::Retryable { .. }) { Ok(Step::Pause(fault)) } else { Err(fault) }
+        if matches!(fault.class(), Class::Retryable { .. }) {
+            Ok(Step::Pause(fault))
+        } else {
+            Err(fault)
+        }
     }
 
     fn reference(&self) -> String {
-        format!("{}:{}", self.trip.destination.address(), self.naming.place.tag)
+        format!(
+            "{}:{}",
+            self.trip.destination.address(),
+            self.naming.place.tag
+        )
     }
 
     fn time_left(&self) -> Duration {
@@ -399,8 +477,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     fn asks_destination(&self) -> bool {
-        let is_answer = self.facts.destination_by.is_answer(self.trip.destination.abilities());
-        !is_answer || self.may_have_arrived || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
+        let is_answer = self
+            .facts
+            .destination_by
+            .is_answer(self.trip.destination.abilities());
+        !is_answer
+            || self.may_have_arrived
+            || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
     }
 
     /// An answer, if it came in time.
@@ -415,7 +498,14 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
         };
         let trip = self.trip;
-        trip.engine.resolve_tag_once(&trip.source, tag, trip.naming_errand(Traffic::Manifests), trip.stop).await
+        trip.engine
+            .resolve_tag_once(
+                &trip.source,
+                tag,
+                trip.naming_errand(Traffic::Manifests),
+                trip.stop,
+            )
+            .await
     }
 
     async fn destination_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
@@ -428,7 +518,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         }
         let trip = self.trip;
         let errand = trip.naming_errand(Traffic::Manifests);
-        let digest = trip.engine.resolve_tag_once(&trip.destination, tag, errand, trip.stop).await?;
+        let digest = trip
+            .engine
+            .resolve_tag_once(&trip.destination, tag, errand, trip.stop)
+            .await?;
         Ok((digest, Instant::now()))
     }
 }
@@ -436,6 +529,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// A request under a naming permit.
     pub(super) fn naming_errand(&self, traffic: Traffic) -> Errand {
-        Errand { is_naming: true, ..Errand::from(traffic).ranked(self.job.rank) }
+        Errand {
+            is_naming: true,
+            ..Errand::from(traffic).ranked(self.job.rank)
+        }
     }
 }

@@ -71,18 +71,29 @@ pub(super) struct Whole {
 impl Whole {
     /// `most` requests at once, `pace` a second.
     pub(super) fn new(most: usize, pace: Option<f64>) -> Whole {
-        Whole { requests: Arc::new(Semaphore::new(most)), pace: pace.map(|rate| Bucket::new(rate, rate.max(1.0))) }
+        Whole {
+            requests: Arc::new(Semaphore::new(most)),
+            pace: pace.map(|rate| Bucket::new(rate, rate.max(1.0))),
+        }
     }
 
     async fn acquire(&self) -> OwnedSemaphorePermit {
-        self.requests.clone().acquire_owned().await.expect("the semaphore is never closed")
+        self.requests
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
     }
 }
 
 impl Gate {
     /// A gate for `most` requests at once and `quota` a second.
     pub(super) fn new(most: usize, quota: Option<f64>) -> Gate {
-        let state = State { epoch: 0, closed_until: Instant::now(), refusals: 0 };
+        let state = State {
+            epoch: 0,
+            closed_until: Instant::now(),
+            refusals: 0,
+        };
         let bucket = |quota: f64| Arc::new(Bucket::new(quota * STEADY, (quota * AT_ONCE).max(1.0)));
         Gate {
             state: Mutex::new(state),
@@ -105,7 +116,9 @@ impl Gate {
 
     /// How long nobody may pass.
     pub(super) fn closed_for(&self) -> Duration {
-        self.lock().closed_until.saturating_duration_since(Instant::now())
+        self.lock()
+            .closed_until
+            .saturating_duration_since(Instant::now())
     }
 
     async fn opens_after(&self, closed_for: Duration) {
@@ -142,14 +155,27 @@ impl Gate {
     }
 
     /// The same, unless the registry asks for more than `most` before that. The error is that time.
-    pub(super) async fn pass_within(&self, look: bool, whole: &Whole, most: Duration) -> Result<Pass, Duration> {
-        let _looks = if look { Some(self.line_of_looks.lock().await) } else { None };
+    pub(super) async fn pass_within(
+        &self,
+        look: bool,
+        whole: &Whole,
+        most: Duration,
+    ) -> Result<Pass, Duration> {
+        let _looks = if look {
+            Some(self.line_of_looks.lock().await)
+        } else {
+            None
+        };
         let share = self.looks.as_deref().filter(|_| look);
         if let Some(share) = share {
             sleep(share.ready_in()).await;
         }
         let _first = self.line.lock().await;
-        let buckets = || [whole.pace.as_ref(), self.quota.as_deref(), share].into_iter().flatten();
+        let buckets = || {
+            [whole.pace.as_ref(), self.quota.as_deref(), share]
+                .into_iter()
+                .flatten()
+        };
         loop {
             let closed_for = self.closed_for();
             if closed_for > most {
@@ -162,19 +188,26 @@ impl Gate {
                 continue;
             }
             let permits = (self.requests.acquire().await, whole.acquire().await);
-            let ready = self.closed_for().is_zero() && buckets().all(|bucket| bucket.ready_in().is_zero());
+            let ready =
+                self.closed_for().is_zero() && buckets().all(|bucket| bucket.ready_in().is_zero());
             if ready {
                 for bucket in buckets() {
                     bucket.take(1.0);
                 }
-                return Ok(Pass { epoch: self.lock().epoch, _permits: Some(permits) });
+                return Ok(Pass {
+                    epoch: self.lock().epoch,
+                    _permits: Some(permits),
+                });
             }
         }
     }
 
     /// The word of a request that needs no right of its own: it belongs to a body that has one.
     pub(super) fn free_pass(&self) -> Pass {
-        Pass { epoch: self.lock().epoch, _permits: None }
+        Pass {
+            epoch: self.lock().epoch,
+            _permits: None,
+        }
     }
 
     /// How many may go at once.
@@ -216,7 +249,9 @@ impl Gate {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the gate")
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the gate")
     }
 }
 
@@ -246,13 +281,29 @@ pub(super) struct Permit {
 
 impl Window {
     fn new(most: usize) -> Arc<Window> {
-        let width = Mutex::new(Width { now: most, owed: 0, helped: 0 });
-        Arc::new(Window { permits: Arc::new(Semaphore::new(most)), most, width })
+        let width = Mutex::new(Width {
+            now: most,
+            owed: 0,
+            helped: 0,
+        });
+        Arc::new(Window {
+            permits: Arc::new(Semaphore::new(most)),
+            most,
+            width,
+        })
     }
 
     async fn acquire(self: &Arc<Window>) -> Permit {
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        Permit { window: self.clone(), permit: Some(permit) }
+        let permit = self
+            .permits
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        Permit {
+            window: self.clone(),
+            permit: Some(permit),
+        }
     }
 
     fn halve(&self) {
@@ -279,7 +330,9 @@ impl Window {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Width> {
-        self.width.lock().expect("nothing panics while it holds the width")
+        self.width
+            .lock()
+            .expect("nothing panics while it holds the width")
     }
 }
 
@@ -306,7 +359,11 @@ pub(super) struct Bucket {
 impl Bucket {
     /// `rate` a second, at most `most` saved up.
     pub(super) fn new(rate: f64, most: f64) -> Bucket {
-        Bucket { rate, most, state: Mutex::new((most, Instant::now())) }
+        Bucket {
+            rate,
+            most,
+            state: Mutex::new((most, Instant::now())),
+        }
     }
 
     /// How long until a whole token is there.
@@ -322,16 +379,26 @@ impl Bucket {
     }
 
     fn fill(&self) -> std::sync::MutexGuard<'_, (f64, Instant)> {
-        let mut state = self.state.lock().expect("nothing panics while it holds the bucket");
+        let mut state = self
+            .state
+            .lock()
+            .expect("nothing panics while it holds the bucket");
         let now = Instant::now();
         let (tokens, at) = *state;
-        *state = ((tokens + now.duration_since(at).as_secs_f64() * self.rate).min(self.most), now);
+        *state = (
+            (tokens + now.duration_since(at).as_secs_f64() * self.rate).min(self.most),
+            now,
+        );
         state
     }
 
     fn wait_for(&self, missing: f64) -> Duration {
         // Less than that is the rounding of fractions.
-        if missing < 1e-6 { Duration::ZERO } else { Duration::from_secs_f64((missing / self.rate).min(3600.0)) }
+        if missing < 1e-6 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs_f64((missing / self.rate).min(3600.0))
+        }
     }
 }
 
@@ -348,12 +415,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_passes_before_the_time_that_one_was_told() {
         let gate = Arc::new(Gate::new(4, None));
-        let (told, other) = (gate.pass(false, &whole()).await, gate.pass(false, &whole()).await);
+        let (told, other) = (
+            gate.pass(false, &whole()).await,
+            gate.pass(false, &whole()).await,
+        );
         assert_eq!(gate.congested(&told, Some(TEN)), TEN);
-        assert_eq!(gate.congested(&other, Some(TEN / 2)), Duration::ZERO, "the longer wait stands");
+        assert_eq!(
+            gate.congested(&other, Some(TEN / 2)),
+            Duration::ZERO,
+            "the longer wait stands"
+        );
         drop((told, other));
         let start = Instant::now();
-        futures::future::join_all((0..20).map(|_| async { drop(gate.pass(false, &whole()).await) })).await;
+        futures::future::join_all(
+            (0..20).map(|_| async { drop(gate.pass(false, &whole()).await) }),
+        )
+        .await;
         assert_eq!(start.elapsed().as_secs(), 10);
     }
 
@@ -382,11 +459,23 @@ mod tests {
             gate.congested(pass, None);
         }
         drop(passes);
-        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (8, 8));
+        assert_eq!(
+            (
+                gate.requests.lock().now,
+                gate.requests.permits.available_permits()
+            ),
+            (8, 8)
+        );
         for _ in 0..8 {
             gate.helped(&gate.free_pass());
         }
-        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (9, 9));
+        assert_eq!(
+            (
+                gate.requests.lock().now,
+                gate.requests.permits.available_permits()
+            ),
+            (9, 9)
+        );
         for _ in 0..10 {
             gate.congested(&gate.free_pass(), None);
         }
@@ -394,7 +483,13 @@ mod tests {
         for _ in 0..200 {
             gate.helped(&gate.free_pass());
         }
-        assert_eq!((gate.requests.lock().now, gate.requests.permits.available_permits()), (16, 16));
+        assert_eq!(
+            (
+                gate.requests.lock().now,
+                gate.requests.permits.available_permits()
+            ),
+            (16, 16)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -407,7 +502,10 @@ mod tests {
         }
         assert_eq!(waits, [1, 2, 4, 8].map(|times| FIRST * times));
         gate.helped(&gate.free_pass());
-        assert_eq!(gate.congested(&gate.free_pass(), Some(Duration::ZERO)), FIRST);
+        assert_eq!(
+            gate.congested(&gate.free_pass(), Some(Duration::ZERO)),
+            FIRST
+        );
     }
 
     /// Passes one after the other; when each came.
@@ -424,7 +522,12 @@ mod tests {
     /// The most within one second, if each may arrive so much later than it left.
     fn most_in_a_second(times: &[Instant], late: Duration) -> usize {
         let second = Duration::from_secs(1) + late;
-        let within = |(at, start): (usize, &Instant)| times[at..].iter().take_while(|time| **time - *start < second).count();
+        let within = |(at, start): (usize, &Instant)| {
+            times[at..]
+                .iter()
+                .take_while(|time| **time - *start < second)
+                .count()
+        };
         times.iter().enumerate().map(within).max().unwrap_or(0)
     }
 
@@ -437,9 +540,17 @@ mod tests {
                 let count = 5 * most + 1;
                 let times = times(&gate, look, count as usize).await;
                 let seen = most_in_a_second(&times, Duration::from_millis(48));
-                assert!(seen <= most as usize, "{seen} in a second where {most} may go");
-                let due = f64::from(count) / (f64::from(quota) * STEADY * if look { LOOKS } else { 1.0 });
-                assert!(start.elapsed().as_secs_f64() < due + 1.0, "{count} of a quota of {quota} took {:?}", start.elapsed());
+                assert!(
+                    seen <= most as usize,
+                    "{seen} in a second where {most} may go"
+                );
+                let due =
+                    f64::from(count) / (f64::from(quota) * STEADY * if look { LOOKS } else { 1.0 });
+                assert!(
+                    start.elapsed().as_secs_f64() < due + 1.0,
+                    "{count} of a quota of {quota} took {:?}",
+                    start.elapsed()
+                );
             }
         }
     }

@@ -47,7 +47,10 @@ pub struct Reading {
 impl Reading {
     /// As a look reads it, whose caller waits for a registry's time for at most `max_wait`.
     pub fn of_look(max_wait: Duration) -> Reading {
-        Reading { errand: Traffic::Listing.of_look().within(max_wait), most: MOST }
+        Reading {
+            errand: Traffic::Listing.of_look().within(max_wait),
+            most: MOST,
+        }
     }
 }
 
@@ -67,10 +70,17 @@ pub type ListedTags = BTreeMap<Tag, ListedTag>;
 /// the tag itself tells what it names.
 fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
     let before = tags.len();
-    let endpoint::Tag { name, digest, pushed } = entry;
+    let endpoint::Tag {
+        name,
+        digest,
+        pushed,
+    } = entry;
     let listed = tags.entry(name).or_insert(ListedTag { digest, pushed });
     if listed.digest != digest {
-        *listed = ListedTag { digest: None, pushed: listed.pushed.max(pushed) };
+        *listed = ListedTag {
+            digest: None,
+            pushed: listed.pushed.max(pushed),
+        };
     }
     tags.len() > before
 }
@@ -81,13 +91,25 @@ impl Engine {
     ///
     /// # Errors
     /// Those of [`pages_read`](Engine::pages_read).
-    pub async fn tags<S: Source>(&self, repository: &S, max_wait: Duration, stop: &Stop) -> Result<Option<ListedTags>, Fault> {
+    pub async fn tags<S: Source>(
+        &self,
+        repository: &S,
+        max_wait: Duration,
+        stop: &Stop,
+    ) -> Result<Option<ListedTags>, Fault> {
         let mut tags = ListedTags::new();
         let (origin, registry) = (repository.origin(), repository.registry());
-        let list = List { what: repository.address(), origin, registry, stop };
+        let list = List {
+            what: repository.address(),
+            origin,
+            registry,
+            stop,
+        };
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
         let reading = Reading::of_look(max_wait);
-        let exists = self.pages_read(reading, list, read, |tag| note(&mut tags, tag)).await?;
+        let exists = self
+            .pages_read(reading, list, read, |tag| note(&mut tags, tag))
+            .await?;
         Ok(exists.then_some(tags))
     }
 
@@ -102,9 +124,18 @@ impl Engine {
     ) -> Result<Option<HashMap<Digest, Option<Digest>>>, Fault> {
         let mut manifests = HashMap::new();
         let (origin, registry) = (repository.origin(), repository.registry());
-        let list = List { what: repository.address(), origin, registry, stop };
-        let read = |cursor: Option<Cursor>| async move { repository.listed_manifests(cursor.as_ref()).await };
-        let take = |listed: endpoint::ListedManifest| manifests.insert(listed.digest, listed.subject).is_none();
+        let list = List {
+            what: repository.address(),
+            origin,
+            registry,
+            stop,
+        };
+        let read = |cursor: Option<Cursor>| async move {
+            repository.listed_manifests(cursor.as_ref()).await
+        };
+        let take = |listed: endpoint::ListedManifest| {
+            manifests.insert(listed.digest, listed.subject).is_none()
+        };
         let exists = self.pages(list, read, take).await?;
         Ok(exists.then_some(manifests))
     }
@@ -122,7 +153,8 @@ impl Engine {
     where
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
-        self.pages_read(Reading::of_look(LONG_WAIT), list, read, take).await
+        self.pages_read(Reading::of_look(LONG_WAIT), list, read, take)
+            .await
     }
 
     /// Reads a list page by page. `take` is given every entry and says whether it is a new one. Returns whether there is such
@@ -141,15 +173,28 @@ impl Engine {
     where
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
-        let List { what, origin, registry, stop } = list;
+        let List {
+            what,
+            origin,
+            registry,
+            stop,
+        } = list;
         let mut cursor = None::<Cursor>;
         let mut seen = HashSet::new();
         let mut entries = 0;
         let mut barren = 0;
         loop {
-            let page = self.ask(origin, registry, reading.errand, stop, || read(cursor.clone())).await?;
+            let page = self
+                .ask(origin, registry, reading.errand, stop, || {
+                    read(cursor.clone())
+                })
+                .await?;
             let Some(page) = page else {
-                return if cursor.is_none() { Ok(false) } else { Err(Fault::not_found(format!("{what} is gone in mid-list"))) };
+                return if cursor.is_none() {
+                    Ok(false)
+                } else {
+                    Err(Fault::not_found(format!("{what} is gone in mid-list")))
+                };
             };
             entries += page.entries.len() + page.invalid;
             if entries > reading.most {
@@ -158,8 +203,15 @@ impl Engine {
                     "{what} at {registry} lists more than {most} entries, or never ends its list"
                 )));
             }
-            let new = page.entries.into_iter().map(&mut take).filter(|new| *new).count();
-            let Some(next) = page.next else { return Ok(true) };
+            let new = page
+                .entries
+                .into_iter()
+                .map(&mut take)
+                .filter(|new| *new)
+                .count();
+            let Some(next) = page.next else {
+                return Ok(true);
+            };
             barren += usize::from(new == 0);
             let is_another_page = seen.insert(Digest::sha256(next.0.as_bytes()));
             if barren > BARREN || seen.len() > PAGES || !is_another_page {
@@ -185,16 +237,37 @@ mod tests {
 
     fn engine() -> Engine {
         let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
-        let (index, ledger) = (crate::index::Index::in_memory(), crate::ledger::Ledger::in_memory());
-        Engine::new(Default::default(), index, ledger, Default::default(), metrics)
+        let (index, ledger) = (
+            crate::index::Index::in_memory(),
+            crate::ledger::Ledger::in_memory(),
+        );
+        Engine::new(
+            Default::default(),
+            index,
+            ledger,
+            Default::default(),
+            metrics,
+        )
     }
 
-    async fn read(engine: &Engine, most: usize, page: impl Fn(usize) -> Page<u64>) -> (Result<bool, Fault>, usize, usize) {
+    async fn read(
+        engine: &Engine,
+        most: usize,
+        page: impl Fn(usize) -> Page<u64>,
+    ) -> (Result<bool, Fault>, usize, usize) {
         let asked = Cell::new(0);
         let taken = Cell::new(0);
         let origin = Origin::new("http://127.0.0.1:1");
-        let list = List { what: "the tags".into(), origin: &origin, registry: "staging", stop: &Stop::default() };
-        let reading = Reading { most, ..Reading::of_look(LONG_WAIT) };
+        let list = List {
+            what: "the tags".into(),
+            origin: &origin,
+            registry: "staging",
+            stop: &Stop::default(),
+        };
+        let reading = Reading {
+            most,
+            ..Reading::of_look(LONG_WAIT)
+        };
         let next = |_| {
             asked.set(asked.get() + 1);
             std::future::ready(Ok(Some(page(asked.get()))))
@@ -209,7 +282,11 @@ mod tests {
 
     fn page((entries, next): Shape) -> Page<u64> {
         let next = next.map(|next| Cursor(next.to_string()));
-        Page { entries: (0..entries as u64).collect(), invalid: 0, next }
+        Page {
+            entries: (0..entries as u64).collect(),
+            invalid: 0,
+            next,
+        }
     }
 
     proptest! {
@@ -243,11 +320,20 @@ mod tests {
             next: Some(Cursor(number.to_string())),
         };
         let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 0)).await;
-        assert_eq!((result.unwrap_err().class(), asked), (Class::Rejected, BARREN + 1));
+        assert_eq!(
+            (result.unwrap_err().class(), asked),
+            (Class::Rejected, BARREN + 1)
+        );
         let (result, asked, _) = read(&engine(), MOST, |number| fresh(number, 1)).await;
-        assert_eq!((result.unwrap_err().class(), asked), (Class::Rejected, PAGES + 1));
+        assert_eq!(
+            (result.unwrap_err().class(), asked),
+            (Class::Rejected, PAGES + 1)
+        );
         let (result, asked, taken) = read(&engine(), MOST, |number| fresh(number, 1000)).await;
-        assert_eq!((result.unwrap_err().class(), asked, taken), (Class::Rejected, MOST / 1000 + 1, MOST));
+        assert_eq!(
+            (result.unwrap_err().class(), asked, taken),
+            (Class::Rejected, MOST / 1000 + 1, MOST)
+        );
     }
 
     #[test]
@@ -258,24 +344,45 @@ mod tests {
             pushed: None,
         };
         let mut tags = ListedTags::new();
-        let news: Vec<bool> = [entry("v1", "old"), entry("v2", "one"), entry("v1", "new"), entry("v2", "one")]
-            .map(|entry| note(&mut tags, entry))
-            .into();
+        let news: Vec<bool> = [
+            entry("v1", "old"),
+            entry("v2", "one"),
+            entry("v1", "new"),
+            entry("v2", "one"),
+        ]
+        .map(|entry| note(&mut tags, entry))
+        .into();
         assert_eq!(news, [true, true, false, false]);
         let digest = |name: &str| tags[&name.parse::<Tag>().unwrap()].digest;
-        assert_eq!((digest("v1"), digest("v2")), (None, Some(Digest::sha256(b"one"))));
+        assert_eq!(
+            (digest("v1"), digest("v2")),
+            (None, Some(Digest::sha256(b"one")))
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_list_ends_with_the_time_that_its_registry_asks_for() {
         let (engine, origin) = (engine(), Origin::new("http://127.0.0.1:1"));
         let (what, stop) = ("the tags".to_owned(), Stop::default());
-        let list = List { what, origin: &origin, registry: "staging", stop: &stop };
-        let busy = crate::fault::Class::Retryable { after: Some(Duration::from_secs(700)) };
+        let list = List {
+            what,
+            origin: &origin,
+            registry: "staging",
+            stop: &stop,
+        };
+        let busy = crate::fault::Class::Retryable {
+            after: Some(Duration::from_secs(700)),
+        };
         let read = |_| std::future::ready(Err::<Option<Page<u64>>, _>(Fault::new(busy, "busy")));
         let began = tokio::time::Instant::now();
-        let fault = engine.pages_read(Reading::of_look(LONG_WAIT), list, read, |_| true).await.unwrap_err();
-        assert!(matches!(fault.class(), crate::fault::Class::Retryable { after: Some(_) }));
+        let fault = engine
+            .pages_read(Reading::of_look(LONG_WAIT), list, read, |_| true)
+            .await
+            .unwrap_err();
+        assert!(matches!(
+            fault.class(),
+            crate::fault::Class::Retryable { after: Some(_) }
+        ));
         assert!(began.elapsed() <= LONG_WAIT);
     }
 }

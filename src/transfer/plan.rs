@@ -62,12 +62,20 @@ pub enum Decision {
 
 /// Decides by the table above; a person's order is looked at first.
 pub fn decide(rules: TagRules, facts: &Facts, order: &Order) -> Decision {
-    let Some(source) = facts.source else { return Decision::Gone };
+    let Some(source) = facts.source else {
+        return Decision::Gone;
+    };
     if let Some(expected) = order.expect.filter(|expected| *expected != source) {
-        return Decision::Refused(format!("staging names {source}, but {expected} was expected"));
+        return Decision::Refused(format!(
+            "staging names {source}, but {expected} was expected"
+        ));
     }
     let Some(production) = facts.destination else {
-        return if order.refused && rules.moving { refused(source) } else { Decision::Promote };
+        return if order.refused && rules.moving {
+            refused(source)
+        } else {
+            Decision::Promote
+        };
     };
     if production == source {
         return Decision::UpToDate;
@@ -75,12 +83,22 @@ pub fn decide(rules: TagRules, facts: &Facts, order: &Order) -> Decision {
     if order.replace == Some(production) {
         return Decision::Promote;
     }
-    let decision = if order.explicit { explicit(rules, source, production) } else { by_rules(rules, facts, source, production) };
-    if decision == Decision::Promote && order.refused { refused(source) } else { decision }
+    let decision = if order.explicit {
+        explicit(rules, source, production)
+    } else {
+        by_rules(rules, facts, source, production)
+    };
+    if decision == Decision::Promote && order.refused {
+        refused(source)
+    } else {
+        decision
+    }
 }
 
 fn refused(source: Digest) -> Decision {
-    Decision::Refused(format!("{source} is in conflict under a fixed tag of this repository; resolve that first"))
+    Decision::Refused(format!(
+        "{source} is in conflict under a fixed tag of this repository; resolve that first"
+    ))
 }
 
 fn explicit(rules: TagRules, source: Digest, production: Digest) -> Decision {
@@ -115,21 +133,31 @@ fn ours(rules: TagRules, source: Digest, production: Digest) -> Decision {
 fn existing(rules: TagRules, source: Digest, production: Digest) -> Decision {
     match (rules.moving, rules.existing) {
         (true, Existing::Adopt) => Decision::Promote,
-        (false, Existing::Adopt) => {
-            Decision::Conflict(format!("production already names {production}, not {source}, and a fixed tag does not move"))
-        }
+        (false, Existing::Adopt) => Decision::Conflict(format!(
+            "production already names {production}, not {source}, and a fixed tag does not move"
+        )),
         (_, Existing::Keep) => Decision::Existing(existing_text(rules, production)),
     }
 }
 
 /// A setting helps a moving tag only: a fixed tag with another digest would be a conflict under any.
 fn drift_text(rules: TagRules, source: Digest, production: Digest) -> String {
-    let setting = if rules.moving { "set `drift: restore` on the route, or " } else { "" };
-    format!("someone moved the production tag to {production}; it stays so. To put {source} there, {setting}copy it over by hand")
+    let setting = if rules.moving {
+        "set `drift: restore` on the route, or "
+    } else {
+        ""
+    };
+    format!(
+        "someone moved the production tag to {production}; it stays so. To put {source} there, {setting}copy it over by hand"
+    )
 }
 
 fn existing_text(rules: TagRules, production: Digest) -> String {
-    let setting = if rules.moving { "; `existing: adopt` on the route takes it over" } else { "" };
+    let setting = if rules.moving {
+        "; `existing: adopt` on the route takes it over"
+    } else {
+        ""
+    };
     format!("production named {production} before blobferry, and it stays so{setting}")
 }
 
@@ -169,58 +197,164 @@ mod tests {
     #[test]
     fn the_table_holds_cell_by_cell() {
         use Want::*;
-        let facts = |source: Option<&str>, destination: Option<&str>, ledger_known, ledger_agrees| Facts {
-            source: source.map(digest),
-            destination: destination.map(digest),
-            ledger_known,
-            ledger_agrees,
-        };
+        let facts =
+            |source: Option<&str>, destination: Option<&str>, ledger_known, ledger_agrees| Facts {
+                source: source.map(digest),
+                destination: destination.map(digest),
+                ledger_known,
+                ledger_agrees,
+            };
         let table = [
-            ("P absent", facts(Some("s"), None, false, false), [Promote, Promote, Promote, Promote]),
-            ("P absent, L known", facts(Some("s"), None, true, false), [Promote, Promote, Promote, Promote]),
-            ("P = S", facts(Some("s"), Some("s"), true, false), [UpToDate, UpToDate, UpToDate, UpToDate]),
-            ("P = L", facts(Some("s"), Some("p"), true, true), [Conflict, Promote, Conflict, Promote]),
-            ("P ≠ L", facts(Some("s"), Some("p"), true, false), [Drift, Drift, Conflict, Promote]),
-            ("L unknown", facts(Some("s"), Some("p"), false, false), [Existing, Existing, Conflict, Promote]),
-            ("S gone", facts(None, Some("p"), true, true), [Gone, Gone, Gone, Gone]),
-            ("S gone, P absent", facts(None, None, false, false), [Gone, Gone, Gone, Gone]),
+            (
+                "P absent",
+                facts(Some("s"), None, false, false),
+                [Promote, Promote, Promote, Promote],
+            ),
+            (
+                "P absent, L known",
+                facts(Some("s"), None, true, false),
+                [Promote, Promote, Promote, Promote],
+            ),
+            (
+                "P = S",
+                facts(Some("s"), Some("s"), true, false),
+                [UpToDate, UpToDate, UpToDate, UpToDate],
+            ),
+            (
+                "P = L",
+                facts(Some("s"), Some("p"), true, true),
+                [Conflict, Promote, Conflict, Promote],
+            ),
+            (
+                "P ≠ L",
+                facts(Some("s"), Some("p"), true, false),
+                [Drift, Drift, Conflict, Promote],
+            ),
+            (
+                "L unknown",
+                facts(Some("s"), Some("p"), false, false),
+                [Existing, Existing, Conflict, Promote],
+            ),
+            (
+                "S gone",
+                facts(None, Some("p"), true, true),
+                [Gone, Gone, Gone, Gone],
+            ),
+            (
+                "S gone, P absent",
+                facts(None, None, false, false),
+                [Gone, Gone, Gone, Gone],
+            ),
         ];
         for (name, facts, want) in table {
             let rules = |moving, loose: bool| TagRules {
                 moving,
-                existing: if loose { job::Existing::Adopt } else { job::Existing::Keep },
-                drift: if loose { job::Drift::Restore } else { job::Drift::Keep },
+                existing: if loose {
+                    job::Existing::Adopt
+                } else {
+                    job::Existing::Keep
+                },
+                drift: if loose {
+                    job::Drift::Restore
+                } else {
+                    job::Drift::Keep
+                },
             };
-            let got = [rules(false, false), rules(true, false), rules(false, true), rules(true, true)]
-                .map(|rules| kind(&decide(rules, &facts, &Order::default())));
+            let got = [
+                rules(false, false),
+                rules(true, false),
+                rules(false, true),
+                rules(true, true),
+            ]
+            .map(|rules| kind(&decide(rules, &facts, &Order::default())));
             assert_eq!(got, want, "{name}");
         }
     }
 
     #[test]
     fn a_person_can_order_more_but_not_everything() {
-        let facts = Facts { source: Some(digest("s")), destination: Some(digest("p")), ledger_known: true, ledger_agrees: false };
+        let facts = Facts {
+            source: Some(digest("s")),
+            destination: Some(digest("p")),
+            ledger_known: true,
+            ledger_agrees: false,
+        };
         let fixed = TagRules::default();
-        let moving = TagRules { moving: true, ..fixed };
-        let explicit = Order { explicit: true, ..Order::default() };
+        let moving = TagRules {
+            moving: true,
+            ..fixed
+        };
+        let explicit = Order {
+            explicit: true,
+            ..Order::default()
+        };
         assert_eq!(kind(&decide(fixed, &facts, &explicit)), Want::Conflict);
         assert_eq!(kind(&decide(moving, &facts, &explicit)), Want::Promote);
-        let replace = |name| Order { explicit: true, replace: Some(digest(name)), ..Order::default() };
+        let replace = |name| Order {
+            explicit: true,
+            replace: Some(digest(name)),
+            ..Order::default()
+        };
         assert_eq!(kind(&decide(fixed, &facts, &replace("p"))), Want::Promote);
-        assert_eq!(kind(&decide(fixed, &facts, &replace("other"))), Want::Conflict);
-        let expect = |name| Order { expect: Some(digest(name)), ..Order::default() };
-        assert_eq!(kind(&decide(moving, &facts, &expect("other"))), Want::Refused);
-        assert_eq!(kind(&decide(moving, &Facts { destination: None, ..facts }, &expect("s"))), Want::Promote);
+        assert_eq!(
+            kind(&decide(fixed, &facts, &replace("other"))),
+            Want::Conflict
+        );
+        let expect = |name| Order {
+            expect: Some(digest(name)),
+            ..Order::default()
+        };
+        assert_eq!(
+            kind(&decide(moving, &facts, &expect("other"))),
+            Want::Refused
+        );
+        assert_eq!(
+            kind(&decide(
+                moving,
+                &Facts {
+                    destination: None,
+                    ..facts
+                },
+                &expect("s")
+            )),
+            Want::Promote
+        );
     }
 
     #[test]
     fn a_digest_in_conflict_gets_no_moving_tag() {
-        let refused = Order { refused: true, ..Order::default() };
-        let moving = TagRules { moving: true, ..TagRules::default() };
-        let absent = Facts { source: Some(digest("s")), destination: None, ledger_known: false, ledger_agrees: false };
-        let ours = Facts { destination: Some(digest("p")), ledger_known: true, ledger_agrees: true, ..absent };
+        let refused = Order {
+            refused: true,
+            ..Order::default()
+        };
+        let moving = TagRules {
+            moving: true,
+            ..TagRules::default()
+        };
+        let absent = Facts {
+            source: Some(digest("s")),
+            destination: None,
+            ledger_known: false,
+            ledger_agrees: false,
+        };
+        let ours = Facts {
+            destination: Some(digest("p")),
+            ledger_known: true,
+            ledger_agrees: true,
+            ..absent
+        };
         assert_eq!(kind(&decide(moving, &absent, &refused)), Want::Refused);
         assert_eq!(kind(&decide(moving, &ours, &refused)), Want::Refused);
-        assert_eq!(kind(&decide(moving, &Facts { destination: absent.source, ..absent }, &refused)), Want::UpToDate);
+        assert_eq!(
+            kind(&decide(
+                moving,
+                &Facts {
+                    destination: absent.source,
+                    ..absent
+                },
+                &refused
+            )),
+            Want::UpToDate
+        );
     }
 }

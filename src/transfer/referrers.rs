@@ -56,7 +56,9 @@ enum ListedThere {
 impl ListedThere {
     fn has(&self, digest: &Digest) -> bool {
         match self {
-            ListedThere::Kept(listed) | ListedThere::UnderFallback(listed) => listed.contains(digest),
+            ListedThere::Kept(listed) | ListedThere::UnderFallback(listed) => {
+                listed.contains(digest)
+            }
             ListedThere::Unclear => false,
         }
     }
@@ -72,9 +74,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 .map(|subject| self.bring_referrers_of(subject, depth > 0).boxed())
                 .buffer_unordered(self.engine.settings.bounds.referrers);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
-            level = found.into_iter().flatten().filter(|digest| seen.insert(*digest)).collect();
+            level = found
+                .into_iter()
+                .flatten()
+                .filter(|digest| seen.insert(*digest))
+                .collect();
             if seen.len() > subjects.len() + MOST {
-                return Err(Fault::rejected(format!("{} has more than {MOST} referrers", self.source_reference())));
+                return Err(Fault::rejected(format!(
+                    "{} has more than {MOST} referrers",
+                    self.source_reference()
+                )));
             }
             if level.is_empty() {
                 return Ok(());
@@ -89,13 +98,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
     pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
-        let Some(top) = facts.source else { return Ok(()) };
+        let Some(top) = facts.source else {
+            return Ok(());
+        };
         if self.job.companions.is_empty() && !self.source_lists_referrers(&top).await? {
             self.mark_checked(&top).await;
             return Ok(());
         }
-        let Some(manifest) = self.source_manifest(top.into()).await? else { return Ok(()) };
-        self.bring_referrers(&self.manifests_below(manifest).await?).await
+        let Some(manifest) = self.source_manifest(top.into()).await? else {
+            return Ok(());
+        };
+        self.bring_referrers(&self.manifests_below(manifest).await?)
+            .await
     }
 
     /// What referrers of an image may name: its manifest, and for an index all that are below it.
@@ -131,25 +145,47 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn mark_checked(&self, subject: &Digest) {
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.index.mark_checked(origin, repository, subject).await;
+        self.engine
+            .index
+            .mark_checked(origin, repository, subject)
+            .await;
     }
 
     /// Brings the referrers and companions of one subject; returns them.
-    async fn bring_referrers_of(&self, subject: Digest, is_referrer: bool) -> Result<Vec<Digest>, Fault> {
+    async fn bring_referrers_of(
+        &self,
+        subject: Digest,
+        is_referrer: bool,
+    ) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
         if !listed.is_empty() {
             self.bring_listed(&subject, &listed).await?;
         }
         let all = &self.job.companions;
-        let companions = if is_referrer { all.of_referrer(&subject) } else { all.of(&subject) };
-        let besides = companions.iter().filter(|tag| **tag != Tag::fallback(&subject));
-        let bring = besides.map(|tag| self.bring_companion(tag).boxed()).collect::<Vec<_>>();
+        let companions = if is_referrer {
+            all.of_referrer(&subject)
+        } else {
+            all.of(&subject)
+        };
+        let besides = companions
+            .iter()
+            .filter(|tag| **tag != Tag::fallback(&subject));
+        let bring = besides
+            .map(|tag| self.bring_companion(tag).boxed())
+            .collect::<Vec<_>>();
         let at_once = self.engine.settings.bounds.referrers;
-        let brought: Vec<Option<Digest>> = stream::iter(bring).buffer_unordered(at_once).try_collect().await?;
+        let brought: Vec<Option<Digest>> = stream::iter(bring)
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await?;
         self.mark_checked(&subject).await;
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine.note_tried(origin, repository, companions);
-        Ok(listed.into_iter().map(|descriptor| descriptor.digest).chain(brought.into_iter().flatten()).collect())
+        Ok(listed
+            .into_iter()
+            .map(|descriptor| descriptor.digest)
+            .chain(brought.into_iter().flatten())
+            .collect())
     }
 
     /// Brings those of the referrers that the destination does not list under their subject.
@@ -173,8 +209,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 self.count_referrer(&descriptor.digest, ReferrerOutcome::Present);
                 continue;
             }
-            let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else { continue };
-            if manifest.subject.as_ref().is_none_or(|named| named.digest != *subject) {
+            let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else {
+                continue;
+            };
+            if manifest
+                .subject
+                .as_ref()
+                .is_none_or(|named| named.digest != *subject)
+            {
                 // Some registries answer with manifests that say nothing about the subject.
                 continue;
             }
@@ -190,7 +232,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             };
             self.count_referrer(&image.top.digest, ReferrerOutcome::Copied);
             brought.push(image.top.digest);
-            if !self.is_listed_now(subject, &image.top.digest, &there, says_listed).await? {
+            if !self
+                .is_listed_now(subject, &image.top.digest, &there, says_listed)
+                .await?
+            {
                 unlisted.push(image.top);
             }
         }
@@ -223,13 +268,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         self.count_referrer(&referrer.digest, ReferrerOutcome::Refused);
         if told < REFUSALS_TOLD {
             let registry = self.destination.registry();
-            self.note_reason(format!("{registry} refuses the referrer {}: {}", referrer.digest, fault.chain()));
+            self.note_reason(format!(
+                "{registry} refuses the referrer {}: {}",
+                referrer.digest,
+                fault.chain()
+            ));
         }
         tracing::debug!(destination = %self.destination.address(), referrer = %referrer.digest, error = %fault.chain(), "a referrer is refused");
     }
 
     fn count_referrer(&self, referrer: &Digest, outcome: ReferrerOutcome) {
-        if !self.counts.referrers.lock().expect("nothing panics while it counts").insert(*referrer) {
+        if !self
+            .counts
+            .referrers
+            .lock()
+            .expect("nothing panics while it counts")
+            .insert(*referrer)
+        {
             return;
         }
         let counter = match outcome {
@@ -238,19 +293,30 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             ReferrerOutcome::Refused => &self.counts.referrers_refused,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        self.engine.metrics.referrer(&self.job.key.route, self.destination.registry(), outcome);
+        self.engine
+            .metrics
+            .referrer(&self.job.key.route, self.destination.registry(), outcome);
     }
 
     /// Which of the referrers the destination holds and lists under the subject.
-    async fn listed_there(&self, subject: &Digest, referrers: &[&Descriptor]) -> Result<ListedThere, Fault> {
+    async fn listed_there(
+        &self,
+        subject: &Digest,
+        referrers: &[&Descriptor],
+    ) -> Result<ListedThere, Fault> {
         match self.list_kept_there(subject).await? {
             ListedThere::UnderFallback(_) => {}
             kept => return Ok(kept),
         }
         let list = self.fallback_there(&Tag::fallback(subject)).await?;
-        let named: HashSet<Digest> = list.map(|list| list.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
+        let named: HashSet<Digest> = list
+            .map(|list| list.children.iter().map(|child| child.digest).collect())
+            .unwrap_or_default();
         let mut there = HashSet::new();
-        for descriptor in referrers.iter().filter(|descriptor| named.contains(&descriptor.digest)) {
+        for descriptor in referrers
+            .iter()
+            .filter(|descriptor| named.contains(&descriptor.digest))
+        {
             if self.destination_has(&descriptor.digest).await? {
                 there.insert(descriptor.digest);
             }
@@ -274,10 +340,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         };
         let read = |cursor| {
             let destination = destination.clone();
-            async move { destination.referrers(subject, Option::as_ref(&cursor)).await }
+            async move {
+                destination
+                    .referrers(subject, Option::as_ref(&cursor))
+                    .await
+            }
         };
         let take = |entry: Descriptor| there.insert(entry.digest);
-        let has_list = self.engine.pages_read(self.reading(MOST_THERE), list, read, take).await?;
+        let has_list = self
+            .engine
+            .pages_read(self.reading(MOST_THERE), list, read, take)
+            .await?;
         Ok(match (has_list, destination.lists_referrers()) {
             (true, _) | (false, Some(true)) => ListedThere::Kept(there),
             (false, Some(false)) => ListedThere::UnderFallback(HashSet::new()),
@@ -286,7 +359,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     fn reading(&self, most: usize) -> Reading {
-        Reading { errand: Errand::from(Traffic::Listing).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold), most }
+        Reading {
+            errand: Errand::from(Traffic::Listing)
+                .ranked(self.ticket.rank())
+                .within(self.engine.settings.retry.hold),
+            most,
+        }
     }
 
     async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
@@ -305,7 +383,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut asking = None;
         if source.lists_referrers().is_none() {
             let claimant = self.claimant(subject);
-            let claim = self.engine.claims.take(Subject::Referrers(source.origin().clone()), &claimant);
+            let claim = self
+                .engine
+                .claims
+                .take(Subject::Referrers(source.origin().clone()), &claimant);
             asking = Some(stoppable(&self.stop.drain, claim).await?);
         }
         if source.lists_referrers() == Some(false) {
@@ -327,9 +408,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
             is_new
         };
-        let has_list = self.engine.pages_read(self.reading(MOST), list, read, take).await?;
+        let has_list = self
+            .engine
+            .pages_read(self.reading(MOST), list, read, take)
+            .await?;
         drop(asking);
-        if has_list { Ok(listed) } else { self.list_fallback(subject).await }
+        if has_list {
+            Ok(listed)
+        } else {
+            self.list_fallback(subject).await
+        }
     }
 
     async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
@@ -337,10 +425,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !self.job.companions.of(subject).contains(&tag) {
             return Ok(Vec::new());
         }
-        let listed = self.source_manifest(tag.into()).await?.map(|index| index.children).unwrap_or_default();
+        let listed = self
+            .source_manifest(tag.into())
+            .await?
+            .map(|index| index.children)
+            .unwrap_or_default();
         if listed.len() > MOST {
             let address = self.source.address();
-            return Err(Fault::rejected(format!("the referrers of {subject} in {address} are more than {MOST} entries")));
+            return Err(Fault::rejected(format!(
+                "the referrers of {subject} in {address} are more than {MOST} entries"
+            )));
         }
         Ok(listed)
     }
@@ -349,7 +443,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// grow; what a person has put there stays, as with every moving tag.
     async fn bring_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let (source, destination) = match self.job.companions {
-            Companions::Listed(_) => futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?,
+            Companions::Listed(_) => {
+                futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?
+            }
             // Mostly there is none.
             Companions::Unlisted => match self.source_digest(tag).await? {
                 Some(digest) => (Some(digest), self.destination_digest(tag).await?),
@@ -359,8 +455,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let place = self.place_beside(tag);
         let mut facts = TagFacts::of_now(source, destination);
         for _ in 0..ROUNDS {
-            let Some(digest) = facts.source else { return Ok(None) };
-            match self.decide_companion(&place, digest, facts.destination).await? {
+            let Some(digest) = facts.source else {
+                return Ok(None);
+            };
+            match self
+                .decide_companion(&place, digest, facts.destination)
+                .await?
+            {
                 Decision::Promote => {}
                 Decision::UpToDate => {
                     self.agree(&place, tag, digest, true).await?;
@@ -372,12 +473,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     return Ok(Some(digest));
                 }
             }
-            let Some(manifest) = self.source_manifest(digest.into()).await? else { return Ok(None) };
+            let Some(manifest) = self.source_manifest(digest.into()).await? else {
+                return Ok(None);
+            };
             let image = self.walk(manifest).await?;
             let named = match self.carry_content(&image).await {
                 Ok(()) => {
                     let origin = NameOrigin::Companion(tag);
-                    self.name(Naming { place: &place, origin, image: &image, planned: &facts }).await
+                    self.name(Naming {
+                        place: &place,
+                        origin,
+                        image: &image,
+                        planned: &facts,
+                    })
+                    .await
                 }
                 Err(fault) => Err(fault),
             };
@@ -390,20 +499,37 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     facts = *newer;
                     continue;
                 }
-                Err(fault) if fault.class() == Class::Rejected => self.referrer_is_refused(&image.top, &fault),
+                Err(fault) if fault.class() == Class::Rejected => {
+                    self.referrer_is_refused(&image.top, &fault)
+                }
                 Err(fault) => return Err(fault),
             }
             return Ok(Some(digest));
         }
-        Err(Fault::retryable(format!("{tag} of {} moved {ROUNDS} times while it was carried", self.source.address())))
+        Err(Fault::retryable(format!(
+            "{tag} of {} moved {ROUNDS} times while it was carried",
+            self.source.address()
+        )))
     }
 
     fn place_beside(&self, tag: &Tag) -> Place {
-        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
-        Place { origin, repository, tag: tag.clone() }
+        let (origin, repository) = (
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+        );
+        Place {
+            origin,
+            repository,
+            tag: tag.clone(),
+        }
     }
 
-    async fn decide_companion(&self, place: &Place, source: Digest, destination: Option<Digest>) -> Result<Decision, Fault> {
+    async fn decide_companion(
+        &self,
+        place: &Place,
+        source: Digest,
+        destination: Option<Digest>,
+    ) -> Result<Decision, Fault> {
         let (known, _) = self.known(place, destination).await?;
         let facts = Facts {
             source: Some(source),
@@ -411,8 +537,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             ledger_known: known.known(),
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
-        let rules = TagRules { moving: true, ..TagRules::default() };
-        let order = Order { explicit: self.job.explicit, ..Order::default() };
+        let rules = TagRules {
+            moving: true,
+            ..TagRules::default()
+        };
+        let order = Order {
+            explicit: self.job.explicit,
+            ..Order::default()
+        };
         Ok(plan::decide(rules, &facts, &order))
     }
 
@@ -423,7 +555,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Put::Accepted { subject } => Ok(subject),
             Put::Immutable | Put::Missing(_) => {
                 let address = self.destination.address();
-                Err(Fault::rejected(format!("{address} does not take {}, which belongs to the image", image.top.digest)))
+                Err(Fault::rejected(format!(
+                    "{address} does not take {}, which belongs to the image",
+                    image.top.digest
+                )))
             }
         }
     }
@@ -439,56 +574,99 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
     /// read again, and written again when another writer has written in between.
-    async fn list_under_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<(), Fault> {
+    async fn list_under_fallback(
+        &self,
+        subject: &Digest,
+        referrers: &[Manifest],
+    ) -> Result<(), Fault> {
         let tag = Tag::fallback(subject);
-        let (origin, repository) = (self.destination.origin().clone(), self.destination.repository().clone());
-        let place = Place { origin: origin.clone(), repository: repository.clone(), tag: tag.clone() };
+        let (origin, repository) = (
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+        );
+        let place = Place {
+            origin: origin.clone(),
+            repository: repository.clone(),
+            tag: tag.clone(),
+        };
         let claimant = self.claimant(subject);
-        let claim = self.engine.claims.take(Subject::Tag(origin, repository, tag.clone()), &claimant);
+        let claim = self
+            .engine
+            .claims
+            .take(Subject::Tag(origin, repository, tag.clone()), &claimant);
         let _alone = stoppable(&self.stop.drain, claim).await?;
         let staged = self.staged_list(subject).await?;
         for _ in 0..WRITES {
             let current = self.fallback_there(&tag).await?;
             let planned = TagFacts::of_now(None, current.as_ref().map(|current| current.digest));
-            let Some(index) = merged(current.as_ref(), referrers)? else { return Ok(()) };
-            let index = staged.clone().filter(|staged| lists_the_same(staged, &index)).unwrap_or(index);
+            let Some(index) = merged(current.as_ref(), referrers)? else {
+                return Ok(());
+            };
+            let index = staged
+                .clone()
+                .filter(|staged| lists_the_same(staged, &index))
+                .unwrap_or(index);
             let image = Image::alone(index);
-            let naming = Naming { place: &place, origin: NameOrigin::List, image: &image, planned: &planned };
+            let naming = Naming {
+                place: &place,
+                origin: NameOrigin::List,
+                image: &image,
+                planned: &planned,
+            };
             match self.name(naming).await? {
                 Named::Moved | Named::Again(_) => {}
                 Named::Immutable => {
-                    return Err(Fault::rejected(format!("{} does not take the referrers list {tag}", self.destination.address())));
+                    return Err(Fault::rejected(format!(
+                        "{} does not take the referrers list {tag}",
+                        self.destination.address()
+                    )));
                 }
             }
         }
         let address = self.destination.address();
-        Err(Fault::retryable(format!("another program writes the referrers list {tag} of {address} at the same time")))
+        Err(Fault::retryable(format!(
+            "another program writes the referrers list {tag} of {address} at the same time"
+        )))
     }
 }
 
 /// Whether two lists name the same manifests: then one may stand for the other.
 fn lists_the_same(one: &Manifest, other: &Manifest) -> bool {
-    let named =
-        |list: &Manifest| -> HashSet<(Digest, u64)> { list.children.iter().map(|child| (child.digest, child.size)).collect() };
-    one.media_type.as_str() == OCI_INDEX && one.children.len() == other.children.len() && named(one) == named(other)
+    let named = |list: &Manifest| -> HashSet<(Digest, u64)> {
+        list.children
+            .iter()
+            .map(|child| (child.digest, child.size))
+            .collect()
+    };
+    one.media_type.as_str() == OCI_INDEX
+        && one.children.len() == other.children.len()
+        && named(one) == named(other)
 }
 
 /// The list with the referrers added; `None` when it has them all.
 fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<Manifest>, Fault> {
-    let malformed =
-        |error: serde_json::Error| Fault::rejected("the referrers list at the destination is not an index").because(error);
+    let malformed = |error: serde_json::Error| {
+        Fault::rejected("the referrers list at the destination is not an index").because(error)
+    };
     let mut index = match current {
         Some(current) => serde_json::from_slice(&current.bytes).map_err(malformed)?,
         None => json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
     };
-    let listed: HashSet<Digest> =
-        current.map(|current| current.children.iter().map(|child| child.digest).collect()).unwrap_or_default();
-    let new: Vec<Value> = referrers.iter().filter(|referrer| !listed.contains(&referrer.digest)).map(entry).collect();
+    let listed: HashSet<Digest> = current
+        .map(|current| current.children.iter().map(|child| child.digest).collect())
+        .unwrap_or_default();
+    let new: Vec<Value> = referrers
+        .iter()
+        .filter(|referrer| !listed.contains(&referrer.digest))
+        .map(entry)
+        .collect();
     if new.is_empty() {
         return Ok(None);
     }
     let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
-        return Err(Fault::rejected("the referrers list at the destination is not an index"));
+        return Err(Fault::rejected(
+            "the referrers list at the destination is not an index",
+        ));
     };
     entries.extend(new);
     let bytes = Bytes::from(index.to_string());
@@ -500,12 +678,17 @@ fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<M
 /// A referrer as its subject's list shows it: distribution specification, "Listing Referrers".
 fn entry(referrer: &Manifest) -> Value {
     let document: Value = serde_json::from_slice(&referrer.bytes).unwrap_or_default();
-    let own = document.get("artifactType").filter(|own| own.as_str().is_some_and(|own| !own.is_empty()));
+    let own = document
+        .get("artifactType")
+        .filter(|own| own.as_str().is_some_and(|own| !own.is_empty()));
     let mut entry = json!({"mediaType": referrer.media_type, "digest": referrer.digest, "size": referrer.bytes.len()});
     if let Some(artifact_type) = own.or_else(|| document.pointer("/config/mediaType")) {
         entry["artifactType"] = artifact_type.clone();
     }
-    if let Some(annotations) = document.get("annotations").filter(|annotations| annotations.is_object()) {
+    if let Some(annotations) = document
+        .get("annotations")
+        .filter(|annotations| annotations.is_object())
+    {
         entry["annotations"] = annotations.clone();
     }
     entry
@@ -524,8 +707,12 @@ mod tests {
 
     #[test]
     fn lists_are_the_same_whatever_their_bytes() {
-        let both = merged(None, &[referrer("a"), referrer("b")]).unwrap().unwrap();
-        let turned = merged(None, &[referrer("b"), referrer("a")]).unwrap().unwrap();
+        let both = merged(None, &[referrer("a"), referrer("b")])
+            .unwrap()
+            .unwrap();
+        let turned = merged(None, &[referrer("b"), referrer("a")])
+            .unwrap()
+            .unwrap();
         let first = merged(None, &[referrer("a")]).unwrap().unwrap();
         assert!(both.digest != turned.digest && lists_the_same(&both, &turned));
         assert!(!lists_the_same(&both, &first) && !lists_the_same(&first, &both));
@@ -536,7 +723,9 @@ mod tests {
         let first = merged(None, &[referrer("a")]).unwrap().unwrap();
         assert_eq!(first.children.len(), 1);
         assert!(merged(Some(&first), &[referrer("a")]).unwrap().is_none());
-        let second = merged(Some(&first), &[referrer("a"), referrer("b")]).unwrap().unwrap();
+        let second = merged(Some(&first), &[referrer("a"), referrer("b")])
+            .unwrap()
+            .unwrap();
         assert_eq!(second.children.len(), 2);
         let document: Value = serde_json::from_slice(&second.bytes).unwrap();
         assert_eq!(document["manifests"][1]["artifactType"], "x/y");

@@ -54,7 +54,12 @@ struct Refusal {
 
 impl Refusal {
     fn lasts(&self) -> bool {
-        self.at.elapsed() < if self.class == Class::Auth { LONG_FOR_RIGHTS } else { LONG }
+        self.at.elapsed()
+            < if self.class == Class::Auth {
+                LONG_FOR_RIGHTS
+            } else {
+                LONG
+            }
     }
 }
 
@@ -66,8 +71,12 @@ impl Refusals {
             refusals.retain(|_, refusal| refusal.lasts());
         }
         if refusals.len() < MOST {
-            let refusal =
-                Refusal { class: fault.class(), text: clip(&fault.chain(), LONGEST), at: Instant::now(), noted: clock::now() };
+            let refusal = Refusal {
+                class: fault.class(),
+                text: clip(&fault.chain(), LONGEST),
+                at: Instant::now(),
+                noted: clock::now(),
+            };
             refusals.insert(subject, refusal);
         }
     }
@@ -78,12 +87,24 @@ impl Refusals {
     }
 
     /// The refusal that still holds for a job of this cause, whose look began then.
-    pub(super) fn held(&self, subject: &Subject, cause: Cause, look_began: Timestamp) -> Option<Fault> {
-        let refusal = self.lock().get(subject).filter(|refusal| refusal.lasts()).cloned()?;
+    pub(super) fn held(
+        &self,
+        subject: &Subject,
+        cause: Cause,
+        look_began: Timestamp,
+    ) -> Option<Fault> {
+        let refusal = self
+            .lock()
+            .get(subject)
+            .filter(|refusal| refusal.lasts())
+            .cloned()?;
         if !is_routine(cause) && refusal.noted < look_began {
             return None;
         }
-        let text = format!("{} (refused before: nothing is sent again until it is asked for, or an hour has passed)", refusal.text);
+        let text = format!(
+            "{} (refused before: nothing is sent again until it is asked for, or an hour has passed)",
+            refusal.text
+        );
         Some(Fault::new(refusal.class, text))
     }
 
@@ -121,12 +142,27 @@ mod tests {
         refusals.note(subject("a"), &Fault::rejected("no space left"));
         let refusal = held(&refusals, "a", Cause::Poll).unwrap();
         assert_eq!(refusal.class(), Class::Rejected);
-        assert!(refusal.to_string().starts_with("no space left"), "{refusal}");
-        assert!(held(&refusals, "b", Cause::Poll).is_none(), "another digest");
-        for asked in [Cause::Cli, Cause::Ping, Cause::Webhook, Cause::Signal, Cause::Start] {
+        assert!(
+            refusal.to_string().starts_with("no space left"),
+            "{refusal}"
+        );
+        assert!(
+            held(&refusals, "b", Cause::Poll).is_none(),
+            "another digest"
+        );
+        for asked in [
+            Cause::Cli,
+            Cause::Ping,
+            Cause::Webhook,
+            Cause::Signal,
+            Cause::Start,
+        ] {
             assert!(held(&refusals, "a", asked).is_none(), "{asked}");
             let same_look = refusals.held(&subject("a"), asked, Timestamp::UNIX_EPOCH);
-            assert!(same_look.is_some(), "{asked}: the other jobs of the look that was refused");
+            assert!(
+                same_look.is_some(),
+                "{asked}: the other jobs of the look that was refused"
+            );
         }
         tokio::time::advance(LONG).await;
         assert!(held(&refusals, "a", Cause::Poll).is_none(), "a long time");
@@ -148,7 +184,10 @@ mod tests {
             refusals.note(subject(&number.to_string()), &Fault::rejected("no"));
         }
         assert_eq!(refusals.lock().len(), MOST);
-        assert!(held(&refusals, "0", Cause::Poll).is_some(), "the old ones stay");
+        assert!(
+            held(&refusals, "0", Cause::Poll).is_some(),
+            "the old ones stay"
+        );
         refusals.forget(&subject("0"));
         assert!(held(&refusals, "0", Cause::Poll).is_none());
     }

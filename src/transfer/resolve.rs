@@ -26,10 +26,20 @@ impl Engine {
         if !repository.tells_digests() {
             return self.digest_of_bytes(repository, tag, errand, stop).await;
         }
-        match self.ask(origin, registry, errand, stop, || repository.resolve(&target)).await? {
+        match self
+            .ask(origin, registry, errand, stop, || {
+                repository.resolve(&target)
+            })
+            .await?
+        {
             None => Ok(None),
-            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
-            Some(Resolved { digest: None, .. }) => self.digest_of_bytes(repository, tag, errand, stop).await,
+            Some(Resolved {
+                digest: Some(digest),
+                ..
+            }) => Ok(Some(digest)),
+            Some(Resolved { digest: None, .. }) => {
+                self.digest_of_bytes(repository, tag, errand, stop).await
+            }
         }
     }
 
@@ -49,13 +59,23 @@ impl Engine {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
         if !repository.tells_digests() {
-            let read = self.ask_once(origin, registry, errand, stop, repository.manifest(&target)).await?;
+            let read = self
+                .ask_once(origin, registry, errand, stop, repository.manifest(&target))
+                .await?;
             return self.as_pushed(repository, tag, read, errand, stop).await;
         }
-        match self.ask_once(origin, registry, errand, stop, repository.resolve(&target)).await? {
+        match self
+            .ask_once(origin, registry, errand, stop, repository.resolve(&target))
+            .await?
+        {
             None => Ok(None),
-            Some(Resolved { digest: Some(digest), .. }) => Ok(Some(digest)),
-            Some(Resolved { digest: None, .. }) => self.digest_of_bytes(repository, tag, errand, stop).await,
+            Some(Resolved {
+                digest: Some(digest),
+                ..
+            }) => Ok(Some(digest)),
+            Some(Resolved { digest: None, .. }) => {
+                self.digest_of_bytes(repository, tag, errand, stop).await
+            }
         }
     }
 
@@ -68,7 +88,11 @@ impl Engine {
     ) -> Result<Option<Digest>, Fault> {
         let target = Target::Tag(tag.clone());
         let (origin, registry) = (repository.origin(), repository.registry());
-        let read = self.ask(origin, registry, errand, stop, || repository.manifest(&target)).await?;
+        let read = self
+            .ask(origin, registry, errand, stop, || {
+                repository.manifest(&target)
+            })
+            .await?;
         self.as_pushed(repository, tag, read, errand, stop).await
     }
 
@@ -81,9 +105,14 @@ impl Engine {
         errand: Errand,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
-        let Some(read) = read.map(|manifest| manifest.digest) else { return Ok(None) };
+        let Some(read) = read.map(|manifest| manifest.digest) else {
+            return Ok(None);
+        };
         let (origin, registry) = (repository.origin(), repository.registry());
-        self.ask(origin, registry, errand, stop, || repository.pushed_digest(tag, &read)).await
+        self.ask(origin, registry, errand, stop, || {
+            repository.pushed_digest(tag, &read)
+        })
+        .await
     }
 
     /// The digest that `tag` names in `repository`, with the bytes read and hashed as proof. `None`: there is no such tag, or
@@ -100,11 +129,22 @@ impl Engine {
     ) -> Result<Option<Digest>, Fault> {
         let (origin, registry) = (repository.origin(), repository.registry());
         let read = async |target: Target| {
-            let manifest = self.ask(origin, registry, errand, stop, || repository.manifest(&target)).await?;
+            let manifest = self
+                .ask(origin, registry, errand, stop, || {
+                    repository.manifest(&target)
+                })
+                .await?;
             Ok::<_, Fault>(manifest.map(|manifest| manifest.digest))
         };
-        let Some(served) = read(tag.clone().into()).await? else { return Ok(None) };
-        match self.ask(origin, registry, errand, stop, || repository.pushed_digest(tag, &served)).await? {
+        let Some(served) = read(tag.clone().into()).await? else {
+            return Ok(None);
+        };
+        match self
+            .ask(origin, registry, errand, stop, || {
+                repository.pushed_digest(tag, &served)
+            })
+            .await?
+        {
             Some(pushed) if pushed != served => read(pushed.into()).await,
             pushed => Ok(pushed),
         }

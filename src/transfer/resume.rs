@@ -80,30 +80,65 @@ impl Standing {
     /// The checkpoint from which the fewest bytes are hashed again.
     pub(super) fn greatest_checkpoint(&self, blob: &Descriptor) -> Checkpoint {
         let fits = |checkpoint: &&Checkpoint| checkpoint.offset <= self.held;
-        let start = || Checkpoint { offset: 0, hasher: Hasher::new(blob.digest.algorithm()) };
-        self.checkpoints.iter().filter(fits).max_by_key(|checkpoint| checkpoint.offset).cloned().unwrap_or_else(start)
+        let start = || Checkpoint {
+            offset: 0,
+            hasher: Hasher::new(blob.digest.algorithm()),
+        };
+        self.checkpoints
+            .iter()
+            .filter(fits)
+            .max_by_key(|checkpoint| checkpoint.offset)
+            .cloned()
+            .unwrap_or_else(start)
     }
 
     /// The same session with `held` bytes in it; checkpoints beyond are forgotten.
     fn at(mut self, held: u64) -> Standing {
-        self.checkpoints.retain(|checkpoint| checkpoint.offset <= held);
-        let fruitless = if held > self.held_before { 0 } else { self.fruitless };
-        Standing { held, fruitless, resumed: held > 0, source_failed: false, ..self }
+        self.checkpoints
+            .retain(|checkpoint| checkpoint.offset <= held);
+        let fruitless = if held > self.held_before {
+            0
+        } else {
+            self.fruitless
+        };
+        Standing {
+            held,
+            fruitless,
+            resumed: held > 0,
+            source_failed: false,
+            ..self
+        }
     }
 }
 
 impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// After a cut: goes on in the session where it stands, or in a new one. `None`: the blob is there, the cut came after
     /// the registry had closed the session.
-    pub(super) async fn go_on(&self, blob: &Descriptor, mut standing: Standing) -> Result<Option<Standing>, Fault> {
+    pub(super) async fn go_on(
+        &self,
+        blob: &Descriptor,
+        mut standing: Standing,
+    ) -> Result<Option<Standing>, Fault> {
         if standing.passed >= blob.size && self.is_there(blob).await? {
             return Ok(None);
         }
-        let most = if standing.taken_up { blob.size } else { standing.passed };
-        let offset = if standing.gone { None } else { self.offset_to_go_on(&mut standing).await? };
+        let most = if standing.taken_up {
+            blob.size
+        } else {
+            standing.passed
+        };
+        let offset = if standing.gone {
+            None
+        } else {
+            self.offset_to_go_on(&mut standing).await?
+        };
         standing.fruitless += 1;
         match offset {
-            Some(held) if held <= most && held > 0 && (held > standing.held_before || standing.fruitless < FRUITLESS) => {
+            Some(held)
+                if held <= most
+                    && held > 0
+                    && (held > standing.held_before || standing.fruitless < FRUITLESS) =>
+            {
                 self.engine.metrics.resumed(held);
                 Ok(Some(standing.at(held)))
             }
@@ -115,7 +150,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// is the whole registry shows when a new one is opened.
     async fn offset_to_go_on(&self, standing: &mut Standing) -> Result<Option<u64>, Fault> {
         match self.true_offset(standing).await {
-            Err(fault) if matches!(fault.class(), Class::Retryable { after: None } | Class::Rejected | Class::NotFound) => {
+            Err(fault)
+                if matches!(
+                    fault.class(),
+                    Class::Retryable { after: None } | Class::Rejected | Class::NotFound
+                ) =>
+            {
                 tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session does not tell where it stands");
                 Ok(None)
             }
@@ -124,7 +164,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Opens a new session and gives the old one up.
-    pub(super) async fn start_over(&self, blob: &Descriptor, standing: Standing) -> Result<Standing, Fault> {
+    pub(super) async fn start_over(
+        &self,
+        blob: &Descriptor,
+        standing: Standing,
+    ) -> Result<Standing, Fault> {
         match self.open_upload(blob, None).await? {
             Begin::Session(upload) => {
                 self.drop_upload(blob, standing.upload).await;
@@ -138,7 +182,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Gives a session up, here and there.
     pub(super) async fn drop_upload(&self, blob: &Descriptor, upload: Upload) {
-        self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+        self.engine
+            .index
+            .close_upload(
+                self.destination.origin(),
+                self.destination.repository(),
+                &blob.digest,
+            )
+            .await;
         self.cancel(upload).await;
     }
 
@@ -154,16 +205,33 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if !self.is_journalled(blob) {
             return None;
         }
-        self.engine.index.upload(self.destination.origin(), self.destination.repository(), &blob.digest).await
+        self.engine
+            .index
+            .upload(
+                self.destination.origin(),
+                self.destination.repository(),
+                &blob.digest,
+            )
+            .await
     }
 
     /// The blob is there on another way: an upload that was left is of no use any more.
     pub(super) async fn forget_upload(&self, blob: &Descriptor, stored: Option<StoredUpload>) {
         let Some(stored) = stored else { return };
-        let upload = Upload { location: stored.location, chunk_min: None };
+        let upload = Upload {
+            location: stored.location,
+            chunk_min: None,
+        };
         if stored.finishing {
             // Its closing request may have been what brought the blob.
-            self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+            self.engine
+                .index
+                .close_upload(
+                    self.destination.origin(),
+                    self.destination.repository(),
+                    &blob.digest,
+                )
+                .await;
         } else {
             self.drop_upload(blob, upload).await;
         }
@@ -171,9 +239,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Goes on with the upload that an earlier attempt or process left, or in a new session. A registry that does not answer
     /// now leaves the upload as it is, for the next try.
-    pub(super) async fn take_up(&self, blob: &Descriptor, stored: StoredUpload) -> Result<BlobOutcome, Fault> {
+    pub(super) async fn take_up(
+        &self,
+        blob: &Descriptor,
+        stored: StoredUpload,
+    ) -> Result<BlobOutcome, Fault> {
         if stored.finishing && self.is_there(blob).await? {
-            self.engine.index.close_upload(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+            self.engine
+                .index
+                .close_upload(
+                    self.destination.origin(),
+                    self.destination.repository(),
+                    &blob.digest,
+                )
+                .await;
             return Ok(BlobOutcome::Copied { resumed: true });
         }
         let size = stored.size;
@@ -191,8 +270,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
-        let presence =
-            self.ask_destination(Traffic::Blobs, |destination| async move { destination.has_blob(&digest).await }).await?;
+        let presence = self
+            .ask_destination(Traffic::Blobs, |destination| async move {
+                destination.has_blob(&digest).await
+            })
+            .await?;
         let there = matches!(presence, crate::endpoint::Presence::Present { size } if size.is_none_or(|size| size == blob.size));
         if there {
             self.remember_blob(blob).await;
@@ -227,7 +309,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn read_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
         let read = |destination: D| {
             let mut upload = upload.clone();
-            async move { destination.upload_offset(&mut upload).await.map(|offset| (offset, upload)) }
+            async move {
+                destination
+                    .upload_offset(&mut upload)
+                    .await
+                    .map(|offset| (offset, upload))
+            }
         };
         let (offset, newer) = self.ask_destination(Traffic::Uploads, read).await?;
         *upload = newer;
@@ -237,34 +324,80 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn journal_opening(&self, blob: &Descriptor, standing: &Standing) {
         if self.is_journalled(blob) && standing.checkpoints.is_empty() {
             let (origin, repository) = (self.destination.origin(), self.destination.repository());
-            self.engine.index.open_upload(origin, repository, &blob.digest, blob.size, &standing.upload.location).await;
+            self.engine
+                .index
+                .open_upload(
+                    origin,
+                    repository,
+                    &blob.digest,
+                    blob.size,
+                    &standing.upload.location,
+                )
+                .await;
         }
     }
 
     pub(super) async fn journal_checkpoint(&self, blob: &Descriptor, checkpoint: &Checkpoint) {
         if self.is_journalled(blob) {
             let (origin, repository) = (self.destination.origin(), self.destination.repository());
-            self.engine.index.checkpoint(origin, repository, &blob.digest, checkpoint.offset, checkpoint.hasher.save(), None).await;
+            self.engine
+                .index
+                .checkpoint(
+                    origin,
+                    repository,
+                    &blob.digest,
+                    checkpoint.offset,
+                    checkpoint.hasher.save(),
+                    None,
+                )
+                .await;
         }
     }
 
     /// A chunk was acknowledged: the session has a new location, and the hasher's state at its end is known.
-    pub(super) async fn journal_chunk(&self, blob: &Descriptor, upload: &Upload, end: Option<&Checkpoint>) {
+    pub(super) async fn journal_chunk(
+        &self,
+        blob: &Descriptor,
+        upload: &Upload,
+        end: Option<&Checkpoint>,
+    ) {
         if !self.is_journalled(blob) {
             return;
         }
         let (index, location) = (&self.engine.index, upload.location.clone());
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
         match end {
-            Some(end) => index.checkpoint(origin, repository, &blob.digest, end.offset, end.hasher.save(), Some(location)).await,
-            None => index.update_location(origin, repository, &blob.digest, &location).await,
+            Some(end) => {
+                index
+                    .checkpoint(
+                        origin,
+                        repository,
+                        &blob.digest,
+                        end.offset,
+                        end.hasher.save(),
+                        Some(location),
+                    )
+                    .await
+            }
+            None => {
+                index
+                    .update_location(origin, repository, &blob.digest, &location)
+                    .await
+            }
         }
     }
 
     /// After this the answer to the closing request may be lost: whoever goes on asks for the blob first.
     pub(super) async fn journal_finishing(&self, blob: &Descriptor) {
         if self.is_journalled(blob) {
-            self.engine.index.finishing(self.destination.origin(), self.destination.repository(), &blob.digest).await;
+            self.engine
+                .index
+                .finishing(
+                    self.destination.origin(),
+                    self.destination.repository(),
+                    &blob.digest,
+                )
+                .await;
         }
     }
 }
@@ -274,9 +407,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 fn restored(blob: &Descriptor, stored: StoredUpload) -> Standing {
     let algorithm = blob.digest.algorithm();
     let restore = |checkpoint: crate::index::Checkpoint| {
-        Some(Checkpoint { offset: checkpoint.offset, hasher: Hasher::restore(algorithm, &checkpoint.state)? })
+        Some(Checkpoint {
+            offset: checkpoint.offset,
+            hasher: Hasher::restore(algorithm, &checkpoint.state)?,
+        })
     };
-    let checkpoints: VecDeque<Checkpoint> = stored.checkpoints.into_iter().filter_map(restore).collect();
-    let held = checkpoints.iter().map(|checkpoint| checkpoint.offset).max().unwrap_or(0);
-    Standing { held, checkpoints, taken_up: true, ..Standing::fresh(Upload { location: stored.location, chunk_min: None }) }
+    let checkpoints: VecDeque<Checkpoint> =
+        stored.checkpoints.into_iter().filter_map(restore).collect();
+    let held = checkpoints
+        .iter()
+        .map(|checkpoint| checkpoint.offset)
+        .max()
+        .unwrap_or(0);
+    Standing {
+        held,
+        checkpoints,
+        taken_up: true,
+        ..Standing::fresh(Upload {
+            location: stored.location,
+            chunk_min: None,
+        })
+    }
 }

@@ -40,7 +40,10 @@ pub struct Settings {
 impl Settings {
     /// The same with shorter waits for a registry's time.
     pub fn within(self, most: Duration) -> Settings {
-        Settings { hinted: self.hinted.min(most), ..self }
+        Settings {
+            hinted: self.hinted.min(most),
+            ..self
+        }
     }
 
     /// For a job that holds its permit and its claims.
@@ -76,7 +79,13 @@ pub struct Budget {
 impl Budget {
     /// A budget of which nothing is used.
     pub fn new(settings: Settings) -> Budget {
-        Budget { settings, failures: 0, since: None, hinted_since: None, excused: Duration::ZERO }
+        Budget {
+            settings,
+            failures: 0,
+            since: None,
+            hinted_since: None,
+            excused: Duration::ZERO,
+        }
     }
 
     /// Something moved: the count starts anew.
@@ -89,7 +98,9 @@ impl Budget {
 
     /// How long to wait before the next try; `None`: do not try again.
     pub fn next(&mut self, class: Class) -> Option<Duration> {
-        let Class::Retryable { after } = class else { return None };
+        let Class::Retryable { after } = class else {
+            return None;
+        };
         match after {
             Some(after) => self.hinted_wait(after),
             None => self.own_wait(),
@@ -111,7 +122,10 @@ impl Budget {
 
     /// The settings, without the waits that are used up.
     pub fn left(&self) -> Settings {
-        Settings { hinted: self.settings.hinted.saturating_sub(self.excused), ..self.settings }
+        Settings {
+            hinted: self.settings.hinted.saturating_sub(self.excused),
+            ..self.settings
+        }
     }
 
     fn own_wait(&mut self) -> Option<Duration> {
@@ -120,7 +134,10 @@ impl Budget {
         if self.failures > self.settings.attempts || since.elapsed() >= self.settings.patience {
             return None;
         }
-        let doubled = self.settings.first.saturating_mul(1 << (self.failures - 1).min(16));
+        let doubled = self
+            .settings
+            .first
+            .saturating_mul(1 << (self.failures - 1).min(16));
         Some(jittered_down(doubled.min(self.settings.longest)))
     }
 }
@@ -157,13 +174,17 @@ type RulesOf = dyn Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync;
 
 impl CurrentRules {
     /// Asks `rules` each time.
-    pub fn new(rules: impl Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync + 'static) -> CurrentRules {
+    pub fn new(
+        rules: impl Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync + 'static,
+    ) -> CurrentRules {
         CurrentRules(Some(Arc::new(rules)))
     }
 
     /// The rules for a job now. Where no config can change, those that it began with.
     pub fn of(&self, job: &Job, source: &Origin) -> Option<TagRules> {
-        self.0.as_ref().map_or(Some(job.rules), |rules| rules(&job.key, source))
+        self.0
+            .as_ref()
+            .map_or(Some(job.rules), |rules| rules(&job.key, source))
     }
 }
 
@@ -190,12 +211,17 @@ where
     F: Future<Output = Result<T, Fault>>,
 {
     let (errand, metrics) = (errand.into(), &engine.metrics);
-    let settings = errand.max_wait.map_or(engine.settings.retry, |most| engine.settings.retry.within(most));
+    let settings = errand.max_wait.map_or(engine.settings.retry, |most| {
+        engine.settings.retry.within(most)
+    });
     let mut budget = Budget::new(settings);
     loop {
         budget.excuse(opened(lane, errand.traffic, &budget.left(), stop).await?);
         let asked = Instant::now();
-        let Ok(turn) = stoppable(&stop.abort, lane.turn_within(errand, settings.hinted)).await? else { continue };
+        let Ok(turn) = stoppable(&stop.abort, lane.turn_within(errand, settings.hinted)).await?
+        else {
+            continue;
+        };
         metrics.waited.request(asked);
         let result = stoppable(&stop.abort, act()).await?;
         metrics.rate_limited(registry, turn.learn(&result));
@@ -221,11 +247,18 @@ where
 ///
 /// # Errors
 /// A retryable one when that is longer than we are patient; `Cancelled` when we drain.
-pub async fn opened(lane: &Lane, traffic: Traffic, settings: &Settings, stop: &Stop) -> Result<Duration, Fault> {
+pub async fn opened(
+    lane: &Lane,
+    traffic: Traffic,
+    settings: &Settings,
+    stop: &Stop,
+) -> Result<Duration, Fault> {
     let left = lane.closed_for(traffic);
     if left > settings.hinted {
-        let text =
-            format!("the registry asked for no such requests in the next {} s; it will be looked at again later", left.as_secs());
+        let text = format!(
+            "the registry asked for no such requests in the next {} s; it will be looked at again later",
+            left.as_secs()
+        );
         return Err(Fault::new(Class::Retryable { after: Some(left) }, text));
     }
     let start = Instant::now();
@@ -239,9 +272,14 @@ pub async fn opened(lane: &Lane, traffic: Traffic, settings: &Settings, stop: &S
 ///
 /// # Errors
 /// A fault of class `Cancelled` when it does.
-pub fn stoppable<F: Future>(stop: &CancellationToken, future: F) -> impl Future<Output = Result<F::Output, Fault>> {
+pub fn stoppable<F: Future>(
+    stop: &CancellationToken,
+    future: F,
+) -> impl Future<Output = Result<F::Output, Fault>> {
     // No async function: that would keep room for the future twice, and futures nest.
-    future.with_cancellation_token(stop).map(|ended| ended.ok_or_else(Fault::cancelled))
+    future
+        .with_cancellation_token(stop)
+        .map(|ended| ended.ok_or_else(Fault::cancelled))
 }
 
 #[cfg(test)]
@@ -264,23 +302,53 @@ mod tests {
     async fn nobody_comes_back_before_the_time_that_was_named() {
         let mut budget = Budget::new(Settings::default());
         for _ in 0..10 {
-            let wait = budget.next(Class::Retryable { after: Some(Duration::from_secs(30)) }).unwrap();
-            assert!(wait >= Duration::from_secs(30) && wait <= Duration::from_secs(38), "{wait:?}");
+            let wait = budget
+                .next(Class::Retryable {
+                    after: Some(Duration::from_secs(30)),
+                })
+                .unwrap();
+            assert!(
+                wait >= Duration::from_secs(30) && wait <= Duration::from_secs(38),
+                "{wait:?}"
+            );
         }
-        assert!(budget.next(Class::Retryable { after: Some(Duration::from_secs(3600)) }).is_none());
+        assert!(
+            budget
+                .next(Class::Retryable {
+                    after: Some(Duration::from_secs(3600))
+                })
+                .is_none()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_what_is_retryable_is_tried_again() {
-        for class in [Class::Auth, Class::NotFound, Class::Corrupt, Class::Rejected, Class::Cancelled] {
+        for class in [
+            Class::Auth,
+            Class::NotFound,
+            Class::Corrupt,
+            Class::Rejected,
+            Class::Cancelled,
+        ] {
             assert_eq!(Budget::new(Settings::default()).next(class), None);
         }
         let (engine, lane) = idle_engine();
         let mut tries = 0;
-        let result: Result<(), Fault> = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), || {
-            tries += 1;
-            std::future::ready(if tries < 3 { Err(Fault::retryable("reset")) } else { Err(Fault::rejected("no")) })
-        })
+        let result: Result<(), Fault> = retry(
+            &engine,
+            &lane,
+            "r",
+            Traffic::Manifests,
+            &Stop::default(),
+            || {
+                tries += 1;
+                std::future::ready(if tries < 3 {
+                    Err(Fault::retryable("reset"))
+                } else {
+                    Err(Fault::rejected("no"))
+                })
+            },
+        )
         .await;
         assert_eq!((tries, result.unwrap_err().class()), (3, Class::Rejected));
     }
@@ -294,12 +362,20 @@ mod tests {
         let mut tries = 0;
         let act = || {
             tries += 1;
-            std::future::ready(if tries < 3 { Err(Fault::retryable("reset")) } else { Ok(()) })
+            std::future::ready(if tries < 3 {
+                Err(Fault::retryable("reset"))
+            } else {
+                Ok(())
+            })
         };
-        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act).await.unwrap();
+        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act)
+            .await
+            .unwrap();
         assert_eq!(up(), Some(true));
         let act = || std::future::ready(Err::<(), _>(Fault::retryable("reset")));
-        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act).await.unwrap_err();
+        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act)
+            .await
+            .unwrap_err();
         assert_eq!(up(), Some(false));
     }
 
@@ -308,12 +384,22 @@ mod tests {
         let (engine, lane) = idle_engine();
         let stop = Stop::default();
         let act = || std::future::ready(Err::<(), _>(busy(60)));
-        let (result, ()) = tokio::join!(retry(&engine, &lane, "r", Traffic::Manifests, &stop, act), async { stop.drain.cancel() });
+        let (result, ()) = tokio::join!(
+            retry(&engine, &lane, "r", Traffic::Manifests, &stop, act),
+            async { stop.drain.cancel() }
+        );
         assert_eq!(result.unwrap_err().class(), Class::Cancelled);
         let stop = Stop::default();
         let held = || std::future::ready(Ok(()));
-        let (result, ()) = tokio::join!(retry(&engine, &lane, "r", Traffic::Manifests, &stop, held), async { stop.drain.cancel() });
-        assert_eq!(result.unwrap_err().class(), Class::Cancelled, "whoever waits for others' sake stops as well");
+        let (result, ()) = tokio::join!(
+            retry(&engine, &lane, "r", Traffic::Manifests, &stop, held),
+            async { stop.drain.cancel() }
+        );
+        assert_eq!(
+            result.unwrap_err().class(),
+            Class::Cancelled,
+            "whoever waits for others' sake stops as well"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -321,36 +407,81 @@ mod tests {
         let (engine, lane) = idle_engine();
         let start = Instant::now();
         let mut told = false;
-        let first = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), || {
-            std::future::ready(if std::mem::replace(&mut told, true) { Ok(start.elapsed()) } else { Err(busy(60)) })
-        })
+        let first = retry(
+            &engine,
+            &lane,
+            "r",
+            Traffic::Manifests,
+            &Stop::default(),
+            || {
+                std::future::ready(if std::mem::replace(&mut told, true) {
+                    Ok(start.elapsed())
+                } else {
+                    Err(busy(60))
+                })
+            },
+        )
         .await;
         assert!(first.unwrap() >= Duration::from_secs(60));
         let stop = Stop::default();
-        let other = retry(&engine, &lane, "r", Traffic::Writes, &stop, || std::future::ready(Ok::<_, Fault>(())));
+        let other = retry(&engine, &lane, "r", Traffic::Writes, &stop, || {
+            std::future::ready(Ok::<_, Fault>(()))
+        });
         let before = Instant::now();
         other.await.unwrap();
-        assert!(before.elapsed().is_zero(), "other kinds of requests are not concerned");
+        assert!(
+            before.elapsed().is_zero(),
+            "other kinds of requests are not concerned"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_beyond_all_patience_is_said_at_once() {
         let (engine, lane) = idle_engine();
-        lane.turn(Traffic::Manifests).await.learn(&Err::<(), _>(busy(3600)));
+        lane.turn(Traffic::Manifests)
+            .await
+            .learn(&Err::<(), _>(busy(3600)));
         let act = || async { panic!("sent before its time") };
-        let result: Result<(), Fault> = retry(&engine, &lane, "r", Traffic::Manifests, &Stop::default(), act).await;
-        assert!(matches!(result.unwrap_err().class(), Class::Retryable { after: Some(_) }));
+        let result: Result<(), Fault> = retry(
+            &engine,
+            &lane,
+            "r",
+            Traffic::Manifests,
+            &Stop::default(),
+            act,
+        )
+        .await;
+        assert!(matches!(
+            result.unwrap_err().class(),
+            Class::Retryable { after: Some(_) }
+        ));
     }
 
     fn busy(seconds: u64) -> Fault {
-        Fault::new(Class::Retryable { after: Some(Duration::from_secs(seconds)) }, "busy")
+        Fault::new(
+            Class::Retryable {
+                after: Some(Duration::from_secs(seconds)),
+            },
+            "busy",
+        )
     }
 
     fn idle_engine() -> (Engine, std::sync::Arc<Lane>) {
         let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
-        let (index, ledger) = (crate::index::Index::in_memory(), crate::ledger::Ledger::in_memory());
-        let engine = Engine::new(Default::default(), index, ledger, Default::default(), metrics);
-        let lane = engine.limits.lane(&crate::endpoint::Origin::new("http://127.0.0.1:1"));
+        let (index, ledger) = (
+            crate::index::Index::in_memory(),
+            crate::ledger::Ledger::in_memory(),
+        );
+        let engine = Engine::new(
+            Default::default(),
+            index,
+            ledger,
+            Default::default(),
+            metrics,
+        );
+        let lane = engine
+            .limits
+            .lane(&crate::endpoint::Origin::new("http://127.0.0.1:1"));
         (engine, lane)
     }
 }

@@ -43,9 +43,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         acknowledged: mpsc::UnboundedSender<Checkpoint>,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Fault> {
-        let Standing { upload, held, told, gone, paused, checkpoints: kept, .. } = standing;
+        let Standing {
+            upload,
+            held,
+            told,
+            gone,
+            paused,
+            checkpoints: kept,
+            ..
+        } = standing;
         *told = None;
-        let request = Request { road, upload, held, told, gone, paused, acknowledged };
+        let request = Request {
+            road,
+            upload,
+            held,
+            told,
+            gone,
+            paused,
+            acknowledged,
+        };
         let requests = pin!(async {
             tokio::select! {
                 biased;
@@ -64,9 +80,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             let now = road.sample();
-            let waits_for_source = now.source - before.source > now.destination - before.destination;
+            let waits_for_source =
+                now.source - before.source > now.destination - before.destination;
             let (passed, stall) = (road.passed(), &self.engine.settings.stall);
-            motion.note(passed, blob.size.saturating_sub(passed), waits_for_source, stall);
+            motion.note(
+                passed,
+                blob.size.saturating_sub(passed),
+                waits_for_source,
+                stall,
+            );
             if now.moved > before.moved {
                 self.engine.limits.pulse().beat();
             }
@@ -79,8 +101,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     fn stall(&self, wait: Wait) -> Fault {
         let (registry, address, direction, does) = match wait {
-            Wait::Source => (self.source.registry(), self.source.address(), "read", "sends"),
-            _ => (self.destination.registry(), self.destination.address(), "sent", "takes"),
+            Wait::Source => (
+                self.source.registry(),
+                self.source.address(),
+                "read",
+                "sends",
+            ),
+            _ => (
+                self.destination.registry(),
+                self.destination.address(),
+                "sent",
+                "takes",
+            ),
         };
         self.engine.metrics.stalled(registry, direction);
         let stall::Settings { floor, window } = self.engine.settings.stall;
@@ -95,16 +127,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         match self.destination.abilities().upload {
             UploadStyle::Whole => {}
             UploadStyle::Stream => self.chunk(blob, &mut request, blob.size).await?,
-            UploadStyle::Chunked { least, most, last_in_put } => {
+            UploadStyle::Chunked {
+                least,
+                most,
+                last_in_put,
+            } => {
                 let mut chunks = Chunks::new(least, most, request.upload.chunk_min);
                 while blob.size - *request.held > if last_in_put { chunks.size() } else { 0 } {
                     if self.stop.drain.is_cancelled() && self.can_be_taken_up(blob) {
                         return Err(Fault::cancelled());
                     }
-                    let (began, before, held) = (Instant::now(), request.road.sample(), *request.held);
+                    let (began, before, held) =
+                        (Instant::now(), request.road.sample(), *request.held);
                     self.chunk(blob, &mut request, chunks.size()).await?;
                     let (took, after) = (began.elapsed(), request.road.sample());
-                    let moving = (after.source + after.destination).saturating_sub(before.source + before.destination);
+                    let moving = (after.source + after.destination)
+                        .saturating_sub(before.source + before.destination);
                     chunks.acknowledged(*request.held - held, took, took.saturating_sub(moving));
                 }
             }
@@ -113,22 +151,42 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Sends the next bytes, at most so many.
-    async fn chunk(&self, blob: &Descriptor, request: &mut Request<'_>, most: u64) -> Result<(), Fault> {
+    async fn chunk(
+        &self,
+        blob: &Descriptor,
+        request: &mut Request<'_>,
+        most: u64,
+    ) -> Result<(), Fault> {
         self.pause_if_closed(request.paused)?;
-        let Request { road, upload, held, .. } = request;
+        let Request {
+            road, upload, held, ..
+        } = request;
         let length = most.min(blob.size - **held);
         if length == 0 {
             return Ok(());
         }
         let end = **held + length;
         road.mark(end);
-        match self.body(road, self.destination.send_chunk(upload, **held, length, road.leg(length))).await? {
-            Sent::Accepted { reported: Some(reported) } if self.destination.abilities().reports_offset && reported != end => Err(
-                Fault::retryable(format!("{} reports {reported} bytes of an upload that holds {end}", self.destination.registry())),
-            ),
+        match self
+            .body(
+                road,
+                self.destination
+                    .send_chunk(upload, **held, length, road.leg(length)),
+            )
+            .await?
+        {
+            Sent::Accepted {
+                reported: Some(reported),
+            } if self.destination.abilities().reports_offset && reported != end => {
+                Err(Fault::retryable(format!(
+                    "{} reports {reported} bytes of an upload that holds {end}",
+                    self.destination.registry()
+                )))
+            }
             Sent::Accepted { .. } => {
                 **held = end;
-                self.journal_chunk(blob, upload, road.marked().as_ref()).await;
+                self.journal_chunk(blob, upload, road.marked().as_ref())
+                    .await;
                 if let Some(checkpoint) = road.marked() {
                     // The receiver lives as long as this request.
                     let _ = request.acknowledged.send(checkpoint);
@@ -140,14 +198,28 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Fault> {
-        let Request { road, upload, held, .. } = request;
+        let Request {
+            road, upload, held, ..
+        } = request;
         let length = blob.size - **held;
         if length == 0 && !road.is_verified() {
             self.verify_rest(blob, road).await?;
         }
         self.pause_if_closed(request.paused)?;
         self.journal_finishing(blob).await;
-        match self.body(road, self.destination.finish_upload(upload, &blob.digest, **held, length, road.leg(length))).await? {
+        match self
+            .body(
+                road,
+                self.destination.finish_upload(
+                    upload,
+                    &blob.digest,
+                    **held,
+                    length,
+                    road.leg(length),
+                ),
+            )
+            .await?
+        {
             Sent::Accepted { .. } => Ok(()),
             other => Err(self.lost(other, request.told, request.gone)),
         }
@@ -155,21 +227,36 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// No permit is held while a registry's time is waited for: the attempt ends, and goes on later from where it stands.
     fn pause_if_closed(&self, paused: &mut bool) -> Result<(), Fault> {
-        let closed_for = self.engine.limits.lane(self.destination.origin()).closed_for(Traffic::Uploads);
+        let closed_for = self
+            .engine
+            .limits
+            .lane(self.destination.origin())
+            .closed_for(Traffic::Uploads);
         *paused = !closed_for.is_zero();
         match *paused {
-            true => Err(Fault::new(Class::Retryable { after: Some(closed_for) }, "the registry asks for time")),
+            true => Err(Fault::new(
+                Class::Retryable {
+                    after: Some(closed_for),
+                },
+                "the registry asks for time",
+            )),
             false => Ok(()),
         }
     }
 
     /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
-    async fn body<T>(&self, road: &Road, request: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    async fn body<T>(
+        &self,
+        road: &Road,
+        request: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
         let lane = self.engine.limits.lane(self.destination.origin());
         let turn = lane.part(Traffic::Uploads).await;
         let result = request.await;
         if road.source_fault().is_none() {
-            self.engine.metrics.rate_limited(self.destination.registry(), turn.learn(&result));
+            self.engine
+                .metrics
+                .rate_limited(self.destination.registry(), turn.learn(&result));
         }
         result
     }
@@ -181,7 +268,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         match rest.frame().await {
             None => Ok(()),
             Some(Err(fault)) => Err(fault),
-            Some(Ok(_)) => Err(Fault::corrupt(format!("blob {} is longer than its manifest says", blob.digest))),
+            Some(Ok(_)) => Err(Fault::corrupt(format!(
+                "blob {} is longer than its manifest says",
+                blob.digest
+            ))),
         }
     }
 
@@ -194,7 +284,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     Offset::At(offset) => Some(offset),
                     Offset::Gone | Offset::Unknown => None,
                 };
-                Fault::retryable(format!("{registry} holds another length of the upload than was sent"))
+                Fault::retryable(format!(
+                    "{registry} holds another length of the upload than was sent"
+                ))
             }
             _ => Fault::retryable(format!("{registry} has lost the upload session")),
         }
@@ -209,7 +301,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
         kept: &mut VecDeque<Checkpoint>,
     ) -> Result<(), Fault> {
-        let in_chunks = matches!(self.destination.abilities().upload, UploadStyle::Chunked { .. });
+        let in_chunks = matches!(
+            self.destination.abilities().upload,
+            UploadStyle::Chunked { .. }
+        );
         let may_leave = self.can_be_taken_up(blob) && !in_chunks;
         let ended = async {
             loop {

@@ -42,9 +42,16 @@ pub struct Names {
 
 impl Engine {
     /// Settles a job: what is returned is what reports show.
-    pub async fn settle(&self, settle: &Settle, job: &Job, names: &Names, ending: Ending) -> Settled {
+    pub async fn settle(
+        &self,
+        settle: &Settle,
+        job: &Job,
+        names: &Names,
+        ending: Ending,
+    ) -> Settled {
         let settled = shown(job, names, &ending);
-        self.metrics.counted(&job.key.route, &names.registry, settled.result);
+        self.metrics
+            .counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
             let since_push = job
                 .pushed
@@ -73,15 +80,30 @@ impl Engine {
 
     /// Whether the last thing that settled under this key was trouble.
     pub fn is_in_trouble(&self, key: &Key) -> bool {
-        self.troubled.lock().expect("nothing panics while it notes").contains(key)
+        self.troubled
+            .lock()
+            .expect("nothing panics while it notes")
+            .contains(key)
     }
 
     /// The destination tags of a route in one repository whose last result was trouble.
-    pub fn troubled_tags(&self, route: &str, origin: &Origin, repository: &RepositoryName) -> HashSet<Tag> {
+    pub fn troubled_tags(
+        &self,
+        route: &str,
+        origin: &Origin,
+        repository: &RepositoryName,
+    ) -> HashSet<Tag> {
         let troubled = self.troubled.lock().expect("nothing panics while it notes");
-        let is_there =
-            |key: &&Key| &*key.route == route && key.destination.repository == *repository && key.destination.origin == *origin;
-        troubled.iter().filter(is_there).map(|key| key.destination.tag.clone()).collect()
+        let is_there = |key: &&Key| {
+            &*key.route == route
+                && key.destination.repository == *repository
+                && key.destination.origin == *origin
+        };
+        troubled
+            .iter()
+            .filter(is_there)
+            .map(|key| key.destination.tag.clone())
+            .collect()
     }
 
     /// Notes what the ledger says is in trouble: a process that starts has seen nothing itself.
@@ -109,7 +131,10 @@ impl Engine {
             digest: Some(found.digest),
             previous_digest: found.previous,
             result: Outcome::Promoted,
-            reasons: vec!["the answer to the request that moved the tag was lost; the tag was found moved".into()],
+            reasons: vec![
+                "the answer to the request that moved the tag was lost; the tag was found moved"
+                    .into(),
+            ],
             error: None,
             blobs: BlobCounts::default(),
             bytes_sent: 0,
@@ -118,7 +143,11 @@ impl Engine {
             duration_seconds: 0.0,
             ..settled.clone()
         };
-        match self.ledger.record(&job.key, &promoted, (*settle.facts).clone(), None).await {
+        match self
+            .ledger
+            .record(&job.key, &promoted, (*settle.facts).clone(), None)
+            .await
+        {
             Ok(_) if settle.listener.is_none() => tell(&promoted),
             Ok(_) => {}
             Err(fault) => self.unwritable(&promoted, &fault),
@@ -126,7 +155,11 @@ impl Engine {
     }
 
     fn unwritable(&self, settled: &Settled, fault: &Fault) {
-        let Settled { destination, result, .. } = settled;
+        let Settled {
+            destination,
+            result,
+            ..
+        } = settled;
         tracing::error!(destination, %result, error = %fault.chain(), "the ledger could not be written");
     }
 
@@ -144,7 +177,11 @@ impl Engine {
         if !lasting {
             return;
         }
-        match self.ledger.record(&job.key, settled, (*settle.facts).clone(), ending.written).await {
+        match self
+            .ledger
+            .record(&job.key, settled, (*settle.facts).clone(), ending.written)
+            .await
+        {
             // Whoever listens tells it in a way of its own.
             Ok(true) if settle.listener.is_none() => tell(settled),
             Ok(_) => {}
@@ -159,13 +196,18 @@ fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
         source: names.source.clone(),
         destination: names.destination.clone(),
         digest: ending.digest,
-        previous_digest: ending.previous.filter(|previous| Some(*previous) != ending.digest || ending.outcome != Outcome::Promoted),
+        previous_digest: ending.previous.filter(|previous| {
+            Some(*previous) != ending.digest || ending.outcome != Outcome::Promoted
+        }),
         cause: job.cause,
         actor: job.actor.clone(),
         result: ending.outcome,
         reasons: ending.reasons.clone(),
         error: ending.fault.as_ref().map(Trouble::from),
-        failure: ending.fault.as_ref().map(|fault| Failure { tag: job.key.tag.clone(), class: fault.class() }),
+        failure: ending.fault.as_ref().map(|fault| Failure {
+            tag: job.key.tag.clone(),
+            class: fault.class(),
+        }),
         blobs: ending.cost.blobs,
         referrers: ending.cost.referrers,
         bytes_sent: ending.cost.bytes_sent,
@@ -177,10 +219,27 @@ fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
 }
 
 fn tell(settled: &Settled) {
-    let Settled { route, source, destination, cause, actor, result, bytes_sent, duration_seconds, .. } = settled;
-    let digest = settled.digest.map(|digest| digest.to_string()).unwrap_or_default();
+    let Settled {
+        route,
+        source,
+        destination,
+        cause,
+        actor,
+        result,
+        bytes_sent,
+        duration_seconds,
+        ..
+    } = settled;
+    let digest = settled
+        .digest
+        .map(|digest| digest.to_string())
+        .unwrap_or_default();
     let reasons = settled.reasons.join("; ");
-    let error = settled.error.as_ref().map(|error| error.text.as_str()).unwrap_or_default();
+    let error = settled
+        .error
+        .as_ref()
+        .map(|error| error.text.as_str())
+        .unwrap_or_default();
     let referrers = settled.referrers.copied;
     match result {
         Outcome::Promoted => {
@@ -190,8 +249,12 @@ fn tell(settled: &Settled) {
             tracing::info!(route, source, destination, digest, %cause, %actor, referrers, "referrers brought later");
         }
         Outcome::UpToDate => tracing::info!(route, source, destination, digest, "equal again"),
-        Outcome::Existing | Outcome::Gone => tracing::debug!(route, source, destination, digest, %result, reasons, "left alone"),
-        Outcome::Failed => tracing::warn!(route, source, destination, digest, %cause, error, "failed"),
+        Outcome::Existing | Outcome::Gone => {
+            tracing::debug!(route, source, destination, digest, %result, reasons, "left alone")
+        }
+        Outcome::Failed => {
+            tracing::warn!(route, source, destination, digest, %cause, error, "failed")
+        }
         _ => tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted"),
     }
 }

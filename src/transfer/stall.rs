@@ -19,7 +19,10 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { floor: 10 * 1024, window: Duration::from_secs(30) }
+        Settings {
+            floor: 10 * 1024,
+            window: Duration::from_secs(30),
+        }
     }
 }
 
@@ -57,7 +60,12 @@ pub(super) struct Sample {
 impl Clock {
     /// A clock that waits for nobody yet.
     pub(super) fn start() -> Clock {
-        Clock { wait: Wait::Else, since: Instant::now(), source: Duration::ZERO, destination: Duration::ZERO }
+        Clock {
+            wait: Wait::Else,
+            since: Instant::now(),
+            source: Duration::ZERO,
+            destination: Duration::ZERO,
+        }
     }
 
     /// From now on the road waits for something else.
@@ -70,8 +78,17 @@ impl Clock {
 
     /// Time spent waiting for the source and for the destination.
     pub(super) fn spent(&self) -> (Duration, Duration) {
-        let running = |wait| if wait == self.wait { self.since.elapsed() } else { Duration::ZERO };
-        (self.source + running(Wait::Source), self.destination + running(Wait::Destination))
+        let running = |wait| {
+            if wait == self.wait {
+                self.since.elapsed()
+            } else {
+                Duration::ZERO
+            }
+        };
+        (
+            self.source + running(Wait::Source),
+            self.destination + running(Wait::Destination),
+        )
     }
 }
 
@@ -85,22 +102,35 @@ pub(super) struct Watch {
 impl Watch {
     /// A watch over what happens after `start`.
     pub(super) fn new(settings: Settings, start: Sample) -> Watch {
-        Watch { settings, samples: VecDeque::from([start]) }
+        Watch {
+            settings,
+            samples: VecDeque::from([start]),
+        }
     }
 
     /// Takes a sample. Some when less than the floor moved over the last window: for whom that was waited most.
     pub(super) fn see(&mut self, now: Sample) -> Option<Wait> {
-        let waited = |sample: &Sample| (now.source + now.destination) - (sample.source + sample.destination);
+        let waited =
+            |sample: &Sample| (now.source + now.destination) - (sample.source + sample.destination);
         self.samples.push_back(now);
         // The first sample is the latest of those that are a whole window old.
-        while self.samples.get(1).is_some_and(|next| waited(next) >= self.settings.window) {
+        while self
+            .samples
+            .get(1)
+            .is_some_and(|next| waited(next) >= self.settings.window)
+        {
             self.samples.pop_front();
         }
         let first = self.samples.front()?;
         let least = self.settings.window.as_secs_f64() * self.settings.floor as f64;
-        let is_stalled = waited(first) >= self.settings.window && ((now.moved - first.moved) as f64) < least;
+        let is_stalled =
+            waited(first) >= self.settings.window && ((now.moved - first.moved) as f64) < least;
         let by_source = now.source - first.source > now.destination - first.destination;
-        is_stalled.then_some(if by_source { Wait::Source } else { Wait::Destination })
+        is_stalled.then_some(if by_source {
+            Wait::Source
+        } else {
+            Wait::Destination
+        })
     }
 }
 
@@ -113,7 +143,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_side_has_its_own_share_of_the_wait() {
         let mut clock = Clock::start();
-        for (wait, seconds) in [(Wait::Else, 5), (Wait::Source, 2), (Wait::Destination, 3), (Wait::Source, 4)] {
+        for (wait, seconds) in [
+            (Wait::Else, 5),
+            (Wait::Source, 2),
+            (Wait::Destination, 3),
+            (Wait::Source, 4),
+        ] {
             clock.turn_to(wait);
             tokio::time::advance(SECOND * seconds).await;
         }
@@ -134,7 +169,11 @@ mod tests {
         (1..=200).find_map(|second| {
             sample.moved += bytes(second);
             if active(second) {
-                *(if source_waits(second) { &mut sample.source } else { &mut sample.destination }) += SECOND;
+                *(if source_waits(second) {
+                    &mut sample.source
+                } else {
+                    &mut sample.destination
+                }) += SECOND;
             }
             watch.see(sample).map(|wait| (second, wait))
         })
@@ -142,17 +181,34 @@ mod tests {
 
     #[test]
     fn a_trickle_is_cut_after_a_window_and_the_slow_side_is_blamed() {
-        assert_eq!(calls_out(|_| 5000, |_| true, |_| true), Some((30, Wait::Source)));
-        assert_eq!(calls_out(|_| 0, |_| false, |_| true), Some((30, Wait::Destination)));
-        assert_eq!(calls_out(|_| 0, |second| second % 3 == 0, |_| true), Some((30, Wait::Destination)));
+        assert_eq!(
+            calls_out(|_| 5000, |_| true, |_| true),
+            Some((30, Wait::Source))
+        );
+        assert_eq!(
+            calls_out(|_| 0, |_| false, |_| true),
+            Some((30, Wait::Destination))
+        );
+        assert_eq!(
+            calls_out(|_| 0, |second| second % 3 == 0, |_| true),
+            Some((30, Wait::Destination))
+        );
     }
 
     #[test]
     fn what_moves_or_waits_for_nobody_is_left_alone() {
         assert_eq!(calls_out(|_| 11_000, |_| true, |_| true), None);
-        assert_eq!(calls_out(|_| 0, |_| true, |_| false), None, "the answer to a closing request has a limit of its own");
         assert_eq!(
-            calls_out(|second| if second % 20 == 0 { 400_000 } else { 0 }, |_| true, |_| true),
+            calls_out(|_| 0, |_| true, |_| false),
+            None,
+            "the answer to a closing request has a limit of its own"
+        );
+        assert_eq!(
+            calls_out(
+                |second| if second % 20 == 0 { 400_000 } else { 0 },
+                |_| true,
+                |_| true
+            ),
             None,
             "bursts are a way to move"
         );
@@ -160,6 +216,13 @@ mod tests {
 
     #[test]
     fn a_transfer_that_dries_up_is_cut_a_window_later() {
-        assert_eq!(calls_out(|second| if second <= 100 { 1 << 20 } else { 0 }, |_| true, |_| true), Some((130, Wait::Source)));
+        assert_eq!(
+            calls_out(
+                |second| if second <= 100 { 1 << 20 } else { 0 },
+                |_| true,
+                |_| true
+            ),
+            Some((130, Wait::Source))
+        );
     }
 }

@@ -38,13 +38,23 @@ pub(super) struct Sight {
 impl Sight {
     /// What the look saw.
     pub(super) fn of(job: &Job) -> Sight {
-        Sight { source: job.source, destination: job.destination, destination_by: job.destination_by, at: job.seen_at }
+        Sight {
+            source: job.source,
+            destination: job.destination,
+            destination_by: job.destination_by,
+            at: job.seen_at,
+        }
     }
 
     /// Nothing is known: both sides are asked.
     pub(super) fn none() -> Sight {
         let (source, destination) = (Seen::Unknown, Seen::Unknown);
-        Sight { source, destination, destination_by: SeenBy::Tag, at: Instant::now() }
+        Sight {
+            source,
+            destination,
+            destination_by: SeenBy::Tag,
+            at: Instant::now(),
+        }
     }
 }
 
@@ -70,7 +80,14 @@ impl TagFacts {
     pub(super) fn of_now(source: Option<Digest>, destination: Option<Digest>) -> TagFacts {
         let now = Instant::now();
         let (source_at, destination_at) = (now, now);
-        TagFacts { source, destination, source_at, destination_at, destination_by: SeenBy::Tag, manifest: None }
+        TagFacts {
+            source,
+            destination,
+            source_at,
+            destination_at,
+            destination_by: SeenBy::Tag,
+            manifest: None,
+        }
     }
 
     /// The destination has answered about the tag itself.
@@ -104,7 +121,12 @@ enum Child {
 impl Image {
     /// A manifest whose content is at the destination.
     pub(super) fn alone(top: Manifest) -> Image {
-        Image { subjects: vec![top.digest], levels: Vec::new(), blobs: Vec::new(), top }
+        Image {
+            subjects: vec![top.digest],
+            levels: Vec::new(),
+            blobs: Vec::new(),
+            top,
+        }
     }
 }
 
@@ -113,10 +135,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let now = Instant::now();
-        let source_at = if sight.source == Seen::Unknown { now } else { sight.at };
+        let source_at = if sight.source == Seen::Unknown {
+            now
+        } else {
+            sight.at
+        };
         let is_asked = sight.destination == Seen::Unknown;
         let destination_at = if is_asked { now } else { sight.at };
-        let destination_by = if is_asked { SeenBy::Tag } else { sight.destination_by };
+        let destination_by = if is_asked {
+            SeenBy::Tag
+        } else {
+            sight.destination_by
+        };
         let source = match sight.source {
             _ if self.job.pinned.is_some() => self.job.pinned,
             Seen::At(digest) => Some(digest),
@@ -131,9 +161,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let destination = match sight.destination {
             Seen::At(digest) => Some(digest),
             Seen::Absent => None,
-            Seen::Unknown => self.destination_digest(&self.job.key.destination.tag).await?,
+            Seen::Unknown => {
+                self.destination_digest(&self.job.key.destination.tag)
+                    .await?
+            }
         };
-        Ok(TagFacts { source, destination, source_at, destination_at, destination_by, manifest })
+        Ok(TagFacts {
+            source,
+            destination,
+            source_at,
+            destination_at,
+            destination_by,
+            manifest,
+        })
     }
 
     /// Decides by the facts, the ledger and the person's order.
@@ -145,30 +185,59 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if found.is_some() {
             *self.found.lock().expect("nothing panics while it notes") = found;
         }
-        let ledger_agrees = facts.destination.is_some_and(|production| known.is_ours(&production));
+        let ledger_agrees = facts
+            .destination
+            .is_some_and(|production| known.is_ours(&production));
         let ledger_known = known.known();
-        let facts = Facts { source: facts.source, destination: facts.destination, ledger_known, ledger_agrees };
-        let refused = facts.source.is_some_and(|source| job.refused.contains(&source));
-        let order = Order { explicit: job.explicit, expect: job.expect, replace: job.replace, refused };
+        let facts = Facts {
+            source: facts.source,
+            destination: facts.destination,
+            ledger_known,
+            ledger_agrees,
+        };
+        let refused = facts
+            .source
+            .is_some_and(|source| job.refused.contains(&source));
+        let order = Order {
+            explicit: job.explicit,
+            expect: job.expect,
+            replace: job.replace,
+            refused,
+        };
         Ok(plan::decide(rules, &facts, &order))
     }
 
     /// What the ledger knows of a production tag. A write that arrived although its answer was lost is recorded first: whatever
     /// is intended later, what is there now is what we wrote last.
-    pub(super) async fn known(&self, place: &Place, production: Option<Digest>) -> Result<(Written, Option<Found>), Fault> {
+    pub(super) async fn known(
+        &self,
+        place: &Place,
+        production: Option<Digest>,
+    ) -> Result<(Written, Option<Found>), Fault> {
         let ledger = &self.engine.ledger;
         let known = ledger.written(place).await?;
-        let Some(digest) = production.filter(|production| known.is_found(production) && !self.job.dry_run) else {
+        let Some(digest) =
+            production.filter(|production| known.is_found(production) && !self.job.dry_run)
+        else {
             return Ok((known, None));
         };
         ledger.found(place, &digest).await?;
-        let found = Found { digest, previous: known.digest };
+        let found = Found {
+            digest,
+            previous: known.digest,
+        };
         Ok((ledger.written(place).await?, Some(found)))
     }
 
     /// Both sides name `digest` under a tag: the ledger learns it, where that is news. A registry's word on a digest proves
     /// nothing, so the manifest of a moving tag is read and hashed before. An explicit act goes by no agreement, and makes none.
-    pub(super) async fn agree(&self, place: &Place, tag: &Tag, digest: Digest, moving: bool) -> Result<(), Fault> {
+    pub(super) async fn agree(
+        &self,
+        place: &Place,
+        tag: &Tag,
+        digest: Digest,
+        moving: bool,
+    ) -> Result<(), Fault> {
         if self.job.explicit {
             return Ok(());
         }
@@ -178,8 +247,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             Equality::Found => self.engine.ledger.found(place, &digest).await,
             Equality::Agreed if moving && !self.proves(place, tag, digest).await? => Ok(()),
             Equality::Agreed => {
-                let agreement = Agreement { tag: place.tag.clone(), digest, known };
-                self.engine.ledger.agree(&place.origin, &place.repository, vec![agreement]).await
+                let agreement = Agreement {
+                    tag: place.tag.clone(),
+                    digest,
+                    known,
+                };
+                self.engine
+                    .ledger
+                    .agree(&place.origin, &place.repository, vec![agreement])
+                    .await
             }
         }
     }
@@ -189,7 +265,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         if self.engine.is_unproven(place, &digest) {
             return Ok(false);
         }
-        let read = self.engine.read_tag(&self.source, tag, self.manifests_errand(), self.stop).await;
+        let read = self
+            .engine
+            .read_tag(&self.source, tag, self.manifests_errand(), self.stop)
+            .await;
         let proven = match read {
             Ok(read) => read == Some(digest),
             Err(fault) if fault.class() == Class::Corrupt => {
@@ -214,11 +293,20 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let Some(top) = top else {
             // Deleted or moved between two requests: the next round sees what is there now.
             *facts = self.survey_tag(Sight::none()).await?;
-            return if facts.source == Some(expected) { Err(self.vanished(expected)) } else { Ok(None) };
+            return if facts.source == Some(expected) {
+                Err(self.vanished(expected))
+            } else {
+                Ok(None)
+            };
         };
         if self.is_complete(&top.digest).await {
             let subjects = self.manifests_below(top.clone()).await?;
-            return Ok(Some(Image { subjects, levels: Vec::new(), blobs: Vec::new(), top }));
+            return Ok(Some(Image {
+                subjects,
+                levels: Vec::new(),
+                blobs: Vec::new(),
+                top,
+            }));
         }
         self.walk(top).await.map(Some)
     }
@@ -232,8 +320,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             if levels.len() == DEPTH {
                 return Err(self.refuse(format!("its indexes are nested more than {DEPTH} deep")));
             }
-            let looked_at =
-                stream::iter(next).map(|child| self.look_at(child).boxed()).buffered(self.engine.settings.bounds.children);
+            let looked_at = stream::iter(next)
+                .map(|child| self.look_at(child).boxed())
+                .buffered(self.engine.settings.bounds.children);
             let children: Vec<Child> = looked_at.try_collect().await?;
             let mut level = Vec::new();
             next = Vec::new();
@@ -242,15 +331,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     Child::Held => {}
                     Child::Blob(blob) => walk.add_blob(&blob),
                     Child::Manifest(manifest) => {
-                        next.extend(walk.add(&manifest).map_err(|fault| self.refuse(fault.to_string()))?);
+                        next.extend(
+                            walk.add(&manifest)
+                                .map_err(|fault| self.refuse(fault.to_string()))?,
+                        );
                         level.push(manifest);
                     }
                 }
             }
             levels.push(level);
         }
-        let Walk { blobs, subjects, .. } = walk;
-        Ok(Image { top, levels, blobs, subjects })
+        let Walk {
+            blobs, subjects, ..
+        } = walk;
+        Ok(Image {
+            top,
+            levels,
+            blobs,
+            subjects,
+        })
     }
 
     /// Reads a child, unless the destination holds it with all that belongs to it.
@@ -262,7 +361,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(Child::Held);
         }
         match self.source_manifest(child.digest.into()).await? {
-            Some(manifest) if manifest.bytes.len() as u64 != child.size => Err(self.lies(&child, manifest.bytes.len())),
+            Some(manifest) if manifest.bytes.len() as u64 != child.size => {
+                Err(self.lies(&child, manifest.bytes.len()))
+            }
             Some(manifest) => Ok(Child::Manifest(manifest)),
             None if child.media_type.kind() == Kind::Other => Ok(Child::Blob(child)),
             None => Err(self.vanished(child.digest)),
@@ -279,7 +380,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Whether a hint that needs no asking says that the destination holds the manifest with all that belongs to it.
     pub(super) async fn is_complete(&self, digest: &Digest) -> bool {
-        let hint = self.engine.index.manifest(self.destination.origin(), self.destination.repository(), digest).await;
+        let hint = self
+            .engine
+            .index
+            .manifest(
+                self.destination.origin(),
+                self.destination.repository(),
+                digest,
+            )
+            .await;
         hint.is_some_and(|hint| hint.complete && self.trusts(hint.seen))
     }
 
@@ -305,7 +414,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     pub(super) async fn remember_manifests(&self, digests: Vec<Digest>) {
         let (origin, repository) = (self.destination.origin(), self.destination.repository());
-        self.engine.index.remember_manifests(origin, repository, digests, true).await;
+        self.engine
+            .index
+            .remember_manifests(origin, repository, digests, true)
+            .await;
     }
 
     pub(super) async fn source_manifest(&self, target: Target) -> Result<Option<Manifest>, Fault> {
@@ -315,7 +427,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 async move { source.manifest(&target).await }
             })
             .await;
-        if read.as_ref().is_err_and(|fault| fault.class() == Class::Corrupt) {
+        if read
+            .as_ref()
+            .is_err_and(|fault| fault.class() == Class::Corrupt)
+        {
             self.engine.metrics.mismatched(self.source.registry());
         }
         read
@@ -323,7 +438,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// The manifest that a tag of the source names, as it was pushed.
     async fn tagged_manifest(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
-        let Some(manifest) = self.source_manifest(tag.clone().into()).await? else { return Ok(None) };
+        let Some(manifest) = self.source_manifest(tag.clone().into()).await? else {
+            return Ok(None);
+        };
         let pushed = self.ask_source(Traffic::Manifests, |source| {
             let (tag, read) = (tag.clone(), manifest.digest);
             async move { source.pushed_digest(&tag, &read).await }
@@ -337,13 +454,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// What the job's own tag names at the source; a pinned digest stays what it is.
     pub(super) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
-        if self.job.pinned.is_some() { Ok(self.job.pinned) } else { self.source_digest(&self.job.key.tag).await }
+        if self.job.pinned.is_some() {
+            Ok(self.job.pinned)
+        } else {
+            self.source_digest(&self.job.key.tag).await
+        }
     }
 
     /// What the source's tag names.
     pub(super) async fn source_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
-        let resolved = self.engine.resolve_tag(&self.source, tag, self.manifests_errand(), self.stop).await;
-        if resolved.as_ref().is_err_and(|fault| fault.class() == Class::Corrupt) {
+        let resolved = self
+            .engine
+            .resolve_tag(&self.source, tag, self.manifests_errand(), self.stop)
+            .await;
+        if resolved
+            .as_ref()
+            .is_err_and(|fault| fault.class() == Class::Corrupt)
+        {
             self.engine.metrics.mismatched(self.source.registry());
         }
         resolved
@@ -351,11 +478,15 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// What the destination's tag names.
     pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
-        self.engine.resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop).await
+        self.engine
+            .resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop)
+            .await
     }
 
     pub(super) fn manifests_errand(&self) -> Errand {
-        Errand::from(Traffic::Manifests).ranked(self.ticket.rank()).within(self.engine.settings.retry.hold)
+        Errand::from(Traffic::Manifests)
+            .ranked(self.ticket.rank())
+            .within(self.engine.settings.retry.hold)
     }
 
     fn vanished(&self, digest: Digest) -> Fault {
@@ -367,7 +498,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     fn refuse(&self, why: String) -> Fault {
-        Fault::rejected(format!("{} cannot be mirrored: {why}", self.source_reference()))
+        Fault::rejected(format!(
+            "{} cannot be mirrored: {why}",
+            self.source_reference()
+        ))
     }
 }
 
@@ -383,20 +517,38 @@ struct Walk {
 impl Walk {
     fn new(top: &Manifest) -> Walk {
         let seen = HashSet::from([top.digest]);
-        Walk { blobs: Vec::new(), subjects: vec![top.digest], bytes: 0, seen, sizes: HashMap::new() }
+        Walk {
+            blobs: Vec::new(),
+            subjects: vec![top.digest],
+            bytes: 0,
+            seen,
+            sizes: HashMap::new(),
+        }
     }
 
     /// Adds what a manifest refers to; the children that are new are to be looked at.
     fn add(&mut self, manifest: &Manifest) -> Result<Vec<Descriptor>, Fault> {
         self.bytes += manifest.bytes.len();
         if self.bytes > BYTES || self.seen.len() > MANIFESTS {
-            return Err(Fault::rejected(format!("it has more than {MANIFESTS} manifests or {} MiB of them", BYTES / 1024 / 1024)));
+            return Err(Fault::rejected(format!(
+                "it has more than {MANIFESTS} manifests or {} MiB of them",
+                BYTES / 1024 / 1024
+            )));
         }
         for blob in &manifest.blobs {
             self.add_blob(blob);
         }
-        let new: Vec<_> = manifest.children.iter().filter(|child| self.seen.insert(child.digest)).cloned().collect();
-        self.subjects.extend(new.iter().filter(|child| !child.media_type.is_surely_blob()).map(|child| child.digest));
+        let new: Vec<_> = manifest
+            .children
+            .iter()
+            .filter(|child| self.seen.insert(child.digest))
+            .cloned()
+            .collect();
+        self.subjects.extend(
+            new.iter()
+                .filter(|child| !child.media_type.is_surely_blob())
+                .map(|child| child.digest),
+        );
         Ok(new)
     }
 

@@ -119,12 +119,17 @@ impl Road {
             clock: Clock::start(),
             blob,
         };
-        Road { state: Arc::new(Mutex::new(state)) }
+        Road {
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// The next `length` bytes as a request body with that exact length.
     pub fn leg(&self, length: u64) -> BlobBody {
-        BlobBody::new(Leg { road: self.clone(), left: length })
+        BlobBody::new(Leg {
+            road: self.clone(),
+            left: length,
+        })
     }
 
     /// Asks for a checkpoint exactly at `offset`, which has not been handed on yet. It replaces an earlier one.
@@ -149,7 +154,10 @@ impl Road {
 
     /// The source's failure, if it was the source that ended the road.
     pub fn source_fault(&self) -> Option<Fault> {
-        self.lock().fault.as_ref().map(|(class, text)| Fault::new(*class, text.clone()))
+        self.lock()
+            .fault
+            .as_ref()
+            .map(|(class, text)| Fault::new(*class, text.clone()))
     }
 
     /// Whether all bytes were hashed and found right.
@@ -161,7 +169,11 @@ impl Road {
     pub(super) fn sample(&self) -> Sample {
         let state = self.lock();
         let (source, destination) = state.clock.spent();
-        Sample { moved: state.hashed + state.passed, source, destination }
+        Sample {
+            moved: state.hashed + state.passed,
+            source,
+            destination,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -184,7 +196,11 @@ impl State {
                 if let Some(progress) = &self.watchers.progress {
                     progress.at(self.passed);
                 }
-                self.clock.turn_to(if bytes.len() as u64 == most { Wait::Else } else { Wait::Destination });
+                self.clock.turn_to(if bytes.len() as u64 == most {
+                    Wait::Else
+                } else {
+                    Wait::Destination
+                });
                 return Poll::Ready(Some(Ok(bytes)));
             }
             if self.ended_well {
@@ -209,7 +225,11 @@ impl State {
             return None;
         }
         let front = self.ready.front_mut()?;
-        if front.len() as u64 > most { Some(front.split_to(most as usize)) } else { self.ready.pop_front() }
+        if front.len() as u64 > most {
+            Some(front.split_to(most as usize))
+        } else {
+            self.ready.pop_front()
+        }
     }
 
     /// Reads, counts and hashes one frame; opens the source again when it broke off.
@@ -220,7 +240,9 @@ impl State {
                 Poll::Ready(Ok(()))
             }
             Reader::Open(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes))),
+                Some(Ok(frame)) => {
+                    Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes)))
+                }
                 // After the last byte a break changes nothing: what came is judged by its digest.
                 Some(Err(fault)) if fault.class().is_retryable() => Poll::Ready(self.end()),
                 Some(Err(fault)) => Poll::Ready(Err(fault)),
@@ -233,17 +255,26 @@ impl State {
     fn hash(&mut self, mut bytes: Bytes) -> Result<(), Fault> {
         let length = bytes.len() as u64;
         if self.hashed + length > self.blob.size {
-            return Err(self.mismatch(format!("the source sends more than the {} bytes that the manifest names", self.blob.size)));
+            return Err(self.mismatch(format!(
+                "the source sends more than the {} bytes that the manifest names",
+                self.blob.size
+            )));
         }
         let until_mark = self.mark.saturating_sub(self.hashed).min(length) as usize;
         let (before, after) = bytes.split_at(until_mark);
-        let hasher = self.hasher.as_mut().expect("the hasher is taken at the end only");
+        let hasher = self
+            .hasher
+            .as_mut()
+            .expect("the hasher is taken at the end only");
         hasher.update(before);
         self.hashed += before.len() as u64;
         if !before.is_empty() && self.hashed == self.mark {
             self.keep_mark();
         }
-        let hasher = self.hasher.as_mut().expect("the hasher is taken at the end only");
+        let hasher = self
+            .hasher
+            .as_mut()
+            .expect("the hasher is taken at the end only");
         hasher.update(after);
         self.hashed += after.len() as u64;
         self.pay(length);
@@ -268,14 +299,23 @@ impl State {
         if let Some(read) = &self.watchers.read {
             read.add(bytes);
         }
-        let wait = self.lanes.iter().flatten().map(|lane| lane.bandwidth(bytes)).max().unwrap_or_default();
+        let wait = self
+            .lanes
+            .iter()
+            .flatten()
+            .map(|lane| lane.bandwidth(bytes))
+            .max()
+            .unwrap_or_default();
         if !wait.is_zero() {
             self.pause = Some(Box::pin(tokio::time::sleep(wait)));
         }
     }
 
     fn keep_mark(&mut self) {
-        self.marked = self.hasher.clone().map(|hasher| Checkpoint { offset: self.hashed, hasher });
+        self.marked = self.hasher.clone().map(|hasher| Checkpoint {
+            offset: self.hashed,
+            hasher,
+        });
     }
 
     fn checkpoint(&mut self) {
@@ -283,9 +323,15 @@ impl State {
             return;
         }
         self.checkpointed = self.hashed;
-        let hasher = self.hasher.clone().expect("the hasher is taken at the end only");
+        let hasher = self
+            .hasher
+            .clone()
+            .expect("the hasher is taken at the end only");
         // The owner may have stopped listening: then nobody will go on from here.
-        let _ = self.watchers.checkpoints.send(Checkpoint { offset: self.hashed, hasher });
+        let _ = self.watchers.checkpoints.send(Checkpoint {
+            offset: self.hashed,
+            hasher,
+        });
     }
 
     fn end(&mut self) -> Result<(), Fault> {
@@ -304,7 +350,9 @@ impl State {
     }
 
     fn mismatch(&self, found: String) -> Fault {
-        Fault::corrupt(format!("{found}; the source is corrupt, push the image again"))
+        Fault::corrupt(format!(
+            "{found}; the source is corrupt, push the image again"
+        ))
     }
 }
 
@@ -318,12 +366,17 @@ impl Body for Leg {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }
         if self.road.state.is_poisoned() {
-            return Poll::Ready(Some(Err(Fault::retryable("the transfer broke off unexpectedly"))));
+            return Poll::Ready(Some(Err(Fault::retryable(
+                "the transfer broke off unexpectedly",
+            ))));
         }
         let left = self.left;
         let next = ready!(self.road.lock().poll_next(cx, left));

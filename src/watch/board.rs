@@ -137,7 +137,10 @@ struct State {
 impl Board {
     /// A board that shows registries as `health` knows them.
     pub fn over(health: Health) -> Board {
-        Board { state: Arc::default(), health: Some(health) }
+        Board {
+            state: Arc::default(),
+            health: Some(health),
+        }
     }
 
     /// What is on the board now.
@@ -146,7 +149,11 @@ impl Board {
         let mut status = state.status.clone();
         status.jobs = state.jobs.values().cloned().collect();
         for registry in &mut status.registries {
-            if let Some(heard) = self.health.as_ref().and_then(|health| health.of(&registry.name)) {
+            if let Some(heard) = self
+                .health
+                .as_ref()
+                .and_then(|health| health.of(&registry.name))
+            {
                 (registry.up, registry.trouble) = (heard.up, heard.trouble);
             }
         }
@@ -161,9 +168,23 @@ impl Board {
     /// Changes a route's entry.
     pub fn update_route(&self, route: &str, change: impl FnOnce(&mut RouteStatus)) {
         let state = &mut *self.lock();
-        let is_there = |at: &usize| state.status.routes.get(*at).is_some_and(|entry| entry.name == route);
+        let is_there = |at: &usize| {
+            state
+                .status
+                .routes
+                .get(*at)
+                .is_some_and(|entry| entry.name == route)
+        };
         let known = state.positions.get(route).copied().filter(is_there);
-        let Some(at) = known.or_else(|| state.status.routes.iter().position(|entry| entry.name == route)) else { return };
+        let Some(at) = known.or_else(|| {
+            state
+                .status
+                .routes
+                .iter()
+                .position(|entry| entry.name == route)
+        }) else {
+            return;
+        };
         if known.is_none() {
             state.positions.insert(route.to_owned(), at);
         }
@@ -176,11 +197,16 @@ impl Board {
         let id = state.next_job;
         state.next_job += 1;
         state.jobs.insert(id, job);
-        RunningJob { id, board: self.clone() }
+        RunningJob {
+            id,
+            board: self.clone(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the board")
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the board")
     }
 }
 

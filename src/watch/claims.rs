@@ -41,7 +41,10 @@ impl Claims {
 
     /// Notes what sources want now, `None` for a source that is no more. Returns the positions of the routes for whose sources
     /// the answer of [`Claims::owner`] may have changed.
-    pub fn update(&mut self, changes: impl IntoIterator<Item = (Claimant, Option<Homes>)>) -> BTreeSet<usize> {
+    pub fn update(
+        &mut self,
+        changes: impl IntoIterator<Item = (Claimant, Option<Homes>)>,
+    ) -> BTreeSet<usize> {
         let mut routes = BTreeSet::new();
         let mut touched = Vec::new();
         for (claimant, homes) in changes {
@@ -55,13 +58,18 @@ impl Claims {
                 touched.push(home.clone());
             }
             for home in homes.iter().flat_map(|homes| homes.iter()) {
-                self.claimants.entry(home.clone()).or_default().insert(claimant.clone());
+                self.claimants
+                    .entry(home.clone())
+                    .or_default()
+                    .insert(claimant.clone());
                 touched.push(home.clone());
             }
         }
         let claimants = self.release_all_connected(touched);
         routes.extend(claimants.iter().map(|claimant| claimant.route));
-        claimants.into_iter().for_each(|claimant| self.claim(claimant));
+        claimants
+            .into_iter()
+            .for_each(|claimant| self.claim(claimant));
         routes
     }
 
@@ -86,7 +94,13 @@ impl Claims {
             self.owners.remove(&home);
             for claimant in self.claimants.get(&home).into_iter().flatten() {
                 if connected.insert(claimant.clone()) {
-                    homes.extend(self.wanted.get(claimant).into_iter().flat_map(|homes| homes.iter()).cloned());
+                    homes.extend(
+                        self.wanted
+                            .get(claimant)
+                            .into_iter()
+                            .flat_map(|homes| homes.iter())
+                            .cloned(),
+                    );
                 }
             }
         }
@@ -94,7 +108,9 @@ impl Claims {
     }
 
     fn claim(&mut self, claimant: Claimant) {
-        let Some(homes) = self.wanted.get(&claimant) else { return };
+        let Some(homes) = self.wanted.get(&claimant) else {
+            return;
+        };
         if homes.iter().all(|home| !self.owners.contains_key(home)) {
             for home in homes.iter() {
                 self.owners.insert(home.clone(), claimant.clone());
@@ -110,11 +126,17 @@ mod tests {
     use super::*;
 
     fn claimant(route: usize, source: u8) -> Claimant {
-        Claimant { route, source: format!("s{source}").parse().unwrap() }
+        Claimant {
+            route,
+            source: format!("s{source}").parse().unwrap(),
+        }
     }
 
     fn home(number: u8) -> Home {
-        (Origin::new("production.example"), format!("p{number}").parse().unwrap())
+        (
+            Origin::new("production.example"),
+            format!("p{number}").parse().unwrap(),
+        )
     }
 
     fn homes(numbers: &[u8]) -> Option<Homes> {
@@ -173,7 +195,11 @@ mod tests {
     #[test]
     fn a_source_that_lacks_one_destination_leaves_the_others_to_the_next() {
         let mut claims = Claims::default();
-        claims.update([(claimant(2, 0), homes(&[3])), (claimant(1, 0), homes(&[2, 3])), (claimant(0, 0), homes(&[1, 2]))]);
+        claims.update([
+            (claimant(2, 0), homes(&[3])),
+            (claimant(1, 0), homes(&[2, 3])),
+            (claimant(0, 0), homes(&[1, 2])),
+        ]);
         assert_eq!(claims.owner(&home(3)), Some(&claimant(2, 0)));
         let told = claims.update([(claimant(0, 0), None)]);
         assert_eq!(claims.owner(&home(3)), Some(&claimant(1, 0)));

@@ -34,9 +34,20 @@ pub struct Discovered {
 impl Discovered {
     /// What is told to whoever asked for a look, when something stood in the way.
     pub fn as_look(&self) -> Option<Look> {
-        let refused = self.trouble.iter().filter(|trouble| trouble.class == Trouble::REFUSED).count() as u64;
-        let totals = Totals { refused, ..Totals::default() };
-        (!self.trouble.is_empty()).then(|| Look { totals, trouble: self.trouble.clone(), ..Look::default() })
+        let refused = self
+            .trouble
+            .iter()
+            .filter(|trouble| trouble.class == Trouble::REFUSED)
+            .count() as u64;
+        let totals = Totals {
+            refused,
+            ..Totals::default()
+        };
+        (!self.trouble.is_empty()).then(|| Look {
+            totals,
+            trouble: self.trouble.clone(),
+            ..Look::default()
+        })
     }
 }
 
@@ -90,13 +101,30 @@ struct Place {
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn read_catalog<B: Backend>(world: &World<B>, registry: &str, before: &Catalog, stop: &Stop) -> Result<Reading, Fault> {
+pub async fn read_catalog<B: Backend>(
+    world: &World<B>,
+    registry: &str,
+    before: &Catalog,
+    stop: &Stop,
+) -> Result<Reading, Fault> {
     let site = world.site(registry);
     let mut names = BTreeSet::new();
-    let list = List { what: "the catalog".into(), origin: site.origin(), registry: site.name(), stop };
+    let list = List {
+        what: "the catalog".into(),
+        origin: site.origin(),
+        registry: site.name(),
+        stop,
+    };
     let read = |cursor: Option<Cursor>| async move { site.repositories(cursor.as_ref()).await };
-    if !world.engine.pages(list, read, |name| names.insert(name)).await? {
-        let text = format!("{} lists no catalog for us; name its repositories one by one instead of with *", site.name());
+    if !world
+        .engine
+        .pages(list, read, |name| names.insert(name))
+        .await?
+    {
+        let text = format!(
+            "{} lists no catalog for us; name its repositories one by one instead of with *",
+            site.name()
+        );
         return Err(Fault::rejected(text));
     }
     let mut reading = Reading::default();
@@ -116,15 +144,29 @@ pub async fn read_catalog<B: Backend>(world: &World<B>, registry: &str, before: 
 }
 
 impl Reading {
-    fn sort<B: Backend>(&mut self, world: &World<B>, registry: &str, before: &Catalog, source: RepositoryName) {
-        let Some(route) = world.routes.position_of(registry, &source) else { return };
+    fn sort<B: Backend>(
+        &mut self,
+        world: &World<B>,
+        registry: &str,
+        before: &Catalog,
+        source: RepositoryName,
+    ) {
+        let Some(route) = world.routes.position_of(registry, &source) else {
+            return;
+        };
         if world.routes.0[route].from.is_literal() {
             return;
         }
         let destinations = before.0.get(&source).cloned().unwrap_or_else(|| {
             let destinations = Arc::new(Destinations::of(world, &world.routes.0[route], &source));
-            let claimant = Claimant { route, source: source.clone() };
-            self.changes.push(Change { claimant, destinations: Some(destinations.clone()) });
+            let claimant = Claimant {
+                route,
+                source: source.clone(),
+            };
+            self.changes.push(Change {
+                claimant,
+                destinations: Some(destinations.clone()),
+            });
             destinations
         });
         self.catalog.0.insert(source, destinations);
@@ -135,7 +177,13 @@ impl Reading {
             return;
         }
         if let Some(route) = world.routes.position_of(registry, source) {
-            self.changes.push(Change { claimant: Claimant { route, source: source.clone() }, destinations: None });
+            self.changes.push(Change {
+                claimant: Claimant {
+                    route,
+                    source: source.clone(),
+                },
+                destinations: None,
+            });
         }
     }
 }
@@ -144,19 +192,40 @@ impl Destinations {
     fn of<B: Backend>(world: &World<B>, route: &Route, source: &RepositoryName) -> Destinations {
         let sides = match world.destinations(route, source) {
             Ok(sides) => sides,
-            Err(fault) => return Destinations { all: Err(Trouble::from(&fault)), claims: Homes::default() },
+            Err(fault) => {
+                return Destinations {
+                    all: Err(Trouble::from(&fault)),
+                    claims: Homes::default(),
+                };
+            }
         };
         let mut may_claim = true;
         let mut all = Vec::new();
         for side in sides {
-            let home = (side.repository.origin().clone(), side.repository.repository().clone());
+            let home = (
+                side.repository.origin().clone(),
+                side.repository.repository().clone(),
+            );
             let reader = reader(world, &home);
             may_claim &= reader.is_none();
-            let reader = reader.filter(|reader| !(**reader == route.name && names_anew(route, &home, source))).cloned();
-            all.push(Place { home, registry: side.registry, reader });
+            let reader = reader
+                .filter(|reader| !(**reader == route.name && names_anew(route, &home, source)))
+                .cloned();
+            all.push(Place {
+                home,
+                registry: side.registry,
+                reader,
+            });
         }
-        let claims = if may_claim { all.iter().map(|place| place.home.clone()).collect() } else { Homes::default() };
-        Destinations { all: Ok(all), claims }
+        let claims = if may_claim {
+            all.iter().map(|place| place.home.clone()).collect()
+        } else {
+            Homes::default()
+        };
+        Destinations {
+            all: Ok(all),
+            claims,
+        }
     }
 }
 
@@ -190,10 +259,16 @@ impl Owners {
             sorted: vec![None; routes.len()],
             ..Owners::default()
         };
-        let literal = routes.iter().enumerate().filter_map(|(position, route)| Some((position, route, route.from.literal()?)));
+        let literal = routes
+            .iter()
+            .enumerate()
+            .filter_map(|(position, route)| Some((position, route, route.from.literal()?)));
         let changes = literal.map(|(route, of, source)| {
             let destinations = Some(Arc::new(Destinations::of(world, of, &source)));
-            Change { claimant: Claimant { route, source }, destinations }
+            Change {
+                claimant: Claimant { route, source },
+                destinations,
+            }
         });
         owners.apply(changes.collect::<Vec<_>>());
         owners
@@ -207,12 +282,21 @@ impl Owners {
     /// Takes up changes of a reading: all of them before [`Owners::read`], in as many pieces as it pleases.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut claimed = Vec::new();
-        for Change { claimant, destinations } in changes {
+        for Change {
+            claimant,
+            destinations,
+        } in changes
+        {
             let sources = &mut self.sources[claimant.route];
-            if destinations.as_ref().is_some_and(|destinations| destinations.claims.is_empty()) {
+            if destinations
+                .as_ref()
+                .is_some_and(|destinations| destinations.claims.is_empty())
+            {
                 self.observers.insert(claimant.route);
             }
-            let homes = destinations.as_ref().map(|destinations| destinations.claims.clone());
+            let homes = destinations
+                .as_ref()
+                .map(|destinations| destinations.claims.clone());
             match destinations {
                 Some(destinations) => drop(sources.insert(claimant.source.clone(), destinations)),
                 None => drop(sources.remove(&claimant.source)),
@@ -265,12 +349,24 @@ impl Owners {
     }
 
     /// One source of a route alone, known or not.
-    pub fn alone<B: Backend>(&self, world: &World<B>, route: usize, source: &RepositoryName) -> Discovered {
+    pub fn alone<B: Backend>(
+        &self,
+        world: &World<B>,
+        route: usize,
+        source: &RepositoryName,
+    ) -> Discovered {
         let known = self.sources[route].get(source).cloned();
-        let destinations = known.unwrap_or_else(|| Arc::new(Destinations::of(world, &world.routes.0[route], source)));
+        let destinations = known
+            .unwrap_or_else(|| Arc::new(Destinations::of(world, &world.routes.0[route], source)));
         match self.judge(world, route, source, &destinations) {
-            Ok(()) => Discovered { repositories: BTreeSet::from([source.clone()]), trouble: Vec::new() },
-            Err(trouble) => Discovered { repositories: BTreeSet::new(), trouble: vec![trouble] },
+            Ok(()) => Discovered {
+                repositories: BTreeSet::from([source.clone()]),
+                trouble: Vec::new(),
+            },
+            Err(trouble) => Discovered {
+                repositories: BTreeSet::new(),
+                trouble: vec![trouble],
+            },
         }
     }
 
@@ -283,9 +379,17 @@ impl Owners {
         destinations: &Destinations,
     ) -> Result<(), Trouble> {
         let name = &world.routes.0[route].name;
-        for Place { home, registry, reader } in destinations.all.as_ref().map_err(Clone::clone)? {
+        for Place {
+            home,
+            registry,
+            reader,
+        } in destinations.all.as_ref().map_err(Clone::clone)?
+        {
             let address = || format!("{registry}/{}", home.1);
-            let owner = self.claims.owner(home).filter(|owner| (owner.route, &owner.source) != (route, source));
+            let owner = self
+                .claims
+                .owner(home)
+                .filter(|owner| (owner.route, &owner.source) != (route, source));
             if let Some(owner) = owner {
                 let (other, theirs) = (&world.routes.0[owner.route].name, &owner.source);
                 return Err(refused(format!(
@@ -305,19 +409,34 @@ impl Owners {
 }
 
 fn refused(text: String) -> Trouble {
-    Trouble { class: Trouble::REFUSED.into(), text }
+    Trouble {
+        class: Trouble::REFUSED.into(),
+        text,
+    }
 }
 
 /// Whether a route names tags anew in the source itself: looks leave out what it has named there.
 fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) -> bool {
     let within = |to: &&Template| to.registry() == route.from.registry();
-    repository == source && route.to.iter().filter(within).all(|to| !to.naming().keeps())
+    repository == source
+        && route
+            .to
+            .iter()
+            .filter(within)
+            .all(|to| !to.naming().keeps())
 }
 
 /// The route that would read a destination as its source, under whatever name the config has for that registry.
-fn reader<'a, B: Backend>(world: &'a World<B>, (origin, repository): &Home) -> Option<&'a Arc<str>> {
-    let mut same = world.sites.iter().filter(|(_, site)| site.origin() == origin);
-    same.find_map(|(registry, _)| world.routes.of(registry, repository)).map(|route| &route.name)
+fn reader<'a, B: Backend>(
+    world: &'a World<B>,
+    (origin, repository): &Home,
+) -> Option<&'a Arc<str>> {
+    let mut same = world
+        .sites
+        .iter()
+        .filter(|(_, site)| site.origin() == origin);
+    same.find_map(|(registry, _)| world.routes.of(registry, repository))
+        .map(|route| &route.name)
 }
 
 /// For each route the registries of routes with wildcards, itself or before it, whose sources can meet its own in a
@@ -327,7 +446,16 @@ fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
         .routes
         .0
         .iter()
-        .map(|route| (route, route.to.iter().map(|to| Shape::of(world.site(to.registry()).origin(), to.repository())).collect()))
+        .map(|route| {
+            (
+                route,
+                route
+                    .to
+                    .iter()
+                    .map(|to| Shape::of(world.site(to.registry()).origin(), to.repository()))
+                    .collect(),
+            )
+        })
         .collect();
     let awaited_by = |(position, (route, shapes)): (usize, &(&Route, Vec<Shape<'_>>))| {
         let mut awaits = BTreeSet::new();
@@ -336,7 +464,10 @@ fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
         }
         for (earlier, theirs) in &routes[..position] {
             let registry = earlier.from.registry();
-            if !earlier.from.is_literal() && !awaits.contains(registry) && Shape::any_meet(shapes, theirs) {
+            if !earlier.from.is_literal()
+                && !awaits.contains(registry)
+                && Shape::any_meet(shapes, theirs)
+            {
                 awaits.insert(registry.clone());
             }
         }
@@ -347,8 +478,12 @@ fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
 
 /// Whether two sources of one route can meet: a destination does not use all that the wildcards capture.
 fn may_meet_itself(route: &Route) -> bool {
-    let is_unused = |to: &Template, number: usize| !to.repository().contains(&format!("{{{number}}}"));
-    route.to.iter().any(|to| (1..=route.from.wildcards()).any(|number| is_unused(to, number)))
+    let is_unused =
+        |to: &Template, number: usize| !to.repository().contains(&format!("{{{number}}}"));
+    route
+        .to
+        .iter()
+        .any(|to| (1..=route.from.wildcards()).any(|number| is_unused(to, number)))
 }
 
 /// What is written out of a template.
@@ -366,7 +501,8 @@ impl<'a> Shape<'a> {
     }
 
     fn any_meet(ours: &[Shape<'_>], theirs: &[Shape<'_>]) -> bool {
-        ours.iter().any(|one| theirs.iter().any(|other| one.may_meet(other)))
+        ours.iter()
+            .any(|one| theirs.iter().any(|other| one.may_meet(other)))
     }
 
     /// Whether both have the same start and end, as far as those are written out.
@@ -383,7 +519,10 @@ mod tests {
 
     #[test]
     fn templates_that_differ_in_what_is_written_out_do_not_meet() {
-        let (here, elsewhere) = (Origin::new("https://production.example"), Origin::new("https://other.example"));
+        let (here, elsewhere) = (
+            Origin::new("https://production.example"),
+            Origin::new("https://other.example"),
+        );
         for (one, other, meet) in [
             ("prod/{1}", "prod/{1}", true),
             ("prod/{1}", "prod/a-{1}", true),
@@ -393,8 +532,15 @@ mod tests {
             ("prod/app", "prod/web", false),
         ] {
             let meets = |one, other| Shape::of(&here, one).may_meet(&Shape::of(&here, other));
-            assert_eq!((meets(one, other), meets(other, one)), (meet, meet), "{one} {other}");
-            assert!(!Shape::of(&here, one).may_meet(&Shape::of(&elsewhere, other)), "another registry");
+            assert_eq!(
+                (meets(one, other), meets(other, one)),
+                (meet, meet),
+                "{one} {other}"
+            );
+            assert!(
+                !Shape::of(&here, one).may_meet(&Shape::of(&elsewhere, other)),
+                "another registry"
+            );
         }
     }
 }

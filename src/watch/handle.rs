@@ -44,7 +44,10 @@ pub struct Run {
 impl Run {
     /// The report, once all looks have settled.
     pub fn report(&self) -> Option<Arc<Report>> {
-        self.passed.borrow().as_ref().map(|passed| Arc::new(passed.report(&self.id, !self.brief)))
+        self.passed
+            .borrow()
+            .as_ref()
+            .map(|passed| Arc::new(passed.report(&self.id, !self.brief)))
     }
 }
 
@@ -77,12 +80,20 @@ pub enum Busy {
 impl Handle {
     /// A handle whose events arrive at `events`.
     pub fn new(events: mpsc::Sender<Event>, board: Board) -> Handle {
-        Handle { events, runs: Arc::default(), board, metrics: None }
+        Handle {
+            events,
+            runs: Arc::default(),
+            board,
+            metrics: None,
+        }
     }
 
     /// Counts the events that are not taken.
     pub fn counted_by(self, metrics: Metrics) -> Handle {
-        Handle { metrics: Some(metrics), ..self }
+        Handle {
+            metrics: Some(metrics),
+            ..self
+        }
     }
 
     /// The board.
@@ -101,7 +112,13 @@ impl Handle {
     ///
     /// # Errors
     /// [`Busy`], and then nothing was queued.
-    pub async fn ask(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
+    pub async fn ask(
+        &self,
+        scope: Scope,
+        cause: Cause,
+        actor: Actor,
+        wish: Wish,
+    ) -> Result<Ticket, Busy> {
         let asked = self.send(scope, cause, actor, wish).await;
         if let (Err(_), Some(metrics)) = (&asked, &self.metrics) {
             metrics.event(cause, "limited");
@@ -109,18 +126,37 @@ impl Handle {
         asked
     }
 
-    async fn send(&self, scope: Scope, cause: Cause, actor: Actor, wish: Wish) -> Result<Ticket, Busy> {
+    async fn send(
+        &self,
+        scope: Scope,
+        cause: Cause,
+        actor: Actor,
+        wish: Wish,
+    ) -> Result<Ticket, Busy> {
         let (queued, queued_count) = oneshot::channel();
         let (looks, settled) = mpsc::unbounded_channel();
         let (started, id, received) = (clock::now(), run_id(), Instant::now());
-        let event = Event { scope, cause, actor, run_id: id.clone(), received, wish, reply: Some(Reply { queued, looks }) };
+        let event = Event {
+            scope,
+            cause,
+            actor,
+            run_id: id.clone(),
+            received,
+            wish,
+            reply: Some(Reply { queued, looks }),
+        };
         self.events.try_send(event).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Busy::Full,
             mpsc::error::TrySendError::Closed(_) => Busy::Draining,
         })?;
         let queued = queued_count.await.map_err(|_| Busy::Draining)?;
         let (passed, receiver) = watch::channel(None);
-        let run = Run { id, queued, passed: receiver, brief: false };
+        let run = Run {
+            id,
+            queued,
+            passed: receiver,
+            brief: false,
+        };
         self.remember(run.clone());
         let (handle, blank) = (self.clone(), Passed::begun(started, wish.all));
         tokio::spawn(async move {
@@ -139,7 +175,12 @@ impl Handle {
 
     /// A pass that was asked for not too long ago.
     pub fn run(&self, id: &str) -> Option<Run> {
-        self.runs.lock().expect("no panic while listing").iter().find(|run| run.id == id).cloned()
+        self.runs
+            .lock()
+            .expect("no panic while listing")
+            .iter()
+            .find(|run| run.id == id)
+            .cloned()
     }
 
     fn remember(&self, run: Run) {
@@ -157,7 +198,10 @@ impl Handle {
         let mut bytes = 0;
         for run in runs.iter_mut().rev().filter(|run| !run.brief) {
             let Some(brief) = run.passed.borrow().as_ref().and_then(|passed| {
-                let news = passed.looks.iter().filter(|look| counted.insert(Arc::as_ptr(look)));
+                let news = passed
+                    .looks
+                    .iter()
+                    .filter(|look| counted.insert(Arc::as_ptr(look)));
                 bytes += news.map(|look| weight(look)).sum::<usize>();
                 (bytes > REMEMBERED_BYTES).then(|| passed.brief(&run.id))
             }) else {
@@ -186,11 +230,23 @@ struct Passed {
 
 impl Passed {
     fn begun(started: Timestamp, all: bool) -> Passed {
-        Passed { started, duration: Duration::ZERO, all, looks: Vec::new(), rest: Look::default(), exit_code: None }
+        Passed {
+            started,
+            duration: Duration::ZERO,
+            all,
+            looks: Vec::new(),
+            rest: Look::default(),
+            exit_code: None,
+        }
     }
 
     /// Gathers the looks of a pass. Fewer than were queued: the daemon gave them up.
-    async fn follow(mut self, mut settled: mpsc::UnboundedReceiver<Arc<Look>>, queued: usize, received: Instant) -> Passed {
+    async fn follow(
+        mut self,
+        mut settled: mpsc::UnboundedReceiver<Arc<Look>>,
+        queued: usize,
+        received: Instant,
+    ) -> Passed {
         let mut count = 0;
         while count < queued {
             let Some(look) = settled.recv().await else {
@@ -226,14 +282,26 @@ impl Passed {
         };
         let looks = self.looks.iter().map(own).chain([self.rest.clone()]);
         let report = Report::new(id, self.started, self.duration, looks);
-        Report { exit_code: self.exit_code.unwrap_or(report.exit_code), ..report }
+        Report {
+            exit_code: self.exit_code.unwrap_or(report.exit_code),
+            ..report
+        }
     }
 
     /// The totals and the exit code alone.
     fn brief(&self, id: &str) -> Passed {
         let report = self.report(id, true);
-        let rest = Look { totals: report.totals, found: true, ..Look::default() };
-        Passed { looks: Vec::new(), rest, exit_code: Some(report.exit_code), ..*self }
+        let rest = Look {
+            totals: report.totals,
+            found: true,
+            ..Look::default()
+        };
+        Passed {
+            looks: Vec::new(),
+            rest,
+            exit_code: Some(report.exit_code),
+            ..*self
+        }
     }
 }
 
@@ -241,10 +309,24 @@ impl Passed {
 fn weight(look: &Look) -> usize {
     let job = |job: &Settled| {
         let texts = job.route.len() + job.source.len() + job.destination.len();
-        let said = job.reasons.iter().map(|reason| reason.len() + 24).sum::<usize>();
-        size_of::<Settled>() + texts + said + job.error.as_ref().map_or(0, |error| error.text.len() + error.class.len())
+        let said = job
+            .reasons
+            .iter()
+            .map(|reason| reason.len() + 24)
+            .sum::<usize>();
+        size_of::<Settled>()
+            + texts
+            + said
+            + job
+                .error
+                .as_ref()
+                .map_or(0, |error| error.text.len() + error.class.len())
     };
-    let trouble = look.trouble.iter().map(|trouble| trouble.text.len() + 64).sum::<usize>();
+    let trouble = look
+        .trouble
+        .iter()
+        .map(|trouble| trouble.text.len() + 64)
+        .sum::<usize>();
     size_of::<Look>() + trouble + look.jobs.iter().map(job).sum::<usize>()
 }
 
@@ -284,17 +366,39 @@ mod tests {
     fn look(results: &[Outcome], text: usize) -> Arc<Look> {
         let mut totals = Totals::default();
         results.iter().for_each(|result| totals.add(*result));
-        Arc::new(Look { jobs: results.iter().map(|result| job(*result, text)).collect(), totals, found: true, ..Look::default() })
+        Arc::new(Look {
+            jobs: results.iter().map(|result| job(*result, text)).collect(),
+            totals,
+            found: true,
+            ..Look::default()
+        })
     }
 
-    async fn asked(handle: &Handle, events: &mut mpsc::Receiver<Event>, all: bool, queued: usize) -> (Ticket, Reply) {
-        let wish = Wish { all, ..Wish::default() };
-        let (ticket, looks) = tokio::join!(handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), wish), async {
-            let reply = events.recv().await.unwrap().reply.unwrap();
-            let _ = reply.queued.send(queued);
-            reply.looks
-        });
-        (ticket.unwrap(), Reply { queued: oneshot::channel().0, looks })
+    async fn asked(
+        handle: &Handle,
+        events: &mut mpsc::Receiver<Event>,
+        all: bool,
+        queued: usize,
+    ) -> (Ticket, Reply) {
+        let wish = Wish {
+            all,
+            ..Wish::default()
+        };
+        let (ticket, looks) = tokio::join!(
+            handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), wish),
+            async {
+                let reply = events.recv().await.unwrap().reply.unwrap();
+                let _ = reply.queued.send(queued);
+                reply.looks
+            }
+        );
+        (
+            ticket.unwrap(),
+            Reply {
+                queued: oneshot::channel().0,
+                looks,
+            },
+        )
     }
 
     #[tokio::test]
@@ -305,7 +409,14 @@ mod tests {
         reply.looks.send(look(&[Outcome::Promoted], 0)).unwrap();
         drop(reply);
         let report = ticket.settled().await.unwrap();
-        assert_eq!((report.exit_code, report.totals.promoted, report.totals.interrupted), (130, 1, 1));
+        assert_eq!(
+            (
+                report.exit_code,
+                report.totals.promoted,
+                report.totals.interrupted
+            ),
+            (130, 1, 1)
+        );
     }
 
     #[tokio::test]
@@ -335,9 +446,23 @@ mod tests {
             ticket.settled().await.unwrap();
             tokio::task::yield_now().await;
         }
-        let reports: Vec<_> = ids.iter().map(|id| handle.run(id).unwrap().report().unwrap()).collect();
-        assert_eq!(reports.iter().map(|report| report.jobs.len()).collect::<Vec<_>>(), [0, 1, 1], "what is shared counts once");
-        assert!(reports.iter().all(|report| report.exit_code == 4 && report.totals.conflict == 1));
+        let reports: Vec<_> = ids
+            .iter()
+            .map(|id| handle.run(id).unwrap().report().unwrap())
+            .collect();
+        assert_eq!(
+            reports
+                .iter()
+                .map(|report| report.jobs.len())
+                .collect::<Vec<_>>(),
+            [0, 1, 1],
+            "what is shared counts once"
+        );
+        assert!(
+            reports
+                .iter()
+                .all(|report| report.exit_code == 4 && report.totals.conflict == 1)
+        );
     }
 
     #[tokio::test]

@@ -45,13 +45,23 @@ impl Inquiries {
     /// An event that is about so many routes.
     pub fn open(&mut self, event: Event, routes: usize) -> u64 {
         self.next += 1;
-        self.inquiries.insert(self.next, Inquiry { event, count: 0, open: routes, waiting: BTreeMap::new() });
+        self.inquiries.insert(
+            self.next,
+            Inquiry {
+                event,
+                count: 0,
+                open: routes,
+                waiting: BTreeMap::new(),
+            },
+        );
         self.next
     }
 
     /// A route of an event waits for a reading of the registry's catalog. `true`: there is none, one is to begin.
     pub fn join(&mut self, registry: &Arc<str>, id: u64, route: Arc<str>) -> bool {
-        let Some(inquiry) = self.inquiries.get_mut(&id) else { return false };
+        let Some(inquiry) = self.inquiries.get_mut(&id) else {
+            return false;
+        };
         let waiting = inquiry.waiting.entry(registry.clone()).or_default();
         waiting.push(route);
         if waiting.len() > 1 {
@@ -63,7 +73,13 @@ impl Inquiries {
                 false
             }
             None => {
-                self.rounds.insert(registry.clone(), Round { asked: vec![id], dirty: Vec::new() });
+                self.rounds.insert(
+                    registry.clone(),
+                    Round {
+                        asked: vec![id],
+                        dirty: Vec::new(),
+                    },
+                );
                 true
             }
         }
@@ -77,10 +93,18 @@ impl Inquiries {
     /// A reading has ended: the routes that it answers, with their events. What came while it ran waits for another one, which
     /// is to begin if `true`.
     pub fn ended(&mut self, registry: &Arc<str>) -> (Vec<(u64, Arc<str>)>, bool) {
-        let Some(round) = self.rounds.remove(registry) else { return (Vec::new(), false) };
+        let Some(round) = self.rounds.remove(registry) else {
+            return (Vec::new(), false);
+        };
         let again = !round.dirty.is_empty();
         if again {
-            self.rounds.insert(registry.clone(), Round { asked: round.dirty, dirty: Vec::new() });
+            self.rounds.insert(
+                registry.clone(),
+                Round {
+                    asked: round.dirty,
+                    dirty: Vec::new(),
+                },
+            );
         }
         (self.routes_of(registry, round.asked), again)
     }
@@ -88,14 +112,19 @@ impl Inquiries {
     /// The reading that ended was of a config that is no more: the routes that it would have answered, with those that came
     /// since.
     pub fn outdated(&mut self, registry: &str) -> Vec<(u64, Arc<str>)> {
-        let Some(round) = self.rounds.remove(registry) else { return Vec::new() };
+        let Some(round) = self.rounds.remove(registry) else {
+            return Vec::new();
+        };
         self.routes_of(registry, [round.asked, round.dirty].concat())
     }
 
     fn routes_of(&mut self, registry: &str, ids: Vec<u64>) -> Vec<(u64, Arc<str>)> {
         let mut routes = Vec::new();
         for id in ids {
-            let waiting = self.inquiries.get_mut(&id).and_then(|inquiry| inquiry.waiting.remove(registry));
+            let waiting = self
+                .inquiries
+                .get_mut(&id)
+                .and_then(|inquiry| inquiry.waiting.remove(registry));
             routes.extend(waiting.into_iter().flatten().map(|route| (id, route)));
         }
         routes
@@ -110,7 +139,11 @@ impl Inquiries {
     pub fn answered(&mut self, id: u64) -> Option<Inquiry> {
         let inquiry = self.inquiries.get_mut(&id)?;
         inquiry.open = inquiry.open.saturating_sub(1);
-        if inquiry.open == 0 { self.inquiries.remove(&id) } else { None }
+        if inquiry.open == 0 {
+            self.inquiries.remove(&id)
+        } else {
+            None
+        }
     }
 
     /// Nobody waits any more.
@@ -129,26 +162,48 @@ mod tests {
 
     fn event() -> Event {
         let (scope, wish, actor) = (Scope::default(), Wish::default(), Actor::daemon());
-        Event { scope, cause: Cause::Ping, actor, run_id: String::new(), received: Instant::now(), wish, reply: None }
+        Event {
+            scope,
+            cause: Cause::Ping,
+            actor,
+            run_id: String::new(),
+            received: Instant::now(),
+            wish,
+            reply: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_events_share_the_next_reading() {
         let mut inquiries = Inquiries::default();
-        let (registry, wild, other): (Arc<str>, Arc<str>, Arc<str>) = ("staging".into(), "wild".into(), "other".into());
+        let (registry, wild, other): (Arc<str>, Arc<str>, Arc<str>) =
+            ("staging".into(), "wild".into(), "other".into());
         let first = inquiries.open(event(), 2);
         assert!(inquiries.join(&registry, first, wild.clone()));
-        assert!(!inquiries.join(&registry, first, other.clone()), "one reading for both routes");
+        assert!(
+            !inquiries.join(&registry, first, other.clone()),
+            "one reading for both routes"
+        );
         for _ in 0..100 {
             let id = inquiries.open(event(), 1);
-            assert!(!inquiries.join(&registry, id, wild.clone()), "one at a time");
+            assert!(
+                !inquiries.join(&registry, id, wild.clone()),
+                "one at a time"
+            );
         }
-        assert_eq!(inquiries.ended(&registry), (vec![(first, wild), (first, other)], true));
+        assert_eq!(
+            inquiries.ended(&registry),
+            (vec![(first, wild), (first, other)], true)
+        );
         assert!(inquiries.answered(first).is_none(), "another route is open");
         assert!(inquiries.answered(first).is_some());
         let (asked, again) = inquiries.ended(&registry);
         assert_eq!((asked.len(), again), (100, false));
-        assert!(asked.into_iter().all(|(id, _)| inquiries.answered(id).is_some()));
+        assert!(
+            asked
+                .into_iter()
+                .all(|(id, _)| inquiries.answered(id).is_some())
+        );
         assert!(inquiries.len() == 0 && !inquiries.is_running(&registry));
     }
 }

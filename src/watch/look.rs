@@ -52,7 +52,11 @@ pub struct Ask {
 impl Ask {
     /// How long a job of this look may wait for a registry's time.
     pub fn max_wait(&self) -> Duration {
-        if self.cause == Cause::Cli || self.wish.waits { job::LONG_WAIT } else { job::SHORT_WAIT }
+        if self.cause == Cause::Cli || self.wish.waits {
+            job::LONG_WAIT
+        } else {
+            job::SHORT_WAIT
+        }
     }
 }
 
@@ -96,7 +100,9 @@ type DestinationList = Result<Option<Option<There>>, Fault>;
 /// What a future that has been polled before comes to.
 async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
     (&mut future).await;
-    Pin::new(&mut future).take_output().expect("it has ended, and nobody else takes what came of it")
+    Pin::new(&mut future)
+        .take_output()
+        .expect("it has ended, and nobody else takes what came of it")
 }
 
 /// What one destination's look came to.
@@ -127,10 +133,16 @@ impl<B: Backend> Looking<'_, B> {
             Err(fault) => return self.fruitless(fault),
         };
         let health = &self.world.engine.metrics.health;
-        let registries = sides.iter().map(|side| &*side.registry).chain([source.registry()]);
+        let registries = sides
+            .iter()
+            .map(|side| &*side.registry)
+            .chain([source.registry()]);
         let mark = health.mark(registries);
         // A destination that does not answer holds up nobody but itself.
-        let mut lists: Vec<_> = sides.iter().map(|side| maybe_done(self.list_destination(side).boxed())).collect();
+        let mut lists: Vec<_> = sides
+            .iter()
+            .map(|side| maybe_done(self.list_destination(side).boxed()))
+            .collect();
         let mut source_list = std::pin::pin!(self.list_source(&source, &sides));
         let listing = std::future::poll_fn(|cx| {
             for list in &mut lists {
@@ -144,24 +156,43 @@ impl<B: Backend> Looking<'_, B> {
             Err(fault) => return self.fruitless(fault),
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
-        let named = self.ask.tags.iter().map(|tag| self.named(&source, &listing, tag)).collect();
-        let mut look = Look { found: self.is_found(&listing), named, ..Look::default() };
-        let each = sides
+        let named = self
+            .ask
+            .tags
             .iter()
-            .zip(lists)
-            .map(|(side, list)| self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began).boxed());
+            .map(|tag| self.named(&source, &listing, tag))
+            .collect();
+        let mut look = Look {
+            found: self.is_found(&listing),
+            named,
+            ..Look::default()
+        };
+        let each = sides.iter().zip(lists).map(|(side, list)| {
+            self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began)
+                .boxed()
+        });
         // What the rules leave out is a matter of the source: counted once, with the first destination.
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
-            let spot = Spot { route: &self.route.name, registry: &side.registry, to: &side.to };
-            self.world.metrics.looked(spot, self.repository, self.seen(&found));
+            let spot = Spot {
+                route: &self.route.name,
+                registry: &side.registry,
+                to: &side.to,
+            };
+            self.world
+                .metrics
+                .looked(spot, self.repository, self.seen(&found));
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
         // A tag that rests after a refusal of our credentials was not tried: the refusal holds.
-        let is_refused = |job: &Settled| job.error.as_ref().is_some_and(|error| error.class == Class::Auth.name());
+        let is_refused = |job: &Settled| {
+            job.error
+                .as_ref()
+                .is_some_and(|error| error.class == Class::Auth.name())
+        };
         if look.trouble.is_empty() && !look.jobs.iter().any(is_refused) {
             health.clear(&mark);
         }
@@ -174,11 +205,20 @@ impl<B: Backend> Looking<'_, B> {
     }
 
     fn seen<'f>(&self, found: &'f SideLook) -> Seen<'f> {
-        let interrupted = found.trouble.iter().any(|trouble| trouble.class == Class::Cancelled.name());
+        let interrupted = found
+            .trouble
+            .iter()
+            .any(|trouble| trouble.class == Class::Cancelled.name());
         match &found.estimate {
             _ if !self.is_whole() || interrupted => Seen::Parts,
-            _ if found.trouble.is_empty() => Seen::Everything { totals: &found.totals, pending: &found.pending },
-            Some(estimate) => Seen::StagingAlone { totals: &estimate.totals, pending: &estimate.pending },
+            _ if found.trouble.is_empty() => Seen::Everything {
+                totals: &found.totals,
+                pending: &found.pending,
+            },
+            Some(estimate) => Seen::StagingAlone {
+                totals: &estimate.totals,
+                pending: &estimate.pending,
+            },
             None => Seen::Nothing,
         }
     }
@@ -193,7 +233,10 @@ impl<B: Backend> Looking<'_, B> {
             )),
             (false, false) => Some(format!("route {route}: {address} has no tag {tag}")),
         };
-        NamedTag { name: tag.clone(), missing }
+        NamedTag {
+            name: tag.clone(),
+            missing,
+        }
     }
 
     fn is_found(&self, listing: &Listing) -> bool {
@@ -212,30 +255,82 @@ impl<B: Backend> Looking<'_, B> {
     /// A look that could not see anything.
     fn fruitless(&self, fault: Fault) -> Look {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
-        let totals = Totals { interrupted, ..Totals::default() };
-        let seen = if self.is_whole() && interrupted == 0 { Seen::Nothing } else { Seen::Parts };
+        let totals = Totals {
+            interrupted,
+            ..Totals::default()
+        };
+        let seen = if self.is_whole() && interrupted == 0 {
+            Seen::Nothing
+        } else {
+            Seen::Parts
+        };
         for template in &self.route.to {
-            let spot = Spot { route: &self.route.name, registry: template.registry(), to: &template.to_string().into() };
+            let spot = Spot {
+                route: &self.route.name,
+                registry: template.registry(),
+                to: &template.to_string().into(),
+            };
             self.world.metrics.looked(spot, self.repository, seen);
         }
         let text = format!("route {}: {}", self.route.name, fault.chain());
-        Look { totals, trouble: vec![Trouble { class: fault.class().name().into(), text }], ..Look::default() }
+        Look {
+            totals,
+            trouble: vec![Trouble {
+                class: fault.class().name().into(),
+                text,
+            }],
+            ..Look::default()
+        }
     }
 
-    async fn list_source(&self, source: &B::Repository, sides: &[Side<B::Repository>]) -> Result<Option<Listing>, Fault> {
+    async fn list_source(
+        &self,
+        source: &B::Repository,
+        sides: &[Side<B::Repository>],
+    ) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
-        let Some(tags) = self.world.engine.tags(source, self.ask.max_wait(), self.stop).await? else { return Ok(None) };
+        let Some(tags) = self
+            .world
+            .engine
+            .tags(source, self.ask.max_wait(), self.stop)
+            .await?
+        else {
+            return Ok(None);
+        };
         // What a route has named in its own source is never a source again.
-        let own = |tag: &&Tag| !sides.iter().any(|side| side.is_itself(source) && side.naming.made(tag));
+        let own = |tag: &&Tag| {
+            !sides
+                .iter()
+                .any(|side| side.is_itself(source) && side.naming.made(tag))
+        };
         let choice = self.route.selection.choose(tags.keys().filter(own));
         let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
-        let named_but_left_out = self.ask.tags.iter().filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag)).count();
-        let excluded = if self.ask.tags.is_empty() { choice.excluded } else { named_but_left_out };
-        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) = choice.chosen.into_iter().partition(wanted);
+        let named_but_left_out = self
+            .ask
+            .tags
+            .iter()
+            .filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag))
+            .count();
+        let excluded = if self.ask.tags.is_empty() {
+            choice.excluded
+        } else {
+            named_but_left_out
+        };
+        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) =
+            choice.chosen.into_iter().partition(wanted);
         chosen.sort_unstable();
         let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject());
-        let companions = companions.map(|(tag, listed)| (tag.clone(), listed.digest)).collect();
-        Ok(Some(Listing { at, chosen, siblings, companions: Arc::new(companions), excluded: excluded as u64, tags }))
+        let companions = companions
+            .map(|(tag, listed)| (tag.clone(), listed.digest))
+            .collect();
+        Ok(Some(Listing {
+            at,
+            chosen,
+            siblings,
+            companions: Arc::new(companions),
+            excluded: excluded as u64,
+            tags,
+        }))
     }
 
     /// The tags of a destination; `None` where only single tags are asked for.
@@ -243,8 +338,16 @@ impl<B: Backend> Looking<'_, B> {
         if !self.ask.tags.is_empty() {
             return Ok(None);
         }
-        let tags = self.world.engine.tags(&side.repository, self.ask.max_wait(), self.stop).await?;
-        Ok(Some(tags.map(|tags| tags.into_iter().map(|(tag, listed)| (tag, listed.digest)).collect())))
+        let tags = self
+            .world
+            .engine
+            .tags(&side.repository, self.ask.max_wait(), self.stop)
+            .await?;
+        Ok(Some(tags.map(|tags| {
+            tags.into_iter()
+                .map(|(tag, listed)| (tag, listed.digest))
+                .collect()
+        })))
     }
 
     /// Looks at one destination and has carried what differs there.
@@ -264,10 +367,25 @@ impl<B: Backend> Looking<'_, B> {
         let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => {
-                let hints = self.world.engine.index.tags(side.repository.origin(), side.repository.repository()).await;
-                let view = View { hints, ..View::of(self, source, side, listing, shared, began) };
-                let estimate = if self.is_whole() { Some(view.estimate().await) } else { None };
-                return SideLook { estimate, ..self.blind(fault) };
+                let hints = self
+                    .world
+                    .engine
+                    .index
+                    .tags(side.repository.origin(), side.repository.repository())
+                    .await;
+                let view = View {
+                    hints,
+                    ..View::of(self, source, side, listing, shared, began)
+                };
+                let estimate = if self.is_whole() {
+                    Some(view.estimate().await)
+                } else {
+                    None
+                };
+                return SideLook {
+                    estimate,
+                    ..self.blind(fault)
+                };
             }
         };
         let has_list = matches!(list, Some(Some(_)));
@@ -280,17 +398,34 @@ impl<B: Backend> Looking<'_, B> {
         };
         let mut found = SideLook::default();
         if let Some(list) = &view.list {
-            let named: HashSet<Tag> = listing.tags.keys().filter_map(|tag| side.naming.name(tag)).collect();
+            let named: HashSet<Tag> = listing
+                .tags
+                .keys()
+                .filter_map(|tag| side.naming.name(tag))
+                .collect();
             let ours = |tag: &&Tag| side.naming.made(tag) && !tag.travels_with_subject();
             let alone = list.keys().filter(ours).filter(|tag| !named.contains(*tag));
             found.totals.only_in_destination = alone.count() as u64;
         }
         let nameable = |tag: &&Tag| side.naming.name(tag).is_some();
-        found.trouble.extend(listing.chosen.iter().filter(|tag| !nameable(tag)).map(|tag| self.nameless(side, tag)));
-        let (moving, fixed): (Vec<Tag>, Vec<Tag>) =
-            listing.chosen.iter().filter(nameable).cloned().partition(|tag| self.route.selection.is_moving(tag));
+        found.trouble.extend(
+            listing
+                .chosen
+                .iter()
+                .filter(|tag| !nameable(tag))
+                .map(|tag| self.nameless(side, tag)),
+        );
+        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = listing
+            .chosen
+            .iter()
+            .filter(nameable)
+            .cloned()
+            .partition(|tag| self.route.selection.is_moving(tag));
         let conflicts = view.tend(fixed, &mut found).await;
-        let view = View { refused: Arc::new(conflicts), ..view };
+        let view = View {
+            refused: Arc::new(conflicts),
+            ..view
+        };
         view.tend(moving, &mut found).await;
         found
     }
@@ -311,21 +446,40 @@ impl<B: Backend> Looking<'_, B> {
             return Ok(());
         }
         let engine = &self.world.engine;
-        let troubled = engine.ledger.troubled(side.repository.origin(), side.repository.repository()).await?;
+        let troubled = engine
+            .ledger
+            .troubled(side.repository.origin(), side.repository.repository())
+            .await?;
         engine.remember_trouble(troubled.into_iter().map(|row| row.key));
         Ok(())
     }
 
     /// What the ledger knows of production's tags: read once for the whole repository.
-    async fn known(&self, side: &Side<B::Repository>, listing: &Listing) -> Result<HashMap<Tag, Written>, Fault> {
+    async fn known(
+        &self,
+        side: &Side<B::Repository>,
+        listing: &Listing,
+    ) -> Result<HashMap<Tag, Written>, Fault> {
         let (ledger, origin) = (&self.world.engine.ledger, side.repository.origin());
         if self.ask.tags.is_empty() {
-            return ledger.written_in(origin, side.repository.repository()).await;
+            return ledger
+                .written_in(origin, side.repository.repository())
+                .await;
         }
         let mut known = HashMap::new();
-        for tag in listing.chosen.iter().filter_map(|tag| side.naming.name(tag)) {
+        for tag in listing
+            .chosen
+            .iter()
+            .filter_map(|tag| side.naming.name(tag))
+        {
             let (origin, repository) = (origin.clone(), side.repository.repository().clone());
-            let written = ledger.written(&Place { origin, repository, tag: tag.clone() }).await?;
+            let written = ledger
+                .written(&Place {
+                    origin,
+                    repository,
+                    tag: tag.clone(),
+                })
+                .await?;
             known.insert(tag, written);
         }
         Ok(known)
@@ -336,7 +490,11 @@ impl<B: Backend> Looking<'_, B> {
         if !self.ask.cause.trusts_hints() {
             return HashMap::new();
         }
-        let (engine, origin, repository) = (&self.world.engine, side.repository.origin(), side.repository.repository());
+        let (engine, origin, repository) = (
+            &self.world.engine,
+            side.repository.origin(),
+            side.repository.repository(),
+        );
         let troubled = engine.troubled_tags(&self.route.name, origin, repository);
         let mut hints = engine.index.tags(origin, repository).await;
         hints.retain(|tag, _| !troubled.contains(tag));
@@ -347,8 +505,14 @@ impl<B: Backend> Looking<'_, B> {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         SideLook {
-            trouble: vec![Trouble { class: fault.class().name().into(), text }],
-            totals: Totals { interrupted, ..Totals::default() },
+            trouble: vec![Trouble {
+                class: fault.class().name().into(),
+                text,
+            }],
+            totals: Totals {
+                interrupted,
+                ..Totals::default()
+            },
             ..SideLook::default()
         }
     }

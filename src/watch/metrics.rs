@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prometheus::{Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
+};
 use tokio::time::Instant;
 
 use super::route::{Route, Routes};
@@ -19,8 +22,18 @@ use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
 const PENDING: usize = 100_000;
 
 /// The states of the gauge `tags`.
-const STATES: [&str; 10] =
-    ["up_to_date", "pending", "waiting", "held", "conflict", "drift", "existing", "refused", "failed", "only_in_destination"];
+const STATES: [&str; 10] = [
+    "up_to_date",
+    "pending",
+    "waiting",
+    "held",
+    "conflict",
+    "drift",
+    "existing",
+    "refused",
+    "failed",
+    "only_in_destination",
+];
 
 /// The watch floor's instruments. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -116,14 +129,24 @@ impl Metrics {
             }};
         }
         Ok(Metrics {
-            tags: register!(IntGaugeVec, "tags", "Chosen tags by state, as of the last look.", &["route", "destination", "state"]),
+            tags: register!(
+                IntGaugeVec,
+                "tags",
+                "Chosen tags by state, as of the last look.",
+                &["route", "destination", "state"]
+            ),
             oldest_pending: register!(
                 GaugeVec,
                 "oldest_pending_age_seconds",
                 "How long the oldest tag has waited to be promoted.",
                 &["route"]
             ),
-            last_look: register!(GaugeVec, "last_look_timestamp_seconds", "When a look last ended.", &["route", "destination"]),
+            last_look: register!(
+                GaugeVec,
+                "last_look_timestamp_seconds",
+                "When a look last ended.",
+                &["route", "destination"]
+            ),
             last_success: register!(
                 GaugeVec,
                 "last_success_timestamp_seconds",
@@ -139,7 +162,8 @@ impl Metrics {
             seen_to_production: {
                 let help = "From the first sight of a difference in staging to the tag readable in production.";
                 let options = HistogramOpts::new("blobferry_seen_to_production_seconds", help);
-                let vec = HistogramVec::new(options.buckets(TO_PRODUCTION_SECONDS.to_vec()), &["route"])?;
+                let vec =
+                    HistogramVec::new(options.buckets(TO_PRODUCTION_SECONDS.to_vec()), &["route"])?;
                 registry.register(Box::new(vec.clone()))?;
                 vec
             },
@@ -149,9 +173,18 @@ impl Metrics {
                 "Looks that have ended, by what caused them and whether they were complete.",
                 &["route", "cause", "result"]
             ),
-            events: register!(IntCounterVec, "events_total", "Events by source and what came of them.", &["source", "result"]),
+            events: register!(
+                IntCounterVec,
+                "events_total",
+                "Events by source and what came of them.",
+                &["source", "result"]
+            ),
             queue_depth: register!(IntGauge, "queue_depth", "Looks that wait for their turn."),
-            queue_oldest: register!(Gauge, "queue_oldest_age_seconds", "How long the oldest look has waited for its turn."),
+            queue_oldest: register!(
+                Gauge,
+                "queue_oldest_age_seconds",
+                "How long the oldest look has waited for its turn."
+            ),
             config_last_reload_successful: register!(
                 IntGauge,
                 "config_last_reload_successful",
@@ -165,17 +198,27 @@ impl Metrics {
     pub fn prepare(&self, route: &Route) {
         for template in &route.to {
             let place = (route.name.clone(), template.registry().clone());
-            self.lock().places.entry(place).or_default().to.insert(template.to_string().into());
+            self.lock()
+                .places
+                .entry(place)
+                .or_default()
+                .to
+                .insert(template.to_string().into());
             for state in STATES {
-                self.tags.with_label_values(&[&route.name, template.registry(), state]);
+                self.tags
+                    .with_label_values(&[&route.name, template.registry(), state]);
             }
-            self.last_look.with_label_values(&[&route.name, template.registry()]);
-            self.last_success.with_label_values(&[&route.name, template.registry()]);
-            self.route_up.with_label_values(&[&route.name, template.registry()]);
+            self.last_look
+                .with_label_values(&[&route.name, template.registry()]);
+            self.last_success
+                .with_label_values(&[&route.name, template.registry()]);
+            self.route_up
+                .with_label_values(&[&route.name, template.registry()]);
         }
         for cause in Cause::ALL {
             for result in [DONE, FAILED] {
-                self.looks.with_label_values(&[&route.name, cause.name(), result]);
+                self.looks
+                    .with_label_values(&[&route.name, cause.name(), result]);
             }
         }
         self.seen_to_production.with_label_values(&[&route.name]);
@@ -185,7 +228,14 @@ impl Metrics {
     /// Makes all series of the events exist, at 0.
     pub fn prepare_events(&self) {
         for cause in Cause::ALL {
-            for result in ["queued", "ignored", "unauthenticated", "malformed", "too_large", "limited"] {
+            for result in [
+                "queued",
+                "ignored",
+                "unauthenticated",
+                "malformed",
+                "too_large",
+                "limited",
+            ] {
                 self.events.with_label_values(&[cause.name(), result]);
             }
         }
@@ -193,20 +243,32 @@ impl Metrics {
 
     /// Forgets the routes and the destinations of routes that the config no longer has.
     pub fn retain_routes(&self, routes: &Routes) {
-        let pairs = routes.0.iter().flat_map(|route| route.to.iter().map(|to| (route.name.clone(), to.registry().clone())));
+        let pairs = routes.0.iter().flat_map(|route| {
+            route
+                .to
+                .iter()
+                .map(|to| (route.name.clone(), to.registry().clone()))
+        });
         let pairs: HashSet<(Arc<str>, Arc<str>)> = pairs.collect();
         let mut state = self.lock();
         state.places.retain(|place, _| pairs.contains(place));
         for ((name, registry), place) in &mut state.places {
             let route = routes.0.iter().find(|route| route.name == *name);
-            let here = route.into_iter().flat_map(|route| &route.to).filter(|to| to.registry() == registry);
+            let here = route
+                .into_iter()
+                .flat_map(|route| &route.to)
+                .filter(|to| to.registry() == registry);
             place.to = here.map(|to| to.to_string().into()).collect();
             place.keep(|_| true);
             self.show([name, registry], place);
         }
         state.pending = state.places.values().map(|place| place.pending).sum();
-        let no_place = |label: &dyn Fn(&str) -> String| !pairs.contains(&(label("route").into(), label("destination").into()));
-        let no_route = |label: &dyn Fn(&str) -> String| !routes.0.iter().any(|route| *route.name == *label("route"));
+        let no_place = |label: &dyn Fn(&str) -> String| {
+            !pairs.contains(&(label("route").into(), label("destination").into()))
+        };
+        let no_route = |label: &dyn Fn(&str) -> String| {
+            !routes.0.iter().any(|route| *route.name == *label("route"))
+        };
         forget_series(&self.tags, no_place);
         forget_series(&self.last_look, no_place);
         forget_series(&self.last_success, no_place);
@@ -219,7 +281,12 @@ impl Metrics {
     /// A discovery of the route came to its end: its other repositories are no more, and the ones that it found count as not
     /// seen until a look has. Without any, the discovery is all that there is to look at. `refused`: repositories were left
     /// out because the config sends them where they may not go.
-    pub fn retain_repositories(&self, route: &Arc<str>, found: &BTreeSet<RepositoryName>, refused: bool) {
+    pub fn retain_repositories(
+        &self,
+        route: &Arc<str>,
+        found: &BTreeSet<RepositoryName>,
+        refused: bool,
+    ) {
         let mut state = self.lock();
         let now = now();
         let State { places, pending } = &mut *state;
@@ -227,7 +294,10 @@ impl Metrics {
             *pending -= place.pending;
             place.keep(|name| found.contains(name));
             let to = place.to.clone();
-            for way in found.iter().flat_map(|name| to.iter().map(|to| (name.clone(), to.clone()))) {
+            for way in found
+                .iter()
+                .flat_map(|name| to.iter().map(|to| (name.clone(), to.clone())))
+            {
                 place.known(&way);
             }
             *pending += place.pending;
@@ -248,20 +318,31 @@ impl Metrics {
     /// A discovery of the route failed: what is known of its repositories holds.
     pub fn undiscovered(&self, route: &Arc<str>) {
         let now = now();
-        for ((_, destination), place) in self.lock().places.iter_mut().filter(|((name, _), _)| name == route) {
+        for ((_, destination), place) in self
+            .lock()
+            .places
+            .iter_mut()
+            .filter(|((name, _), _)| name == route)
+        {
             place.undiscovered = true;
             place.looked = true;
-            self.last_look.with_label_values(&[route, destination]).set(now);
+            self.last_look
+                .with_label_values(&[route, destination])
+                .set(now);
             self.show([route, destination], place);
         }
     }
 
     /// A look has ended, or a discovery that left none to be made. One that was interrupted does not count.
     pub fn look_ended(&self, route: &str, cause: Cause, trouble: &[Trouble]) {
-        let is_interrupted = trouble.iter().any(|trouble| trouble.class == Class::Cancelled.name());
+        let is_interrupted = trouble
+            .iter()
+            .any(|trouble| trouble.class == Class::Cancelled.name());
         if self.lock().has_route(route) && !is_interrupted {
             let result = if trouble.is_empty() { DONE } else { FAILED };
-            self.looks.with_label_values(&[route, cause.name(), result]).inc();
+            self.looks
+                .with_label_values(&[route, cause.name(), result])
+                .inc();
         }
     }
 
@@ -269,7 +350,9 @@ impl Metrics {
     pub fn differs(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else { return };
+        let Some(place) = spot.place(places) else {
+            return;
+        };
         if *pending < PENDING && place.note_pending(&spot.way(repository), tag) {
             *pending += 1;
         }
@@ -280,7 +363,9 @@ impl Metrics {
     pub fn waits_no_more(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else { return };
+        let Some(place) = spot.place(places) else {
+            return;
+        };
         if place.drop_pending(&spot.way(repository), tag).is_some() {
             *pending -= 1;
         }
@@ -290,9 +375,13 @@ impl Metrics {
     /// A tag was promoted.
     pub fn arrived(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
         let mut state = self.lock();
-        let Some(place) = spot.place(&mut state.places) else { return };
+        let Some(place) = spot.place(&mut state.places) else {
+            return;
+        };
         if let Some(since) = place.pending_since(&spot.way(repository), tag) {
-            self.seen_to_production.with_label_values(&[spot.route]).observe(since.elapsed().as_secs_f64());
+            self.seen_to_production
+                .with_label_values(&[spot.route])
+                .observe(since.elapsed().as_secs_f64());
         }
     }
 
@@ -302,7 +391,9 @@ impl Metrics {
         let now = now();
         let mut state = self.lock();
         let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else { return };
+        let Some(place) = spot.place(places) else {
+            return;
+        };
         self.last_look.with_label_values(&labels).set(now);
         let (everything, known) = match seen {
             Seen::Parts => return,
@@ -325,7 +416,9 @@ impl Metrics {
     }
 
     fn show(&self, labels: [&str; 2], place: &Place) {
-        self.route_up.with_label_values(&labels).set(place.is_up().into());
+        self.route_up
+            .with_label_values(&labels)
+            .set(place.is_up().into());
         let sum = &place.sum;
         let values = [
             sum.up_to_date + sum.promoted,
@@ -340,7 +433,9 @@ impl Metrics {
             sum.only_in_destination,
         ];
         for (name, value) in STATES.into_iter().zip(values) {
-            self.tags.with_label_values(&[labels[0], labels[1], name]).set(value as i64);
+            self.tags
+                .with_label_values(&[labels[0], labels[1], name])
+                .set(value as i64);
         }
     }
 
@@ -348,7 +443,9 @@ impl Metrics {
     pub fn totals(&self, route: &str) -> Totals {
         let state = self.lock();
         let mut sum = Totals::default();
-        state.places_of(route).for_each(|place| sum.merge(&place.sum));
+        state
+            .places_of(route)
+            .for_each(|place| sum.merge(&place.sum));
         sum
     }
 
@@ -378,7 +475,8 @@ impl Metrics {
     /// The queue as it is now.
     pub fn queue(&self, depth: usize, oldest: Option<Instant>) {
         self.queue_depth.set(depth as i64);
-        self.queue_oldest.set(oldest.map_or(0.0, |since| since.elapsed().as_secs_f64()));
+        self.queue_oldest
+            .set(oldest.map_or(0.0, |since| since.elapsed().as_secs_f64()));
     }
 
     /// Whether the newest reading of the config was accepted.
@@ -392,7 +490,10 @@ impl Metrics {
         let mut oldest: BTreeMap<&str, f64> = BTreeMap::new();
         for ((route, _), place) in &state.places {
             let age = oldest.entry(route).or_default();
-            *age = place.oldest().map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*age);
+            *age = place
+                .oldest()
+                .map_or(0.0, |since| since.elapsed().as_secs_f64())
+                .max(*age);
         }
         for (route, age) in oldest {
             self.oldest_pending.with_label_values(&[route]).set(age);
@@ -448,13 +549,24 @@ fn now() -> f64 {
 
 /// Whether every chosen tag is in production, or is left alone there as the rules say.
 fn is_success(totals: &Totals) -> bool {
-    let is_fine = |outcome: &Outcome| matches!(outcome, Outcome::Promoted | Outcome::UpToDate | Outcome::Gone | Outcome::Existing);
-    Outcome::ALL.iter().filter(|outcome| !is_fine(outcome)).all(|outcome| totals.of(*outcome) == 0)
+    let is_fine = |outcome: &Outcome| {
+        matches!(
+            outcome,
+            Outcome::Promoted | Outcome::UpToDate | Outcome::Gone | Outcome::Existing
+        )
+    };
+    Outcome::ALL
+        .iter()
+        .filter(|outcome| !is_fine(outcome))
+        .all(|outcome| totals.of(*outcome) == 0)
 }
 
 impl State {
     fn places_of(&self, route: &str) -> impl Iterator<Item = &Place> {
-        self.places.iter().filter(move |((name, _), _)| **name == *route).map(|(_, place)| place)
+        self.places
+            .iter()
+            .filter(move |((name, _), _)| **name == *route)
+            .map(|(_, place)| place)
     }
 
     fn has_route(&self, route: &str) -> bool {
@@ -464,7 +576,10 @@ impl State {
 
 impl Spot<'_> {
     /// The place, unless the config no longer has it.
-    fn place<'a>(&self, places: &'a mut BTreeMap<(Arc<str>, Arc<str>), Place>) -> Option<&'a mut Place> {
+    fn place<'a>(
+        &self,
+        places: &'a mut BTreeMap<(Arc<str>, Arc<str>), Place>,
+    ) -> Option<&'a mut Place> {
         let place = places.get_mut(&(self.route.clone(), self.registry.clone()));
         place.filter(|place| place.to.contains(self.to))
     }
@@ -484,8 +599,18 @@ impl Place {
 
     /// Forgets the other repositories, and the destinations that the route no longer has.
     fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
-        let Place { to, ways, sum, unseen, blind, pending, .. } = self;
-        for (_, known) in ways.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry)) {
+        let Place {
+            to,
+            ways,
+            sum,
+            unseen,
+            blind,
+            pending,
+            ..
+        } = self;
+        for (_, known) in
+            ways.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry))
+        {
             sum.subtract(&known.totals);
             *unseen -= usize::from(!known.seen);
             *blind -= usize::from(known.blind);
@@ -513,7 +638,11 @@ impl Place {
         self.pending -= before.len();
         let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
         let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
-        let pending: BTreeMap<Tag, Instant> = tags.iter().take(room).map(|tag| (tag.clone(), since(tag))).collect();
+        let pending: BTreeMap<Tag, Instant> = tags
+            .iter()
+            .take(room)
+            .map(|tag| (tag.clone(), since(tag)))
+            .collect();
         self.pending += pending.len();
         self.known(way).pending = pending;
     }
@@ -531,7 +660,10 @@ impl Place {
 
     /// Since when the tag was pending, if it was.
     fn drop_pending(&mut self, way: &Way, tag: &Tag) -> Option<Instant> {
-        let since = self.ways.get_mut(way).and_then(|known| known.pending.remove(tag));
+        let since = self
+            .ways
+            .get_mut(way)
+            .and_then(|known| known.pending.remove(tag));
         self.pending -= usize::from(since.is_some());
         since
     }
@@ -551,7 +683,11 @@ impl Place {
         if self.pending == 0 {
             return None;
         }
-        self.ways.values().flat_map(|known| known.pending.values()).min().copied()
+        self.ways
+            .values()
+            .flat_map(|known| known.pending.values())
+            .min()
+            .copied()
     }
 
     /// Whether the newest look at every repository was complete, as far as there was one.

@@ -23,7 +23,11 @@ pub enum PollKey {
 impl PollKey {
     /// With what a route is looked at.
     pub fn of(route: &Route) -> PollKey {
-        if route.from.is_literal() { PollKey::Route(route.name.clone()) } else { PollKey::Catalog(route.from.registry().clone()) }
+        if route.from.is_literal() {
+            PollKey::Route(route.name.clone())
+        } else {
+            PollKey::Catalog(route.from.registry().clone())
+        }
     }
 }
 
@@ -77,7 +81,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_comes_up_at_once_and_then_at_its_pace() {
         let (mut polls, start, pace) = (Polls::default(), Instant::now(), Duration::from_secs(60));
-        let keys = [PollKey::Route("one".into()), PollKey::Catalog("staging".into())];
+        let keys = [
+            PollKey::Route("one".into()),
+            PollKey::Catalog("staging".into()),
+        ];
         polls.begin(keys.clone(), start);
         let first: Vec<_> = std::iter::from_fn(|| polls.take_due(start, pace)).collect();
         assert_eq!(first, keys.clone().map(|key| (key, true)));
@@ -86,7 +93,11 @@ mod tests {
             assert!((54..=66).contains(&next.as_secs()), "{next:?}");
         }
         let next = polls.next().unwrap();
-        assert!(polls.take_due(next - Duration::from_millis(1), pace).is_none());
+        assert!(
+            polls
+                .take_due(next - Duration::from_millis(1), pace)
+                .is_none()
+        );
         assert!(polls.take_due(next, pace).is_some_and(|(_, first)| !first));
         polls.begin([keys[0].clone()], next);
         assert_eq!(polls.next_of(&keys[1]), None);

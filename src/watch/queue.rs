@@ -72,17 +72,35 @@ pub struct Pace {
 
 impl Pace {
     /// Single tags are in trouble: the others must not wait long for their poll.
-    pub const TAGS: Pace = Pace { first: Duration::from_secs(15), longest: Duration::from_secs(4 * 60), holds_polls: true };
+    pub const TAGS: Pace = Pace {
+        first: Duration::from_secs(15),
+        longest: Duration::from_secs(4 * 60),
+        holds_polls: true,
+    };
     /// The repository could not be looked at.
-    pub const WHOLE: Pace = Pace { first: Duration::from_secs(15), longest: Duration::from_secs(15 * 60), holds_polls: true };
+    pub const WHOLE: Pace = Pace {
+        first: Duration::from_secs(15),
+        longest: Duration::from_secs(15 * 60),
+        holds_polls: true,
+    };
     /// A registry does not accept us: that seldom passes by itself.
-    pub const SLOW: Pace = Pace { first: Duration::from_secs(60), longest: Duration::from_secs(15 * 60), holds_polls: true };
+    pub const SLOW: Pace = Pace {
+        first: Duration::from_secs(60),
+        longest: Duration::from_secs(15 * 60),
+        holds_polls: true,
+    };
     /// Nothing is there yet: what is pushed first is found by the next poll.
-    pub const ABSENT: Pace = Pace { first: Duration::from_secs(15), longest: Duration::from_secs(15 * 60), holds_polls: false };
+    pub const ABSENT: Pace = Pace {
+        first: Duration::from_secs(15),
+        longest: Duration::from_secs(15 * 60),
+        holds_polls: false,
+    };
 
     /// The wait after so many failures, one at least; doubles each time.
     fn wait(self, failures: u32) -> Duration {
-        self.first.saturating_mul(1 << (failures.max(1) - 1).min(10)).min(self.longest)
+        self.first
+            .saturating_mul(1 << (failures.max(1) - 1).min(10))
+            .min(self.longest)
     }
 }
 
@@ -111,7 +129,11 @@ enum Place {
     /// Its time has come, but it runs.
     Dirty { due: Instant },
     /// Its time has come.
-    Ready { due: Instant, turn: Turn, since: Instant },
+    Ready {
+        due: Instant,
+        turn: Turn,
+        since: Instant,
+    },
     /// Its time will come.
     Later { at: Instant },
 }
@@ -165,12 +187,20 @@ impl Places {
     /// How many looks of one lane may run, when there are others.
     fn of_lane(self, rank: u8) -> usize {
         let others = self.all.saturating_sub(self.by_name);
-        if rank <= BY_NAME { others.max(1) } else { others.div_ceil(2).max(1) }
+        if rank <= BY_NAME {
+            others.max(1)
+        } else {
+            others.div_ceil(2).max(1)
+        }
     }
 
     /// How many looks of all lanes may run.
     fn of_all(self, rank: u8) -> usize {
-        if rank <= BY_NAME { self.all } else { self.all.saturating_sub(self.by_name) }
+        if rank <= BY_NAME {
+            self.all
+        } else {
+            self.all.saturating_sub(self.by_name)
+        }
     }
 }
 
@@ -178,7 +208,11 @@ impl Queue {
     /// Asks for a look; merges with what waits already.
     pub fn ask(&mut self, key: LookKey, ask: Ask, tell: Option<Tell>, now: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
-        let not_before = if is_poll(&ask) { entry.held.map_or(now, |held| held.max(now)) } else { now };
+        let not_before = if is_poll(&ask) {
+            entry.held.map_or(now, |held| held.max(now))
+        } else {
+            now
+        };
         entry.ask(ask, tell, not_before, now);
         self.place(&key, now);
     }
@@ -190,7 +224,11 @@ impl Queue {
         let until = now + pace.wait(entry.failures);
         if pace.holds_polls {
             entry.held = Some(until);
-            for waiting in entry.waiting.iter_mut().filter(|waiting| is_poll(&waiting.ask)) {
+            for waiting in entry
+                .waiting
+                .iter_mut()
+                .filter(|waiting| is_poll(&waiting.ask))
+            {
                 waiting.not_before = waiting.not_before.max(until);
             }
         }
@@ -200,7 +238,10 @@ impl Queue {
 
     /// Asks for another look at that time, whatever polls do meanwhile.
     pub fn ask_at(&mut self, key: LookKey, ask: Ask, at: Instant, now: Instant) {
-        self.entries.entry(key.clone()).or_default().ask(ask, None, at, now);
+        self.entries
+            .entry(key.clone())
+            .or_default()
+            .ask(ask, None, at, now);
         self.place(&key, now);
     }
 
@@ -225,7 +266,10 @@ impl Queue {
         let (_, key) = self.ready.get(&turn)?.first()?.clone();
         let entry = self.entries.get_mut(&key)?;
         let mut waiting = entry.waiting.remove(entry.best(now)?);
-        let running = Running { is_wide: waiting.ask.tags.is_empty(), lane: turn.lane };
+        let running = Running {
+            is_wide: waiting.ask.tags.is_empty(),
+            lane: turn.lane,
+        };
         waiting.is_beside = entry.running.is_some();
         if waiting.is_beside {
             entry.beside = Some(running);
@@ -245,18 +289,36 @@ impl Queue {
             has_place && self.running < places.of_all(turn.rank)
         };
         let order = |turn: &&Turn| {
-            let since = self.ready.get(turn).and_then(|ready| ready.first()).map(|(since, _)| *since);
+            let since = self
+                .ready
+                .get(turn)
+                .and_then(|ready| ready.first())
+                .map(|(since, _)| *since);
             // What is asked for by name does not take turns.
-            let pass = if turn.rank <= BY_NAME { 0 } else { self.lanes.pass_of(turn) };
+            let pass = if turn.rank <= BY_NAME {
+                0
+            } else {
+                self.lanes.pass_of(turn)
+            };
             (turn.rank > BY_NAME, pass, turn.rank, since)
         };
-        self.ready.keys().filter(may_start).min_by_key(order).copied()
+        self.ready
+            .keys()
+            .filter(may_start)
+            .min_by_key(order)
+            .copied()
     }
 
     /// A look has settled. `is_well`: nothing in it calls for another one soon.
     pub fn settled(&mut self, key: &LookKey, is_beside: bool, is_well: bool, now: Instant) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        let ended = if is_beside { entry.beside.take() } else { entry.running.take() };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let ended = if is_beside {
+            entry.beside.take()
+        } else {
+            entry.running.take()
+        };
         if let Some(running) = ended {
             self.running -= 1;
             self.lanes.end(running.lane);
@@ -269,9 +331,16 @@ impl Queue {
 
     /// Forgets what waits and is not to be kept, and says so to those who asked for it.
     pub fn retain(&mut self, keep: impl Fn(&LookKey) -> bool, now: Instant) {
-        let gone: Vec<LookKey> = self.entries.keys().filter(|key| !keep(key)).cloned().collect();
+        let gone: Vec<LookKey> = self
+            .entries
+            .keys()
+            .filter(|key| !keep(key))
+            .cloned()
+            .collect();
         for key in gone {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
             (entry.failures, entry.held) = (0, None);
             for waiting in entry.waiting.drain(..) {
                 waiting.interrupt();
@@ -292,7 +361,11 @@ impl Queue {
 
     /// Repositories that wait and whose time has come; looks that run; since when the oldest waits.
     pub fn counts(&self) -> (usize, usize, Option<Instant>) {
-        (self.due.len(), self.running, self.due.first().map(|(since, _)| *since))
+        (
+            self.due.len(),
+            self.running,
+            self.due.first().map(|(since, _)| *since),
+        )
     }
 
     /// What waited for its time until now is ready.
@@ -304,7 +377,9 @@ impl Queue {
 
     /// Puts an entry where it belongs now; one that is idle and well costs nothing.
     fn place(&mut self, key: &LookKey, now: Instant) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
         let place = entry.place_at(now, self.lanes.of(&key.route));
         let before = std::mem::replace(&mut entry.place, place);
         if entry.is_idle() {
@@ -332,11 +407,16 @@ impl Queue {
         if !self.ready.contains_key(&turn) {
             self.lanes.begin(turn);
         }
-        self.ready.entry(turn).or_default().insert((since, key.clone()));
+        self.ready
+            .entry(turn)
+            .or_default()
+            .insert((since, key.clone()));
     }
 
     fn take_from_ready(&mut self, turn: Turn, since: Instant, key: &LookKey) {
-        let Some(ready) = self.ready.get_mut(&turn) else { return };
+        let Some(ready) = self.ready.get_mut(&turn) else {
+            return;
+        };
         ready.remove(&(since, key.clone()));
         if ready.is_empty() {
             self.ready.remove(&turn);
@@ -391,22 +471,35 @@ impl Entry {
         let rank = rank(&ask);
         // What is asked for by its name does not wait for a look at everything, nor turn into one.
         let is_named = rank == NAMED;
-        let fits = |waiting: &&mut Waiting| waiting.ask.digest == ask.digest && waiting.is_named() == is_named;
+        let fits = |waiting: &&mut Waiting| {
+            waiting.ask.digest == ask.digest && waiting.is_named() == is_named
+        };
         if let Some(waiting) = self.waiting.iter_mut().find(fits) {
             return waiting.merge(ask, rank, tell, not_before);
         }
         if self.waiting.len() >= APART {
             // Everyone who expects nothing has a place: only what is expected can come so often.
             let text = "too many different digests are expected of this repository at once; ask again in a moment";
-            tell.into_iter().for_each(|tell| drop(tell.send(Arc::new(fruitless(&Fault::retryable(text))))));
+            tell.into_iter()
+                .for_each(|tell| drop(tell.send(Arc::new(fruitless(&Fault::retryable(text))))));
             return;
         }
         let tell = tell.into_iter().collect();
-        self.waiting.push(Waiting { ask, tell, not_before, since: now, is_beside: false, rank });
+        self.waiting.push(Waiting {
+            ask,
+            tell,
+            not_before,
+            since: now,
+            is_beside: false,
+            rank,
+        });
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_none() && self.beside.is_none() && self.waiting.is_empty() && self.failures == 0
+        self.running.is_none()
+            && self.beside.is_none()
+            && self.waiting.is_empty()
+            && self.failures == 0
     }
 
     /// Whether a look may start beside what runs.
@@ -420,22 +513,45 @@ impl Entry {
 
     /// The waiting look that goes first.
     fn best(&self, now: Instant) -> Option<usize> {
-        let due = self.waiting.iter().enumerate().filter(|(_, waiting)| waiting.not_before <= now && self.may_start(waiting));
-        due.min_by_key(|(_, waiting)| (waiting.rank, waiting.since)).map(|(at, _)| at)
+        let due = self
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, waiting)| waiting.not_before <= now && self.may_start(waiting));
+        due.min_by_key(|(_, waiting)| (waiting.rank, waiting.since))
+            .map(|(at, _)| at)
     }
 
     fn place_at(&self, now: Instant, lane: usize) -> Option<Place> {
-        let due = self.waiting.iter().filter(|waiting| waiting.not_before <= now);
-        let oldest = due.map(|waiting| waiting.since.max(waiting.not_before)).min();
+        let due = self
+            .waiting
+            .iter()
+            .filter(|waiting| waiting.not_before <= now);
+        let oldest = due
+            .map(|waiting| waiting.since.max(waiting.not_before))
+            .min();
         let is_running = self.running.is_some() || self.beside.is_some();
         match (oldest, self.best(now)) {
             (Some(due), Some(best)) => {
                 let best = &self.waiting[best];
-                Some(Place::Ready { due, turn: Turn { rank: best.rank, lane }, since: best.since })
+                Some(Place::Ready {
+                    due,
+                    turn: Turn {
+                        rank: best.rank,
+                        lane,
+                    },
+                    since: best.since,
+                })
             }
             (Some(due), None) => Some(Place::Dirty { due }),
             (None, _) if is_running => None,
-            (None, _) => self.waiting.iter().map(|waiting| Place::Later { at: waiting.not_before }).min_by_key(Place::at),
+            (None, _) => self
+                .waiting
+                .iter()
+                .map(|waiting| Place::Later {
+                    at: waiting.not_before,
+                })
+                .min_by_key(Place::at),
         }
     }
 }
@@ -464,7 +580,12 @@ impl Waiting {
         self.ask.tags = match (std::mem::take(&mut self.ask.tags), ask.tags) {
             (ours, theirs) if ours.is_empty() || theirs.is_empty() => Vec::new(),
             (mut ours, theirs) => {
-                ours.extend(theirs.into_iter().filter(|tag| !ours.contains(tag)).collect::<Vec<_>>());
+                ours.extend(
+                    theirs
+                        .into_iter()
+                        .filter(|tag| !ours.contains(tag))
+                        .collect::<Vec<_>>(),
+                );
                 if ours.len() > TAGS { Vec::new() } else { ours }
             }
         };
@@ -490,14 +611,29 @@ impl Waiting {
 
 /// A look that could not be, because of this.
 pub fn fruitless(fault: &Fault) -> Look {
-    Look { trouble: vec![Trouble::from(fault)], ..Look::default() }
+    Look {
+        trouble: vec![Trouble::from(fault)],
+        ..Look::default()
+    }
 }
 
 /// A look that will not be: the daemon stops, or the config no longer has the route.
 pub fn interrupted() -> Look {
-    let totals = Totals { interrupted: 1, ..Totals::default() };
-    let text = "interrupted before its turn: the daemon stops, or the config no longer has the route".into();
-    Look { totals, trouble: vec![Trouble { class: Class::Cancelled.name().into(), text }], ..Look::default() }
+    let totals = Totals {
+        interrupted: 1,
+        ..Totals::default()
+    };
+    let text =
+        "interrupted before its turn: the daemon stops, or the config no longer has the route"
+            .into();
+    Look {
+        totals,
+        trouble: vec![Trouble {
+            class: Class::Cancelled.name().into(),
+            text,
+        }],
+        ..Look::default()
+    }
 }
 
 /// Whether nobody but the daemon itself asks.
@@ -523,16 +659,33 @@ mod tests {
     use crate::watch::Wish;
 
     fn key(repository: &str) -> LookKey {
-        LookKey { route: "r".into(), repository: repository.parse().unwrap(), dry_run: false }
+        LookKey {
+            route: "r".into(),
+            repository: repository.parse().unwrap(),
+            dry_run: false,
+        }
     }
 
     fn ask(cause: Cause, tags: &[&str]) -> Ask {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        Ask { tags, digest: None, cause, actor: Actor::daemon(), wish: Wish::default(), run_id: String::new() }
+        Ask {
+            tags,
+            digest: None,
+            cause,
+            actor: Actor::daemon(),
+            wish: Wish::default(),
+            run_id: String::new(),
+        }
     }
 
-    const ANY: Places = Places { all: 100, by_name: 0 };
-    const ONLY_BY_NAME: Places = Places { all: 100, by_name: 100 };
+    const ANY: Places = Places {
+        all: 100,
+        by_name: 0,
+    };
+    const ONLY_BY_NAME: Places = Places {
+        all: 100,
+        by_name: 100,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_pings_cost_one_extra_look() {
@@ -543,14 +696,20 @@ mod tests {
         for _ in 0..100 {
             queue.ask(key("a"), ask(Cause::Ping, &[]), Some(sender.clone()), now);
         }
-        assert!(queue.start(now, ANY).is_none(), "looks of one repository never overlap");
+        assert!(
+            queue.start(now, ANY).is_none(),
+            "looks of one repository never overlap"
+        );
         assert_eq!(queue.counts(), (1, 1, Some(now)));
         queue.settled(&running, false, true, now);
         let (again, waiting) = queue.start(now, ANY).unwrap();
         assert_eq!(waiting.tell.len(), 100);
         queue.settled(&again, false, true, now);
         assert!(queue.start(now, ANY).is_none());
-        assert!(queue.entries.is_empty() && queue.due.is_empty(), "an idle key costs nothing");
+        assert!(
+            queue.entries.is_empty() && queue.due.is_empty(),
+            "an idle key costs nothing"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -562,11 +721,18 @@ mod tests {
         queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
         queue.ask(key("a"), ask(Cause::Ping, &["v3"]), None, now);
         let (running, waiting) = queue.start(now, ANY).unwrap();
-        assert_eq!((waiting.ask.cause, waiting.ask.tags), (Cause::Ping, vec!["v3".parse().unwrap()]));
+        assert_eq!(
+            (waiting.ask.cause, waiting.ask.tags),
+            (Cause::Ping, vec!["v3".parse().unwrap()])
+        );
         queue.settled(&running, false, true, now);
         let (_, waiting) = queue.start(now, ANY).unwrap();
         assert!(waiting.ask.tags.is_empty());
-        assert_eq!(waiting.ask.cause, Cause::Webhook, "it is for what asked first for more than a poll");
+        assert_eq!(
+            waiting.ask.cause,
+            Cause::Webhook,
+            "it is for what asked first for more than a poll"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -585,11 +751,25 @@ mod tests {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.ask(key("backfill"), ask(Cause::Start, &[]), None, now);
         queue.ask(key("poll"), ask(Cause::Poll, &[]), None, now);
-        queue.ask(key("named"), ask(Cause::Cli, &["v1"]), None, now + Duration::from_secs(1));
+        queue.ask(
+            key("named"),
+            ask(Cause::Cli, &["v1"]),
+            None,
+            now + Duration::from_secs(1),
+        );
         let later = now + Duration::from_secs(2);
-        assert!(queue.start(later, ONLY_BY_NAME).is_some_and(|(key, _)| key.repository.as_str() == "named"));
-        assert!(queue.start(later, ONLY_BY_NAME).is_none(), "the last places are kept for those who ask by name");
-        let order: Vec<_> = std::iter::from_fn(|| queue.start(later, ANY)).map(|(key, _)| key.repository.to_string()).collect();
+        assert!(
+            queue
+                .start(later, ONLY_BY_NAME)
+                .is_some_and(|(key, _)| key.repository.as_str() == "named")
+        );
+        assert!(
+            queue.start(later, ONLY_BY_NAME).is_none(),
+            "the last places are kept for those who ask by name"
+        );
+        let order: Vec<_> = std::iter::from_fn(|| queue.start(later, ANY))
+            .map(|(key, _)| key.repository.to_string())
+            .collect();
         assert_eq!(order, ["poll", "backfill"]);
     }
 
@@ -603,7 +783,12 @@ mod tests {
                 queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
                 queue.ask_later(running.clone(), ask(Cause::Poll, &[]), pace, now);
                 queue.settled(&running, false, false, now);
-                queue.ask(key("a"), ask(Cause::Poll, &[]), None, now + Duration::from_secs(1));
+                queue.ask(
+                    key("a"),
+                    ask(Cause::Poll, &[]),
+                    None,
+                    now + Duration::from_secs(1),
+                );
                 let next = queue.next().unwrap();
                 waits.push((next - now).as_secs());
                 now = next;
@@ -617,7 +802,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn people_and_events_do_not_wait_for_trouble_to_pass() {
-        for cause in [Cause::Ping, Cause::Cli, Cause::Signal, Cause::Webhook, Cause::Queue, Cause::Start] {
+        for cause in [
+            Cause::Ping,
+            Cause::Cli,
+            Cause::Signal,
+            Cause::Webhook,
+            Cause::Queue,
+            Cause::Start,
+        ] {
             let (mut queue, now) = (Queue::default(), Instant::now());
             queue.ask_later(key("a"), ask(Cause::Poll, &[]), Pace::WHOLE, now);
             queue.ask(key("a"), ask(Cause::Verify, &[]), None, now);
@@ -630,30 +822,51 @@ mod tests {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.ask_later(key("a"), ask(Cause::Poll, &[]), Pace::ABSENT, now);
         queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
-        assert!(queue.start(now, ANY).is_some(), "a first push is found by the next poll");
+        assert!(
+            queue.start(now, ANY).is_some(),
+            "a first push is found by the next poll"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn expectations_of_different_digests_stay_apart() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        let expecting = |text: &str| Ask { digest: Some(crate::oci::Digest::sha256(text.as_bytes())), ..ask(Cause::Ping, &["v1"]) };
+        let expecting = |text: &str| Ask {
+            digest: Some(crate::oci::Digest::sha256(text.as_bytes())),
+            ..ask(Cause::Ping, &["v1"])
+        };
         for text in ["one", "other", "one"] {
             queue.ask(key("a"), expecting(text), None, now);
         }
         queue.ask(key("a"), ask(Cause::Ping, &["v1"]), None, now);
         let mut asked = Vec::new();
         while let Some((running, waiting)) = queue.start(now, ANY) {
-            assert!(queue.start(now, ANY).is_none(), "looks of one repository never overlap");
+            assert!(
+                queue.start(now, ANY).is_none(),
+                "looks of one repository never overlap"
+            );
             asked.push(waiting.ask.digest);
             queue.settled(&running, false, true, now);
         }
-        assert_eq!(asked, [expecting("one").digest, expecting("other").digest, None]);
+        assert_eq!(
+            asked,
+            [expecting("one").digest, expecting("other").digest, None]
+        );
 
         let (sender, mut told) = mpsc::unbounded_channel();
         for number in 0..=APART {
-            queue.ask(key("a"), expecting(&number.to_string()), Some(sender.clone()), now);
+            queue.ask(
+                key("a"),
+                expecting(&number.to_string()),
+                Some(sender.clone()),
+                now,
+            );
         }
-        assert_eq!(told.try_recv().unwrap().trouble[0].class, "retryable", "too many at once");
+        assert_eq!(
+            told.try_recv().unwrap().trouble[0].class,
+            "retryable",
+            "too many at once"
+        );
         assert!(told.try_recv().is_err());
     }
 
@@ -666,13 +879,37 @@ mod tests {
         queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
         assert!(queue.start(now, ANY).is_none(), "a poll waits");
         let expected = Some(crate::oci::Digest::sha256(b"hotfix"));
-        queue.ask(key("a"), Ask { digest: expected, ..ask(Cause::Ping, &["v2"]) }, None, now);
-        let (hotfix, waiting) = queue.start(now, ANY).expect("a hotfix does not wait for the backfill");
+        queue.ask(
+            key("a"),
+            Ask {
+                digest: expected,
+                ..ask(Cause::Ping, &["v2"])
+            },
+            None,
+            now,
+        );
+        let (hotfix, waiting) = queue
+            .start(now, ANY)
+            .expect("a hotfix does not wait for the backfill");
         assert!(waiting.is_beside && waiting.ask.tags == ["v2".parse().unwrap()]);
-        queue.ask(key("a"), Ask { digest: Some(crate::oci::Digest::sha256(b"x")), ..ask(Cause::Ping, &["v3"]) }, None, now);
-        assert!(queue.start(now, ANY).is_none(), "one beside another at the most");
+        queue.ask(
+            key("a"),
+            Ask {
+                digest: Some(crate::oci::Digest::sha256(b"x")),
+                ..ask(Cause::Ping, &["v3"])
+            },
+            None,
+            now,
+        );
+        assert!(
+            queue.start(now, ANY).is_none(),
+            "one beside another at the most"
+        );
         queue.settled(&backfill, false, true, now);
-        assert!(queue.start(now, ANY).is_none(), "nothing begins beside what is asked for by name");
+        assert!(
+            queue.start(now, ANY).is_none(),
+            "nothing begins beside what is asked for by name"
+        );
         queue.settled(&hotfix, true, true, now);
         let named: Vec<_> = std::iter::from_fn(|| {
             let (running, waiting) = queue.start(now, ANY)?;
@@ -693,31 +930,64 @@ mod tests {
     }
 
     fn in_lane(lane: &str, repository: usize) -> LookKey {
-        LookKey { route: lane.into(), repository: format!("r{repository}").parse().unwrap(), dry_run: false }
+        LookKey {
+            route: lane.into(),
+            repository: format!("r{repository}").parse().unwrap(),
+            dry_run: false,
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
         let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
-        let places = Places { all: 16, by_name: 4 };
+        let places = Places {
+            all: 16,
+            by_name: 4,
+        };
         for number in 0..100 {
-            queue.ask(in_lane("sick", number), ask(Cause::Ping, &["v1"]), None, now);
-            queue.ask(in_lane("sick", 100 + number), ask(Cause::Start, &[]), None, now);
+            queue.ask(
+                in_lane("sick", number),
+                ask(Cause::Ping, &["v1"]),
+                None,
+                now,
+            );
+            queue.ask(
+                in_lane("sick", 100 + number),
+                ask(Cause::Start, &[]),
+                None,
+                now,
+            );
         }
         let started = std::iter::from_fn(|| queue.start(now, places)).count();
         assert_eq!(started, 12, "not even by name does one lane take all");
         queue.ask(in_lane("well", 0), ask(Cause::Ping, &["v1"]), None, now);
-        assert!(queue.start(now, places).is_some_and(|(key, _)| &*key.route == "well"));
+        assert!(
+            queue
+                .start(now, places)
+                .is_some_and(|(key, _)| &*key.route == "well")
+        );
 
         let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
-        (0..100).for_each(|number| queue.ask(in_lane("sick", number), ask(Cause::Start, &[]), None, now));
+        (0..100).for_each(|number| {
+            queue.ask(in_lane("sick", number), ask(Cause::Start, &[]), None, now)
+        });
         assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 6);
         queue.ask(in_lane("well", 0), ask(Cause::Start, &[]), None, now);
-        assert!(queue.start(now, places).is_some_and(|(key, _)| &*key.route == "well"));
+        assert!(
+            queue
+                .start(now, places)
+                .is_some_and(|(key, _)| &*key.route == "well")
+        );
 
         let (mut queue, now) = (in_lanes(&["only"]), Instant::now());
-        (0..100).for_each(|number| queue.ask(in_lane("only", number), ask(Cause::Start, &[]), None, now));
-        assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 12, "alone it has all but the reserved ones");
+        (0..100).for_each(|number| {
+            queue.ask(in_lane("only", number), ask(Cause::Start, &[]), None, now)
+        });
+        assert_eq!(
+            std::iter::from_fn(|| queue.start(now, places)).count(),
+            12,
+            "alone it has all but the reserved ones"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -728,23 +998,42 @@ mod tests {
                 queue.ask(in_lane("one", place + number), ask(cause, &[]), None, now);
             }
         }
-        let places = Places { all: 1000, by_name: 0 };
-        let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, places)).map(|(_, waiting)| waiting.ask.cause).collect();
+        let places = Places {
+            all: 1000,
+            by_name: 0,
+        };
+        let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, places))
+            .map(|(_, waiting)| waiting.ask.cause)
+            .collect();
         let of = |cause: Cause| causes[..65].iter().filter(|other| **other == cause).count();
-        assert_eq!((of(Cause::Webhook), of(Cause::Poll), of(Cause::Start)), (40, 20, 5));
+        assert_eq!(
+            (of(Cause::Webhook), of(Cause::Poll), of(Cause::Start)),
+            (40, 20, 5)
+        );
         assert_eq!(causes.len(), 300);
     }
 
     #[tokio::test(start_paused = true)]
     async fn lanes_take_turns_however_much_one_of_them_asks() {
         let (mut queue, now) = (in_lanes(&["busy", "quiet"]), Instant::now());
-        (0..50).for_each(|number| queue.ask(in_lane("busy", number), ask(Cause::Poll, &[]), None, now));
+        (0..50).for_each(|number| {
+            queue.ask(in_lane("busy", number), ask(Cause::Poll, &[]), None, now)
+        });
         for _ in 0..5 {
             queue.start(now, ANY);
         }
-        (0..5).for_each(|number| queue.ask(in_lane("quiet", number), ask(Cause::Poll, &[]), None, now));
-        let next: Vec<_> = (0..10).filter_map(|_| queue.start(now, ANY)).map(|(key, _)| key.route.to_string()).collect();
-        assert_eq!(next.iter().filter(|route| *route == "quiet").count(), 5, "{next:?}");
+        (0..5).for_each(|number| {
+            queue.ask(in_lane("quiet", number), ask(Cause::Poll, &[]), None, now)
+        });
+        let next: Vec<_> = (0..10)
+            .filter_map(|_| queue.start(now, ANY))
+            .map(|(key, _)| key.route.to_string())
+            .collect();
+        assert_eq!(
+            next.iter().filter(|route| *route == "quiet").count(),
+            5,
+            "{next:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

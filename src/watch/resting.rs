@@ -54,7 +54,9 @@ impl RestingTags {
             return LeftAlone::new();
         }
         let resting = self.0.iter().filter(|(_, resting)| resting.until > now);
-        resting.map(|(destination, resting)| (destination.clone(), resting.settled.clone())).collect()
+        resting
+            .map(|(destination, resting)| (destination.clone(), resting.settled.clone()))
+            .collect()
     }
 
     /// Takes up what a look came to.
@@ -62,18 +64,42 @@ impl RestingTags {
     /// # Errors
     /// [`TooMany`], and then nothing rests.
     pub fn note(&mut self, ask: &Ask, look: &Look, now: Instant) -> Result<(), TooMany> {
-        let failed: BTreeMap<&str, &Settled> =
-            look.jobs.iter().filter(|job| job.result == Outcome::Failed).map(|job| (job.destination.as_str(), job)).collect();
+        let failed: BTreeMap<&str, &Settled> = look
+            .jobs
+            .iter()
+            .filter(|job| job.result == Outcome::Failed)
+            .map(|job| (job.destination.as_str(), job))
+            .collect();
         // What a look saw and does not report as failed is well, or gone.
-        let is_seen = |tag: &Tag| look.trouble.is_empty() && (ask.tags.is_empty() || ask.tags.contains(tag));
-        self.0.retain(|destination, resting| failed.contains_key(destination.as_str()) || !is_seen(&resting.tag));
+        let is_seen =
+            |tag: &Tag| look.trouble.is_empty() && (ask.tags.is_empty() || ask.tags.contains(tag));
+        self.0.retain(|destination, resting| {
+            failed.contains_key(destination.as_str()) || !is_seen(&resting.tag)
+        });
         for (destination, job) in failed {
-            let Some(failure) = &job.failure else { continue };
-            let failures = self.0.get(destination).map_or(0, |resting| resting.failures) + 1;
+            let Some(failure) = &job.failure else {
+                continue;
+            };
+            let failures = self
+                .0
+                .get(destination)
+                .map_or(0, |resting| resting.failures)
+                + 1;
             let until = now + wait(failure.class, failures);
             // What is handed out again is no new failure.
-            let settled = Settled { failure: None, ..job.clone() };
-            self.0.insert(destination.to_owned(), Resting { tag: failure.tag.clone(), settled, failures, until });
+            let settled = Settled {
+                failure: None,
+                ..job.clone()
+            };
+            self.0.insert(
+                destination.to_owned(),
+                Resting {
+                    tag: failure.tag.clone(),
+                    settled,
+                    failures,
+                    until,
+                },
+            );
         }
         if self.0.len() > MOST {
             self.0.clear();
@@ -123,12 +149,27 @@ mod tests {
     fn ask(tags: &[&str]) -> Ask {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
         let (actor, wish) = (Actor::daemon(), Wish::default());
-        Ask { tags, digest: None, cause: Cause::Poll, actor, wish, run_id: String::new() }
+        Ask {
+            tags,
+            digest: None,
+            cause: Cause::Poll,
+            actor,
+            wish,
+            run_id: String::new(),
+        }
     }
 
     fn failed(tag: &str, class: Class) -> Settled {
-        let failure = Failure { tag: tag.parse().unwrap(), class };
-        Settled { destination: format!("p/app:{tag}"), result: Outcome::Failed, failure: Some(failure), ..settled() }
+        let failure = Failure {
+            tag: tag.parse().unwrap(),
+            class,
+        };
+        Settled {
+            destination: format!("p/app:{tag}"),
+            result: Outcome::Failed,
+            failure: Some(failure),
+            ..settled()
+        }
     }
 
     fn settled() -> Settled {
@@ -155,26 +196,37 @@ mod tests {
     }
 
     fn look(jobs: &[Settled]) -> Look {
-        Look { jobs: jobs.to_vec(), ..Look::default() }
+        Look {
+            jobs: jobs.to_vec(),
+            ..Look::default()
+        }
     }
 
     const REFUSED: Class = Class::Auth;
 
     #[tokio::test(start_paused = true)]
     async fn a_tag_rests_longer_each_time_and_no_poll_shortens_it() {
-        let (mut resting, mut now, mut waits) = (RestingTags::default(), Instant::now(), Vec::new());
+        let (mut resting, mut now, mut waits) =
+            (RestingTags::default(), Instant::now(), Vec::new());
         for _ in 0..6 {
-            resting.note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), now).unwrap();
+            resting
+                .note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), now)
+                .unwrap();
             let (tags, until) = resting.next().unwrap();
             assert_eq!(tags, ["v1".parse().unwrap()]);
             waits.push((until - now).as_secs());
             // A poll in between leaves it alone, and reports what it knows.
             let alone = resting.left_alone(Cause::Poll, now);
             assert_eq!(alone.keys().collect::<Vec<_>>(), ["p/app:v1"]);
-            resting.note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), now).unwrap();
+            resting
+                .note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), now)
+                .unwrap();
             assert_eq!(resting.next().unwrap().1, until);
             now = until;
-            assert!(resting.left_alone(Cause::Poll, now).is_empty(), "its time has come");
+            assert!(
+                resting.left_alone(Cause::Poll, now).is_empty(),
+                "its time has come"
+            );
         }
         assert_eq!(waits, [60, 120, 240, 480, 900, 900]);
     }
@@ -182,17 +234,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_names_its_time_is_asked_at_that_time() {
         let (mut resting, now) = (RestingTags::default(), Instant::now());
-        let after = |seconds| Class::Retryable { after: Some(Duration::from_secs(seconds)) };
-        let jobs = [failed("v1", after(42)), failed("v2", after(42)), failed("v3", after(90))];
+        let after = |seconds| Class::Retryable {
+            after: Some(Duration::from_secs(seconds)),
+        };
+        let jobs = [
+            failed("v1", after(42)),
+            failed("v2", after(42)),
+            failed("v3", after(90)),
+        ];
         resting.note(&ask(&[]), &look(&jobs), now).unwrap();
         let (tags, at) = resting.next().unwrap();
-        assert_eq!((tags.len(), (at - now).as_secs()), (2, 42), "those that are due together, and not the third");
+        assert_eq!(
+            (tags.len(), (at - now).as_secs()),
+            (2, 42),
+            "those that are due together, and not the third"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn people_and_events_try_at_once() {
         let (mut resting, now) = (RestingTags::default(), Instant::now());
-        resting.note(&ask(&[]), &look(&[failed("v1", Class::Rejected)]), now).unwrap();
+        resting
+            .note(&ask(&[]), &look(&[failed("v1", Class::Rejected)]), now)
+            .unwrap();
         for cause in Cause::ALL {
             let polls = matches!(cause, Cause::Poll | Cause::Verify);
             assert_eq!(!resting.left_alone(cause, now).is_empty(), polls, "{cause}");
@@ -206,7 +270,13 @@ mod tests {
         resting.note(&ask(&[]), &both, now).unwrap();
         resting.note(&ask(&["v2"]), &look(&[]), now).unwrap();
         assert_eq!(resting.0.len(), 1, "v2 was looked at and is well");
-        let blind = Look { trouble: vec![Trouble { class: "retryable".into(), text: "down".into() }], ..Look::default() };
+        let blind = Look {
+            trouble: vec![Trouble {
+                class: "retryable".into(),
+                text: "down".into(),
+            }],
+            ..Look::default()
+        };
         resting.note(&ask(&[]), &blind, now).unwrap();
         assert_eq!(resting.0.len(), 1, "nothing was seen");
         resting.note(&ask(&[]), &look(&[]), now).unwrap();
@@ -216,7 +286,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_remembered_is_bounded() {
         let (mut resting, now) = (RestingTags::default(), Instant::now());
-        let jobs: Vec<_> = (0..=MOST).map(|number| failed(&format!("v{number}"), REFUSED)).collect();
+        let jobs: Vec<_> = (0..=MOST)
+            .map(|number| failed(&format!("v{number}"), REFUSED))
+            .collect();
         assert_eq!(resting.note(&ask(&[]), &look(&jobs[..MOST]), now), Ok(()));
         assert_eq!(resting.note(&ask(&[]), &look(&jobs), now), Err(TooMany));
         assert!(resting.is_empty());

@@ -38,7 +38,11 @@ pub struct Route {
 impl Route {
     /// The rules for one tag.
     pub fn rules_for(&self, tag: &Tag) -> TagRules {
-        TagRules { moving: self.selection.is_moving(tag), existing: self.existing, drift: self.drift }
+        TagRules {
+            moving: self.selection.is_moving(tag),
+            existing: self.existing,
+            drift: self.drift,
+        }
     }
 }
 
@@ -65,7 +69,8 @@ impl Routes {
 
     /// The route that has a source repository: the first whose `from` matches.
     pub fn of(&self, registry: &str, repository: &RepositoryName) -> Option<&Route> {
-        self.position_of(registry, repository).map(|position| &self.0[position])
+        self.position_of(registry, repository)
+            .map(|position| &self.0[position])
     }
 
     /// Where that route stands in the config.
@@ -88,16 +93,39 @@ mod tests {
             let from = Pattern::parse(from).unwrap();
             let to = vec![Template::parse("p/x", &from).unwrap()];
             let (existing, drift) = (Existing::Adopt, Drift::Keep);
-            let selection = Selection { moving: vec!["latest".parse().unwrap()], ..Selection::default() };
-            Route { name: label.into(), from, to, selection, existing, drift, create: Create::Never }
+            let selection = Selection {
+                moving: vec!["latest".parse().unwrap()],
+                ..Selection::default()
+            };
+            Route {
+                name: label.into(),
+                from,
+                to,
+                selection,
+                existing,
+                drift,
+                create: Create::Never,
+            }
         };
-        let routes = Routes::new(vec![route("one", "s/app"), route("other", "t/*"), route("rest", "s/*")]);
-        let label = |registry: &str, text: &str| routes.of(registry, &name(text)).map(|route| route.name.to_string());
+        let routes = Routes::new(vec![
+            route("one", "s/app"),
+            route("other", "t/*"),
+            route("rest", "s/*"),
+        ]);
+        let label = |registry: &str, text: &str| {
+            routes
+                .of(registry, &name(text))
+                .map(|route| route.name.to_string())
+        };
         assert_eq!(label("s", "app").as_deref(), Some("one"));
         assert_eq!(label("s", "web").as_deref(), Some("rest"));
         assert_eq!(label("t", "app").as_deref(), Some("other"));
         assert_eq!(label("s", "a/b"), None);
-        let expected = TagRules { moving: true, existing: Existing::Adopt, drift: Drift::Keep };
+        let expected = TagRules {
+            moving: true,
+            existing: Existing::Adopt,
+            drift: Drift::Keep,
+        };
         assert_eq!(routes.0[0].rules_for(&"latest".parse().unwrap()), expected);
         assert!(!routes.0[0].rules_for(&"v1".parse().unwrap()).moving);
     }

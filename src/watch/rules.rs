@@ -36,7 +36,9 @@ pub enum ParseError {
         reason: String,
     },
     /// A range that does not parse.
-    #[error("\"{text}\" is not a range of versions: {reason} (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)")]
+    #[error(
+        "\"{text}\" is not a range of versions: {reason} (examples: semver:>=1.2 <3, semver:1.x, semver:^2.1 || ^3)"
+    )]
     Range {
         /// The rule.
         text: String,
@@ -65,13 +67,17 @@ impl TagRule {
         match &self.matcher {
             Matcher::Literal => *self.text == *tag.as_str(),
             Matcher::Pattern(regex) => regex.is_match(tag.as_str()),
-            Matcher::Versions(range) => version(tag).is_some_and(|version| range.contains(&version)),
+            Matcher::Versions(range) => {
+                version(tag).is_some_and(|version| range.contains(&version))
+            }
         }
     }
 
     /// The one tag that the rule matches, where it is no pattern.
     fn literal(&self) -> Option<Tag> {
-        matches!(self.matcher, Matcher::Literal).then(|| self.text.parse().ok()).flatten()
+        matches!(self.matcher, Matcher::Literal)
+            .then(|| self.text.parse().ok())
+            .flatten()
     }
 
     /// The rule as it was written.
@@ -85,31 +91,56 @@ impl FromStr for TagRule {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let matcher = if let Some(range) = text.strip_prefix("semver:") {
-            let range = range.parse().map_err(|reason| ParseError::Range { text: clip(text), reason })?;
+            let range = range.parse().map_err(|reason| ParseError::Range {
+                text: clip(text),
+                reason,
+            })?;
             Matcher::Versions(Arc::new(range))
         } else if text.starts_with('/') {
             Matcher::Pattern(between_slashes(text)?)
         } else {
             literal_or_glob(text)?
         };
-        Ok(TagRule { text: text.into(), matcher })
+        Ok(TagRule {
+            text: text.into(),
+            matcher,
+        })
     }
 }
 
 fn between_slashes(text: &str) -> Result<Regex, ParseError> {
-    let wrong = |reason: String| ParseError::Regex { text: clip(text), reason };
-    let body = text[1..].strip_suffix('/').ok_or_else(|| wrong("the closing / is missing".into()))?;
+    let wrong = |reason: String| ParseError::Regex {
+        text: clip(text),
+        reason,
+    };
+    let body = text[1..]
+        .strip_suffix('/')
+        .ok_or_else(|| wrong("the closing / is missing".into()))?;
     if body.is_empty() {
-        return Err(wrong("it is empty and would match every tag; write \"*\" for that".into()));
+        return Err(wrong(
+            "it is empty and would match every tag; write \"*\" for that".into(),
+        ));
     }
-    RegexBuilder::new(body).size_limit(REGEX_SIZE).build().map_err(|error| wrong(one_line(&error)))
+    RegexBuilder::new(body)
+        .size_limit(REGEX_SIZE)
+        .build()
+        .map_err(|error| wrong(one_line(&error)))
 }
 
 fn one_line(error: &regex::Error) -> String {
     match error {
-        regex::Error::CompiledTooBig(limit) => format!("it needs more than {limit} bytes when compiled"),
+        regex::Error::CompiledTooBig(limit) => {
+            format!("it needs more than {limit} bytes when compiled")
+        }
         // The last line says what is wrong; those above draw the place.
-        other => other.to_string().lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned(),
+        other => other
+            .to_string()
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .trim()
+            .trim_start_matches("error: ")
+            .to_owned(),
     }
 }
 
@@ -132,7 +163,9 @@ fn literal_or_glob(text: &str) -> Result<Matcher, ParseError> {
     }
     pattern.push_str(r"\z");
     // At most 128 characters of a tag's alphabet: always within the default limits.
-    Regex::new(&pattern).map(Matcher::Pattern).map_err(|_| ParseError::Literal(clip(text)))
+    Regex::new(&pattern)
+        .map(Matcher::Pattern)
+        .map_err(|_| ParseError::Literal(clip(text)))
 }
 
 impl fmt::Debug for TagRule {
@@ -169,8 +202,14 @@ impl Range {
     fn contains(&self, version: &Version) -> bool {
         self.0.iter().any(|alternative| {
             let comparators = &alternative.comparators;
-            let admitted = version.pre.is_empty() || comparators.iter().any(|comparator| !comparator.pre.is_empty());
-            admitted && comparators.iter().all(|comparator| holds(comparator, version))
+            let admitted = version.pre.is_empty()
+                || comparators
+                    .iter()
+                    .any(|comparator| !comparator.pre.is_empty());
+            admitted
+                && comparators
+                    .iter()
+                    .all(|comparator| holds(comparator, version))
         })
     }
 }
@@ -178,21 +217,44 @@ impl Range {
 impl Range {
     /// Whether no version is in it. A range that holds any holds one of its bounds, or the version next to one.
     fn is_empty(&self) -> bool {
-        let bounds = self.0.iter().flat_map(|alternative| &alternative.comparators);
+        let bounds = self
+            .0
+            .iter()
+            .flat_map(|alternative| &alternative.comparators);
         let near = |comparator: &Comparator| {
             let floor = floor(comparator);
             let mut versions = vec![floor.clone(), Version::new(0, 0, 0)];
             versions.extend((1..=3).map(|kept| end_of(comparator, kept)));
-            let Version { major, minor, patch, .. } = floor;
+            let Version {
+                major,
+                minor,
+                patch,
+                ..
+            } = floor;
             versions.push(Version::new(major, minor, patch));
             // Just below the bound, and as far above the next lower one as a version may be.
-            versions.extend(patch.checked_sub(1).map(|patch| Version::new(major, minor, patch)));
-            versions.extend(minor.checked_sub(1).map(|minor| Version::new(major, minor, u64::MAX)));
-            versions.extend(major.checked_sub(1).map(|major| Version::new(major, u64::MAX, u64::MAX)));
+            versions.extend(
+                patch
+                    .checked_sub(1)
+                    .map(|patch| Version::new(major, minor, patch)),
+            );
+            versions.extend(
+                minor
+                    .checked_sub(1)
+                    .map(|minor| Version::new(major, minor, u64::MAX)),
+            );
+            versions.extend(
+                major
+                    .checked_sub(1)
+                    .map(|major| Version::new(major, u64::MAX, u64::MAX)),
+            );
             versions
         };
         // `*` has no comparators and holds every release.
-        let has_any = self.0.iter().any(|alternative| alternative.comparators.is_empty());
+        let has_any = self
+            .0
+            .iter()
+            .any(|alternative| alternative.comparators.is_empty());
         !has_any && !bounds.flat_map(near).any(|version| self.contains(&version))
     }
 }
@@ -201,7 +263,10 @@ impl FromStr for Range {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.split("||").map(alternative).collect::<Result<_, _>>().map(Range)
+        text.split("||")
+            .map(alternative)
+            .collect::<Result<_, _>>()
+            .map(Range)
     }
 }
 
@@ -216,8 +281,15 @@ fn alternative(text: &str) -> Result<VersionReq, String> {
             continue;
         }
         let wildcard = version.contains(['*', 'x', 'X']) && !version.contains('-');
-        let implied = if operator.is_empty() && !wildcard { "=" } else { "" };
-        comparators.push(format!("{implied}{operator}{}", version.strip_prefix('v').unwrap_or(version)));
+        let implied = if operator.is_empty() && !wildcard {
+            "="
+        } else {
+            ""
+        };
+        comparators.push(format!(
+            "{implied}{operator}{}",
+            version.strip_prefix('v').unwrap_or(version)
+        ));
         operator.clear();
     }
     if !operator.is_empty() {
@@ -242,15 +314,25 @@ fn holds(comparator: &Comparator, version: &Version) -> bool {
         Op::Less => below(version, &floor),
         Op::LessEq if full => *version <= floor,
         Op::LessEq => below(version, &end_of(comparator, parts(comparator))),
-        Op::Tilde => *version >= floor && below(version, &end_of(comparator, parts(comparator).min(2))),
-        Op::Caret => *version >= floor && below(version, &end_of(comparator, caret_parts(comparator))),
+        Op::Tilde => {
+            *version >= floor && below(version, &end_of(comparator, parts(comparator).min(2)))
+        }
+        Op::Caret => {
+            *version >= floor && below(version, &end_of(comparator, caret_parts(comparator)))
+        }
         _ => *version >= floor && below(version, &end_of(comparator, parts(comparator))),
     }
 }
 
 fn floor(comparator: &Comparator) -> Version {
     let (minor, patch) = (comparator.minor.unwrap_or(0), comparator.patch.unwrap_or(0));
-    Version { major: comparator.major, minor, patch, pre: comparator.pre.clone(), build: BuildMetadata::EMPTY }
+    Version {
+        major: comparator.major,
+        minor,
+        patch,
+        pre: comparator.pre.clone(),
+        build: BuildMetadata::EMPTY,
+    }
 }
 
 /// How many of major, minor and patch are written.
@@ -269,17 +351,29 @@ fn caret_parts(comparator: &Comparator) -> u8 {
 
 /// The first version after all that share the first `kept` parts.
 fn end_of(comparator: &Comparator, kept: u8) -> Version {
-    let Version { major, minor, patch, .. } = floor(comparator);
+    let Version {
+        major,
+        minor,
+        patch,
+        ..
+    } = floor(comparator);
     let (major, minor, patch) = match kept {
         1 => (major.saturating_add(1), 0, 0),
         2 => (major, minor.saturating_add(1), 0),
         _ => (major, minor, patch.saturating_add(1)),
     };
-    Version { major, minor, patch, pre: Prerelease::EMPTY, build: BuildMetadata::EMPTY }
+    Version {
+        major,
+        minor,
+        patch,
+        pre: Prerelease::EMPTY,
+        build: BuildMetadata::EMPTY,
+    }
 }
 
 fn below(version: &Version, bound: &Version) -> bool {
-    let same = (version.major, version.minor, version.patch) == (bound.major, bound.minor, bound.patch);
+    let same =
+        (version.major, version.minor, version.patch) == (bound.major, bound.minor, bound.patch);
     version < bound && !(same && bound.pre.is_empty())
 }
 
@@ -300,26 +394,48 @@ impl Selection {
     /// Rules that can never match, each with the reason: none of them is an error, but each is likely a slip.
     pub fn idle_rules(&self) -> Vec<String> {
         let mut idle = Vec::new();
-        let all = [("include", &self.include), ("exclude", &self.exclude), ("moving", &self.moving)];
-        for (key, rule) in all.into_iter().flat_map(|(key, rules)| rules.iter().map(move |rule| (key, rule))) {
+        let all = [
+            ("include", &self.include),
+            ("exclude", &self.exclude),
+            ("moving", &self.moving),
+        ];
+        for (key, rule) in all
+            .into_iter()
+            .flat_map(|(key, rules)| rules.iter().map(move |rule| (key, rule)))
+        {
             if matches!(&rule.matcher, Matcher::Versions(range) if range.is_empty()) {
-                idle.push(format!("{key}: {rule} can never match: no version is in that range"));
+                idle.push(format!(
+                    "{key}: {rule} can never match: no version is in that range"
+                ));
             }
             if rule.literal().is_some_and(|tag| tag.travels_with_subject()) {
                 idle.push(format!("{key}: {rule} can never match: such a tag travels with its image, never by a rule"));
             }
         }
         let excluding = |tag: &Tag| self.exclude.iter().find(|rule| rule.matches(tag));
-        for (rule, tag) in self.include.iter().filter_map(|rule| Some((rule, rule.literal()?))) {
+        for (rule, tag) in self
+            .include
+            .iter()
+            .filter_map(|rule| Some((rule, rule.literal()?)))
+        {
             if let Some(other) = excluding(&tag) {
-                idle.push(format!("include: {rule} can never match: exclude has {other}, which always wins"));
+                idle.push(format!(
+                    "include: {rule} can never match: exclude has {other}, which always wins"
+                ));
             }
         }
         // `latest` is the default, and harmless where it is not taken.
-        for (rule, tag) in self.moving.iter().filter_map(|rule| Some((rule, rule.literal()?))) {
-            let is_taken = self.include.iter().any(|rule| rule.matches(&tag)) && excluding(&tag).is_none();
+        for (rule, tag) in self
+            .moving
+            .iter()
+            .filter_map(|rule| Some((rule, rule.literal()?)))
+        {
+            let is_taken =
+                self.include.iter().any(|rule| rule.matches(&tag)) && excluding(&tag).is_none();
             if !is_taken && tag.as_str() != "latest" {
-                idle.push(format!("moving: {rule} can never match: include and exclude do not take that tag"));
+                idle.push(format!(
+                    "moving: {rule} can never match: include and exclude do not take that tag"
+                ));
             }
         }
         idle
@@ -368,9 +484,17 @@ impl Selection {
 
 /// The versions among `tags` below the `newest` highest. Two spellings of one version count as two, ordered by name.
 fn beyond_newest(tags: &[Tag], newest: NonZeroU32) -> HashSet<Tag> {
-    let versions: BTreeSet<(Version, &Tag)> = tags.iter().filter_map(|tag| Some((version(tag)?, tag))).collect();
+    let versions: BTreeSet<(Version, &Tag)> = tags
+        .iter()
+        .filter_map(|tag| Some((version(tag)?, tag)))
+        .collect();
     let keep = usize::try_from(newest.get()).unwrap_or(usize::MAX);
-    versions.into_iter().rev().skip(keep).map(|(_, tag)| tag.clone()).collect()
+    versions
+        .into_iter()
+        .rev()
+        .skip(keep)
+        .map(|(_, tag)| tag.clone())
+        .collect()
 }
 
 fn clip(text: &str) -> String {
@@ -387,7 +511,13 @@ mod tests {
     }
 
     fn rules(texts: &[&str]) -> Vec<TagRule> {
-        texts.iter().map(|text| text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))).collect()
+        texts
+            .iter()
+            .map(|text| {
+                text.parse()
+                    .unwrap_or_else(|error| panic!("{text}: {error}"))
+            })
+            .collect()
     }
 
     fn names(choice: &Choice) -> Vec<&str> {
@@ -402,20 +532,30 @@ mod tests {
             ("*-rc*", &["1-rc", "1-rc.2"], &["rc", "1-r.c"]),
             ("v?.?", &["v1.2"], &["v1.22", "v1x2", "v12"]),
             ("*", &["anything", "1.2.3"], &[]),
-            ("/^rel-[0-9]+$/", &["rel-1", "rel-204"], &["rel-", "rel-1a", "xrel-1"]),
+            (
+                "/^rel-[0-9]+$/",
+                &["rel-1", "rel-204"],
+                &["rel-", "rel-1a", "xrel-1"],
+            ),
             ("/rel/", &["rel", "a-rel-b"], &["re"]),
         ];
         for (rule, yes, no) in table {
             let rule: TagRule = rule.parse().unwrap();
-            yes.iter().for_each(|text| assert!(rule.matches(&tag(text)), "{rule} {text}"));
-            no.iter().for_each(|text| assert!(!rule.matches(&tag(text)), "{rule} {text}"));
+            yes.iter()
+                .for_each(|text| assert!(rule.matches(&tag(text)), "{rule} {text}"));
+            no.iter()
+                .for_each(|text| assert!(!rule.matches(&tag(text)), "{rule} {text}"));
         }
     }
 
     #[test]
     fn ranges_follow_the_table() {
         let table: &[(&str, &[&str], &[&str])] = &[
-            (">=1.2 <3", &["1.2.0", "v2.9.9"], &["1.1.9", "3.0.0", "2.0.0-rc.1", "1.2", "latest", "v1.2.03"]),
+            (
+                ">=1.2 <3",
+                &["1.2.0", "v2.9.9"],
+                &["1.1.9", "3.0.0", "2.0.0-rc.1", "1.2", "latest", "v1.2.03"],
+            ),
             (">=1.2,<3", &["1.2.0"], &["3.0.0"]),
             (">= 1.2, < 3", &["2.0.0"], &["3.0.0"]),
             (">=v1.2.3", &["1.2.3", "v1.2.4"], &["1.2.2"]),
@@ -428,24 +568,53 @@ mod tests {
             ("~1.2.3", &["1.2.9"], &["1.3.0", "1.2.2"]),
             (">1.2", &["1.3.0"], &["1.2.9"]),
             ("<=1.2", &["1.2.9"], &["1.3.0"]),
-            (">=1.0.0-0", &["1.0.0-rc.1", "1.0.0", "1.5.0-beta"], &["0.9.9", "0.9.9-rc.1"]),
-            (">=1.0.0-0 <2.0.0", &["1.9.0-rc.1"], &["2.0.0-rc.1", "2.0.0"]),
-            (">=1.0.0-rc.2 <2", &["1.0.0-rc.2", "1.0.0-rc.10"], &["1.0.0-rc.1", "2.0.0-a"]),
+            (
+                ">=1.0.0-0",
+                &["1.0.0-rc.1", "1.0.0", "1.5.0-beta"],
+                &["0.9.9", "0.9.9-rc.1"],
+            ),
+            (
+                ">=1.0.0-0 <2.0.0",
+                &["1.9.0-rc.1"],
+                &["2.0.0-rc.1", "2.0.0"],
+            ),
+            (
+                ">=1.0.0-rc.2 <2",
+                &["1.0.0-rc.2", "1.0.0-rc.10"],
+                &["1.0.0-rc.1", "2.0.0-a"],
+            ),
             ("=1.0.0-rc.1", &["v1.0.0-rc.1"], &["1.0.0", "1.0.0-rc.2"]),
         ];
         for (range, yes, no) in table {
             let rule: TagRule = format!("semver:{range}").parse().unwrap();
-            yes.iter().for_each(|text| assert!(rule.matches(&tag(text)), "{rule} {text}"));
-            no.iter().for_each(|text| assert!(!rule.matches(&tag(text)), "{rule} {text}"));
+            yes.iter()
+                .for_each(|text| assert!(rule.matches(&tag(text)), "{rule} {text}"));
+            no.iter()
+                .for_each(|text| assert!(!rule.matches(&tag(text)), "{rule} {text}"));
         }
     }
 
     #[test]
     fn what_cannot_match_is_refused() {
-        for bad in ["", "a b", "rel/1", ".*", "-*", "ü", "/abc", "/", "//", "/[/", "/(/", "/a{999}{999}{999}/"] {
+        for bad in [
+            "",
+            "a b",
+            "rel/1",
+            ".*",
+            "-*",
+            "ü",
+            "/abc",
+            "/",
+            "//",
+            "/[/",
+            "/(/",
+            "/a{999}{999}{999}/",
+        ] {
             assert!(bad.parse::<TagRule>().is_err(), "{bad}");
         }
-        for bad in ["", " ", "one", ">=", ">=1.2 <", "1.2 - 3", "^1 ||", "1.2.3.4", "||"] {
+        for bad in [
+            "", " ", "one", ">=", ">=1.2 <", "1.2 - 3", "^1 ||", "1.2.3.4", "||",
+        ] {
             assert!(format!("semver:{bad}").parse::<TagRule>().is_err(), "{bad}");
         }
     }
@@ -459,12 +628,29 @@ mod tests {
             moving: rules(&["latest", "nightly-*"]),
         };
         let signature = format!("sha256-{}.sig", "a".repeat(64));
-        let tags: Vec<Tag> =
-            ["v1.0.0", "latest", "v1.10.0", "v1.2.0", "v1.3.0", "nightly-1", "nightly-1-debug", "junk", &signature].map(tag).into();
+        let tags: Vec<Tag> = [
+            "v1.0.0",
+            "latest",
+            "v1.10.0",
+            "v1.2.0",
+            "v1.3.0",
+            "nightly-1",
+            "nightly-1-debug",
+            "junk",
+            &signature,
+        ]
+        .map(tag)
+        .into();
         let choice = selection.choose(tags.iter());
         assert_eq!(names(&choice), ["latest", "v1.10.0", "v1.2.0", "nightly-1"]);
-        assert_eq!(choice.excluded, 4, "v1.0.0, v1.3.0, nightly-1-debug, junk; the signature is not counted");
-        assert!(selection.allows(&tag("v1.0.0")), "newest is a matter of siblings");
+        assert_eq!(
+            choice.excluded, 4,
+            "v1.0.0, v1.3.0, nightly-1-debug, junk; the signature is not counted"
+        );
+        assert!(
+            selection.allows(&tag("v1.0.0")),
+            "newest is a matter of siblings"
+        );
         assert!(!selection.allows(&tag("v1.3.0")));
         assert!(!selection.allows(&tag(&signature)));
         assert!(selection.is_moving(&tag("nightly-7")));
@@ -473,7 +659,10 @@ mod tests {
 
     #[test]
     fn a_signature_never_passes_by_rule() {
-        let selection = Selection { include: rules(&["*"]), ..Selection::default() };
+        let selection = Selection {
+            include: rules(&["*"]),
+            ..Selection::default()
+        };
         let fallback = tag(&format!("sha256-{}", "0".repeat(64)));
         assert_eq!(selection.choose([&fallback].into_iter()), Choice::default());
     }
@@ -537,7 +726,12 @@ mod tests {
 
     #[test]
     fn rules_that_can_never_match_are_found_and_no_others() {
-        let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<TagRule>>();
+        let rules = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<TagRule>>()
+        };
         let selection = |include: &[&str], exclude: &[&str], moving: &[&str]| Selection {
             include: rules(include),
             exclude: rules(exclude),
@@ -554,21 +748,45 @@ mod tests {
             "semver:>=1.0.0-0 <1.0.0-5",
             "semver:0.0.x",
         ] {
-            assert_eq!(selection(&[range], &[], &[]).idle_rules(), [""; 0], "{range}");
+            assert_eq!(
+                selection(&[range], &[], &[]).idle_rules(),
+                [""; 0],
+                "{range}"
+            );
         }
-        for range in ["semver:>2 <1", "semver:>=1.2.3 <1.2.3", "semver:>3 <2 || >5 <5"] {
-            assert_eq!(selection(&[range], &[], &[]).idle_rules().len(), 1, "{range}");
+        for range in [
+            "semver:>2 <1",
+            "semver:>=1.2.3 <1.2.3",
+            "semver:>3 <2 || >5 <5",
+        ] {
+            assert_eq!(
+                selection(&[range], &[], &[]).idle_rules().len(),
+                1,
+                "{range}"
+            );
         }
         let companion = format!("sha256-{}.sig", "0".repeat(64));
         for (rules, words) in [
-            (selection(&["latest", "v*"], &["latest"], &["latest"]), "exclude has latest"),
-            (selection(&["v*"], &[], &["stable", "latest"]), "moving: stable"),
+            (
+                selection(&["latest", "v*"], &["latest"], &["latest"]),
+                "exclude has latest",
+            ),
+            (
+                selection(&["v*"], &[], &["stable", "latest"]),
+                "moving: stable",
+            ),
             (selection(&["v*"], &["v1*"], &["v1"]), "moving: v1"),
-            (selection(&["v*", &companion], &[], &[]), "travels with its image"),
+            (
+                selection(&["v*", &companion], &[], &[]),
+                "travels with its image",
+            ),
         ] {
             let idle = rules.idle_rules();
             assert!(idle.len() == 1 && idle[0].contains(words), "{idle:?}");
         }
-        assert_eq!(selection(&["*"], &["*-rc*"], &["latest", "edge", "v1"]).idle_rules(), [""; 0]);
+        assert_eq!(
+            selection(&["*"], &["*-rc*"], &["latest", "edge", "v1"]).idle_rules(),
+            [""; 0]
+        );
     }
 }

@@ -72,8 +72,16 @@ pub struct Watch<B: Backend = Site> {
 
 /// What a task of the watch is about: kept here, so that a panic loses nothing.
 enum Task<B: Backend> {
-    Discovery { registry: Arc<str>, world: Arc<World<B>> },
-    Look { key: LookKey, ask: Ask, tell: Vec<Tell>, is_beside: bool },
+    Discovery {
+        registry: Arc<str>,
+        world: Arc<World<B>>,
+    },
+    Look {
+        key: LookKey,
+        ask: Ask,
+        tell: Vec<Tell>,
+        is_beside: bool,
+    },
 }
 
 /// What a task of the watch came to.
@@ -153,15 +161,23 @@ impl<B: Backend> Watch<B> {
         let world = self.world.borrow_and_update().clone();
         let now = Instant::now();
         let exists = |name: &Arc<str>| world.routes.named(name).is_some();
-        self.standing.adopt(world.routes.0.iter().map(|route| &route.name));
+        self.standing
+            .adopt(world.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
         self.shown_discovered.clear();
         // Another config is a reason to try again.
         self.resting.clear();
-        self.queue.set_lanes(world.routes.0.iter().map(|route| (&route.name, lane(route))));
+        self.queue.set_lanes(
+            world
+                .routes
+                .0
+                .iter()
+                .map(|route| (&route.name, lane(route))),
+        );
         self.owners = Owners::new(&world);
-        self.polls.begin(world.routes.0.iter().map(PollKey::of), now);
+        self.polls
+            .begin(world.routes.0.iter().map(PollKey::of), now);
         self.show_routes(&world);
         self.ask_all_anew(&world);
         self.work();
@@ -170,14 +186,21 @@ impl<B: Backend> Watch<B> {
     fn show_routes(&self, world: &World<B>) {
         self.board.update(|status| {
             let before = std::mem::take(&mut status.routes);
-            let mut before: HashMap<String, RouteStatus> = before.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
+            let mut before: HashMap<String, RouteStatus> = before
+                .into_iter()
+                .map(|entry| (entry.name.clone(), entry))
+                .collect();
             status.routes = world
                 .routes
                 .0
                 .iter()
                 .map(|route| {
                     let kept = before.remove(&*route.name).unwrap_or_default();
-                    let to = route.to.iter().map(|to| format!("{}/{}", to.registry(), to.repository())).collect();
+                    let to = route
+                        .to
+                        .iter()
+                        .map(|to| format!("{}/{}", to.registry(), to.repository()))
+                        .collect();
                     RouteStatus {
                         name: route.name.to_string(),
                         from: format!("{}/{}", route.from.registry(), route.from.repository()),
@@ -198,7 +221,8 @@ impl<B: Backend> Watch<B> {
     fn show_queue(&mut self) {
         let (now, (depth, running, oldest)) = (Instant::now(), self.queue.counts());
         let (shown_depth, shown_running, at) = self.shown;
-        if (depth, running) == (shown_depth, shown_running) && now.duration_since(at) < SHOWN_EVERY {
+        if (depth, running) == (shown_depth, shown_running) && now.duration_since(at) < SHOWN_EVERY
+        {
             return;
         }
         self.shown = (depth, running, now);
@@ -215,7 +239,11 @@ impl<B: Backend> Watch<B> {
         let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
         let show = (depth > 0).then(|| self.shown.2 + SHOWN_EVERY);
         let far = now + Duration::from_secs(3600);
-        [self.polls.next(), self.queue.next(), show].into_iter().flatten().min().unwrap_or(far)
+        [self.polls.next(), self.queue.next(), show]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(far)
     }
 
     /// Asks for looks at the routes whose time has come.
@@ -231,11 +259,15 @@ impl<B: Backend> Watch<B> {
             let routes = polled(&world, &key);
             routes.iter().for_each(|name| self.show_next_look(name));
             // Polls do not pile up behind a slow catalog.
-            let is_running = matches!(&key, PollKey::Catalog(registry) if self.inquiries.is_running(registry));
+            let is_running =
+                matches!(&key, PollKey::Catalog(registry) if self.inquiries.is_running(registry));
             if is_running && !is_first {
                 continue;
             }
-            let scope = Scope { routes: routes.iter().map(ToString::to_string).collect(), ..Scope::default() };
+            let scope = Scope {
+                routes: routes.iter().map(ToString::to_string).collect(),
+                ..Scope::default()
+            };
             self.take(Event {
                 scope,
                 cause,
@@ -255,13 +287,18 @@ impl<B: Backend> Watch<B> {
         let next = self.held(name).filter(|held| *held > now).or(poll);
         let wait = next.map(|next| next.duration_since(now));
         let next = wait.and_then(|wait| clock::now().checked_add(wait).ok());
-        self.board.update_route(name, |route| route.next_look = next);
+        self.board
+            .update_route(name, |route| route.next_look = next);
     }
 
     /// Until when the polls of a route wait because of trouble, where it has one repository only.
     fn held(&self, name: &Arc<str>) -> Option<Instant> {
         let repository = self.world().route(name)?.from.literal()?;
-        self.queue.held(&LookKey { route: name.clone(), repository, dry_run: false })
+        self.queue.held(&LookKey {
+            route: name.clone(),
+            repository,
+            dry_run: false,
+        })
     }
 
     /// A task has ended. One that panicked ends what it was about all the same.
@@ -273,14 +310,36 @@ impl<B: Backend> Watch<B> {
                 (error.id(), None)
             }
         };
-        let panicked = || Fault::retryable("ended in a panic, which is a defect of this program; the log says where");
+        let panicked = || {
+            Fault::retryable(
+                "ended in a panic, which is a defect of this program; the log says where",
+            )
+        };
         match (self.running.remove(&id), came) {
-            (Some(Task::Look { key, ask, tell, is_beside }), Some(Done::Looked(look))) => {
-                self.settled(key, ask, tell, is_beside, look)
+            (
+                Some(Task::Look {
+                    key,
+                    ask,
+                    tell,
+                    is_beside,
+                }),
+                Some(Done::Looked(look)),
+            ) => self.settled(key, ask, tell, is_beside, look),
+            (
+                Some(Task::Look {
+                    key,
+                    ask,
+                    tell,
+                    is_beside,
+                }),
+                _,
+            ) => self.settled(key, ask, tell, is_beside, fruitless(&panicked())),
+            (Some(Task::Discovery { registry, world }), Some(Done::Discovered(read))) => {
+                self.discovered(&registry, &world, read)
             }
-            (Some(Task::Look { key, ask, tell, is_beside }), _) => self.settled(key, ask, tell, is_beside, fruitless(&panicked())),
-            (Some(Task::Discovery { registry, world }), Some(Done::Discovered(read))) => self.discovered(&registry, &world, read),
-            (Some(Task::Discovery { registry, world }), _) => self.discovered(&registry, &world, Err(panicked())),
+            (Some(Task::Discovery { registry, world }), _) => {
+                self.discovered(&registry, &world, Err(panicked()))
+            }
             (None, _) => {}
         }
     }
@@ -288,11 +347,18 @@ impl<B: Backend> Watch<B> {
     /// Starts the looks whose turn has come.
     fn start_looks(&mut self) {
         let (world, now) = (self.world(), Instant::now());
-        let Settings { looks, reserved, .. } = world.settings;
-        let places = Places { all: looks, by_name: reserved };
+        let Settings {
+            looks, reserved, ..
+        } = world.settings;
+        let places = Places {
+            all: looks,
+            by_name: reserved,
+        };
         self.queue.advance(now);
         while let Some((key, waiting)) = self.queue.start(now, places) {
-            let owner = world.route(&key.route).and_then(|route| world.routes.of(route.from.registry(), &key.repository));
+            let owner = world
+                .route(&key.route)
+                .and_then(|route| world.routes.of(route.from.registry(), &key.repository));
             if owner.is_some_and(|owner| owner.name == key.route) {
                 self.spawn_look(world.clone(), key, waiting);
             } else {
@@ -309,15 +375,40 @@ impl<B: Backend> Watch<B> {
         let withdrawn = world.withdrawn.get(&key.route).cloned().unwrap_or_default();
         let in_force = self.world.clone();
         let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
-        let stop = Stop { withdrawn, rules, ..self.stop.clone() };
-        let Waiting { ask, tell, is_beside, .. } = waiting;
-        let task = Task::Look { key: key.clone(), ask: ask.clone(), tell, is_beside };
+        let stop = Stop {
+            withdrawn,
+            rules,
+            ..self.stop.clone()
+        };
+        let Waiting {
+            ask,
+            tell,
+            is_beside,
+            ..
+        } = waiting;
+        let task = Task::Look {
+            key: key.clone(),
+            ask: ask.clone(),
+            tell,
+            is_beside,
+        };
         let resting = self.resting.get(&key).filter(|_| !key.dry_run);
-        let left_alone = resting.map(|resting| resting.left_alone(ask.cause, Instant::now())).unwrap_or_default();
+        let left_alone = resting
+            .map(|resting| resting.left_alone(ask.cause, Instant::now()))
+            .unwrap_or_default();
         let spawned = self.tasks.spawn(async move {
-            let facts = Facts { run_id: ask.run_id.clone(), ..(*world.facts).clone() };
-            let settle = Settle { facts: Arc::new(facts), progress, listener: None };
-            let Some(route) = world.route(&key.route) else { return Done::Looked(Look::default()) };
+            let facts = Facts {
+                run_id: ask.run_id.clone(),
+                ..(*world.facts).clone()
+            };
+            let settle = Settle {
+                facts: Arc::new(facts),
+                progress,
+                listener: None,
+            };
+            let Some(route) = world.route(&key.route) else {
+                return Done::Looked(Look::default());
+            };
             let looking = Looking {
                 world: &world,
                 route,
@@ -336,7 +427,10 @@ impl<B: Backend> Watch<B> {
     fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<Tell>, is_beside: bool, look: Look) {
         let (mut pace, now) = (pace(&look), Instant::now());
         if !key.dry_run && !self.stop.drain.is_cancelled() {
-            if self.note_failures(&key, &ask, &look, pace.is_none(), now).is_err() {
+            if self
+                .note_failures(&key, &ask, &look, pace.is_none(), now)
+                .is_err()
+            {
                 pace = pace.or(Some(Pace::TAGS));
             }
             if let Some(pace) = pace {
@@ -344,7 +438,9 @@ impl<B: Backend> Watch<B> {
             }
         }
         self.queue.settled(&key, is_beside, pace.is_none(), now);
-        self.world().metrics.look_ended(&key.route, ask.cause, &look.trouble);
+        self.world()
+            .metrics
+            .look_ended(&key.route, ask.cause, &look.trouble);
         self.log_trouble(&key, &look);
         self.note_looked(&key, ask.tags.is_empty(), &look.trouble);
         let look = Arc::new(look);
@@ -355,7 +451,14 @@ impl<B: Backend> Watch<B> {
     }
 
     /// Lets single tags that failed rest, and, when the repository itself is well, asks for them again at their time.
-    fn note_failures(&mut self, key: &LookKey, ask: &Ask, look: &Look, is_well: bool, now: Instant) -> Result<(), TooMany> {
+    fn note_failures(
+        &mut self,
+        key: &LookKey,
+        ask: &Ask,
+        look: &Look,
+        is_well: bool,
+        now: Instant,
+    ) -> Result<(), TooMany> {
         let failed = look.jobs.iter().any(|job| job.result == Outcome::Failed);
         if !failed && !self.resting.contains_key(key) {
             return Ok(());
@@ -363,7 +466,16 @@ impl<B: Backend> Watch<B> {
         let resting = self.resting.entry(key.clone()).or_default();
         let noted = resting.note(ask, look, now);
         match resting.next() {
-            Some((tags, at)) if is_well => self.queue.ask_at(key.clone(), Ask { tags, digest: None, ..again(ask) }, at, now),
+            Some((tags, at)) if is_well => self.queue.ask_at(
+                key.clone(),
+                Ask {
+                    tags,
+                    digest: None,
+                    ..again(ask)
+                },
+                at,
+                now,
+            ),
             Some(_) => {}
             None => drop(self.resting.remove(key)),
         }
@@ -371,11 +483,22 @@ impl<B: Backend> Watch<B> {
     }
 
     fn log_trouble(&self, key: &LookKey, look: &Look) {
-        let text = look.trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
-        let changed = self.changes.changed(&format!("{} {}", key.route, key.repository), &text);
+        let text = look
+            .trouble
+            .iter()
+            .map(|trouble| trouble.text.as_str())
+            .collect::<Vec<_>>()
+            .join("; ");
+        let changed = self
+            .changes
+            .changed(&format!("{} {}", key.route, key.repository), &text);
         match (changed, text.is_empty()) {
-            (true, false) => tracing::warn!(route = &*key.route, repository = %key.repository, error = text, "could not look"),
-            (true, true) => tracing::info!(route = &*key.route, repository = %key.repository, "looking works again"),
+            (true, false) => {
+                tracing::warn!(route = &*key.route, repository = %key.repository, error = text, "could not look")
+            }
+            (true, true) => {
+                tracing::info!(route = &*key.route, repository = %key.repository, "looking works again")
+            }
             (false, _) => {}
         }
     }
@@ -393,7 +516,11 @@ impl<B: Backend> Watch<B> {
         let has_success = self.world().metrics.has_success(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);
-            entry.tags = Totals { up_to_date: totals.up_to_date + totals.promoted, promoted: 0, ..totals };
+            entry.tags = Totals {
+                up_to_date: totals.up_to_date + totals.promoted,
+                promoted: 0,
+                ..totals
+            };
             if whole && trouble.is_empty() && has_success {
                 entry.last_success = Some(now);
             }
@@ -411,20 +538,36 @@ impl<B: Backend> Watch<B> {
         self.board.update_route(route, |entry| {
             entry.up = Some(standing.up);
             entry.pending = standing.pending;
-            entry.pending_since = standing.oldest_pending.and_then(|age| clock::now().checked_sub(age).ok());
+            entry.pending_since = standing
+                .oldest_pending
+                .and_then(|age| clock::now().checked_sub(age).ok());
         });
     }
 }
 
 /// The look that follows one in trouble: the daemon's own, and as strict as the one before.
 fn again(ask: &Ask) -> Ask {
-    let cause = if ask.cause.trusts_hints() { Cause::Poll } else { Cause::Verify };
-    Ask { cause, actor: Actor::daemon(), wish: Wish::default(), run_id: run_id(), ..ask.clone() }
+    let cause = if ask.cause.trusts_hints() {
+        Cause::Poll
+    } else {
+        Cause::Verify
+    };
+    Ask {
+        cause,
+        actor: Actor::daemon(),
+        wish: Wish::default(),
+        run_id: run_id(),
+        ..ask.clone()
+    }
 }
 
 /// How soon a look at the whole repository is to follow this one, if trouble in it may pass by itself.
 fn pace(look: &Look) -> Option<Pace> {
-    let whole = |class: Class| look.trouble.iter().any(|trouble| trouble.class == class.name());
+    let whole = |class: Class| {
+        look.trouble
+            .iter()
+            .any(|trouble| trouble.class == class.name())
+    };
     if whole(Class::Auth) || is_locked_out(look) {
         Some(Pace::SLOW)
     } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
@@ -436,7 +579,11 @@ fn pace(look: &Look) -> Option<Pace> {
 
 /// Whether a registry accepts nothing from us: more than one tag was refused for want of rights, and none went well.
 fn is_locked_out(look: &Look) -> bool {
-    let is_refused = |job: &&Settled| job.failure.as_ref().is_some_and(|failure| failure.class == Class::Auth);
+    let is_refused = |job: &&Settled| {
+        job.failure
+            .as_ref()
+            .is_some_and(|failure| failure.class == Class::Auth)
+    };
     let went_well = look.totals.promoted + look.totals.up_to_date;
     went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
 }
@@ -457,26 +604,53 @@ fn polled<B: Backend>(world: &World<B>, key: &PollKey) -> Vec<Arc<str>> {
     match key {
         PollKey::Route(name) => vec![name.clone()],
         PollKey::Catalog(registry) => {
-            let of_it = |route: &&Route| !route.from.is_literal() && route.from.registry() == registry;
-            world.routes.0.iter().filter(of_it).map(|route| route.name.clone()).collect()
+            let of_it =
+                |route: &&Route| !route.from.is_literal() && route.from.registry() == registry;
+            world
+                .routes
+                .0
+                .iter()
+                .filter(of_it)
+                .map(|route| route.name.clone())
+                .collect()
         }
     }
 }
 
 /// The routes that a scope is about, in the order of the config, with the repository when the scope names one that falls to it.
-pub(super) fn matching<'a, B: Backend>(world: &'a World<B>, scope: &Scope) -> Vec<(&'a Route, Option<RepositoryName>)> {
+pub(super) fn matching<'a, B: Backend>(
+    world: &'a World<B>,
+    scope: &Scope,
+) -> Vec<(&'a Route, Option<RepositoryName>)> {
     let positions: BTreeSet<usize> = match (scope.routes.is_empty(), &scope.repository) {
-        (false, _) => scope.routes.iter().filter_map(|name| world.routes.position(name)).collect(),
+        (false, _) => scope
+            .routes
+            .iter()
+            .filter_map(|name| world.routes.position(name))
+            .collect(),
         (true, None) => (0..world.routes.0.len()).collect(),
-        (true, Some(name)) => world.sites.keys().filter_map(|registry| world.routes.position_of(registry, name)).collect(),
+        (true, Some(name)) => world
+            .sites
+            .keys()
+            .filter_map(|registry| world.routes.position_of(registry, name))
+            .collect(),
     };
-    let routes = positions.into_iter().map(|position| &world.routes.0[position]);
+    let routes = positions
+        .into_iter()
+        .map(|position| &world.routes.0[position]);
     match &scope.repository {
         None => routes.map(|route| (route, None)).collect(),
         Some(name) => {
-            let has_it =
-                |route: &&Route| world.routes.of(route.from.registry(), name).is_some_and(|owner| owner.name == route.name);
-            routes.filter(has_it).map(|route| (route, Some(name.clone()))).collect()
+            let has_it = |route: &&Route| {
+                world
+                    .routes
+                    .of(route.from.registry(), name)
+                    .is_some_and(|owner| owner.name == route.name)
+            };
+            routes
+                .filter(has_it)
+                .map(|route| (route, Some(name.clone())))
+                .collect()
         }
     }
 }

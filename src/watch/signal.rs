@@ -18,7 +18,15 @@ pub fn listen() -> std::io::Result<Signal> {
 pub async fn looks(mut signals: Signal, handle: Handle, stop: CancellationToken) {
     while let Some(Some(())) = stop.run_until_cancelled(signals.recv()).await {
         tracing::debug!("SIGUSR1: looking at everything");
-        if let Err(error) = handle.ask(Scope::default(), Cause::Signal, Actor("signal".into()), Wish::default()).await {
+        if let Err(error) = handle
+            .ask(
+                Scope::default(),
+                Cause::Signal,
+                Actor("signal".into()),
+                Wish::default(),
+            )
+            .await
+        {
             tracing::warn!(%error, "SIGUSR1 was not taken");
         }
     }

@@ -30,27 +30,40 @@ impl Standing {
     /// Takes up the routes that there are now; what is known of those that stay is kept.
     pub fn adopt<'a>(&mut self, routes: impl Iterator<Item = &'a Arc<str>>) {
         let mut before = std::mem::take(&mut self.routes);
-        self.routes = routes.map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
+        self.routes = routes
+            .map(|name| (name.clone(), before.remove(name).unwrap_or_default()))
+            .collect();
     }
 
     /// A discovery of the route has ended.
     pub fn discovered(&mut self, route: &str, discovered: &Discovered) {
-        let Some(entry) = self.routes.get_mut(route) else { return };
-        entry.first.get_or_insert_with(|| discovered.repositories.clone());
-        entry.trouble.retain(|name, _| name.as_ref().is_some_and(|name| discovered.repositories.contains(name)));
+        let Some(entry) = self.routes.get_mut(route) else {
+            return;
+        };
+        entry
+            .first
+            .get_or_insert_with(|| discovered.repositories.clone());
+        entry.trouble.retain(|name, _| {
+            name.as_ref()
+                .is_some_and(|name| discovered.repositories.contains(name))
+        });
         entry.note(None, &discovered.trouble);
     }
 
     /// A discovery of the route has failed: of its repositories holds what was known.
     pub fn undiscovered(&mut self, route: &str, trouble: &Trouble) {
-        let Some(entry) = self.routes.get_mut(route) else { return };
+        let Some(entry) = self.routes.get_mut(route) else {
+            return;
+        };
         entry.first.get_or_insert_default();
         entry.note(None, std::slice::from_ref(trouble));
     }
 
     /// A look at a whole repository has ended, or will not be.
     pub fn looked(&mut self, route: &str, repository: &RepositoryName, trouble: &[Trouble]) {
-        let Some(entry) = self.routes.get_mut(route) else { return };
+        let Some(entry) = self.routes.get_mut(route) else {
+            return;
+        };
         if let Some(first) = &mut entry.first {
             first.remove(repository);
         }
@@ -59,12 +72,18 @@ impl Standing {
 
     /// Whether every route has been looked at once, whatever came of it.
     pub fn is_ready(&self) -> bool {
-        self.routes.values().all(|route| route.first.as_ref().is_some_and(BTreeSet::is_empty))
+        self.routes
+            .values()
+            .all(|route| route.first.as_ref().is_some_and(BTreeSet::is_empty))
     }
 
     /// What is wrong with a route now.
     pub fn trouble(&self, route: &str) -> Vec<Trouble> {
-        let all = self.routes.get(route).into_iter().flat_map(|route| route.trouble.values().flatten());
+        let all = self
+            .routes
+            .get(route)
+            .into_iter()
+            .flat_map(|route| route.trouble.values().flatten());
         all.take(SHOWN).cloned().collect()
     }
 }
@@ -85,11 +104,17 @@ mod tests {
 
     fn found(names: &[&str]) -> Discovered {
         let repositories = names.iter().map(|name| name.parse().unwrap()).collect();
-        Discovered { repositories, trouble: Vec::new() }
+        Discovered {
+            repositories,
+            trouble: Vec::new(),
+        }
     }
 
     fn trouble(text: &str) -> Vec<Trouble> {
-        vec![Trouble { class: "retryable".into(), text: text.into() }]
+        vec![Trouble {
+            class: "retryable".into(),
+            text: text.into(),
+        }]
     }
 
     #[test]
@@ -103,7 +128,10 @@ mod tests {
         assert!(!standing.is_ready(), "b has not been looked at");
         standing.discovered("one", &found(&["a", "b", "c"]));
         standing.looked("one", &"b".parse().unwrap(), &trouble("down"));
-        assert!(standing.is_ready(), "whatever came of it, and without what was found later");
+        assert!(
+            standing.is_ready(),
+            "whatever came of it, and without what was found later"
+        );
     }
 
     #[test]
@@ -114,7 +142,13 @@ mod tests {
         standing.looked("one", &"a".parse().unwrap(), &trouble("a is down"));
         standing.looked("one", &"b".parse().unwrap(), &[]);
         standing.undiscovered("one", &trouble("no catalog")[0]);
-        let texts = |standing: &Standing| standing.trouble("one").into_iter().map(|trouble| trouble.text).collect::<Vec<_>>();
+        let texts = |standing: &Standing| {
+            standing
+                .trouble("one")
+                .into_iter()
+                .map(|trouble| trouble.text)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(texts(&standing), ["no catalog", "a is down"]);
         standing.discovered("one", &found(&["b"]));
         assert!(texts(&standing).is_empty(), "what is gone is in no trouble");

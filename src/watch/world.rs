@@ -41,7 +41,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { looks: 16, reserved: 4, tags: 64, events: 256 }
+        Settings {
+            looks: 16,
+            reserved: 4,
+            tags: 64,
+            events: 256,
+        }
     }
 }
 
@@ -81,7 +86,8 @@ pub struct Side<R = site::Repository> {
 impl<R: Source> Side<R> {
     /// Whether this is the repository `source` itself, under other tags.
     pub fn is_itself(&self, source: &R) -> bool {
-        self.repository.origin() == source.origin() && self.repository.repository() == source.repository()
+        self.repository.origin() == source.origin()
+            && self.repository.repository() == source.repository()
     }
 }
 
@@ -93,7 +99,9 @@ impl<B: Backend> World<B> {
 
     /// The site of that name. The config has made sure that there is one for every route.
     pub fn site(&self, name: &str) -> &B {
-        self.sites.get(name).expect("the config names the registries of its routes")
+        self.sites
+            .get(name)
+            .expect("the config names the registries of its routes")
     }
 
     /// The rules by which a job whose source is of that origin may go on; `None`: this config has no such job.
@@ -107,30 +115,49 @@ impl<B: Backend> World<B> {
         let place = &key.destination;
         let leads_there = |side: &Side<B::Repository>| {
             let there = &side.repository;
-            let is_repository = *there.origin() == place.origin && *there.repository() == place.repository;
+            let is_repository =
+                *there.origin() == place.origin && *there.repository() == place.repository;
             is_repository && side.naming.name(&key.tag).as_ref() == Some(&place.tag)
         };
-        let is_wanted = self.destinations(route, &key.source).ok()?.iter().any(leads_there);
+        let is_wanted = self
+            .destinations(route, &key.source)
+            .ok()?
+            .iter()
+            .any(leads_there);
         is_wanted.then(|| route.rules_for(&key.tag))
     }
 
     /// The source repository of a look.
     pub fn source(&self, route: &Route, repository: &RepositoryName) -> B::Repository {
-        self.site(route.from.registry()).repository(repository.clone())
+        self.site(route.from.registry())
+            .repository(repository.clone())
     }
 
     /// The destination repositories of a source repository.
     ///
     /// # Errors
     /// When the repository's name gives no valid name on the other side.
-    pub fn destinations(&self, route: &Route, repository: &RepositoryName) -> Result<Vec<Side<B::Repository>>, Fault> {
+    pub fn destinations(
+        &self,
+        route: &Route,
+        repository: &RepositoryName,
+    ) -> Result<Vec<Side<B::Repository>>, Fault> {
         let captures = route.from.captures(repository).unwrap_or_default();
         let fill = |template: &super::route::Template| {
-            let name = template.fill(&captures).map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
+            let name = template
+                .fill(&captures)
+                .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
             let source = self.source(route, repository);
-            let there = self.site(template.registry()).destination(name, &route.create, source);
+            let there = self
+                .site(template.registry())
+                .destination(name, &route.create, source);
             let (registry, to) = (template.registry().clone(), template.to_string().into());
-            Ok(Side { registry, to, repository: there, naming: template.naming().clone() })
+            Ok(Side {
+                registry,
+                to,
+                repository: there,
+                naming: template.naming().clone(),
+            })
         };
         route.to.iter().map(fill).collect()
     }

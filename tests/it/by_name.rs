@@ -16,7 +16,12 @@ fn stuck_backfill() -> (Scripted, Scripted, Gate) {
     for number in 0..BACKFILL {
         let image = Image::oci(number + 1, &[1000]);
         staging.push("app", &format!("v{number}"), &image);
-        stuck.extend(image.unique_blobs().into_iter().map(|blob| blob.digest.clone()));
+        stuck.extend(
+            image
+                .unique_blobs()
+                .into_iter()
+                .map(|blob| blob.digest.clone()),
+        );
     }
     let held = gate.clone();
     staging.on(move |asked| match asked.kind {
@@ -28,7 +33,11 @@ fn stuck_backfill() -> (Scripted, Scripted, Gate) {
 
 fn puts(production: &Scripted, tag: &str) -> usize {
     let ending = format!("/manifests/{tag}");
-    production.of(Kind::ManifestPut).iter().filter(|put| put.path.ends_with(&ending)).count()
+    production
+        .of(Kind::ManifestPut)
+        .iter()
+        .filter(|put| put.path.ends_with(&ending))
+        .count()
 }
 
 #[tokio::test]
@@ -41,7 +50,11 @@ async fn a_hotfix_by_name_passes_a_stuck_backfill_of_its_repository() {
     let hotfix = Image::oci(100, &[400]);
     staging.push("app", "hotfix", &hotfix);
     let (status, report) = daemon.ping(json!({"wait": true, "tag": "hotfix"})).await;
-    assert_eq!((status, &report["totals"]["promoted"]), (200, &json!(1)), "{report:#}");
+    assert_eq!(
+        (status, &report["totals"]["promoted"]),
+        (200, &json!(1)),
+        "{report:#}"
+    );
     assert_eq!(production.tags("app"), ["hotfix"], "the backfill is stuck");
 
     gate.open();
@@ -61,7 +74,13 @@ async fn a_tag_that_two_looks_are_about_is_named_once() {
     staging.seen(Kind::Tags, listed + 1).await;
     gate.open();
     daemon.ready().await;
-    let (status, report) = daemon.ping(json!({"wait": true, "tag": "v3", "all": true})).await;
-    assert_eq!((status, &report["jobs"][0]["result"]), (200, &json!("up_to_date")), "{report:#}");
+    let (status, report) = daemon
+        .ping(json!({"wait": true, "tag": "v3", "all": true}))
+        .await;
+    assert_eq!(
+        (status, &report["jobs"][0]["result"]),
+        (200, &json!("up_to_date")),
+        "{report:#}"
+    );
     assert_eq!(puts(&production, "v3"), 1);
 }

@@ -12,10 +12,19 @@ async fn with_a_credential() -> (Stage, Daemon) {
     let folder = stage.ferry.path("credentials");
     std::fs::create_dir(&folder).expect("a folder in the scratch directory");
     std::fs::write(folder.join("secret"), "open sesame\n").expect("a secret");
-    let config =
-        stage.config(|config| config.daemon("secret_file", json!("${CREDENTIALS_DIRECTORY}/secret")).route("app", json!({})));
+    let config = stage.config(|config| {
+        config
+            .daemon("secret_file", json!("${CREDENTIALS_DIRECTORY}/secret"))
+            .route("app", json!({}))
+    });
     stage.ferry.write_config(&config);
-    let daemon = stage.ferry.start_with(&[("CREDENTIALS_DIRECTORY", folder.to_str().expect("a plain path"))]).await;
+    let daemon = stage
+        .ferry
+        .start_with(&[(
+            "CREDENTIALS_DIRECTORY",
+            folder.to_str().expect("a plain path"),
+        )])
+        .await;
     daemon.ready().await;
     (stage, daemon)
 }
@@ -23,7 +32,10 @@ async fn with_a_credential() -> (Stage, Daemon) {
 #[tokio::test]
 async fn status_history_and_sync_need_neither_the_secrets_nor_the_variables_of_the_config() {
     let (stage, _daemon) = with_a_credential().await;
-    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
+    stage
+        .push()
+        .push("app", "v1", &Image::oci(1, &[1000]))
+        .await;
     stage.ferry.run(&["check"]).await.expect(2);
     let status = stage.ferry.run(&["status"]).await.expect(0);
     assert!(status.stdout.contains("ready"), "{}", status.stdout);
@@ -35,7 +47,10 @@ async fn status_history_and_sync_need_neither_the_secrets_nor_the_variables_of_t
 #[tokio::test]
 async fn a_broken_edit_on_disk_does_not_hide_the_daemon() {
     let stage = Stage::new(Program::Distribution2).await;
-    stage.push().push("app", "v1", &Image::oci(1, &[1000])).await;
+    stage
+        .push()
+        .push("app", "v1", &Image::oci(1, &[1000]))
+        .await;
     let daemon = stage.ferry.start_ready().await;
     let state = stage.ferry.path("state").display().to_string();
     for broken in [
@@ -48,11 +63,27 @@ async fn a_broken_edit_on_disk_does_not_hide_the_daemon() {
         stage.ferry.sync(&[]).await.expect(0);
     }
     std::fs::remove_file(stage.ferry.path("blobferry.yaml")).expect("the config is there");
-    stage.ferry.run(&["status", "--state", &state]).await.expect(0);
-    stage.ferry.run(&["sync", "--state", &state]).await.expect(0);
-    stage.ferry.run(&["history", "--state", &state]).await.expect(0);
+    stage
+        .ferry
+        .run(&["status", "--state", &state])
+        .await
+        .expect(0);
+    stage
+        .ferry
+        .run(&["sync", "--state", &state])
+        .await
+        .expect(0);
+    stage
+        .ferry
+        .run(&["history", "--state", &state])
+        .await
+        .expect(0);
     let lost = stage.ferry.run(&["status"]).await.expect(1);
-    assert!(lost.stderr.contains("--state DIR") && lost.stderr.contains("blobferry.yaml"), "{}", lost.stderr);
+    assert!(
+        lost.stderr.contains("--state DIR") && lost.stderr.contains("blobferry.yaml"),
+        "{}",
+        lost.stderr
+    );
     assert_eq!(daemon.get("/healthz").await.status(), 200);
 }
 
@@ -62,7 +93,13 @@ async fn an_unknown_route_is_refused_in_the_same_way_with_a_daemon_and_without()
     let alone = stage.ferry.run(&["sync", "absent"]).await.expect(2);
     let _daemon = stage.ferry.start_ready().await;
     let beside = stage.ferry.run(&["sync", "absent"]).await.expect(2);
-    assert!(alone.stderr.contains("there is no route \"absent\" (the config has: app)"), "{}", alone.stderr);
+    assert!(
+        alone
+            .stderr
+            .contains("there is no route \"absent\" (the config has: app)"),
+        "{}",
+        alone.stderr
+    );
     assert_eq!(alone.stderr, beside.stderr);
 }
 
@@ -72,14 +109,25 @@ async fn an_empty_variable_names_no_config() {
     ferry.run(&["schema"]).await.expect(0);
     ferry.run(&["demo", "--for", "100ms"]).await.expect(0);
     let run = ferry.run(&["check"]).await.expect(2);
-    assert!(run.stderr.contains("/etc/blobferry/blobferry.yaml"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("/etc/blobferry/blobferry.yaml"),
+        "{}",
+        run.stderr
+    );
 }
 
 /// The names and contents of a folder, and of those in it.
 fn snapshot(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
-        let content = if entry.is_dir() { Vec::new() } else { std::fs::read(&entry).unwrap_or_default() };
+    for entry in std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+    {
+        let content = if entry.is_dir() {
+            Vec::new()
+        } else {
+            std::fs::read(&entry).unwrap_or_default()
+        };
         found.push((entry.display().to_string(), content));
         if entry.is_dir() {
             found.extend(snapshot(&entry));
@@ -96,33 +144,64 @@ async fn a_dry_run_writes_nothing_anywhere() {
     stage.push().push("app", "v1", &image).await;
     let planned = stage.ferry.sync(&["--dry-run"]).await.expect(0);
     assert_eq!(planned.total("planned"), 1);
-    assert!(!stage.ferry.path("state").exists(), "a dry run made the state folder");
+    assert!(
+        !stage.ferry.path("state").exists(),
+        "a dry run made the state folder"
+    );
 
     stage.sync().await.expect(0);
     stage.push().push("app", "v1", &other).await;
     let before = snapshot(&stage.ferry.path("state"));
     let conflict = stage.ferry.sync(&["--dry-run"]).await.expect(4);
-    assert_eq!(conflict.job("v1")["result"], "conflict", "the ledger was read");
+    assert_eq!(
+        conflict.job("v1")["result"],
+        "conflict",
+        "the ledger was read"
+    );
     assert_eq!(snapshot(&stage.ferry.path("state")), before);
-    let (from, to) = (format!("{}/app:v1", stage.source.address()), format!("{}/app:v1", stage.target.address()));
+    let (from, to) = (
+        format!("{}/app:v1", stage.source.address()),
+        format!("{}/app:v1", stage.target.address()),
+    );
     let state = stage.ferry.path("state").display().to_string();
-    stage.ferry.run(&["copy", &from, &to, "--dry-run", "--state", &state]).await.expect(4);
+    stage
+        .ferry
+        .run(&["copy", &from, &to, "--dry-run", "--state", &state])
+        .await
+        .expect(4);
     stage.ferry.run(&["history"]).await.expect(0);
     assert_eq!(snapshot(&stage.ferry.path("state")), before);
-    assert_eq!(stage.there().digest("app", "v1").await.as_deref(), Some(image.digest()));
+    assert_eq!(
+        stage.there().digest("app", "v1").await.as_deref(),
+        Some(image.digest())
+    );
 }
 
 #[tokio::test]
 async fn another_config_is_planned_with_beside_the_daemon() {
     let stage = Stage::new(Program::Distribution2).await;
-    stage.push().push("second", "v1", &Image::oci(1, &[1000])).await;
+    stage
+        .push()
+        .push("second", "v1", &Image::oci(1, &[1000]))
+        .await;
     let daemon = stage.ferry.start_ready().await;
-    stage.ferry.write_config(&stage.config(|config| config.route("second", json!({}))));
+    stage
+        .ferry
+        .write_config(&stage.config(|config| config.route("second", json!({}))));
     let config = stage.ferry.path("blobferry.yaml").display().to_string();
-    let planned = stage.ferry.sync(&["--dry-run", "-c", &config]).await.expect(0);
+    let planned = stage
+        .ferry
+        .sync(&["--dry-run", "-c", &config])
+        .await
+        .expect(0);
     assert_eq!(planned.total("planned"), 1, "{}", planned.stdout);
     assert_eq!(stage.there().digest("second", "v1").await, None);
-    let status = daemon.get("/v1/status").await.bytes().await.expect("a body");
+    let status = daemon
+        .get("/v1/status")
+        .await
+        .bytes()
+        .await
+        .expect("a body");
     let status: Value = serde_json::from_slice(&status).expect("JSON");
     assert_eq!(status["routes"][0]["name"], "app");
 }
@@ -135,10 +214,21 @@ async fn a_daemon_whose_socket_is_gone_is_not_taken_for_none() {
     for command in ["status", "sync", "history"] {
         let run = stage.ferry.run(&[command]).await;
         // The daemon makes it again within seconds.
-        assert!(run.code == 0 || run.stderr.contains(&format!("process {}", daemon.pid)), "{command}: {}", run.stderr);
+        assert!(
+            run.code == 0 || run.stderr.contains(&format!("process {}", daemon.pid)),
+            "{command}: {}",
+            run.stderr
+        );
     }
-    eventually("the socket is there again", async || (stage.ferry.run(&["status"]).await.code == 0).then_some(())).await;
-    assert!(daemon.log().contains("the control socket was deleted"), "{}", daemon.log());
+    eventually("the socket is there again", async || {
+        (stage.ferry.run(&["status"]).await.code == 0).then_some(())
+    })
+    .await;
+    assert!(
+        daemon.log().contains("the control socket was deleted"),
+        "{}",
+        daemon.log()
+    );
 }
 
 #[tokio::test]
@@ -146,7 +236,11 @@ async fn a_control_socket_that_cannot_be_made_ends_the_daemon_with_2() {
     let stage = Stage::new(Program::Distribution2).await;
     std::fs::create_dir_all(stage.ferry.path("state/control.sock")).expect("a folder in the way");
     let run = stage.ferry.run(&["run"]).await.expect(2);
-    assert!(run.stderr.contains("control.sock is not a socket"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("control.sock is not a socket"),
+        "{}",
+        run.stderr
+    );
 }
 
 /// A signal that came while the config was being read was the end of the process.
@@ -155,18 +249,40 @@ async fn signals_that_come_before_the_daemon_is_up_are_kept() {
     let stage = Stage::new(Program::Distribution2).await;
     let text = std::fs::read(stage.ferry.path("blobferry.yaml")).expect("the config");
     let pipe = stage.ferry.path("pipe.yaml");
-    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    let made = std::process::Command::new("mkfifo")
+        .arg(&pipe)
+        .status()
+        .expect("mkfifo runs");
     assert!(made.success());
-    let mut daemon = stage.ferry.spawn_command(&["run", "-c", pipe.to_str().expect("a plain path")]);
+    let mut daemon =
+        stage
+            .ferry
+            .spawn_command(&["run", "-c", pipe.to_str().expect("a plain path")]);
     // Opening a pipe to write waits for its reader: the daemon is reading its config by then.
     let mut config =
-        tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe)).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe))
+            .await
+            .unwrap()
+            .unwrap();
     let pid = daemon.id().expect("it runs").to_string();
     for signal in ["-USR1", "-TERM"] {
-        assert!(std::process::Command::new("kill").args([signal, &pid]).status().expect("kill runs").success());
+        assert!(
+            std::process::Command::new("kill")
+                .args([signal, &pid])
+                .status()
+                .expect("kill runs")
+                .success()
+        );
     }
     std::io::Write::write_all(&mut config, &text).expect("the daemon reads");
     drop(config);
-    let status = tokio::time::timeout(std::time::Duration::from_secs(60), daemon.wait()).await.expect("it drains").unwrap();
-    assert_eq!(status.code(), Some(0), "a drain, not a death by signal: {status}");
+    let status = tokio::time::timeout(std::time::Duration::from_secs(60), daemon.wait())
+        .await
+        .expect("it drains")
+        .unwrap();
+    assert_eq!(
+        status.code(),
+        Some(0),
+        "a drain, not a death by signal: {status}"
+    );
 }

@@ -32,8 +32,11 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(top().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
-    let mut paths: Vec<_> = entries.map(|entry| Path::new(folder).join(entry.expect("an entry").file_name())).collect();
+    let entries =
+        std::fs::read_dir(top().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let mut paths: Vec<_> = entries
+        .map(|entry| Path::new(folder).join(entry.expect("an entry").file_name()))
+        .collect();
     paths.retain(|path| path.to_string_lossy().ends_with(ending));
     paths.sort();
     assert!(!paths.is_empty(), "{folder} has no {ending}");
@@ -43,7 +46,13 @@ fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
 fn pages() -> Vec<Page> {
     let mut paths = files_in("docs", ".md");
     paths.extend(["README.md", "CHANGELOG.md"].map(PathBuf::from));
-    paths.into_iter().map(|path| Page { text: read(&path), path }).collect()
+    paths
+        .into_iter()
+        .map(|path| Page {
+            text: read(&path),
+            path,
+        })
+        .collect()
 }
 
 fn blocks(text: &str) -> Vec<Block> {
@@ -52,7 +61,12 @@ fn blocks(text: &str) -> Vec<Block> {
     for line in text.lines() {
         match (line.strip_prefix("```"), &mut open) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
-            (Some(info), None) => open = Some(Block { info: info.trim().to_owned(), text: String::new() }),
+            (Some(info), None) => {
+                open = Some(Block {
+                    info: info.trim().to_owned(),
+                    text: String::new(),
+                })
+            }
             (None, Some(block)) => block.text.extend([line, "\n"]),
             (None, None) => {}
         }
@@ -73,18 +87,25 @@ fn prose(text: &str) -> String {
 }
 
 fn code_spans(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 /// The cells of all rows of all tables, without those of rules between head and body.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    let lines = text.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---"));
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with('|') && !line.starts_with("|---"));
     lines.map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
 }
 
 fn blobferry(arguments: &[&str], credentials: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
-    command.args(arguments).env_clear().env("HOME", credentials).env("CREDENTIALS_DIRECTORY", credentials);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("HOME", credentials)
+        .env("CREDENTIALS_DIRECTORY", credentials);
     command.output().expect("the program starts")
 }
 
@@ -92,23 +113,39 @@ fn blobferry(arguments: &[&str], credentials: &Path) -> Output {
 fn checked(name: &str, config: &str) {
     let scratch = TempDir::with_prefix("blobferry-docs-").expect("a scratch directory");
     let folder = scratch.path();
-    for line in config.lines().map(str::trim_start).filter(|line| !line.starts_with('#')) {
-        let Some((key, value)) = line.split_once("_file: ") else { continue };
+    for line in config
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| !line.starts_with('#'))
+    {
+        let Some((key, value)) = line.split_once("_file: ") else {
+            continue;
+        };
         let value = value.split('#').next().unwrap_or_default().trim();
-        let value = value.strip_prefix("${CREDENTIALS_DIRECTORY").map_or(value, |rest| rest.split_once("}/").expect("a path").1);
+        let value = value
+            .strip_prefix("${CREDENTIALS_DIRECTORY")
+            .map_or(value, |rest| rest.split_once("}/").expect("a path").1);
         let content = match key {
             "ca" | "client_cert" => "-----BEGIN CERTIFICATE-----\n",
             "client_key" => "-----BEGIN PRIVATE KEY-----\n",
             _ => "hush\n",
         };
         let path = folder.join(value);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder in the scratch directory");
+        std::fs::create_dir_all(path.parent().expect("a folder"))
+            .expect("a folder in the scratch directory");
         std::fs::write(path, content).expect("a file in the scratch directory");
     }
     let path = folder.join("blobferry.yaml");
     std::fs::write(&path, config).expect("a file in the scratch directory");
-    let output = blobferry(&["check", "-c", path.to_str().expect("a plain path")], folder);
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = blobferry(
+        &["check", "-c", path.to_str().expect("a plain path")],
+        folder,
+    );
+    assert!(
+        output.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -117,7 +154,10 @@ fn the_first_two_commands_of_the_readme_are_there() {
     let blocks = blocks(&read("README.md"));
     for (block, command) in blocks.iter().zip(["demo", "tests/run"]) {
         assert_eq!(block.text.trim().trim_start_matches("./"), command);
-        let mode = std::fs::metadata(top().join(command)).expect("the command is there").permissions().mode();
+        let mode = std::fs::metadata(top().join(command))
+            .expect("the command is there")
+            .permissions()
+            .mode();
         assert!(mode & 0o111 != 0, "{command} cannot be run");
     }
 }
@@ -126,7 +166,10 @@ fn the_first_two_commands_of_the_readme_are_there() {
 fn every_config_that_is_shown_is_right() {
     let mut shown = 0;
     for page in pages() {
-        for block in blocks(&page.text).iter().filter(|block| block.info == "yaml config") {
+        for block in blocks(&page.text)
+            .iter()
+            .filter(|block| block.info == "yaml config")
+        {
             checked(&page.path.display().to_string(), &block.text);
             shown += 1;
         }
@@ -145,20 +188,33 @@ fn every_config_that_is_installed_is_right() {
 fn commands(page: &Page) -> BTreeSet<String> {
     let shell = ["sh", "console", "ini"];
     let blocks = blocks(&page.text);
-    let lines = blocks.iter().filter(|block| shell.contains(&block.info.as_str())).flat_map(|block| block.text.lines());
+    let lines = blocks
+        .iter()
+        .filter(|block| shell.contains(&block.info.as_str()))
+        .flat_map(|block| block.text.lines());
     let prose = prose(&page.text);
-    let typed = lines.filter(|line| !line.starts_with("blobferry 0.")).chain(code_spans(&prose));
+    let typed = lines
+        .filter(|line| !line.starts_with("blobferry 0."))
+        .chain(code_spans(&prose));
     typed.flat_map(commands_in).collect()
 }
 
 fn commands_in(line: &str) -> Vec<String> {
-    let line = line.trim_start_matches("$ ").split(" #").next().unwrap_or_default();
+    let line = line
+        .trim_start_matches("$ ")
+        .split(" #")
+        .next()
+        .unwrap_or_default();
     let parts = line.split(['|', ';', '&', '>', '(']).map(str::trim);
     let bare = parts.map(|part| {
         let words = part.split_whitespace();
-        words.skip_while(|word| *word == "sudo" || (word.contains('=') && !word.starts_with('-'))).collect::<Vec<_>>()
+        words
+            .skip_while(|word| *word == "sudo" || (word.contains('=') && !word.starts_with('-')))
+            .collect::<Vec<_>>()
     });
-    bare.filter(|words| words.first() == Some(&"blobferry") && words.len() > 1).map(|words| words.join(" ")).collect()
+    bare.filter(|words| words.first() == Some(&"blobferry") && words.len() > 1)
+        .map(|words| words.join(" "))
+        .collect()
 }
 
 #[test]
@@ -168,18 +224,35 @@ fn every_command_that_is_shown_exists() {
     let mut seen = 0;
     for page in pages() {
         for command in commands(&page) {
-            let mut words = command.split_whitespace().skip(1).filter(|word| *word != "…");
-            let Some(verb) = words.next().filter(|word| !word.starts_with('-')) else { continue };
+            let mut words = command
+                .split_whitespace()
+                .skip(1)
+                .filter(|word| *word != "…");
+            let Some(verb) = words.next().filter(|word| !word.starts_with('-')) else {
+                continue;
+            };
             let help = helps.entry(verb.to_owned()).or_insert_with(|| {
                 let output = blobferry(&[verb, "--help"], nowhere.path());
-                assert!(output.status.success(), "{}: there is no `{command}`", page.path.display());
+                assert!(
+                    output.status.success(),
+                    "{}: there is no `{command}`",
+                    page.path.display()
+                );
                 String::from_utf8(output.stdout).expect("plain text")
             });
-            let known: BTreeSet<&str> = help.split_whitespace().map(|word| word.trim_end_matches([',', '.'])).collect();
-            for option in
-                words.filter_map(|word| word.trim_matches(['[', ']']).split('=').next()).filter(|word| word.starts_with('-'))
+            let known: BTreeSet<&str> = help
+                .split_whitespace()
+                .map(|word| word.trim_end_matches([',', '.']))
+                .collect();
+            for option in words
+                .filter_map(|word| word.trim_matches(['[', ']']).split('=').next())
+                .filter(|word| word.starts_with('-'))
             {
-                assert!(known.contains(option), "{}: `{command}`: there is no {option}", page.path.display());
+                assert!(
+                    known.contains(option),
+                    "{}: `{command}`: there is no {option}",
+                    page.path.display()
+                );
             }
             seen += 1;
         }
@@ -190,10 +263,15 @@ fn every_command_that_is_shown_exists() {
 #[test]
 fn the_configuration_page_has_every_key_of_the_schema_and_no_other() {
     let nowhere = TempDir::new().expect("a scratch directory");
-    let schema: Value = serde_json::from_slice(&blobferry(&["schema"], nowhere.path()).stdout).expect("a JSON schema");
+    let schema: Value = serde_json::from_slice(&blobferry(&["schema"], nowhere.path()).stdout)
+        .expect("a JSON schema");
     let page = read("docs/configuration.md");
     let mut known = BTreeSet::new();
-    let parts = schema["$defs"].as_object().expect("parts of the schema").values().chain([&schema]);
+    let parts = schema["$defs"]
+        .as_object()
+        .expect("parts of the schema")
+        .values()
+        .chain([&schema]);
     for properties in parts.filter_map(|part| part["properties"].as_object()) {
         known.extend(properties.keys().map(String::as_str));
     }
@@ -202,12 +280,23 @@ fn the_configuration_page_has_every_key_of_the_schema_and_no_other() {
     assert!(missing.is_empty(), "the page lacks {missing:?}");
     let mut in_keys = false;
     for row in rows(&page) {
-        in_keys = if row[0] == "key" { true } else { in_keys && row[0] != "rule" };
+        in_keys = if row[0] == "key" {
+            true
+        } else {
+            in_keys && row[0] != "rule"
+        };
         let key = row[0].trim_matches('`');
-        assert!(!in_keys || key == "key" || known.contains(key), "the page has {key}, the program has not");
+        assert!(
+            !in_keys || key == "key" || known.contains(key),
+            "the page has {key}, the program has not"
+        );
     }
     let kinds = &schema["$defs"]["Registry"]["properties"]["kind"];
-    let kinds = kinds.get("enum").or_else(|| kinds.pointer("/anyOf/0/enum")).and_then(Value::as_array).expect("the kinds");
+    let kinds = kinds
+        .get("enum")
+        .or_else(|| kinds.pointer("/anyOf/0/enum"))
+        .and_then(Value::as_array)
+        .expect("the kinds");
     for kind in kinds.iter().filter_map(Value::as_str) {
         assert!(spans.contains(kind), "the page lacks the kind {kind}");
     }
@@ -218,32 +307,68 @@ fn the_metrics_page_has_every_metric_as_it_is() {
     let page = read("docs/metrics.md");
     let written: BTreeMap<&str, (&str, &str)> = rows(&page)
         .filter(|row| row[0].starts_with("`blobferry_"))
-        .map(|row| (row[0].trim_matches('`'), (row[1], if row[2] == "·" { "" } else { row[2] })))
+        .map(|row| {
+            (
+                row[0].trim_matches('`'),
+                (row[1], if row[2] == "·" { "" } else { row[2] }),
+            )
+        })
         .collect();
-    let lines = METRICS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines = METRICS
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     let agreed: BTreeMap<String, (&str, String)> = lines
         .map(|line| {
             let mut words = line.trim_start_matches("maybe ").split_whitespace();
             let (name, kind) = (words.next().expect("a name"), words.next().expect("a kind"));
-            (format!("blobferry_{name}"), (kind, words.collect::<Vec<_>>().join(" ")))
+            (
+                format!("blobferry_{name}"),
+                (kind, words.collect::<Vec<_>>().join(" ")),
+            )
         })
         .collect();
-    let agreed: BTreeMap<&str, (&str, &str)> =
-        agreed.iter().map(|(name, (kind, labels))| (name.as_str(), (*kind, labels.as_str()))).collect();
+    let agreed: BTreeMap<&str, (&str, &str)> = agreed
+        .iter()
+        .map(|(name, (kind, labels))| (name.as_str(), (*kind, labels.as_str())))
+        .collect();
     assert_eq!(written, agreed);
 }
 
 #[test]
 fn alert_rules_are_sound_and_speak_of_metrics_that_exist() {
-    let output = Command::new("promtool").args(["check", "rules", "docs/alerts.yml"]).current_dir(top()).output();
+    let output = Command::new("promtool")
+        .args(["check", "rules", "docs/alerts.yml"])
+        .current_dir(top())
+        .output();
     let output = output.expect("promtool is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let known: BTreeSet<&str> = METRICS.lines().filter_map(|line| line.trim_start_matches("maybe ").split(' ').next()).collect();
-    for page in ["docs/alerts.yml", "docs/metrics.md", "docs/troubleshooting.md", "README.md"] {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let known: BTreeSet<&str> = METRICS
+        .lines()
+        .filter_map(|line| line.trim_start_matches("maybe ").split(' ').next())
+        .collect();
+    for page in [
+        "docs/alerts.yml",
+        "docs/metrics.md",
+        "docs/troubleshooting.md",
+        "README.md",
+    ] {
         for rest in read(page).split("blobferry_").skip(1) {
-            let name: String = rest.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '_').collect();
-            let bare = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
-            assert!(bare.is_empty() || known.contains(bare), "{page}: there is no metric blobferry_{name}");
+            let name: String = rest
+                .chars()
+                .take_while(|letter| letter.is_ascii_lowercase() || *letter == '_')
+                .collect();
+            let bare = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(&name);
+            assert!(
+                bare.is_empty() || known.contains(bare),
+                "{page}: there is no metric blobferry_{name}"
+            );
         }
     }
 }
@@ -251,19 +376,34 @@ fn alert_rules_are_sound_and_speak_of_metrics_that_exist() {
 /// The names of the alerts in docs/alerts.yml.
 fn alerts() -> Vec<String> {
     let rules = read("docs/alerts.yml");
-    rules.lines().filter_map(|line| Some(line.trim().strip_prefix("- alert: ")?.to_owned())).collect()
+    rules
+        .lines()
+        .filter_map(|line| Some(line.trim().strip_prefix("- alert: ")?.to_owned()))
+        .collect()
 }
 
 #[test]
 fn every_alert_fires_when_it_should_and_not_when_it_should_not() {
-    let output = Command::new("promtool").args(["test", "rules", "tests/it/alerts.test.yml"]).current_dir(top()).output();
+    let output = Command::new("promtool")
+        .args(["test", "rules", "tests/it/alerts.test.yml"])
+        .current_dir(top())
+        .output();
     let output = output.expect("promtool is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let tests = read("tests/it/alerts.test.yml");
     for alert in alerts() {
-        let fires = tests.contains(&format!("alertname: {alert}\n        exp_alerts:\n          - exp_labels"));
+        let fires = tests.contains(&format!(
+            "alertname: {alert}\n        exp_alerts:\n          - exp_labels"
+        ));
         let stays_silent = tests.contains(&format!("alertname: {alert}, exp_alerts: []"));
-        assert!(fires && stays_silent, "{alert}: fires {fires}, stays silent {stays_silent}");
+        assert!(
+            fires && stays_silent,
+            "{alert}: fires {fires}, stays silent {stays_silent}"
+        );
     }
 }
 
@@ -276,12 +416,23 @@ fn queries_can_be_copied_as_they_stand() {
         .flat_map(|block| block.text.lines().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     assert!(queries.len() >= 7, "{queries:?}");
-    let rules: Vec<Value> = queries.iter().map(|query| serde_json::json!({"record": "job:query", "expr": query})).collect();
+    let rules: Vec<Value> = queries
+        .iter()
+        .map(|query| serde_json::json!({"record": "job:query", "expr": query}))
+        .collect();
     let file = tempfile::NamedTempFile::new().expect("a scratch file");
     let groups = serde_json::json!({"groups": [{"name": "queries", "rules": rules}]});
     std::fs::write(&file, groups.to_string()).expect("a file");
-    let output = Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(file.path()).output().expect("promtool");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("promtool")
+        .args(["check", "rules", "--lint=none"])
+        .arg(file.path())
+        .output()
+        .expect("promtool");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -289,30 +440,52 @@ fn error_texts_are_those_of_the_program() {
     let mut program = String::new();
     let mut folders = vec![top().join("src")];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder of the program").map(|entry| entry.expect("an entry").path()) {
+        for entry in std::fs::read_dir(&folder)
+            .expect("a folder of the program")
+            .map(|entry| entry.expect("an entry").path())
+        {
             match entry.is_dir() {
                 true => folders.push(entry),
                 false => program.push_str(&std::fs::read_to_string(&entry).expect("source text")),
             }
         }
     }
-    let program: Vec<&str> = program.split("\\\n").map(|part| part.trim_start_matches([' ', '\t'])).collect();
+    let program: Vec<&str> = program
+        .split("\\\n")
+        .map(|part| part.trim_start_matches([' ', '\t']))
+        .collect();
     let program = program.concat().replace("\\\"", "\"");
     let page = read("docs/troubleshooting.md");
-    let parts = rows(&page).filter(|row| row.len() == 3).flat_map(|row| code_spans(row[0])).flat_map(|text| text.split('…'));
-    let unknown: Vec<&str> = parts.map(str::trim).filter(|part| !program.contains(*part)).collect();
-    assert!(unknown.is_empty(), "no message of the program has {unknown:?}");
+    let parts = rows(&page)
+        .filter(|row| row.len() == 3)
+        .flat_map(|row| code_spans(row[0]))
+        .flat_map(|text| text.split('…'));
+    let unknown: Vec<&str> = parts
+        .map(str::trim)
+        .filter(|part| !program.contains(*part))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "no message of the program has {unknown:?}"
+    );
 }
 
 /// What GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
-    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).map(|c| if c == ' ' { '-' } else { c }).collect()
+    kept.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
 }
 
 fn anchors(text: &str) -> BTreeSet<String> {
     let prose = prose(text);
-    prose.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#'))).collect()
+    prose
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| anchor(line.trim_start_matches('#')))
+        .collect()
 }
 
 #[test]
@@ -321,10 +494,23 @@ fn links_lead_somewhere() {
     for page in pages() {
         let folder = page.path.parent().expect("a folder");
         let prose = prose(&page.text);
-        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://")) {
-            let (path, heading) = link.split_once('#').map_or((link, None), |(path, heading)| (path, Some(heading)));
-            let target = if path.is_empty() { page.path.clone() } else { folder.join(path) };
-            if !top().join(&target).exists() || heading.is_some_and(|heading| !anchors(&read(&target)).contains(heading)) {
+        for link in prose
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+            .filter(|link| !link.contains("://"))
+        {
+            let (path, heading) = link
+                .split_once('#')
+                .map_or((link, None), |(path, heading)| (path, Some(heading)));
+            let target = if path.is_empty() {
+                page.path.clone()
+            } else {
+                folder.join(path)
+            };
+            if !top().join(&target).exists()
+                || heading.is_some_and(|heading| !anchors(&read(&target)).contains(heading))
+            {
                 broken.push(format!("{}: {link}", page.path.display()));
             }
         }

@@ -31,13 +31,22 @@ impl Accounts {
         staging.create("app");
         production.create("app");
         production.ways(|ways| ways.parts = Some(PART));
-        let (source, target) = (Proxy::before(&staging.url()).await, Proxy::before(&production.url()).await);
+        let (source, target) = (
+            Proxy::before(&staging.url()).await,
+            Proxy::before(&production.url()).await,
+        );
         let config = Config::new()
             .registry_with("staging", &source.url(), keys(&staging, HOME))
             .registry_with("production", &target.url(), keys(&production, OTHER))
             .route("app", json!({}));
         let ferry = with_identity(Ferry::new(&config), &staging);
-        Accounts { staging, production, source, target, ferry }
+        Accounts {
+            staging,
+            production,
+            source,
+            target,
+            ferry,
+        }
     }
 
     async fn push(&self, tag: &str, image: &Image) {

@@ -8,7 +8,10 @@ use std::time::Duration;
 use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
-use blobferry::job::{Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, SeenBy, TagRules};
+use blobferry::job::{
+    Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, SeenBy,
+    TagRules,
+};
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Descriptor, Digest, Manifest};
@@ -41,30 +44,60 @@ impl World {
 
     fn over(staging: Registry, production: Registry) -> World {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let engine = Engine::new(Settings::default(), Index::in_memory(), Ledger::in_memory(), Limits::default(), metrics);
-        World { engine, staging, production, progress: Arc::default(), stop: Stop::default() }
+        let engine = Engine::new(
+            Settings::default(),
+            Index::in_memory(),
+            Ledger::in_memory(),
+            Limits::default(),
+            metrics,
+        );
+        World {
+            engine,
+            staging,
+            production,
+            progress: Arc::default(),
+            stop: Stop::default(),
+        }
     }
 
     /// The same stores and registries under a process of its own.
     pub fn restarted(&self) -> World {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let (index, ledger) = (self.engine.index.clone(), self.engine.ledger.clone());
-        let engine = Engine::new(Settings::default(), index, ledger, Limits::default(), metrics);
-        World { engine, progress: Arc::default(), stop: Stop::default(), ..self.clone() }
+        let engine = Engine::new(
+            Settings::default(),
+            index,
+            ledger,
+            Limits::default(),
+            metrics,
+        );
+        World {
+            engine,
+            progress: Arc::default(),
+            stop: Stop::default(),
+            ..self.clone()
+        }
     }
 
     /// So many bytes per second from staging: under a clock that leaps, an exact place in time for every byte.
     pub fn slowly(self, bandwidth: usize) -> World {
         let origin = self.staging.repository("app").origin().clone();
-        self.engine
-            .limits
-            .set(&origin, LaneSettings { bandwidth: Some(Plan::constant(bandwidth as u64)), ..LaneSettings::default() });
+        self.engine.limits.set(
+            &origin,
+            LaneSettings {
+                bandwidth: Some(Plan::constant(bandwidth as u64)),
+                ..LaneSettings::default()
+            },
+        );
         self
     }
 
     pub fn image(&self, repository: &str, tag: &str, layers: &[Descriptor]) -> Manifest {
-        let config = self.staging.store_blob(repository, format!("{{\"of\":\"{repository}:{tag}\"}}"));
-        self.staging.store_manifest(repository, Some(tag), &manifest(&config, layers))
+        let config = self
+            .staging
+            .store_blob(repository, format!("{{\"of\":\"{repository}:{tag}\"}}"));
+        self.staging
+            .store_manifest(repository, Some(tag), &manifest(&config, layers))
     }
 
     pub fn layer(&self, repository: &str, seed: u64, size: usize) -> Descriptor {
@@ -77,10 +110,18 @@ impl World {
             repository: repository.parse().unwrap(),
             tag: tag.parse().unwrap(),
         };
-        let key = Key { route: "app".into(), source: repository.parse().unwrap(), tag: tag.parse().unwrap(), destination: place };
+        let key = Key {
+            route: "app".into(),
+            source: repository.parse().unwrap(),
+            tag: tag.parse().unwrap(),
+            destination: place,
+        };
         Job {
             key,
-            rules: TagRules { moving: true, ..TagRules::default() },
+            rules: TagRules {
+                moving: true,
+                ..TagRules::default()
+            },
             source: Seen::Unknown,
             destination: Seen::Unknown,
             destination_by: SeenBy::Tag,
@@ -105,8 +146,12 @@ impl World {
 
     pub async fn run(&self, job: &Job) -> Ending {
         let source = self.staging.repository(job.key.source.as_str());
-        let destination = self.production.repository(job.key.destination.repository.as_str());
-        self.engine.run(job, &source, &destination, &self.progress, &self.stop).await
+        let destination = self
+            .production
+            .repository(job.key.destination.repository.as_str());
+        self.engine
+            .run(job, &source, &destination, &self.progress, &self.stop)
+            .await
     }
 
     pub async fn promote(&self, repository: &str, tag: &str) -> Ending {
@@ -119,20 +164,37 @@ impl World {
         let running = tokio::spawn(async move { world.run(&job).await });
         tokio::time::sleep(time).await;
         running.abort();
-        assert!(running.await.is_err(), "it was over before it could be killed");
+        assert!(
+            running.await.is_err(),
+            "it was over before it could be killed"
+        );
     }
 
     fn calls(&self, operation: Operation) -> Vec<u64> {
-        let calls = self.staging.calls().into_iter().chain(self.production.calls());
-        calls.filter(|call| call.operation == operation).map(|call| call.offset).collect()
+        let calls = self
+            .staging
+            .calls()
+            .into_iter()
+            .chain(self.production.calls());
+        calls
+            .filter(|call| call.operation == operation)
+            .map(|call| call.offset)
+            .collect()
     }
 
     #[track_caller]
     pub fn assert_arrived(&self, repository: &str, tag: &str, image: &Manifest) {
         assert_eq!(self.production.tagged(repository, tag), Some(image.digest));
         let held = self.production.held(repository);
-        assert!(image.blobs.iter().all(|blob| held.contains(&blob.digest)), "a blob is missing");
-        assert_eq!(self.production.open_sessions(), 0, "no session is left behind");
+        assert!(
+            image.blobs.iter().all(|blob| held.contains(&blob.digest)),
+            "a blob is missing"
+        );
+        assert_eq!(
+            self.production.open_sessions(),
+            0,
+            "no session is left behind"
+        );
     }
 }
 
@@ -141,7 +203,10 @@ pub fn manifest(config: &Descriptor, layers: &[Descriptor]) -> serde_json::Value
 }
 
 pub fn index(children: &[&Manifest]) -> serde_json::Value {
-    let children: Vec<_> = children.iter().map(|child| entry(&child.descriptor())).collect();
+    let children: Vec<_> = children
+        .iter()
+        .map(|child| entry(&child.descriptor()))
+        .collect();
     json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children})
 }
 
@@ -151,7 +216,13 @@ pub fn entry(descriptor: &Descriptor) -> serde_json::Value {
 
 #[track_caller]
 pub fn assert_promoted(ending: &Ending) {
-    assert_eq!(ending.outcome, Outcome::Promoted, "{:?} {:?}", ending.fault, ending.reasons);
+    assert_eq!(
+        ending.outcome,
+        Outcome::Promoted,
+        "{:?} {:?}",
+        ending.fault,
+        ending.reasons
+    );
 }
 
 #[track_caller]
@@ -161,40 +232,80 @@ pub fn assert_failed(ending: &Ending, class: Class) {
     assert_eq!(fault.class().name(), class.name(), "{}", fault.chain());
 }
 
-const CHUNKS: UploadStyle = UploadStyle::Chunked { least: 5 * MIB as u64, most: 5 * MIB as u64, last_in_put: true };
+const CHUNKS: UploadStyle = UploadStyle::Chunked {
+    least: 5 * MIB as u64,
+    most: 5 * MIB as u64,
+    last_in_put: true,
+};
 
 #[tokio::test(start_paused = true)]
 async fn every_byte_crosses_once_and_the_tag_is_the_last_request() {
     let world = World::new();
-    let layers = [world.layer("app", 1, 100_000), world.layer("app", 2, 0), world.layer("app", 3, 1)];
+    let layers = [
+        world.layer("app", 1, 100_000),
+        world.layer("app", 2, 0),
+        world.layer("app", 3, 1),
+    ];
     let image = world.image("app", "v1", &layers);
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
     let total: u64 = image.blobs.iter().map(|blob| blob.size).sum();
     assert_eq!(ending.cost.bytes_sent, total);
-    assert_eq!(ending.cost.blobs, BlobCounts { copied: 4, ..BlobCounts::default() });
+    assert_eq!(
+        ending.cost.blobs,
+        BlobCounts {
+            copied: 4,
+            ..BlobCounts::default()
+        }
+    );
     assert_eq!(world.progress.bytes_done.load(Ordering::Relaxed), total);
     assert_eq!(world.progress.bytes_planned.load(Ordering::Relaxed), total);
     let last = world.production.calls().pop().unwrap();
-    assert_eq!((last.operation, last.about.as_str()), (Operation::PutManifest, "v1"));
-    assert_eq!(world.production.count(Operation::HasBlob), 0, "the request that opens an upload asks");
+    assert_eq!(
+        (last.operation, last.about.as_str()),
+        (Operation::PutManifest, "v1")
+    );
+    assert_eq!(
+        world.production.count(Operation::HasBlob),
+        0,
+        "the request that opens an upload asks"
+    );
     assert_eq!(world.staging.count(Operation::ReadBlob), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_ways_of_uploading_carry_the_same_bytes() {
-    let chunked = |last_in_put| UploadStyle::Chunked { least: 1, most: 30_000, last_in_put };
-    for style in [UploadStyle::Whole, UploadStyle::Stream, chunked(true), chunked(false)] {
+    let chunked = |last_in_put| UploadStyle::Chunked {
+        least: 1,
+        most: 30_000,
+        last_in_put,
+    };
+    for style in [
+        UploadStyle::Whole,
+        UploadStyle::Stream,
+        chunked(true),
+        chunked(false),
+    ] {
         let world = World::new();
-        world.production.set(|settings| settings.abilities.upload = style);
-        let layers =
-            [world.layer("app", 1, 0), world.layer("app", 2, 30_000), world.layer("app", 3, 60_001), world.layer("app", 4, 17)];
+        world
+            .production
+            .set(|settings| settings.abilities.upload = style);
+        let layers = [
+            world.layer("app", 1, 0),
+            world.layer("app", 2, 30_000),
+            world.layer("app", 3, 60_001),
+            world.layer("app", 4, 17),
+        ];
         let image = world.image("app", "v1", &layers);
         let ending = world.promote("app", "v1").await;
         assert_promoted(&ending);
         world.assert_arrived("app", "v1", &image);
-        assert_eq!(ending.cost.bytes_sent, image.blobs.iter().map(|blob| blob.size).sum::<u64>(), "{style:?}");
+        assert_eq!(
+            ending.cost.bytes_sent,
+            image.blobs.iter().map(|blob| blob.size).sum::<u64>(),
+            "{style:?}"
+        );
     }
 }
 
@@ -209,10 +320,25 @@ async fn a_source_that_breaks_off_never_restarts_the_upload() {
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!(world.production.count(Operation::FinishUpload), 2, "one for the config, one for the layer");
-    let read: Vec<u64> = world.calls(Operation::ReadBlob).into_iter().filter(|offset| *offset > 0).collect();
-    assert_eq!(read, [1, 16 * 1024 + 1, 216_385], "each reading begins where the last one broke off");
-    assert_eq!(ending.cost.bytes_sent, image.blobs.iter().map(|blob| blob.size).sum::<u64>());
+    assert_eq!(
+        world.production.count(Operation::FinishUpload),
+        2,
+        "one for the config, one for the layer"
+    );
+    let read: Vec<u64> = world
+        .calls(Operation::ReadBlob)
+        .into_iter()
+        .filter(|offset| *offset > 0)
+        .collect();
+    assert_eq!(
+        read,
+        [1, 16 * 1024 + 1, 216_385],
+        "each reading begins where the last one broke off"
+    );
+    assert_eq!(
+        ending.cost.bytes_sent,
+        image.blobs.iter().map(|blob| blob.size).sum::<u64>()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,13 +368,18 @@ async fn an_upload_that_breaks_off_goes_on_where_the_registry_stands() {
     let again = ending.cost.bytes_sent - layer.size;
     assert!(again < 200_000, "{again} bytes were sent twice");
     assert_eq!(ending.cost.blobs.resumed, 2);
-    assert_eq!(world.progress.bytes_done.load(Ordering::Relaxed), world.progress.bytes_planned.load(Ordering::Relaxed));
+    assert_eq!(
+        world.progress.bytes_done.load(Ordering::Relaxed),
+        world.progress.bytes_planned.load(Ordering::Relaxed)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_nothing_is_kept_a_new_session_gets_the_whole_blob() {
     let world = World::new();
-    world.production.set(|settings| settings.abilities.resume = Resume::Never);
+    world
+        .production
+        .set(|settings| settings.abilities.resume = Resume::Never);
     let layer = world.layer("app", 1, 10 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
     world.production.cut_next_upload(5);
@@ -257,9 +388,17 @@ async fn where_nothing_is_kept_a_new_session_gets_the_whole_blob() {
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(ending.cost.blobs.resumed, 0);
-    assert_eq!(world.production.count(Operation::UploadOffset), 0, "asking would destroy more than it tells");
+    assert_eq!(
+        world.production.count(Operation::UploadOffset),
+        0,
+        "asking would destroy more than it tells"
+    );
     let planned: u64 = image.blobs.iter().map(|blob| blob.size).sum();
-    assert_eq!(world.progress.bytes_done.load(Ordering::Relaxed), planned, "what is sent again is no progress");
+    assert_eq!(
+        world.progress.bytes_done.load(Ordering::Relaxed),
+        planned,
+        "what is sent again is no progress"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,9 +426,16 @@ async fn without_a_status_acknowledged_chunks_are_gone_on_from() {
         let ending = world.promote("app", "v1").await;
         assert_promoted(&ending);
         world.assert_arrived("app", "v1", &image);
-        assert_eq!(world.production.count(Operation::UploadOffset), 0, "there is no status to ask");
+        assert_eq!(
+            world.production.count(Operation::UploadOffset),
+            0,
+            "there is no status to ask"
+        );
         let again = ending.cost.bytes_sent - layer.size;
-        assert!(again < if tells { 11 } else { 16 } * MIB as u64, "{again} bytes were sent again");
+        assert!(
+            again < if tells { 11 } else { 16 } * MIB as u64,
+            "{again} bytes were sent again"
+        );
     }
 }
 
@@ -298,7 +444,9 @@ async fn a_killed_process_goes_on_where_the_registry_stands() {
     let world = World::new().slowly(MIB);
     let layer = world.layer("app", 1, 40 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    world.killed_after("app", "v1", Duration::from_secs(21)).await;
+    world
+        .killed_after("app", "v1", Duration::from_secs(21))
+        .await;
     assert_eq!(world.production.tagged("app", "v1"), None);
     assert_eq!(world.production.open_sessions(), 1);
     world.staging.clear_calls();
@@ -308,8 +456,15 @@ async fn a_killed_process_goes_on_where_the_registry_stands() {
     next.assert_arrived("app", "v1", &image);
     assert_eq!(ending.cost.blobs.resumed, 1);
     let sent = ending.cost.bytes_sent as usize / MIB;
-    assert!((18..=20).contains(&sent), "{sent} MiB were sent after a kill at 21 of 40");
-    assert_eq!(next.calls(Operation::ReadBlob), [16 * MIB as u64], "from the last checkpoint on");
+    assert!(
+        (18..=20).contains(&sent),
+        "{sent} MiB were sent after a kill at 21 of 40"
+    );
+    assert_eq!(
+        next.calls(Operation::ReadBlob),
+        [16 * MIB as u64],
+        "from the last checkpoint on"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,7 +477,9 @@ async fn a_killed_process_goes_on_after_its_last_acknowledged_chunk() {
     });
     let layer = world.layer("app", 1, 40 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    world.killed_after("app", "v1", Duration::from_secs(23)).await;
+    world
+        .killed_after("app", "v1", Duration::from_secs(23))
+        .await;
     world.staging.clear_calls();
     let next = world.restarted();
     let ending = next.promote("app", "v1").await;
@@ -330,7 +487,10 @@ async fn a_killed_process_goes_on_after_its_last_acknowledged_chunk() {
     next.assert_arrived("app", "v1", &image);
     assert_eq!(ending.cost.blobs.resumed, 1);
     let sent = ending.cost.bytes_sent as usize / MIB;
-    assert!((16..=20).contains(&sent), "{sent} MiB were sent after a kill at 23 of 40, with 20 acknowledged");
+    assert!(
+        (16..=20).contains(&sent),
+        "{sent} MiB were sent after a kill at 23 of 40, with 20 acknowledged"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,18 +500,45 @@ async fn a_process_killed_while_it_closed_an_upload_asks_for_the_blob_first() {
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
     assert_promoted(&world.promote("app", "v1").await);
     // What the process knew when it was killed: that it was about to close the upload.
-    let (origin, repository) = (world.production.repository("app").origin().clone(), "app".parse().unwrap());
-    world.engine.index.forget_blobs(&origin, &repository, vec![layer.digest]).await;
-    world.engine.index.forget_manifest(&origin, &repository, &image.digest).await;
-    world.engine.index.open_upload(&origin, &repository, &layer.digest, layer.size, "session-1").await;
-    world.engine.index.finishing(&origin, &repository, &layer.digest).await;
+    let (origin, repository) = (
+        world.production.repository("app").origin().clone(),
+        "app".parse().unwrap(),
+    );
+    world
+        .engine
+        .index
+        .forget_blobs(&origin, &repository, vec![layer.digest])
+        .await;
+    world
+        .engine
+        .index
+        .forget_manifest(&origin, &repository, &image.digest)
+        .await;
+    world
+        .engine
+        .index
+        .open_upload(&origin, &repository, &layer.digest, layer.size, "session-1")
+        .await;
+    world
+        .engine
+        .index
+        .finishing(&origin, &repository, &layer.digest)
+        .await;
     world.production.untag("app", "v1");
     world.production.remove("app", &image.digest);
     let ending = world.restarted().promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(ending.cost.bytes_sent, 0);
-    assert!(world.engine.index.upload(&origin, &repository, &layer.digest).await.is_none(), "nothing is left to go on from");
+    assert!(
+        world
+            .engine
+            .index
+            .upload(&origin, &repository, &layer.digest)
+            .await
+            .is_none(),
+        "nothing is left to go on from"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -359,17 +546,34 @@ async fn a_registry_that_does_not_answer_costs_nothing_that_was_sent() {
     let world = World::new().slowly(MIB);
     let layer = world.layer("app", 1, 40 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    world.killed_after("app", "v1", Duration::from_secs(30)).await;
+    world
+        .killed_after("app", "v1", Duration::from_secs(30))
+        .await;
     for _ in 0..6 {
-        world.production.fail_next(Operation::UploadOffset, Class::RETRYABLE);
-        world.production.fail_next(Operation::BeginUpload, Class::RETRYABLE);
+        world
+            .production
+            .fail_next(Operation::UploadOffset, Class::RETRYABLE);
+        world
+            .production
+            .fail_next(Operation::BeginUpload, Class::RETRYABLE);
     }
-    assert_failed(&world.restarted().promote("app", "v1").await, Class::RETRYABLE);
-    assert_eq!(world.production.open_sessions(), 1, "the upload is as it was");
+    assert_failed(
+        &world.restarted().promote("app", "v1").await,
+        Class::RETRYABLE,
+    );
+    assert_eq!(
+        world.production.open_sessions(),
+        1,
+        "the upload is as it was"
+    );
     let ending = world.restarted().promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
-    assert!(ending.cost.bytes_sent < 12 * MIB as u64, "{} bytes were sent", ending.cost.bytes_sent);
+    assert!(
+        ending.cost.bytes_sent < 12 * MIB as u64,
+        "{} bytes were sent",
+        ending.cost.bytes_sent
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,8 +581,21 @@ async fn an_upload_that_reached_more_than_was_sent_is_given_up() {
     let world = World::new();
     let layer = world.layer("app", 1, 20 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (world.production.repository("app").origin().clone(), "app".parse().unwrap());
-    world.engine.index.open_upload(&origin, &repository, &layer.digest, layer.size + 1, "session-of-another-length").await;
+    let (origin, repository) = (
+        world.production.repository("app").origin().clone(),
+        "app".parse().unwrap(),
+    );
+    world
+        .engine
+        .index
+        .open_upload(
+            &origin,
+            &repository,
+            &layer.digest,
+            layer.size + 1,
+            "session-of-another-length",
+        )
+        .await;
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
@@ -390,12 +607,19 @@ async fn a_lost_answer_to_the_closing_request_costs_no_bytes() {
     let world = World::new();
     let layer = world.layer("app", 1, 100_000);
     let image = world.image("app", "v1", &[layer]);
-    world.production.lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
-    world.production.lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
+    world
+        .production
+        .lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
+    world
+        .production
+        .lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.bytes_sent, image.blobs.iter().map(|blob| blob.size).sum::<u64>());
+    assert_eq!(
+        ending.cost.bytes_sent,
+        image.blobs.iter().map(|blob| blob.size).sum::<u64>()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -411,7 +635,9 @@ async fn a_blob_that_came_corrupt_is_fetched_afresh_once() {
 #[tokio::test(start_paused = true)]
 async fn a_blob_that_stays_corrupt_is_never_finished_nor_named() {
     let world = World::new();
-    world.production.set(|settings| settings.verifies_blobs = false);
+    world
+        .production
+        .set(|settings| settings.verifies_blobs = false);
     let layer = world.layer("app", 1, 100_000);
     world.staging.rot(&layer.digest);
     world.image("app", "v1", std::slice::from_ref(&layer));
@@ -419,7 +645,15 @@ async fn a_blob_that_stays_corrupt_is_never_finished_nor_named() {
     assert_eq!(world.production.tagged("app", "v1"), None);
     assert!(!world.production.held("app").contains(&layer.digest));
     assert_eq!(world.production.open_sessions(), 0);
-    assert_eq!(world.staging.calls().iter().filter(|call| call.about == layer.digest.to_string()).count(), 2);
+    assert_eq!(
+        world
+            .staging
+            .calls()
+            .iter()
+            .filter(|call| call.about == layer.digest.to_string())
+            .count(),
+        2
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,9 +661,16 @@ async fn a_hint_with_another_length_is_not_believed() {
     let world = World::new();
     let layer = world.layer("app", 1, 1000);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (world.production.repository("app").origin().clone(), "app".parse().unwrap());
+    let (origin, repository) = (
+        world.production.repository("app").origin().clone(),
+        "app".parse().unwrap(),
+    );
     world.production.store_blob("app", noise(1, 1000));
-    world.engine.index.remember_blobs(&origin, &repository, vec![(layer.digest, 7)], false).await;
+    world
+        .engine
+        .index
+        .remember_blobs(&origin, &repository, vec![(layer.digest, 7)], false)
+        .await;
     assert_promoted(&world.promote("app", "v1").await);
     world.assert_arrived("app", "v1", &image);
 }
@@ -452,7 +693,11 @@ async fn what_vanished_after_it_was_seen_is_brought_again() {
     let layer = world.layer("app", 1, 1000);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
     let gone = layer.digest;
-    world.production.before_next(Operation::PutManifest, move |registry| registry.remove("app", &gone));
+    world
+        .production
+        .before_next(Operation::PutManifest, move |registry| {
+            registry.remove("app", &gone)
+        });
     assert_promoted(&world.promote("app", "v1").await);
     world.assert_arrived("app", "v1", &image);
 }
@@ -462,9 +707,24 @@ async fn a_hint_that_lies_is_corrected_by_the_registry() {
     let world = World::new();
     let layer = world.layer("app", 1, 1000);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (world.production.repository("app").origin().clone(), "app".parse().unwrap());
-    world.engine.index.remember_blobs(&origin, &repository, vec![(layer.digest, layer.size)], false).await;
-    let job = Job { cause: Cause::Poll, ..world.job("app", "v1") };
+    let (origin, repository) = (
+        world.production.repository("app").origin().clone(),
+        "app".parse().unwrap(),
+    );
+    world
+        .engine
+        .index
+        .remember_blobs(
+            &origin,
+            &repository,
+            vec![(layer.digest, layer.size)],
+            false,
+        )
+        .await;
+    let job = Job {
+        cause: Cause::Poll,
+        ..world.job("app", "v1")
+    };
     assert_promoted(&world.run(&job).await);
     world.assert_arrived("app", "v1", &image);
 }
@@ -477,24 +737,50 @@ async fn jobs_that_share_blobs_move_them_once() {
     for repository in repositories {
         let base = world.layer(repository, 1, 200_000);
         for tag in ["v1", "v2"] {
-            images.push((repository, tag, world.image(repository, tag, std::slice::from_ref(&base))));
+            images.push((
+                repository,
+                tag,
+                world.image(repository, tag, std::slice::from_ref(&base)),
+            ));
         }
     }
-    let jobs: Vec<Job> = images.iter().map(|(repository, tag, _)| world.job(repository, tag)).collect();
+    let jobs: Vec<Job> = images
+        .iter()
+        .map(|(repository, tag, _)| world.job(repository, tag))
+        .collect();
     let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
     endings.iter().for_each(assert_promoted);
     for (repository, tag, image) in &images {
         world.assert_arrived(repository, tag, image);
     }
     let base = images[0].2.blobs[1].digest;
-    assert_eq!(world.staging.calls().iter().filter(|call| call.about == base.to_string()).count(), 1, "the base is read once");
-    let blobs = endings.iter().fold(BlobCounts::default(), |sum, ending| BlobCounts {
-        present: sum.present + ending.cost.blobs.present,
-        mounted: sum.mounted + ending.cost.blobs.mounted,
-        copied: sum.copied + ending.cost.blobs.copied,
-        resumed: 0,
-    });
-    assert_eq!(blobs, BlobCounts { present: 3, mounted: 2, copied: 7, resumed: 0 });
+    assert_eq!(
+        world
+            .staging
+            .calls()
+            .iter()
+            .filter(|call| call.about == base.to_string())
+            .count(),
+        1,
+        "the base is read once"
+    );
+    let blobs = endings
+        .iter()
+        .fold(BlobCounts::default(), |sum, ending| BlobCounts {
+            present: sum.present + ending.cost.blobs.present,
+            mounted: sum.mounted + ending.cost.blobs.mounted,
+            copied: sum.copied + ending.cost.blobs.copied,
+            resumed: 0,
+        });
+    assert_eq!(
+        blobs,
+        BlobCounts {
+            present: 3,
+            mounted: 2,
+            copied: 7,
+            resumed: 0
+        }
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -505,12 +791,18 @@ async fn the_session_of_a_refused_mount_is_used() {
         world.image(repository, "v1", &[base]);
     }
     assert_promoted(&world.promote("a", "v1").await);
-    world.production.set(|settings| settings.abilities.mount = Mount::Held);
+    world
+        .production
+        .set(|settings| settings.abilities.mount = Mount::Held);
     world.production.clear_calls();
     let base = Digest::sha256(&noise(1, 1000));
     world.production.remove("a", &base);
     assert_promoted(&world.promote("b", "v1").await);
-    assert_eq!(world.production.count(Operation::BeginUpload), 2, "one request for each blob");
+    assert_eq!(
+        world.production.count(Operation::BeginUpload),
+        2,
+        "one request for each blob"
+    );
     assert_eq!(world.production.open_sessions(), 0);
 }
 
@@ -544,20 +836,47 @@ async fn a_blob_that_needs_a_manifest_to_be_mounted_crosses_once_for_all_jobs() 
     let world = World::new().slowly(MIB);
     committed_only(&world);
     let mut images = Vec::new();
-    for (seed, (repository, tag)) in (10..).zip([("a", "v1"), ("a", "v2"), ("b", "v1"), ("b", "v2"), ("c", "v1")]) {
-        let layers = [world.layer(repository, 1, 4 * MIB), world.layer(repository, seed, 2 * MIB)];
+    for (seed, (repository, tag)) in (10..).zip([
+        ("a", "v1"),
+        ("a", "v2"),
+        ("b", "v1"),
+        ("b", "v2"),
+        ("c", "v1"),
+    ]) {
+        let layers = [
+            world.layer(repository, 1, 4 * MIB),
+            world.layer(repository, seed, 2 * MIB),
+        ];
         images.push((repository, tag, world.image(repository, tag, &layers)));
     }
-    let jobs: Vec<Job> = images.iter().map(|(repository, tag, _)| world.job(repository, tag)).collect();
+    let jobs: Vec<Job> = images
+        .iter()
+        .map(|(repository, tag, _)| world.job(repository, tag))
+        .collect();
     let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
     endings.iter().for_each(assert_promoted);
     for (repository, tag, image) in &images {
         world.assert_arrived(repository, tag, image);
     }
     let base = images[0].2.blobs[1].digest;
-    let sent = world.production.calls().into_iter().filter(|call| call.operation == Operation::FinishUpload);
-    assert_eq!(sent.filter(|call| call.about == base.to_string()).count(), 1, "the base is sent once");
-    assert_eq!(endings.iter().map(|ending| ending.cost.blobs.mounted).sum::<u64>(), 2, "once into each other repository");
+    let sent = world
+        .production
+        .calls()
+        .into_iter()
+        .filter(|call| call.operation == Operation::FinishUpload);
+    assert_eq!(
+        sent.filter(|call| call.about == base.to_string()).count(),
+        1,
+        "the base is sent once"
+    );
+    assert_eq!(
+        endings
+            .iter()
+            .map(|ending| ending.cost.blobs.mounted)
+            .sum::<u64>(),
+        2,
+        "once into each other repository"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -568,12 +887,19 @@ async fn jobs_that_could_wait_for_each_other_in_a_circle_do_not() {
     for (number, repository) in ["a", "b", "c", "d"].into_iter().enumerate() {
         // Each begins with another of the four.
         let seed = |place: usize| ((number + place) % 4) as u64;
-        let layers: Vec<Descriptor> = (0..4).map(|place| world.layer(repository, seed(place), 2 * MIB)).collect();
+        let layers: Vec<Descriptor> = (0..4)
+            .map(|place| world.layer(repository, seed(place), 2 * MIB))
+            .collect();
         images.push((repository, world.image(repository, "v1", &layers)));
     }
-    let jobs: Vec<Job> = images.iter().map(|(repository, _)| world.job(repository, "v1")).collect();
+    let jobs: Vec<Job> = images
+        .iter()
+        .map(|(repository, _)| world.job(repository, "v1"))
+        .collect();
     let all = futures::future::join_all(jobs.iter().map(|job| world.run(job)));
-    let endings = tokio::time::timeout(Duration::from_secs(300), all).await.expect("nobody waits for ever");
+    let endings = tokio::time::timeout(Duration::from_secs(300), all)
+        .await
+        .expect("nobody waits for ever");
     endings.iter().for_each(assert_promoted);
     for (repository, image) in &images {
         world.assert_arrived(repository, "v1", image);
@@ -589,18 +915,32 @@ async fn whoever_follows_a_job_that_fails_brings_the_blob_itself() {
         let base = world.layer(repository, 1, 4 * MIB);
         images.push((repository, world.image(repository, "v1", &[base])));
     }
-    world.production.fail_next(Operation::PutManifest, Class::Rejected);
-    let jobs: Vec<Job> = images.iter().map(|(repository, _)| world.job(repository, "v1")).collect();
+    world
+        .production
+        .fail_next(Operation::PutManifest, Class::Rejected);
+    let jobs: Vec<Job> = images
+        .iter()
+        .map(|(repository, _)| world.job(repository, "v1"))
+        .collect();
     let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
     assert_failed(&endings[0], Class::Rejected);
     endings[1..].iter().for_each(assert_promoted);
-    assert_eq!(endings.iter().map(|ending| ending.cost.blobs.mounted).sum::<u64>(), 1, "the third mounts from the second");
+    assert_eq!(
+        endings
+            .iter()
+            .map(|ending| ending.cost.blobs.mounted)
+            .sum::<u64>(),
+        1,
+        "the third mounts from the second"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_nothing_is_mounted_nobody_waits_for_another() {
     let world = World::new().slowly(MIB);
-    world.production.set(|settings| settings.abilities.mount = Mount::Off);
+    world
+        .production
+        .set(|settings| settings.abilities.mount = Mount::Off);
     for repository in ["a", "b"] {
         let base = world.layer(repository, 1, 4 * MIB);
         world.image(repository, "v1", &[base]);
@@ -612,7 +952,10 @@ async fn where_nothing_is_mounted_nobody_waits_for_another() {
         _ = &mut running => panic!("eight MiB at one MiB per second"),
         () = tokio::time::sleep(Duration::from_secs(3)) => {}
     }
-    assert!(world.production.open_sessions() >= 2, "both are on their way");
+    assert!(
+        world.production.open_sessions() >= 2,
+        "both are on their way"
+    );
     let (a, b) = running.await;
     assert_promoted(&a);
     assert_promoted(&b);
@@ -627,7 +970,10 @@ async fn blobs_on_their_way_arrive_though_another_failed() {
     world.staging.remove("app", &lost.digest);
     assert_failed(&world.promote("app", "v1").await, Class::NotFound);
     assert_eq!(world.production.tagged("app", "v1"), None);
-    assert!(world.production.held("app").contains(&good.digest), "what was sent of it is not sent again");
+    assert!(
+        world.production.held("app").contains(&good.digest),
+        "what was sent of it is not sent again"
+    );
     assert_eq!(world.production.open_sessions(), 0);
 }
 
@@ -635,13 +981,25 @@ async fn blobs_on_their_way_arrive_though_another_failed() {
 async fn nobody_holds_a_permit_while_waiting_for_the_next_try() {
     let mut world = World::new();
     let long = Duration::from_secs(300);
-    world.engine.settings.retry = RetrySettings { first: long, longest: long, ..RetrySettings::default() };
+    world.engine.settings.retry = RetrySettings {
+        first: long,
+        longest: long,
+        ..RetrySettings::default()
+    };
     let origin = world.production.repository("a").origin().clone();
-    world.engine.limits.set(&origin, LaneSettings { concurrency: Some(1), ..LaneSettings::default() });
+    world.engine.limits.set(
+        &origin,
+        LaneSettings {
+            concurrency: Some(1),
+            ..LaneSettings::default()
+        },
+    );
     for repository in ["a", "b"] {
         world.image(repository, "v1", &[]);
     }
-    world.production.fail_next(Operation::FinishUpload, Class::RETRYABLE);
+    world
+        .production
+        .fail_next(Operation::FinishUpload, Class::RETRYABLE);
     let (a, b) = (world.job("a", "v1"), world.job("b", "v1"));
     let first = world.run(&a);
     let second = async {
@@ -652,7 +1010,10 @@ async fn nobody_holds_a_permit_while_waiting_for_the_next_try() {
     };
     let (first, took) = futures::future::join(first, second).await;
     assert_promoted(&first);
-    assert!(took < Duration::from_secs(60), "the second waited {took:?} for the first, which waits for its next try");
+    assert!(
+        took < Duration::from_secs(60),
+        "the second waited {took:?} for the first, which waits for its next try"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -668,12 +1029,19 @@ async fn a_drain_leaves_what_the_registry_keeps_and_goes_on_later() {
     let began = Instant::now();
     let (ending, ()) = tokio::join!(world.promote("app", "v1"), stop);
     assert_eq!(ending.outcome, Outcome::Interrupted);
-    assert!(began.elapsed() < Duration::from_secs(26), "it ended at once");
+    assert!(
+        began.elapsed() < Duration::from_secs(26),
+        "it ended at once"
+    );
     let next = world.restarted();
     let ending = next.promote("app", "v1").await;
     assert_promoted(&ending);
     next.assert_arrived("app", "v1", &image);
-    assert!(ending.cost.bytes_sent <= 16 * MIB as u64, "{} bytes were sent after a drain at 25 of 40 MiB", ending.cost.bytes_sent);
+    assert!(
+        ending.cost.bytes_sent <= 16 * MIB as u64,
+        "{} bytes were sent after a drain at 25 of 40 MiB",
+        ending.cost.bytes_sent
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -698,13 +1066,19 @@ async fn a_drain_ends_at_a_chunk_where_only_chunks_are_kept() {
     let ending = next.promote("app", "v1").await;
     assert_promoted(&ending);
     next.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.bytes_sent + sent, image.blobs.iter().map(|blob| blob.size).sum::<u64>(), "no byte was sent twice");
+    assert_eq!(
+        ending.cost.bytes_sent + sent,
+        image.blobs.iter().map(|blob| blob.size).sum::<u64>(),
+        "no byte was sent twice"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_lets_a_blob_arrive_that_would_be_lost() {
     let world = World::new().slowly(MIB);
-    world.production.set(|settings| settings.abilities.resume = Resume::Never);
+    world
+        .production
+        .set(|settings| settings.abilities.resume = Resume::Never);
     let layer = world.layer("app", 1, 20 * MIB);
     world.image("app", "v1", std::slice::from_ref(&layer));
     let drain = world.stop.drain.clone();
@@ -738,9 +1112,13 @@ async fn an_abort_ends_everything_at_once() {
 async fn a_manifest_is_written_after_its_children_however_they_are_nested() {
     let world = World::new();
     let config = world.staging.store_blob("app", "{}");
-    let leaf = world.staging.store_manifest("app", None, &manifest(&config, &[]));
+    let leaf = world
+        .staging
+        .store_manifest("app", None, &manifest(&config, &[]));
     let inner = world.staging.store_manifest("app", None, &index(&[&leaf]));
-    let top = world.staging.store_manifest("app", Some("v1"), &index(&[&inner, &leaf]));
+    let top = world
+        .staging
+        .store_manifest("app", Some("v1"), &index(&[&inner, &leaf]));
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     let written: Vec<String> = world
@@ -750,7 +1128,14 @@ async fn a_manifest_is_written_after_its_children_however_they_are_nested() {
         .filter(|call| call.operation == Operation::PutManifest)
         .map(|call| call.about)
         .collect();
-    assert_eq!(written, [leaf.digest.to_string(), inner.digest.to_string(), "v1".into()]);
+    assert_eq!(
+        written,
+        [
+            leaf.digest.to_string(),
+            inner.digest.to_string(),
+            "v1".into()
+        ]
+    );
     assert_eq!(world.production.tagged("app", "v1"), Some(top.digest));
 }
 
@@ -763,11 +1148,19 @@ async fn when_staging_moves_meanwhile_the_old_digest_is_not_named() {
     let newer = world.image("app", "v2", &[]);
     let staging = world.staging.clone();
     let named = newer.digest;
-    world.production.before_next(Operation::FinishUpload, move |_| staging.tag("app", "v1", &named));
+    world
+        .production
+        .before_next(Operation::FinishUpload, move |_| {
+            staging.tag("app", "v1", &named)
+        });
     assert_promoted(&world.promote("app", "v1").await);
     world.assert_arrived("app", "v1", &newer);
-    let named =
-        world.production.calls().iter().filter(|call| call.operation == Operation::PutManifest && call.about == "v1").count();
+    let named = world
+        .production
+        .calls()
+        .iter()
+        .filter(|call| call.operation == Operation::PutManifest && call.about == "v1")
+        .count();
     assert_eq!(named, 1, "the tag moved once");
 }
 
@@ -776,10 +1169,17 @@ async fn a_tag_that_somebody_moved_meanwhile_stays() {
     let world = World::new().slowly(MIB);
     let layer = world.layer("app", 1, 5 * MIB);
     world.image("app", "v1", &[layer]);
-    let theirs =
-        world.production.store_manifest("app", None, &json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}));
+    let theirs = world.production.store_manifest(
+        "app",
+        None,
+        &json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
+    );
     let digest = theirs.digest;
-    world.production.before_next(Operation::FinishUpload, move |production| production.tag("app", "v1", &digest));
+    world
+        .production
+        .before_next(Operation::FinishUpload, move |production| {
+            production.tag("app", "v1", &digest)
+        });
     let ending = world.promote("app", "v1").await;
     assert_eq!(ending.outcome, Outcome::Existing, "{:?}", ending.fault);
     assert_eq!(world.production.tagged("app", "v1"), Some(theirs.digest));
@@ -788,13 +1188,17 @@ async fn a_tag_that_somebody_moved_meanwhile_stays() {
 #[tokio::test(start_paused = true)]
 async fn an_equal_tag_that_somebody_pushed_meanwhile_is_success() {
     let world = World::new();
-    world.production.set(|settings| settings.immutable_tags = true);
+    world
+        .production
+        .set(|settings| settings.immutable_tags = true);
     let image = world.image("app", "v1", &[]);
     let (digest, bytes) = (image.digest, image.bytes.clone());
-    world.production.before_next(Operation::PutManifest, move |production| {
-        production.store_manifest("app", None, &serde_json::from_slice(&bytes).unwrap());
-        production.tag("app", "v1", &digest);
-    });
+    world
+        .production
+        .before_next(Operation::PutManifest, move |production| {
+            production.store_manifest("app", None, &serde_json::from_slice(&bytes).unwrap());
+            production.tag("app", "v1", &digest);
+        });
     assert_eq!(world.promote("app", "v1").await.outcome, Outcome::UpToDate);
     world.assert_arrived("app", "v1", &image);
 }

@@ -18,7 +18,11 @@ struct Fan {
 impl Fan {
     async fn new() -> Fan {
         let staging = Registry::distribution3();
-        let registries = [Registry::distribution3(), Registry::distribution3(), Registry::distribution2()];
+        let registries = [
+            Registry::distribution3(),
+            Registry::distribution3(),
+            Registry::distribution2(),
+        ];
         let source = Proxy::before(&staging.url()).await;
         let mut targets = Vec::new();
         for registry in &registries {
@@ -30,7 +34,13 @@ impl Fan {
             config = config.registry(name, &target.url());
         }
         let ferry = Ferry::new(&config.route("app", json!({"to": ["a/app", "b/app", "c/app"]})));
-        Fan { staging, source, registries, targets, ferry }
+        Fan {
+            staging,
+            source,
+            registries,
+            targets,
+            ferry,
+        }
     }
 
     /// Bytes of blobs that were read from staging.
@@ -40,14 +50,19 @@ impl Fan {
 }
 
 fn size(images: &[&Image]) -> u64 {
-    image::unique(images.iter().flat_map(|image| &image.blobs)).iter().map(|blob| blob.bytes.len() as u64).sum()
+    image::unique(images.iter().flat_map(|image| &image.blobs))
+        .iter()
+        .map(|blob| blob.bytes.len() as u64)
+        .sum()
 }
 
 #[tokio::test]
 async fn each_byte_is_read_once_for_all_destinations() {
     let fan = Fan::new().await;
-    let images =
-        [Image::oci(1, &[30 * MIB, 5 * MIB, 200_000, 17]), Image::index(&[Image::oci(2, &[MIB]), Image::oci(3, &[2 * MIB])])];
+    let images = [
+        Image::oci(1, &[30 * MIB, 5 * MIB, 200_000, 17]),
+        Image::index(&[Image::oci(2, &[MIB]), Image::oci(3, &[2 * MIB])]),
+    ];
     for (tag, image) in ["v1", "v2"].iter().zip(&images) {
         fan.staging.client().push("app", tag, image).await;
     }
@@ -59,7 +74,10 @@ async fn each_byte_is_read_once_for_all_destinations() {
         }
     }
     let (read, unique) = (fan.read(), size(&[&images[0], &images[1]]));
-    assert!(read * 100 <= unique * 101, "{read} bytes were read for {unique}");
+    assert!(
+        read * 100 <= unique * 101,
+        "{read} bytes were read for {unique}"
+    );
 }
 
 #[tokio::test]
@@ -70,22 +88,48 @@ async fn a_slow_and_a_dead_destination_do_not_hold_back_the_healthy_one() {
     let [healthy, slow, dead] = &fan.targets;
     // One takes a part of the layer and then nothing until the healthy one is done; the other never answers an upload.
     let gate = Gate::closed();
-    let layer = image.blobs[1].digest.strip_prefix("sha256:").expect("a layer with sha256");
-    slow.rule(Rule::on(&[Kind::UploadPut]).path(layer).times(1).act(Act::HoldRequest(3 * MIB as u64, gate.clone())));
+    let layer = image.blobs[1]
+        .digest
+        .strip_prefix("sha256:")
+        .expect("a layer with sha256");
+    slow.rule(
+        Rule::on(&[Kind::UploadPut])
+            .path(layer)
+            .times(1)
+            .act(Act::HoldRequest(3 * MIB as u64, gate.clone())),
+    );
     dead.always(Kind::UploadPost, Reply::status(500).closing());
     let there = async {
         healthy.seen(Kind::ManifestPut, 1).await;
-        assert_eq!((slow.count(Kind::ManifestPut), dead.count(Kind::ManifestPut)), (0, 0), "nobody else is done yet");
+        assert_eq!(
+            (slow.count(Kind::ManifestPut), dead.count(Kind::ManifestPut)),
+            (0, 0),
+            "nobody else is done yet"
+        );
         gate.open();
     };
     let (run, ()) = tokio::join!(fan.ferry.sync(&[]), there);
     let run = run.expect(1);
     assert_eq!((run.total("promoted"), run.total("failed")), (2, 1));
-    fan.registries[0].client().assert_holds("app", "v1", &image).await;
-    fan.registries[1].client().assert_holds("app", "v1", &image).await;
-    assert!(!fan.registries[2].client().has_blob("app", &image.blobs[1].digest).await);
+    fan.registries[0]
+        .client()
+        .assert_holds("app", "v1", &image)
+        .await;
+    fan.registries[1]
+        .client()
+        .assert_holds("app", "v1", &image)
+        .await;
+    assert!(
+        !fan.registries[2]
+            .client()
+            .has_blob("app", &image.blobs[1].digest)
+            .await
+    );
     let (read, unique) = (fan.read(), size(&[&image]));
-    assert!(read <= unique * 2 + MIB as u64, "{read} bytes were read: the healthy one once, the slow one at most once more");
+    assert!(
+        read <= unique * 2 + MIB as u64,
+        "{read} bytes were read: the healthy one once, the slow one at most once more"
+    );
 }
 
 #[tokio::test]

@@ -54,10 +54,24 @@ fn in_a_namespace(test: &str) {
         command.args(["--user", "--map-root-user"]);
     }
     let program = std::env::current_exe().unwrap();
-    command.args(["sh", "-c", SETUP, "sh"]).arg(&hosts).arg(program);
-    command.args([&format!("guard::{test}"), "--exact", "--ignored", "--nocapture"]).env(IN_THE_NAMESPACE, "yes");
+    command
+        .args(["sh", "-c", SETUP, "sh"])
+        .arg(&hosts)
+        .arg(program);
+    command
+        .args([
+            &format!("guard::{test}"),
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(IN_THE_NAMESPACE, "yes");
     let output = command.output().expect("unshare is installed");
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "in a namespace of its own: {said}");
     assert!(said.contains("1 passed"), "the test ran there: {said}");
 }
@@ -67,21 +81,37 @@ struct Inside(Arc<Mutex<BTreeMap<SocketAddr, Vec<String>>>>);
 
 impl Inside {
     const PORT: u16 = 8080;
-    const ADDRESSES: [&str; 5] = ["127.0.0.1", "10.66.0.5", "169.254.169.254", "168.63.129.16", "fd00:ec2::254"];
+    const ADDRESSES: [&str; 5] = [
+        "127.0.0.1",
+        "10.66.0.5",
+        "169.254.169.254",
+        "168.63.129.16",
+        "fd00:ec2::254",
+    ];
 
     async fn start() -> Inside {
         let hits: Arc<Mutex<BTreeMap<SocketAddr, Vec<String>>>> = Arc::default();
         for address in Inside::ADDRESSES {
             let address = SocketAddr::new(address.parse().unwrap(), Inside::PORT);
-            let listener = TcpListener::bind(address).await.expect("an address of the namespace");
+            let listener = TcpListener::bind(address)
+                .await
+                .expect("an address of the namespace");
             let hits = hits.clone();
             tokio::spawn(async move {
                 while let Ok((mut stream, _)) = listener.accept().await {
                     let mut head = vec![0; 2000];
                     let length = stream.read(&mut head).await.unwrap_or(0);
-                    let line = String::from_utf8_lossy(&head[..length]).lines().next().unwrap_or_default().to_owned();
+                    let line = String::from_utf8_lossy(&head[..length])
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned();
                     hits.lock().unwrap().entry(address).or_default().push(line);
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+                    let _ = stream
+                        .write_all(
+                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+                        )
+                        .await;
                 }
             });
         }
@@ -109,7 +139,10 @@ fn targets() -> Vec<String> {
         "mixed.test",
         "mixed-metadata.test",
     ];
-    hosts.iter().map(|host| format!("http://{host}:{}/steal", Inside::PORT)).collect()
+    hosts
+        .iter()
+        .map(|host| format!("http://{host}:{}/steal", Inside::PORT))
+        .collect()
 }
 
 #[test]
@@ -126,7 +159,10 @@ mod within {
     use super::*;
 
     fn is_in_the_namespace() {
-        assert!(std::env::var_os(IN_THE_NAMESPACE).is_some(), "only in a namespace of its own");
+        assert!(
+            std::env::var_os(IN_THE_NAMESPACE).is_some(),
+            "only in a namespace of its own"
+        );
     }
 
     fn redirects(registry: &Scripted, kinds: &'static [Kind], to: &str) {
@@ -149,11 +185,19 @@ mod within {
         hostile.push("app", "v1", &image);
         honest.push("app", "v1", &image);
 
-        for registry in ["http://registry.test", "http://mixed.test", "http://mixed-metadata.test"] {
+        for registry in [
+            "http://registry.test",
+            "http://mixed.test",
+            "http://mixed-metadata.test",
+        ] {
             let reading = Ferry::new(&Config::pair(registry, &honest.url()));
             let writing = Ferry::new(&Config::pair(&honest.url(), registry));
             for target in targets() {
-                for kinds in [&[Kind::BlobGet][..], &[Kind::ManifestHead, Kind::ManifestGet], &[Kind::Tags]] {
+                for kinds in [
+                    &[Kind::BlobGet][..],
+                    &[Kind::ManifestHead, Kind::ManifestGet],
+                    &[Kind::Tags],
+                ] {
                     redirects(&hostile, kinds, &target);
                     honest.untag("app", "v1");
                     honest.remove("app", &image.blobs[1].digest);
@@ -166,7 +210,9 @@ mod within {
                 hostile.untag("app", "v1");
                 hostile.remove("app", &image.blobs[1].digest);
                 hostile.on(move |asked| match asked.kind {
-                    Kind::UploadPost => Answer::Reply(Reply::status(202).header("location", &location)),
+                    Kind::UploadPost => {
+                        Answer::Reply(Reply::status(202).header("location", &location))
+                    }
                     _ => Answer::Pass,
                 });
                 assert_ne!(writing.sync(&[]).await.code, 0, "{registry} PUT {target}");
@@ -175,16 +221,25 @@ mod within {
         }
 
         // A token server of the registry's own domain that is inside by its address.
-        let realm = format!("Bearer realm=\"http://auth.registry.test:{}/token\",service=\"s\"", Inside::PORT);
+        let realm = format!(
+            "Bearer realm=\"http://auth.registry.test:{}/token\",service=\"s\"",
+            Inside::PORT
+        );
         hostile.calm();
         hostile.on(move |_| Answer::Reply(Reply::status(401).header("www-authenticate", &realm)));
         let ferry = Ferry::new(&Config::new());
         let password = ferry.file("password", "hunter2");
         let more = json!({"username": "joe", "password_file": password, "insecure": true});
-        let config = Config::new().registry_with("staging", "http://registry.test", more).registry("production", &honest.url());
+        let config = Config::new()
+            .registry_with("staging", "http://registry.test", more)
+            .registry("production", &honest.url());
         ferry.write_config(&config.route("app", json!({})));
         let run = ferry.sync(&[]).await.expect(3);
-        assert!(run.stdout.contains("inside this network") && run.stdout.contains("token_realms"), "{}", run.stdout);
+        assert!(
+            run.stdout.contains("inside this network") && run.stdout.contains("token_realms"),
+            "{}",
+            run.stdout
+        );
 
         assert_eq!(inside.hits(), BTreeMap::new());
         assert!(!hostile.log().is_empty(), "the registry itself was asked");
@@ -192,11 +247,22 @@ mod within {
         // A registry on this machine may send us to another port of it: what counts hits does count.
         let local = Scripted::start();
         local.push("app", "v2", &image);
-        redirects(&local, &[Kind::BlobGet], &format!("http://127.0.0.1:{}/own", Inside::PORT));
+        redirects(
+            &local,
+            &[Kind::BlobGet],
+            &format!("http://127.0.0.1:{}/own", Inside::PORT),
+        );
         honest.remove("app", &image.blobs[1].digest);
-        Ferry::new(&Config::pair(&local.url(), &honest.url())).sync(&[]).await;
+        Ferry::new(&Config::pair(&local.url(), &honest.url()))
+            .sync(&[])
+            .await;
         let hits = inside.hits();
-        assert!(hits.values().flatten().any(|line| line.starts_with("GET /own")), "{hits:?}");
+        assert!(
+            hits.values()
+                .flatten()
+                .any(|line| line.starts_with("GET /own")),
+            "{hits:?}"
+        );
         assert_eq!(hits.len(), 1, "{hits:?}");
     }
 
@@ -210,14 +276,21 @@ mod within {
         let honest = Scripted::start();
         let image = Image::oci(1, &[3000]);
         proxy.push("app", "v1", &image);
-        let ferry =
-            Ferry::new(&Config::pair("http://registry.test", &honest.url())).with_env("http_proxy", "http://198.51.100.10:3128");
+        let ferry = Ferry::new(&Config::pair("http://registry.test", &honest.url()))
+            .with_env("http_proxy", "http://198.51.100.10:3128");
         for target in targets() {
             redirects(&proxy, &[Kind::BlobGet], &target);
             assert_ne!(ferry.sync(&[]).await.code, 0, "{target}");
         }
-        assert!(proxy.count(Kind::BlobGet) > 0, "the registry was read through the proxy");
-        assert!(proxy.log().iter().all(|record| record.path != "/steal"), "{:#?}", proxy.log());
+        assert!(
+            proxy.count(Kind::BlobGet) > 0,
+            "the registry was read through the proxy"
+        );
+        assert!(
+            proxy.log().iter().all(|record| record.path != "/steal"),
+            "{:#?}",
+            proxy.log()
+        );
         assert_eq!(inside.hits(), BTreeMap::new());
         // Without a redirect the same way carries the image.
         proxy.calm();
@@ -228,11 +301,27 @@ mod within {
 /// What `authorization` says in every way that a debug page or a broken proxy repeats it.
 fn echo_of(authorization: &str) -> Vec<String> {
     let (_, value) = authorization.split_once(' ').expect("a scheme and a value");
-    let mut all = vec![authorization.to_owned(), value.to_owned(), STANDARD.encode(authorization)];
-    if let Some(decoded) = STANDARD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok()) {
+    let mut all = vec![
+        authorization.to_owned(),
+        value.to_owned(),
+        STANDARD.encode(authorization),
+    ];
+    if let Some(decoded) = STANDARD
+        .decode(value)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+    {
         let (_, password) = decoded.split_once(':').expect("a user and a password");
-        let percent: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        all.extend([decoded.clone(), password.to_owned(), STANDARD.encode(password), percent]);
+        let percent: String = password
+            .bytes()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        all.extend([
+            decoded.clone(),
+            password.to_owned(),
+            STANDARD.encode(password),
+            percent,
+        ]);
         all.push(url::form_urlencoded::byte_serialize(password.as_bytes()).collect());
     }
     all
@@ -244,14 +333,22 @@ fn assert_no_secret(what: &str, text: &[u8], secrets: &[String]) {
     let text = String::from_utf8_lossy(text);
     for secret in secrets {
         let found = text.find(secret.as_str());
-        assert!(found.is_none(), "{what} holds {secret}: …{}", &text[found.unwrap_or(0).saturating_sub(200)..found.unwrap_or(0)]);
+        assert!(
+            found.is_none(),
+            "{what} holds {secret}: …{}",
+            &text[found.unwrap_or(0).saturating_sub(200)..found.unwrap_or(0)]
+        );
     }
 }
 
 fn files_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let files = entries.filter(|path| path.is_file());
-    files.map(|path| (path.display().to_string(), std::fs::read(&path).unwrap())).collect()
+    files
+        .map(|path| (path.display().to_string(), std::fs::read(&path).unwrap()))
+        .collect()
 }
 
 /// A registry that repeated request headers in its errors got passwords into logs and the ledger.
@@ -260,7 +357,13 @@ async fn credentials_that_a_registry_repeats_are_nowhere() {
     const PASSWORD: &str = "p/a+s s:w\"örd";
     let secrets: Vec<String> = {
         let header = format!("Basic {}", STANDARD.encode(format!("joe:{PASSWORD}")));
-        echo_of(&header).into_iter().chain([serde_json::to_string(PASSWORD).unwrap().trim_matches('"').to_owned()]).collect()
+        echo_of(&header)
+            .into_iter()
+            .chain([serde_json::to_string(PASSWORD)
+                .unwrap()
+                .trim_matches('"')
+                .to_owned()])
+            .collect()
     };
     let image = Image::oci(1, &[3000]);
     let honest = Scripted::start();
@@ -303,7 +406,9 @@ async fn credentials_that_a_registry_repeats_are_nowhere() {
             let ferry = Ferry::new(&Config::new());
             let password = ferry.file("password", PASSWORD);
             let more = json!({"username": "joe", "password_file": password});
-            let config = Config::new().registry_with("staging", &hostile.url(), more).registry("production", &honest.url());
+            let config = Config::new()
+                .registry_with("staging", &hostile.url(), more)
+                .registry("production", &honest.url());
             ferry.write_config(&config.route("app", json!({})));
             let run = ferry.run(&["sync", "--json", "-vvv"]).await;
             let what = format!("{status} {kind:?} {form}");
@@ -327,17 +432,30 @@ async fn a_daemon_shows_no_credential_that_a_registry_repeats() {
     let secrets = echo_of(&header);
     let hostile = Scripted::start();
     hostile.push("app", "v1", &Image::oci(1, &[3000]));
-    hostile.on(|asked| match asked.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) {
-        None => Answer::Reply(Reply::status(401).header("www-authenticate", "Basic realm=\"r\"")),
-        Some(sent) if asked.kind == Kind::BlobGet => {
-            Answer::Reply(Reply::status(400).body("text/plain", format!("you sent {}", echo_of(sent).join(" "))))
+    hostile.on(|asked| {
+        match asked
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+        {
+            None => {
+                Answer::Reply(Reply::status(401).header("www-authenticate", "Basic realm=\"r\""))
+            }
+            Some(sent) if asked.kind == Kind::BlobGet => Answer::Reply(Reply::status(400).body(
+                "text/plain",
+                format!("you sent {}", echo_of(sent).join(" ")),
+            )),
+            Some(_) => Answer::Pass,
         }
-        Some(_) => Answer::Pass,
     });
     let ferry = Ferry::new(&Config::new());
     let password = ferry.file("password", PASSWORD);
     let config = Config::new()
-        .registry_with("staging", &hostile.url(), json!({"username": "joe", "password_file": password}))
+        .registry_with(
+            "staging",
+            &hostile.url(),
+            json!({"username": "joe", "password_file": password}),
+        )
         .registry("production", &Scripted::start().url())
         .route("app", json!({}));
     ferry.write_config(&config);
@@ -345,10 +463,17 @@ async fn a_daemon_shows_no_credential_that_a_registry_repeats() {
     hostile.seen(Kind::BlobGet, 1).await;
     let status = text(&daemon, "/v1/status").await;
     let history = text(&daemon, "/v1/promotions").await;
-    assert!(history.contains("you sent Basic [hidden]"), "the refusal is told: {history}");
+    assert!(
+        history.contains("you sent Basic [hidden]"),
+        "the refusal is told: {history}"
+    );
     assert_no_secret("status", status.as_bytes(), &secrets);
     assert_no_secret("history", history.as_bytes(), &secrets);
-    assert_no_secret("metrics", text(&daemon, "/metrics").await.as_bytes(), &secrets);
+    assert_no_secret(
+        "metrics",
+        text(&daemon, "/metrics").await.as_bytes(),
+        &secrets,
+    );
     assert_no_secret("log", daemon.log().as_bytes(), &secrets);
     for (name, bytes) in files_of(&ferry.path("state")) {
         assert_no_secret(&name, &bytes, &secrets);
@@ -366,9 +491,20 @@ async fn arguments_and_variables_are_not_repeated_with_passwords() {
         &["promote"],
         &["promote", "joe:hunter2@registry.test/app:v1"],
         &["promote", "joe:hunter2@registry.test/app:v1", "b.test/app"],
-        &["promote", "https://joe:hunter2@registry.test/app", "b.test/app", "--all-tags"],
+        &[
+            "promote",
+            "https://joe:hunter2@registry.test/app",
+            "b.test/app",
+            "--all-tags",
+        ],
         &["copy", "ftp://joe:hunter2@registry.test/app", "b.test/app"],
-        &["copy", "a.test/app:v1", "b.test/app", "--expect", "joe:hunter2@registry.test"],
+        &[
+            "copy",
+            "a.test/app:v1",
+            "b.test/app",
+            "--expect",
+            "joe:hunter2@registry.test",
+        ],
         &["copy", "--what=joe:hunter2@registry.test", "\u{1b}[2Jx"],
         &["joe:hunter2@registry.test\u{1b}[31m\u{7}"],
         &["sync", "joe:hunter2@registry.test\u{1b}[31m"],
@@ -377,14 +513,20 @@ async fn arguments_and_variables_are_not_repeated_with_passwords() {
         let run = ferry.run(arguments).await.expect(2);
         let said = format!("{}{}", run.stdout, run.stderr);
         assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
-        assert!(!said.contains(['\u{1b}', '\u{7}']), "{arguments:?}: {said:?}");
+        assert!(
+            !said.contains(['\u{1b}', '\u{7}']),
+            "{arguments:?}: {said:?}"
+        );
     }
 }
 
 /// One peer that opened 128 connections and said nothing kept the probe from its answer.
 #[tokio::test]
 async fn half_open_connections_of_one_peer_do_not_starve_the_probe() {
-    let ferry = Ferry::new(&Config::pair(&Scripted::start().url(), &Scripted::start().url()));
+    let ferry = Ferry::new(&Config::pair(
+        &Scripted::start().url(),
+        &Scripted::start().url(),
+    ));
     let daemon = ferry.start_ready().await;
     let address = daemon.url().trim_start_matches("http://").to_owned();
     let mut silent = Vec::new();
@@ -392,12 +534,17 @@ async fn half_open_connections_of_one_peer_do_not_starve_the_probe() {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         if number % 2 == 0 {
             // Some begin a head and never end it.
-            let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx-").await;
+            let _ = stream
+                .write_all(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx-")
+                .await;
         }
         silent.push(stream);
     }
     for path in ["/healthz", "/readyz", "/metrics"] {
         let answer = tokio::time::timeout(Duration::from_secs(5), text(&daemon, path)).await;
-        assert!(answer.is_ok_and(|text| !text.is_empty()), "{path} is starved");
+        assert!(
+            answer.is_ok_and(|text| !text.is_empty()),
+            "{path} is starved"
+        );
     }
 }

@@ -29,8 +29,12 @@ impl Dice {
 /// A stage whose production is known to be of this kind.
 async fn stage(program: Program, kind: &str, grace: &str) -> Stage {
     let stage = Stage::new(program).await;
-    let config = stage.config(|config| config.registry_with("production", &stage.target.url(), json!({"kind": kind})));
-    stage.ferry.write_config(&config.daemon("grace", json!(grace)).route("app", json!({})));
+    let config = stage.config(|config| {
+        config.registry_with("production", &stage.target.url(), json!({"kind": kind}))
+    });
+    stage
+        .ferry
+        .write_config(&config.daemon("grace", json!(grace)).route("app", json!({})));
     stage
 }
 
@@ -45,7 +49,11 @@ pub async fn killed_at(ferry: &Ferry, gate: &Gate) {
 
 /// Bytes that half-sent uploads of the repository hold on the registry's disk, once that stands still.
 pub async fn kept(registry: &Registry, repository: &str) -> u64 {
-    let uploads = registry.data().join("docker/registry/v2/repositories").join(repository).join("_uploads");
+    let uploads = registry
+        .data()
+        .join("docker/registry/v2/repositories")
+        .join(repository)
+        .join("_uploads");
     let mut last = None;
     eventually("the uploads stand still", async || {
         let now: u64 = files(&uploads)
@@ -61,7 +69,15 @@ pub async fn kept(registry: &Registry, repository: &str) -> u64 {
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.flat_map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { vec![entry.path()] }).collect()
+    entries
+        .flat_map(|entry| {
+            if entry.path().is_dir() {
+                files(&entry.path())
+            } else {
+                vec![entry.path()]
+            }
+        })
+        .collect()
 }
 
 fn sent(stage: &Stage) -> u64 {
@@ -75,7 +91,10 @@ fn read(stage: &Stage) -> u64 {
 async fn finishes(stage: &Stage, image: &Image) {
     stage.reset();
     let daemon = stage.ferry.start_ready().await;
-    eventually("the tag is in production", async || stage.there().digest("app", "v1").await).await;
+    eventually("the tag is in production", async || {
+        stage.there().digest("app", "v1").await
+    })
+    .await;
     stage.there().assert_holds("app", "v1", image).await;
     drop(daemon);
 }
@@ -91,15 +110,31 @@ async fn twenty_kills_cost_at_most_what_was_under_way_on_distribution_3() {
     for kill in 0..20 {
         stage.reset();
         let (gate, after) = (Gate::closed(), 1 + dice.below(4 * MIB));
-        stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldRequest(after, gate.clone())));
+        stage.target.rule(
+            Rule::on(&[Kind::UploadPut])
+                .path(&layer.digest)
+                .act(Act::HoldRequest(after, gate.clone())),
+        );
         killed_at(&stage.ferry, &gate).await;
         let now = kept(&stage.production, "app").await;
         let progress = now.saturating_sub(before);
         let (sent, read) = (sent(&stage), read(&stage));
-        assert!(now >= before, "kill {kill}: {before} bytes were kept, now {now}");
-        assert!(sent <= progress + BOUND, "kill {kill} at {after}: {sent} bytes sent for {progress}");
-        assert!(read <= progress + BOUND, "kill {kill} at {after}: {read} bytes read for {progress}");
-        stage.there().assert_lacks("app", "v1", &[&layer.digest]).await;
+        assert!(
+            now >= before,
+            "kill {kill}: {before} bytes were kept, now {now}"
+        );
+        assert!(
+            sent <= progress + BOUND,
+            "kill {kill} at {after}: {sent} bytes sent for {progress}"
+        );
+        assert!(
+            read <= progress + BOUND,
+            "kill {kill} at {after}: {read} bytes read for {progress}"
+        );
+        stage
+            .there()
+            .assert_lacks("app", "v1", &[&layer.digest])
+            .await;
         before = now;
     }
     assert!(before > 32 * MIB, "twenty runs got only to {before}");
@@ -118,10 +153,20 @@ async fn twenty_kills_end_in_a_new_session_and_never_in_corruption_on_distributi
     for kill in 0..20 {
         stage.reset();
         let (gate, after) = (Gate::closed(), 1 + dice.below(size / 2));
-        stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldRequest(after, gate.clone())));
+        stage.target.rule(
+            Rule::on(&[Kind::UploadPut])
+                .path(&layer.digest)
+                .act(Act::HoldRequest(after, gate.clone())),
+        );
         killed_at(&stage.ferry, &gate).await;
-        assert!(sent(&stage) <= size + 1000, "kill {kill}: one run sends the layer at most once");
-        stage.there().assert_lacks("app", "v1", &[&layer.digest]).await;
+        assert!(
+            sent(&stage) <= size + 1000,
+            "kill {kill}: one run sends the layer at most once"
+        );
+        stage
+            .there()
+            .assert_lacks("app", "v1", &[&layer.digest])
+            .await;
     }
     finishes(&stage, &image).await;
     assert!(sent(&stage) <= size + 1000);
@@ -129,7 +174,10 @@ async fn twenty_kills_end_in_a_new_session_and_never_in_corruption_on_distributi
 
 #[tokio::test]
 async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
-    for (program, kind) in [(Program::Distribution3, "distribution3"), (Program::Distribution2, "distribution2")] {
+    for (program, kind) in [
+        (Program::Distribution3, "distribution3"),
+        (Program::Distribution2, "distribution2"),
+    ] {
         let stage = stage(program, kind, "10s").await;
         let image = Image::index(&[Image::oci(1, &[12 * MIB as usize])]);
         let layer = image.blobs[1].clone();
@@ -137,10 +185,15 @@ async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
         for phase in [Kind::UploadPost, Kind::ManifestPut] {
             stage.reset();
             let gate = Gate::closed();
-            stage.target.rule(Rule::on(&[phase]).act(Act::Hold(gate.clone())));
+            stage
+                .target
+                .rule(Rule::on(&[phase]).act(Act::Hold(gate.clone())));
             killed_at(&stage.ferry, &gate).await;
         }
-        assert!(stage.there().has_blob("app", &layer.digest).await, "the layer had arrived");
+        assert!(
+            stage.there().has_blob("app", &layer.digest).await,
+            "the layer had arrived"
+        );
         finishes(&stage, &image).await;
         assert_eq!(sent(&stage), 0, "{kind}: nothing is sent again");
         assert_eq!(read(&stage), 0, "{kind}: nothing is read again");
@@ -149,19 +202,39 @@ async fn a_kill_between_two_requests_costs_no_byte_that_had_arrived() {
 
 #[tokio::test]
 async fn a_kill_before_the_answer_to_the_closing_request_costs_no_byte() {
-    for (program, kind) in [(Program::Distribution3, "distribution3"), (Program::Distribution2, "distribution2")] {
+    for (program, kind) in [
+        (Program::Distribution3, "distribution3"),
+        (Program::Distribution2, "distribution2"),
+    ] {
         let stage = stage(program, kind, "10s").await;
         let size = 12 * MIB;
         let image = Image::oci(1, &[size as usize]);
         let layer = image.blobs[1].clone();
         stage.push().push("app", "v1", &image).await;
         let gate = Gate::closed();
-        stage.target.rule(Rule::on(&[Kind::ManifestPut]).act(Act::Hold(gate.clone())));
-        stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldAnswer(0, gate.clone())));
+        stage
+            .target
+            .rule(Rule::on(&[Kind::ManifestPut]).act(Act::Hold(gate.clone())));
+        stage.target.rule(
+            Rule::on(&[Kind::UploadPut])
+                .path(&layer.digest)
+                .act(Act::HoldAnswer(0, gate.clone())),
+        );
         killed_at(&stage.ferry, &gate).await;
-        eventually("the registry has the layer", async || stage.there().has_blob("app", &layer.digest).await.then_some(())).await;
+        eventually("the registry has the layer", async || {
+            stage
+                .there()
+                .has_blob("app", &layer.digest)
+                .await
+                .then_some(())
+        })
+        .await;
         finishes(&stage, &image).await;
-        assert!(sent(&stage) < MIB, "{kind}: {} bytes were sent again", sent(&stage));
+        assert!(
+            sent(&stage) < MIB,
+            "{kind}: {} bytes were sent again",
+            sent(&stage)
+        );
     }
 }
 
@@ -173,16 +246,38 @@ async fn a_drain_in_mid_layer_goes_on_where_it_was() {
     let layer = image.blobs[1].clone();
     stage.push().push("app", "v1", &image).await;
     let gate = Gate::closed();
-    stage.target.rule(Rule::on(&[Kind::UploadPut]).path(&layer.digest).act(Act::HoldRequest(30 * MIB, gate.clone())));
+    stage.target.rule(
+        Rule::on(&[Kind::UploadPut])
+            .path(&layer.digest)
+            .act(Act::HoldRequest(30 * MIB, gate.clone())),
+    );
     let mut daemon = stage.ferry.start().await;
     gate.arrived(1).await;
     daemon.signal("TERM").await;
-    assert_eq!(daemon.ended().await, 0, "a drain is a good end:\n{}", daemon.log());
+    assert_eq!(
+        daemon.ended().await,
+        0,
+        "a drain is a good end:\n{}",
+        daemon.log()
+    );
     gate.open();
     let before = kept(&stage.production, "app").await;
     assert!(before >= 29 * MIB, "{before} bytes were kept");
-    stage.there().assert_lacks("app", "v1", &[&layer.digest]).await;
+    stage
+        .there()
+        .assert_lacks("app", "v1", &[&layer.digest])
+        .await;
     finishes(&stage, &image).await;
-    assert!(sent(&stage) <= size - before + MIB, "{} bytes were sent for {}", sent(&stage), size - before);
-    assert!(read(&stage) <= size - before + 9 * MIB, "{} bytes were read for {}", read(&stage), size - before);
+    assert!(
+        sent(&stage) <= size - before + MIB,
+        "{} bytes were sent for {}",
+        sent(&stage),
+        size - before
+    );
+    assert!(
+        read(&stage) <= size - before + 9 * MIB,
+        "{} bytes were read for {}",
+        read(&stage),
+        size - before
+    );
 }

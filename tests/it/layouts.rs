@@ -6,7 +6,11 @@ use crate::support::*;
 
 fn images() -> Vec<(&'static str, Image)> {
     let children = [Image::oci(1, &[4000, 20]), Image::oci(2, &[30_000])];
-    vec![("v1", Image::oci(3, &[100_000, 0])), ("v2", Image::index(&children)), ("v3", Image::empty_config(4))]
+    vec![
+        ("v1", Image::oci(3, &[100_000, 0])),
+        ("v2", Image::index(&children)),
+        ("v3", Image::empty_config(4)),
+    ]
 }
 
 #[tokio::test]
@@ -18,7 +22,9 @@ async fn from_layout_to_registry_to_layout_nothing_changes() {
     let tags: Vec<(&str, &Image)> = images.iter().map(|(tag, image)| (*tag, image)).collect();
     layout::write(&here.join("team/app"), &tags);
 
-    let out = Config::new().registry("staging", &format!("layout:{}", here.display())).registry("production", &registry.url());
+    let out = Config::new()
+        .registry("staging", &format!("layout:{}", here.display()))
+        .registry("production", &registry.url());
     ferry.write_config(&out.route("team/app", json!({})));
     let run = ferry.sync(&[]).await.expect(0);
     assert_eq!(run.total("promoted"), 3);
@@ -26,7 +32,9 @@ async fn from_layout_to_registry_to_layout_nothing_changes() {
         registry.client().assert_holds("team/app", tag, image).await;
     }
 
-    let back = Config::new().registry("staging", &registry.url()).registry("production", &format!("layout:{}", there.display()));
+    let back = Config::new()
+        .registry("staging", &registry.url())
+        .registry("production", &format!("layout:{}", there.display()));
     ferry.write_config(&back.route("team/app", json!({})));
     ferry.sync(&[]).await.expect(0);
     let third = Registry::distribution2();
@@ -46,14 +54,27 @@ async fn from_layout_to_registry_to_layout_nothing_changes() {
 async fn what_registries_refuse_travels_between_layouts() {
     let ferry = Ferry::bare();
     let artifact = Image::artifact(1, 5000);
-    layout::write(&ferry.path("here/app"), &[("v1", &artifact), ("cache", &Image::cache(2, &[300, 400]))]);
+    layout::write(
+        &ferry.path("here/app"),
+        &[("v1", &artifact), ("cache", &Image::cache(2, &[300, 400]))],
+    );
     let config = Config::new()
-        .registry("staging", &format!("layout:{}", ferry.path("here").display()))
-        .registry("production", &format!("layout:{}", ferry.path("there").display()));
+        .registry(
+            "staging",
+            &format!("layout:{}", ferry.path("here").display()),
+        )
+        .registry(
+            "production",
+            &format!("layout:{}", ferry.path("there").display()),
+        );
     ferry.write_config(&config.route("app", json!({})));
     ferry.sync(&[]).await.expect(0);
     layout::assert_holds(&ferry.path("there/app"), "v1", &artifact);
-    layout::assert_holds(&ferry.path("there/app"), "cache", &Image::cache(2, &[300, 400]));
+    layout::assert_holds(
+        &ferry.path("there/app"),
+        "cache",
+        &Image::cache(2, &[300, 400]),
+    );
 }
 
 #[tokio::test]
@@ -65,8 +86,15 @@ async fn a_corrupt_blob_on_disk_goes_nowhere() {
     layout::write(&app, &[("v1", &image)]);
     let layer = &image.blobs[1].digest;
     std::fs::write(app.join("blobs/sha256").join(&layer[7..]), vec![7; 5000]).unwrap();
-    let config = Config::new().registry("staging", &format!("layout:{}", ferry.path("here").display()));
-    ferry.write_config(&config.registry("production", &registry.url()).route("app", json!({})));
+    let config = Config::new().registry(
+        "staging",
+        &format!("layout:{}", ferry.path("here").display()),
+    );
+    ferry.write_config(
+        &config
+            .registry("production", &registry.url())
+            .route("app", json!({})),
+    );
     let run = ferry.sync(&[]).await.expect(1);
     assert_eq!(run.job("v1")["error"]["class"], "corrupt");
     registry.client().assert_lacks("app", "v1", &[layer]).await;
@@ -79,17 +107,39 @@ async fn a_manifest_that_is_missing_or_short_at_the_destination_is_not_up_to_dat
     let image = Image::oci(1, &[5000]);
     registry.client().push("app", "v1", &image).await;
     let config = Config::new().registry("staging", &registry.url());
-    ferry
-        .write_config(&config.registry("production", &format!("layout:{}", ferry.path("there").display())).route("app", json!({})));
+    ferry.write_config(
+        &config
+            .registry(
+                "production",
+                &format!("layout:{}", ferry.path("there").display()),
+            )
+            .route("app", json!({})),
+    );
     ferry.sync(&[]).await.expect(0);
-    let manifest = ferry.path("there/app/blobs/sha256").join(&image.digest()[7..]);
+    let manifest = ferry
+        .path("there/app/blobs/sha256")
+        .join(&image.digest()[7..]);
     let whole = std::fs::read(&manifest).unwrap();
     std::fs::write(&manifest, &whole[..10]).unwrap();
     let short = ferry.sync(&[]).await.expect(1);
-    assert!(short.job("v1")["error"]["text"].as_str().unwrap().contains("is 10 bytes long"), "{}", short.stdout);
+    assert!(
+        short.job("v1")["error"]["text"]
+            .as_str()
+            .unwrap()
+            .contains("is 10 bytes long"),
+        "{}",
+        short.stdout
+    );
     std::fs::remove_file(&manifest).unwrap();
     let missing = ferry.sync(&[]).await.expect(1);
-    assert!(missing.job("v1")["error"]["text"].as_str().unwrap().contains("is not among the blobs"), "{}", missing.stdout);
+    assert!(
+        missing.job("v1")["error"]["text"]
+            .as_str()
+            .unwrap()
+            .contains("is not among the blobs"),
+        "{}",
+        missing.stdout
+    );
     std::fs::write(&manifest, whole).unwrap();
     assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 1);
 }
@@ -100,35 +150,70 @@ async fn a_layout_lists_referrers_under_the_tag_that_other_tools_read() {
     let staging = Scripted::start();
     let ferry = Ferry::bare();
     let image = Image::oci(1, &[1000]);
-    let signatures: Vec<Image> = (10..12).map(|seed| Image::referrer(seed, &image, "application/vnd.example.signature")).collect();
+    let signatures: Vec<Image> = (10..12)
+        .map(|seed| Image::referrer(seed, &image, "application/vnd.example.signature"))
+        .collect();
     staging.push("app", "v1", &image);
     let config = Config::new().registry("staging", &staging.url());
     let folder = ferry.path("there/app");
-    ferry
-        .write_config(&config.registry("production", &format!("layout:{}", ferry.path("there").display())).route("app", json!({})));
+    ferry.write_config(
+        &config
+            .registry(
+                "production",
+                &format!("layout:{}", ferry.path("there").display()),
+            )
+            .route("app", json!({})),
+    );
     let tag = image.digest().replace(':', "-");
     for (number, signature) in signatures.iter().enumerate() {
         staging.push_untagged("app", signature);
         ferry.sync(&[]).await.expect(0);
-        let list = layout::document(&folder, &layout::digest(&folder, &tag).expect("there is a list"));
+        let list = layout::document(
+            &folder,
+            &layout::digest(&folder, &tag).expect("there is a list"),
+        );
         let entries = list["manifests"].as_array().unwrap();
-        assert_eq!((entries.len(), &list["mediaType"]), (number + 1, &json!(image::OCI_INDEX)));
+        assert_eq!(
+            (entries.len(), &list["mediaType"]),
+            (number + 1, &json!(image::OCI_INDEX))
+        );
         let entry = &entries[number];
         assert_eq!(
             (&entry["digest"], &entry["artifactType"]),
-            (&json!(signature.digest()), &json!("application/vnd.example.signature"))
+            (
+                &json!(signature.digest()),
+                &json!("application/vnd.example.signature")
+            )
         );
         assert_eq!(entry["size"], json!(signature.root().bytes.len()));
     }
     let before = std::fs::read(folder.join("index.json")).unwrap();
     ferry.sync(&[]).await.expect(0);
-    assert_eq!(std::fs::read(folder.join("index.json")).unwrap(), before, "nothing is written again");
+    assert_eq!(
+        std::fs::read(folder.join("index.json")).unwrap(),
+        before,
+        "nothing is written again"
+    );
 
-    let production = Scripted::with(scripted::Settings { referrers: false, ..scripted::Settings::default() });
-    let back = Config::new().registry("staging", &format!("layout:{}", ferry.path("there").display()));
-    ferry.write_config(&back.registry("production", &production.url()).route("app", json!({})));
+    let production = Scripted::with(scripted::Settings {
+        referrers: false,
+        ..scripted::Settings::default()
+    });
+    let back = Config::new().registry(
+        "staging",
+        &format!("layout:{}", ferry.path("there").display()),
+    );
+    ferry.write_config(
+        &back
+            .registry("production", &production.url())
+            .route("app", json!({})),
+    );
     ferry.sync(&[]).await.expect(0);
-    assert_eq!(production.tagged("app", &tag), layout::digest(&folder, &tag), "the list is the same on its way back");
+    assert_eq!(
+        production.tagged("app", &tag),
+        layout::digest(&folder, &tag),
+        "the list is the same on its way back"
+    );
 }
 
 #[tokio::test]
@@ -139,8 +224,14 @@ async fn copy_reads_and_writes_one_layout() {
     registry.client().push("app", "v1", &image).await;
     let folder = ferry.path("disk");
     let place = format!("layout:{}:kept", folder.display());
-    ferry.run(&["copy", &format!("{}/app:v1", registry.address()), &place]).await.expect(0);
+    ferry
+        .run(&["copy", &format!("{}/app:v1", registry.address()), &place])
+        .await
+        .expect(0);
     layout::assert_holds(&folder, "kept", &image);
-    ferry.run(&["copy", &place, &format!("{}/other:v1", registry.address())]).await.expect(0);
+    ferry
+        .run(&["copy", &place, &format!("{}/other:v1", registry.address())])
+        .await
+        .expect(0);
     registry.client().assert_holds("other", "v1", &image).await;
 }

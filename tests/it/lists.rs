@@ -14,8 +14,13 @@ fn pair(staging: &Scripted, production: &Scripted) -> Ferry {
 /// A page of referrers without an entry, and always one more behind it.
 fn one_more_page(asked: &Asked) -> Answer {
     let next = format!("<{}?page={}>; rel=\"next\"", asked.path, asked.nth);
-    let body = json!({"schemaVersion": 2, "mediaType": image::OCI_INDEX, "manifests": []}).to_string();
-    Answer::Reply(Reply::status(200).header("link", &next).body(image::OCI_INDEX, body))
+    let body =
+        json!({"schemaVersion": 2, "mediaType": image::OCI_INDEX, "manifests": []}).to_string();
+    Answer::Reply(
+        Reply::status(200)
+            .header("link", &next)
+            .body(image::OCI_INDEX, body),
+    )
 }
 
 #[tokio::test]
@@ -24,8 +29,15 @@ async fn pages_of_referrers_without_entries_end_on_either_side() {
         let (staging, production) = (Scripted::start(), Scripted::start());
         let image = Image::oci(1, &[1000]);
         staging.push("app", "v1", &image);
-        staging.push_untagged("app", &Image::referrer(10, &image, "application/vnd.example.signature"));
-        let endless = if endless_source { &staging } else { &production };
+        staging.push_untagged(
+            "app",
+            &Image::referrer(10, &image, "application/vnd.example.signature"),
+        );
+        let endless = if endless_source {
+            &staging
+        } else {
+            &production
+        };
         endless.on(|asked| match asked.kind {
             Kind::Referrers => one_more_page(asked),
             _ => Answer::Pass,
@@ -34,8 +46,15 @@ async fn pages_of_referrers_without_entries_end_on_either_side() {
         let error = run.job("v1")["error"].clone();
         assert_eq!(error["class"], "rejected");
         let text = error["text"].as_str().unwrap();
-        assert!(text.contains("never ends its list") && text.contains(image.digest()), "{text}");
-        assert!(endless.count(Kind::Referrers) < 20, "{} pages were read", endless.count(Kind::Referrers));
+        assert!(
+            text.contains("never ends its list") && text.contains(image.digest()),
+            "{text}"
+        );
+        assert!(
+            endless.count(Kind::Referrers) < 20,
+            "{} pages were read",
+            endless.count(Kind::Referrers)
+        );
         assert_eq!(production.tagged("app", "v1"), None);
     }
 }
@@ -61,8 +80,16 @@ async fn a_page_of_a_million_tags_is_refused_by_name_within_128_mib() {
         _ => Answer::Pass,
     });
     let run = pair(&staging, &production).sync(&[]).await.expect(1);
-    assert!(run.said().contains("lists more than 200000 tags") && run.said().contains("staging"), "{}", run.said());
-    assert!(run.peak_memory < 128 * MIB, "{} MiB were resident", run.peak_memory / MIB);
+    assert!(
+        run.said().contains("lists more than 200000 tags") && run.said().contains("staging"),
+        "{}",
+        run.said()
+    );
+    assert!(
+        run.peak_memory < 128 * MIB,
+        "{} MiB were resident",
+        run.peak_memory / MIB
+    );
 }
 
 #[tokio::test]
@@ -74,11 +101,21 @@ async fn a_page_of_a_million_repositories_is_refused_by_name_within_128_mib() {
         _ => Answer::Pass,
     });
     let route = json!({"name": "all", "from": "staging/*", "to": "production/{1}", "tags": {"include": ["*"]}});
-    let base = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
+    let base = Config::new()
+        .registry("staging", &staging.url())
+        .registry("production", &production.url());
     let run = Ferry::new(&base.raw_route(route)).sync(&[]).await;
     assert_ne!(run.code, 0);
-    assert!(run.said().contains("lists more than 200000 repositories"), "{}", run.said());
-    assert!(run.peak_memory < 128 * MIB, "{} MiB were resident", run.peak_memory / MIB);
+    assert!(
+        run.said().contains("lists more than 200000 repositories"),
+        "{}",
+        run.said()
+    );
+    assert!(
+        run.peak_memory < 128 * MIB,
+        "{} MiB were resident",
+        run.peak_memory / MIB
+    );
 }
 
 #[tokio::test]
@@ -93,7 +130,15 @@ async fn a_page_of_too_many_referrers_is_refused_by_name() {
         _ => Answer::Pass,
     });
     let run = pair(&staging, &production).sync(&[]).await.expect(1);
-    assert!(run.said().contains("lists more than 10000 referrers"), "{}", run.said());
-    assert!(run.peak_memory < 128 * MIB, "{} MiB were resident", run.peak_memory / MIB);
+    assert!(
+        run.said().contains("lists more than 10000 referrers"),
+        "{}",
+        run.said()
+    );
+    assert!(
+        run.peak_memory < 128 * MIB,
+        "{} MiB were resident",
+        run.peak_memory / MIB
+    );
     assert_eq!(production.tagged("app", "v1"), None);
 }

@@ -15,9 +15,16 @@ async fn a_look_at_ten_thousand_tags_stays_under_64_mib() {
         registry.copy_tag("app", "t0", (1..10_000).map(|number| format!("t{number}")));
     }
     let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
-    let run = ferry.run_within(std::time::Duration::from_secs(300), &["sync", "--json"]).await.expect(0);
+    let run = ferry
+        .run_within(std::time::Duration::from_secs(300), &["sync", "--json"])
+        .await
+        .expect(0);
     assert_eq!(run.total("up_to_date"), 10_000);
-    assert!(run.peak_memory < 64 * MIB, "{} MiB were resident", run.peak_memory / MIB);
+    assert!(
+        run.peak_memory < 64 * MIB,
+        "{} MiB were resident",
+        run.peak_memory / MIB
+    );
 }
 
 #[tokio::test]
@@ -28,7 +35,19 @@ async fn a_layer_of_512_mib_passes_through_32_mib() {
     let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url())).released();
     let daemon = ferry.start_ready().await;
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
-    assert!(production.client().has_blob("app", &image.blobs[1].digest).await);
-    assert_eq!(production.client().digest("app", "v1").await.as_deref(), Some(image.digest()));
-    assert!(daemon.peak_memory() < 32 * MIB, "{} MiB were resident", daemon.peak_memory() / MIB);
+    assert!(
+        production
+            .client()
+            .has_blob("app", &image.blobs[1].digest)
+            .await
+    );
+    assert_eq!(
+        production.client().digest("app", "v1").await.as_deref(),
+        Some(image.digest())
+    );
+    assert!(
+        daemon.peak_memory() < 32 * MIB,
+        "{} MiB were resident",
+        daemon.peak_memory() / MIB
+    );
 }

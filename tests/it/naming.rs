@@ -18,42 +18,76 @@ use crate::engine::{World, assert_failed, assert_promoted, entry, index, manifes
 use crate::support::memory::{Operation, Registry};
 
 const SECOND: Duration = Duration::from_secs(1);
-const FIXED: TagRules = TagRules { moving: false, existing: Existing::Keep, drift: Drift::Keep };
+const FIXED: TagRules = TagRules {
+    moving: false,
+    existing: Existing::Keep,
+    drift: Drift::Keep,
+};
 
 fn busy(seconds: u64) -> Class {
-    Class::Retryable { after: Some(Duration::from_secs(seconds)) }
+    Class::Retryable {
+        after: Some(Duration::from_secs(seconds)),
+    }
 }
 
 impl World {
     /// Runs a job and settles it, as a look does.
     async fn settled(&self, job: &Job) -> Settled {
         let ending = self.run(job).await;
-        let facts = Arc::new(Facts { run_id: "run".into(), ..Facts::default() });
-        let settle = Settle { facts, progress: self.progress.clone(), listener: None };
-        let names = Names { source: "s/app".into(), destination: "p/app".into(), registry: "production".into() };
+        let facts = Arc::new(Facts {
+            run_id: "run".into(),
+            ..Facts::default()
+        });
+        let settle = Settle {
+            facts,
+            progress: self.progress.clone(),
+            listener: None,
+        };
+        let names = Names {
+            source: "s/app".into(),
+            destination: "p/app".into(),
+            registry: "production".into(),
+        };
         self.engine.settle(&settle, job, &names, ending).await
     }
 
     /// What history shows, oldest first.
     async fn history(&self) -> Vec<(Outcome, Option<Digest>)> {
-        let rows = self.engine.ledger.page(Query { limit: 100, ..Query::default() }).await.unwrap();
-        rows.into_iter().map(|row| (row.settled.result, row.settled.digest)).collect()
+        let rows = self
+            .engine
+            .ledger
+            .page(Query {
+                limit: 100,
+                ..Query::default()
+            })
+            .await
+            .unwrap();
+        rows.into_iter()
+            .map(|row| (row.settled.result, row.settled.digest))
+            .collect()
     }
 
     fn fixed_job(&self, tag: &str) -> Job {
-        Job { rules: FIXED, ..self.job("app", tag) }
+        Job {
+            rules: FIXED,
+            ..self.job("app", tag)
+        }
     }
 
     /// A manifest that a person pushes to production by hand, with all that belongs to it.
     fn by_hand(&self, content: &str) -> Manifest {
         let config = self.production.store_blob("app", content.to_owned());
-        self.production.store_manifest("app", None, &manifest(&config, &[]))
+        self.production
+            .store_manifest("app", None, &manifest(&config, &[]))
     }
 
     /// How often a tag was written.
     fn puts(&self, tag: &str) -> usize {
         let calls = self.production.calls();
-        calls.iter().filter(|call| call.operation == Operation::PutManifest && call.about == tag).count()
+        calls
+            .iter()
+            .filter(|call| call.operation == Operation::PutManifest && call.about == tag)
+            .count()
     }
 }
 
@@ -64,28 +98,63 @@ impl World {
 async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
     let world = World::new();
     let first = world.image("app", "latest", &[]);
-    assert_eq!(world.settled(&world.job("app", "latest")).await.result, Outcome::Promoted);
+    assert_eq!(
+        world.settled(&world.job("app", "latest")).await.result,
+        Outcome::Promoted
+    );
     let second = world.image("app", "latest", &[world.layer("app", 2, 10)]);
-    world.production.lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
+    world
+        .production
+        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
     world.production.pass_next(Operation::Resolve);
-    (0..20).for_each(|_| world.production.fail_next(Operation::Resolve, Class::RETRYABLE));
-    let late = Job { look_began: blobferry::clock::now(), ..world.job("app", "latest") };
+    (0..20).for_each(|_| {
+        world
+            .production
+            .fail_next(Operation::Resolve, Class::RETRYABLE)
+    });
+    let late = Job {
+        look_began: blobferry::clock::now(),
+        ..world.job("app", "latest")
+    };
     advance(2 * SECOND).await;
     assert_eq!(world.settled(&late).await.result, Outcome::Failed);
-    assert_eq!(world.production.tagged("app", "latest"), Some(second.digest), "it was applied");
+    assert_eq!(
+        world.production.tagged("app", "latest"),
+        Some(second.digest),
+        "it was applied"
+    );
 
-    let world = World { production: calm(&world.production), ..world.restarted() };
-    assert_eq!(world.settled(&world.job("app", "latest")).await.result, Outcome::UpToDate);
+    let world = World {
+        production: calm(&world.production),
+        ..world.restarted()
+    };
+    assert_eq!(
+        world.settled(&world.job("app", "latest")).await.result,
+        Outcome::UpToDate
+    );
     let promoted = |digest: &Manifest| (Outcome::Promoted, Some(digest.digest));
     let history = world.history().await;
-    assert_eq!((history[0], history[2]), (promoted(&first), promoted(&second)), "{history:?}");
+    assert_eq!(
+        (history[0], history[2]),
+        (promoted(&first), promoted(&second)),
+        "{history:?}"
+    );
 
     world.production.tag("app", "latest", &first.digest);
     let before = world.puts("latest");
     for _ in 0..3 {
-        assert_eq!(world.settled(&world.job("app", "latest")).await.result, Outcome::Drift);
+        assert_eq!(
+            world.settled(&world.job("app", "latest")).await.result,
+            Outcome::Drift
+        );
     }
-    assert_eq!((world.production.tagged("app", "latest"), world.puts("latest")), (Some(first.digest), before));
+    assert_eq!(
+        (
+            world.production.tagged("app", "latest"),
+            world.puts("latest")
+        ),
+        (Some(first.digest), before)
+    );
 }
 
 /// The same registry, with nothing planned any more.
@@ -98,7 +167,9 @@ fn calm(registry: &Registry) -> Registry {
 async fn a_lost_answer_is_found_out_by_asking_the_tag() {
     let world = World::new();
     let image = world.image("app", "v1", &[]);
-    world.production.lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
+    world
+        .production
+        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
     assert_promoted(&world.run(&world.fixed_job("v1")).await);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(world.puts("v1"), 1, "what is there is not written again");
@@ -118,7 +189,10 @@ async fn a_fixed_tag_that_a_person_pushes_while_ours_is_told_to_wait_stays() {
     };
     let (ending, ()) = tokio::join!(world.run(&job), person);
     assert_eq!(ending.outcome, Outcome::Existing, "{:?}", ending.fault);
-    assert_eq!((world.production.tagged("app", "v1"), world.puts("v1")), (Some(theirs.digest), 1));
+    assert_eq!(
+        (world.production.tagged("app", "v1"), world.puts("v1")),
+        (Some(theirs.digest), 1)
+    );
 }
 
 /// The registry misses a layer at the PUT, and bringing it again takes ten seconds; meanwhile a person pushes the tag.
@@ -129,10 +203,12 @@ async fn a_fixed_tag_that_a_person_pushes_while_content_is_repaired_stays() {
     world.image("app", "v1", std::slice::from_ref(&layer));
     let theirs = world.by_hand("theirs");
     let missing = layer.digest;
-    world.production.before_next(Operation::PutManifest, move |production| {
-        production.remove("app", &missing);
-        production.set(|settings| settings.rate = Some(100_000));
-    });
+    world
+        .production
+        .before_next(Operation::PutManifest, move |production| {
+            production.remove("app", &missing);
+            production.set(|settings| settings.rate = Some(100_000));
+        });
     let job = world.fixed_job("v1");
     let person = async {
         sleep(5 * SECOND).await;
@@ -140,7 +216,10 @@ async fn a_fixed_tag_that_a_person_pushes_while_content_is_repaired_stays() {
     };
     let (ending, ()) = tokio::join!(world.run(&job), person);
     assert_eq!(ending.outcome, Outcome::Existing, "{:?}", ending.fault);
-    assert_eq!((world.production.tagged("app", "v1"), world.puts("v1")), (Some(theirs.digest), 1));
+    assert_eq!(
+        (world.production.tagged("app", "v1"), world.puts("v1")),
+        (Some(theirs.digest), 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,23 +229,56 @@ async fn a_refusal_that_is_over_in_time_is_answered_with_the_same_put() {
     world.production.fail_next(Operation::PutManifest, busy(1));
     let asked = world.production.count(Operation::Resolve);
     assert_promoted(&world.run(&world.fixed_job("v1")).await);
-    assert_eq!((world.puts("v1"), world.production.count(Operation::Resolve) - asked), (2, 1), "asked once, written twice");
+    assert_eq!(
+        (
+            world.puts("v1"),
+            world.production.count(Operation::Resolve) - asked
+        ),
+        (2, 1),
+        "asked once, written twice"
+    );
 }
 
 /// A tag that HEAD shows, and no list does: because the list lags, or because there is none.
 #[tokio::test(start_paused = true)]
 async fn a_tag_that_is_missing_in_the_list_alone_is_never_overwritten() {
-    for (destination_by, current_lists) in [(SeenBy::List, false), (SeenBy::MissingList, false), (SeenBy::MissingList, true)] {
-        for rules in [FIXED, TagRules { moving: true, ..FIXED }] {
+    for (destination_by, current_lists) in [
+        (SeenBy::List, false),
+        (SeenBy::MissingList, false),
+        (SeenBy::MissingList, true),
+    ] {
+        for rules in [
+            FIXED,
+            TagRules {
+                moving: true,
+                ..FIXED
+            },
+        ] {
             let world = World::new();
-            world.production.set(|settings| settings.abilities.current_lists = current_lists);
+            world
+                .production
+                .set(|settings| settings.abilities.current_lists = current_lists);
             world.image("app", "v1", &[]);
             let theirs = world.by_hand("theirs");
             world.production.tag("app", "v1", &theirs.digest);
-            let job = Job { rules, destination: Seen::Absent, destination_by, fresh: true, ..world.job("app", "v1") };
+            let job = Job {
+                rules,
+                destination: Seen::Absent,
+                destination_by,
+                fresh: true,
+                ..world.job("app", "v1")
+            };
             let ending = world.run(&job).await;
-            assert_eq!(ending.outcome, Outcome::Existing, "{destination_by:?}: {:?}", ending.fault);
-            assert_eq!((world.production.tagged("app", "v1"), world.puts("v1")), (Some(theirs.digest), 0));
+            assert_eq!(
+                ending.outcome,
+                Outcome::Existing,
+                "{destination_by:?}: {:?}",
+                ending.fault
+            );
+            assert_eq!(
+                (world.production.tagged("app", "v1"), world.puts("v1")),
+                (Some(theirs.digest), 0)
+            );
         }
     }
 }
@@ -175,7 +287,12 @@ async fn a_tag_that_is_missing_in_the_list_alone_is_never_overwritten() {
 async fn where_lists_are_current_a_new_tag_costs_no_question() {
     let world = World::new();
     world.image("app", "v1", &[]);
-    let job = Job { destination: Seen::Absent, destination_by: SeenBy::List, fresh: true, ..world.fixed_job("v1") };
+    let job = Job {
+        destination: Seen::Absent,
+        destination_by: SeenBy::List,
+        fresh: true,
+        ..world.fixed_job("v1")
+    };
     assert_promoted(&world.run(&job).await);
     assert_eq!(world.production.count(Operation::Resolve), 0);
 }
@@ -190,7 +307,10 @@ fn signed(world: &World) -> (Manifest, Manifest, String) {
 
 fn with_companion(job: Job, tag: &str) -> Job {
     let companions = [(tag.parse().unwrap(), None)].into_iter().collect();
-    Job { companions: Companions::Listed(Arc::new(companions)), ..job }
+    Job {
+        companions: Companions::Listed(Arc::new(companions)),
+        ..job
+    }
 }
 
 /// A person puts a signature of their own there while ours is told to wait, and once more while it is carried.
@@ -208,7 +328,10 @@ async fn a_companion_that_a_person_pushes_meanwhile_stays() {
     let (ending, ()) = tokio::join!(world.run(&job), person);
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!((world.production.tagged("app", &tag), world.puts(&tag)), (Some(theirs.digest), 1));
+    assert_eq!(
+        (world.production.tagged("app", &tag), world.puts(&tag)),
+        (Some(theirs.digest), 1)
+    );
 }
 
 /// We wrote the first signature, its successor's answer was lost, and a person went back.
@@ -219,15 +342,24 @@ async fn a_companion_that_a_person_rolled_back_stays() {
     let job = || with_companion(world.fixed_job("v1"), &tag);
     assert_promoted(&world.run(&job()).await);
     world.image("app", &tag, &[world.layer("app", 78, 100)]);
-    world.production.lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
+    world
+        .production
+        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
     assert_eq!(world.run(&job()).await.outcome, Outcome::UpToDate);
-    assert_ne!(world.production.tagged("app", &tag), Some(first.digest), "the new signature arrived");
+    assert_ne!(
+        world.production.tagged("app", &tag),
+        Some(first.digest),
+        "the new signature arrived"
+    );
     world.production.tag("app", &tag, &first.digest);
     let before = world.puts(&tag);
     for _ in 0..2 {
         assert_eq!(world.run(&job()).await.outcome, Outcome::UpToDate);
     }
-    assert_eq!((world.production.tagged("app", &tag), world.puts(&tag)), (Some(first.digest), before));
+    assert_eq!(
+        (world.production.tagged("app", &tag), world.puts(&tag)),
+        (Some(first.digest), before)
+    );
 }
 
 /// Another client adds to the fallback list while our write of it is told to wait: both entries are there afterwards.
@@ -249,13 +381,21 @@ async fn a_fallback_list_keeps_what_another_client_added_meanwhile() {
     let job = world.fixed_job("v1");
     let client = async {
         sleep(5 * SECOND).await;
-        world.production.store_manifest("app", Some(&list), &index(&[&theirs]));
+        world
+            .production
+            .store_manifest("app", Some(&list), &index(&[&theirs]));
     };
     let (ending, ()) = tokio::join!(world.run(&job), client);
     assert_promoted(&ending);
-    let named = world.production.tagged("app", &list).expect("the list is there");
+    let named = world
+        .production
+        .tagged("app", &list)
+        .expect("the list is there");
     let children = world.production.children("app", &named);
-    assert!(children.contains(&ours.digest) && children.contains(&theirs.digest), "{children:?}");
+    assert!(
+        children.contains(&ours.digest) && children.contains(&theirs.digest),
+        "{children:?}"
+    );
 }
 
 /// Staging's HEAD says that its tag names what production names, and it never had that image. Then it shows its own.
@@ -263,8 +403,14 @@ async fn a_fallback_list_keeps_what_another_client_added_meanwhile() {
 async fn a_source_that_only_claims_a_digest_gets_nothing_replaced() {
     let world = World::new();
     let (_, _, signature) = signed(&world);
-    let (latest, theirs) = (world.by_hand("production's latest"), world.by_hand("production's signature"));
-    for (tag, digest) in [("latest", latest.digest), (signature.as_str(), theirs.digest)] {
+    let (latest, theirs) = (
+        world.by_hand("production's latest"),
+        world.by_hand("production's signature"),
+    );
+    for (tag, digest) in [
+        ("latest", latest.digest),
+        (signature.as_str(), theirs.digest),
+    ] {
         world.production.tag("app", tag, &digest);
         world.staging.claim("app", tag, &digest);
     }
@@ -274,13 +420,30 @@ async fn a_source_that_only_claims_a_digest_gets_nothing_replaced() {
         assert_eq!(world.settled(&job()).await.result, Outcome::UpToDate);
     }
     let by_tag = world.staging.calls();
-    let read = by_tag.iter().filter(|call| call.operation == Operation::Manifest && call.about == "latest").count();
+    let read = by_tag
+        .iter()
+        .filter(|call| call.operation == Operation::Manifest && call.about == "latest")
+        .count();
     assert_eq!(read, 1, "once for each digest, not at every look");
     world.staging.forget_claims();
     assert_eq!(world.settled(&job()).await.result, Outcome::Existing);
-    assert_eq!(world.settled(&with_companion(world.fixed_job("v1"), &signature)).await.result, Outcome::Promoted);
-    assert_eq!(world.production.tagged("app", "latest"), Some(latest.digest), "not {}", image.digest);
-    assert_eq!(world.production.tagged("app", &signature), Some(theirs.digest));
+    assert_eq!(
+        world
+            .settled(&with_companion(world.fixed_job("v1"), &signature))
+            .await
+            .result,
+        Outcome::Promoted
+    );
+    assert_eq!(
+        world.production.tagged("app", "latest"),
+        Some(latest.digest),
+        "not {}",
+        image.digest
+    );
+    assert_eq!(
+        world.production.tagged("app", &signature),
+        Some(theirs.digest)
+    );
 }
 
 /// A config is read while a job runs: the registry's address was mended, or the tag is excluded now.
@@ -288,12 +451,17 @@ async fn a_source_that_only_claims_a_digest_gets_nothing_replaced() {
 async fn a_running_job_names_nothing_that_the_config_in_force_does_not_allow() {
     let mut world = World::new();
     world.image("app", "v1", &[world.layer("app", 1, 1_000_000)]);
-    world.production.set(|settings| settings.rate = Some(100_000));
+    world
+        .production
+        .set(|settings| settings.rate = Some(100_000));
     let reloaded = Instant::now() + 5 * SECOND;
     world.stop.rules = CurrentRules::new(move |_, _| (Instant::now() < reloaded).then_some(FIXED));
     let ending = world.run(&world.fixed_job("v1")).await;
     assert_eq!(ending.outcome, Outcome::Interrupted);
-    assert_eq!((world.production.tagged("app", "v1"), world.puts("v1")), (None, 0));
+    assert_eq!(
+        (world.production.tagged("app", "v1"), world.puts("v1")),
+        (None, 0)
+    );
 }
 
 /// The tag was listed under `moving` when the job began, and is not any more.
@@ -301,14 +469,34 @@ async fn a_running_job_names_nothing_that_the_config_in_force_does_not_allow() {
 async fn a_running_job_is_planned_again_when_its_rules_change() {
     let mut world = World::new();
     let first = world.image("app", "v1", &[]);
-    assert_eq!(world.settled(&world.job("app", "v1")).await.result, Outcome::Promoted);
+    assert_eq!(
+        world.settled(&world.job("app", "v1")).await.result,
+        Outcome::Promoted
+    );
     world.image("app", "v1", &[world.layer("app", 1, 1_000_000)]);
-    world.production.set(|settings| settings.rate = Some(100_000));
+    world
+        .production
+        .set(|settings| settings.rate = Some(100_000));
     let reloaded = Instant::now() + 5 * SECOND;
-    let moving = TagRules { moving: true, ..FIXED };
-    world.stop.rules = CurrentRules::new(move |_, _| Some(if Instant::now() < reloaded { moving } else { FIXED }));
-    assert_eq!(world.settled(&world.job("app", "v1")).await.result, Outcome::Conflict);
-    assert_eq!((world.production.tagged("app", "v1"), world.puts("v1")), (Some(first.digest), 1));
+    let moving = TagRules {
+        moving: true,
+        ..FIXED
+    };
+    world.stop.rules = CurrentRules::new(move |_, _| {
+        Some(if Instant::now() < reloaded {
+            moving
+        } else {
+            FIXED
+        })
+    });
+    assert_eq!(
+        world.settled(&world.job("app", "v1")).await.result,
+        Outcome::Conflict
+    );
+    assert_eq!(
+        (world.production.tagged("app", "v1"), world.puts("v1")),
+        (Some(first.digest), 1)
+    );
 }
 
 /// Both sides refuse every other request for a while. Each name is written by what production answered at most two seconds
@@ -317,9 +505,12 @@ async fn a_running_job_is_planned_again_when_its_rules_change() {
 async fn a_storm_on_both_sides_costs_time_and_no_name() {
     for wait in [1, 3] {
         let world = World::new();
-        world.production.set(|settings| settings.abilities.current_lists = false);
+        world
+            .production
+            .set(|settings| settings.abilities.current_lists = false);
         let tags: Vec<String> = (0..40).map(|number| format!("v{number}")).collect();
-        tags.iter().for_each(|tag| drop(world.image("app", tag, &[])));
+        tags.iter()
+            .for_each(|tag| drop(world.image("app", tag, &[])));
         let jobs: Vec<Job> = tags.iter().map(|tag| world.fixed_job(tag)).collect();
         advance(11 * SECOND).await;
         let storm = |registry: &Registry, operation, count| {
@@ -335,13 +526,28 @@ async fn a_storm_on_both_sides_costs_time_and_no_name() {
         let began = Instant::now();
         let endings = futures::future::join_all(jobs.iter().map(|job| world.run(job))).await;
         endings.iter().for_each(assert_promoted);
-        assert!(began.elapsed() < 300 * SECOND, "it took {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < 300 * SECOND,
+            "it took {:?}",
+            began.elapsed()
+        );
         let calls = world.production.calls();
         for tag in &tags {
-            let last =
-                |operation| calls.iter().rfind(|call| call.operation == operation && call.about == **tag).map(|call| call.at);
-            let (asked, named) = (last(Operation::Resolve).unwrap(), last(Operation::PutManifest).unwrap());
-            assert!(named >= asked && named - asked <= 2 * SECOND, "{tag} was named {:?} after the answer", named - asked);
+            let last = |operation| {
+                calls
+                    .iter()
+                    .rfind(|call| call.operation == operation && call.about == **tag)
+                    .map(|call| call.at)
+            };
+            let (asked, named) = (
+                last(Operation::Resolve).unwrap(),
+                last(Operation::PutManifest).unwrap(),
+            );
+            assert!(
+                named >= asked && named - asked <= 2 * SECOND,
+                "{tag} was named {:?} after the answer",
+                named - asked
+            );
         }
     }
 }
@@ -355,8 +561,19 @@ async fn a_name_that_is_refused_again_and_again_is_given_up_for_now() {
     let began = Instant::now();
     let ending = world.run(&world.fixed_job("v1")).await;
     assert_failed(&ending, Class::RETRYABLE);
-    assert!(matches!(ending.fault.unwrap().class(), Class::Retryable { after: Some(_) }), "the hint is passed on");
-    assert!(began.elapsed() <= 300 * SECOND && world.puts("v1") <= 10, "{} PUTs in {:?}", world.puts("v1"), began.elapsed());
+    assert!(
+        matches!(
+            ending.fault.unwrap().class(),
+            Class::Retryable { after: Some(_) }
+        ),
+        "the hint is passed on"
+    );
+    assert!(
+        began.elapsed() <= 300 * SECOND && world.puts("v1") <= 10,
+        "{} PUTs in {:?}",
+        world.puts("v1"),
+        began.elapsed()
+    );
     assert_eq!(world.production.tagged("app", "v1"), None);
 }
 
@@ -367,28 +584,62 @@ async fn a_write_that_was_never_sent_leaves_no_intent() {
     world.image("app", "v1", &[]);
     let theirs = world.by_hand("theirs");
     let digest = theirs.digest;
-    world.production.before_next(Operation::Resolve, move |production| production.tag("app", "v1", &digest));
-    let job = Job { destination: Seen::Absent, destination_by: SeenBy::MissingList, fresh: true, ..world.fixed_job("v1") };
+    world
+        .production
+        .before_next(Operation::Resolve, move |production| {
+            production.tag("app", "v1", &digest)
+        });
+    let job = Job {
+        destination: Seen::Absent,
+        destination_by: SeenBy::MissingList,
+        fresh: true,
+        ..world.fixed_job("v1")
+    };
     assert_eq!(world.run(&job).await.outcome, Outcome::Existing);
-    let known = world.engine.ledger.written(&job.key.destination).await.unwrap();
+    let known = world
+        .engine
+        .ledger
+        .written(&job.key.destination)
+        .await
+        .unwrap();
     assert!(!known.known() && known.intended.is_empty(), "{known:?}");
 }
 
 /// Agreement: both sides named it when it was first seen, so a change is drift, and staging's next push is promoted.
 #[tokio::test(start_paused = true)]
 async fn equal_sides_are_agreed_on() {
-    for rules in [FIXED, TagRules { moving: true, ..FIXED }] {
+    for rules in [
+        FIXED,
+        TagRules {
+            moving: true,
+            ..FIXED
+        },
+    ] {
         let world = World::new();
         let image = world.image("app", "v1", &[]);
         let config = world.production.store_blob("app", "{\"of\":\"app:v1\"}");
-        world.production.store_manifest("app", Some("v1"), &manifest(&config, &[]));
-        let job = || Job { rules, ..world.job("app", "v1") };
+        world
+            .production
+            .store_manifest("app", Some("v1"), &manifest(&config, &[]));
+        let job = || Job {
+            rules,
+            ..world.job("app", "v1")
+        };
         assert_eq!(world.settled(&job()).await.result, Outcome::UpToDate);
-        let known = world.engine.ledger.written(&job().key.destination).await.unwrap();
+        let known = world
+            .engine
+            .ledger
+            .written(&job().key.destination)
+            .await
+            .unwrap();
         assert_eq!((known.digest, known.agreed), (Some(image.digest), true));
         assert_eq!(world.history().await, [], "agreement is no outcome");
         world.image("app", "v1", &[world.layer("app", 2, 10)]);
-        let expected = if rules.moving { Outcome::Promoted } else { Outcome::Conflict };
+        let expected = if rules.moving {
+            Outcome::Promoted
+        } else {
+            Outcome::Conflict
+        };
         assert_eq!(world.settled(&job()).await.result, expected);
     }
 }

@@ -15,18 +15,38 @@ async fn history(ferry: &Ferry) -> Vec<(String, String)> {
     let run = ferry.run(&["history", "--json", "--limit", "1000"]).await;
     assert_eq!(run.code, 0, "{}", run.stderr);
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    let rows = run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("a row is JSON"));
-    let mut rows: Vec<(u64, String, String)> =
-        rows.map(|row| (row["id"].as_u64().unwrap(), text(&row, "result"), text(&row, "digest"))).collect();
+    let rows = run
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a row is JSON"));
+    let mut rows: Vec<(u64, String, String)> = rows
+        .map(|row| {
+            (
+                row["id"].as_u64().unwrap(),
+                text(&row, "result"),
+                text(&row, "digest"),
+            )
+        })
+        .collect();
     rows.sort();
-    rows.into_iter().map(|(_, result, digest)| (result, digest)).collect()
+    rows.into_iter()
+        .map(|(_, result, digest)| (result, digest))
+        .collect()
 }
 
 /// Names the config that is in force.
 async fn config_hash(daemon: &Daemon) -> String {
-    let text = daemon.get("/v1/status").await.text().await.expect("the status is text");
+    let text = daemon
+        .get("/v1/status")
+        .await
+        .text()
+        .await
+        .expect("the status is text");
     let status: Value = serde_json::from_str(&text).expect("the status is JSON");
-    status["config"]["hash"].as_str().expect("a config has a hash").to_owned()
+    status["config"]["hash"]
+        .as_str()
+        .expect("a config has a hash")
+        .to_owned()
 }
 
 /// 1. Staging moves `latest` to the second image; the PUT is applied, and no answer about the tag comes back any more. 2. A later
@@ -42,26 +62,42 @@ async fn a_rollback_by_hand_after_a_lost_answer_stays() {
     let asked_after = production.clone();
     production.on(move |asked| {
         let is_latest = asked.path.ends_with("/manifests/latest");
-        let was_written = || asked_after.tagged("app", "latest").is_some_and(|digest| digest != Image::oci(1, &[100]).digest());
+        let was_written = || {
+            asked_after
+                .tagged("app", "latest")
+                .is_some_and(|digest| digest != Image::oci(1, &[100]).digest())
+        };
         match asked.kind {
             Kind::ManifestPut if is_latest => Answer::Lose,
-            Kind::ManifestHead | Kind::ManifestGet if is_latest && was_written() => Answer::Reply(Reply::status(504)),
+            Kind::ManifestHead | Kind::ManifestGet if is_latest && was_written() => {
+                Answer::Reply(Reply::status(504))
+            }
             _ => Answer::Pass,
         }
     });
     ferry.sync(&[]).await.expect(1);
-    assert_eq!(production.tagged("app", "latest").as_deref(), Some(second.digest()), "it was applied");
+    assert_eq!(
+        production.tagged("app", "latest").as_deref(),
+        Some(second.digest()),
+        "it was applied"
+    );
     production.calm();
     ferry.sync(&[]).await.expect(0);
     let promoted = |image: &Image| ("promoted".to_owned(), image.digest().to_owned());
     let rows = history(&ferry).await;
-    assert!(rows.contains(&promoted(&first)) && rows.contains(&promoted(&second)), "{rows:?}");
+    assert!(
+        rows.contains(&promoted(&first)) && rows.contains(&promoted(&second)),
+        "{rows:?}"
+    );
 
     production.tag("app", "latest", first.digest());
     for _ in 0..2 {
         let run = ferry.sync(&[]).await.expect(4);
         assert_eq!(run.job("latest")["result"], "drift");
-        assert_eq!(production.tagged("app", "latest").as_deref(), Some(first.digest()));
+        assert_eq!(
+            production.tagged("app", "latest").as_deref(),
+            Some(first.digest())
+        );
     }
 }
 
@@ -81,9 +117,24 @@ async fn a_fixed_tag_pushed_by_hand_while_ours_waits_stays() {
         _ => Answer::Pass,
     });
     let run = pair(&staging, &production).sync(&[]).await.expect(0);
-    assert_eq!((run.total("existing"), run.total("promoted")), (1, 0), "{}", run.stdout);
-    assert_eq!(production.tagged("app", "v1").as_deref(), Some(theirs.digest()));
-    assert_eq!(production.of(Kind::ManifestPut).iter().filter(|put| put.path.ends_with("/v1")).count(), 1);
+    assert_eq!(
+        (run.total("existing"), run.total("promoted")),
+        (1, 0),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(
+        production.tagged("app", "v1").as_deref(),
+        Some(theirs.digest())
+    );
+    assert_eq!(
+        production
+            .of(Kind::ManifestPut)
+            .iter()
+            .filter(|put| put.path.ends_with("/v1"))
+            .count(),
+        1
+    );
 }
 
 /// The tag is there by HEAD, and the list does not show it, or is not there at all.
@@ -98,7 +149,10 @@ async fn a_tag_that_the_list_hides_is_not_overwritten_by_any_command() {
     };
     let lacks = |asked: &Asked| {
         if asked.kind == Kind::Tags {
-            Some(Reply::status(404).body("application/json", r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#))
+            Some(Reply::status(404).body(
+                "application/json",
+                r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#,
+            ))
         } else {
             None
         }
@@ -112,13 +166,40 @@ async fn a_tag_that_the_list_hides_is_not_overwritten_by_any_command() {
         production.on(move |asked| script(asked).map_or(Answer::Pass, Answer::Reply));
         let ferry = pair(&staging, &production);
         let run = ferry.sync(&[]).await.expect(0);
-        assert_eq!((run.total("existing"), run.total("promoted")), (1, 0), "{}", run.stdout);
-        let (source, target) = (format!("http://{}/app", staging.host()), format!("http://{}/app", production.host()));
-        ferry.run(&["promote", "--all-tags", &source, &target]).await.expect(4);
-        ferry.run(&["promote", &format!("{source}:v1"), &target]).await.expect(4);
-        ferry.run(&["copy", &format!("{source}:v1"), &format!("{target}:v1")]).await.expect(4);
-        assert_eq!(production.tagged("app", "v1").as_deref(), Some(theirs.digest()));
-        assert_eq!(production.of(Kind::ManifestPut).iter().filter(|put| put.path.ends_with("/v1")).count(), 0);
+        assert_eq!(
+            (run.total("existing"), run.total("promoted")),
+            (1, 0),
+            "{}",
+            run.stdout
+        );
+        let (source, target) = (
+            format!("http://{}/app", staging.host()),
+            format!("http://{}/app", production.host()),
+        );
+        ferry
+            .run(&["promote", "--all-tags", &source, &target])
+            .await
+            .expect(4);
+        ferry
+            .run(&["promote", &format!("{source}:v1"), &target])
+            .await
+            .expect(4);
+        ferry
+            .run(&["copy", &format!("{source}:v1"), &format!("{target}:v1")])
+            .await
+            .expect(4);
+        assert_eq!(
+            production.tagged("app", "v1").as_deref(),
+            Some(theirs.digest())
+        );
+        assert_eq!(
+            production
+                .of(Kind::ManifestPut)
+                .iter()
+                .filter(|put| put.path.ends_with("/v1"))
+                .count(),
+            0
+        );
     }
 }
 
@@ -136,14 +217,16 @@ async fn a_source_that_says_yes_to_everything_gets_nothing_replaced() {
     production.push("app", "latest", &theirs);
     production.push("app", &signature, &their_signature);
     let there = production.clone();
-    staging.on(move |asked| match (asked.kind, there.document("app", asked.reference())) {
-        (Kind::ManifestHead, Some(document)) => Answer::Reply(
-            Reply::status(200)
-                .header("docker-content-digest", &document.digest)
-                .header("content-type", "application/vnd.oci.image.manifest.v1+json"),
-        ),
-        _ => Answer::Pass,
-    });
+    staging.on(
+        move |asked| match (asked.kind, there.document("app", asked.reference())) {
+            (Kind::ManifestHead, Some(document)) => Answer::Reply(
+                Reply::status(200)
+                    .header("docker-content-digest", &document.digest)
+                    .header("content-type", "application/vnd.oci.image.manifest.v1+json"),
+            ),
+            _ => Answer::Pass,
+        },
+    );
     let ferry = pair(&staging, &production);
     for _ in 0..2 {
         ferry.sync(&[]).await;
@@ -151,8 +234,14 @@ async fn a_source_that_says_yes_to_everything_gets_nothing_replaced() {
     staging.calm();
     let run = ferry.sync(&["--all"]).await;
     assert_eq!(run.job("latest")["result"], "existing", "{}", run.stdout);
-    assert_eq!(production.tagged("app", "latest").as_deref(), Some(theirs.digest()));
-    assert_eq!(production.tagged("app", &signature).as_deref(), Some(their_signature.digest()));
+    assert_eq!(
+        production.tagged("app", "latest").as_deref(),
+        Some(theirs.digest())
+    );
+    assert_eq!(
+        production.tagged("app", &signature).as_deref(),
+        Some(their_signature.digest())
+    );
 }
 
 /// After `drift` was kept the whole state is lost: one pass leaves what the person did.
@@ -165,36 +254,57 @@ async fn a_lost_state_leaves_what_a_person_changed() {
     let ferry = pair(&staging, &production);
     ferry.sync(&[]).await.expect(0);
     production.tag("app", "latest", first.digest());
-    assert_eq!(ferry.sync(&[]).await.expect(4).job("latest")["result"], "drift");
+    assert_eq!(
+        ferry.sync(&[]).await.expect(4).job("latest")["result"],
+        "drift"
+    );
     std::fs::remove_dir_all(ferry.path("state")).expect("there is a state");
     let run = ferry.sync(&["--all"]).await.expect(0);
     assert_eq!(run.job("latest")["result"], "existing");
-    assert_eq!(production.tagged("app", "latest").as_deref(), Some(first.digest()));
+    assert_eq!(
+        production.tagged("app", "latest").as_deref(),
+        Some(first.digest())
+    );
 }
 
 /// While a layer is on its way the config is mended: another address of production, or the tag is excluded now.
 #[tokio::test]
 async fn a_reload_counts_for_a_job_that_runs() {
     for excluded in [false, true] {
-        let (staging, production, other) = (Scripted::start(), Scripted::start(), Scripted::start());
+        let (staging, production, other) =
+            (Scripted::start(), Scripted::start(), Scripted::start());
         let image = Image::oci(1, &[100]);
         let ferry = pair(&staging, &production);
         let mut daemon = ferry.start_ready().await;
         staging.push("app", "v1", &image);
         let gate = Gate::closed();
         let held = gate.clone();
-        staging.on(move |asked| if asked.kind == Kind::BlobGet { Answer::Hold(held.clone()) } else { Answer::Pass });
+        staging.on(move |asked| {
+            if asked.kind == Kind::BlobGet {
+                Answer::Hold(held.clone())
+            } else {
+                Answer::Pass
+            }
+        });
         daemon.ping(json!({})).await;
         gate.arrived(1).await;
         let before = config_hash(&daemon).await;
         ferry.write_config(&if excluded {
-            let config = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
-            config.route("app", json!({"tags": {"include": ["*"], "exclude": ["v1"]}}))
+            let config = Config::new()
+                .registry("staging", &staging.url())
+                .registry("production", &production.url());
+            config.route(
+                "app",
+                json!({"tags": {"include": ["*"], "exclude": ["v1"]}}),
+            )
         } else {
             Config::pair(&staging.url(), &other.url())
         });
         daemon.signal("HUP").await;
-        eventually("the config was read again", async || (config_hash(&daemon).await != before).then_some(())).await;
+        eventually("the config was read again", async || {
+            (config_hash(&daemon).await != before).then_some(())
+        })
+        .await;
         gate.open();
         staging.calm();
         // A pass by the new config: it ends after the job that ran, since looks of one repository do not overlap.
@@ -212,7 +322,8 @@ async fn a_drift_stays_reported_over_the_polls_that_follow() {
     let (staging, production) = (Scripted::start(), Scripted::start());
     let (ours, theirs) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
     staging.push("app", "v1", &ours);
-    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()).daemon("poll", json!("1s")));
+    let ferry =
+        Ferry::new(&Config::pair(&staging.url(), &production.url()).daemon("poll", json!("1s")));
     let mut daemon = ferry.start_ready().await;
     production.push("app", "v1", &theirs);
     let (status, report) = daemon.ping(json!({"wait": true})).await;
@@ -221,7 +332,14 @@ async fn a_drift_stays_reported_over_the_polls_that_follow() {
     staging.seen(Kind::Tags, polled + 4).await;
     daemon.signal("TERM").await;
     daemon.ended().await;
-    let rows: Vec<String> = history(&ferry).await.into_iter().map(|(result, _)| result).collect();
+    let rows: Vec<String> = history(&ferry)
+        .await
+        .into_iter()
+        .map(|(result, _)| result)
+        .collect();
     assert_eq!(rows, ["promoted", "drift"]);
-    assert_eq!(production.tagged("app", "v1").as_deref(), Some(theirs.digest()));
+    assert_eq!(
+        production.tagged("app", "v1").as_deref(),
+        Some(theirs.digest())
+    );
 }

@@ -9,9 +9,9 @@ use crate::support::*;
 fn refuses_bad() -> (Scripted, Scripted, Config) {
     let (staging, production) = (Scripted::start(), Scripted::start());
     production.on(|asked| match asked.kind {
-        Kind::ManifestPut if asked.reference() == "bad" => {
-            Answer::Reply(Reply::status(403).body("application/json", r#"{"errors":[{"code":"DENIED"}]}"#))
-        }
+        Kind::ManifestPut if asked.reference() == "bad" => Answer::Reply(
+            Reply::status(403).body("application/json", r#"{"errors":[{"code":"DENIED"}]}"#),
+        ),
         _ => Answer::Pass,
     });
     let config = Config::pair(&staging.url(), &production.url()).daemon("poll", json!("1s"));
@@ -19,7 +19,11 @@ fn refuses_bad() -> (Scripted, Scripted, Config) {
 }
 
 fn tries(production: &Scripted) -> usize {
-    production.of(Kind::ManifestPut).iter().filter(|put| put.path.ends_with("/bad")).count()
+    production
+        .of(Kind::ManifestPut)
+        .iter()
+        .filter(|put| put.path.ends_with("/bad"))
+        .count()
 }
 
 #[tokio::test]
@@ -35,23 +39,48 @@ async fn a_refused_tag_rests_and_the_polls_of_its_repository_go_on() {
         let (tag, image) = (format!("v{number}"), Image::oci(10 + number, &[1000]));
         staging.push("app", &tag, &image);
         let wanted = format!("/{tag}");
-        production.until(&tag, |log| log.iter().any(|put| put.kind == Kind::ManifestPut && put.path.ends_with(&wanted))).await;
+        production
+            .until(&tag, |log| {
+                log.iter()
+                    .any(|put| put.kind == Kind::ManifestPut && put.path.ends_with(&wanted))
+            })
+            .await;
     }
-    assert_eq!(tries(&production), tried, "four polls and more left it alone");
-    let failed = [("route", "app"), ("destination", "production"), ("state", "failed")];
-    assert_eq!(daemon.metric("blobferry_tags", &failed).await, Some(1.0), "and still report it");
+    assert_eq!(
+        tries(&production),
+        tried,
+        "four polls and more left it alone"
+    );
+    let failed = [
+        ("route", "app"),
+        ("destination", "production"),
+        ("state", "failed"),
+    ];
+    assert_eq!(
+        daemon.metric("blobferry_tags", &failed).await,
+        Some(1.0),
+        "and still report it"
+    );
 
     // What is asked for by name is tried at once, and so is another digest.
-    assert_eq!(daemon.ping(json!({"wait": true, "tag": "bad"})).await.0, 502);
+    assert_eq!(
+        daemon.ping(json!({"wait": true, "tag": "bad"})).await.0,
+        502
+    );
     let asked = tries(&production);
     assert!(asked > tried);
     staging.push("app", "bad", &Image::oci(2, &[1000]));
-    production.until("the other digest is tried", |_| tries(&production) > asked).await;
+    production
+        .until("the other digest is tried", |_| tries(&production) > asked)
+        .await;
 
     // Once it is allowed, whatever asks promotes it.
     production.calm();
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
-    assert_eq!(production.tagged("app", "bad"), staging.tagged("app", "bad"));
+    assert_eq!(
+        production.tagged("app", "bad"),
+        staging.tagged("app", "bad")
+    );
     assert_eq!(daemon.metric("blobferry_tags", &failed).await, Some(0.0));
 }
 
@@ -63,5 +92,9 @@ async fn a_new_config_is_a_reason_to_try_again() {
     let daemon = ferry.start_ready().await;
     production.calm();
     daemon.signal("HUP").await;
-    production.until("it is tried again", |_| production.tagged("app", "bad").is_some()).await;
+    production
+        .until("it is tried again", |_| {
+            production.tagged("app", "bad").is_some()
+        })
+        .await;
 }

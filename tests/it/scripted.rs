@@ -10,7 +10,10 @@ fn pair(staging: &Scripted, production: &Scripted) -> Ferry {
 #[tokio::test]
 async fn a_scripted_registry_is_promoted_from_and_to() {
     let staging = Scripted::start();
-    let production = Scripted::with(Settings { page: 2, ..Settings::default() });
+    let production = Scripted::with(Settings {
+        page: 2,
+        ..Settings::default()
+    });
     let image = Image::index(&[Image::oci(1, &[100_000]), Image::oci(2, &[10])]);
     let signature = Image::referrer(9, &image, "application/vnd.example.signature");
     for tag in ["v1", "v2", "v3"] {
@@ -19,9 +22,14 @@ async fn a_scripted_registry_is_promoted_from_and_to() {
     staging.push_untagged("app", &signature);
     let run = pair(&staging, &production).sync(&[]).await.expect(0);
     assert_eq!(run.total("promoted"), 3);
-    Client::new(&production.url()).assert_holds("app", "v3", &image).await;
+    Client::new(&production.url())
+        .assert_holds("app", "v3", &image)
+        .await;
     assert!(production.holds("app", signature.digest()));
-    assert_eq!(Client::new(&production.url()).tags("app").await, ["v1", "v2", "v3"]);
+    assert_eq!(
+        Client::new(&production.url()).tags("app").await,
+        ["v1", "v2", "v3"]
+    );
 }
 
 #[tokio::test]
@@ -41,10 +49,19 @@ async fn a_script_decides_before_the_registry_and_every_request_is_recorded() {
         _ => Answer::Pass,
     });
     pair(&staging, &production).sync(&[]).await.expect(0);
-    Client::new(&production.url()).assert_holds("app", "v1", &image).await;
-    let puts: Vec<_> = production.of(Kind::ManifestPut).into_iter().map(|put| put.status).collect();
+    Client::new(&production.url())
+        .assert_holds("app", "v1", &image)
+        .await;
+    let puts: Vec<_> = production
+        .of(Kind::ManifestPut)
+        .into_iter()
+        .map(|put| put.status)
+        .collect();
     assert_eq!(puts[..2], [Some(503), None], "a lost answer has no status");
-    assert!(staging.of(Kind::BlobGet).len() >= 4, "two blobs, each once more");
+    assert!(
+        staging.of(Kind::BlobGet).len() >= 4,
+        "two blobs, each once more"
+    );
     assert!(production.received(Kind::ManifestPut) >= 2 * image.root().bytes.len() as u64);
 }
 

@@ -28,12 +28,23 @@ fn is_upload(kind: Kind) -> bool {
 /// Leaves an upload of the layer half done, by a daemon that is told to stop.
 async fn half_an_upload(production: &Scripted, ferry: &Ferry) {
     production.on(|asked| {
-        let length = asked.headers.get("content-length").and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let length = asked
+            .headers
+            .get("content-length")
+            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let is_large = length.is_some_and(|length| length > TAKEN);
-        if is_upload(asked.kind) && is_large { Answer::HangRequest(TAKEN) } else { Answer::Pass }
+        if is_upload(asked.kind) && is_large {
+            Answer::HangRequest(TAKEN)
+        } else {
+            Answer::Pass
+        }
     });
     let mut daemon = ferry.start().await;
-    production.until("half an upload", |log| log.iter().any(|record| record.received >= TAKEN)).await;
+    production
+        .until("half an upload", |log| {
+            log.iter().any(|record| record.received >= TAKEN)
+        })
+        .await;
     daemon.signal("TERM").await;
     daemon.ended().await;
     production.calm();
@@ -44,11 +55,22 @@ async fn a_dead_session_is_replaced(kind: &str, fate: Fate) {
     let image = Image::of_layers(1, vec![Blob::layer(1, 24 * MIB)]);
     staging.push("app", "v1", &image);
     let more = json!({"kind": kind, "auth": "anonymous"});
-    let config = Config::new().registry("staging", &staging.url()).registry_with("production", &production.url(), more);
+    let config = Config::new()
+        .registry("staging", &staging.url())
+        .registry_with("production", &production.url(), more);
     let ferry = Ferry::new(&config.route("app", json!({})));
     half_an_upload(&production, &ferry).await;
-    let half = production.log().into_iter().find(|record| record.received >= TAKEN).expect("it was waited for");
-    let session = half.path.rsplit('/').next().expect("a session has a name").to_owned();
+    let half = production
+        .log()
+        .into_iter()
+        .find(|record| record.received >= TAKEN)
+        .expect("it was waited for");
+    let session = half
+        .path
+        .rsplit('/')
+        .next()
+        .expect("a session has a name")
+        .to_owned();
     if matches!(fate, Fate::Gone) {
         production.drop_uploads();
     }
@@ -63,30 +85,49 @@ async fn a_dead_session_is_replaced(kind: &str, fate: Fate) {
     });
     let run = ferry.sync(&[]).await;
     assert_eq!(run.code, 0, "{kind} {fate:?}: {}", run.said());
-    Client::new(&production.url()).assert_holds("app", "v1", &image).await;
+    Client::new(&production.url())
+        .assert_holds("app", "v1", &image)
+        .await;
 
     production.forget_requests();
-    staging.push("app", "v2", &Image::of_layers(2, vec![Blob::layer(1, 24 * MIB)]));
+    staging.push(
+        "app",
+        "v2",
+        &Image::of_layers(2, vec![Blob::layer(1, 24 * MIB)]),
+    );
     ferry.sync(&[]).await.expect(0);
-    let again = production.log().into_iter().filter(|record| record.path.ends_with(&session)).count();
+    let again = production
+        .log()
+        .into_iter()
+        .filter(|record| record.path.ends_with(&session))
+        .count();
     assert_eq!(again, 0, "{kind} {fate:?}: no later look comes back to it");
 }
 
 #[tokio::test]
 async fn a_session_that_is_gone_is_replaced() {
-    futures::future::join_all(["distribution3", "ecr-public", "ecr"].map(|kind| a_dead_session_is_replaced(kind, Fate::Gone)))
-        .await;
+    futures::future::join_all(
+        ["distribution3", "ecr-public", "ecr"]
+            .map(|kind| a_dead_session_is_replaced(kind, Fate::Gone)),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_session_that_answers_500_is_replaced() {
-    futures::future::join_all(["distribution3", "ecr-public", "ecr"].map(|kind| a_dead_session_is_replaced(kind, Fate::Fails)))
-        .await;
+    futures::future::join_all(
+        ["distribution3", "ecr-public", "ecr"]
+            .map(|kind| a_dead_session_is_replaced(kind, Fate::Fails)),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_session_that_takes_no_further_byte_is_replaced() {
-    futures::future::join_all(["distribution3", "ecr-public"].map(|kind| a_dead_session_is_replaced(kind, Fate::Stuck))).await;
+    futures::future::join_all(
+        ["distribution3", "ecr-public"].map(|kind| a_dead_session_is_replaced(kind, Fate::Stuck)),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -97,7 +138,9 @@ async fn a_session_is_kept_while_the_whole_registry_fails_and_gone_on_with_after
     let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
     half_an_upload(&production, &ferry).await;
     production.on(|asked| match asked.kind {
-        Kind::UploadPost | Kind::UploadStatus | Kind::UploadPut | Kind::UploadPatch => Answer::Reply(Reply::status(500)),
+        Kind::UploadPost | Kind::UploadStatus | Kind::UploadPut | Kind::UploadPatch => {
+            Answer::Reply(Reply::status(500))
+        }
         _ => Answer::Pass,
     });
     ferry.sync(&[]).await.expect(1);
@@ -105,6 +148,14 @@ async fn a_session_is_kept_while_the_whole_registry_fails_and_gone_on_with_after
     production.forget_requests();
     let run = ferry.sync(&[]).await.expect(0);
     assert_eq!(run.job("v1")["blobs"]["resumed"], 1, "{}", run.stdout);
-    let sent: u64 = production.log().iter().filter(|record| is_upload(record.kind)).map(|record| record.received).sum();
-    assert!(sent < 8 * MIB as u64, "{sent} bytes were sent for the 4 MiB that were missing");
+    let sent: u64 = production
+        .log()
+        .iter()
+        .filter(|record| is_upload(record.kind))
+        .map(|record| record.received)
+        .sum();
+    assert!(
+        sent < 8 * MIB as u64,
+        "{sent} bytes were sent for the 4 MiB that were missing"
+    );
 }

@@ -22,12 +22,19 @@ const MIB: usize = 1024 * 1024;
 fn on_one_base(mount: Mount, size: usize) -> (World, Digest) {
     let world = World::new();
     world.production.set(|settings| {
-        settings.abilities = Abilities { mount, mount_asks: false, ..settings.abilities };
+        settings.abilities = Abilities {
+            mount,
+            mount_asks: false,
+            ..settings.abilities
+        };
         settings.rate = Some(10 * MIB as u64);
     });
     let mut base = None;
     for (number, app) in APPS.iter().enumerate() {
-        let layers = [world.layer(app, 1, size), world.layer(app, 10 + number as u64, MIB)];
+        let layers = [
+            world.layer(app, 1, size),
+            world.layer(app, 10 + number as u64, MIB),
+        ];
         world.image(app, "v1", &layers);
         base = Some(layers[0].digest);
     }
@@ -37,7 +44,9 @@ fn on_one_base(mount: Mount, size: usize) -> (World, Digest) {
 const APPS: [&str; 3] = ["app-a", "app-b", "app-c"];
 
 fn reads(world: &World, digest: &Digest) -> usize {
-    let is_read = |call: &&crate::support::memory::Call| call.operation == Operation::ReadBlob && call.about == digest.to_string();
+    let is_read = |call: &&crate::support::memory::Call| {
+        call.operation == Operation::ReadBlob && call.about == digest.to_string()
+    };
     world.staging.calls().iter().filter(is_read).count()
 }
 
@@ -47,7 +56,10 @@ async fn promote_all(world: &World) -> Duration {
         assert_promoted(&ending);
     }
     for app in APPS {
-        assert_eq!(world.production.tagged(app, "v1"), world.staging.tagged(app, "v1"));
+        assert_eq!(
+            world.production.tagged(app, "v1"),
+            world.staging.tagged(app, "v1")
+        );
     }
     start.elapsed()
 }
@@ -57,7 +69,9 @@ async fn where_mounts_are_off_one_read_feeds_all_repositories() {
     for mount in [Mount::Off, Mount::Committed] {
         let (world, base) = on_one_base(mount, 20 * MIB);
         // Three blobs each: all begin before the first is read.
-        let mut begun: Vec<_> = (0..9).map(|_| world.production.hold_next(Operation::BeginUpload)).collect();
+        let mut begun: Vec<_> = (0..9)
+            .map(|_| world.production.hold_next(Operation::BeginUpload))
+            .collect();
         let all_begin = async {
             for hold in &mut begun {
                 hold.reached().await;
@@ -73,17 +87,30 @@ async fn where_mounts_are_off_one_read_feeds_all_repositories() {
 async fn who_stands_in_line_to_send_is_not_waited_for() {
     let (world, base) = on_one_base(Mount::Off, 20 * MIB);
     let origin = world.production.repository("app").origin().clone();
-    world.engine.limits.set(&origin, LaneSettings { concurrency: Some(1), ..LaneSettings::default() });
+    world.engine.limits.set(
+        &origin,
+        LaneSettings {
+            concurrency: Some(1),
+            ..LaneSettings::default()
+        },
+    );
     let took = promote_all(&world).await;
     assert!(reads(&world, &base) <= 3);
-    assert!(took < Duration::from_secs(7), "63 MiB at 10 MiB a second, one at a time, took {took:?}");
+    assert!(
+        took < Duration::from_secs(7),
+        "63 MiB at 10 MiB a second, one at a time, took {took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_that_lacks_the_blob_in_staging_does_not_fail_the_others() {
     let (world, base) = on_one_base(Mount::Off, 20 * MIB);
     world.staging.remove("app-a", &base);
-    let [lacking, other, third] = futures::future::join_all(APPS.map(|app| world.promote(app, "v1"))).await.try_into().unwrap();
+    let [lacking, other, third] =
+        futures::future::join_all(APPS.map(|app| world.promote(app, "v1")))
+            .await
+            .try_into()
+            .unwrap();
     assert!(lacking.fault.is_some());
     assert_promoted(&other);
     assert_promoted(&third);
@@ -93,9 +120,15 @@ async fn one_that_lacks_the_blob_in_staging_does_not_fail_the_others() {
 async fn bring(world: &World, to: &Registry) -> Ending {
     let destination = to.repository("app");
     let mut job = world.job("app", "v1");
-    job.key.destination = Place { origin: destination.origin().clone(), ..job.key.destination };
+    job.key.destination = Place {
+        origin: destination.origin().clone(),
+        ..job.key.destination
+    };
     let source = world.staging.repository("app");
-    world.engine.run(&job, &source, &destination, &world.progress, &world.stop).await
+    world
+        .engine
+        .run(&job, &source, &destination, &world.progress, &world.stop)
+        .await
 }
 
 fn at(name: &str, rate: usize) -> Registry {
@@ -107,7 +140,9 @@ fn at(name: &str, rate: usize) -> Registry {
 /// An image of 40 MiB in a few layers: 40 s at the healthy one's rate, in virtual time.
 fn image_of_40_mib() -> World {
     let world = World::new();
-    let layers: Vec<_> = (0..4).map(|number| world.layer("app", number, 10 * MIB)).collect();
+    let layers: Vec<_> = (0..4)
+        .map(|number| world.layer("app", number, 10 * MIB))
+        .collect();
     world.image("app", "v1", &layers);
     world
 }
@@ -119,7 +154,10 @@ async fn beside_a_slow_and_a_dead_destination_the_healthy_one_takes_at_most_a_te
     let start = Instant::now();
     assert_promoted(&bring(&world, &at("healthy", RATE)).await);
     let alone = start.elapsed();
-    assert!(alone >= Duration::from_secs(39), "the layers move side by side at the rate of each: {alone:?}");
+    assert!(
+        alone >= Duration::from_secs(39),
+        "the layers move side by side at the rate of each: {alone:?}"
+    );
 
     let world = image_of_40_mib();
     let [healthy, slow, dead] = [at("healthy", RATE), at("slow", RATE / 10), at("dead", 1)];
@@ -130,15 +168,28 @@ async fn beside_a_slow_and_a_dead_destination_the_healthy_one_takes_at_most_a_te
     let start = Instant::now();
     assert_promoted(&bring(&world, &healthy).await);
     let beside = start.elapsed();
-    assert!(beside <= alone.mul_f64(1.1), "{beside:?} beside the others, {alone:?} alone");
-    assert_eq!((slow.tagged("app", "v1"), dead.tagged("app", "v1")), (None, None), "nobody else is done yet");
+    assert!(
+        beside <= alone.mul_f64(1.1),
+        "{beside:?} beside the others, {alone:?} alone"
+    );
+    assert_eq!(
+        (slow.tagged("app", "v1"), dead.tagged("app", "v1")),
+        (None, None),
+        "nobody else is done yet"
+    );
     others.into_iter().for_each(|other| other.abort());
 }
 
 #[tokio::test]
 async fn a_registry_that_does_not_mount_costs_staging_one_read_of_the_base() {
-    let (staging, production) = (support::Registry::distribution3(), support::Registry::distribution3());
-    let (source, target) = (Proxy::before(&staging.url()).await, Proxy::before(&production.url()).await);
+    let (staging, production) = (
+        support::Registry::distribution3(),
+        support::Registry::distribution3(),
+    );
+    let (source, target) = (
+        Proxy::before(&staging.url()).await,
+        Proxy::before(&production.url()).await,
+    );
     let corpus = Corpus::shared_base(1, 3, 1, &[7 * MIB, 300_000], 5000);
     for app in &corpus.apps {
         for (tag, image) in &app.versions {
@@ -160,10 +211,20 @@ async fn a_registry_that_does_not_mount_costs_staging_one_read_of_the_base() {
     assert_eq!(run.expect(0).total("promoted"), 3);
     for app in &corpus.apps {
         for (tag, image) in &app.versions {
-            production.client().assert_holds(&app.name, tag, image).await;
+            production
+                .client()
+                .assert_holds(&app.name, tag, image)
+                .await;
         }
     }
-    let unique: u64 = corpus.unique_blobs().iter().map(|blob| blob.bytes.len() as u64).sum();
+    let unique: u64 = corpus
+        .unique_blobs()
+        .iter()
+        .map(|blob| blob.bytes.len() as u64)
+        .sum();
     let read = source.bytes(&[Kind::BlobGet]).1;
-    assert!(read < unique + 2 * MIB as u64, "{read} bytes were read for {unique}");
+    assert!(
+        read < unique + 2 * MIB as u64,
+        "{read} bytes were read for {unique}"
+    );
 }

@@ -21,23 +21,54 @@ const TRICKLE: u64 = 2 * 1024;
 fn world() -> (World, prometheus::Registry) {
     let counted = prometheus::Registry::new();
     let metrics = Metrics::new(&counted).unwrap();
-    let engine = Engine::new(Settings::default(), Index::in_memory(), Ledger::in_memory(), Limits::default(), metrics);
+    let engine = Engine::new(
+        Settings::default(),
+        Index::in_memory(),
+        Ledger::in_memory(),
+        Limits::default(),
+        metrics,
+    );
     let (staging, production) = (Registry::new("staging"), Registry::new("production"));
-    (World { engine, staging, production, progress: Arc::default(), stop: Stop::default() }, counted)
+    (
+        World {
+            engine,
+            staging,
+            production,
+            progress: Arc::default(),
+            stop: Stop::default(),
+        },
+        counted,
+    )
 }
 
 /// `stalls_total` of staging's reads and of production's uploads.
 fn stalls(counted: &prometheus::Registry) -> (u64, u64) {
     let families = counted.gather();
-    let stalls = families.iter().find(|family| family.name().ends_with("stalls_total")).expect("stalls are counted");
+    let stalls = families
+        .iter()
+        .find(|family| family.name().ends_with("stalls_total"))
+        .expect("stalls are counted");
     let of = |registry: &str, direction: &str| {
         let fits = |metric: &&prometheus::proto::Metric| {
-            let has = |value: &str| metric.get_label().iter().any(|label| label.value() == value);
+            let has = |value: &str| {
+                metric
+                    .get_label()
+                    .iter()
+                    .any(|label| label.value() == value)
+            };
             has(registry) && has(direction)
         };
-        stalls.get_metric().iter().find(fits).map_or(0, |metric| metric.get_counter().get_value() as u64)
+        stalls
+            .get_metric()
+            .iter()
+            .find(fits)
+            .map_or(0, |metric| metric.get_counter().get_value() as u64)
     };
-    assert_eq!((of("staging", "sent"), of("production", "read")), (0, 0), "no side is blamed for what the other does");
+    assert_eq!(
+        (of("staging", "sent"), of("production", "read")),
+        (0, 0),
+        "no side is blamed for what the other does"
+    );
     (of("staging", "read"), of("production", "sent"))
 }
 
@@ -46,15 +77,29 @@ async fn a_source_that_trickles_is_cut_and_read_on_from_where_it_was() {
     let (world, counted) = world();
     let layer = world.layer("app", 1, 4 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    world.staging.slow_next_read(&layer.digest, MIB as u64, TRICKLE);
+    world
+        .staging
+        .slow_next_read(&layer.digest, MIB as u64, TRICKLE);
     let began = Instant::now();
     let ending = world.promote("app", "v1").await;
     assert_promoted(&ending);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(stalls(&counted), (1, 0));
-    assert!(began.elapsed() < Duration::from_secs(60), "one window and a moment, not {:?}", began.elapsed());
-    assert!(ending.cost.bytes_sent < 4 * MIB as u64 + 100_000, "{} bytes were sent", ending.cost.bytes_sent);
-    assert_eq!(world.production.count(Operation::FinishUpload), 3, "the config, and the layer in two requests");
+    assert!(
+        began.elapsed() < Duration::from_secs(60),
+        "one window and a moment, not {:?}",
+        began.elapsed()
+    );
+    assert!(
+        ending.cost.bytes_sent < 4 * MIB as u64 + 100_000,
+        "{} bytes were sent",
+        ending.cost.bytes_sent
+    );
+    assert_eq!(
+        world.production.count(Operation::FinishUpload),
+        3,
+        "the config, and the layer in two requests"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +137,14 @@ async fn a_side_that_stands_still_for_good_fails_the_job_by_its_name() {
         };
         assert!(text.contains(says), "{text}");
         let (read, sent) = stalls(&counted);
-        assert!(if slow == "staging" { read > 1 && sent == 0 } else { sent > 1 && read == 0 }, "{slow}: {read} and {sent}");
+        assert!(
+            if slow == "staging" {
+                read > 1 && sent == 0
+            } else {
+                sent > 1 && read == 0
+            },
+            "{slow}: {read} and {sent}"
+        );
         assert_eq!(world.production.tagged("app", "v1"), None);
     }
 }

@@ -22,26 +22,54 @@ async fn without_its_state_folder_the_daemon_names_nothing_and_says_so() {
     let second = Image::oci(2, &[1000]);
     stage.push().push("app", "v2", &second).await;
     let (status, report) = daemon.ping(json!({"wait": true})).await;
-    assert_eq!((status, &report["exit_code"]), (502, &json!(1)), "{report:#}");
-    let text = report["jobs"][0]["error"]["text"].as_str().unwrap_or_default().to_owned();
-    assert!(text.contains("was removed or replaced") && text.contains("restart"), "{report:#}");
+    assert_eq!(
+        (status, &report["exit_code"]),
+        (502, &json!(1)),
+        "{report:#}"
+    );
+    let text = report["jobs"][0]["error"]["text"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(
+        text.contains("was removed or replaced") && text.contains("restart"),
+        "{report:#}"
+    );
     assert_eq!(stage.there().digest("app", "v2").await, None);
 
     eventually("readiness and the metric say so", async || {
         let unready = daemon.get("/readyz").await;
         let is_503 = unready.status() == 503;
-        let told = unready.text().await.unwrap_or_default().contains("was removed or replaced");
-        (is_503 && told && daemon.metric("blobferry_state_folder_held", &[]).await == Some(0.0)).then_some(())
+        let told = unready
+            .text()
+            .await
+            .unwrap_or_default()
+            .contains("was removed or replaced");
+        (is_503 && told && daemon.metric("blobferry_state_folder_held", &[]).await == Some(0.0))
+            .then_some(())
     })
     .await;
-    assert_eq!(daemon.get("/healthz").await.status(), 200, "a restart is the operator's decision");
-    assert!(daemon.log().contains("ERROR the state folder is not ours any more"), "{}", daemon.log());
+    assert_eq!(
+        daemon.get("/healthz").await.status(),
+        200,
+        "a restart is the operator's decision"
+    );
+    assert!(
+        daemon
+            .log()
+            .contains("ERROR the state folder is not ours any more"),
+        "{}",
+        daemon.log()
+    );
 
     // A second daemon takes the folder's place. It promotes; the first one still does not.
     let other = second_daemon(&stage);
     let mut beside = other.start_ready().await;
     stage.there().assert_holds("app", "v2", &second).await;
-    stage.push().push("app", "v3", &Image::oci(3, &[1000])).await;
+    stage
+        .push()
+        .push("app", "v3", &Image::oci(3, &[1000]))
+        .await;
     assert_eq!(daemon.ping(json!({"wait": true, "tag": "v3"})).await.0, 502);
     assert_eq!(stage.there().digest("app", "v3").await, None);
     assert_eq!(beside.ping(json!({"wait": true, "tag": "v3"})).await.0, 200);

@@ -50,8 +50,19 @@ const PLAIN: (&str, &str) = ("drift", "keep");
 const RESTORE: (&str, &str) = ("drift", "restore");
 const ADOPT: (&str, &str) = ("existing", "adopt");
 
-const fn cell(tag: &'static str, rule: (&'static str, &'static str), steps: &'static [Step], then: Expected) -> Cell {
-    Cell { tag, rule, steps, then, forgotten: None }
+const fn cell(
+    tag: &'static str,
+    rule: (&'static str, &'static str),
+    steps: &'static [Step],
+    then: Expected,
+) -> Cell {
+    Cell {
+        tag,
+        rule,
+        steps,
+        then,
+        forgotten: None,
+    }
 }
 
 const fn remembered(
@@ -61,7 +72,13 @@ const fn remembered(
     then: Expected,
     forgotten: Expected,
 ) -> Cell {
-    Cell { tag, rule, steps, then, forgotten: Some(forgotten) }
+    Cell {
+        tag,
+        rule,
+        steps,
+        then,
+        forgotten: Some(forgotten),
+    }
 }
 
 const TABLE: &[Cell] = &[
@@ -69,17 +86,62 @@ const TABLE: &[Cell] = &[
     cell(FIXED, PLAIN, &[Staged(A)], ("promoted", Some(A))),
     cell(MOVING, PLAIN, &[Staged(A)], ("promoted", Some(A))),
     // P = S
-    cell(FIXED, PLAIN, &[Staged(A), Pushed(A)], ("up_to_date", Some(A))),
-    cell(MOVING, PLAIN, &[Staged(A), Pushed(A)], ("up_to_date", Some(A))),
+    cell(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Pushed(A)],
+        ("up_to_date", Some(A)),
+    ),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Pushed(A)],
+        ("up_to_date", Some(A)),
+    ),
     cell(FIXED, PLAIN, &[Staged(A), Sync], ("up_to_date", Some(A))),
-    cell(MOVING, PLAIN, &[Staged(A), Sync, Staged(B), Pushed(B)], ("up_to_date", Some(B))),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Staged(B), Pushed(B)],
+        ("up_to_date", Some(B)),
+    ),
     // P ≠ S, P = L
-    remembered(FIXED, PLAIN, &[Staged(A), Sync, Staged(B)], ("conflict", Some(A)), ("existing", Some(A))),
-    remembered(MOVING, PLAIN, &[Staged(A), Sync, Staged(B)], ("promoted", Some(B)), ("existing", Some(A))),
-    remembered(MOVING, PLAIN, &[Staged(A), Sync, Staged(B), Sync, Staged(A)], ("promoted", Some(A)), ("existing", Some(B))),
+    remembered(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Sync, Staged(B)],
+        ("conflict", Some(A)),
+        ("existing", Some(A)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Staged(B)],
+        ("promoted", Some(B)),
+        ("existing", Some(A)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Staged(B), Sync, Staged(A)],
+        ("promoted", Some(A)),
+        ("existing", Some(B)),
+    ),
     // the same, L agreed: both sides were equal, and nobody is known to have written it by our hand
-    remembered(FIXED, PLAIN, &[Staged(A), Pushed(A), Sync, Staged(B)], ("conflict", Some(A)), ("existing", Some(A))),
-    remembered(MOVING, PLAIN, &[Staged(A), Pushed(A), Sync, Staged(B)], ("promoted", Some(B)), ("existing", Some(A))),
+    remembered(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Pushed(A), Sync, Staged(B)],
+        ("conflict", Some(A)),
+        ("existing", Some(A)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Pushed(A), Sync, Staged(B)],
+        ("promoted", Some(B)),
+        ("existing", Some(A)),
+    ),
     // a person put there what staging came to name, after what we wrote
     remembered(
         MOVING,
@@ -89,19 +151,69 @@ const TABLE: &[Cell] = &[
         ("existing", Some(B)),
     ),
     // P ≠ S, P ≠ L, L known
-    remembered(FIXED, PLAIN, &[Staged(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
-    remembered(FIXED, PLAIN, &[Staged(A), Sync, Pushed(C), Staged(B)], ("drift", Some(C)), ("existing", Some(C))),
-    remembered(MOVING, PLAIN, &[Staged(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
-    remembered(MOVING, PLAIN, &[Staged(A), Sync, Pushed(C), Staged(B)], ("drift", Some(C)), ("existing", Some(C))),
-    remembered(FIXED, PLAIN, &[Staged(A), Pushed(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
-    remembered(MOVING, PLAIN, &[Staged(A), Pushed(A), Sync, Pushed(C)], ("drift", Some(C)), ("existing", Some(C))),
+    remembered(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C), Staged(B)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Sync, Pushed(C), Staged(B)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Pushed(A), Sync, Pushed(C)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Pushed(A), Sync, Pushed(C)],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
     // state lost: what a person did stays, also where staging holds that image under another tag
-    remembered(MOVING, PLAIN, &[Staged(A), Kept(C), Sync, Pushed(C), Reported], ("drift", Some(C)), ("existing", Some(C))),
+    remembered(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Kept(C), Sync, Pushed(C), Reported],
+        ("drift", Some(C)),
+        ("existing", Some(C)),
+    ),
     // staging came to what was reported as drift, and nobody decided
     remembered(
         MOVING,
         PLAIN,
-        &[Staged(A), Sync, Pushed(C), Reported, Staged(C), Sync, Staged(B)],
+        &[
+            Staged(A),
+            Sync,
+            Pushed(C),
+            Reported,
+            Staged(C),
+            Sync,
+            Staged(B),
+        ],
         ("drift", Some(C)),
         ("existing", Some(C)),
     ),
@@ -109,27 +221,93 @@ const TABLE: &[Cell] = &[
     remembered(
         MOVING,
         PLAIN,
-        &[Staged(A), Sync, Pushed(C), Reported, Pushed(A), Sync, Staged(B)],
+        &[
+            Staged(A),
+            Sync,
+            Pushed(C),
+            Reported,
+            Pushed(A),
+            Sync,
+            Staged(B),
+        ],
         ("promoted", Some(B)),
         ("existing", Some(A)),
     ),
-    remembered(FIXED, RESTORE, &[Staged(A), Sync, Pushed(C)], ("conflict", Some(C)), ("existing", Some(C))),
-    remembered(MOVING, RESTORE, &[Staged(A), Sync, Pushed(C)], ("promoted", Some(A)), ("existing", Some(C))),
-    remembered(MOVING, RESTORE, &[Staged(A), Sync, Pushed(C), Staged(B)], ("promoted", Some(B)), ("existing", Some(C))),
+    remembered(
+        FIXED,
+        RESTORE,
+        &[Staged(A), Sync, Pushed(C)],
+        ("conflict", Some(C)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        MOVING,
+        RESTORE,
+        &[Staged(A), Sync, Pushed(C)],
+        ("promoted", Some(A)),
+        ("existing", Some(C)),
+    ),
+    remembered(
+        MOVING,
+        RESTORE,
+        &[Staged(A), Sync, Pushed(C), Staged(B)],
+        ("promoted", Some(B)),
+        ("existing", Some(C)),
+    ),
     // P ≠ S, L unknown
     cell(FIXED, PLAIN, &[Staged(A), Pushed(C)], ("existing", Some(C))),
     cell(FIXED, ADOPT, &[Staged(A), Pushed(C)], ("conflict", Some(C))),
-    cell(FIXED, PLAIN, &[Staged(A), Kept(C), Pushed(C)], ("existing", Some(C))),
-    cell(MOVING, PLAIN, &[Staged(A), Pushed(C)], ("existing", Some(C))),
-    cell(MOVING, PLAIN, &[Staged(A), Kept(C), Pushed(C)], ("existing", Some(C))),
-    cell(MOVING, ADOPT, &[Staged(A), Pushed(C)], ("promoted", Some(A))),
+    cell(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Kept(C), Pushed(C)],
+        ("existing", Some(C)),
+    ),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Pushed(C)],
+        ("existing", Some(C)),
+    ),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Kept(C), Pushed(C)],
+        ("existing", Some(C)),
+    ),
+    cell(
+        MOVING,
+        ADOPT,
+        &[Staged(A), Pushed(C)],
+        ("promoted", Some(A)),
+    ),
     // staging came to what was reported as existing, and nobody decided
-    cell(MOVING, PLAIN, &[Staged(A), Pushed(C), Sync, Staged(C), Sync, Staged(B)], ("existing", Some(C))),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Pushed(C), Sync, Staged(C), Sync, Staged(B)],
+        ("existing", Some(C)),
+    ),
     // seen, but never written by us nor agreed on, is not L
-    cell(FIXED, PLAIN, &[Staged(A), Pushed(C), Sync], ("existing", Some(C))),
+    cell(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Pushed(C), Sync],
+        ("existing", Some(C)),
+    ),
     // S gone
-    cell(FIXED, PLAIN, &[Staged(A), Kept(B), Sync, Vanish], ("", Some(A))),
-    cell(MOVING, PLAIN, &[Staged(A), Kept(B), Sync, Vanish], ("", Some(A))),
+    cell(
+        FIXED,
+        PLAIN,
+        &[Staged(A), Kept(B), Sync, Vanish],
+        ("", Some(A)),
+    ),
+    cell(
+        MOVING,
+        PLAIN,
+        &[Staged(A), Kept(B), Sync, Vanish],
+        ("", Some(A)),
+    ),
 ];
 
 /// What the program loses before its last pass.
@@ -151,12 +329,18 @@ async fn the_table_holds_with_distribution_3() {
 }
 
 async fn the_table_holds(program: Program) {
-    let (staging, production) = (program.setup().delete().start(), program.setup().delete().start());
+    let (staging, production) = (
+        program.setup().delete().start(),
+        program.setup().delete().start(),
+    );
     for (number, cell) in TABLE.iter().enumerate() {
         for loss in [Loss::Nothing, Loss::Index, Loss::Ledger] {
             if loss == Loss::Nothing || cell.steps.contains(&Sync) {
                 let repository = format!("cell-{number}-{}", format!("{loss:?}").to_lowercase());
-                eprintln!("{repository}: {} {:?} {:?}", cell.tag, cell.rule, cell.steps);
+                eprintln!(
+                    "{repository}: {} {:?} {:?}",
+                    cell.tag, cell.rule, cell.steps
+                );
                 cell.play(&staging, &production, &repository, loss).await;
             }
         }
@@ -166,10 +350,13 @@ async fn the_table_holds(program: Program) {
 impl Cell {
     async fn play(&self, staging: &Registry, production: &Registry, repository: &str, loss: Loss) {
         let rule = json!({self.rule.0: self.rule.1, "tags": {"include": [FIXED, MOVING]}});
-        let config = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
+        let config = Config::new()
+            .registry("staging", &staging.url())
+            .registry("production", &production.url());
         let ferry = Ferry::new(&config.route(repository, rule));
         for step in self.steps {
-            self.take(*step, staging, production, repository, &ferry).await;
+            self.take(*step, staging, production, repository, &ferry)
+                .await;
         }
         match loss {
             Loss::Nothing => {}
@@ -177,33 +364,70 @@ impl Cell {
             Loss::Ledger => ferry.delete_ledger(),
         }
         let before = production.client().digest(repository, self.tag).await;
-        let expected = self.forgotten.filter(|_| loss == Loss::Ledger).unwrap_or(self.then);
+        let expected = self
+            .forgotten
+            .filter(|_| loss == Loss::Ledger)
+            .unwrap_or(self.then);
         let run = ferry.sync(&["--all"]).await;
         self.judge(&run, expected, before);
         let names = production.client().digest(repository, self.tag).await;
-        assert_eq!(names, expected.1.map(|which| image(which).digest().to_owned()), "what production names");
+        assert_eq!(
+            names,
+            expected.1.map(|which| image(which).digest().to_owned()),
+            "what production names"
+        );
         // A second look at the same facts comes to the same, and never moves anything again.
         let again = ferry.sync(&[]).await;
         assert_eq!(again.code, run.code, "{}", again.said());
         assert_eq!(again.total("promoted"), 0);
     }
 
-    async fn take(&self, step: Step, staging: &Registry, production: &Registry, repository: &str, ferry: &Ferry) {
+    async fn take(
+        &self,
+        step: Step,
+        staging: &Registry,
+        production: &Registry,
+        repository: &str,
+        ferry: &Ferry,
+    ) {
         match step {
-            Staged(which) => staging.client().push(repository, self.tag, &image(which)).await,
-            Kept(which) => staging.client().push(repository, "kept", &image(which)).await,
-            Pushed(which) => production.client().push(repository, self.tag, &image(which)).await,
+            Staged(which) => {
+                staging
+                    .client()
+                    .push(repository, self.tag, &image(which))
+                    .await
+            }
+            Kept(which) => {
+                staging
+                    .client()
+                    .push(repository, "kept", &image(which))
+                    .await
+            }
+            Pushed(which) => {
+                production
+                    .client()
+                    .push(repository, self.tag, &image(which))
+                    .await
+            }
             Sync => drop(ferry.sync(&[]).await.expect(0)),
             Reported => drop(ferry.sync(&[]).await.expect(4)),
             Vanish => {
-                let named = staging.client().digest(repository, self.tag).await.expect("the tag is there before it vanishes");
+                let named = staging
+                    .client()
+                    .digest(repository, self.tag)
+                    .await
+                    .expect("the tag is there before it vanishes");
                 staging.client().delete(repository, &named).await;
             }
         }
     }
 
     fn judge(&self, run: &Run, (result, _): Expected, before: Option<String>) {
-        let code = if ["conflict", "drift"].contains(&result) { 4 } else { 0 };
+        let code = if ["conflict", "drift"].contains(&result) {
+            4
+        } else {
+            0
+        };
         assert_eq!(run.code, code, "{}", run.said());
         assert_eq!(run.report()["exit_code"], code);
         if result.is_empty() {
@@ -214,15 +438,32 @@ impl Cell {
         let job = run.job(self.tag);
         assert_eq!(job["result"], result, "{job:#}");
         assert_eq!(run.total(result), 1, "{}", run.stdout);
-        let staged = self.steps.iter().rev().find_map(|step| if let Staged(which) = step { Some(*which) } else { None });
-        assert_eq!(job["digest"], image(staged.expect("every cell stages something")).digest(), "{job:#}");
+        let staged = self.steps.iter().rev().find_map(|step| {
+            if let Staged(which) = step {
+                Some(*which)
+            } else {
+                None
+            }
+        });
+        assert_eq!(
+            job["digest"],
+            image(staged.expect("every cell stages something")).digest(),
+            "{job:#}"
+        );
         assert_eq!(job["error"], json!(null), "{job:#}");
         if ["promoted", "conflict", "drift"].contains(&result) {
             assert_eq!(job["previous_digest"], json!(before), "{job:#}");
         }
         if ["conflict", "drift"].contains(&result) {
-            assert_ne!(job["reasons"], json!([]), "a person must learn why: {job:#}");
-            assert_eq!(job["bytes_sent"], 0, "nothing is carried for a tag that will not be named");
+            assert_ne!(
+                job["reasons"],
+                json!([]),
+                "a person must learn why: {job:#}"
+            );
+            assert_eq!(
+                job["bytes_sent"], 0,
+                "nothing is carried for a tag that will not be named"
+            );
         }
     }
 }
@@ -247,7 +488,11 @@ async fn a_digest_in_conflict_is_refused_under_moving_tags_too() {
     let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     assert_eq!(run.job("latest")["result"], "refused");
     for tag in ["v1", "latest"] {
-        assert_eq!(scene.there().digest("app", tag).await.as_deref(), Some(old.digest()), "{tag} moved");
+        assert_eq!(
+            scene.there().digest("app", tag).await.as_deref(),
+            Some(old.digest()),
+            "{tag} moved"
+        );
     }
 }
 
@@ -265,12 +510,17 @@ async fn a_moving_tag_by_name_is_held_to_the_conflicts_of_now() {
     scene.push().push("app", "latest", &new).await;
     let run = scene.ferry.sync(&["--tag", "latest"]).await.expect(4);
     assert_eq!(run.job("latest")["result"], "refused");
-    assert_eq!(scene.there().digest("app", "latest").await.as_deref(), Some(old.digest()));
+    assert_eq!(
+        scene.there().digest("app", "latest").await.as_deref(),
+        Some(old.digest())
+    );
     let run = scene.sync().await.expect(4);
     assert_eq!((run.total("conflict"), run.total("refused")), (1, 1));
     scene.push().push("app", "v1", &old).await;
     let renamed = json!({"name": "another", "from": "staging/app", "to": "production/app", "tags": {"include": ["*"]}});
-    scene.ferry.write_config(&scene.config(|config| config.raw_route(renamed)));
+    scene
+        .ferry
+        .write_config(&scene.config(|config| config.raw_route(renamed)));
     scene.ferry.sync(&["--tag", "latest"]).await.expect(0);
     scene.there().assert_holds("app", "latest", &new).await;
 }
@@ -281,7 +531,12 @@ async fn a_staging_tag_that_moves_meanwhile_is_not_named_from_old_facts() {
     let (old, new) = (Image::oci(1, &[1000]), Image::oci(2, &[2000]));
     scene.push().push("app", "latest", &old).await;
     let gate = Gate::closed();
-    scene.source.rule(Rule::on(&[Kind::BlobGet]).path(&old.blobs[1].digest).times(1).act(Act::Hold(gate.clone())));
+    scene.source.rule(
+        Rule::on(&[Kind::BlobGet])
+            .path(&old.blobs[1].digest)
+            .times(1)
+            .act(Act::Hold(gate.clone())),
+    );
     let (run, ()) = tokio::join!(scene.sync(), async {
         gate.arrived(1).await;
         scene.push().push("app", "latest", &new).await;
@@ -289,9 +544,20 @@ async fn a_staging_tag_that_moves_meanwhile_is_not_named_from_old_facts() {
         tokio::time::sleep(std::time::Duration::from_millis(10_500)).await;
         gate.open();
     });
-    assert!(scene.target.of(&[Kind::ManifestPut]).iter().all(|put| !put.path.ends_with("/latest") || put.status == Some(201)));
+    assert!(
+        scene
+            .target
+            .of(&[Kind::ManifestPut])
+            .iter()
+            .all(|put| !put.path.ends_with("/latest") || put.status == Some(201))
+    );
     let named = scene.there().digest("app", "latest").await;
-    assert_ne!(named.as_deref(), Some(old.digest()), "an image that staging no longer names was named: {}", run.said());
+    assert_ne!(
+        named.as_deref(),
+        Some(old.digest()),
+        "an image that staging no longer names was named: {}",
+        run.said()
+    );
     scene.sync().await.expect(0);
     scene.there().assert_holds("app", "latest", &new).await;
 }

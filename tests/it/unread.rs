@@ -14,8 +14,13 @@ const PIPE: usize = 64 * 1024;
 /// The daemon, and the end of its stderr that is not read.
 async fn start_unread(stage: &Stage) -> (Daemon, PipeReader) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    writer.write_all(&[b'\n'; PIPE]).expect("a pipe has room for this");
-    (stage.ferry.start_saying_to(Stdio::from(writer)).await, reader)
+    writer
+        .write_all(&[b'\n'; PIPE])
+        .expect("a pipe has room for this");
+    (
+        stage.ferry.start_saying_to(Stdio::from(writer)).await,
+        reader,
+    )
 }
 
 /// Reads on until the end.
@@ -25,7 +30,9 @@ fn read_on(mut reader: PipeReader) -> (Arc<Mutex<String>>, std::thread::JoinHand
     let thread = std::thread::spawn(move || {
         let mut buffer = vec![0; PIPE];
         while let Ok(count @ 1..) = reader.read(&mut buffer) {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+            into.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
     });
     (text, thread)
@@ -38,7 +45,11 @@ async fn a_stderr_that_is_not_read_stops_nothing() {
     let image = Image::oci(1, &[1000]);
     stage.push().push("app", "v1", &image).await;
     let (status, report) = daemon.ping(json!({"wait": true})).await;
-    assert_eq!((status, &report["totals"]["promoted"]), (200, &json!(1)), "{report:#}");
+    assert_eq!(
+        (status, &report["totals"]["promoted"]),
+        (200, &json!(1)),
+        "{report:#}"
+    );
     daemon.signal("TERM").await;
     assert_eq!(daemon.ended().await, 0);
     drop(reader);
@@ -54,14 +65,19 @@ async fn refuse_a_config(daemon: &Daemon) {
 async fn lines_that_found_no_room_are_counted_and_the_rest_is_flushed() {
     let stage = Stage::new(Program::Distribution3).await;
     let (mut daemon, reader) = start_unread(&stage).await;
-    let mistakes: String = (0..100).map(|number| format!("mistake_{number}: {{is: no key of a config}}\n")).collect();
+    let mistakes: String = (0..100)
+        .map(|number| format!("mistake_{number}: {{is: no key of a config}}\n"))
+        .collect();
     stage.ferry.write_config(&Config::text(&mistakes));
     let mut dropped = 0.0;
     for _ in 0..20 {
         for _ in 0..100 {
             refuse_a_config(&daemon).await;
         }
-        dropped = daemon.metric("blobferry_log_lines_dropped_total", &[]).await.unwrap();
+        dropped = daemon
+            .metric("blobferry_log_lines_dropped_total", &[])
+            .await
+            .unwrap();
         if dropped > 0.0 {
             break;
         }
@@ -71,7 +87,10 @@ async fn lines_that_found_no_room_are_counted_and_the_rest_is_flushed() {
     let (text, reading) = read_on(reader);
     eventually("the log says how many are missing", async || {
         refuse_a_config(&daemon).await;
-        text.lock().unwrap().contains(" log lines were dropped: stderr was not read").then_some(())
+        text.lock()
+            .unwrap()
+            .contains(" log lines were dropped: stderr was not read")
+            .then_some(())
     })
     .await;
     daemon.signal("TERM").await;
@@ -79,5 +98,9 @@ async fn lines_that_found_no_room_are_counted_and_the_rest_is_flushed() {
     reading.join().unwrap();
     let text = text.lock().unwrap();
     assert!(text.contains(" started "), "the first lines are there");
-    assert!(text.trim_end().ends_with("stopped"), "and the last: {}", text.lines().last().unwrap_or_default());
+    assert!(
+        text.trim_end().ends_with("stopped"),
+        "and the last: {}",
+        text.lines().last().unwrap_or_default()
+    );
 }

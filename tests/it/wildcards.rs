@@ -16,16 +16,23 @@ const PAGES: usize = 3;
 
 /// Sixty routes `staging/team-N/**`, five repositories for each of them, in three pages of a catalog.
 fn teams() -> (Scripted, Scripted, Config) {
-    let staging = Scripted::with(Settings { page: PAGE, ..Settings::default() });
+    let staging = Scripted::with(Settings {
+        page: PAGE,
+        ..Settings::default()
+    });
     let production = Scripted::start();
     let image = Image::oci(1, &[1000]);
-    let mut config = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
+    let mut config = Config::new()
+        .registry("staging", &staging.url())
+        .registry("production", &production.url());
     for team in 0..ROUTES {
         for repository in 0..PAGES * PAGE / ROUTES {
             staging.push(&format!("team-{team}/app-{repository}"), "v1", &image);
         }
-        config = config.raw_route(json!({"name": format!("team-{team}"), "from": format!("staging/team-{team}/**"),
-            "to": format!("production/team-{team}/{{1}}"), "tags": {"include": ["*"]}}));
+        config = config.raw_route(
+            json!({"name": format!("team-{team}"), "from": format!("staging/team-{team}/**"),
+            "to": format!("production/team-{team}/{{1}}"), "tags": {"include": ["*"]}}),
+        );
     }
     (staging, production, config)
 }
@@ -35,17 +42,35 @@ async fn a_catalog_is_read_once_for_all_routes_and_each_name_goes_to_its_own() {
     let (staging, production, config) = teams();
     let ferry = Ferry::new(&config);
     let daemon = ferry.start_ready().await;
-    assert_eq!(staging.count(Kind::Catalog), PAGES, "one reading for sixty routes");
+    assert_eq!(
+        staging.count(Kind::Catalog),
+        PAGES,
+        "one reading for sixty routes"
+    );
     assert_eq!(production.tags("team-59/app-4"), ["v1"]);
-    assert_eq!(daemon.metric("blobferry_promotions_total", &[]).await, Some((PAGES * PAGE) as f64));
+    assert_eq!(
+        daemon.metric("blobferry_promotions_total", &[]).await,
+        Some((PAGES * PAGE) as f64)
+    );
 
     staging.push("team-9/tools/new", "v2", &Image::oci(2, &[10]));
     staging.push("elsewhere/app", "v1", &Image::oci(3, &[10]));
     let (status, report) = daemon.ping(json!({"wait": true})).await;
-    assert_eq!((status, &report["totals"]["promoted"]), (200, &json!(1)), "{report:#}");
-    assert_eq!(staging.count(Kind::Catalog), PAGES * 2 + 1, "one more reading, which has a page more");
+    assert_eq!(
+        (status, &report["totals"]["promoted"]),
+        (200, &json!(1)),
+        "{report:#}"
+    );
+    assert_eq!(
+        staging.count(Kind::Catalog),
+        PAGES * 2 + 1,
+        "one more reading, which has a page more"
+    );
     assert_eq!(production.tags("team-9/tools/new"), ["v2"]);
-    assert!(production.tags("elsewhere/app").is_empty(), "no route reads it");
+    assert!(
+        production.tags("elsewhere/app").is_empty(),
+        "no route reads it"
+    );
 }
 
 #[tokio::test]
@@ -55,10 +80,19 @@ async fn polls_of_sixty_routes_share_one_reading_a_round() {
     let daemon = ferry.start_ready().await;
     staging.seen(Kind::Catalog, 5 * PAGES).await;
     let readings = staging.count(Kind::Catalog).div_ceil(PAGES);
-    let rounds = daemon.metric("blobferry_events_total", &[("result", "queued")]).await.unwrap();
-    assert!((4.0..=rounds + 1.0).contains(&(readings as f64)), "{readings} readings for {rounds} rounds");
+    let rounds = daemon
+        .metric("blobferry_events_total", &[("result", "queued")])
+        .await
+        .unwrap();
+    assert!(
+        (4.0..=rounds + 1.0).contains(&(readings as f64)),
+        "{readings} readings for {rounds} rounds"
+    );
     let looks = daemon.metric("blobferry_looks_total", &[]).await.unwrap();
-    assert!(looks >= (PAGES * PAGE) as f64, "{looks} looks: every route has its own");
+    assert!(
+        looks >= (PAGES * PAGE) as f64,
+        "{looks} looks: every route has its own"
+    );
 }
 
 #[tokio::test]
@@ -67,23 +101,32 @@ async fn of_two_sources_that_meet_the_second_waits_until_the_first_is_gone() {
     let (first, second) = (Image::oci(1, &[10]), Image::oci(2, &[10]));
     // The second one is there first.
     staging.push("b/app", "v2", &second);
-    let route =
-        |name: &str| json!({"name": name, "from": format!("staging/{name}/*"), "to": "production/{1}", "tags": {"include": ["*"]}});
-    let pair = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
+    let route = |name: &str| json!({"name": name, "from": format!("staging/{name}/*"), "to": "production/{1}", "tags": {"include": ["*"]}});
+    let pair = Config::new()
+        .registry("staging", &staging.url())
+        .registry("production", &production.url());
     let ferry = Ferry::new(&pair.raw_route(route("a")).raw_route(route("b")));
     let daemon = ferry.start_ready().await;
-    assert_eq!(production.tagged("app", "v2").as_deref(), Some(second.digest()));
+    assert_eq!(
+        production.tagged("app", "v2").as_deref(),
+        Some(second.digest())
+    );
 
     staging.push("a/app", "v1", &first);
     staging.push("b/app", "v3", &second);
     let (status, report) = daemon.ping(json!({"wait": true})).await;
     assert_eq!(status, 409, "{report:#}");
     let text = report["trouble"][0]["text"].as_str().unwrap_or_default();
-    assert!(text.contains("app and a/app (route a) would both be promoted to production/app"), "{report:#}");
+    assert!(
+        text.contains("app and a/app (route a) would both be promoted to production/app"),
+        "{report:#}"
+    );
     assert_eq!(production.tags("app"), ["v1", "v2"]);
 
     staging.on(|asked| match asked.kind {
-        Kind::Catalog => Answer::Reply(Reply::status(200).body("application/json", r#"{"repositories":["b/app"]}"#)),
+        Kind::Catalog => Answer::Reply(
+            Reply::status(200).body("application/json", r#"{"repositories":["b/app"]}"#),
+        ),
         _ => Answer::Pass,
     });
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
@@ -94,19 +137,32 @@ async fn of_two_sources_that_meet_the_second_waits_until_the_first_is_gone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement of the release build, with figures to read"]
 async fn measure_a_thousand_wildcard_routes_over_ten_thousand_repositories() {
-    let staging = Scripted::with(Settings { page: 1000, ..Settings::default() });
+    let staging = Scripted::with(Settings {
+        page: 1000,
+        ..Settings::default()
+    });
     let production = Scripted::start();
-    let mut config = Config::new().registry("staging", &staging.url()).registry("production", &production.url());
+    let mut config = Config::new()
+        .registry("staging", &staging.url())
+        .registry("production", &production.url());
     for team in 0..1000 {
         for repository in 0..10 {
-            staging.tag(&format!("s/team-{team}/app-{repository}"), "v1", "sha256:none");
+            staging.tag(
+                &format!("s/team-{team}/app-{repository}"),
+                "v1",
+                "sha256:none",
+            );
         }
-        config = config.raw_route(json!({"name": format!("team-{team}"), "from": format!("staging/s/team-{team}/**"),
-            "to": format!("production/team-{team}/{{1}}"), "tags": {"include": ["*"]}}));
+        config = config.raw_route(
+            json!({"name": format!("team-{team}"), "from": format!("staging/s/team-{team}/**"),
+            "to": format!("production/team-{team}/{{1}}"), "tags": {"include": ["*"]}}),
+        );
     }
     for registry in [&staging, &production] {
         registry.on(|asked| match asked.kind {
-            Kind::Tags => Answer::Reply(Reply::status(200).body("application/json", r#"{"name":"x","tags":[]}"#)),
+            Kind::Tags => Answer::Reply(
+                Reply::status(200).body("application/json", r#"{"name":"x","tags":[]}"#),
+            ),
             _ => Answer::Pass,
         });
     }
@@ -116,7 +172,9 @@ async fn measure_a_thousand_wildcard_routes_over_ten_thousand_repositories() {
     println!("alive after {:?}", started.elapsed());
     let (mut slowest, mut asked) = (Duration::ZERO, 0);
     let mut first_look = None;
-    while daemon.get("/readyz").await.status() != 200 && started.elapsed() < Duration::from_secs(300) {
+    while daemon.get("/readyz").await.status() != 200
+        && started.elapsed() < Duration::from_secs(300)
+    {
         let at = Instant::now();
         assert_eq!(daemon.get("/healthz").await.status(), 200);
         slowest = slowest.max(at.elapsed());
@@ -125,14 +183,34 @@ async fn measure_a_thousand_wildcard_routes_over_ten_thousand_repositories() {
             first_look = Some(started.elapsed());
         }
     }
-    println!("ready after {:?}, the first look after {first_look:?}", started.elapsed());
+    println!(
+        "ready after {:?}, the first look after {first_look:?}",
+        started.elapsed()
+    );
     println!("/healthz: {asked} times, at most {slowest:?}");
     let log = staging.log();
-    let repositories: BTreeSet<_> = log.iter().filter(|record| record.kind == Kind::Tags).map(|record| &record.path).collect();
-    let readings = log.iter().filter(|record| record.kind == Kind::Catalog).count() / 10;
-    println!("{readings} readings of the catalog, {} repositories looked at", repositories.len());
+    let repositories: BTreeSet<_> = log
+        .iter()
+        .filter(|record| record.kind == Kind::Tags)
+        .map(|record| &record.path)
+        .collect();
+    let readings = log
+        .iter()
+        .filter(|record| record.kind == Kind::Catalog)
+        .count()
+        / 10;
+    println!(
+        "{readings} readings of the catalog, {} repositories looked at",
+        repositories.len()
+    );
 
-    let (cpu, at) = (daemon.metric("process_cpu_seconds_total", &[]).await.unwrap_or_default(), Instant::now());
+    let (cpu, at) = (
+        daemon
+            .metric("process_cpu_seconds_total", &[])
+            .await
+            .unwrap_or_default(),
+        Instant::now(),
+    );
     let (before, mut slowest) = (staging.count(Kind::Catalog), Duration::ZERO);
     while at.elapsed() < Duration::from_secs(30) {
         let asked = Instant::now();
@@ -140,7 +218,14 @@ async fn measure_a_thousand_wildcard_routes_over_ten_thousand_repositories() {
         slowest = slowest.max(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let cpu = daemon.metric("process_cpu_seconds_total", &[]).await.unwrap_or_default() - cpu;
+    let cpu = daemon
+        .metric("process_cpu_seconds_total", &[])
+        .await
+        .unwrap_or_default()
+        - cpu;
     let readings = (staging.count(Kind::Catalog) - before) / 10;
-    println!("then, in {:?}: {cpu} s of CPU, {readings} readings, /healthz at most {slowest:?}", at.elapsed());
+    println!(
+        "then, in {:?}: {cpu} s of CPU, {readings} readings, /healthz at most {slowest:?}",
+        at.elapsed()
+    );
 }

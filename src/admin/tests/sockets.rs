@@ -24,12 +24,25 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("control.sock");
     let listen = Some("127.0.0.1:0".parse().unwrap());
-    let settings = Settings { listen, socket: Some(socket.clone()), deadlines, secret: Secret::default() };
+    let settings = Settings {
+        listen,
+        socket: Some(socket.clone()),
+        deadlines,
+        secret: Secret::default(),
+    };
     let (services, events) = services();
     let bound = bind(&settings).await.unwrap();
     let (address, stop) = (bound.address().unwrap(), CancellationToken::new());
     let served = tokio::spawn(bound.serve(services.clone(), stop.clone()));
-    let running = Running { address, socket, services, served, _guard: stop.clone().drop_guard(), stop, _folder: folder };
+    let running = Running {
+        address,
+        socket,
+        services,
+        served,
+        _guard: stop.clone().drop_guard(),
+        stop,
+        _folder: folder,
+    };
     (running, events)
 }
 
@@ -45,7 +58,12 @@ const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: cl
 
 fn quick() -> Deadlines {
     let quick = Duration::from_millis(100);
-    Deadlines { header: quick, body: quick, write: quick, stop: quick * 5 }
+    Deadlines {
+        header: quick,
+        body: quick,
+        write: quick,
+        stop: quick * 5,
+    }
 }
 
 #[tokio::test]
@@ -55,19 +73,32 @@ async fn a_client_that_sends_no_head_is_cut_off_and_blocks_nobody() {
     for at in 0..160 {
         let mut stream = TcpStream::connect(running.address).await.unwrap();
         if at % 2 == 0 {
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: lo").await.unwrap();
+            stream
+                .write_all(b"GET /healthz HTTP/1.1\r\nhost: lo")
+                .await
+                .unwrap();
         }
         silent.push(stream);
     }
-    assert!(exchange(running.address, HEALTH).await.starts_with("HTTP/1.1 200"), "more silent clients than connections");
+    assert!(
+        exchange(running.address, HEALTH)
+            .await
+            .starts_with("HTTP/1.1 200"),
+        "more silent clients than connections"
+    );
     for mut stream in silent {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
     let mut idle = TcpStream::connect(running.address).await.unwrap();
-    idle.write_all(HEALTH.replace("close", "keep-alive").as_bytes()).await.unwrap();
+    idle.write_all(HEALTH.replace("close", "keep-alive").as_bytes())
+        .await
+        .unwrap();
     let mut answer = String::new();
     idle.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "an idle connection ends after its answer");
+    assert!(
+        answer.starts_with("HTTP/1.1 200"),
+        "an idle connection ends after its answer"
+    );
 }
 
 #[tokio::test]
@@ -75,7 +106,10 @@ async fn a_body_that_does_not_come_is_408() {
     let (running, _events) = running(quick()).await;
     let head = "POST /v1/sync HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{\"wait\"";
     let answer = exchange(running.address, head).await;
-    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("\"timeout\""), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 408") && answer.contains("\"timeout\""),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -90,7 +124,12 @@ async fn heads_that_are_too_large_are_refused() {
         let _ = stream.write_all(text.as_bytes()).await;
         let mut answer = vec![0; 12];
         stream.read_exact(&mut answer).await.unwrap();
-        assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 431", "{} headers", headers.lines().count());
+        assert_eq!(
+            String::from_utf8_lossy(&answer),
+            "HTTP/1.1 431",
+            "{} headers",
+            headers.lines().count()
+        );
     }
 }
 
@@ -100,19 +139,29 @@ async fn a_client_that_does_not_read_is_given_up() {
     let mut stream = patience::Patient::new(near, Duration::from_secs(10));
     let writing = tokio::spawn(async move { stream.write_all(&[0; 4096]).await });
     far.read_exact(&mut [0; 1024]).await.unwrap();
-    assert_eq!(writing.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    assert_eq!(
+        writing.await.unwrap().unwrap_err().kind(),
+        std::io::ErrorKind::TimedOut
+    );
 }
 
 #[tokio::test]
 async fn the_control_socket_is_its_owners_and_names_the_user() {
     let (running, events) = running(Deadlines::default()).await;
-    let mode = std::fs::metadata(&running.socket).unwrap().permissions().mode();
+    let mode = std::fs::metadata(&running.socket)
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     let watcher = watcher(events, 1, found());
     let body = Some(json!({"wait": true}));
-    let (status, report) = client::request(&running.socket, Method::POST, "/v1/sync", body, None).await.unwrap();
+    let (status, report) = client::request(&running.socket, Method::POST, "/v1/sync", body, None)
+        .await
+        .unwrap();
     assert_eq!((status.as_u16(), &report["exit_code"]), (200, &json!(0)));
-    let (status, board) = client::request(&running.socket, Method::GET, "/v1/status", None, None).await.unwrap();
+    let (status, board) = client::request(&running.socket, Method::GET, "/v1/status", None, None)
+        .await
+        .unwrap();
     assert_eq!(status, 200);
     serde_json::from_value::<Status>(board).unwrap();
     running.stop.cancel();
@@ -124,7 +173,11 @@ async fn the_control_socket_is_its_owners_and_names_the_user() {
 }
 
 async fn bind_at(socket: &Path) -> Result<Bound, Error> {
-    bind(&Settings { socket: Some(socket.into()), ..Settings::default() }).await
+    bind(&Settings {
+        socket: Some(socket.into()),
+        ..Settings::default()
+    })
+    .await
 }
 
 #[tokio::test]
@@ -139,7 +192,10 @@ async fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
     drop(first);
     assert!(!socket.exists());
     std::fs::write(&socket, "precious").unwrap();
-    assert!(matches!(bind_at(&socket).await, Err(Error::NotASocket { .. })));
+    assert!(matches!(
+        bind_at(&socket).await,
+        Err(Error::NotASocket { .. })
+    ));
     assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
     let far = folder.path().join("x".repeat(120));
     assert!(matches!(bind_at(&far).await, Err(Error::Socket { .. })));
@@ -149,8 +205,18 @@ async fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
 async fn what_cannot_be_bound_is_an_error_before_anything_runs() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = Some(taken.local_addr().unwrap());
-    assert!(matches!(bind(&Settings { listen, ..Settings::default() }).await, Err(Error::Listen { .. })));
-    assert!(matches!(bind(&secret(" \n")).await, Err(Error::EmptySecret)));
+    assert!(matches!(
+        bind(&Settings {
+            listen,
+            ..Settings::default()
+        })
+        .await,
+        Err(Error::Listen { .. })
+    ));
+    assert!(matches!(
+        bind(&secret(" \n")).await,
+        Err(Error::EmptySecret)
+    ));
 }
 
 #[tokio::test]
@@ -158,7 +224,9 @@ async fn stopping_lets_open_requests_end_within_a_bound() {
     let (running, mut events) = running(quick()).await;
     let ask = |socket: PathBuf| {
         let body = Some(json!({"wait": true}));
-        tokio::spawn(async move { client::request(&socket, Method::POST, "/v1/sync", body, None).await })
+        tokio::spawn(
+            async move { client::request(&socket, Method::POST, "/v1/sync", body, None).await },
+        )
     };
     let (first, second) = (ask(running.socket.clone()), ask(running.socket.clone()));
     let held = [events.recv().await.unwrap(), events.recv().await.unwrap()];
@@ -166,10 +234,25 @@ async fn stopping_lets_open_requests_end_within_a_bound() {
     let [one, other] = held;
     drop(one);
     running.served.await.unwrap();
-    assert!(TcpStream::connect(running.address).await.is_err(), "nobody listens any more");
+    assert!(
+        TcpStream::connect(running.address).await.is_err(),
+        "nobody listens any more"
+    );
     let ends = [first.await.unwrap(), second.await.unwrap()];
-    assert_eq!(ends.iter().filter(|end| matches!(end, Ok((StatusCode::SERVICE_UNAVAILABLE, _)))).count(), 1, "{ends:?}");
-    assert_eq!(ends.iter().filter(|end| matches!(end, Err(client::Error::Broken { .. }))).count(), 1, "{ends:?}");
+    assert_eq!(
+        ends.iter()
+            .filter(|end| matches!(end, Ok((StatusCode::SERVICE_UNAVAILABLE, _))))
+            .count(),
+        1,
+        "{ends:?}"
+    );
+    assert_eq!(
+        ends.iter()
+            .filter(|end| matches!(end, Err(client::Error::Broken { .. })))
+            .count(),
+        1,
+        "{ends:?}"
+    );
     drop(other);
 }
 
@@ -178,13 +261,25 @@ async fn the_client_tells_the_troubles_apart() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("control.sock");
     let ask = |deadline| client::request(&socket, Method::GET, "/v1/status", None, deadline);
-    assert!(matches!(ask(None).await, Err(client::Error::NotRunning { .. })));
+    assert!(matches!(
+        ask(None).await,
+        Err(client::Error::NotRunning { .. })
+    ));
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    assert!(matches!(ask(Some(Duration::from_millis(20))).await, Err(client::Error::Broken { .. })), "silent");
+    assert!(
+        matches!(
+            ask(Some(Duration::from_millis(20))).await,
+            Err(client::Error::Broken { .. })
+        ),
+        "silent"
+    );
     let serving = tokio::spawn(async move {
-        for answer in
-            ["", "junk\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n<p>"]
-        {
+        for answer in [
+            "",
+            "junk\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
+            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n<p>",
+        ] {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1024]).await;
             let _ = stream.write_all(answer.as_bytes()).await;
@@ -198,5 +293,8 @@ async fn the_client_tells_the_troubles_apart() {
         broken += 1;
     }
     serving.await.unwrap();
-    assert!(matches!(ask(None).await, Err(client::Error::NotRunning { .. })), "the file of a dead daemon");
+    assert!(
+        matches!(ask(None).await, Err(client::Error::NotRunning { .. })),
+        "the file of a dead daemon"
+    );
 }

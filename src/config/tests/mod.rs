@@ -36,10 +36,18 @@ fn secrets() -> tempfile::TempDir {
         ("long", &long),
         ("password", "hunter2\n"),
         ("secret", "open sesame\r\n"),
-        ("cert.pem", "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"),
-        ("key.pem", "-----BEGIN PRIVATE KEY-----\nBB==\n-----END PRIVATE KEY-----"),
+        (
+            "cert.pem",
+            "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
+        ),
+        (
+            "key.pem",
+            "-----BEGIN PRIVATE KEY-----\nBB==\n-----END PRIVATE KEY-----",
+        ),
     ];
-    files.iter().for_each(|(name, content)| fs::write(folder.path().join(name), content).unwrap());
+    files
+        .iter()
+        .for_each(|(name, content)| fs::write(folder.path().join(name), content).unwrap());
     folder
 }
 
@@ -59,29 +67,61 @@ fn parse(text: &str) -> Config {
 /// What is wrong, without the name of the file and of the folder of secrets.
 fn complaints(text: &str) -> String {
     let secrets = secrets();
-    let error = parse_with(text, secrets.path()).expect_err(text).to_string();
+    let error = parse_with(text, secrets.path())
+        .expect_err(text)
+        .to_string();
     assert!(error.starts_with("/nowhere/b.yaml:"), "{error}");
-    assert!(!error.contains("hunter2"), "a secret in a complaint: {error}");
-    error.replace("/nowhere/b.yaml:", "").replace(&secrets.path().display().to_string(), "SECRETS")
+    assert!(
+        !error.contains("hunter2"),
+        "a secret in a complaint: {error}"
+    );
+    error
+        .replace("/nowhere/b.yaml:", "")
+        .replace(&secrets.path().display().to_string(), "SECRETS")
 }
 
 #[test]
 fn what_is_not_said_has_the_documented_default() {
     let config = parse(REST);
-    let Daemon { listen, state, poll, verify, grace, secret } = config.daemon;
+    let Daemon {
+        listen,
+        state,
+        poll,
+        verify,
+        grace,
+        secret,
+    } = config.daemon;
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(state, Path::new("/state"));
-    assert_eq!((poll, verify), (Some(Duration::from_secs(60)), Duration::from_secs(3600)));
+    assert_eq!(
+        (poll, verify),
+        (Some(Duration::from_secs(60)), Duration::from_secs(3600))
+    );
     assert_eq!((grace, secret.is_none()), (Duration::from_secs(30), true));
-    assert_eq!(config.hash, &Digest::sha256(REST.as_bytes()).encoded()[..12]);
+    assert_eq!(
+        config.hash,
+        &Digest::sha256(REST.as_bytes()).encoded()[..12]
+    );
     let route = &config.routes[0];
-    assert_eq!((&*route.name, route.existing, route.drift), ("app", Existing::Keep, Drift::Keep));
+    assert_eq!(
+        (&*route.name, route.existing, route.drift),
+        ("app", Existing::Keep, Drift::Keep)
+    );
     assert!(route.selection.is_moving(&"latest".parse().unwrap()));
     assert!(!route.selection.is_moving(&"v1".parse().unwrap()));
     let registry = &config.registries["s"];
     assert_eq!(registry.limits, Limits::default());
-    let RegistryKind::Remote(settings) = &registry.kind else { panic!("{registry:?}") };
-    assert_eq!((settings.name.as_str(), settings.url.as_str(), settings.insecure), ("s", "https://s.example/", false));
+    let RegistryKind::Remote(settings) = &registry.kind else {
+        panic!("{registry:?}")
+    };
+    assert_eq!(
+        (
+            settings.name.as_str(),
+            settings.url.as_str(),
+            settings.insecure
+        ),
+        ("s", "https://s.example/", false)
+    );
     assert!(matches!(settings.credentials, Credentials::DockerConfig(_)));
 }
 
@@ -110,26 +150,60 @@ fn everything_said_arrives() {
     );
     let daemon = &config.daemon;
     assert_eq!((daemon.listen, daemon.poll), (None, None));
-    assert_eq!((daemon.state.as_path(), daemon.grace), (Path::new("/nowhere/here"), Duration::from_secs(65)));
-    assert_eq!(daemon.secret.as_ref().unwrap().expose_secret(), "open sesame");
-    let RegistryKind::Remote(settings) = &config.registries["s"].kind else { panic!("{config:?}") };
-    let Credentials::Basic { username, password } = &settings.credentials else { panic!("not basic") };
-    assert_eq!((username.as_str(), password.expose_secret()), ("me", "hunter2"));
+    assert_eq!(
+        (daemon.state.as_path(), daemon.grace),
+        (Path::new("/nowhere/here"), Duration::from_secs(65))
+    );
+    assert_eq!(
+        daemon.secret.as_ref().unwrap().expose_secret(),
+        "open sesame"
+    );
+    let RegistryKind::Remote(settings) = &config.registries["s"].kind else {
+        panic!("{config:?}")
+    };
+    let Credentials::Basic { username, password } = &settings.credentials else {
+        panic!("not basic")
+    };
+    assert_eq!(
+        (username.as_str(), password.expose_secret()),
+        ("me", "hunter2")
+    );
     assert!(settings.insecure);
-    assert_eq!(settings.token_realms, ["login.example", "other.example:8443"]);
+    assert_eq!(
+        settings.token_realms,
+        ["login.example", "other.example:8443"]
+    );
     assert_eq!(settings.kind.map(|kind| kind.name()), Some("harbor"));
-    let identity = str::from_utf8(settings.tls.identity_pem.as_ref().unwrap().expose_secret()).unwrap();
-    assert!(identity.contains("END CERTIFICATE-----\n\n-----BEGIN PRIVATE KEY"), "{identity}");
+    let identity =
+        str::from_utf8(settings.tls.identity_pem.as_ref().unwrap().expose_secret()).unwrap();
+    assert!(
+        identity.contains("END CERTIFICATE-----\n\n-----BEGIN PRIVATE KEY"),
+        "{identity}"
+    );
     assert!(settings.tls.ca_pem.is_some());
     let limits = &config.registries["s"].limits;
-    assert_eq!((limits.concurrency.map(|n| n.get()), limits.requests_per_second), (Some(12), Some(0.5)));
+    assert_eq!(
+        (
+            limits.concurrency.map(|n| n.get()),
+            limits.requests_per_second
+        ),
+        (Some(12), Some(0.5))
+    );
     assert_eq!(limits.bandwidth, Some(Plan::constant(2 << 20)));
-    let RegistryKind::Layout(path) = &config.registries["d"].kind else { panic!("{config:?}") };
+    let RegistryKind::Layout(path) = &config.registries["d"].kind else {
+        panic!("{config:?}")
+    };
     assert_eq!(path, Path::new("/nowhere/images"));
     let route = &config.routes[0];
-    assert_eq!((&*route.name, route.existing, route.drift), ("all", Existing::Adopt, Drift::Restore));
+    assert_eq!(
+        (&*route.name, route.existing, route.drift),
+        ("all", Existing::Adopt, Drift::Restore)
+    );
     let allows = |tag: &str| route.selection.allows(&tag.parse().unwrap());
-    assert!(allows("1.10") && allows("2.0") && !allows("1.1") && !allows("2"), "a tag is a text, whatever YAML thinks");
+    assert!(
+        allows("1.10") && allows("2.0") && !allows("1.1") && !allows("2"),
+        "a tag is a text, whatever YAML thinks"
+    );
     assert!(route.selection.moving.is_empty() && route.selection.newest.is_some());
     assert!(!format!("{config:?}").contains("hunter2"));
 }
@@ -137,20 +211,40 @@ fn everything_said_arrives() {
 #[test]
 fn auth_is_found_from_host_and_companions() {
     let table = [
-        ("url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n", "ecr"),
-        ("url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    auth: docker-config\n", "docker-config"),
+        (
+            "url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n",
+            "ecr",
+        ),
+        (
+            "url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    auth: docker-config\n",
+            "docker-config",
+        ),
         ("url: https://public.ecr.aws\n", "docker-config"),
         ("url: https://s.example\n", "docker-config"),
         ("url: https://s.example\n    auth: anonymous\n", "anonymous"),
-        ("url: https://s.example\n    token_file: ${SECRETS}/password\n", "bearer"),
-        ("url: https://s.example\n    username: me\n    password_file: ${SECRETS}/password\n", "basic"),
-        ("url: http://127.0.0.1:5000\n    username: me\n    password_file: ${SECRETS}/password\n", "basic"),
+        (
+            "url: https://s.example\n    token_file: ${SECRETS}/password\n",
+            "bearer",
+        ),
+        (
+            "url: https://s.example\n    username: me\n    password_file: ${SECRETS}/password\n",
+            "basic",
+        ),
+        (
+            "url: http://127.0.0.1:5000\n    username: me\n    password_file: ${SECRETS}/password\n",
+            "basic",
+        ),
         ("url: http://s.example\n", "docker-config"),
-        ("url: http://localhost:4510\n    auth: ecr\n    region: eu-west-1\n    ecr_endpoint: http://localhost:4566\n", "ecr"),
+        (
+            "url: http://localhost:4510\n    auth: ecr\n    region: eu-west-1\n    ecr_endpoint: http://localhost:4566\n",
+            "ecr",
+        ),
     ];
     for (keys, expected) in table {
         let config = parse(&registry_file(keys));
-        let RegistryKind::Remote(settings) = &config.registries["s"].kind else { panic!("{keys}") };
+        let RegistryKind::Remote(settings) = &config.registries["s"].kind else {
+            panic!("{keys}")
+        };
         let found = match settings.credentials {
             Credentials::Anonymous => "anonymous",
             Credentials::Basic { .. } => "basic",
@@ -177,16 +271,42 @@ fn defaults_fill_in_key_by_key_and_anchors_work() {
     );
     let rules = |number: usize| {
         let route: &Route = &config.routes[number];
-        let texts = |rules: &[crate::watch::rules::TagRule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let texts = |rules: &[crate::watch::rules::TagRule]| {
+            rules
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let selection = &route.selection;
         let newest = selection.newest.map_or(0, |newest| newest.get());
-        let (include, exclude, moving) = (texts(&selection.include), texts(&selection.exclude), texts(&selection.moving));
-        (format!("{include}|{exclude}|{moving}|{newest}"), route.drift, route.existing)
+        let (include, exclude, moving) = (
+            texts(&selection.include),
+            texts(&selection.exclude),
+            texts(&selection.moving),
+        );
+        (
+            format!("{include}|{exclude}|{moving}|{newest}"),
+            route.drift,
+            route.existing,
+        )
     };
-    assert_eq!(rules(0), ("latest|*-rc|edge|0".into(), Drift::Restore, Existing::Adopt));
-    assert_eq!(rules(1), ("latest||edge|0".into(), Drift::Keep, Existing::Adopt));
-    assert_eq!(rules(2), ("v*|*-rc|edge|4".into(), Drift::Restore, Existing::Adopt));
-    assert_eq!(rules(3), ("v*|*-rc|edge|9".into(), Drift::Restore, Existing::Adopt));
+    assert_eq!(
+        rules(0),
+        ("latest|*-rc|edge|0".into(), Drift::Restore, Existing::Adopt)
+    );
+    assert_eq!(
+        rules(1),
+        ("latest||edge|0".into(), Drift::Keep, Existing::Adopt)
+    );
+    assert_eq!(
+        rules(2),
+        ("v*|*-rc|edge|4".into(), Drift::Restore, Existing::Adopt)
+    );
+    assert_eq!(
+        rules(3),
+        ("v*|*-rc|edge|9".into(), Drift::Restore, Existing::Adopt)
+    );
 }
 
 /// A place like `/etc/blobferry`: an example and the files that it names.
@@ -194,7 +314,11 @@ fn load_example(path: &Path) -> Config {
     let folder = secrets();
     let place = folder.path();
     fs::create_dir(place.join("tls")).unwrap();
-    for (from, to) in [("cert.pem", "tls/corp-ca.pem"), ("cert.pem", "tls/ferry.pem"), ("key.pem", "ferry.key")] {
+    for (from, to) in [
+        ("cert.pem", "tls/corp-ca.pem"),
+        ("cert.pem", "tls/ferry.pem"),
+        ("key.pem", "ferry.key"),
+    ] {
         fs::copy(place.join(from), place.join(to)).unwrap();
     }
     for password in ["public-token", "production-password", "old-password"] {
@@ -212,16 +336,33 @@ fn load_example(path: &Path) -> Config {
 
 fn examples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
-    let yaml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "yaml");
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(yaml).collect();
+    let yaml = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "yaml")
+    };
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(yaml)
+        .collect();
     paths.sort();
     paths
 }
 
 #[test]
 fn the_examples_are_right() {
-    let names: Vec<String> = examples().iter().map(|path| path.file_stem().unwrap().display().to_string()).collect();
-    for expected in ["blobferry", "ecr-two-accounts", "fan-out", "layout-airgap", "private-ca-and-mtls", "wildcards"] {
+    let names: Vec<String> = examples()
+        .iter()
+        .map(|path| path.file_stem().unwrap().display().to_string())
+        .collect();
+    for expected in [
+        "blobferry",
+        "ecr-two-accounts",
+        "fan-out",
+        "layout-airgap",
+        "private-ca-and-mtls",
+        "wildcards",
+    ] {
         assert!(names.iter().any(|name| name == expected), "{expected}");
     }
     for path in examples() {
@@ -229,7 +370,11 @@ fn the_examples_are_right() {
         let routes = crate::watch::route::Routes::new(config.routes.clone());
         assert!(!routes.0.is_empty(), "{}", path.display());
         if path.ends_with("wildcards.yaml") {
-            let route = |name: &str| routes.of("staging", &name.parse().unwrap()).map(|route| route.name.to_string());
+            let route = |name: &str| {
+                routes
+                    .of("staging", &name.parse().unwrap())
+                    .map(|route| route.name.to_string())
+            };
             assert_eq!(route("shop/web").as_deref(), Some("web"));
             assert_eq!(route("shop/cart/api").as_deref(), Some("shop/**"));
             assert_eq!(route("teams/red/api").as_deref(), Some("by-service"));
@@ -239,8 +384,17 @@ fn the_examples_are_right() {
 }
 
 fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
-    let object = if definition == "File" { schema } else { &schema["$defs"][definition] };
-    object["properties"].as_object().unwrap_or_else(|| panic!("{definition}")).keys().map(String::as_str).collect()
+    let object = if definition == "File" {
+        schema
+    } else {
+        &schema["$defs"][definition]
+    };
+    object["properties"]
+        .as_object()
+        .unwrap_or_else(|| panic!("{definition}"))
+        .keys()
+        .map(String::as_str)
+        .collect()
 }
 
 #[test]
@@ -251,7 +405,9 @@ fn the_schema_names_the_very_keys_that_are_read() {
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
-        ("Window", |key| format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")),
+        ("Window", |key| {
+            format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
+        }),
         ("Defaults", |key| format!("defaults: {{{key}}}\n")),
         ("Route", |key| format!("routes: [{{{key}}}]\n")),
         ("Tags", |key| format!("defaults: {{tags: {{{key}}}}}\n")),
@@ -276,17 +432,29 @@ fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String>
     match &node.value {
         yaml::Value::List(items) => {
             let alternatives = shape["anyOf"].as_array().into_iter().flatten();
-            let shape = [shape].into_iter().chain(alternatives).find_map(|shape| shape.get("items")).unwrap_or(&Value::Null);
-            items.iter().flat_map(|item| unknown_keys(item, shape, schema)).collect()
+            let shape = [shape]
+                .into_iter()
+                .chain(alternatives)
+                .find_map(|shape| shape.get("items"))
+                .unwrap_or(&Value::Null);
+            items
+                .iter()
+                .flat_map(|item| unknown_keys(item, shape, schema))
+                .collect()
         }
         yaml::Value::Map(entries) => entries
             .iter()
             .filter(|entry| !entry.key.starts_with("x-"))
             .flat_map(|entry| {
-                let property = shape["properties"]
-                    .get(&entry.key)
-                    .or_else(|| shape["additionalProperties"].as_object().map(|_| &shape["additionalProperties"]));
-                property.map_or_else(|| vec![entry.key.clone()], |property| unknown_keys(&entry.node, property, schema))
+                let property = shape["properties"].get(&entry.key).or_else(|| {
+                    shape["additionalProperties"]
+                        .as_object()
+                        .map(|_| &shape["additionalProperties"])
+                });
+                property.map_or_else(
+                    || vec![entry.key.clone()],
+                    |property| unknown_keys(&entry.node, property, schema),
+                )
             })
             .collect(),
         _ => Vec::new(),
@@ -295,10 +463,16 @@ fn unknown_keys(node: &yaml::Node, shape: &Value, schema: &Value) -> Vec<String>
 
 /// Follows `$ref`, and an `anyOf` to its first alternative that is more than null.
 fn resolve<'a>(shape: &'a Value, schema: &'a Value) -> &'a Value {
-    if let Some(name) = shape["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
+    if let Some(name) = shape["$ref"]
+        .as_str()
+        .and_then(|name| name.strip_prefix("#/$defs/"))
+    {
         return &schema["$defs"][name];
     }
-    match shape["anyOf"].as_array().and_then(|shapes| shapes.iter().find(|shape| shape["type"] != "null")) {
+    match shape["anyOf"]
+        .as_array()
+        .and_then(|shapes| shapes.iter().find(|shape| shape["type"] != "null"))
+    {
         Some(shape) => resolve(shape, schema),
         None => shape,
     }
@@ -309,10 +483,19 @@ fn the_schema_knows_every_key_of_the_examples() {
     let schema = schema();
     for path in examples() {
         let document = yaml::parse(&fs::read_to_string(&path).unwrap()).unwrap();
-        assert_eq!(unknown_keys(&document, &schema, &schema), [""; 0], "{}", path.display());
+        assert_eq!(
+            unknown_keys(&document, &schema, &schema),
+            [""; 0],
+            "{}",
+            path.display()
+        );
     }
     let stray = yaml::parse("daemon: {stray: 1}\nregistries: {s: {bandwidth: [{rat: 1}]}}\nroutes: [{tags: {odd: 1}}]\n").unwrap();
-    assert_eq!(unknown_keys(&stray, &schema, &schema), ["stray", "rat", "odd"], "the check itself sees strays");
+    assert_eq!(
+        unknown_keys(&stray, &schema, &schema),
+        ["stray", "rat", "odd"],
+        "the check itself sees strays"
+    );
 }
 
 proptest! {
@@ -345,16 +528,31 @@ fn bandwidth_may_follow_the_week() {
          routes:\n\
          \x20 - {from: s/app, to: p/app, tags: {include: latest}}\n",
     );
-    let days = |stretches: &[(Weekday, Weekday)]| stretches.iter().fold(Days::NONE, |days, (first, last)| days.and(*first, *last));
+    let days = |stretches: &[(Weekday, Weekday)]| {
+        stretches
+            .iter()
+            .fold(Days::NONE, |days, (first, last)| days.and(*first, *last))
+    };
     let windows = [
         Window {
-            days: days(&[(Weekday::Monday, Weekday::Thursday), (Weekday::Sunday, Weekday::Sunday)]),
+            days: days(&[
+                (Weekday::Monday, Weekday::Thursday),
+                (Weekday::Sunday, Weekday::Sunday),
+            ]),
             from: 22 * 60,
             to: 6 * 60,
             rate: Some(1 << 20),
         },
-        Window { days: days(&[(Weekday::Saturday, Weekday::Saturday)]), from: 8 * 60, to: DAY, rate: None },
+        Window {
+            days: days(&[(Weekday::Saturday, Weekday::Saturday)]),
+            from: 8 * 60,
+            to: DAY,
+            rate: None,
+        },
         Window::always(Some(5)),
     ];
-    assert_eq!(config.registries["s"].limits.bandwidth, Some(Plan::new(windows, TimeZone::system())));
+    assert_eq!(
+        config.registries["s"].limits.bandwidth,
+        Some(Plan::new(windows, TimeZone::system()))
+    );
 }

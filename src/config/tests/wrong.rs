@@ -9,11 +9,23 @@ const WHOLE: &[(&str, &str)] = &[
     ("", "1:1: expected a mapping, found nothing"),
     ("[]", "1:1: expected a mapping, found a list"),
     ("just text\n", "1:1: expected a mapping, found one value"),
-    ("registries: [\n", "1:13: not valid YAML: unclosed bracket '['"),
-    ("a: b: c\n", "1:5: not valid YAML: mapping values are not allowed in this context"),
-    ("a: *nobody\n", "1:4: not valid YAML: reference to unknown value"),
+    (
+        "registries: [\n",
+        "1:13: not valid YAML: unclosed bracket '['",
+    ),
+    (
+        "a: b: c\n",
+        "1:5: not valid YAML: mapping values are not allowed in this context",
+    ),
+    (
+        "a: *nobody\n",
+        "1:4: not valid YAML: reference to unknown value",
+    ),
     ("a: !odd b\n", "1:9: not valid YAML: unsupported tag `!odd`"),
-    ("a: 1\n---\nb: 2\n", "3:1: not valid YAML: only single YAML document expected but multiple found"),
+    (
+        "a: 1\n---\nb: 2\n",
+        "3:1: not valid YAML: only single YAML document expected but multiple found",
+    ),
     (
         "registries: {}\nroutes: []\n",
         "1:13: registries: is empty: name at least one registry\n2:9: routes: is empty: say what goes where",
@@ -34,18 +46,42 @@ const WHOLE: &[(&str, &str)] = &[
 
 /// Before registries and routes that are right.
 const DAEMON: &[(&str, &str)] = &[
-    ("daemon:\n  lisen: 127.0.0.1:1\n", "2:3: daemon.lisen: unknown key; did you mean \"listen\"?"),
+    (
+        "daemon:\n  lisen: 127.0.0.1:1\n",
+        "2:3: daemon.lisen: unknown key; did you mean \"listen\"?",
+    ),
     (
         "daemon:\n  listen: localhost\n",
         "2:11: daemon.listen: \"localhost\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
     ),
-    ("daemon:\n  poll: 60\n", "2:9: daemon.poll: \"60\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)"),
-    ("daemon:\n  poll: 10ms\n", "2:9: daemon.poll: \"10ms\" is not between 100ms and 720h"),
-    ("daemon:\n  verify: \"off\"\n", "2:11: daemon.verify: \"off\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)"),
-    ("daemon:\n  grace: 2h\n", "2:10: daemon.grace: \"2h\" is not between 0s and 1h"),
-    ("daemon:\n  state: ${NOPE}/x\n", "2:10: daemon.state: NOPE is not set in the environment (a default is written ${NOPE:-…})"),
-    ("daemon:\n  state: ${NOPE:?say where}\n", "2:10: daemon.state: NOPE is not set in the environment: say where"),
-    ("daemon:\n  state: ${PLACE\n", "2:10: daemon.state: a ${ without its } (a plain ${ is written $${)"),
+    (
+        "daemon:\n  poll: 60\n",
+        "2:9: daemon.poll: \"60\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
+    ),
+    (
+        "daemon:\n  poll: 10ms\n",
+        "2:9: daemon.poll: \"10ms\" is not between 100ms and 720h",
+    ),
+    (
+        "daemon:\n  verify: \"off\"\n",
+        "2:11: daemon.verify: \"off\" is not a duration (examples: 30s, 5m, 1h 30m; a day is 24h)",
+    ),
+    (
+        "daemon:\n  grace: 2h\n",
+        "2:10: daemon.grace: \"2h\" is not between 0s and 1h",
+    ),
+    (
+        "daemon:\n  state: ${NOPE}/x\n",
+        "2:10: daemon.state: NOPE is not set in the environment (a default is written ${NOPE:-…})",
+    ),
+    (
+        "daemon:\n  state: ${NOPE:?say where}\n",
+        "2:10: daemon.state: NOPE is not set in the environment: say where",
+    ),
+    (
+        "daemon:\n  state: ${PLACE\n",
+        "2:10: daemon.state: a ${ without its } (a plain ${ is written $${)",
+    ),
     (
         "daemon:\n  state: [a]\n  poll: {}\n",
         "2:10: daemon.state: expected one value, found a list\n3:9: daemon.poll: expected one value, found a mapping",
@@ -54,28 +90,58 @@ const DAEMON: &[(&str, &str)] = &[
         "daemon:\n  secret_file: absent\n",
         "2:16: daemon.secret_file: cannot read /nowhere/absent: No such file or directory (os error 2)",
     ),
-    ("daemon:\n  poll: 1s\n  poll: 2s\n", "3:3: daemon.poll: is written twice; the first is at 2:3"),
-    ("daemon: {}\ndaemon: {}\n", "2:1: daemon: is written twice; the first is at 1:1"),
-    ("demon: {}\n", "1:1: demon: unknown key; did you mean \"daemon\"?"),
+    (
+        "daemon:\n  poll: 1s\n  poll: 2s\n",
+        "3:3: daemon.poll: is written twice; the first is at 2:3",
+    ),
+    (
+        "daemon: {}\ndaemon: {}\n",
+        "2:1: daemon: is written twice; the first is at 1:1",
+    ),
+    (
+        "demon: {}\n",
+        "1:1: demon: unknown key; did you mean \"daemon\"?",
+    ),
 ];
 
 /// Keys of a registry; the first stands at 4:5.
 const REGISTRY: &[(&str, &str)] = &[
-    ("url: s.example\n", "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path"),
-    ("url: ftp://s.example\n", "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path"),
-    ("url: https://s.example/team\n", "4:10: registries.s.url: holds a path: the repository belongs into the routes"),
+    (
+        "url: s.example\n",
+        "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path",
+    ),
+    (
+        "url: ftp://s.example\n",
+        "4:10: registries.s.url: is not https://host[:port], http://host[:port] or layout:/path",
+    ),
+    (
+        "url: https://s.example/team\n",
+        "4:10: registries.s.url: holds a path: the repository belongs into the routes",
+    ),
     (
         "url: https://user:hunter2@s.example\n",
         "4:10: registries.s.url: holds a user name or password: use username and password_file",
     ),
-    ("url: https://s.example?x=1\n", "4:10: registries.s.url: holds a query or a fragment: only scheme, host and port belong here"),
-    ("url: \"layout:\"\n", "4:10: registries.s.url: names no folder (layout:/path)"),
-    ("url:\n", "4:5: registries.s.url: has no value: https://host, http://host or layout:/path"),
+    (
+        "url: https://s.example?x=1\n",
+        "4:10: registries.s.url: holds a query or a fragment: only scheme, host and port belong here",
+    ),
+    (
+        "url: \"layout:\"\n",
+        "4:10: registries.s.url: names no folder (layout:/path)",
+    ),
+    (
+        "url:\n",
+        "4:5: registries.s.url: has no value: https://host, http://host or layout:/path",
+    ),
     (
         "urls: https://s.example\n",
         "4:5: registries.s.url: is missing: https://host, http://host or layout:/path\n4:5: registries.s.urls: unknown key; did you mean \"url\"?",
     ),
-    ("url: https://s.example\n    password: hunter2\n", "5:5: registries.s.password: unknown key; did you mean \"password_file\"?"),
+    (
+        "url: https://s.example\n    password: hunter2\n",
+        "5:5: registries.s.password: unknown key; did you mean \"password_file\"?",
+    ),
     (
         "url: https://s.example\n    auth: basci\n",
         "5:11: registries.s.auth: \"basci\" is none of ecr, docker-config, basic, bearer, anonymous; did you mean \"basic\"?",
@@ -84,8 +150,14 @@ const REGISTRY: &[(&str, &str)] = &[
         "url: https://s.example\n    auth: basic\n",
         "4:5: registries.s.username: is missing: auth: basic needs it\n4:5: registries.s.password_file: is missing: auth: basic needs it",
     ),
-    ("url: https://s.example\n    username: me\n", "4:5: registries.s.password_file: is missing: auth: basic needs it"),
-    ("url: https://s.example\n    auth: bearer\n", "4:5: registries.s.token_file: is missing: auth: bearer needs it"),
+    (
+        "url: https://s.example\n    username: me\n",
+        "4:5: registries.s.password_file: is missing: auth: basic needs it",
+    ),
+    (
+        "url: https://s.example\n    auth: bearer\n",
+        "4:5: registries.s.token_file: is missing: auth: bearer needs it",
+    ),
     (
         "url: https://s.example\n    auth: anonymous\n    token_file: t\n",
         "6:17: registries.s.token_file: only means something with auth: bearer",
@@ -122,8 +194,14 @@ const REGISTRY: &[(&str, &str)] = &[
         "url: http://s.example\n    username: me\n    password_file: ${SECRETS}/password\n",
         "4:10: registries.s.url: would carry credentials in plain text: use https, or say insecure: true",
     ),
-    ("url: https://s.example\n    region: eu-west-1\n", "5:13: registries.s.region: only means something with auth: ecr"),
-    ("url: https://s.example\n    auth: ecr\n", "4:5: registries.s.region: is missing: the host does not tell it"),
+    (
+        "url: https://s.example\n    region: eu-west-1\n",
+        "5:13: registries.s.region: only means something with auth: ecr",
+    ),
+    (
+        "url: https://s.example\n    auth: ecr\n",
+        "4:5: registries.s.region: is missing: the host does not tell it",
+    ),
     (
         "url: https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\n    external_id: x\n    role_arn:\n    account: 12345\n    region: Europe\n    identity: me\n    ecr_endpoint: there\n",
         "5:18: registries.s.external_id: only means something with role_arn\n7:14: registries.s.account: \"12345\" is not an account (12 digits)\n8:13: registries.s.region: \"Europe\" is not a region (example: eu-west-1)\n9:15: registries.s.identity: \"me\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)\n10:19: registries.s.ecr_endpoint: is not https://host[:port] or http://host[:port]",
@@ -136,7 +214,10 @@ const REGISTRY: &[(&str, &str)] = &[
         "url: https://public.ecr.aws\n    auth: ecr\n",
         "5:11: registries.s.auth: is for private registries: the public one is read by anybody, and written with the Docker config (aws ecr-public get-login-password | docker login)",
     ),
-    ("url: https://public.ecr.aws\n    aws_profile: me\n", "5:18: registries.s.aws_profile: only means something with auth: ecr"),
+    (
+        "url: https://public.ecr.aws\n    aws_profile: me\n",
+        "5:18: registries.s.aws_profile: only means something with auth: ecr",
+    ),
     (
         "url: https://s.example\n    ca_file: ${SECRETS}/password\n",
         "5:14: registries.s.ca_file: the file holds no PEM block \"CERTIFICATE\"",
@@ -157,7 +238,10 @@ const REGISTRY: &[(&str, &str)] = &[
         "url: https://s.example\n    bandwidth:\n    - {rate: 1MiB}\n    - {days: sun, rate: 2MiB}\n",
         "7:7: registries.s.bandwidth[1]: never holds: the window before it always does, and the first that holds counts",
     ),
-    ("url: https://s.example\n    bandwidth: []\n", "5:16: registries.s.bandwidth: has 0 windows: give 1 to 50"),
+    (
+        "url: https://s.example\n    bandwidth: []\n",
+        "5:16: registries.s.bandwidth: has 0 windows: give 1 to 50",
+    ),
     (
         "url: https://s.example\n    kind: habor\n",
         "5:11: registries.s.kind: \"habor\" is none of distribution2, distribution3, ecr, ecr-public, dockerhub, ghcr, gar, acr, quay, harbor, artifactory, nexus, zot, gitlab, olareg, generic; did you mean \"harbor\"?",
@@ -202,8 +286,14 @@ const ROUTES: &[(&str, &str)] = &[
         "  - from: s/app\n    to: p/app\n    tags: {include: x, newest: 0, exclude: {a: b}}\n",
         "9:32: routes[0].tags.newest: \"0\" is not a number of versions, 1 or more\n9:44: routes[0].tags.exclude: expected one value, found a mapping",
     ),
-    ("  - from: s/app\n    tags: {include: x}\n", "7:5: routes[0].to: is missing: registry/repository, or a list of such"),
-    ("  - to: p/app\n    tags: {include: x}\n", "7:5: routes[0].from: is missing: registry/repository"),
+    (
+        "  - from: s/app\n    tags: {include: x}\n",
+        "7:5: routes[0].to: is missing: registry/repository, or a list of such",
+    ),
+    (
+        "  - to: p/app\n    tags: {include: x}\n",
+        "7:5: routes[0].from: is missing: registry/repository",
+    ),
     (
         "  - from: app\n    to: p/app\n    tags: {include: x}\n",
         "7:11: routes[0].from: \"app\" names no repository (expected the registry's name, a slash, the repository)",
@@ -228,7 +318,10 @@ const ROUTES: &[(&str, &str)] = &[
         "  - from: s/app\n    to: [\"p/{1}\", \"p/x-{1\", p/*, p/a//b, p]\n    tags: {include: x}\n",
         "8:10: routes[0].to[0]: there is no capture {1}: `from` has no wildcard\n8:19: routes[0].to[1]: \"p/x-{1\" has a brace that is no capture (captures are written {1}, {2}, …)\n8:29: routes[0].to[2]: \"p/*\" has a wildcard (a destination uses what `from` captured: {1}, {2}, …)\n8:34: routes[0].to[3]: \"p/a//b\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)\n8:42: routes[0].to[4]: \"p\" names no repository (expected the registry's name, a slash, the repository)",
     ),
-    ("  - from: s/app\n    to: []\n    tags: {include: x}\n", "8:9: routes[0].to: is empty: name at least one destination"),
+    (
+        "  - from: s/app\n    to: []\n    tags: {include: x}\n",
+        "8:9: routes[0].to: is empty: name at least one destination",
+    ),
     (
         "  - from: s/app\n    to: p/app\n    tags: {include: x}\n    existing: kep\n    drift: adopt\n",
         "10:15: routes[0].existing: \"kep\" is none of keep, adopt; did you mean \"keep\"?\n11:12: routes[0].drift: \"adopt\" is none of keep, restore",
@@ -253,7 +346,10 @@ const ROUTES: &[(&str, &str)] = &[
         "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: s/b, to: same/a, tags: {include: x}}\n",
         "8:21: routes[1].to: already is a destination of routes[0] (\"a\")",
     ),
-    ("  - {from: s/a, to: [p/a, p/b, p/a], tags: {include: x}}\n", "7:32: routes[0].to[2]: is named twice in this route"),
+    (
+        "  - {from: s/a, to: [p/a, p/b, p/a], tags: {include: x}}\n",
+        "7:32: routes[0].to[2]: is named twice in this route",
+    ),
     (
         "  - {from: s/**, to: \"s/mirror/{1}\", tags: {include: x}}\n",
         "7:22: routes[0].to: is read by routes[0] (\"**\"): copies would be copied again",
@@ -270,7 +366,10 @@ const ROUTES: &[(&str, &str)] = &[
         "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {name: again, from: s/*, to: \"r/{1}\", tags: {include: x}}\n",
         "8:25: routes[1].from: is never asked: routes[0] (\"*\") has the repository first; let one route have both destinations",
     ),
-    ("  - just text\n", "7:5: routes[0]: expected a mapping, found one value"),
+    (
+        "  - just text\n",
+        "7:5: routes[0]: expected a mapping, found one value",
+    ),
     (
         "  - {from: s/a, to: p/a, tags: {include: x}, frm: y}\ndefaults: {name: x, tag: {}}\n",
         "7:46: routes[0].frm: unknown key; did you mean \"from\"?\n8:18: defaults.name: belongs to one route and has no default\n8:21: defaults.tag: unknown key; did you mean \"tags\"?",
@@ -286,7 +385,9 @@ const ROUTES: &[(&str, &str)] = &[
 ];
 
 fn routes_file(routes: &str) -> String {
-    let registries = ["s", "p", "r"].map(|name| format!("  {name}: {{url: https://{name}.example}}\n")).concat();
+    let registries = ["s", "p", "r"]
+        .map(|name| format!("  {name}: {{url: https://{name}.example}}\n"))
+        .concat();
     format!("registries:\n{registries}  same: {{url: 'https://P.example:443'}}\nroutes:\n{routes}")
 }
 
@@ -330,12 +431,24 @@ fn a_file_that_cannot_be_read_is_named() {
     let load = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
-        Config::load(&path, &|_| None).unwrap_err().to_string().replace(&folder.path().display().to_string(), "F")
+        Config::load(&path, &|_| None)
+            .unwrap_err()
+            .to_string()
+            .replace(&folder.path().display().to_string(), "F")
     };
-    assert_eq!(load("latin.yaml", b"a: \xff"), "F/latin.yaml: the config file is not UTF-8 text");
-    assert_eq!(load("big.yaml", &vec![b'#'; (1 << 20) + 1]), "F/big.yaml: the config file is longer than 1 MiB");
+    assert_eq!(
+        load("latin.yaml", b"a: \xff"),
+        "F/latin.yaml: the config file is not UTF-8 text"
+    );
+    assert_eq!(
+        load("big.yaml", &vec![b'#'; (1 << 20) + 1]),
+        "F/big.yaml: the config file is longer than 1 MiB"
+    );
     let absent = Config::load(Path::new("/nowhere/b.yaml"), &|_| None).unwrap_err();
-    assert_eq!(absent.to_string(), "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)");
+    assert_eq!(
+        absent.to_string(),
+        "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)"
+    );
 }
 
 /// `check` hung for ever on a `ca_file` that was a pipe without a writer.
@@ -343,13 +456,31 @@ fn a_file_that_cannot_be_read_is_named() {
 fn a_pipe_or_a_device_where_a_file_belongs_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
     let pipe = pipe.display().to_string();
     let of = |key: &str, path: &str| {
-        complaints(&registry_file(&format!("url: https://s.example\n    username: u\n    {key}: {path}\n")))
+        complaints(&registry_file(&format!(
+            "url: https://s.example\n    username: u\n    {key}: {path}\n"
+        )))
     };
-    for key in ["ca_file", "password_file", "client_cert_file", "client_key_file"] {
-        assert!(of(key, &pipe).contains(&format!("{key}: cannot read {pipe}: it is a pipe")), "{}", of(key, &pipe));
+    for key in [
+        "ca_file",
+        "password_file",
+        "client_cert_file",
+        "client_key_file",
+    ] {
+        assert!(
+            of(key, &pipe).contains(&format!("{key}: cannot read {pipe}: it is a pipe")),
+            "{}",
+            of(key, &pipe)
+        );
     }
     assert!(of("password_file", "/dev/zero").contains("cannot read /dev/zero: it is a device"));
     let secret = complaints(&format!("daemon:\n  secret_file: {pipe}\n{REST}"));
@@ -358,8 +489,12 @@ fn a_pipe_or_a_device_where_a_file_belongs_is_refused_by_name() {
 
 #[test]
 fn passwords_and_control_characters_of_values_are_not_repeated() {
-    let text =
-        complaints(&registry_file("url: https://s.example\n    token_realms: [\"joe:hush@auth.example\"]\n    kind: \"\\e[2J\"\n"));
-    assert!(!text.contains("hush") && text.contains("[hidden]@auth.example"), "{text}");
+    let text = complaints(&registry_file(
+        "url: https://s.example\n    token_realms: [\"joe:hush@auth.example\"]\n    kind: \"\\e[2J\"\n",
+    ));
+    assert!(
+        !text.contains("hush") && text.contains("[hidden]@auth.example"),
+        "{text}"
+    );
     assert!(!text.contains('\u{1b}') && text.contains("kind"), "{text}");
 }

@@ -14,7 +14,9 @@ pub(crate) struct ControlPlane {
 }
 
 /// Answers each call with `answer(number of the call)`: a status and a body.
-pub(crate) async fn control_plane(answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static) -> ControlPlane {
+pub(crate) async fn control_plane(
+    answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static,
+) -> ControlPlane {
     let calls = Arc::new(AtomicUsize::new(0));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -22,7 +24,11 @@ pub(crate) async fn control_plane(answer: impl Fn(usize) -> (u16, String) + Clon
     let app = axum::Router::new().fallback(move || {
         let (status, body) = answer(counter.fetch_add(1, Ordering::SeqCst) + 1);
         let status = http::StatusCode::from_u16(status).unwrap();
-        std::future::ready((status, [("content-type", "application/x-amz-json-1.1")], body))
+        std::future::ready((
+            status,
+            [("content-type", "application/x-amz-json-1.1")],
+            body,
+        ))
     });
     tokio::spawn(async move { axum::serve(listener, app).await });
     ControlPlane { url, calls }
@@ -44,9 +50,17 @@ pub(crate) fn login(plane: &ControlPlane) -> Login {
         .retry_config(RetryConfig::disabled())
         .endpoint_url(&plane.url)
         .credentials_provider(Credentials::new("AKIDEXAMPLE", "key", None, None, "test"));
-    let sts = aws_sdk_sts::Client::from_conf(aws_sdk_sts::Config::builder().behavior_version_latest().build());
-    let client =
-        Client { ecr: aws_sdk_ecr::Client::from_conf(config.build()), sts, region: "eu-west-1".to_owned(), credentials: None };
+    let sts = aws_sdk_sts::Client::from_conf(
+        aws_sdk_sts::Config::builder()
+            .behavior_version_latest()
+            .build(),
+    );
+    let client = Client {
+        ecr: aws_sdk_ecr::Client::from_conf(config.build()),
+        sts,
+        region: "eu-west-1".to_owned(),
+        credentials: None,
+    };
     assert!(login.0.client.set(client).is_ok());
     login
 }
@@ -59,10 +73,20 @@ pub(crate) async fn later(by: Duration) {
 
 #[tokio::test]
 async fn one_call_serves_all_until_the_token_nears_its_end() {
-    let plane = control_plane(|call| (200, token_body(&format!("p:{call}"), clock::now().as_second() + 12 * 3600))).await;
+    let plane = control_plane(|call| {
+        (
+            200,
+            token_body(&format!("p:{call}"), clock::now().as_second() + 12 * 3600),
+        )
+    })
+    .await;
     let login = login(&plane);
     let tokens = futures::future::join_all((0..10).map(|_| login.token())).await;
-    assert!(tokens.into_iter().all(|token| token.unwrap().password.expose_secret() == "p:1"));
+    assert!(
+        tokens
+            .into_iter()
+            .all(|token| token.unwrap().password.expose_secret() == "p:1")
+    );
     assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
     assert!(login.expiry().unwrap() > clock::now());
     later(Duration::from_secs(10 * 3600)).await;
@@ -80,27 +104,67 @@ async fn a_token_that_is_past_its_end_is_used_and_asked_for_once_a_minute() {
     }
     assert_eq!(plane.calls.load(Ordering::SeqCst), 1);
     let refused = SecretString::from("1");
-    assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "replaced at once");
+    assert_eq!(
+        login
+            .renewed(&refused)
+            .await
+            .unwrap()
+            .password
+            .expose_secret(),
+        "2",
+        "replaced at once"
+    );
     let second = SecretString::from("2");
-    assert_eq!(login.renewed(&second).await.unwrap().password.expose_secret(), "2", "but not at every turn");
-    assert_eq!(login.renewed(&refused).await.unwrap().password.expose_secret(), "2", "somebody else replaced it already");
+    assert_eq!(
+        login
+            .renewed(&second)
+            .await
+            .unwrap()
+            .password
+            .expose_secret(),
+        "2",
+        "but not at every turn"
+    );
+    assert_eq!(
+        login
+            .renewed(&refused)
+            .await
+            .unwrap()
+            .password
+            .expose_secret(),
+        "2",
+        "somebody else replaced it already"
+    );
     assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
 async fn a_token_that_lasts_survives_a_failure_to_replace_it() {
     let plane = control_plane(|call| match call {
-        1 => (200, token_body("first", clock::now().as_second() + 12 * 3600)),
-        _ => (400, r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#.to_owned()),
+        1 => (
+            200,
+            token_body("first", clock::now().as_second() + 12 * 3600),
+        ),
+        _ => (
+            400,
+            r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#.to_owned(),
+        ),
     })
     .await;
     let login = login(&plane);
     login.token().await.unwrap();
     later(Duration::from_secs(11 * 3600)).await;
     for _ in 0..3 {
-        assert_eq!(login.token().await.unwrap().password.expose_secret(), "first");
+        assert_eq!(
+            login.token().await.unwrap().password.expose_secret(),
+            "first"
+        );
     }
-    assert_eq!(plane.calls.load(Ordering::SeqCst), 2, "and is not replaced at every turn");
+    assert_eq!(
+        plane.calls.load(Ordering::SeqCst),
+        2,
+        "and is not replaced at every turn"
+    );
     later(Duration::from_secs(3600)).await;
     assert!(login.token().await.unwrap_err().class().is_retryable());
 }
@@ -111,17 +175,32 @@ async fn a_refusal_names_action_region_and_way_out() {
     let plane = control_plane(move |_| (400, denied.to_owned())).await;
     let fault = login(&plane).token().await.unwrap_err();
     assert_eq!(fault.class(), Class::Auth);
-    assert!(fault.to_string().contains("ecr:GetAuthorizationToken in eu-west-1"), "{fault}");
+    assert!(
+        fault
+            .to_string()
+            .contains("ecr:GetAuthorizationToken in eu-west-1"),
+        "{fault}"
+    );
     let plane = control_plane(|_| (200, r#"{"authorizationData":[]}"#.to_owned())).await;
-    assert_eq!(login(&plane).token().await.unwrap_err().class(), Class::Auth);
-    let public = Login::new(Settings::default(), "public.ecr.aws").token().await.unwrap_err();
+    assert_eq!(
+        login(&plane).token().await.unwrap_err().class(),
+        Class::Auth
+    );
+    let public = Login::new(Settings::default(), "public.ecr.aws")
+        .token()
+        .await
+        .unwrap_err();
     assert_eq!(public.class(), Class::Auth);
 }
 
 #[test]
 fn a_login_never_shows_its_token() {
     let login = Login::new(Settings::default(), HOST);
-    let token = Token { username: "AWS".to_owned(), password: "hush".into(), expires: clock::now() };
+    let token = Token {
+        username: "AWS".to_owned(),
+        password: "hush".into(),
+        expires: clock::now(),
+    };
     assert!(!format!("{token:?}").contains("hush"));
     *login.0.held() = Some(Held::new(token));
     assert!(!format!("{login:?}").contains("hush"));
@@ -135,13 +214,33 @@ async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
         ("123456789012.dkr-ecr-fips.us-east-2.on.aws", true, true),
         (HOST, false, false),
     ] {
-        let config = Login::new(Settings::default(), host).0.shared_config().await;
-        let uses = (config.use_dual_stack().unwrap_or(false), config.use_fips().unwrap_or(false));
+        let config = Login::new(Settings::default(), host)
+            .0
+            .shared_config()
+            .await;
+        let uses = (
+            config.use_dual_stack().unwrap_or(false),
+            config.use_fips().unwrap_or(false),
+        );
         assert_eq!(uses, (dual_stack, fips), "{host}");
-        let profile = Settings { profile: Some("build".into()), ..Settings::default() };
+        let profile = Settings {
+            profile: Some("build".into()),
+            ..Settings::default()
+        };
         let config = Login::new(profile, host).0.shared_config().await;
-        assert_eq!(config.use_dual_stack().unwrap_or(false), dual_stack, "{host} under a profile");
+        assert_eq!(
+            config.use_dual_stack().unwrap_or(false),
+            dual_stack,
+            "{host} under a profile"
+        );
     }
     let one = Login::new(Settings::default(), HOST);
-    assert!(one.beside(&Settings::default(), "123456789012.dkr-ecr.eu-west-1.on.aws").is_none(), "another control plane");
+    assert!(
+        one.beside(
+            &Settings::default(),
+            "123456789012.dkr-ecr.eu-west-1.on.aws"
+        )
+        .is_none(),
+        "another control plane"
+    );
 }

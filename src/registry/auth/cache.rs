@@ -50,7 +50,11 @@ impl Cache {
     /// The slot of `scopes`; the one used least lately makes room for a new one.
     pub(super) fn slot(&mut self, scopes: &Scopes) -> &mut Slot {
         if self.slots.len() >= MOST && !self.slots.contains_key(scopes) {
-            let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(scopes, _)| scopes.clone());
+            let oldest = self
+                .slots
+                .iter()
+                .min_by_key(|(_, slot)| slot.used)
+                .map(|(scopes, _)| scopes.clone());
             oldest.map(|oldest| self.slots.remove(&oldest));
         }
         self.uses += 1;
@@ -67,7 +71,10 @@ impl Cache {
     /// When the living token that ends soonest does.
     pub(super) fn expiry(&self) -> Option<Timestamp> {
         let tokens = self.slots.values().filter_map(|slot| slot.token.as_ref());
-        tokens.filter(|token| token.is_alive()).map(|token| token.expires).min()
+        tokens
+            .filter(|token| token.is_alive())
+            .map(|token| token.expires)
+            .min()
     }
 }
 
@@ -81,7 +88,9 @@ impl Slot {
     /// The token, if it can be sent without renewing it first.
     pub(super) fn usable(&self) -> Option<Arc<Token>> {
         let paused = self.paused.is_some_and(|until| Instant::now() < until);
-        self.token.clone().filter(|token| token.is_fresh() || (paused && token.is_alive()))
+        self.token
+            .clone()
+            .filter(|token| token.is_fresh() || (paused && token.is_alive()))
     }
 
     /// The token if it lives on although it could not be renewed; it is left in peace for a moment.

@@ -27,27 +27,42 @@ pub(super) enum Challenge {
 /// The best challenge of all the lines: the first Bearer that names a realm, else Basic. What cannot be read is passed over.
 pub(super) fn best(headers: &HeaderMap) -> Option<Challenge> {
     let lines = headers.get_all(WWW_AUTHENTICATE).iter().take(MOST_LINES);
-    let lines = lines.filter_map(|line| line.to_str().ok()).filter(|line| line.len() <= LONGEST_LINE);
+    let lines = lines
+        .filter_map(|line| line.to_str().ok())
+        .filter(|line| line.len() <= LONGEST_LINE);
     let mut offered: Vec<Challenge> = lines.flat_map(in_line).collect();
-    let first_bearer = offered.iter().position(|challenge| *challenge != Challenge::Basic);
+    let first_bearer = offered
+        .iter()
+        .position(|challenge| *challenge != Challenge::Basic);
     (!offered.is_empty()).then(|| offered.swap_remove(first_bearer.unwrap_or(0)))
 }
 
 fn in_line(line: &str) -> impl Iterator<Item = Challenge> {
-    ChallengeParser::new(line).map_while(Result::ok).filter_map(|challenge| known(&challenge))
+    ChallengeParser::new(line)
+        .map_while(Result::ok)
+        .filter_map(|challenge| known(&challenge))
 }
 
 fn known(challenge: &ChallengeRef<'_>) -> Option<Challenge> {
     let parameter = |name: &str| {
-        let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.to_unescaped()).filter(|value| !value.is_empty())
+        let found = challenge
+            .params
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found
+            .map(|(_, value)| value.to_unescaped())
+            .filter(|value| !value.is_empty())
     };
     if challenge.scheme.eq_ignore_ascii_case("Basic") {
         return Some(Challenge::Basic);
     }
     let bearer = challenge.scheme.eq_ignore_ascii_case("Bearer");
     let realm = parameter("realm").filter(|_| bearer)?;
-    Some(Challenge::Bearer { realm, service: parameter("service"), scope: parameter("scope").unwrap_or_default() })
+    Some(Challenge::Bearer {
+        realm,
+        service: parameter("service"),
+        scope: parameter("scope").unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -60,13 +75,20 @@ mod tests {
     fn of(lines: &[&str]) -> Option<Challenge> {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            headers.append(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_bytes(line.as_bytes()).unwrap(),
+            );
         }
         best(&headers)
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: &str) -> Option<Challenge> {
-        Some(Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned), scope: scope.to_owned() })
+        Some(Challenge::Bearer {
+            realm: realm.to_owned(),
+            service: service.map(str::to_owned),
+            scope: scope.to_owned(),
+        })
     }
 
     #[test]
@@ -76,19 +98,39 @@ mod tests {
                 &[r#"Bearer realm="https://a/t",service="s",scope="repository:x:pull,push""#],
                 bearer("https://a/t", Some("s"), "repository:x:pull,push"),
             ),
-            (&[r#"bEARER Realm="https://a/t" , SERVICE=s"#], bearer("https://a/t", Some("s"), "")),
-            (&[r#"Basic realm="r", Bearer realm="https://a/t""#], bearer("https://a/t", None, "")),
-            (&["Basic realm=\"r\"", r#"Bearer realm="https://a/t",service="""#], bearer("https://a/t", None, "")),
             (
-                &[r#"Negotiate, Basic realm="https://1.dkr.ecr.eu-west-1.amazonaws.com/",service="ecr.amazonaws.com""#],
+                &[r#"bEARER Realm="https://a/t" , SERVICE=s"#],
+                bearer("https://a/t", Some("s"), ""),
+            ),
+            (
+                &[r#"Basic realm="r", Bearer realm="https://a/t""#],
+                bearer("https://a/t", None, ""),
+            ),
+            (
+                &[
+                    "Basic realm=\"r\"",
+                    r#"Bearer realm="https://a/t",service="""#,
+                ],
+                bearer("https://a/t", None, ""),
+            ),
+            (
+                &[
+                    r#"Negotiate, Basic realm="https://1.dkr.ecr.eu-west-1.amazonaws.com/",service="ecr.amazonaws.com""#,
+                ],
                 Some(Challenge::Basic),
             ),
-            (&[r#"Bearer realm="https://a/\"t",error="insufficient_scope""#], bearer("https://a/\"t", None, "")),
+            (
+                &[r#"Bearer realm="https://a/\"t",error="insufficient_scope""#],
+                bearer("https://a/\"t", None, ""),
+            ),
             (&["Bearer", "BASIC realm=x"], Some(Challenge::Basic)),
             (&["Bearer service=\"s\""], None),
             (&["Bearer realm=\"\""], None),
             (&["Digest realm=\"x\", nonce=\"y\""], None),
-            (&["Basic realm=\"cut", r#"Bearer realm="https://a/t""#], bearer("https://a/t", None, "")),
+            (
+                &["Basic realm=\"cut", r#"Bearer realm="https://a/t""#],
+                bearer("https://a/t", None, ""),
+            ),
             (&["B\u{e4}sic realm=x"], None),
             (&[], None),
         ];

@@ -35,9 +35,10 @@ impl Credentials {
     pub(super) async fn login(&self, host: &str, repository: Option<&str>) -> Result<Login, Fault> {
         match self {
             Credentials::Anonymous => Ok(Login::Anonymous),
-            Credentials::Basic { username, password } => {
-                Ok(Login::Basic { username: username.clone(), password: password.clone() })
-            }
+            Credentials::Basic { username, password } => Ok(Login::Basic {
+                username: username.clone(),
+                password: password.clone(),
+            }),
             Credentials::Bearer(token) => Ok(Login::Bearer(token.clone())),
             Credentials::DockerConfig(store) => store.login(host, repository).await,
             Credentials::Ecr(login) => login.token().await.map(Login::from),
@@ -45,10 +46,17 @@ impl Credentials {
     }
 
     /// The same after `refused` was refused: read, run or asked for again where that may bring another.
-    pub(super) async fn login_after(&self, refused: &Login, host: &str, repository: Option<&str>) -> Result<Login, Fault> {
+    pub(super) async fn login_after(
+        &self,
+        refused: &Login,
+        host: &str,
+        repository: Option<&str>,
+    ) -> Result<Login, Fault> {
         match (self, refused) {
             (Credentials::DockerConfig(store), _) => store.login_afresh(host, repository).await,
-            (Credentials::Ecr(login), Login::Basic { password, .. }) => login.renewed(password).await.map(Login::from),
+            (Credentials::Ecr(login), Login::Basic { password, .. }) => {
+                login.renewed(password).await.map(Login::from)
+            }
             _ => self.login(host, repository).await,
         }
     }
@@ -64,7 +72,10 @@ impl Credentials {
 
     /// Whether a person's password is behind them, which a registry may lock after too many wrong tries.
     pub(super) fn can_be_locked(&self) -> bool {
-        matches!(self, Credentials::Basic { .. } | Credentials::DockerConfig(_))
+        matches!(
+            self,
+            Credentials::Basic { .. } | Credentials::DockerConfig(_)
+        )
     }
 }
 
@@ -74,9 +85,15 @@ pub(super) enum Login {
     /// Nothing.
     Anonymous,
     /// A user name and a password.
-    Basic { username: String, password: SecretString },
+    Basic {
+        username: String,
+        password: SecretString,
+    },
     /// A refresh token for the token server; some servers take it as the password of `username` too.
-    Identity { username: Option<String>, token: SecretString },
+    Identity {
+        username: Option<String>,
+        token: SecretString,
+    },
     /// A token for the registry itself.
     Bearer(SecretString),
 }
@@ -90,7 +107,11 @@ impl Login {
     pub(super) fn user(&self) -> String {
         match self {
             Login::Anonymous => "anonymous".to_owned(),
-            Login::Basic { username, .. } | Login::Identity { username: Some(username), .. } => username.clone(),
+            Login::Basic { username, .. }
+            | Login::Identity {
+                username: Some(username),
+                ..
+            } => username.clone(),
             Login::Identity { username: None, .. } => "identity token".to_owned(),
             Login::Bearer(_) => "bearer token".to_owned(),
         }
@@ -119,7 +140,11 @@ impl Login {
         let secret = self.secret().to_owned();
         match self {
             Login::Anonymous => Vec::new(),
-            Login::Basic { username, .. } | Login::Identity { username: Some(username), .. } => {
+            Login::Basic { username, .. }
+            | Login::Identity {
+                username: Some(username),
+                ..
+            } => {
                 vec![secrets::basic(username, &secret), secret]
             }
             Login::Identity { username: None, .. } | Login::Bearer(_) => vec![secret],
@@ -129,16 +154,21 @@ impl Login {
     fn secret(&self) -> &str {
         match self {
             Login::Anonymous => "",
-            Login::Basic { password: secret, .. } | Login::Identity { token: secret, .. } | Login::Bearer(secret) => {
-                secret.expose_secret()
+            Login::Basic {
+                password: secret, ..
             }
+            | Login::Identity { token: secret, .. }
+            | Login::Bearer(secret) => secret.expose_secret(),
         }
     }
 }
 
 impl From<ecr::Token> for Login {
     fn from(token: ecr::Token) -> Login {
-        Login::Basic { username: token.username, password: token.password }
+        Login::Basic {
+            username: token.username,
+            password: token.password,
+        }
     }
 }
 
@@ -151,9 +181,15 @@ impl fmt::Debug for Login {
 /// `Authorization: Basic` (RFC 7617).
 pub(super) fn basic(username: &str, password: &SecretString) -> Result<HeaderValue, Fault> {
     if username.contains(':') {
-        return Err(Fault::new(Class::Auth, format!("the user name \"{username}\" holds a colon, which no registry can read")));
+        return Err(Fault::new(
+            Class::Auth,
+            format!("the user name \"{username}\" holds a colon, which no registry can read"),
+        ));
     }
-    sensitive(&format!("Basic {}", secrets::basic(username, password.expose_secret())))
+    sensitive(&format!(
+        "Basic {}",
+        secrets::basic(username, password.expose_secret())
+    ))
 }
 
 /// `Authorization: Bearer` (RFC 6750).
@@ -162,7 +198,12 @@ pub(super) fn bearer(token: &SecretString) -> Result<HeaderValue, Fault> {
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
-    let unfit = |_| Fault::new(Class::Auth, "a token holds characters that no header can carry");
+    let unfit = |_| {
+        Fault::new(
+            Class::Auth,
+            "a token holds characters that no header can carry",
+        )
+    };
     let mut header = HeaderValue::from_str(text).map_err(unfit)?;
     header.set_sensitive(true);
     Ok(header)
@@ -176,27 +217,50 @@ mod tests {
     fn nothing_that_is_printed_holds_a_secret() {
         let secret = SecretString::from("hush-hush");
         let logins = [
-            Login::Basic { username: "joe".to_owned(), password: secret.clone() },
-            Login::Identity { username: None, token: secret.clone() },
+            Login::Basic {
+                username: "joe".to_owned(),
+                password: secret.clone(),
+            },
+            Login::Identity {
+                username: None,
+                token: secret.clone(),
+            },
             Login::Bearer(secret.clone()),
         ];
         for login in logins {
             let header = login.direct().unwrap();
             assert!(!format!("{login:?} {header:?}").contains("hush"));
-            let echo = format!("bad password hush-hush in {}", header.as_ref().map_or("", |header| header.to_str().unwrap()));
+            let echo = format!(
+                "bad password hush-hush in {}",
+                header
+                    .as_ref()
+                    .map_or("", |header| header.to_str().unwrap())
+            );
             let sent = secrets::Secrets::default();
             login.parts().iter().for_each(|secret| sent.sent(secret));
             let scrubbed = sent.scrub(&echo);
-            assert!(!scrubbed.contains("hush") && !scrubbed.contains("am9l"), "{scrubbed}");
+            assert!(
+                !scrubbed.contains("hush") && !scrubbed.contains("am9l"),
+                "{scrubbed}"
+            );
         }
-        let basic = Credentials::Basic { username: "joe".to_owned(), password: secret.clone() };
+        let basic = Credentials::Basic {
+            username: "joe".to_owned(),
+            password: secret.clone(),
+        };
         assert!(!format!("{basic:?} {:?}", Credentials::Bearer(secret)).contains("hush"));
     }
 
     #[test]
     fn another_password_is_another_login() {
         let hashing = crate::random::unpredictable();
-        let of = |password: &str| Login::Basic { username: "joe".to_owned(), password: password.into() }.fingerprint(&hashing);
+        let of = |password: &str| {
+            Login::Basic {
+                username: "joe".to_owned(),
+                password: password.into(),
+            }
+            .fingerprint(&hashing)
+        };
         assert_eq!(of("a"), of("a"));
         assert_ne!(of("a"), of("b"));
         assert_ne!(Login::Bearer("a".into()).fingerprint(&hashing), of("a"));

@@ -53,12 +53,20 @@ impl Store {
     /// A store over `paths`, the first that knows a registry has it. `helper_path` is where helpers are looked for, written
     /// like `$PATH`; without it where the process looks for programs.
     pub fn new(paths: Vec<PathBuf>, helper_path: Option<OsString>) -> Store {
-        Store(Arc::new(Inner { paths, helpers: helper::Helpers::new(helper_path), read: Mutex::default() }))
+        Store(Arc::new(Inner {
+            paths,
+            helpers: helper::Helpers::new(helper_path),
+            read: Mutex::default(),
+        }))
     }
 
     /// The store over the files that Docker, Podman and Skopeo use, found by `env`.
     pub fn standard(env: impl Fn(&str) -> Option<String>) -> Store {
-        let set = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            env(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let home = set("HOME");
         let docker = set("DOCKER_CONFIG").or_else(|| Some(home.as_ref()?.join(".docker")));
         let paths = [
@@ -69,7 +77,10 @@ impl Store {
                 .or_else(|| Some(home.as_ref()?.join(".config")))
                 .map(|folder| folder.join("containers/auth.json")),
         ];
-        Store::new(paths.into_iter().flatten().collect(), env("PATH").map(OsString::from))
+        Store::new(
+            paths.into_iter().flatten().collect(),
+            env("PATH").map(OsString::from),
+        )
     }
 
     /// The candidate files, first to last.
@@ -83,23 +94,36 @@ impl Store {
     }
 
     /// The same with files looked at and helpers run again.
-    pub(super) async fn login_afresh(&self, host: &str, repository: Option<&str>) -> Result<Login, Fault> {
+    pub(super) async fn login_afresh(
+        &self,
+        host: &str,
+        repository: Option<&str>,
+    ) -> Result<Login, Fault> {
         self.look_up(host, repository, true).await
     }
 
-    async fn look_up(&self, host: &str, repository: Option<&str>, afresh: bool) -> Result<Login, Fault> {
+    async fn look_up(
+        &self,
+        host: &str,
+        repository: Option<&str>,
+        afresh: bool,
+    ) -> Result<Login, Fault> {
         let keys = keys_for(host, repository);
         for path in &self.0.paths {
             let file = self.0.file(path, afresh).await?;
             if let Some((helper, server)) = file.helper(&keys, host) {
                 let found = self.0.helpers.login(helper, &server, afresh).await;
-                let found = found.map_err(|fault| fault.while_doing(format_args!("{} for {host}", path.display())))?;
+                let found = found.map_err(|fault| {
+                    fault.while_doing(format_args!("{} for {host}", path.display()))
+                })?;
                 if let Some(login) = found {
                     return Ok(login);
                 }
             }
             if let Some((key, auth)) = file.auth(&keys)
-                && let Some(login) = auth.login().map_err(|reason| file.broken(path, &format!("the entry \"{key}\" {reason}")))?
+                && let Some(login) = auth
+                    .login()
+                    .map_err(|reason| file.broken(path, &format!("the entry \"{key}\" {reason}")))?
             {
                 return Ok(login);
             }
@@ -116,19 +140,39 @@ impl fmt::Debug for Store {
 
 impl Inner {
     async fn file(&self, path: &Path, afresh: bool) -> Result<Arc<File>, Fault> {
-        let seen = self.read.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
-        if let Some(seen) = seen.as_ref().filter(|seen| !afresh && seen.looked.elapsed() < UNWATCHED) {
+        let seen = self
+            .read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(path)
+            .cloned();
+        if let Some(seen) = seen
+            .as_ref()
+            .filter(|seen| !afresh && seen.looked.elapsed() < UNWATCHED)
+        {
             return Ok(Arc::clone(&seen.file));
         }
-        let unreadable = |error: io::Error| Fault::new(Class::Auth, format!("cannot read {}", path.display())).because(error);
+        let unreadable = |error: io::Error| {
+            Fault::new(Class::Auth, format!("cannot read {}", path.display())).because(error)
+        };
         let state = state(path).await.map_err(unreadable)?;
         let file = match seen.filter(|seen| seen.state == state) {
             Some(seen) => seen.file,
             None if state.is_none() => Arc::default(),
-            None => Arc::new(File::parse(path, &contents(path).await.map_err(unreadable)?)?),
+            None => Arc::new(File::parse(
+                path,
+                &contents(path).await.map_err(unreadable)?,
+            )?),
         };
-        let seen = Seen { looked: Instant::now(), state, file: Arc::clone(&file) };
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), seen);
+        let seen = Seen {
+            looked: Instant::now(),
+            state,
+            file: Arc::clone(&file),
+        };
+        self.read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path.to_owned(), seen);
         Ok(file)
     }
 }
@@ -136,11 +180,18 @@ impl Inner {
 /// When the file was last written, and its length. `None`: there is no such file for us.
 async fn state(path: &Path) -> io::Result<Option<(SystemTime, u64)>> {
     match tokio::fs::metadata(path).await {
-        Ok(metadata) if metadata.file_type().is_fifo() => Err(io::Error::other("it is a pipe, not a regular file")),
+        Ok(metadata) if metadata.file_type().is_fifo() => {
+            Err(io::Error::other("it is a pipe, not a regular file"))
+        }
         Ok(metadata) => Ok(Some((metadata.modified()?, metadata.len()))),
         // A sandbox hides home folders by denying them; a file that we may not read is denied later, when it is opened.
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::PermissionDenied
+            ) =>
         {
             Ok(None)
         }
@@ -150,8 +201,16 @@ async fn state(path: &Path) -> io::Result<Option<(SystemTime, u64)>> {
 
 async fn contents(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    tokio::fs::File::open(path).await?.take(MOST_BYTES + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() as u64 > MOST_BYTES { Err(io::Error::other("longer than 1 MiB")) } else { Ok(bytes) }
+    tokio::fs::File::open(path)
+        .await?
+        .take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .await?;
+    if bytes.len() as u64 > MOST_BYTES {
+        Err(io::Error::other("longer than 1 MiB"))
+    } else {
+        Ok(bytes)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -181,18 +240,27 @@ impl File {
         }
         // The parser's own words quote what it met, which may be a password.
         serde_json::from_slice(bytes).map_err(|error| {
-            let place = format!("line {}, column {} is not as it should be", error.line(), error.column());
+            let place = format!(
+                "line {}, column {} is not as it should be",
+                error.line(),
+                error.column()
+            );
             File::default().broken(path, &place)
         })
     }
 
     fn broken(&self, path: &Path, reason: &str) -> Fault {
-        Fault::new(Class::Auth, format!("{} is no Docker configuration: {reason}", path.display()))
+        Fault::new(
+            Class::Auth,
+            format!("{} is no Docker configuration: {reason}", path.display()),
+        )
     }
 
     /// The helper for the first of `keys` that has one, and what to call the registry there.
     fn helper(&self, keys: &[String], host: &str) -> Option<(&str, String)> {
-        if let Some((key, helper)) = first(&self.helpers, keys).filter(|(_, helper)| !helper.is_empty()) {
+        if let Some((key, helper)) =
+            first(&self.helpers, keys).filter(|(_, helper)| !helper.is_empty())
+        {
             return Some((helper, key.to_owned()));
         }
         let store = self.store.as_deref().filter(|store| !store.is_empty())?;
@@ -209,30 +277,53 @@ impl File {
 impl Auth {
     /// `None`: the entry is a mark that somebody logged in, and the secret is elsewhere.
     fn login(&self) -> Result<Option<Login>, &'static str> {
-        let filled = |secret: &Option<SecretString>| secret.clone().filter(|secret| !secret.expose_secret().is_empty());
-        let (mut username, mut password) = (self.username.clone().filter(|name| !name.is_empty()), filled(&self.password));
+        let filled = |secret: &Option<SecretString>| {
+            secret
+                .clone()
+                .filter(|secret| !secret.expose_secret().is_empty())
+        };
+        let (mut username, mut password) = (
+            self.username.clone().filter(|name| !name.is_empty()),
+            filled(&self.password),
+        );
         if let Some(auth) = filled(&self.auth) {
-            let (name, word) = decode(auth.expose_secret()).ok_or("holds an auth that is not base64 of user:password")?;
+            let (name, word) = decode(auth.expose_secret())
+                .ok_or("holds an auth that is not base64 of user:password")?;
             (username, password) = (Some(name).filter(|name| !name.is_empty()), Some(word));
         }
         if let Some(token) = filled(&self.registrytoken) {
             return Ok(Some(Login::Bearer(token)));
         }
         if let Some(token) = filled(&self.identitytoken) {
-            return Ok(Some(Login::Identity { username: username.filter(|name| name != TOKEN_USER), token }));
+            return Ok(Some(Login::Identity {
+                username: username.filter(|name| name != TOKEN_USER),
+                token,
+            }));
         }
-        Ok(username.zip(password).map(|(username, password)| from_pair(username, password)))
+        Ok(username
+            .zip(password)
+            .map(|(username, password)| from_pair(username, password)))
     }
 }
 
 /// A pair of user name and secret; the user name may say that the secret is an identity token.
 pub(super) fn from_pair(username: String, password: SecretString) -> Login {
-    if username == TOKEN_USER { Login::Identity { username: None, token: password } } else { Login::Basic { username, password } }
+    if username == TOKEN_USER {
+        Login::Identity {
+            username: None,
+            token: password,
+        }
+    } else {
+        Login::Basic { username, password }
+    }
 }
 
 fn decode(auth: &str) -> Option<(String, SecretString)> {
     let auth = auth.trim();
-    let bytes = STANDARD.decode(auth).or_else(|_| STANDARD_NO_PAD.decode(auth)).ok()?;
+    let bytes = STANDARD
+        .decode(auth)
+        .or_else(|_| STANDARD_NO_PAD.decode(auth))
+        .ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let (username, password) = text.split_once(':')?;
     Some((username.to_owned(), password.trim_end_matches('\0').into()))
@@ -260,7 +351,11 @@ fn first<'a, T>(entries: &'a BTreeMap<String, T>, keys: &[String]) -> Option<(&'
 
 fn canonical(key: &str) -> String {
     let key = key.trim();
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key).trim_end_matches('/');
+    let key = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key)
+        .trim_end_matches('/');
     match key.split_once('/') {
         None | Some((_, "v1" | "v2")) => canonical_host(key.split('/').next().unwrap_or(key)),
         Some((host, path)) => format!("{}/{path}", canonical_host(host)),
@@ -272,7 +367,9 @@ fn canonical_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
     match host {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io".to_owned(),
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
+            "docker.io".to_owned()
+        }
         _ => host.to_owned(),
     }
 }
@@ -292,8 +389,12 @@ mod tests {
     fn show(login: &Login) -> String {
         match login {
             Login::Anonymous => "anonymous".to_owned(),
-            Login::Basic { username, password } => format!("basic {username} {}", password.expose_secret()),
-            Login::Identity { username, token } => format!("identity {username:?} {}", token.expose_secret()),
+            Login::Basic { username, password } => {
+                format!("basic {username} {}", password.expose_secret())
+            }
+            Login::Identity { username, token } => {
+                format!("identity {username:?} {}", token.expose_secret())
+            }
             Login::Bearer(token) => format!("bearer {}", token.expose_secret()),
         }
     }
@@ -314,7 +415,8 @@ mod tests {
     #[tokio::test]
     async fn the_longest_key_wins_whatever_its_spelling() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = |user: &str| format!(r#"{{"auth":"{}"}}"#, STANDARD.encode(format!("{user}:p:w")));
+        let entry =
+            |user: &str| format!(r#"{{"auth":"{}"}}"#, STANDARD.encode(format!("{user}:p:w")));
         let text = format!(
             r#"{{"auths":{{"https://R.example.com/v2/":{},"r.example.com/team":{},"r.example.com/team/app":{},
                 "http://other.example.com:5000":{},"https://index.docker.io/v1/":{},"ported.example.com:443":{}}}}}"#,
@@ -340,44 +442,101 @@ mod tests {
             ("ported.example.com", "x", "basic tls p:w"),
         ];
         for (host, repository, expected) in rows {
-            assert_eq!(found(&store, host, repository).await, expected, "{host} {repository}");
+            assert_eq!(
+                found(&store, host, repository).await,
+                expected,
+                "{host} {repository}"
+            );
         }
-        assert_eq!(show(&store.login("r.example.com", None).await.unwrap()), "basic host p:w");
+        assert_eq!(
+            show(&store.login("r.example.com", None).await.unwrap()),
+            "basic host p:w"
+        );
     }
 
     #[tokio::test]
     async fn every_form_of_an_entry_is_understood() {
         let auth = |text: &str| STANDARD.encode(text);
         let rows = [
-            (format!(r#"{{"auth":"{}"}}"#, auth("joe:pass\0")), "basic joe pass"),
-            (format!(r#"{{"auth":"{}"}}"#, auth("joe:x").trim_end_matches('=')), "basic joe x"),
-            (r#"{"username":"joe","password":"pass"}"#.to_owned(), "basic joe pass"),
-            (format!(r#"{{"auth":"{}","identitytoken":"idt"}}"#, auth("joe:")), "identity Some(\"joe\") idt"),
-            (format!(r#"{{"auth":"{}"}}"#, auth("<token>:idt")), "identity None idt"),
-            (r#"{"username":"<token>","identitytoken":"idt"}"#.to_owned(), "identity None idt"),
-            (r#"{"registrytoken":"rt","identitytoken":"x"}"#.to_owned(), "bearer rt"),
+            (
+                format!(r#"{{"auth":"{}"}}"#, auth("joe:pass\0")),
+                "basic joe pass",
+            ),
+            (
+                format!(r#"{{"auth":"{}"}}"#, auth("joe:x").trim_end_matches('=')),
+                "basic joe x",
+            ),
+            (
+                r#"{"username":"joe","password":"pass"}"#.to_owned(),
+                "basic joe pass",
+            ),
+            (
+                format!(r#"{{"auth":"{}","identitytoken":"idt"}}"#, auth("joe:")),
+                "identity Some(\"joe\") idt",
+            ),
+            (
+                format!(r#"{{"auth":"{}"}}"#, auth("<token>:idt")),
+                "identity None idt",
+            ),
+            (
+                r#"{"username":"<token>","identitytoken":"idt"}"#.to_owned(),
+                "identity None idt",
+            ),
+            (
+                r#"{"registrytoken":"rt","identitytoken":"x"}"#.to_owned(),
+                "bearer rt",
+            ),
             ("{}".to_owned(), "anonymous"),
             ("null".to_owned(), "anonymous"),
-            (r#"{"auth":"","email":"joe@example.com"}"#.to_owned(), "anonymous"),
+            (
+                r#"{"auth":"","email":"joe@example.com"}"#.to_owned(),
+                "anonymous",
+            ),
         ];
         for (entry, expected) in rows {
             let folder = tempfile::tempdir().unwrap();
-            let store = store_of(&folder, &[&format!(r#"{{"auths":{{"r.example.com":{entry}}},"HttpHeaders":{{}}}}"#)]);
-            assert_eq!(found(&store, "r.example.com", "x").await, expected, "{entry}");
+            let store = store_of(
+                &folder,
+                &[&format!(
+                    r#"{{"auths":{{"r.example.com":{entry}}},"HttpHeaders":{{}}}}"#
+                )],
+            );
+            assert_eq!(
+                found(&store, "r.example.com", "x").await,
+                expected,
+                "{entry}"
+            );
         }
     }
 
     #[tokio::test]
     async fn a_broken_file_is_named_and_never_quoted() {
         let folder = tempfile::tempdir().unwrap();
-        for text in [r#"{"auths":{"r":{"auth":"hush"}}}"#, r#"{"auths":{"r":"hush"}}"#, r#"{"auths": hush"#, r#"{"auths":"hush"}"#]
-        {
-            let fault = store_of(&folder, &[text]).login("r", None).await.unwrap_err();
+        for text in [
+            r#"{"auths":{"r":{"auth":"hush"}}}"#,
+            r#"{"auths":{"r":"hush"}}"#,
+            r#"{"auths": hush"#,
+            r#"{"auths":"hush"}"#,
+        ] {
+            let fault = store_of(&folder, &[text])
+                .login("r", None)
+                .await
+                .unwrap_err();
             assert_eq!(fault.class(), Class::Auth);
-            assert!(fault.chain().contains("0.json") && !fault.chain().contains("hush"), "{fault:?}");
+            assert!(
+                fault.chain().contains("0.json") && !fault.chain().contains("hush"),
+                "{fault:?}"
+            );
         }
         let long = " ".repeat(MOST_BYTES as usize + 1);
-        assert!(store_of(&folder, &[&long]).login("r", None).await.unwrap_err().chain().contains("1 MiB"));
+        assert!(
+            store_of(&folder, &[&long])
+                .login("r", None)
+                .await
+                .unwrap_err()
+                .chain()
+                .contains("1 MiB")
+        );
     }
 
     #[tokio::test]
@@ -387,7 +546,10 @@ mod tests {
             format!(r#"{{"auths":{{"r":{{"username":"{user}","password":"p"}},"{user}":{{"username":"{user}","password":"p"}}}}}}"#)
         });
         let known = store_of(&folder, &[&a, &b, "", "  \n"]);
-        let mut paths = vec![folder.path().join("missing.json"), folder.path().join("0.json/below-a-file")];
+        let mut paths = vec![
+            folder.path().join("missing.json"),
+            folder.path().join("0.json/below-a-file"),
+        ];
         paths.extend(known.paths().iter().cloned());
         let store = Store::new(paths, None);
         for (host, expected) in [("r", "basic a p"), ("b", "basic b p"), ("c", "anonymous")] {
@@ -398,33 +560,74 @@ mod tests {
     #[tokio::test]
     async fn a_changed_file_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
-        let store = store_of(&folder, &[r#"{"auths":{"r":{"username":"joe","password":"old"}}}"#]);
+        let store = store_of(
+            &folder,
+            &[r#"{"auths":{"r":{"username":"joe","password":"old"}}}"#],
+        );
         assert_eq!(found(&store, "r", "x").await, "basic joe old");
-        std::fs::write(&store.paths()[0], r#"{"auths":{"r":{"username":"joe","password":"newer"}}}"#).unwrap();
-        assert_eq!(show(&store.login_afresh("r", None).await.unwrap()), "basic joe newer");
+        std::fs::write(
+            &store.paths()[0],
+            r#"{"auths":{"r":{"username":"joe","password":"newer"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            show(&store.login_afresh("r", None).await.unwrap()),
+            "basic joe newer"
+        );
         std::fs::remove_file(&store.paths()[0]).unwrap();
-        assert_eq!(show(&store.login_afresh("r", None).await.unwrap()), "anonymous");
+        assert_eq!(
+            show(&store.login_afresh("r", None).await.unwrap()),
+            "anonymous"
+        );
     }
 
     #[test]
     fn the_usual_files_are_found_by_the_environment() {
         let paths = |set: &[(&str, &str)]| {
-            let env: HashMap<String, String> = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let env: HashMap<String, String> = set
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect();
             let store = Store::standard(|name| env.get(name).cloned());
-            store.paths().iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+            store
+                .paths()
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect::<Vec<_>>()
         };
         assert_eq!(paths(&[]), Vec::<String>::new());
-        assert_eq!(paths(&[("HOME", "/h"), ("DOCKER_CONFIG", "")]), ["/h/.docker/config.json", "/h/.config/containers/auth.json"]);
-        let all = [("HOME", "/h"), ("DOCKER_CONFIG", "/d"), ("REGISTRY_AUTH_FILE", "/r.json"), ("XDG_RUNTIME_DIR", "/run/user/1")];
-        let expected = ["/d/config.json", "/r.json", "/run/user/1/containers/auth.json", "/h/.config/containers/auth.json"];
+        assert_eq!(
+            paths(&[("HOME", "/h"), ("DOCKER_CONFIG", "")]),
+            ["/h/.docker/config.json", "/h/.config/containers/auth.json"]
+        );
+        let all = [
+            ("HOME", "/h"),
+            ("DOCKER_CONFIG", "/d"),
+            ("REGISTRY_AUTH_FILE", "/r.json"),
+            ("XDG_RUNTIME_DIR", "/run/user/1"),
+        ];
+        let expected = [
+            "/d/config.json",
+            "/r.json",
+            "/run/user/1/containers/auth.json",
+            "/h/.config/containers/auth.json",
+        ];
         assert_eq!(paths(&all), expected);
     }
 
     #[tokio::test]
     async fn helpers_come_before_entries_and_leave_them_the_word() {
         let folder = tempfile::tempdir().unwrap();
-        helper::tests::script(&folder, "known", r#"read server; printf '{"Username":"helped-%s","Secret":"s"}' "$server""#);
-        helper::tests::script(&folder, "empty", "read server; echo 'credentials not found in native keychain'; exit 1");
+        helper::tests::script(
+            &folder,
+            "known",
+            r#"read server; printf '{"Username":"helped-%s","Secret":"s"}' "$server""#,
+        );
+        helper::tests::script(
+            &folder,
+            "empty",
+            "read server; echo 'credentials not found in native keychain'; exit 1",
+        );
         let entry = r#"{"username":"entry","password":"p"}"#;
         let text = format!(
             r#"{{"auths":{{"https://r.example.com/v1/":{entry},"e.example.com":{entry}}},"credsStore":"known",
@@ -432,15 +635,27 @@ mod tests {
         );
         let store = store_of(&folder, &[&text]);
         let rows = [
-            ("r.example.com", "x", "basic helped-https://r.example.com/v1/ s"),
+            (
+                "r.example.com",
+                "x",
+                "basic helped-https://r.example.com/v1/ s",
+            ),
             ("other.example.com", "x", "basic helped-other.example.com s"),
-            ("registry-1.docker.io", "x", "basic helped-https://index.docker.io/v1/ s"),
+            (
+                "registry-1.docker.io",
+                "x",
+                "basic helped-https://index.docker.io/v1/ s",
+            ),
             ("e.example.com", "x", "basic entry p"),
             ("h.example.com", "x", "basic helped-h.example.com s"),
             ("h.example.com", "team/app", "anonymous"),
         ];
         for (host, repository, expected) in rows {
-            assert_eq!(found(&store, host, repository).await, expected, "{host} {repository}");
+            assert_eq!(
+                found(&store, host, repository).await,
+                expected,
+                "{host} {repository}"
+            );
         }
     }
 }

@@ -50,11 +50,20 @@ struct Desk {
 impl Helpers {
     /// Helpers in the folders of `path`, or where the process finds programs.
     pub(super) fn new(path: Option<OsString>) -> Helpers {
-        Helpers { path, deadline: DEADLINE, desks: Mutex::default() }
+        Helpers {
+            path,
+            deadline: DEADLINE,
+            desks: Mutex::default(),
+        }
     }
 
     /// What the helper `name` knows of `server`; `afresh`: by a new run whatever it said last.
-    pub(super) async fn login(&self, name: &str, server: &str, afresh: bool) -> Result<Option<Login>, Fault> {
+    pub(super) async fn login(
+        &self,
+        name: &str,
+        server: &str,
+        afresh: bool,
+    ) -> Result<Option<Login>, Fault> {
         let desk = self.desk(name, server);
         if let Some(last) = desk.last().filter(|_| !afresh) {
             return last.map_err(|fault| again(&fault));
@@ -82,16 +91,30 @@ impl Helpers {
     async fn program(&self, name: &str) -> Result<PathBuf, Fault> {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
-            return Err(Fault::new(Class::Auth, format!("\"{}\" is no name of a credential helper", clip(name, 64))));
+            return Err(Fault::new(
+                Class::Auth,
+                format!("\"{}\" is no name of a credential helper", clip(name, 64)),
+            ));
         }
         let file = format!("docker-credential-{name}");
-        let folders = self.path.iter().flat_map(std::env::split_paths).filter(|folder| folder.is_absolute());
+        let folders = self
+            .path
+            .iter()
+            .flat_map(std::env::split_paths)
+            .filter(|folder| folder.is_absolute());
         for candidate in folders.map(|folder| folder.join(&file)) {
-            if tokio::fs::metadata(&candidate).await.is_ok_and(|metadata| metadata.is_file()) {
+            if tokio::fs::metadata(&candidate)
+                .await
+                .is_ok_and(|metadata| metadata.is_file())
+            {
                 return Ok(candidate);
             }
         }
-        if self.path.is_some() { Err(missing(name)) } else { Ok(file.into()) }
+        if self.path.is_some() {
+            Err(missing(name))
+        } else {
+            Ok(file.into())
+        }
     }
 }
 
@@ -104,7 +127,10 @@ impl Desk {
     }
 
     fn keep(&self, result: &Result<Option<Login>, Fault>) {
-        let result = result.as_ref().map_err(|fault| Arc::new(again(fault))).cloned();
+        let result = result
+            .as_ref()
+            .map_err(|fault| Arc::new(again(fault)))
+            .cloned();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), result));
     }
 }
@@ -117,17 +143,40 @@ struct Answer {
     secret: SecretString,
 }
 
-async fn ask(name: &str, program: PathBuf, server: &str, deadline: Duration) -> Result<Option<Login>, Fault> {
-    let late = || Fault::retryable(format!("credential helper {name} did not answer within {} s", deadline.as_secs_f32()));
-    let (status, said) = tokio::time::timeout(deadline, run(name, program, server)).await.map_err(|_| late())??;
+async fn ask(
+    name: &str,
+    program: PathBuf,
+    server: &str,
+    deadline: Duration,
+) -> Result<Option<Login>, Fault> {
+    let late = || {
+        Fault::retryable(format!(
+            "credential helper {name} did not answer within {} s",
+            deadline.as_secs_f32()
+        ))
+    };
+    let (status, said) = tokio::time::timeout(deadline, run(name, program, server))
+        .await
+        .map_err(|_| late())??;
     read(name, status, &said)
 }
 
 /// Runs the helper; whoever drops this future ends it.
 async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, Vec<u8>), Fault> {
-    let broken = |error: std::io::Error| Fault::new(Class::Auth, format!("credential helper {name} cannot be run")).because(error);
+    let broken = |error: std::io::Error| {
+        Fault::new(
+            Class::Auth,
+            format!("credential helper {name} cannot be run"),
+        )
+        .because(error)
+    };
     let mut command = Command::new(program);
-    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => missing(name),
         _ => broken(error),
@@ -138,9 +187,16 @@ async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, 
     let _ = input.write_all(server.as_bytes()).await;
     drop(input);
     let mut said = Vec::new();
-    output.take(MOST_BYTES + 1).read_to_end(&mut said).await.map_err(broken)?;
+    output
+        .take(MOST_BYTES + 1)
+        .read_to_end(&mut said)
+        .await
+        .map_err(broken)?;
     if said.len() as u64 > MOST_BYTES {
-        return Err(Fault::new(Class::Auth, format!("credential helper {name} answers more than 64 KiB")));
+        return Err(Fault::new(
+            Class::Auth,
+            format!("credential helper {name} answers more than 64 KiB"),
+        ));
     }
     Ok((child.wait().await.map_err(broken)?, said))
 }
@@ -152,11 +208,21 @@ fn read(name: &str, status: ExitStatus, said: &[u8]) -> Result<Option<Login>, Fa
             return Ok(None);
         }
         // A failing helper says why; one that prints credentials and fails is not quoted.
-        let reason = if text.contains('{') { String::new() } else { format!(": {}", clip(text.trim(), 200)) };
-        return Err(Fault::new(Class::Auth, format!("credential helper {name} failed ({status}){reason}")));
+        let reason = if text.contains('{') {
+            String::new()
+        } else {
+            format!(": {}", clip(text.trim(), 200))
+        };
+        return Err(Fault::new(
+            Class::Auth,
+            format!("credential helper {name} failed ({status}){reason}"),
+        ));
     }
     let answer: Answer = serde_json::from_str(text.trim()).map_err(|_| {
-        Fault::new(Class::Auth, format!("credential helper {name} did not answer with the JSON of the helper protocol"))
+        Fault::new(
+            Class::Auth,
+            format!("credential helper {name} did not answer with the JSON of the helper protocol"),
+        )
     })?;
     let known = !answer.secret.expose_secret().is_empty() && !answer.username.is_empty();
     Ok(known.then(|| docker::from_pair(answer.username, answer.secret)))
@@ -180,7 +246,10 @@ pub(super) mod tests {
     pub(in super::super) fn script(folder: &tempfile::TempDir, name: &str, body: &str) {
         let path = folder.path().join(format!("docker-credential-{name}"));
         let mut writer = std::process::Command::new("sh");
-        writer.args(["-c", r#"cat > "$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());
+        writer
+            .args(["-c", r#"cat > "$0" && chmod 755 "$0""#])
+            .arg(path)
+            .stdin(Stdio::piped());
         let mut writer = writer.spawn().unwrap();
         let mut input = writer.stdin.take().unwrap();
         write!(input, "#!/bin/sh\n[ \"$1\" = get ] || exit 2\n{body}\n").unwrap();
@@ -202,8 +271,11 @@ pub(super) mod tests {
         );
         script(&folder, "counting", &body);
         let helpers = helpers(&folder);
-        let answers = futures::future::join_all((0..5).map(|_| helpers.login("counting", "r", false))).await;
-        assert!(answers.iter().all(|answer| matches!(answer, Ok(Some(Login::Basic { username, .. })) if username == "joe")));
+        let answers =
+            futures::future::join_all((0..5).map(|_| helpers.login("counting", "r", false))).await;
+        assert!(answers.iter().all(
+            |answer| matches!(answer, Ok(Some(Login::Basic { username, .. })) if username == "joe")
+        ));
         helpers.login("counting", "r", false).await.unwrap();
         assert_eq!(std::fs::read_to_string(&count).unwrap(), "run\n");
         helpers.login("counting", "r", true).await.unwrap();
@@ -213,19 +285,45 @@ pub(super) mod tests {
     #[tokio::test]
     async fn answers_of_every_kind_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
-        script(&folder, "none", "cat > /dev/null; echo 'credentials not found in native keychain'; exit 1");
-        script(&folder, "token", r#"printf '{"Username":"<token>","Secret":"idt"}'"#);
+        script(
+            &folder,
+            "none",
+            "cat > /dev/null; echo 'credentials not found in native keychain'; exit 1",
+        );
+        script(
+            &folder,
+            "token",
+            r#"printf '{"Username":"<token>","Secret":"idt"}'"#,
+        );
         script(&folder, "blank", r#"printf '{"Username":"","Secret":""}'"#);
         script(&folder, "failing", "echo 'the keychain is locked'; exit 1");
-        script(&folder, "leaking", r#"printf '{"Username":"joe","Secret":"hush"}'; exit 3"#);
-        script(&folder, "strange", r#"printf '{"Username":"joe","Secret":["hush"]}'"#);
-        script(&folder, "endless", "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done");
+        script(
+            &folder,
+            "leaking",
+            r#"printf '{"Username":"joe","Secret":"hush"}'; exit 3"#,
+        );
+        script(
+            &folder,
+            "strange",
+            r#"printf '{"Username":"joe","Secret":["hush"]}'"#,
+        );
+        script(
+            &folder,
+            "endless",
+            "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done",
+        );
         let helpers = helpers(&folder);
         for name in ["none", "blank"] {
-            assert!(helpers.login(name, "r", false).await.unwrap().is_none(), "{name}");
+            assert!(
+                helpers.login(name, "r", false).await.unwrap().is_none(),
+                "{name}"
+            );
         }
         let token = helpers.login("token", "r", false).await.unwrap();
-        assert!(matches!(token, Some(Login::Identity { username: None, .. })));
+        assert!(matches!(
+            token,
+            Some(Login::Identity { username: None, .. })
+        ));
         let faults = [
             ("failing", "locked"),
             ("leaking", "failed"),
@@ -238,7 +336,10 @@ pub(super) mod tests {
         for (name, words) in faults {
             let fault = helpers.login(name, "r", false).await.unwrap_err();
             assert_eq!(fault.class(), Class::Auth, "{name}");
-            assert!(fault.chain().contains(words) && !fault.chain().contains("hush"), "{fault:?}");
+            assert!(
+                fault.chain().contains(words) && !fault.chain().contains("hush"),
+                "{fault:?}"
+            );
         }
     }
 
@@ -246,8 +347,14 @@ pub(super) mod tests {
     async fn a_helper_that_hangs_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
         script(&folder, "hanging", "exec sleep 600");
-        let helpers = Helpers { deadline: Duration::from_millis(100), ..helpers(&folder) };
+        let helpers = Helpers {
+            deadline: Duration::from_millis(100),
+            ..helpers(&folder)
+        };
         let fault = helpers.login("hanging", "r", false).await.unwrap_err();
-        assert!(fault.class().is_retryable() && fault.to_string().contains("hanging"), "{fault}");
+        assert!(
+            fault.class().is_retryable() && fault.to_string().contains("hanging"),
+            "{fault}"
+        );
     }
 }

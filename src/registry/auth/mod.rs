@@ -80,7 +80,14 @@ impl Settings {
     /// The usual settings: no foreign token server, nothing insecure, 15 seconds.
     pub fn new(registry: impl Into<String>, origin: Url, credentials: Credentials) -> Settings {
         let (registry, deadline) = (registry.into(), Duration::from_secs(15));
-        Settings { registry, origin, credentials, token_realms: Vec::new(), insecure: false, deadline }
+        Settings {
+            registry,
+            origin,
+            credentials,
+            token_realms: Vec::new(),
+            insecure: false,
+            deadline,
+        }
     }
 }
 
@@ -123,13 +130,20 @@ impl Authority {
     }
 
     /// The same; `guard` judges the addresses of token servers.
-    pub(super) fn guarded(settings: Settings, http: reqwest::Client, guard: Arc<Guard>) -> Authority {
+    pub(super) fn guarded(
+        settings: Settings,
+        http: reqwest::Client,
+        guard: Arc<Guard>,
+    ) -> Authority {
         Authority::with(settings, http, Some(guard))
     }
 
     fn with(settings: Settings, http: reqwest::Client, guard: Option<Arc<Guard>>) -> Authority {
         let host = settings.origin.host_str().unwrap_or_default();
-        let host = settings.origin.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
+        let host = settings
+            .origin
+            .port()
+            .map_or(host.to_owned(), |port| format!("{host}:{port}"));
         let (hashing, trial) = (random::unpredictable(), tokio::sync::Mutex::new(None));
         Authority(Arc::new(Inner {
             settings,
@@ -193,7 +207,9 @@ impl Authority {
     /// Who we are there, as far as it is known: a user name, an ARN, or "anonymous".
     pub fn user(&self) -> Option<String> {
         match &self.0.settings.credentials {
-            Credentials::Ecr(login) if login.identity().is_some() => login.identity().map(str::to_owned),
+            Credentials::Ecr(login) if login.identity().is_some() => {
+                login.identity().map(str::to_owned)
+            }
             Credentials::Anonymous => Some("anonymous".to_owned()),
             Credentials::Basic { username, .. } => Some(username.clone()),
             _ => self.0.known().user.clone(),
@@ -203,7 +219,9 @@ impl Authority {
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Authority").field(&self.0.settings.registry).finish()
+        f.debug_tuple("Authority")
+            .field(&self.0.settings.registry)
+            .finish()
     }
 }
 
@@ -217,18 +235,28 @@ impl Inner {
         let known = self.known();
         match known.cache.known(scopes) {
             Some(slot) if slot.in_doubt => None,
-            Some(Slot { challenge: Some((server, _)), .. }) => Some(Scheme::Bearer(server.clone())),
+            Some(Slot {
+                challenge: Some((server, _)),
+                ..
+            }) => Some(Scheme::Bearer(server.clone())),
             _ => known.scheme.clone(),
         }
     }
 
     /// Takes in the challenge of an answer; one without a challenge leaves what was known, or is made up for by asking `/v2/`.
-    async fn learn(&self, scopes: &Scopes, headers: &HeaderMap, rejected: Option<&HeaderValue>) -> Result<Option<Scheme>, Fault> {
+    async fn learn(
+        &self,
+        scopes: &Scopes,
+        headers: &HeaderMap,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<Scheme>, Fault> {
         let challenge = match (challenge::best(headers), self.scheme(scopes)) {
             (Some(challenge), _) => challenge,
             (None, Some(scheme)) => return Ok(Some(scheme)),
             // What was sent unasked is a scheme too.
-            (None, None) if rejected.is_some() && self.settings.credentials.go_first() => return Ok(Some(Scheme::Basic)),
+            (None, None) if rejected.is_some() && self.settings.credentials.go_first() => {
+                return Ok(Some(Scheme::Basic));
+            }
             (None, None) => match challenge::best(&self.ping(None).await?.1) {
                 Some(challenge) => challenge,
                 None => return Ok(None),
@@ -236,10 +264,19 @@ impl Inner {
         };
         let (scheme, named) = match challenge {
             Challenge::Basic => (Scheme::Basic, None),
-            Challenge::Bearer { realm, service, scope } => {
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
                 let settings = &self.settings;
-                let realm = realm::accept(&realm, &settings.registry, &settings.origin, &settings.token_realms)
-                    .map_err(|fault| self.secrets.scrub_quoting_fault(fault))?;
+                let realm = realm::accept(
+                    &realm,
+                    &settings.registry,
+                    &settings.origin,
+                    &settings.token_realms,
+                )
+                .map_err(|fault| self.secrets.scrub_quoting_fault(fault))?;
                 let server = Server { realm, service };
                 let wanted = scopes.with_demanded(&scope).into();
                 (Scheme::Bearer(server.clone()), Some((server, wanted)))
@@ -253,79 +290,126 @@ impl Inner {
 
     /// What to show for `scopes`, if it may be shown over this connection at all.
     async fn login(&self, scopes: &Scopes) -> Result<Login, Fault> {
-        let login = self.settings.credentials.login(&self.host, scopes.repository()).await;
+        let login = self
+            .settings
+            .credentials
+            .login(&self.host, scopes.repository())
+            .await;
         self.allowed(login)
     }
 
     async fn login_after(&self, refused: &Login, scopes: &Scopes) -> Result<Login, Fault> {
-        let login = self.settings.credentials.login_after(refused, &self.host, scopes.repository()).await;
+        let login = self
+            .settings
+            .credentials
+            .login_after(refused, &self.host, scopes.repository())
+            .await;
         self.allowed(login)
     }
 
     fn allowed(&self, login: Result<Login, Fault>) -> Result<Login, Fault> {
-        let login = login.map_err(|fault| fault.while_doing(format_args!("credentials of {}", self.settings.registry)))?;
+        let login = login.map_err(|fault| {
+            fault.while_doing(format_args!("credentials of {}", self.settings.registry))
+        })?;
         if !login.is_anonymous() {
             self.check_plain(&self.settings.origin, "the registry")?;
         }
-        login.parts().iter().for_each(|secret| self.secrets.sent(secret));
+        login
+            .parts()
+            .iter()
+            .for_each(|secret| self.secrets.sent(secret));
         self.known().user = Some(login.user());
         Ok(login)
     }
 
     fn check_plain(&self, url: &Url, what: &str) -> Result<(), Fault> {
-        let local = url.host().is_some_and(|host| realm::is_loopback(&host.to_owned()));
+        let local = url
+            .host()
+            .is_some_and(|host| realm::is_loopback(&host.to_owned()));
         if url.scheme() == "https" || local || self.settings.insecure {
             return Ok(());
         }
         let (registry, origin) = (&self.settings.registry, url.origin().ascii_serialization());
-        let text =
-            format!("credentials of {registry} are not sent over plain http: {what} is {origin}; use https, or set insecure: true");
+        let text = format!(
+            "credentials of {registry} are not sent over plain http: {what} is {origin}; use https, or set insecure: true"
+        );
         Err(Fault::new(Class::Auth, text))
     }
 
     /// The header that shows our credentials to the registry itself.
     async fn direct(&self, scopes: &Scopes) -> Result<Option<HeaderValue>, Fault> {
         let login = self.login(scopes).await?;
-        let Some(header) = login.direct()? else { return Ok(None) };
+        let Some(header) = login.direct()? else {
+            return Ok(None);
+        };
         self.prove(&login, scopes, &header).await?;
         Ok(Some(header))
     }
 
-    async fn direct_again(&self, scopes: &Scopes, rejected: Option<&HeaderValue>) -> Result<Option<HeaderValue>, Fault> {
+    async fn direct_again(
+        &self,
+        scopes: &Scopes,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, Fault> {
         let mut login = self.login(scopes).await?;
         if rejected.is_some() && login.direct()?.as_ref() == rejected {
             login = self.login_after(&login, scopes).await?;
         }
-        let Some(header) = login.direct()? else { return Ok(None) };
+        let Some(header) = login.direct()? else {
+            return Ok(None);
+        };
         if Some(&header) != rejected {
             self.prove(&login, scopes, &header).await?;
             return Ok(Some(header));
         }
         // A password that was good may be so no more; a good one that lacks a right here stays good elsewhere.
-        self.known().standings.doubt(login.fingerprint(&self.hashing));
+        self.known()
+            .standings
+            .doubt(login.fingerprint(&self.hashing));
         self.prove(&login, scopes, &header).await.map(|()| None)
     }
 
     /// Makes sure that a password is shown to the registry once before it is shown by many requests at once.
-    async fn prove(&self, login: &Login, scopes: &Scopes, header: &HeaderValue) -> Result<(), Fault> {
+    async fn prove(
+        &self,
+        login: &Login,
+        scopes: &Scopes,
+        header: &HeaderValue,
+    ) -> Result<(), Fault> {
         if !self.settings.credentials.can_be_locked() {
             return Ok(());
         }
-        let Some(trial) = self.trial(login).await? else { return Ok(()) };
-        self.known().standings.check(login.fingerprint(&self.hashing), scopes)?;
+        let Some(trial) = self.trial(login).await? else {
+            return Ok(());
+        };
+        self.known()
+            .standings
+            .check(login.fingerprint(&self.hashing), scopes)?;
         trial.end(self.check_in(login, scopes, header).await)
     }
 
     /// Shows a login to the version check. Only a 401 that asks for a password is a word on the password.
-    async fn check_in(&self, login: &Login, scopes: &Scopes, header: &HeaderValue) -> Result<(), Fault> {
+    async fn check_in(
+        &self,
+        login: &Login,
+        scopes: &Scopes,
+        header: &HeaderValue,
+    ) -> Result<(), Fault> {
         let (status, headers) = self.ping(Some(header)).await?;
         let fingerprint = login.fingerprint(&self.hashing);
         let standings = &mut self.known().standings;
-        if status != StatusCode::UNAUTHORIZED || matches!(challenge::best(&headers), Some(Challenge::Bearer { .. })) {
+        if status != StatusCode::UNAUTHORIZED
+            || matches!(challenge::best(&headers), Some(Challenge::Bearer { .. }))
+        {
             standings.accept(fingerprint, scopes);
             return Ok(());
         }
-        let text = format!("registry {} ({}) refuses the credentials of {}", self.settings.registry, self.host, login.user());
+        let text = format!(
+            "registry {} ({}) refuses the credentials of {}",
+            self.settings.registry,
+            self.host,
+            login.user()
+        );
         Err(standings.refuse(fingerprint, None, &text))
     }
 
@@ -338,8 +422,15 @@ impl Inner {
             return Ok(None);
         }
         let arrived = Instant::now();
-        let busy = |_| Fault::retryable(format!("the credentials of {} are still being tried", self.settings.registry));
-        let trial = tokio::time::timeout(self.settings.deadline * 3, self.trial.lock()).await.map_err(busy)?;
+        let busy = |_| {
+            Fault::retryable(format!(
+                "the credentials of {} are still being tried",
+                self.settings.registry
+            ))
+        };
+        let trial = tokio::time::timeout(self.settings.deadline * 3, self.trial.lock())
+            .await
+            .map_err(busy)?;
         match trial.as_ref().filter(|(when, _)| *when >= arrived) {
             _ if needless() => Ok(None),
             Some((_, fault)) => Err(again(fault)),
@@ -355,11 +446,23 @@ impl Inner {
         if let Some(header) = header {
             request = request.header(AUTHORIZATION, header);
         }
-        let (registry, seconds) = (&self.settings.registry, self.settings.deadline.as_secs_f32());
-        let late = |_| Fault::retryable(format!("registry {registry} did not answer GET /v2/ within {seconds} s"));
-        let lost =
-            |error: reqwest::Error| Fault::retryable(format!("registry {registry} cannot be reached")).because(error.without_url());
-        let response = tokio::time::timeout(self.settings.deadline, request.send()).await.map_err(late)?.map_err(lost)?;
+        let (registry, seconds) = (
+            &self.settings.registry,
+            self.settings.deadline.as_secs_f32(),
+        );
+        let late = |_| {
+            Fault::retryable(format!(
+                "registry {registry} did not answer GET /v2/ within {seconds} s"
+            ))
+        };
+        let lost = |error: reqwest::Error| {
+            Fault::retryable(format!("registry {registry} cannot be reached"))
+                .because(error.without_url())
+        };
+        let response = tokio::time::timeout(self.settings.deadline, request.send())
+            .await
+            .map_err(late)?
+            .map_err(lost)?;
         Ok((response.status(), response.headers().clone()))
     }
 }
@@ -391,18 +494,26 @@ impl Inner {
         let (held, flight) = {
             let mut known = self.known();
             let slot = known.cache.slot(scopes);
-            if let Some(token) = slot.usable().filter(|token| Some(&token.header) != rejected) {
+            if let Some(token) = slot
+                .usable()
+                .filter(|token| Some(&token.header) != rejected)
+            {
                 return Ok(Some(token.header.clone()));
             }
             (slot.token.clone(), Arc::clone(&slot.flight))
         };
         let refused = held.filter(|token| Some(&token.header) == rejected);
-        if refused.as_ref().is_some_and(|token| token.second_try && token.age() < SECOND_TRY) {
+        if refused
+            .as_ref()
+            .is_some_and(|token| token.second_try && token.age() < SECOND_TRY)
+        {
             return Ok(None);
         }
         let (inner, second_try) = (Arc::clone(self), refused.is_some());
         let (wanted, server) = (scopes.clone(), server.clone());
-        let fetched = flight.join(|| async move { inner.fetch(&wanted, &server, second_try).await }).await;
+        let fetched = flight
+            .join(|| async move { inner.fetch(&wanted, &server, second_try).await })
+            .await;
         match fetched {
             Ok(token) => Ok(Some(token.header.clone()).filter(|header| Some(header) != rejected)),
             Err(fault) => self.survivor(scopes, rejected, fault).map(Some),
@@ -411,10 +522,18 @@ impl Inner {
 
     /// A token that has not ended outlives a failure to renew it, unless the registry has refused it. Without one the
     /// registry is asked for its challenge again before the next request: it may have moved its token server.
-    fn survivor(&self, scopes: &Scopes, rejected: Option<&HeaderValue>, fault: Fault) -> Result<HeaderValue, Fault> {
+    fn survivor(
+        &self,
+        scopes: &Scopes,
+        rejected: Option<&HeaderValue>,
+        fault: Fault,
+    ) -> Result<HeaderValue, Fault> {
         let mut known = self.known();
         let slot = known.cache.slot(scopes);
-        match slot.survivor().filter(|token| Some(&token.header) != rejected) {
+        match slot
+            .survivor()
+            .filter(|token| Some(&token.header) != rejected)
+        {
             Some(token) => {
                 let (registry, error) = (&self.settings.registry, fault.chain());
                 tracing::debug!(%registry, %scopes, %error, "a token cannot be renewed; it is used until it ends");
@@ -427,7 +546,12 @@ impl Inner {
         }
     }
 
-    async fn fetch(&self, scopes: &Scopes, server: &Server, second_try: bool) -> Result<Arc<Token>, Fault> {
+    async fn fetch(
+        &self,
+        scopes: &Scopes,
+        server: &Server,
+        second_try: bool,
+    ) -> Result<Arc<Token>, Fault> {
         let mut login = self.login(scopes).await?;
         let mut granted = self.ask(scopes, server, &login).await?;
         if let Answer::Refused(_) = granted {
@@ -463,19 +587,44 @@ impl Inner {
         }
     }
 
-    async fn request(&self, scopes: &Scopes, server: &Server, login: &Login) -> Result<Answer, Fault> {
+    async fn request(
+        &self,
+        scopes: &Scopes,
+        server: &Server,
+        login: &Login,
+    ) -> Result<Answer, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
         let wanted = {
             let mut known = self.known();
             known.standings.check(fingerprint, scopes)?;
-            let challenge = known.cache.known(scopes).and_then(|slot| slot.challenge.as_ref());
-            challenge.map_or_else(|| scopes.with_demanded("").into(), |(_, wanted)| Arc::clone(wanted))
+            let challenge = known
+                .cache
+                .known(scopes)
+                .and_then(|slot| slot.challenge.as_ref());
+            challenge.map_or_else(
+                || scopes.with_demanded("").into(),
+                |(_, wanted)| Arc::clone(wanted),
+            )
         };
-        let (registry, realm, service) = (self.settings.registry.as_str(), &server.realm, server.service.as_deref());
+        let (registry, realm, service) = (
+            self.settings.registry.as_str(),
+            &server.realm,
+            server.service.as_deref(),
+        );
         if let Some(guard) = &self.guard {
-            guard.admit(realm).await.map_err(|refused| token::inside(registry, realm, &refused))?;
+            guard
+                .admit(realm)
+                .await
+                .map_err(|refused| token::inside(registry, realm, &refused))?;
         }
-        let request = token::Request { registry, realm, service, scopes: &wanted, login, secrets: &self.secrets };
+        let request = token::Request {
+            registry,
+            realm,
+            service,
+            scopes: &wanted,
+            login,
+            secrets: &self.secrets,
+        };
         let answer = request.send(&self.http, self.settings.deadline).await?;
         let standings = &mut self.known().standings;
         Ok(match answer {
@@ -483,8 +632,14 @@ impl Inner {
                 standings.accept(fingerprint, scopes);
                 answer
             }
-            Answer::Refused(text) => Answer::Refused(standings.refuse(fingerprint, None, &text).to_string()),
-            Answer::Denied(text) => Answer::Denied(standings.refuse(fingerprint, Some(scopes), &text).to_string()),
+            Answer::Refused(text) => {
+                Answer::Refused(standings.refuse(fingerprint, None, &text).to_string())
+            }
+            Answer::Denied(text) => Answer::Denied(
+                standings
+                    .refuse(fingerprint, Some(scopes), &text)
+                    .to_string(),
+            ),
         })
     }
 }

@@ -38,7 +38,10 @@ impl Scopes {
         if target == from {
             return Scopes::push(target);
         }
-        Scopes(Arc::new([format!("repository:{target}:pull,push"), format!("repository:{from}:pull")]))
+        Scopes(Arc::new([
+            format!("repository:{target}:pull,push"),
+            format!("repository:{from}:pull"),
+        ]))
     }
 
     /// Listing the registry's repositories.
@@ -53,17 +56,22 @@ impl Scopes {
 
     /// The first repository that is named.
     pub(super) fn repository(&self) -> Option<&str> {
-        self.iter().find_map(|scope| Some(scope.strip_prefix("repository:")?.rsplit_once(':')?.0))
+        self.iter()
+            .find_map(|scope| Some(scope.strip_prefix("repository:")?.rsplit_once(':')?.0))
     }
 
     /// The scopes to ask for when the registry's challenge demands `demanded`: what it wants beyond ours comes first, as
     /// long as it allows no action that ours does not. Proxies that rewrite paths know their repositories by other names.
     pub(super) fn with_demanded(&self, demanded: &str) -> Vec<String> {
         let allowed: Vec<&str> = self.iter().flat_map(actions).collect();
-        let extra = demanded.split_ascii_whitespace().filter(|scope| scope.len() <= LONGEST_DEMANDED).filter(|scope| {
-            let ours = scope.starts_with("repository:") && actions(scope).all(|action| allowed.contains(&action));
-            *scope == PUBLIC_ECR || ours && !self.covers(scope)
-        });
+        let extra = demanded
+            .split_ascii_whitespace()
+            .filter(|scope| scope.len() <= LONGEST_DEMANDED)
+            .filter(|scope| {
+                let ours = scope.starts_with("repository:")
+                    && actions(scope).all(|action| allowed.contains(&action));
+                *scope == PUBLIC_ECR || ours && !self.covers(scope)
+            });
         let mut scopes: Vec<String> = Vec::new();
         for scope in extra.take(MOST_DEMANDED).chain(self.iter()) {
             if !scopes.iter().any(|known| known == scope) {
@@ -74,8 +82,12 @@ impl Scopes {
     }
 
     fn covers(&self, scope: &str) -> bool {
-        let ours: BTreeMap<&str, Vec<&str>> = self.iter().map(|ours| (name(ours), actions(ours).collect())).collect();
-        ours.get(name(scope)).is_some_and(|ours| actions(scope).all(|action| ours.contains(&action)))
+        let ours: BTreeMap<&str, Vec<&str>> = self
+            .iter()
+            .map(|ours| (name(ours), actions(ours).collect()))
+            .collect();
+        ours.get(name(scope))
+            .is_some_and(|ours| actions(scope).all(|action| ours.contains(&action)))
     }
 }
 
@@ -84,12 +96,19 @@ fn name(scope: &str) -> &str {
 }
 
 fn actions(scope: &str) -> impl Iterator<Item = &str> {
-    scope.rsplit_once(':').map_or("", |(_, actions)| actions).split(',')
+    scope
+        .rsplit_once(':')
+        .map_or("", |(_, actions)| actions)
+        .split(',')
 }
 
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { f.write_str("the registry itself") } else { f.write_str(&self.0.join(" ")) }
+        if self.0.is_empty() {
+            f.write_str("the registry itself")
+        } else {
+            f.write_str(&self.0.join(" "))
+        }
     }
 }
 
@@ -110,9 +129,15 @@ mod tests {
     #[test]
     fn a_mount_names_its_target_first() {
         let scopes = Scopes::mount(&name("z/prod"), &name("a/staging"));
-        assert_eq!(scopes.iter().collect::<Vec<_>>(), ["repository:z/prod:pull,push", "repository:a/staging:pull"]);
+        assert_eq!(
+            scopes.iter().collect::<Vec<_>>(),
+            ["repository:z/prod:pull,push", "repository:a/staging:pull"]
+        );
         assert_eq!(scopes.repository(), Some("z/prod"));
-        assert_eq!(Scopes::mount(&name("a"), &name("a")), Scopes::push(&name("a")));
+        assert_eq!(
+            Scopes::mount(&name("a"), &name("a")),
+            Scopes::push(&name("a"))
+        );
     }
 
     #[test]
@@ -120,11 +145,25 @@ mod tests {
         let pull = Scopes::pull(&name("app"));
         let ours = vec!["repository:app:pull".to_owned()];
         assert_eq!(pull.with_demanded("repository:app:pull"), ours);
-        assert_eq!(pull.with_demanded("repository:app:pull,push repository:secret:*  registry:catalog:* x"), ours);
+        assert_eq!(
+            pull.with_demanded(
+                "repository:app:pull,push repository:secret:*  registry:catalog:* x"
+            ),
+            ours
+        );
         assert_eq!(pull.with_demanded("aws"), ["aws", "repository:app:pull"]);
-        assert_eq!(pull.with_demanded("repository:inner/app:pull"), ["repository:inner/app:pull", "repository:app:pull"]);
-        assert_eq!(pull.with_demanded(&format!("repository:{}:pull", "a".repeat(500))), ours);
-        assert_eq!(Scopes::push(&name("app")).with_demanded("repository:app:pull"), ["repository:app:pull,push"]);
+        assert_eq!(
+            pull.with_demanded("repository:inner/app:pull"),
+            ["repository:inner/app:pull", "repository:app:pull"]
+        );
+        assert_eq!(
+            pull.with_demanded(&format!("repository:{}:pull", "a".repeat(500))),
+            ours
+        );
+        assert_eq!(
+            Scopes::push(&name("app")).with_demanded("repository:app:pull"),
+            ["repository:app:pull,push"]
+        );
         let many: String = (0..50).map(|n| format!("repository:r{n}:pull ")).collect();
         assert_eq!(pull.with_demanded(&many).len(), MOST_DEMANDED + 1);
         assert!(Scopes::none().with_demanded("repository:x:pull").is_empty());

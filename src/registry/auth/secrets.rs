@@ -32,8 +32,19 @@ const TELLING: usize = 12;
 /// The shortest part of an address that is taken for a secret.
 const SHORTEST_OF_ADDRESS: usize = 16;
 /// Parameters of addresses that are made of names and digests.
-const KNOWN_PARAMETERS: [&str; 11] =
-    ["n", "last", "mount", "from", "digest", "service", "scope", "client_id", "artifactType", "tag", "next_page"];
+const KNOWN_PARAMETERS: [&str; 11] = [
+    "n",
+    "last",
+    "mount",
+    "from",
+    "digest",
+    "service",
+    "scope",
+    "client_id",
+    "artifactType",
+    "tag",
+    "next_page",
+];
 
 /// What was sent to one registry and its token servers.
 #[derive(Default)]
@@ -55,15 +66,29 @@ impl Secrets {
 
     /// A request is about to go to an address that an answer named: whoever has it may do what it allows.
     pub(in crate::registry) fn sent_to(&self, url: &Url) {
-        let is_secret =
-            |text: &str| text.len() >= SHORTEST_OF_ADDRESS && !text.starts_with("sha256:") && !text.starts_with("sha512:");
-        let parameters = url.query_pairs().filter(|(name, _)| !KNOWN_PARAMETERS.contains(&&**name)).map(|(_, value)| value);
+        let is_secret = |text: &str| {
+            text.len() >= SHORTEST_OF_ADDRESS
+                && !text.starts_with("sha256:")
+                && !text.starts_with("sha512:")
+        };
+        let parameters = url
+            .query_pairs()
+            .filter(|(name, _)| !KNOWN_PARAMETERS.contains(&&**name))
+            .map(|(_, value)| value);
         // The last part of an upload's path is the name of its session.
-        let session = url.path_segments().filter(|_| url.path().contains("/uploads/")).and_then(|mut parts| parts.next_back());
-        let found: Vec<Cow<'_, str>> = parameters.chain(session.map(Cow::Borrowed)).filter(|text| is_secret(text)).collect();
+        let session = url
+            .path_segments()
+            .filter(|_| url.path().contains("/uploads/"))
+            .and_then(|mut parts| parts.next_back());
+        let found: Vec<Cow<'_, str>> = parameters
+            .chain(session.map(Cow::Borrowed))
+            .filter(|text| is_secret(text))
+            .collect();
         if !found.is_empty() {
             let mut sent = self.lock();
-            found.iter().for_each(|text| keep(&mut sent.of_addresses, text, MOST_OF_ADDRESSES));
+            found
+                .iter()
+                .for_each(|text| keep(&mut sent.of_addresses, text, MOST_OF_ADDRESSES));
         }
     }
 
@@ -89,12 +114,22 @@ impl Secrets {
             levels.push(error.to_string());
             cause = error.source();
         }
-        let scrubbed: Vec<Cow<'_, str>> = levels.iter().map(|level| self.scrub_from(level, shortest)).collect();
-        if scrubbed.iter().all(|level| matches!(level, Cow::Borrowed(_))) {
+        let scrubbed: Vec<Cow<'_, str>> = levels
+            .iter()
+            .map(|level| self.scrub_from(level, shortest))
+            .collect();
+        if scrubbed
+            .iter()
+            .all(|level| matches!(level, Cow::Borrowed(_)))
+        {
             return fault;
         }
         let plain = Fault::new(fault.class(), scrubbed[0].clone());
-        if scrubbed.len() == 1 { plain } else { plain.because(scrubbed[1..].join(": ")) }
+        if scrubbed.len() == 1 {
+            plain
+        } else {
+            plain.because(scrubbed[1..].join(": "))
+        }
     }
 
     fn scrub_from<'a>(&self, text: &'a str, shortest: usize) -> Cow<'a, str> {
@@ -102,7 +137,10 @@ impl Secrets {
         {
             let sent = self.lock();
             for secret in sent.credentials.iter().chain(&sent.of_addresses) {
-                for written in encodings(secret.expose_secret()).iter().filter(|written| written.len() >= shortest) {
+                for written in encodings(secret.expose_secret())
+                    .iter()
+                    .filter(|written| written.len() >= shortest)
+                {
                     found.extend(occurrences(text, written));
                 }
             }
@@ -136,7 +174,10 @@ impl fmt::Debug for Secrets {
 }
 
 fn keep(kept: &mut VecDeque<SecretString>, secret: &str, most: usize) {
-    match kept.iter().position(|known| known.expose_secret() == secret) {
+    match kept
+        .iter()
+        .position(|known| known.expose_secret() == secret)
+    {
         // The newest is at the end.
         Some(at) if at + 1 == kept.len() => {}
         Some(at) => {
@@ -157,7 +198,11 @@ fn encodings(secret: &str) -> Vec<String> {
     let form: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
     let json = serde_json::to_string(secret).expect("a text is JSON");
     let json = json[1..json.len() - 1].to_owned();
-    let html = secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    let html = secret
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;");
     let mut all = vec![
         secret.to_owned(),
         form.replace('+', "%20"),
@@ -181,7 +226,16 @@ fn encodings(secret: &str) -> Vec<String> {
 
 fn strictly_percent_encoded(secret: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    secret.bytes().map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    secret
+        .bytes()
+        .map(|byte| {
+            if is_plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 fn fully_percent_encoded(secret: &str) -> String {
@@ -203,10 +257,15 @@ fn occurrences(text: &str, secret: &str) -> Vec<Range<usize>> {
     let telling = &secret[..secret.floor_char_boundary(TELLING)];
     let telling = if telling.is_empty() { secret } else { telling };
     let longest = |start: usize| {
-        let shared = text[start..].chars().zip(secret.chars()).take_while(|(a, b)| a == b);
+        let shared = text[start..]
+            .chars()
+            .zip(secret.chars())
+            .take_while(|(a, b)| a == b);
         start + shared.map(|(a, _)| a.len_utf8()).sum::<usize>()
     };
-    text.match_indices(telling).map(|(start, _)| start..longest(start)).collect()
+    text.match_indices(telling)
+        .map(|(start, _)| start..longest(start))
+        .collect()
 }
 
 /// A user name and a password as `Authorization: Basic` sends them, without the word in front.
@@ -253,8 +312,14 @@ mod tests {
             let text = format!("400 bad header: {echo} (sent)");
             let scrubbed = secrets.scrub(&text);
             assert!(scrubbed.contains("[hidden]"), "{echo}: {scrubbed}");
-            assert!(scrubbed.starts_with("400 bad header: ") && scrubbed.ends_with("(sent)"), "{scrubbed}");
-            assert!(!scrubbed.contains(password) && !scrubbed.contains(&header[..10]), "{scrubbed}");
+            assert!(
+                scrubbed.starts_with("400 bad header: ") && scrubbed.ends_with("(sent)"),
+                "{scrubbed}"
+            );
+            assert!(
+                !scrubbed.contains(password) && !scrubbed.contains(&header[..10]),
+                "{scrubbed}"
+            );
         }
     }
 
@@ -262,19 +327,32 @@ mod tests {
     fn a_token_that_was_cut_is_hidden() {
         let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJqb2UifQ.c2lnbmF0dXJl";
         let secrets = sent(&[token]);
-        assert_eq!(secrets.scrub(&format!("Bearer {}…", &token[..30])), "Bearer [hidden]…");
+        assert_eq!(
+            secrets.scrub(&format!("Bearer {}…", &token[..30])),
+            "Bearer [hidden]…"
+        );
         assert_eq!(secrets.scrub("a text without it"), "a text without it");
     }
 
     #[test]
     fn a_failure_and_its_causes_are_scrubbed() {
         let secrets = sent(&["hush-hush-hush"]);
-        let fault = Fault::corrupt("its type is hush-hush-hush").because(std::io::Error::other("unknown variant `hush-hush-hush`"));
+        let fault = Fault::corrupt("its type is hush-hush-hush")
+            .because(std::io::Error::other("unknown variant `hush-hush-hush`"));
         let scrubbed = secrets.scrub_fault(fault);
         assert_eq!(scrubbed.class(), crate::fault::Class::Corrupt);
-        assert_eq!(scrubbed.chain(), "its type is [hidden]: unknown variant `[hidden]`");
-        let untouched = secrets.scrub_fault(Fault::corrupt("x").because(std::io::Error::other("y")));
-        assert!(untouched.source().is_some_and(|source| source.is::<std::io::Error>()), "the cause is kept");
+        assert_eq!(
+            scrubbed.chain(),
+            "its type is [hidden]: unknown variant `[hidden]`"
+        );
+        let untouched =
+            secrets.scrub_fault(Fault::corrupt("x").because(std::io::Error::other("y")));
+        assert!(
+            untouched
+                .source()
+                .is_some_and(|source| source.is::<std::io::Error>()),
+            "the cause is kept"
+        );
     }
 
     #[test]
@@ -283,7 +361,9 @@ mod tests {
         let digest = format!("sha256:{}", "ab".repeat(32));
         let upload = "https://r.example/v2/app/blobs/uploads/0123456789abcdef-0123?_state=c3RhdGUtc3RhdGUtc3RhdGU&digest=";
         secrets.sent_to(&Url::parse(&format!("{upload}{digest}")).unwrap());
-        let scrubbed = secrets.scrub("404 0123456789abcdef-0123 c3RhdGUtc3RhdGUtc3RhdGU").into_owned();
+        let scrubbed = secrets
+            .scrub("404 0123456789abcdef-0123 c3RhdGUtc3RhdGUtc3RhdGU")
+            .into_owned();
         assert_eq!(scrubbed, "404 [hidden] [hidden]");
         assert_eq!(secrets.scrub(&digest), digest);
     }

@@ -43,7 +43,9 @@ impl Standings {
     /// still refused.
     pub(super) fn check(&mut self, login: u64, scopes: &Scopes) -> Result<(), Fault> {
         for key in [(login, None), (login, Some(scopes.clone()))] {
-            let Some(refusal) = self.refused.get_mut(&key) else { continue };
+            let Some(refusal) = self.refused.get_mut(&key) else {
+                continue;
+            };
             let now = Instant::now();
             if now < refusal.until {
                 return Err(refusal.fault(now));
@@ -76,7 +78,11 @@ impl Standings {
         }
         self.make_room();
         let now = Instant::now();
-        let refusal = Refusal { until: now + REST, rest: REST, text: text.to_owned() };
+        let refusal = Refusal {
+            until: now + REST,
+            rest: REST,
+            text: text.to_owned(),
+        };
         let refusal = self
             .refused
             .entry((login, scopes.cloned()))
@@ -91,7 +97,11 @@ impl Standings {
 
     fn make_room(&mut self) {
         if self.refused.len() >= MOST {
-            let soonest = self.refused.iter().min_by_key(|(_, refusal)| refusal.until).map(|(key, _)| key.clone());
+            let soonest = self
+                .refused
+                .iter()
+                .min_by_key(|(_, refusal)| refusal.until)
+                .map(|(key, _)| key.clone());
             soonest.map(|key| self.refused.remove(&key));
         }
     }
@@ -100,7 +110,10 @@ impl Standings {
 impl Refusal {
     fn fault(&self, now: Instant) -> Fault {
         let left = (self.until - now).as_secs() + 1;
-        Fault::new(Class::Auth, format!("{} (not tried again for {left} s)", self.text))
+        Fault::new(
+            Class::Auth,
+            format!("{} (not tried again for {left} s)", self.text),
+        )
     }
 }
 
@@ -124,14 +137,24 @@ mod tests {
                 rest += 10;
             }
             rests.push(rest);
-            assert!(standings.check(1, &Scopes::catalog()).is_err(), "one try at a time");
+            assert!(
+                standings.check(1, &Scopes::catalog()).is_err(),
+                "one try at a time"
+            );
         }
         assert_eq!(rests, [60, 120, 240, 480, 600, 600]);
         standings.accept(1, &scopes);
-        assert!(standings.is_proven(1) && standings.check(1, &scopes).is_ok() && standings.check(1, &scopes).is_ok());
+        assert!(
+            standings.is_proven(1)
+                && standings.check(1, &scopes).is_ok()
+                && standings.check(1, &scopes).is_ok()
+        );
         standings.refuse(1, None, "refused");
         advance(61).await;
-        assert!(!standings.is_proven(1) && standings.check(1, &scopes).is_ok(), "starts from the shortest rest again");
+        assert!(
+            !standings.is_proven(1) && standings.check(1, &scopes).is_ok(),
+            "starts from the shortest rest again"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -139,7 +162,10 @@ mod tests {
         let mut standings = Standings::default();
         standings.refuse(1, Some(&Scopes::catalog()), "no listing");
         let fault = standings.check(1, &Scopes::catalog()).unwrap_err();
-        assert!(fault.class() == Class::Auth && fault.to_string().contains("no listing"), "{fault}");
+        assert!(
+            fault.class() == Class::Auth && fault.to_string().contains("no listing"),
+            "{fault}"
+        );
         assert!(standings.check(1, &Scopes::none()).is_ok());
         assert!(standings.check(2, &Scopes::catalog()).is_ok());
         for login in 10..10 + 2 * MOST as u64 {

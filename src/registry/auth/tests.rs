@@ -27,12 +27,17 @@ struct Seen {
 impl Seen {
     fn scopes(&self) -> Vec<&str> {
         let pairs = self.query.iter().chain(&self.form);
-        pairs.filter(|(name, _)| name == "scope").map(|(_, value)| value.as_str()).collect()
+        pairs
+            .filter(|(name, _)| name == "scope")
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 
     fn pair(&self, name: &str) -> Option<&str> {
         let mut pairs = self.query.iter().chain(&self.form);
-        pairs.find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        pairs
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -43,7 +48,9 @@ struct Server {
 }
 
 impl Server {
-    async fn start(answer: impl Fn(usize, &Seen) -> Response + Clone + Send + Sync + 'static) -> Server {
+    async fn start(
+        answer: impl Fn(usize, &Seen) -> Response + Clone + Send + Sync + 'static,
+    ) -> Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -64,7 +71,13 @@ impl Server {
 
     /// A token server that gives `token-<number>`.
     async fn of_tokens(life: u64) -> Server {
-        Server::start(move |count, _| json(200, &format!(r#"{{"token":"token-{count}","expires_in":{life}}}"#))).await
+        Server::start(move |count, _| {
+            json(
+                200,
+                &format!(r#"{{"token":"token-{count}","expires_in":{life}}}"#),
+            )
+        })
+        .await
     }
 
     fn seen(&self) -> Vec<Seen> {
@@ -77,20 +90,39 @@ impl Server {
 }
 
 async fn read(request: Request) -> Seen {
-    let pairs = |text: &[u8]| url::form_urlencoded::parse(text).into_owned().collect::<Vec<_>>();
+    let pairs = |text: &[u8]| {
+        url::form_urlencoded::parse(text)
+            .into_owned()
+            .collect::<Vec<_>>()
+    };
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap();
-    let authorization = parts.headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
+    let authorization = parts
+        .headers
+        .get(AUTHORIZATION)
+        .map(|value| value.to_str().unwrap().to_owned());
     let query = pairs(parts.uri.query().unwrap_or_default().as_bytes());
-    Seen { method: parts.method, query, form: pairs(&body), path: parts.uri.path().to_owned(), authorization }
+    Seen {
+        method: parts.method,
+        query,
+        form: pairs(&body),
+        path: parts.uri.path().to_owned(),
+        authorization,
+    }
 }
 
 fn json(status: u16, body: &str) -> Response {
-    Response::builder().status(status).header("content-type", "application/json").body(Body::from(body.to_owned())).unwrap()
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_owned()))
+        .unwrap()
 }
 
 fn bearer_challenge(realm: &Url) -> HeaderMap {
-    challenge(&format!(r#"Bearer realm="{realm}token?fixed=1",service="registry""#))
+    challenge(&format!(
+        r#"Bearer realm="{realm}token?fixed=1",service="registry""#
+    ))
 }
 
 fn challenge(line: &str) -> HeaderMap {
@@ -98,7 +130,9 @@ fn challenge(line: &str) -> HeaderMap {
 }
 
 fn client() -> reqwest::Client {
-    let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy();
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy();
     builder.tls_certs_only([]).build().unwrap()
 }
 
@@ -111,7 +145,10 @@ fn authority(credentials: Credentials) -> Authority {
 }
 
 fn joe() -> Credentials {
-    Credentials::Basic { username: "joe".to_owned(), password: "hush".into() }
+    Credentials::Basic {
+        username: "joe".to_owned(),
+        password: "hush".into(),
+    }
 }
 
 fn basic_joe() -> String {
@@ -127,7 +164,9 @@ fn pull(text: &str) -> Scopes {
 }
 
 fn text(header: Option<HeaderValue>) -> String {
-    header.map_or("nothing".to_owned(), |header| header.to_str().unwrap().to_owned())
+    header.map_or("nothing".to_owned(), |header| {
+        header.to_str().unwrap().to_owned()
+    })
 }
 
 async fn later(seconds: u64) {
@@ -141,16 +180,41 @@ async fn after_one_challenge_every_token_is_fetched_ahead() {
     let server = Server::of_tokens(300).await;
     let authority = authority(joe());
     let mount = Scopes::mount(&name("prod/app"), &name("staging/app"));
-    assert!(authority.header(&mount).await.unwrap().is_none(), "nothing is known yet");
-    let header = authority.answer(&mount, &bearer_challenge(&server.url), None).await.unwrap();
+    assert!(
+        authority.header(&mount).await.unwrap().is_none(),
+        "nothing is known yet"
+    );
+    let header = authority
+        .answer(&mount, &bearer_challenge(&server.url), None)
+        .await
+        .unwrap();
     assert!(header.as_ref().unwrap().is_sensitive());
     assert_eq!(text(header), "Bearer token-1");
-    assert_eq!(text(authority.header(&mount).await.unwrap()), "Bearer token-1");
-    assert_eq!(text(authority.header(&pull("other")).await.unwrap()), "Bearer token-2");
+    assert_eq!(
+        text(authority.header(&mount).await.unwrap()),
+        "Bearer token-1"
+    );
+    assert_eq!(
+        text(authority.header(&pull("other")).await.unwrap()),
+        "Bearer token-2"
+    );
     let seen = server.seen();
     assert_eq!(seen.len(), 2);
-    assert_eq!(seen[0].scopes(), ["repository:prod/app:pull,push", "repository:staging/app:pull"]);
-    assert_eq!((seen[0].pair("service"), seen[0].pair("fixed"), seen[0].method.as_str()), (Some("registry"), Some("1"), "GET"));
+    assert_eq!(
+        seen[0].scopes(),
+        [
+            "repository:prod/app:pull,push",
+            "repository:staging/app:pull"
+        ]
+    );
+    assert_eq!(
+        (
+            seen[0].pair("service"),
+            seen[0].pair("fixed"),
+            seen[0].method.as_str()
+        ),
+        (Some("registry"), Some("1"), "GET")
+    );
     assert_eq!(seen[0].authorization, Some(basic_joe()));
     assert_eq!(seen[1].scopes(), ["repository:other:pull"]);
     assert_eq!(authority.user().as_deref(), Some("joe"));
@@ -162,7 +226,15 @@ async fn after_one_challenge_every_token_is_fetched_ahead() {
 async fn nobody_gets_tokens_too() {
     let server = Server::of_tokens(300).await;
     let authority = authority(Credentials::Anonymous);
-    assert_eq!(text(authority.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-1");
+    assert_eq!(
+        text(
+            authority
+                .answer(&pull("a"), &bearer_challenge(&server.url), None)
+                .await
+                .unwrap()
+        ),
+        "Bearer token-1"
+    );
     assert_eq!(server.seen()[0].authorization, None);
 }
 
@@ -196,24 +268,55 @@ async fn a_caller_who_leaves_takes_nobody_along() {
 async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
     let server = Server::start(|count, _| match count {
         2 | 3 => json(503, ""),
-        _ => json(200, &format!(r#"{{"access_token":"token-{count}","expires_in":300}}"#)),
+        _ => json(
+            200,
+            &format!(r#"{{"access_token":"token-{count}","expires_in":300}}"#),
+        ),
     })
     .await;
     let authority = authority(joe());
     let scopes = pull("a");
-    authority.answer(&scopes, &bearer_challenge(&server.url), None).await.unwrap();
+    authority
+        .answer(&scopes, &bearer_challenge(&server.url), None)
+        .await
+        .unwrap();
     later(260).await;
-    assert_eq!(text(authority.header(&scopes).await.unwrap()), "Bearer token-1");
+    assert_eq!(
+        text(authority.header(&scopes).await.unwrap()),
+        "Bearer token-1"
+    );
     assert_eq!(server.count(), 1);
     later(15).await;
     for _ in 0..3 {
-        assert_eq!(text(authority.header(&scopes).await.unwrap()), "Bearer token-1", "the server is away, the token lives");
+        assert_eq!(
+            text(authority.header(&scopes).await.unwrap()),
+            "Bearer token-1",
+            "the server is away, the token lives"
+        );
     }
     assert_eq!(server.count(), 2, "and the server is left in peace");
     later(30).await;
-    assert!(authority.header(&scopes).await.unwrap_err().class().is_retryable());
-    assert!(authority.header(&scopes).await.unwrap().is_none(), "the registry is asked for its challenge again");
-    assert_eq!(text(authority.answer(&scopes, &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-4");
+    assert!(
+        authority
+            .header(&scopes)
+            .await
+            .unwrap_err()
+            .class()
+            .is_retryable()
+    );
+    assert!(
+        authority.header(&scopes).await.unwrap().is_none(),
+        "the registry is asked for its challenge again"
+    );
+    assert_eq!(
+        text(
+            authority
+                .answer(&scopes, &bearer_challenge(&server.url), None)
+                .await
+                .unwrap()
+        ),
+        "Bearer token-4"
+    );
 }
 
 #[tokio::test]
@@ -222,16 +325,40 @@ async fn a_token_refused_twice_is_a_final_no() {
     let authority = authority(joe());
     let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
     let first = authority.answer(&scopes, &headers, None).await.unwrap();
-    let second = authority.answer(&scopes, &headers, first.as_ref()).await.unwrap();
+    let second = authority
+        .answer(&scopes, &headers, first.as_ref())
+        .await
+        .unwrap();
     assert_eq!(text(second.clone()), "Bearer token-2");
-    let late = authority.answer(&scopes, &headers, first.as_ref()).await.unwrap();
-    assert_eq!(text(late), "Bearer token-2", "somebody else had the old one replaced already");
+    let late = authority
+        .answer(&scopes, &headers, first.as_ref())
+        .await
+        .unwrap();
+    assert_eq!(
+        text(late),
+        "Bearer token-2",
+        "somebody else had the old one replaced already"
+    );
     for _ in 0..5 {
-        assert!(authority.answer(&scopes, &headers, second.as_ref()).await.unwrap().is_none());
+        assert!(
+            authority
+                .answer(&scopes, &headers, second.as_ref())
+                .await
+                .unwrap()
+                .is_none()
+        );
     }
     assert_eq!(server.count(), 2);
     later(61).await;
-    assert_eq!(text(authority.answer(&scopes, &HeaderMap::new(), second.as_ref()).await.unwrap()), "Bearer token-3");
+    assert_eq!(
+        text(
+            authority
+                .answer(&scopes, &HeaderMap::new(), second.as_ref())
+                .await
+                .unwrap()
+        ),
+        "Bearer token-3"
+    );
 }
 
 #[tokio::test]
@@ -239,21 +366,40 @@ async fn the_same_token_again_is_a_final_no() {
     let server = Server::start(|_, _| json(200, r#"{"token":"always"}"#)).await;
     let authority = authority(joe());
     let headers = bearer_challenge(&server.url);
-    let first = authority.answer(&Scopes::none(), &headers, None).await.unwrap();
-    assert!(authority.answer(&Scopes::none(), &headers, first.as_ref()).await.unwrap().is_none());
+    let first = authority
+        .answer(&Scopes::none(), &headers, None)
+        .await
+        .unwrap();
+    assert!(
+        authority
+            .answer(&Scopes::none(), &headers, first.as_ref())
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
 async fn a_foreign_realm_gets_nothing() {
     let server = Server::of_tokens(300).await;
     let port = server.url.port().unwrap();
-    let realms = [format!("http://127.0.0.1:{port}/"), format!("https://localhost:{port}/"), format!("https://127.0.0.1:{port}/")];
+    let realms = [
+        format!("http://127.0.0.1:{port}/"),
+        format!("https://localhost:{port}/"),
+        format!("https://127.0.0.1:{port}/"),
+    ];
     for realm in realms {
         let authority = Authority::new(settings("https://registry.example.com", joe()), client());
         let headers = challenge(&format!("Bearer realm=\"{realm}\""));
-        let fault = authority.answer(&pull("a"), &headers, None).await.unwrap_err();
+        let fault = authority
+            .answer(&pull("a"), &headers, None)
+            .await
+            .unwrap_err();
         assert_eq!(fault.class(), Class::Auth);
-        assert!(fault.to_string().contains("staging") && !fault.to_string().contains("hush"), "{fault}");
+        assert!(
+            fault.to_string().contains("staging") && !fault.to_string().contains("hush"),
+            "{fault}"
+        );
     }
     assert_eq!(server.count(), 0);
 }
@@ -262,11 +408,22 @@ async fn a_foreign_realm_gets_nothing() {
 async fn a_realm_that_redirects_is_not_followed() {
     let target = Server::of_tokens(300).await;
     let to = target.url.clone();
-    let server =
-        Server::start(move |_, _| Response::builder().status(307).header("location", to.as_str()).body(Body::empty()).unwrap())
-            .await;
-    let fault = authority(joe()).answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
-    assert!(fault.class() == Class::Auth && fault.to_string().contains("redirects"), "{fault}");
+    let server = Server::start(move |_, _| {
+        Response::builder()
+            .status(307)
+            .header("location", to.as_str())
+            .body(Body::empty())
+            .unwrap()
+    })
+    .await;
+    let fault = authority(joe())
+        .answer(&pull("a"), &bearer_challenge(&server.url), None)
+        .await
+        .unwrap_err();
+    assert!(
+        fault.class() == Class::Auth && fault.to_string().contains("redirects"),
+        "{fault}"
+    );
     assert_eq!(target.count(), 0);
 }
 
@@ -274,16 +431,42 @@ async fn a_realm_that_redirects_is_not_followed() {
 async fn credentials_do_not_travel_in_plain_sight() {
     let origin = "http://registry.example.com";
     let basic = challenge("Basic realm=\"r\"");
-    let fault = Authority::new(settings(origin, joe()), client()).answer(&pull("a"), &basic, None).await.unwrap_err();
-    assert!(fault.class() == Class::Auth && fault.to_string().contains("insecure: true"), "{fault}");
+    let fault = Authority::new(settings(origin, joe()), client())
+        .answer(&pull("a"), &basic, None)
+        .await
+        .unwrap_err();
+    assert!(
+        fault.class() == Class::Auth && fault.to_string().contains("insecure: true"),
+        "{fault}"
+    );
     let token = Credentials::Bearer("hush".into());
-    let fault = Authority::new(settings(origin, token.clone()), client()).header(&pull("a")).await.unwrap_err();
+    let fault = Authority::new(settings(origin, token.clone()), client())
+        .header(&pull("a"))
+        .await
+        .unwrap_err();
     assert_eq!(fault.class(), Class::Auth);
-    let open = Settings { insecure: true, ..settings(origin, token) };
-    assert_eq!(text(Authority::new(open, client()).header(&pull("a")).await.unwrap()), "Bearer hush");
-    let listed = Settings { token_realms: vec!["192.0.2.1".to_owned()], ..settings("http://localhost:5000", joe()) };
+    let open = Settings {
+        insecure: true,
+        ..settings(origin, token)
+    };
+    assert_eq!(
+        text(
+            Authority::new(open, client())
+                .header(&pull("a"))
+                .await
+                .unwrap()
+        ),
+        "Bearer hush"
+    );
+    let listed = Settings {
+        token_realms: vec!["192.0.2.1".to_owned()],
+        ..settings("http://localhost:5000", joe())
+    };
     let plain = challenge("Bearer realm=\"http://192.0.2.1/token\"");
-    let fault = Authority::new(listed, client()).answer(&pull("a"), &plain, None).await.unwrap_err();
+    let fault = Authority::new(listed, client())
+        .answer(&pull("a"), &plain, None)
+        .await
+        .unwrap_err();
     assert!(fault.to_string().contains("its token server"), "{fault}");
 }
 
@@ -291,41 +474,75 @@ async fn credentials_do_not_travel_in_plain_sight() {
 async fn a_silent_token_server_is_given_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let realm = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let settings = Settings { deadline: Duration::from_millis(100), ..settings("http://127.0.0.1:9", joe()) };
+    let settings = Settings {
+        deadline: Duration::from_millis(100),
+        ..settings("http://127.0.0.1:9", joe())
+    };
     let authority = Authority::new(settings, client());
     let headers = bearer_challenge(&realm);
     let (a, b) = (pull("a"), pull("b"));
-    let (one, other) = tokio::join!(authority.answer(&a, &headers, None), authority.answer(&b, &headers, None));
+    let (one, other) = tokio::join!(
+        authority.answer(&a, &headers, None),
+        authority.answer(&b, &headers, None)
+    );
     for fault in [one.unwrap_err(), other.unwrap_err()] {
-        assert!(fault.class().is_retryable() && fault.to_string().contains("/token did not answer"), "{fault}");
+        assert!(
+            fault.class().is_retryable() && fault.to_string().contains("/token did not answer"),
+            "{fault}"
+        );
     }
-    let gone = authority.answer(&pull("c"), &challenge("Bearer realm=\"http://127.0.0.1:1/x?k=v\""), None).await.unwrap_err();
-    assert!(gone.class().is_retryable() && !gone.chain().contains("k=v"), "{gone:?}");
+    let gone = authority
+        .answer(
+            &pull("c"),
+            &challenge("Bearer realm=\"http://127.0.0.1:1/x?k=v\""),
+            None,
+        )
+        .await
+        .unwrap_err();
+    assert!(
+        gone.class().is_retryable() && !gone.chain().contains("k=v"),
+        "{gone:?}"
+    );
 }
 
 #[tokio::test]
 async fn answers_that_are_no_tokens_are_faults() {
     let html = "<html>please log in with hush</html>".to_owned();
-    for (body, words) in [(html, "without a token"), (r#"{"token":""}"#.to_owned(), "empty token"), ("x".repeat(70_000), "64 KiB")]
-    {
+    for (body, words) in [
+        (html, "without a token"),
+        (r#"{"token":""}"#.to_owned(), "empty token"),
+        ("x".repeat(70_000), "64 KiB"),
+    ] {
         let server = Server::start(move |_, _| json(200, &body)).await;
-        let fault = authority(joe()).answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+        let fault = authority(joe())
+            .answer(&pull("a"), &bearer_challenge(&server.url), None)
+            .await
+            .unwrap_err();
         assert_eq!(fault.class(), Class::Auth);
-        assert!(fault.chain().contains(words) && !fault.chain().contains("hush"), "{fault:?}");
+        assert!(
+            fault.chain().contains(words) && !fault.chain().contains("hush"),
+            "{fault:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_refused_password_is_shown_once_however_many_ask() {
-    let server = Server::start(|_, _| json(401, r#"{"details":"incorrect username or password"}"#)).await;
+    let server =
+        Server::start(|_, _| json(401, r#"{"details":"incorrect username or password"}"#)).await;
     let authority = authority(joe());
     let headers = bearer_challenge(&server.url);
     let scopes: Vec<Scopes> = (0..20).map(|number| pull(&format!("r{number}"))).collect();
-    let answers = scopes.iter().map(|scopes| authority.answer(scopes, &headers, None));
+    let answers = scopes
+        .iter()
+        .map(|scopes| authority.answer(scopes, &headers, None));
     for answer in futures::future::join_all(answers).await {
         let fault = answer.unwrap_err();
         assert_eq!(fault.class(), Class::Auth);
-        assert!(fault.to_string().contains("incorrect username") && fault.to_string().contains("joe"), "{fault}");
+        assert!(
+            fault.to_string().contains("incorrect username") && fault.to_string().contains("joe"),
+            "{fault}"
+        );
     }
     assert_eq!(server.count(), 1);
     later(61).await;
@@ -338,18 +555,30 @@ async fn a_refused_password_is_shown_once_however_many_ask() {
 #[tokio::test]
 async fn a_denied_repository_leaves_the_others_alone() {
     let server = Server::start(|_, seen| match seen.scopes()[0] {
-        "repository:secret:pull" => json(403, r#"{"errors":[{"code":"DENIED","message":"access forbidden"}]}"#),
+        "repository:secret:pull" => json(
+            403,
+            r#"{"errors":[{"code":"DENIED","message":"access forbidden"}]}"#,
+        ),
         _ => json(200, r#"{"token":"t"}"#),
     })
     .await;
     let authority = authority(joe());
     let headers = bearer_challenge(&server.url);
     for _ in 0..3 {
-        let fault = authority.answer(&pull("secret"), &headers, None).await.unwrap_err();
-        assert!(fault.class() == Class::Auth && fault.to_string().contains("access forbidden"), "{fault}");
+        let fault = authority
+            .answer(&pull("secret"), &headers, None)
+            .await
+            .unwrap_err();
+        assert!(
+            fault.class() == Class::Auth && fault.to_string().contains("access forbidden"),
+            "{fault}"
+        );
     }
     assert_eq!(server.count(), 1);
-    assert_eq!(text(authority.header(&pull("open")).await.unwrap()), "Bearer t");
+    assert_eq!(
+        text(authority.header(&pull("open")).await.unwrap()),
+        "Bearer t"
+    );
 }
 
 #[tokio::test]
@@ -357,21 +586,38 @@ async fn a_changed_password_is_tried_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     let write = |password: &str| {
-        std::fs::write(&path, format!(r#"{{"auths":{{"127.0.0.1:9":{{"username":"joe","password":"{password}"}}}}}}"#)).unwrap();
+        std::fs::write(
+            &path,
+            format!(
+                r#"{{"auths":{{"127.0.0.1:9":{{"username":"joe","password":"{password}"}}}}}}"#
+            ),
+        )
+        .unwrap();
     };
     write("old");
     let new = format!("Basic {}", STANDARD.encode("joe:renewed"));
-    let server = Server::start(move |_, seen| match seen.authorization == Some(new.clone()) {
-        true => json(200, r#"{"token":"t"}"#),
-        false => json(401, ""),
-    })
+    let server = Server::start(
+        move |_, seen| match seen.authorization == Some(new.clone()) {
+            true => json(200, r#"{"token":"t"}"#),
+            false => json(401, ""),
+        },
+    )
     .await;
-    let authority = authority(Credentials::DockerConfig(docker::Store::new(vec![path.clone()], None)));
+    let authority = authority(Credentials::DockerConfig(docker::Store::new(
+        vec![path.clone()],
+        None,
+    )));
     let headers = bearer_challenge(&server.url);
-    authority.answer(&pull("a"), &headers, None).await.unwrap_err();
+    authority
+        .answer(&pull("a"), &headers, None)
+        .await
+        .unwrap_err();
     write("renewed");
     later(2).await;
-    assert_eq!(text(authority.answer(&pull("a"), &headers, None).await.unwrap()), "Bearer t");
+    assert_eq!(
+        text(authority.answer(&pull("a"), &headers, None).await.unwrap()),
+        "Bearer t"
+    );
     assert_eq!(authority.user().as_deref(), Some("joe"));
 }
 
@@ -379,7 +625,13 @@ fn identity(entry: &str) -> (tempfile::TempDir, Authority) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     std::fs::write(&path, format!(r#"{{"auths":{{"127.0.0.1:9":{entry}}}}}"#)).unwrap();
-    (folder, authority(Credentials::DockerConfig(docker::Store::new(vec![path], None))))
+    (
+        folder,
+        authority(Credentials::DockerConfig(docker::Store::new(
+            vec![path],
+            None,
+        ))),
+    )
 }
 
 /// ECR Public: the token server is the registry itself, and names a scope that no other registry has.
@@ -388,12 +640,29 @@ async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in(
     for (credentials, shown) in [(Credentials::Anonymous, None), (joe(), Some(basic_joe()))] {
         let server = Server::of_tokens(300).await;
         let authority = Authority::new(settings(server.url.as_str(), credentials), client());
-        let line = format!(r#"Bearer realm="{}token/",service="public.ecr.aws",scope="aws""#, server.url);
+        let line = format!(
+            r#"Bearer realm="{}token/",service="public.ecr.aws",scope="aws""#,
+            server.url
+        );
         let scopes = pull("docker/library/alpine");
-        assert_eq!(text(authority.answer(&scopes, &challenge(&line), None).await.unwrap()), "Bearer token-1");
+        assert_eq!(
+            text(
+                authority
+                    .answer(&scopes, &challenge(&line), None)
+                    .await
+                    .unwrap()
+            ),
+            "Bearer token-1"
+        );
         let seen = &server.seen()[0];
-        assert_eq!((seen.pair("service"), &seen.authorization), (Some("public.ecr.aws"), &shown));
-        assert_eq!(seen.scopes(), ["aws", "repository:docker/library/alpine:pull"]);
+        assert_eq!(
+            (seen.pair("service"), &seen.authorization),
+            (Some("public.ecr.aws"), &shown)
+        );
+        assert_eq!(
+            seen.scopes(),
+            ["aws", "repository:docker/library/alpine:pull"]
+        );
     }
 }
 
@@ -402,11 +671,31 @@ async fn an_identity_token_is_exchanged_in_a_form() {
     let server = Server::of_tokens(300).await;
     let (_folder, authority) = identity(r#"{"identitytoken":"idt"}"#);
     let mount = Scopes::mount(&name("a"), &name("b"));
-    assert_eq!(text(authority.answer(&mount, &bearer_challenge(&server.url), None).await.unwrap()), "Bearer token-1");
+    assert_eq!(
+        text(
+            authority
+                .answer(&mount, &bearer_challenge(&server.url), None)
+                .await
+                .unwrap()
+        ),
+        "Bearer token-1"
+    );
     let seen = &server.seen()[0];
-    assert_eq!((seen.method.as_str(), seen.authorization.as_ref()), ("POST", None));
-    assert_eq!((seen.pair("grant_type"), seen.pair("refresh_token")), (Some("refresh_token"), Some("idt")));
-    assert_eq!((seen.pair("service"), seen.pair("scope")), (Some("registry"), Some("repository:a:pull,push repository:b:pull")));
+    assert_eq!(
+        (seen.method.as_str(), seen.authorization.as_ref()),
+        ("POST", None)
+    );
+    assert_eq!(
+        (seen.pair("grant_type"), seen.pair("refresh_token")),
+        (Some("refresh_token"), Some("idt"))
+    );
+    assert_eq!(
+        (seen.pair("service"), seen.pair("scope")),
+        (
+            Some("registry"),
+            Some("repository:a:pull,push repository:b:pull")
+        )
+    );
 }
 
 #[tokio::test]
@@ -418,16 +707,33 @@ async fn an_identity_token_is_a_password_where_the_form_is_unknown() {
         })
         .await;
         let (_folder, with_name) = identity(r#"{"username":"joe","identitytoken":"hush"}"#);
-        assert_eq!(text(with_name.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap()), "Bearer t");
+        assert_eq!(
+            text(
+                with_name
+                    .answer(&pull("a"), &bearer_challenge(&server.url), None)
+                    .await
+                    .unwrap()
+            ),
+            "Bearer t"
+        );
         assert_eq!(server.seen()[1].authorization, Some(basic_joe()));
         let (_folder, nameless) = identity(r#"{"identitytoken":"hush"}"#);
-        let fault = nameless.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
+        let fault = nameless
+            .answer(&pull("a"), &bearer_challenge(&server.url), None)
+            .await
+            .unwrap_err();
         assert_eq!(fault.class(), Class::Rejected);
     }
     let server = Server::start(|_, _| json(400, r#"{"error":"invalid_grant"}"#)).await;
     let (_folder, refused) = identity(r#"{"username":"joe","identitytoken":"hush"}"#);
-    let fault = refused.answer(&pull("a"), &bearer_challenge(&server.url), None).await.unwrap_err();
-    assert!(fault.class() == Class::Auth && server.count() == 1, "{fault}");
+    let fault = refused
+        .answer(&pull("a"), &bearer_challenge(&server.url), None)
+        .await
+        .unwrap_err();
+    assert!(
+        fault.class() == Class::Auth && server.count() == 1,
+        "{fault}"
+    );
 }
 
 #[tokio::test]
@@ -436,22 +742,50 @@ async fn a_refusal_without_a_challenge_is_made_up_for_by_the_version_check() {
     let line = bearer_challenge(&tokens.url)[WWW_AUTHENTICATE].clone();
     let registry = Server::start(move |_, _| {
         let mut response = json(401, "");
-        response.headers_mut().insert(WWW_AUTHENTICATE, line.clone());
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, line.clone());
         response
     })
     .await;
-    let authority = Authority::new(settings(registry.url.as_str(), Credentials::Anonymous), client());
-    assert_eq!(text(authority.answer(&pull("a"), &HeaderMap::new(), None).await.unwrap()), "Bearer token-1");
+    let authority = Authority::new(
+        settings(registry.url.as_str(), Credentials::Anonymous),
+        client(),
+    );
+    assert_eq!(
+        text(
+            authority
+                .answer(&pull("a"), &HeaderMap::new(), None)
+                .await
+                .unwrap()
+        ),
+        "Bearer token-1"
+    );
     let open = Server::start(|_, _| json(200, "{}")).await;
     let authority = Authority::new(settings(open.url.as_str(), joe()), client());
-    assert!(authority.answer(&pull("a"), &HeaderMap::new(), None).await.unwrap().is_none());
+    assert!(
+        authority
+            .answer(&pull("a"), &HeaderMap::new(), None)
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
 async fn a_realm_in_other_words_gets_what_the_registry_demands() {
     let server = Server::of_tokens(300).await;
     let authority = authority(joe());
-    let line = format!(r#"Basic realm="x", Bearer realm="{}",scope="repository:inner/app:pull repository:other:push""#, server.url);
-    authority.answer(&pull("app"), &challenge(&line), None).await.unwrap();
-    assert_eq!(server.seen()[0].scopes(), ["repository:inner/app:pull", "repository:app:pull"]);
+    let line = format!(
+        r#"Basic realm="x", Bearer realm="{}",scope="repository:inner/app:pull repository:other:push""#,
+        server.url
+    );
+    authority
+        .answer(&pull("app"), &challenge(&line), None)
+        .await
+        .unwrap();
+    assert_eq!(
+        server.seen()[0].scopes(),
+        ["repository:inner/app:pull", "repository:app:pull"]
+    );
 }

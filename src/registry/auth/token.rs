@@ -50,12 +50,20 @@ impl Token {
     pub(super) fn new(header: HeaderValue, life: Duration, second_try: bool) -> Token {
         let life = life.min(LONGEST_LIFE);
         let expires = clock::now().checked_add(life).unwrap_or(Timestamp::MAX);
-        Token { header, received: Instant::now(), life, expires, second_try }
+        Token {
+            header,
+            received: Instant::now(),
+            life,
+            expires,
+            second_try,
+        }
     }
 
     /// Whether it can be sent without a thought of its end.
     pub(super) fn is_fresh(&self) -> bool {
-        let early = (self.life / 10).max(Duration::from_secs(5)).min(self.life / 2);
+        let early = (self.life / 10)
+            .max(Duration::from_secs(5))
+            .min(self.life / 2);
         self.received.elapsed() < self.life - early
     }
 
@@ -103,9 +111,21 @@ impl Request<'_> {
     /// # Errors
     /// `Retryable` when the server is away, busy or silent for `deadline`; `Auth` and `Rejected` for answers that make no
     /// sense.
-    pub(super) async fn send(&self, http: &reqwest::Client, deadline: Duration) -> Result<Answer, Fault> {
-        let late = || Fault::retryable(format!("{} did not answer within {} s", self.server(), deadline.as_secs_f32()));
-        tokio::time::timeout(deadline, self.ask(http)).await.map_err(|_| late())?
+    pub(super) async fn send(
+        &self,
+        http: &reqwest::Client,
+        deadline: Duration,
+    ) -> Result<Answer, Fault> {
+        let late = || {
+            Fault::retryable(format!(
+                "{} did not answer within {} s",
+                self.server(),
+                deadline.as_secs_f32()
+            ))
+        };
+        tokio::time::timeout(deadline, self.ask(http))
+            .await
+            .map_err(|_| late())?
     }
 
     async fn ask(&self, http: &reqwest::Client) -> Result<Answer, Fault> {
@@ -113,9 +133,14 @@ impl Request<'_> {
             Login::Identity { username, token } => {
                 let reply = self.exchange(self.oauth(http, token)).await?;
                 let unknown_form = matches!(reply.status.as_u16(), 400 | 404 | 405);
-                match username.as_deref().filter(|_| unknown_form && !reply.says_invalid_grant()) {
+                match username
+                    .as_deref()
+                    .filter(|_| unknown_form && !reply.says_invalid_grant())
+                {
                     Some(username) => {
-                        let reply = self.exchange(self.plain(http, Some(credentials::basic(username, token)?))).await?;
+                        let reply = self
+                            .exchange(self.plain(http, Some(credentials::basic(username, token)?)))
+                            .await?;
                         self.judge(&reply)
                     }
                     None => self.judge(&reply),
@@ -125,11 +150,18 @@ impl Request<'_> {
         }
     }
 
-    fn plain(&self, http: &reqwest::Client, authorization: Option<HeaderValue>) -> reqwest::RequestBuilder {
+    fn plain(
+        &self,
+        http: &reqwest::Client,
+        authorization: Option<HeaderValue>,
+    ) -> reqwest::RequestBuilder {
         let mut url = self.realm.clone();
         let scopes = self.scopes.iter().map(|scope| ("scope", scope.as_str()));
         let service = self.service.map(|service| ("service", service));
-        url.query_pairs_mut().extend_pairs(service).extend_pairs(scopes).append_pair("client_id", CLIENT);
+        url.query_pairs_mut()
+            .extend_pairs(service)
+            .extend_pairs(scopes)
+            .append_pair("client_id", CLIENT);
         let request = http.get(url).header(ACCEPT, "application/json");
         match authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization),
@@ -139,30 +171,44 @@ impl Request<'_> {
 
     fn oauth(&self, http: &reqwest::Client, token: &SecretString) -> reqwest::RequestBuilder {
         let mut form = Serializer::new(String::new());
-        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token.expose_secret());
-        form.append_pair("client_id", CLIENT).extend_pairs(self.service.map(|service| ("service", service)));
+        form.append_pair("grant_type", "refresh_token")
+            .append_pair("refresh_token", token.expose_secret());
+        form.append_pair("client_id", CLIENT)
+            .extend_pairs(self.service.map(|service| ("service", service)));
         if !self.scopes.is_empty() {
             form.append_pair("scope", &self.scopes.join(" "));
         }
-        let request = http.post(self.realm.clone()).header(ACCEPT, "application/json");
-        request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.finish())
+        let request = http
+            .post(self.realm.clone())
+            .header(ACCEPT, "application/json");
+        request
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form.finish())
     }
 
     async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Reply, Fault> {
         let lost = |error: reqwest::Error| match cause::<Refused>(&error) {
             Some(refused) => inside(self.registry, self.realm, refused),
-            None => Fault::retryable(format!("{} cannot be reached", self.server())).because(error.without_url()),
+            None => Fault::retryable(format!("{} cannot be reached", self.server()))
+                .because(error.without_url()),
         };
         let mut response = request.send().await.map_err(lost)?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let mut body = Vec::new();
         while let Some(bytes) = response.chunk().await.map_err(lost)? {
             if body.len() + bytes.len() > MOST_BYTES {
-                return Err(Fault::new(Class::Auth, format!("{} answers more than 64 KiB", self.server())));
+                return Err(Fault::new(
+                    Class::Auth,
+                    format!("{} answers more than 64 KiB", self.server()),
+                ));
             }
             body.extend_from_slice(&bytes);
         }
-        Ok(Reply { status, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
+        Ok(Reply {
+            status,
+            headers,
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        })
     }
 
     fn judge(&self, reply: &Reply) -> Result<Answer, Fault> {
@@ -170,36 +216,66 @@ impl Request<'_> {
         let status = reply.status.as_u16();
         match status {
             200..=299 => self.grant(reply),
-            401 if self.login.is_anonymous() => Ok(Answer::Denied(self.denial("wants credentials", &said))),
-            401 => Ok(Answer::Refused(self.denial("refuses the credentials", &said))),
-            400 if reply.says_invalid_grant() => Ok(Answer::Refused(self.denial("refuses the identity token", &said))),
+            401 if self.login.is_anonymous() => {
+                Ok(Answer::Denied(self.denial("wants credentials", &said)))
+            }
+            401 => Ok(Answer::Refused(
+                self.denial("refuses the credentials", &said),
+            )),
+            400 if reply.says_invalid_grant() => Ok(Answer::Refused(
+                self.denial("refuses the identity token", &said),
+            )),
             403 => Ok(Answer::Denied(self.denial("denies a token", &said))),
             300..=399 => {
                 let to = reply.target(self.realm).unwrap_or_default();
                 let to = self.secrets.scrub(&to);
-                Err(Fault::new(Class::Auth, format!("{} redirects{to}, which is not followed", self.server())))
+                Err(Fault::new(
+                    Class::Auth,
+                    format!("{} redirects{to}, which is not followed", self.server()),
+                ))
             }
             408 | 425 | 429 | 500..=599 => {
                 let after = reply.wait();
-                Err(Fault::new(Class::Retryable { after }, format!("{} answers {status}{said}", self.server())))
+                Err(Fault::new(
+                    Class::Retryable { after },
+                    format!("{} answers {status}{said}", self.server()),
+                ))
             }
-            _ => Err(Fault::rejected(format!("{} answers {status}{said}", self.server()))),
+            _ => Err(Fault::rejected(format!(
+                "{} answers {status}{said}",
+                self.server()
+            ))),
         }
     }
 
     fn grant(&self, reply: &Reply) -> Result<Answer, Fault> {
         let unusable = |what: &str| Fault::new(Class::Auth, format!("{} {what}", self.server()));
-        let given: Given = Given::deserialize(&reply.body)
-            .map_err(|_| unusable(&format!("answers {} without a token{}", reply.status.as_u16(), reply.kind(self.secrets))))?;
-        let filled = |token: Option<SecretString>| token.filter(|token| !token.expose_secret().trim().is_empty());
+        let given: Given = Given::deserialize(&reply.body).map_err(|_| {
+            unusable(&format!(
+                "answers {} without a token{}",
+                reply.status.as_u16(),
+                reply.kind(self.secrets)
+            ))
+        })?;
+        let filled = |token: Option<SecretString>| {
+            token.filter(|token| !token.expose_secret().trim().is_empty())
+        };
         let token = filled(given.token).or_else(|| filled(given.access_token));
         let token = token.ok_or_else(|| unusable("gives an empty token"))?;
         Ok(Answer::Granted(token, life(&given.expires_in)))
     }
 
     fn denial(&self, verdict: &str, said: &str) -> String {
-        let scopes = if self.scopes.is_empty() { String::new() } else { format!(" for {}", clip(&self.scopes.join(" "), 300)) };
-        format!("{} {verdict} of {}{scopes}{said}", self.server(), self.login.user())
+        let scopes = if self.scopes.is_empty() {
+            String::new()
+        } else {
+            format!(" for {}", clip(&self.scopes.join(" "), 300))
+        };
+        format!(
+            "{} {verdict} of {}{scopes}{said}",
+            self.server(),
+            self.login.user()
+        )
     }
 
     /// The server's name in messages: never its query.
@@ -210,14 +286,20 @@ impl Request<'_> {
 
 fn server(registry: &str, realm: &Url) -> String {
     let origin = realm.origin().ascii_serialization();
-    format!("the token server of {registry}, {origin}{}", clip(realm.path(), 100))
+    format!(
+        "the token server of {registry}, {origin}{}",
+        clip(realm.path(), 100)
+    )
 }
 
 /// A token server is where it must not be.
 pub(super) fn inside(registry: &str, realm: &Url, refused: &Refused) -> Fault {
     let host = realm.host_str().unwrap_or_default();
     let way_out = format!("if it is right, add \"{host}\" to token_realms of {registry}");
-    Fault::new(Class::Auth, format!("{}: {refused}; {way_out}", server(registry, realm)))
+    Fault::new(
+        Class::Auth,
+        format!("{}: {refused}; {way_out}", server(registry, realm)),
+    )
 }
 
 #[derive(Deserialize)]
@@ -237,23 +319,50 @@ struct Reply {
 impl Reply {
     /// The peer's own reason, as `": reason"`, fit for a message. Nothing else of a body is ever quoted.
     fn said(&self, secrets: &Secrets) -> String {
-        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(|text| clip(&secrets.scrub(text), 200));
-        let errors = self.body.get("errors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let messages = errors.iter().take(3).filter_map(|error| text(error.get("message")?));
-        let others = ["details", "error_description", "message"].iter().filter_map(|name| text(self.body.get(name)?));
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .map(|text| clip(&secrets.scrub(text), 200))
+        };
+        let errors = self
+            .body
+            .get("errors")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let messages = errors
+            .iter()
+            .take(3)
+            .filter_map(|error| text(error.get("message")?));
+        let others = ["details", "error_description", "message"]
+            .iter()
+            .filter_map(|name| text(self.body.get(name)?));
         let all: Vec<String> = messages.chain(others).collect();
-        if all.is_empty() { String::new() } else { format!(": {}", all.join("; ")) }
+        if all.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", all.join("; "))
+        }
     }
 
     fn says_invalid_grant(&self) -> bool {
         let code = self.body.get("error").and_then(Value::as_str);
-        matches!(code, Some("invalid_grant" | "unauthorized_client" | "invalid_client"))
+        matches!(
+            code,
+            Some("invalid_grant" | "unauthorized_client" | "invalid_client")
+        )
     }
 
     /// What the body is, when it is not what it should be.
     fn kind(&self, secrets: &Secrets) -> String {
-        let kind = self.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-        kind.map_or(String::new(), |kind| format!(" ({})", clip(&secrets.scrub(kind), 60)))
+        let kind = self
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok());
+        kind.map_or(String::new(), |kind| {
+            format!(" ({})", clip(&secrets.scrub(kind), 60))
+        })
     }
 
     fn target(&self, realm: &Url) -> Option<String> {
@@ -263,16 +372,27 @@ impl Reply {
     }
 
     fn wait(&self) -> Option<Duration> {
-        let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+        let seconds = self
+            .headers
+            .get(RETRY_AFTER)?
+            .to_str()
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
     }
 }
 
 /// Some servers write the number as text; nonsense counts as nothing said.
 fn life(expires_in: &Value) -> Duration {
-    let seconds = expires_in.as_f64().or_else(|| expires_in.as_str()?.trim().parse().ok());
+    let seconds = expires_in
+        .as_f64()
+        .or_else(|| expires_in.as_str()?.trim().parse().ok());
     let seconds = seconds.filter(|seconds| seconds.is_finite() && *seconds >= 1.0);
-    seconds.map_or(USUAL_LIFE, |seconds| Duration::from_secs_f64(seconds.min(LONGEST_LIFE.as_secs_f64())))
+    seconds.map_or(USUAL_LIFE, |seconds| {
+        Duration::from_secs_f64(seconds.min(LONGEST_LIFE.as_secs_f64()))
+    })
 }
 
 #[cfg(test)]
@@ -284,29 +404,67 @@ mod tests {
         let scopes = ["repository:app:pull".to_owned()];
         let secrets = Secrets::default();
         login.parts().iter().for_each(|secret| secrets.sent(secret));
-        let request = Request { registry: "staging", realm: &realm, service: None, scopes: &scopes, login, secrets: &secrets };
+        let request = Request {
+            registry: "staging",
+            realm: &realm,
+            service: None,
+            scopes: &scopes,
+            login,
+            secrets: &secrets,
+        };
         let status = StatusCode::from_u16(status).unwrap();
-        request.judge(&Reply { status, headers: HeaderMap::new(), body: serde_json::from_str(body).unwrap_or(Value::Null) })
+        request.judge(&Reply {
+            status,
+            headers: HeaderMap::new(),
+            body: serde_json::from_str(body).unwrap_or(Value::Null),
+        })
     }
 
     #[test]
     fn every_answer_has_its_meaning() {
-        let login = Login::Basic { username: "joe".to_owned(), password: "hush".into() };
+        let login = Login::Basic {
+            username: "joe".to_owned(),
+            password: "hush".into(),
+        };
         let rows = [
             (200, r#"{"token":"t"}"#, "granted t 60"),
-            (200, r#"{"access_token":"t","expires_in":300}"#, "granted t 300"),
-            (200, r#"{"token":"","access_token":"t","expires_in":"90"}"#, "granted t 90"),
-            (201, r#"{"token":"t","access_token":"u","expires_in":0}"#, "granted t 60"),
+            (
+                200,
+                r#"{"access_token":"t","expires_in":300}"#,
+                "granted t 300",
+            ),
+            (
+                200,
+                r#"{"token":"","access_token":"t","expires_in":"90"}"#,
+                "granted t 90",
+            ),
+            (
+                201,
+                r#"{"token":"t","access_token":"u","expires_in":0}"#,
+                "granted t 60",
+            ),
             (200, r#"{"token":"t","expires_in":-5}"#, "granted t 60"),
-            (200, r#"{"token":"t","expires_in":1e300,"issued_at":"1999"}"#, "granted t 86400"),
+            (
+                200,
+                r#"{"token":"t","expires_in":1e300,"issued_at":"1999"}"#,
+                "granted t 86400",
+            ),
             (200, r#"{"token":"t","expires_in":null}"#, "granted t 60"),
             (200, r#"{"token":""}"#, "auth"),
             (200, r#"{"token":5}"#, "auth"),
             (200, "{}", "auth"),
             (200, "[]", "auth"),
             (200, "<html>log in</html>", "auth"),
-            (401, r#"{"details":"incorrect username or password"}"#, "refused"),
-            (403, r#"{"errors":[{"code":"DENIED","message":"access forbidden"}]}"#, "denied"),
+            (
+                401,
+                r#"{"details":"incorrect username or password"}"#,
+                "refused",
+            ),
+            (
+                403,
+                r#"{"errors":[{"code":"DENIED","message":"access forbidden"}]}"#,
+                "denied",
+            ),
             (400, r#"{"error":"invalid_grant"}"#, "refused"),
             (400, r#"{"errors":[{"message":"bad scope"}]}"#, "rejected"),
             (404, "", "rejected"),
@@ -317,24 +475,40 @@ mod tests {
         ];
         for (status, body, expected) in rows {
             let meaning = match judged(&login, status, body) {
-                Ok(Answer::Granted(token, life)) => format!("granted {} {}", token.expose_secret(), life.as_secs()),
-                Ok(Answer::Refused(text)) => text.split_once("joe").map(|_| "refused".to_owned()).expect("names the user"),
-                Ok(Answer::Denied(text)) => text.split_once("repository:app:pull").map(|_| "denied".to_owned()).expect("names it"),
+                Ok(Answer::Granted(token, life)) => {
+                    format!("granted {} {}", token.expose_secret(), life.as_secs())
+                }
+                Ok(Answer::Refused(text)) => text
+                    .split_once("joe")
+                    .map(|_| "refused".to_owned())
+                    .expect("names the user"),
+                Ok(Answer::Denied(text)) => text
+                    .split_once("repository:app:pull")
+                    .map(|_| "denied".to_owned())
+                    .expect("names it"),
                 Err(fault) => fault.class().name().to_owned(),
             };
             assert_eq!(meaning, expected, "{status} {body}");
         }
         let anonymous = judged(&Login::Anonymous, 401, "");
-        assert!(matches!(anonymous, Ok(Answer::Denied(text)) if text.contains("wants credentials")));
+        assert!(
+            matches!(anonymous, Ok(Answer::Denied(text)) if text.contains("wants credentials"))
+        );
     }
 
     #[test]
     fn a_server_that_echoes_the_password_is_not_quoted_with_it() {
-        let login = Login::Basic { username: "joe".to_owned(), password: "hush-hush".into() };
+        let login = Login::Basic {
+            username: "joe".to_owned(),
+            password: "hush-hush".into(),
+        };
         let body = r#"{"errors":[{"message":"hush-hush is wrong\n"},{"message":"Basic am9lOmh1c2gtaHVzaA=="}],"other":"x"}"#;
         for status in [401, 403, 404, 500] {
             let text = format!("{:?}", judged(&login, status, body));
-            assert!(!text.contains("hush") && !text.contains("am9l") && text.contains("is wrong"), "{text}");
+            assert!(
+                !text.contains("hush") && !text.contains("am9l") && text.contains("is wrong"),
+                "{text}"
+            );
         }
     }
 
@@ -349,7 +523,10 @@ mod tests {
                 tokio::time::advance(Duration::from_secs(1)).await;
                 seconds += 1;
             }
-            assert!(seconds - 1 <= fresh && seconds >= fresh, "{life}: {seconds}");
+            assert!(
+                seconds - 1 <= fresh && seconds >= fresh,
+                "{life}: {seconds}"
+            );
             assert_eq!(token.is_alive(), seconds < life);
         }
     }

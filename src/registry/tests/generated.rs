@@ -11,7 +11,12 @@ use super::*;
 use crate::endpoint::{Destination as _, Put, Source as _};
 use crate::oci::Tag;
 
-const CODES_OF_CONTENT: [&str; 4] = ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "MANIFEST_INVALID", "DIGEST_INVALID"];
+const CODES_OF_CONTENT: [&str; 4] = [
+    "NAME_UNKNOWN",
+    "MANIFEST_UNKNOWN",
+    "MANIFEST_INVALID",
+    "DIGEST_INVALID",
+];
 const OTHER_CODES: [&str; 4] = ["UNSUPPORTED", "UNKNOWN", "DENIED", "TOOMANYREQUESTS"];
 
 /// What the peer says next.
@@ -44,7 +49,11 @@ impl Said {
         let mut headers = Vec::new();
         headers.extend(self.media_type.map(|value| ("content-type", value)));
         headers.extend(self.link.map(|value| ("link", value)));
-        headers.extend(claim.as_deref().map(|value| ("docker-content-digest", value)));
+        headers.extend(
+            claim
+                .as_deref()
+                .map(|value| ("docker-content-digest", value)),
+        );
         answer(self.status, &headers, self.body.clone())
     }
 
@@ -63,8 +72,19 @@ fn entry(content: &str) -> Value {
 
 /// Documents: right ones, and right ones with something else in them.
 fn documents() -> impl Strategy<Value = Value> {
-    let fields =
-        ["config", "layers", "manifests", "blobs", "mediaType", "schemaVersion", "Layers", "fsLayers", "subject", "tags", "x"];
+    let fields = [
+        "config",
+        "layers",
+        "manifests",
+        "blobs",
+        "mediaType",
+        "schemaVersion",
+        "Layers",
+        "fsLayers",
+        "subject",
+        "tags",
+        "x",
+    ];
     let values = vec![
         json!(null),
         json!([]),
@@ -80,9 +100,22 @@ fn documents() -> impl Strategy<Value = Value> {
         json!([{"digest": "sha256:x", "size": -1}]),
     ];
     let image = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": entry("c"), "layers": [entry("l")]});
-    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry("m")]});
-    let bases = vec![image, index, json!({"tags": ["v1", "v2"]}), json!({"a": "b"}), json!({})];
-    let changes = proptest::collection::vec((prop::sample::select(fields.to_vec()), prop::sample::select(values)), 0..3);
+    let index =
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry("m")]});
+    let bases = vec![
+        image,
+        index,
+        json!({"tags": ["v1", "v2"]}),
+        json!({"a": "b"}),
+        json!({}),
+    ];
+    let changes = proptest::collection::vec(
+        (
+            prop::sample::select(fields.to_vec()),
+            prop::sample::select(values),
+        ),
+        0..3,
+    );
     (prop::sample::select(bases), changes).prop_map(|(mut document, changes)| {
         for (field, value) in changes {
             document[field] = value;
@@ -93,7 +126,8 @@ fn documents() -> impl Strategy<Value = Value> {
 
 fn errors() -> impl Strategy<Value = Value> {
     let codes = [&CODES_OF_CONTENT[..], &OTHER_CODES[..]].concat();
-    prop::sample::select(codes).prop_map(|code| json!({"errors": [{"code": code, "message": "no"}]}))
+    prop::sample::select(codes)
+        .prop_map(|code| json!({"errors": [{"code": code, "message": "no"}]}))
 }
 
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
@@ -109,7 +143,9 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn said() -> impl Strategy<Value = Said> {
-    let refused = vec![201, 202, 204, 206, 400, 403, 404, 404, 405, 410, 412, 416, 500, 501, 503];
+    let refused = vec![
+        201, 202, 204, 206, 400, 403, 404, 404, 405, 410, 412, 416, 500, 501, 503,
+    ];
     let statuses = prop_oneof![Just(200), prop::sample::select(refused)];
     let types = vec![
         None,
@@ -121,7 +157,15 @@ fn said() -> impl Strategy<Value = Said> {
         Some("application/json"),
         Some("text/html"),
     ];
-    let claims = vec![Claim::None, Claim::None, Claim::None, Claim::True, Claim::True, Claim::False, Claim::Garbage];
+    let claims = vec![
+        Claim::None,
+        Claim::None,
+        Claim::None,
+        Claim::True,
+        Claim::True,
+        Claim::False,
+        Claim::Garbage,
+    ];
     let links = vec![
         None,
         None,
@@ -129,8 +173,20 @@ fn said() -> impl Strategy<Value = Said> {
         Some("<https://elsewhere.example/v2/app>; rel=\"next\""),
         Some("<::::>; rel=\"next\""),
     ];
-    let any_of = (statuses, prop::sample::select(types), prop::sample::select(claims), prop::sample::select(links), bodies());
-    any_of.prop_map(|(status, media_type, claim, link, body)| Said { status, media_type, claim, link, body })
+    let any_of = (
+        statuses,
+        prop::sample::select(types),
+        prop::sample::select(claims),
+        prop::sample::select(links),
+        bodies(),
+    );
+    any_of.prop_map(|(status, media_type, claim, link, body)| Said {
+        status,
+        media_type,
+        claim,
+        link,
+        body,
+    })
 }
 
 /// Runs `check` against a peer that says each generated thing, with a client that has not talked to it before.
@@ -138,11 +194,25 @@ fn against<T: std::fmt::Debug>(
     cases: impl Strategy<Value = T>,
     check: impl AsyncFn(&Repository, &dyn Fn(Said), T) -> Result<(), TestCaseError>,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let next = Arc::new(Mutex::new(None::<Said>));
     let (say, shown) = (next.clone(), next.clone());
-    let server = runtime.block_on(Server::start(move |_| shown.lock().unwrap().clone().expect("something is said").response()));
-    let mut runner = TestRunner::new(Config { cases: 1000, failure_persistence: None, ..Config::default() });
+    let server = runtime.block_on(Server::start(move |_| {
+        shown
+            .lock()
+            .unwrap()
+            .clone()
+            .expect("something is said")
+            .response()
+    }));
+    let mut runner = TestRunner::new(Config {
+        cases: 1000,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let run = runner.run(&cases, |case| {
         let repository = server.repository();
         let say = |said| *say.lock().unwrap() = Some(said);
@@ -163,24 +233,39 @@ fn may_be_carried(document: &Value) -> bool {
 fn a_manifest_that_is_read_is_an_image_with_the_digest_that_was_asked_for() {
     let mut read = BTreeSet::new();
     let noted = Mutex::new(&mut read);
-    against((said(), any::<bool>()), async |repository, say, (said, by_digest)| {
-        say(said.clone());
-        let target: Target = if by_digest { Digest::sha256(&said.body).into() } else { "v1".parse::<Tag>().unwrap().into() };
-        match repository.manifest(&target).await {
-            Ok(Some(manifest)) => {
-                prop_assert_eq!(said.status, 200);
-                prop_assert_eq!(&manifest.bytes[..], &said.body[..]);
-                prop_assert_eq!(manifest.digest, Digest::sha256(&said.body));
-                prop_assert!(matches!(said.claim, Claim::None | Claim::True), "{:?}", said.claim);
-                prop_assert!(may_be_carried(&said.document()), "{}", said.document());
-                noted.lock().unwrap().insert(manifest.children.is_empty());
+    against(
+        (said(), any::<bool>()),
+        async |repository, say, (said, by_digest)| {
+            say(said.clone());
+            let target: Target = if by_digest {
+                Digest::sha256(&said.body).into()
+            } else {
+                "v1".parse::<Tag>().unwrap().into()
+            };
+            match repository.manifest(&target).await {
+                Ok(Some(manifest)) => {
+                    prop_assert_eq!(said.status, 200);
+                    prop_assert_eq!(&manifest.bytes[..], &said.body[..]);
+                    prop_assert_eq!(manifest.digest, Digest::sha256(&said.body));
+                    prop_assert!(
+                        matches!(said.claim, Claim::None | Claim::True),
+                        "{:?}",
+                        said.claim
+                    );
+                    prop_assert!(may_be_carried(&said.document()), "{}", said.document());
+                    noted.lock().unwrap().insert(manifest.children.is_empty());
+                }
+                Ok(None) => prop_assert_eq!(said.status, 404, "only 404 means absent"),
+                Err(_) => {}
             }
-            Ok(None) => prop_assert_eq!(said.status, 404, "only 404 means absent"),
-            Err(_) => {}
-        }
-        Ok(())
-    });
-    assert_eq!(read.len(), 2, "images and indexes were among what was generated");
+            Ok(())
+        },
+    );
+    assert_eq!(
+        read.len(),
+        2,
+        "images and indexes were among what was generated"
+    );
 }
 
 #[test]
@@ -188,7 +273,10 @@ fn a_manifest_of_another_digest_is_never_read() {
     against(said(), async |repository, say, said| {
         say(said.clone());
         let other = Digest::sha256(b"what was asked for");
-        prop_assert!(!matches!(repository.manifest(&other.into()).await, Ok(Some(_))));
+        prop_assert!(!matches!(
+            repository.manifest(&other.into()).await,
+            Ok(Some(_))
+        ));
         Ok(())
     });
 }
@@ -202,7 +290,11 @@ fn a_list_of_tags_is_one_only_when_the_registry_says_so() {
                 prop_assert!(said.is_success());
                 let listed = said.document()["tags"].as_array().map_or(0, Vec::len);
                 prop_assert_eq!(page.entries.len() + page.invalid, listed);
-                prop_assert!(page.next.is_none_or(|next| next.0.starts_with("http://127.0.0.1:")), "a page of another host");
+                prop_assert!(
+                    page.next
+                        .is_none_or(|next| next.0.starts_with("http://127.0.0.1:")),
+                    "a page of another host"
+                );
             }
             Ok(None) => prop_assert_eq!(said.status, 404),
             Err(_) => {}
@@ -213,47 +305,75 @@ fn a_list_of_tags_is_one_only_when_the_registry_says_so() {
 
 #[test]
 fn whether_there_is_an_endpoint_is_learnt_from_answers_about_it() {
-    against(proptest::collection::vec(said(), 1..5), async |repository, say, answers| {
-        let mut has_listed = false;
-        let mut may_be_missing = false;
-        for said in answers {
-            say(said.clone());
-            let listed = repository.referrers(&Digest::sha256(b"subject"), None).await;
-            let codes = String::from_utf8_lossy(&said.body).into_owned();
-            let is_of_content = CODES_OF_CONTENT.iter().any(|code| codes.contains(code));
-            match &listed {
-                Ok(Some(page)) => {
-                    prop_assert!(said.is_success());
-                    prop_assert!(page.entries.len() <= crate::oci::manifest::MAX_ENTRIES);
-                    has_listed = true;
+    against(
+        proptest::collection::vec(said(), 1..5),
+        async |repository, say, answers| {
+            let mut has_listed = false;
+            let mut may_be_missing = false;
+            for said in answers {
+                say(said.clone());
+                let listed = repository
+                    .referrers(&Digest::sha256(b"subject"), None)
+                    .await;
+                let codes = String::from_utf8_lossy(&said.body).into_owned();
+                let is_of_content = CODES_OF_CONTENT.iter().any(|code| codes.contains(code));
+                match &listed {
+                    Ok(Some(page)) => {
+                        prop_assert!(said.is_success());
+                        prop_assert!(page.entries.len() <= crate::oci::manifest::MAX_ENTRIES);
+                        has_listed = true;
+                    }
+                    Ok(None) if !may_be_missing || has_listed => {
+                        prop_assert!(
+                            matches!(said.status, 400 | 404 | 405 | 501),
+                            "{} is no answer about a list",
+                            said.status
+                        );
+                        may_be_missing |= !is_of_content
+                            && !has_listed
+                            && (said.status > 404 || !said.body.is_empty());
+                    }
+                    Ok(None) | Err(_) => {}
                 }
-                Ok(None) if !may_be_missing || has_listed => {
-                    prop_assert!(matches!(said.status, 400 | 404 | 405 | 501), "{} is no answer about a list", said.status);
-                    may_be_missing |= !is_of_content && !has_listed && (said.status > 404 || !said.body.is_empty());
+                match repository.lists_referrers() {
+                    Some(true) => prop_assert!(has_listed, "nothing was listed"),
+                    Some(false) => prop_assert!(
+                        may_be_missing && !has_listed,
+                        "no answer spoke of the endpoint"
+                    ),
+                    None => prop_assert!(!has_listed),
                 }
-                Ok(None) | Err(_) => {}
             }
-            match repository.lists_referrers() {
-                Some(true) => prop_assert!(has_listed, "nothing was listed"),
-                Some(false) => prop_assert!(may_be_missing && !has_listed, "no answer spoke of the endpoint"),
-                None => prop_assert!(!has_listed),
-            }
-        }
-        Ok(())
-    });
+            Ok(())
+        },
+    );
 }
 
 #[test]
 fn a_manifest_is_written_only_by_an_answer_that_says_so() {
-    let document = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry("m")]});
-    let manifest = crate::oci::Manifest::parse(document.to_string().into(), None, crate::oci::Algorithm::Sha256).expect("an index");
+    let document =
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry("m")]});
+    let manifest = crate::oci::Manifest::parse(
+        document.to_string().into(),
+        None,
+        crate::oci::Algorithm::Sha256,
+    )
+    .expect("an index");
     against(said(), async |repository, say, said| {
         say(said.clone());
-        match repository.put_manifest(&manifest.digest.into(), &manifest).await {
+        match repository
+            .put_manifest(&manifest.digest.into(), &manifest)
+            .await
+        {
             Ok(Put::Accepted { .. }) => {
-                prop_assert!(said.is_success() && matches!(said.claim, Claim::None | Claim::True | Claim::False))
+                prop_assert!(
+                    said.is_success()
+                        && matches!(said.claim, Claim::None | Claim::True | Claim::False)
+                )
             }
-            Ok(Put::Missing(missing)) => prop_assert!(!said.is_success() && !missing.contains(&manifest.digest)),
+            Ok(Put::Missing(missing)) => {
+                prop_assert!(!said.is_success() && !missing.contains(&manifest.digest))
+            }
             Ok(Put::Immutable) => prop_assert!(false, "a digest is never immutable"),
             Err(fault) => prop_assert!(!said.is_success() || said.claim != Claim::None, "{fault}"),
         }

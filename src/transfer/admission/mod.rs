@@ -60,8 +60,14 @@ impl State {
 
 impl Admission {
     pub(super) fn new(settings: Settings) -> Admission {
-        let state = State { pools: Pools::new(settings), ..State::default() };
-        Admission { state: Arc::new(Mutex::new(state)), pulse: Arc::default() }
+        let state = State {
+            pools: Pools::new(settings),
+            ..State::default()
+        };
+        Admission {
+            state: Arc::new(Mutex::new(state)),
+            pulse: Arc::default(),
+        }
     }
 
     /// No step under this lock leaves the state half changed, so a poisoned lock is as good as any.
@@ -79,10 +85,25 @@ impl Admission {
     }
 
     /// A job of that route between these registries comes.
-    pub(super) fn enter(&self, route: &Arc<str>, source: &Origin, destination: &Origin, rank: Rank) -> Arc<Ticket> {
-        let flow = Flow { route: route.clone(), source: source.clone(), destination: destination.clone() };
+    pub(super) fn enter(
+        &self,
+        route: &Arc<str>,
+        source: &Origin,
+        destination: &Origin,
+        rank: Rank,
+    ) -> Arc<Ticket> {
+        let flow = Flow {
+            route: route.clone(),
+            source: source.clone(),
+            destination: destination.clone(),
+        };
         let id = self.lock().pools.enter(flow, rank);
-        Arc::new(Ticket { admission: self.clone(), id, rank: AtomicU8::new(rank as u8), behind: Mutex::default() })
+        Arc::new(Ticket {
+            admission: self.clone(),
+            id,
+            rank: AtomicU8::new(rank as u8),
+            behind: Mutex::default(),
+        })
     }
 
     /// The registry has room for so many bodies from now on.
@@ -94,7 +115,10 @@ impl Admission {
 
     /// A read that several bodies share.
     pub(super) fn share(&self) -> Share {
-        Share { admission: self.clone(), id: self.lock().pools.open_share() }
+        Share {
+            admission: self.clone(),
+            id: self.lock().pools.open_share(),
+        }
     }
 
     fn release(&self, held: Held) {
@@ -118,7 +142,10 @@ impl Ticket {
     /// How urgent the job is by now.
     pub(super) fn rank(&self) -> Rank {
         let rank = self.rank.load(Ordering::Relaxed);
-        [Rank::Named, Rank::Event, Rank::New].into_iter().find(|known| *known as u8 == rank).unwrap_or(Rank::Backfill)
+        [Rank::Named, Rank::Event, Rank::New]
+            .into_iter()
+            .find(|known| *known as u8 == rank)
+            .unwrap_or(Rank::Backfill)
     }
 
     /// Makes the job at least so urgent, with all for which it waits.
@@ -151,7 +178,11 @@ impl Ticket {
         let mut state = self.admission.lock();
         let id = state.pools.ask(self.id, want, Instant::now());
         state.pump();
-        Waiting { admission: self.admission.clone(), id: Some(id), timer: None }
+        Waiting {
+            admission: self.admission.clone(),
+            id: Some(id),
+            timer: None,
+        }
     }
 
     /// Waits for the permit to run.
@@ -164,10 +195,15 @@ impl Ticket {
 
     /// Waits for all that a body needs. `is_large`: it needs a slot; `share`: the shared read that it belongs to.
     pub(super) async fn body(&self, is_large: bool, share: Option<&Share>) -> BodyPermit {
-        let want = Want::Body { slot: is_large, share: share.map(|share| share.id) };
+        let want = Want::Body {
+            slot: is_large,
+            share: share.map(|share| share.id),
+        };
         match self.ask(want).await {
             Grant::Body { reading, writing } => BodyPermit {
-                reading: reading.map(|held| ReadingPermit { _permit: Permit::new(&self.admission, held) }),
+                reading: reading.map(|held| ReadingPermit {
+                    _permit: Permit::new(&self.admission, held),
+                }),
                 _writing: Permit::new(&self.admission, writing),
             },
             Grant::Job(_) => unreachable!("a body was asked for"),
@@ -207,7 +243,10 @@ struct Permit {
 
 impl Permit {
     fn new(admission: &Admission, held: Held) -> Permit {
-        Permit { admission: admission.clone(), held: Some(held) }
+        Permit {
+            admission: admission.clone(),
+            held: Some(held),
+        }
     }
 }
 
@@ -264,8 +303,12 @@ impl Future for Waiting {
                 return Poll::Ready(grant);
             }
             state.wakers.wait(id, cx.waker());
-            let Some((_, until)) = state.pools.kept().filter(|(kept, _)| *kept == id) else { break };
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            let Some((_, until)) = state.pools.kept().filter(|(kept, _)| *kept == id) else {
+                break;
+            };
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(sleep_until(until)));
             timer.as_mut().reset(until);
             if timer.as_mut().poll(cx).is_pending() {
                 break;

@@ -90,7 +90,12 @@ impl NamingPermit {
     /// The permit for the PUT. It stands in the line of its class like any other request: the rate limiters do not yet give
     /// it the next token.
     pub async fn turn(&self) -> Turn<'_> {
-        self.lane.turn(Errand { is_naming: true, ..Errand::from(Traffic::Writes) }).await
+        self.lane
+            .turn(Errand {
+                is_naming: true,
+                ..Errand::from(Traffic::Writes)
+            })
+            .await
     }
 }
 
@@ -113,7 +118,13 @@ impl Lane {
             state.pump(self.names_at_once());
             id
         };
-        Waiting { lane: Some(self.clone()), rank, since, id }.await
+        Waiting {
+            lane: Some(self.clone()),
+            rank,
+            since,
+            id,
+        }
+        .await
     }
 
     /// A naming permit, if one is free and no other job waits for it.
@@ -188,28 +199,53 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn permits_go_by_rank_then_to_the_oldest_and_survive_dropped_waiters() {
-        let lane = lane(Settings { concurrency: Some(3), ..Settings::default() });
+        let lane = lane(Settings {
+            concurrency: Some(3),
+            ..Settings::default()
+        });
         let now = Instant::now();
         let first = lane.naming(Rank::Backfill, now).await;
         assert!(lane.try_naming().is_none(), "a third of three is one");
         let mut late = pin!(lane.naming(Rank::Event, now + Duration::from_secs(9)));
         let mut early = pin!(lane.naming(Rank::Event, now + Duration::from_secs(1)));
         let mut named = Box::pin(lane.naming(Rank::Named, now + Duration::from_secs(20)));
-        assert!(poll!(&mut late).is_pending() && poll!(&mut early).is_pending() && poll!(&mut named).is_pending());
+        assert!(
+            poll!(&mut late).is_pending()
+                && poll!(&mut early).is_pending()
+                && poll!(&mut named).is_pending()
+        );
         drop(first);
         drop(named);
         assert!(poll!(&mut late).is_pending());
-        let Poll::Ready(early) = poll!(&mut early) else { panic!("a dropped grant goes to the next one") };
+        let Poll::Ready(early) = poll!(&mut early) else {
+            panic!("a dropped grant goes to the next one")
+        };
         drop(early);
         assert!(poll!(&mut late).is_ready());
     }
 
     #[test]
     fn a_registry_names_what_it_writes_in_half_a_second() {
-        let quota = |writes| Quotas { writes, ..Quotas::default() };
-        for (concurrency, writes, at_once) in [(None, Some(10), 4), (None, None, 21), (Some(2), None, 1), (Some(200), Some(1), 1)] {
-            let settings = Settings { concurrency, quotas: quota(writes), ..Settings::default() };
-            assert_eq!(lane(settings).names_at_once(), at_once, "{concurrency:?} at once, {writes:?} a second");
+        let quota = |writes| Quotas {
+            writes,
+            ..Quotas::default()
+        };
+        for (concurrency, writes, at_once) in [
+            (None, Some(10), 4),
+            (None, None, 21),
+            (Some(2), None, 1),
+            (Some(200), Some(1), 1),
+        ] {
+            let settings = Settings {
+                concurrency,
+                quotas: quota(writes),
+                ..Settings::default()
+            };
+            assert_eq!(
+                lane(settings).names_at_once(),
+                at_once,
+                "{concurrency:?} at once, {writes:?} a second"
+            );
         }
     }
 }

@@ -34,7 +34,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { jobs: 64, bodies: 16, named_above: 4, passed_over: 256, kept_for: Duration::from_secs(5) }
+        Settings {
+            jobs: 64,
+            bodies: 16,
+            named_above: 4,
+            passed_over: 256,
+            kept_for: Duration::from_secs(5),
+        }
     }
 }
 
@@ -97,7 +103,10 @@ pub(super) enum Held {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
     Job(Held),
-    Body { reading: Option<Held>, writing: Held },
+    Body {
+        reading: Option<Held>,
+        writing: Held,
+    },
 }
 
 /// Flow, rank.
@@ -191,12 +200,19 @@ impl Rank {
 
 impl Line {
     fn new(now_used: u64, now: Instant) -> Line {
-        Line { asks: BTreeMap::new(), held: 0, used: now_used, at: now }
+        Line {
+            asks: BTreeMap::new(),
+            held: 0,
+            used: now_used,
+            at: now,
+        }
     }
 
     fn used(&self, rank: Rank, now: Instant) -> u64 {
-        let passed = u64::try_from(now.saturating_duration_since(self.at).as_micros()).unwrap_or(u64::MAX);
-        self.used.saturating_add(passed.saturating_mul(self.held).saturating_mul(rank.cost()))
+        let passed =
+            u64::try_from(now.saturating_duration_since(self.at).as_micros()).unwrap_or(u64::MAX);
+        self.used
+            .saturating_add(passed.saturating_mul(self.held).saturating_mul(rank.cost()))
     }
 
     fn settle(&mut self, rank: Rank, now: Instant) {
@@ -211,7 +227,9 @@ const GRANT: u64 = 1000;
 impl Pool {
     fn line(&mut self, queue: &Queue, now: Instant) -> &mut Line {
         let now_used = self.now_used;
-        self.lines.entry(queue.clone()).or_insert_with(|| Line::new(now_used, now))
+        self.lines
+            .entry(queue.clone())
+            .or_insert_with(|| Line::new(now_used, now))
     }
 
     fn ask(&mut self, id: u64, ask: Ask, queue: &Queue, now: Instant) {
@@ -225,7 +243,11 @@ impl Pool {
     }
 
     /// The queue whose turn it is, of those in which `first` finds a request that may be granted.
-    fn choose<T>(&self, now: Instant, first: impl Fn(&Queue, &Line) -> Option<(u64, T)>) -> Option<(Queue, u64, T)> {
+    fn choose<T>(
+        &self,
+        now: Instant,
+        first: impl Fn(&Queue, &Line) -> Option<(u64, T)>,
+    ) -> Option<(Queue, u64, T)> {
         let waiting = self.lines.iter().filter(|(_, line)| !line.asks.is_empty());
         let found = waiting.filter_map(|(queue, line)| {
             let (id, granted) = first(queue, line)?;
@@ -261,7 +283,11 @@ impl Pool {
     fn forget(&mut self, flow: &Arc<Flow>) {
         for rank in [Rank::Named, Rank::Event, Rank::New, Rank::Backfill] {
             let queue = (flow.clone(), rank);
-            if self.lines.get(&queue).is_some_and(|line| line.held == 0 && line.asks.is_empty()) {
+            if self
+                .lines
+                .get(&queue)
+                .is_some_and(|line| line.held == 0 && line.asks.is_empty())
+            {
                 self.lines.remove(&queue);
             }
         }
@@ -270,7 +296,10 @@ impl Pool {
 
 impl Pools {
     pub(super) fn new(settings: Settings) -> Pools {
-        Pools { settings, ..Pools::default() }
+        Pools {
+            settings,
+            ..Pools::default()
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -281,7 +310,10 @@ impl Pools {
     /// A job comes. Its requests are ordered by what is said of it here.
     pub(super) fn enter(&mut self, flow: Flow, rank: Rank) -> u64 {
         let ticket = self.number();
-        let known = self.flows.get_key_value(&flow).map(|(known, _)| known.clone());
+        let known = self
+            .flows
+            .get_key_value(&flow)
+            .map(|(known, _)| known.clone());
         let flow = known.unwrap_or_else(|| Arc::new(flow));
         *self.flows.entry(flow.clone()).or_default() += 1;
         self.tickets.insert(ticket, (flow, rank));
@@ -290,7 +322,9 @@ impl Pools {
 
     /// A job goes; it waits for nothing any more.
     pub(super) fn leave(&mut self, ticket: u64) {
-        let Some((flow, _)) = self.tickets.remove(&ticket) else { return };
+        let Some((flow, _)) = self.tickets.remove(&ticket) else {
+            return;
+        };
         count_down(&mut self.flows, &flow);
         self.forget_unused(&flow);
     }
@@ -305,12 +339,21 @@ impl Pools {
 
     /// A job becomes more urgent, with all that it waits for.
     pub(super) fn raise(&mut self, ticket: u64, rank: Rank, now: Instant) {
-        let Some((flow, before)) = self.tickets.get_mut(&ticket).filter(|(_, before)| rank < *before) else { return };
+        let Some((flow, before)) = self
+            .tickets
+            .get_mut(&ticket)
+            .filter(|(_, before)| rank < *before)
+        else {
+            return;
+        };
         let from = (flow.clone(), std::mem::replace(before, rank));
         let to = (from.0.clone(), rank);
         for pool in [&mut self.jobs, &mut self.bodies] {
             let moved: Vec<(u64, Ask)> = match pool.lines.get_mut(&from) {
-                Some(line) => line.asks.extract_if(.., |_, ask| ask.ticket == ticket).collect(),
+                Some(line) => line
+                    .asks
+                    .extract_if(.., |_, ask| ask.ticket == ticket)
+                    .collect(),
                 None => continue,
             };
             for (id, ask) in moved {
@@ -325,19 +368,42 @@ impl Pools {
     /// Asks for a permit; the number under which it will be granted.
     pub(super) fn ask(&mut self, ticket: u64, want: Want, now: Instant) -> u64 {
         let id = self.number();
-        let queue = self.tickets.get(&ticket).expect("a job asks between its coming and its going").clone();
+        let queue = self
+            .tickets
+            .get(&ticket)
+            .expect("a job asks between its coming and its going")
+            .clone();
         let is_body = want != Want::Job;
-        let pool = if is_body { &mut self.bodies } else { &mut self.jobs };
+        let pool = if is_body {
+            &mut self.bodies
+        } else {
+            &mut self.jobs
+        };
         let since = pool.grants;
-        pool.ask(id, Ask { want, ticket, since }, &queue, now);
+        pool.ask(
+            id,
+            Ask {
+                want,
+                ticket,
+                since,
+            },
+            &queue,
+            now,
+        );
         self.asks.insert(id, (is_body, queue));
         id
     }
 
     /// Nothing waits for that permit any more.
     pub(super) fn cancel(&mut self, id: u64) {
-        let Some((is_body, queue)) = self.asks.remove(&id) else { return };
-        let pool = if is_body { &mut self.bodies } else { &mut self.jobs };
+        let Some((is_body, queue)) = self.asks.remove(&id) else {
+            return;
+        };
+        let pool = if is_body {
+            &mut self.bodies
+        } else {
+            &mut self.jobs
+        };
         if let Some(line) = pool.lines.get_mut(&queue) {
             line.asks.remove(&id);
         }
@@ -350,10 +416,17 @@ impl Pools {
             Held::Job { queue, above } => {
                 self.jobs.give_back(&queue, above, now);
                 count_down(&mut self.running, &(queue.0.source.clone(), Side::Source));
-                count_down(&mut self.running, &(queue.0.destination.clone(), Side::Destination));
+                count_down(
+                    &mut self.running,
+                    &(queue.0.destination.clone(), Side::Destination),
+                );
                 self.forget_unused(&queue.0);
             }
-            Held::Reading { source, slot, share } => {
+            Held::Reading {
+                source,
+                slot,
+                share,
+            } => {
                 self.bodies.out -= usize::from(slot);
                 count_down(&mut self.moving, &(source, Side::Source));
                 if let Some(share) = share
@@ -366,7 +439,10 @@ impl Pools {
                 // The slot, if there is one, is with the right to read.
                 self.bodies.out += usize::from(above == Above::No);
                 self.bodies.give_back(&queue, above, now);
-                count_down(&mut self.moving, &(queue.0.destination.clone(), Side::Destination));
+                count_down(
+                    &mut self.moving,
+                    &(queue.0.destination.clone(), Side::Destination),
+                );
                 self.forget_unused(&queue.0);
             }
         }
@@ -410,9 +486,14 @@ impl Pools {
     /// Whether nothing waits, nothing is out and no job is there.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        let nothing_out = |pool: &Pool| pool.out == 0 && pool.named_above == 0 && pool.lines.is_empty();
+        let nothing_out =
+            |pool: &Pool| pool.out == 0 && pool.named_above == 0 && pool.lines.is_empty();
         let nothing_runs = self.running.is_empty() && self.moving.is_empty();
-        nothing_out(&self.jobs) && nothing_out(&self.bodies) && nothing_runs && self.tickets.is_empty() && self.kept.is_none()
+        nothing_out(&self.jobs)
+            && nothing_out(&self.bodies)
+            && nothing_runs
+            && self.tickets.is_empty()
+            && self.kept.is_none()
     }
 
     /// The next grant, if there is one.
@@ -427,8 +508,14 @@ impl Pools {
         })?;
         self.jobs.take(&queue, id, above, now);
         self.asks.remove(&id);
-        *self.running.entry((queue.0.source.clone(), Side::Source)).or_default() += 1;
-        *self.running.entry((queue.0.destination.clone(), Side::Destination)).or_default() += 1;
+        *self
+            .running
+            .entry((queue.0.source.clone(), Side::Source))
+            .or_default() += 1;
+        *self
+            .running
+            .entry((queue.0.destination.clone(), Side::Destination))
+            .or_default() += 1;
         Some((id, Grant::Job(Held::Job { queue, above })))
     }
 
@@ -440,36 +527,62 @@ impl Pools {
         self.may_go_above(&self.jobs, &self.running, queue)
     }
 
-    fn may_go_above(&self, pool: &Pool, busy: &BTreeMap<(Origin, Side), usize>, (flow, rank): &Queue) -> Option<Above> {
+    fn may_go_above(
+        &self,
+        pool: &Pool,
+        busy: &BTreeMap<(Origin, Side), usize>,
+        (flow, rank): &Queue,
+    ) -> Option<Above> {
         let is_idle = |origin: &Origin, side| !busy.contains_key(&(origin.clone(), side));
         if is_idle(&flow.source, Side::Source) || is_idle(&flow.destination, Side::Destination) {
             return Some(Above::Idle);
         }
-        (*rank == Rank::Named && pool.named_above < self.settings.named_above).then_some(Above::Named)
+        (*rank == Rank::Named && pool.named_above < self.settings.named_above)
+            .then_some(Above::Named)
     }
 
     fn grant_body(&mut self, now: Instant) -> Option<(u64, Grant)> {
         self.keep_for_the_passed_over(now);
-        let (queue, id, (reads, above)) = self.bodies.choose(now, |queue, line| self.first_body(queue, line))?;
+        let (queue, id, (reads, above)) = self
+            .bodies
+            .choose(now, |queue, line| self.first_body(queue, line))?;
         let want = self.bodies.lines[&queue].asks[&id].want;
-        let Want::Body { slot, share } = want else { unreachable!("jobs wait in another pool") };
+        let Want::Body { slot, share } = want else {
+            unreachable!("jobs wait in another pool")
+        };
         self.bodies.take(&queue, id, above, now);
         // Counted with the right to read.
         self.bodies.out -= usize::from(above == Above::No);
         self.asks.remove(&id);
         self.kept.take_if(|kept| kept.id == id);
         let flow = &queue.0;
-        *self.moving.entry((flow.destination.clone(), Side::Destination)).or_default() += 1;
+        *self
+            .moving
+            .entry((flow.destination.clone(), Side::Destination))
+            .or_default() += 1;
         let reading = reads.then(|| {
-            *self.moving.entry((flow.source.clone(), Side::Source)).or_default() += 1;
+            *self
+                .moving
+                .entry((flow.source.clone(), Side::Source))
+                .or_default() += 1;
             let slot = slot && above == Above::No;
             self.bodies.out += usize::from(slot);
             if let Some(share) = share {
                 self.shares.insert(share, Share::Held);
             }
-            Held::Reading { source: flow.source.clone(), slot, share }
+            Held::Reading {
+                source: flow.source.clone(),
+                slot,
+                share,
+            }
         });
-        Some((id, Grant::Body { reading, writing: Held::Writing { queue, above } }))
+        Some((
+            id,
+            Grant::Body {
+                reading,
+                writing: Held::Writing { queue, above },
+            },
+        ))
     }
 
     /// The first body in the line that may move now: whether it takes the right to read, and how.
@@ -479,12 +592,21 @@ impl Pools {
         self.fits(&flow.destination, Side::Destination, None)?;
         let above = self.may_go_above(&self.bodies, &self.moving, queue);
         line.asks.iter().find_map(|(id, ask)| {
-            let Want::Body { slot, share } = ask.want else { return None };
+            let Want::Body { slot, share } = ask.want else {
+                return None;
+            };
             let reads = !share.is_some_and(|share| self.is_shared(share));
             let kept = self.kept.as_ref().filter(|kept| kept.id != *id);
             let writes_by_rule = self.fits(&flow.destination, Side::Destination, kept)?;
-            let reads_by_rule = if reads { self.fits(&flow.source, Side::Source, kept)? } else { true };
-            let slots = self.settings.bodies.saturating_sub(usize::from(kept.is_some_and(|kept| kept.slot)));
+            let reads_by_rule = if reads {
+                self.fits(&flow.source, Side::Source, kept)?
+            } else {
+                true
+            };
+            let slots = self
+                .settings
+                .bodies
+                .saturating_sub(usize::from(kept.is_some_and(|kept| kept.slot)));
             let has_slot = !reads || !slot || self.bodies.out < slots;
             let is_by_rule = writes_by_rule && reads_by_rule && has_slot;
             let how = if is_by_rule { Some(Above::No) } else { above };
@@ -494,8 +616,19 @@ impl Pools {
 
     /// Whether one more body fits into a side of a registry: within its limit, above it, or not at all.
     fn fits(&self, origin: &Origin, side: Side, kept: Option<&Kept>) -> Option<bool> {
-        let moving = self.moving.get(&(origin.clone(), side)).copied().unwrap_or(0);
-        let room = self.rooms.get(&(origin.clone(), side)).copied().unwrap_or(Room { limit: usize::MAX, is_firm: false });
+        let moving = self
+            .moving
+            .get(&(origin.clone(), side))
+            .copied()
+            .unwrap_or(0);
+        let room = self
+            .rooms
+            .get(&(origin.clone(), side))
+            .copied()
+            .unwrap_or(Room {
+                limit: usize::MAX,
+                is_firm: false,
+            });
         let is_kept = kept.is_some_and(|kept| match side {
             Side::Source => kept.flow.source == *origin,
             Side::Destination => kept.flow.destination == *origin,
@@ -516,12 +649,18 @@ impl Pools {
             return;
         }
         let lines = self.bodies.lines.iter_mut();
-        let asks = lines.flat_map(|(queue, line)| line.asks.iter_mut().map(move |(id, ask)| (*id, queue, ask)));
+        let asks = lines
+            .flat_map(|(queue, line)| line.asks.iter_mut().map(move |(id, ask)| (*id, queue, ask)));
         let old = asks.filter(|(_, _, ask)| grants - ask.since >= self.settings.passed_over);
         if let Some((id, queue, ask)) = old.min_by_key(|(id, ..)| *id) {
             ask.since = grants;
             let slot = matches!(ask.want, Want::Body { slot: true, .. });
-            self.kept = Some(Kept { id, flow: queue.0.clone(), slot, until: now + self.settings.kept_for });
+            self.kept = Some(Kept {
+                id,
+                flow: queue.0.clone(),
+                slot,
+                until: now + self.settings.kept_for,
+            });
         }
     }
 }

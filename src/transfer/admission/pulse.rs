@@ -22,7 +22,12 @@ pub struct Pulse {
 
 impl Default for Pulse {
     fn default() -> Pulse {
-        Pulse { start: Instant::now(), last: AtomicU64::new(0), under_way: AtomicUsize::new(0), waiting_since: Mutex::default() }
+        Pulse {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            waiting_since: Mutex::default(),
+        }
     }
 }
 
@@ -48,7 +53,10 @@ impl Pulse {
     /// Whether tasks that could run get nothing any more, while `waiting` of them wait for permits: no request is under way, and
     /// nothing has happened for a minute. To be asked regularly.
     pub fn stands_still(&self, waiting: usize) -> bool {
-        let mut since = self.waiting_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut since = self
+            .waiting_since
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if waiting == 0 || self.under_way.load(Ordering::Relaxed) > 0 {
             *since = None;
             return false;

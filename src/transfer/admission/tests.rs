@@ -16,12 +16,22 @@ fn origin(name: &str) -> Origin {
 }
 
 fn flow(route: &str, source: &str, destination: &str) -> Flow {
-    Flow { route: route.into(), source: origin(source), destination: origin(destination) }
+    Flow {
+        route: route.into(),
+        source: origin(source),
+        destination: origin(destination),
+    }
 }
 
 const RANKS: [Rank; 4] = [Rank::Named, Rank::Event, Rank::New, Rank::Backfill];
-const LARGE: Want = Want::Body { slot: true, share: None };
-const SMALL: Want = Want::Body { slot: false, share: None };
+const LARGE: Want = Want::Body {
+    slot: true,
+    share: None,
+};
+const SMALL: Want = Want::Body {
+    slot: false,
+    share: None,
+};
 
 fn all_grants(pools: &mut Pools, now: Instant) -> Vec<(u64, Grant)> {
     std::iter::from_fn(|| pools.grant(now)).collect()
@@ -35,17 +45,26 @@ fn parts(grant: Grant) -> Vec<Held> {
 }
 
 fn release(pools: &mut Pools, grant: Grant, now: Instant) {
-    parts(grant).into_iter().for_each(|held| pools.release(held, now));
+    parts(grant)
+        .into_iter()
+        .for_each(|held| pools.release(held, now));
 }
 
 /// What a random run does next.
 #[derive(Clone, Debug)]
 enum Step {
-    Ask { flow: usize, rank: usize, want: usize },
+    Ask {
+        flow: usize,
+        rank: usize,
+        want: usize,
+    },
     Cancel(usize),
     Release(usize),
     Raise(usize),
-    Narrow { registry: usize, limit: usize },
+    Narrow {
+        registry: usize,
+        limit: usize,
+    },
     Wait(u64),
 }
 
@@ -73,23 +92,56 @@ struct Run {
 
 impl Run {
     fn new() -> Run {
-        let settings = Settings { jobs: 3, bodies: 2, named_above: 1, passed_over: 8, ..Settings::default() };
+        let settings = Settings {
+            jobs: 3,
+            bodies: 2,
+            named_above: 1,
+            passed_over: 8,
+            ..Settings::default()
+        };
         let mut pools = Pools::new(settings);
         let share = pools.open_share();
-        Run { pools, now: Instant::now(), asked: BTreeMap::new(), granted: Vec::new(), share }
+        Run {
+            pools,
+            now: Instant::now(),
+            asked: BTreeMap::new(),
+            granted: Vec::new(),
+            share,
+        }
     }
 
     fn take(&mut self, step: &Step) {
         match *step {
-            Step::Ask { flow: number, rank, want } => {
+            Step::Ask {
+                flow: number,
+                rank,
+                want,
+            } => {
                 let (source, destination) = (REGISTRIES[number % 3], REGISTRIES[1 + number % 2]);
-                let ticket = self.pools.enter(flow("route", source, destination), RANKS[rank]);
-                let want = [Want::Job, SMALL, LARGE, Want::Body { slot: true, share: Some(self.share) }][want];
+                let ticket = self
+                    .pools
+                    .enter(flow("route", source, destination), RANKS[rank]);
+                let want = [
+                    Want::Job,
+                    SMALL,
+                    LARGE,
+                    Want::Body {
+                        slot: true,
+                        share: Some(self.share),
+                    },
+                ][want];
                 let id = self.pools.ask(ticket, want, self.now);
                 self.asked.insert(id, (ticket, want));
             }
             Step::Cancel(nth) => {
-                let Some(id) = self.asked.keys().nth(nth % self.asked.len().max(1)).copied() else { return };
+                let Some(id) = self
+                    .asked
+                    .keys()
+                    .nth(nth % self.asked.len().max(1))
+                    .copied()
+                else {
+                    return;
+                };
                 self.pools.cancel(id);
                 let (ticket, _) = self.asked.remove(&id).expect("it is one of them");
                 self.pools.leave(ticket);
@@ -101,18 +153,29 @@ impl Run {
             }
             Step::Release(_) => {}
             Step::Raise(nth) => {
-                let Some((ticket, _)) = self.asked.values().nth(nth % self.asked.len().max(1)) else { return };
+                let Some((ticket, _)) = self.asked.values().nth(nth % self.asked.len().max(1))
+                else {
+                    return;
+                };
                 self.pools.raise(*ticket, Rank::Named, self.now);
             }
             Step::Narrow { registry, limit } => {
-                let room = Room { limit, is_firm: limit > 1 };
-                self.pools.set_room(&origin(REGISTRIES[registry]), Side::Destination, room);
-                self.pools.set_room(&origin(REGISTRIES[registry]), Side::Source, room);
+                let room = Room {
+                    limit,
+                    is_firm: limit > 1,
+                };
+                self.pools
+                    .set_room(&origin(REGISTRIES[registry]), Side::Destination, room);
+                self.pools
+                    .set_room(&origin(REGISTRIES[registry]), Side::Source, room);
             }
             Step::Wait(millis) => self.now += Duration::from_millis(millis),
         }
         for (id, grant) in all_grants(&mut self.pools, self.now) {
-            let (ticket, want) = self.asked.remove(&id).expect("only what was asked for is granted, and once");
+            let (ticket, want) = self
+                .asked
+                .remove(&id)
+                .expect("only what was asked for is granted, and once");
             self.assert_all_or_none(want, &grant);
             self.granted.push((ticket, grant));
         }
@@ -122,11 +185,20 @@ impl Run {
         match (want, grant) {
             (Want::Job, Grant::Job(_)) => {}
             (Want::Body { share, .. }, Grant::Body { reading, .. }) => {
-                let shared = self
-                    .granted
-                    .iter()
-                    .any(|(_, grant)| matches!(grant, Grant::Body { reading: Some(Held::Reading { share: Some(_), .. }), .. }));
-                assert_eq!(reading.is_none(), share.is_some() && shared, "a body reads unless another one reads for it");
+                let shared = self.granted.iter().any(|(_, grant)| {
+                    matches!(
+                        grant,
+                        Grant::Body {
+                            reading: Some(Held::Reading { share: Some(_), .. }),
+                            ..
+                        }
+                    )
+                });
+                assert_eq!(
+                    reading.is_none(),
+                    share.is_some() && shared,
+                    "a body reads unless another one reads for it"
+                );
             }
             _ => panic!("{want:?} was granted {grant:?}"),
         }
@@ -134,9 +206,14 @@ impl Run {
 
     /// Jobs and large bodies that count against the limits.
     fn by_rule(&self) -> (usize, usize) {
-        let held = self.granted.iter().flat_map(|(_, grant)| parts(grant.clone()));
+        let held = self
+            .granted
+            .iter()
+            .flat_map(|(_, grant)| parts(grant.clone()));
         held.fold((0, 0), |(jobs, slots), held| match held {
-            Held::Job { above: Above::No, .. } => (jobs + 1, slots),
+            Held::Job {
+                above: Above::No, ..
+            } => (jobs + 1, slots),
             Held::Reading { slot: true, .. } => (jobs, slots + 1),
             _ => (jobs, slots),
         })
@@ -172,8 +249,13 @@ proptest! {
 #[test]
 fn permit_seconds_are_shared_by_weight_and_names_go_first() {
     let now = Instant::now();
-    let mut pools = Pools::new(Settings { jobs: 1, named_above: 0, ..Settings::default() });
-    let tickets = [Rank::Event, Rank::New, Rank::Backfill, Rank::Named].map(|rank| pools.enter(flow("r", "s", "d"), rank));
+    let mut pools = Pools::new(Settings {
+        jobs: 1,
+        named_above: 0,
+        ..Settings::default()
+    });
+    let tickets = [Rank::Event, Rank::New, Rank::Backfill, Rank::Named]
+        .map(|rank| pools.enter(flow("r", "s", "d"), rank));
     let mut asked = BTreeMap::new();
     for ticket in tickets {
         for _ in 0..if ticket == tickets[3] { 5 } else { 200 } {
@@ -188,10 +270,16 @@ fn permit_seconds_are_shared_by_weight_and_names_go_first() {
         order.push(asked[&id]);
         release(&mut pools, grant, now + Duration::from_secs(1));
     }
-    assert!(order[..5].iter().all(|ticket| *ticket == tickets[3]), "by name first");
+    assert!(
+        order[..5].iter().all(|ticket| *ticket == tickets[3]),
+        "by name first"
+    );
     let turns = |ticket| order[5..].iter().filter(|other| **other == ticket).count();
     let [event, new, backfill, _] = tickets.map(turns);
-    assert!((78..=82).contains(&event) && (38..=42).contains(&new) && (9..=12).contains(&backfill), "{event} {new} {backfill}");
+    assert!(
+        (78..=82).contains(&event) && (38..=42).contains(&new) && (9..=12).contains(&backfill),
+        "{event} {new} {backfill}"
+    );
 }
 
 #[test]
@@ -205,9 +293,17 @@ fn a_sick_source_that_holds_everything_leaves_one_transfer_to_each_idle_registry
     }
     assert_eq!(all_grants(&mut pools, now).len(), 64 + 16);
     let well = pools.enter(flow("well", "staging", "production"), Rank::New);
-    let asked = [pools.ask(well, Want::Job, now), pools.ask(well, LARGE, now), pools.ask(well, LARGE, now)];
+    let asked = [
+        pools.ask(well, Want::Job, now),
+        pools.ask(well, LARGE, now),
+        pools.ask(well, LARGE, now),
+    ];
     let granted = all_grants(&mut pools, now);
-    assert_eq!(granted.iter().map(|(id, _)| *id).collect::<Vec<_>>(), asked[..2], "one of each goes above the limits");
+    assert_eq!(
+        granted.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        asked[..2],
+        "one of each goes above the limits"
+    );
     for (_, grant) in granted {
         release(&mut pools, grant, now);
     }
@@ -230,7 +326,14 @@ fn four_by_name_go_above_the_limits_but_not_above_a_configured_concurrency() {
     assert_eq!(all_grants(&mut pools, now).len(), 4);
 
     let mut pools = Pools::new(Settings::default());
-    pools.set_room(&origin("d"), Side::Destination, Room { limit: 2, is_firm: true });
+    pools.set_room(
+        &origin("d"),
+        Side::Destination,
+        Room {
+            limit: 2,
+            is_firm: true,
+        },
+    );
     let backfill = pools.enter(flow("r", "s", "d"), Rank::Backfill);
     let named = pools.enter(flow("r", "t", "d"), Rank::Named);
     for ticket in [backfill, backfill, named] {
@@ -242,12 +345,30 @@ fn four_by_name_go_above_the_limits_but_not_above_a_configured_concurrency() {
 #[test]
 fn a_body_between_two_busy_registries_has_its_turn() {
     let mut now = Instant::now();
-    let mut pools = Pools::new(Settings { passed_over: 16, ..Settings::default() });
+    let mut pools = Pools::new(Settings {
+        passed_over: 16,
+        ..Settings::default()
+    });
     for name in ["s", "d"] {
-        pools.set_room(&origin(name), Side::Source, Room { limit: 1, is_firm: true });
-        pools.set_room(&origin(name), Side::Destination, Room { limit: 1, is_firm: true });
+        pools.set_room(
+            &origin(name),
+            Side::Source,
+            Room {
+                limit: 1,
+                is_firm: true,
+            },
+        );
+        pools.set_room(
+            &origin(name),
+            Side::Destination,
+            Room {
+                limit: 1,
+                is_firm: true,
+            },
+        );
     }
-    let [one, other] = [("s", "e"), ("t", "d")].map(|(from, to)| pools.enter(flow("r", from, to), Rank::New));
+    let [one, other] =
+        [("s", "e"), ("t", "d")].map(|(from, to)| pools.enter(flow("r", from, to), Rank::New));
     let between = pools.enter(flow("r", "s", "d"), Rank::New);
     let mut held = BTreeMap::new();
     for ticket in [one, other] {
@@ -262,7 +383,9 @@ fn a_body_between_two_busy_registries_has_its_turn() {
         now += Duration::from_millis(100);
         let ticket = [one, other][round % 2];
         pools.ask(ticket, SMALL, now);
-        let Some(ended) = held.remove(&ticket) else { continue };
+        let Some(ended) = held.remove(&ticket) else {
+            continue;
+        };
         release(&mut pools, ended, now);
         for (id, grant) in all_grants(&mut pools, now) {
             if id == wanted {
@@ -276,11 +399,25 @@ fn a_body_between_two_busy_registries_has_its_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
-    let admission = Admission::new(super::Settings { passed_over: 4, ..super::Settings::default() });
-    let firm = Room { limit: 1, is_firm: true };
+    let admission = Admission::new(super::Settings {
+        passed_over: 4,
+        ..super::Settings::default()
+    });
+    let firm = Room {
+        limit: 1,
+        is_firm: true,
+    };
     admission.set_room(&origin("dead"), Side::Source, firm);
-    admission.set_room(&origin("d"), Side::Destination, Room { limit: 2, is_firm: true });
-    let enter = |source: &str| admission.enter(&"r".into(), &origin(source), &origin("d"), Rank::New);
+    admission.set_room(
+        &origin("d"),
+        Side::Destination,
+        Room {
+            limit: 2,
+            is_firm: true,
+        },
+    );
+    let enter =
+        |source: &str| admission.enter(&"r".into(), &origin(source), &origin("d"), Rank::New);
     let (dead, stuck, well) = (enter("dead"), enter("dead"), enter("well"));
     let _held = dead.body(false, None).await;
     let stuck = tokio::spawn(async move { drop(stuck.body(false, None).await) });
@@ -289,13 +426,21 @@ async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
     for _ in 0..20 {
         drop(well.body(false, None).await);
     }
-    assert!(start.elapsed() <= Duration::from_secs(40), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() <= Duration::from_secs(40),
+        "{:?}",
+        start.elapsed()
+    );
     stuck.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_waiter_gives_its_place_and_its_grant_to_the_next() {
-    let admission = Admission::new(super::Settings { jobs: 1, named_above: 0, ..super::Settings::default() });
+    let admission = Admission::new(super::Settings {
+        jobs: 1,
+        named_above: 0,
+        ..super::Settings::default()
+    });
     let ticket = admission.enter(&"r".into(), &origin("s"), &origin("d"), Rank::New);
     let first = ticket.job().await;
     let mut second = Box::pin(ticket.job());

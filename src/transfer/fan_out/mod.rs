@@ -104,18 +104,39 @@ pub(super) struct Member {
 impl FanOut {
     /// Shared reads within these bounds, whose bodies get their permits there.
     pub(super) fn new(bounds: SharedReads, admission: &Admission) -> FanOut {
-        FanOut { table: Arc::new(Mutex::new(Table { bounds, ..Table::default() })), admission: admission.clone() }
+        FanOut {
+            table: Arc::new(Mutex::new(Table {
+                bounds,
+                ..Table::default()
+            })),
+            admission: admission.clone(),
+        }
     }
 
     /// Joins the jobs for the same source tag.
-    pub(super) fn enter(&self, source: &Origin, repository: &RepositoryName, tag: &Tag, destination: &Origin) -> Member {
+    pub(super) fn enter(
+        &self,
+        source: &Origin,
+        repository: &RepositoryName,
+        tag: &Tag,
+        destination: &Origin,
+    ) -> Member {
         let key = (source.clone(), repository.clone(), tag.clone());
         let mut table = self.lock();
         table.next += 1;
         *table.readers.entry(source.clone()).or_default() += 1;
-        let (number, party) = (table.next, table.parties.entry(key.clone()).or_default().clone());
+        let (number, party) = (
+            table.next,
+            table.parties.entry(key.clone()).or_default().clone(),
+        );
         party.lock().members.insert(number, destination.clone());
-        Member { fan_out: self.clone(), party, key, number, destination: destination.clone() }
+        Member {
+            fan_out: self.clone(),
+            party,
+            key,
+            number,
+            destination: destination.clone(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -157,28 +178,58 @@ impl Member {
     pub(super) fn needs(&self, digest: &Digest) {
         let key = self.read_key(digest);
         let mut table = self.fan_out.lock();
-        if let Some(read) = table.reads.get(&key).filter(|_| !table.slow.contains(&self.number)) {
+        if let Some(read) = table
+            .reads
+            .get(&key)
+            .filter(|_| !table.slow.contains(&self.number))
+        {
             read.expect(Guest::Job(self.number));
         }
-        table.needs.entry(key).or_default().insert(self.number, Need::Coming);
+        table
+            .needs
+            .entry(key)
+            .or_default()
+            .insert(self.number, Need::Coming);
     }
 
     /// A seat in a shared read of the blob from its start. `None`: nobody else needs it now.
-    pub(super) fn seat(&self, digest: &Digest, size: u64, open: impl FnOnce() -> Open) -> Option<Seat> {
+    pub(super) fn seat(
+        &self,
+        digest: &Digest,
+        size: u64,
+        open: impl FnOnce() -> Open,
+    ) -> Option<Seat> {
         let key = self.read_key(digest);
         let mut table = self.fan_out.lock();
         let mut expected = self.expected(digest);
-        let lingers = table.take_need(&key, self.number) && table.readers.get(&key.0).is_some_and(|readers| *readers > 1);
+        let lingers = table.take_need(&key, self.number)
+            && table
+                .readers
+                .get(&key.0)
+                .is_some_and(|readers| *readers > 1);
         expected.extend(table.coming(&key));
-        let slow = table.slow.contains(&self.number) || self.party.lock().slow.contains(&self.destination);
-        if let Some(seat) = table.reads.get(&key).and_then(|read| read.join(self, size, slow)) {
+        let slow =
+            table.slow.contains(&self.number) || self.party.lock().slow.contains(&self.destination);
+        if let Some(seat) = table
+            .reads
+            .get(&key)
+            .and_then(|read| read.join(self, size, slow))
+        {
             return Some(seat);
         }
         if expected.is_empty() && !lingers {
             return None;
         }
         table.shed();
-        let read = Read::new(self, key.clone(), expected, lingers, table.kept.clone(), table.bounds, open());
+        let read = Read::new(
+            self,
+            key.clone(),
+            expected,
+            lingers,
+            table.kept.clone(),
+            table.bounds,
+            open(),
+        );
         table.reads.insert(key, read.clone());
         read.join(self, size, slow)
     }
@@ -190,8 +241,17 @@ impl Member {
             return BTreeSet::new();
         }
         guests.settled.insert((self.destination.clone(), *digest));
-        let waits = |origin: &&Origin| !guests.slow.contains(*origin) && !guests.settled.contains(&((*origin).clone(), *digest));
-        guests.members.values().filter(waits).cloned().map(Guest::Registry).collect()
+        let waits = |origin: &&Origin| {
+            !guests.slow.contains(*origin)
+                && !guests.settled.contains(&((*origin).clone(), *digest))
+        };
+        guests
+            .members
+            .values()
+            .filter(waits)
+            .cloned()
+            .map(Guest::Registry)
+            .collect()
     }
 
     /// The destination needs no more of the blob, whatever came of it.
@@ -211,7 +271,11 @@ impl Member {
             return;
         }
         let is_over = table.reads.get(&key).is_some_and(|read| !read.excuse(self));
-        let forgotten = if is_over { table.reads.remove(&key) } else { None };
+        let forgotten = if is_over {
+            table.reads.remove(&key)
+        } else {
+            None
+        };
         drop(table);
         drop(forgotten);
     }
@@ -249,18 +313,25 @@ impl Table {
     /// Jobs that have begun with the blob and have no seat yet.
     fn coming(&self, key: &ReadKey) -> impl Iterator<Item = Guest> {
         let needs = self.needs.get(key).into_iter().flatten();
-        needs.filter(|(job, need)| **need == Need::Coming && !self.slow.contains(job)).map(|(job, _)| Guest::Job(*job))
+        needs
+            .filter(|(job, need)| **need == Need::Coming && !self.slow.contains(job))
+            .map(|(job, _)| Guest::Job(*job))
     }
 
     /// A job comes for its seat. Returns whether it had said that it would.
     fn take_need(&mut self, key: &ReadKey, job: u64) -> bool {
-        let need = self.needs.get_mut(key).and_then(|needs| needs.get_mut(&job));
+        let need = self
+            .needs
+            .get_mut(key)
+            .and_then(|needs| needs.get_mut(&job));
         need.map(|need| *need = Need::Seated).is_some()
     }
 
     /// A job is done with the blob. Returns whether it needed it.
     fn forget_need(&mut self, key: &ReadKey, job: u64) -> bool {
-        let Some(needs) = self.needs.get_mut(key) else { return false };
+        let Some(needs) = self.needs.get_mut(key) else {
+            return false;
+        };
         let needed = needs.remove(&job).is_some();
         if needs.is_empty() {
             self.needs.remove(key);

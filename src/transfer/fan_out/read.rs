@@ -133,9 +133,21 @@ impl Read {
             waited: Duration::ZERO,
             waiting_since: None,
         };
-        let (fan_out, party, repository) = (member.fan_out.clone(), member.party.clone(), member.key.1.clone());
+        let (fan_out, party, repository) = (
+            member.fan_out.clone(),
+            member.party.clone(),
+            member.key.1.clone(),
+        );
         let share = fan_out.admission.share();
-        Arc::new(Read { fan_out, key, party, repository, share, bell: Arc::default(), state: Mutex::new(state) })
+        Arc::new(Read {
+            fan_out,
+            key,
+            party,
+            repository,
+            share,
+            bell: Arc::default(),
+            state: Mutex::new(state),
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -161,14 +173,36 @@ impl Read {
             return None;
         }
         state.size = size;
-        state.expected.remove(&Guest::Registry(member.destination.clone()));
+        state
+            .expected
+            .remove(&Guest::Registry(member.destination.clone()));
         state.expected.remove(&Guest::Job(member.number));
         let number = state.next_seat;
         state.next_seat += 1;
-        let (is_mate, destination) = (Arc::ptr_eq(&self.party, &member.party), member.destination.clone());
-        state.seats.insert(number, Place { next: 0, is_admitted: false, destination, job: member.number, is_mate, slow });
+        let (is_mate, destination) = (
+            Arc::ptr_eq(&self.party, &member.party),
+            member.destination.clone(),
+        );
+        state.seats.insert(
+            number,
+            Place {
+                next: 0,
+                is_admitted: false,
+                destination,
+                job: member.number,
+                is_mate,
+                slow,
+            },
+        );
         let is_foreign = member.key.1 != self.repository;
-        Some(Seat { read: self.clone(), number, left: size, timer: None, is_first: number == 0, is_foreign })
+        Some(Seat {
+            read: self.clone(),
+            number,
+            left: size,
+            timer: None,
+            is_first: number == 0,
+            is_foreign,
+        })
     }
 
     /// Keeps the start for somebody, if it is still there.
@@ -184,7 +218,9 @@ impl Read {
         let mut state = self.lock();
         let mut excused = state.expected.remove(&Guest::Job(member.number));
         if Arc::ptr_eq(&self.party, &member.party) {
-            excused |= state.expected.remove(&Guest::Registry(member.destination.clone()));
+            excused |= state
+                .expected
+                .remove(&Guest::Registry(member.destination.clone()));
         }
         if excused {
             state.trim();
@@ -204,7 +240,8 @@ impl State {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= self.bounds.window || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows
+        self.bytes >= self.bounds.window
+            || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows
     }
 
     fn push(&mut self, bytes: Bytes) {
@@ -220,9 +257,16 @@ impl State {
             return;
         }
         let end = self.first + self.frames.len() as u64;
-        let needed = self.seats.values().map(|place| place.next).min().unwrap_or(end);
+        let needed = self
+            .seats
+            .values()
+            .map(|place| place.next)
+            .min()
+            .unwrap_or(end);
         while self.first < needed {
-            let Some(bytes) = self.frames.pop_front() else { break };
+            let Some(bytes) = self.frames.pop_front() else {
+                break;
+            };
             self.first += 1;
             self.bytes -= bytes.len();
             self.kept.fetch_sub(bytes.len(), Ordering::Relaxed);
@@ -241,7 +285,10 @@ impl State {
 
     /// Keeps the start no longer for those of whom nobody knows, once that takes much memory.
     pub(super) fn stop_lingering(&mut self) {
-        if self.lingers && (self.bytes >= self.bounds.linger || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows / 2) {
+        if self.lingers
+            && (self.bytes >= self.bounds.linger
+                || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows / 2)
+        {
             self.lingers = false;
             self.trim();
         }
@@ -251,8 +298,10 @@ impl State {
     /// `destination`, maybe for the one that whoever is ahead there has.
     pub(super) fn leave_the_line(&mut self, destination: &Origin) {
         let first = self.first;
-        let is_awaited = |place: &Place| !place.slow && (place.is_admitted || place.destination != *destination);
-        self.seats.retain(|_, place| place.next > first || is_awaited(place));
+        let is_awaited =
+            |place: &Place| !place.slow && (place.is_admitted || place.destination != *destination);
+        self.seats
+            .retain(|_, place| place.next > first || is_awaited(place));
         self.trim();
     }
 
@@ -273,7 +322,10 @@ impl State {
     /// Asks the source for one more frame; opens it again where it broke off.
     pub(super) fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // A poll that panics leaves a read that has failed, and nothing half read.
-        match std::mem::replace(&mut self.source, Source::Failed(Class::RETRYABLE, String::new())) {
+        match std::mem::replace(
+            &mut self.source,
+            Source::Failed(Class::RETRYABLE, String::new()),
+        ) {
             Source::Closed => self.reopen(),
             Source::Opening(mut opening) => match opening.as_mut().poll(cx) {
                 Poll::Ready(Ok(body)) => self.source = Source::Open(body),

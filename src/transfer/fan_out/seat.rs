@@ -38,7 +38,9 @@ impl Seat {
         if reading.is_none() && state.right.is_none() && !is_over {
             return false;
         }
-        let Some(place) = state.seats.get_mut(&self.number) else { return true };
+        let Some(place) = state.seats.get_mut(&self.number) else {
+            return true;
+        };
         place.is_admitted = true;
         if let Some(reading) = reading.filter(|_| !is_over) {
             state.right = Some(reading);
@@ -57,7 +59,9 @@ impl Seat {
         loop {
             let first = state.first;
             let Some(place) = state.seats.get_mut(&self.number) else {
-                return Poll::Ready(Some(Err(Fault::retryable("left behind by the other destinations"))));
+                return Poll::Ready(Some(Err(Fault::retryable(
+                    "left behind by the other destinations",
+                ))));
             };
             // What asks for bytes has its permits.
             place.is_admitted = true;
@@ -70,7 +74,9 @@ impl Seat {
             }
             match &state.source {
                 Source::Ended => return Poll::Ready(None),
-                Source::Failed(class, text) => return Poll::Ready(Some(Err(self.failed(*class, text)))),
+                Source::Failed(class, text) => {
+                    return Poll::Ready(Some(Err(self.failed(*class, text))));
+                }
                 _ => {}
             }
             state.stop_lingering();
@@ -103,24 +109,42 @@ impl Seat {
     }
 
     fn leave_the_line(&self, state: &mut State) {
-        if let Some(destination) = state.seats.get(&self.number).map(|place| place.destination.clone()) {
+        if let Some(destination) = state
+            .seats
+            .get(&self.number)
+            .map(|place| place.destination.clone())
+        {
             state.leave_the_line(&destination);
         }
     }
 
     /// What the failure of the shared read means here.
     fn failed(&self, class: Class, text: &str) -> Fault {
-        let text = if text.is_empty() { "the shared read broke off unexpectedly" } else { text };
-        if self.is_foreign { Fault::retryable(text.to_owned()) } else { Fault::new(class, text.to_owned()) }
+        let text = if text.is_empty() {
+            "the shared read broke off unexpectedly"
+        } else {
+            text
+        };
+        if self.is_foreign {
+            Fault::retryable(text.to_owned())
+        } else {
+            Fault::new(class, text.to_owned())
+        }
     }
 
     /// Waits for those behind. Whoever comes on meanwhile rings the bell.
     fn poll_patience(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
         let patience = state.patience();
         let due = Instant::now() + patience;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         timer.as_mut().reset(due);
-        if patience.is_zero() { Poll::Ready(()) } else { timer.as_mut().poll(cx) }
+        if patience.is_zero() {
+            Poll::Ready(())
+        } else {
+            timer.as_mut().poll(cx)
+        }
     }
 }
 
@@ -128,7 +152,10 @@ impl Body for Seat {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let next = ready!(self.poll_next(cx));
         if let Some(Ok(bytes)) = &next {
             self.left = self.left.saturating_sub(bytes.len() as u64);
@@ -153,12 +180,19 @@ impl Drop for Seat {
         self.read.bell.ring();
         if is_over {
             let mut table = self.read.fan_out.lock();
-            let is_this = table.reads.get(&self.read.key).is_some_and(|read| Arc::ptr_eq(read, &self.read));
+            let is_this = table
+                .reads
+                .get(&self.read.key)
+                .is_some_and(|read| Arc::ptr_eq(read, &self.read));
             let is_needed = {
                 let state = self.read.lock();
                 !state.seats.is_empty() || (!state.expected.is_empty() && state.is_over())
             };
-            let forgotten = if is_this && !is_needed { table.reads.remove(&self.read.key) } else { None };
+            let forgotten = if is_this && !is_needed {
+                table.reads.remove(&self.read.key)
+            } else {
+                None
+            };
             drop(table);
             drop(forgotten);
         }

@@ -14,7 +14,12 @@ fn origin(name: &str) -> Origin {
 }
 
 fn enter(fan_out: &FanOut, destination: &str) -> Member {
-    fan_out.enter(&origin("staging"), &"app".parse().unwrap(), &"v1".parse().unwrap(), &origin(destination))
+    fan_out.enter(
+        &origin("staging"),
+        &"app".parse().unwrap(),
+        &"v1".parse().unwrap(),
+        &origin(destination),
+    )
 }
 
 /// A source of so many MiB that counts what is read from it.
@@ -26,7 +31,11 @@ fn source(mebibytes: usize, count: &Arc<AtomicUsize>) -> Open {
             count.fetch_add(MIB, Ordering::Relaxed);
             Ok(Frame::data(Bytes::from(vec![number as u8; MIB])))
         });
-        Box::pin(async move { Ok(BlobBody::new(StreamBody::new(futures::stream::iter(frames)))) })
+        Box::pin(async move {
+            Ok(BlobBody::new(StreamBody::new(futures::stream::iter(
+                frames,
+            ))))
+        })
     })
 }
 
@@ -45,7 +54,11 @@ async fn each_byte_is_read_once_for_all() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|name| enter(&fan_out, name));
-    let seats = members.each_ref().map(|member| member.seat(&digest, 40 << 20, || source(40, &count)).unwrap());
+    let seats = members.each_ref().map(|member| {
+        member
+            .seat(&digest, 40 << 20, || source(40, &count))
+            .unwrap()
+    });
     let all = futures::future::join_all(seats.map(drain)).await;
     assert!(all.into_iter().all(|bytes| bytes.unwrap() == 40 * MIB));
     assert_eq!(count.load(Ordering::Relaxed), 40 * MIB);
@@ -63,16 +76,33 @@ async fn whoever_is_alone_reads_alone() {
     assert!(only.seat(&digest, 1 << 20, || source(1, &count)).is_none());
     let other = enter(&fan_out, "b");
     other.settled(&digest);
-    assert!(only.seat(&digest, 1 << 20, || source(1, &count)).is_none(), "the other one has it");
+    assert!(
+        only.seat(&digest, 1 << 20, || source(1, &count)).is_none(),
+        "the other one has it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_small_blob_waits_for_those_who_come_later() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
-    let (early, late, never) = (enter(&fan_out, "a"), enter(&fan_out, "b"), enter(&fan_out, "c"));
-    assert_eq!(drain(early.seat(&digest, 3 << 20, || source(3, &count)).unwrap()).await.unwrap(), 3 * MIB);
-    assert_eq!(drain(late.seat(&digest, 3 << 20, || source(3, &count)).unwrap()).await.unwrap(), 3 * MIB);
+    let (early, late, never) = (
+        enter(&fan_out, "a"),
+        enter(&fan_out, "b"),
+        enter(&fan_out, "c"),
+    );
+    assert_eq!(
+        drain(early.seat(&digest, 3 << 20, || source(3, &count)).unwrap())
+            .await
+            .unwrap(),
+        3 * MIB
+    );
+    assert_eq!(
+        drain(late.seat(&digest, 3 << 20, || source(3, &count)).unwrap())
+            .await
+            .unwrap(),
+        3 * MIB
+    );
     assert_eq!(count.load(Ordering::Relaxed), 3 * MIB);
     assert_eq!(fan_out.lock().reads.len(), 1);
     drop(never);
@@ -84,16 +114,35 @@ async fn a_small_blob_waits_for_those_who_come_later() {
 async fn who_lags_is_left_behind_after_a_while() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
-    let (fast, stuck, missing) = (enter(&fan_out, "a"), enter(&fan_out, "b"), enter(&fan_out, "c"));
-    let seat = fast.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
-    let stands = stuck.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
+    let (fast, stuck, missing) = (
+        enter(&fan_out, "a"),
+        enter(&fan_out, "b"),
+        enter(&fan_out, "c"),
+    );
+    let seat = fast
+        .seat(&digest, 100 << 20, || source(100, &count))
+        .unwrap();
+    let stands = stuck
+        .seat(&digest, 100 << 20, || source(100, &count))
+        .unwrap();
     let start = Instant::now();
     assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
-    assert!(start.elapsed() <= SharedReads::default().grace * 2, "held back for {:?}", start.elapsed());
+    assert!(
+        start.elapsed() <= SharedReads::default().grace * 2,
+        "held back for {:?}",
+        start.elapsed()
+    );
     assert_eq!(count.load(Ordering::Relaxed), 100 * MIB);
     assert_eq!(drain(stands).await.unwrap_err().class(), Class::RETRYABLE);
-    assert!(missing.seat(&digest, 100 << 20, || source(100, &count)).is_none_or(|seat| seat.is_first));
-    assert!(missing.party.lock().slow.contains(&origin("c")), "it is not waited for again");
+    assert!(
+        missing
+            .seat(&digest, 100 << 20, || source(100, &count))
+            .is_none_or(|seat| seat.is_first)
+    );
+    assert!(
+        missing.party.lock().slow.contains(&origin("c")),
+        "it is not waited for again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +159,12 @@ async fn who_leaves_is_not_waited_for() {
 }
 
 fn of_app(fan_out: &FanOut, app: &str) -> Member {
-    fan_out.enter(&origin("staging"), &app.parse().unwrap(), &"v1".parse().unwrap(), &origin("production"))
+    fan_out.enter(
+        &origin("staging"),
+        &app.parse().unwrap(),
+        &"v1".parse().unwrap(),
+        &origin("production"),
+    )
 }
 
 fn assert_empty(fan_out: &FanOut) {
@@ -128,11 +182,17 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
     members[0].needs(&digest);
     members[1].needs(&digest);
     // The third begins a moment later, when the first has a part of the start already.
-    let first = members[0].seat(&digest, 40 << 20, || source(40, &count)).unwrap();
+    let first = members[0]
+        .seat(&digest, 40 << 20, || source(40, &count))
+        .unwrap();
     let mut first = BlobBody::new(first);
     first.frame().await.unwrap().unwrap();
     members[2].needs(&digest);
-    let seats = [1, 2].map(|number| members[number].seat(&digest, 40 << 20, || source(40, &count)).unwrap());
+    let seats = [1, 2].map(|number| {
+        members[number]
+            .seat(&digest, 40 << 20, || source(40, &count))
+            .unwrap()
+    });
     let rest = async {
         while let Some(frame) = first.frame().await {
             frame.unwrap();
@@ -152,12 +212,25 @@ async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
     let digest = Digest::sha256(b"x");
     let (early, late) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
     early.needs(&digest);
-    let seat = early.seat(&digest, 100 << 20, || source(100, &count)).unwrap();
+    let seat = early
+        .seat(&digest, 100 << 20, || source(100, &count))
+        .unwrap();
     let start = Instant::now();
     assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
-    assert!(start.elapsed().is_zero(), "it waited for somebody who did not come");
+    assert!(
+        start.elapsed().is_zero(),
+        "it waited for somebody who did not come"
+    );
     late.needs(&digest);
-    assert_eq!(drain(late.seat(&digest, 100 << 20, || source(100, &count)).unwrap()).await.unwrap(), 100 * MIB);
+    assert_eq!(
+        drain(
+            late.seat(&digest, 100 << 20, || source(100, &count))
+                .unwrap()
+        )
+        .await
+        .unwrap(),
+        100 * MIB
+    );
     assert_eq!(count.load(Ordering::Relaxed), 200 * MIB);
     drop((early, late));
     assert_empty(&fan_out);
@@ -169,14 +242,31 @@ async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_ane
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|app| of_app(&fan_out, app));
     members.iter().for_each(|member| member.needs(&digest));
-    let [first, second, third] = members.each_ref().map(|member| member.seat(&digest, 30 << 20, || source(30, &count)).unwrap());
+    let [first, second, third] = members.each_ref().map(|member| {
+        member
+            .seat(&digest, 30 << 20, || source(30, &count))
+            .unwrap()
+    });
     let start = Instant::now();
     assert_eq!(drain(first).await.unwrap(), 30 * MIB);
     assert!(start.elapsed().is_zero());
     assert!(second.is_lost() && third.is_lost());
-    let again = [1, 2].map(|number| members[number].seat(&digest, 30 << 20, || source(30, &count)).unwrap());
-    assert!(futures::future::join_all(again.map(drain)).await.into_iter().all(|bytes| bytes.unwrap() == 30 * MIB));
-    assert_eq!(count.load(Ordering::Relaxed), 60 * MIB, "those who were left share the next read");
+    let again = [1, 2].map(|number| {
+        members[number]
+            .seat(&digest, 30 << 20, || source(30, &count))
+            .unwrap()
+    });
+    assert!(
+        futures::future::join_all(again.map(drain))
+            .await
+            .into_iter()
+            .all(|bytes| bytes.unwrap() == 30 * MIB)
+    );
+    assert_eq!(
+        count.load(Ordering::Relaxed),
+        60 * MIB,
+        "those who were left share the next read"
+    );
     drop((second, third, members));
     assert_empty(&fan_out);
 }
@@ -192,5 +282,9 @@ async fn what_one_repository_lacks_another_may_hold() {
     let own = lacking.seat(&digest, 1 << 20, gone).unwrap();
     let foreign = holding.seat(&digest, 1 << 20, gone).unwrap();
     assert_eq!(drain(own).await.unwrap_err().class(), Class::NotFound);
-    assert_eq!(drain(foreign).await.unwrap_err().class(), Class::RETRYABLE, "it asks its own repository");
+    assert_eq!(
+        drain(foreign).await.unwrap_err().class(),
+        Class::RETRYABLE,
+        "it asks its own repository"
+    );
 }

@@ -30,7 +30,9 @@ const AGREEMENTS: usize = 1000;
 
 /// Digests of source tags that several destinations need: asked for once.
 #[derive(Default)]
-pub(super) struct SourceDigests(tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>);
+pub(super) struct SourceDigests(
+    tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>,
+);
 
 /// A look at one destination.
 pub(super) struct View<'a, B: Backend> {
@@ -68,16 +70,32 @@ struct Compared {
 impl Compared {
     fn nothing() -> Compared {
         let (source, destination) = (Seen::Unknown, Seen::Unknown);
-        Compared { source, destination, destination_by: SeenBy::Tag, at: Instant::now(), by_hint: false }
+        Compared {
+            source,
+            destination,
+            destination_by: SeenBy::Tag,
+            at: Instant::now(),
+            by_hint: false,
+        }
     }
 
     fn equal(&self) -> Option<Digest> {
-        self.source.digest().filter(|_| self.source == self.destination)
+        self.source
+            .digest()
+            .filter(|_| self.source == self.destination)
     }
 
     /// What a job may act on: production's own word, or nothing.
     fn without_hint(self) -> Compared {
-        if self.by_hint { Compared { destination: Seen::Unknown, by_hint: false, ..self } } else { self }
+        if self.by_hint {
+            Compared {
+                destination: Seen::Unknown,
+                by_hint: false,
+                ..self
+            }
+        } else {
+            self
+        }
     }
 }
 
@@ -86,7 +104,14 @@ const MOST_ASKED: usize = 100;
 
 /// Whether a tag with this outcome is still to be promoted.
 fn stays_pending(outcome: Outcome) -> bool {
-    matches!(outcome, Outcome::Failed | Outcome::Waiting | Outcome::Held | Outcome::Interrupted | Outcome::Planned)
+    matches!(
+        outcome,
+        Outcome::Failed
+            | Outcome::Waiting
+            | Outcome::Held
+            | Outcome::Interrupted
+            | Outcome::Planned
+    )
 }
 
 /// How many owners are followed from a referrer up to its image.
@@ -130,8 +155,9 @@ impl<'a, B: Backend> View<'a, B> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
         let at_once = self.looking.world.settings.tags;
-        let mut tended =
-            stream::iter(tags).map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed()).buffer_unordered(at_once);
+        let mut tended = stream::iter(tags)
+            .map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed())
+            .buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
             self.record_agreements(AGREEMENTS).await;
             match tended {
@@ -158,8 +184,16 @@ impl<'a, B: Backend> View<'a, B> {
         }
         self.record_agreements(1).await;
         if !equal.is_empty() && !self.looking.ask.wish.dry_run {
-            let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
-            self.looking.world.engine.index.remember_tags(origin, repository, equal).await;
+            let (origin, repository) = (
+                self.side.repository.origin(),
+                self.side.repository.repository(),
+            );
+            self.looking
+                .world
+                .engine
+                .index
+                .remember_tags(origin, repository, equal)
+                .await;
         }
         conflicts
     }
@@ -175,7 +209,9 @@ impl<'a, B: Backend> View<'a, B> {
             Ok(compared) => compared,
             Err(fault) => {
                 let job = self.job(tag, &Compared::nothing());
-                return self.settle(&job, Ending::failed(fault, tally.requests())).await;
+                return self
+                    .settle(&job, Ending::failed(fault, tally.requests()))
+                    .await;
             }
         };
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
@@ -192,12 +228,21 @@ impl<'a, B: Backend> View<'a, B> {
             Ok(refused) => refused,
             Err(fault) => {
                 let job = self.job(tag, &Compared::nothing());
-                return self.settle(&job, Ending::failed(fault, tally.requests())).await;
+                return self
+                    .settle(&job, Ending::failed(fault, tally.requests()))
+                    .await;
             }
         };
-        let job = Job { refused, ..self.job(tag, &compared.without_hint()) };
+        let job = Job {
+            refused,
+            ..self.job(tag, &compared.without_hint())
+        };
         let looking = self.looking;
-        let spot = Spot { route: &looking.route.name, registry: &self.side.registry, to: &self.side.to };
+        let spot = Spot {
+            route: &looking.route.name,
+            registry: &self.side.registry,
+            to: &self.side.to,
+        };
         if !job.dry_run {
             looking.world.metrics.differs(spot, looking.repository, tag);
         }
@@ -207,15 +252,32 @@ impl<'a, B: Backend> View<'a, B> {
             destination: self.destination_name(tag),
             since: clock::now(),
         });
-        looking.settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
+        looking
+            .settle
+            .progress
+            .jobs_planned
+            .fetch_add(1, Ordering::Relaxed);
         let progress = &looking.settle.progress;
-        let mut ending = looking.world.engine.run(&job, self.source, &self.side.repository, progress, looking.stop).await;
+        let mut ending = looking
+            .world
+            .engine
+            .run(
+                &job,
+                self.source,
+                &self.side.repository,
+                progress,
+                looking.stop,
+            )
+            .await;
         ending.cost.requests += tally.requests();
         if ending.outcome == Outcome::Promoted {
             looking.world.metrics.arrived(spot, looking.repository, tag);
         }
         if !stays_pending(ending.outcome) {
-            looking.world.metrics.waits_no_more(spot, looking.repository, tag);
+            looking
+                .world
+                .metrics
+                .waits_no_more(spot, looking.repository, tag);
         }
         self.settle(&job, ending).await
     }
@@ -224,30 +286,57 @@ impl<'a, B: Backend> View<'a, B> {
     /// last known to hold and what was last in trouble.
     pub(super) async fn estimate(&self) -> Estimate {
         let looking = self.looking;
-        let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
-        let troubled = looking.world.engine.ledger.troubled(origin, repository).await.unwrap_or_default();
-        let of_this_route = |row: &Troubled| row.key.route == looking.route.name && row.key.source == *looking.repository;
-        let troubled: BTreeMap<Tag, Outcome> =
-            troubled.into_iter().filter(of_this_route).map(|row| (row.key.tag, row.result)).collect();
+        let (origin, repository) = (
+            self.side.repository.origin(),
+            self.side.repository.repository(),
+        );
+        let troubled = looking
+            .world
+            .engine
+            .ledger
+            .troubled(origin, repository)
+            .await
+            .unwrap_or_default();
+        let of_this_route = |row: &Troubled| {
+            row.key.route == looking.route.name && row.key.source == *looking.repository
+        };
+        let troubled: BTreeMap<Tag, Outcome> = troubled
+            .into_iter()
+            .filter(of_this_route)
+            .map(|row| (row.key.tag, row.result))
+            .collect();
         let mut estimate = Estimate::default();
         let mut asked = 0;
         for tag in &self.listing.chosen {
-            let Some(called) = self.side.naming.name(tag) else { continue };
+            let Some(called) = self.side.naming.name(tag) else {
+                continue;
+            };
             let known = self.hints.get(&called).map(|hint| hint.digest);
             let named = match self.listing.tags.get(tag).and_then(|listed| listed.digest) {
                 // A fixed tag that has arrived names what it named then.
                 None if known.is_some() && !looking.route.selection.is_moving(tag) => known,
                 None if known.is_some() && asked < MOST_ASKED => {
                     asked += 1;
-                    self.source_digest(tag, &Arc::default()).await.ok().and_then(Seen::digest).or(known)
+                    self.source_digest(tag, &Arc::default())
+                        .await
+                        .ok()
+                        .and_then(Seen::digest)
+                        .or(known)
                 }
                 listed => listed,
             };
             let state = match troubled.get(tag) {
-                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None if known.is_some() && known == named => {
+                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None
+                    if known.is_some() && known == named =>
+                {
                     Some(Outcome::UpToDate)
                 }
-                Some(trouble @ (Outcome::Conflict | Outcome::Drift | Outcome::Existing | Outcome::Refused)) => Some(*trouble),
+                Some(
+                    trouble @ (Outcome::Conflict
+                    | Outcome::Drift
+                    | Outcome::Existing
+                    | Outcome::Refused),
+                ) => Some(*trouble),
                 _ => None,
             };
             match state {
@@ -260,9 +349,18 @@ impl<'a, B: Backend> View<'a, B> {
 
     /// Whether both sides name what they named when the job failed, as far as they were asked. A source that cannot be asked
     /// gives the job to the engine, which says so.
-    async fn is_as_it_was(&self, failed: &Settled, tag: &Tag, compared: &Compared, tally: &Arc<Tally>) -> bool {
+    async fn is_as_it_was(
+        &self,
+        failed: &Settled,
+        tag: &Tag,
+        compared: &Compared,
+        tally: &Arc<Tally>,
+    ) -> bool {
         let source = match compared.source {
-            Seen::Unknown => self.source_digest(tag, tally).await.unwrap_or(Seen::Unknown),
+            Seen::Unknown => self
+                .source_digest(tag, tally)
+                .await
+                .unwrap_or(Seen::Unknown),
             known => known,
         };
         let destination_moved = match compared.destination {
@@ -275,23 +373,50 @@ impl<'a, B: Backend> View<'a, B> {
 
     /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.
     fn is_expected(&self, digest: &Digest) -> bool {
-        self.looking.ask.digest.is_none_or(|expected| expected == *digest)
+        self.looking
+            .ask
+            .digest
+            .is_none_or(|expected| expected == *digest)
     }
 
     /// An equal tag needs no job; it is settled only when somebody wants to read of it, when its trouble is over, or when a write
     /// of ours turns out to have arrived.
-    async fn equal(&self, tag: &Tag, digest: Digest, compared: &Compared, tally: &Arc<Tally>) -> Tended {
+    async fn equal(
+        &self,
+        tag: &Tag,
+        digest: Digest,
+        compared: &Compared,
+        tally: &Arc<Tally>,
+    ) -> Tended {
         let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
-        let is_quiet = found.is_none() && !self.looking.ask.wish.all && !self.looking.world.engine.is_in_trouble(&job.key);
+        let is_quiet = found.is_none()
+            && !self.looking.ask.wish.all
+            && !self.looking.world.engine.is_in_trouble(&job.key);
         if is_quiet {
-            return Tended::Equal { digest, by_hint: compared.by_hint };
+            return Tended::Equal {
+                digest,
+                by_hint: compared.by_hint,
+            };
         }
-        self.settle(&job, Ending { found, ..Ending::equal(digest, tally.requests()) }).await
+        self.settle(
+            &job,
+            Ending {
+                found,
+                ..Ending::equal(digest, tally.requests())
+            },
+        )
+        .await
     }
 
     /// Has the ledger learn that both sides name `digest`. Returns a write of ours whose answer was lost.
-    async fn learn(&self, tag: &Tag, digest: Digest, compared: &Compared, tally: &Arc<Tally>) -> Option<Found> {
+    async fn learn(
+        &self,
+        tag: &Tag,
+        digest: Digest,
+        compared: &Compared,
+        tally: &Arc<Tally>,
+    ) -> Option<Found> {
         // A hint does not confirm itself.
         if compared.by_hint || self.looking.ask.wish.dry_run {
             return None;
@@ -301,13 +426,31 @@ impl<'a, B: Backend> View<'a, B> {
         match known.on_equality(&digest) {
             Equality::Known => None,
             Equality::Found => {
-                let found = self.looking.world.engine.ledger.found(&self.place(tag), &digest).await;
-                self.noted(found).map(|()| Found { digest, previous: known.digest })
+                let found = self
+                    .looking
+                    .world
+                    .engine
+                    .ledger
+                    .found(&self.place(tag), &digest)
+                    .await;
+                self.noted(found).map(|()| Found {
+                    digest,
+                    previous: known.digest,
+                })
             }
             Equality::Agreed => {
-                if !self.looking.route.selection.is_moving(tag) || self.proves(tag, digest, tally).await {
-                    let agreement = Agreement { tag: called, digest, known };
-                    self.agreements.lock().expect("nothing panics while it notes").push(agreement);
+                if !self.looking.route.selection.is_moving(tag)
+                    || self.proves(tag, digest, tally).await
+                {
+                    let agreement = Agreement {
+                        tag: called,
+                        digest,
+                        known,
+                    };
+                    self.agreements
+                        .lock()
+                        .expect("nothing panics while it notes")
+                        .push(agreement);
                 }
                 None
             }
@@ -322,7 +465,10 @@ impl<'a, B: Backend> View<'a, B> {
             return false;
         }
         let (source, errand) = (self.source.counted(tally), Traffic::Manifests.of_look());
-        let proven = match engine.read_tag(&source, tag, errand, self.looking.stop).await {
+        let proven = match engine
+            .read_tag(&source, tag, errand, self.looking.stop)
+            .await
+        {
             Ok(read) => read == Some(digest),
             Err(fault) if fault.class() == Class::Corrupt => {
                 engine.metrics.mismatched(self.source.registry());
@@ -342,12 +488,29 @@ impl<'a, B: Backend> View<'a, B> {
     /// Writes what the ledger is to learn, once there are so many.
     async fn record_agreements(&self, least: usize) {
         let agreements = {
-            let mut agreements = self.agreements.lock().expect("nothing panics while it notes");
-            if agreements.len() < least { Vec::new() } else { std::mem::take(&mut *agreements) }
+            let mut agreements = self
+                .agreements
+                .lock()
+                .expect("nothing panics while it notes");
+            if agreements.len() < least {
+                Vec::new()
+            } else {
+                std::mem::take(&mut *agreements)
+            }
         };
         if !agreements.is_empty() {
-            let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
-            self.noted(self.looking.world.engine.ledger.agree(origin, repository, agreements).await);
+            let (origin, repository) = (
+                self.side.repository.origin(),
+                self.side.repository.repository(),
+            );
+            self.noted(
+                self.looking
+                    .world
+                    .engine
+                    .ledger
+                    .agree(origin, repository, agreements)
+                    .await,
+            );
         }
     }
 
@@ -359,10 +522,21 @@ impl<'a, B: Backend> View<'a, B> {
 
     /// Digests that a moving tag must not get. Where it is asked for by name, the fixed tags of its repository are not looked
     /// at: those that name the same digest at staging are compared with production here, as they are now.
-    async fn refused_by_siblings(&self, tag: &Tag, compared: &Compared, tally: &Arc<Tally>) -> Result<Arc<HashSet<Digest>>, Fault> {
+    async fn refused_by_siblings(
+        &self,
+        tag: &Tag,
+        compared: &Compared,
+        tally: &Arc<Tally>,
+    ) -> Result<Arc<HashSet<Digest>>, Fault> {
         let selection = &self.looking.route.selection;
-        let fixed = || self.listing.siblings.iter().filter(|sibling| !selection.is_moving(sibling));
-        let asks = selection.is_moving(tag) && compared.source != Seen::Absent && fixed().next().is_some();
+        let fixed = || {
+            self.listing
+                .siblings
+                .iter()
+                .filter(|sibling| !selection.is_moving(sibling))
+        };
+        let asks =
+            selection.is_moving(tag) && compared.source != Seen::Absent && fixed().next().is_some();
         if !asks {
             return Ok(self.refused.clone());
         }
@@ -374,7 +548,8 @@ impl<'a, B: Backend> View<'a, B> {
             },
         };
         let conflicts = fixed().map(|sibling| self.is_in_conflict(sibling, digest, tally).boxed());
-        let mut conflicts = stream::iter(conflicts.collect::<Vec<_>>()).buffer_unordered(self.looking.world.settings.tags);
+        let mut conflicts = stream::iter(conflicts.collect::<Vec<_>>())
+            .buffer_unordered(self.looking.world.settings.tags);
         while let Some(is_in_conflict) = conflicts.next().await {
             if is_in_conflict? {
                 let others = self.refused.iter().copied();
@@ -385,15 +560,36 @@ impl<'a, B: Backend> View<'a, B> {
     }
 
     /// Whether a fixed tag names `digest` at staging and is in conflict over it.
-    async fn is_in_conflict(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> Result<bool, Fault> {
+    async fn is_in_conflict(
+        &self,
+        tag: &Tag,
+        digest: Digest,
+        tally: &Arc<Tally>,
+    ) -> Result<bool, Fault> {
         let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
         let source = match listed {
             Some(listed) => Seen::At(listed),
             None => self.source_digest(tag, tally).await?,
         };
-        let Some(called) = self.side.naming.name(tag).filter(|_| source == Seen::At(digest)) else { return Ok(false) };
-        let destination = self.resolve(&self.side.repository, &called, tally).await?.digest();
-        let known = self.looking.world.engine.ledger.written(&self.place(tag)).await?;
+        let Some(called) = self
+            .side
+            .naming
+            .name(tag)
+            .filter(|_| source == Seen::At(digest))
+        else {
+            return Ok(false);
+        };
+        let destination = self
+            .resolve(&self.side.repository, &called, tally)
+            .await?
+            .digest();
+        let known = self
+            .looking
+            .world
+            .engine
+            .ledger
+            .written(&self.place(tag))
+            .await?;
         let facts = Facts {
             source: Some(digest),
             destination,
@@ -410,7 +606,13 @@ impl<'a, B: Backend> View<'a, B> {
             destination: self.destination_name(&job.key.tag),
             registry: self.side.registry.to_string(),
         };
-        Tended::Settled(Box::new(self.looking.world.engine.settle(self.looking.settle, job, &names, ending).await))
+        Tended::Settled(Box::new(
+            self.looking
+                .world
+                .engine
+                .settle(self.looking.settle, job, &names, ending)
+                .await,
+        ))
     }
 
     /// What a tag is called at the destination. The look has left out what cannot be called so.
@@ -425,14 +627,29 @@ impl<'a, B: Backend> View<'a, B> {
         let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
         let there = self.list.as_ref().and_then(|list| *list.get(called)?);
         let may_be_behind = self.may_be_behind(called, there);
-        if !may_be_behind && self.list.as_ref().is_some_and(|list| !list.contains_key(called)) {
+        if !may_be_behind
+            && self
+                .list
+                .as_ref()
+                .is_some_and(|list| !list.contains_key(called))
+        {
             let source = match (listed, self.shared) {
                 (Some(digest), _) => Seen::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
                 (None, None) => Seen::Unknown,
             };
-            let destination_by = if self.has_list { SeenBy::List } else { SeenBy::MissingList };
-            return Ok(Compared { source, destination: Seen::Absent, destination_by, at: self.listing.at, by_hint: false });
+            let destination_by = if self.has_list {
+                SeenBy::List
+            } else {
+                SeenBy::MissingList
+            };
+            return Ok(Compared {
+                source,
+                destination: Seen::Absent,
+                destination_by,
+                at: self.listing.at,
+                by_hint: false,
+            });
         }
         let source = async {
             match listed {
@@ -441,46 +658,96 @@ impl<'a, B: Backend> View<'a, B> {
             }
         };
         let there = there.filter(|_| !may_be_behind);
-        let at = if listed.is_some() || there.is_some() || self.shared.is_some() { self.listing.at } else { now };
-        let hint = if there.is_none() { self.fresh_hint(called) } else { None };
+        let at = if listed.is_some() || there.is_some() || self.shared.is_some() {
+            self.listing.at
+        } else {
+            now
+        };
+        let hint = if there.is_none() {
+            self.fresh_hint(called)
+        } else {
+            None
+        };
         if let Some(known) = there.or(hint) {
             let destination = Seen::At(known);
-            return Ok(Compared { source: source.await?, destination, destination_by: SeenBy::List, at, by_hint: hint.is_some() });
+            return Ok(Compared {
+                source: source.await?,
+                destination,
+                destination_by: SeenBy::List,
+                at,
+                by_hint: hint.is_some(),
+            });
         }
-        let (source, destination) = futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
-        Ok(Compared { source, destination, destination_by: SeenBy::Tag, at, by_hint: false })
+        let (source, destination) =
+            futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
+        Ok(Compared {
+            source,
+            destination,
+            destination_by: SeenBy::Tag,
+            at,
+            by_hint: false,
+        })
     }
 
     /// Whether production's listing may still show what was there before our own write: then the tag itself is asked.
     fn may_be_behind(&self, tag: &Tag, listed: Option<Digest>) -> bool {
         let is_current = self.side.repository.abilities().current_lists;
-        !is_current && self.known.get(tag).is_some_and(|known| known.may_be_behind(listed, clock::now()))
+        !is_current
+            && self
+                .known
+                .get(tag)
+                .is_some_and(|known| known.may_be_behind(listed, clock::now()))
     }
 
     /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on, and not for a
     /// tag that is reported as drift or existing.
     fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
-        if self.known.get(tag).is_some_and(|known| known.reported.is_some()) {
+        if self
+            .known
+            .get(tag)
+            .is_some_and(|known| known.reported.is_some())
+        {
             return None;
         }
         let hint = self.hints.get(tag)?;
         let age = self.began.duration_since(hint.seen).as_secs();
-        let trust = i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        let trust =
+            i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         (0..trust).contains(&age).then_some(hint.digest)
     }
 
     async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
-        let Some(shared) = self.shared else { return self.resolve(self.source, tag, tally).await };
-        let cell = shared.0.lock().await.entry(tag.clone()).or_default().clone();
-        let digest =
-            cell.get_or_try_init(|| async { Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest()) }).await?;
+        let Some(shared) = self.shared else {
+            return self.resolve(self.source, tag, tally).await;
+        };
+        let cell = shared
+            .0
+            .lock()
+            .await
+            .entry(tag.clone())
+            .or_default()
+            .clone();
+        let digest = cell
+            .get_or_try_init(|| async {
+                Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest())
+            })
+            .await?;
         Ok(digest.map_or(Seen::Absent, Seen::At))
     }
 
-    async fn resolve(&self, repository: &B::Repository, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+    async fn resolve(
+        &self,
+        repository: &B::Repository,
+        tag: &Tag,
+        tally: &Arc<Tally>,
+    ) -> Result<Seen, Fault> {
         let engine = &self.looking.world.engine;
-        let errand = Traffic::Manifests.of_look().within(self.looking.ask.max_wait());
-        let resolved = engine.resolve_tag(&repository.counted(tally), tag, errand, self.looking.stop).await?;
+        let errand = Traffic::Manifests
+            .of_look()
+            .within(self.looking.ask.max_wait());
+        let resolved = engine
+            .resolve_tag(&repository.counted(tally), tag, errand, self.looking.stop)
+            .await?;
         Ok(resolved.map_or(Seen::Absent, Seen::At))
     }
 
@@ -495,26 +762,49 @@ impl<'a, B: Backend> View<'a, B> {
         }
         let engine = &looking.world.engine;
         let stem = Tag::fallback(digest);
-        let companions = self.listing.companions.range(stem.clone()..).map(|(tag, _)| tag);
-        let missing = |tag: &Tag| self.list.as_ref().is_some_and(|list| !list.contains_key(tag));
-        let (origin, repository) = (self.side.repository.origin(), self.side.repository.repository());
-        let mut new = companions.take_while(|tag| tag.as_str().starts_with(stem.as_str())).filter(|tag| missing(tag));
+        let companions = self
+            .listing
+            .companions
+            .range(stem.clone()..)
+            .map(|(tag, _)| tag);
+        let missing = |tag: &Tag| {
+            self.list
+                .as_ref()
+                .is_some_and(|list| !list.contains_key(tag))
+        };
+        let (origin, repository) = (
+            self.side.repository.origin(),
+            self.side.repository.repository(),
+        );
+        let mut new = companions
+            .take_while(|tag| tag.as_str().starts_with(stem.as_str()))
+            .filter(|tag| missing(tag));
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
         let at_once = looking.ask.cause == Cause::Cli || !looking.ask.tags.is_empty();
         let may_ask = at_once || looking.ask.cause == Cause::Verify;
-        let has_none = self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
+        let has_none =
+            self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
         if !may_ask || has_none {
             return false;
         }
         let checked = engine.index.checked(origin, repository, digest).await;
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
-        let is_due = |at: Timestamp| if at_once { at < self.began } else { self.began.duration_since(at).as_secs() >= trust };
+        let is_due = |at: Timestamp| {
+            if at_once {
+                at < self.began
+            } else {
+                self.began.duration_since(at).as_secs() >= trust
+            }
+        };
         if !checked.is_none_or(is_due) {
             return false;
         }
-        let behind = self.behind.get_or_init(|| self.compare_manifests().boxed()).await;
+        let behind = self
+            .behind
+            .get_or_init(|| self.compare_manifests().boxed())
+            .await;
         behind.as_ref().is_none_or(|images| images.contains(digest))
     }
 
@@ -524,10 +814,21 @@ impl<'a, B: Backend> View<'a, B> {
         let there_by_tag = self.list.as_ref()?;
         let (engine, stop) = (&self.looking.world.engine, self.looking.stop);
         let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
-        let here = engine.listed_manifests(self.source, stop).await.inspect_err(failed).ok()??;
-        let there = engine.listed_manifests(&self.side.repository, stop).await.inspect_err(failed).ok()?.unwrap_or_default();
-        let mut owners: HashMap<Digest, Digest> =
-            here.iter().filter_map(|(digest, subject)| Some((*digest, (*subject)?))).collect();
+        let here = engine
+            .listed_manifests(self.source, stop)
+            .await
+            .inspect_err(failed)
+            .ok()??;
+        let there = engine
+            .listed_manifests(&self.side.repository, stop)
+            .await
+            .inspect_err(failed)
+            .ok()?
+            .unwrap_or_default();
+        let mut owners: HashMap<Digest, Digest> = here
+            .iter()
+            .filter_map(|(digest, subject)| Some((*digest, (*subject)?)))
+            .collect();
         let mut images = HashSet::new();
         let mut behind = Vec::new();
         for (tag, listed) in &self.listing.tags {
@@ -540,17 +841,26 @@ impl<'a, B: Backend> View<'a, B> {
             if there_by_tag.get(tag) != Some(&Some(digest)) {
                 behind.push(owner);
             }
-            if owners.insert(digest, owner).is_some_and(|other| other != owner) {
+            if owners
+                .insert(digest, owner)
+                .is_some_and(|other| other != owner)
+            {
                 return None;
             }
         }
-        let missing = |(digest, subject): (&Digest, &Option<Digest>)| subject.filter(|_| !there.contains_key(digest));
+        let missing = |(digest, subject): (&Digest, &Option<Digest>)| {
+            subject.filter(|_| !there.contains_key(digest))
+        };
         behind.extend(here.iter().filter_map(missing));
         let mut tagged = HashSet::new();
         for digest in behind {
             let owners = std::iter::successors(Some(digest), |digest| owners.get(digest).copied());
             let chain: Vec<Digest> = owners.take(OWNERS).collect();
-            let of_images: Vec<Digest> = chain.iter().filter(|digest| images.contains(*digest)).copied().collect();
+            let of_images: Vec<Digest> = chain
+                .iter()
+                .filter(|digest| images.contains(*digest))
+                .copied()
+                .collect();
             // It may belong to a platform's manifest of any image; what staging does not hold belongs to none.
             if of_images.is_empty() && chain.last().is_some_and(|top| here.contains_key(top)) {
                 return None;

@@ -24,7 +24,10 @@ fn seen<'a>(kind: Kind, totals: &'a Totals, pending: &'a [Tag]) -> Seen<'a> {
 
 fn route(name: &str, to: &[&str]) -> Route {
     let from = Pattern::parse("s/*").unwrap();
-    let to = to.iter().map(|to| Template::parse(to, &from).unwrap()).collect();
+    let to = to
+        .iter()
+        .map(|to| Template::parse(to, &from).unwrap())
+        .collect();
     Route {
         name: name.into(),
         from,
@@ -58,20 +61,38 @@ impl Bench {
         let metrics = Metrics::new(&registry).unwrap();
         let route = route("r", &["p/{1}"]);
         metrics.prepare(&route);
-        Bench { metrics, registry, route: route.name, place: "p".into(), to: "p/{1}".into() }
+        Bench {
+            metrics,
+            registry,
+            route: route.name,
+            place: "p".into(),
+            to: "p/{1}".into(),
+        }
     }
 
     fn spot(&self) -> Spot<'_> {
-        Spot { route: &self.route, registry: &self.place, to: &self.to }
+        Spot {
+            route: &self.route,
+            registry: &self.place,
+            to: &self.to,
+        }
     }
 
     fn looked(&self, repository: &str, totals: Totals, kind: Kind, waiting: &[&str]) {
-        self.metrics.looked(self.spot(), &name(repository), seen(kind, &totals, &tags(waiting)));
+        self.metrics.looked(
+            self.spot(),
+            &name(repository),
+            seen(kind, &totals, &tags(waiting)),
+        );
     }
 
     fn discovered(&self, repositories: &[&str], refused: bool) {
-        let found = repositories.iter().map(|repository| name(repository)).collect();
-        self.metrics.retain_repositories(&self.route, &found, refused);
+        let found = repositories
+            .iter()
+            .map(|repository| name(repository))
+            .collect();
+        self.metrics
+            .retain_repositories(&self.route, &found, refused);
     }
 
     fn up(&self) -> i64 {
@@ -91,7 +112,10 @@ impl Bench {
     }
 
     fn tags(&self, state: &str) -> i64 {
-        self.metrics.tags.with_label_values(&["r", "p", state]).get()
+        self.metrics
+            .tags
+            .with_label_values(&["r", "p", state])
+            .get()
     }
 
     fn oldest(&self) -> f64 {
@@ -102,12 +126,17 @@ impl Bench {
     fn series_with(&self, label: &str) -> usize {
         let families = self.registry.gather();
         let metrics = families.iter().flat_map(|family| family.get_metric());
-        metrics.filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label)).count()
+        metrics
+            .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
+            .count()
     }
 }
 
 fn equal(count: u64) -> Totals {
-    Totals { up_to_date: count, ..Totals::default() }
+    Totals {
+        up_to_date: count,
+        ..Totals::default()
+    }
 }
 
 #[test]
@@ -115,7 +144,15 @@ fn success_is_that_of_all_repositories_of_the_destination() {
     let bench = Bench::new();
     bench.looked("a", equal(1), WHOLE, &[]);
     assert!(bench.succeeded());
-    bench.looked("b", Totals { conflict: 1, ..equal(2) }, WHOLE, &[]);
+    bench.looked(
+        "b",
+        Totals {
+            conflict: 1,
+            ..equal(2)
+        },
+        WHOLE,
+        &[],
+    );
     bench.looked("a", equal(1), WHOLE, &[]);
     assert!(!bench.succeeded(), "b has a conflict");
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (3, 1));
@@ -130,19 +167,38 @@ fn two_destinations_in_one_registry_are_both_counted() {
     bench.metrics.prepare(&both);
     let copy: Arc<str> = "p/copy-{1}".into();
     let looked = |totals: Totals, kind| {
-        bench.metrics.looked(Spot { to: &copy, ..bench.spot() }, &name("a"), seen(kind, &totals, &[]));
+        bench.metrics.looked(
+            Spot {
+                to: &copy,
+                ..bench.spot()
+            },
+            &name("a"),
+            seen(kind, &totals, &[]),
+        );
     };
     bench.discovered(&["a"], false);
     bench.looked("a", equal(2), WHOLE, &[]);
     assert!(!bench.succeeded(), "nobody has looked at the copy");
-    looked(Totals { conflict: 1, ..equal(1) }, WHOLE);
+    looked(
+        Totals {
+            conflict: 1,
+            ..equal(1)
+        },
+        WHOLE,
+    );
     bench.looked("a", equal(2), WHOLE, &[]);
     assert!(!bench.succeeded(), "the copy has a conflict");
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (3, 1));
-    bench.metrics.retain_routes(&Routes::new(vec![route("r", &["p/{1}"])]));
+    bench
+        .metrics
+        .retain_routes(&Routes::new(vec![route("r", &["p/{1}"])]));
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (2, 0));
     looked(equal(1), WHOLE);
-    assert_eq!(bench.tags("up_to_date"), 2, "a look that still ran brings nothing back");
+    assert_eq!(
+        bench.tags("up_to_date"),
+        2,
+        "a look that still ran brings nothing back"
+    );
     assert!(bench.metrics.has_success("r"));
 }
 
@@ -166,9 +222,25 @@ async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
     let (repository, tag) = (name("a"), tags(&["v1"]).remove(0));
     bench.metrics.differs(bench.spot(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
-    assert_eq!((bench.oldest(), bench.tags("pending")), (10.0, 1), "it is carried and has not arrived");
-    bench.looked("a", Totals { failed: 1, ..Totals::default() }, WHOLE, &["v1"]);
-    assert_eq!((bench.tags("pending"), bench.tags("failed")), (0, 1), "each tag has one state");
+    assert_eq!(
+        (bench.oldest(), bench.tags("pending")),
+        (10.0, 1),
+        "it is carried and has not arrived"
+    );
+    bench.looked(
+        "a",
+        Totals {
+            failed: 1,
+            ..Totals::default()
+        },
+        WHOLE,
+        &["v1"],
+    );
+    assert_eq!(
+        (bench.tags("pending"), bench.tags("failed")),
+        (0, 1),
+        "each tag has one state"
+    );
     bench.looked("a", Totals::default(), BLIND, &[]);
     bench.metrics.differs(bench.spot(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -176,16 +248,38 @@ async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
     bench.metrics.waits_no_more(bench.spot(), &repository, &tag);
     assert_eq!(bench.oldest(), 0.0);
     bench.looked("a", equal(1), WHOLE, &[]);
-    assert_eq!((bench.tags("pending"), bench.tags("failed"), bench.metrics.lock().pending), (0, 0, 0));
+    assert_eq!(
+        (
+            bench.tags("pending"),
+            bench.tags("failed"),
+            bench.metrics.lock().pending
+        ),
+        (0, 0, 0)
+    );
 }
 
 #[test]
 fn a_repository_that_is_no_more_leaves_no_numbers() {
     let bench = Bench::new();
     bench.looked("a", equal(1), WHOLE, &[]);
-    bench.looked("b", Totals { failed: 2, ..equal(1) }, WHOLE, &["v1", "v2"]);
+    bench.looked(
+        "b",
+        Totals {
+            failed: 2,
+            ..equal(1)
+        },
+        WHOLE,
+        &["v1", "v2"],
+    );
     bench.discovered(&["a"], false);
-    assert_eq!((bench.tags("up_to_date"), bench.tags("failed"), bench.metrics.lock().pending), (1, 0, 0));
+    assert_eq!(
+        (
+            bench.tags("up_to_date"),
+            bench.tags("failed"),
+            bench.metrics.lock().pending
+        ),
+        (1, 0, 0)
+    );
     assert_eq!(bench.metrics.totals("r"), equal(1));
     assert!(bench.metrics.has_success("r"));
 }
@@ -194,18 +288,35 @@ fn a_repository_that_is_no_more_leaves_no_numbers() {
 fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
     let bench = Bench::new();
     let moved = route("r", &["q/{1}"]);
-    bench.looked("a", Totals { failed: 1, ..equal(1) }, WHOLE, &["v1"]);
+    bench.looked(
+        "a",
+        Totals {
+            failed: 1,
+            ..equal(1)
+        },
+        WHOLE,
+        &["v1"],
+    );
     bench.metrics.prepare(&moved);
     bench.metrics.retain_routes(&Routes::new(vec![moved]));
-    assert_eq!((bench.series_with("p"), bench.metrics.lock().pending), (0, 0));
+    assert_eq!(
+        (bench.series_with("p"), bench.metrics.lock().pending),
+        (0, 0)
+    );
     assert!(bench.series_with("q") > 0);
     bench.metrics.retain_routes(&Routes::default());
     bench.looked("a", equal(1), WHOLE, &[]);
     bench.metrics.look_ended("r", Cause::Poll, &[]);
-    bench.metrics.differs(bench.spot(), &name("a"), &tags(&["v1"])[0]);
+    bench
+        .metrics
+        .differs(bench.spot(), &name("a"), &tags(&["v1"])[0]);
     bench.discovered(&["a"], false);
     bench.metrics.refresh();
-    assert_eq!(bench.series_with("r"), 0, "a look that still ran brings nothing back");
+    assert_eq!(
+        bench.series_with("r"),
+        0,
+        "a look that still ran brings nothing back"
+    );
 }
 
 #[test]
@@ -239,7 +350,11 @@ fn a_route_is_up_while_its_newest_looks_are_complete() {
     bench.discovered(&["a"], false);
     bench.metrics.undiscovered(&bench.route);
     bench.looked("a", equal(1), WHOLE, &[]);
-    assert_eq!((bench.up(), bench.succeeded()), (0, false), "new repositories cannot be found");
+    assert_eq!(
+        (bench.up(), bench.succeeded()),
+        (0, false),
+        "new repositories cannot be found"
+    );
     bench.discovered(&["a"], false);
     assert_eq!(bench.up(), 1);
 }
@@ -251,18 +366,47 @@ fn a_wildcard_without_a_match_is_looked_at_and_well() {
     assert!(bench.last_look() > 0.0);
     assert_eq!((bench.up(), bench.succeeded()), (1, true));
     bench.metrics.look_ended("r", Cause::Poll, &[]);
-    assert_eq!(bench.metrics.looks.with_label_values(&["r", "poll", "done"]).get(), 1);
+    assert_eq!(
+        bench
+            .metrics
+            .looks
+            .with_label_values(&["r", "poll", "done"])
+            .get(),
+        1
+    );
 }
 
 #[test]
 fn looks_are_counted_by_how_they_ended() {
     let bench = Bench::new();
-    let trouble = |class: Class| [Trouble { class: class.name().into(), text: String::new() }];
-    bench.metrics.look_ended("r", Cause::Poll, &trouble(Class::RETRYABLE));
-    bench.metrics.look_ended("r", Cause::Poll, &trouble(Class::Cancelled));
+    let trouble = |class: Class| {
+        [Trouble {
+            class: class.name().into(),
+            text: String::new(),
+        }]
+    };
+    bench
+        .metrics
+        .look_ended("r", Cause::Poll, &trouble(Class::RETRYABLE));
+    bench
+        .metrics
+        .look_ended("r", Cause::Poll, &trouble(Class::Cancelled));
     bench.metrics.look_ended("r", Cause::Ping, &[]);
-    let count = |cause: &str, result: &str| bench.metrics.looks.with_label_values(&["r", cause, result]).get();
-    assert_eq!((count("poll", "failed"), count("poll", "done"), count("ping", "done")), (1, 0, 1));
+    let count = |cause: &str, result: &str| {
+        bench
+            .metrics
+            .looks
+            .with_label_values(&["r", cause, result])
+            .get()
+    };
+    assert_eq!(
+        (
+            count("poll", "failed"),
+            count("poll", "done"),
+            count("ping", "done")
+        ),
+        (1, 0, 1)
+    );
 }
 
 /// With production down and a new version waiting, the numbers said: 3 up to date, nothing pending.
@@ -275,22 +419,73 @@ async fn what_staging_gained_in_an_outage_of_production_is_pending_from_then_on(
     tokio::time::advance(Duration::from_secs(60)).await;
     bench.looked("a", Totals::default(), BLIND, &[]);
     bench.looked("a", equal(3), STAGING_ALONE, &["v4"]);
-    assert_eq!((bench.tags("up_to_date"), bench.tags("pending"), bench.up()), (3, 1, 0));
-    assert_eq!(bench.oldest(), 60.0, "an outage of staging in between changes nothing");
+    assert_eq!(
+        (bench.tags("up_to_date"), bench.tags("pending"), bench.up()),
+        (3, 1, 0)
+    );
+    assert_eq!(
+        bench.oldest(),
+        60.0,
+        "an outage of staging in between changes nothing"
+    );
     let standing = bench.metrics.standing("r");
-    assert_eq!((standing.up, standing.pending, standing.oldest_pending), (false, 1, Some(Duration::from_secs(60))));
+    assert_eq!(
+        (standing.up, standing.pending, standing.oldest_pending),
+        (false, 1, Some(Duration::from_secs(60)))
+    );
     assert!(!bench.succeeded());
-    bench.metrics.arrived(bench.spot(), &name("a"), &tags(&["v4"])[0]);
-    assert_eq!(bench.metrics.seen_to_production.with_label_values(&["r"]).get_sample_sum(), 60.0);
-    bench.looked("a", Totals { promoted: 1, ..equal(3) }, WHOLE, &[]);
-    assert_eq!((bench.tags("up_to_date"), bench.tags("pending"), bench.up(), bench.oldest()), (4, 0, 1, 0.0));
+    bench
+        .metrics
+        .arrived(bench.spot(), &name("a"), &tags(&["v4"])[0]);
+    assert_eq!(
+        bench
+            .metrics
+            .seen_to_production
+            .with_label_values(&["r"])
+            .get_sample_sum(),
+        60.0
+    );
+    bench.looked(
+        "a",
+        Totals {
+            promoted: 1,
+            ..equal(3)
+        },
+        WHOLE,
+        &[],
+    );
+    assert_eq!(
+        (
+            bench.tags("up_to_date"),
+            bench.tags("pending"),
+            bench.up(),
+            bench.oldest()
+        ),
+        (4, 0, 1, 0.0)
+    );
 }
 
 #[test]
 fn what_the_rules_leave_alone_is_no_lack_of_success() {
     let bench = Bench::new();
-    bench.looked("a", Totals { existing: 2, ..equal(1) }, WHOLE, &[]);
+    bench.looked(
+        "a",
+        Totals {
+            existing: 2,
+            ..equal(1)
+        },
+        WHOLE,
+        &[],
+    );
     assert!(bench.succeeded());
-    bench.looked("a", Totals { drift: 1, ..equal(1) }, WHOLE, &[]);
+    bench.looked(
+        "a",
+        Totals {
+            drift: 1,
+            ..equal(1)
+        },
+        WHOLE,
+        &[],
+    );
     assert!(!bench.succeeded());
 }

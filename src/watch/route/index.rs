@@ -41,7 +41,10 @@ impl Index {
         let mut index = Index::default();
         for (position, route) in routes.iter().enumerate() {
             index.names.entry(route.name.clone()).or_insert(position);
-            let sources = index.registries.entry(route.from.registry().clone()).or_default();
+            let sources = index
+                .registries
+                .entry(route.from.registry().clone())
+                .or_default();
             match route.from.literal() {
                 Some(name) => drop(sources.literals.entry(name).or_insert(position)),
                 None => sources.add_wild(&route.from, position),
@@ -56,7 +59,12 @@ impl Index {
     }
 
     /// The position of the first route that has the repository.
-    pub(super) fn of(&self, routes: &[Route], registry: &str, repository: &RepositoryName) -> Option<usize> {
+    pub(super) fn of(
+        &self,
+        routes: &[Route],
+        registry: &str,
+        repository: &RepositoryName,
+    ) -> Option<usize> {
         let sources = self.registries.get(registry)?;
         let mut found = sources.literals.get(repository).copied();
         let mut key = String::new();
@@ -65,8 +73,14 @@ impl Index {
                 break;
             }
             let earlier = |position: &&usize| found.is_none_or(|found| **position < found);
-            let candidates = group.candidates(repository.as_str(), &mut key).iter().take_while(earlier);
-            found = candidates.copied().find(|position| routes[*position].from.matches(repository)).or(found);
+            let candidates = group
+                .candidates(repository.as_str(), &mut key)
+                .iter()
+                .take_while(earlier);
+            found = candidates
+                .copied()
+                .find(|position| routes[*position].from.matches(repository))
+                .or(found);
         }
         found
     }
@@ -77,12 +91,18 @@ impl Sources {
     fn add_wild(&mut self, pattern: &Pattern, position: usize) {
         let (before, behind) = pattern.ends();
         let key = format!("{before}*{behind}");
-        let same = |group: &&mut Group| (group.before, group.behind) == (before.len(), behind.len());
+        let same =
+            |group: &&mut Group| (group.before, group.behind) == (before.len(), behind.len());
         match self.groups.iter_mut().find(same) {
             Some(group) => group.patterns.entry(key).or_default().push(position),
             None => {
                 let patterns = HashMap::from([(key, vec![position])]);
-                self.groups.push(Group { before: before.len(), behind: behind.len(), first: position, patterns });
+                self.groups.push(Group {
+                    before: before.len(),
+                    behind: behind.len(),
+                    first: position,
+                    patterns,
+                });
             }
         }
     }
@@ -126,8 +146,14 @@ mod tests {
     }
 
     /// Every pattern is asked in the order of the config.
-    fn first_that_matches<'a>(routes: &'a [Route], registry: &str, name: &RepositoryName) -> Option<&'a Route> {
-        let reads = |route: &&Route| **route.from.registry() == *registry && route.from.captures(name).is_some();
+    fn first_that_matches<'a>(
+        routes: &'a [Route],
+        registry: &str,
+        name: &RepositoryName,
+    ) -> Option<&'a Route> {
+        let reads = |route: &&Route| {
+            **route.from.registry() == *registry && route.from.captures(name).is_some()
+        };
         routes.iter().find(reads)
     }
 
@@ -161,8 +187,20 @@ mod tests {
 
     #[test]
     fn routes_are_found_by_their_names() {
-        let routes = Routes::new(["s/a", "s/*"].iter().enumerate().filter_map(|(at, from)| route(at, from)).collect());
-        assert_eq!(routes.named("1").map(|route| route.from.to_string()).as_deref(), Some("s/*"));
+        let routes = Routes::new(
+            ["s/a", "s/*"]
+                .iter()
+                .enumerate()
+                .filter_map(|(at, from)| route(at, from))
+                .collect(),
+        );
+        assert_eq!(
+            routes
+                .named("1")
+                .map(|route| route.from.to_string())
+                .as_deref(),
+            Some("s/*")
+        );
         assert!(routes.named("2").is_none());
     }
 }

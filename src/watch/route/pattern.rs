@@ -18,7 +18,9 @@ pub enum ParseError {
     #[error("\"{0}\" names no repository (expected the registry's name, a slash, the repository)")]
     NoRegistry(String),
     /// With its wildcards or captures filled it is no repository name.
-    #[error("\"{0}\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)")]
+    #[error(
+        "\"{0}\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)"
+    )]
     Name(String),
     /// Three or more asterisks in a row, or two wildcards side by side.
     #[error("\"{0}\" has wildcards side by side (* captures within one part, ** across parts)")]
@@ -33,7 +35,9 @@ pub enum ParseError {
     #[error("\"{0}\" has a wildcard (a destination uses what `from` captured: {{1}}, {{2}}, …)")]
     Wildcard(String),
     /// What stands behind the colon gives no tag.
-    #[error("\"{0}\" fits no tag (letters, digits and _ . - around one {{tag}}, not starting with . or -)")]
+    #[error(
+        "\"{0}\" fits no tag (letters, digits and _ . - around one {{tag}}, not starting with . or -)"
+    )]
     Tag(String),
     /// A capture that `from` does not have.
     #[error("there is no capture {{{wanted}}}: `from` has {}", count(*.there))]
@@ -64,7 +68,11 @@ pub struct Pattern {
 #[derive(Clone)]
 enum Shape {
     Literal(RepositoryName),
-    Wild { regex: Regex, prefix: usize, captures: usize },
+    Wild {
+        regex: Regex,
+        prefix: usize,
+        captures: usize,
+    },
 }
 
 impl Pattern {
@@ -76,13 +84,24 @@ impl Pattern {
     pub fn parse(text: &str) -> Result<Pattern, ParseError> {
         let (registry, repository) = split(text)?;
         if !repository.contains('*') {
-            let name = repository.parse().map_err(|_| ParseError::Name(clip(text)))?;
-            return Ok(Pattern { registry: registry.into(), text: repository.into(), shape: Shape::Literal(name) });
+            let name = repository
+                .parse()
+                .map_err(|_| ParseError::Name(clip(text)))?;
+            return Ok(Pattern {
+                registry: registry.into(),
+                text: repository.into(),
+                shape: Shape::Literal(name),
+            });
         }
         if repository.contains("***") {
             return Err(ParseError::Wildcards(clip(text)));
         }
-        if repository.replace("**", "*").replace('*', "a").parse::<RepositoryName>().is_err() {
+        if repository
+            .replace("**", "*")
+            .replace('*', "a")
+            .parse::<RepositoryName>()
+            .is_err()
+        {
             return Err(ParseError::Name(clip(text)));
         }
         let (expression, captures) = expression(repository);
@@ -91,7 +110,15 @@ impl Pattern {
         }
         let regex = Regex::new(&expression).map_err(|_| ParseError::Name(clip(text)))?;
         let prefix = repository.find('*').unwrap_or(repository.len());
-        Ok(Pattern { registry: registry.into(), text: repository.into(), shape: Shape::Wild { regex, prefix, captures } })
+        Ok(Pattern {
+            registry: registry.into(),
+            text: repository.into(),
+            shape: Shape::Wild {
+                regex,
+                prefix,
+                captures,
+            },
+        })
     }
 
     /// The registry's name in the config.
@@ -110,7 +137,14 @@ impl Pattern {
             Shape::Literal(literal) => (literal == name).then(Vec::new),
             Shape::Wild { regex, .. } => {
                 let captures = regex.captures(name.as_str())?;
-                Some(captures.iter().skip(1).flatten().map(|capture| capture.as_str().to_owned()).collect())
+                Some(
+                    captures
+                        .iter()
+                        .skip(1)
+                        .flatten()
+                        .map(|capture| capture.as_str().to_owned())
+                        .collect(),
+                )
             }
         }
     }
@@ -121,8 +155,13 @@ impl Pattern {
             Shape::Literal(literal) => literal == name,
             Shape::Wild { captures: 1, .. } => {
                 let (before, behind) = self.ends();
-                let rest = name.as_str().strip_prefix(before).and_then(|rest| rest.strip_suffix(behind));
-                rest.is_some_and(|rest| !rest.is_empty() && (self.is_deep(1) || !rest.contains('/')))
+                let rest = name
+                    .as_str()
+                    .strip_prefix(before)
+                    .and_then(|rest| rest.strip_suffix(behind));
+                rest.is_some_and(|rest| {
+                    !rest.is_empty() && (self.is_deep(1) || !rest.contains('/'))
+                })
             }
             Shape::Wild { regex, .. } => regex.is_match(name.as_str()),
         }
@@ -165,13 +204,17 @@ impl Pattern {
 
     /// Whether the wildcard with this number, counted from 1, captures across parts.
     fn is_deep(&self, capture: usize) -> bool {
-        wildcards(&self.text).nth(capture.saturating_sub(1)).is_some_and(|wildcard| wildcard == "**")
+        wildcards(&self.text)
+            .nth(capture.saturating_sub(1))
+            .is_some_and(|wildcard| wildcard == "**")
     }
 }
 
 /// The wildcards of a pattern, in the order of writing.
 fn wildcards(pattern: &str) -> impl Iterator<Item = &str> {
-    pattern.split(|character| character != '*').filter(|run| !run.is_empty())
+    pattern
+        .split(|character| character != '*')
+        .filter(|run| !run.is_empty())
 }
 
 fn expression(pattern: &str) -> (String, usize) {
@@ -232,7 +275,10 @@ impl Naming {
     fn parse(text: &str) -> Option<Naming> {
         let (before, behind) = text.split_once("{tag}")?;
         format!("{before}x{behind}").parse::<Tag>().ok()?;
-        Some(Naming { before: before.to_owned(), behind: behind.to_owned() })
+        Some(Naming {
+            before: before.to_owned(),
+            behind: behind.to_owned(),
+        })
     }
 
     /// Whether tags keep their names.
@@ -250,7 +296,10 @@ impl Naming {
 
     /// Whether a tag looks like one that was named so.
     pub fn made(&self, tag: &Tag) -> bool {
-        let inner = tag.as_str().strip_prefix(self.before.as_str()).and_then(|rest| rest.strip_suffix(self.behind.as_str()));
+        let inner = tag
+            .as_str()
+            .strip_prefix(self.before.as_str())
+            .and_then(|rest| rest.strip_suffix(self.behind.as_str()));
         inner.is_some_and(|inner| !inner.is_empty())
     }
 }
@@ -281,7 +330,10 @@ impl Template {
     pub fn parse(text: &str, from: &Pattern) -> Result<Template, ParseError> {
         let (registry, repository) = split(text)?;
         let (repository, naming) = match repository.split_once(':') {
-            Some((repository, naming)) => (repository, Naming::parse(naming).ok_or_else(|| ParseError::Tag(clip(text)))?),
+            Some((repository, naming)) => (
+                repository,
+                Naming::parse(naming).ok_or_else(|| ParseError::Tag(clip(text)))?,
+            ),
             None => (repository, Naming::default()),
         };
         if repository.contains('*') {
@@ -300,7 +352,13 @@ impl Template {
             return Err(ParseError::Name(clip(text)));
         }
         let reach = reach(&pieces, from).map_err(|_| ParseError::Name(clip(text)))?;
-        Ok(Template { registry: registry.into(), text: repository.into(), pieces, reach, naming })
+        Ok(Template {
+            registry: registry.into(),
+            text: repository.into(),
+            pieces,
+            reach,
+            naming,
+        })
     }
 
     /// The registry's name in the config.
@@ -323,7 +381,9 @@ impl Template {
     /// # Errors
     /// When the result is no repository name: two captures may be too long together, or meet badly (`a-` and `.b`).
     pub fn fill(&self, captures: &[String]) -> Result<RepositoryName, NameError> {
-        filled(&self.pieces, |number| captures.get(number - 1).map_or("", String::as_str))
+        filled(&self.pieces, |number| {
+            captures.get(number - 1).map_or("", String::as_str)
+        })
     }
 
     /// Whether copies that are sent here may become sources of `reader`, a pattern of the same registry: the start of a
@@ -334,12 +394,17 @@ impl Template {
             (Reach::One, Shape::Literal(name)) => *self.text == *name.as_str(),
             (Reach::One, Shape::Wild { regex, .. }) => regex.is_match(&self.text),
             (Reach::Many { regex, .. }, Shape::Literal(name)) => regex.is_match(name.as_str()),
-            (Reach::Many { typical, .. }, Shape::Wild { regex, .. }) => typical.iter().any(|name| regex.is_match(name.as_str())),
+            (Reach::Many { typical, .. }, Shape::Wild { regex, .. }) => {
+                typical.iter().any(|name| regex.is_match(name.as_str()))
+            }
         }
     }
 }
 
-fn filled<'a>(pieces: &'a [Piece], capture: impl Fn(usize) -> &'a str) -> Result<RepositoryName, NameError> {
+fn filled<'a>(
+    pieces: &'a [Piece],
+    capture: impl Fn(usize) -> &'a str,
+) -> Result<RepositoryName, NameError> {
     let text = |piece: &'a Piece| match piece {
         Piece::Text(text) => text.as_str(),
         Piece::Capture(number) => capture(*number),
@@ -359,9 +424,21 @@ fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Error> {
             Piece::Capture(_) => "[^/]+".to_owned(),
         })
         .collect();
-    let typical = |deep| filled(pieces, move |number| if from.is_deep(number) { deep } else { "x" }).ok();
-    let typical = ["x", "x/x", "x/x/x"].into_iter().filter_map(typical).collect();
-    Ok(Reach::Many { regex: Regex::new(&format!(r"\A{expression}\z"))?, typical })
+    let typical = |deep| {
+        filled(
+            pieces,
+            move |number| if from.is_deep(number) { deep } else { "x" },
+        )
+        .ok()
+    };
+    let typical = ["x", "x/x", "x/x/x"]
+        .into_iter()
+        .filter_map(typical)
+        .collect();
+    Ok(Reach::Many {
+        regex: Regex::new(&format!(r"\A{expression}\z"))?,
+        typical,
+    })
 }
 
 /// `None` when a brace is no capture.
@@ -370,7 +447,9 @@ fn pieces(template: &str) -> Option<Vec<Piece>> {
     let mut rest = template;
     while let Some((text, after)) = rest.split_once('{') {
         let (number, after) = after.split_once('}')?;
-        let digits = !number.is_empty() && number.len() <= 3 && number.bytes().all(|byte| byte.is_ascii_digit());
+        let digits = !number.is_empty()
+            && number.len() <= 3
+            && number.bytes().all(|byte| byte.is_ascii_digit());
         if text.contains('}') || !digits {
             return None;
         }
@@ -409,7 +488,9 @@ impl fmt::Debug for Template {
 
 fn split(text: &str) -> Result<(&str, &str), ParseError> {
     match text.split_once('/') {
-        Some((registry, repository)) if !registry.is_empty() && !repository.is_empty() => Ok((registry, repository)),
+        Some((registry, repository)) if !registry.is_empty() && !repository.is_empty() => {
+            Ok((registry, repository))
+        }
         _ => Err(ParseError::NoRegistry(clip(text))),
     }
 }
@@ -445,19 +526,32 @@ mod tests {
             ("staging/team/**", "team/a/b", Some(&["a/b"])),
             ("staging/*/app-*", "team/app-web", Some(&["team", "web"])),
             ("staging/**/release/*", "a/b/release/c", Some(&["a/b", "c"])),
-            ("staging/**/release/*", "a/release/release/c", Some(&["a/release", "c"])),
+            (
+                "staging/**/release/*",
+                "a/release/release/c",
+                Some(&["a/release", "c"]),
+            ),
             ("staging/*-*", "a-b-c", Some(&["a-b", "c"])),
             ("staging/a.b*", "axbc", None),
         ];
         for (from, repository, expected) in table {
             let found = pattern(from).captures(&name(repository));
-            assert_eq!(found, expected.map(|captures| captures.iter().map(ToString::to_string).collect()), "{from} {repository}");
+            assert_eq!(
+                found,
+                expected.map(|captures| captures.iter().map(ToString::to_string).collect()),
+                "{from} {repository}"
+            );
         }
     }
 
     #[test]
     fn prefixes_are_what_a_catalog_can_be_filtered_by() {
-        for (from, prefix) in [("s/app", "app"), ("s/team/app-*", "team/app-"), ("s/**", ""), ("s/a/*/b", "a/")] {
+        for (from, prefix) in [
+            ("s/app", "app"),
+            ("s/team/app-*", "team/app-"),
+            ("s/**", ""),
+            ("s/a/*/b", "a/"),
+        ] {
             assert_eq!(pattern(from).prefix(), prefix, "{from}");
         }
         assert_eq!(pattern("s/app").literal(), Some(name("app")));
@@ -467,10 +561,16 @@ mod tests {
 
     #[test]
     fn patterns_that_match_nothing_are_refused() {
-        for bad in ["", "app", "s/", "/app", "s/App", "s/a//b", "s/***", "s/a-", "s/-*", "s/a:1", "s/{1}", "s/a/"] {
+        for bad in [
+            "", "app", "s/", "/app", "s/App", "s/a//b", "s/***", "s/a-", "s/-*", "s/a:1", "s/{1}",
+            "s/a/",
+        ] {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }
-        assert!(matches!(Pattern::parse(&format!("s/{}", "*/".repeat(17) + "a")), Err(ParseError::TooMany(_))));
+        assert!(matches!(
+            Pattern::parse(&format!("s/{}", "*/".repeat(17) + "a")),
+            Err(ParseError::TooMany(_))
+        ));
     }
 
     #[test]
@@ -484,23 +584,47 @@ mod tests {
         for (from, to, source, destination) in table {
             let from = pattern(from);
             let captures = from.captures(&name(source)).unwrap();
-            assert_eq!(Template::parse(to, &from).unwrap().fill(&captures), Ok(name(destination)), "{to}");
+            assert_eq!(
+                Template::parse(to, &from).unwrap().fill(&captures),
+                Ok(name(destination)),
+                "{to}"
+            );
         }
         let from = pattern("s/*-x");
         let template = Template::parse("p/b{1}", &from).unwrap();
-        assert!(template.fill(&["-".to_owned()]).is_err(), "a filling that makes no name is told, not sent");
+        assert!(
+            template.fill(&["-".to_owned()]).is_err(),
+            "a filling that makes no name is told, not sent"
+        );
     }
 
     #[test]
     fn templates_that_cannot_be_filled_are_refused() {
         let from = pattern("s/*");
-        assert_eq!(Template::parse("p/{2}", &from), Err(ParseError::Capture { wanted: 2, there: 1 }));
-        assert_eq!(Template::parse("p/{0}", &from), Err(ParseError::Capture { wanted: 0, there: 1 }));
-        for bad in ["p/{", "p/}", "p/{1", "p/1}", "p/{}", "p/{a}", "p/{+1}", "p/{1}}", "p/{{1}}", "p/*", "p/A{1}", "p/{1}/", "p"] {
+        assert_eq!(
+            Template::parse("p/{2}", &from),
+            Err(ParseError::Capture {
+                wanted: 2,
+                there: 1
+            })
+        );
+        assert_eq!(
+            Template::parse("p/{0}", &from),
+            Err(ParseError::Capture {
+                wanted: 0,
+                there: 1
+            })
+        );
+        for bad in [
+            "p/{", "p/}", "p/{1", "p/1}", "p/{}", "p/{a}", "p/{+1}", "p/{1}}", "p/{{1}}", "p/*",
+            "p/A{1}", "p/{1}/", "p",
+        ] {
             assert!(Template::parse(bad, &from).is_err(), "{bad}");
         }
         assert_eq!(
-            Template::parse("p/{1}", &pattern("s/a")).unwrap_err().to_string(),
+            Template::parse("p/{1}", &pattern("s/a"))
+                .unwrap_err()
+                .to_string(),
             "there is no capture {1}: `from` has no wildcard"
         );
     }
@@ -521,7 +645,11 @@ mod tests {
         for (from, to, reader, expected) in table {
             let from = pattern(from);
             let template = Template::parse(to, &from).unwrap();
-            assert_eq!(template.may_feed(&pattern(reader)), expected, "{from} → {to}, read by {reader}");
+            assert_eq!(
+                template.may_feed(&pattern(reader)),
+                expected,
+                "{from} → {to}, read by {reader}"
+            );
         }
     }
 

@@ -67,9 +67,21 @@ impl<B: Backend> Watch<B> {
         self.work();
     }
 
-    fn ask_route(&mut self, world: &Arc<World<B>>, id: u64, route: &Route, repository: Option<RepositoryName>) {
+    fn ask_route(
+        &mut self,
+        world: &Arc<World<B>>,
+        id: u64,
+        route: &Route,
+        repository: Option<RepositoryName>,
+    ) {
         if repository.is_some() || route.from.is_literal() {
-            let question = Question { id, route: route.name.clone(), repository, failed: None, answer: None };
+            let question = Question {
+                id,
+                route: route.name.clone(),
+                repository,
+                failed: None,
+                answer: None,
+            };
             return self.questions.push_back(question);
         }
         let registry = route.from.registry();
@@ -79,22 +91,40 @@ impl<B: Backend> Watch<B> {
     }
 
     fn spawn_discovery(&mut self, world: &Arc<World<B>>, registry: &Arc<str>) {
-        let task = Task::Discovery { registry: registry.clone(), world: world.clone() };
+        let task = Task::Discovery {
+            registry: registry.clone(),
+            world: world.clone(),
+        };
         let before = self.owners.catalog(registry);
         let (world, registry, stop) = (world.clone(), registry.clone(), self.stop.clone());
-        let spawned = self.tasks.spawn(async move { Done::Discovered(read_catalog(&*world, &registry, &before, &stop).await) });
+        let spawned = self.tasks.spawn(async move {
+            Done::Discovered(read_catalog(&*world, &registry, &before, &stop).await)
+        });
         self.running.insert(spawned.id(), task);
     }
 
     /// A catalog has been read, or could not be.
-    pub(super) fn discovered(&mut self, registry: &Arc<str>, seen: &Arc<World<B>>, read: Result<Reading, Fault>) {
+    pub(super) fn discovered(
+        &mut self,
+        registry: &Arc<str>,
+        seen: &Arc<World<B>>,
+        read: Result<Reading, Fault>,
+    ) {
         let world = self.world();
         if !Arc::ptr_eq(seen, &world) {
             return self.discover_anew(&world, registry);
         }
         let text = read.as_ref().err().map(Fault::chain).unwrap_or_default();
-        match (self.changes.changed(&format!("catalog of {registry}"), &text), text.is_empty()) {
-            (true, false) => tracing::warn!(registry = &**registry, error = text, "the catalog could not be read"),
+        match (
+            self.changes
+                .changed(&format!("catalog of {registry}"), &text),
+            text.is_empty(),
+        ) {
+            (true, false) => tracing::warn!(
+                registry = &**registry,
+                error = text,
+                "the catalog could not be read"
+            ),
             (true, true) => tracing::info!(registry = &**registry, "the catalog can be read again"),
             (false, _) => {}
         }
@@ -102,7 +132,10 @@ impl<B: Backend> Watch<B> {
             Ok(reading) => Ok((reading.catalog, reading.changes.into_iter())),
             Err(fault) => Err(Trouble::from(&fault)),
         };
-        self.pending.push_back(Pending { registry: registry.clone(), read });
+        self.pending.push_back(Pending {
+            registry: registry.clone(),
+            read,
+        });
         self.work();
     }
 
@@ -128,7 +161,10 @@ impl<B: Backend> Watch<B> {
             self.discover_anew(world, &registry);
         }
         let held = std::mem::take(&mut self.held).into_values().flatten();
-        let questions: Vec<Question> = std::mem::take(&mut self.questions).into_iter().chain(held).collect();
+        let questions: Vec<Question> = std::mem::take(&mut self.questions)
+            .into_iter()
+            .chain(held)
+            .collect();
         for question in questions {
             match (&question.repository, &question.answer) {
                 (None, None) => self.ask_anew(world, question.id, &question.route),
@@ -170,15 +206,26 @@ impl<B: Backend> Watch<B> {
         }
         let Pending { registry, read } = pending;
         let failed = read.as_ref().err().cloned();
-        self.owners.read(&registry, read.ok().map(|(catalog, _)| catalog));
+        self.owners
+            .read(&registry, read.ok().map(|(catalog, _)| catalog));
         let (asked, again) = self.inquiries.ended(&registry);
         if again {
             self.spawn_discovery(world, &registry);
         }
-        self.questions.extend(self.held.remove(&registry).unwrap_or_default());
+        self.questions
+            .extend(self.held.remove(&registry).unwrap_or_default());
         for (id, route) in asked {
-            let failed = failed.clone().map(|trouble| Trouble { text: format!("route {route}: {}", trouble.text), ..trouble });
-            self.questions.push_back(Question { id, route, repository: None, failed, answer: None });
+            let failed = failed.clone().map(|trouble| Trouble {
+                text: format!("route {route}: {}", trouble.text),
+                ..trouble
+            });
+            self.questions.push_back(Question {
+                id,
+                route,
+                repository: None,
+                failed,
+                answer: None,
+            });
         }
         most
     }
@@ -197,16 +244,27 @@ impl<B: Backend> Watch<B> {
                     self.held.entry(registry).or_default().push(question);
                     return 1;
                 }
-                None => Answer { discovered: self.discover(world, route, &question), after: None },
+                None => Answer {
+                    discovered: self.discover(world, route, &question),
+                    after: None,
+                },
             },
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let piece: Vec<RepositoryName> = discovered.repositories.range((from, Bound::Unbounded)).take(most).cloned().collect();
+        let piece: Vec<RepositoryName> = discovered
+            .repositories
+            .range((from, Bound::Unbounded))
+            .take(most)
+            .cloned()
+            .collect();
         self.queue_looks(question.id, &question.route, &piece);
         let count = piece.len();
         match piece.into_iter().next_back() {
             Some(last) if discovered.repositories.last() != Some(&last) => {
-                question.answer = Some(Answer { discovered, after: Some(last) });
+                question.answer = Some(Answer {
+                    discovered,
+                    after: Some(last),
+                });
                 self.questions.push_front(question);
             }
             _ => self.close(question.id),
@@ -220,7 +278,13 @@ impl<B: Backend> Watch<B> {
             (Some(trouble), _) => {
                 self.standing.undiscovered(&question.route, trouble);
                 world.metrics.undiscovered(&question.route);
-                (Arc::new(Discovered { trouble: vec![trouble.clone()], ..Discovered::default() }), false)
+                (
+                    Arc::new(Discovered {
+                        trouble: vec![trouble.clone()],
+                        ..Discovered::default()
+                    }),
+                    false,
+                )
             }
             (None, Some(name)) => (Arc::new(self.owners.alone(world, route, name)), false),
             (None, None) => (self.owners.sorted(world, route), true),
@@ -233,7 +297,9 @@ impl<B: Backend> Watch<B> {
             inquiry.count += discovered.repositories.len() + usize::from(look.is_some());
             // A discovery that found nothing to look at is the look.
             if discovered.repositories.is_empty() && !inquiry.event.wish.dry_run {
-                world.metrics.look_ended(&question.route, inquiry.event.cause, &discovered.trouble);
+                world
+                    .metrics
+                    .look_ended(&question.route, inquiry.event.cause, &discovered.trouble);
             }
             if let (Some(look), Some(reply)) = (look, &inquiry.event.reply) {
                 // The asker may have gone.
@@ -251,7 +317,9 @@ impl<B: Backend> Watch<B> {
     }
 
     fn acknowledge(&self, event: Event, count: usize) {
-        self.world().metrics.event(event.cause, if count > 0 { "queued" } else { "ignored" });
+        self.world()
+            .metrics
+            .event(event.cause, if count > 0 { "queued" } else { "ignored" });
         if let Some(reply) = event.reply {
             // Whoever asked may have gone: the looks are done all the same.
             let _ = reply.queued.send(count);
@@ -259,14 +327,43 @@ impl<B: Backend> Watch<B> {
     }
 
     fn queue_looks(&mut self, id: u64, route: &Arc<str>, repositories: &[RepositoryName]) {
-        let Some(inquiry) = self.inquiries.find(id) else { return };
-        let Event { scope, cause, actor, run_id, wish, received, reply } = &inquiry.event;
-        let (tell, cause, wish, received) = (reply.as_ref().map(|reply| reply.looks.clone()), *cause, *wish, *received);
+        let Some(inquiry) = self.inquiries.find(id) else {
+            return;
+        };
+        let Event {
+            scope,
+            cause,
+            actor,
+            run_id,
+            wish,
+            received,
+            reply,
+        } = &inquiry.event;
+        let (tell, cause, wish, received) = (
+            reply.as_ref().map(|reply| reply.looks.clone()),
+            *cause,
+            *wish,
+            *received,
+        );
         let tags = scope.tags.clone();
-        let ask = Ask { tags, digest: scope.digest, cause, actor: actor.clone(), wish, run_id: run_id.clone() };
+        let ask = Ask {
+            tags,
+            digest: scope.digest,
+            cause,
+            actor: actor.clone(),
+            wish,
+            run_id: run_id.clone(),
+        };
         for repository in repositories {
-            let key = LookKey { route: route.clone(), repository: repository.clone(), dry_run: wish.dry_run };
-            let ask = Ask { cause: self.sharpened(&key, cause), ..ask.clone() };
+            let key = LookKey {
+                route: route.clone(),
+                repository: repository.clone(),
+                dry_run: wish.dry_run,
+            };
+            let ask = Ask {
+                cause: self.sharpened(&key, cause),
+                ..ask.clone()
+            };
             self.queue.ask(key, ask, tell.clone(), received);
         }
     }
@@ -274,34 +371,57 @@ impl<B: Backend> Watch<B> {
     /// What a discovery came to; `fresh`: it went well. What has not changed since the last time is shown already.
     fn show_discovered(&mut self, route: &Arc<str>, discovered: &Arc<Discovered>, fresh: bool) {
         if fresh && discovered.repositories.is_empty() {
-            self.board.update_route(route, |entry| entry.last_look = Some(clock::now()));
+            self.board
+                .update_route(route, |entry| entry.last_look = Some(clock::now()));
         }
-        if fresh && self.shown_discovered.get(route).is_some_and(|shown| Arc::ptr_eq(shown, discovered)) {
+        if fresh
+            && self
+                .shown_discovered
+                .get(route)
+                .is_some_and(|shown| Arc::ptr_eq(shown, discovered))
+        {
             return;
         }
         if fresh {
-            self.shown_discovered.insert(route.clone(), discovered.clone());
+            self.shown_discovered
+                .insert(route.clone(), discovered.clone());
             self.log_refused(route, discovered);
             self.standing.discovered(route, discovered);
             let refused = !discovered.trouble.is_empty();
-            self.world().metrics.retain_repositories(route, &discovered.repositories, refused);
+            self.world()
+                .metrics
+                .retain_repositories(route, &discovered.repositories, refused);
             if let Some(verified) = self.verified.get_mut(route) {
                 verified.retain(|name, _| discovered.repositories.contains(name));
             }
-            self.board.update_route(route, |entry| entry.repositories = discovered.repositories.len());
+            self.board.update_route(route, |entry| {
+                entry.repositories = discovered.repositories.len()
+            });
         } else {
             self.shown_discovered.remove(route);
         }
         let trouble = self.standing.trouble(route);
-        self.board.update_route(route, |entry| entry.trouble = trouble);
+        self.board
+            .update_route(route, |entry| entry.trouble = trouble);
         self.show_standing(route);
         self.show_ready();
     }
 
     fn log_refused(&self, route: &Arc<str>, discovered: &Discovered) {
-        let text = discovered.trouble.iter().map(|trouble| trouble.text.as_str()).collect::<Vec<_>>().join("; ");
-        match (self.changes.changed(&format!("discovery of {route}"), &text), text.is_empty()) {
-            (true, false) => tracing::warn!(route = &**route, error = text, "repositories are left out"),
+        let text = discovered
+            .trouble
+            .iter()
+            .map(|trouble| trouble.text.as_str())
+            .collect::<Vec<_>>()
+            .join("; ");
+        match (
+            self.changes
+                .changed(&format!("discovery of {route}"), &text),
+            text.is_empty(),
+        ) {
+            (true, false) => {
+                tracing::warn!(route = &**route, error = text, "repositories are left out")
+            }
             (true, true) => tracing::info!(route = &**route, "no repository is left out any more"),
             (false, _) => {}
         }
@@ -314,14 +434,22 @@ impl<B: Backend> Watch<B> {
         let verified = self.verified.entry(key.route.clone()).or_default();
         let is_due = |last: &Instant| now.duration_since(*last) >= verify;
         match cause {
-            Cause::Poll if verified.get(&key.repository).is_some_and(|last| !is_due(last)) => Cause::Poll,
+            Cause::Poll
+                if verified
+                    .get(&key.repository)
+                    .is_some_and(|last| !is_due(last)) =>
+            {
+                Cause::Poll
+            }
             Cause::Poll => {
                 verified.insert(key.repository.clone(), now);
                 Cause::Verify
             }
             Cause::Start => {
                 // The first sweep comes at a time of its own for each repository.
-                let first = now.checked_sub(verify.mul_f64(0.5 * random::fraction())).unwrap_or(now);
+                let first = now
+                    .checked_sub(verify.mul_f64(0.5 * random::fraction()))
+                    .unwrap_or(now);
                 verified.insert(key.repository.clone(), first);
                 cause
             }

@@ -1,6 +1,8 @@
 //! What the contract is tried with: blobs, images and the steps that bring them over.
 
-use blobferry::endpoint::{Begin, BlobBody, Destination, Offset, Presence, Put, Sent, Upload, UploadStyle};
+use blobferry::endpoint::{
+    Begin, BlobBody, Destination, Offset, Presence, Put, Sent, Upload, UploadStyle,
+};
 use blobferry::fault::Fault;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use blobferry::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Tag, Target};
@@ -14,8 +16,11 @@ pub fn tag(name: &str) -> Tag {
 
 /// Bytes that do not repeat, the same for the same words.
 pub fn content(words: &str, length: usize) -> Bytes {
-    let mut state =
-        words.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut state = words
+        .bytes()
+        .fold(0x9e37_79b9_7f4a_7c15_u64, |state, byte| {
+            (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
         state ^= state << 13;
@@ -28,7 +33,11 @@ pub fn content(words: &str, length: usize) -> Bytes {
 }
 
 pub fn layer(digest: Digest, size: u64) -> Descriptor {
-    Descriptor::new(MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip"), digest, size)
+    Descriptor::new(
+        MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip"),
+        digest,
+        size,
+    )
 }
 
 pub async fn begin<D: Destination>(repository: &D, digest: &Digest) -> Upload {
@@ -38,9 +47,18 @@ pub async fn begin<D: Destination>(repository: &D, digest: &Digest) -> Upload {
     }
 }
 
-pub async fn finish<D: Destination>(repository: &D, session: &mut Upload, digest: &Digest, offset: u64, rest: &Bytes) {
+pub async fn finish<D: Destination>(
+    repository: &D,
+    session: &mut Upload,
+    digest: &Digest,
+    offset: u64,
+    rest: &Bytes,
+) {
     let body = BlobBody::full(rest.clone());
-    let sent = repository.finish_upload(session, digest, offset, rest.len() as u64, body).await.unwrap();
+    let sent = repository
+        .finish_upload(session, digest, offset, rest.len() as u64, body)
+        .await
+        .unwrap();
     assert!(matches!(sent, Sent::Accepted { .. }), "{sent:?}");
 }
 
@@ -52,12 +70,16 @@ pub async fn upload<D: Destination>(repository: &D, bytes: &Bytes) -> Descriptor
 }
 
 pub async fn put<D: Destination>(repository: &D, target: impl Into<Target>, manifest: &Manifest) {
-    let put = repository.put_manifest(&target.into(), manifest).await.unwrap();
+    let put = repository
+        .put_manifest(&target.into(), manifest)
+        .await
+        .unwrap();
     assert!(matches!(put, Put::Accepted { .. }), "{put:?}");
 }
 
 pub async fn document<D: Destination>(repository: &D, blob: &Descriptor, note: &str) -> Value {
-    let config = Bytes::from(json!({"architecture": "amd64", "os": "linux", "note": note}).to_string());
+    let config =
+        Bytes::from(json!({"architecture": "amd64", "os": "linux", "note": note}).to_string());
     let uploaded = upload(repository, &config).await;
     json!({
         "schemaVersion": 2,
@@ -103,13 +125,19 @@ pub async fn is_present<D: Destination>(repository: &D, blob: &Descriptor) -> bo
 }
 
 pub async fn assert_absent<D: Destination>(repository: &D, blob: &Descriptor) {
-    assert_eq!(repository.has_blob(&blob.digest).await.unwrap(), Presence::Absent);
+    assert_eq!(
+        repository.has_blob(&blob.digest).await.unwrap(),
+        Presence::Absent
+    );
     assert!(repository.read_blob(blob, 0).await.unwrap().is_none());
 }
 
 pub fn assert_missing(put: &Put, digest: &Digest) {
     match put {
-        Put::Missing(missing) => assert!(missing.is_empty() || missing.contains(digest), "{missing:?}"),
+        Put::Missing(missing) => assert!(
+            missing.is_empty() || missing.contains(digest),
+            "{missing:?}"
+        ),
         other => panic!("{digest} is missing, and yet: {other:?}"),
     }
 }

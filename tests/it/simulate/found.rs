@@ -38,14 +38,33 @@ impl Stage {
         random::seed(1);
         clock::simulate(Timestamp::from_second(1_795_000_000).expect("a time of these years"));
         let (chance, trace) = (Chance::new(1), Trace::begin());
-        let registry = |name: &str| Registry::new(name, Settings { latency: (2, 4), ..Settings::of(kind) }, chance, &trace);
+        let registry = |name: &str| {
+            Registry::new(
+                name,
+                Settings {
+                    latency: (2, 4),
+                    ..Settings::of(kind)
+                },
+                chance,
+                &trace,
+            )
+        };
         let (staging, production) = (registry("staging"), registry("production"));
         let routes = vec![rules("app", "staging", "production")];
         let mut nature = Nature::usual();
         (nature.poll, nature.verify) = (Duration::from_secs(5), Duration::from_secs(60));
         let library = Library::new(chance, &trace, 100_000);
         let stores = Stores::new(chance, false);
-        Stage { trace, staging, production, routes, library, stores, nature, process: None }
+        Stage {
+            trace,
+            staging,
+            production,
+            routes,
+            library,
+            stores,
+            nature,
+            process: None,
+        }
     }
 
     /// Starts a process.
@@ -54,15 +73,29 @@ impl Stage {
             let settings = registry.settings();
             let current_lists = settings.lag.is_zero() && !settings.hides_list;
             let takes_artifacts = !settings.refuses_artifacts;
-            self.trace.note(Event::Registry { name: registry.name().clone(), current_lists, takes_artifacts });
+            self.trace.note(Event::Registry {
+                name: registry.name().clone(),
+                current_lists,
+                takes_artifacts,
+            });
         }
         let registries = [self.staging.clone(), self.production.clone()];
         self.start_with(&registries);
     }
 
     fn start_with(&mut self, registries: &[Registry]) {
-        let (stores, nature, routes, trace) = (&self.stores, self.nature, &self.routes, &self.trace);
-        self.process = Some(Process::start(1, &Setting { stores, nature, registries, routes, trace }));
+        let (stores, nature, routes, trace) =
+            (&self.stores, self.nature, &self.routes, &self.trace);
+        self.process = Some(Process::start(
+            1,
+            &Setting {
+                stores,
+                nature,
+                registries,
+                routes,
+                trace,
+            },
+        ));
     }
 
     async fn kill(&mut self) {
@@ -88,7 +121,9 @@ impl Stage {
     fn push_to(&self, registry: &Registry, repository: &str, image: &Image, tags: &[&str]) {
         push(registry, &name(repository), image);
         for called in tags {
-            self.trace.note(Event::Person { text: format!("pushes {called} to {}/{repository}", registry.name()) });
+            self.trace.note(Event::Person {
+                text: format!("pushes {called} to {}/{repository}", registry.name()),
+            });
             registry.tag(&name(repository), &tag(called), Some(image.top.digest));
         }
     }
@@ -105,13 +140,22 @@ impl Stage {
 
     /// Waits until production names an image.
     #[track_caller]
-    fn arrives<'a>(&'a self, image: &'a Image, called: &'a str, seconds: u64) -> impl Future<Output = ()> + 'a {
+    fn arrives<'a>(
+        &'a self,
+        image: &'a Image,
+        called: &'a str,
+        seconds: u64,
+    ) -> impl Future<Output = ()> + 'a {
         let caller = std::panic::Location::caller();
         async move {
             let end = self.trace.now() + Duration::from_secs(seconds);
             while self.named(called) != Some(image.top.digest) {
                 let late = self.trace.now() >= end;
-                assert!(!late, "{caller}: {called} is not in production after {seconds} s\n{}", self.story(called));
+                assert!(
+                    !late,
+                    "{caller}: {called} is not in production after {seconds} s\n{}",
+                    self.story(called)
+                );
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -119,39 +163,74 @@ impl Stage {
 
     #[track_caller]
     fn assert_named(&self, called: &str, image: &Image, promise: &str) {
-        assert_eq!(self.named(called), Some(image.top.digest), "{promise}\n{}", self.story(called));
+        assert_eq!(
+            self.named(called),
+            Some(image.top.digest),
+            "{promise}\n{}",
+            self.story(called)
+        );
     }
 
     /// Asks by name.
     fn ask(&self, called: &str) {
-        let scope = Scope { routes: vec!["app".into()], tags: vec![tag(called)], ..Scope::default() };
-        self.process.as_ref().expect("it runs").ask(scope, Cause::Ping);
+        let scope = Scope {
+            routes: vec!["app".into()],
+            tags: vec![tag(called)],
+            ..Scope::default()
+        };
+        self.process
+            .as_ref()
+            .expect("it runs")
+            .ask(scope, Cause::Ping);
     }
 
     /// Asks for everything, as `sync` does.
     fn sync(&self) {
-        self.process.as_ref().expect("it runs").ask(Scope::default(), Cause::Cli);
+        self.process
+            .as_ref()
+            .expect("it runs")
+            .ask(Scope::default(), Cause::Cli);
     }
 
     /// Requests of a kind that were sent since `from`.
     fn requests(&self, operation: Operation, from: Duration) -> usize {
         let sent = |entry: &super::trace::Entry| matches!(&entry.event, Event::Sent { call, .. } if call.operation == operation);
-        self.trace.entries().iter().filter(|entry| entry.at >= from && sent(entry)).count()
+        self.trace
+            .entries()
+            .iter()
+            .filter(|entry| entry.at >= from && sent(entry))
+            .count()
     }
 
     /// What came of a tag, in order.
     fn results(&self, called: &str) -> Vec<Outcome> {
         let result = |entry: super::trace::Entry| match entry.event {
-            Event::Settled { destination, result, .. } if &*destination.tag == called => Some(result),
+            Event::Settled {
+                destination,
+                result,
+                ..
+            } if &*destination.tag == called => Some(result),
             _ => None,
         };
-        self.trace.entries().into_iter().filter_map(result).collect()
+        self.trace
+            .entries()
+            .into_iter()
+            .filter_map(result)
+            .collect()
     }
 
     fn story(&self, called: &str) -> String {
-        let place = Place { registry: "production".into(), repository: "prod-app".into(), tag: called.into() };
-        let finding =
-            oracle::Finding { at: self.trace.now(), promise: "the script's own", text: String::new(), place: Some(place) };
+        let place = Place {
+            registry: "production".into(),
+            repository: "prod-app".into(),
+            tag: called.into(),
+        };
+        let finding = oracle::Finding {
+            at: self.trace.now(),
+            promise: "the script's own",
+            text: String::new(),
+            place: Some(place),
+        };
         story::tell(&self.trace.entries(), &self.trace.names(), &finding)
     }
 
@@ -194,7 +273,9 @@ fn a_rollback_after_lost_answers_stays() {
         stage.start();
         stage.arrives(&old, "latest", 20).await;
         stage.pass(10).await;
-        stage.production.plan(Operation::PutManifest, TroubleKind::Lost, 50);
+        stage
+            .production
+            .plan(Operation::PutManifest, TroubleKind::Lost, 50);
         stage.push(&new, &["latest"]);
         stage.arrives(&new, "latest", 20).await;
         stage.pass(60).await;
@@ -203,7 +284,10 @@ fn a_rollback_after_lost_answers_stays() {
         stage.push_by_hand(&old, &["latest"]);
         stage.pass(300).await;
         stage.assert_named("latest", &old, "a rollback by hand stays");
-        assert!(stage.results("latest").contains(&Outcome::Drift), "it is reported");
+        assert!(
+            stage.results("latest").contains(&Outcome::Drift),
+            "it is reported"
+        );
         stage.assert_promises_kept();
     });
 }
@@ -219,7 +303,9 @@ fn a_rollback_after_a_kill_stays() {
         stage.arrives(&old, "latest", 20).await;
         stage.pass(10).await;
         stage.push(&new, &["latest"]);
-        stage.production.plan(Operation::PutManifest, TroubleKind::Slow, 5);
+        stage
+            .production
+            .plan(Operation::PutManifest, TroubleKind::Slow, 5);
         stage.arrives(&new, "latest", 20).await;
         stage.kill().await;
         stage.production.forget_plans();
@@ -240,7 +326,9 @@ fn a_put_that_is_sent_again_asks_production_again() {
         let (ours, theirs) = (stage.image(), stage.image());
         stage.start();
         stage.pass(1).await;
-        stage.production.plan(Operation::PutManifest, TroubleKind::BusyFor(12), 1);
+        stage
+            .production
+            .plan(Operation::PutManifest, TroubleKind::BusyFor(12), 1);
         stage.push(&ours, &["v1"]);
         stage.pass(8).await;
         stage.push_by_hand(&theirs, &["v1"]);
@@ -282,7 +370,8 @@ fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
         stage.staging.set(|settings| settings.agrees = true);
         let (theirs, ours) = (stage.image(), stage.image());
         let beside = format!("sha256-{}.sig", ours.top.digest.encoded());
-        let (their_signature, our_signature) = (stage.library.signature(None), stage.library.signature(None));
+        let (their_signature, our_signature) =
+            (stage.library.signature(None), stage.library.signature(None));
         stage.push_by_hand(&theirs, &["latest"]);
         stage.push_by_hand(&their_signature, &[&beside]);
         stage.push(&our_signature, &[&beside]);
@@ -291,7 +380,11 @@ fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
         stage.arrives(&ours, "v1", 30).await;
         stage.pass(60).await;
         stage.assert_named("latest", &theirs, "what was there before stays");
-        stage.assert_named(&beside, &their_signature, "a signature that was there before stays");
+        stage.assert_named(
+            &beside,
+            &their_signature,
+            "a signature that was there before stays",
+        );
         stage.assert_promises_kept();
     });
 }
@@ -354,7 +447,10 @@ fn many_tags_pass_through_few_permits() {
                 settings.mounts_refused = 100;
                 settings.rate = Some(400_000);
             });
-            stage.routes = vec![rules("app", "staging", "production"), rules("web", "staging", "production")];
+            stage.routes = vec![
+                rules("app", "staging", "production"),
+                rules("web", "staging", "production"),
+            ];
             let images: Vec<Image> = (0..tags).map(|_| stage.library.large_image()).collect();
             let (before, after) = images.split_at(tags / 2);
             let called = |number: usize| format!("v{number}");
@@ -366,7 +462,9 @@ fn many_tags_pass_through_few_permits() {
                 stage.arrives(image, &called(number), 900).await;
             }
             // From here on half of the uploads follow a refused mount, and the others share a read.
-            stage.production.set(|settings| settings.busy_every = Some((Operation::BeginUpload, 9)));
+            stage
+                .production
+                .set(|settings| settings.busy_every = Some((Operation::BeginUpload, 9)));
             for (number, image) in before.iter().chain(after).enumerate() {
                 stage.push_to(&stage.staging, "web", image, &[&called(number)]);
             }
@@ -376,7 +474,11 @@ fn many_tags_pass_through_few_permits() {
             stage.sync();
             stage.pass(900).await;
             for (number, image) in images.iter().enumerate() {
-                let tagged = |repository| stage.production.tagged(&name(repository), &tag(&called(number)));
+                let tagged = |repository| {
+                    stage
+                        .production
+                        .tagged(&name(repository), &tag(&called(number)))
+                };
                 for repository in ["prod-app", "prod-web"] {
                     let there = tagged(repository) == Some(image.top.digest);
                     assert!(
@@ -400,7 +502,12 @@ fn a_sick_source_holds_up_no_other() {
             let mut stage = Stage::new(Kind::Distribution3);
             stage.nature.poll = Duration::from_secs(2);
             stage.library = Library::new(Chance::new(2), &stage.trace, 2_000_000);
-            let other = Registry::new("ailing", Settings::of(Kind::Distribution3), Chance::new(3), &stage.trace);
+            let other = Registry::new(
+                "ailing",
+                Settings::of(Kind::Distribution3),
+                Chance::new(3),
+                &stage.trace,
+            );
             other.set(|settings| settings.sick = Some((sick, Duration::from_secs(3600))));
             stage.routes.push(rules("ill", "ailing", "production"));
             for number in 0..80 {
@@ -408,7 +515,11 @@ fn a_sick_source_holds_up_no_other() {
                 stage.push_to(&other, "ill", &image, &[&format!("v{number}")]);
             }
             let healthy = stage.image();
-            stage.start_with(&[stage.staging.clone(), stage.production.clone(), other.clone()]);
+            stage.start_with(&[
+                stage.staging.clone(),
+                stage.production.clone(),
+                other.clone(),
+            ]);
             stage.pass(60).await;
             stage.push(&healthy, &["v1"]);
             stage.arrives(&healthy, "v1", 5).await;
@@ -423,13 +534,22 @@ fn what_is_asked_for_by_name_overtakes_a_backfill() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
         stage.nature.poll = Duration::from_secs(600);
-        stage.production.set(|settings| settings.rate = Some(100_000));
-        stage.routes = (0..8).map(|number| rules(&format!("app{number}"), "staging", "production")).collect();
+        stage
+            .production
+            .set(|settings| settings.rate = Some(100_000));
+        stage.routes = (0..8)
+            .map(|number| rules(&format!("app{number}"), "staging", "production"))
+            .collect();
         stage.routes.push(rules("app", "staging", "production"));
         for number in 0..40 {
             for app in 0..8 {
                 let image = stage.library.large_image();
-                stage.push_to(&stage.staging, &format!("app{app}"), &image, &[&format!("v{number}")]);
+                stage.push_to(
+                    &stage.staging,
+                    &format!("app{app}"),
+                    &image,
+                    &[&format!("v{number}")],
+                );
             }
             let image = stage.library.large_image();
             stage.push(&image, &[&format!("v{number}")]);
@@ -446,14 +566,23 @@ fn what_is_asked_for_by_name_overtakes_a_backfill() {
 /// An upload session was gone, or answered 500: every look resumed it again, for ever.
 #[test]
 fn a_dead_session_is_replaced() {
-    for kind in [Kind::Ecr, Kind::EcrPublic, Kind::Distribution3, Kind::Generic] {
+    for kind in [
+        Kind::Ecr,
+        Kind::EcrPublic,
+        Kind::Distribution3,
+        Kind::Generic,
+    ] {
         for dead in [TroubleKind::Vanish, TroubleKind::Spoil] {
             play(move || async move {
                 let mut stage = Stage::new(kind);
                 stage.nature.bounds.checkpoint = 64 * 1024;
                 stage.library = Library::new(Chance::new(5), &stage.trace, 3_000_000);
-                let large = std::iter::repeat_with(|| stage.library.image()).find(is_large).expect("some are large");
-                stage.production.set(|settings| settings.rate = Some(500_000));
+                let large = std::iter::repeat_with(|| stage.library.image())
+                    .find(is_large)
+                    .expect("some are large");
+                stage
+                    .production
+                    .set(|settings| settings.rate = Some(500_000));
                 stage.push(&large, &["v1"]);
                 stage.start();
                 stage.pass(3).await;
@@ -479,7 +608,9 @@ fn is_large(image: &Image) -> bool {
 fn a_refused_tag_slows_no_other() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
-        stage.production.set(|settings| settings.denied = ["v1".to_owned()].into());
+        stage
+            .production
+            .set(|settings| settings.denied = ["v1".to_owned()].into());
         let (refused, other) = (stage.image(), stage.image());
         stage.push(&refused, &["v1"]);
         stage.start();
@@ -502,7 +633,9 @@ fn a_panic_ends_one_look_alone() {
         stage.push(&image, &["v1"]);
         stage.push_to(&stage.staging, "web", &image, &["v1"]);
         stage.staging.set(|settings| settings.rate = Some(100_000));
-        stage.staging.plan(Operation::ReadBlob, TroubleKind::Panic, 2);
+        stage
+            .staging
+            .plan(Operation::ReadBlob, TroubleKind::Panic, 2);
         stage.start();
         stage.arrives(&image, "v1", 120).await;
         stage.assert_promises_kept();
@@ -514,10 +647,18 @@ fn a_panic_ends_one_look_alone() {
 fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
-        stage.production.set(|settings| settings.quota = Some(1_000_000));
+        stage
+            .production
+            .set(|settings| settings.quota = Some(1_000_000));
         stage.library = Library::new(Chance::new(5), &stage.trace, 3_000_000);
-        let large = std::iter::repeat_with(|| stage.library.image()).find(is_large).expect("some are large");
-        let size: u64 = large.blobs.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let large = std::iter::repeat_with(|| stage.library.image())
+            .find(is_large)
+            .expect("some are large");
+        let size: u64 = large
+            .blobs
+            .iter()
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum();
         stage.push(&large, &["v1"]);
         stage.start();
         stage.pass(120).await;
@@ -526,12 +667,20 @@ fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
             .entries()
             .iter()
             .filter_map(|entry| match entry.event {
-                Event::Answered { answer: Answer::Done { bytes }, .. } | Event::Abandoned { bytes, .. } => Some(bytes),
+                Event::Answered {
+                    answer: Answer::Done { bytes },
+                    ..
+                }
+                | Event::Abandoned { bytes, .. } => Some(bytes),
                 _ => None,
             })
             .sum();
         let refused = stage.requests(Operation::FinishUpload, Duration::ZERO);
-        assert!(refused <= 2 * large.blobs.len(), "{refused} uploads were closed\n{}", stage.story("v1"));
+        assert!(
+            refused <= 2 * large.blobs.len(),
+            "{refused} uploads were closed\n{}",
+            stage.story("v1")
+        );
         assert!(sent <= 2 * size, "{sent} bytes were sent for {size}");
         stage.assert_promises_kept();
     });
@@ -546,11 +695,19 @@ fn a_corrupt_layer_is_not_read_at_every_look() {
         stage.push(&image, &["v1"]);
         let (layer, _) = image.blobs.last().expect("an image has a config").clone();
         stage.staging.rot(&layer);
-        stage.trace.note(Event::Hopeless { registry: None, digest: image.top.digest });
+        stage.trace.note(Event::Hopeless {
+            registry: None,
+            digest: image.top.digest,
+        });
         stage.start();
         stage.pass(120).await;
         let about_layer = |event: &Event| matches!(event, Event::Sent { call, .. } if call.operation == Operation::ReadBlob && call.about == About::Content(layer));
-        let reads = stage.trace.entries().iter().filter(|entry| about_layer(&entry.event)).count();
+        let reads = stage
+            .trace
+            .entries()
+            .iter()
+            .filter(|entry| about_layer(&entry.event))
+            .count();
         assert!(reads <= 4, "it was read {reads} times in two minutes");
         assert_eq!(stage.named("v1"), None);
         stage.assert_promises_kept();
@@ -583,8 +740,15 @@ fn late_signatures_arrive_by_sync() {
         stage.pass(60).await;
         let held = |image: &Image| stage.production.holds(&name("prod-app"), &image.top.digest);
         assert!(held(&first), "the first signature travels with its image");
-        assert!(held(&second), "the second signature comes later\n{}", stage.story("v1"));
-        assert!(held(&of_signature), "a signature of a signature comes later");
+        assert!(
+            held(&second),
+            "the second signature comes later\n{}",
+            stage.story("v1")
+        );
+        assert!(
+            held(&of_signature),
+            "a signature of a signature comes later"
+        );
         stage.assert_named(&beside, &new, "a signature under a tag that moved arrives");
         stage.assert_promises_kept();
     });
@@ -596,8 +760,12 @@ fn late_signatures_arrive_by_sync() {
 fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
     play(|| async {
         let mut stage = Stage::new(Kind::Quay);
-        stage.staging.set(|settings| settings.referrers = Referrers::MissingSubject);
-        stage.production.set(|settings| settings.referrers = Referrers::MissingSubject);
+        stage
+            .staging
+            .set(|settings| settings.referrers = Referrers::MissingSubject);
+        stage
+            .production
+            .set(|settings| settings.referrers = Referrers::MissingSubject);
         let images = [stage.image(), stage.image()];
         stage.start();
         for (number, image) in images.iter().enumerate() {
@@ -605,11 +773,20 @@ fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
             push(&stage.staging, &name("app"), &signature);
             stage.push(image, &[&format!("v{number}")]);
             stage.arrives(image, &format!("v{number}"), 30).await;
-            let signed = stage.production.holds(&name("prod-app"), &signature.top.digest);
-            assert!(signed, "it went out unsigned\n{}", stage.story(&format!("v{number}")));
+            let signed = stage
+                .production
+                .holds(&name("prod-app"), &signature.top.digest);
+            assert!(
+                signed,
+                "it went out unsigned\n{}",
+                stage.story(&format!("v{number}"))
+            );
         }
         let tags = stage.production.tags(&name("prod-app"));
-        assert!(tags.iter().all(|tag| !tag.travels_with_subject()), "stray tags: {tags:?}");
+        assert!(
+            tags.iter().all(|tag| !tag.travels_with_subject()),
+            "stray tags: {tags:?}"
+        );
         stage.assert_promises_kept();
     });
 }
@@ -628,7 +805,12 @@ fn drift_stays_reported_until_it_is_over() {
         stage.push_by_hand(&theirs, &["latest"]);
         stage.sync();
         stage.pass(120).await;
-        assert_eq!(stage.results("latest").last(), Some(&Outcome::Drift), "{}", stage.story("latest"));
+        assert_eq!(
+            stage.results("latest").last(),
+            Some(&Outcome::Drift),
+            "{}",
+            stage.story("latest")
+        );
         stage.assert_promises_kept();
     });
 }
@@ -638,7 +820,9 @@ fn drift_stays_reported_until_it_is_over() {
 fn a_list_that_lags_behind_a_promotion_is_no_drift() {
     play(|| async {
         let mut stage = Stage::new(Kind::Ecr);
-        stage.production.set(|settings| settings.lag = Duration::from_secs(6));
+        stage
+            .production
+            .set(|settings| settings.lag = Duration::from_secs(6));
         let images: Vec<Image> = (0..5).map(|_| stage.image()).collect();
         stage.start();
         for image in &images {
@@ -651,7 +835,11 @@ fn a_list_that_lags_behind_a_promotion_is_no_drift() {
             stage.pass(11).await;
         }
         let results = stage.results("latest");
-        assert!(results.iter().all(|result| *result == Outcome::Promoted), "{results:?}\n{}", stage.story("latest"));
+        assert!(
+            results.iter().all(|result| *result == Outcome::Promoted),
+            "{results:?}\n{}",
+            stage.story("latest")
+        );
         stage.assert_promises_kept();
     });
 }

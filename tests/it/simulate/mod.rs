@@ -39,17 +39,36 @@ fn new_seeds_keep_every_promise() {
         return;
     }
     // New ones at every run; a failure says which.
-    let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64) & 0xffff_ffff_ffff;
-    let seconds = std::env::var("SIMULATE_SECONDS").ok().and_then(|text| text.parse().ok());
+    let first = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos() as u64)
+        & 0xffff_ffff_ffff;
+    let seconds = std::env::var("SIMULATE_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let start = Instant::now();
-    let enough = |played| seconds.map_or(played >= SEEDS, |seconds| start.elapsed() >= Duration::from_secs(seconds));
-    keep_every_promise((first..).enumerate().take_while(|(played, _)| !enough(*played as u64)).map(|(_, seed)| seed));
+    let enough = |played| {
+        seconds.map_or(played >= SEEDS, |seconds| {
+            start.elapsed() >= Duration::from_secs(seconds)
+        })
+    };
+    keep_every_promise(
+        (first..)
+            .enumerate()
+            .take_while(|(played, _)| !enough(*played as u64))
+            .map(|(_, seed)| seed),
+    );
 }
 
 fn seeds_asked_for() -> Option<Range<u64>> {
     let text = std::env::var("SIMULATE_SEEDS").ok()?;
-    let (from, to) = text.split_once("..").expect("SIMULATE_SEEDS is written A..B");
-    let number = |text: &str| text.parse().expect("SIMULATE_SEEDS is written A..B, with numbers");
+    let (from, to) = text
+        .split_once("..")
+        .expect("SIMULATE_SEEDS is written A..B");
+    let number = |text: &str| {
+        text.parse()
+            .expect("SIMULATE_SEEDS is written A..B, with numbers")
+    };
     Some(number(from)..number(to))
 }
 
@@ -63,7 +82,11 @@ fn keep_every_promise(seeds: impl Iterator<Item = u64>) {
         played += 1;
         let outcome = world::play(seed);
         entries += outcome.entries.len();
-        let promises: BTreeSet<&str> = outcome.findings.iter().map(|finding| finding.promise).collect();
+        let promises: BTreeSet<&str> = outcome
+            .findings
+            .iter()
+            .map(|finding| finding.promise)
+            .collect();
         for promise in promises {
             let seeds = broken.entry(promise).or_default();
             seeds.push(seed);
@@ -76,12 +99,23 @@ fn keep_every_promise(seeds: impl Iterator<Item = u64>) {
             break;
         }
         if seed.is_multiple_of(TWICE) {
-            assert_eq!(world::play(seed).hash, outcome.hash, "seed {seed} played twice gives two traces");
+            assert_eq!(
+                world::play(seed).hash,
+                outcome.hash,
+                "seed {seed} played twice gives two traces"
+            );
         }
     }
-    println!("{played} seeds with {entries} events in {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{played} seeds with {entries} events in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     for (promise, seeds) in &broken {
-        println!("{:>6} of {played}: {promise}; seeds {:?}", seeds.len(), &seeds[..seeds.len().min(5)]);
+        println!(
+            "{:>6} of {played}: {promise}; seeds {:?}",
+            seeds.len(),
+            &seeds[..seeds.len().min(5)]
+        );
     }
     if let Some(story) = first {
         panic!("{story}");

@@ -55,7 +55,9 @@ pub fn judge(entries: &[Entry]) -> Vec<Finding> {
 
 /// Whether a calm world needs no more time.
 pub fn is_settled(entries: &[Entry]) -> bool {
-    judge(entries).iter().all(|finding| ![ARRIVES, FOLLOWS].contains(&finding.promise))
+    judge(entries)
+        .iter()
+        .all(|finding| ![ARRIVES, FOLLOWS].contains(&finding.promise))
 }
 
 #[derive(Default)]
@@ -126,7 +128,9 @@ struct Known {
 
 impl Known {
     fn is_ours(&self, digest: &Digest) -> bool {
-        self.written == Some(*digest) || self.intents.contains(digest) || self.maybe.contains(digest)
+        self.written == Some(*digest)
+            || self.intents.contains(digest)
+            || self.maybe.contains(digest)
     }
 
     fn is_known(&self) -> bool {
@@ -170,14 +174,24 @@ pub fn cell(
     ours: bool,
     known: bool,
 ) -> Cell {
-    let Some(production) = production else { return Cell::Promote };
-    let over = if moving { Cell::Promote } else { Cell::Conflict };
+    let Some(production) = production else {
+        return Cell::Promote;
+    };
+    let over = if moving {
+        Cell::Promote
+    } else {
+        Cell::Conflict
+    };
     if production == source {
         Cell::Equal
     } else if ours {
         over
     } else if known {
-        if drift == Drift::Restore { over } else { Cell::Drift }
+        if drift == Drift::Restore {
+            over
+        } else {
+            Cell::Drift
+        }
     } else if existing == Existing::Adopt {
         over
     } else {
@@ -187,18 +201,28 @@ pub fn cell(
 
 /// Whether a tag belongs to another image, by its name.
 fn is_companion(tag: &str) -> bool {
-    let hex = |text: &str| text.len() >= 64 && text.as_bytes()[..64].iter().all(u8::is_ascii_hexdigit);
+    let hex =
+        |text: &str| text.len() >= 64 && text.as_bytes()[..64].iter().all(u8::is_ascii_hexdigit);
     tag.strip_prefix("sha256-").is_some_and(hex)
 }
 
 impl Oracle {
     fn find(&mut self, promise: &'static str, place: Option<&Place>, text: String) {
-        self.findings.push(Finding { at: self.at, promise, text, place: place.cloned() });
+        self.findings.push(Finding {
+            at: self.at,
+            promise,
+            text,
+            place: place.cloned(),
+        });
     }
 
     fn take(&mut self, event: &Event) {
         match event {
-            Event::Registry { name, current_lists, takes_artifacts } => {
+            Event::Registry {
+                name,
+                current_lists,
+                takes_artifacts,
+            } => {
                 self.current_lists.insert(name.clone(), *current_lists);
                 if !takes_artifacts {
                     self.plain.insert(name.clone());
@@ -210,7 +234,9 @@ impl Oracle {
                     self.ledger.clear();
                 }
             }
-            Event::Configured { process, rules } => drop(self.rules.insert(*process, rules.clone())),
+            Event::Configured { process, rules } => {
+                drop(self.rules.insert(*process, rules.clone()))
+            }
             Event::Killed { process } => self.killed(*process),
             Event::Stopped { process } => drop(self.alive.remove(process)),
             Event::Sent { request, call } => {
@@ -220,16 +246,32 @@ impl Oracle {
             Event::Answered { request, answer } => self.answered(*request, answer),
             Event::Abandoned { request, bytes } => self.uploaded(*request, *bytes),
             Event::Moved { place, to, by, .. } => self.moved(place, *to, *by),
-            Event::Attached { registry, repository, subject, referrer } => {
+            Event::Attached {
+                registry,
+                repository,
+                subject,
+                referrer,
+            } => {
                 let at = self.at;
                 let of = (registry.clone(), repository.clone());
-                self.attached.entry((of, *subject)).or_default().entry(*referrer).or_insert(at);
+                self.attached
+                    .entry((of, *subject))
+                    .or_default()
+                    .entry(*referrer)
+                    .or_insert(at);
             }
             Event::Incomplete { request, missing } => self.incomplete(*request, missing),
-            Event::Settled { process, source, destination, result, digest, .. } => {
-                self.settled(*process, source, destination, *result, *digest)
+            Event::Settled {
+                process,
+                source,
+                destination,
+                result,
+                digest,
+                ..
+            } => self.settled(*process, source, destination, *result, *digest),
+            Event::Hopeless { registry, digest } => {
+                drop(self.hopeless.insert((registry.clone(), *digest)))
             }
-            Event::Hopeless { registry, digest } => drop(self.hopeless.insert((registry.clone(), *digest))),
             Event::Closed { place } => drop(self.closed.insert(place.clone())),
             Event::Calm => self.calm = Some(self.at),
             Event::Left { registry, sessions } => {
@@ -244,7 +286,11 @@ impl Oracle {
     fn killed(&mut self, process: u32) {
         self.alive.remove(&process);
         let at = self.at;
-        for known in self.ledger.values_mut().filter(|known| known.changed + DURABLE > at) {
+        for known in self
+            .ledger
+            .values_mut()
+            .filter(|known| known.changed + DURABLE > at)
+        {
             if let Some((written, intents)) = known.before.take() {
                 known.maybe.extend(written);
                 known.maybe.extend(intents);
@@ -253,10 +299,22 @@ impl Oracle {
     }
 
     fn sent(&mut self, call: &Call) {
-        let (Operation::PutManifest, About::Tag(tag), Some(digest)) = (call.operation, &call.about, call.content) else { return };
-        let place = Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() };
+        let (Operation::PutManifest, About::Tag(tag), Some(digest)) =
+            (call.operation, &call.about, call.content)
+        else {
+            return;
+        };
+        let place = Place {
+            registry: call.registry.clone(),
+            repository: call.repository.clone(),
+            tag: tag.clone(),
+        };
         if !self.alive.contains(&call.process) {
-            self.find("a process that is gone sends nothing", Some(&place), format!("process {} names it", call.process));
+            self.find(
+                "a process that is gone sends nothing",
+                Some(&place),
+                format!("process {} names it", call.process),
+            );
         }
         if is_companion(tag) {
             self.judge_companion(call.process, &place, digest)
@@ -269,74 +327,149 @@ impl Oracle {
     /// The newest that a process was told of a production tag.
     fn evidence(&self, process: u32, place: &Place) -> Option<View> {
         let told = self.views.get(&(process, place.clone())).copied();
-        let lists = self.current_lists.get(&place.registry).copied().unwrap_or(false);
-        let list = self.lists.get(&(process, (place.registry.clone(), place.repository.clone())));
-        let absent = list.filter(|list| lists && list.complete && !list.tags.contains_key(&place.tag)).map(|list| View {
-            digest: None,
-            sent: list.sent,
-            arrived: list.arrived,
-        });
-        [told, absent].into_iter().flatten().max_by_key(|view| view.arrived)
+        let lists = self
+            .current_lists
+            .get(&place.registry)
+            .copied()
+            .unwrap_or(false);
+        let list = self
+            .lists
+            .get(&(process, (place.registry.clone(), place.repository.clone())));
+        let absent = list
+            .filter(|list| lists && list.complete && !list.tags.contains_key(&place.tag))
+            .map(|list| View {
+                digest: None,
+                sent: list.sent,
+                arrived: list.arrived,
+            });
+        [told, absent]
+            .into_iter()
+            .flatten()
+            .max_by_key(|view| view.arrived)
     }
 
     /// The newest that a process was told of a staging tag; a current list that names digests will do.
     fn source_evidence(&self, process: u32, place: &Place) -> Option<View> {
         let told = self.views.get(&(process, place.clone())).copied();
-        let lists = self.current_lists.get(&place.registry).copied().unwrap_or(false);
-        let list = self.lists.get(&(process, (place.registry.clone(), place.repository.clone())));
+        let lists = self
+            .current_lists
+            .get(&place.registry)
+            .copied()
+            .unwrap_or(false);
+        let list = self
+            .lists
+            .get(&(process, (place.registry.clone(), place.repository.clone())));
         let listed = list.filter(|list| lists && list.complete).and_then(|list| {
             let digest = (*list.tags.get(&place.tag)?)?;
-            Some(View { digest: Some(digest), sent: list.sent, arrived: list.arrived })
+            Some(View {
+                digest: Some(digest),
+                sent: list.sent,
+                arrived: list.arrived,
+            })
         });
-        [told, listed].into_iter().flatten().max_by_key(|view| view.arrived)
+        [told, listed]
+            .into_iter()
+            .flatten()
+            .max_by_key(|view| view.arrived)
     }
 
     fn rules_of(&self, process: u32, place: &Place) -> Option<Rules> {
         let rules = self.rules.get(&process)?.iter();
-        let leads_here = |rules: &&Rules| rules.destination.0 == place.registry && rules.destination.1 == place.repository;
-        rules.filter(leads_here).find(|rules| is_companion(&place.tag) || rules.takes(&place.tag)).cloned()
+        let leads_here = |rules: &&Rules| {
+            rules.destination.0 == place.registry && rules.destination.1 == place.repository
+        };
+        rules
+            .filter(leads_here)
+            .find(|rules| is_companion(&place.tag) || rules.takes(&place.tag))
+            .cloned()
     }
 
     fn judge_production(&mut self, process: u32, place: &Place) -> Option<View> {
         let Some(view) = self.evidence(process, place) else {
-            self.find("production is asked before a tag is named", Some(place), "it was never asked about this tag".into());
+            self.find(
+                "production is asked before a tag is named",
+                Some(place),
+                "it was never asked about this tag".into(),
+            );
             return None;
         };
         let age = self.at - view.arrived;
         if age > PRODUCTION_LASTS {
             let text = format!("production's answer was {} ms old", age.as_millis());
-            self.find("production's answer is at most 2 s old when a tag is named", Some(place), text);
+            self.find(
+                "production's answer is at most 2 s old when a tag is named",
+                Some(place),
+                text,
+            );
         }
         if view.arrived - view.sent > ANSWER_TAKES {
-            let text = format!("production's answer took {} ms", (view.arrived - view.sent).as_millis());
-            self.find("an answer that took over 10 s names nothing", Some(place), text);
+            let text = format!(
+                "production's answer took {} ms",
+                (view.arrived - view.sent).as_millis()
+            );
+            self.find(
+                "an answer that took over 10 s names nothing",
+                Some(place),
+                text,
+            );
         }
         Some(view)
     }
 
     fn judge_name(&mut self, process: u32, place: &Place, digest: Digest) {
         let Some(rules) = self.rules_of(process, place) else {
-            self.find("only tags that the rules take are named", Some(place), "no rule in force takes it".into());
+            self.find(
+                "only tags that the rules take are named",
+                Some(place),
+                "no rule in force takes it".into(),
+            );
             return;
         };
-        let source = Place { registry: rules.source.0.clone(), repository: rules.source.1.clone(), tag: place.tag.clone() };
+        let source = Place {
+            registry: rules.source.0.clone(),
+            repository: rules.source.1.clone(),
+            tag: place.tag.clone(),
+        };
         match self.source_evidence(process, &source) {
-            None => self.find("staging is asked before a tag is named", Some(place), "staging was never asked".into()),
-            Some(view) if view.digest != Some(digest) => {
-                self.find("the tag names what staging named last", Some(place), "staging's last answer was another digest".into())
-            }
+            None => self.find(
+                "staging is asked before a tag is named",
+                Some(place),
+                "staging was never asked".into(),
+            ),
+            Some(view) if view.digest != Some(digest) => self.find(
+                "the tag names what staging named last",
+                Some(place),
+                "staging's last answer was another digest".into(),
+            ),
             // Staging is asked first, where its answer is too old by then, and production after it.
             Some(view) if self.at - view.arrived > STAGING_LASTS + PRODUCTION_LASTS => {
-                let text = format!("staging's answer was {} ms old", (self.at - view.arrived).as_millis());
-                self.find("staging's answer is at most 10 s old when a tag is named", Some(place), text);
+                let text = format!(
+                    "staging's answer was {} ms old",
+                    (self.at - view.arrived).as_millis()
+                );
+                self.find(
+                    "staging's answer is at most 10 s old when a tag is named",
+                    Some(place),
+                    text,
+                );
             }
             Some(_) => {}
         }
         if let Some(view) = self.judge_production(process, place) {
             let known = self.ledger.get(place).cloned().unwrap_or_default();
-            let ours = view.digest.is_some_and(|production| known.is_ours(&production));
+            let ours = view
+                .digest
+                .is_some_and(|production| known.is_ours(&production));
             let moving = rules.is_moving(&place.tag);
-            let cell = cell(moving, rules.existing, rules.drift, digest, view.digest, ours, known.is_known());
+            let cell = cell(
+                moving,
+                rules.existing,
+                rules.drift,
+                digest,
+                view.digest,
+                ours,
+                known.is_known(),
+            );
             self.judge_cell(place, moving, cell);
         }
         if rules.is_moving(&place.tag) {
@@ -354,17 +487,40 @@ impl Oracle {
             Cell::Drift => "what a person changed in production stays",
             Cell::Existing => "what was in production before stays",
         };
-        self.find(promise, Some(place), format!("the table says {cell:?}, but it was written"));
+        self.find(
+            promise,
+            Some(place),
+            format!("the table says {cell:?}, but it was written"),
+        );
     }
 
     /// A digest that is in conflict under a fixed tag gets no moving tag there.
     fn judge_conflicts(&mut self, rules: &Rules, place: &Place, digest: Digest) {
-        let repository = |pair: &Repository, place: &Place| pair.0 == place.registry && pair.1 == place.repository;
-        let fixed: Vec<Place> = self.truth.keys().filter(|source| repository(&rules.source, source)).cloned().collect();
-        for source in fixed.into_iter().filter(|source| rules.takes(&source.tag) && !rules.is_moving(&source.tag)) {
-            let there = Place { tag: source.tag.clone(), ..place.clone() };
-            let (Some(staging), Some(production)) = (self.steady(&source), self.steady(&there)) else { continue };
-            let ours = self.ledger.get(&there).is_some_and(|known| known.written == Some(production));
+        let repository = |pair: &Repository, place: &Place| {
+            pair.0 == place.registry && pair.1 == place.repository
+        };
+        let fixed: Vec<Place> = self
+            .truth
+            .keys()
+            .filter(|source| repository(&rules.source, source))
+            .cloned()
+            .collect();
+        for source in fixed
+            .into_iter()
+            .filter(|source| rules.takes(&source.tag) && !rules.is_moving(&source.tag))
+        {
+            let there = Place {
+                tag: source.tag.clone(),
+                ..place.clone()
+            };
+            let (Some(staging), Some(production)) = (self.steady(&source), self.steady(&there))
+            else {
+                continue;
+            };
+            let ours = self
+                .ledger
+                .get(&there)
+                .is_some_and(|known| known.written == Some(production));
             if staging == digest && production != digest && ours {
                 let text = format!("the digest is in conflict under {}", source.tag);
                 self.find("a digest in conflict gets no moving tag", Some(place), text);
@@ -375,57 +531,124 @@ impl Oracle {
     /// What a tag has named for so long that everybody could have noticed.
     fn steady(&self, place: &Place) -> Option<Digest> {
         let change = self.truth.get(place)?.last()?;
-        change.to.filter(|_| self.at.saturating_sub(change.at) > NOTICED)
+        change
+            .to
+            .filter(|_| self.at.saturating_sub(change.at) > NOTICED)
     }
 
     /// A tag beside an image follows the rules of a moving tag. A list of referrers is made here, not copied.
     fn judge_companion(&mut self, process: u32, place: &Place, digest: Digest) {
-        let Some(view) = self.judge_production(process, place) else { return };
+        let Some(view) = self.judge_production(process, place) else {
+            return;
+        };
         if place.tag.len() == "sha256-".len() + 64 {
             return;
         }
         let known = self.ledger.get(place).cloned().unwrap_or_default();
-        let ours = view.digest.is_some_and(|production| known.is_ours(&production));
-        let cell = cell(true, Existing::Keep, Drift::Keep, digest, view.digest, ours, known.is_known());
+        let ours = view
+            .digest
+            .is_some_and(|production| known.is_ours(&production));
+        let cell = cell(
+            true,
+            Existing::Keep,
+            Drift::Keep,
+            digest,
+            view.digest,
+            ours,
+            known.is_known(),
+        );
         self.judge_cell(place, true, cell);
     }
 
     fn answered(&mut self, request: u64, answer: &Answer) {
-        let Some((sent, call)) = self.requests.get(&request).cloned() else { return };
+        let Some((sent, call)) = self.requests.get(&request).cloned() else {
+            return;
+        };
         let at = self.at;
         match (call.operation, &call.about, answer) {
             (Operation::Resolve | Operation::Manifest, About::Tag(tag), Answer::Names(digest)) => {
-                let place = Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() };
-                self.told(call.process, &place, View { digest: *digest, sent, arrived: at });
+                let place = Place {
+                    registry: call.registry.clone(),
+                    repository: call.repository.clone(),
+                    tag: tag.clone(),
+                };
+                self.told(
+                    call.process,
+                    &place,
+                    View {
+                        digest: *digest,
+                        sent,
+                        arrived: at,
+                    },
+                );
                 self.compare(call.process, &place);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Accepted) => {
-                let place = Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() };
-                let digest = call.content.expect("a manifest that is written has a digest");
-                self.told(call.process, &place, View { digest: Some(digest), sent, arrived: at });
+                let place = Place {
+                    registry: call.registry.clone(),
+                    repository: call.repository.clone(),
+                    tag: tag.clone(),
+                };
+                let digest = call
+                    .content
+                    .expect("a manifest that is written has a digest");
+                self.told(
+                    call.process,
+                    &place,
+                    View {
+                        digest: Some(digest),
+                        sent,
+                        arrived: at,
+                    },
+                );
                 self.accepted.insert((place.clone(), digest));
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
             (Operation::Tags, _, Answer::Listed { tags, last }) => {
-                let list = self.lists.entry((call.process, (call.registry.clone(), call.repository.clone()))).or_default();
+                let list = self
+                    .lists
+                    .entry((
+                        call.process,
+                        (call.registry.clone(), call.repository.clone()),
+                    ))
+                    .or_default();
                 if list.complete || list.sent.is_zero() {
-                    *list = List { sent, ..List::default() };
+                    *list = List {
+                        sent,
+                        ..List::default()
+                    };
                 }
                 list.tags.extend(tags.iter().flatten().cloned());
                 (list.arrived, list.complete) = (at, *last && tags.is_some());
             }
-            (Operation::SendChunk | Operation::FinishUpload, _, Answer::Done { bytes }) => self.uploaded(request, *bytes),
-            (Operation::FinishUpload, About::Content(digest), Answer::Failed { class: "rejected", .. }) => {
+            (Operation::SendChunk | Operation::FinishUpload, _, Answer::Done { bytes }) => {
+                self.uploaded(request, *bytes)
+            }
+            (
+                Operation::FinishUpload,
+                About::Content(digest),
+                Answer::Failed {
+                    class: "rejected", ..
+                },
+            ) => {
                 let of = (call.registry.clone(), call.repository.clone());
-                self.uploads.entry((of, *digest)).or_default().refused.push(at);
+                self.uploads
+                    .entry((of, *digest))
+                    .or_default()
+                    .refused
+                    .push(at);
             }
             _ => {}
         }
     }
 
     fn uploaded(&mut self, request: u64, bytes: u64) {
-        let Some((_, call)) = self.requests.get(&request) else { return };
-        if let (Operation::SendChunk | Operation::FinishUpload, About::Content(digest)) = (call.operation, &call.about) {
+        let Some((_, call)) = self.requests.get(&request) else {
+            return;
+        };
+        if let (Operation::SendChunk | Operation::FinishUpload, About::Content(digest)) =
+            (call.operation, &call.about)
+        {
             let of = (call.registry.clone(), call.repository.clone());
             self.uploads.entry((of, *digest)).or_default().bytes += bytes;
         }
@@ -433,84 +656,165 @@ impl Oracle {
 
     fn told(&mut self, process: u32, place: &Place, view: View) {
         self.views.insert((process, place.clone()), view);
-        self.told.entry((process, place.clone())).or_default().push((self.at, view.digest));
+        self.told
+            .entry((process, place.clone()))
+            .or_default()
+            .push((self.at, view.digest));
     }
 
     /// A process sees both sides of a tag: an intent that is found there was ours, and what is equal is agreed.
     fn compare(&mut self, process: u32, place: &Place) {
         let at = self.at;
-        let pairs: Vec<(Place, Place)> =
-            self.rules.get(&process).into_iter().flatten().filter_map(|rules| pair(rules, place)).collect();
+        let pairs: Vec<(Place, Place)> = self
+            .rules
+            .get(&process)
+            .into_iter()
+            .flatten()
+            .filter_map(|rules| pair(rules, place))
+            .collect();
         for (source, destination) in pairs {
-            let Some(there) = self.views.get(&(process, destination.clone())).and_then(|view| view.digest) else { continue };
-            let staging = self.views.get(&(process, source)).and_then(|view| view.digest);
+            let Some(there) = self
+                .views
+                .get(&(process, destination.clone()))
+                .and_then(|view| view.digest)
+            else {
+                continue;
+            };
+            let staging = self
+                .views
+                .get(&(process, source))
+                .and_then(|view| view.digest);
             let known = self.ledger.entry(destination).or_default();
             if known.reported.is_some_and(|reported| reported != there) {
                 known.reported = None;
             }
             let is_intent = known.intents.contains(&there) && known.written != Some(there);
-            let is_agreed = staging == Some(there) && known.reported != Some(there) && known.written != Some(there);
+            let is_agreed = staging == Some(there)
+                && known.reported != Some(there)
+                && known.written != Some(there);
             if is_intent || is_agreed {
                 known.wrote(at, there);
             }
         }
     }
 
-    fn settled(&mut self, process: u32, _source: &Place, destination: &Place, result: Outcome, digest: Option<Digest>) {
+    fn settled(
+        &mut self,
+        process: u32,
+        _source: &Place,
+        destination: &Place,
+        result: Outcome,
+        digest: Option<Digest>,
+    ) {
         let view = self.views.get(&(process, destination.clone())).copied();
         if matches!(result, Outcome::Drift | Outcome::Existing) {
-            self.ledger.entry(destination.clone()).or_default().reported = view.and_then(|view| view.digest);
+            self.ledger.entry(destination.clone()).or_default().reported =
+                view.and_then(|view| view.digest);
         }
         // A row is read a moment after it was written.
-        let told = self.told.get(&(process, destination.clone())).map(Vec::as_slice).unwrap_or_default();
-        let lately = told.iter().rposition(|(at, _)| *at + LATELY < self.at).unwrap_or(0);
+        let told = self
+            .told
+            .get(&(process, destination.clone()))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let lately = told
+            .iter()
+            .rposition(|(at, _)| *at + LATELY < self.at)
+            .unwrap_or(0);
         let was_told = told[lately..].iter().any(|(_, told)| *told == digest);
         let was_asked = !told.is_empty();
         if result == Outcome::UpToDate && was_asked && !was_told {
             let text = "production's last answer was another digest".into();
-            self.find("what is reported as equal was seen to be equal", Some(destination), text);
+            self.find(
+                "what is reported as equal was seen to be equal",
+                Some(destination),
+                text,
+            );
         }
-        let accepted = digest.is_some_and(|digest| self.accepted.contains(&(destination.clone(), digest)));
+        let accepted =
+            digest.is_some_and(|digest| self.accepted.contains(&(destination.clone(), digest)));
         if result == Outcome::Promoted && !accepted && !was_told {
             let text = "production did not accept it, nor was it seen there".into();
-            self.find("what is reported as promoted was promoted", Some(destination), text);
+            self.find(
+                "what is reported as promoted was promoted",
+                Some(destination),
+                text,
+            );
         }
     }
 
     fn moved(&mut self, place: &Place, to: Option<Digest>, by: By) {
         let at = self.at;
-        self.truth.entry(place.clone()).or_default().push(Change { at, to });
-        let (By::Process(process), Some(digest), false) = (by, to, is_companion(&place.tag)) else { return };
+        self.truth
+            .entry(place.clone())
+            .or_default()
+            .push(Change { at, to });
+        let (By::Process(process), Some(digest), false) = (by, to, is_companion(&place.tag)) else {
+            return;
+        };
         self.judge_referrers(process, place, digest);
     }
 
     /// What was attached to the image before it was pushed is there before its tag.
     fn judge_referrers(&mut self, process: u32, place: &Place, digest: Digest) {
-        let Some(rules) = self.rules_of(process, place) else { return };
+        let Some(rules) = self.rules_of(process, place) else {
+            return;
+        };
         if self.plain.contains(&place.registry) {
             return;
         }
-        let source = Place { registry: rules.source.0.clone(), repository: rules.source.1.clone(), tag: place.tag.clone() };
-        let Some(pushed) =
-            self.truth.get(&source).and_then(|changes| changes.iter().rev().find(|change| change.to == Some(digest)))
-        else {
+        let source = Place {
+            registry: rules.source.0.clone(),
+            repository: rules.source.1.clone(),
+            tag: place.tag.clone(),
+        };
+        let Some(pushed) = self.truth.get(&source).and_then(|changes| {
+            changes
+                .iter()
+                .rev()
+                .find(|change| change.to == Some(digest))
+        }) else {
             return;
         };
         let pushed = pushed.at;
-        let there = self.attached.get(&((place.registry.clone(), place.repository.clone()), digest)).cloned().unwrap_or_default();
-        let attached = self.attached.get(&(rules.source.clone(), digest)).cloned().unwrap_or_default();
-        let late = attached.into_iter().filter(|(referrer, at)| *at <= pushed && !there.contains_key(referrer)).count();
+        let there = self
+            .attached
+            .get(&((place.registry.clone(), place.repository.clone()), digest))
+            .cloned()
+            .unwrap_or_default();
+        let attached = self
+            .attached
+            .get(&(rules.source.clone(), digest))
+            .cloned()
+            .unwrap_or_default();
+        let late = attached
+            .into_iter()
+            .filter(|(referrer, at)| *at <= pushed && !there.contains_key(referrer))
+            .count();
         if late > 0 {
-            self.find("referrers arrive before the tag", Some(place), format!("{late} of the referrers are not there"));
+            self.find(
+                "referrers arrive before the tag",
+                Some(place),
+                format!("{late} of the referrers are not there"),
+            );
         }
     }
 
     fn incomplete(&mut self, request: u64, missing: &[Digest]) {
         let place = self.requests.get(&request).and_then(|(_, call)| {
-            let About::Tag(tag) = &call.about else { return None };
-            Some(Place { registry: call.registry.clone(), repository: call.repository.clone(), tag: tag.clone() })
+            let About::Tag(tag) = &call.about else {
+                return None;
+            };
+            Some(Place {
+                registry: call.registry.clone(),
+                repository: call.repository.clone(),
+                tag: tag.clone(),
+            })
         });
-        let text = format!("{} of what belongs to it are missing or wrong", missing.len());
+        let text = format!(
+            "{} of what belongs to it are missing or wrong",
+            missing.len()
+        );
         self.find("everything that is named is complete", place.as_ref(), text);
     }
 
@@ -519,24 +823,50 @@ impl Oracle {
         if self.calm.is_none() {
             return;
         }
-        let Some(rules) = self.alive.iter().next_back().and_then(|process| self.rules.get(process)).cloned() else { return };
+        let Some(rules) = self
+            .alive
+            .iter()
+            .next_back()
+            .and_then(|process| self.rules.get(process))
+            .cloned()
+        else {
+            return;
+        };
         for rules in &rules {
-            let sources: Vec<Place> = self.truth.keys().filter(|place| pair_of_source(rules, place).is_some()).cloned().collect();
-            for source in sources.iter().filter(|source| !is_companion(&source.tag) && rules.takes(&source.tag)) {
+            let sources: Vec<Place> = self
+                .truth
+                .keys()
+                .filter(|place| pair_of_source(rules, place).is_some())
+                .cloned()
+                .collect();
+            for source in sources
+                .iter()
+                .filter(|source| !is_companion(&source.tag) && rules.takes(&source.tag))
+            {
                 self.finish_tag(rules, source);
             }
         }
     }
 
     fn finish_tag(&mut self, rules: &Rules, source: &Place) {
-        let Some((_, destination)) = pair_of_source(rules, source) else { return };
-        let now = |oracle: &Oracle, place: &Place| {
-            oracle.truth.get(place).and_then(|changes| changes.last()).and_then(|change| change.to)
+        let Some((_, destination)) = pair_of_source(rules, source) else {
+            return;
         };
-        let Some(staging) = now(self, source) else { return };
+        let now = |oracle: &Oracle, place: &Place| {
+            oracle
+                .truth
+                .get(place)
+                .and_then(|changes| changes.last())
+                .and_then(|change| change.to)
+        };
+        let Some(staging) = now(self, source) else {
+            return;
+        };
         let production = now(self, &destination);
         let is_hopeless = self.hopeless.contains(&(None, staging))
-            || self.hopeless.contains(&(Some(destination.registry.clone()), staging))
+            || self
+                .hopeless
+                .contains(&(Some(destination.registry.clone()), staging))
             || self.closed.contains(&destination);
         if production == Some(staging) {
             self.finish_referrers(rules, &destination, staging);
@@ -546,21 +876,44 @@ impl Oracle {
             return;
         }
         let known = self.ledger.get(&destination).cloned().unwrap_or_default();
-        let surely_ours = production.is_some_and(|production| known.written == Some(production)) && known.maybe.is_empty();
+        let surely_ours = production.is_some_and(|production| known.written == Some(production))
+            && known.maybe.is_empty();
         let moving = rules.is_moving(&source.tag);
-        let cell = cell(moving, rules.existing, rules.drift, staging, production, surely_ours, known.is_known());
+        let cell = cell(
+            moving,
+            rules.existing,
+            rules.drift,
+            staging,
+            production,
+            surely_ours,
+            known.is_known(),
+        );
         if cell == Cell::Promote {
-            let text = format!("staging and production still differ (L is known: {})", known.is_known());
+            let text = format!(
+                "staging and production still differ (L is known: {})",
+                known.is_known()
+            );
             self.find(ARRIVES, Some(&destination), text);
         }
     }
 
     fn is_in_conflict(&self, rules: &Rules, destination: &Place, digest: Digest) -> bool {
-        let last = |place: &Place| self.truth.get(place).and_then(|changes| changes.last()).and_then(|change| change.to);
+        let last = |place: &Place| {
+            self.truth
+                .get(place)
+                .and_then(|changes| changes.last())
+                .and_then(|change| change.to)
+        };
         rules.is_moving(&destination.tag)
-            && self.truth.keys().filter_map(|place| pair_of_source(rules, place)).any(|(source, there)| {
-                !rules.is_moving(&source.tag) && last(&source) == Some(digest) && last(&there).is_some_and(|there| there != digest)
-            })
+            && self
+                .truth
+                .keys()
+                .filter_map(|place| pair_of_source(rules, place))
+                .any(|(source, there)| {
+                    !rules.is_moving(&source.tag)
+                        && last(&source) == Some(digest)
+                        && last(&there).is_some_and(|there| there != digest)
+                })
     }
 
     /// Referrers that came later are there in the end.
@@ -568,11 +921,26 @@ impl Oracle {
         if self.plain.contains(&destination.registry) {
             return;
         }
-        let there = self.attached.get(&(rules.destination.clone(), digest)).cloned().unwrap_or_default();
-        let attached = self.attached.get(&(rules.source.clone(), digest)).cloned().unwrap_or_default();
-        let missing = attached.into_keys().filter(|referrer| !there.contains_key(referrer)).count();
+        let there = self
+            .attached
+            .get(&(rules.destination.clone(), digest))
+            .cloned()
+            .unwrap_or_default();
+        let attached = self
+            .attached
+            .get(&(rules.source.clone(), digest))
+            .cloned()
+            .unwrap_or_default();
+        let missing = attached
+            .into_keys()
+            .filter(|referrer| !there.contains_key(referrer))
+            .count();
         if missing > 0 {
-            self.find(FOLLOWS, Some(destination), format!("{missing} are not there"));
+            self.find(
+                FOLLOWS,
+                Some(destination),
+                format!("{missing} are not there"),
+            );
         }
     }
 }
@@ -580,8 +948,13 @@ impl Oracle {
 /// Both sides of a tag, when `place` is one of them.
 fn pair(rules: &Rules, place: &Place) -> Option<(Place, Place)> {
     let is = |pair: &Repository| pair.0 == place.registry && pair.1 == place.repository;
-    let at = |pair: &Repository| Place { registry: pair.0.clone(), repository: pair.1.clone(), tag: place.tag.clone() };
-    (is(&rules.source) || is(&rules.destination)).then(|| (at(&rules.source), at(&rules.destination)))
+    let at = |pair: &Repository| Place {
+        registry: pair.0.clone(),
+        repository: pair.1.clone(),
+        tag: place.tag.clone(),
+    };
+    (is(&rules.source) || is(&rules.destination))
+        .then(|| (at(&rules.source), at(&rules.destination)))
 }
 
 fn pair_of_source(rules: &Rules, place: &Place) -> Option<(Place, Place)> {

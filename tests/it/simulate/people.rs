@@ -84,8 +84,17 @@ pub struct Library {
 impl Library {
     /// An empty one.
     pub fn new(chance: Chance, trace: &Trace, largest: u64) -> Library {
-        let bases = (0..2).map(|number| content(&format!("base {number}"), largest / (number + 1))).collect();
-        Library { chance, trace: trace.clone(), made: 0, bases, largest, images: Vec::new() }
+        let bases = (0..2)
+            .map(|number| content(&format!("base {number}"), largest / (number + 1)))
+            .collect();
+        Library {
+            chance,
+            trace: trace.clone(),
+            made: 0,
+            bases,
+            largest,
+            images: Vec::new(),
+        }
     }
 
     /// A new image: sometimes an index over two platforms.
@@ -93,7 +102,11 @@ impl Library {
         self.made += 1;
         let name = format!("image {}", self.made);
         let mut draw = self.chance.of(("image", self.made));
-        let image = if draw.percent(20) { self.index(&name, &mut draw) } else { self.single(&name, &mut draw) };
+        let image = if draw.percent(20) {
+            self.index(&name, &mut draw)
+        } else {
+            self.single(&name, &mut draw)
+        };
         self.trace.call(image.top.digest, name);
         self.images.push(image.clone());
         image
@@ -103,13 +116,21 @@ impl Library {
     pub fn large_image(&mut self) -> Image {
         self.made += 1;
         let name = format!("image {}", self.made);
-        let mut blobs: Vec<_> = (0..2).map(|number| content(&format!("{name} layer {number}"), 100_000)).collect();
-        let entries: Vec<Value> = blobs.iter().map(|(digest, bytes)| layer(digest, bytes.len())).collect();
+        let mut blobs: Vec<_> = (0..2)
+            .map(|number| content(&format!("{name} layer {number}"), 100_000))
+            .collect();
+        let entries: Vec<Value> = blobs
+            .iter()
+            .map(|(digest, bytes)| layer(digest, bytes.len()))
+            .collect();
         let config = content(&format!("{name} config"), 100);
-        let document =
-            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layer(&config.0, config.1.len()), "layers": entries});
+        let document = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layer(&config.0, config.1.len()), "layers": entries});
         blobs.push(config);
-        let image = Image { top: parsed(&document), children: Vec::new(), blobs };
+        let image = Image {
+            top: parsed(&document),
+            children: Vec::new(),
+            blobs,
+        };
         self.trace.call(image.top.digest, name);
         self.images.push(image.clone());
         image
@@ -125,19 +146,33 @@ impl Library {
             layers.push(content(&format!("{name} layer {number}"), draw.below(most)));
         }
         let config = content(&format!("{name} config"), 100);
-        let entries: Vec<Value> = layers.iter().map(|(digest, bytes)| layer(digest, bytes.len())).collect();
+        let entries: Vec<Value> = layers
+            .iter()
+            .map(|(digest, bytes)| layer(digest, bytes.len()))
+            .collect();
         let document = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layer(&config.0, config.1.len()),
             "layers": entries, "annotations": {"name": name}});
         layers.push(config);
-        Image { top: parsed(&document), children: Vec::new(), blobs: layers }
+        Image {
+            top: parsed(&document),
+            children: Vec::new(),
+            blobs: layers,
+        }
     }
 
     fn index(&mut self, name: &str, draw: &mut Draw) -> Image {
-        let parts = [self.single(&format!("{name} amd64"), draw), self.single(&format!("{name} arm64"), draw)];
+        let parts = [
+            self.single(&format!("{name} amd64"), draw),
+            self.single(&format!("{name} arm64"), draw),
+        ];
         let entries: Vec<Value> = parts.iter().map(|part| entry(&part.top)).collect();
         let document = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries, "annotations": {"name": name}});
         let children = parts.iter().map(|part| part.top.clone()).collect();
-        Image { top: parsed(&document), children, blobs: parts.into_iter().flat_map(|part| part.blobs).collect() }
+        Image {
+            top: parsed(&document),
+            children,
+            blobs: parts.into_iter().flat_map(|part| part.blobs).collect(),
+        }
     }
 
     /// A signature of an image: with its subject, or without one, to be put under a tag.
@@ -152,7 +187,11 @@ impl Library {
         }
         let top = parsed(&document);
         self.trace.call(top.digest, name);
-        Image { top, children: Vec::new(), blobs: vec![payload] }
+        Image {
+            top,
+            children: Vec::new(),
+            blobs: vec![payload],
+        }
     }
 
     /// The image of that digest.
@@ -177,7 +216,8 @@ fn entry(manifest: &Manifest) -> Value {
 }
 
 fn parsed(document: &Value) -> Manifest {
-    Manifest::parse(Bytes::from(document.to_string()), None, Algorithm::Sha256).expect("a library makes readable manifests")
+    Manifest::parse(Bytes::from(document.to_string()), None, Algorithm::Sha256)
+        .expect("a library makes readable manifests")
 }
 
 /// Puts an image with all that belongs to it into a repository.
@@ -203,12 +243,28 @@ pub struct People {
 
 impl People {
     /// People who push along these routes.
-    pub fn new(library: Library, registries: Vec<Registry>, routes: Vec<Rules>, trace: &Trace) -> People {
-        People { library, registries, routes, trace: trace.clone(), versions: 0, past: Vec::new() }
+    pub fn new(
+        library: Library,
+        registries: Vec<Registry>,
+        routes: Vec<Rules>,
+        trace: &Trace,
+    ) -> People {
+        People {
+            library,
+            registries,
+            routes,
+            trace: trace.clone(),
+            versions: 0,
+            past: Vec::new(),
+        }
     }
 
     fn registry(&self, name: &str) -> Registry {
-        self.registries.iter().find(|registry| **registry.name() == *name).expect("routes name registries that are there").clone()
+        self.registries
+            .iter()
+            .find(|registry| **registry.name() == *name)
+            .expect("routes name registries that are there")
+            .clone()
     }
 
     fn say(&self, text: String) {
@@ -218,7 +274,10 @@ impl People {
     /// Does something, where there is an occasion for it.
     pub fn act(&mut self, deed: Deed, draw: &mut Draw) {
         let rules = draw.pick(&self.routes);
-        let (staging, production) = (self.registry(&rules.source.0), self.registry(&rules.destination.0));
+        let (staging, production) = (
+            self.registry(&rules.source.0),
+            self.registry(&rules.destination.0),
+        );
         let (from, to) = (name(&rules.source.1), name(&rules.destination.1));
         self.remember(&production, &to);
         match deed {
@@ -229,7 +288,11 @@ impl People {
                 if draw.percent(40) {
                     self.sign(&staging, &from, &image, draw);
                 }
-                self.say(format!("pushes {version}{} to {}/{from}", self.called(&image), staging.name()));
+                self.say(format!(
+                    "pushes {version}{} to {}/{from}",
+                    self.called(&image),
+                    staging.name()
+                ));
                 staging.tag(&from, &version, Some(image.top.digest));
                 if draw.percent(60) {
                     let moving = tag(&draw.pick(&rules.moving));
@@ -238,8 +301,13 @@ impl People {
             }
             Deed::PushAgain | Deed::PushMoving => {
                 let moving = deed == Deed::PushMoving;
-                let tags = staging.tags(&from).into_iter().filter(|tag| rules.is_moving(tag.as_str()) == moving);
-                let mut tags: Vec<Tag> = tags.filter(|tag| !tag.as_str().starts_with("sha256-")).collect();
+                let tags = staging
+                    .tags(&from)
+                    .into_iter()
+                    .filter(|tag| rules.is_moving(tag.as_str()) == moving);
+                let mut tags: Vec<Tag> = tags
+                    .filter(|tag| !tag.as_str().starts_with("sha256-"))
+                    .collect();
                 if moving {
                     tags.push(tag(&draw.pick(&rules.moving)));
                 }
@@ -248,22 +316,40 @@ impl People {
                 }
                 let moved = draw.pick(&tags);
                 let image = self.push_image(&staging, &from, draw);
-                self.say(format!("pushes {moved}{} to {}/{from}", self.called(&image), staging.name()));
+                self.say(format!(
+                    "pushes {moved}{} to {}/{from}",
+                    self.called(&image),
+                    staging.name()
+                ));
                 staging.tag(&from, &moved, Some(image.top.digest));
             }
             Deed::GoBack => {
-                let held = self.library.images.iter().filter(|image| staging.holds(&from, &image.top.digest));
+                let held = self
+                    .library
+                    .images
+                    .iter()
+                    .filter(|image| staging.holds(&from, &image.top.digest));
                 let held: Vec<Image> = held.cloned().collect();
                 if held.is_empty() {
                     return;
                 }
                 let (moving, image) = (tag(&draw.pick(&rules.moving)), draw.pick(&held));
-                self.say(format!("lets {moving} of {}/{from} name an older one{}", staging.name(), self.called(&image)));
+                self.say(format!(
+                    "lets {moving} of {}/{from} name an older one{}",
+                    staging.name(),
+                    self.called(&image)
+                ));
                 staging.tag(&from, &moving, Some(image.top.digest));
             }
             Deed::Attach | Deed::Sign => {
-                let Some((_, image)) = self.pick_tagged(&staging, &from, draw) else { return };
-                self.say(format!("signs{} in {}/{from}", self.called(&image), staging.name()));
+                let Some((_, image)) = self.pick_tagged(&staging, &from, draw) else {
+                    return;
+                };
+                self.say(format!(
+                    "signs{} in {}/{from}",
+                    self.called(&image),
+                    staging.name()
+                ));
                 if deed == Deed::Attach {
                     self.sign(&staging, &from, &image, draw);
                 } else {
@@ -275,18 +361,26 @@ impl People {
             }
             Deed::PushToProduction => {
                 let tags = production.tags(&to).into_iter().chain(staging.tags(&from));
-                let tags: Vec<Tag> = tags.filter(|tag| !tag.as_str().starts_with("sha256-")).collect();
+                let tags: Vec<Tag> = tags
+                    .filter(|tag| !tag.as_str().starts_with("sha256-"))
+                    .collect();
                 if tags.is_empty() {
                     return;
                 }
                 let (pushed, image) = (draw.pick(&tags), self.library.image());
                 push(&production, &to, &image);
-                self.say(format!("pushes {pushed}{} to production {}/{to}", self.called(&image), production.name()));
+                self.say(format!(
+                    "pushes {pushed}{} to production {}/{to}",
+                    self.called(&image),
+                    production.name()
+                ));
                 production.tag(&to, &pushed, Some(image.top.digest));
             }
             Deed::RollBack => {
                 let here = self.past.iter().filter(|(place, digest)| {
-                    place.registry == *production.name() && *place.repository == *to.as_str() && production.holds(&to, digest)
+                    place.registry == *production.name()
+                        && *place.repository == *to.as_str()
+                        && production.holds(&to, digest)
                 });
                 let here: Vec<(Place, Digest)> = here.cloned().collect();
                 if here.is_empty() {
@@ -297,41 +391,74 @@ impl People {
                 if production.tagged(&to, &rolled) == Some(digest) {
                     return;
                 }
-                self.say(format!("rolls {rolled} of production {}/{to} back", production.name()));
+                self.say(format!(
+                    "rolls {rolled} of production {}/{to} back",
+                    production.name()
+                ));
                 production.tag(&to, &rolled, Some(digest));
             }
             Deed::Anticipate => {
-                let Some((moved, image)) = self.pick_tagged(&staging, &from, draw) else { return };
+                let Some((moved, image)) = self.pick_tagged(&staging, &from, draw) else {
+                    return;
+                };
                 push(&production, &to, &image);
-                self.say(format!("copies {moved}{} to production {}/{to} by hand", self.called(&image), production.name()));
+                self.say(format!(
+                    "copies {moved}{} to production {}/{to} by hand",
+                    self.called(&image),
+                    production.name()
+                ));
                 production.tag(&to, &moved, Some(image.top.digest));
             }
             Deed::DeleteInProduction | Deed::DeleteInStaging => {
-                let (registry, repository) = if deed == Deed::DeleteInStaging { (staging, from) } else { (production, to) };
+                let (registry, repository) = if deed == Deed::DeleteInStaging {
+                    (staging, from)
+                } else {
+                    (production, to)
+                };
                 let tags = registry.tags(&repository);
                 if tags.is_empty() {
                     return;
                 }
                 let gone = draw.pick(&tags);
-                self.say(format!("deletes {gone} of {}/{repository}", registry.name()));
+                self.say(format!(
+                    "deletes {gone} of {}/{repository}",
+                    registry.name()
+                ));
                 registry.tag(&repository, &gone, None);
             }
             Deed::Collect => {
                 if production.settings().checks_content {
-                    self.say(format!("production {}/{to} forgets what no tag needs", production.name()));
+                    self.say(format!(
+                        "production {}/{to} forgets what no tag needs",
+                        production.name()
+                    ));
                     production.collect(&to);
                 }
             }
             Deed::Rot => {
-                let Some((_, image)) = self.pick_tagged(&staging, &from, draw) else { return };
-                let own: Vec<Digest> = image.blobs.iter().map(|(digest, _)| *digest).filter(|digest| self.is_own(digest)).collect();
+                let Some((_, image)) = self.pick_tagged(&staging, &from, draw) else {
+                    return;
+                };
+                let own: Vec<Digest> = image
+                    .blobs
+                    .iter()
+                    .map(|(digest, _)| *digest)
+                    .filter(|digest| self.is_own(digest))
+                    .collect();
                 if own.is_empty() {
                     return;
                 }
                 let layer = draw.pick(&own);
-                self.say(format!("a layer of{} goes bad in {}", self.called(&image), staging.name()));
+                self.say(format!(
+                    "a layer of{} goes bad in {}",
+                    self.called(&image),
+                    staging.name()
+                ));
                 staging.rot(&layer);
-                self.trace.note(Event::Hopeless { registry: None, digest: image.top.digest });
+                self.trace.note(Event::Hopeless {
+                    registry: None,
+                    digest: image.top.digest,
+                });
             }
         }
     }
@@ -340,28 +467,45 @@ impl People {
     pub fn pick_source(&self, draw: &mut Draw) -> Option<(Rules, Tag)> {
         let rules = draw.pick(&self.routes);
         let tags = self.registry(&rules.source.0).tags(&name(&rules.source.1));
-        let tags: Vec<Tag> =
-            tags.into_iter().filter(|tag| rules.takes(tag.as_str()) && !tag.as_str().starts_with("sha256-")).collect();
+        let tags: Vec<Tag> = tags
+            .into_iter()
+            .filter(|tag| rules.takes(tag.as_str()) && !tag.as_str().starts_with("sha256-"))
+            .collect();
         (!tags.is_empty()).then(|| (rules, draw.pick(&tags)))
     }
 
     /// Only this image has the blob.
     fn is_own(&self, digest: &Digest) -> bool {
-        self.library.images.iter().filter(|image| image.blobs.iter().any(|(held, _)| held == digest)).count() == 1
+        self.library
+            .images
+            .iter()
+            .filter(|image| image.blobs.iter().any(|(held, _)| held == digest))
+            .count()
+            == 1
     }
 
     fn remember(&mut self, production: &Registry, repository: &RepositoryName) {
         for tag in production.tags(repository) {
-            let Some(digest) = production.tagged(repository, &tag) else { continue };
-            let place =
-                Place { registry: production.name().clone(), repository: repository.as_str().into(), tag: tag.as_str().into() };
+            let Some(digest) = production.tagged(repository, &tag) else {
+                continue;
+            };
+            let place = Place {
+                registry: production.name().clone(),
+                repository: repository.as_str().into(),
+                tag: tag.as_str().into(),
+            };
             if !self.past.contains(&(place.clone(), digest)) {
                 self.past.push((place, digest));
             }
         }
     }
 
-    fn pick_tagged(&self, registry: &Registry, repository: &RepositoryName, draw: &mut Draw) -> Option<(Tag, Image)> {
+    fn pick_tagged(
+        &self,
+        registry: &Registry,
+        repository: &RepositoryName,
+        draw: &mut Draw,
+    ) -> Option<(Tag, Image)> {
         let tagged = registry.tags(repository).into_iter().filter_map(|tag| {
             let image = self.library.find(&registry.tagged(repository, &tag)?)?;
             Some((tag, image.clone()))
@@ -370,8 +514,15 @@ impl People {
         (!tagged.is_empty()).then(|| draw.pick(&tagged))
     }
 
-    fn push_image(&mut self, registry: &Registry, repository: &RepositoryName, draw: &mut Draw) -> Image {
-        let again = draw.percent(10).then(|| draw.below(self.library.images.len() as u64) as usize);
+    fn push_image(
+        &mut self,
+        registry: &Registry,
+        repository: &RepositoryName,
+        draw: &mut Draw,
+    ) -> Image {
+        let again = draw
+            .percent(10)
+            .then(|| draw.below(self.library.images.len() as u64) as usize);
         let image = match again.and_then(|number| self.library.images.get(number)) {
             Some(image) => image.clone(),
             None => self.library.image(),
@@ -385,33 +536,57 @@ impl People {
     fn hopeless(&self, image: &Image) {
         for registry in &self.registries {
             let quota = registry.settings().quota;
-            if quota.is_some_and(|quota| image.blobs.iter().any(|(_, bytes)| bytes.len() as u64 > quota)) {
+            if quota.is_some_and(|quota| {
+                image
+                    .blobs
+                    .iter()
+                    .any(|(_, bytes)| bytes.len() as u64 > quota)
+            }) {
                 let registry = Some(registry.name().clone());
-                self.trace.note(Event::Hopeless { registry, digest: image.top.digest });
+                self.trace.note(Event::Hopeless {
+                    registry,
+                    digest: image.top.digest,
+                });
             }
         }
     }
 
-    fn sign(&mut self, registry: &Registry, repository: &RepositoryName, image: &Image, _draw: &mut Draw) {
+    fn sign(
+        &mut self,
+        registry: &Registry,
+        repository: &RepositoryName,
+        image: &Image,
+        _draw: &mut Draw,
+    ) {
         let signature = self.library.signature(Some(&image.top));
         push(registry, repository, &signature);
     }
 
     fn called(&self, image: &Image) -> String {
         let names = self.trace.names();
-        format!(" ({})", names.get(&image.top.digest).cloned().unwrap_or_default())
+        format!(
+            " ({})",
+            names.get(&image.top.digest).cloned().unwrap_or_default()
+        )
     }
 }
 
 impl Registry {
     /// Forgets the blobs and manifests that no tag of the repository needs.
     fn collect(&self, repository: &RepositoryName) {
-        let tagged = self.tags(repository).into_iter().filter_map(|tag| self.tagged(repository, &tag));
+        let tagged = self
+            .tags(repository)
+            .into_iter()
+            .filter_map(|tag| self.tagged(repository, &tag));
         let mut needed: Vec<Digest> = tagged.collect();
         let mut number = 0;
         while let Some(digest) = needed.get(number).copied() {
             number += 1;
-            needed.extend(self.document(repository, &digest).map(|bytes| references(&bytes)).unwrap_or_default());
+            needed.extend(
+                self.document(repository, &digest)
+                    .map(|bytes| references(&bytes))
+                    .unwrap_or_default(),
+            );
             needed.extend(self.attached_to(repository, &digest));
         }
         for digest in self.held(repository) {
@@ -434,7 +609,9 @@ pub fn tag(text: &str) -> Tag {
 
 /// A moment for each of so many deeds, in order, within a time.
 pub fn moments(draw: &mut Draw, count: u64, within: Duration) -> Vec<Duration> {
-    let mut moments: Vec<Duration> = (0..count).map(|_| draw.millis(0, within.as_millis() as u64)).collect();
+    let mut moments: Vec<Duration> = (0..count)
+        .map(|_| draw.millis(0, within.as_millis() as u64))
+        .collect();
     moments.sort_unstable();
     moments
 }

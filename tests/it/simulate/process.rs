@@ -85,8 +85,17 @@ impl Nature {
         };
         let looks = draw.pick(&[1, 2, 4, 16]);
         let reserved = draw.below(looks as u64 / 2 + 1) as usize;
-        let watch = watch::Settings { looks, reserved, tags: draw.pick(&[1, 3, 64]), events: draw.pick(&[1, 4, 256]) };
-        Nature { bounds, watch, ..self }
+        let watch = watch::Settings {
+            looks,
+            reserved,
+            tags: draw.pick(&[1, 3, 64]),
+            events: draw.pick(&[1, 4, 256]),
+        };
+        Nature {
+            bounds,
+            watch,
+            ..self
+        }
     }
 }
 
@@ -106,12 +115,22 @@ impl Stores {
     /// Empty ones.
     pub fn new(chance: Chance, slow: bool) -> Stores {
         let disk = |name| Disk::new(Platter { name, chance, slow });
-        Stores { index: disk("index"), ledger: disk("ledger"), chance, slow, read: Arc::default(), is_kept: true }
+        Stores {
+            index: disk("index"),
+            ledger: disk("ledger"),
+            chance,
+            slow,
+            read: Arc::default(),
+            is_kept: true,
+        }
     }
 
     /// Somebody deletes the state folder.
     pub fn lose(&mut self) {
-        *self = Stores { is_kept: false, ..Stores::new(self.chance, self.slow) };
+        *self = Stores {
+            is_kept: false,
+            ..Stores::new(self.chance, self.slow)
+        };
     }
 
     /// The power fails while no process runs: the index goes back to what was synced.
@@ -173,8 +192,15 @@ impl Backend for Site {
         self.registry.repository(self.process, &name)
     }
 
-    async fn repositories(&self, _cursor: Option<&Cursor>) -> Result<Option<Page<RepositoryName>>, Fault> {
-        Ok(Some(Page { entries: self.registry.repositories(), invalid: 0, next: None }))
+    async fn repositories(
+        &self,
+        _cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<RepositoryName>>, Fault> {
+        Ok(Some(Page {
+            entries: self.registry.repositories(),
+            invalid: 0,
+            next: None,
+        }))
     }
 }
 
@@ -196,21 +222,44 @@ impl Process {
     /// Starts one.
     pub fn start(number: u32, setting: &Setting<'_>) -> Process {
         let Setting { stores, trace, .. } = setting;
-        trace.note(Event::Started { process: number, ledger: stores.is_kept });
-        trace.note(Event::Configured { process: number, rules: setting.routes.to_vec() });
+        trace.note(Event::Started {
+            process: number,
+            ledger: stores.is_kept,
+        });
+        trace.note(Event::Configured {
+            process: number,
+            rules: setting.routes.to_vec(),
+        });
         let (index, index_served) = Index::on_disk(&stores.index);
         let (ledger, ledger_served) = Ledger::on_disk(&stores.ledger);
         let disks = tokio::spawn(async move {
             tokio::join!(index_served, ledger_served);
         });
-        let (sender, receiver) = channel::channel(Arc::new(world(number, setting, index, ledger.clone())));
+        let (sender, receiver) =
+            channel::channel(Arc::new(world(number, setting, index, ledger.clone())));
         let (events, received) = mpsc::channel(64);
         let (board, stop) = (Board::default(), Stop::default());
         let watch = tokio::spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let read = stores.read.clone();
-        let reader = tokio::spawn(read_rows(number, ledger.clone(), read.clone(), (*trace).clone()));
+        let reader = tokio::spawn(read_rows(
+            number,
+            ledger.clone(),
+            read.clone(),
+            (*trace).clone(),
+        ));
         let handle = Handle::new(events, board);
-        Process { number, trace: (*trace).clone(), stop, handle, watch, disks, reader, ledger, read, _world: sender }
+        Process {
+            number,
+            trace: (*trace).clone(),
+            stop,
+            handle,
+            watch,
+            disks,
+            reader,
+            ledger,
+            read,
+            _world: sender,
+        }
     }
 
     /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
@@ -218,13 +267,17 @@ impl Process {
         let handle = self.handle.clone();
         tokio::spawn(async move {
             // A process that is gone, or has too many events, does not look: nothing is promised then.
-            let _ = handle.ask(scope, cause, Actor::daemon(), Wish::default()).await;
+            let _ = handle
+                .ask(scope, cause, Actor::daemon(), Wish::default())
+                .await;
         });
     }
 
     /// Ends it from one moment to the next; returns its number.
     pub async fn kill(self) -> u32 {
-        self.trace.note(Event::Killed { process: self.number });
+        self.trace.note(Event::Killed {
+            process: self.number,
+        });
         self.disks.abort();
         self.ended().await
     }
@@ -233,8 +286,12 @@ impl Process {
     pub async fn stop(mut self) -> u32 {
         self.stop.drain.cancel();
         // Like the daemon: what does not end in time is dropped.
-        let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.watch).await.is_ok();
-        self.trace.note(Event::Stopped { process: self.number });
+        let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.watch)
+            .await
+            .is_ok();
+        self.trace.note(Event::Stopped {
+            process: self.number,
+        });
         if drained {
             self.watch = tokio::spawn(std::future::ready(()));
         }
@@ -255,23 +312,50 @@ impl Process {
 }
 
 fn world(process: u32, setting: &Setting<'_>, index: Index, ledger: Ledger) -> watch::World<Site> {
-    let Setting { nature, registries, routes, .. } = setting;
+    let Setting {
+        nature,
+        registries,
+        routes,
+        ..
+    } = setting;
     let instruments = prometheus::Registry::new();
     let metrics = transfer::Metrics::new(&instruments).expect("a fresh registry takes all");
     let limits = Limits::default();
     for registry in *registries {
         let quotas = registry.settings().quotas;
-        limits.set(registry.origin(), LaneSettings { concurrency: nature.concurrency, quotas, ..LaneSettings::default() });
+        limits.set(
+            registry.origin(),
+            LaneSettings {
+                concurrency: nature.concurrency,
+                quotas,
+                ..LaneSettings::default()
+            },
+        );
     }
-    let settings = transfer::Settings { trust: nature.verify, bounds: nature.bounds, ..transfer::Settings::default() };
-    let sites = registries.iter().map(|registry| (registry.name().to_string(), Site { registry: registry.clone(), process }));
+    let settings = transfer::Settings {
+        trust: nature.verify,
+        bounds: nature.bounds,
+        ..transfer::Settings::default()
+    };
+    let sites = registries.iter().map(|registry| {
+        (
+            registry.name().to_string(),
+            Site {
+                registry: registry.clone(),
+                process,
+            },
+        )
+    });
     watch::World {
         sites: sites.collect(),
         routes: Routes::new(routes.iter().map(route).collect()),
         engine: Engine::new(settings, index, ledger, limits, metrics),
         metrics: watch::Metrics::new(&instruments).expect("a fresh registry takes all"),
         facts: Arc::new(Facts::default()),
-        rhythm: Rhythm { poll: Some(nature.poll), verify: nature.verify },
+        rhythm: Rhythm {
+            poll: Some(nature.poll),
+            verify: nature.verify,
+        },
         settings: nature.watch,
         withdrawn: BTreeMap::new(),
     }
@@ -282,14 +366,26 @@ fn route(rules: &Rules) -> Route {
     let from = Pattern::parse(&text(&rules.source)).expect("a world writes routes well");
     let to = Template::parse(&text(&rules.destination), &from).expect("a world writes routes well");
     let tags = |patterns: &[Arc<str>]| -> Vec<TagRule> {
-        patterns.iter().map(|pattern| pattern.parse().expect("a world writes rules well")).collect()
+        patterns
+            .iter()
+            .map(|pattern| pattern.parse().expect("a world writes rules well"))
+            .collect()
     };
-    let (include, exclude, moving) = (tags(&rules.include), tags(&rules.exclude), tags(&rules.moving));
+    let (include, exclude, moving) = (
+        tags(&rules.include),
+        tags(&rules.exclude),
+        tags(&rules.moving),
+    );
     Route {
         name: rules.route.clone(),
         from,
         to: vec![to],
-        selection: Selection { include, exclude, newest: None, moving },
+        selection: Selection {
+            include,
+            exclude,
+            newest: None,
+            moving,
+        },
         existing: rules.existing,
         drift: rules.drift,
         create: Create::Never,
@@ -306,8 +402,14 @@ async fn read_rows(process: u32, ledger: Ledger, read: Arc<Mutex<u64>>, trace: T
 
 async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: &Trace) {
     let after = *read.lock().expect("nothing panics while it reads");
-    let query = Query { after, limit: 1000, ..Query::default() };
-    let Ok(rows) = ledger.page(query).await else { return };
+    let query = Query {
+        after,
+        limit: 1000,
+        ..Query::default()
+    };
+    let Ok(rows) = ledger.page(query).await else {
+        return;
+    };
     for Row { id, settled, .. } in rows {
         *read.lock().expect("nothing panics while it reads") = id;
         trace.note(Event::Settled {
@@ -325,5 +427,9 @@ async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: 
 fn place(text: &str) -> Place {
     let (registry, rest) = text.split_once('/').expect("an address names a registry");
     let (repository, tag) = rest.rsplit_once(':').expect("a row names a tag");
-    Place { registry: registry.into(), repository: repository.into(), tag: tag.into() }
+    Place {
+        registry: registry.into(),
+        repository: repository.into(),
+        tag: tag.into(),
+    }
 }

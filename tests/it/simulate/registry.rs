@@ -122,10 +122,18 @@ pub enum TroubleKind {
 impl TroubleKind {
     fn concerns(self, operation: Operation) -> bool {
         match self {
-            TroubleKind::Cut => matches!(operation, Operation::ReadBlob | Operation::SendChunk | Operation::FinishUpload),
-            TroubleKind::Corrupt | TroubleKind::Drip(_) | TroubleKind::Panic => operation == Operation::ReadBlob,
+            TroubleKind::Cut => matches!(
+                operation,
+                Operation::ReadBlob | Operation::SendChunk | Operation::FinishUpload
+            ),
+            TroubleKind::Corrupt | TroubleKind::Drip(_) | TroubleKind::Panic => {
+                operation == Operation::ReadBlob
+            }
             TroubleKind::Vanish | TroubleKind::Spoil => {
-                matches!(operation, Operation::SendChunk | Operation::FinishUpload | Operation::UploadOffset)
+                matches!(
+                    operation,
+                    Operation::SendChunk | Operation::FinishUpload | Operation::UploadOffset
+                )
             }
             _ => true,
         }
@@ -160,7 +168,11 @@ impl Settings {
             verifies_blobs: true,
             checks_content: true,
             immutable: false,
-            referrers: if profile.keeps_referrers { Referrers::Kept } else { Referrers::None },
+            referrers: if profile.keeps_referrers {
+                Referrers::Kept
+            } else {
+                Referrers::None
+            },
             refuses_artifacts: false,
             mounts_refused: 0,
             quota: None,
@@ -248,7 +260,13 @@ impl Registry {
         };
         let origin = Origin::new(&format!("memory://{name}"));
         let trace = trace.clone();
-        Registry(Arc::new(Shared { name: name.into(), origin, chance, trace, state: Mutex::new(state) }))
+        Registry(Arc::new(Shared {
+            name: name.into(),
+            origin,
+            chance,
+            trace,
+            state: Mutex::new(state),
+        }))
     }
 
     /// Its name in the config.
@@ -278,7 +296,11 @@ impl Registry {
 
     /// So many of the next requests of a kind go wrong.
     pub fn plan(&self, operation: Operation, kind: TroubleKind, times: usize) {
-        self.state().planned.entry(operation).or_default().extend(std::iter::repeat_n(kind, times));
+        self.state()
+            .planned
+            .entry(operation)
+            .or_default()
+            .extend(std::iter::repeat_n(kind, times));
     }
 
     /// Nothing that was planned happens any more.
@@ -288,7 +310,11 @@ impl Registry {
 
     /// Open upload sessions that a process knows of.
     pub fn open_sessions(&self, process: u32) -> usize {
-        self.state().sessions.values().filter(|session| session.told && session.process == process).count()
+        self.state()
+            .sessions
+            .values()
+            .filter(|session| session.told && session.process == process)
+            .count()
     }
 
     /// Puts a blob there, as a person would.
@@ -315,7 +341,12 @@ impl Registry {
 
     /// What a tag names.
     pub fn tagged(&self, repository: &RepositoryName, tag: &Tag) -> Option<Digest> {
-        self.state().repositories.get(repository)?.tags.get(tag).copied()
+        self.state()
+            .repositories
+            .get(repository)?
+            .tags
+            .get(tag)
+            .copied()
     }
 
     /// Its repositories.
@@ -325,7 +356,11 @@ impl Registry {
 
     /// All tags of a repository.
     pub fn tags(&self, repository: &RepositoryName) -> Vec<Tag> {
-        self.state().repositories.get(repository).map(|content| content.tags.keys().cloned().collect()).unwrap_or_default()
+        self.state()
+            .repositories
+            .get(repository)
+            .map(|content| content.tags.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Takes a blob or a manifest out of a repository, as a garbage collection would.
@@ -348,34 +383,68 @@ impl Registry {
         self.state()
             .repositories
             .get(repository)
-            .is_some_and(|content| content.blobs.contains(digest) || content.manifests.contains_key(digest))
+            .is_some_and(|content| {
+                content.blobs.contains(digest) || content.manifests.contains_key(digest)
+            })
     }
 
     /// All that a repository holds.
     pub fn held(&self, repository: &RepositoryName) -> Vec<Digest> {
         let state = self.state();
-        let Some(content) = state.repositories.get(repository) else { return Vec::new() };
-        content.blobs.iter().chain(content.manifests.keys()).copied().collect()
+        let Some(content) = state.repositories.get(repository) else {
+            return Vec::new();
+        };
+        content
+            .blobs
+            .iter()
+            .chain(content.manifests.keys())
+            .copied()
+            .collect()
     }
 
     /// The bytes of a manifest.
     pub fn document(&self, repository: &RepositoryName, digest: &Digest) -> Option<Bytes> {
-        Some(self.state().repositories.get(repository)?.manifests.get(digest)?.bytes.clone())
+        Some(
+            self.state()
+                .repositories
+                .get(repository)?
+                .manifests
+                .get(digest)?
+                .bytes
+                .clone(),
+        )
     }
 
     /// The manifests that name `subject` as theirs.
     pub fn attached_to(&self, repository: &RepositoryName, subject: &Digest) -> Vec<Digest> {
         let state = self.state();
-        let Some(content) = state.repositories.get(repository) else { return Vec::new() };
-        content.naming(subject).map(|manifest| manifest.digest).collect()
+        let Some(content) = state.repositories.get(repository) else {
+            return Vec::new();
+        };
+        content
+            .naming(subject)
+            .map(|manifest| manifest.digest)
+            .collect()
     }
 
     fn attached(&self, repository: &RepositoryName, subject: Digest, referrer: Digest) {
         let (registry, repository) = (self.0.name.clone(), repository.as_str().into());
-        self.0.trace.note(Event::Attached { registry, repository, subject, referrer });
+        self.0.trace.note(Event::Attached {
+            registry,
+            repository,
+            subject,
+            referrer,
+        });
     }
 
-    fn move_tag(&self, state: &mut State, repository: &RepositoryName, tag: &Tag, to: Option<Digest>, by: By) {
+    fn move_tag(
+        &self,
+        state: &mut State,
+        repository: &RepositoryName,
+        tag: &Tag,
+        to: Option<Digest>,
+        by: By,
+    ) {
         let at = self.0.trace.now();
         let content = state.content(repository);
         let from = content.tags.get(tag).copied();
@@ -384,8 +453,17 @@ impl Registry {
             None => content.tags.remove(tag),
         };
         content.history.push((at, tag.clone(), to));
-        let place = Place { registry: self.0.name.clone(), repository: repository.as_str().into(), tag: tag.as_str().into() };
-        self.0.trace.note(Event::Moved { place, from, to, by });
+        let place = Place {
+            registry: self.0.name.clone(),
+            repository: repository.as_str().into(),
+            tag: tag.as_str().into(),
+        };
+        self.0.trace.note(Event::Moved {
+            place,
+            from,
+            to,
+            by,
+        });
     }
 
     /// What is going to happen to a request.
@@ -393,11 +471,25 @@ impl Registry {
         let now = self.0.trace.now();
         let mut state = self.state();
         let key = (operation, repository.clone(), about.clone());
-        let nth = state.asked.entry(key.clone()).and_modify(|count| *count += 1).or_insert(1);
-        let mut draw = self.0.chance.of((&*self.0.name, key.0, repository.as_str(), about, *nth));
-        let count = state.counts.entry(operation).and_modify(|count| *count += 1).or_insert(1);
+        let nth = state
+            .asked
+            .entry(key.clone())
+            .and_modify(|count| *count += 1)
+            .or_insert(1);
+        let mut draw = self
+            .0
+            .chance
+            .of((&*self.0.name, key.0, repository.as_str(), about, *nth));
+        let count = state
+            .counts
+            .entry(operation)
+            .and_modify(|count| *count += 1)
+            .or_insert(1);
         let count = *count;
-        let planned = state.planned.get_mut(&operation).and_then(VecDeque::pop_front);
+        let planned = state
+            .planned
+            .get_mut(&operation)
+            .and_then(VecDeque::pop_front);
         let settings = &state.settings;
         let (least, most) = settings.latency;
         let mut fate = Fate {
@@ -409,11 +501,19 @@ impl Registry {
             drip: settings.rate,
         };
         let trouble = &settings.trouble;
-        let kinds: Vec<TroubleKind> = trouble.kinds.iter().copied().filter(|kind| kind.concerns(operation)).collect();
+        let kinds: Vec<TroubleKind> = trouble
+            .kinds
+            .iter()
+            .copied()
+            .filter(|kind| kind.concerns(operation))
+            .collect();
         if now < trouble.until && !kinds.is_empty() && draw.percent(trouble.percent) {
             fate.kind = Some(draw.pick(&kinds));
         }
-        if settings.busy_every.is_some_and(|(busy, every)| busy == operation && count.is_multiple_of(every)) {
+        if settings
+            .busy_every
+            .is_some_and(|(busy, every)| busy == operation && count.is_multiple_of(every))
+        {
             fate.kind = Some(TroubleKind::Busy);
         }
         fate.kind = planned.or(fate.kind);
@@ -432,7 +532,10 @@ impl Registry {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0
+            .state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -464,7 +567,8 @@ impl Fate {
 
     /// The failure that comes instead of the answer.
     fn after(&self) -> Option<Fault> {
-        (self.kind == Some(TroubleKind::Lost)).then(|| Fault::retryable("connection reset before the answer"))
+        (self.kind == Some(TroubleKind::Lost))
+            .then(|| Fault::retryable("connection reset before the answer"))
     }
 }
 
@@ -474,7 +578,9 @@ impl State {
     }
 
     fn holds_blob(&self, repository: &RepositoryName, digest: &Digest) -> bool {
-        self.repositories.get(repository).is_some_and(|content| content.blobs.contains(digest))
+        self.repositories
+            .get(repository)
+            .is_some_and(|content| content.blobs.contains(digest))
     }
 
     fn may_mount(&self, from: &RepositoryName, to: &RepositoryName, digest: &Digest) -> bool {
@@ -489,8 +595,13 @@ impl State {
     }
 
     fn is_committed(&self, repository: &RepositoryName, digest: &Digest) -> bool {
-        let Some(content) = self.repositories.get(repository) else { return false };
-        content.manifests.values().any(|manifest| references(&manifest.bytes).contains(digest))
+        let Some(content) = self.repositories.get(repository) else {
+            return false;
+        };
+        content
+            .manifests
+            .values()
+            .any(|manifest| references(&manifest.bytes).contains(digest))
     }
 
     /// What a manifest needs and the repository lacks, as deep as it goes.
@@ -502,7 +613,8 @@ impl State {
         while let Some(digest) = left.pop() {
             match content.manifests.get(&digest) {
                 Some(manifest) => left.extend(references(&manifest.bytes)),
-                None if content.blobs.contains(&digest) && self.blobs.get(&digest).is_some_and(|blob| blob.sound) => {}
+                None if content.blobs.contains(&digest)
+                    && self.blobs.get(&digest).is_some_and(|blob| blob.sound) => {}
                 None => {
                     missing.insert(digest);
                 }
@@ -520,7 +632,12 @@ impl Content {
     /// The manifests that name `subject` as theirs.
     fn naming(&self, subject: &Digest) -> impl Iterator<Item = &Manifest> {
         let subject = *subject;
-        self.manifests.values().filter(move |manifest| manifest.subject.as_ref().is_some_and(|named| named.digest == subject))
+        self.manifests.values().filter(move |manifest| {
+            manifest
+                .subject
+                .as_ref()
+                .is_some_and(|named| named.digest == subject)
+        })
     }
 
     /// The tags as they were at that time.
@@ -538,10 +655,17 @@ impl Content {
 
 /// What a document says that it consists of, read without the product's parser.
 pub fn references(bytes: &[u8]) -> Vec<Digest> {
-    let Ok(document) = serde_json::from_slice::<Value>(bytes) else { return Vec::new() };
-    let lists = ["manifests", "layers", "blobs"].into_iter().filter_map(|list| document.get(list)?.as_array()).flatten();
+    let Ok(document) = serde_json::from_slice::<Value>(bytes) else {
+        return Vec::new();
+    };
+    let lists = ["manifests", "layers", "blobs"]
+        .into_iter()
+        .filter_map(|list| document.get(list)?.as_array())
+        .flatten();
     let entries = lists.chain(document.get("config"));
-    entries.filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok()).collect()
+    entries
+        .filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok())
+        .collect()
 }
 
 /// Whether a session outlives a body that broke off.

@@ -14,17 +14,29 @@ const LINES: usize = 60;
 
 /// The story that led to a finding: what concerns its tag on both sides, and what concerns all.
 pub fn tell(entries: &[Entry], names: &BTreeMap<Digest, String>, finding: &Finding) -> String {
-    let teller = Teller { names, tag: finding.place.as_ref().map(|place| &*place.tag) };
+    let teller = Teller {
+        names,
+        tag: finding.place.as_ref().map(|place| &*place.tag),
+    };
     let mut calls: BTreeMap<u64, (Duration, &Call)> = BTreeMap::new();
     let mut told: Vec<Line> = Vec::new();
     for entry in entries.iter().take_while(|entry| entry.at <= finding.at) {
         if let Event::Sent { request, call } = &entry.event {
             calls.insert(*request, (entry.at, call));
         }
-        let Some(words) = teller.words(&entry.event, &calls) else { continue };
+        let Some(words) = teller.words(&entry.event, &calls) else {
+            continue;
+        };
         match told.last_mut() {
-            Some(last) if last.words == words => (last.again, last.until) = (last.again + 1, entry.at),
-            _ => told.push(Line { at: entry.at, words, again: 0, until: entry.at }),
+            Some(last) if last.words == words => {
+                (last.again, last.until) = (last.again + 1, entry.at)
+            }
+            _ => told.push(Line {
+                at: entry.at,
+                words,
+                again: 0,
+                until: entry.at,
+            }),
         }
     }
     let lines: Vec<String> = told.into_iter().map(Line::shown).collect();
@@ -37,8 +49,18 @@ pub fn tell(entries: &[Entry], names: &BTreeMap<Digest, String>, finding: &Findi
     for line in lines.into_iter().skip(left_out) {
         let _ = writeln!(story, "{line}");
     }
-    let place = finding.place.as_ref().map(|place| format!(" of {}", shown(place))).unwrap_or_default();
-    let _ = writeln!(story, "{:>9.3} s  BROKEN: {}{place}: {}", finding.at.as_secs_f64(), finding.promise, finding.text);
+    let place = finding
+        .place
+        .as_ref()
+        .map(|place| format!(" of {}", shown(place)))
+        .unwrap_or_default();
+    let _ = writeln!(
+        story,
+        "{:>9.3} s  BROKEN: {}{place}: {}",
+        finding.at.as_secs_f64(),
+        finding.promise,
+        finding.text
+    );
     story
 }
 
@@ -53,7 +75,11 @@ struct Line {
 impl Line {
     fn shown(self) -> String {
         let again = if self.again > 0 {
-            format!(" ({} times more until {:.3} s)", self.again, self.until.as_secs_f64())
+            format!(
+                " ({} times more until {:.3} s)",
+                self.again,
+                self.until.as_secs_f64()
+            )
         } else {
             String::new()
         };
@@ -71,17 +97,28 @@ impl Teller<'_> {
         match event {
             Event::Person { text } => Some(format!("somebody {text}")),
             Event::Started { process, ledger } => {
-                let with = if *ledger { "with its ledger" } else { "with an empty ledger" };
+                let with = if *ledger {
+                    "with its ledger"
+                } else {
+                    "with an empty ledger"
+                };
                 Some(format!("process {process} starts {with}"))
             }
             Event::Configured { process, rules } => {
                 let rules = rules.iter().map(|rules| {
                     let (from, to) = (&rules.source, &rules.destination);
                     let moving = rules.moving.join(" ");
-                    let keeps = format!("existing {:?}, drift {:?}", rules.existing, rules.drift).to_lowercase();
-                    format!("{}: {}/{} to {}/{}, moving {moving}, {keeps}", rules.route, from.0, from.1, to.0, to.1)
+                    let keeps = format!("existing {:?}, drift {:?}", rules.existing, rules.drift)
+                        .to_lowercase();
+                    format!(
+                        "{}: {}/{} to {}/{}, moving {moving}, {keeps}",
+                        rules.route, from.0, from.1, to.0, to.1
+                    )
                 });
-                Some(format!("process {process} goes by: {}", rules.collect::<Vec<_>>().join("; ")))
+                Some(format!(
+                    "process {process} goes by: {}",
+                    rules.collect::<Vec<_>>().join("; ")
+                ))
             }
             Event::Killed { process } => Some(format!("process {process} is killed")),
             Event::Stopped { process } => Some(format!("process {process} has drained")),
@@ -90,14 +127,30 @@ impl Teller<'_> {
                     By::Process(process) => format!("process {process}"),
                     By::Person => "somebody".into(),
                 };
-                Some(format!("    {} now names {} by {by}", shown(place), self.digest(to.as_ref())))
+                Some(format!(
+                    "    {} now names {} by {by}",
+                    shown(place),
+                    self.digest(to.as_ref())
+                ))
             }
             Event::Incomplete { request, missing } => {
-                let about = calls.get(request).map(|(_, call)| self.call(call)).unwrap_or_default();
-                Some(format!("    {about}: {} parts are missing there", missing.len()))
+                let about = calls
+                    .get(request)
+                    .map(|(_, call)| self.call(call))
+                    .unwrap_or_default();
+                Some(format!(
+                    "    {about}: {} parts are missing there",
+                    missing.len()
+                ))
             }
-            Event::Sent { call, .. } if self.matters(call) && call.operation == Operation::PutManifest => {
-                Some(format!("process {} sends {}", call.process, self.call(call)))
+            Event::Sent { call, .. }
+                if self.matters(call) && call.operation == Operation::PutManifest =>
+            {
+                Some(format!(
+                    "process {} sends {}",
+                    call.process,
+                    self.call(call)
+                ))
             }
             Event::Answered { request, answer } => {
                 let (sent, call) = calls.get(request).filter(|(_, call)| self.matters(call))?;
@@ -110,16 +163,38 @@ impl Teller<'_> {
                         format!(", asked at {:.3} s", sent.as_secs_f64())
                     }
                 };
-                Some(format!("process {} is told of {}: {}{asked}", call.process, self.call(call), self.answer(answer)))
+                Some(format!(
+                    "process {} is told of {}: {}{asked}",
+                    call.process,
+                    self.call(call),
+                    self.answer(answer)
+                ))
             }
             Event::Abandoned { request, .. } => {
                 let (_, call) = calls.get(request).filter(|(_, call)| self.matters(call))?;
-                Some(format!("process {} waits no longer for {}", call.process, self.call(call)))
+                Some(format!(
+                    "process {} waits no longer for {}",
+                    call.process,
+                    self.call(call)
+                ))
             }
-            Event::Settled { process, destination, result, error, digest, .. } if self.concerns(destination) => {
-                let error = error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+            Event::Settled {
+                process,
+                destination,
+                result,
+                error,
+                digest,
+                ..
+            } if self.concerns(destination) => {
+                let error = error
+                    .as_ref()
+                    .map(|error| format!(" ({error})"))
+                    .unwrap_or_default();
                 let digest = self.digest(digest.as_ref());
-                Some(format!("process {process} settles {} with {digest}: {result}{error}", shown(destination)))
+                Some(format!(
+                    "process {process} settles {} with {digest}: {result}{error}",
+                    shown(destination)
+                ))
             }
             Event::Calm => Some("from now on all is calm".into()),
             _ => None,
@@ -141,15 +216,23 @@ impl Teller<'_> {
             About::Tag(tag) => format!(":{tag}"),
             About::Content(digest) => format!("@{}", self.digest(Some(digest))),
         };
-        let content = call.content.map(|content| format!(" = {}", self.digest(Some(&content)))).unwrap_or_default();
-        format!("{:?} {}/{}{about}{content}", call.operation, call.registry, call.repository)
+        let content = call
+            .content
+            .map(|content| format!(" = {}", self.digest(Some(&content))))
+            .unwrap_or_default();
+        format!(
+            "{:?} {}/{}{about}{content}",
+            call.operation, call.registry, call.repository
+        )
     }
 
     fn answer(&self, answer: &Answer) -> String {
         match answer {
             Answer::Names(digest) => self.digest(digest.as_ref()),
             Answer::Listed { tags: None, .. } => "no such repository".into(),
-            Answer::Listed { tags: Some(tags), .. } => {
+            Answer::Listed {
+                tags: Some(tags), ..
+            } => {
                 let found = tags.iter().find(|(tag, _)| self.tag == Some(&**tag));
                 let with = match found {
                     Some((_, digest)) => format!("with it, as {}", self.digest(digest.as_ref())),
@@ -157,7 +240,10 @@ impl Teller<'_> {
                 };
                 format!("{} tags, {with}", tags.len())
             }
-            Answer::Failed { class, after: Some(after) } => format!("{class}, not before {after} s"),
+            Answer::Failed {
+                class,
+                after: Some(after),
+            } => format!("{class}, not before {after} s"),
             Answer::Failed { class, after: None } => (*class).into(),
             other => format!("{other:?}").to_lowercase(),
         }
@@ -166,7 +252,11 @@ impl Teller<'_> {
     fn digest(&self, digest: Option<&Digest>) -> String {
         match digest {
             None => "nothing".into(),
-            Some(digest) => self.names.get(digest).cloned().unwrap_or_else(|| digest.short()),
+            Some(digest) => self
+                .names
+                .get(digest)
+                .cloned()
+                .unwrap_or_else(|| digest.short()),
         }
     }
 }

@@ -115,19 +115,28 @@ impl Rules {
 }
 
 fn matches_any(patterns: &[Arc<str>], tag: &str) -> bool {
-    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-        Some(prefix) => tag.starts_with(prefix),
-        None => **pattern == *tag,
-    })
+    patterns
+        .iter()
+        .any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => tag.starts_with(prefix),
+            None => **pattern == *tag,
+        })
 }
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A registry: whether its lists are always current, and whether it takes manifests with a subject.
-    Registry { name: Arc<str>, current_lists: bool, takes_artifacts: bool },
+    Registry {
+        name: Arc<str>,
+        current_lists: bool,
+        takes_artifacts: bool,
+    },
     /// An image that cannot be promoted, to that registry or at all.
-    Hopeless { registry: Option<Arc<str>>, digest: Digest },
+    Hopeless {
+        registry: Option<Arc<str>>,
+        digest: Digest,
+    },
     /// A tag that may not be written.
     Closed { place: Place },
     /// A request leaves its process.
@@ -139,11 +148,25 @@ pub enum Event {
     /// The process waits no longer; so many bytes of a body had moved.
     Abandoned { request: u64, bytes: u64 },
     /// A body that was read has ended or was dropped.
-    BodyEnded { request: u64, bytes: u64, whole: bool },
+    BodyEnded {
+        request: u64,
+        bytes: u64,
+        whole: bool,
+    },
     /// The truth about a tag changed.
-    Moved { place: Place, from: Option<Digest>, to: Option<Digest>, by: By },
+    Moved {
+        place: Place,
+        from: Option<Digest>,
+        to: Option<Digest>,
+        by: By,
+    },
     /// A manifest that belongs to another image was pushed beside it.
-    Attached { registry: Arc<str>, repository: Arc<str>, subject: Digest, referrer: Digest },
+    Attached {
+        registry: Arc<str>,
+        repository: Arc<str>,
+        subject: Digest,
+        referrer: Digest,
+    },
     /// A person does something, in words.
     Person { text: String },
     /// A process starts, with an intact ledger or with none.
@@ -157,7 +180,14 @@ pub enum Event {
     /// Upload sessions of the last process that are open in the end, at a registry that had no trouble.
     Left { registry: Arc<str>, sessions: usize },
     /// A job has come to something.
-    Settled { process: u32, source: Place, destination: Place, result: Outcome, digest: Option<Digest>, error: Option<String> },
+    Settled {
+        process: u32,
+        source: Place,
+        destination: Place,
+        result: Outcome,
+        digest: Option<Digest>,
+        error: Option<String>,
+    },
     /// From now on registries do what they should, and no person interferes.
     Calm,
 }
@@ -189,7 +219,10 @@ struct State {
 impl Trace {
     /// An empty trace that begins now.
     pub fn begin() -> Trace {
-        Trace(Arc::new(Shared { began: Instant::now(), state: Mutex::default() }))
+        Trace(Arc::new(Shared {
+            began: Instant::now(),
+            state: Mutex::default(),
+        }))
     }
 
     /// The virtual time since the beginning.
@@ -214,13 +247,19 @@ impl Trace {
         let mut state = self.state();
         state.requests += 1;
         let request = state.requests;
-        state.entries.push(Entry { at, event: Event::Sent { request, call } });
+        state.entries.push(Entry {
+            at,
+            event: Event::Sent { request, call },
+        });
         request
     }
 
     /// Gives a digest a name for people.
     pub fn call(&self, digest: Digest, name: impl Into<String>) {
-        self.state().names.entry(digest).or_insert_with(|| name.into());
+        self.state()
+            .names
+            .entry(digest)
+            .or_insert_with(|| name.into());
     }
 
     /// All that happened so far.

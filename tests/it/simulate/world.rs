@@ -36,15 +36,26 @@ pub struct Outcome {
 impl Outcome {
     /// How a promise was broken, as a story.
     pub fn story_of(&self, promise: &str) -> Option<String> {
-        let finding = self.findings.iter().find(|finding| finding.promise == promise)?;
-        Some(format!("seed {}:\n{}", self.seed, story::tell(&self.entries, &self.names, finding)))
+        let finding = self
+            .findings
+            .iter()
+            .find(|finding| finding.promise == promise)?;
+        Some(format!(
+            "seed {}:\n{}",
+            self.seed,
+            story::tell(&self.entries, &self.names, finding)
+        ))
     }
 
     /// The first broken promise as a story; `None`: all were kept.
     pub fn story(&self) -> Option<String> {
         let finding = self.findings.first()?;
         let story = story::tell(&self.entries, &self.names, finding);
-        Some(format!("seed {} breaks {} promises. The first:\n{story}", self.seed, self.findings.len()))
+        Some(format!(
+            "seed {} breaks {} promises. The first:\n{story}",
+            self.seed,
+            self.findings.len()
+        ))
     }
 }
 
@@ -57,7 +68,13 @@ pub fn play(seed: u64) -> Outcome {
         let trace = world.trace.clone();
         world.live().await;
         let entries = trace.entries();
-        Outcome { seed, findings: oracle::judge(&entries), hash: trace.hash(), names: trace.names(), entries }
+        Outcome {
+            seed,
+            findings: oracle::judge(&entries),
+            hash: trace.hash(),
+            names: trace.names(),
+            entries,
+        }
     })
 }
 
@@ -68,7 +85,10 @@ where
     F: Future<Output = T>,
 {
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
         runtime.expect("a runtime needs nothing").block_on(make())
     });
     match thread.join() {
@@ -128,40 +148,117 @@ impl World {
         if bounds.percent(60) {
             nature = nature.bounded(&mut bounds);
         }
-        let (count, kills) = (draw.between(3, 25), if draw.percent(40) { draw.between(1, 4) } else { 0 });
-        let asks = if draw.percent(40) { draw.between(1, 6) } else { 0 };
+        let (count, kills) = (
+            draw.between(3, 25),
+            if draw.percent(40) {
+                draw.between(1, 4)
+            } else {
+                0
+            },
+        );
+        let asks = if draw.percent(40) {
+            draw.between(1, 6)
+        } else {
+            0
+        };
         let notices = draw.pick(&[vec![0], vec![0, 1, 1, 2], vec![1]]);
         let slow_disk = draw.percent(30);
-        World { chance, trace, registries, routes, nature, people, deeds, count, within, kills, asks, notices, slow_disk }
+        World {
+            chance,
+            trace,
+            registries,
+            routes,
+            nature,
+            people,
+            deeds,
+            count,
+            within,
+            kills,
+            asks,
+            notices,
+            slow_disk,
+        }
     }
 
     /// Lets everything happen, then waits until all is equal or the time for that is over.
     pub async fn live(self) {
-        let World { chance, trace, registries, routes, nature, mut people, deeds, count, within, kills, asks, notices, slow_disk } =
-            self;
+        let World {
+            chance,
+            trace,
+            registries,
+            routes,
+            nature,
+            mut people,
+            deeds,
+            count,
+            within,
+            kills,
+            asks,
+            notices,
+            slow_disk,
+        } = self;
         for registry in &registries {
             let settings = registry.settings();
             let takes_artifacts = !settings.refuses_artifacts;
             let current_lists = settings.lag.is_zero() && !settings.hides_list;
-            trace.note(Event::Registry { name: registry.name().clone(), current_lists, takes_artifacts });
-            let here = routes.iter().filter(|rules| rules.destination.0 == *registry.name());
-            for (rules, tag) in here.flat_map(|rules| settings.denied.iter().map(move |tag| (rules, tag))) {
+            trace.note(Event::Registry {
+                name: registry.name().clone(),
+                current_lists,
+                takes_artifacts,
+            });
+            let here = routes
+                .iter()
+                .filter(|rules| rules.destination.0 == *registry.name());
+            for (rules, tag) in
+                here.flat_map(|rules| settings.denied.iter().map(move |tag| (rules, tag)))
+            {
                 let (registry, repository) = rules.destination.clone();
-                trace.note(Event::Closed { place: Place { registry, repository, tag: tag.as_str().into() } });
+                trace.note(Event::Closed {
+                    place: Place {
+                        registry,
+                        repository,
+                        tag: tag.as_str().into(),
+                    },
+                });
             }
         }
         let mut stores = Stores::new(chance, slow_disk);
         let mut draw = chance.of("time");
         let mut happenings: Vec<(Duration, Happening)> = Vec::new();
-        for (happening, count) in [(Happening::Deed, count), (Happening::Kill, kills), (Happening::Ask, asks)] {
-            happenings.extend(people::moments(&mut draw, count, within).into_iter().map(|at| (at, happening)));
+        for (happening, count) in [
+            (Happening::Deed, count),
+            (Happening::Kill, kills),
+            (Happening::Ask, asks),
+        ] {
+            happenings.extend(
+                people::moments(&mut draw, count, within)
+                    .into_iter()
+                    .map(|at| (at, happening)),
+            );
         }
         let mut clock_draw = chance.of("clock");
-        let steps = if clock_draw.percent(25) { clock_draw.between(1, 3) } else { 0 };
-        happenings.extend(people::moments(&mut clock_draw, steps, within).into_iter().map(|at| (at, Happening::Clock)));
+        let steps = if clock_draw.percent(25) {
+            clock_draw.between(1, 3)
+        } else {
+            0
+        };
+        happenings.extend(
+            people::moments(&mut clock_draw, steps, within)
+                .into_iter()
+                .map(|at| (at, Happening::Clock)),
+        );
         happenings.sort_unstable();
         let start = |number, stores: &Stores| {
-            Process::start(number, &Setting { stores, nature, registries: &registries, routes: &routes, trace: &trace })
+            Process::start(
+                number,
+                &Setting {
+                    stores,
+                    nature,
+                    registries: &registries,
+                    routes: &routes,
+                    trace: &trace,
+                },
+            )
         };
         let mut process = start(1, &stores);
         for (nth, (at, happening)) in happenings.into_iter().enumerate() {
@@ -176,25 +273,41 @@ impl World {
                 }
                 Happening::Ask => {
                     if let Some((rules, tag)) = people.pick_source(&mut draw) {
-                        trace.note(Event::Person { text: format!("asks for {tag} of route {}", rules.route) });
-                        let scope = Scope { routes: vec![rules.route.to_string()], tags: vec![tag], ..Scope::default() };
+                        trace.note(Event::Person {
+                            text: format!("asks for {tag} of route {}", rules.route),
+                        });
+                        let scope = Scope {
+                            routes: vec![rules.route.to_string()],
+                            tags: vec![tag],
+                            ..Scope::default()
+                        };
                         process.ask(scope, Cause::Ping);
                     }
                 }
                 Happening::Clock => {
                     let seconds = draw.pick(&[1_i64, 60, 3600, 86_400]);
-                    let by = SignedDuration::from_secs(if draw.percent(50) { seconds } else { -seconds });
-                    trace.note(Event::Person { text: format!("sets the clock by {by:#}") });
+                    let by = SignedDuration::from_secs(if draw.percent(50) {
+                        seconds
+                    } else {
+                        -seconds
+                    });
+                    trace.note(Event::Person {
+                        text: format!("sets the clock by {by:#}"),
+                    });
                     clock::step(by);
                 }
                 Happening::Kill => {
                     let number = process.kill().await + 1;
                     if draw.percent(30) {
-                        trace.note(Event::Person { text: "cuts the power".into() });
+                        trace.note(Event::Person {
+                            text: "cuts the power".into(),
+                        });
                         stores.cut_power();
                     }
                     if draw.percent(10) {
-                        trace.note(Event::Person { text: "deletes the state".into() });
+                        trace.note(Event::Person {
+                            text: "deletes the state".into(),
+                        });
                         stores.lose();
                     }
                     tokio::time::sleep(draw.millis(0, 20_000)).await;
@@ -203,25 +316,40 @@ impl World {
             }
         }
         tokio::time::sleep_until(trace.moment(within)).await;
-        registries.iter().for_each(|registry| registry.set(|settings| settings.busy_every = None));
+        registries
+            .iter()
+            .for_each(|registry| registry.set(|settings| settings.busy_every = None));
         trace.note(Event::Calm);
         let mut waited = Duration::from_secs(20);
-        while waited < CALM && !(trace.now() >= within + waited && oracle::is_settled(&trace.entries())) {
+        while waited < CALM
+            && !(trace.now() >= within + waited && oracle::is_settled(&trace.entries()))
+        {
             tokio::time::sleep_until(trace.moment(within + waited)).await;
             waited *= 2;
         }
         let number = process.stop().await;
-        for registry in registries.iter().filter(|registry| registry.settings().is_steady()) {
+        for registry in registries
+            .iter()
+            .filter(|registry| registry.settings().is_steady())
+        {
             let sessions = registry.open_sessions(number);
             if sessions > 0 {
-                trace.note(Event::Left { registry: registry.name().clone(), sessions });
+                trace.note(Event::Left {
+                    registry: registry.name().clone(),
+                    sessions,
+                });
             }
         }
     }
 }
 
 /// Kinds of registries whose lists show at once what is there.
-const CURRENT: [Kind; 4] = [Kind::Distribution2, Kind::Distribution3, Kind::Zot, Kind::Olareg];
+const CURRENT: [Kind; 4] = [
+    Kind::Distribution2,
+    Kind::Distribution3,
+    Kind::Zot,
+    Kind::Olareg,
+];
 
 fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Settings {
     let kinds = [
@@ -265,14 +393,28 @@ fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Set
         settings.quota = draw.percent(10).then(|| draw.pick(&[1_000, 20_000]));
     }
     if draw.percent(10) {
-        let operations = [Operation::BeginUpload, Operation::PutManifest, Operation::Resolve, Operation::Manifest];
+        let operations = [
+            Operation::BeginUpload,
+            Operation::PutManifest,
+            Operation::Resolve,
+            Operation::Manifest,
+        ];
         settings.busy_every = Some((draw.pick(&operations), draw.between(2, 9)));
     }
     if draw.percent(60) {
-        settings.trouble = Trouble { percent: draw.pick(&[2, 10, 30]), until: within, kinds: drawn_trouble(draw) };
+        settings.trouble = Trouble {
+            percent: draw.pick(&[2, 10, 30]),
+            until: within,
+            kinds: drawn_trouble(draw),
+        };
     }
     if draw.percent(8) {
-        let sick = draw.pick(&[Sick::Busy(30), Sick::Busy(700), Sick::Drip(15_000), Sick::Down]);
+        let sick = draw.pick(&[
+            Sick::Busy(30),
+            Sick::Busy(700),
+            Sick::Drip(15_000),
+            Sick::Down,
+        ]);
         settings.sick = Some((sick, within));
     }
     settings
@@ -299,17 +441,30 @@ fn drawn_trouble(draw: &mut Draw) -> Vec<TroubleKind> {
 
 fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
     let names = registries.iter().map(|registry| registry.name().clone());
-    let (staging, production): (Vec<Arc<str>>, Vec<Arc<str>>) = names.partition(|name| name.starts_with("staging"));
+    let (staging, production): (Vec<Arc<str>>, Vec<Arc<str>>) =
+        names.partition(|name| name.starts_with("staging"));
     let count = draw.between(1, 3);
     let route = |number: u64| {
         let name: Arc<str> = format!("app-{number}").into();
-        let moving: Vec<Arc<str>> = if draw.percent(70) { vec!["latest".into()] } else { vec!["latest".into(), "edge".into()] };
+        let moving: Vec<Arc<str>> = if draw.percent(70) {
+            vec!["latest".into()]
+        } else {
+            vec!["latest".into(), "edge".into()]
+        };
         Rules {
             route: name.clone(),
             source: (draw.pick(&staging), name.clone()),
             destination: (draw.pick(&production), format!("prod-{name}").into()),
-            include: if draw.percent(70) { vec!["*".into()] } else { vec!["latest".into(), "v*".into()] },
-            exclude: if draw.percent(80) { Vec::new() } else { vec!["v2*".into()] },
+            include: if draw.percent(70) {
+                vec!["*".into()]
+            } else {
+                vec!["latest".into(), "v*".into()]
+            },
+            exclude: if draw.percent(80) {
+                Vec::new()
+            } else {
+                vec!["v2*".into()]
+            },
             moving,
             existing: draw.pick(&[Existing::Keep, Existing::Keep, Existing::Adopt]),
             drift: draw.pick(&[Drift::Keep, Drift::Keep, Drift::Restore]),

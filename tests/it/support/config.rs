@@ -12,17 +12,26 @@ pub struct Config {
 impl Config {
     /// No registries, no routes, no polls: nothing happens unasked.
     pub fn new() -> Config {
-        Config { body: json!({"daemon": {"poll": "off", "grace": "10s"}, "registries": {}, "routes": []}), text: None }
+        Config {
+            body: json!({"daemon": {"poll": "off", "grace": "10s"}, "registries": {}, "routes": []}),
+            text: None,
+        }
     }
 
     /// The usual pair: everything tagged in staging's `app` goes to production's `app`; every tag is fixed but `latest`.
     pub fn pair(staging: &str, production: &str) -> Config {
-        Config::new().registry("staging", staging).registry("production", production).route("app", json!({}))
+        Config::new()
+            .registry("staging", staging)
+            .registry("production", production)
+            .route("app", json!({}))
     }
 
     /// Exactly this text.
     pub fn text(text: &str) -> Config {
-        Config { text: Some(text.into()), ..Config::new() }
+        Config {
+            text: Some(text.into()),
+            ..Config::new()
+        }
     }
 
     pub fn registry(self, name: &str, url: &str) -> Config {
@@ -43,7 +52,10 @@ impl Config {
     }
 
     pub fn raw_route(mut self, route: Value) -> Config {
-        self.body["routes"].as_array_mut().expect("routes are a list").push(route);
+        self.body["routes"]
+            .as_array_mut()
+            .expect("routes are a list")
+            .push(route);
         self
     }
 
@@ -65,7 +77,9 @@ impl Config {
 }
 
 fn merged(base: Value, more: Value) -> Value {
-    let (Value::Object(mut base), Value::Object(more)) = (base, more) else { panic!("two objects") };
+    let (Value::Object(mut base), Value::Object(more)) = (base, more) else {
+        panic!("two objects")
+    };
     base.extend::<Map<String, Value>>(more);
     Value::Object(base)
 }

@@ -38,7 +38,12 @@ impl Ferry {
     pub fn new(config: &Config) -> Ferry {
         let scratch = TempDir::with_prefix("blobferry-").expect("a scratch directory");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));
-        let ferry = Ferry { scratch, port: free_port(), environment: Vec::new(), program };
+        let ferry = Ferry {
+            scratch,
+            port: free_port(),
+            environment: Vec::new(),
+            program,
+        };
         std::fs::create_dir(ferry.path("home")).expect("a home in the scratch directory");
         ferry.write_config(config);
         ferry
@@ -67,7 +72,13 @@ impl Ferry {
     }
 
     pub fn write_config(&self, config: &Config) {
-        self.file("blobferry.yaml", &config.write(&format!("127.0.0.1:{}", self.port), &self.path("state").display().to_string()));
+        self.file(
+            "blobferry.yaml",
+            &config.write(
+                &format!("127.0.0.1:{}", self.port),
+                &self.path("state").display().to_string(),
+            ),
+        );
     }
 
     /// Forgets what production was seen to hold.
@@ -83,9 +94,14 @@ impl Ferry {
     fn delete_database(&self, name: &str) {
         let mut found = false;
         for suffix in ["", "-wal", "-shm"] {
-            found |= std::fs::remove_file(self.path("state").join(format!("{name}.db{suffix}"))).is_ok();
+            found |=
+                std::fs::remove_file(self.path("state").join(format!("{name}.db{suffix}"))).is_ok();
         }
-        assert!(found, "there was no {name}.db in {}", self.path("state").display());
+        assert!(
+            found,
+            "there was no {name}.db in {}",
+            self.path("state").display()
+        );
     }
 
     /// Runs a command to its end; panics when that takes longer than two minutes.
@@ -100,8 +116,15 @@ impl Ferry {
 
     /// Runs a command that must end within `deadline`.
     pub async fn run_within(&self, deadline: Duration, arguments: &[&str]) -> Run {
-        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-        let pid = child.id().expect("a child that was not waited for has an id");
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let pid = child
+            .id()
+            .expect("a child that was not waited for has an id");
         let stdout = collect(child.stdout.take().expect("stdout is piped"));
         let stderr = collect(child.stderr.take().expect("stderr is piped"));
         let mut peak = 0;
@@ -115,11 +138,21 @@ impl Ferry {
         });
         let Ok(status) = ended.await else {
             child.kill().await.expect("killing a child");
-            panic!("{arguments:?} did not end within {deadline:?}; stderr:\n{}", stderr.text());
+            panic!(
+                "{arguments:?} did not end within {deadline:?}; stderr:\n{}",
+                stderr.text()
+            );
         };
         let (stdout, stderr) = (stdout.end().await, stderr.end().await);
-        let code = status.code().unwrap_or_else(|| panic!("{arguments:?} was killed: {status}; stderr:\n{stderr}"));
-        Run { code, stdout, stderr, peak_memory: peak }
+        let code = status
+            .code()
+            .unwrap_or_else(|| panic!("{arguments:?} was killed: {status}; stderr:\n{stderr}"));
+        Run {
+            code,
+            stdout,
+            stderr,
+            peak_memory: peak,
+        }
     }
 
     /// Starts `blobferry run` and waits until it is alive.
@@ -140,20 +173,41 @@ impl Ferry {
     async fn spawn(&self, variables: &[(&str, &str)], stderr: Stdio) -> Daemon {
         let mut command = self.command(&["run"]);
         command.envs(variables.iter().copied());
-        let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the program starts");
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program starts");
         let log = match child.stderr.take() {
             Some(stderr) => collect(stderr),
             None => collect(tokio::io::empty()),
         };
-        let pid = child.id().expect("a child that was not waited for has an id");
+        let pid = child
+            .id()
+            .expect("a child that was not waited for has an id");
         let base = format!("http://127.0.0.1:{}", self.port);
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client without options");
-        let mut daemon = Daemon { child, pid, base, http, log };
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client without options");
+        let mut daemon = Daemon {
+            child,
+            pid,
+            base,
+            http,
+            log,
+        };
         eventually("the daemon is alive", async || {
             if let Some(status) = daemon.child.try_wait().expect("asking for a child") {
                 panic!("the daemon ended with {status}:\n{}", daemon.log());
             }
-            daemon.http.get(format!("{}/healthz", daemon.base)).send().await.ok().filter(|answer| answer.status().is_success())
+            daemon
+                .http
+                .get(format!("{}/healthz", daemon.base))
+                .send()
+                .await
+                .ok()
+                .filter(|answer| answer.status().is_success())
         })
         .await;
         daemon
@@ -161,7 +215,11 @@ impl Ferry {
 
     /// Starts a command and leaves it to the test.
     pub fn spawn_command(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+        self.command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts")
     }
 
     /// Runs a line of a shell in which the program is called `blobferry`; returns its exit code.
@@ -169,23 +227,47 @@ impl Ferry {
         let bin = self.path("bin");
         if !bin.exists() {
             std::fs::create_dir(&bin).expect("a folder in the scratch directory");
-            std::os::unix::fs::symlink(&self.program, bin.join("blobferry")).expect("a link to the program");
+            std::os::unix::fs::symlink(&self.program, bin.join("blobferry"))
+                .expect("a link to the program");
         }
-        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let path = format!(
+            "{}:{}",
+            bin.display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
         let mut command = Command::new("sh");
-        command.args(["-ec", line]).env_clear().env("PATH", path).env("HOME", self.path("home"));
+        command
+            .args(["-ec", line])
+            .env_clear()
+            .env("PATH", path)
+            .env("HOME", self.path("home"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir(self.scratch.path()).stdin(Stdio::null()).kill_on_drop(true);
-        let status = timeout(DEADLINE, command.status()).await.expect("the shell ends in time");
-        status.expect("the shell starts").code().expect("an exit code")
+        command
+            .current_dir(self.scratch.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let status = timeout(DEADLINE, command.status())
+            .await
+            .expect("the shell ends in time");
+        status
+            .expect("the shell starts")
+            .code()
+            .expect("an exit code")
     }
 
     /// The same with the program as it is shipped: what it needs of memory is a matter of the build.
     pub fn released(mut self) -> Ferry {
         let built = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));
-        let target = built.parent().and_then(|profile| profile.parent()).expect("a target folder");
+        let target = built
+            .parent()
+            .and_then(|profile| profile.parent())
+            .expect("a target folder");
         self.program = target.join("release/blobferry");
-        assert!(self.program.exists(), "{} is missing: cargo build --release", self.program.display());
+        assert!(
+            self.program.exists(),
+            "{} is missing: cargo build --release",
+            self.program.display()
+        );
         self
     }
 
@@ -198,10 +280,18 @@ impl Ferry {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("HOME", self.path("home")).env("BLOBFERRY_CONFIG", self.path("blobferry.yaml"));
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command
+            .env("HOME", self.path("home"))
+            .env("BLOBFERRY_CONFIG", self.path("blobferry.yaml"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir(self.scratch.path()).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .current_dir(self.scratch.path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command
     }
 }
@@ -209,13 +299,19 @@ impl Ferry {
 impl Run {
     /// The report on stdout.
     pub fn report(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in:\n{}\nstderr:\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
+            panic!("{error} in:\n{}\nstderr:\n{}", self.stdout, self.stderr)
+        })
     }
 
     /// Asserts the exit code, here and in the report.
     #[track_caller]
     pub fn expect(self, code: i32) -> Run {
-        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         if self.stdout.starts_with('{') {
             let report = self.report();
             assert!(
@@ -229,7 +325,9 @@ impl Run {
 
     /// A count of the report's totals.
     pub fn total(&self, name: &str) -> u64 {
-        self.report()["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.stdout))
+        self.report()["totals"][name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name} in {}", self.stdout))
     }
 
     /// The report's job for a tag.
@@ -237,8 +335,14 @@ impl Run {
         let report = self.report();
         let jobs = report["jobs"].as_array().expect("a report has jobs");
         let ending = format!(":{tag}");
-        let found = jobs.iter().find(|job| job["source"].as_str().is_some_and(|source| source.ends_with(&ending)));
-        found.unwrap_or_else(|| panic!("no job for {tag} in {report:#}")).clone()
+        let found = jobs.iter().find(|job| {
+            job["source"]
+                .as_str()
+                .is_some_and(|source| source.ends_with(&ending))
+        });
+        found
+            .unwrap_or_else(|| panic!("no job for {tag} in {report:#}"))
+            .clone()
     }
 
     /// Everything that was said.
@@ -268,55 +372,90 @@ impl Daemon {
 
     pub async fn ready(&self) {
         eventually("every route was looked at", async || {
-            let answer = self.http.get(format!("{}/readyz", self.base)).send().await.ok();
+            let answer = self
+                .http
+                .get(format!("{}/readyz", self.base))
+                .send()
+                .await
+                .ok();
             answer.filter(|answer| answer.status().is_success())
         })
         .await;
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Response {
-        self.http.get(format!("{}{path}", self.base)).send().await.expect("the daemon answers")
+        self.http
+            .get(format!("{}{path}", self.base))
+            .send()
+            .await
+            .expect("the daemon answers")
     }
 
     /// `POST /v1/sync`: status and body.
     pub async fn ping(&self, body: Value) -> (u16, Value) {
-        let request = self.request("/v1/sync").header("content-type", "application/json").body(body.to_string());
+        let request = self
+            .request("/v1/sync")
+            .header("content-type", "application/json")
+            .body(body.to_string());
         let answer = request.send().await.expect("the daemon answers");
         let status = answer.status().as_u16();
-        (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("an answer in JSON"))
+        (
+            status,
+            serde_json::from_slice(&answer.bytes().await.expect("a body"))
+                .expect("an answer in JSON"),
+        )
     }
 
     /// A POST that is not sent yet, for headers of all kinds.
     pub fn request(&self, path: &str) -> reqwest::RequestBuilder {
-        self.http.post(format!("{}{path}", self.base)).timeout(DEADLINE)
+        self.http
+            .post(format!("{}{path}", self.base))
+            .timeout(DEADLINE)
     }
 
     pub async fn metrics(&self) -> String {
-        self.get("/metrics").await.text().await.expect("metrics are text")
+        self.get("/metrics")
+            .await
+            .text()
+            .await
+            .expect("metrics are text")
     }
 
     /// The value of a series, such as `blobferry_queue_depth` or with labels in braces; all given labels must be there.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let text = self.metrics().await;
-        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let wanted: Vec<String> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{value}\""))
+            .collect();
         let fits = |line: &&str| {
             let rest = line.strip_prefix(name).unwrap_or_default();
             rest.starts_with(['{', ' ']) && wanted.iter().all(|label| rest.contains(label.as_str()))
         };
-        let values: Vec<f64> = text.lines().filter(fits).filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
+        let values: Vec<f64> = text
+            .lines()
+            .filter(fits)
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse().ok())
+            .collect();
         (!values.is_empty()).then(|| values.iter().sum())
     }
 
     /// Sends a signal by name, such as `USR1`.
     pub async fn signal(&self, name: &str) {
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid.to_string()).status().await.expect("kill runs");
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid.to_string())
+            .status()
+            .await
+            .expect("kill runs");
         assert!(sent.success(), "the daemon is not there to be told {name}");
     }
 
     /// Waits for the end; returns the exit code. Panics when it takes longer than a minute.
     pub async fn ended(&mut self) -> i32 {
         let status = timeout(Duration::from_secs(60), self.child.wait()).await;
-        let status = status.unwrap_or_else(|_| panic!("the daemon did not end within 60 s:\n{}", self.log()));
+        let status = status
+            .unwrap_or_else(|_| panic!("the daemon did not end within 60 s:\n{}", self.log()));
         status.expect("waiting for a child").code().unwrap_or(-1)
     }
 
@@ -331,16 +470,24 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the daemon said last:\n{}", lines[lines.len().saturating_sub(80)..].join("\n"));
+            eprintln!(
+                "--- the daemon said last:\n{}",
+                lines[lines.len().saturating_sub(80)..].join("\n")
+            );
         }
     }
 }
 
 /// `VmHWM` of a process, in bytes.
 fn peak_memory(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
+    let status =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    line.split_whitespace()
+        .nth(1)?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }
 
 /// What a child says, gathered while it runs.
@@ -366,8 +513,14 @@ fn collect(stream: impl tokio::io::AsyncRead + Unpin + Send + 'static) -> Collec
     let reader = tokio::spawn(async move {
         let mut lines = BufReader::new(stream);
         let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0) {
-            into.lock().expect("no panic while gathering").push_str(&String::from_utf8_lossy(&line));
+        while lines
+            .read_until(b'\n', &mut line)
+            .await
+            .is_ok_and(|count| count > 0)
+        {
+            into.lock()
+                .expect("no panic while gathering")
+                .push_str(&String::from_utf8_lossy(&line));
             line.clear();
         }
     });

@@ -140,15 +140,39 @@ pub struct Ecr {
 impl Ecr {
     pub async fn start(account: &str) -> Ecr {
         let registry = Registry::distribution3();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket has an address").to_string();
-        let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().expect("a client");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address")
+            .to_string();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .expect("a client");
         let upstream = registry.url();
-        let shared = Arc::new(Shared { account: account.into(), address, upstream, http, state: Mutex::default() });
+        let shared = Arc::new(Shared {
+            account: account.into(),
+            address,
+            upstream,
+            http,
+            state: Mutex::default(),
+        });
         let serving = shared.clone();
-        let app = axum::Router::new().fallback(move |request: Request<Body>| serve(serving.clone(), request));
-        let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("serving ends with the test") });
-        Ecr { registry, shared, server }
+        let app = axum::Router::new()
+            .fallback(move |request: Request<Body>| serve(serving.clone(), request));
+        let server = tokio::spawn(async move {
+            axum::serve(listener, app)
+                .await
+                .expect("serving ends with the test")
+        });
+        Ecr {
+            registry,
+            shared,
+            server,
+        }
     }
 
     /// `127.0.0.1:port`: data plane, control plane and STS alike.
@@ -179,14 +203,23 @@ impl Ecr {
     }
 
     pub fn create_with(&self, repository: &str, settings: Value) -> &Ecr {
-        self.shared.state().repositories.insert(repository.into(), Kept { settings, ..Kept::default() });
+        self.shared.state().repositories.insert(
+            repository.into(),
+            Kept {
+                settings,
+                ..Kept::default()
+            },
+        );
         self
     }
 
     /// Tags of images without blobs in the registry behind: enough for looks that find nothing to do.
     pub fn invent_tags(&self, repository: &str, tags: impl Iterator<Item = String>) {
         let mut state = self.shared.state();
-        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        let kept = state
+            .repositories
+            .get_mut(repository)
+            .expect("the repository was created");
         for tag in tags {
             let empty = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2});
             let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": empty, "layers": [empty], "annotations": {"tag": tag}});
@@ -201,24 +234,41 @@ impl Ecr {
     /// From now on DescribeImages shows the repository's tags as they are now.
     pub fn freeze_list(&self, repository: &str) {
         let mut state = self.shared.state();
-        let tags = state.repositories.get(repository).map(|kept| kept.tags.clone()).unwrap_or_default();
+        let tags = state
+            .repositories
+            .get(repository)
+            .map(|kept| kept.tags.clone())
+            .unwrap_or_default();
         state.ways.stale.insert(repository.into(), tags);
     }
 
     pub fn archive(&self, repository: &str, digest: &str) {
         let mut state = self.shared.state();
-        state.repositories.get_mut(repository).expect("the repository was created").archived.insert(digest.into());
+        state
+            .repositories
+            .get_mut(repository)
+            .expect("the repository was created")
+            .archived
+            .insert(digest.into());
     }
 
     pub fn restore(&self, repository: &str, digest: &str) {
         let mut state = self.shared.state();
-        state.repositories.get_mut(repository).expect("the repository was created").archived.remove(digest);
+        state
+            .repositories
+            .get_mut(repository)
+            .expect("the repository was created")
+            .archived
+            .remove(digest);
     }
 
     /// Says when an image was pushed.
     pub fn pushed_at(&self, repository: &str, digest: &str, second: i64) {
         let mut state = self.shared.state();
-        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        let kept = state
+            .repositories
+            .get_mut(repository)
+            .expect("the repository was created");
         kept.images.insert(digest.into(), second as f64);
     }
 
@@ -234,7 +284,10 @@ impl Ecr {
 
     pub fn set_policies(&self, repository: &str, policy: &str, lifecycle: &str) {
         let mut state = self.shared.state();
-        let kept = state.repositories.get_mut(repository).expect("the repository was created");
+        let kept = state
+            .repositories
+            .get_mut(repository)
+            .expect("the repository was created");
         (kept.policy, kept.lifecycle) = (Some(policy.into()), Some(lifecycle.into()));
     }
 
@@ -256,7 +309,11 @@ impl Ecr {
 
     /// What was used, and on which repositories.
     pub fn used(&self) -> BTreeSet<(String, String)> {
-        self.log().into_iter().filter(|act| act.action != "no action").map(|act| (act.action, act.repository)).collect()
+        self.log()
+            .into_iter()
+            .filter(|act| act.action != "no action")
+            .map(|act| (act.action, act.repository))
+            .collect()
     }
 
     pub fn principals(&self) -> BTreeSet<String> {
@@ -265,9 +322,18 @@ impl Ecr {
 
     /// The most acts of one kind within one second.
     pub fn most_in_a_second(&self, action: &str) -> usize {
-        let times: Vec<Instant> = self.log().into_iter().filter(|act| act.action == action).map(|act| act.at).collect();
-        let within =
-            |start: &Instant| times.iter().filter(|at| **at >= *start && at.duration_since(*start).as_millis() < 1000).count();
+        let times: Vec<Instant> = self
+            .log()
+            .into_iter()
+            .filter(|act| act.action == action)
+            .map(|act| act.at)
+            .collect();
+        let within = |start: &Instant| {
+            times
+                .iter()
+                .filter(|at| **at >= *start && at.duration_since(*start).as_millis() < 1000)
+                .count()
+        };
         times.iter().map(within).max().unwrap_or(0)
     }
 }
@@ -287,7 +353,9 @@ impl Drop for Ecr {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Logs an act and says whether it may go on: `Err` is what ECR answers.
@@ -296,9 +364,17 @@ impl Shared {
             return Ok(());
         }
         let mut state = self.state();
-        let act = Act { action: action.into(), principal: principal.into(), repository: repository.into(), at: Instant::now() };
+        let act = Act {
+            action: action.into(),
+            principal: principal.into(),
+            repository: repository.into(),
+            at: Instant::now(),
+        };
         state.log.push(act);
-        let (storm, calm_after) = (state.ways.storm, state.ways.calm_after.unwrap_or(usize::MAX));
+        let (storm, calm_after) = (
+            state.ways.storm,
+            state.ways.calm_after.unwrap_or(usize::MAX),
+        );
         let meets_it = state.ways.storm_on.is_empty() || state.ways.storm_on.contains(action);
         let (in_a_row, in_all) = state.stormed.entry(action.into()).or_default();
         if *in_a_row < storm && *in_all < calm_after && meets_it {
@@ -314,17 +390,33 @@ impl Shared {
     }
 
     /// What IAM says when it does not allow this.
-    fn denial(&self, state: &State, action: &str, principal: &str, repository: &str) -> Option<String> {
-        let outside = !state.ways.admitted.is_empty() && !state.ways.admitted.iter().any(|part| principal.contains(part.as_str()));
+    fn denial(
+        &self,
+        state: &State,
+        action: &str,
+        principal: &str,
+        repository: &str,
+    ) -> Option<String> {
+        let outside = !state.ways.admitted.is_empty()
+            && !state
+                .ways
+                .admitted
+                .iter()
+                .any(|part| principal.contains(part.as_str()));
         if !outside && !state.ways.denied.contains(action) {
             return None;
         }
         let resource = match action {
             "GetAuthorizationToken" | "GetAccountSetting" => "*".to_owned(),
-            _ => format!("arn:aws:ecr:{REGION}:{}:repository/{repository}", self.account),
+            _ => format!(
+                "arn:aws:ecr:{REGION}:{}:repository/{repository}",
+                self.account
+            ),
         };
         let because = state.ways.because.replace("{action}", action);
-        Some(format!("User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"))
+        Some(format!(
+            "User: {principal} is not authorized to perform: ecr:{action} on resource: {resource}{because}"
+        ))
     }
 }
 
@@ -334,26 +426,46 @@ enum Refused {
 }
 
 async fn serve(shared: Arc<Shared>, request: Request<Body>) -> Response {
-    let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let target = request
+        .headers()
+        .get("x-amz-target")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     match target {
-        Some(target) => shared.control(target.rsplit('.').next().unwrap_or_default(), request).await,
+        Some(target) => {
+            shared
+                .control(target.rsplit('.').next().unwrap_or_default(), request)
+                .await
+        }
         None if request.uri().path() == "/" => control::sts(&shared, request).await,
         // A task of its own: what a client that is gone had sent still arrives.
-        None => tokio::spawn(async move { shared.data(request).await }).await.expect("the data plane answers"),
+        None => tokio::spawn(async move { shared.data(request).await })
+            .await
+            .expect("the data plane answers"),
     }
 }
 
 fn reply(status: u16, media_type: &str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-    response.headers_mut().insert(header::CONTENT_TYPE, media_type.parse().expect("a media type"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        media_type.parse().expect("a media type"),
+    );
     response
 }
 
 fn error(status: u16, code: &str, message: &str) -> Response {
-    reply(status, "application/json", json!({"errors": [{"code": code, "message": message}]}).to_string())
+    reply(
+        status,
+        "application/json",
+        json!({"errors": [{"code": code, "message": message}]}).to_string(),
+    )
 }
 
 async fn bytes(body: Body) -> bytes::Bytes {
-    body.collect().await.map(|body| body.to_bytes()).unwrap_or_default()
+    body.collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default()
 }

@@ -59,7 +59,12 @@ pub struct Blob {
 impl Blob {
     pub fn new(media_type: &str, bytes: impl Into<Bytes>) -> Blob {
         let bytes = bytes.into();
-        Blob { digest: sha256(&bytes), bytes, media_type: media_type.into(), urls: Vec::new() }
+        Blob {
+            digest: sha256(&bytes),
+            bytes,
+            media_type: media_type.into(),
+            urls: Vec::new(),
+        }
     }
 
     /// An OCI layer of `size` random bytes.
@@ -74,7 +79,10 @@ impl Blob {
 
     /// A layer that stays at `url` and is in no registry.
     pub fn foreign(seed: u64, size: usize, url: &str) -> Blob {
-        Blob { urls: vec![url.into()], ..Blob::new(OCI_FOREIGN, noise(seed, size)) }
+        Blob {
+            urls: vec![url.into()],
+            ..Blob::new(OCI_FOREIGN, noise(seed, size))
+        }
     }
 
     /// The two bytes `{}`.
@@ -84,7 +92,10 @@ impl Blob {
 
     /// The same bytes under their sha512 digest.
     pub fn with_sha512(self) -> Blob {
-        Blob { digest: format!("sha512:{}", hex::encode(Sha512::digest(&self.bytes))), ..self }
+        Blob {
+            digest: format!("sha512:{}", hex::encode(Sha512::digest(&self.bytes))),
+            ..self
+        }
     }
 
     pub fn is_foreign(&self) -> bool {
@@ -92,7 +103,8 @@ impl Blob {
     }
 
     fn descriptor(&self) -> Value {
-        let mut descriptor = json!({"mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len()});
+        let mut descriptor =
+            json!({"mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len()});
         if self.is_foreign() {
             descriptor["urls"] = json!(self.urls);
         }
@@ -111,13 +123,18 @@ pub struct Document {
 impl Document {
     fn new(media_type: &str, body: &Value) -> Document {
         // Indented on purpose: who writes the JSON anew changes the digest.
-        let bytes = Bytes::from(serde_json::to_vec_pretty(body).expect("JSON of strings and numbers"));
+        let bytes =
+            Bytes::from(serde_json::to_vec_pretty(body).expect("JSON of strings and numbers"));
         Document::raw(media_type, bytes)
     }
 
     pub fn raw(media_type: &str, bytes: impl Into<Bytes>) -> Document {
         let bytes = bytes.into();
-        Document { media_type: media_type.into(), digest: sha256(&bytes), bytes }
+        Document {
+            media_type: media_type.into(),
+            digest: sha256(&bytes),
+            bytes,
+        }
     }
 
     pub fn descriptor(&self) -> Value {
@@ -135,39 +152,67 @@ pub struct Image {
 impl Image {
     /// An OCI image with random layers of these sizes.
     pub fn oci(seed: u64, sizes: &[usize]) -> Image {
-        let layers = (1..).zip(sizes).map(|(number, size)| Blob::layer(seed * 1000 + number, *size)).collect();
+        let layers = (1..)
+            .zip(sizes)
+            .map(|(number, size)| Blob::layer(seed * 1000 + number, *size))
+            .collect();
         Image::of_layers(seed, layers)
     }
 
     /// A Docker schema 2 image with random layers of these sizes.
     pub fn docker(seed: u64, sizes: &[usize]) -> Image {
-        let layers = (1..).zip(sizes).map(|(number, size)| Blob::docker_layer(seed * 1000 + number, *size)).collect();
-        Image::build(DOCKER_MANIFEST, Blob::new(DOCKER_CONFIG, config_json(seed)), layers, json!({}))
+        let layers = (1..)
+            .zip(sizes)
+            .map(|(number, size)| Blob::docker_layer(seed * 1000 + number, *size))
+            .collect();
+        Image::build(
+            DOCKER_MANIFEST,
+            Blob::new(DOCKER_CONFIG, config_json(seed)),
+            layers,
+            json!({}),
+        )
     }
 
     /// An OCI image of these layers, with a config of its own.
     pub fn of_layers(seed: u64, layers: Vec<Blob>) -> Image {
-        Image::build(OCI_MANIFEST, Blob::new(OCI_CONFIG, config_json(seed)), layers, json!({}))
+        Image::build(
+            OCI_MANIFEST,
+            Blob::new(OCI_CONFIG, config_json(seed)),
+            layers,
+            json!({}),
+        )
     }
 
     /// An image whose config and only layer are the same two-byte blob.
     pub fn empty_config(seed: u64) -> Image {
         let more = json!({"artifactType": "application/vnd.example.empty", "annotations": {"seed": seed.to_string()}});
-        Image::build(OCI_MANIFEST, Blob::empty_json(), vec![Blob::empty_json()], more)
+        Image::build(
+            OCI_MANIFEST,
+            Blob::empty_json(),
+            vec![Blob::empty_json()],
+            more,
+        )
     }
 
     /// Something said about `subject`: a signature, a list of parts.
     pub fn referrer(seed: u64, subject: &Image, artifact_type: &str) -> Image {
         let more = json!({"artifactType": artifact_type, "subject": subject.root().descriptor()});
-        Image::build(OCI_MANIFEST, Blob::empty_json(), vec![Blob::new("application/octet-stream", noise(seed, 300))], more)
+        Image::build(
+            OCI_MANIFEST,
+            Blob::empty_json(),
+            vec![Blob::new("application/octet-stream", noise(seed, 300))],
+            more,
+        )
     }
 
     /// The artifact manifest of the release candidates: `blobs` in place of config and layers.
     pub fn artifact(seed: u64, size: usize) -> Image {
         let blob = Blob::new("application/octet-stream", noise(seed, size));
-        let body =
-            json!({"mediaType": OCI_ARTIFACT, "artifactType": "application/vnd.example.thing", "blobs": [blob.descriptor()]});
-        Image { documents: vec![Document::new(OCI_ARTIFACT, &body)], blobs: vec![blob] }
+        let body = json!({"mediaType": OCI_ARTIFACT, "artifactType": "application/vnd.example.thing", "blobs": [blob.descriptor()]});
+        Image {
+            documents: vec![Document::new(OCI_ARTIFACT, &body)],
+            blobs: vec![blob],
+        }
     }
 
     /// An OCI index; its children may be indexes themselves.
@@ -182,11 +227,17 @@ impl Image {
 
     /// A build cache: an index whose children are blobs.
     pub fn cache(seed: u64, sizes: &[usize]) -> Image {
-        let mut blobs: Vec<Blob> = (1..).zip(sizes).map(|(number, size)| Blob::layer(seed * 1000 + number, *size)).collect();
+        let mut blobs: Vec<Blob> = (1..)
+            .zip(sizes)
+            .map(|(number, size)| Blob::layer(seed * 1000 + number, *size))
+            .collect();
         blobs.push(Blob::new(CACHE_CONFIG, config_json(seed)));
         let children: Vec<Value> = blobs.iter().map(Blob::descriptor).collect();
         let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children});
-        Image { documents: vec![Document::new(OCI_INDEX, &body)], blobs }
+        Image {
+            documents: vec![Document::new(OCI_INDEX, &body)],
+            blobs,
+        }
     }
 
     fn build(media_type: &str, config: Blob, layers: Vec<Blob>, more: Value) -> Image {
@@ -196,7 +247,10 @@ impl Image {
             body[key] = value.clone();
         }
         let blobs = std::iter::once(config).chain(layers).collect();
-        Image { documents: vec![Document::new(media_type, &body)], blobs }
+        Image {
+            documents: vec![Document::new(media_type, &body)],
+            blobs,
+        }
     }
 
     fn family(media_type: &str, children: &[Image]) -> Image {
@@ -211,9 +265,18 @@ impl Image {
             })
             .collect();
         let body = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": described});
-        let mut documents: Vec<Document> = children.iter().flat_map(|child| child.documents.clone()).collect();
+        let mut documents: Vec<Document> = children
+            .iter()
+            .flat_map(|child| child.documents.clone())
+            .collect();
         documents.push(Document::new(media_type, &body));
-        Image { documents, blobs: children.iter().flat_map(|child| child.blobs.clone()).collect() }
+        Image {
+            documents,
+            blobs: children
+                .iter()
+                .flat_map(|child| child.blobs.clone())
+                .collect(),
+        }
     }
 
     /// What the tag names.
@@ -234,7 +297,9 @@ impl Image {
 /// Each blob once, foreign layers left out, in order of appearance.
 pub fn unique<'a>(blobs: impl Iterator<Item = &'a Blob>) -> Vec<&'a Blob> {
     let mut seen = std::collections::HashSet::new();
-    blobs.filter(|blob| !blob.is_foreign() && seen.insert(blob.digest.clone())).collect()
+    blobs
+        .filter(|blob| !blob.is_foreign() && seen.insert(blob.digest.clone()))
+        .collect()
 }
 
 /// Applications built on one base: each has the base's layers and one of its own, in a few versions.
@@ -250,8 +315,17 @@ pub struct App {
 
 impl Corpus {
     /// `apps` applications of `versions` versions on a base of layers of these sizes; own layers have `own` bytes.
-    pub fn shared_base(seed: u64, apps: usize, versions: usize, base: &[usize], own: usize) -> Corpus {
-        let base: Vec<Blob> = (1..).zip(base).map(|(number, size)| Blob::layer(seed * 1_000_000 + number, *size)).collect();
+    pub fn shared_base(
+        seed: u64,
+        apps: usize,
+        versions: usize,
+        base: &[usize],
+        own: usize,
+    ) -> Corpus {
+        let base: Vec<Blob> = (1..)
+            .zip(base)
+            .map(|(number, size)| Blob::layer(seed * 1_000_000 + number, *size))
+            .collect();
         let image = |app: usize, version: usize| {
             let id = seed * 1_000_000 + 1000 * (app as u64 + 1) + version as u64;
             let layers = base.iter().cloned().chain([Blob::layer(id, own)]).collect();
@@ -259,14 +333,23 @@ impl Corpus {
         };
         let app = |number: usize| App {
             name: format!("app-{number}"),
-            versions: (0..versions).map(|version| (format!("v1.{version}.0"), image(number, version))).collect(),
+            versions: (0..versions)
+                .map(|version| (format!("v1.{version}.0"), image(number, version)))
+                .collect(),
         };
-        Corpus { apps: (0..apps).map(app).collect() }
+        Corpus {
+            apps: (0..apps).map(app).collect(),
+        }
     }
 
     /// Each blob of the corpus, once.
     pub fn unique_blobs(&self) -> Vec<&Blob> {
-        unique(self.apps.iter().flat_map(|app| &app.versions).flat_map(|(_, image)| &image.blobs))
+        unique(
+            self.apps
+                .iter()
+                .flat_map(|app| &app.versions)
+                .flat_map(|(_, image)| &image.blobs),
+        )
     }
 }
 

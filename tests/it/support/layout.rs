@@ -10,7 +10,11 @@ use super::Image;
 /// Writes a layout that holds these tags.
 pub fn write(folder: &Path, tags: &[(&str, &Image)]) {
     fs::create_dir_all(folder).expect("a folder for the layout");
-    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("the layout's mark");
+    fs::write(
+        folder.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .expect("the layout's mark");
     let mut manifests = Vec::new();
     for (tag, image) in tags {
         for blob in image.unique_blobs() {
@@ -23,15 +27,21 @@ pub fn write(folder: &Path, tags: &[(&str, &Image)]) {
         descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
         manifests.push(descriptor);
     }
-    let index = json!({"schemaVersion": 2, "mediaType": super::image::OCI_INDEX, "manifests": manifests});
+    let index =
+        json!({"schemaVersion": 2, "mediaType": super::image::OCI_INDEX, "manifests": manifests});
     fs::write(folder.join("index.json"), index.to_string()).expect("the layout's index");
 }
 
 /// The digest that a tag names in a layout.
 pub fn digest(folder: &Path, tag: &str) -> Option<String> {
-    let index: Value = serde_json::from_slice(&fs::read(folder.join("index.json")).ok()?).expect("an index is JSON");
+    let index: Value = serde_json::from_slice(&fs::read(folder.join("index.json")).ok()?)
+        .expect("an index is JSON");
     let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
-    Some(index["manifests"].as_array()?.iter().find(named)?["digest"].as_str()?.into())
+    Some(
+        index["manifests"].as_array()?.iter().find(named)?["digest"]
+            .as_str()?
+            .into(),
+    )
 }
 
 /// A document of a layout.
@@ -41,12 +51,25 @@ pub fn document(folder: &Path, digest: &str) -> Value {
 
 /// Asserts that the layout holds exactly this image under the tag, byte for byte.
 pub fn assert_holds(folder: &Path, tag: &str, image: &Image) {
-    assert_eq!(digest(folder, tag).as_deref(), Some(image.digest()), "{tag} in {}", folder.display());
+    assert_eq!(
+        digest(folder, tag).as_deref(),
+        Some(image.digest()),
+        "{tag} in {}",
+        folder.display()
+    );
     for document in &image.documents {
-        assert!(read_blob(folder, &document.digest) == document.bytes, "{} changed", document.digest);
+        assert!(
+            read_blob(folder, &document.digest) == document.bytes,
+            "{} changed",
+            document.digest
+        );
     }
     for blob in image.unique_blobs() {
-        assert!(read_blob(folder, &blob.digest) == blob.bytes, "{} changed", blob.digest);
+        assert!(
+            read_blob(folder, &blob.digest) == blob.bytes,
+            "{} changed",
+            blob.digest
+        );
     }
 }
 

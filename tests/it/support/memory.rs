@@ -9,9 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use blobferry::endpoint::{Abilities, Begin, BlobBody, Destination, Mount, Offset, Origin, Put, Resume, Source, UploadStyle};
+use blobferry::endpoint::{
+    Abilities, Begin, BlobBody, Destination, Mount, Offset, Origin, Put, Resume, Source,
+    UploadStyle,
+};
 use blobferry::fault::{Class, Fault};
-use blobferry::oci::{self, Algorithm, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
+use blobferry::oci::{
+    self, Algorithm, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target,
+};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -135,7 +140,10 @@ enum Planned {
     Nothing,
     Fail(Class),
     LoseAnswer(Class),
-    Hold { reached: oneshot::Sender<()>, go_on: oneshot::Receiver<()> },
+    Hold {
+        reached: oneshot::Sender<()>,
+        go_on: oneshot::Receiver<()>,
+    },
     Before(Box<dyn FnOnce(&Registry) + Send>),
 }
 
@@ -155,7 +163,9 @@ pub struct Hold {
 impl Hold {
     /// Returns once the call is there.
     pub async fn reached(&mut self) {
-        (&mut self.reached).await.expect("the registry outlives the hold");
+        (&mut self.reached)
+            .await
+            .expect("the registry outlives the hold");
     }
 
     /// Lets the call go on.
@@ -168,12 +178,20 @@ impl Registry {
     /// An empty registry at `memory://name`.
     pub fn new(name: &str) -> Registry {
         let origin = Origin::new(&format!("memory://{name}"));
-        Registry(Arc::new(Shared { name: name.to_owned(), origin, state: Mutex::default() }))
+        Registry(Arc::new(Shared {
+            name: name.to_owned(),
+            origin,
+            state: Mutex::default(),
+        }))
     }
 
     /// One of its repositories, there or not.
     pub fn repository(&self, name: &str) -> Repository {
-        Repository { registry: self.clone(), name: name.parse().expect("a test names its repositories well"), tally: None }
+        Repository {
+            registry: self.clone(),
+            name: name.parse().expect("a test names its repositories well"),
+            tally: None,
+        }
     }
 
     /// Changes what it is like.
@@ -201,11 +219,18 @@ impl Registry {
         let (reached, was_reached) = oneshot::channel();
         let (release, go_on) = oneshot::channel();
         self.plan(operation, Planned::Hold { reached, go_on });
-        Hold { reached: was_reached, go_on: release }
+        Hold {
+            reached: was_reached,
+            go_on: release,
+        }
     }
 
     /// Something happens right before the next call of `operation` does its work.
-    pub fn before_next(&self, operation: Operation, happens: impl FnOnce(&Registry) + Send + 'static) {
+    pub fn before_next(
+        &self,
+        operation: Operation,
+        happens: impl FnOnce(&Registry) + Send + 'static,
+    ) {
         self.plan(operation, Planned::Before(Box::new(happens)));
     }
 
@@ -220,17 +245,29 @@ impl Registry {
     }
 
     fn plan(&self, operation: Operation, planned: Planned) {
-        self.state().planned.entry(operation).or_default().push_back(planned);
+        self.state()
+            .planned
+            .entry(operation)
+            .or_default()
+            .push_back(planned);
     }
 
     /// The next body of this blob breaks after so many of its bytes.
     pub fn cut_next_read(&self, digest: &Digest, after: u64) {
-        self.state().read_faults.entry(*digest).or_default().push_back(ReadFault::CutAfter(after));
+        self.state()
+            .read_faults
+            .entry(*digest)
+            .or_default()
+            .push_back(ReadFault::CutAfter(after));
     }
 
     /// The next body of this blob has one wrong byte.
     pub fn corrupt_next_read(&self, digest: &Digest) {
-        self.state().read_faults.entry(*digest).or_default().push_back(ReadFault::Corrupt);
+        self.state()
+            .read_faults
+            .entry(*digest)
+            .or_default()
+            .push_back(ReadFault::Corrupt);
     }
 
     /// From now on every body of this blob or manifest has one wrong byte.
@@ -245,7 +282,11 @@ impl Registry {
 
     /// After so many bytes the next body of this blob brings only `rate` bytes a second.
     pub fn slow_next_read(&self, digest: &Digest, after: u64, rate: u64) {
-        self.state().read_faults.entry(*digest).or_default().push_back(ReadFault::SlowAfter(after, rate));
+        self.state()
+            .read_faults
+            .entry(*digest)
+            .or_default()
+            .push_back(ReadFault::SlowAfter(after, rate));
     }
 
     /// After so many bytes the next upload body is taken at only `rate` bytes a second.
@@ -270,7 +311,11 @@ impl Registry {
 
     /// How many calls of one operation there were.
     pub fn count(&self, operation: Operation) -> usize {
-        self.state().log.iter().filter(|call| call.operation == operation).count()
+        self.state()
+            .log
+            .iter()
+            .filter(|call| call.operation == operation)
+            .count()
     }
 
     /// Forgets the calls.
@@ -281,8 +326,11 @@ impl Registry {
     /// Puts a blob into a repository without a call.
     pub fn store_blob(&self, repository: &str, bytes: impl Into<Bytes>) -> Descriptor {
         let bytes = bytes.into();
-        let descriptor =
-            Descriptor::new(MediaType::new("application/vnd.oci.image.layer.v1.tar"), Digest::sha256(&bytes), bytes.len() as u64);
+        let descriptor = Descriptor::new(
+            MediaType::new("application/vnd.oci.image.layer.v1.tar"),
+            Digest::sha256(&bytes),
+            bytes.len() as u64,
+        );
         let mut state = self.state();
         state.blobs.insert(descriptor.digest, bytes);
         state.content(repository).blobs.insert(descriptor.digest);
@@ -290,33 +338,53 @@ impl Registry {
     }
 
     /// Puts a manifest into a repository without a call, under a tag where one is given.
-    pub fn store_manifest(&self, repository: &str, tag: Option<&str>, document: &serde_json::Value) -> Manifest {
+    pub fn store_manifest(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        document: &serde_json::Value,
+    ) -> Manifest {
         let bytes = Bytes::from(document.to_string());
-        let manifest = Manifest::parse(bytes, None, Algorithm::Sha256).expect("a test writes readable manifests");
+        let manifest = Manifest::parse(bytes, None, Algorithm::Sha256)
+            .expect("a test writes readable manifests");
         let mut state = self.state();
         let content = state.content(repository);
-        content.manifests.insert(manifest.digest, (manifest.media_type.clone(), manifest.bytes.clone()));
+        content.manifests.insert(
+            manifest.digest,
+            (manifest.media_type.clone(), manifest.bytes.clone()),
+        );
         if let Some(tag) = tag {
-            content.tags.insert(tag.parse().expect("a test names its tags well"), manifest.digest);
+            content.tags.insert(
+                tag.parse().expect("a test names its tags well"),
+                manifest.digest,
+            );
         }
         manifest
     }
 
     /// Points a tag at a digest, as somebody else might.
     pub fn tag(&self, repository: &str, tag: &str, digest: &Digest) {
-        self.state().content(repository).tags.insert(tag.parse().expect("a test names its tags well"), *digest);
+        self.state()
+            .content(repository)
+            .tags
+            .insert(tag.parse().expect("a test names its tags well"), *digest);
     }
 
     /// From now on HEAD says that a tag names `digest`, whatever it names.
     pub fn claim(&self, repository: &str, tag: &str, digest: &Digest) {
-        let repository = repository.parse().expect("a test names its repositories well");
+        let repository = repository
+            .parse()
+            .expect("a test names its repositories well");
         let tag = tag.parse().expect("a test names its tags well");
         self.state().claims.insert((repository, tag), *digest);
     }
 
     /// Takes a tag away, as somebody else might.
     pub fn untag(&self, repository: &str, tag: &str) {
-        self.state().content(repository).tags.retain(|name, _| name.as_str() != tag);
+        self.state()
+            .content(repository)
+            .tags
+            .retain(|name, _| name.as_str() != tag);
     }
 
     /// Takes a blob or manifest out of a repository, as a garbage collection might.
@@ -329,36 +397,63 @@ impl Registry {
 
     /// What a tag points at.
     pub fn tagged(&self, repository: &str, tag: &str) -> Option<Digest> {
-        self.state().content(repository).tags.iter().find(|(name, _)| name.as_str() == tag).map(|(_, digest)| *digest)
+        self.state()
+            .content(repository)
+            .tags
+            .iter()
+            .find(|(name, _)| name.as_str() == tag)
+            .map(|(_, digest)| *digest)
     }
 
     /// The blobs and manifests that a repository holds.
     pub fn held(&self, repository: &str) -> BTreeSet<Digest> {
         let mut state = self.state();
         let content = state.content(repository);
-        content.blobs.iter().chain(content.manifests.keys()).copied().collect()
+        content
+            .blobs
+            .iter()
+            .chain(content.manifests.keys())
+            .copied()
+            .collect()
     }
 
     /// The children of an index that a repository holds.
     pub fn children(&self, repository: &str, digest: &Digest) -> Vec<Digest> {
-        let (media_type, bytes) = self.state().content(repository).manifests.get(digest).expect("it is held").clone();
-        let manifest =
-            Manifest::parse(bytes, Some(media_type.as_str()), digest.algorithm()).expect("a manifest that was taken is one");
+        let (media_type, bytes) = self
+            .state()
+            .content(repository)
+            .manifests
+            .get(digest)
+            .expect("it is held")
+            .clone();
+        let manifest = Manifest::parse(bytes, Some(media_type.as_str()), digest.algorithm())
+            .expect("a manifest that was taken is one");
         manifest.children.iter().map(|child| child.digest).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().expect("no test panics while it holds the registry")
+        self.0
+            .state
+            .lock()
+            .expect("no test panics while it holds the registry")
     }
 }
 
 impl State {
     fn content(&mut self, repository: &str) -> &mut Content {
-        self.repositories.entry(repository.parse().expect("a test names its repositories well")).or_default()
+        self.repositories
+            .entry(
+                repository
+                    .parse()
+                    .expect("a test names its repositories well"),
+            )
+            .or_default()
     }
 
     fn holds(&self, repository: &RepositoryName, digest: &Digest) -> bool {
-        self.repositories.get(repository).is_some_and(|content| content.blobs.contains(digest))
+        self.repositories
+            .get(repository)
+            .is_some_and(|content| content.blobs.contains(digest))
     }
 
     fn digest_of(&self, repository: &RepositoryName, target: &Target) -> Option<Digest> {
@@ -369,7 +464,11 @@ impl State {
         }
     }
 
-    fn manifest(&self, repository: &RepositoryName, target: &Target) -> Option<(Digest, MediaType, Bytes)> {
+    fn manifest(
+        &self,
+        repository: &RepositoryName,
+        target: &Target,
+    ) -> Option<(Digest, MediaType, Bytes)> {
         let digest = self.digest_of(repository, target)?;
         let (media_type, bytes) = self.repositories.get(repository)?.manifests.get(&digest)?;
         Some((digest, media_type.clone(), bytes.clone()))
@@ -388,14 +487,23 @@ impl State {
     }
 
     fn is_committed(&self, repository: &RepositoryName, digest: &Digest) -> bool {
-        let manifests = self.repositories.get(repository).into_iter().flat_map(|content| content.manifests.values());
-        let mut parsed =
-            manifests.filter_map(|(served, bytes)| Manifest::parse(bytes.clone(), Some(served.as_str()), Algorithm::Sha256).ok());
+        let manifests = self
+            .repositories
+            .get(repository)
+            .into_iter()
+            .flat_map(|content| content.manifests.values());
+        let mut parsed = manifests.filter_map(|(served, bytes)| {
+            Manifest::parse(bytes.clone(), Some(served.as_str()), Algorithm::Sha256).ok()
+        });
         parsed.any(|manifest| manifest.blobs.iter().any(|blob| blob.digest == *digest))
     }
 
     fn put(&mut self, repository: &RepositoryName, target: &Target, manifest: &Manifest) -> Put {
-        let missing = if self.settings.checks_content { self.missing(repository, manifest) } else { Vec::new() };
+        let missing = if self.settings.checks_content {
+            self.missing(repository, manifest)
+        } else {
+            Vec::new()
+        };
         if !missing.is_empty() {
             return Put::Missing(missing);
         }
@@ -411,18 +519,30 @@ impl State {
             }
             content.tags.insert(tag.clone(), digest);
         }
-        content.manifests.insert(digest, (manifest.media_type.clone(), manifest.bytes.clone()));
-        Put::Accepted { subject: self.settings.referrers && manifest.subject.is_some() }
+        content.manifests.insert(
+            digest,
+            (manifest.media_type.clone(), manifest.bytes.clone()),
+        );
+        Put::Accepted {
+            subject: self.settings.referrers && manifest.subject.is_some(),
+        }
     }
 
     fn missing(&self, repository: &RepositoryName, manifest: &Manifest) -> Vec<Digest> {
         let known = |digest: &Digest| {
-            self.repositories
-                .get(repository)
-                .is_some_and(|content| content.blobs.contains(digest) || content.manifests.contains_key(digest))
+            self.repositories.get(repository).is_some_and(|content| {
+                content.blobs.contains(digest) || content.manifests.contains_key(digest)
+            })
         };
-        let needed = manifest.children.iter().chain(&manifest.blobs).filter(|entry| !entry.media_type.is_foreign_layer());
-        needed.map(|entry| entry.digest).filter(|digest| !known(digest)).collect()
+        let needed = manifest
+            .children
+            .iter()
+            .chain(&manifest.blobs)
+            .filter(|entry| !entry.media_type.is_foreign_layer());
+        needed
+            .map(|entry| entry.digest)
+            .filter(|digest| !known(digest))
+            .collect()
     }
 }
 
@@ -452,17 +572,42 @@ async fn what_a_test_plans_happens_once_and_in_order() {
     assert_eq!(registry.count(Operation::ReadBlob), 4);
 
     let other = Digest::sha256(b"other");
-    let Begin::Session(mut session) = repository.begin_upload(&other, None).await.unwrap() else { panic!("nothing to mount") };
+    let Begin::Session(mut session) = repository.begin_upload(&other, None).await.unwrap() else {
+        panic!("nothing to mount")
+    };
     registry.cut_next_upload(3);
-    assert!(repository.send_chunk(&mut session, 0, 5, BlobBody::full(Bytes::from_static(b"other"))).await.is_err());
-    assert_eq!(repository.upload_offset(&mut session).await.unwrap(), Offset::At(3));
+    assert!(
+        repository
+            .send_chunk(
+                &mut session,
+                0,
+                5,
+                BlobBody::full(Bytes::from_static(b"other"))
+            )
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        repository.upload_offset(&mut session).await.unwrap(),
+        Offset::At(3)
+    );
     registry.lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
     let rest = BlobBody::full(Bytes::from_static(b"er"));
-    assert!(repository.finish_upload(&mut session, &other, 3, 2, rest).await.is_err());
-    assert!(registry.held("app").contains(&other), "the work was done, only its answer was lost");
+    assert!(
+        repository
+            .finish_upload(&mut session, &other, 3, 2, rest)
+            .await
+            .is_err()
+    );
+    assert!(
+        registry.held("app").contains(&other),
+        "the work was done, only its answer was lost"
+    );
 
     let mut hold = registry.hold_next(Operation::Tags);
-    registry.before_next(Operation::Tags, |registry| registry.tag("app", "v2", &Digest::sha256(b"x")));
+    registry.before_next(Operation::Tags, |registry| {
+        registry.tag("app", "v2", &Digest::sha256(b"x"))
+    });
     let listing = tokio::spawn({
         let repository = repository.clone();
         async move { repository.tags(None).await }
@@ -471,5 +616,8 @@ async fn what_a_test_plans_happens_once_and_in_order() {
     registry.tag("app", "v1", &Digest::sha256(b"x"));
     hold.release();
     assert_eq!(listing.await.unwrap().unwrap().unwrap().entries.len(), 1);
-    assert_eq!(repository.tags(None).await.unwrap().unwrap().entries.len(), 2);
+    assert_eq!(
+        repository.tags(None).await.unwrap().unwrap().entries.len(),
+        2
+    );
 }

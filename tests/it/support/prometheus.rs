@@ -30,7 +30,10 @@ impl Prometheus {
         let address = format!("127.0.0.1:{}", free_port());
         let child = Command::new(installed(&["prometheus"], "apt-get install prometheus"))
             .arg(format!("--config.file={}", path.display()))
-            .arg(format!("--storage.tsdb.path={}", scratch.path().join("data").display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                scratch.path().join("data").display()
+            ))
             .arg(format!("--web.listen-address={address}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -38,22 +41,37 @@ impl Prometheus {
             .kill_on_drop(true)
             .spawn()
             .expect("prometheus starts");
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client without options");
-        Prometheus { base: format!("http://{address}"), http, _child: child, _scratch: scratch }
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client without options");
+        Prometheus {
+            base: format!("http://{address}"),
+            http,
+            _child: child,
+            _scratch: scratch,
+        }
     }
 
     /// Waits until the target is up.
     pub async fn target_up(&self) {
-        eventually("prometheus has the target up", async || (self.query("up").await? == 1.0).then_some(())).await;
+        eventually("prometheus has the target up", async || {
+            (self.query("up").await? == 1.0).then_some(())
+        })
+        .await;
     }
 
     /// The first value of a query's answer.
     pub async fn query(&self, query: &str) -> Option<f64> {
-        let mut url = url::Url::parse(&format!("{}/api/v1/query", self.base)).expect("a loopback URL");
+        let mut url =
+            url::Url::parse(&format!("{}/api/v1/query", self.base)).expect("a loopback URL");
         url.query_pairs_mut().append_pair("query", query);
         let answer = self.http.get(url).send().await.ok()?.bytes().await.ok()?;
         let answer: Value = serde_json::from_slice(&answer).ok()?;
-        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+        answer["data"]["result"][0]["value"][1]
+            .as_str()?
+            .parse()
+            .ok()
     }
 }
 
@@ -67,8 +85,15 @@ pub async fn lint(exposition: &str) -> String {
         .spawn()
         .expect("promtool starts");
     let mut stdin = child.stdin.take().expect("stdin is piped");
-    stdin.write_all(exposition.as_bytes()).await.expect("promtool reads");
+    stdin
+        .write_all(exposition.as_bytes())
+        .await
+        .expect("promtool reads");
     drop(stdin);
     let output = child.wait_with_output().await.expect("promtool ends");
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }

@@ -52,7 +52,12 @@ pub enum Kind {
 
 impl Kind {
     /// Requests that change the registry.
-    pub const WRITES: [Kind; 4] = [Kind::UploadPost, Kind::UploadPatch, Kind::UploadPut, Kind::ManifestPut];
+    pub const WRITES: [Kind; 4] = [
+        Kind::UploadPost,
+        Kind::UploadPatch,
+        Kind::UploadPut,
+        Kind::ManifestPut,
+    ];
 
     pub(super) fn of(method: &Method, path: &str) -> Kind {
         let path = path.split('?').next().unwrap_or_default();
@@ -141,18 +146,31 @@ impl Proxy {
     }
 
     async fn start(upstream: Option<&str>, tls: bool) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket has an address");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
         let (acceptor, certificate) = if tls { secure() } else { (None, None) };
         let shared = Arc::new(Shared {
-            upstream: upstream.map(|url| url.trim_start_matches("http://").trim_end_matches('/').into()),
+            upstream: upstream.map(|url| {
+                url.trim_start_matches("http://")
+                    .trim_end_matches('/')
+                    .into()
+            }),
             origin: format!("{}://{address}", if tls { "https" } else { "http" }),
             rules: Mutex::default(),
             log: Mutex::default(),
             changed: watch::Sender::new(0),
         });
         let server = tokio::spawn(accept(listener, acceptor, shared.clone()));
-        Proxy { shared, address, certificate, server }
+        Proxy {
+            shared,
+            address,
+            certificate,
+            server,
+        }
     }
 
     /// `http://127.0.0.1:port`, or `https`.
@@ -167,12 +185,18 @@ impl Proxy {
 
     /// The certificate that a client must trust, as PEM.
     pub fn certificate(&self) -> &str {
-        self.certificate.as_deref().expect("a proxy that speaks TLS")
+        self.certificate
+            .as_deref()
+            .expect("a proxy that speaks TLS")
     }
 
     /// Adds a rule; rules act in the order in which they were added.
     pub fn rule(&self, rule: Rule) {
-        self.shared.rules.lock().expect("no panic while matching").push(rule);
+        self.shared
+            .rules
+            .lock()
+            .expect("no panic while matching")
+            .push(rule);
     }
 
     /// Breaks every request of this kind.
@@ -187,7 +211,11 @@ impl Proxy {
 
     /// Forgets all rules and what came by.
     pub fn reset(&self) {
-        self.shared.rules.lock().expect("no panic while matching").clear();
+        self.shared
+            .rules
+            .lock()
+            .expect("no panic while matching")
+            .clear();
         self.shared.log().clear();
     }
 
@@ -198,7 +226,10 @@ impl Proxy {
 
     /// What came by of these kinds; all when there are none.
     pub fn of(&self, kinds: &[Kind]) -> Vec<Entry> {
-        self.log().into_iter().filter(|entry| kinds.is_empty() || kinds.contains(&entry.kind)).collect()
+        self.log()
+            .into_iter()
+            .filter(|entry| kinds.is_empty() || kinds.contains(&entry.kind))
+            .collect()
     }
 
     pub fn count(&self, kind: Kind) -> usize {
@@ -207,15 +238,24 @@ impl Proxy {
 
     /// Bytes of request bodies to the registry and of answers' bodies from it, over these kinds.
     pub fn bytes(&self, kinds: &[Kind]) -> (u64, u64) {
-        self.of(kinds).iter().fold((0, 0), |(sent, read), entry| (sent + entry.bytes_sent(), read + entry.bytes_read()))
+        self.of(kinds).iter().fold((0, 0), |(sent, read), entry| {
+            (sent + entry.bytes_sent(), read + entry.bytes_read())
+        })
     }
 
     /// Waits until so many requests of a kind have come; panics after 60 s.
     pub async fn seen(&self, kind: Kind, count: usize) {
         let mut changed = self.shared.changed.subscribe();
         let there = changed.wait_for(|_| self.count(kind) >= count);
-        if tokio::time::timeout(Duration::from_secs(60), there).await.is_err() {
-            panic!("{} of {count} {kind:?} within 60 s: {:#?}", self.count(kind), self.log());
+        if tokio::time::timeout(Duration::from_secs(60), there)
+            .await
+            .is_err()
+        {
+            panic!(
+                "{} of {count} {kind:?} within 60 s: {:#?}",
+                self.count(kind),
+                self.log()
+            );
         }
     }
 }
@@ -241,7 +281,8 @@ impl Drop for Proxy {
 
 fn secure() -> (Option<TlsAcceptor>, Option<String>) {
     let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(vec!["127.0.0.1".into(), "localhost".into()]).expect("a certificate");
+        generate_simple_self_signed(vec!["127.0.0.1".into(), "localhost".into()])
+            .expect("a certificate");
     let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into();
     let config = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
         .with_safe_default_protocol_versions()
@@ -256,9 +297,14 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, shared: Ar
     // Dropping the set ends every connection.
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         while connections.try_join_next().is_some() {}
-        let socket = Socket { stream, reset: Arc::default() };
+        let socket = Socket {
+            stream,
+            reset: Arc::default(),
+        };
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
         connections.spawn(async move {
             let reset = socket.reset.clone();
@@ -274,13 +320,23 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, shared: Ar
     }
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, reset: Arc<AtomicBool>, shared: Arc<Shared>) {
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    reset: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+) {
     let service = service_fn(move |request| serve(shared.clone(), reset.clone(), request));
     // An error here is a cut that a rule or a peer made.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
-async fn serve(shared: Arc<Shared>, reset: Arc<AtomicBool>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+async fn serve(
+    shared: Arc<Shared>,
+    reset: Arc<AtomicBool>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Broken> {
     let (number, entry, acts) = shared.arrive(&request);
     let mut request_marks = Vec::new();
     let mut after = Vec::new();
@@ -290,15 +346,23 @@ async fn serve(shared: Arc<Shared>, reset: Arc<AtomicBool>, request: Request<Inc
             Act::Hold(gate) => gate.pass().await,
             Act::Silent => std::future::pending().await,
             Act::Answer(reply) => return Ok(shared.answer(number, &entry, reply)),
-            Act::EndlessTags => return Ok(shared.answer(number, &entry, one_more_page(&entry.path))),
+            Act::EndlessTags => {
+                return Ok(shared.answer(number, &entry, one_more_page(&entry.path)));
+            }
             Act::CutRequest(0, cut) => return Err(tap::cut(cut, &reset)),
             Act::CutRequest(at, cut) => request_marks.push((at, Mark::Cut(cut, reset.clone()))),
             Act::HoldRequest(at, gate) => request_marks.push((at, Mark::Hold(gate))),
             other => after.push(other),
         }
     }
-    let Some(upstream) = &shared.upstream else { return Ok(shared.answer(number, &entry, Reply::status(404))) };
-    let answer = forward(upstream, request.map(|body| tap::tapped(body, request_marks, entry.sent.clone()))).await?;
+    let Some(upstream) = &shared.upstream else {
+        return Ok(shared.answer(number, &entry, Reply::status(404)));
+    };
+    let answer = forward(
+        upstream,
+        request.map(|body| tap::tapped(body, request_marks, entry.sent.clone())),
+    )
+    .await?;
     shared.answered(number, answer.status().as_u16());
     Ok(shared.altered(answer, after, &entry, &reset))
 }
@@ -308,10 +372,16 @@ async fn forward(upstream: &str, mut request: Request<Body>) -> Result<Response<
     if request.headers().contains_key(CONTENT_LENGTH) {
         request.headers_mut().remove(TRANSFER_ENCODING);
     }
-    let path = request.uri().path_and_query().expect("a request to a server has a path").as_str().parse();
+    let path = request
+        .uri()
+        .path_and_query()
+        .expect("a request to a server has a path")
+        .as_str()
+        .parse();
     *request.uri_mut() = path.expect("a path stays a path");
     let stream = TcpStream::connect(upstream).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends when the sender and both bodies are gone.
     tokio::spawn(connection);
     Ok(sender.send_request(request).await?)
@@ -319,11 +389,17 @@ async fn forward(upstream: &str, mut request: Request<Body>) -> Result<Response<
 
 impl Shared {
     fn log(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.log
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn arrive(&self, request: &Request<Incoming>) -> (usize, Entry, Vec<Act>) {
-        let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        let path = request
+            .uri()
+            .path_and_query()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let kind = Kind::of(request.method(), &path);
         let authorization = request.headers().contains_key(AUTHORIZATION);
         let (sent, read) = Default::default();
@@ -344,7 +420,13 @@ impl Shared {
             log.len() - 1
         };
         self.changed.send_modify(|count| *count += 1);
-        let acts = self.rules.lock().expect("no panic while matching").iter_mut().flat_map(|rule| rule.meets(&entry)).collect();
+        let acts = self
+            .rules
+            .lock()
+            .expect("no panic while matching")
+            .iter_mut()
+            .flat_map(|rule| rule.meets(&entry))
+            .collect();
         (number, entry, acts)
     }
 
@@ -358,24 +440,37 @@ impl Shared {
 
     fn answer(&self, number: usize, entry: &Entry, reply: Reply) -> Response<Body> {
         self.answered(number, reply.status.as_u16());
-        entry.read.fetch_add(reply.body.len() as u64, Ordering::Relaxed);
+        entry
+            .read
+            .fetch_add(reply.body.len() as u64, Ordering::Relaxed);
         let mut response = Response::new(tap::full(reply.body));
         *response.status_mut() = reply.status;
         *response.headers_mut() = reply.headers;
         if reply.close {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    fn altered(&self, answer: Response<Incoming>, acts: Vec<Act>, entry: &Entry, reset: &Arc<AtomicBool>) -> Response<Body> {
+    fn altered(
+        &self,
+        answer: Response<Incoming>,
+        acts: Vec<Act>,
+        entry: &Entry,
+        reset: &Arc<AtomicBool>,
+    ) -> Response<Body> {
         let (mut head, body) = answer.into_parts();
         self.keep_location_here(&mut head.headers);
         head.headers.remove(CONNECTION);
         let mut marks = Vec::new();
         for act in acts {
-            let length =
-                head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+            let length = head
+                .headers
+                .get(CONTENT_LENGTH)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|text| text.parse::<u64>().ok());
             let mut resize = |to: u64| head.headers.insert(CONTENT_LENGTH, to.into());
             match act {
                 Act::CutAnswer(at, cut) => marks.push((at, Mark::Cut(cut, reset.clone()))),
@@ -402,24 +497,42 @@ impl Shared {
     }
 
     fn keep_location_here(&self, headers: &mut http::HeaderMap) {
-        let Some(upstream) = &self.upstream else { return };
-        let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else {
+            return;
+        };
         if let Some(rest) = location.strip_prefix(&format!("http://{upstream}")) {
             let here = format!("{}{rest}", self.origin);
             headers.insert(LOCATION, here.parse().expect("a location stays a location"));
-        } else if let Some(rest) = location.strip_prefix("http://").filter(|_| self.origin.starts_with("https")) {
-            headers.insert(LOCATION, format!("https://{rest}").parse().expect("a location stays a location"));
+        } else if let Some(rest) = location
+            .strip_prefix("http://")
+            .filter(|_| self.origin.starts_with("https"))
+        {
+            headers.insert(
+                LOCATION,
+                format!("https://{rest}")
+                    .parse()
+                    .expect("a location stays a location"),
+            );
         }
     }
 }
 
 fn one_more_page(path: &str) -> Reply {
-    let page = path.split("page=").nth(1).and_then(|page| page.parse::<u64>().ok()).unwrap_or(0);
+    let page = path
+        .split("page=")
+        .nth(1)
+        .and_then(|page| page.parse::<u64>().ok())
+        .unwrap_or(0);
     let tags: Vec<String> = (0..100).map(|number| format!("t{page}-{number}")).collect();
     let bare = path.split('?').next().unwrap_or_default();
     let link = format!("<{bare}?page={}>; rel=\"next\"", page + 1);
     let body = serde_json::json!({"name": "endless", "tags": tags}).to_string();
-    Reply::status(200).header("link", &link).body("application/json", body)
+    Reply::status(200)
+        .header("link", &link)
+        .body("application/json", body)
 }
 
 /// A client's connection; reset instead of closed when a rule says so.
@@ -437,13 +550,21 @@ impl Drop for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

@@ -34,12 +34,21 @@ impl Program {
     }
 
     pub fn setup(self) -> Setup {
-        Setup { program: self, delete: false, read_only: false, lenient: false, auth: String::new() }
+        Setup {
+            program: self,
+            delete: false,
+            read_only: false,
+            lenient: false,
+            auth: String::new(),
+        }
     }
 
     fn command(self) -> Command {
         match self {
-            Program::Distribution2 => Command::new(installed(&["docker-registry"], "apt-get install docker-registry")),
+            Program::Distribution2 => Command::new(installed(
+                &["docker-registry"],
+                "apt-get install docker-registry",
+            )),
             Program::Distribution3 => {
                 let how = "go install github.com/distribution/distribution/v3/cmd/registry@v3.1.1 (tests/run puts it into target/tools/bin)";
                 Command::new(installed(&["registry"], how))
@@ -98,12 +107,14 @@ impl Setup {
     pub fn start(self) -> Registry {
         let scratch = TempDir::with_prefix("blobferry-registry-").expect("a scratch directory");
         let path = scratch.path().join("config.yml");
-        std::fs::write(&path, self.config(scratch.path())).expect("a config file in the scratch directory");
+        std::fs::write(&path, self.config(scratch.path()))
+            .expect("a config file in the scratch directory");
         Registry::launch(self.program, scratch, &path)
     }
 
     fn config(&self, scratch: &Path) -> String {
-        let mut text = String::from("version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: false\n");
+        let mut text =
+            String::from("version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: false\n");
         let root = scratch.join("data");
         let _ = write!(
             text,
@@ -167,7 +178,11 @@ impl Registry {
 
     /// Gives what a tag names more names, on the disk: ten thousand pushes take too long.
     pub fn copy_tag(&self, repository: &str, tag: &str, names: impl Iterator<Item = String>) {
-        let tags = self.data().join("docker/registry/v2/repositories").join(repository).join("_manifests/tags");
+        let tags = self
+            .data()
+            .join("docker/registry/v2/repositories")
+            .join(repository)
+            .join("_manifests/tags");
         let link = std::fs::read(tags.join(tag).join("current/link")).expect("the tag is there");
         for name in names {
             let folder = tags.join(name).join("current");
@@ -179,9 +194,16 @@ impl Registry {
     fn launch(program: Program, scratch: TempDir, config: &Path) -> Registry {
         let mut command = program.command();
         command.arg("serve").arg(config).current_dir(scratch.path());
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("OTEL_TRACES_EXPORTER", "none");
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the registry starts");
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("OTEL_TRACES_EXPORTER", "none");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the registry starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let (listens, listening) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
@@ -189,12 +211,23 @@ impl Registry {
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 if let Some((_, rest)) = line.split_once("listening on ") {
-                    let _ = listens.send(rest.split(['"', ',', ' ']).next().unwrap_or_default().to_owned());
+                    let _ = listens.send(
+                        rest.split(['"', ',', ' '])
+                            .next()
+                            .unwrap_or_default()
+                            .to_owned(),
+                    );
                 }
                 lines.lock().expect("no panic while logging").push(line);
             }
         });
-        let mut registry = Registry { program, child, address: String::new(), log, scratch };
+        let mut registry = Registry {
+            program,
+            child,
+            address: String::new(),
+            log,
+            scratch,
+        };
         match listening.recv_timeout(Duration::from_secs(30)) {
             Ok(address) => registry.address = address,
             Err(_) => panic!("{program:?} did not listen within 30 s"),
@@ -210,26 +243,44 @@ impl Drop for Registry {
         if std::thread::panicking() {
             let log = self.log.lock().map(|log| log.clone()).unwrap_or_default();
             let shown = log[log.len().saturating_sub(SHOWN)..].join("\n");
-            eprintln!("--- {:?} at {} said last:\n{shown}", self.program, self.address);
+            eprintln!(
+                "--- {:?} at {} said last:\n{shown}",
+                self.program, self.address
+            );
         }
     }
 }
 
 fn htpasswd(scratch: &Path, login: &str) -> String {
     let (user, password) = login.split_once(':').expect("user:password");
-    let made = Command::new(installed(&["htpasswd"], "apt-get install apache2-utils")).args(["-Bbn", user, password]).output();
+    let made = Command::new(installed(&["htpasswd"], "apt-get install apache2-utils"))
+        .args(["-Bbn", user, password])
+        .output();
     let path = scratch.join("htpasswd");
-    std::fs::write(&path, made.expect("htpasswd runs").stdout).expect("a password file in the scratch directory");
-    format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", path.display())
+    std::fs::write(&path, made.expect("htpasswd runs").stdout)
+        .expect("a password file in the scratch directory");
+    format!(
+        "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+        path.display()
+    )
 }
 
 /// Where a program is; panics with the way to install it when it is nowhere. Tests are never skipped for want of a tool.
 pub fn installed(names: &[&str], how: &str) -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .unwrap_or_default();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin")];
     folders.extend(std::env::var_os("GOBIN").map(PathBuf::from));
     folders.push(home.join("go/bin"));
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let candidates = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("{names:?} is not installed; {how}"))
+    folders.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    let candidates = names
+        .iter()
+        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    candidates
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{names:?} is not installed; {how}"))
 }

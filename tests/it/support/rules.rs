@@ -51,7 +51,11 @@ pub enum Act {
     /// 429 and `Retry-After` as a date so many seconds from now.
     BusyUntil(u64),
     /// Beyond so many requests in a window: 429 and `Retry-After` in seconds.
-    RateLimit { most: usize, window: Duration, retry_after: u64 },
+    RateLimit {
+        most: usize,
+        window: Duration,
+        retry_after: u64,
+    },
 }
 
 /// An answer that is made here.
@@ -66,11 +70,17 @@ pub struct Reply {
 
 impl Reply {
     pub fn status(status: u16) -> Reply {
-        Reply { status: StatusCode::from_u16(status).expect("a status"), ..Reply::default() }
+        Reply {
+            status: StatusCode::from_u16(status).expect("a status"),
+            ..Reply::default()
+        }
     }
 
     pub fn header(mut self, name: &'static str, value: &str) -> Reply {
-        self.headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a header's value"));
+        self.headers.append(
+            HeaderName::from_static(name),
+            HeaderValue::from_str(value).expect("a header's value"),
+        );
         self
     }
 
@@ -81,7 +91,10 @@ impl Reply {
 
     /// A page for people where a machine asked.
     pub fn html() -> Reply {
-        Reply::status(200).body("text/html", "<!doctype html><html><title>Sign in</title><body>Please sign in.</body></html>")
+        Reply::status(200).body(
+            "text/html",
+            "<!doctype html><html><title>Sign in</title><body>Please sign in.</body></html>",
+        )
     }
 
     pub fn redirect(to: &str) -> Reply {
@@ -110,7 +123,10 @@ pub struct Gate {
 impl Gate {
     /// A closed gate.
     pub fn closed() -> Gate {
-        Gate { open: watch::Sender::new(false), arrived: watch::Sender::new(0) }
+        Gate {
+            open: watch::Sender::new(false),
+            arrived: watch::Sender::new(0),
+        }
     }
 
     /// Lets everyone on, those who wait and those who come later.
@@ -123,7 +139,9 @@ impl Gate {
         let mut arrived = self.arrived.subscribe();
         let there = arrived.wait_for(|there| *there >= count);
         let there = tokio::time::timeout(Duration::from_secs(60), there).await;
-        there.unwrap_or_else(|_| panic!("not {count} at the gate within 60 s")).expect("the gate is here");
+        there
+            .unwrap_or_else(|_| panic!("not {count} at the gate within 60 s"))
+            .expect("the gate is here");
     }
 
     pub(super) async fn pass(&self) {
@@ -193,7 +211,9 @@ impl Rule {
 
     /// The acts for this request, if it is one of those meant.
     pub(super) fn meets(&mut self, entry: &Entry) -> Vec<Act> {
-        if !(self.kinds.is_empty() || self.kinds.contains(&entry.kind)) || !entry.path.contains(&self.part) {
+        if !(self.kinds.is_empty() || self.kinds.contains(&entry.kind))
+            || !entry.path.contains(&self.part)
+        {
             return Vec::new();
         }
         let turn = self.seen;
@@ -205,18 +225,33 @@ impl Rule {
             return Vec::new();
         }
         let acts = self.acts.clone();
-        acts.into_iter().filter_map(|act| self.limited(act)).collect()
+        acts.into_iter()
+            .filter_map(|act| self.limited(act))
+            .collect()
     }
 
     fn limited(&mut self, act: Act) -> Option<Act> {
         if let Act::BusyUntil(seconds) = act {
             let date = blobferry::clock::now() + jiff::SignedDuration::from_secs(seconds as i64);
-            let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).expect("a date of our time");
+            let date = jiff::fmt::rfc2822::DateTimePrinter::new()
+                .timestamp_to_rfc9110_string(&date)
+                .expect("a date of our time");
             return Some(Reply::status(429).header("retry-after", &date).into());
         }
-        let Act::RateLimit { most, window, retry_after } = act else { return Some(act) };
+        let Act::RateLimit {
+            most,
+            window,
+            retry_after,
+        } = act
+        else {
+            return Some(act);
+        };
         let now = Instant::now();
-        while self.window.front().is_some_and(|then| now.duration_since(*then) >= window) {
+        while self
+            .window
+            .front()
+            .is_some_and(|then| now.duration_since(*then) >= window)
+        {
             self.window.pop_front();
         }
         if self.window.len() < most {
@@ -224,6 +259,11 @@ impl Rule {
             return None;
         }
         let refusal = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"rate exceeded"}]}"#;
-        Some(Reply::status(429).header("retry-after", &retry_after.to_string()).body("application/json", refusal).into())
+        Some(
+            Reply::status(429)
+                .header("retry-after", &retry_after.to_string())
+                .body("application/json", refusal)
+                .into(),
+        )
     }
 }

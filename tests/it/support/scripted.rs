@@ -119,7 +119,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { mounts: true, referrers: true, checks_content: true, page: 1000 }
+        Settings {
+            mounts: true,
+            referrers: true,
+            checks_content: true,
+            page: 1000,
+        }
     }
 }
 
@@ -187,8 +192,12 @@ impl Scripted {
     /// The same at an address of the test's choice.
     pub fn at(address: &str, settings: Settings) -> Scripted {
         let listener = std::net::TcpListener::bind(address).expect("an address of this machine");
-        listener.set_nonblocking(true).expect("a socket can be non-blocking");
-        let address = listener.local_addr().expect("a bound socket has an address");
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be non-blocking");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
         let listener = TcpListener::from_std(listener).expect("a test runs in a runtime");
         let shared = Arc::new(Shared::default());
         shared.state().settings = settings;
@@ -244,18 +253,29 @@ impl Scripted {
 
     /// Puts a blob there under a digest that need not be its own.
     pub fn put_blob(&self, repository: &str, digest: &str, bytes: Bytes) {
-        self.shared.state().repository(repository).blobs.insert(digest.into(), bytes);
+        self.shared
+            .state()
+            .repository(repository)
+            .blobs
+            .insert(digest.into(), bytes);
     }
 
     /// Puts a manifest there, unchecked.
     pub fn put_document(&self, repository: &str, document: &Document) {
         let mut state = self.shared.state();
-        state.repository(repository).manifests.insert(document.digest.clone(), document.clone());
+        state
+            .repository(repository)
+            .manifests
+            .insert(document.digest.clone(), document.clone());
     }
 
     /// Points a tag at a digest.
     pub fn tag(&self, repository: &str, tag: &str, digest: &str) {
-        self.shared.state().repository(repository).tags.insert(tag.into(), digest.into());
+        self.shared
+            .state()
+            .repository(repository)
+            .tags
+            .insert(tag.into(), digest.into());
     }
 
     /// Takes a tag away.
@@ -278,25 +298,42 @@ impl Scripted {
 
     /// What a tag names.
     pub fn tagged(&self, repository: &str, tag: &str) -> Option<String> {
-        self.shared.state().repositories.get(repository)?.tags.get(tag).cloned()
+        self.shared
+            .state()
+            .repositories
+            .get(repository)?
+            .tags
+            .get(tag)
+            .cloned()
     }
 
     /// All tags, sorted.
     pub fn tags(&self, repository: &str) -> Vec<String> {
         let state = self.shared.state();
-        state.repositories.get(repository).map(|held| held.tags.keys().cloned().collect()).unwrap_or_default()
+        state
+            .repositories
+            .get(repository)
+            .map(|held| held.tags.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Whether a blob or manifest is there.
     pub fn holds(&self, repository: &str, digest: &str) -> bool {
         let state = self.shared.state();
         let held = state.repositories.get(repository);
-        held.is_some_and(|held| held.blobs.contains_key(digest) || held.manifests.contains_key(digest))
+        held.is_some_and(|held| {
+            held.blobs.contains_key(digest) || held.manifests.contains_key(digest)
+        })
     }
 
     /// The manifest behind a tag or digest.
     pub fn document(&self, repository: &str, reference: &str) -> Option<Document> {
-        self.shared.state().repositories.get(repository)?.document(reference).cloned()
+        self.shared
+            .state()
+            .repositories
+            .get(repository)?
+            .document(reference)
+            .cloned()
     }
 
     /// Everything that came, in order of arrival.
@@ -306,7 +343,10 @@ impl Scripted {
 
     /// What came of one kind.
     pub fn of(&self, kind: Kind) -> Vec<Record> {
-        self.log().into_iter().filter(|record| record.kind == kind).collect()
+        self.log()
+            .into_iter()
+            .filter(|record| record.kind == kind)
+            .collect()
     }
 
     pub fn count(&self, kind: Kind) -> usize {
@@ -322,14 +362,18 @@ impl Scripted {
     pub async fn until(&self, what: &str, mut wanted: impl FnMut(&[Record]) -> bool) {
         let mut arrivals = self.shared.arrivals.subscribe();
         let there = arrivals.wait_for(|_| wanted(&self.log()));
-        if tokio::time::timeout(Duration::from_secs(60), there).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(60), there)
+            .await
+            .is_err()
+        {
             panic!("{what}: not within 60 s: {:#?}", self.log());
         }
     }
 
     /// Waits until so many requests of a kind have come; panics after 60 s.
     pub async fn seen(&self, kind: Kind, count: usize) {
-        let wanted = |log: &[Record]| log.iter().filter(|record| record.kind == kind).count() >= count;
+        let wanted =
+            |log: &[Record]| log.iter().filter(|record| record.kind == kind).count() >= count;
         self.until(&format!("{count} {kind:?}"), wanted).await;
     }
 }
@@ -337,21 +381,34 @@ impl Scripted {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         while connections.try_join_next().is_some() {}
         let shared = shared.clone();
         connections.spawn(async move {
             let service = service_fn(move |request| serve(shared.clone(), request));
             // An error here is a break that a script or the client made.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
 
-async fn serve(shared: Arc<Shared>, request: http::Request<Incoming>) -> Result<Response<Body>, Broken> {
+async fn serve(
+    shared: Arc<Shared>,
+    request: http::Request<Incoming>,
+) -> Result<Response<Body>, Broken> {
     let (head, body) = request.into_parts();
     let (number, asked) = shared.arrive(&head);
-    let mut reading = Reading { shared: &shared, number, body, left: u64::MAX, hangs: false };
+    let mut reading = Reading {
+        shared: &shared,
+        number,
+        body,
+        left: u64::MAX,
+        hangs: false,
+    };
     let answer = shared.answer_to(&asked);
     match answer {
         Answer::Hang => std::future::pending().await,
@@ -375,7 +432,9 @@ async fn serve(shared: Arc<Shared>, request: http::Request<Incoming>) -> Result<
             reply.headers.insert(HeaderName::from_static(name), value);
             Ok(shared.replied(number, reply))
         }
-        Answer::Drip(rate) => Ok(shared.replied(number, reply).map(|body| dripping(body, rate))),
+        Answer::Drip(rate) => Ok(shared
+            .replied(number, reply)
+            .map(|body| dripping(body, rate))),
         Answer::CutBody(at) => Ok(shared.replied(number, reply).map(|body| cut(body, at))),
         _ => Ok(shared.replied(number, reply)),
     }
@@ -402,11 +461,20 @@ impl Reading<'_> {
             if self.left == 0 {
                 return Err("the connection breaks".into());
             }
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let Ok(mut bytes) = frame?.into_data() else { continue };
-            bytes.truncate(usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len()));
+            let Some(frame) = self.body.frame().await else {
+                return Ok(None);
+            };
+            let Ok(mut bytes) = frame?.into_data() else {
+                continue;
+            };
+            bytes.truncate(
+                usize::try_from(self.left)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len()),
+            );
             self.left -= bytes.len() as u64;
-            self.shared.record(self.number, |record| record.received += bytes.len() as u64);
+            self.shared
+                .record(self.number, |record| record.received += bytes.len() as u64);
             return Ok(Some(bytes));
         }
     }
@@ -435,7 +503,12 @@ impl Shared {
         let kind = Kind::of(&head.method, &path);
         let query = head.uri.query().unwrap_or_default().to_owned();
         let mut state = self.state();
-        let nth = state.log.iter().filter(|record| record.kind == kind).count() + 1;
+        let nth = state
+            .log
+            .iter()
+            .filter(|record| record.kind == kind)
+            .count()
+            + 1;
         let here = |record: &&Record| record.method == head.method && record.path == path;
         let nth_here = state.log.iter().filter(here).count() + 1;
         let record = Record {
@@ -453,13 +526,27 @@ impl Shared {
         drop(state);
         self.arrivals.send_modify(|count| *count += 1);
         let headers = head.headers.clone();
-        (number, Asked { kind, method: head.method.clone(), path, query, headers, nth, nth_here })
+        (
+            number,
+            Asked {
+                kind,
+                method: head.method.clone(),
+                path,
+                query,
+                headers,
+                nth,
+                nth_here,
+            },
+        )
     }
 
     fn answer_to(&self, asked: &Asked) -> Answer {
         let scripts = self.state().scripts.clone();
         let answers = scripts.iter().rev().map(|script| script(asked));
-        answers.into_iter().find(|answer| !matches!(answer, Answer::Pass)).unwrap_or(Answer::Pass)
+        answers
+            .into_iter()
+            .find(|answer| !matches!(answer, Answer::Pass))
+            .unwrap_or(Answer::Pass)
     }
 
     fn record(&self, number: usize, change: impl FnOnce(&mut Record)) {
@@ -476,21 +563,33 @@ impl Shared {
         *response.status_mut() = reply.status;
         *response.headers_mut() = reply.headers;
         if reply.close {
-            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         if !response.headers().contains_key(CONTENT_LENGTH) && reply.status != 204 {
-            response.headers_mut().insert(CONTENT_LENGTH, reply.body.len().into());
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, reply.body.len().into());
         }
         response
     }
 
     async fn act(&self, asked: &Asked, reading: &mut Reading<'_>) -> Result<Reply, Broken> {
-        let query: HashMap<String, String> = url::form_urlencoded::parse(asked.query.as_bytes()).into_owned().collect();
+        let query: HashMap<String, String> = url::form_urlencoded::parse(asked.query.as_bytes())
+            .into_owned()
+            .collect();
         let rest = asked.path.strip_prefix("/v2/").unwrap_or_default();
-        let (name, tail) = ["/blobs/uploads", "/blobs/", "/manifests/", "/tags/list", "/referrers/"]
-            .iter()
-            .find_map(|part| rest.split_once(part))
-            .unwrap_or_default();
+        let (name, tail) = [
+            "/blobs/uploads",
+            "/blobs/",
+            "/manifests/",
+            "/tags/list",
+            "/referrers/",
+        ]
+        .iter()
+        .find_map(|part| rest.split_once(part))
+        .unwrap_or_default();
         let tail = tail.trim_matches('/');
         match asked.kind {
             Kind::Ping => Ok(Reply::status(200).body("application/json", "{}")),
@@ -500,11 +599,16 @@ impl Shared {
                 if !appended.status.is_success() {
                     return Ok(appended);
                 }
-                Ok(self.state().finish(name, tail, query.get("digest").map_or("", String::as_str)))
+                Ok(self
+                    .state()
+                    .finish(name, tail, query.get("digest").map_or("", String::as_str)))
             }
             Kind::ManifestPut => {
                 let bytes = reading.whole().await?;
-                let media_type = asked.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+                let media_type = asked
+                    .headers
+                    .get(CONTENT_TYPE)
+                    .and_then(|value| value.to_str().ok());
                 let document = Document::raw(media_type.unwrap_or_default(), bytes);
                 Ok(self.state().put_manifest(name, tail, document))
             }
@@ -515,11 +619,26 @@ impl Shared {
         }
     }
 
-    async fn append(&self, id: &str, headers: &HeaderMap, reading: &mut Reading<'_>) -> Result<Reply, Broken> {
-        let held = self.state().uploads.get(id).map(|upload| upload.bytes.len());
-        let Some(held) = held else { return Ok(refused(404, "BLOB_UPLOAD_UNKNOWN")) };
-        let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-        let start = range.and_then(|range| range.split_once('-')).and_then(|(start, _)| start.parse().ok());
+    async fn append(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+        reading: &mut Reading<'_>,
+    ) -> Result<Reply, Broken> {
+        let held = self
+            .state()
+            .uploads
+            .get(id)
+            .map(|upload| upload.bytes.len());
+        let Some(held) = held else {
+            return Ok(refused(404, "BLOB_UPLOAD_UNKNOWN"));
+        };
+        let range = headers
+            .get(CONTENT_RANGE)
+            .and_then(|range| range.to_str().ok());
+        let start = range
+            .and_then(|range| range.split_once('-'))
+            .and_then(|(start, _)| start.parse().ok());
         if start.is_some_and(|start: usize| start != held) {
             return Ok(self.state().session(416, id));
         }
@@ -538,16 +657,30 @@ impl State {
     }
 
     fn session(&self, status: u16, id: &str) -> Reply {
-        let Some(upload) = self.uploads.get(id) else { return refused(404, "BLOB_UPLOAD_UNKNOWN") };
+        let Some(upload) = self.uploads.get(id) else {
+            return refused(404, "BLOB_UPLOAD_UNKNOWN");
+        };
         Reply::status(status)
-            .header("location", &format!("/v2/{}/blobs/uploads/{id}", upload.repository))
+            .header(
+                "location",
+                &format!("/v2/{}/blobs/uploads/{id}", upload.repository),
+            )
             .header("docker-upload-uuid", id)
-            .header("range", &format!("0-{}", upload.bytes.len().saturating_sub(1)))
+            .header(
+                "range",
+                &format!("0-{}", upload.bytes.len().saturating_sub(1)),
+            )
     }
 
     fn open(&mut self, name: &str, query: &HashMap<String, String>) -> Reply {
-        if let (Some(digest), Some(from), true) = (query.get("mount"), query.get("from"), self.settings.mounts) {
-            let held = self.repositories.get(from).and_then(|from| from.blobs.get(digest)).cloned();
+        if let (Some(digest), Some(from), true) =
+            (query.get("mount"), query.get("from"), self.settings.mounts)
+        {
+            let held = self
+                .repositories
+                .get(from)
+                .and_then(|from| from.blobs.get(digest))
+                .cloned();
             if let Some(bytes) = held {
                 self.repository(name).blobs.insert(digest.clone(), bytes);
                 return created(&format!("/v2/{name}/blobs/{digest}"), digest);
@@ -556,12 +689,20 @@ impl State {
         self.opened += 1;
         let id = format!("session-{}", self.opened);
         self.repository(name);
-        self.uploads.insert(id.clone(), Upload { repository: name.into(), bytes: BytesMut::new() });
+        self.uploads.insert(
+            id.clone(),
+            Upload {
+                repository: name.into(),
+                bytes: BytesMut::new(),
+            },
+        );
         self.session(202, &id)
     }
 
     fn finish(&mut self, name: &str, id: &str, digest: &str) -> Reply {
-        let Some(upload) = self.uploads.remove(id) else { return refused(404, "BLOB_UPLOAD_UNKNOWN") };
+        let Some(upload) = self.uploads.remove(id) else {
+            return refused(404, "BLOB_UPLOAD_UNKNOWN");
+        };
         let bytes = upload.bytes.freeze();
         if digest.starts_with("sha256:") && sha256(&bytes) != digest {
             return refused(400, "DIGEST_INVALID");
@@ -593,7 +734,14 @@ impl State {
         }
     }
 
-    fn read(&mut self, kind: Kind, name: &str, tail: &str, query: &HashMap<String, String>, headers: &HeaderMap) -> Reply {
+    fn read(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        tail: &str,
+        query: &HashMap<String, String>,
+        headers: &HeaderMap,
+    ) -> Reply {
         match kind {
             Kind::UploadPost => return self.open(name, query),
             Kind::UploadStatus => return self.session(204, tail),
@@ -607,7 +755,9 @@ impl State {
             }
             _ => {}
         }
-        let Some(repository) = self.repositories.get(name) else { return refused(404, "NAME_UNKNOWN") };
+        let Some(repository) = self.repositories.get(name) else {
+            return refused(404, "NAME_UNKNOWN");
+        };
         match kind {
             Kind::Tags => {
                 let tags = repository.tags.keys().cloned().collect();
@@ -628,15 +778,27 @@ impl State {
         }
     }
 
-    fn page(&self, path: &str, key: &str, names: Vec<String>, query: &HashMap<String, String>) -> Reply {
-        let asked = query.get("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
+    fn page(
+        &self,
+        path: &str,
+        key: &str,
+        names: Vec<String>,
+        query: &HashMap<String, String>,
+    ) -> Reply {
+        let asked = query
+            .get("n")
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(usize::MAX);
         let size = self.settings.page.min(asked);
         let last = query.get("last").cloned().unwrap_or_default();
         let left: Vec<String> = names.into_iter().filter(|name| *name > last).collect();
         let shown = &left[..size.min(left.len())];
         let reply = Reply::status(200).body("application/json", json!({ key: shown }).to_string());
         match shown.last().filter(|_| shown.len() < left.len()) {
-            Some(last) => reply.header("link", &format!("<{path}?n={size}&last={last}>; rel=\"next\"")),
+            Some(last) => reply.header(
+                "link",
+                &format!("<{path}?n={size}&last={last}>; rel=\"next\""),
+            ),
             None => reply,
         }
     }
@@ -650,9 +812,16 @@ impl Repository {
 
     fn missing(&self, body: &Value) -> Option<String> {
         let entries = |key: &str| body[key].as_array().cloned().unwrap_or_default();
-        let needed = [body["config"].clone()].into_iter().chain(entries("layers")).chain(entries("manifests"));
-        let digests = needed.filter(|entry| entry["urls"].is_null()).filter_map(|entry| entry["digest"].as_str().map(String::from));
-        digests.into_iter().find(|digest| !self.blobs.contains_key(digest) && !self.manifests.contains_key(digest))
+        let needed = [body["config"].clone()]
+            .into_iter()
+            .chain(entries("layers"))
+            .chain(entries("manifests"));
+        let digests = needed
+            .filter(|entry| entry["urls"].is_null())
+            .filter_map(|entry| entry["digest"].as_str().map(String::from));
+        digests
+            .into_iter()
+            .find(|digest| !self.blobs.contains_key(digest) && !self.manifests.contains_key(digest))
     }
 
     fn referrers(&self, subject: &str) -> Value {
@@ -660,7 +829,12 @@ impl Repository {
             let body: Value = serde_json::from_slice(&document.bytes).unwrap_or_default();
             body["subject"]["digest"] == subject
         };
-        let entries: Vec<Value> = self.manifests.values().filter(about).map(Document::descriptor).collect();
+        let entries: Vec<Value> = self
+            .manifests
+            .values()
+            .filter(about)
+            .map(Document::descriptor)
+            .collect();
         json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
     }
 }
@@ -671,11 +845,21 @@ fn blob(kind: Kind, digest: &str, bytes: &Bytes, headers: &HeaderMap) -> Reply {
         return reply(200).header("content-length", &bytes.len().to_string());
     }
     let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
-    let start = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok());
+    let start = range.and_then(|range| {
+        range
+            .strip_prefix("bytes=")?
+            .split('-')
+            .next()?
+            .parse::<usize>()
+            .ok()
+    });
     match start {
         None => reply(200).body("application/octet-stream", bytes.clone()),
         Some(start) if start < bytes.len() => reply(206)
-            .header("content-range", &format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()))
+            .header(
+                "content-range",
+                &format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
+            )
             .body("application/octet-stream", bytes.slice(start..)),
         Some(_) => reply(416),
     }
@@ -684,38 +868,50 @@ fn blob(kind: Kind, digest: &str, bytes: &Bytes, headers: &HeaderMap) -> Reply {
 fn manifest(kind: Kind, document: &Document) -> Reply {
     let reply = Reply::status(200).header("docker-content-digest", &document.digest);
     match kind {
-        Kind::ManifestHead => {
-            reply.header("content-type", &document.media_type).header("content-length", &document.bytes.len().to_string())
-        }
+        Kind::ManifestHead => reply
+            .header("content-type", &document.media_type)
+            .header("content-length", &document.bytes.len().to_string()),
         _ => reply.body(&document.media_type, document.bytes.clone()),
     }
 }
 
 fn created(location: &str, digest: &str) -> Reply {
-    Reply::status(201).header("location", location).header("docker-content-digest", digest)
+    Reply::status(201)
+        .header("location", location)
+        .header("docker-content-digest", digest)
 }
 
 /// A refusal as the specification words it.
 fn refused(status: u16, code: &str) -> Reply {
-    Reply::status(status).body("application/json", json!({"errors": [{"code": code, "message": "no"}]}).to_string())
+    Reply::status(status).body(
+        "application/json",
+        json!({"errors": [{"code": code, "message": "no"}]}).to_string(),
+    )
 }
 
 fn framed(mut bytes: Bytes) -> Body {
-    let frames = std::iter::from_fn(move || (!bytes.is_empty()).then(|| Ok(Frame::data(bytes.split_to(bytes.len().min(FRAME))))));
+    let frames = std::iter::from_fn(move || {
+        (!bytes.is_empty()).then(|| Ok(Frame::data(bytes.split_to(bytes.len().min(FRAME)))))
+    });
     StreamBody::new(stream::iter(frames)).boxed_unsync()
 }
 
 fn dripping(body: Body, rate: u64) -> Body {
     let piece = usize::try_from((rate / DRIPS).max(1)).unwrap_or(usize::MAX);
-    let frames = stream::try_unfold((body, Bytes::new()), move |(mut body, mut waiting)| async move {
-        while waiting.is_empty() {
-            let Some(frame) = body.frame().await else { return Ok::<_, Broken>(None) };
-            waiting = frame?.into_data().unwrap_or_default();
-        }
-        tokio::time::sleep(Duration::from_millis(1000 / DRIPS)).await;
-        let bytes = waiting.split_to(piece.min(waiting.len()));
-        Ok(Some((Frame::data(bytes), (body, waiting))))
-    });
+    let frames = stream::try_unfold(
+        (body, Bytes::new()),
+        move |(mut body, mut waiting)| async move {
+            while waiting.is_empty() {
+                let Some(frame) = body.frame().await else {
+                    return Ok::<_, Broken>(None);
+                };
+                waiting = frame?.into_data().unwrap_or_default();
+            }
+            tokio::time::sleep(Duration::from_millis(1000 / DRIPS)).await;
+            let bytes = waiting.split_to(piece.min(waiting.len()));
+            Ok(Some((Frame::data(bytes), (body, waiting))))
+        },
+    );
     StreamBody::new(frames).boxed_unsync()
 }
 
@@ -728,7 +924,9 @@ fn cut(body: Body, at: u64) -> Body {
             }
             return Err::<_, Broken>("the connection breaks".into());
         }
-        let Some(frame) = body.frame().await else { return Ok(None) };
+        let Some(frame) = body.frame().await else {
+            return Ok(None);
+        };
         let mut bytes = frame?.into_data().unwrap_or_default();
         bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
         let left = left - bytes.len() as u64;

@@ -10,17 +10,38 @@ use super::registry::installed;
 
 /// `skopeo inspect --raw` of `address/repository:tag` in a registry that speaks plain HTTP: the digest of what it says.
 pub async fn raw_digest(reference: &str) -> String {
-    let inspected = run(&["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")]).await;
-    assert!(inspected.status.success(), "skopeo inspect {reference}: {}", String::from_utf8_lossy(&inspected.stderr));
+    let inspected = run(&[
+        "inspect",
+        "--raw",
+        "--tls-verify=false",
+        &format!("docker://{reference}"),
+    ])
+    .await;
+    assert!(
+        inspected.status.success(),
+        "skopeo inspect {reference}: {}",
+        String::from_utf8_lossy(&inspected.stderr)
+    );
     sha256(&inspected.stdout)
 }
 
 /// `skopeo copy --all` between two references with their transports (`docker://…`, `oci:…`, `dir:…`).
 pub async fn copy(source: &str, destination: &str) {
-    let copied =
-        run(&["copy", "--all", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false", source, destination])
-            .await;
-    assert!(copied.status.success(), "skopeo copy {source} {destination}: {}", String::from_utf8_lossy(&copied.stderr));
+    let copied = run(&[
+        "copy",
+        "--all",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        source,
+        destination,
+    ])
+    .await;
+    assert!(
+        copied.status.success(),
+        "skopeo copy {source} {destination}: {}",
+        String::from_utf8_lossy(&copied.stderr)
+    );
 }
 
 async fn run(arguments: &[&str]) -> Output {
@@ -31,5 +52,11 @@ async fn run(arguments: &[&str]) -> Output {
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("HOME", home.path())
         .env("TMPDIR", home.path());
-    command.arg("--insecure-policy").args(arguments).kill_on_drop(true).output().await.expect("skopeo runs")
+    command
+        .arg("--insecure-policy")
+        .args(arguments)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("skopeo runs")
 }

@@ -28,15 +28,35 @@ impl Stage {
 
     /// Both registries of one kind, and a config of the test's own on top of them.
     pub async fn build(program: Program, config: impl FnOnce(Config) -> Config) -> Stage {
-        Stage::between(program.setup().delete().start(), program.setup().delete().start(), config).await
+        Stage::between(
+            program.setup().delete().start(),
+            program.setup().delete().start(),
+            config,
+        )
+        .await
     }
 
     /// Between these registries.
-    pub async fn between(staging: Registry, production: Registry, config: impl FnOnce(Config) -> Config) -> Stage {
-        let (source, target) = (Proxy::before(&staging.url()).await, Proxy::before(&production.url()).await);
-        let base = Config::new().registry("staging", &source.url()).registry("production", &target.url());
+    pub async fn between(
+        staging: Registry,
+        production: Registry,
+        config: impl FnOnce(Config) -> Config,
+    ) -> Stage {
+        let (source, target) = (
+            Proxy::before(&staging.url()).await,
+            Proxy::before(&production.url()).await,
+        );
+        let base = Config::new()
+            .registry("staging", &source.url())
+            .registry("production", &target.url());
         let ferry = Ferry::new(&config(base));
-        Stage { staging, production, source, target, ferry }
+        Stage {
+            staging,
+            production,
+            source,
+            target,
+            ferry,
+        }
     }
 
     /// A client of staging, past the proxy.
@@ -56,7 +76,11 @@ impl Stage {
 
     /// The config of this stage with other routes.
     pub fn config(&self, change: impl FnOnce(Config) -> Config) -> Config {
-        change(Config::new().registry("staging", &self.source.url()).registry("production", &self.target.url()))
+        change(
+            Config::new()
+                .registry("staging", &self.source.url())
+                .registry("production", &self.target.url()),
+        )
     }
 
     /// Forgets rules and requests of both proxies.

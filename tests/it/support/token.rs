@@ -65,10 +65,12 @@ impl TokenServer {
     /// A server whose tokens live for `lifetime` seconds.
     pub async fn with_lifetime(user: &str, password: &str, lifetime: i64) -> TokenServer {
         let key = KeyPair::generate().expect("a P-256 key");
-        let certificate = CertificateParams::new(vec!["token.test".into()]).and_then(|params| params.self_signed(&key));
+        let certificate = CertificateParams::new(vec!["token.test".into()])
+            .and_then(|params| params.self_signed(&key));
         let certificate = certificate.expect("a self-signed certificate");
         let scratch = TempDir::with_prefix("blobferry-token-").expect("a scratch directory");
-        std::fs::write(scratch.path().join("root.pem"), certificate.pem()).expect("a certificate file");
+        std::fs::write(scratch.path().join("root.pem"), certificate.pem())
+            .expect("a certificate file");
         let issue = Arc::new(Issue {
             key,
             certificate: certificate.der().to_vec(),
@@ -77,11 +79,27 @@ impl TokenServer {
             manner: Mutex::new(Manner::Token),
             asked: Mutex::default(),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket has an address").to_string();
-        let router = Router::new().route("/token", axum::routing::get(token).post(no_oauth)).with_state(issue.clone());
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("serving on loopback") });
-        TokenServer { address, issue, scratch, server }
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address")
+            .to_string();
+        let router = Router::new()
+            .route("/token", axum::routing::get(token).post(no_oauth))
+            .with_state(issue.clone());
+        let server = tokio::spawn(async move {
+            axum::serve(listener, router)
+                .await
+                .expect("serving on loopback")
+        });
+        TokenServer {
+            address,
+            issue,
+            scratch,
+            server,
+        }
     }
 
     pub fn realm(&self) -> String {
@@ -105,12 +123,19 @@ impl TokenServer {
     }
 
     pub fn asked(&self) -> Vec<Asked> {
-        self.issue.asked.lock().expect("no panic while answering").clone()
+        self.issue
+            .asked
+            .lock()
+            .expect("no panic while answering")
+            .clone()
     }
 
     /// A token for the tests' own client: everything in these repositories.
     pub fn mint(&self, repositories: &[&str]) -> String {
-        let scopes: Vec<String> = repositories.iter().map(|name| format!("repository:{name}:pull,push,delete")).collect();
+        let scopes: Vec<String> = repositories
+            .iter()
+            .map(|name| format!("repository:{name}:pull,push,delete"))
+            .collect();
         self.issue.sign(&scopes)
     }
 }
@@ -125,43 +150,63 @@ async fn no_oauth() -> StatusCode {
     StatusCode::NOT_FOUND
 }
 
-async fn token(State(issue): State<Arc<Issue>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+async fn token(
+    State(issue): State<Arc<Issue>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
     let query = query.unwrap_or_default();
     let scopes: Vec<String> = url::form_urlencoded::parse(query.as_bytes())
         .filter(|(key, _)| key == "scope")
         .flat_map(|(_, value)| value.split(' ').map(String::from).collect::<Vec<_>>())
         .collect();
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(String::from);
+    let authorization = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .map(String::from);
     issue
         .asked
         .lock()
         .expect("no panic while answering")
-        .push(Asked { scopes: scopes.clone(), authorization: authorization.clone() });
+        .push(Asked {
+            scopes: scopes.clone(),
+            authorization: authorization.clone(),
+        });
     let manner = *issue.manner.lock().expect("no panic while answering");
     match manner {
         Manner::Silent => std::future::pending().await,
         Manner::Html => Html("<!doctype html><title>Sign in</title>").into_response(),
         Manner::Token if authorization.as_deref() == Some(&issue.basic()) => {
-            axum::Json(json!({"token": issue.sign(&scopes), "expires_in": issue.lifetime})).into_response()
+            axum::Json(json!({"token": issue.sign(&scopes), "expires_in": issue.lifetime}))
+                .into_response()
         }
-        Manner::Token | Manner::Denied => {
-            (StatusCode::UNAUTHORIZED, r#"{"errors":[{"code":"UNAUTHORIZED","message":"wrong login"}]}"#).into_response()
-        }
+        Manner::Token | Manner::Denied => (
+            StatusCode::UNAUTHORIZED,
+            r#"{"errors":[{"code":"UNAUTHORIZED","message":"wrong login"}]}"#,
+        )
+            .into_response(),
     }
 }
 
 impl Issue {
     fn basic(&self) -> String {
-        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.login.0, self.login.1)))
+        format!(
+            "Basic {}",
+            STANDARD.encode(format!("{}:{}", self.login.0, self.login.1))
+        )
     }
 
     fn sign(&self, scopes: &[String]) -> String {
         let now = blobferry::clock::now().as_second();
-        let header = json!({"typ": "JWT", "alg": "ES256", "x5c": [STANDARD.encode(&self.certificate)]});
+        let header =
+            json!({"typ": "JWT", "alg": "ES256", "x5c": [STANDARD.encode(&self.certificate)]});
         let claims = json!({"iss": ISSUER, "aud": SERVICE, "sub": self.login.0, "iat": now, "nbf": now - 60,
             "exp": now + self.lifetime, "jti": "1", "access": scopes.iter().filter_map(|scope| access(scope)).collect::<Vec<_>>()});
         let text = format!("{}.{}", part(&header), part(&claims));
-        let signature = self.key.sign(text.as_bytes()).expect("signing with our own key");
+        let signature = self
+            .key
+            .sign(text.as_bytes())
+            .expect("signing with our own key");
         format!("{text}.{}", URL_SAFE_NO_PAD.encode(fixed_width(&signature)))
     }
 }

@@ -8,18 +8,43 @@ use crate::ecr;
 
 #[tokio::test]
 async fn a_password_is_proven_before_many_requests_carry_it() {
-    let registry =
-        Server::start(|_, seen| if seen.authorization == Some(basic_joe()) { json(200, "{}") } else { json(401, "") }).await;
+    let registry = Server::start(|_, seen| {
+        if seen.authorization == Some(basic_joe()) {
+            json(200, "{}")
+        } else {
+            json(401, "")
+        }
+    })
+    .await;
     let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
     let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
-    for answer in futures::future::join_all((0..10).map(|_| authority.answer(&scopes, &basic, None))).await {
+    for answer in
+        futures::future::join_all((0..10).map(|_| authority.answer(&scopes, &basic, None))).await
+    {
         assert_eq!(text(answer.unwrap()), basic_joe());
     }
-    assert_eq!(text(authority.header(&pull("b")).await.unwrap()), basic_joe());
-    assert_eq!((registry.count(), registry.seen()[0].path.as_str()), (1, "/v2/"));
+    assert_eq!(
+        text(authority.header(&pull("b")).await.unwrap()),
+        basic_joe()
+    );
+    assert_eq!(
+        (registry.count(), registry.seen()[0].path.as_str()),
+        (1, "/v2/")
+    );
     let header = authority.header(&scopes).await.unwrap();
-    assert!(authority.answer(&scopes, &basic, header.as_ref()).await.unwrap().is_none(), "a right that is missing is final");
-    assert_eq!(text(authority.header(&pull("b")).await.unwrap()), basic_joe(), "and no word on the password");
+    assert!(
+        authority
+            .answer(&scopes, &basic, header.as_ref())
+            .await
+            .unwrap()
+            .is_none(),
+        "a right that is missing is final"
+    );
+    assert_eq!(
+        text(authority.header(&pull("b")).await.unwrap()),
+        basic_joe(),
+        "and no word on the password"
+    );
 }
 
 #[tokio::test]
@@ -34,10 +59,19 @@ async fn a_wrong_password_is_shown_to_the_registry_once() {
     let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
     let basic = challenge("Basic realm=\"r\"");
     for number in 0..5 {
-        let fault = authority.answer(&pull(&format!("r{number}")), &basic, None).await.unwrap_err();
-        assert!(fault.class() == Class::Auth && fault.to_string().contains("joe"), "{fault}");
+        let fault = authority
+            .answer(&pull(&format!("r{number}")), &basic, None)
+            .await
+            .unwrap_err();
+        assert!(
+            fault.class() == Class::Auth && fault.to_string().contains("joe"),
+            "{fault}"
+        );
     }
-    assert_eq!(authority.header(&pull("x")).await.unwrap_err().class(), Class::Auth);
+    assert_eq!(
+        authority.header(&pull("x")).await.unwrap_err().class(),
+        Class::Auth
+    );
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
@@ -47,10 +81,17 @@ async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
     let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
     let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
     let header = authority.answer(&scopes, &basic, None).await.unwrap();
-    for answer in futures::future::join_all((0..10).map(|_| authority.answer(&scopes, &basic, header.as_ref()))).await {
+    for answer in futures::future::join_all(
+        (0..10).map(|_| authority.answer(&scopes, &basic, header.as_ref())),
+    )
+    .await
+    {
         assert_eq!(answer.unwrap_err().class(), Class::Auth);
     }
-    assert_eq!(authority.header(&pull("b")).await.unwrap_err().class(), Class::Auth);
+    assert_eq!(
+        authority.header(&pull("b")).await.unwrap_err().class(),
+        Class::Auth
+    );
     assert_eq!(registry.count(), 2);
 }
 
@@ -60,15 +101,34 @@ async fn ecr_tokens_are_sent_unasked_and_renewed_when_refused() {
     let end = clock::now().as_second() + 12 * 3600;
     let plane = control_plane(move |call| (200, token_body(&format!("word-{call}"), end))).await;
     let ecr = Credentials::Ecr(login(&plane));
-    let authority = Authority::new(settings("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", ecr), client());
+    let authority = Authority::new(
+        settings("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", ecr),
+        client(),
+    );
     let header = authority.header(&pull("a")).await.unwrap();
-    assert_eq!(text(header.clone()), format!("Basic {}", STANDARD.encode("AWS:word-1")));
+    assert_eq!(
+        text(header.clone()),
+        format!("Basic {}", STANDARD.encode("AWS:word-1"))
+    );
     assert!(authority.expiry().unwrap() > clock::now());
     let expired = HeaderMap::new();
-    let renewed = authority.answer(&pull("a"), &expired, header.as_ref()).await.unwrap();
-    assert_eq!(text(renewed.clone()), format!("Basic {}", STANDARD.encode("AWS:word-2")));
+    let renewed = authority
+        .answer(&pull("a"), &expired, header.as_ref())
+        .await
+        .unwrap();
+    assert_eq!(
+        text(renewed.clone()),
+        format!("Basic {}", STANDARD.encode("AWS:word-2"))
+    );
     assert_eq!(authority.header(&pull("b")).await.unwrap(), renewed);
-    assert!(authority.answer(&pull("a"), &expired, renewed.as_ref()).await.unwrap().is_none(), "a new token cured nothing");
+    assert!(
+        authority
+            .answer(&pull("a"), &expired, renewed.as_ref())
+            .await
+            .unwrap()
+            .is_none(),
+        "a new token cured nothing"
+    );
     assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
 }
 
@@ -77,26 +137,56 @@ async fn a_registrys_own_token_is_sent_unasked() {
     let authority = authority(Credentials::Bearer("hush".into()));
     let header = authority.header(&pull("a")).await.unwrap();
     assert_eq!(text(header.clone()), "Bearer hush");
-    assert!(authority.answer(&pull("a"), &HeaderMap::new(), header.as_ref()).await.unwrap().is_none());
+    assert!(
+        authority
+            .answer(&pull("a"), &HeaderMap::new(), header.as_ref())
+            .await
+            .unwrap()
+            .is_none()
+    );
     let server = Server::of_tokens(300).await;
-    assert!(authority.answer(&pull("a"), &bearer_challenge(&server.url), header.as_ref()).await.unwrap().is_none());
+    assert!(
+        authority
+            .answer(&pull("a"), &bearer_challenge(&server.url), header.as_ref())
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(server.count(), 0, "and is not exchanged for another");
 }
 
 #[tokio::test]
 async fn nobody_at_a_registry_that_wants_a_password_is_a_final_no() {
     let authority = authority(Credentials::Anonymous);
-    assert!(authority.answer(&pull("a"), &challenge("Basic realm=\"r\""), None).await.unwrap().is_none());
+    assert!(
+        authority
+            .answer(&pull("a"), &challenge("Basic realm=\"r\""), None)
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert!(authority.header(&pull("a")).await.unwrap().is_none());
     assert_eq!(authority.user().as_deref(), Some("anonymous"));
 }
 
 #[tokio::test]
 async fn a_failing_control_plane_is_an_auth_fault_of_the_registry() {
-    let settings_ = ecr::Settings { identity: Some("arn:aws:iam::123456789012:user/x".to_owned()), ..ecr::Settings::default() };
+    let settings_ = ecr::Settings {
+        identity: Some("arn:aws:iam::123456789012:user/x".to_owned()),
+        ..ecr::Settings::default()
+    };
     let login = ecr::Login::new(settings_, "public.ecr.aws");
-    let authority = Authority::new(settings("https://public.ecr.aws", Credentials::Ecr(login)), client());
+    let authority = Authority::new(
+        settings("https://public.ecr.aws", Credentials::Ecr(login)),
+        client(),
+    );
     let fault = authority.header(&pull("a")).await.unwrap_err();
-    assert!(fault.class() == Class::Auth && fault.to_string().contains("staging"), "{fault}");
-    assert_eq!(authority.user().as_deref(), Some("arn:aws:iam::123456789012:user/x"));
+    assert!(
+        fault.class() == Class::Auth && fault.to_string().contains("staging"),
+        "{fault}"
+    );
+    assert_eq!(
+        authority.user().as_deref(),
+        Some("arn:aws:iam::123456789012:user/x")
+    );
 }

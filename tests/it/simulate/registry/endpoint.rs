@@ -6,18 +6,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use blobferry::endpoint::{
-    self, Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source,
-    Tally, Upload, UploadStyle,
+    self, Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put,
+    Resolved, Resume, Sent, Source, Tally, Upload, UploadStyle,
 };
 use blobferry::fault::{Class, Fault};
-use blobferry::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, RepositoryName, Tag, Target};
+use blobferry::oci::{
+    Algorithm, Descriptor, Digest, Manifest, MediaType, RepositoryName, Tag, Target,
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::super::trace::{About, Answer, By, Call, Event, Operation, Trace};
-use super::{Blob, Content, Fate, Referrers, Registry, Session, State, TroubleKind, survives_a_cut};
+use super::{
+    Blob, Content, Fate, Referrers, Registry, Session, State, TroubleKind, survives_a_cut,
+};
 
 /// Length of the frames that blobs are read in, in bytes.
 const FRAME: usize = 32 * 1024;
@@ -44,7 +48,10 @@ struct Waiting {
 impl Waiting {
     fn answered(mut self, answer: Answer) {
         self.answered = true;
-        self.trace.note(Event::Answered { request: self.request, answer });
+        self.trace.note(Event::Answered {
+            request: self.request,
+            answer,
+        });
     }
 
     fn failed(self, fault: &Fault) {
@@ -52,14 +59,20 @@ impl Waiting {
             Class::Retryable { after } => after.map(|after| after.as_secs()),
             _ => None,
         };
-        self.answered(Answer::Failed { class: fault.class().name(), after });
+        self.answered(Answer::Failed {
+            class: fault.class().name(),
+            after,
+        });
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.answered {
-            self.trace.note(Event::Abandoned { request: self.request, bytes: self.bytes });
+            self.trace.note(Event::Abandoned {
+                request: self.request,
+                bytes: self.bytes,
+            });
         }
     }
 }
@@ -90,22 +103,51 @@ impl Act<'_> {
 
 impl Repository {
     pub(super) fn new(registry: Registry, process: u32, name: RepositoryName) -> Repository {
-        Repository { registry, process, name, tally: None }
+        Repository {
+            registry,
+            process,
+            name,
+            tally: None,
+        }
     }
 
     fn trace(&self) -> &Trace {
         &self.registry.0.trace
     }
 
-    fn send(&self, operation: Operation, about: &About, content: Option<Digest>) -> (Waiting, Fate) {
+    fn send(
+        &self,
+        operation: Operation,
+        about: &About,
+        content: Option<Digest>,
+    ) -> (Waiting, Fate) {
         if let Some(tally) = &self.tally {
             tally.add();
         }
-        let (process, registry, repository) = (self.process, self.registry.0.name.clone(), self.name.as_str().into());
-        let call = Call { process, registry, repository, operation, about: about.clone(), content };
+        let (process, registry, repository) = (
+            self.process,
+            self.registry.0.name.clone(),
+            self.name.as_str().into(),
+        );
+        let call = Call {
+            process,
+            registry,
+            repository,
+            operation,
+            about: about.clone(),
+            content,
+        };
         let request = self.trace().sent(call);
         let fate = self.registry.fate(operation, &self.name, about);
-        (Waiting { trace: self.trace().clone(), request, bytes: 0, answered: false }, fate)
+        (
+            Waiting {
+                trace: self.trace().clone(),
+                request,
+                bytes: 0,
+                answered: false,
+            },
+            fate,
+        )
     }
 
     /// One request without a body that matters: it arrives, the registry acts, the answer comes back.
@@ -119,7 +161,12 @@ impl Repository {
     ) -> Result<T, Fault> {
         let (waiting, fate) = self.send(operation, &about, content);
         let (reply, answered) = oneshot::channel();
-        let (registry, repository, process, request) = (self.registry.clone(), self.name.clone(), self.process, waiting.request);
+        let (registry, repository, process, request) = (
+            self.registry.clone(),
+            self.name.clone(),
+            self.process,
+            waiting.request,
+        );
         tokio::spawn(async move {
             sleep(fate.out).await;
             if reply.is_closed() && !fate.lands {
@@ -129,7 +176,13 @@ impl Repository {
                 Some(fault) => Err(fault),
                 None => {
                     let mut state = registry.state();
-                    act(&mut Act { registry: &registry, state: &mut state, repository: &repository, process, request })
+                    act(&mut Act {
+                        registry: &registry,
+                        state: &mut state,
+                        repository: &repository,
+                        process,
+                        request,
+                    })
                 }
             };
             let came = match (acted, fate.after()) {
@@ -177,7 +230,9 @@ impl Repository {
                 }
                 _ => {}
             }
-            let Some(open) = state.sessions.get(session) else { return Ok(Some(Sent::Gone)) };
+            let Some(open) = state.sessions.get(session) else {
+                return Ok(Some(Sent::Gone));
+            };
             if open.spoiled {
                 return Err(Fault::retryable("internal server error"));
             }
@@ -187,7 +242,11 @@ impl Repository {
             }
         }
         let cut = (fate.kind == Some(TroubleKind::Cut)).then(|| fate.at % length.max(1));
-        let mut cutting = Cutting { repository: self, session, armed: true };
+        let mut cutting = Cutting {
+            repository: self,
+            session,
+            armed: true,
+        };
         let (start, mut taken) = (Instant::now(), 0);
         while let Some(frame) = body.frame().await {
             let frame = frame?;
@@ -196,10 +255,15 @@ impl Repository {
             taken += kept.len() as u64;
             waiting.bytes = taken;
             if let Some(rate) = fate.drip {
-                tokio::time::sleep_until(start + Duration::from_secs_f64(taken as f64 / rate as f64)).await;
+                tokio::time::sleep_until(
+                    start + Duration::from_secs_f64(taken as f64 / rate as f64),
+                )
+                .await;
             }
             let mut state = self.registry.state();
-            let Some(open) = state.sessions.get_mut(session) else { return Ok(Some(Sent::Gone)) };
+            let Some(open) = state.sessions.get_mut(session) else {
+                return Ok(Some(Sent::Gone));
+            };
             open.bytes.extend_from_slice(&kept);
             if kept.len() < frame.len() {
                 break;
@@ -247,42 +311,83 @@ impl Source for Repository {
     }
 
     fn counted(&self, tally: &Arc<Tally>) -> Repository {
-        Repository { tally: Some(tally.clone()), ..self.clone() }
+        Repository {
+            tally: Some(tally.clone()),
+            ..self.clone()
+        }
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<endpoint::Tag>>, Fault> {
         let after: Option<Tag> = cursor.and_then(|cursor| cursor.0.parse().ok());
         let act = move |act: &mut Act<'_>| {
             let (settings, now) = (&act.state.settings, act.registry.0.trace.now());
-            let Some(content) = act.state.repositories.get(act.repository).filter(|_| !settings.hides_list) else {
+            let Some(content) = act
+                .state
+                .repositories
+                .get(act.repository)
+                .filter(|_| !settings.hides_list)
+            else {
                 return Ok(None);
             };
-            let shown =
-                if settings.lag.is_zero() { content.tags.clone() } else { content.tags_at(now.saturating_sub(settings.lag)) };
-            let rest = shown.into_iter().filter(|(name, _)| after.as_ref().is_none_or(|after| name > after));
-            let entry = |(name, digest)| endpoint::Tag { name, digest: settings.lists_digests.then_some(digest), pushed: None };
+            let shown = if settings.lag.is_zero() {
+                content.tags.clone()
+            } else {
+                content.tags_at(now.saturating_sub(settings.lag))
+            };
+            let rest = shown
+                .into_iter()
+                .filter(|(name, _)| after.as_ref().is_none_or(|after| name > after));
+            let entry = |(name, digest)| endpoint::Tag {
+                name,
+                digest: settings.lists_digests.then_some(digest),
+                pushed: None,
+            };
             let mut entries: Vec<_> = rest.map(entry).collect();
             let more = entries.len() > settings.page;
             entries.truncate(settings.page);
-            let next = entries.last().filter(|_| more).map(|last| Cursor(last.name.to_string()));
-            Ok(Some(Page { entries, invalid: 0, next }))
+            let next = entries
+                .last()
+                .filter(|_| more)
+                .map(|last| Cursor(last.name.to_string()));
+            Ok(Some(Page {
+                entries,
+                invalid: 0,
+                next,
+            }))
         };
         let answer = |page: &Option<Page<endpoint::Tag>>| {
-            let shown =
-                |page: &Page<endpoint::Tag>| page.entries.iter().map(|tag| (tag.name.as_str().into(), tag.digest)).collect();
+            let shown = |page: &Page<endpoint::Tag>| {
+                page.entries
+                    .iter()
+                    .map(|tag| (tag.name.as_str().into(), tag.digest))
+                    .collect()
+            };
             let last = page.as_ref().is_none_or(|page| page.next.is_none());
-            Answer::Listed { tags: page.as_ref().map(shown), last }
+            Answer::Listed {
+                tags: page.as_ref().map(shown),
+                last,
+            }
         };
-        self.ask(Operation::Tags, About::Repository, None, act, answer).await
+        self.ask(Operation::Tags, About::Repository, None, act, answer)
+            .await
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
         let wanted = target.clone();
         let act = move |act: &mut Act<'_>| {
             let found = act.found(&wanted);
-            if let (None, Target::Digest(digest), true) = (&found, &wanted, act.state.settings.agrees) {
+            if let (None, Target::Digest(digest), true) =
+                (&found, &wanted, act.state.settings.agrees)
+            {
                 let media_type = MediaType::new(blobferry::oci::media_type::OCI_MANIFEST);
-                return Ok((Some(Resolved { digest: Some(*digest), media_type, size: Some(500) }), None));
+                return Ok((
+                    Some(Resolved {
+                        digest: Some(*digest),
+                        media_type,
+                        size: Some(500),
+                    }),
+                    None,
+                ));
             }
             let claims = act.state.settings.claims_digests;
             let resolved = |manifest: &Manifest| Resolved {
@@ -290,32 +395,49 @@ impl Source for Repository {
                 media_type: manifest.media_type.clone(),
                 size: claims.then_some(manifest.bytes.len() as u64),
             };
-            Ok((found.as_ref().map(resolved), found.map(|manifest| manifest.digest)))
+            Ok((
+                found.as_ref().map(resolved),
+                found.map(|manifest| manifest.digest),
+            ))
         };
         let claimed = |(resolved, digest): &(Option<Resolved>, Option<Digest>)| match resolved {
             // Without a word on the digest the process has learnt nothing yet.
             Some(Resolved { digest: None, .. }) => Answer::Done { bytes: 0 },
             _ => Answer::Names(*digest),
         };
-        Ok(self.ask(Operation::Resolve, about(target), None, act, claimed).await?.0)
+        Ok(self
+            .ask(Operation::Resolve, about(target), None, act, claimed)
+            .await?
+            .0)
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         let wanted = target.clone();
         let act = move |act: &mut Act<'_>| Ok(act.found(&wanted));
-        let answer = |manifest: &Option<Manifest>| Answer::Names(manifest.as_ref().map(|manifest| manifest.digest));
-        self.ask(Operation::Manifest, about(target), None, act, answer).await
+        let answer = |manifest: &Option<Manifest>| {
+            Answer::Names(manifest.as_ref().map(|manifest| manifest.digest))
+        };
+        self.ask(Operation::Manifest, about(target), None, act, answer)
+            .await
     }
 
     fn lists_referrers(&self) -> Option<bool> {
         self.registry.state().lists_referrers
     }
 
-    async fn referrers(&self, subject: &Digest, _cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        _cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         let wanted = *subject;
         let act = move |act: &mut Act<'_>| {
             let settings = &act.state.settings;
-            let is_missing = act.state.repositories.get(act.repository).is_none_or(|held| !held.manifests.contains_key(&wanted));
+            let is_missing = act
+                .state
+                .repositories
+                .get(act.repository)
+                .is_none_or(|held| !held.manifests.contains_key(&wanted));
             // An answer about a subject tells nothing about the endpoint.
             if settings.referrers != Referrers::MissingSubject || !is_missing {
                 act.state.lists_referrers = Some(settings.referrers != Referrers::None);
@@ -324,14 +446,27 @@ impl Source for Repository {
             let content = act.state.repositories.get(act.repository).unwrap_or(&empty);
             match act.state.settings.referrers {
                 Referrers::None => return Ok(None),
-                Referrers::MissingSubject if !content.manifests.contains_key(&wanted) => return Ok(None),
+                Referrers::MissingSubject if !content.manifests.contains_key(&wanted) => {
+                    return Ok(None);
+                }
                 _ => {}
             }
             let entries = content.naming(&wanted).map(Manifest::descriptor).collect();
-            Ok(Some(Page { entries, invalid: 0, next: None }))
+            Ok(Some(Page {
+                entries,
+                invalid: 0,
+                next: None,
+            }))
         };
         let answer = |_: &Option<Page<Descriptor>>| Answer::Done { bytes: 0 };
-        self.ask(Operation::Referrers, About::Content(*subject), None, act, answer).await
+        self.ask(
+            Operation::Referrers,
+            About::Content(*subject),
+            None,
+            act,
+            answer,
+        )
+        .await
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
@@ -343,7 +478,9 @@ impl Source for Repository {
         }
         let held = {
             let state = self.registry.state();
-            let held = state.holds_blob(&self.name, &blob.digest).then(|| state.blobs.get(&blob.digest).cloned());
+            let held = state
+                .holds_blob(&self.name, &blob.digest)
+                .then(|| state.blobs.get(&blob.digest).cloned());
             held.flatten()
         };
         let Some(Blob { bytes, sound }) = held else {
@@ -356,7 +493,11 @@ impl Source for Repository {
             return Err(fault);
         }
         let wrong = !sound || fate.kind == Some(TroubleKind::Corrupt);
-        let bytes = if wrong { spoiled(&bytes, offset as usize) } else { bytes };
+        let bytes = if wrong {
+            spoiled(&bytes, offset as usize)
+        } else {
+            bytes
+        };
         let rest = bytes.slice(offset as usize..);
         let somewhere = fate.at % (rest.len() as u64).max(1);
         let reading = Reading {
@@ -385,32 +526,70 @@ impl Destination for Repository {
             if !act.state.holds_blob(act.repository, &wanted) {
                 return Ok(Presence::Absent);
             }
-            Ok(Presence::Present { size: act.state.blobs.get(&wanted).map(|blob| blob.bytes.len() as u64) })
+            Ok(Presence::Present {
+                size: act
+                    .state
+                    .blobs
+                    .get(&wanted)
+                    .map(|blob| blob.bytes.len() as u64),
+            })
         };
-        self.ask(Operation::HasBlob, About::Content(*digest), None, act, |_| Answer::Done { bytes: 0 }).await
+        self.ask(
+            Operation::HasBlob,
+            About::Content(*digest),
+            None,
+            act,
+            |_| Answer::Done { bytes: 0 },
+        )
+        .await
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         let (wanted, from) = (*digest, from.cloned());
         let act = move |act: &mut Act<'_>| {
-            let offered = from.is_some_and(|from| act.state.may_mount(&from, act.repository, &wanted));
-            let mut draw = act.registry.0.chance.of(("mount", act.repository.as_str(), wanted));
+            let offered =
+                from.is_some_and(|from| act.state.may_mount(&from, act.repository, &wanted));
+            let mut draw = act
+                .registry
+                .0
+                .chance
+                .of(("mount", act.repository.as_str(), wanted));
             if offered && !draw.percent(act.state.settings.mounts_refused) {
                 act.content().blobs.insert(wanted);
                 return Ok(Begin::Mounted);
             }
             act.state.opened += 1;
             let location = format!("session-{}", act.state.opened);
-            let session = Session { process: act.process, told: false, bytes: Vec::new(), spoiled: false };
+            let session = Session {
+                process: act.process,
+                told: false,
+                bytes: Vec::new(),
+                spoiled: false,
+            };
             act.state.sessions.insert(location.clone(), session);
             let chunk_min = match act.state.settings.abilities.upload {
                 UploadStyle::Chunked { least, .. } => Some(least),
                 _ => None,
             };
-            Ok(Begin::Session(Upload { location, chunk_min }))
+            Ok(Begin::Session(Upload {
+                location,
+                chunk_min,
+            }))
         };
         let answer = |_: &Begin| Answer::Done { bytes: 0 };
-        let begun = self.ask(Operation::BeginUpload, About::Content(*digest), None, act, answer).await?;
+        let begun = self
+            .ask(
+                Operation::BeginUpload,
+                About::Content(*digest),
+                None,
+                act,
+                answer,
+            )
+            .await?;
         if let Begin::Session(upload) = &begun
             && let Some(session) = self.registry.state().sessions.get_mut(&upload.location)
         {
@@ -419,13 +598,24 @@ impl Destination for Repository {
         Ok(begun)
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
         let (mut waiting, fate) = self.send(Operation::SendChunk, &session_of(upload), None);
-        let came = match self.receive(&mut waiting, &fate, &upload.location, offset, length, body).await {
+        let came = match self
+            .receive(&mut waiting, &fate, &upload.location, offset, length, body)
+            .await
+        {
             Ok(Some(refused)) => Ok(refused),
             Ok(None) => {
                 let tells = self.registry.state().settings.abilities.reports_offset;
-                Ok(Sent::Accepted { reported: Some(if tells { offset + length } else { offset }) })
+                Ok(Sent::Accepted {
+                    reported: Some(if tells { offset + length } else { offset }),
+                })
             }
             Err(fault) => Err(fault),
         };
@@ -441,13 +631,19 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        let (mut waiting, fate) = self.send(Operation::FinishUpload, &About::Content(*digest), None);
-        let came = match self.receive(&mut waiting, &fate, &upload.location, offset, length, body).await {
+        let (mut waiting, fate) =
+            self.send(Operation::FinishUpload, &About::Content(*digest), None);
+        let came = match self
+            .receive(&mut waiting, &fate, &upload.location, offset, length, body)
+            .await
+        {
             Ok(Some(refused)) => Ok(refused),
             Ok(None) => self
                 .registry
                 .close_session(&self.name, &upload.location, digest)
-                .map(|()| Sent::Accepted { reported: Some(offset + length) }),
+                .map(|()| Sent::Accepted {
+                    reported: Some(offset + length),
+                }),
             Err(fault) => Err(fault),
         };
         sleep(fate.back).await;
@@ -464,7 +660,14 @@ impl Destination for Repository {
                 Resume::Journal | Resume::Never => Offset::Unknown,
             }),
         };
-        self.ask(Operation::UploadOffset, session_of(upload), None, act, |_| Answer::Done { bytes: 0 }).await
+        self.ask(
+            Operation::UploadOffset,
+            session_of(upload),
+            None,
+            act,
+            |_| Answer::Done { bytes: 0 },
+        )
+        .await
     }
 
     async fn cancel_upload(&self, upload: Upload) -> Result<(), Fault> {
@@ -473,7 +676,10 @@ impl Destination for Repository {
             act.state.sessions.remove(&upload.location);
             Ok(())
         };
-        self.ask(Operation::CancelUpload, about, None, act, |_| Answer::Done { bytes: 0 }).await
+        self.ask(Operation::CancelUpload, about, None, act, |_| {
+            Answer::Done { bytes: 0 }
+        })
+        .await
     }
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
@@ -484,15 +690,37 @@ impl Destination for Repository {
             Put::Immutable => Answer::Immutable,
             Put::Missing(_) => Answer::Missing,
         };
-        self.ask(Operation::PutManifest, about(target), Some(manifest.digest), act, answer).await
+        self.ask(
+            Operation::PutManifest,
+            about(target),
+            Some(manifest.digest),
+            act,
+            answer,
+        )
+        .await
     }
 }
 
 impl Registry {
-    fn close_session(&self, repository: &RepositoryName, location: &str, digest: &Digest) -> Result<(), Fault> {
+    fn close_session(
+        &self,
+        repository: &RepositoryName,
+        location: &str,
+        digest: &Digest,
+    ) -> Result<(), Fault> {
         let mut state = self.state();
-        let bytes = Bytes::from(state.sessions.remove(location).map(|session| session.bytes).unwrap_or_default());
-        if state.settings.quota.is_some_and(|quota| bytes.len() as u64 > quota) {
+        let bytes = Bytes::from(
+            state
+                .sessions
+                .remove(location)
+                .map(|session| session.bytes)
+                .unwrap_or_default(),
+        );
+        if state
+            .settings
+            .quota
+            .is_some_and(|quota| bytes.len() as u64 > quota)
+        {
             return Err(Fault::rejected("the quota of this project is used up"));
         }
         let sound = Digest::of(digest.algorithm(), &bytes) == *digest;
@@ -512,7 +740,9 @@ fn put(act: &mut Act<'_>, target: &Target, manifest: &Manifest) -> Result<Put, F
         return Ok(Put::Missing(missing));
     }
     if act.state.settings.refuses_artifacts && manifest.subject.is_some() {
-        return Err(Fault::rejected("manifests with a subject are not supported"));
+        return Err(Fault::rejected(
+            "manifests with a subject are not supported",
+        ));
     }
     let kept = act.state.settings.referrers != Referrers::None;
     if let Target::Tag(tag) = target {
@@ -523,10 +753,19 @@ fn put(act: &mut Act<'_>, target: &Target, manifest: &Manifest) -> Result<Put, F
             return Ok(Put::Immutable);
         }
         if !missing.is_empty() {
-            act.registry.0.trace.note(Event::Incomplete { request: act.request, missing });
+            act.registry.0.trace.note(Event::Incomplete {
+                request: act.request,
+                missing,
+            });
         }
         act.content().store(manifest);
-        act.registry.move_tag(act.state, act.repository, tag, Some(manifest.digest), By::Process(act.process));
+        act.registry.move_tag(
+            act.state,
+            act.repository,
+            tag,
+            Some(manifest.digest),
+            By::Process(act.process),
+        );
         if let Some(subject) = subject_of_list(tag) {
             for child in &manifest.children {
                 act.registry.attached(act.repository, subject, child.digest);
@@ -536,14 +775,20 @@ fn put(act: &mut Act<'_>, target: &Target, manifest: &Manifest) -> Result<Put, F
         act.content().store(manifest);
     }
     if let Some(subject) = manifest.subject.as_ref().filter(|_| kept) {
-        act.registry.attached(act.repository, subject.digest, manifest.digest);
+        act.registry
+            .attached(act.repository, subject.digest, manifest.digest);
     }
-    Ok(Put::Accepted { subject: kept && manifest.subject.is_some() })
+    Ok(Put::Accepted {
+        subject: kept && manifest.subject.is_some(),
+    })
 }
 
 /// The subject whose referrers a fallback tag lists.
 fn subject_of_list(tag: &Tag) -> Option<Digest> {
-    let hex = tag.as_str().strip_prefix("sha256-").filter(|hex| hex.len() == 64)?;
+    let hex = tag
+        .as_str()
+        .strip_prefix("sha256-")
+        .filter(|hex| hex.len() == 64)?;
     format!("sha256:{hex}").parse().ok()
 }
 
@@ -599,13 +844,18 @@ impl Body for Reading {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let begun = self.read > 0 || self.rest.len() <= FRAME;
         assert!(!(self.panics && begun), "a panic that the seed has drawn");
         if self.cut.is_some_and(|cut| self.read >= cut) {
             self.rest.clear();
             self.cut = None;
-            return Poll::Ready(Some(Err(Fault::retryable("connection reset within the body"))));
+            return Poll::Ready(Some(Err(Fault::retryable(
+                "connection reset within the body",
+            ))));
         }
         if self.rest.is_empty() {
             return Poll::Ready(None);
@@ -630,6 +880,10 @@ impl Body for Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         let (request, bytes, whole) = (self.request, self.read, self.rest.is_empty());
-        self.trace.note(Event::BodyEnded { request, bytes, whole });
+        self.trace.note(Event::BodyEnded {
+            request,
+            bytes,
+            whole,
+        });
     }
 }

@@ -14,10 +14,19 @@ use super::{HOME, Kept, REGION, Refused, Shared, Ways, bytes, reply};
 impl Shared {
     pub(super) async fn control(&self, action: &str, request: Request<Body>) -> Response {
         let principal = principal(request.headers());
-        let asked: Value = serde_json::from_slice(&bytes(request.into_body()).await).unwrap_or_default();
-        let named = asked["repositoryName"].as_str().or(asked["repositoryNames"][0].as_str()).unwrap_or_default().to_owned();
+        let asked: Value =
+            serde_json::from_slice(&bytes(request.into_body()).await).unwrap_or_default();
+        let named = asked["repositoryName"]
+            .as_str()
+            .or(asked["repositoryNames"][0].as_str())
+            .unwrap_or_default()
+            .to_owned();
         let refuse = |status: u16, code: &str, message: &str| {
-            reply(status, "application/x-amz-json-1.1", json!({"__type": code, "message": message}).to_string())
+            reply(
+                status,
+                "application/x-amz-json-1.1",
+                json!({"__type": code, "message": message}).to_string(),
+            )
         };
         if let Some(code) = self.state().ways.refuses {
             let text = match code {
@@ -29,7 +38,11 @@ impl Shared {
         }
         let tags_it = action == "CreateRepository" && asked["tags"].is_array();
         let needed = [Some(action), tags_it.then_some("TagResource")];
-        match needed.into_iter().flatten().try_for_each(|action| self.admit(action, &principal, &named)) {
+        match needed
+            .into_iter()
+            .flatten()
+            .try_for_each(|action| self.admit(action, &principal, &named))
+        {
             Ok(()) => {}
             Err(Refused::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
             Err(Refused::Denied(text)) => return refuse(400, "AccessDeniedException", &text),
@@ -40,7 +53,11 @@ impl Shared {
             return refuse(400, code, "as it says");
         }
         let account = asked["registryId"].as_str().unwrap_or(&self.account);
-        let missing = || format!("The repository with name '{named}' does not exist in the registry with id '{account}'");
+        let missing = || {
+            format!(
+                "The repository with name '{named}' does not exist in the registry with id '{account}'"
+            )
+        };
         if account != self.account {
             return refuse(400, "RepositoryNotFoundException", &missing());
         }
@@ -51,7 +68,13 @@ impl Shared {
         }
     }
 
-    async fn act(&self, action: &str, principal: &str, named: &str, asked: &Value) -> Result<Option<Value>, &'static str> {
+    async fn act(
+        &self,
+        action: &str,
+        principal: &str,
+        named: &str,
+        asked: &Value,
+    ) -> Result<Option<Value>, &'static str> {
         if action == "BatchCheckLayerAvailability" {
             return Ok(Some(self.layers(named, asked).await));
         }
@@ -61,8 +84,11 @@ impl Shared {
                 let password = format!("password-{}-for-{principal}", state.issued.len());
                 let token = STANDARD.encode(format!("AWS:{password}"));
                 state.issued.insert(password, (principal.into(), 0));
-                let expires =
-                    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() + 43_200;
+                let expires = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .expect("after 1970")
+                    .as_secs()
+                    + 43_200;
                 json!({"authorizationData": [{"authorizationToken": token, "expiresAt": expires, "proxyEndpoint": format!("https://{}.dkr.ecr.{REGION}.amazonaws.com", self.account)}]})
             }
             "GetAccountSetting" => {
@@ -71,30 +97,48 @@ impl Shared {
             "DescribeImages" => match state.repositories.get(named) {
                 None => return Ok(None),
                 Some(kept) if asked["imageIds"].is_array() => {
-                    let tag = asked["imageIds"][0]["imageTag"].as_str().expect("images are asked for by tag");
+                    let tag = asked["imageIds"][0]["imageTag"]
+                        .as_str()
+                        .expect("images are asked for by tag");
                     json!({"imageDetails": [{"imageDigest": kept.tags.get(tag).ok_or("ImageNotFoundException")?, "imageTags": [tag]}]})
                 }
                 Some(kept) => self.images(named, kept, asked, &state.ways),
             },
             "DescribeRepositories" if named.is_empty() => {
-                let all: Vec<Value> = state.repositories.iter().map(|(name, kept)| self.described(name, kept)).collect();
+                let all: Vec<Value> = state
+                    .repositories
+                    .iter()
+                    .map(|(name, kept)| self.described(name, kept))
+                    .collect();
                 json!({"repositories": all})
             }
             "CreateRepository" => {
                 if state.repositories.contains_key(named) {
                     return Err("RepositoryAlreadyExistsException");
                 }
-                state.repositories.insert(named.into(), Kept { settings: asked.clone(), ..Kept::default() });
+                state.repositories.insert(
+                    named.into(),
+                    Kept {
+                        settings: asked.clone(),
+                        ..Kept::default()
+                    },
+                );
                 json!({"repository": self.described(named, &state.repositories[named])})
             }
             _ => {
-                let Some(kept) = state.repositories.get_mut(named) else { return Ok(None) };
+                let Some(kept) = state.repositories.get_mut(named) else {
+                    return Ok(None);
+                };
                 match action {
-                    "DescribeRepositories" => json!({"repositories": [self.described(named, kept)]}),
+                    "DescribeRepositories" => {
+                        json!({"repositories": [self.described(named, kept)]})
+                    }
                     "GetLifecyclePolicy" => {
                         json!({"lifecyclePolicyText": kept.lifecycle.clone().ok_or("LifecyclePolicyNotFoundException")?})
                     }
-                    "GetRepositoryPolicy" => json!({"policyText": kept.policy.clone().ok_or("RepositoryPolicyNotFoundException")?}),
+                    "GetRepositoryPolicy" => {
+                        json!({"policyText": kept.policy.clone().ok_or("RepositoryPolicyNotFoundException")?})
+                    }
                     "PutLifecyclePolicy" => {
                         kept.lifecycle = asked["lifecyclePolicyText"].as_str().map(Into::into);
                         json!({})
@@ -111,9 +155,12 @@ impl Shared {
 
     fn described(&self, name: &str, kept: &Kept) -> Value {
         let mut described = json!({"registryId": self.account, "repositoryName": name, "repositoryArn": format!("arn:aws:ecr:{REGION}:{}:repository/{name}", self.account)});
-        for key in
-            ["imageTagMutability", "imageTagMutabilityExclusionFilters", "imageScanningConfiguration", "encryptionConfiguration"]
-        {
+        for key in [
+            "imageTagMutability",
+            "imageTagMutabilityExclusionFilters",
+            "imageScanningConfiguration",
+            "encryptionConfiguration",
+        ] {
             if !kept.settings[key].is_null() {
                 described[key] = kept.settings[key].clone();
             }
@@ -132,18 +179,34 @@ impl Shared {
                 tags.entry(digest).or_default();
             }
         }
-        let from: usize = asked["nextToken"].as_str().map_or(0, |token| token.parse().expect("our own token"));
+        let from: usize = asked["nextToken"]
+            .as_str()
+            .map_or(0, |token| token.parse().expect("our own token"));
         let most = asked["maxResults"].as_u64().unwrap_or(100).min(1000) as usize;
         let most = if ways.page > 0 { ways.page } else { most };
         let detail = |(digest, tags): (&&str, &Vec<&str>)| {
-            let status = if kept.archived.contains(*digest) { "ARCHIVED" } else { "ACTIVE" };
+            let status = if kept.archived.contains(*digest) {
+                "ARCHIVED"
+            } else {
+                "ACTIVE"
+            };
             let subject = kept.referrers.get(*digest).map(|(subject, _)| subject);
             json!({"registryId": self.account, "repositoryName": name, "imageDigest": digest, "imageTags": tags,
                 "imagePushedAt": kept.images.get(*digest), "imageStatus": status, "subjectManifestDigest": subject})
         };
-        let mut page: Vec<Value> = tags.iter().rev().skip(from).take(most).map(detail).collect();
+        let mut page: Vec<Value> = tags
+            .iter()
+            .rev()
+            .skip(from)
+            .take(most)
+            .map(detail)
+            .collect();
         let next = (from + page.len() < tags.len()).then(|| (from + page.len()).to_string());
-        if let Some((tag, digest)) = ways.shows_again.as_ref().filter(|(tag, _)| next.is_none() && kept.tags.contains_key(tag)) {
+        if let Some((tag, digest)) = ways
+            .shows_again
+            .as_ref()
+            .filter(|(tag, _)| next.is_none() && kept.tags.contains_key(tag))
+        {
             page.push(detail((&digest.as_str(), &vec![tag])));
         }
         match next {
@@ -155,11 +218,26 @@ impl Shared {
     async fn layers(&self, repository: &str, asked: &Value) -> Value {
         let mut layers = Vec::new();
         let digests = asked["layerDigests"].as_array().expect("a list of digests");
-        assert!(digests.len() <= 100, "BatchCheckLayerAvailability takes a hundred digests");
+        assert!(
+            digests.len() <= 100,
+            "BatchCheckLayerAvailability takes a hundred digests"
+        );
         for digest in digests {
-            let url = format!("{}/v2/{repository}/blobs/{}", self.upstream, digest.as_str().expect("a digest"));
-            let answer = self.http.head(url).send().await.expect("the registry answers");
-            let size = answer.headers().get(header::CONTENT_LENGTH).and_then(|size| size.to_str().ok()?.parse::<u64>().ok());
+            let url = format!(
+                "{}/v2/{repository}/blobs/{}",
+                self.upstream,
+                digest.as_str().expect("a digest")
+            );
+            let answer = self
+                .http
+                .head(url)
+                .send()
+                .await
+                .expect("the registry answers");
+            let size = answer
+                .headers()
+                .get(header::CONTENT_LENGTH)
+                .and_then(|size| size.to_str().ok()?.parse::<u64>().ok());
             layers.push(match answer.status().is_success() {
                 true => json!({"layerDigest": digest, "layerAvailability": "AVAILABLE", "layerSize": size}),
                 false => json!({"layerDigest": digest, "layerAvailability": "UNAVAILABLE"}),
@@ -171,9 +249,19 @@ impl Shared {
 
 /// The access key of a role's session says whose it is.
 fn principal(headers: &HeaderMap) -> String {
-    let text = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let key = text.split("Credential=").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    match key.strip_prefix("ASIA").and_then(|hex| hex::decode(hex).ok()) {
+    let text = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let key = text
+        .split("Credential=")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or_default();
+    match key
+        .strip_prefix("ASIA")
+        .and_then(|hex| hex::decode(hex).ok())
+    {
         Some(arn) => String::from_utf8(arn).expect("the ARN of a role"),
         None => format!("arn:aws:iam::{HOME}:user/builder"),
     }
@@ -181,14 +269,19 @@ fn principal(headers: &HeaderMap) -> String {
 
 pub(super) async fn sts(shared: &Shared, request: Request<Body>) -> Response {
     let caller = principal(request.headers());
-    let form: BTreeMap<String, String> = url::form_urlencoded::parse(&bytes(request.into_body()).await).into_owned().collect();
+    let form: BTreeMap<String, String> =
+        url::form_urlencoded::parse(&bytes(request.into_body()).await)
+            .into_owned()
+            .collect();
     let account = |arn: &str| arn.split(':').nth(4).unwrap_or_default().to_owned();
     let body = match form.get("Action").map(String::as_str) {
         Some("GetCallerIdentity") => format!(
             "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult><Arn>{caller}</Arn><UserId>U</UserId><Account>{}</Account></GetCallerIdentityResult></GetCallerIdentityResponse>",
             account(&caller)
         ),
-        Some("AssumeRole") if form["RoleArn"].contains("closed") && !shared.state().ways.opens_roles => {
+        Some("AssumeRole")
+            if form["RoleArn"].contains("closed") && !shared.state().ways.opens_roles =>
+        {
             let body = format!(
                 "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User: {caller} is not authorized to perform: sts:AssumeRole on resource: {}</Message></Error></ErrorResponse>",
                 form["RoleArn"]
@@ -196,8 +289,16 @@ pub(super) async fn sts(shared: &Shared, request: Request<Body>) -> Response {
             return reply(403, "text/xml", body);
         }
         Some("AssumeRole") => {
-            let role = form["RoleArn"].rsplit('/').next().unwrap_or_default().to_owned();
-            let arn = format!("arn:aws:sts::{}:assumed-role/{role}/{}", account(&form["RoleArn"]), form["RoleSessionName"]);
+            let role = form["RoleArn"]
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            let arn = format!(
+                "arn:aws:sts::{}:assumed-role/{role}/{}",
+                account(&form["RoleArn"]),
+                form["RoleSessionName"]
+            );
             let key = format!("ASIA{}", hex::encode(&arn));
             format!(
                 "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser><AssumedRoleId>A:s</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>secret-of-the-role</SecretAccessKey><SessionToken>token-of-the-session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"

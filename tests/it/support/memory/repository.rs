@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use blobferry::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved, Resume, Sent, Source, Tag,
-    Tally, Upload, UploadStyle,
+    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
+    Resume, Sent, Source, Tag, Tally, Upload, UploadStyle,
 };
 use blobferry::fault::Fault;
 use blobferry::oci::media_type::OCI_MANIFEST;
@@ -33,7 +33,12 @@ pub struct Repository {
 
 impl Repository {
     /// Logs a call and lets what was planned for it happen. `Some`: its answer will be lost.
-    async fn enter(&self, operation: Operation, about: impl Display, offset: u64) -> Result<Option<Fault>, Fault> {
+    async fn enter(
+        &self,
+        operation: Operation,
+        about: impl Display,
+        offset: u64,
+    ) -> Result<Option<Fault>, Fault> {
         if let Some(tally) = &self.tally {
             tally.add();
         }
@@ -46,9 +51,17 @@ impl Repository {
                 offset,
                 at: Instant::now(),
             });
-            state.planned.get_mut(&operation).and_then(VecDeque::pop_front)
+            state
+                .planned
+                .get_mut(&operation)
+                .and_then(VecDeque::pop_front)
         };
-        let fault = |class| Fault::new(class, format!("{operation:?} of {}: planned by the test", self.address()));
+        let fault = |class| {
+            Fault::new(
+                class,
+                format!("{operation:?} of {}: planned by the test", self.address()),
+            )
+        };
         match planned {
             None | Some(Planned::Nothing) => {}
             Some(Planned::Fail(class)) => return Err(fault(class)),
@@ -62,7 +75,12 @@ impl Repository {
         Ok(None)
     }
 
-    async fn call<T>(&self, operation: Operation, about: impl Display, work: impl FnOnce(&mut State) -> T) -> Result<T, Fault> {
+    async fn call<T>(
+        &self,
+        operation: Operation,
+        about: impl Display,
+        work: impl FnOnce(&mut State) -> T,
+    ) -> Result<T, Fault> {
         let lost = self.enter(operation, about, 0).await?;
         let done = work(&mut self.registry.state());
         lost.map_or(Ok(done), Err)
@@ -73,43 +91,74 @@ impl Repository {
     }
 
     /// Takes a body into a session, frame by frame, as a server would.
-    async fn receive(&self, session: &str, offset: u64, length: u64, mut body: BlobBody) -> Result<Option<Sent>, Fault> {
+    async fn receive(
+        &self,
+        session: &str,
+        offset: u64,
+        length: u64,
+        mut body: BlobBody,
+    ) -> Result<Option<Sent>, Fault> {
         let (cut, slow) = {
             let mut state = self.registry.state();
             let settings = state.settings.clone();
-            let Some(held) = state.sessions.get(session) else { return Ok(Some(Sent::Gone)) };
+            let Some(held) = state.sessions.get(session) else {
+                return Ok(Some(Sent::Gone));
+            };
             let held = held.len() as u64;
             if held != offset {
-                let told = if settings.tells_offset { Offset::At(held) } else { Offset::Unknown };
+                let told = if settings.tells_offset {
+                    Offset::At(held)
+                } else {
+                    Offset::Unknown
+                };
                 return Ok(Some(Sent::Misplaced(told)));
             }
-            (state.upload_cuts.pop_front(), state.slow_uploads.pop_front())
+            (
+                state.upload_cuts.pop_front(),
+                state.slow_uploads.pop_front(),
+            )
         };
         let mut left = cut.unwrap_or(length).min(length);
-        let (start, rate, mut taken_so_far) = (Instant::now(), self.registry.state().settings.rate, 0);
+        let (start, rate, mut taken_so_far) =
+            (Instant::now(), self.registry.state().settings.rate, 0);
         while let Some(frame) = body.frame().await {
             let frame = frame.inspect_err(|_| self.was_cut(session))?;
             let taken = frame.slice(..frame.len().min(left as usize));
             // What fits into one frame is never slow.
-            if let Some((_, rate)) = slow.filter(|(after, _)| length > FRAME as u64 && length - left >= *after) {
+            if let Some((_, rate)) =
+                slow.filter(|(after, _)| length > FRAME as u64 && length - left >= *after)
+            {
                 at_rate(taken.len(), rate).await;
             }
             left -= taken.len() as u64;
             taken_so_far += taken.len() as u64;
             if let Some(rate) = rate {
-                tokio::time::sleep_until(start + Duration::from_secs_f64(taken_so_far as f64 / rate as f64)).await;
+                tokio::time::sleep_until(
+                    start + Duration::from_secs_f64(taken_so_far as f64 / rate as f64),
+                )
+                .await;
             }
             let mut state = self.registry.state();
-            let Some(held) = state.sessions.get_mut(session) else { return Ok(Some(Sent::Gone)) };
+            let Some(held) = state.sessions.get_mut(session) else {
+                return Ok(Some(Sent::Gone));
+            };
             held.extend_from_slice(&taken);
             if taken.len() < frame.len() {
                 break;
             }
         }
-        let received = self.registry.state().sessions.get(session).map_or(0, |held| held.len() as u64);
+        let received = self
+            .registry
+            .state()
+            .sessions
+            .get(session)
+            .map_or(0, |held| held.len() as u64);
         if cut.is_some() || received != offset + length {
             self.was_cut(session);
-            return Err(Fault::retryable(format!("{}: the connection broke", self.address())));
+            return Err(Fault::retryable(format!(
+                "{}: the connection broke",
+                self.address()
+            )));
         }
         Ok(None)
     }
@@ -123,7 +172,11 @@ impl Repository {
 
     fn reported(&self, before: u64, after: u64) -> Option<u64> {
         // A registry that does not tell the truth tells what it held before.
-        Some(if self.registry.state().settings.abilities.reports_offset { after } else { before })
+        Some(if self.registry.state().settings.abilities.reports_offset {
+            after
+        } else {
+            before
+        })
     }
 }
 
@@ -145,7 +198,10 @@ impl Source for Repository {
     }
 
     fn counted(&self, tally: &Arc<Tally>) -> Repository {
-        Repository { tally: Some(tally.clone()), ..self.clone() }
+        Repository {
+            tally: Some(tally.clone()),
+            ..self.clone()
+        }
     }
 
     async fn tags(&self, cursor: Option<&Cursor>) -> Result<Option<Page<Tag>>, Fault> {
@@ -153,17 +209,36 @@ impl Source for Repository {
             Ok(after) => after,
             Err(error) => return Err(self.rejected(error)),
         };
-        self.call(Operation::Tags, after.as_ref().map_or("", oci::Tag::as_str), |state| {
-            let content = state.repositories.get(&self.name)?;
-            let digests = state.settings.lists_digests;
-            let rest = content.tags.iter().filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
-            let mut entries: Vec<Tag> =
-                rest.map(|(name, digest)| Tag { name: name.clone(), digest: digests.then_some(*digest), pushed: None }).collect();
-            let more = entries.len() > state.settings.page;
-            entries.truncate(state.settings.page);
-            let next = entries.last().filter(|_| more).map(|last| Cursor(last.name.to_string()));
-            Some(Page { entries, invalid: 0, next })
-        })
+        self.call(
+            Operation::Tags,
+            after.as_ref().map_or("", oci::Tag::as_str),
+            |state| {
+                let content = state.repositories.get(&self.name)?;
+                let digests = state.settings.lists_digests;
+                let rest = content
+                    .tags
+                    .iter()
+                    .filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
+                let mut entries: Vec<Tag> = rest
+                    .map(|(name, digest)| Tag {
+                        name: name.clone(),
+                        digest: digests.then_some(*digest),
+                        pushed: None,
+                    })
+                    .collect();
+                let more = entries.len() > state.settings.page;
+                entries.truncate(state.settings.page);
+                let next = entries
+                    .last()
+                    .filter(|_| more)
+                    .map(|last| Cursor(last.name.to_string()));
+                Some(Page {
+                    entries,
+                    invalid: 0,
+                    next,
+                })
+            },
+        )
         .await
     }
 
@@ -172,11 +247,19 @@ impl Source for Repository {
             if let Target::Tag(tag) = target
                 && let Some(claimed) = state.claims.get(&(self.name.clone(), tag.clone()))
             {
-                return Some(Resolved { digest: Some(*claimed), media_type: MediaType::new(OCI_MANIFEST), size: None });
+                return Some(Resolved {
+                    digest: Some(*claimed),
+                    media_type: MediaType::new(OCI_MANIFEST),
+                    size: None,
+                });
             }
             let (digest, media_type, bytes) = state.manifest(&self.name, target)?;
             let claims = state.settings.claims_digests;
-            Some(Resolved { digest: claims.then_some(digest), media_type, size: claims.then_some(bytes.len() as u64) })
+            Some(Resolved {
+                digest: claims.then_some(digest),
+                media_type,
+                size: claims.then_some(bytes.len() as u64),
+            })
         })
         .await
     }
@@ -184,12 +267,21 @@ impl Source for Repository {
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         let found = self.call(Operation::Manifest, target, |state| {
             let (digest, media_type, bytes) = state.manifest(&self.name, target)?;
-            let bytes = if state.rotten.contains(&digest) { spoiled(&bytes, 0) } else { bytes };
+            let bytes = if state.rotten.contains(&digest) {
+                spoiled(&bytes, 0)
+            } else {
+                bytes
+            };
             Some((digest, media_type, bytes))
         });
-        let Some((digest, media_type, bytes)) = found.await? else { return Ok(None) };
+        let Some((digest, media_type, bytes)) = found.await? else {
+            return Ok(None);
+        };
         if Digest::of(digest.algorithm(), &bytes) != digest {
-            return Err(Fault::corrupt(format!("{}: the bytes of {target} do not have their digest", self.address())));
+            return Err(Fault::corrupt(format!(
+                "{}: the bytes of {target} do not have their digest",
+                self.address()
+            )));
         }
         let parsed = Manifest::parse(bytes, Some(media_type.as_str()), digest.algorithm());
         parsed.map(Some).map_err(|error| self.rejected(error))
@@ -199,7 +291,11 @@ impl Source for Repository {
         Some(self.registry.state().settings.referrers)
     }
 
-    async fn referrers(&self, subject: &Digest, cursor: Option<&Cursor>) -> Result<Option<Page<Descriptor>>, Fault> {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Page<Descriptor>>, Fault> {
         if cursor.is_some() {
             return Err(self.rejected("no such page"));
         }
@@ -207,12 +303,25 @@ impl Source for Repository {
             if !state.settings.referrers {
                 return None;
             }
-            let manifests = state.repositories.get(&self.name).into_iter().flat_map(|content| &content.manifests);
+            let manifests = state
+                .repositories
+                .get(&self.name)
+                .into_iter()
+                .flat_map(|content| &content.manifests);
             let parsed = manifests.filter_map(|(digest, (served, bytes))| {
                 Manifest::parse(bytes.clone(), Some(served.as_str()), digest.algorithm()).ok()
             });
-            let naming = parsed.filter(|manifest| manifest.subject.as_ref().is_some_and(|named| named.digest == *subject));
-            Some(Page { entries: naming.map(|manifest| manifest.descriptor()).collect(), invalid: 0, next: None })
+            let naming = parsed.filter(|manifest| {
+                manifest
+                    .subject
+                    .as_ref()
+                    .is_some_and(|named| named.digest == *subject)
+            });
+            Some(Page {
+                entries: naming.map(|manifest| manifest.descriptor()).collect(),
+                invalid: 0,
+                next: None,
+            })
         })
         .await
     }
@@ -223,14 +332,36 @@ impl Source for Repository {
         if !state.holds(&self.name, &blob.digest) {
             return lost.map_or(Ok(None), Err);
         }
-        let bytes = state.blobs.get(&blob.digest).expect("a held blob has bytes").clone();
+        let bytes = state
+            .blobs
+            .get(&blob.digest)
+            .expect("a held blob has bytes")
+            .clone();
         if bytes.len() as u64 != blob.size || offset > blob.size {
-            return Err(Fault::corrupt(format!("{}: {} is {} bytes long", self.address(), blob.digest, bytes.len())));
+            return Err(Fault::corrupt(format!(
+                "{}: {} is {} bytes long",
+                self.address(),
+                blob.digest,
+                bytes.len()
+            )));
         }
-        let planned = state.read_faults.get_mut(&blob.digest).and_then(VecDeque::pop_front);
-        let wrong = matches!(planned, Some(ReadFault::Corrupt)) || state.rotten.contains(&blob.digest);
-        let bytes = if wrong { spoiled(&bytes, offset as usize) } else { bytes };
-        let mut frames = Frames { rest: bytes.slice(offset as usize..), cut: None, slow: None, pause: None };
+        let planned = state
+            .read_faults
+            .get_mut(&blob.digest)
+            .and_then(VecDeque::pop_front);
+        let wrong =
+            matches!(planned, Some(ReadFault::Corrupt)) || state.rotten.contains(&blob.digest);
+        let bytes = if wrong {
+            spoiled(&bytes, offset as usize)
+        } else {
+            bytes
+        };
+        let mut frames = Frames {
+            rest: bytes.slice(offset as usize..),
+            cut: None,
+            slow: None,
+            pause: None,
+        };
         match planned {
             Some(ReadFault::CutAfter(after)) => frames.cut = Some(after),
             Some(ReadFault::SlowAfter(after, rate)) => frames.slow = Some((after, rate)),
@@ -250,12 +381,18 @@ impl Destination for Repository {
             if !state.holds(&self.name, digest) {
                 return Presence::Absent;
             }
-            Presence::Present { size: state.blobs.get(digest).map(|bytes| bytes.len() as u64) }
+            Presence::Present {
+                size: state.blobs.get(digest).map(|bytes| bytes.len() as u64),
+            }
         })
         .await
     }
 
-    async fn begin_upload(&self, digest: &Digest, from: Option<&RepositoryName>) -> Result<Begin, Fault> {
+    async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> Result<Begin, Fault> {
         self.call(Operation::BeginUpload, digest, |state| {
             if from.is_some_and(|from| state.may_mount(from, &self.name, digest)) {
                 state.content(self.name.as_str()).blobs.insert(*digest);
@@ -268,15 +405,28 @@ impl Destination for Repository {
                 UploadStyle::Chunked { least, .. } => Some(least),
                 _ => None,
             };
-            Begin::Session(Upload { location, chunk_min })
+            Begin::Session(Upload {
+                location,
+                chunk_min,
+            })
         })
         .await
     }
 
-    async fn send_chunk(&self, upload: &mut Upload, offset: u64, length: u64, body: BlobBody) -> Result<Sent, Fault> {
-        let lost = self.enter(Operation::SendChunk, &upload.location, offset).await?;
+    async fn send_chunk(
+        &self,
+        upload: &mut Upload,
+        offset: u64,
+        length: u64,
+        body: BlobBody,
+    ) -> Result<Sent, Fault> {
+        let lost = self
+            .enter(Operation::SendChunk, &upload.location, offset)
+            .await?;
         let refused = self.receive(&upload.location, offset, length, body).await?;
-        let sent = refused.unwrap_or_else(|| Sent::Accepted { reported: self.reported(offset, offset + length) });
+        let sent = refused.unwrap_or_else(|| Sent::Accepted {
+            reported: self.reported(offset, offset + length),
+        });
         lost.map_or(Ok(sent), Err)
     }
 
@@ -296,17 +446,28 @@ impl Destination for Repository {
             let mut state = self.registry.state();
             let bytes = Bytes::from(state.sessions.remove(&upload.location).unwrap_or_default());
             if state.settings.verifies_blobs && Digest::of(digest.algorithm(), &bytes) != *digest {
-                return Err(Fault::corrupt(format!("{}: the upload does not have the digest {digest}", self.address())));
+                return Err(Fault::corrupt(format!(
+                    "{}: the upload does not have the digest {digest}",
+                    self.address()
+                )));
             }
             state.blobs.insert(*digest, bytes);
             state.content(self.name.as_str()).blobs.insert(*digest);
         }
-        lost.map_or(Ok(Sent::Accepted { reported: self.reported(offset, offset + length) }), Err)
+        lost.map_or(
+            Ok(Sent::Accepted {
+                reported: self.reported(offset, offset + length),
+            }),
+            Err,
+        )
     }
 
     async fn upload_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
         self.call(Operation::UploadOffset, &upload.location, |state| {
-            let held = state.sessions.get(&upload.location).map(|held| held.len() as u64);
+            let held = state
+                .sessions
+                .get(&upload.location)
+                .map(|held| held.len() as u64);
             match (held, state.settings.abilities.resume) {
                 (None, _) => Offset::Gone,
                 (Some(held), Resume::Status) => Offset::At(held),
@@ -327,9 +488,15 @@ impl Destination for Repository {
         if let Target::Digest(digest) = target
             && Digest::of(digest.algorithm(), &manifest.bytes) != *digest
         {
-            return Err(Fault::corrupt(format!("{}: the manifest does not have the digest {digest}", self.address())));
+            return Err(Fault::corrupt(format!(
+                "{}: the manifest does not have the digest {digest}",
+                self.address()
+            )));
         }
-        self.call(Operation::PutManifest, target, |state| state.put(&self.name, target, manifest)).await
+        self.call(Operation::PutManifest, target, |state| {
+            state.put(&self.name, target, manifest)
+        })
+        .await
     }
 }
 
@@ -362,9 +529,14 @@ impl Body for Frames {
     type Data = Bytes;
     type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if let Some((0, rate)) = self.slow {
-            let pause = self.pause.get_or_insert_with(|| Box::pin(at_rate(FRAME, rate)));
+            let pause = self
+                .pause
+                .get_or_insert_with(|| Box::pin(at_rate(FRAME, rate)));
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
@@ -376,7 +548,10 @@ impl Body for Frames {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let most = self.cut.map_or(FRAME, |left| FRAME.min(left as usize)).min(self.rest.len());
+        let most = self
+            .cut
+            .map_or(FRAME, |left| FRAME.min(left as usize))
+            .min(self.rest.len());
         self.cut = self.cut.map(|left| left - most as u64);
         if let Some((after, _)) = &mut self.slow {
             *after = after.saturating_sub(most as u64);

@@ -41,7 +41,9 @@ struct Tap {
 
 /// A body of bytes at hand.
 pub fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// The error that ends a connection, in an orderly way or not.
@@ -56,15 +58,28 @@ pub fn tapped(inner: Incoming, mut marks: Vec<(u64, Mark)>, meter: Arc<AtomicU64
     marks.sort_by_key(|(at, _)| *at);
     if marks.is_empty() {
         let counted = inner.map_frame(move |frame| {
-            meter.fetch_add(frame.data_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
+            meter.fetch_add(
+                frame.data_ref().map_or(0, Bytes::len) as u64,
+                Ordering::Relaxed,
+            );
             frame
         });
         return counted.map_err(Into::into).boxed_unsync();
     }
     let mut marks = marks.into_iter();
     let next = marks.next();
-    let tap = Tap { inner, marks, next, waiting: Bytes::new(), passed: 0, meter, flip: false };
-    let frames = stream::try_unfold(tap, |mut tap| async move { Ok::<_, Broken>(tap.frame().await?.map(|bytes| (bytes, tap))) });
+    let tap = Tap {
+        inner,
+        marks,
+        next,
+        waiting: Bytes::new(),
+        passed: 0,
+        meter,
+        flip: false,
+    };
+    let frames = stream::try_unfold(tap, |mut tap| async move {
+        Ok::<_, Broken>(tap.frame().await?.map(|bytes| (bytes, tap)))
+    });
     StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync()
 }
 
@@ -94,7 +109,11 @@ impl Tap {
 
     /// What waits, up to the next mark.
     fn pass(&mut self) -> Bytes {
-        let most = self.next.as_ref().map_or(u64::MAX, |(at, _)| at - self.passed).min(self.waiting.len() as u64);
+        let most = self
+            .next
+            .as_ref()
+            .map_or(u64::MAX, |(at, _)| at - self.passed)
+            .min(self.waiting.len() as u64);
         let mut bytes = self.waiting.split_to(most as usize);
         if std::mem::take(&mut self.flip) {
             let mut changed = BytesMut::from(&bytes[..]);
