@@ -24,12 +24,12 @@ use subtle::ConstantTimeEq;
 
 use super::App;
 use super::answer::Refusal;
-use super::connections::Peer;
+use super::connections::ClientKey;
 use crate::job::{Actor, Cause};
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Peer {
     /// Over TCP, from this peer.
     Tcp(SocketAddr),
     /// Over the control socket, from a process of this user.
@@ -39,12 +39,12 @@ pub enum Door {
     },
 }
 
-impl Door {
+impl Peer {
     /// The client behind it, as far as its connections are counted.
-    pub(super) fn peer(self) -> Peer {
+    pub(super) fn client_key(self) -> ClientKey {
         match self {
-            Door::Tcp(peer) => Peer::Network(network(peer.ip())),
-            Door::Socket { uid } => Peer::User(uid),
+            Peer::Tcp(address) => ClientKey::Network(network(address.ip())),
+            Peer::Socket { uid } => ClientKey::User(uid),
         }
     }
 }
@@ -74,22 +74,22 @@ impl Guard {
 
 /// Which secret a request showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
+pub enum SecretCheck {
     /// None.
-    Nothing,
+    Missing,
     /// Another than ours, or some other kind of credential.
     Wrong,
     /// Ours.
-    Right,
+    Valid,
 }
 
 /// A request that passed [`Rules::admit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Visitor {
+pub struct AuthContext {
     /// Where it came in.
-    pub door: Door,
+    pub peer: Peer,
     /// Which secret it showed.
-    pub shown: Shown,
+    pub secret_check: SecretCheck,
 }
 
 /// The bearer secret, or that there is none. Clones share it: what is put in place holds from the next request on.
@@ -154,23 +154,23 @@ impl Rules {
     /// 403 for a page, 421 for a name that is not ours, 400 for a `Host` that is missing, doubled or broken.
     pub fn admit(
         &self,
-        door: Door,
+        peer: Peer,
         guard: Guard,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<Visitor, Refusal> {
-        let visitor = Visitor {
-            door,
-            shown: self.shown(headers),
+    ) -> Result<AuthContext, Refusal> {
+        let context = AuthContext {
+            peer,
+            secret_check: self.secret_check(headers),
         };
         let hosts = hosts(uri, headers)?;
         refuse_pages(headers, hosts.first())?;
-        if let Door::Tcp(peer) = door {
+        if let Peer::Tcp(address) = peer {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request("the request has no Host header"));
             }
-            let by_name =
-                visitor.shown == Shown::Right || (guard == Guard::Open && !is_loopback(peer.ip()));
+            let by_name = context.secret_check == SecretCheck::Valid
+                || (guard == Guard::Open && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";
                 return Err(Refusal::new(
@@ -180,7 +180,7 @@ impl Rules {
                 ));
             }
         }
-        Ok(visitor)
+        Ok(context)
     }
 
     /// Who it is, when that one may.
@@ -189,22 +189,26 @@ impl Rules {
     /// 401 where the secret would help, 403 where it is not even configured.
     pub fn actor(
         &self,
-        visitor: Visitor,
+        context: AuthContext,
         guard: Guard,
         headers: &HeaderMap,
     ) -> Result<Actor, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
-        match (visitor.door, visitor.shown) {
-            (Door::Tcp(_), Shown::Right) => Ok(Actor("secret".into())),
-            (Door::Tcp(_), shown) if self.secret.is_set() => Err(unauthorized(shown)),
-            (_, shown) if shown != Shown::Right && came_through_proxy(headers) => forbidden(
-                "forwarded",
-                "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
+        match (context.peer, context.secret_check) {
+            (Peer::Tcp(_), SecretCheck::Valid) => Ok(Actor("secret".into())),
+            (Peer::Tcp(_), secret_check) if self.secret.is_set() => Err(unauthorized(secret_check)),
+            (_, secret_check)
+                if secret_check != SecretCheck::Valid && came_through_proxy(headers) =>
+            {
+                forbidden(
+                    "forwarded",
+                    "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
+                )
+            }
+            (Peer::Socket { uid }, _) => Ok(Actor(format!("uid:{uid}").into())),
+            (Peer::Tcp(address), _) if guard == Guard::Look && is_loopback(address.ip()) => Ok(
+                Actor(format!("address:{}", address.ip().to_canonical()).into()),
             ),
-            (Door::Socket { uid }, _) => Ok(Actor(format!("uid:{uid}").into())),
-            (Door::Tcp(peer), _) if guard == Guard::Look && is_loopback(peer.ip()) => Ok(Actor(
-                format!("address:{}", peer.ip().to_canonical()).into(),
-            )),
             _ => forbidden(
                 "no_secret",
                 "this needs a bearer secret and none is configured: set daemon.secret_file, or use the control socket",
@@ -212,13 +216,15 @@ impl Rules {
         }
     }
 
-    fn shown(&self, headers: &HeaderMap) -> Shown {
+    fn secret_check(&self, headers: &HeaderMap) -> SecretCheck {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let (first, second) = (values.next(), values.next());
         match (&*self.secret.read(), first, second) {
-            (_, None, _) => Shown::Nothing,
-            (Some(secret), Some(value), None) if bears(value.as_bytes(), secret) => Shown::Right,
-            _ => Shown::Wrong,
+            (_, None, _) => SecretCheck::Missing,
+            (Some(secret), Some(value), None) if bears(value.as_bytes(), secret) => {
+                SecretCheck::Valid
+            }
+            _ => SecretCheck::Wrong,
         }
     }
 }
@@ -229,7 +235,7 @@ pub(super) async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let Some(door) = request.extensions().get::<Door>().copied() else {
+    let Some(peer) = request.extensions().get::<Peer>().copied() else {
         return Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
@@ -240,13 +246,13 @@ pub(super) async fn admit(
     let guard = Guard::of(request.method(), request.uri().path());
     match app
         .rules
-        .admit(door, guard, request.uri(), request.headers())
+        .admit(peer, guard, request.uri(), request.headers())
     {
-        Ok(visitor) => {
-            request.extensions_mut().insert(visitor);
+        Ok(context) => {
+            request.extensions_mut().insert(context);
             next.run(request).await
         }
-        Err(refusal) => refused(door, refusal),
+        Err(refusal) => refused(peer, refusal),
     }
 }
 
@@ -256,45 +262,45 @@ pub(super) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let visitor = *request
+    let context = *request
         .extensions()
-        .get::<Visitor>()
+        .get::<AuthContext>()
         .expect("admit stands in front");
     let guard = Guard::of(request.method(), request.uri().path());
-    let verdict = app.rules.actor(visitor, guard, request.headers());
-    tell_secrets(&app, visitor);
+    let verdict = app.rules.actor(context, guard, request.headers());
+    tell_secrets(&app, context);
     match verdict {
         Ok(actor) => {
             request.extensions_mut().insert(actor);
             next.run(request).await
         }
         Err(refusal) => {
-            if request.uri().path() == "/v1/sync" && matches!(visitor.door, Door::Tcp(_)) {
+            if request.uri().path() == "/v1/sync" && matches!(context.peer, Peer::Tcp(_)) {
                 app.services.watch.count(Cause::Ping, "unauthenticated");
             }
-            refused(visitor.door, refusal)
+            refused(context.peer, refusal)
         }
     }
 }
 
-fn refused(door: Door, refusal: Refusal) -> Response {
-    tracing::debug!(?door, code = refusal.code, "request refused");
+fn refused(peer: Peer, refusal: Refusal) -> Response {
+    tracing::debug!(?peer, code = refusal.code, "request refused");
     refusal.into_response()
 }
 
 /// A wrong secret is told once for each peer, until that peer shows the right one.
-fn tell_secrets(app: &App, visitor: Visitor) {
-    let Door::Tcp(peer) = visitor.door else {
+fn tell_secrets(app: &App, context: AuthContext) {
+    let Peer::Tcp(address) = context.peer else {
         return;
     };
-    let state = match visitor.shown {
-        Shown::Wrong if app.rules.secret.is_set() => "wrong",
-        Shown::Right => "",
-        Shown::Wrong | Shown::Nothing => return,
+    let state = match context.secret_check {
+        SecretCheck::Wrong if app.rules.secret.is_set() => "wrong",
+        SecretCheck::Valid => "",
+        SecretCheck::Wrong | SecretCheck::Missing => return,
     };
-    let network = network(peer.ip());
-    if app.secrets_shown.changed(&network.to_string(), state) && state == "wrong" {
-        tracing::warn!(peer = %network, "a wrong bearer secret was shown");
+    let network = network(address.ip());
+    if app.reported_secrets.changed(&network.to_string(), state) && state == "wrong" {
+        tracing::warn!(peer = %network, "a wrong bearer secret was secret_check");
     }
 }
 
@@ -318,10 +324,10 @@ fn bears(value: &[u8], secret: &SecretString) -> bool {
     scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(ours.as_slice().ct_eq(theirs.as_slice()))
 }
 
-fn unauthorized(shown: Shown) -> Refusal {
-    let text = match shown {
-        Shown::Wrong => "this is not the secret of daemon.secret_file",
-        Shown::Nothing | Shown::Right => {
+fn unauthorized(secret_check: SecretCheck) -> Refusal {
+    let text = match secret_check {
+        SecretCheck::Wrong => "this is not the secret of daemon.secret_file",
+        SecretCheck::Missing | SecretCheck::Valid => {
             "send the secret of daemon.secret_file as `Authorization: Bearer …`"
         }
     };

@@ -1,9 +1,9 @@
-//! The connections of a listener: how many there are, of which peer, and which one goes when there are too many.
+//! The connections of a listener: how many there are, of which client, and which one goes when there are too many.
 //!
 //! A connection is *open* while no head of a request is complete on it: just made, silent, or idle between two requests. One
 //! that is open can be closed at any time without harm; one that is *busy* cannot. So a new connection is always taken: in
-//! the place of the oldest open one of its own peer when that has too many of them, or of the oldest open one at all when
-//! every place is taken. Connections on which no request was ever answered go first. A peer never has all places, and only
+//! the place of the oldest open one of its own client when that has too many of them, or of the oldest open one at all when
+//! every place is taken. Connections on which no request was ever answered go first. A client never has all limits, and only
 //! requests for health and metrics may take the last ones.
 
 use std::collections::BTreeMap;
@@ -15,20 +15,20 @@ use tokio_util::sync::CancellationToken;
 
 /// How many connections a listener has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionLimits {
     /// All of them.
-    pub(super) most: usize,
+    pub(super) total: usize,
     /// Of these, so many only answer for health and metrics.
-    pub(super) kept_for_probes: usize,
-    /// Of one peer.
-    pub(super) most_of_a_peer: usize,
-    /// Open ones of one peer.
-    pub(super) most_open_of_a_peer: usize,
+    pub(super) reserved_for_probes: usize,
+    /// Of one client.
+    pub(super) per_client: usize,
+    /// Open ones of one client.
+    pub(super) idle_per_client: usize,
 }
 
 /// A client, as far as connections are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Peer {
+pub(super) enum ClientKey {
     /// An address, or the network of an IPv6 address.
     Network(IpAddr),
     /// A user of this machine.
@@ -40,7 +40,7 @@ pub(super) enum Peer {
 pub(super) struct Connections(Arc<Shared>);
 
 struct Shared {
-    places: Places,
+    limits: ConnectionLimits,
     table: Mutex<Table>,
     changed: Notify,
 }
@@ -55,31 +55,31 @@ struct Table {
 }
 
 struct Entry {
-    peer: Peer,
-    is_open: bool,
+    client: ClientKey,
+    is_idle: bool,
     /// Whether a request on it has been answered: a client that keeps it may send the next one now.
     has_answered: bool,
     /// Since when it has been open, in the order of all connections.
-    open_since: u64,
+    idle_since: u64,
     closed: CancellationToken,
 }
 
 impl Connections {
-    pub(super) fn new(places: Places) -> Connections {
+    pub(super) fn new(limits: ConnectionLimits) -> Connections {
         Connections(Arc::new(Shared {
-            places,
+            limits,
             table: Mutex::default(),
             changed: Notify::new(),
         }))
     }
 
     /// Waits until a connection could be taken.
-    pub(super) async fn room(&self) {
+    pub(super) async fn wait_for_capacity(&self) {
         loop {
             let changed = self.0.changed.notified();
             let has_room = {
                 let table = self.0.lock();
-                table.entries.len() < self.0.places.most || table.oldest_open(|_| true).is_some()
+                table.entries.len() < self.0.limits.total || table.oldest_idle(|_| true).is_some()
             };
             if has_room {
                 return;
@@ -88,38 +88,41 @@ impl Connections {
         }
     }
 
-    /// Takes a connection of `peer`, in the place of another if it must be. `None`: the peer has as many as it may, all busy.
-    pub(super) fn take(&self, peer: Peer) -> Option<Connection> {
-        let Places {
-            most,
-            most_of_a_peer,
-            most_open_of_a_peer,
+    /// Takes a connection of `client`, in the place of another if it must be. `None`: the client has as many as it may, all busy.
+    pub(super) fn admit(&self, client: ClientKey) -> Option<ConnectionSlot> {
+        let ConnectionLimits {
+            total,
+            per_client,
+            idle_per_client,
             ..
-        } = self.0.places;
+        } = self.0.limits;
         let mut table = self.0.lock();
-        let of_peer = table.entries.values().filter(|entry| entry.peer == peer);
-        let (count, open) = of_peer.fold((0, 0), |(count, open), entry| {
-            (count + 1, open + usize::from(entry.is_open))
+        let of_client = table
+            .entries
+            .values()
+            .filter(|entry| entry.client == client);
+        let (count, open) = of_client.fold((0, 0), |(count, open), entry| {
+            (count + 1, open + usize::from(entry.is_idle))
         });
-        if count >= most_of_a_peer || open >= most_open_of_a_peer {
-            let oldest = table.oldest_open(|entry| entry.peer == peer)?;
+        if count >= per_client || open >= idle_per_client {
+            let oldest = table.oldest_idle(|entry| entry.client == client)?;
             table.close(oldest);
         }
-        if table.entries.len() >= most {
-            let oldest = table.oldest_open(|_| true)?;
+        if table.entries.len() >= total {
+            let oldest = table.oldest_idle(|_| true)?;
             table.close(oldest);
         }
-        let (number, open_since, closed) =
+        let (number, idle_since, closed) =
             (table.number(), table.number(), CancellationToken::new());
         let entry = Entry {
-            peer,
-            is_open: true,
+            client,
+            is_idle: true,
             has_answered: false,
-            open_since,
+            idle_since,
             closed: closed.clone(),
         };
         table.entries.insert(number, entry);
-        Some(Connection {
+        Some(ConnectionSlot {
             shared: self.0.clone(),
             number,
             closed,
@@ -139,12 +142,12 @@ impl Table {
         self.next
     }
 
-    fn oldest_open(&self, wanted: impl Fn(&Entry) -> bool) -> Option<u64> {
+    fn oldest_idle(&self, wanted: impl Fn(&Entry) -> bool) -> Option<u64> {
         let open = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.is_open && wanted(entry));
-        open.min_by_key(|(_, entry)| (entry.has_answered, entry.open_since))
+            .filter(|(_, entry)| entry.is_idle && wanted(entry));
+        open.min_by_key(|(_, entry)| (entry.has_answered, entry.idle_since))
             .map(|(number, _)| *number)
     }
 
@@ -156,26 +159,26 @@ impl Table {
 }
 
 /// A connection that was taken: its place is given back when this is dropped.
-pub(super) struct Connection {
+pub(super) struct ConnectionSlot {
     shared: Arc<Shared>,
     number: u64,
     /// Set when its place is given to another one.
     pub(super) closed: CancellationToken,
 }
 
-impl Connection {
+impl ConnectionSlot {
     /// The head of a request is complete. `None`: every place that is not kept for probes is taken, and it is no probe.
-    pub(super) fn busy(&self, is_probe: bool) -> Option<Busy> {
+    pub(super) fn start_request(&self, is_probe: bool) -> Option<ActiveRequest> {
         let mut table = self.shared.lock();
-        let most = self.shared.places.most - self.shared.places.kept_for_probes;
+        let most = self.shared.limits.total - self.shared.limits.reserved_for_probes;
         if !is_probe && table.requests >= most {
             return None;
         }
         table.requests += usize::from(!is_probe);
         if let Some(entry) = table.entries.get_mut(&self.number) {
-            entry.is_open = false;
+            entry.is_idle = false;
         }
-        Some(Busy {
+        Some(ActiveRequest {
             shared: self.shared.clone(),
             number: self.number,
             is_probe,
@@ -183,7 +186,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.shared.lock().entries.remove(&self.number);
         self.shared.changed.notify_one();
@@ -191,21 +194,21 @@ impl Drop for Connection {
 }
 
 /// A request that is being answered: its connection is open again when this is dropped.
-pub(super) struct Busy {
+pub(super) struct ActiveRequest {
     shared: Arc<Shared>,
     number: u64,
     is_probe: bool,
 }
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut table = self.shared.lock();
-        let open_since = table.number();
+        let idle_since = table.number();
         table.requests -= usize::from(!self.is_probe);
         if let Some(entry) = table.entries.get_mut(&self.number) {
-            entry.is_open = true;
+            entry.is_idle = true;
             entry.has_answered = true;
-            entry.open_since = open_since;
+            entry.idle_since = idle_since;
         }
         self.shared.changed.notify_one();
     }
@@ -217,22 +220,22 @@ mod tests {
 
     use super::*;
 
-    fn peer(last: u8) -> Peer {
-        Peer::Network([192, 0, 2, last].into())
+    fn client(last: u8) -> ClientKey {
+        ClientKey::Network([192, 0, 2, last].into())
     }
 
     fn connections() -> Connections {
-        Connections::new(Places {
-            most: 6,
-            kept_for_probes: 2,
-            most_of_a_peer: 4,
-            most_open_of_a_peer: 3,
+        Connections::new(ConnectionLimits {
+            total: 6,
+            reserved_for_probes: 2,
+            per_client: 4,
+            idle_per_client: 3,
         })
     }
 
-    fn taken(connections: &Connections, last: u8, count: usize) -> Vec<Connection> {
+    fn taken(connections: &Connections, last: u8, count: usize) -> Vec<ConnectionSlot> {
         (0..count)
-            .map(|_| connections.take(peer(last)).expect("a place"))
+            .map(|_| connections.admit(client(last)).expect("a place"))
             .collect()
     }
 
@@ -246,39 +249,42 @@ mod tests {
             .map(|connection| connection.closed.is_cancelled())
             .collect();
         assert_eq!(closed, [true, true, false, false, false]);
-        assert!(!other[0].closed.is_cancelled(), "of another peer none goes");
+        assert!(
+            !other[0].closed.is_cancelled(),
+            "of another client none goes"
+        );
     }
 
     #[test]
     fn a_busy_connection_never_makes_room() {
         let connections = connections();
         let mine = taken(&connections, 1, 3);
-        let _busy: Vec<Busy> = mine
+        let _busy: Vec<ActiveRequest> = mine
             .iter()
-            .map(|connection| connection.busy(true).unwrap())
+            .map(|connection| connection.start_request(true).unwrap())
             .collect();
-        let fourth = connections.take(peer(1)).unwrap();
-        let _fifth = connections.take(peer(1)).unwrap();
+        let fourth = connections.admit(client(1)).unwrap();
+        let _fifth = connections.admit(client(1)).unwrap();
         assert!(
             fourth.closed.is_cancelled()
                 && mine
                     .iter()
                     .all(|connection| !connection.closed.is_cancelled())
         );
-        let _all = _fifth.busy(true);
+        let _all = _fifth.start_request(true);
         assert!(
-            connections.take(peer(1)).is_none(),
-            "a peer with all its connections busy gets no more"
+            connections.admit(client(1)).is_none(),
+            "a client with all its connections busy gets no more"
         );
-        assert!(connections.take(peer(2)).is_some(), "another one does");
+        assert!(connections.admit(client(2)).is_some(), "another one does");
     }
 
     #[test]
     fn an_answered_request_leaves_its_connection_open_again() {
         let connections = connections();
         let mine = taken(&connections, 1, 3);
-        drop(mine[0].busy(false));
-        let _fourth = connections.take(peer(1)).unwrap();
+        drop(mine[0].start_request(false));
+        let _fourth = connections.admit(client(1)).unwrap();
         assert!(
             mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled(),
             "the one that was silent longest goes"
@@ -289,7 +295,7 @@ mod tests {
     fn silent_connections_go_before_those_that_were_used() {
         let connections = connections();
         let mine = taken(&connections, 1, 2);
-        drop(mine[0].busy(false));
+        drop(mine[0].start_request(false));
         let _more = taken(&connections, 1, 5);
         assert!(mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled());
     }
@@ -297,36 +303,36 @@ mod tests {
     #[test]
     fn the_last_places_are_for_probes() {
         let connections = connections();
-        let all: Vec<Connection> = [1, 2, 3]
+        let all: Vec<ConnectionSlot> = [1, 2, 3]
             .into_iter()
             .flat_map(|last| taken(&connections, last, 2))
             .collect();
-        let busy: Vec<Busy> = all
+        let busy: Vec<ActiveRequest> = all
             .iter()
             .take(4)
-            .map(|connection| connection.busy(false).expect("a place"))
+            .map(|connection| connection.start_request(false).expect("a place"))
             .collect();
-        assert!(all[4].busy(false).is_none());
-        assert!(all[4].busy(true).is_some() && all[5].busy(true).is_some());
+        assert!(all[4].start_request(false).is_none());
+        assert!(all[4].start_request(true).is_some() && all[5].start_request(true).is_some());
         drop(busy);
-        assert!(all[4].busy(false).is_some());
+        assert!(all[4].start_request(false).is_some());
     }
 
     #[test]
     fn a_full_listener_waits_until_a_connection_is_open() {
         let connections = connections();
-        let all: Vec<Connection> = [1, 2, 3]
+        let all: Vec<ConnectionSlot> = [1, 2, 3]
             .into_iter()
             .flat_map(|last| taken(&connections, last, 2))
             .collect();
-        let mut busy: Vec<Busy> = all
+        let mut busy: Vec<ActiveRequest> = all
             .iter()
-            .map(|connection| connection.busy(true).unwrap())
+            .map(|connection| connection.start_request(true).unwrap())
             .collect();
-        assert!(connections.room().now_or_never().is_none());
+        assert!(connections.wait_for_capacity().now_or_never().is_none());
         busy.pop();
-        assert!(connections.room().now_or_never().is_some());
-        let _seventh = connections.take(peer(4)).unwrap();
+        assert!(connections.wait_for_capacity().now_or_never().is_some());
+        let _seventh = connections.admit(client(4)).unwrap();
         assert!(all[5].closed.is_cancelled());
     }
 }

@@ -24,12 +24,12 @@ pub mod access;
 mod answer;
 pub mod client;
 mod connections;
+mod copies;
 mod health;
-mod orders;
-mod patience;
 mod server;
 mod status;
 mod sync;
+mod write_timeout;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,9 +41,9 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, any, get, post};
 use tokio::sync::Semaphore;
 
-pub use access::{Door, Secret};
+pub use access::{Peer, Secret};
 pub use answer::Refusal;
-pub use orders::{Order, Orders};
+pub use copies::{CopyHandler, CopyRequest};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
@@ -99,12 +99,12 @@ pub struct Services {
     /// What `/metrics` shows.
     pub metrics: prometheus::Registry,
     /// Makes copies and promotions.
-    pub orders: Orders,
+    pub copies: CopyHandler,
     /// Refreshes gauges; called before each scrape, so it must be quick.
     pub before_scrape: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Waited-for passes at once for each door: fewer than its connections, so that waiting never locks out a scrape.
+/// Waited-for passes at once for each peer: fewer than its connections, so that waiting never locks out a scrape.
 const WAITING: usize = 32;
 
 /// What every route shares.
@@ -114,7 +114,7 @@ struct App {
     deadlines: Deadlines,
     waiting_tcp: Arc<Semaphore>,
     waiting_socket: Arc<Semaphore>,
-    secrets_shown: Changes,
+    reported_secrets: Changes,
 }
 
 impl App {
@@ -125,12 +125,12 @@ impl App {
             deadlines: settings.deadlines,
             waiting_tcp: Arc::new(Semaphore::new(WAITING)),
             waiting_socket: Arc::new(Semaphore::new(WAITING)),
-            secrets_shown: Changes::new(256),
+            reported_secrets: Changes::new(256),
         }
     }
 }
 
-/// The routes behind their guards. Each request must carry its [`Door`] as an extension: one without is answered 500.
+/// The routes behind their guards. Each request must carry its [`Peer`] as an extension: one without is answered 500.
 pub fn router(services: Services, settings: &Settings) -> Router {
     let app = Arc::new(App::new(services, settings));
     // Inside the method's choice: a method that no route has is answered 405, credentials or not.
@@ -143,7 +143,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
         .route("/v1/status", guarded(get(status::status)))
         .route("/v1/promotions", guarded(get(status::promotions)))
         .route("/v1/sync", guarded(post(sync::sync)))
-        .route("/v1/copies", guarded(post(orders::copies)))
+        .route("/v1/copies", guarded(post(copies::copies)))
         .route("/v1/runs/{id}", guarded(get(sync::run)))
         .method_not_allowed_fallback(answer::wrong_method)
         .fallback_service(any(answer::unknown_path).layer(guard.clone()))

@@ -28,23 +28,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::Guard;
 use super::answer::Refusal;
-use super::connections::{Busy, Connection, Connections, Places};
-use super::patience::Patient;
-use super::{Deadlines, Door, Services, Settings, router};
+use super::connections::{ActiveRequest, ConnectionLimits, ConnectionSlot, Connections};
+use super::write_timeout::WriteTimeout;
+use super::{Deadlines, Peer, Services, Settings, router};
 
 /// Connections over TCP.
-const TCP: Places = Places {
-    most: 512,
-    kept_for_probes: 16,
-    most_of_a_peer: 384,
-    most_open_of_a_peer: 256,
+const TCP: ConnectionLimits = ConnectionLimits {
+    total: 512,
+    reserved_for_probes: 16,
+    per_client: 384,
+    idle_per_client: 256,
 };
 /// Connections over the control socket, which only this user and root can open.
-const SOCKET: Places = Places {
-    most: 64,
-    kept_for_probes: 0,
-    most_of_a_peer: 64,
-    most_open_of_a_peer: 64,
+const SOCKET: ConnectionLimits = ConnectionLimits {
+    total: 64,
+    reserved_for_probes: 0,
+    per_client: 64,
+    idle_per_client: 64,
 };
 /// Headers of a request at most.
 const MOST_HEADERS: usize = 64;
@@ -207,7 +207,7 @@ fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let file = SocketFile::new(path)?;
     // Nobody can connect before `listen`, so there is no moment with another mode.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok((socket.listen(SOCKET.most as u32)?, file))
+    Ok((socket.listen(SOCKET.total as u32)?, file))
 }
 
 /// The control socket. While no connection comes in, its file is looked for every few seconds: one that was deleted is
@@ -243,7 +243,7 @@ impl ControlSocket {
 impl Listener for ControlSocket {
     type Stream = UnixStream;
 
-    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
+    async fn next(&self) -> io::Result<(Self::Stream, Peer)> {
         loop {
             let listener = self
                 .listener
@@ -254,7 +254,7 @@ impl Listener for ControlSocket {
                 Ok(accepted) => {
                     let (stream, _) = accepted?;
                     let uid = stream.peer_cred()?.uid();
-                    return Ok((stream, Door::Socket { uid }));
+                    return Ok((stream, Peer::Socket { uid }));
                 }
                 Err(_) => self.restore(),
             }
@@ -291,27 +291,27 @@ async fn clear(path: &Path) -> Result<(), Error> {
 
 trait Listener {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Door)>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
 
 impl Listener for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn next(&self) -> io::Result<(Self::Stream, Door)> {
+    async fn next(&self) -> io::Result<(Self::Stream, Peer)> {
         let (stream, peer) = self.accept().await?;
         stream.set_nodelay(true)?;
-        Ok((stream, Door::Tcp(peer)))
+        Ok((stream, Peer::Tcp(peer)))
     }
 }
 
 async fn accept<L: Listener>(
     listener: L,
     router: Router,
-    places: Places,
+    limits: ConnectionLimits,
     deadlines: Deadlines,
     stop: &CancellationToken,
 ) {
-    let connections = Connections::new(places);
+    let connections = Connections::new(limits);
     let mut open = JoinSet::new();
     while let Some(accepted) = stop
         .run_until_cancelled(next(&listener, &connections))
@@ -319,14 +319,14 @@ async fn accept<L: Listener>(
     {
         while open.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, door)) => {
-                let Some(place) = connections.take(door.peer()) else {
+            Ok((stream, peer)) => {
+                let Some(slot) = connections.admit(peer.client_key()) else {
                     continue;
                 };
                 open.spawn(serve(
                     stream,
-                    door,
-                    place,
+                    peer,
+                    slot,
                     router.clone(),
                     deadlines,
                     stop.clone(),
@@ -343,12 +343,12 @@ async fn accept<L: Listener>(
     while open.join_next().await.is_some() {}
 }
 
-/// The next connection, once a place can be had for it.
+/// The next connection, once a slot can be had for it.
 async fn next<L: Listener>(
     listener: &L,
     connections: &Connections,
-) -> io::Result<(L::Stream, Door)> {
-    connections.room().await;
+) -> io::Result<(L::Stream, Peer)> {
+    connections.wait_for_capacity().await;
     listener.next().await
 }
 
@@ -361,7 +361,7 @@ fn is_the_clients(error: &io::Error) -> bool {
 }
 
 /// A request lasts until its answer has been taken.
-fn lasting(body: Body, busy: Busy) -> Body {
+fn lasting(body: Body, busy: ActiveRequest) -> Body {
     Body::new(body.map_frame(move |frame| {
         let _lasts = &busy;
         frame
@@ -375,8 +375,8 @@ fn too_busy() -> Response {
 
 async fn serve<S>(
     stream: S,
-    door: Door,
-    place: Connection,
+    peer: Peer,
+    slot: ConnectionSlot,
     router: Router,
     deadlines: Deadlines,
     stop: CancellationToken,
@@ -384,11 +384,13 @@ async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let app = TowerToHyperService::new(router);
-    let closed = place.closed.clone();
+    let closed = slot.closed.clone();
     let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(door);
+        request.extensions_mut().insert(peer);
         let is_probe = Guard::of(request.method(), request.uri().path()) == Guard::Open;
-        let answer = place.busy(is_probe).map(|busy| (busy, app.call(request)));
+        let answer = slot
+            .start_request(is_probe)
+            .map(|busy| (busy, app.call(request)));
         async move {
             let Some((busy, answer)) = answer else {
                 return Ok(too_busy());
@@ -398,7 +400,7 @@ async fn serve<S>(
                 .map(|response| response.map(|body| lasting(body, busy)))
         }
     });
-    let io = TokioIo::new(Patient::new(stream, deadlines.write));
+    let io = TokioIo::new(WriteTimeout::new(stream, deadlines.write));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -413,11 +415,11 @@ async fn serve<S>(
             connection.as_mut().graceful_shutdown();
             timeout(deadlines.stop, connection).await.unwrap_or(Ok(()))
         }
-        // Another connection has its place.
+        // Another connection has its slot.
         () = closed.cancelled() => return,
         ended = connection.as_mut() => ended,
     };
     if let Err(error) = ended {
-        tracing::debug!(?door, %error, "connection ended badly");
+        tracing::debug!(?peer, %error, "connection ended badly");
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::App;
-use super::access::{Door, Visitor};
+use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use crate::fault::clip;
 use crate::job::{Actor, Cause, Report, Trouble};
@@ -37,7 +37,7 @@ const MOST_NAMED: usize = 500;
 /// The body of `POST /v1/sync`; without one, everything is looked at.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Ask {
+struct SyncRequest {
     /// A route's name, or a list of them.
     #[serde(deserialize_with = "one_or_many")]
     route: Vec<String>,
@@ -56,30 +56,30 @@ struct Ask {
 /// `POST /v1/sync`.
 pub(super) async fn sync(
     State(app): State<Arc<App>>,
-    Extension(visitor): Extension<Visitor>,
+    Extension(context): Extension<AuthContext>,
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let ask = read(&app, request)
+    let body = read(&app, request)
         .await
-        .inspect_err(|refusal| count(&app, visitor.door, refusal))?;
-    let place = if ask.wait {
-        Some(waiting_place(&app, visitor.door)?)
+        .inspect_err(|refusal| count(&app, context.peer, refusal))?;
+    let place = if body.wait {
+        Some(acquire_wait_permit(&app, context.peer)?)
     } else {
         None
     };
-    let cause = cause(visitor.door);
+    let cause = cause(context.peer);
     let wish = Wish {
-        dry_run: ask.dry_run,
-        all: ask.all,
-        waits: ask.wait,
+        dry_run: body.dry_run,
+        all: body.all,
+        waits: body.wait,
     };
-    let missing = missing(&app, &ask);
+    let missing = missing(&app, &body);
     let scope = Scope {
-        routes: ask.route,
-        repository: ask.repository,
-        tags: ask.tag,
-        digest: ask.digest,
+        routes: body.route,
+        repository: body.repository,
+        tags: body.tag,
+        digest: body.digest,
     };
     let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;
     if place.is_some() {
@@ -95,21 +95,21 @@ pub(super) async fn sync(
     queued(&ticket.run, &missing)
 }
 
-fn cause(door: Door) -> Cause {
-    match door {
-        Door::Tcp(_) => Cause::Ping,
-        Door::Socket { .. } => Cause::Cli,
+fn cause(peer: Peer) -> Cause {
+    match peer {
+        Peer::Tcp(_) => Cause::Ping,
+        Peer::Socket { .. } => Cause::Cli,
     }
 }
 
 /// Counts a request whose body could not be taken.
-fn count(app: &App, door: Door, refusal: &Refusal) {
+fn count(app: &App, peer: Peer, refusal: &Refusal) {
     let result = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE {
         "too_large"
     } else {
         "malformed"
     };
-    app.services.watch.count(cause(door), result);
+    app.services.watch.count(cause(peer), result);
 }
 
 /// `GET /v1/runs/ID`.
@@ -145,14 +145,14 @@ impl From<Busy> for Refusal {
 }
 
 /// Routes and repositories that were named and that the config does not have.
-fn missing(app: &App, ask: &Ask) -> Vec<Trouble> {
+fn missing(app: &App, body: &SyncRequest) -> Vec<Trouble> {
     let status = app.services.watch.board().snapshot();
     let names: Vec<&str> = status
         .routes
         .iter()
         .map(|route| route.name.as_str())
         .collect();
-    let unknown = ask
+    let unknown = body
         .route
         .iter()
         .filter(|name| !names.contains(&name.as_str()));
@@ -200,10 +200,10 @@ fn settled(report: &Report) -> Response {
     (status, Json(report)).into_response()
 }
 
-pub(super) fn waiting_place(app: &App, door: Door) -> Result<OwnedSemaphorePermit, Refusal> {
-    let places = match door {
-        Door::Tcp(_) => &app.waiting_tcp,
-        Door::Socket { .. } => &app.waiting_socket,
+pub(super) fn acquire_wait_permit(app: &App, peer: Peer) -> Result<OwnedSemaphorePermit, Refusal> {
+    let places = match peer {
+        Peer::Tcp(_) => &app.waiting_tcp,
+        Peer::Socket { .. } => &app.waiting_socket,
     };
     places.clone().try_acquire_owned().map_err(|_| {
         let text = "too many requests are waiting for their pass; ask without `wait` and follow `/v1/runs/ID`";
@@ -211,10 +211,10 @@ pub(super) fn waiting_place(app: &App, door: Door) -> Result<OwnedSemaphorePermi
     })
 }
 
-async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
+async fn read(app: &App, request: Request) -> Result<SyncRequest, Refusal> {
     let (head, body) = request.into_parts();
     if body.is_end_stream() {
-        return Ok(Ask::default());
+        return Ok(SyncRequest::default());
     }
     let body = timeout(app.deadlines.body, collected(body))
         .await
@@ -226,7 +226,7 @@ async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
             Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
         })??;
     if body.is_empty() {
-        return Ok(Ask::default());
+        return Ok(SyncRequest::default());
     }
     if !is_json(&head.headers) {
         let text = "a body needs `content-type: application/json`";
@@ -240,14 +240,14 @@ async fn read(app: &App, request: Request) -> Result<Ask, Refusal> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Refusal::bad_request("the body is not a JSON object"));
     }
-    let ask: Ask = serde_json::from_slice(&body)
+    let body: SyncRequest = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
-    if ask.digest.is_some() && ask.tag.len() != 1 {
+    if body.digest.is_some() && body.tag.len() != 1 {
         return Err(Refusal::bad_request(
             "`digest` says what one tag should name: give one `tag` with it",
         ));
     }
-    Ok(ask)
+    Ok(body)
 }
 
 pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {

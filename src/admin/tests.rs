@@ -18,13 +18,13 @@ use crate::job::{Cause, Look, Totals, Trouble};
 use crate::watch::board::RouteStatus;
 use crate::watch::{Board, Event, Handle};
 
-const LOOPBACK: Door = Door::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000));
-const LOOPBACK_6: Door = Door::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 5000));
-const REMOTE: Door = Door::Tcp(SocketAddr::new(
+const LOOPBACK: Peer = Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000));
+const LOOPBACK_6: Peer = Peer::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 5000));
+const REMOTE: Peer = Peer::Tcp(SocketAddr::new(
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
     5000,
 ));
-const SOCKET: Door = Door::Socket { uid: 1000 };
+const SOCKET: Peer = Peer::Socket { uid: 1000 };
 
 fn services() -> (Services, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(64);
@@ -33,7 +33,7 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
         watch,
         ledger: Ledger::in_memory(),
         metrics: prometheus::Registry::new(),
-        orders: Arc::new(|_, _| {
+        copies: Arc::new(|_, _| {
             Box::pin(async { Err(super::Refusal::bad_request("nothing is copied here")) })
         }),
         before_scrape: Arc::new(|| {}),
@@ -48,21 +48,21 @@ fn secret(word: &str) -> Settings {
     }
 }
 
-fn request(method: &str, path: &str, door: Door) -> Request<Body> {
+fn request(method: &str, path: &str, peer: Peer) -> Request<Body> {
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "127.0.0.1:9464")
-        .extension(door);
+        .extension(peer);
     request.body(Body::empty()).unwrap()
 }
 
-fn post(door: Door, body: &str) -> Request<Body> {
+fn post(peer: Peer, body: &str) -> Request<Body> {
     let request = Request::post("/v1/sync")
         .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/json");
     request
-        .extension(door)
+        .extension(peer)
         .body(Body::from(body.to_owned()))
         .unwrap()
 }
@@ -108,10 +108,10 @@ fn found() -> Look {
 }
 
 #[tokio::test]
-async fn who_may_is_what_the_table_says() {
+async fn access_follows_the_table() {
     // No secret, a secret; then `secret: …` in a row sends that bearer secret.
     let (open, closed) = (Settings::default(), secret("word"));
-    let rows: &[(&Settings, &str, Door, &str, u16)] = &[
+    let rows: &[(&Settings, &str, Peer, &str, u16)] = &[
         // Metrics and health: anyone, by any name from beyond loopback.
         (&open, "GET /metrics", REMOTE, "", 200),
         (
@@ -144,7 +144,7 @@ async fn who_may_is_what_the_table_says() {
         (
             &open,
             "GET /v1/status",
-            Door::Tcp("[::ffff:127.0.0.1]:5000".parse().unwrap()),
+            Peer::Tcp("[::ffff:127.0.0.1]:5000".parse().unwrap()),
             "",
             200,
         ),
@@ -165,7 +165,7 @@ async fn who_may_is_what_the_table_says() {
         (&open, "GET /", LOOPBACK, "", 404),
         (&open, "POST /v1/decide", LOOPBACK, "", 403),
         (&open, "POST /v1/decide", SOCKET, "", 404),
-        // Copies: the socket alone, whatever is shown.
+        // Copies: the socket alone, whatever is secret_check.
         (&open, "POST /v1/copies", LOOPBACK, "", 403),
         (&closed, "POST /v1/copies", REMOTE, "secret: word", 403),
         (&open, "POST /v1/copies", SOCKET, "", 400),
@@ -391,12 +391,12 @@ async fn who_may_is_what_the_table_says() {
         (&closed, "GET /v1/sync", LOOPBACK, "", 405),
         (&open, "DELETE /v1/status", LOOPBACK, "", 405),
     ];
-    for (settings, line, door, headers, expected) in rows {
+    for (settings, line, peer, headers, expected) in rows {
         let (services, events) = services();
         let watcher = watcher(events, 1, found());
         let router = router(services, settings);
         let (method, path) = line.split_once(' ').unwrap();
-        let mut request = request(method, path, *door);
+        let mut request = request(method, path, *peer);
         for (at, (name, value)) in headers
             .split('|')
             .filter_map(|header| header.split_once(':'))
@@ -421,7 +421,7 @@ async fn who_may_is_what_the_table_says() {
         }
         let response = answer(&router, request).await;
         let row = format!(
-            "{line} {door:?} {headers:?} secret {}",
+            "{line} {peer:?} {headers:?} secret {}",
             settings.secret.is_set()
         );
         assert_eq!(response.status().as_u16(), *expected, "{row}");
@@ -510,7 +510,7 @@ async fn a_new_secret_holds_from_the_next_request_on() {
 
 #[tokio::test]
 async fn an_event_says_who_and_why() {
-    for (door, settings, cause, actor) in [
+    for (peer, settings, cause, actor) in [
         (
             LOOPBACK,
             Settings::default(),
@@ -524,7 +524,7 @@ async fn an_event_says_who_and_why() {
         let (services, events) = services();
         let watcher = watcher(events, 1, found());
         let router = router(services, &settings);
-        let mut request = request("POST", "/v1/sync", door);
+        let mut request = request("POST", "/v1/sync", peer);
         request
             .headers_mut()
             .insert(header::AUTHORIZATION, "Bearer word".parse().unwrap());

@@ -2,12 +2,12 @@
 
 use clap::Args;
 
-use super::order;
+use super::delegate;
 use super::output::Lines;
 use super::pass::{Show, follow};
-use super::progress::Manner;
+use super::progress::ProgressMode;
 use super::{Arguments, Failure, environment};
-use crate::admin::Order;
+use crate::admin::CopyRequest;
 use crate::daemon;
 use crate::oci::Digest;
 
@@ -55,7 +55,7 @@ impl Copy {
         &self,
         arguments: &Arguments,
         lines: &mut Lines,
-        manner: Manner,
+        mode: ProgressMode,
     ) -> Result<u8, Failure> {
         let request = daemon::Copy {
             source: self.source.clone(),
@@ -68,7 +68,7 @@ impl Copy {
         let options = arguments.repeated();
         // One reference was named: that it is up to date is the answer, not noise.
         let show = Show::new(self.json, true, &options);
-        let order = Order {
+        let delegated = CopyRequest {
             copy: true,
             images: vec![(self.source.clone(), self.destination.clone())],
             all_tags: false,
@@ -76,12 +76,13 @@ impl Copy {
             replace: self.replace,
             dry_run: self.dry_run,
         };
-        if let Some(report) = order::by_daemon(arguments, &order, manner.clone(), show).await? {
+        if let Some(report) = delegate::by_daemon(arguments, &delegated, mode.clone(), show).await?
+        {
             show.report(lines, &report);
             return Ok(report.exit_code);
         }
-        let config = order::config(arguments)?;
-        follow(show, manner, lines, |observer, stop| {
+        let config = delegate::config(arguments)?;
+        follow(show, mode, lines, |observer, stop| {
             daemon::copy(request, config.as_ref(), &environment, observer, stop)
         })
         .await

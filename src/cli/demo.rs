@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::output::{self, Lines, Style};
 use super::pass::Signals;
 use super::{Failure, environment};
-use crate::demo::{self, Happening};
+use crate::demo::{self, DemoEvent};
 
 /// See it work at once: two registries on loopback ports, a sample image, the daemon
 #[derive(Debug, Args)]
@@ -32,8 +32,8 @@ impl Demo {
         let style = Style::of(&std::io::stdout());
         let mut signals = Signals::listen()?;
         let stop = CancellationToken::new();
-        let demo = demo::run(self.length, &environment, stop.clone(), |happening| {
-            lines.line(told(style, &happening))
+        let demo = demo::run(self.length, &environment, stop.clone(), |event| {
+            lines.line(told(style, &event))
         });
         let mut demo = std::pin::pin!(demo);
         let summary = loop {
@@ -64,17 +64,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a duration such as 30s, 5m or 1h 30m".into())
 }
 
-fn told(style: Style, happening: &Happening) -> String {
-    match happening {
-        Happening::Ready(place) => welcome(place),
-        Happening::Pushed { tag, digest, bytes } => {
+fn told(style: Style, event: &DemoEvent) -> String {
+    match event {
+        DemoEvent::Ready(place) => welcome(place),
+        DemoEvent::Pushed { tag, digest, bytes } => {
             format!(
                 "pushed      staging/{tag}  {}  ({})",
                 output::short(digest),
                 output::bytes(*bytes as u64)
             )
         }
-        Happening::Settled { job, lag } => {
+        DemoEvent::Settled { job, lag } => {
             let lag = lag.map(|lag| {
                 format!(
                     "\n            in production {} after the push",
@@ -83,8 +83,8 @@ fn told(style: Style, happening: &Happening) -> String {
             });
             output::settled(style, "", job) + &lag.unwrap_or_default()
         }
-        Happening::Stopping => "\nstopping: waiting for what was pushed to arrive".into(),
-        Happening::Ended(summary) => farewell(style, summary),
+        DemoEvent::Stopping => "\nstopping: waiting for what was pushed to arrive".into(),
+        DemoEvent::Ended(summary) => farewell(style, summary),
     }
 }
 

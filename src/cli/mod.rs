@@ -7,10 +7,10 @@
 mod check;
 mod completions;
 mod copy;
+mod delegate;
 mod demo;
 mod history;
 mod iam;
-mod order;
 mod output;
 mod pass;
 mod progress;
@@ -35,7 +35,7 @@ use crate::fault::without_passwords;
 use crate::telemetry;
 
 use output::Lines;
-use progress::Manner;
+use progress::ProgressMode;
 
 /// The version, with the revision that was built.
 const VERSION: &str = concat!(
@@ -278,13 +278,21 @@ async fn dispatch(
         Command::Sync(command) => command.run(arguments, lines, screen).boxed_local().await,
         Command::Copy(command) => {
             command
-                .run(arguments, lines, Manner::of(arguments.quiet > 0, screen))
+                .run(
+                    arguments,
+                    lines,
+                    ProgressMode::of(arguments.quiet > 0, screen),
+                )
                 .boxed_local()
                 .await
         }
         Command::Promote(command) => {
             command
-                .run(arguments, lines, Manner::of(arguments.quiet > 0, screen))
+                .run(
+                    arguments,
+                    lines,
+                    ProgressMode::of(arguments.quiet > 0, screen),
+                )
                 .boxed_local()
                 .await
         }

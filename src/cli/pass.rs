@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::output::{self, Lines, Style};
-use super::progress::{Display, Manner, TICK, say};
+use super::progress::{Display, ProgressMode, TICK, say};
 use crate::daemon::{self, Observer};
 use crate::job::{Outcome, Report, Settled};
 
@@ -71,7 +71,7 @@ impl<'a> Show<'a> {
 /// The pass could not be made, or a second signal ended it.
 pub(super) async fn follow<W, F>(
     show: Show<'_>,
-    manner: Manner,
+    mode: ProgressMode,
     lines: &mut Lines,
     work: W,
 ) -> Result<Report, Failure>
@@ -80,7 +80,7 @@ where
     F: Future<Output = Result<Report, daemon::Error>>,
 {
     let mut signals = Signals::listen()?;
-    let mut display = Display::new(manner, show.style.unicode);
+    let mut display = Display::new(mode, show.style.unicode);
     let stop = CancellationToken::new();
     let (settled, mut jobs) = mpsc::unbounded_channel();
     let mut work = pin!(work(
@@ -174,32 +174,37 @@ mod tests {
             style: Style::default(),
             options: "",
         };
-        let code = follow(show, Manner::Silent, &mut lines, |observer, _| async move {
-            let jobs = vec![
-                output::tests::job(Outcome::Conflict),
-                output::tests::job(Outcome::UpToDate),
-            ];
-            for job in &jobs {
-                observer.settled.send(job.clone()).unwrap();
-            }
-            let totals = Totals {
-                conflict: 1,
-                up_to_date: 1,
-                ..Totals::default()
-            };
-            let look = Look {
-                jobs,
-                totals,
-                found: true,
-                ..Look::default()
-            };
-            Ok(Report::new(
-                "run",
-                Timestamp::UNIX_EPOCH,
-                Duration::from_secs(1),
-                [look],
-            ))
-        });
+        let code = follow(
+            show,
+            ProgressMode::Silent,
+            &mut lines,
+            |observer, _| async move {
+                let jobs = vec![
+                    output::tests::job(Outcome::Conflict),
+                    output::tests::job(Outcome::UpToDate),
+                ];
+                for job in &jobs {
+                    observer.settled.send(job.clone()).unwrap();
+                }
+                let totals = Totals {
+                    conflict: 1,
+                    up_to_date: 1,
+                    ..Totals::default()
+                };
+                let look = Look {
+                    jobs,
+                    totals,
+                    found: true,
+                    ..Look::default()
+                };
+                Ok(Report::new(
+                    "run",
+                    Timestamp::UNIX_EPOCH,
+                    Duration::from_secs(1),
+                    [look],
+                ))
+            },
+        );
         let code = code
             .await
             .map_err(|failure| failure.to_string())

@@ -42,7 +42,7 @@ enum Shape {
 
 /// What a display may do.
 #[derive(Clone, Debug)]
-pub(super) enum Manner {
+pub(super) enum ProgressMode {
     /// Draw bars on this screen.
     Bars(MultiProgress),
     /// Say a word from time to time.
@@ -51,24 +51,24 @@ pub(super) enum Manner {
     Silent,
 }
 
-impl Manner {
-    pub(super) fn of(quiet: bool, screen: Option<MultiProgress>) -> Manner {
+impl ProgressMode {
+    pub(super) fn of(quiet: bool, screen: Option<MultiProgress>) -> ProgressMode {
         match screen {
-            Some(screen) if !quiet => Manner::Bars(screen),
-            _ if quiet => Manner::Silent,
-            _ => Manner::Heartbeat,
+            Some(screen) if !quiet => ProgressMode::Bars(screen),
+            _ if quiet => ProgressMode::Silent,
+            _ => ProgressMode::Heartbeat,
         }
     }
 }
 
 impl Display {
-    pub(super) fn new(manner: Manner, unicode: bool) -> Display {
-        let shape = match manner {
-            Manner::Bars(screen) => Shape::Bars(Box::new(Bars::new(screen, unicode))),
-            Manner::Heartbeat => Shape::Heartbeat {
+    pub(super) fn new(mode: ProgressMode, unicode: bool) -> Display {
+        let shape = match mode {
+            ProgressMode::Bars(screen) => Shape::Bars(Box::new(Bars::new(screen, unicode))),
+            ProgressMode::Heartbeat => Shape::Heartbeat {
                 spoken: Instant::now(),
             },
-            Manner::Silent => Shape::Silent,
+            ProgressMode::Silent => Shape::Silent,
         };
         Display {
             progress: Arc::default(),

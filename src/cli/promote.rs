@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::order;
+use super::delegate;
 use super::output::Lines;
 use super::pass::{Show, follow};
-use super::progress::Manner;
+use super::progress::ProgressMode;
 use super::{Arguments, Failure, environment};
-use crate::admin::Order;
+use crate::admin::CopyRequest;
 use crate::daemon;
 use crate::fault::shown;
 use crate::job::{Outcome, Report, Settled};
@@ -77,7 +77,7 @@ impl Promote {
         &self,
         arguments: &Arguments,
         lines: &mut Lines,
-        manner: Manner,
+        mode: ProgressMode,
     ) -> Result<u8, Failure> {
         let request = self.request(arguments)?;
         if self.imagedefinitions.is_some() && request.all_tags {
@@ -103,7 +103,7 @@ impl Promote {
             dry_run,
             ..
         } = request.clone();
-        let order = Order {
+        let delegated = CopyRequest {
             copy: false,
             images,
             all_tags,
@@ -111,17 +111,17 @@ impl Promote {
             replace,
             dry_run,
         };
-        let report = match order::by_daemon(arguments, &order, manner.clone(), show).await? {
+        let report = match delegate::by_daemon(arguments, &delegated, mode.clone(), show).await? {
             Some(report) => {
                 show.report(lines, &report);
                 report
             }
             None => {
-                let config = order::config(arguments)?;
+                let config = delegate::config(arguments)?;
                 let work = |observer, stop| {
                     daemon::promote(request, config.as_ref(), &environment, observer, stop)
                 };
-                follow(show, manner, lines, work).await?
+                follow(show, mode, lines, work).await?
             }
         };
         if let Some(path) = &self.report {

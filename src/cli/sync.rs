@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::output::{Lines, plural};
 use super::pass::{Show, Signals, follow};
-use super::progress::{Display, Manner};
+use super::progress::{Display, ProgressMode};
 use super::socket::{Socket, refusal};
 use super::{Arguments, Failure};
 use crate::config::Config;
@@ -63,18 +63,18 @@ impl Sync {
     ) -> Result<u8, Failure> {
         let options = arguments.repeated();
         let show = Show::new(self.json, self.all, &options);
-        let manner = Manner::of(arguments.quiet > 0, screen);
+        let mode = ProgressMode::of(arguments.quiet > 0, screen);
         if let Some(config) = self.plan_of_its_own(arguments).await? {
-            return self.run_here(&config, show, manner, lines).await;
+            return self.run_here(&config, show, mode, lines).await;
         }
         let socket = Socket::in_state(&arguments.state_path()?.folder);
-        if let Some(report) = self.ask_daemon(&socket, manner.clone(), show).await? {
+        if let Some(report) = self.ask_daemon(&socket, mode.clone(), show).await? {
             show.report(lines, &report);
             return Ok(report.exit_code);
         }
         let config = arguments.config()?;
         known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
-        self.run_here(&config, show, manner, lines).await
+        self.run_here(&config, show, mode, lines).await
     }
 
     /// The config of a dry run that a running daemon would not plan with, because it was started with another one.
@@ -100,7 +100,7 @@ impl Sync {
         &self,
         config: &Config,
         show: Show<'_>,
-        manner: Manner,
+        mode: ProgressMode,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
         let scope = Scope {
@@ -113,7 +113,7 @@ impl Sync {
             all: self.all,
             waits: true,
         };
-        follow(show, manner, lines, |observer, stop| {
+        follow(show, mode, lines, |observer, stop| {
             daemon::sync(config, scope, wish, observer, stop)
         })
         .await
@@ -124,7 +124,7 @@ impl Sync {
     async fn ask_daemon(
         &self,
         socket: &Socket,
-        manner: Manner,
+        mode: ProgressMode,
         show: Show<'_>,
     ) -> Result<Option<Report>, Failure> {
         let Some(status) = socket.read("/v1/status").await? else {
@@ -138,7 +138,7 @@ impl Sync {
         }
         let answer = socket.act("/v1/sync", self.request());
         let left = "no longer waiting; the daemon goes on, see `blobferry status`";
-        let answer = at_work(socket, manner, show, left, answer).await?;
+        let answer = at_work(socket, mode, show, left, answer).await?;
         answer
             .map(|(status, body)| report(status, body))
             .transpose()
@@ -153,13 +153,13 @@ impl Sync {
 /// Waits for an answer of the daemon and shows meanwhile what it is doing; `left` is said when a signal ends the waiting.
 pub(super) async fn at_work<T>(
     socket: &Socket,
-    manner: Manner,
+    mode: ProgressMode,
     show: Show<'_>,
     left: &str,
     answer: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let mut signals = Signals::listen()?;
-    let mut display = Display::new(manner, show.style.unicode);
+    let mut display = Display::new(mode, show.style.unicode);
     let mut answer = pin!(answer);
     loop {
         tokio::select! {

@@ -8,9 +8,9 @@
 mod build;
 mod check;
 mod context;
+mod copies;
 mod copy;
 mod directory;
-mod orders;
 mod probe;
 pub mod promote;
 
@@ -238,8 +238,8 @@ impl Running {
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
         let mut server = JoinSet::new();
-        let orders = orders::orders(&parts, sender.subscribe(), stop.clone());
-        server.spawn(bound.serve(services(&parts, handle, orders), server_stop.clone()));
+        let copies = copies::handler(&parts, sender.subscribe(), stop.clone());
+        server.spawn(bound.serve(services(&parts, handle, copies), server_stop.clone()));
         let running = Running {
             parts,
             config,
@@ -381,14 +381,14 @@ async fn stop_asked_again(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::Stop) {}
 }
 
-fn services(parts: &Parts, handle: Handle, orders: admin::Orders) -> admin::Services {
+fn services(parts: &Parts, handle: Handle, copies: admin::CopyHandler) -> admin::Services {
     let refreshed = parts.clone();
     let before_scrape = move || refreshed.refresh();
     admin::Services {
         watch: handle,
         ledger: parts.ledger.clone(),
         metrics: parts.registry.clone(),
-        orders,
+        copies,
         before_scrape: Arc::new(before_scrape),
     }
 }

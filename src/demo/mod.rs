@@ -1,7 +1,7 @@
 //! The demo: two registries on loopback ports inside this process, a sample image that changes every few seconds, and the
 //! daemon between them, as it would run anywhere else.
 //!
-//! What happens is told as [`Happening`]s. At the end production is compared with staging and hashed again; nothing is left
+//! What happens is told as [`DemoEvent`]s. At the end production is compared with staging and hashed again; nothing is left
 //! behind.
 
 pub mod image;
@@ -62,7 +62,7 @@ pub struct Place {
 
 /// What happens in the demo.
 #[derive(Clone, Debug)]
-pub enum Happening {
+pub enum DemoEvent {
     /// Everything runs.
     Ready(Place),
     /// An image went to staging.
@@ -123,7 +123,7 @@ pub async fn run(
     length: Option<Duration>,
     environment: &dyn Fn(&str) -> Option<String>,
     stop: CancellationToken,
-    mut tell: impl FnMut(Happening),
+    mut tell: impl FnMut(DemoEvent),
 ) -> anyhow::Result<Summary> {
     let folder = Folder::create().context("cannot create a folder for the demo")?;
     let staging = Registry::start(CAPACITY)
@@ -155,11 +155,11 @@ pub async fn run(
             daemon: address.to_string(),
             config: path.clone(),
         };
-        tell(Happening::Ready(place));
+        tell(DemoEvent::Ready(place));
         let mut stage = Stage::new(&staging, &production, folder.0.join("state"));
         stage.play(length, &stop, &mut tell).await;
         let summary = stage.summary(stop.is_cancelled());
-        tell(Happening::Ended(summary.clone()));
+        tell(DemoEvent::Ended(summary.clone()));
         anyhow::Ok(summary)
     };
     let mut stage = pin!(stage);
@@ -253,7 +253,7 @@ impl<'a> Stage<'a> {
         &mut self,
         length: Option<Duration>,
         stop: &CancellationToken,
-        tell: &mut impl FnMut(Happening),
+        tell: &mut impl FnMut(DemoEvent),
     ) {
         let end = length.map(|length| Instant::now() + length);
         let mut push = tokio::time::interval(PUSH);
@@ -269,7 +269,7 @@ impl<'a> Stage<'a> {
                 _ = glance.tick() => self.watch(tell).await,
             }
         }
-        tell(Happening::Stopping);
+        tell(DemoEvent::Stopping);
         let patience = Instant::now() + PATIENCE;
         while !self.arrived() && !stop.is_cancelled() && Instant::now() < patience {
             glance.tick().await;
@@ -279,7 +279,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A new image, under a tag of its own and as the latest.
-    fn push(&mut self, tell: &mut impl FnMut(Happening)) {
+    fn push(&mut self, tell: &mut impl FnMut(DemoEvent)) {
         let round = self.summary.pushed + 1;
         let Ok(tag) = format!("v{round}").parse::<Tag>() else {
             return;
@@ -295,7 +295,7 @@ impl<'a> Stage<'a> {
         ) {
             Ok(()) => {
                 self.summary.pushed = round;
-                tell(Happening::Pushed {
+                tell(DemoEvent::Pushed {
                     tag,
                     digest: image.digest(),
                     bytes: image.size(),
@@ -309,7 +309,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Tells what has come into the ledger.
-    async fn watch(&mut self, tell: &mut impl FnMut(Happening)) {
+    async fn watch(&mut self, tell: &mut impl FnMut(DemoEvent)) {
         let path = format!("/v1/promotions?after={}&limit=100", self.seen);
         // A daemon that is about to end does not answer any more: the comparison at the end will tell.
         let Ok((_, body)) =
@@ -330,7 +330,7 @@ impl<'a> Stage<'a> {
             }
             self.summary.promoted += u64::from(job.result == Outcome::Promoted);
             let lag = self.lag(&job);
-            tell(Happening::Settled {
+            tell(DemoEvent::Settled {
                 job: Box::new(job),
                 lag,
             });

@@ -136,7 +136,7 @@ async fn heads_that_are_too_large_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_given_up() {
     let (near, mut far) = tokio::io::duplex(1024);
-    let mut stream = patience::Patient::new(near, Duration::from_secs(10));
+    let mut stream = write_timeout::WriteTimeout::new(near, Duration::from_secs(10));
     let writing = tokio::spawn(async move { stream.write_all(&[0; 4096]).await });
     far.read_exact(&mut [0; 1024]).await.unwrap();
     assert_eq!(

@@ -11,35 +11,39 @@ use super::context::Context;
 use super::copy::{self, Copy};
 use super::promote::{self, Promote};
 use super::{Error, Stop};
-use crate::admin::{Order, Orders, Refusal};
+use crate::admin::{CopyHandler, CopyRequest, Refusal};
 use crate::job::{Actor, Report};
 use crate::watch::World;
 
 /// What the control socket is served with.
-pub(super) fn orders(parts: &Parts, world: channel::Receiver<Arc<World>>, stop: Stop) -> Orders {
+pub(super) fn handler(
+    parts: &Parts,
+    world: channel::Receiver<Arc<World>>,
+    stop: Stop,
+) -> CopyHandler {
     let parts = parts.clone();
-    Arc::new(move |order, actor| {
+    Arc::new(move |request, actor| {
         let context = Context::of_daemon(parts.clone(), world.borrow().clone());
         let stop = stop.clone();
-        async move { fulfil(&context, order, actor, &stop).await }.boxed()
+        async move { fulfil(&context, request, actor, &stop).await }.boxed()
     })
 }
 
 async fn fulfil(
     context: &Context,
-    order: Order,
+    request: CopyRequest,
     actor: Actor,
     stop: &Stop,
 ) -> Result<Report, Refusal> {
     let refused = |error: Error| Refusal::bad_request(error.to_string());
-    let Order {
+    let CopyRequest {
         copy: is_copy,
         images,
         all_tags,
         expect,
         replace,
         dry_run,
-    } = order;
+    } = request;
     if is_copy {
         let [(source, destination)] = <[_; 1]>::try_from(images)
             .map_err(|_| Refusal::bad_request("a copy is of one image"))?;

@@ -4,19 +4,19 @@
 use http::StatusCode;
 
 use super::pass::Show;
-use super::progress::{Manner, say};
+use super::progress::{ProgressMode, say};
 use super::socket::{Socket, refusal};
 use super::sync::{at_work, report};
 use super::{Arguments, Failure, environment};
-use crate::admin::Order;
+use crate::admin::CopyRequest;
 use crate::config::{Config, state_path};
 use crate::job::Report;
 
 /// The report of the daemon. `None`: there is none, or no route of its config leads there.
 pub(super) async fn by_daemon(
     arguments: &Arguments,
-    order: &Order,
-    manner: Manner,
+    request: &CopyRequest,
+    mode: ProgressMode,
     show: Show<'_>,
 ) -> Result<Option<Report>, Failure> {
     let known = || state_path(&arguments.config_path(), &environment).map(|state| state.folder);
@@ -24,10 +24,10 @@ pub(super) async fn by_daemon(
         return Ok(None);
     };
     let socket = Socket::in_state(&folder);
-    let body = serde_json::to_value(order).map_err(|error| Failure::new(1, error))?;
+    let body = serde_json::to_value(request).map_err(|error| Failure::new(1, error))?;
     let answer = socket.offer("/v1/copies", body);
     let left = "stopped; what the registries have kept of it is used next time";
-    match at_work(&socket, manner, show, left, answer).await? {
+    match at_work(&socket, mode, show, left, answer).await? {
         None => Ok(None),
         Some((StatusCode::OK, body)) => report(StatusCode::OK, body).map(Some),
         Some((StatusCode::NOT_FOUND, _)) => Ok(None),

@@ -9,16 +9,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// A stream with a deadline for each write to make progress.
-pub struct Patient<S> {
+pub struct WriteTimeout<S> {
     stream: S,
     deadline: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: Unpin> Patient<S> {
+impl<S: Unpin> WriteTimeout<S> {
     /// A write that makes no progress for `deadline` fails.
-    pub fn new(stream: S, deadline: Duration) -> Patient<S> {
-        Patient {
+    pub fn new(stream: S, deadline: Duration) -> WriteTimeout<S> {
+        WriteTimeout {
             stream,
             deadline,
             stalled: None,
@@ -45,7 +45,7 @@ impl<S: Unpin> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -55,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

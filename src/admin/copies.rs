@@ -1,4 +1,4 @@
-//! `POST /v1/copies`: copies and promotions that a command line orders, over the control socket alone. The daemon holds its
+//! `POST /v1/copies`: copies and promotions that a command line copies, over the control socket alone. The daemon holds its
 //! state folder, so a command beside it could not tell it what was written.
 
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::App;
-use super::access::{Door, Visitor};
+use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
-use super::sync::{collected, waiting_place};
+use super::sync::{acquire_wait_permit, collected};
 use crate::job::{Actor, Report};
 use crate::oci::Digest;
 
 /// What is to be copied or promoted.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Order {
+pub struct CopyRequest {
     /// A copy of one reference; else a promotion.
     pub copy: bool,
     /// References, in pairs of source and destination.
@@ -38,21 +38,21 @@ pub struct Order {
 }
 
 /// Makes what is ordered; dropped, it stops.
-pub type Orders =
-    Arc<dyn Fn(Order, Actor) -> BoxFuture<'static, Result<Report, Refusal>> + Send + Sync>;
+pub type CopyHandler =
+    Arc<dyn Fn(CopyRequest, Actor) -> BoxFuture<'static, Result<Report, Refusal>> + Send + Sync>;
 
 /// `POST /v1/copies`.
 pub(super) async fn copies(
     State(app): State<Arc<App>>,
-    Extension(visitor): Extension<Visitor>,
+    Extension(context): Extension<AuthContext>,
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let Door::Socket { .. } = visitor.door else {
+    let Peer::Socket { .. } = context.peer else {
         let text = "copies are ordered over the control socket only";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
     };
-    let _place = waiting_place(&app, visitor.door)?;
+    let _permit = acquire_wait_permit(&app, context.peer)?;
     let late = |_| {
         Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
@@ -63,8 +63,8 @@ pub(super) async fn copies(
     let body = timeout(app.deadlines.body, collected(request.into_body()))
         .await
         .map_err(late)??;
-    let order: Order = serde_json::from_slice(&body)
+    let request: CopyRequest = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
-    let report = (app.services.orders)(order, actor).await?;
+    let report = (app.services.copies)(request, actor).await?;
     Ok(Json(report).into_response())
 }
