@@ -270,7 +270,7 @@ impl Oracle {
                 ..
             } => self.settled(*process, source, destination, *result, *digest),
             Event::Hopeless { registry, digest } => {
-                drop(self.hopeless.insert((registry.clone(), *digest)))
+                self.hopeless.insert((registry.clone(), *digest));
             }
             Event::Closed { place } => drop(self.closed.insert(place.clone())),
             Event::Calm => self.calm = Some(self.at),
