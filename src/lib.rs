@@ -1,24 +1,27 @@
-//! blobferry mirrors container images from a staging registry to production: every byte hashed where it passes, every
-//! blob once, the manifests verbatim, the tag last.
+//! blobferry promotes container images from a staging registry to production: it hashes every byte,
+//! transfers every blob once, pushes manifests verbatim and moves the tag last.
 //!
-//! The floors of the house, ground floor at the bottom; a floor uses only the floors below it:
+//! The layers, the lowest at the bottom. A module uses only lower layers:
 //!
-//! | floor | modules | what is there |
+//! | layer | modules | content |
 //! |---|---|---|
-//! | 8 | [`cli`], [`demo`] | arguments in, exit code out; two loopback registries and a sample |
-//! | 7 | [`daemon`], [`config`] | builds every part, runs them, drains them; the file and its typed settings |
-//! | 6 | [`admin`] | HTTP over TCP and the control socket: metrics, health, status, triggers |
-//! | 5 | [`watch`] | poll, ping, signal → event → queue → look → jobs |
+//! | 9 | [`cli`], [`demo`] | arguments in, exit code out; two loopback registries and a sample |
+//! | 8 | [`daemon`], [`config`] | builds, runs and drains every part; the file and its typed settings |
+//! | 7 | [`admin`] | HTTP over TCP and the control socket: metrics, health, status, triggers |
+//! | 6 | [`watch`] | poll, ping, signal → event → queue → scheduling |
+//! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
-//! | 3 | [`index`], [`ledger`], [`sqlite`], [`state`] | SQLite: hints and open uploads; what happened; the threads and the folder under both |
-//! | 2 | [`registry`], [`layout`], [`ecr`], [`site`] | distribution client, image-layout directory, AWS control plane, any of them |
-//! | 1 | [`endpoint`], [`allowance`], [`job`] | the seam to what holds images, and what it still allows; what is asked and what came of it |
-//! | 0 | [`oci`], [`fault`], [`flight`] | the specifications' words as types; classes of failure; one run for all who wait |
+//! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes |
+//! | 2 | [`registry`], [`layout`], [`ecr`], [`backend`] | distribution client, image-layout directory, AWS control plane, any of them |
+//! | 1 | [`endpoint`], [`route`], [`job`] | source and destination; rules and patterns, pure; plain data |
+//! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
-//! [`telemetry`] sets up logs, [`clock`] tells the time of day, [`random`] draws by chance; they stand beside the floors.
+//! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads), [`state`] (the
+//! state folder), [`single_flight`] (one run of a piece of work for all its callers), [`telemetry`] (logs),
+//! [`clock`] (the time of day) and [`random`].
 
 pub mod admin;
-pub mod allowance;
+pub mod backend;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -27,17 +30,19 @@ pub mod demo;
 pub mod ecr;
 pub mod endpoint;
 pub mod fault;
-pub mod flight;
 pub mod index;
 pub mod job;
 pub mod layout;
 pub mod ledger;
+pub mod look;
 pub mod oci;
 pub mod random;
 pub mod registry;
-pub mod site;
+pub mod route;
+pub mod single_flight;
 pub mod sqlite;
 pub mod state;
+pub mod status;
 pub mod telemetry;
 pub mod transfer;
 pub mod watch;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::answer::Refusal;
-use crate::watch::board::Status;
+use crate::status::board::Status;
 
 /// Routes that the answer names.
 const NAMED: usize = 5;

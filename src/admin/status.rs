@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::answer::Refusal;
 use crate::ledger;
-use crate::watch::board::Status;
+use crate::status::board::Status;
 
 /// Rows in one page of the ledger at most.
 const MOST_ROWS: u32 = 1000;

@@ -23,8 +23,9 @@ use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use crate::fault::clip;
 use crate::job::{Actor, Cause, Report, Trouble};
+use crate::look::Wish;
 use crate::oci::{Digest, RepositoryName, Tag};
-use crate::watch::{Busy, Run, Scope, Wish};
+use crate::watch::{Busy, Run, Scope};
 
 /// Bytes of a request's body at most.
 const MOST_BODY: usize = 64 << 10;

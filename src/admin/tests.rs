@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::job::{Cause, Look, Totals, Trouble};
-use crate::watch::board::RouteStatus;
-use crate::watch::{Board, Event, Handle};
+use crate::status::Board;
+use crate::status::board::RouteStatus;
+use crate::watch::{Event, Handle};
 
 const LOOPBACK: Peer = Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000));
 const LOOPBACK_6: Peer = Peer::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 5000));

@@ -7,8 +7,8 @@ use super::{Arguments, Failure};
 use crate::daemon::{self, Check as Finding};
 use crate::fault::Class;
 use crate::job::{Drift, Existing};
-use crate::watch::route::{Route, Routes};
-use crate::watch::rules::{Selection, TagRule};
+use crate::route::rules::{Selection, TagRule};
+use crate::route::{Route, Routes};
 
 /// Check the config, and with --online whether the registries let us read and write
 #[derive(Debug, Args)]
@@ -178,7 +178,7 @@ fn exit_code(findings: &[Finding]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::route::{Create, Pattern, Template};
+    use crate::route::{Create, Pattern, Template};
 
     fn route(name: &str, from: &str, to: &str) -> Route {
         let from = Pattern::parse(from).unwrap();

@@ -11,7 +11,7 @@ use crate::config::{Config, RegistryKind};
 use crate::ecr;
 use crate::registry::Settings;
 use crate::registry::auth::Credentials;
-use crate::watch::route::Create;
+use crate::route::Create;
 
 /// Print the IAM policies that the config's ECR registries need
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use super::output::{Lines, Style, clean, plural, relative, screen_width, seconds
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
-use crate::watch::board::{RegistryStatus, RouteStatus, Status as Board};
+use crate::status::board::{RegistryStatus, RouteStatus, Status as Board};
 
 /// Show what the daemon is doing, each route's state, and what it will do next and when
 #[derive(Debug, Args)]
@@ -213,7 +213,7 @@ fn running(board: &Board, style: Style, width: Option<usize>, now: Timestamp) ->
 mod tests {
     use super::*;
     use crate::job::{Totals, Trouble};
-    use crate::watch::board::{ConfigStatus, JobStatus, QueueStatus};
+    use crate::status::board::{ConfigStatus, JobStatus, QueueStatus};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

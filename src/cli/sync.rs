@@ -16,9 +16,10 @@ use super::{Arguments, Failure};
 use crate::config::Config;
 use crate::daemon;
 use crate::job::Report;
+use crate::look::Wish;
 use crate::oci::Tag;
-use crate::watch::board::Status;
-use crate::watch::{Scope, Wish};
+use crate::status::board::Status;
+use crate::watch::Scope;
 
 /// How often a daemon that makes our pass is asked what it is doing.
 const GLANCE: Duration = Duration::from_secs(1);

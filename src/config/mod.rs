@@ -42,7 +42,7 @@ pub use schema::schema;
 pub use state_path::{StatePath, state_path};
 
 use crate::oci::Digest;
-use crate::watch::route::Route;
+use crate::route::Route;
 use problem::Problems;
 use section::{Item, Reader};
 

@@ -10,8 +10,8 @@ use crate::ecr;
 use crate::endpoint::Origin;
 use crate::job::{Drift, Existing};
 use crate::oci::Tag;
-use crate::watch::route::{Create, Pattern, Route, Template};
-use crate::watch::rules::{Selection, TagRule};
+use crate::route::rules::{Selection, TagRule};
+use crate::route::{Create, Pattern, Route, Template};
 
 /// Most routes: they are compared with each other.
 const MOST_ROUTES: usize = 2000;

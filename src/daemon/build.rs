@@ -9,6 +9,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use crate::backend::Site;
 use crate::config::{self, Config, RegistryKind};
 use crate::ecr;
 use crate::endpoint::Backend as _;
@@ -18,11 +19,12 @@ use crate::layout;
 use crate::ledger::{Facts, Ledger};
 use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
-use crate::site::Site;
+use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
-use crate::watch::route::{Route, Routes, Template};
-use crate::watch::{self, Board, Rhythm, World};
+
+use crate::look::topology::{Rhythm, World};
+use crate::status::Board;
 
 /// The parts that outlive a config.
 #[derive(Clone)]
@@ -32,7 +34,7 @@ pub(super) struct Parts {
     pub(super) ledger: Ledger,
     limits: Limits,
     transfer: transfer::Metrics,
-    pub(super) watch: watch::Metrics,
+    pub(super) watch: crate::status::Metrics,
     wire: registry::Metrics,
     store: StoreMetrics,
     engine: Engine,
@@ -74,7 +76,7 @@ impl Parts {
     fn over(index: Index, ledger: Ledger) -> Result<Parts, Error> {
         let registry = prometheus::Registry::new();
         let transfer = transfer::Metrics::new(&registry)?;
-        let watch = watch::Metrics::new(&registry)?;
+        let watch = crate::status::Metrics::new(&registry)?;
         watch.prepare_events();
         watch.reloaded(true);
         let wire = registry::Metrics::new(&registry)?;
@@ -150,7 +152,7 @@ impl Parts {
                 poll: config.daemon.poll,
                 verify: config.daemon.verify,
             },
-            settings: watch::Settings::default(),
+            settings: crate::look::topology::Settings::default(),
             withdrawn,
         };
         self.prepare(&world);
@@ -456,7 +458,7 @@ pub(super) fn facts(config_hash: &str) -> Facts {
 mod tests {
     use super::*;
     use crate::job::{Drift, Existing};
-    use crate::watch::route::Pattern;
+    use crate::route::Pattern;
 
     #[test]
     fn a_route_holds_still_as_long_as_it_reads_the_same_and_writes_all_that_it_wrote() {

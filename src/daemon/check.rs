@@ -7,15 +7,15 @@ use futures::FutureExt as _;
 
 use super::Error;
 use super::build::Parts;
+use crate::backend::{Repository, Site};
 use crate::config::Config;
 use crate::endpoint::{Backend as _, Begin, Destination as _, Source as _};
 use crate::fault::{Class, Fault};
+use crate::look::discover::{Catalog, Discovered, Owners, read_catalog};
+use crate::look::topology::World;
 use crate::oci::Digest;
-use crate::site::{Repository, Site};
+use crate::route::Route;
 use crate::transfer::Stop;
-use crate::watch::World;
-use crate::watch::discover::{Catalog, Discovered, Owners, read_catalog};
-use crate::watch::route::Route;
 
 /// Repositories of one route that are tried.
 const TRIED: usize = 5;

@@ -9,14 +9,14 @@ use super::Error;
 use super::build::{Parts, facts};
 use super::copy::{Named, stores};
 use super::directory::{Directory, Side};
+use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::Backend as _;
 use crate::job::{Progress, Settled};
 use crate::ledger::Facts;
-use crate::site::Repository;
+use crate::look::topology::World;
 use crate::state::{self, StateLock};
 use crate::transfer::Settle;
-use crate::watch::World;
 
 /// With what an explicit act works.
 pub(super) struct Context {

@@ -13,7 +13,7 @@ use super::promote::{self, Promote};
 use super::{Error, Stop};
 use crate::admin::{CopyHandler, CopyRequest, Refusal};
 use crate::job::{Actor, Report};
-use crate::watch::World;
+use crate::look::topology::World;
 
 /// What the control socket is served with.
 pub(super) fn handler(

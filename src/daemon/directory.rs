@@ -9,9 +9,9 @@ use super::copy::Named;
 use crate::config::{Config, RegistryKind};
 use crate::endpoint::Backend as _;
 use crate::layout;
+use crate::look::topology::World;
 use crate::oci::RepositoryName;
-use crate::watch::World;
-use crate::watch::route::Route;
+use crate::route::Route;
 
 /// The registries and routes of a config, by address.
 pub(super) struct Directory<'a> {

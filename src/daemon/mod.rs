@@ -35,10 +35,13 @@ use crate::config::{self, Config};
 use crate::endpoint::Backend as _;
 use crate::fault::Fault;
 use crate::job::{Actor, Progress, Report, Settled};
+use crate::look::Wish;
+use crate::look::topology::World;
 use crate::state::{self, StateLock};
+use crate::status::Board;
+use crate::status::board::{ConfigStatus, RegistryStatus};
 use crate::transfer::{Settle, Stop};
-use crate::watch::board::{ConfigStatus, RegistryStatus};
-use crate::watch::{Board, Handle, Scope, Watch, Wish, World, pass};
+use crate::watch::{Handle, Scope, Watch, pass};
 use crate::{index, ledger};
 
 /// Events that may wait to be taken.
@@ -268,7 +271,7 @@ impl Running {
                 hash: config.hash.clone(),
                 refused: None,
             };
-            let shown = |site: &crate::site::Site| RegistryStatus {
+            let shown = |site: &crate::backend::Site| RegistryStatus {
                 name: site.name().into(),
                 url: site.origin().to_string(),
                 ..RegistryStatus::default()

@@ -6,13 +6,13 @@ use futures::FutureExt as _;
 
 use super::build::Parts;
 use super::check::Check;
+use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::{
     Backend as _, Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload,
 };
 use crate::fault::Fault;
 use crate::oci::{Algorithm, Digest, Manifest, RepositoryName, Tag, Target};
-use crate::site::Repository;
 
 const MIB: usize = 1024 * 1024;
 /// The least that ECR takes as a part that is not the last.

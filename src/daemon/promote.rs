@@ -20,6 +20,7 @@ use super::context::Context;
 use super::copy::{Env, Known, Named, gone, known_by, names_another};
 use super::directory::Side;
 use super::{Error, Observer, caller, stop_of};
+use crate::backend::Repository;
 use crate::clock;
 use crate::config::Config;
 use crate::ecr;
@@ -32,7 +33,6 @@ use crate::job::{
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
 use crate::registry::profile::Kind;
-use crate::site::Repository;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Settle, Stop, limits};

@@ -29,7 +29,7 @@ use super::host::{self, EcrHost};
 use super::refusal::{Refusal, is_of_a_stranger, refusal};
 use crate::clock;
 use crate::fault::{Class, Fault};
-use crate::flight::Flight;
+use crate::single_flight::Flight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
 const DEADLINE: Duration = Duration::from_secs(30);

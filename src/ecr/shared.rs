@@ -13,8 +13,8 @@ use super::create::Unfinished;
 use super::host;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
-use crate::flight::Flight;
 use crate::oci::{Digest, RepositoryName};
+use crate::single_flight::Flight;
 
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 
 use super::metrics::Operation;
-use crate::allowance::{Said, Traffic};
+use crate::endpoint::rate_limit::{Said, Traffic};
 
 /// What an answer says; `None`: nothing that could be understood.
 pub(super) fn said(headers: &HeaderMap, now: Timestamp) -> Option<Said> {

@@ -45,7 +45,7 @@ use self::metrics::Operation;
 use self::profile::{Kind, Profile};
 use self::redirect::Guard;
 use self::transport::{Call, Transport, host_of};
-use crate::allowance::Allowance;
+use crate::endpoint::rate_limit::Allowance;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
     Sent, Source, Tag, Tally, Upload,

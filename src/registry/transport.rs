@@ -22,8 +22,8 @@ use super::client::{Clients, Lane};
 use super::error::{About, Refusal, broken};
 use super::metrics::{Meter, Operation};
 use super::redirect::{Guard, Hops, Refused, Whose};
-use crate::allowance::Allowance;
 use crate::clock;
+use crate::endpoint::rate_limit::Allowance;
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
 

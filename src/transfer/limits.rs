@@ -13,9 +13,9 @@ use super::admission::{Admission, NamingQueue, Pulse, Room, Side};
 pub use super::admission::{NamingPermit, Settings as Permits};
 use super::bandwidth::{Meter, Plan};
 use super::pace::{Gate, Pass, Whole};
-use crate::allowance::Allowance;
-pub use crate::allowance::Traffic;
 use crate::endpoint::Origin;
+use crate::endpoint::rate_limit::Allowance;
+pub use crate::endpoint::rate_limit::Traffic;
 use crate::fault::{Class, Fault};
 use crate::job::Rank;
 use crate::registry::profile::Quotas;
@@ -376,7 +376,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::allowance::Said;
+    use crate::endpoint::rate_limit::Said;
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::job::{Actor, Cause, Look};
+use crate::look::Wish;
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Which part of the world to look at; empty means everything.
@@ -38,17 +39,6 @@ pub struct Event {
     pub wish: Wish,
     /// Told how many looks were queued, then what came of them.
     pub reply: Option<Reply>,
-}
-
-/// How a pass is to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// Plan, but touch nothing.
-    pub dry_run: bool,
-    /// List what is up to date as well.
-    pub all: bool,
-    /// The asker waits for the answer: a registry's time is waited for as well.
-    pub waits: bool,
 }
 
 /// Where the answer to an event goes.

@@ -11,9 +11,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::queue::interrupted;
-use super::{Board, Event, Metrics, Reply, Scope, Wish};
+use super::{Event, Reply, Scope};
 use crate::clock;
 use crate::job::{Actor, Cause, Look, Outcome, Report, Settled};
+use crate::look::Wish;
+use crate::status::{Board, Metrics};
 
 /// Passes that are remembered for `GET /v1/runs/ID`.
 const REMEMBERED: usize = 256;

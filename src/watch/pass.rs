@@ -7,21 +7,22 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
-use super::board::Board;
-use super::discover::{Catalog, Owners, read_catalog};
-use super::event::{Scope, Wish};
-use super::look::{Ask, Looking};
+use super::event::Scope;
 use super::queue::fruitless;
-use super::resting::LeftAlone;
 use super::run::matching;
-use super::world::World;
 use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::Fault;
 use crate::job::{Actor, Cause, Look, Report};
+use crate::look::LeftAlone;
+use crate::look::Wish;
+use crate::look::discover::{Catalog, Owners, read_catalog};
+use crate::look::topology::World;
+use crate::look::{Ask, Looking};
 use crate::oci::RepositoryName;
+use crate::route::Route;
+use crate::status::board::Board;
 use crate::transfer::{Settle, Stop};
-use crate::watch::route::Route;
 
 /// Looks at everything in the scope once, and carries what differs.
 pub async fn pass<B: Backend>(

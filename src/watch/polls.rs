@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::random;
-use crate::watch::route::Route;
+use crate::route::Route;
 
 /// What is looked at together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,9 +17,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::look::Ask;
 use crate::fault::{Class, Fault};
 use crate::job::{Cause, Look, Totals, Trouble};
+use crate::look::Ask;
 use crate::oci::RepositoryName;
 
 /// Single tags that one entry may be about; more, and it is about all.
@@ -656,7 +656,7 @@ fn rank(ask: &Ask) -> u8 {
 mod tests {
     use super::*;
     use crate::job::Actor;
-    use crate::watch::Wish;
+    use crate::look::Wish;
 
     fn key(repository: &str) -> LookKey {
         LookKey {

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::look::Ask;
 use crate::fault::Class;
 use crate::job::{Cause, Look, Outcome, Settled};
+use crate::look::{Ask, LeftAlone};
 use crate::oci::Tag;
 
 /// Failed tags of one repository that rest. More, and the repository is looked at more seldom as a whole.
@@ -34,9 +34,6 @@ struct Resting {
     failures: u32,
     until: Instant,
 }
-
-/// What a poll leaves alone, by the names of the destinations: the failures that are not tried again yet.
-pub type LeftAlone = BTreeMap<String, Settled>;
 
 /// Too many tags failed to remember each.
 #[derive(Debug, PartialEq, Eq)]
@@ -144,7 +141,7 @@ fn wait(class: Class, failures: u32) -> Duration {
 mod tests {
     use super::*;
     use crate::job::{Actor, Failure, Trouble};
-    use crate::watch::Wish;
+    use crate::look::Wish;
 
     fn ask(tags: &[&str]) -> Ask {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();

@@ -3,7 +3,7 @@
 //! Discovery and looks run beside the loop in a join set that the loop owns; the loop itself never waits for a registry.
 //! Some places for looks are kept for those who ask by name: a long backfill does not make them wait.
 
-mod asking;
+mod query;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,26 +13,27 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use self::asking::{Pending, Question};
-use super::board::{Board, RouteStatus};
-use super::discover::{Discovered, Owners, Reading};
-use super::event::{Event, Scope, Wish};
+use self::query::{Pending, Question};
+use super::event::{Event, Scope};
 use super::handle::run_id;
-use super::inquiry::Inquiries;
-use super::look::{Ask, Looking};
+use super::pending::Inquiries;
 use super::polls::{PollKey, Polls};
 use super::queue::{LookKey, Pace, Places, Queue, Tell, Waiting, fruitless};
 use super::resting::{RestingTags, TooMany};
-use super::route::{Route, Template};
-use super::standing::Standing;
-use super::world::{Settings, World};
+use super::route_health::Standing;
+use crate::backend::Site;
 use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Settled, Totals, Trouble};
 use crate::ledger::Facts;
+use crate::look::Wish;
+use crate::look::discover::{Discovered, Owners, Reading};
+use crate::look::topology::{Settings, World};
+use crate::look::{Ask, Looking};
 use crate::oci::RepositoryName;
-use crate::site::Site;
+use crate::route::{Route, Template};
+use crate::status::board::{Board, RouteStatus};
 use crate::telemetry::Changes;
 use crate::transfer::retry::CurrentRules;
 use crate::transfer::{Settle, Stop};

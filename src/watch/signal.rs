@@ -3,8 +3,9 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Handle, Scope, Wish};
+use super::{Handle, Scope};
 use crate::job::{Actor, Cause};
+use crate::look::Wish;
 
 /// SIGUSR1, from now on.
 ///

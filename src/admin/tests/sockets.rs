@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
-use crate::watch::board::Status;
+use crate::status::board::Status;
 
 struct Running {
     address: SocketAddr,

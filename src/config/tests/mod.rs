@@ -271,7 +271,7 @@ fn defaults_fill_in_key_by_key_and_anchors_work() {
     );
     let rules = |number: usize| {
         let route: &Route = &config.routes[number];
-        let texts = |rules: &[crate::watch::rules::TagRule]| {
+        let texts = |rules: &[crate::route::rules::TagRule]| {
             rules
                 .iter()
                 .map(ToString::to_string)
@@ -367,7 +367,7 @@ fn the_examples_are_right() {
     }
     for path in examples() {
         let config = load_example(&path);
-        let routes = crate::watch::route::Routes::new(config.routes.clone());
+        let routes = crate::route::Routes::new(config.routes.clone());
         assert!(!routes.0.is_empty(), "{}", path.display());
         if path.ends_with("wildcards.yaml") {
             let route = |name: &str| {

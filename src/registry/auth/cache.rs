@@ -11,7 +11,7 @@ use url::Url;
 
 use super::scope::Scopes;
 use super::token::Token;
-use crate::flight::Flight;
+use crate::single_flight::Flight;
 
 /// How many sets of scopes are remembered.
 const MOST: usize = 1024;

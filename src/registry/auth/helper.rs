@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::credentials::Login;
 use super::docker;
 use crate::fault::{Class, Fault, clip};
-use crate::flight::{Flight, again};
+use crate::single_flight::{Flight, again};
 
 /// How long a helper may take.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -51,8 +51,8 @@ use self::standing::Standings;
 use self::token::{Answer, Token};
 use super::redirect::Guard;
 use crate::fault::{Class, Fault};
-use crate::flight::again;
 use crate::random;
+use crate::single_flight::again;
 
 /// How long a token must have been good before its refusal is taken for its end and not for a final no.
 const SECOND_TRY: Duration = Duration::from_secs(60);

@@ -10,13 +10,18 @@ use blobferry::fault::Fault;
 use blobferry::index::Index;
 use blobferry::job::{Actor, Cause};
 use blobferry::ledger::{Facts, Ledger, Query, Row};
+use blobferry::look::Wish;
+use blobferry::look::topology;
+use blobferry::look::topology::Rhythm;
 use blobferry::oci::RepositoryName;
+use blobferry::route::rules::{Selection, TagRule};
+use blobferry::route::{Pattern, Route, Routes, Template};
 use blobferry::sqlite::{Behaviour, Disk, Lane};
+use blobferry::status;
+use blobferry::status::Board;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::{self, Bounds, Engine, Limits, SharedReads, Stop};
-use blobferry::watch::route::{Pattern, Route, Routes, Template};
-use blobferry::watch::rules::{Selection, TagRule};
-use blobferry::watch::{self, Board, Handle, Rhythm, Scope, Watch, Wish};
+use blobferry::watch::{Handle, Scope, Watch};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
 
@@ -39,7 +44,7 @@ pub struct Nature {
     /// How much at once.
     pub bounds: Bounds,
     /// How much the watch does at once.
-    pub watch: watch::Settings,
+    pub watch: topology::Settings,
 }
 
 impl Nature {
@@ -50,7 +55,7 @@ impl Nature {
             verify: Duration::from_secs(3600),
             concurrency: None,
             bounds: Bounds::default(),
-            watch: watch::Settings::default(),
+            watch: topology::Settings::default(),
         }
     }
 
@@ -85,7 +90,7 @@ impl Nature {
         };
         let looks = draw.pick(&[1, 2, 4, 16]);
         let reserved = draw.below(looks as u64 / 2 + 1) as usize;
-        let watch = watch::Settings {
+        let watch = topology::Settings {
             looks,
             reserved,
             tags: draw.pick(&[1, 3, 64]),
@@ -215,7 +220,7 @@ pub struct Process {
     reader: JoinHandle<()>,
     ledger: Ledger,
     read: Arc<Mutex<u64>>,
-    _world: channel::Sender<Arc<watch::World<Site>>>,
+    _world: channel::Sender<Arc<topology::World<Site>>>,
 }
 
 impl Process {
@@ -311,7 +316,12 @@ impl Process {
     }
 }
 
-fn world(process: u32, setting: &Setting<'_>, index: Index, ledger: Ledger) -> watch::World<Site> {
+fn world(
+    process: u32,
+    setting: &Setting<'_>,
+    index: Index,
+    ledger: Ledger,
+) -> topology::World<Site> {
     let Setting {
         nature,
         registries,
@@ -346,11 +356,11 @@ fn world(process: u32, setting: &Setting<'_>, index: Index, ledger: Ledger) -> w
             },
         )
     });
-    watch::World {
+    topology::World {
         sites: sites.collect(),
         routes: Routes::new(routes.iter().map(route).collect()),
         engine: Engine::new(settings, index, ledger, limits, metrics),
-        metrics: watch::Metrics::new(&instruments).expect("a fresh registry takes all"),
+        metrics: status::Metrics::new(&instruments).expect("a fresh registry takes all"),
         facts: Arc::new(Facts::default()),
         rhythm: Rhythm {
             poll: Some(nature.poll),

@@ -9,13 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::claims::{Claimant, Claims, Home, Homes};
-use super::route::{Route, Template};
-use super::world::World;
+use super::topology::World;
 use crate::endpoint::{Backend, Cursor, Origin, Source as _};
 use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
+use crate::route::claims::{Claimant, Claims, Home, Homes};
+use crate::route::{Route, Template};
 use crate::transfer::Stop;
 use crate::transfer::pages::List;
 

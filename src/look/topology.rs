@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::Metrics;
-use super::route::{Naming, Route, Routes};
+use crate::backend::{self, Site};
 use crate::endpoint::{Backend, Origin, Source};
 use crate::fault::Fault;
 use crate::job::{Key, TagRules};
 use crate::ledger::Facts;
 use crate::oci::RepositoryName;
-use crate::site::{self, Site};
+use crate::route::{Naming, Route, Routes};
+use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
 
 /// How often to look without being asked.
@@ -72,7 +72,7 @@ pub struct World<B: Backend = Site> {
 
 /// One side of a route: a repository of a site.
 #[derive(Clone)]
-pub struct Side<R = site::Repository> {
+pub struct Side<R = backend::Repository> {
     /// The registry's name in the config.
     pub registry: Arc<str>,
     /// The entry of the route's `to` that leads here.
@@ -143,7 +143,7 @@ impl<B: Backend> World<B> {
         repository: &RepositoryName,
     ) -> Result<Vec<Side<B::Repository>>, Fault> {
         let captures = route.from.captures(repository).unwrap_or_default();
-        let fill = |template: &super::route::Template| {
+        let fill = |template: &crate::route::Template| {
             let name = template
                 .fill(&captures)
                 .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;

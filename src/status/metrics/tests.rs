@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::job::{Drift, Existing};
-use crate::watch::route::{Pattern, Template};
+use crate::route::{Pattern, Template};
 
 /// How a look ended.
 #[derive(Clone, Copy)]

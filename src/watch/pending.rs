@@ -158,7 +158,8 @@ mod tests {
 
     use super::*;
     use crate::job::{Actor, Cause};
-    use crate::watch::{Scope, Wish};
+    use crate::look::Wish;
+    use crate::watch::Scope;
 
     fn event() -> Event {
         let (scope, wish, actor) = (Scope::default(), Wish::default(), Actor::daemon());

@@ -9,6 +9,7 @@ use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::topology::Side;
 use super::{Estimate, Listing, Looking, SideLook, There};
 use crate::clock;
 use crate::endpoint::{Backend, Destination, Source, Tally};
@@ -17,13 +18,12 @@ use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, SeenBy, Settled};
 use crate::ledger::{Agreement, Equality, Troubled, Written};
 use crate::oci::{Digest, Tag};
+use crate::status::board::JobStatus;
+use crate::status::metrics::Spot;
 use crate::transfer::limits::Traffic;
 use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::settle::Names;
 use crate::transfer::{Ending, Found};
-use crate::watch::board::JobStatus;
-use crate::watch::metrics::Spot;
-use crate::watch::world::Side;
 
 /// Agreements that are written together.
 const AGREEMENTS: usize = 1000;

@@ -5,6 +5,8 @@
 //! happen normally comes back as a value: absent, mounted, a session instead of a mount, the true offset after a
 //! misplaced chunk. Only what should not happen is a [`Fault`]. A 404 alone means absent; every other failure is "unknown".
 
+pub mod rate_limit;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;

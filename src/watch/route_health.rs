@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::discover::Discovered;
 use crate::job::Trouble;
+use crate::look::discover::Discovered;
 use crate::oci::RepositoryName;
 
 /// Repositories of one route whose trouble is remembered.

@@ -13,14 +13,14 @@ use crate::clock;
 use crate::endpoint::Backend;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
+use crate::look::Ask;
+use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
+use crate::look::topology::World;
 use crate::oci::RepositoryName;
 use crate::random;
-use crate::watch::discover::{Catalog, Change, Discovered, Reading, read_catalog};
+use crate::route::Route;
 use crate::watch::event::Event;
-use crate::watch::look::Ask;
 use crate::watch::queue::LookKey;
-use crate::watch::route::Route;
-use crate::watch::world::World;
 
 /// Routes and repositories that are worked off in one piece.
 const PIECE: usize = 500;

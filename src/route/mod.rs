@@ -3,15 +3,17 @@
 //! A [`Pattern`] is the `from` of a route, a [`Template`] one of its `to`. The first route whose pattern matches a source
 //! repository has it; a literal pattern is a pattern without wildcards.
 
-mod index;
-mod pattern;
-
 use std::sync::Arc;
+
+pub mod claims;
+mod index;
+pub mod pattern;
+pub mod rules;
 
 use self::index::Index;
 pub use self::pattern::{Naming, ParseError, Pattern, Template};
 
-use super::rules::Selection;
+use self::rules::Selection;
 pub use crate::endpoint::Create;
 use crate::job::{Drift, Existing, TagRules};
 use crate::oci::{RepositoryName, Tag};

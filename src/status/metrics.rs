@@ -10,11 +10,11 @@ use prometheus::{
 };
 use tokio::time::Instant;
 
-use super::route::{Route, Routes};
 use crate::clock;
 use crate::fault::Class;
 use crate::job::{Cause, Outcome, Totals, Trouble};
 use crate::oci::{RepositoryName, Tag};
+use crate::route::{Route, Routes};
 use crate::telemetry::forget_series;
 use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
 

@@ -3,7 +3,9 @@
 //! Fixed tags go before moving tags, and a digest in conflict is refused under the moving tags of that destination. A tag that
 //! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
 
-mod view;
+mod destination;
+pub mod discover;
+pub mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
@@ -15,13 +17,8 @@ use futures::future::{MaybeDone, maybe_done};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use self::view::{SourceDigests, View};
-use super::board::Board;
-use super::event::Wish;
-use super::metrics::{Seen, Spot};
-use super::resting::LeftAlone;
-use super::route::Route;
-use super::world::{Side, World};
+use self::destination::{SourceDigests, View};
+use self::topology::{Side, World};
 use crate::clock;
 use crate::endpoint::{Backend, Source};
 use crate::fault::{Class, Fault};
@@ -29,8 +26,25 @@ use crate::index::TagHint;
 use crate::job::{self, Actor, Cause, Look, NamedTag, Place, Settled, Totals, Trouble};
 use crate::ledger::Written;
 use crate::oci::{Digest, RepositoryName, Tag};
+use crate::route::Route;
+use crate::status::board::Board;
+use crate::status::metrics::{Seen, Spot};
 use crate::transfer::pages::ListedTags;
 use crate::transfer::{Settle, Stop};
+
+/// How a pass is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Plan, but touch nothing.
+    pub dry_run: bool,
+    /// List what is up to date as well.
+    pub all: bool,
+    /// The asker waits for the answer: a registry's time is waited for as well.
+    pub waits: bool,
+}
+
+/// Failures that a poll reports again without a new attempt, by destination address.
+pub type LeftAlone = BTreeMap<String, Settled>;
 
 /// What is asked of a look.
 #[derive(Clone, Debug)]
