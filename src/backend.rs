@@ -7,8 +7,8 @@ use futures::FutureExt as _;
 
 use crate::ecr;
 use crate::endpoint::{
-    Abilities, Backend, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset,
-    Origin, Page, Presence, Put, Resolved, Sent, Source, Tag, Tally, Upload,
+    Abilities, Begin, BlobBody, Create, Cursor, Destination, ListedManifest, Offset, Origin, Page,
+    Presence, Put, Repositories, Resolved, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
 use crate::layout;
@@ -17,7 +17,7 @@ use crate::registry;
 
 /// A registry or a folder of layouts.
 #[derive(Clone)]
-pub enum Site {
+pub enum Backend {
     /// A registry.
     Registry(registry::Registry),
     /// A registry with a control plane.
@@ -26,7 +26,7 @@ pub enum Site {
     Layout(layout::Root),
 }
 
-/// One repository of a site.
+/// One repository of a backend.
 #[derive(Clone)]
 pub enum Repository {
     /// Of a registry.
@@ -37,30 +37,30 @@ pub enum Repository {
     Layout(layout::Repository),
 }
 
-impl Backend for Site {
+impl Repositories for Backend {
     type Repository = Repository;
 
     fn name(&self) -> &str {
         match self {
-            Site::Registry(registry) => registry.name(),
-            Site::Ecr(registry) => registry.inner().name(),
-            Site::Layout(root) => root.name(),
+            Backend::Registry(registry) => registry.name(),
+            Backend::Ecr(registry) => registry.inner().name(),
+            Backend::Layout(root) => root.name(),
         }
     }
 
     fn origin(&self) -> &Origin {
         match self {
-            Site::Registry(registry) => registry.origin(),
-            Site::Ecr(registry) => registry.inner().origin(),
-            Site::Layout(root) => root.origin(),
+            Backend::Registry(registry) => registry.origin(),
+            Backend::Ecr(registry) => registry.inner().origin(),
+            Backend::Layout(root) => root.origin(),
         }
     }
 
     fn repository(&self, name: RepositoryName) -> Repository {
         match self {
-            Site::Registry(registry) => Repository::Registry(registry.repository(name)),
-            Site::Ecr(registry) => Repository::Ecr(registry.repository(name)),
-            Site::Layout(root) => Repository::Layout(root.repository(name)),
+            Backend::Registry(registry) => Repository::Registry(registry.repository(name)),
+            Backend::Ecr(registry) => Repository::Ecr(registry.repository(name)),
+            Backend::Layout(root) => Repository::Layout(root.repository(name)),
         }
     }
 
@@ -69,9 +69,9 @@ impl Backend for Site {
         cursor: Option<&Cursor>,
     ) -> Result<Option<Page<RepositoryName>>, Fault> {
         match self {
-            Site::Registry(registry) => registry.repositories(cursor).await,
-            Site::Ecr(registry) => registry.repositories(cursor).boxed().await,
-            Site::Layout(root) => root.repositories(cursor).await,
+            Backend::Registry(registry) => registry.repositories(cursor).await,
+            Backend::Ecr(registry) => registry.repositories(cursor).boxed().await,
+            Backend::Layout(root) => root.repositories(cursor).await,
         }
     }
 

@@ -23,7 +23,7 @@ use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use crate::fault::clip;
 use crate::job::{Actor, Cause, Report, Trouble};
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::watch::{Busy, Run, Scope};
 
@@ -70,7 +70,7 @@ pub(super) async fn sync(
         None
     };
     let cause = cause(context.peer);
-    let wish = Wish {
+    let options = PassOptions {
         dry_run: body.dry_run,
         all: body.all,
         waits: body.wait,
@@ -82,7 +82,7 @@ pub(super) async fn sync(
         tags: body.tag,
         digest: body.digest,
     };
-    let ticket = app.services.watch.ask(scope, cause, actor, wish).await?;
+    let ticket = app.services.watch.ask(scope, cause, actor, options).await?;
     if place.is_some() {
         let is_empty = ticket.run.queued == 0 && missing.is_empty();
         let report = ticket.settled().await.ok_or_else(Refusal::draining)?;

@@ -551,7 +551,7 @@ async fn a_body_narrows_the_look() {
     assert_eq!(event.scope.repository.unwrap().as_str(), "staging-app");
     assert_eq!(event.scope.tags[0].as_str(), "v7");
     assert_eq!(event.scope.digest.unwrap().to_string(), digest);
-    assert!(event.wish.dry_run && event.wish.all);
+    assert!(event.options.dry_run && event.options.all);
     event.reply.unwrap().queued.send(1).unwrap();
     assert_eq!(asking.await.unwrap(), 202);
 }

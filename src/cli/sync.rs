@@ -16,7 +16,7 @@ use super::{Arguments, Failure};
 use crate::config::Config;
 use crate::daemon;
 use crate::job::Report;
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::oci::Tag;
 use crate::status::board::Status;
 use crate::watch::Scope;
@@ -109,13 +109,13 @@ impl Sync {
             tags: self.tags.clone(),
             ..Scope::default()
         };
-        let wish = Wish {
+        let options = PassOptions {
             dry_run: self.dry_run,
             all: self.all,
             waits: true,
         };
         follow(show, mode, lines, |observer, stop| {
-            daemon::sync(config, scope, wish, observer, stop)
+            daemon::sync(config, scope, options, observer, stop)
         })
         .await
         .map(|report| report.exit_code)

@@ -1,4 +1,4 @@
-//! Builds the parts: stores, instruments, engine, and the world that a config describes.
+//! Builds the parts: stores, instruments, engine, and the topology that a config describes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -9,10 +9,10 @@ use prometheus::{IntGauge, IntGaugeVec, Opts};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use crate::backend::Site;
+use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
 use crate::ecr;
-use crate::endpoint::Backend as _;
+use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::index::Index;
 use crate::layout;
@@ -23,7 +23,7 @@ use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
 
-use crate::look::topology::{Rhythm, World};
+use crate::look::topology::{Intervals, Topology};
 use crate::status::Board;
 
 /// The parts that outlive a config.
@@ -107,26 +107,30 @@ impl Parts {
         })
     }
 
-    /// The world of a config. Tokens of routes that `before` had as well are kept, unless they
+    /// The topology of a config. Tokens of routes that `before` had as well are kept, unless they
     /// read or write elsewhere now.
-    pub(super) fn world(&self, config: &Config, before: Option<&World>) -> Result<World, Error> {
-        let mut sites = BTreeMap::new();
+    pub(super) fn topology(
+        &self,
+        config: &Config,
+        before: Option<&Topology>,
+    ) -> Result<Topology, Error> {
+        let mut backends = BTreeMap::new();
         for (name, registry) in &config.registries {
-            let site = self
+            let backend = self
                 .build_site(registry)
                 .inspect_err(|_| self.forget_refused(before));
-            sites.insert(name.clone(), site.map_err(Error::Registry)?);
+            backends.insert(name.clone(), backend.map_err(Error::Registry)?);
         }
         // Nothing fails from here on: a config that is refused has changed nothing.
         for (name, registry) in &config.registries {
-            self.put_in_force(&sites[name], registry.limits.clone());
+            self.put_in_force(&backends[name], registry.limits.clone());
         }
         let kept = |route: &Route| {
-            let goes_on = |before: &&World| {
+            let goes_on = |before: &&Topology| {
                 before
                     .route(&route.name)
                     .is_some_and(|before| holds_still(before, route))
-                    && stay_where_they_are(route, &before.sites, &sites)
+                    && stay_where_they_are(route, &before.backends, &backends)
             };
             let before = before.filter(goes_on);
             before
@@ -142,21 +146,21 @@ impl Parts {
             trust: config.daemon.verify,
             ..self.engine.settings
         };
-        let world = World {
-            sites,
+        let topology = Topology {
+            backends,
             routes: Routes::new(config.routes.clone()),
             engine: self.engine.with(settings),
             metrics: self.watch.clone(),
             facts: Arc::new(facts(&config.hash)),
-            rhythm: Rhythm {
+            intervals: Intervals {
                 poll: config.daemon.poll,
                 verify: config.daemon.verify,
             },
             settings: crate::look::topology::Settings::default(),
             withdrawn,
         };
-        self.prepare(&world);
-        Ok(world)
+        self.prepare(&topology);
+        Ok(topology)
     }
 
     /// Which registries answer and accept us.
@@ -170,53 +174,55 @@ impl Parts {
     }
 
     /// A registry or a folder of layouts; nothing that runs hears of it.
-    fn build_site(&self, registry: &config::Registry) -> Result<Site, Fault> {
+    fn build_site(&self, registry: &config::Registry) -> Result<Backend, Fault> {
         match &registry.kind {
             RegistryKind::Remote(settings) => self.registry(settings.clone()),
-            RegistryKind::Layout(path) => Ok(Site::Layout(layout::Root::new(&registry.name, path))),
+            RegistryKind::Layout(path) => {
+                Ok(Backend::Layout(layout::Root::new(&registry.name, path)))
+            }
         }
     }
 
     /// Forgets the series of registries that were built for a config before it was refused.
-    fn forget_refused(&self, before: Option<&World>) {
+    fn forget_refused(&self, before: Option<&Topology>) {
         if let Some(before) = before {
             self.wire
-                .retain(&before.sites.keys().map(String::as_str).collect());
+                .retain(&before.backends.keys().map(String::as_str).collect());
         }
     }
 
     /// From now on a registry has its series, and is kept to its limits.
-    fn put_in_force(&self, site: &Site, limits: config::Limits) {
-        let registry = match site {
-            Site::Registry(registry) => Some(registry),
-            Site::Ecr(registry) => Some(registry.inner()),
-            Site::Layout(_) => None,
+    fn put_in_force(&self, backend: &Backend, limits: config::Limits) {
+        let registry = match backend {
+            Backend::Registry(registry) => Some(registry),
+            Backend::Ecr(registry) => Some(registry.inner()),
+            Backend::Layout(_) => None,
         };
         if let Some(registry) = registry {
             self.wire.prepare(registry.name());
             self.limits
                 .heed(registry.origin(), registry.allowance().clone());
         }
-        self.limit(site, limits);
+        self.limit(backend, limits);
     }
 
     /// A registry of which no config says anything: what its operator documents holds all the same.
-    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Site, Fault> {
-        let site = self.registry(settings)?;
-        self.put_in_force(&site, config::Limits::default());
-        Ok(site)
+    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Backend, Fault> {
+        let backend = self.registry(settings)?;
+        self.put_in_force(&backend, config::Limits::default());
+        Ok(backend)
     }
 
-    fn limit(&self, site: &Site, said: config::Limits) {
+    fn limit(&self, backend: &Backend, said: config::Limits) {
         let config::Limits {
             concurrency,
             requests_per_second,
             bandwidth,
         } = said;
-        let quotas = match site {
-            Site::Registry(registry) => registry.profile().quotas,
-            Site::Ecr(registry) => registry.inner().profile().quotas,
-            Site::Layout(_) => Default::default(),
+        let quotas = match backend {
+            Backend::Registry(registry) => registry.profile().quotas,
+            Backend::Ecr(registry) => registry.inner().profile().quotas,
+            Backend::Layout(_) => Default::default(),
         };
         let settings = limits::Settings {
             concurrency: concurrency.map(Into::into),
@@ -224,32 +230,32 @@ impl Parts {
             bandwidth,
             quotas,
         };
-        self.limits.set(site.origin(), settings);
+        self.limits.set(backend.origin(), settings);
     }
 
-    fn registry(&self, settings: registry::Settings) -> Result<Site, Fault> {
+    fn registry(&self, settings: registry::Settings) -> Result<Backend, Fault> {
         let login = match &settings.credentials {
             Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
             _ => None,
         };
         let registry = Registry::new(settings, &self.wire)?;
         Ok(match login {
-            Some(login) => Site::Ecr(ecr::Registry::new(
+            Some(login) => Backend::Ecr(ecr::Registry::new(
                 registry,
                 login,
                 &self.wire,
                 Arc::new(self.index.clone()),
             )),
-            None => Site::Registry(registry),
+            None => Backend::Registry(registry),
         })
     }
 
     /// All series of all routes exist from the start.
-    fn prepare(&self, world: &World) {
-        for name in world.sites.keys() {
+    fn prepare(&self, topology: &Topology) {
+        for name in topology.backends.keys() {
             self.transfer.prepare_registry(name);
         }
-        for route in &world.routes.0 {
+        for route in &topology.routes.0 {
             self.watch.prepare(route);
             registries_of(route).for_each(|name| self.transfer.health.prepare(name));
             self.transfer.prepare_route(
@@ -259,7 +265,7 @@ impl Parts {
             let literal = route.from.literal();
             for side in literal
                 .iter()
-                .flat_map(|name| world.destinations(route, name))
+                .flat_map(|name| topology.destinations(route, name))
                 .flatten()
             {
                 use crate::endpoint::Source as _;
@@ -274,13 +280,13 @@ impl Parts {
 
     /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
     /// more, or read or write elsewhere now, before their tag.
-    pub(super) fn withdraw(&self, before: &World, now: &World) {
+    pub(super) fn withdraw(&self, before: &Topology, now: &Topology) {
         let routes = &now.routes.0;
         let places = routes
             .iter()
             .flat_map(|route| route.to.iter().map(|to| (&*route.name, &**to.registry())))
             .collect();
-        let registries = now.sites.keys().map(String::as_str).collect();
+        let registries = now.backends.keys().map(String::as_str).collect();
         let in_use: HashSet<&str> = routes.iter().flat_map(registries_of).collect();
         self.watch.retain_routes(&now.routes);
         self.transfer.retain(&places, &registries);
@@ -289,7 +295,7 @@ impl Parts {
         let goes_on = |route: &Route| {
             now.route(&route.name)
                 .is_some_and(|now| holds_still(route, now))
-                && stay_where_they_are(route, &before.sites, &now.sites)
+                && stay_where_they_are(route, &before.backends, &now.backends)
         };
         for route in before.routes.0.iter().filter(|route| !goes_on(route)) {
             if let Some(token) = before.withdrawn.get(&route.name) {
@@ -414,12 +420,12 @@ fn holds_still(before: &Route, now: &Route) -> bool {
 /// Whether the registries of a route are the same ones under the same names.
 fn stay_where_they_are(
     route: &Route,
-    before: &BTreeMap<String, Site>,
-    now: &BTreeMap<String, Site>,
+    before: &BTreeMap<String, Backend>,
+    now: &BTreeMap<String, Backend>,
 ) -> bool {
-    use crate::endpoint::Backend as _;
-    let origin = |sites: &BTreeMap<String, Site>, name: &str| {
-        sites.get(name).map(|site| site.origin().clone())
+    use crate::endpoint::Repositories as _;
+    let origin = |backends: &BTreeMap<String, Backend>, name: &str| {
+        backends.get(name).map(|backend| backend.origin().clone())
     };
     registries_of(route).all(|name| origin(before, name) == origin(now, name))
 }

@@ -7,12 +7,12 @@ use futures::FutureExt as _;
 
 use super::Error;
 use super::build::Parts;
-use crate::backend::{Repository, Site};
+use crate::backend::{Backend, Repository};
 use crate::config::Config;
-use crate::endpoint::{Backend as _, Begin, Destination as _, Source as _};
+use crate::endpoint::{Begin, Destination as _, Repositories as _, Source as _};
 use crate::fault::{Class, Fault};
 use crate::look::discover::{Catalog, Discovered, Owners, read_catalog};
-use crate::look::topology::World;
+use crate::look::topology::Topology;
 use crate::oci::Digest;
 use crate::route::Route;
 use crate::transfer::Stop;
@@ -70,9 +70,12 @@ impl Check {
 /// Tries every registry, and for every route to read from its sources and to write to its destinations: an upload is opened
 /// and cancelled, nothing else is changed.
 pub async fn check_online(config: &Config) -> Vec<Check> {
-    let built: Result<(Parts, World), Error> =
-        Parts::in_memory().and_then(|parts| parts.world(config, None).map(|world| (parts, world)));
-    let (_parts, world) = match built {
+    let built: Result<(Parts, Topology), Error> = Parts::in_memory().and_then(|parts| {
+        parts
+            .topology(config, None)
+            .map(|topology| (parts, topology))
+    });
+    let (_parts, topology) = match built {
         Ok(built) => built,
         Err(error) => {
             return vec![Check {
@@ -85,24 +88,24 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
         }
     };
     let mut checks = Vec::new();
-    for site in world.sites.values() {
+    for backend in topology.backends.values() {
         checks.push(Check::of(
-            format!("registry {}", site.name()),
-            greet(site).await,
+            format!("registry {}", backend.name()),
+            greet(backend).await,
         ));
-        checks.extend(mounts(&world, site).await);
+        checks.extend(mounts(&topology, backend).await);
     }
     // Which repositories a route may carry depends on those of all routes: a look judges them in the same way.
-    let mut owners = Owners::new(&world);
+    let mut owners = Owners::new(&topology);
     let mut failed = BTreeMap::new();
-    let wild = world
+    let wild = topology
         .routes
         .0
         .iter()
         .filter(|route| !route.from.is_literal());
     let registries: BTreeSet<&Arc<str>> = wild.map(|route| route.from.registry()).collect();
     for registry in registries {
-        match read_catalog(&world, registry, &Catalog::default(), &Stop::default())
+        match read_catalog(&topology, registry, &Catalog::default(), &Stop::default())
             .boxed_local()
             .await
         {
@@ -113,7 +116,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
             Err(fault) => drop(failed.insert(registry.clone(), fault)),
         }
     }
-    for (position, route) in world.routes.0.iter().enumerate() {
+    for (position, route) in topology.routes.0.iter().enumerate() {
         match failed
             .get(route.from.registry())
             .filter(|_| !route.from.is_literal())
@@ -123,7 +126,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
                 checks.push(Check::of(format!("route {}", route.name), Err(fault)));
             }
             None => checks.extend(
-                of_route(&world, route, &owners.sorted(&world, position))
+                of_route(&topology, route, &owners.sorted(&topology, position))
                     .boxed_local()
                     .await,
             ),
@@ -133,7 +136,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
 }
 
 /// What a route finds, refuses, and may read and write; of many repositories the first few are tried.
-async fn of_route(world: &World, route: &Route, found: &Discovered) -> Vec<Check> {
+async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec<Check> {
     let name = || format!("route {}", route.name);
     let count = found.repositories.len();
     let text = format!(
@@ -153,13 +156,17 @@ async fn of_route(world: &World, route: &Route, found: &Discovered) -> Vec<Check
     );
     let mut tried = BTreeSet::new();
     for repository in found.repositories.iter().take(TRIED) {
-        let source = world.source(route, repository);
+        let source = topology.source(route, repository);
         checks.push(Check::of(
             format!("read {}", source.address()),
             read(&source).boxed_local().await,
         ));
         // The owners have judged the names already.
-        for side in world.destinations(route, repository).into_iter().flatten() {
+        for side in topology
+            .destinations(route, repository)
+            .into_iter()
+            .flatten()
+        {
             if tried.insert(side.repository.address()) {
                 let written = write(&side.repository).boxed_local().await;
                 checks.push(Check::of(
@@ -173,9 +180,9 @@ async fn of_route(world: &World, route: &Route, found: &Discovered) -> Vec<Check
     checks
 }
 
-async fn greet(site: &Site) -> Result<String, Fault> {
-    match site {
-        Site::Registry(registry) => {
+async fn greet(backend: &Backend) -> Result<String, Fault> {
+    match backend {
+        Backend::Registry(registry) => {
             registry.ping().await?;
             let user = registry.user().unwrap_or_else(|| "anonymous".into());
             Ok(format!(
@@ -183,7 +190,7 @@ async fn greet(site: &Site) -> Result<String, Fault> {
                 registry.origin()
             ))
         }
-        Site::Ecr(registry) => {
+        Backend::Ecr(registry) => {
             registry.inner().ping().await?;
             let caller = registry.caller().await?;
             Ok(format!(
@@ -191,7 +198,7 @@ async fn greet(site: &Site) -> Result<String, Fault> {
                 registry.inner().origin()
             ))
         }
-        Site::Layout(root) => Ok(format!("{} is a folder of layouts", root.origin())),
+        Backend::Layout(root) => Ok(format!("{} is a folder of layouts", root.origin())),
     }
 }
 
@@ -210,19 +217,19 @@ async fn read(source: &Repository) -> Result<String, Fault> {
 }
 
 /// Whether a registry that is written to uploads what it could mount.
-async fn mounts(world: &World, site: &Site) -> Option<Check> {
-    let Site::Ecr(registry) = site else {
+async fn mounts(topology: &Topology, backend: &Backend) -> Option<Check> {
+    let Backend::Ecr(registry) = backend else {
         return None;
     };
-    let written = world
+    let written = topology
         .routes
         .0
         .iter()
         .flat_map(|route| &route.to)
-        .any(|to| **to.registry() == *site.name());
+        .any(|to| **to.registry() == *backend.name());
     match registry.mounts_blobs().await {
         Ok(Some(false)) if written => Some(Check::warning(
-            format!("registry {}", site.name()),
+            format!("registry {}", backend.name()),
             "blob mounting is off: what another of its repositories holds is uploaded again (aws ecr put-account-setting --name BLOB_MOUNTING --value ENABLED)",
         )),
         _ => None,

@@ -11,10 +11,10 @@ use super::copy::{Named, stores};
 use super::directory::{Directory, Side};
 use crate::backend::Repository;
 use crate::config::Config;
-use crate::endpoint::Backend as _;
+use crate::endpoint::Repositories as _;
 use crate::job::{Progress, Settled};
 use crate::ledger::Facts;
-use crate::look::topology::World;
+use crate::look::topology::Topology;
 use crate::state::{self, StateLock};
 use crate::transfer::Settle;
 
@@ -22,7 +22,7 @@ use crate::transfer::Settle;
 pub(super) struct Context {
     pub(super) parts: Parts,
     /// What the config describes, where one was read.
-    world: Option<Arc<World>>,
+    topology: Option<Arc<Topology>>,
     /// The daemon acts: of hosts that its config does not know it has no credentials.
     knows_config_only: bool,
     _lock: Option<StateLock>,
@@ -54,23 +54,23 @@ impl Context {
             }
             opened => opened?,
         };
-        let world = config
-            .map(|config| parts.world(config, None))
+        let topology = config
+            .map(|config| parts.topology(config, None))
             .transpose()?
             .map(Arc::new);
         Ok(Context {
             parts,
-            world,
+            topology,
             knows_config_only: false,
             _lock: lock,
         })
     }
 
     /// For the daemon, with what its config says now.
-    pub(super) fn of_daemon(parts: Parts, world: Arc<World>) -> Context {
+    pub(super) fn of_daemon(parts: Parts, topology: Arc<Topology>) -> Context {
         Context {
             parts,
-            world: Some(world),
+            topology: Some(topology),
             knows_config_only: true,
             _lock: None,
         }
@@ -86,13 +86,12 @@ impl Context {
         side: Side,
         unknown: impl FnOnce(&Parts) -> Result<Repository, Error>,
     ) -> Result<Repository, Error> {
-        let found = self
-            .world
-            .as_deref()
-            .and_then(|world| Some((world, Directory::of_world(world).find(named, side)?)));
+        let found = self.topology.as_deref().and_then(|topology| {
+            Some((topology, Directory::of_world(topology).find(named, side)?))
+        });
         match found {
-            Some((world, (registry, repository))) => {
-                Ok(world.site(registry).repository(repository))
+            Some((topology, (registry, repository))) => {
+                Ok(topology.backend(registry).repository(repository))
             }
             None if self.knows_config_only => Err(Error::Usage(format!(
                 "the daemon's config has no registry {}: add it under `registries`, or stop the daemon and try again",
@@ -104,9 +103,9 @@ impl Context {
 
     /// Whether a route of the config leads there.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
-        self.world
+        self.topology
             .as_deref()
-            .is_some_and(|world| Directory::of_world(world).is_routed(named))
+            .is_some_and(|topology| Directory::of_world(topology).is_routed(named))
     }
 
     /// How what comes of an act is recorded and shown.
@@ -116,9 +115,9 @@ impl Context {
         listener: Option<mpsc::UnboundedSender<Settled>>,
     ) -> Settle {
         let config_hash = self
-            .world
+            .topology
             .as_deref()
-            .map_or("", |world| world.facts.config_hash.as_str());
+            .map_or("", |topology| topology.facts.config_hash.as_str());
         let facts = Facts {
             run_id: crate::watch::run_id(),
             ..facts(config_hash)
@@ -131,8 +130,10 @@ impl Context {
     }
 
     pub(super) async fn close(self) {
-        let Context { parts, world, .. } = self;
-        drop(world);
+        let Context {
+            parts, topology, ..
+        } = self;
+        drop(topology);
         parts.close().await;
     }
 }

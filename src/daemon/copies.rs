@@ -13,17 +13,17 @@ use super::promote::{self, Promote};
 use super::{Error, Stop};
 use crate::admin::{CopyHandler, CopyRequest, Refusal};
 use crate::job::{Actor, Report};
-use crate::look::topology::World;
+use crate::look::topology::Topology;
 
 /// What the control socket is served with.
 pub(super) fn handler(
     parts: &Parts,
-    world: channel::Receiver<Arc<World>>,
+    topology: channel::Receiver<Arc<Topology>>,
     stop: Stop,
 ) -> CopyHandler {
     let parts = parts.clone();
     Arc::new(move |request, actor| {
-        let context = Context::of_daemon(parts.clone(), world.borrow().clone());
+        let context = Context::of_daemon(parts.clone(), topology.borrow().clone());
         let stop = stop.clone();
         async move { fulfil(&context, request, actor, &stop).await }.boxed()
     })

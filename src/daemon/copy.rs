@@ -13,11 +13,11 @@ use super::build::Parts;
 use super::context::Context;
 use super::directory::Side;
 use super::{Error, Observer, caller, stop_of};
-use crate::backend::{Repository, Site};
+use crate::backend::{Backend, Repository};
 use crate::clock;
 use crate::config::Config;
 use crate::ecr;
-use crate::endpoint::{Backend as _, Source as _};
+use crate::endpoint::{Repositories as _, Source as _};
 use crate::fault::{Class, Fault, clip, shown};
 use crate::job::{
     self, Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, TagRules, Totals,
@@ -171,7 +171,7 @@ impl Named {
         let name = |text: &str| RepositoryName::from_str(text).expect("a constant name");
         match self {
             Named::Layout { path, .. } => {
-                Ok(Site::Layout(layout::Root::single(label, path)).repository(name("layout")))
+                Ok(Backend::Layout(layout::Root::single(label, path)).repository(name("layout")))
             }
             Named::Registry {
                 scheme, reference, ..

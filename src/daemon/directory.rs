@@ -7,9 +7,9 @@ use url::Url;
 
 use super::copy::Named;
 use crate::config::{Config, RegistryKind};
-use crate::endpoint::Backend as _;
+use crate::endpoint::Repositories as _;
 use crate::layout;
-use crate::look::topology::World;
+use crate::look::topology::Topology;
 use crate::oci::RepositoryName;
 use crate::route::Route;
 
@@ -73,13 +73,13 @@ impl<'a> Directory<'a> {
         }
     }
 
-    pub(super) fn of_world(world: &'a World) -> Directory<'a> {
-        let registries = world.sites.iter().filter_map(|(name, site)| {
-            Some((name.as_str(), Address::parse(site.origin().as_str())?))
+    pub(super) fn of_world(topology: &'a Topology) -> Directory<'a> {
+        let registries = topology.backends.iter().filter_map(|(name, backend)| {
+            Some((name.as_str(), Address::parse(backend.origin().as_str())?))
         });
         Directory {
             registries: registries.collect(),
-            routes: &world.routes.0,
+            routes: &topology.routes.0,
         }
     }
 

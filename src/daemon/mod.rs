@@ -32,11 +32,11 @@ pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
-use crate::endpoint::Backend as _;
+use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::job::{Actor, Progress, Report, Settled};
-use crate::look::Wish;
-use crate::look::topology::World;
+use crate::look::PassOptions;
+use crate::look::topology::Topology;
 use crate::state::{self, StateLock};
 use crate::status::Board;
 use crate::status::board::{ConfigStatus, RegistryStatus};
@@ -117,9 +117,9 @@ pub async fn run(
     let parts = Parts::open(&lock)?;
     let settings = admin_settings(&config);
     let bound = admin::bind(&settings).await?;
-    let world = Arc::new(parts.world(&config, None)?);
+    let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
-    let running = Running::start(parts, config, world, bound, settings, look_signals);
+    let running = Running::start(parts, config, topology, bound, settings, look_signals);
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -200,7 +200,7 @@ impl Signals {
 struct Running {
     parts: Parts,
     config: Config,
-    world: channel::Sender<Arc<World>>,
+    topology: channel::Sender<Arc<Topology>>,
     board: Board,
     stop: Stop,
     watch: JoinSet<()>,
@@ -215,7 +215,7 @@ impl Running {
     fn start(
         parts: Parts,
         config: Config,
-        world: Arc<World>,
+        topology: Arc<Topology>,
         bound: admin::Bound,
         served: admin::Settings,
         look_signals: Signal,
@@ -226,7 +226,7 @@ impl Running {
             CancellationToken::new(),
         );
         let (events, received) = mpsc::channel(EVENTS);
-        let (sender, receiver) = channel::channel(world);
+        let (sender, receiver) = channel::channel(topology);
         let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
         let mut helpers = JoinSet::new();
         helpers.spawn(crate::watch::signal::looks(
@@ -246,7 +246,7 @@ impl Running {
         let running = Running {
             parts,
             config,
-            world: sender,
+            topology: sender,
             board,
             stop,
             watch,
@@ -260,7 +260,7 @@ impl Running {
     }
 
     fn show_config(&self) {
-        let (config, world) = (&self.config, self.world.borrow().clone());
+        let (config, topology) = (&self.config, self.topology.borrow().clone());
         self.board.update(|status| {
             status.version = env!("CARGO_PKG_VERSION").into();
             status.started.get_or_insert(clock::now());
@@ -271,12 +271,12 @@ impl Running {
                 hash: config.hash.clone(),
                 refused: None,
             };
-            let shown = |site: &crate::backend::Site| RegistryStatus {
-                name: site.name().into(),
-                url: site.origin().to_string(),
+            let shown = |backend: &crate::backend::Backend| RegistryStatus {
+                name: backend.name().into(),
+                url: backend.origin().to_string(),
                 ..RegistryStatus::default()
             };
-            status.registries = world.sites.values().map(shown).collect();
+            status.registries = topology.backends.values().map(shown).collect();
         });
     }
 
@@ -300,14 +300,14 @@ impl Running {
             sd_notify::NotifyState::monotonic_usec_now()
                 .unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
-        let before = self.world.borrow().clone();
+        let before = self.topology.borrow().clone();
         let loaded = load().map_err(Error::from).and_then(|config| {
             self.parts
-                .world(&config, Some(&before))
-                .map(|world| (config, world))
+                .topology(&config, Some(&before))
+                .map(|topology| (config, topology))
         });
         match loaded {
-            Ok((config, world)) => self.adopt(config, world, &before),
+            Ok((config, topology)) => self.adopt(config, topology, &before),
             Err(error) => {
                 tracing::error!(%error, "the config was refused; the old one stays in force");
                 self.parts.watch.reloaded(false);
@@ -318,7 +318,7 @@ impl Running {
         tell_systemd(&[sd_notify::NotifyState::Ready]);
     }
 
-    fn adopt(&mut self, config: Config, world: World, before: &World) {
+    fn adopt(&mut self, config: Config, topology: Topology, before: &Topology) {
         for what in needs_restart(&config, &self.served) {
             tracing::warn!(
                 setting = what,
@@ -328,14 +328,14 @@ impl Running {
         if self.served.secret.replace(config.daemon.secret.clone()) {
             tracing::info!("the bearer secret has changed; only the new one opens the HTTP API");
         }
-        self.parts.withdraw(before, &world);
+        self.parts.withdraw(before, &topology);
         tracing::info!(
             routes = config.routes.len(),
             hash = config.hash,
             "the config was read again"
         );
         self.config = config;
-        self.world.send_replace(Arc::new(world));
+        self.topology.send_replace(Arc::new(topology));
         self.parts.watch.reloaded(true);
         self.show_config();
     }
@@ -369,8 +369,10 @@ impl Running {
         self.helpers.shutdown().await;
         self.server_stop.cancel();
         joined(&mut self.server).await;
-        let Running { parts, world, .. } = self;
-        drop(world);
+        let Running {
+            parts, topology, ..
+        } = self;
+        drop(topology);
         parts.close().await;
         tracing::info!("stopped");
     }
@@ -426,23 +428,31 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
 pub async fn sync(
     config: &Config,
     scope: Scope,
-    wish: Wish,
+    options: PassOptions,
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<Report, Error> {
-    let (_lock, parts) = copy::stores(Some(&config.daemon.state), wish.dry_run)?;
-    let world = parts.world(config, None)?;
+    let (_lock, parts) = copy::stores(Some(&config.daemon.state), options.dry_run)?;
+    let topology = parts.topology(config, None)?;
     let facts = ledger::Facts {
         run_id: crate::watch::run_id(),
-        ..(*world.facts).clone()
+        ..(*topology.facts).clone()
     };
     let settle = Settle {
         facts: Arc::new(facts),
         progress: observer.progress,
         listener: Some(observer.settled),
     };
-    let report = pass(&world, &scope, wish, caller(), &settle, &stop_of(stop)).await;
-    drop((world, settle));
+    let report = pass(
+        &topology,
+        &scope,
+        options,
+        caller(),
+        &settle,
+        &stop_of(stop),
+    )
+    .await;
+    drop((topology, settle));
     parts.close().await;
     Ok(report)
 }

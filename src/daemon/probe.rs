@@ -9,7 +9,7 @@ use super::check::Check;
 use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::{
-    Backend as _, Begin, BlobBody, Destination as _, Offset, Put, Sent, Source as _, Upload,
+    Begin, BlobBody, Destination as _, Offset, Put, Repositories as _, Sent, Source as _, Upload,
 };
 use crate::fault::Fault;
 use crate::oci::{Algorithm, Digest, Manifest, RepositoryName, Tag, Target};
@@ -43,14 +43,14 @@ fn open(config: &Config, place: &str) -> Result<(Parts, Repository), Fault> {
         .parse()
         .map_err(|error| unusable(format!("\"{place}\": {error}")))?;
     let parts = Parts::in_memory().map_err(|error| unusable(error.to_string()))?;
-    let world = parts
-        .world(config, None)
+    let topology = parts
+        .topology(config, None)
         .map_err(|error| unusable(error.to_string()))?;
-    let site = world
-        .sites
+    let backend = topology
+        .backends
         .get(registry)
         .ok_or_else(|| unusable(format!("there is no registry \"{registry}\" in the config")))?;
-    Ok((parts, site.repository(name)))
+    Ok((parts, backend.repository(name)))
 }
 
 struct Probe {

@@ -453,7 +453,7 @@ pub trait Destination: Source {
 }
 
 /// What holds repositories: a registry, or a folder of layouts.
-pub trait Backend: Send + Sync + 'static {
+pub trait Repositories: Send + Sync + 'static {
     /// One of its repositories.
     type Repository: Destination;
 

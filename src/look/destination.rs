@@ -10,16 +10,16 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::topology::Side;
-use super::{Estimate, Listing, Looking, SideLook, There};
+use super::{DestinationResult, Estimate, Listing, RepositoryLook, There};
 use crate::clock;
-use crate::endpoint::{Backend, Destination, Source, Tally};
+use crate::endpoint::{Destination, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
 use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, SeenBy, Settled};
 use crate::ledger::{Agreement, Equality, Troubled, Written};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
-use crate::status::metrics::Spot;
+use crate::status::metrics::DestinationLabels;
 use crate::transfer::limits::Traffic;
 use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::settle::Names;
@@ -35,8 +35,8 @@ pub(super) struct SourceDigests(
 );
 
 /// A look at one destination.
-pub(super) struct View<'a, B: Backend> {
-    pub(super) looking: &'a Looking<'a, B>,
+pub(super) struct DestinationLook<'a, B: Repositories> {
+    pub(super) look: &'a RepositoryLook<'a, B>,
     pub(super) source: &'a B::Repository,
     pub(super) side: &'a Side<B::Repository>,
     pub(super) listing: &'a Listing,
@@ -51,7 +51,7 @@ pub(super) struct View<'a, B: Backend> {
     /// What the ledger is to learn of tags that are equal.
     pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
-    /// What [`View::compare_manifests`] has found.
+    /// What [`DestinationLook::compare_manifests`] has found.
     pub(super) behind: tokio::sync::OnceCell<Option<HashSet<Digest>>>,
 }
 
@@ -123,18 +123,18 @@ enum Tended {
     Settled(Box<Settled>),
 }
 
-impl<'a, B: Backend> View<'a, B> {
+impl<'a, B: Repositories> DestinationLook<'a, B> {
     /// A view of a destination that nothing is known of yet.
     pub(super) fn of(
-        looking: &'a Looking<'a, B>,
+        look: &'a RepositoryLook<'a, B>,
         source: &'a B::Repository,
         side: &'a Side<B::Repository>,
         listing: &'a Listing,
         shared: Option<&'a SourceDigests>,
         began: Timestamp,
-    ) -> View<'a, B> {
-        View {
-            looking,
+    ) -> DestinationLook<'a, B> {
+        DestinationLook {
+            look,
             source,
             side,
             listing,
@@ -151,10 +151,14 @@ impl<'a, B: Backend> View<'a, B> {
     }
 
     /// Compares tags and carries those that differ; returns the digests in conflict.
-    pub(super) async fn tend(&self, tags: Vec<Tag>, found: &mut SideLook) -> HashSet<Digest> {
+    pub(super) async fn tend(
+        &self,
+        tags: Vec<Tag>,
+        found: &mut DestinationResult,
+    ) -> HashSet<Digest> {
         let mut conflicts = HashSet::new();
         let mut equal = Vec::new();
-        let at_once = self.looking.world.settings.tags;
+        let at_once = self.look.topology.settings.tags;
         let mut tended = stream::iter(tags)
             .map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed())
             .buffer_unordered(at_once);
@@ -176,20 +180,20 @@ impl<'a, B: Backend> View<'a, B> {
                     if stays_pending(settled.result) {
                         found.pending.push(tag);
                     }
-                    if self.looking.ask.wish.all || settled.result != Outcome::UpToDate {
+                    if self.look.request.options.all || settled.result != Outcome::UpToDate {
                         found.jobs.push(*settled);
                     }
                 }
             }
         }
         self.record_agreements(1).await;
-        if !equal.is_empty() && !self.looking.ask.wish.dry_run {
+        if !equal.is_empty() && !self.look.request.options.dry_run {
             let (origin, repository) = (
                 self.side.repository.origin(),
                 self.side.repository.repository(),
             );
-            self.looking
-                .world
+            self.look
+                .topology
                 .engine
                 .index
                 .remember_tags(origin, repository, equal)
@@ -200,7 +204,7 @@ impl<'a, B: Backend> View<'a, B> {
 
     async fn tend_one(&self, tag: &Tag) -> Tended {
         let tally = Arc::new(Tally::default());
-        let alone = self.looking.left_alone.get(&self.destination_name(tag));
+        let alone = self.look.left_alone.get(&self.destination_name(tag));
         // What failed before its digest was known cannot have changed to our knowledge.
         if let Some(settled) = alone.filter(|settled| settled.digest.is_none()) {
             return Tended::Settled(Box::new(settled.clone()));
@@ -237,47 +241,45 @@ impl<'a, B: Backend> View<'a, B> {
             refused,
             ..self.job(tag, &compared.without_hint())
         };
-        let looking = self.looking;
-        let spot = Spot {
-            route: &looking.route.name,
+        let look = self.look;
+        let labels = DestinationLabels {
+            route: &look.route.name,
             registry: &self.side.registry,
             to: &self.side.to,
         };
         if !job.dry_run {
-            looking.world.metrics.differs(spot, looking.repository, tag);
+            look.topology.metrics.differs(labels, look.repository, tag);
         }
-        let _listed = looking.board.start_job(JobStatus {
-            route: looking.route.name.to_string(),
+        let _listed = look.board.start_job(JobStatus {
+            route: look.route.name.to_string(),
             source: self.source_name(tag),
             destination: self.destination_name(tag),
             since: clock::now(),
         });
-        looking
-            .settle
+        look.settle
             .progress
             .jobs_planned
             .fetch_add(1, Ordering::Relaxed);
-        let progress = &looking.settle.progress;
-        let mut ending = looking
-            .world
+        let progress = &look.settle.progress;
+        let mut ending = look
+            .topology
             .engine
             .run(
                 &job,
                 self.source,
                 &self.side.repository,
                 progress,
-                looking.stop,
+                look.stop,
             )
             .await;
         ending.cost.requests += tally.requests();
         if ending.outcome == Outcome::Promoted {
-            looking.world.metrics.arrived(spot, looking.repository, tag);
+            look.topology.metrics.arrived(labels, look.repository, tag);
         }
         if !stays_pending(ending.outcome) {
-            looking
-                .world
+            look.topology
                 .metrics
-                .waits_no_more(spot, looking.repository, tag);
+                .waits_no_more(labels, look.repository, tag);
         }
         self.settle(&job, ending).await
     }
@@ -285,21 +287,20 @@ impl<'a, B: Backend> View<'a, B> {
     /// The state of every chosen tag while production does not answer: what staging names now, against what production was
     /// last known to hold and what was last in trouble.
     pub(super) async fn estimate(&self) -> Estimate {
-        let looking = self.looking;
+        let look = self.look;
         let (origin, repository) = (
             self.side.repository.origin(),
             self.side.repository.repository(),
         );
-        let troubled = looking
-            .world
+        let troubled = look
+            .topology
             .engine
             .ledger
             .troubled(origin, repository)
             .await
             .unwrap_or_default();
-        let of_this_route = |row: &Troubled| {
-            row.key.route == looking.route.name && row.key.source == *looking.repository
-        };
+        let of_this_route =
+            |row: &Troubled| row.key.route == look.route.name && row.key.source == *look.repository;
         let troubled: BTreeMap<Tag, Outcome> = troubled
             .into_iter()
             .filter(of_this_route)
@@ -314,7 +315,7 @@ impl<'a, B: Backend> View<'a, B> {
             let known = self.hints.get(&called).map(|hint| hint.digest);
             let named = match self.listing.tags.get(tag).and_then(|listed| listed.digest) {
                 // A fixed tag that has arrived names what it named then.
-                None if known.is_some() && !looking.route.selection.is_moving(tag) => known,
+                None if known.is_some() && !look.route.selection.is_moving(tag) => known,
                 None if known.is_some() && asked < MOST_ASKED => {
                     asked += 1;
                     self.source_digest(tag, &Arc::default())
@@ -373,8 +374,8 @@ impl<'a, B: Backend> View<'a, B> {
 
     /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.
     fn is_expected(&self, digest: &Digest) -> bool {
-        self.looking
-            .ask
+        self.look
+            .request
             .digest
             .is_none_or(|expected| expected == *digest)
     }
@@ -391,8 +392,8 @@ impl<'a, B: Backend> View<'a, B> {
         let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
         let is_quiet = found.is_none()
-            && !self.looking.ask.wish.all
-            && !self.looking.world.engine.is_in_trouble(&job.key);
+            && !self.look.request.options.all
+            && !self.look.topology.engine.is_in_trouble(&job.key);
         if is_quiet {
             return Tended::Equal {
                 digest,
@@ -418,7 +419,7 @@ impl<'a, B: Backend> View<'a, B> {
         tally: &Arc<Tally>,
     ) -> Option<Found> {
         // A hint does not confirm itself.
-        if compared.by_hint || self.looking.ask.wish.dry_run {
+        if compared.by_hint || self.look.request.options.dry_run {
             return None;
         }
         let called = self.there(tag);
@@ -427,8 +428,8 @@ impl<'a, B: Backend> View<'a, B> {
             Equality::Known => None,
             Equality::Found => {
                 let found = self
-                    .looking
-                    .world
+                    .look
+                    .topology
                     .engine
                     .ledger
                     .found(&self.place(tag), &digest)
@@ -439,7 +440,7 @@ impl<'a, B: Backend> View<'a, B> {
                 })
             }
             Equality::Agreed => {
-                if !self.looking.route.selection.is_moving(tag)
+                if !self.look.route.selection.is_moving(tag)
                     || self.proves(tag, digest, tally).await
                 {
                     let agreement = Agreement {
@@ -460,15 +461,12 @@ impl<'a, B: Backend> View<'a, B> {
     /// A registry's word on a digest proves nothing: before the ledger knows the digest of a moving tag, the source shows the
     /// bytes under that tag. A source that cannot is not asked again for the same digest.
     async fn proves(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> bool {
-        let (engine, place) = (&self.looking.world.engine, self.place(tag));
+        let (engine, place) = (&self.look.topology.engine, self.place(tag));
         if engine.is_unproven(&place, &digest) {
             return false;
         }
         let (source, errand) = (self.source.counted(tally), Traffic::Manifests.of_look());
-        let proven = match engine
-            .read_tag(&source, tag, errand, self.looking.stop)
-            .await
-        {
+        let proven = match engine.read_tag(&source, tag, errand, self.look.stop).await {
             Ok(read) => read == Some(digest),
             Err(fault) if fault.class() == Class::Corrupt => {
                 engine.metrics.mismatched(self.source.registry());
@@ -504,8 +502,8 @@ impl<'a, B: Backend> View<'a, B> {
                 self.side.repository.repository(),
             );
             self.noted(
-                self.looking
-                    .world
+                self.look
+                    .topology
                     .engine
                     .ledger
                     .agree(origin, repository, agreements)
@@ -528,7 +526,7 @@ impl<'a, B: Backend> View<'a, B> {
         compared: &Compared,
         tally: &Arc<Tally>,
     ) -> Result<Arc<HashSet<Digest>>, Fault> {
-        let selection = &self.looking.route.selection;
+        let selection = &self.look.route.selection;
         let fixed = || {
             self.listing
                 .siblings
@@ -549,7 +547,7 @@ impl<'a, B: Backend> View<'a, B> {
         };
         let conflicts = fixed().map(|sibling| self.is_in_conflict(sibling, digest, tally).boxed());
         let mut conflicts = stream::iter(conflicts.collect::<Vec<_>>())
-            .buffer_unordered(self.looking.world.settings.tags);
+            .buffer_unordered(self.look.topology.settings.tags);
         while let Some(is_in_conflict) = conflicts.next().await {
             if is_in_conflict? {
                 let others = self.refused.iter().copied();
@@ -584,8 +582,8 @@ impl<'a, B: Backend> View<'a, B> {
             .await?
             .digest();
         let known = self
-            .looking
-            .world
+            .look
+            .topology
             .engine
             .ledger
             .written(&self.place(tag))
@@ -596,7 +594,7 @@ impl<'a, B: Backend> View<'a, B> {
             ledger_known: known.known(),
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
-        let decision = plan::decide(self.looking.route.rules_for(tag), &facts, &Order::default());
+        let decision = plan::decide(self.look.route.rules_for(tag), &facts, &Order::default());
         Ok(matches!(decision, Decision::Conflict(_)))
     }
 
@@ -607,10 +605,10 @@ impl<'a, B: Backend> View<'a, B> {
             registry: self.side.registry.to_string(),
         };
         Tended::Settled(Box::new(
-            self.looking
-                .world
+            self.look
+                .topology
                 .engine
-                .settle(self.looking.settle, job, &names, ending)
+                .settle(self.look.settle, job, &names, ending)
                 .await,
         ))
     }
@@ -712,7 +710,7 @@ impl<'a, B: Backend> View<'a, B> {
         let hint = self.hints.get(tag)?;
         let age = self.began.duration_since(hint.seen).as_secs();
         let trust =
-            i64::try_from(self.looking.world.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+            i64::try_from(self.look.topology.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         (0..trust).contains(&age).then_some(hint.digest)
     }
 
@@ -741,12 +739,12 @@ impl<'a, B: Backend> View<'a, B> {
         tag: &Tag,
         tally: &Arc<Tally>,
     ) -> Result<Seen, Fault> {
-        let engine = &self.looking.world.engine;
+        let engine = &self.look.topology.engine;
         let errand = Traffic::Manifests
             .of_look()
-            .within(self.looking.ask.max_wait());
+            .within(self.look.request.max_wait());
         let resolved = engine
-            .resolve_tag(&repository.counted(tally), tag, errand, self.looking.stop)
+            .resolve_tag(&repository.counted(tally), tag, errand, self.look.stop)
             .await?;
         Ok(resolved.map_or(Seen::Absent, Seen::At))
     }
@@ -756,11 +754,11 @@ impl<'a, B: Backend> View<'a, B> {
     /// `sync` and for tags that are asked about by name: once for each digest, not where the source keeps no such lists, and not
     /// where the lists of both repositories show that nothing has come.
     async fn has_news(&self, digest: &Digest) -> bool {
-        let looking = self.looking;
-        if looking.ask.wish.dry_run {
+        let look = self.look;
+        if look.request.options.dry_run {
             return false;
         }
-        let engine = &looking.world.engine;
+        let engine = &look.topology.engine;
         let stem = Tag::fallback(digest);
         let companions = self
             .listing
@@ -782,8 +780,8 @@ impl<'a, B: Backend> View<'a, B> {
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
             return true;
         }
-        let at_once = looking.ask.cause == Cause::Cli || !looking.ask.tags.is_empty();
-        let may_ask = at_once || looking.ask.cause == Cause::Verify;
+        let at_once = look.request.cause == Cause::Cli || !look.request.tags.is_empty();
+        let may_ask = at_once || look.request.cause == Cause::Verify;
         let has_none =
             self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
         if !may_ask || has_none {
@@ -812,7 +810,7 @@ impl<'a, B: Backend> View<'a, B> {
     /// registries give. `None`: the lists do not tell, so each image is asked about.
     async fn compare_manifests(&self) -> Option<HashSet<Digest>> {
         let there_by_tag = self.list.as_ref()?;
-        let (engine, stop) = (&self.looking.world.engine, self.looking.stop);
+        let (engine, stop) = (&self.look.topology.engine, self.look.stop);
         let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
         let here = engine
             .listed_manifests(self.source, stop)
@@ -872,34 +870,34 @@ impl<'a, B: Backend> View<'a, B> {
 
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
         static SEQUENCE: AtomicU64 = AtomicU64::new(0);
-        let looking = self.looking;
+        let look = self.look;
         let place = self.place(tag);
         Job {
             key: Key {
-                route: looking.route.name.clone(),
-                source: looking.repository.clone(),
+                route: look.route.name.clone(),
+                source: look.repository.clone(),
                 tag: tag.clone(),
                 destination: place,
             },
-            rules: looking.route.rules_for(tag),
+            rules: look.route.rules_for(tag),
             source: compared.source,
             destination: compared.destination,
             destination_by: compared.destination_by,
             seen_at: compared.at,
             look_began: self.began,
             fresh: self.list.as_ref().is_some_and(There::is_empty),
-            cause: looking.ask.cause,
-            actor: looking.ask.actor.clone(),
+            cause: look.request.cause,
+            actor: look.request.actor.clone(),
             explicit: false,
             pinned: None,
-            expect: looking.ask.digest,
+            expect: look.request.digest,
             replace: None,
-            dry_run: looking.ask.wish.dry_run,
+            dry_run: look.request.options.dry_run,
             refused: self.refused.clone(),
             pushed: self.listing.tags.get(tag).and_then(|listed| listed.pushed),
             companions: Companions::Listed(self.listing.companions.clone()),
-            rank: Rank::of(looking.ask.cause, !looking.ask.tags.is_empty()),
-            max_wait: looking.ask.max_wait(),
+            rank: Rank::of(look.request.cause, !look.request.tags.is_empty()),
+            max_wait: look.request.max_wait(),
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }

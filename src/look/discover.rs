@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::topology::World;
-use crate::endpoint::{Backend, Cursor, Origin, Source as _};
+use super::topology::Topology;
+use crate::endpoint::{Cursor, Origin, Repositories, Source as _};
 use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
@@ -101,29 +101,29 @@ struct Place {
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn read_catalog<B: Backend>(
-    world: &World<B>,
+pub async fn read_catalog<B: Repositories>(
+    topology: &Topology<B>,
     registry: &str,
     before: &Catalog,
     stop: &Stop,
 ) -> Result<Reading, Fault> {
-    let site = world.site(registry);
+    let backend = topology.backend(registry);
     let mut names = BTreeSet::new();
     let list = List {
         what: "the catalog".into(),
-        origin: site.origin(),
-        registry: site.name(),
+        origin: backend.origin(),
+        registry: backend.name(),
         stop,
     };
-    let read = |cursor: Option<Cursor>| async move { site.repositories(cursor.as_ref()).await };
-    if !world
+    let read = |cursor: Option<Cursor>| async move { backend.repositories(cursor.as_ref()).await };
+    if !topology
         .engine
         .pages(list, read, |name| names.insert(name))
         .await?
     {
         let text = format!(
             "{} lists no catalog for us; name its repositories one by one instead of with *",
-            site.name()
+            backend.name()
         );
         return Err(Fault::rejected(text));
     }
@@ -132,33 +132,37 @@ pub async fn read_catalog<B: Backend>(
         if number % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        reading.sort(world, registry, before, name);
+        reading.sort(topology, registry, before, name);
     }
     for (number, name) in before.0.keys().enumerate() {
         if number % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        reading.sort_gone(world, registry, name);
+        reading.sort_gone(topology, registry, name);
     }
     Ok(reading)
 }
 
 impl Reading {
-    fn sort<B: Backend>(
+    fn sort<B: Repositories>(
         &mut self,
-        world: &World<B>,
+        topology: &Topology<B>,
         registry: &str,
         before: &Catalog,
         source: RepositoryName,
     ) {
-        let Some(route) = world.routes.position_of(registry, &source) else {
+        let Some(route) = topology.routes.position_of(registry, &source) else {
             return;
         };
-        if world.routes.0[route].from.is_literal() {
+        if topology.routes.0[route].from.is_literal() {
             return;
         }
         let destinations = before.0.get(&source).cloned().unwrap_or_else(|| {
-            let destinations = Arc::new(Destinations::of(world, &world.routes.0[route], &source));
+            let destinations = Arc::new(Destinations::of(
+                topology,
+                &topology.routes.0[route],
+                &source,
+            ));
             let claimant = Claimant {
                 route,
                 source: source.clone(),
@@ -172,11 +176,16 @@ impl Reading {
         self.catalog.0.insert(source, destinations);
     }
 
-    fn sort_gone<B: Backend>(&mut self, world: &World<B>, registry: &str, source: &RepositoryName) {
+    fn sort_gone<B: Repositories>(
+        &mut self,
+        topology: &Topology<B>,
+        registry: &str,
+        source: &RepositoryName,
+    ) {
         if self.catalog.0.contains_key(source) {
             return;
         }
-        if let Some(route) = world.routes.position_of(registry, source) {
+        if let Some(route) = topology.routes.position_of(registry, source) {
             self.changes.push(Change {
                 claimant: Claimant {
                     route,
@@ -189,8 +198,12 @@ impl Reading {
 }
 
 impl Destinations {
-    fn of<B: Backend>(world: &World<B>, route: &Route, source: &RepositoryName) -> Destinations {
-        let sides = match world.destinations(route, source) {
+    fn of<B: Repositories>(
+        topology: &Topology<B>,
+        route: &Route,
+        source: &RepositoryName,
+    ) -> Destinations {
+        let sides = match topology.destinations(route, source) {
             Ok(sides) => sides,
             Err(fault) => {
                 return Destinations {
@@ -206,7 +219,7 @@ impl Destinations {
                 side.repository.origin().clone(),
                 side.repository.repository().clone(),
             );
-            let reader = reader(world, &home);
+            let reader = reader(topology, &home);
             may_claim &= reader.is_none();
             let reader = reader
                 .filter(|reader| !(**reader == route.name && names_anew(route, &home, source)))
@@ -249,12 +262,12 @@ pub struct Owners {
 
 impl Owners {
     /// What the config alone says: the sources of literal routes.
-    pub fn new<B: Backend>(world: &World<B>) -> Owners {
-        let routes = &world.routes.0;
+    pub fn new<B: Repositories>(topology: &Topology<B>) -> Owners {
+        let routes = &topology.routes.0;
         let wild = routes.iter().filter(|route| !route.from.is_literal());
         let mut owners = Owners {
             sources: vec![BTreeMap::new(); routes.len()],
-            awaits: awaits(world),
+            awaits: awaits(topology),
             untried: wild.map(|route| route.from.registry().clone()).collect(),
             sorted: vec![None; routes.len()],
             ..Owners::default()
@@ -264,7 +277,7 @@ impl Owners {
             .enumerate()
             .filter_map(|(position, route)| Some((position, route, route.from.literal()?)));
         let changes = literal.map(|(route, of, source)| {
-            let destinations = Some(Arc::new(Destinations::of(world, of, &source)));
+            let destinations = Some(Arc::new(Destinations::of(topology, of, &source)));
             Change {
                 claimant: Claimant { route, source },
                 destinations,
@@ -332,13 +345,17 @@ impl Owners {
     }
 
     /// The known sources of a route, without those that are refused.
-    pub fn sorted<B: Backend>(&mut self, world: &World<B>, route: usize) -> Arc<Discovered> {
+    pub fn sorted<B: Repositories>(
+        &mut self,
+        topology: &Topology<B>,
+        route: usize,
+    ) -> Arc<Discovered> {
         if let Some(sorted) = &self.sorted[route] {
             return sorted.clone();
         }
         let mut discovered = Discovered::default();
         for (source, destinations) in &self.sources[route] {
-            match self.judge(world, route, source, destinations) {
+            match self.judge(topology, route, source, destinations) {
                 Ok(()) => drop(discovered.repositories.insert(source.clone())),
                 Err(trouble) => discovered.trouble.push(trouble),
             }
@@ -349,16 +366,21 @@ impl Owners {
     }
 
     /// One source of a route alone, known or not.
-    pub fn alone<B: Backend>(
+    pub fn alone<B: Repositories>(
         &self,
-        world: &World<B>,
+        topology: &Topology<B>,
         route: usize,
         source: &RepositoryName,
     ) -> Discovered {
         let known = self.sources[route].get(source).cloned();
-        let destinations = known
-            .unwrap_or_else(|| Arc::new(Destinations::of(world, &world.routes.0[route], source)));
-        match self.judge(world, route, source, &destinations) {
+        let destinations = known.unwrap_or_else(|| {
+            Arc::new(Destinations::of(
+                topology,
+                &topology.routes.0[route],
+                source,
+            ))
+        });
+        match self.judge(topology, route, source, &destinations) {
             Ok(()) => Discovered {
                 repositories: BTreeSet::from([source.clone()]),
                 trouble: Vec::new(),
@@ -371,14 +393,14 @@ impl Owners {
     }
 
     /// Whether a source may go where its route sends it.
-    fn judge<B: Backend>(
+    fn judge<B: Repositories>(
         &self,
-        world: &World<B>,
+        topology: &Topology<B>,
         route: usize,
         source: &RepositoryName,
         destinations: &Destinations,
     ) -> Result<(), Trouble> {
-        let name = &world.routes.0[route].name;
+        let name = &topology.routes.0[route].name;
         for Place {
             home,
             registry,
@@ -391,7 +413,7 @@ impl Owners {
                 .owner(home)
                 .filter(|owner| (owner.route, &owner.source) != (route, source));
             if let Some(owner) = owner {
-                let (other, theirs) = (&world.routes.0[owner.route].name, &owner.source);
+                let (other, theirs) = (&topology.routes.0[owner.route].name, &owner.source);
                 return Err(refused(format!(
                     "route {name}: {source} and {theirs} (route {other}) would both be promoted to {}; {source} is left out",
                     address()
@@ -427,22 +449,22 @@ fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) ->
 }
 
 /// The route that would read a destination as its source, under whatever name the config has for that registry.
-fn reader<'a, B: Backend>(
-    world: &'a World<B>,
+fn reader<'a, B: Repositories>(
+    topology: &'a Topology<B>,
     (origin, repository): &Home,
 ) -> Option<&'a Arc<str>> {
-    let mut same = world
-        .sites
+    let mut same = topology
+        .backends
         .iter()
-        .filter(|(_, site)| site.origin() == origin);
-    same.find_map(|(registry, _)| world.routes.of(registry, repository))
+        .filter(|(_, backend)| backend.origin() == origin);
+    same.find_map(|(registry, _)| topology.routes.of(registry, repository))
         .map(|route| &route.name)
 }
 
 /// For each route the registries of routes with wildcards, itself or before it, whose sources can meet its own in a
 /// destination, as far as the templates tell.
-fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
-    let routes: Vec<(&Route, Vec<Shape<'_>>)> = world
+fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Arc<str>>> {
+    let routes: Vec<(&Route, Vec<Shape<'_>>)> = topology
         .routes
         .0
         .iter()
@@ -452,7 +474,7 @@ fn awaits<B: Backend>(world: &World<B>) -> Vec<BTreeSet<Arc<str>>> {
                 route
                     .to
                     .iter()
-                    .map(|to| Shape::of(world.site(to.registry()).origin(), to.repository()))
+                    .map(|to| Shape::of(topology.backend(to.registry()).origin(), to.repository()))
                     .collect(),
             )
         })

@@ -17,10 +17,10 @@ use futures::future::{MaybeDone, maybe_done};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use self::destination::{SourceDigests, View};
-use self::topology::{Side, World};
+use self::destination::{DestinationLook, SourceDigests};
+use self::topology::{Side, Topology};
 use crate::clock;
-use crate::endpoint::{Backend, Source};
+use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
 use crate::job::{self, Actor, Cause, Look, NamedTag, Place, Settled, Totals, Trouble};
@@ -28,13 +28,13 @@ use crate::ledger::Written;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
-use crate::status::metrics::{Seen, Spot};
+use crate::status::metrics::{Coverage, DestinationLabels};
 use crate::transfer::pages::ListedTags;
 use crate::transfer::{Settle, Stop};
 
 /// How a pass is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
+pub struct PassOptions {
     /// Plan, but touch nothing.
     pub dry_run: bool,
     /// List what is up to date as well.
@@ -48,7 +48,7 @@ pub type LeftAlone = BTreeMap<String, Settled>;
 
 /// What is asked of a look.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct LookRequest {
     /// Only these tags; empty means all.
     pub tags: Vec<Tag>,
     /// A digest that the tag is expected to have.
@@ -58,15 +58,15 @@ pub struct Ask {
     /// Who.
     pub actor: Actor,
     /// How.
-    pub wish: Wish,
+    pub options: PassOptions,
     /// Names the pass.
     pub run_id: String,
 }
 
-impl Ask {
+impl LookRequest {
     /// How long a job of this look may wait for a registry's time.
     pub fn max_wait(&self) -> Duration {
-        if self.cause == Cause::Cli || self.wish.waits {
+        if self.cause == Cause::Cli || self.options.waits {
             job::LONG_WAIT
         } else {
             job::SHORT_WAIT
@@ -75,15 +75,15 @@ impl Ask {
 }
 
 /// One look.
-pub struct Looking<'a, B: Backend> {
-    /// The world in which it began.
-    pub world: &'a World<B>,
+pub struct RepositoryLook<'a, B: Repositories> {
+    /// The topology in which it began.
+    pub topology: &'a Topology<B>,
     /// The route.
     pub route: &'a Route,
     /// The source repository.
     pub repository: &'a RepositoryName,
     /// What is asked.
-    pub ask: &'a Ask,
+    pub request: &'a LookRequest,
     /// Where outcomes go.
     pub settle: &'a Settle,
     /// The board.
@@ -121,7 +121,7 @@ async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
 
 /// What one destination's look came to.
 #[derive(Default)]
-struct SideLook {
+struct DestinationResult {
     totals: Totals,
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
@@ -137,16 +137,16 @@ struct Estimate {
     pending: Vec<Tag>,
 }
 
-impl<B: Backend> Looking<'_, B> {
+impl<B: Repositories> RepositoryLook<'_, B> {
     /// Looks, and carries what differs.
     pub async fn look(&self) -> Look {
         let began = clock::now();
-        let source = self.world.source(self.route, self.repository);
-        let sides = match self.world.destinations(self.route, self.repository) {
+        let source = self.topology.source(self.route, self.repository);
+        let sides = match self.topology.destinations(self.route, self.repository) {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
-        let health = &self.world.engine.metrics.health;
+        let health = &self.topology.engine.metrics.health;
         let registries = sides
             .iter()
             .map(|side| &*side.registry)
@@ -171,7 +171,7 @@ impl<B: Backend> Looking<'_, B> {
         };
         let shared = (sides.len() > 1).then(SourceDigests::default);
         let named = self
-            .ask
+            .request
             .tags
             .iter()
             .map(|tag| self.named(&source, &listing, tag))
@@ -189,14 +189,14 @@ impl<B: Backend> Looking<'_, B> {
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
-            let spot = Spot {
+            let labels = DestinationLabels {
                 route: &self.route.name,
                 registry: &side.registry,
                 to: &side.to,
             };
-            self.world
+            self.topology
                 .metrics
-                .looked(spot, self.repository, self.seen(&found));
+                .looked(labels, self.repository, self.seen(&found));
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
@@ -215,25 +215,25 @@ impl<B: Backend> Looking<'_, B> {
 
     /// Only a look at all tags says how a route stands; a dry run says nothing.
     fn is_whole(&self) -> bool {
-        self.ask.tags.is_empty() && !self.ask.wish.dry_run
+        self.request.tags.is_empty() && !self.request.options.dry_run
     }
 
-    fn seen<'f>(&self, found: &'f SideLook) -> Seen<'f> {
+    fn seen<'f>(&self, found: &'f DestinationResult) -> Coverage<'f> {
         let interrupted = found
             .trouble
             .iter()
             .any(|trouble| trouble.class == Class::Cancelled.name());
         match &found.estimate {
-            _ if !self.is_whole() || interrupted => Seen::Parts,
-            _ if found.trouble.is_empty() => Seen::Everything {
+            _ if !self.is_whole() || interrupted => Coverage::Parts,
+            _ if found.trouble.is_empty() => Coverage::Everything {
                 totals: &found.totals,
                 pending: &found.pending,
             },
-            Some(estimate) => Seen::StagingAlone {
+            Some(estimate) => Coverage::StagingAlone {
                 totals: &estimate.totals,
                 pending: &estimate.pending,
             },
-            None => Seen::Nothing,
+            None => Coverage::Nothing,
         }
     }
 
@@ -254,7 +254,7 @@ impl<B: Backend> Looking<'_, B> {
     }
 
     fn is_found(&self, listing: &Listing) -> bool {
-        self.ask.tags.is_empty() || !listing.chosen.is_empty()
+        self.request.tags.is_empty() || !listing.chosen.is_empty()
     }
 
     fn no_such_repository(&self, source: &B::Repository) -> Fault {
@@ -274,17 +274,17 @@ impl<B: Backend> Looking<'_, B> {
             ..Totals::default()
         };
         let seen = if self.is_whole() && interrupted == 0 {
-            Seen::Nothing
+            Coverage::Nothing
         } else {
-            Seen::Parts
+            Coverage::Parts
         };
         for template in &self.route.to {
-            let spot = Spot {
+            let labels = DestinationLabels {
                 route: &self.route.name,
                 registry: template.registry(),
                 to: &template.to_string().into(),
             };
-            self.world.metrics.looked(spot, self.repository, seen);
+            self.topology.metrics.looked(labels, self.repository, seen);
         }
         let text = format!("route {}: {}", self.route.name, fault.chain());
         Look {
@@ -304,9 +304,9 @@ impl<B: Backend> Looking<'_, B> {
     ) -> Result<Option<Listing>, Fault> {
         let at = Instant::now();
         let Some(tags) = self
-            .world
+            .topology
             .engine
-            .tags(source, self.ask.max_wait(), self.stop)
+            .tags(source, self.request.max_wait(), self.stop)
             .await?
         else {
             return Ok(None);
@@ -318,14 +318,14 @@ impl<B: Backend> Looking<'_, B> {
                 .any(|side| side.is_itself(source) && side.naming.made(tag))
         };
         let choice = self.route.selection.choose(tags.keys().filter(own));
-        let wanted = |tag: &Tag| self.ask.tags.is_empty() || self.ask.tags.contains(tag);
+        let wanted = |tag: &Tag| self.request.tags.is_empty() || self.request.tags.contains(tag);
         let named_but_left_out = self
-            .ask
+            .request
             .tags
             .iter()
             .filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag))
             .count();
-        let excluded = if self.ask.tags.is_empty() {
+        let excluded = if self.request.tags.is_empty() {
             choice.excluded
         } else {
             named_but_left_out
@@ -349,13 +349,13 @@ impl<B: Backend> Looking<'_, B> {
 
     /// The tags of a destination; `None` where only single tags are asked for.
     async fn list_destination(&self, side: &Side<B::Repository>) -> DestinationList {
-        if !self.ask.tags.is_empty() {
+        if !self.request.tags.is_empty() {
             return Ok(None);
         }
         let tags = self
-            .world
+            .topology
             .engine
-            .tags(&side.repository, self.ask.max_wait(), self.stop)
+            .tags(&side.repository, self.request.max_wait(), self.stop)
             .await?;
         Ok(Some(tags.map(|tags| {
             tags.into_iter()
@@ -373,7 +373,7 @@ impl<B: Backend> Looking<'_, B> {
         list: impl Future<Output = DestinationList>,
         shared: Option<&SourceDigests>,
         began: Timestamp,
-    ) -> SideLook {
+    ) -> DestinationResult {
         let known = async {
             self.recall_trouble(side).await?;
             self.known(side, listing).await
@@ -382,35 +382,35 @@ impl<B: Backend> Looking<'_, B> {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => {
                 let hints = self
-                    .world
+                    .topology
                     .engine
                     .index
                     .tags(side.repository.origin(), side.repository.repository())
                     .await;
-                let view = View {
+                let view = DestinationLook {
                     hints,
-                    ..View::of(self, source, side, listing, shared, began)
+                    ..DestinationLook::of(self, source, side, listing, shared, began)
                 };
                 let estimate = if self.is_whole() {
                     Some(view.estimate().await)
                 } else {
                     None
                 };
-                return SideLook {
+                return DestinationResult {
                     estimate,
                     ..self.blind(fault)
                 };
             }
         };
         let has_list = matches!(list, Some(Some(_)));
-        let view = View {
+        let view = DestinationLook {
             list: list.map(Option::unwrap_or_default),
             has_list,
             hints: self.hints(side).await,
             known,
-            ..View::of(self, source, side, listing, shared, began)
+            ..DestinationLook::of(self, source, side, listing, shared, began)
         };
-        let mut found = SideLook::default();
+        let mut found = DestinationResult::default();
         if let Some(list) = &view.list {
             let named: HashSet<Tag> = listing
                 .tags
@@ -436,7 +436,7 @@ impl<B: Backend> Looking<'_, B> {
             .cloned()
             .partition(|tag| self.route.selection.is_moving(tag));
         let conflicts = view.tend(fixed, &mut found).await;
-        let view = View {
+        let view = DestinationLook {
             refused: Arc::new(conflicts),
             ..view
         };
@@ -456,10 +456,10 @@ impl<B: Backend> Looking<'_, B> {
     /// Has the engine know what the ledger says is in trouble there. The routine poll goes on from what this process has seen
     /// itself.
     async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
-        if self.ask.cause.trusts_hints() {
+        if self.request.cause.trusts_hints() {
             return Ok(());
         }
-        let engine = &self.world.engine;
+        let engine = &self.topology.engine;
         let troubled = engine
             .ledger
             .troubled(side.repository.origin(), side.repository.repository())
@@ -474,8 +474,8 @@ impl<B: Backend> Looking<'_, B> {
         side: &Side<B::Repository>,
         listing: &Listing,
     ) -> Result<HashMap<Tag, Written>, Fault> {
-        let (ledger, origin) = (&self.world.engine.ledger, side.repository.origin());
-        if self.ask.tags.is_empty() {
+        let (ledger, origin) = (&self.topology.engine.ledger, side.repository.origin());
+        if self.request.tags.is_empty() {
             return ledger
                 .written_in(origin, side.repository.repository())
                 .await;
@@ -501,11 +501,11 @@ impl<B: Backend> Looking<'_, B> {
 
     /// What the index says of production's tags: for the routine poll only, and not of tags that were last seen to differ.
     async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
-        if !self.ask.cause.trusts_hints() {
+        if !self.request.cause.trusts_hints() {
             return HashMap::new();
         }
         let (engine, origin, repository) = (
-            &self.world.engine,
+            &self.topology.engine,
             side.repository.origin(),
             side.repository.repository(),
         );
@@ -515,10 +515,10 @@ impl<B: Backend> Looking<'_, B> {
         hints
     }
 
-    fn blind(&self, fault: Fault) -> SideLook {
+    fn blind(&self, fault: Fault) -> DestinationResult {
         let text = format!("route {}: {}", self.route.name, fault.chain());
         let interrupted = u64::from(fault.class() == Class::Cancelled);
-        SideLook {
+        DestinationResult {
             trouble: vec![Trouble {
                 class: fault.class().name().into(),
                 text,
@@ -527,7 +527,7 @@ impl<B: Backend> Looking<'_, B> {
                 interrupted,
                 ..Totals::default()
             },
-            ..SideLook::default()
+            ..DestinationResult::default()
         }
     }
 }

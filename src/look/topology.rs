@@ -1,5 +1,5 @@
-//! The world as the config says it is: sites, routes, and the engine that carries between them. Replaced as a whole when the
-//! config is read again; looks that run keep the world they began in.
+//! The topology as the config says it is: backends, routes, and the engine that carries between them. Replaced as a whole when the
+//! config is read again; looks that run keep the topology they began in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{self, Site};
-use crate::endpoint::{Backend, Origin, Source};
+use crate::backend::{self, Backend};
+use crate::endpoint::{Origin, Repositories, Source};
 use crate::fault::Fault;
 use crate::job::{Key, TagRules};
 use crate::ledger::Facts;
@@ -19,7 +19,7 @@ use crate::transfer::Engine;
 
 /// How often to look without being asked.
 #[derive(Clone, Copy, Debug)]
-pub struct Rhythm {
+pub struct Intervals {
     /// Between two polls of a route; `None`: only the sweep.
     pub poll: Option<Duration>,
     /// Between two looks that ask production itself.
@@ -50,10 +50,10 @@ impl Default for Settings {
     }
 }
 
-/// The world.
-pub struct World<B: Backend = Site> {
-    /// The sites by their names in the config.
-    pub sites: BTreeMap<String, B>,
+/// The topology.
+pub struct Topology<B: Repositories = Backend> {
+    /// The backends by their names in the config.
+    pub backends: BTreeMap<String, B>,
     /// The routes, in the order of the config.
     pub routes: Routes,
     /// What carries.
@@ -63,14 +63,14 @@ pub struct World<B: Backend = Site> {
     /// What every row of the ledger says besides the job.
     pub facts: Arc<Facts>,
     /// How often to look.
-    pub rhythm: Rhythm,
+    pub intervals: Intervals,
     /// How much at once.
     pub settings: Settings,
     /// Cancelled when a newer config no longer has the route: its jobs end before their tag.
     pub withdrawn: BTreeMap<Arc<str>, CancellationToken>,
 }
 
-/// One side of a route: a repository of a site.
+/// One side of a route: a repository of a backend.
 #[derive(Clone)]
 pub struct Side<R = backend::Repository> {
     /// The registry's name in the config.
@@ -91,15 +91,15 @@ impl<R: Source> Side<R> {
     }
 }
 
-impl<B: Backend> World<B> {
+impl<B: Repositories> Topology<B> {
     /// The route of that name.
     pub fn route(&self, name: &str) -> Option<&Route> {
         self.routes.named(name)
     }
 
-    /// The site of that name. The config has made sure that there is one for every route.
-    pub fn site(&self, name: &str) -> &B {
-        self.sites
+    /// The backend of that name. The config has made sure that there is one for every route.
+    pub fn backend(&self, name: &str) -> &B {
+        self.backends
             .get(name)
             .expect("the config names the registries of its routes")
     }
@@ -108,7 +108,8 @@ impl<B: Backend> World<B> {
     pub fn rules_of(&self, key: &Key, source: &Origin) -> Option<TagRules> {
         let route = self.route(&key.route)?;
         let owner = self.routes.of(route.from.registry(), &key.source)?;
-        let reads = owner.name == route.name && self.site(route.from.registry()).origin() == source;
+        let reads =
+            owner.name == route.name && self.backend(route.from.registry()).origin() == source;
         if !reads || !route.selection.allows(&key.tag) {
             return None;
         }
@@ -129,7 +130,7 @@ impl<B: Backend> World<B> {
 
     /// The source repository of a look.
     pub fn source(&self, route: &Route, repository: &RepositoryName) -> B::Repository {
-        self.site(route.from.registry())
+        self.backend(route.from.registry())
             .repository(repository.clone())
     }
 
@@ -149,7 +150,7 @@ impl<B: Backend> World<B> {
                 .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
             let source = self.source(route, repository);
             let there = self
-                .site(template.registry())
+                .backend(template.registry())
                 .destination(name, &route.create, source);
             let (registry, to) = (template.registry().clone(), template.to_string().into());
             Ok(Side {

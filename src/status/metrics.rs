@@ -55,14 +55,14 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     /// Each destination of each route that the config has. What is not in here is not counted.
-    places: BTreeMap<(Arc<str>, Arc<str>), Place>,
-    /// Pending tags in all places.
+    destinations: BTreeMap<(Arc<str>, Arc<str>), DestinationState>,
+    /// Pending tags in all destinations.
     pending: usize,
 }
 
 /// One destination of a route.
 #[derive(Clone, Copy, Debug)]
-pub struct Spot<'a> {
+pub struct DestinationLabels<'a> {
     /// The route's name.
     pub route: &'a Arc<str>,
     /// The registry's name in the config.
@@ -73,11 +73,11 @@ pub struct Spot<'a> {
 
 /// What is known of a route in one registry.
 #[derive(Debug, Default)]
-struct Place {
+struct DestinationState {
     /// The entries of the route's `to` in this registry.
     to: BTreeSet<Arc<str>>,
-    ways: BTreeMap<Way, Known>,
-    /// The sum over the ways.
+    repositories: BTreeMap<RepositoryKey, RepositoryState>,
+    /// The sum over the repositories.
     sum: Totals,
     /// Ways that have not been seen whole by their last look.
     unseen: usize,
@@ -89,16 +89,16 @@ struct Place {
     refused: bool,
     /// A look at the route has ended.
     looked: bool,
-    /// Pending tags on all ways.
+    /// Pending tags on all repositories.
     pending: usize,
 }
 
 /// A source repository and an entry of the route's `to`.
-type Way = (RepositoryName, Arc<str>);
+type RepositoryKey = (RepositoryName, Arc<str>);
 
 /// What is known of a source repository, seen from one destination.
 #[derive(Debug, Default)]
-struct Known {
+struct RepositoryState {
     /// Totals of the last look that saw everything.
     totals: Totals,
     /// The last look saw everything.
@@ -199,7 +199,7 @@ impl Metrics {
         for template in &route.to {
             let place = (route.name.clone(), template.registry().clone());
             self.lock()
-                .places
+                .destinations
                 .entry(place)
                 .or_default()
                 .to
@@ -251,8 +251,8 @@ impl Metrics {
         });
         let pairs: HashSet<(Arc<str>, Arc<str>)> = pairs.collect();
         let mut state = self.lock();
-        state.places.retain(|place, _| pairs.contains(place));
-        for ((name, registry), place) in &mut state.places {
+        state.destinations.retain(|place, _| pairs.contains(place));
+        for ((name, registry), place) in &mut state.destinations {
             let route = routes.0.iter().find(|route| route.name == *name);
             let here = route
                 .into_iter()
@@ -262,7 +262,7 @@ impl Metrics {
             place.keep(|_| true);
             self.show([name, registry], place);
         }
-        state.pending = state.places.values().map(|place| place.pending).sum();
+        state.pending = state.destinations.values().map(|place| place.pending).sum();
         let no_place = |label: &dyn Fn(&str) -> String| {
             !pairs.contains(&(label("route").into(), label("destination").into()))
         };
@@ -289,16 +289,22 @@ impl Metrics {
     ) {
         let mut state = self.lock();
         let now = now();
-        let State { places, pending } = &mut *state;
-        for ((_, destination), place) in places.iter_mut().filter(|((name, _), _)| name == route) {
+        let State {
+            destinations,
+            pending,
+        } = &mut *state;
+        for ((_, destination), place) in destinations
+            .iter_mut()
+            .filter(|((name, _), _)| name == route)
+        {
             *pending -= place.pending;
             place.keep(|name| found.contains(name));
             let to = place.to.clone();
-            for way in found
+            for key in found
                 .iter()
                 .flat_map(|name| to.iter().map(|to| (name.clone(), to.clone())))
             {
-                place.known(&way);
+                place.known(&key);
             }
             *pending += place.pending;
             place.undiscovered = false;
@@ -320,7 +326,7 @@ impl Metrics {
         let now = now();
         for ((_, destination), place) in self
             .lock()
-            .places
+            .destinations
             .iter_mut()
             .filter(|((name, _), _)| name == route)
         {
@@ -347,66 +353,99 @@ impl Metrics {
     }
 
     /// A tag is known to differ: it waits from now on, if it does not already.
-    pub fn differs(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
+    pub fn differs(
+        &self,
+        destination: DestinationLabels<'_>,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) {
         let mut state = self.lock();
-        let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else {
+        let State {
+            destinations,
+            pending,
+        } = &mut *state;
+        let Some(place) = destination.place(destinations) else {
             return;
         };
-        if *pending < PENDING && place.note_pending(&spot.way(repository), tag) {
+        if *pending < PENDING && place.note_pending(&destination.key(repository), tag) {
             *pending += 1;
         }
-        self.show([spot.route, spot.registry], place);
+        self.show([destination.route, destination.registry], place);
     }
 
     /// A tag has come to an end that leaves nothing to promote.
-    pub fn waits_no_more(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
+    pub fn waits_no_more(
+        &self,
+        destination: DestinationLabels<'_>,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) {
         let mut state = self.lock();
-        let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else {
+        let State {
+            destinations,
+            pending,
+        } = &mut *state;
+        let Some(place) = destination.place(destinations) else {
             return;
         };
-        if place.drop_pending(&spot.way(repository), tag).is_some() {
+        if place
+            .drop_pending(&destination.key(repository), tag)
+            .is_some()
+        {
             *pending -= 1;
         }
-        self.show([spot.route, spot.registry], place);
+        self.show([destination.route, destination.registry], place);
     }
 
     /// A tag was promoted.
-    pub fn arrived(&self, spot: Spot<'_>, repository: &RepositoryName, tag: &Tag) {
+    pub fn arrived(
+        &self,
+        destination: DestinationLabels<'_>,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) {
         let mut state = self.lock();
-        let Some(place) = spot.place(&mut state.places) else {
+        let Some(place) = destination.place(&mut state.destinations) else {
             return;
         };
-        if let Some(since) = place.pending_since(&spot.way(repository), tag) {
+        if let Some(since) = place.pending_since(&destination.key(repository), tag) {
             self.seen_to_production
-                .with_label_values(&[spot.route])
+                .with_label_values(&[destination.route])
                 .observe(since.elapsed().as_secs_f64());
         }
     }
 
     /// A look at one destination of a repository ended. What it could not see is left as it was known.
-    pub fn looked(&self, spot: Spot<'_>, repository: &RepositoryName, seen: Seen<'_>) {
-        let (labels, way) = ([&**spot.route, &**spot.registry], spot.way(repository));
+    pub fn looked(
+        &self,
+        destination: DestinationLabels<'_>,
+        repository: &RepositoryName,
+        seen: Coverage<'_>,
+    ) {
+        let labels = [&**destination.route, &**destination.registry];
+        let key = destination.key(repository);
         let now = now();
         let mut state = self.lock();
-        let State { places, pending } = &mut *state;
-        let Some(place) = spot.place(places) else {
+        let State {
+            destinations,
+            pending,
+        } = &mut *state;
+        let Some(place) = destination.place(destinations) else {
             return;
         };
         self.last_look.with_label_values(&labels).set(now);
         let (everything, known) = match seen {
-            Seen::Parts => return,
-            Seen::Everything { totals, pending } => (true, Some((totals, pending))),
-            Seen::StagingAlone { totals, pending } => (false, Some((totals, pending))),
-            Seen::Nothing => (false, None),
+            Coverage::Parts => return,
+            Coverage::Everything { totals, pending } => (true, Some((totals, pending))),
+            Coverage::StagingAlone { totals, pending } => (false, Some((totals, pending))),
+            Coverage::Nothing => (false, None),
         };
         place.looked = true;
-        place.set_seen(&way, everything);
+        place.set_seen(&key, everything);
         if let Some((totals, waiting)) = known {
             *pending -= place.pending;
-            place.set_totals(&way, totals);
-            place.set_pending(&way, waiting, PENDING.saturating_sub(*pending));
+            place.set_totals(&key, totals);
+            place.set_pending(&key, waiting, PENDING.saturating_sub(*pending));
             *pending += place.pending;
         }
         self.show(labels, place);
@@ -415,7 +454,7 @@ impl Metrics {
         }
     }
 
-    fn show(&self, labels: [&str; 2], place: &Place) {
+    fn show(&self, labels: [&str; 2], place: &DestinationState) {
         self.route_up
             .with_label_values(&labels)
             .set(place.is_up().into());
@@ -452,17 +491,23 @@ impl Metrics {
     /// Whether every repository of the route has been seen by its last look, and every chosen tag was in its place.
     pub fn has_success(&self, route: &str) -> bool {
         let state = self.lock();
-        state.has_route(route) && state.places_of(route).all(Place::has_success)
+        state.has_route(route) && state.places_of(route).all(DestinationState::has_success)
     }
 
     /// How the route stands: whether its newest looks were complete, tags that wait and nothing else is known of, and how
     /// long the oldest has waited.
-    pub fn standing(&self, route: &str) -> RouteStanding {
+    pub fn standing(&self, route: &str) -> RouteState {
         let state = self.lock();
-        let oldest = state.places_of(route).filter_map(Place::oldest).min();
-        RouteStanding {
-            up: state.has_route(route) && state.places_of(route).all(Place::is_up),
-            pending: state.places_of(route).map(Place::only_pending).sum(),
+        let oldest = state
+            .places_of(route)
+            .filter_map(DestinationState::oldest)
+            .min();
+        RouteState {
+            up: state.has_route(route) && state.places_of(route).all(DestinationState::is_up),
+            pending: state
+                .places_of(route)
+                .map(DestinationState::only_pending)
+                .sum(),
             oldest_pending: oldest.map(|since| since.elapsed()),
         }
     }
@@ -488,7 +533,7 @@ impl Metrics {
     pub fn refresh(&self) {
         let state = self.lock();
         let mut oldest: BTreeMap<&str, f64> = BTreeMap::new();
-        for ((route, _), place) in &state.places {
+        for ((route, _), place) in &state.destinations {
             let age = oldest.entry(route).or_default();
             *age = place
                 .oldest()
@@ -507,7 +552,7 @@ impl Metrics {
 
 /// How a route stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RouteStanding {
+pub struct RouteState {
     /// Whether the newest look was complete, at each destination.
     pub up: bool,
     /// Tags that wait to be promoted.
@@ -518,7 +563,7 @@ pub struct RouteStanding {
 
 /// What a look could see of one destination.
 #[derive(Clone, Copy, Debug)]
-pub enum Seen<'a> {
+pub enum Coverage<'a> {
     /// Single tags only, or nothing was to be done: it says nothing of the repository as a whole.
     Parts,
     /// Both sides: the tags by state, and those that are still to go.
@@ -562,8 +607,8 @@ fn is_success(totals: &Totals) -> bool {
 }
 
 impl State {
-    fn places_of(&self, route: &str) -> impl Iterator<Item = &Place> {
-        self.places
+    fn places_of(&self, route: &str) -> impl Iterator<Item = &DestinationState> {
+        self.destinations
             .iter()
             .filter(move |((name, _), _)| **name == *route)
             .map(|(_, place)| place)
@@ -574,34 +619,34 @@ impl State {
     }
 }
 
-impl Spot<'_> {
+impl DestinationLabels<'_> {
     /// The place, unless the config no longer has it.
     fn place<'a>(
         &self,
-        places: &'a mut BTreeMap<(Arc<str>, Arc<str>), Place>,
-    ) -> Option<&'a mut Place> {
-        let place = places.get_mut(&(self.route.clone(), self.registry.clone()));
+        destinations: &'a mut BTreeMap<(Arc<str>, Arc<str>), DestinationState>,
+    ) -> Option<&'a mut DestinationState> {
+        let place = destinations.get_mut(&(self.route.clone(), self.registry.clone()));
         place.filter(|place| place.to.contains(self.to))
     }
 
-    fn way(&self, repository: &RepositoryName) -> Way {
+    fn key(&self, repository: &RepositoryName) -> RepositoryKey {
         (repository.clone(), self.to.clone())
     }
 }
 
-impl Place {
-    fn known(&mut self, way: &Way) -> &mut Known {
-        if !self.ways.contains_key(way) {
+impl DestinationState {
+    fn known(&mut self, key: &RepositoryKey) -> &mut RepositoryState {
+        if !self.repositories.contains_key(key) {
             self.unseen += 1;
         }
-        self.ways.entry(way.clone()).or_default()
+        self.repositories.entry(key.clone()).or_default()
     }
 
     /// Forgets the other repositories, and the destinations that the route no longer has.
     fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
-        let Place {
+        let DestinationState {
             to,
-            ways,
+            repositories,
             sum,
             unseen,
             blind,
@@ -609,7 +654,7 @@ impl Place {
             ..
         } = self;
         for (_, known) in
-            ways.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry))
+            repositories.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry))
         {
             sum.subtract(&known.totals);
             *unseen -= usize::from(!known.seen);
@@ -618,23 +663,23 @@ impl Place {
         }
     }
 
-    fn set_seen(&mut self, way: &Way, seen: bool) {
-        let known = self.known(way);
+    fn set_seen(&mut self, key: &RepositoryKey, seen: bool) {
+        let known = self.known(key);
         let seen_before = std::mem::replace(&mut known.seen, seen);
         let blind_before = std::mem::replace(&mut known.blind, !seen);
         self.unseen = self.unseen + usize::from(seen_before) - usize::from(seen);
         self.blind = self.blind + usize::from(!seen) - usize::from(blind_before);
     }
 
-    fn set_totals(&mut self, way: &Way, totals: &Totals) {
-        let before = std::mem::replace(&mut self.known(way).totals, *totals);
+    fn set_totals(&mut self, key: &RepositoryKey, totals: &Totals) {
+        let before = std::mem::replace(&mut self.known(key).totals, *totals);
         self.sum.subtract(&before);
         self.sum.merge(totals);
     }
 
     /// Exactly these tags are pending, as far as there is `room`; those that were keep their time.
-    fn set_pending(&mut self, way: &Way, tags: &[Tag], room: usize) {
-        let before = std::mem::take(&mut self.known(way).pending);
+    fn set_pending(&mut self, key: &RepositoryKey, tags: &[Tag], room: usize) {
+        let before = std::mem::take(&mut self.known(key).pending);
         self.pending -= before.len();
         let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
         let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
@@ -644,12 +689,12 @@ impl Place {
             .map(|tag| (tag.clone(), since(tag)))
             .collect();
         self.pending += pending.len();
-        self.known(way).pending = pending;
+        self.known(key).pending = pending;
     }
 
     /// Whether the tag was not pending before.
-    fn note_pending(&mut self, way: &Way, tag: &Tag) -> bool {
-        let pending = &mut self.known(way).pending;
+    fn note_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> bool {
+        let pending = &mut self.known(key).pending;
         let is_new = !pending.contains_key(tag);
         if is_new {
             pending.insert(tag.clone(), Instant::now());
@@ -659,18 +704,18 @@ impl Place {
     }
 
     /// Since when the tag was pending, if it was.
-    fn drop_pending(&mut self, way: &Way, tag: &Tag) -> Option<Instant> {
+    fn drop_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
         let since = self
-            .ways
-            .get_mut(way)
+            .repositories
+            .get_mut(key)
             .and_then(|known| known.pending.remove(tag));
         self.pending -= usize::from(since.is_some());
         since
     }
 
     /// Since when the tag is pending, if it is.
-    fn pending_since(&self, way: &Way, tag: &Tag) -> Option<Instant> {
-        self.ways.get(way)?.pending.get(tag).copied()
+    fn pending_since(&self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
+        self.repositories.get(key)?.pending.get(tag).copied()
     }
 
     /// Tags that wait and that no other state counts.
@@ -683,7 +728,7 @@ impl Place {
         if self.pending == 0 {
             return None;
         }
-        self.ways
+        self.repositories
             .values()
             .flat_map(|known| known.pending.values())
             .min()

@@ -6,10 +6,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::job::{Actor, Cause, Look};
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::oci::{Digest, RepositoryName, Tag};
 
-/// Which part of the world to look at; empty means everything.
+/// Which part of the topology to look at; empty means everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Only these routes.
@@ -36,7 +36,7 @@ pub struct Event {
     /// When it arrived.
     pub received: Instant,
     /// What the asker wants of it.
-    pub wish: Wish,
+    pub options: PassOptions,
     /// Told how many looks were queued, then what came of them.
     pub reply: Option<Reply>,
 }

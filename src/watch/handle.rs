@@ -14,7 +14,7 @@ use super::queue::interrupted;
 use super::{Event, Reply, Scope};
 use crate::clock;
 use crate::job::{Actor, Cause, Look, Outcome, Report, Settled};
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::status::{Board, Metrics};
 
 /// Passes that are remembered for `GET /v1/runs/ID`.
@@ -119,9 +119,9 @@ impl Handle {
         scope: Scope,
         cause: Cause,
         actor: Actor,
-        wish: Wish,
+        options: PassOptions,
     ) -> Result<Ticket, Busy> {
-        let asked = self.send(scope, cause, actor, wish).await;
+        let asked = self.send(scope, cause, actor, options).await;
         if let (Err(_), Some(metrics)) = (&asked, &self.metrics) {
             metrics.event(cause, "limited");
         }
@@ -133,7 +133,7 @@ impl Handle {
         scope: Scope,
         cause: Cause,
         actor: Actor,
-        wish: Wish,
+        options: PassOptions,
     ) -> Result<Ticket, Busy> {
         let (queued, queued_count) = oneshot::channel();
         let (looks, settled) = mpsc::unbounded_channel();
@@ -144,7 +144,7 @@ impl Handle {
             actor,
             run_id: id.clone(),
             received,
-            wish,
+            options,
             reply: Some(Reply { queued, looks }),
         };
         self.events.try_send(event).map_err(|error| match error {
@@ -160,7 +160,7 @@ impl Handle {
             brief: false,
         };
         self.remember(run.clone());
-        let (handle, blank) = (self.clone(), Passed::begun(started, wish.all));
+        let (handle, blank) = (self.clone(), Passed::begun(started, options.all));
         tokio::spawn(async move {
             // Nobody reads of a pass that is forgotten and not waited for.
             tokio::select! {
@@ -382,12 +382,12 @@ mod tests {
         all: bool,
         queued: usize,
     ) -> (Ticket, Reply) {
-        let wish = Wish {
+        let options = PassOptions {
             all,
-            ..Wish::default()
+            ..PassOptions::default()
         };
         let (ticket, looks) = tokio::join!(
-            handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), wish),
+            handle.ask(Scope::default(), Cause::Ping, Actor::daemon(), options),
             async {
                 let reply = events.recv().await.unwrap().reply.unwrap();
                 let _ = reply.queued.send(queued);

@@ -1,4 +1,4 @@
-//! One pass over the world, for commands that run without the daemon.
+//! One pass over the topology, for commands that run without the daemon.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,50 +11,50 @@ use super::event::Scope;
 use super::queue::fruitless;
 use super::run::matching;
 use crate::clock;
-use crate::endpoint::Backend;
+use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Actor, Cause, Look, Report};
 use crate::look::LeftAlone;
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::look::discover::{Catalog, Owners, read_catalog};
-use crate::look::topology::World;
-use crate::look::{Ask, Looking};
+use crate::look::topology::Topology;
+use crate::look::{LookRequest, RepositoryLook};
 use crate::oci::RepositoryName;
 use crate::route::Route;
 use crate::status::board::Board;
 use crate::transfer::{Settle, Stop};
 
 /// Looks at everything in the scope once, and carries what differs.
-pub async fn pass<B: Backend>(
-    world: &World<B>,
+pub async fn pass<B: Repositories>(
+    topology: &Topology<B>,
     scope: &Scope,
-    wish: Wish,
+    options: PassOptions,
     actor: Actor,
     settle: &Settle,
     stop: &Stop,
 ) -> Report {
     let (started, clock) = (clock::now(), Instant::now());
-    let (board, mut owners, mut looks) = (Board::default(), Owners::new(world), Vec::new());
-    let ask = Ask {
+    let (board, mut owners, mut looks) = (Board::default(), Owners::new(topology), Vec::new());
+    let request = LookRequest {
         tags: scope.tags.clone(),
         digest: scope.digest,
         cause: Cause::Cli,
         actor,
-        wish,
+        options,
         run_id: settle.facts.run_id.clone(),
     };
-    let asked = matching(world, scope);
-    discover_all(world, &asked, &mut owners, stop, &mut looks)
+    let asked = matching(topology, scope);
+    discover_all(topology, &asked, &mut owners, stop, &mut looks)
         .boxed()
         .await;
     let mut places: Vec<(&Route, RepositoryName)> = Vec::new();
     for (route, repository) in asked {
-        let Some(position) = world.routes.position(&route.name) else {
+        let Some(position) = topology.routes.position(&route.name) else {
             continue;
         };
         let discovered = match repository {
-            Some(name) => Arc::new(owners.alone(world, position, &name)),
-            None => owners.sorted(world, position),
+            Some(name) => Arc::new(owners.alone(topology, position, &name)),
+            None => owners.sorted(topology, position),
         };
         looks.extend(discovered.as_look());
         places.extend(
@@ -66,13 +66,13 @@ pub async fn pass<B: Backend>(
     }
     let left_alone = LeftAlone::new();
     let each = stream::iter(&places).map(|(route, repository)| {
-        let (ask, board, left_alone) = (&ask, &board, &left_alone);
+        let (request, board, left_alone) = (&request, &board, &left_alone);
         async move {
-            let look = Looking {
-                world,
+            let look = RepositoryLook {
+                topology,
                 route,
                 repository,
-                ask,
+                request,
                 settle,
                 board,
                 stop,
@@ -81,23 +81,23 @@ pub async fn pass<B: Backend>(
             .look()
             .boxed()
             .await;
-            world
+            topology
                 .metrics
-                .look_ended(&route.name, ask.cause, &look.trouble);
+                .look_ended(&route.name, request.cause, &look.trouble);
             look
         }
     });
     looks.extend(
-        each.buffer_unordered(world.settings.looks)
+        each.buffer_unordered(topology.settings.looks)
             .collect::<Vec<_>>()
             .await,
     );
-    Report::new(&ask.run_id, started, clock.elapsed(), looks)
+    Report::new(&request.run_id, started, clock.elapsed(), looks)
 }
 
 /// Finds the sources of the routes that are asked for, and of those that come before them in the same destinations.
-async fn discover_all<B: Backend>(
-    world: &World<B>,
+async fn discover_all<B: Repositories>(
+    topology: &Topology<B>,
     asked: &[(&Route, Option<RepositoryName>)],
     owners: &mut Owners,
     stop: &Stop,
@@ -113,10 +113,10 @@ async fn discover_all<B: Backend>(
         .collect();
     let positions = asked
         .iter()
-        .filter_map(|(route, _)| world.routes.position(&route.name));
+        .filter_map(|(route, _)| topology.routes.position(&route.name));
     wanted.extend(positions.flat_map(|position| owners.all_awaited(position).cloned()));
     for registry in wanted {
-        match read_catalog(world, &registry, &Catalog::default(), stop)
+        match read_catalog(topology, &registry, &Catalog::default(), stop)
             .boxed()
             .await
         {

@@ -10,7 +10,7 @@ use super::event::Event;
 
 /// An event and how much of it is answered.
 #[derive(Debug)]
-pub struct Inquiry {
+pub struct PendingEvent {
     /// The event.
     pub event: Event,
     /// Looks that were queued for it so far.
@@ -30,24 +30,24 @@ struct Round {
 
 /// The events that wait, and the discoveries that run for them.
 #[derive(Debug, Default)]
-pub struct Inquiries {
+pub struct PendingEvents {
     next: u64,
-    inquiries: BTreeMap<u64, Inquiry>,
+    pending_events: BTreeMap<u64, PendingEvent>,
     rounds: BTreeMap<Arc<str>, Round>,
 }
 
-impl Inquiries {
+impl PendingEvents {
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.inquiries.len()
+        self.pending_events.len()
     }
 
     /// An event that is about so many routes.
     pub fn open(&mut self, event: Event, routes: usize) -> u64 {
         self.next += 1;
-        self.inquiries.insert(
+        self.pending_events.insert(
             self.next,
-            Inquiry {
+            PendingEvent {
                 event,
                 count: 0,
                 open: routes,
@@ -59,10 +59,10 @@ impl Inquiries {
 
     /// A route of an event waits for a reading of the registry's catalog. `true`: there is none, one is to begin.
     pub fn join(&mut self, registry: &Arc<str>, id: u64, route: Arc<str>) -> bool {
-        let Some(inquiry) = self.inquiries.get_mut(&id) else {
+        let Some(pending) = self.pending_events.get_mut(&id) else {
             return false;
         };
-        let waiting = inquiry.waiting.entry(registry.clone()).or_default();
+        let waiting = pending.waiting.entry(registry.clone()).or_default();
         waiting.push(route);
         if waiting.len() > 1 {
             return false;
@@ -122,25 +122,25 @@ impl Inquiries {
         let mut routes = Vec::new();
         for id in ids {
             let waiting = self
-                .inquiries
+                .pending_events
                 .get_mut(&id)
-                .and_then(|inquiry| inquiry.waiting.remove(registry));
+                .and_then(|pending| pending.waiting.remove(registry));
             routes.extend(waiting.into_iter().flatten().map(|route| (id, route)));
         }
         routes
     }
 
     /// The event of that number.
-    pub fn find(&mut self, id: u64) -> Option<&mut Inquiry> {
-        self.inquiries.get_mut(&id)
+    pub fn find(&mut self, id: u64) -> Option<&mut PendingEvent> {
+        self.pending_events.get_mut(&id)
     }
 
     /// One of its routes has been answered for; the whole once it was the last.
-    pub fn answered(&mut self, id: u64) -> Option<Inquiry> {
-        let inquiry = self.inquiries.get_mut(&id)?;
-        inquiry.open = inquiry.open.saturating_sub(1);
-        if inquiry.open == 0 {
-            self.inquiries.remove(&id)
+    pub fn answered(&mut self, id: u64) -> Option<PendingEvent> {
+        let pending = self.pending_events.get_mut(&id)?;
+        pending.open = pending.open.saturating_sub(1);
+        if pending.open == 0 {
+            self.pending_events.remove(&id)
         } else {
             None
         }
@@ -148,7 +148,7 @@ impl Inquiries {
 
     /// Nobody waits any more.
     pub fn clear(&mut self) {
-        self.inquiries.clear();
+        self.pending_events.clear();
     }
 }
 
@@ -158,53 +158,56 @@ mod tests {
 
     use super::*;
     use crate::job::{Actor, Cause};
-    use crate::look::Wish;
+    use crate::look::PassOptions;
     use crate::watch::Scope;
 
     fn event() -> Event {
-        let (scope, wish, actor) = (Scope::default(), Wish::default(), Actor::daemon());
+        let (scope, options, actor) = (Scope::default(), PassOptions::default(), Actor::daemon());
         Event {
             scope,
             cause: Cause::Ping,
             actor,
             run_id: String::new(),
             received: Instant::now(),
-            wish,
+            options,
             reply: None,
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_events_share_the_next_reading() {
-        let mut inquiries = Inquiries::default();
+        let mut pending_events = PendingEvents::default();
         let (registry, wild, other): (Arc<str>, Arc<str>, Arc<str>) =
             ("staging".into(), "wild".into(), "other".into());
-        let first = inquiries.open(event(), 2);
-        assert!(inquiries.join(&registry, first, wild.clone()));
+        let first = pending_events.open(event(), 2);
+        assert!(pending_events.join(&registry, first, wild.clone()));
         assert!(
-            !inquiries.join(&registry, first, other.clone()),
+            !pending_events.join(&registry, first, other.clone()),
             "one reading for both routes"
         );
         for _ in 0..100 {
-            let id = inquiries.open(event(), 1);
+            let id = pending_events.open(event(), 1);
             assert!(
-                !inquiries.join(&registry, id, wild.clone()),
+                !pending_events.join(&registry, id, wild.clone()),
                 "one at a time"
             );
         }
         assert_eq!(
-            inquiries.ended(&registry),
+            pending_events.ended(&registry),
             (vec![(first, wild), (first, other)], true)
         );
-        assert!(inquiries.answered(first).is_none(), "another route is open");
-        assert!(inquiries.answered(first).is_some());
-        let (asked, again) = inquiries.ended(&registry);
+        assert!(
+            pending_events.answered(first).is_none(),
+            "another route is open"
+        );
+        assert!(pending_events.answered(first).is_some());
+        let (asked, again) = pending_events.ended(&registry);
         assert_eq!((asked.len(), again), (100, false));
         assert!(
             asked
                 .into_iter()
-                .all(|(id, _)| inquiries.answered(id).is_some())
+                .all(|(id, _)| pending_events.answered(id).is_some())
         );
-        assert!(inquiries.len() == 0 && !inquiries.is_running(&registry));
+        assert!(pending_events.len() == 0 && !pending_events.is_running(&registry));
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::fault::{Class, Fault};
 use crate::job::{Cause, Look, Totals, Trouble};
-use crate::look::Ask;
+use crate::look::LookRequest;
 use crate::oci::RepositoryName;
 
 /// Single tags that one entry may be about; more, and it is about all.
@@ -49,7 +49,7 @@ pub struct LookKey {
 #[derive(Debug)]
 pub struct Waiting {
     /// What is asked.
-    pub ask: Ask,
+    pub request: LookRequest,
     /// Who is told what came of it.
     pub tell: Vec<Tell>,
     /// Not before.
@@ -206,19 +206,19 @@ impl Places {
 
 impl Queue {
     /// Asks for a look; merges with what waits already.
-    pub fn ask(&mut self, key: LookKey, ask: Ask, tell: Option<Tell>, now: Instant) {
+    pub fn add(&mut self, key: LookKey, request: LookRequest, tell: Option<Tell>, now: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
-        let not_before = if is_poll(&ask) {
+        let not_before = if is_poll(&request) {
             entry.held.map_or(now, |held| held.max(now))
         } else {
             now
         };
-        entry.ask(ask, tell, not_before, now);
+        entry.add(request, tell, not_before, now);
         self.place(&key, now);
     }
 
     /// Asks for another look later, because of trouble that may pass; the wait doubles while trouble lasts.
-    pub fn ask_later(&mut self, key: LookKey, ask: Ask, pace: Pace, now: Instant) {
+    pub fn add_later(&mut self, key: LookKey, request: LookRequest, pace: Pace, now: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
         entry.failures += 1;
         let until = now + pace.wait(entry.failures);
@@ -227,21 +227,21 @@ impl Queue {
             for waiting in entry
                 .waiting
                 .iter_mut()
-                .filter(|waiting| is_poll(&waiting.ask))
+                .filter(|waiting| is_poll(&waiting.request))
             {
                 waiting.not_before = waiting.not_before.max(until);
             }
         }
-        entry.ask(ask, None, until, now);
+        entry.add(request, None, until, now);
         self.place(&key, now);
     }
 
     /// Asks for another look at that time, whatever polls do meanwhile.
-    pub fn ask_at(&mut self, key: LookKey, ask: Ask, at: Instant, now: Instant) {
+    pub fn add_at(&mut self, key: LookKey, request: LookRequest, at: Instant, now: Instant) {
         self.entries
             .entry(key.clone())
             .or_default()
-            .ask(ask, None, at, now);
+            .add(request, None, at, now);
         self.place(&key, now);
     }
 
@@ -267,7 +267,7 @@ impl Queue {
         let entry = self.entries.get_mut(&key)?;
         let mut waiting = entry.waiting.remove(entry.best(now)?);
         let running = Running {
-            is_wide: waiting.ask.tags.is_empty(),
+            is_wide: waiting.request.tags.is_empty(),
             lane: turn.lane,
         };
         waiting.is_beside = entry.running.is_some();
@@ -467,15 +467,15 @@ fn stride(rank: u8) -> u64 {
 }
 
 impl Entry {
-    fn ask(&mut self, ask: Ask, tell: Option<Tell>, not_before: Instant, now: Instant) {
-        let rank = rank(&ask);
+    fn add(&mut self, request: LookRequest, tell: Option<Tell>, not_before: Instant, now: Instant) {
+        let rank = rank(&request);
         // What is asked for by its name does not wait for a look at everything, nor turn into one.
         let is_named = rank == NAMED;
         let fits = |waiting: &&mut Waiting| {
-            waiting.ask.digest == ask.digest && waiting.is_named() == is_named
+            waiting.request.digest == request.digest && waiting.is_named() == is_named
         };
         if let Some(waiting) = self.waiting.iter_mut().find(fits) {
-            return waiting.merge(ask, rank, tell, not_before);
+            return waiting.merge(request, rank, tell, not_before);
         }
         if self.waiting.len() >= APART {
             // Everyone who expects nothing has a place: only what is expected can come so often.
@@ -486,7 +486,7 @@ impl Entry {
         }
         let tell = tell.into_iter().collect();
         self.waiting.push(Waiting {
-            ask,
+            request,
             tell,
             not_before,
             since: now,
@@ -568,16 +568,16 @@ impl Place {
 impl Waiting {
     /// Whether it is about single tags that were asked for by their names.
     fn is_named(&self) -> bool {
-        self.rank == NAMED && !self.ask.tags.is_empty()
+        self.rank == NAMED && !self.request.tags.is_empty()
     }
 
-    fn merge(&mut self, ask: Ask, rank: u8, tell: Option<Tell>, not_before: Instant) {
+    fn merge(&mut self, request: LookRequest, rank: u8, tell: Option<Tell>, not_before: Instant) {
         if self.tell.len() == self.tell.capacity() {
             self.tell.retain(|asker| !asker.is_closed());
         }
         self.tell.extend(tell);
         self.not_before = self.not_before.min(not_before);
-        self.ask.tags = match (std::mem::take(&mut self.ask.tags), ask.tags) {
+        self.request.tags = match (std::mem::take(&mut self.request.tags), request.tags) {
             (ours, theirs) if ours.is_empty() || theirs.is_empty() => Vec::new(),
             (mut ours, theirs) => {
                 ours.extend(
@@ -589,12 +589,16 @@ impl Waiting {
                 if ours.len() > TAGS { Vec::new() } else { ours }
             }
         };
-        self.ask.wish.all |= ask.wish.all;
-        self.ask.wish.waits |= ask.wish.waits;
+        self.request.options.all |= request.options.all;
+        self.request.options.waits |= request.options.waits;
         // What asks production itself outdoes what trusts hints, whoever came first.
-        let (ours, theirs) = (self.ask.cause.trusts_hints(), ask.cause.trusts_hints());
+        let (ours, theirs) = (
+            self.request.cause.trusts_hints(),
+            request.cause.trusts_hints(),
+        );
         if (ours && !theirs) || (ours == theirs && rank < self.rank) {
-            (self.ask.cause, self.ask.actor, self.ask.run_id) = (ask.cause, ask.actor, ask.run_id);
+            (self.request.cause, self.request.actor, self.request.run_id) =
+                (request.cause, request.actor, request.run_id);
         }
         self.rank = self.rank.min(rank);
     }
@@ -637,13 +641,13 @@ pub fn interrupted() -> Look {
 }
 
 /// Whether nobody but the daemon itself asks.
-fn is_poll(ask: &Ask) -> bool {
-    matches!(ask.cause, Cause::Poll | Cause::Verify)
+fn is_poll(request: &LookRequest) -> bool {
+    matches!(request.cause, Cause::Poll | Cause::Verify)
 }
 
 /// Lower goes first.
-fn rank(ask: &Ask) -> u8 {
-    match (ask.cause, ask.tags.is_empty()) {
+fn rank(request: &LookRequest) -> u8 {
+    match (request.cause, request.tags.is_empty()) {
         (Cause::Cli | Cause::Ping | Cause::Signal, false) => 0,
         (Cause::Cli | Cause::Ping | Cause::Signal, true) => 1,
         (Cause::Webhook | Cause::Queue, _) => 2,
@@ -656,7 +660,7 @@ fn rank(ask: &Ask) -> u8 {
 mod tests {
     use super::*;
     use crate::job::Actor;
-    use crate::look::Wish;
+    use crate::look::PassOptions;
 
     fn key(repository: &str) -> LookKey {
         LookKey {
@@ -666,14 +670,14 @@ mod tests {
         }
     }
 
-    fn ask(cause: Cause, tags: &[&str]) -> Ask {
+    fn ask(cause: Cause, tags: &[&str]) -> LookRequest {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        Ask {
+        LookRequest {
             tags,
             digest: None,
             cause,
             actor: Actor::daemon(),
-            wish: Wish::default(),
+            options: PassOptions::default(),
             run_id: String::new(),
         }
     }
@@ -690,11 +694,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hundred_pings_cost_one_extra_look() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
         let (running, _) = queue.start(now, ANY).unwrap();
         let (sender, _receiver) = mpsc::unbounded_channel();
         for _ in 0..100 {
-            queue.ask(key("a"), ask(Cause::Ping, &[]), Some(sender.clone()), now);
+            queue.add(key("a"), ask(Cause::Ping, &[]), Some(sender.clone()), now);
         }
         assert!(
             queue.start(now, ANY).is_none(),
@@ -715,21 +719,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_narrow_question_is_answered_by_a_wide_look_unless_it_was_asked_by_name() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("a"), ask(Cause::Webhook, &["v1"]), None, now);
-        queue.ask(key("a"), ask(Cause::Webhook, &["v2", "v1"]), None, now);
-        assert_eq!(queue.entries[&key("a")].waiting[0].ask.tags.len(), 2);
-        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
-        queue.ask(key("a"), ask(Cause::Ping, &["v3"]), None, now);
+        queue.add(key("a"), ask(Cause::Webhook, &["v1"]), None, now);
+        queue.add(key("a"), ask(Cause::Webhook, &["v2", "v1"]), None, now);
+        assert_eq!(queue.entries[&key("a")].waiting[0].request.tags.len(), 2);
+        queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.add(key("a"), ask(Cause::Ping, &["v3"]), None, now);
         let (running, waiting) = queue.start(now, ANY).unwrap();
         assert_eq!(
-            (waiting.ask.cause, waiting.ask.tags),
+            (waiting.request.cause, waiting.request.tags),
             (Cause::Ping, vec!["v3".parse().unwrap()])
         );
         queue.settled(&running, false, true, now);
         let (_, waiting) = queue.start(now, ANY).unwrap();
-        assert!(waiting.ask.tags.is_empty());
+        assert!(waiting.request.tags.is_empty());
         assert_eq!(
-            waiting.ask.cause,
+            waiting.request.cause,
             Cause::Webhook,
             "it is for what asked first for more than a poll"
         );
@@ -738,20 +742,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_trusts_hints_does_not_weaken_what_does_not() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
-        queue.ask(key("a"), ask(Cause::Verify, &[]), None, now);
-        assert_eq!(queue.start(now, ANY).unwrap().1.ask.cause, Cause::Verify);
-        queue.ask(key("b"), ask(Cause::Verify, &[]), None, now);
-        queue.ask(key("b"), ask(Cause::Poll, &[]), None, now);
-        assert!(!queue.start(now, ANY).unwrap().1.ask.cause.trusts_hints());
+        queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.add(key("a"), ask(Cause::Verify, &[]), None, now);
+        assert_eq!(
+            queue.start(now, ANY).unwrap().1.request.cause,
+            Cause::Verify
+        );
+        queue.add(key("b"), ask(Cause::Verify, &[]), None, now);
+        queue.add(key("b"), ask(Cause::Poll, &[]), None, now);
+        assert!(
+            !queue
+                .start(now, ANY)
+                .unwrap()
+                .1
+                .request
+                .cause
+                .trusts_hints()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn order_is_by_who_asks_then_by_age() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("backfill"), ask(Cause::Start, &[]), None, now);
-        queue.ask(key("poll"), ask(Cause::Poll, &[]), None, now);
-        queue.ask(
+        queue.add(key("backfill"), ask(Cause::Start, &[]), None, now);
+        queue.add(key("poll"), ask(Cause::Poll, &[]), None, now);
+        queue.add(
             key("named"),
             ask(Cause::Cli, &["v1"]),
             None,
@@ -777,13 +792,13 @@ mod tests {
     async fn trouble_is_looked_at_again_ever_more_slowly() {
         let waits = |pace: Pace| {
             let (mut queue, mut now, mut waits) = (Queue::default(), Instant::now(), Vec::new());
-            queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+            queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
             for _ in 0..8 {
                 let (running, _) = queue.start(now, ANY).unwrap();
-                queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
-                queue.ask_later(running.clone(), ask(Cause::Poll, &[]), pace, now);
+                queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
+                queue.add_later(running.clone(), ask(Cause::Poll, &[]), pace, now);
                 queue.settled(&running, false, false, now);
-                queue.ask(
+                queue.add(
                     key("a"),
                     ask(Cause::Poll, &[]),
                     None,
@@ -811,17 +826,17 @@ mod tests {
             Cause::Start,
         ] {
             let (mut queue, now) = (Queue::default(), Instant::now());
-            queue.ask_later(key("a"), ask(Cause::Poll, &[]), Pace::WHOLE, now);
-            queue.ask(key("a"), ask(Cause::Verify, &[]), None, now);
+            queue.add_later(key("a"), ask(Cause::Poll, &[]), Pace::WHOLE, now);
+            queue.add(key("a"), ask(Cause::Verify, &[]), None, now);
             assert!(queue.start(now, ANY).is_none(), "a poll waits");
-            queue.ask(key("a"), ask(cause, &[]), None, now);
+            queue.add(key("a"), ask(cause, &[]), None, now);
             let (running, _) = queue.start(now, ANY).expect("asked for");
             queue.settled(&running, false, true, now);
             assert!(queue.entries.is_empty(), "{cause}: one look answers both");
         }
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask_later(key("a"), ask(Cause::Poll, &[]), Pace::ABSENT, now);
-        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.add_later(key("a"), ask(Cause::Poll, &[]), Pace::ABSENT, now);
+        queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
         assert!(
             queue.start(now, ANY).is_some(),
             "a first push is found by the next poll"
@@ -831,21 +846,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn expectations_of_different_digests_stay_apart() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        let expecting = |text: &str| Ask {
+        let expecting = |text: &str| LookRequest {
             digest: Some(crate::oci::Digest::sha256(text.as_bytes())),
             ..ask(Cause::Ping, &["v1"])
         };
         for text in ["one", "other", "one"] {
-            queue.ask(key("a"), expecting(text), None, now);
+            queue.add(key("a"), expecting(text), None, now);
         }
-        queue.ask(key("a"), ask(Cause::Ping, &["v1"]), None, now);
+        queue.add(key("a"), ask(Cause::Ping, &["v1"]), None, now);
         let mut asked = Vec::new();
         while let Some((running, waiting)) = queue.start(now, ANY) {
             assert!(
                 queue.start(now, ANY).is_none(),
                 "looks of one repository never overlap"
             );
-            asked.push(waiting.ask.digest);
+            asked.push(waiting.request.digest);
             queue.settled(&running, false, true, now);
         }
         assert_eq!(
@@ -855,7 +870,7 @@ mod tests {
 
         let (sender, mut told) = mpsc::unbounded_channel();
         for number in 0..=APART {
-            queue.ask(
+            queue.add(
                 key("a"),
                 expecting(&number.to_string()),
                 Some(sender.clone()),
@@ -873,15 +888,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_asked_for_by_name_runs_beside_a_look_at_everything() {
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.ask(key("a"), ask(Cause::Start, &[]), None, now);
+        queue.add(key("a"), ask(Cause::Start, &[]), None, now);
         let (backfill, waiting) = queue.start(now, ANY).unwrap();
         assert!(!waiting.is_beside);
-        queue.ask(key("a"), ask(Cause::Poll, &[]), None, now);
+        queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
         assert!(queue.start(now, ANY).is_none(), "a poll waits");
         let expected = Some(crate::oci::Digest::sha256(b"hotfix"));
-        queue.ask(
+        queue.add(
             key("a"),
-            Ask {
+            LookRequest {
                 digest: expected,
                 ..ask(Cause::Ping, &["v2"])
             },
@@ -891,10 +906,10 @@ mod tests {
         let (hotfix, waiting) = queue
             .start(now, ANY)
             .expect("a hotfix does not wait for the backfill");
-        assert!(waiting.is_beside && waiting.ask.tags == ["v2".parse().unwrap()]);
-        queue.ask(
+        assert!(waiting.is_beside && waiting.request.tags == ["v2".parse().unwrap()]);
+        queue.add(
             key("a"),
-            Ask {
+            LookRequest {
                 digest: Some(crate::oci::Digest::sha256(b"x")),
                 ..ask(Cause::Ping, &["v3"])
             },
@@ -915,7 +930,7 @@ mod tests {
             let (running, waiting) = queue.start(now, ANY)?;
             assert!(!waiting.is_beside);
             queue.settled(&running, false, true, now);
-            Some(waiting.ask.tags.len())
+            Some(waiting.request.tags.len())
         })
         .collect();
         assert_eq!(named, [1, 0], "then v3, then the poll");
@@ -945,13 +960,13 @@ mod tests {
             by_name: 4,
         };
         for number in 0..100 {
-            queue.ask(
+            queue.add(
                 in_lane("sick", number),
                 ask(Cause::Ping, &["v1"]),
                 None,
                 now,
             );
-            queue.ask(
+            queue.add(
                 in_lane("sick", 100 + number),
                 ask(Cause::Start, &[]),
                 None,
@@ -960,7 +975,7 @@ mod tests {
         }
         let started = std::iter::from_fn(|| queue.start(now, places)).count();
         assert_eq!(started, 12, "not even by name does one lane take all");
-        queue.ask(in_lane("well", 0), ask(Cause::Ping, &["v1"]), None, now);
+        queue.add(in_lane("well", 0), ask(Cause::Ping, &["v1"]), None, now);
         assert!(
             queue
                 .start(now, places)
@@ -969,10 +984,10 @@ mod tests {
 
         let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
         (0..100).for_each(|number| {
-            queue.ask(in_lane("sick", number), ask(Cause::Start, &[]), None, now)
+            queue.add(in_lane("sick", number), ask(Cause::Start, &[]), None, now)
         });
         assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 6);
-        queue.ask(in_lane("well", 0), ask(Cause::Start, &[]), None, now);
+        queue.add(in_lane("well", 0), ask(Cause::Start, &[]), None, now);
         assert!(
             queue
                 .start(now, places)
@@ -981,7 +996,7 @@ mod tests {
 
         let (mut queue, now) = (in_lanes(&["only"]), Instant::now());
         (0..100).for_each(|number| {
-            queue.ask(in_lane("only", number), ask(Cause::Start, &[]), None, now)
+            queue.add(in_lane("only", number), ask(Cause::Start, &[]), None, now)
         });
         assert_eq!(
             std::iter::from_fn(|| queue.start(now, places)).count(),
@@ -995,7 +1010,7 @@ mod tests {
         let (mut queue, now) = (in_lanes(&["one"]), Instant::now());
         for number in 0..100 {
             for (place, cause) in [(0, Cause::Webhook), (100, Cause::Poll), (200, Cause::Start)] {
-                queue.ask(in_lane("one", place + number), ask(cause, &[]), None, now);
+                queue.add(in_lane("one", place + number), ask(cause, &[]), None, now);
             }
         }
         let places = Places {
@@ -1003,7 +1018,7 @@ mod tests {
             by_name: 0,
         };
         let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, places))
-            .map(|(_, waiting)| waiting.ask.cause)
+            .map(|(_, waiting)| waiting.request.cause)
             .collect();
         let of = |cause: Cause| causes[..65].iter().filter(|other| **other == cause).count();
         assert_eq!(
@@ -1017,13 +1032,13 @@ mod tests {
     async fn lanes_take_turns_however_much_one_of_them_asks() {
         let (mut queue, now) = (in_lanes(&["busy", "quiet"]), Instant::now());
         (0..50).for_each(|number| {
-            queue.ask(in_lane("busy", number), ask(Cause::Poll, &[]), None, now)
+            queue.add(in_lane("busy", number), ask(Cause::Poll, &[]), None, now)
         });
         for _ in 0..5 {
             queue.start(now, ANY);
         }
         (0..5).for_each(|number| {
-            queue.ask(in_lane("quiet", number), ask(Cause::Poll, &[]), None, now)
+            queue.add(in_lane("quiet", number), ask(Cause::Poll, &[]), None, now)
         });
         let next: Vec<_> = (0..10)
             .filter_map(|_| queue.start(now, ANY))
@@ -1040,7 +1055,7 @@ mod tests {
     async fn what_is_forgotten_is_told_as_interrupted() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let (sender, mut told) = mpsc::unbounded_channel();
-        queue.ask(key("a"), ask(Cause::Ping, &[]), Some(sender), now);
+        queue.add(key("a"), ask(Cause::Ping, &[]), Some(sender), now);
         queue.retain(|_| false, now);
         assert_eq!(told.try_recv().unwrap().totals.interrupted, 1);
         assert!(queue.entries.is_empty() && queue.ready.is_empty() && queue.due.is_empty());

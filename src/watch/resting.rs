@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::fault::Class;
 use crate::job::{Cause, Look, Outcome, Settled};
-use crate::look::{Ask, LeftAlone};
+use crate::look::{LeftAlone, LookRequest};
 use crate::oci::Tag;
 
 /// Failed tags of one repository that rest. More, and the repository is looked at more seldom as a whole.
@@ -60,7 +60,12 @@ impl RestingTags {
     ///
     /// # Errors
     /// [`TooMany`], and then nothing rests.
-    pub fn note(&mut self, ask: &Ask, look: &Look, now: Instant) -> Result<(), TooMany> {
+    pub fn note(
+        &mut self,
+        request: &LookRequest,
+        look: &Look,
+        now: Instant,
+    ) -> Result<(), TooMany> {
         let failed: BTreeMap<&str, &Settled> = look
             .jobs
             .iter()
@@ -68,8 +73,9 @@ impl RestingTags {
             .map(|job| (job.destination.as_str(), job))
             .collect();
         // What a look saw and does not report as failed is well, or gone.
-        let is_seen =
-            |tag: &Tag| look.trouble.is_empty() && (ask.tags.is_empty() || ask.tags.contains(tag));
+        let is_seen = |tag: &Tag| {
+            look.trouble.is_empty() && (request.tags.is_empty() || request.tags.contains(tag))
+        };
         self.0.retain(|destination, resting| {
             failed.contains_key(destination.as_str()) || !is_seen(&resting.tag)
         });
@@ -141,17 +147,17 @@ fn wait(class: Class, failures: u32) -> Duration {
 mod tests {
     use super::*;
     use crate::job::{Actor, Failure, Trouble};
-    use crate::look::Wish;
+    use crate::look::PassOptions;
 
-    fn ask(tags: &[&str]) -> Ask {
+    fn ask(tags: &[&str]) -> LookRequest {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        let (actor, wish) = (Actor::daemon(), Wish::default());
-        Ask {
+        let (actor, options) = (Actor::daemon(), PassOptions::default());
+        LookRequest {
             tags,
             digest: None,
             cause: Cause::Poll,
             actor,
-            wish,
+            options,
             run_id: String::new(),
         }
     }

@@ -14,7 +14,7 @@ const SHOWN: usize = 100;
 
 /// How the routes stand.
 #[derive(Debug, Default)]
-pub struct Standing {
+pub struct RouteHealth {
     routes: BTreeMap<Arc<str>, Route>,
 }
 
@@ -26,7 +26,7 @@ struct Route {
     trouble: BTreeMap<Option<RepositoryName>, Vec<Trouble>>,
 }
 
-impl Standing {
+impl RouteHealth {
     /// Takes up the routes that there are now; what is known of those that stay is kept.
     pub fn adopt<'a>(&mut self, routes: impl Iterator<Item = &'a Arc<str>>) {
         let mut before = std::mem::take(&mut self.routes);
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_route_is_looked_at_once_when_all_its_first_repositories_are() {
-        let mut standing = Standing::default();
+        let mut standing = RouteHealth::default();
         let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
         standing.adopt([&one, &other].into_iter());
         standing.discovered("one", &found(&["a", "b"]));
@@ -136,13 +136,13 @@ mod tests {
 
     #[test]
     fn trouble_of_one_repository_outlives_looks_at_others() {
-        let mut standing = Standing::default();
+        let mut standing = RouteHealth::default();
         standing.adopt([&"one".into()].into_iter());
         standing.discovered("one", &found(&["a", "b"]));
         standing.looked("one", &"a".parse().unwrap(), &trouble("a is down"));
         standing.looked("one", &"b".parse().unwrap(), &[]);
         standing.undiscovered("one", &trouble("no catalog")[0]);
-        let texts = |standing: &Standing| {
+        let texts = |standing: &RouteHealth| {
             standing
                 .trouble("one")
                 .into_iter()

@@ -13,24 +13,24 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use self::query::{Pending, Question};
+use self::query::{Pending, RouteQuery};
 use super::event::{Event, Scope};
 use super::handle::run_id;
-use super::pending::Inquiries;
+use super::pending::PendingEvents;
 use super::polls::{PollKey, Polls};
 use super::queue::{LookKey, Pace, Places, Queue, Tell, Waiting, fruitless};
 use super::resting::{RestingTags, TooMany};
-use super::route_health::Standing;
-use crate::backend::Site;
+use super::route_health::RouteHealth;
+use crate::backend::Backend;
 use crate::clock;
-use crate::endpoint::Backend;
+use crate::endpoint::Repositories;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Settled, Totals, Trouble};
 use crate::ledger::Facts;
-use crate::look::Wish;
+use crate::look::PassOptions;
 use crate::look::discover::{Discovered, Owners, Reading};
-use crate::look::topology::{Settings, World};
-use crate::look::{Ask, Looking};
+use crate::look::topology::{Settings, Topology};
+use crate::look::{LookRequest, RepositoryLook};
 use crate::oci::RepositoryName;
 use crate::route::{Route, Template};
 use crate::status::board::{Board, RouteStatus};
@@ -44,25 +44,25 @@ const TROUBLES: usize = 10_000;
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The watch and what it owns.
-pub struct Watch<B: Backend = Site> {
-    world: watch::Receiver<Arc<World<B>>>,
+pub struct Watch<B: Repositories = Backend> {
+    topology: watch::Receiver<Arc<Topology<B>>>,
     board: Board,
     stop: Stop,
     progress: Arc<Progress>,
     queue: Queue,
     owners: Owners,
-    inquiries: Inquiries,
+    pending_events: PendingEvents,
     /// Catalogs whose changes are being taken up.
     pending: VecDeque<Pending>,
     /// What is to be answered.
-    questions: VecDeque<Question>,
+    questions: VecDeque<RouteQuery>,
     /// Questions that wait for a catalog, by its registry.
-    held: BTreeMap<Arc<str>, Vec<Question>>,
+    held: BTreeMap<Arc<str>, Vec<RouteQuery>>,
     shown_discovered: HashMap<Arc<str>, Arc<Discovered>>,
     polls: Polls,
     /// By route and repository: when production itself was last asked.
     verified: HashMap<Arc<str>, HashMap<RepositoryName, Instant>>,
-    standing: Standing,
+    standing: RouteHealth,
     tasks: JoinSet<Done>,
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
@@ -72,14 +72,14 @@ pub struct Watch<B: Backend = Site> {
 }
 
 /// What a task of the watch is about: kept here, so that a panic loses nothing.
-enum Task<B: Backend> {
+enum Task<B: Repositories> {
     Discovery {
         registry: Arc<str>,
-        world: Arc<World<B>>,
+        topology: Arc<Topology<B>>,
     },
     Look {
         key: LookKey,
-        ask: Ask,
+        request: LookRequest,
         tell: Vec<Tell>,
         is_beside: bool,
     },
@@ -91,24 +91,24 @@ enum Done {
     Looked(Look),
 }
 
-impl<B: Backend> Watch<B> {
-    /// A watch over the world that `world` holds, whatever it is replaced by.
-    pub fn new(world: watch::Receiver<Arc<World<B>>>, board: Board, stop: Stop) -> Watch<B> {
+impl<B: Repositories> Watch<B> {
+    /// A watch over the topology that `topology` holds, whatever it is replaced by.
+    pub fn new(topology: watch::Receiver<Arc<Topology<B>>>, board: Board, stop: Stop) -> Watch<B> {
         Watch {
-            world,
+            topology,
             board,
             stop,
             progress: Arc::default(),
             queue: Queue::default(),
             owners: Owners::default(),
-            inquiries: Inquiries::default(),
+            pending_events: PendingEvents::default(),
             pending: VecDeque::new(),
             questions: VecDeque::new(),
             held: BTreeMap::new(),
             shown_discovered: HashMap::new(),
             polls: Polls::default(),
             verified: HashMap::new(),
-            standing: Standing::default(),
+            standing: RouteHealth::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
             resting: HashMap::new(),
@@ -124,16 +124,16 @@ impl<B: Backend> Watch<B> {
             self.start_looks();
             self.show_queue();
             let wake = self.next_wake();
-            let most_events = self.world.borrow().settings.events;
+            let most_events = self.topology.borrow().settings.events;
             // Events last: they may come without end, everything before them comes in bounded numbers.
             tokio::select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
-                Ok(()) = self.world.changed() => self.adopt_world(),
+                Ok(()) = self.topology.changed() => self.adopt_world(),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.done(done),
                 () = tokio::time::sleep_until(wake) => self.poll(),
                 () = tokio::task::yield_now(), if self.has_work() => self.work(),
-                Some(event) = events.recv(), if self.inquiries.len() < most_events => self.take(event),
+                Some(event) = events.recv(), if self.pending_events.len() < most_events => self.take(event),
             }
         }
         drop(events);
@@ -142,7 +142,7 @@ impl<B: Backend> Watch<B> {
 
     /// Nobody waits for what will not begin any more; what runs settles.
     async fn drain(&mut self) {
-        self.inquiries.clear();
+        self.pending_events.clear();
         self.pending.clear();
         self.questions.clear();
         self.held.clear();
@@ -153,45 +153,45 @@ impl<B: Backend> Watch<B> {
         self.show_queue();
     }
 
-    fn world(&self) -> Arc<World<B>> {
-        self.world.borrow().clone()
+    fn topology(&self) -> Arc<Topology<B>> {
+        self.topology.borrow().clone()
     }
 
-    /// Takes up a new world: polls of its routes begin, what waits for routes that are gone is forgotten.
+    /// Takes up a new topology: polls of its routes begin, what waits for routes that are gone is forgotten.
     fn adopt_world(&mut self) {
-        let world = self.world.borrow_and_update().clone();
+        let topology = self.topology.borrow_and_update().clone();
         let now = Instant::now();
-        let exists = |name: &Arc<str>| world.routes.named(name).is_some();
+        let exists = |name: &Arc<str>| topology.routes.named(name).is_some();
         self.standing
-            .adopt(world.routes.0.iter().map(|route| &route.name));
+            .adopt(topology.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
         self.shown_discovered.clear();
         // Another config is a reason to try again.
         self.resting.clear();
         self.queue.set_lanes(
-            world
+            topology
                 .routes
                 .0
                 .iter()
                 .map(|route| (&route.name, lane(route))),
         );
-        self.owners = Owners::new(&world);
+        self.owners = Owners::new(&topology);
         self.polls
-            .begin(world.routes.0.iter().map(PollKey::of), now);
-        self.show_routes(&world);
-        self.ask_all_anew(&world);
+            .begin(topology.routes.0.iter().map(PollKey::of), now);
+        self.show_routes(&topology);
+        self.ask_all_anew(&topology);
         self.work();
     }
 
-    fn show_routes(&self, world: &World<B>) {
+    fn show_routes(&self, topology: &Topology<B>) {
         self.board.update(|status| {
             let before = std::mem::take(&mut status.routes);
             let mut before: HashMap<String, RouteStatus> = before
                 .into_iter()
                 .map(|entry| (entry.name.clone(), entry))
                 .collect();
-            status.routes = world
+            status.routes = topology
                 .routes
                 .0
                 .iter()
@@ -227,7 +227,7 @@ impl<B: Backend> Watch<B> {
             return;
         }
         self.shown = (depth, running, now);
-        self.world().metrics.queue(depth, oldest);
+        self.topology().metrics.queue(depth, oldest);
         self.board.update(|status| {
             status.queue.depth = depth;
             status.queue.running = running;
@@ -249,19 +249,18 @@ impl<B: Backend> Watch<B> {
 
     /// Asks for looks at the routes whose time has come.
     fn poll(&mut self) {
-        let (world, now) = (self.world(), Instant::now());
-        let pace = world.rhythm.poll.unwrap_or(world.rhythm.verify);
+        let (topology, now) = (self.topology(), Instant::now());
+        let pace = topology.intervals.poll.unwrap_or(topology.intervals.verify);
         while let Some((key, is_first)) = self.polls.take_due(now, pace) {
-            let cause = match (is_first, world.rhythm.poll) {
+            let cause = match (is_first, topology.intervals.poll) {
                 (true, _) => Cause::Start,
                 (false, Some(_)) => Cause::Poll,
                 (false, None) => Cause::Verify,
             };
-            let routes = polled(&world, &key);
+            let routes = polled(&topology, &key);
             routes.iter().for_each(|name| self.show_next_look(name));
             // Polls do not pile up behind a slow catalog.
-            let is_running =
-                matches!(&key, PollKey::Catalog(registry) if self.inquiries.is_running(registry));
+            let is_running = matches!(&key, PollKey::Catalog(registry) if self.pending_events.is_running(registry));
             if is_running && !is_first {
                 continue;
             }
@@ -275,7 +274,7 @@ impl<B: Backend> Watch<B> {
                 actor: Actor::daemon(),
                 run_id: run_id(),
                 received: now,
-                wish: Wish::default(),
+                options: PassOptions::default(),
                 reply: None,
             });
         }
@@ -283,7 +282,7 @@ impl<B: Backend> Watch<B> {
 
     fn show_next_look(&self, name: &Arc<str>) {
         let now = Instant::now();
-        let key = self.world().route(name).map(PollKey::of);
+        let key = self.topology().route(name).map(PollKey::of);
         let poll = key.and_then(|key| self.polls.next_of(&key));
         let next = self.held(name).filter(|held| *held > now).or(poll);
         let wait = next.map(|next| next.duration_since(now));
@@ -294,7 +293,7 @@ impl<B: Backend> Watch<B> {
 
     /// Until when the polls of a route wait because of trouble, where it has one repository only.
     fn held(&self, name: &Arc<str>) -> Option<Instant> {
-        let repository = self.world().route(name)?.from.literal()?;
+        let repository = self.topology().route(name)?.from.literal()?;
         self.queue.held(&LookKey {
             route: name.clone(),
             repository,
@@ -320,26 +319,26 @@ impl<B: Backend> Watch<B> {
             (
                 Some(Task::Look {
                     key,
-                    ask,
+                    request,
                     tell,
                     is_beside,
                 }),
                 Some(Done::Looked(look)),
-            ) => self.settled(key, ask, tell, is_beside, look),
+            ) => self.settled(key, request, tell, is_beside, look),
             (
                 Some(Task::Look {
                     key,
-                    ask,
+                    request,
                     tell,
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, ask, tell, is_beside, fruitless(&panicked())),
-            (Some(Task::Discovery { registry, world }), Some(Done::Discovered(read))) => {
-                self.discovered(&registry, &world, read)
+            ) => self.settled(key, request, tell, is_beside, fruitless(&panicked())),
+            (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
+                self.discovered(&registry, &topology, read)
             }
-            (Some(Task::Discovery { registry, world }), _) => {
-                self.discovered(&registry, &world, Err(panicked()))
+            (Some(Task::Discovery { registry, topology }), _) => {
+                self.discovered(&registry, &topology, Err(panicked()))
             }
             (None, _) => {}
         }
@@ -347,21 +346,21 @@ impl<B: Backend> Watch<B> {
 
     /// Starts the looks whose turn has come.
     fn start_looks(&mut self) {
-        let (world, now) = (self.world(), Instant::now());
+        let (topology, now) = (self.topology(), Instant::now());
         let Settings {
             looks, reserved, ..
-        } = world.settings;
+        } = topology.settings;
         let places = Places {
             all: looks,
             by_name: reserved,
         };
         self.queue.advance(now);
         while let Some((key, waiting)) = self.queue.start(now, places) {
-            let owner = world
+            let owner = topology
                 .route(&key.route)
-                .and_then(|route| world.routes.of(route.from.registry(), &key.repository));
+                .and_then(|route| topology.routes.of(route.from.registry(), &key.repository));
             if owner.is_some_and(|owner| owner.name == key.route) {
-                self.spawn_look(world.clone(), key, waiting);
+                self.spawn_look(topology.clone(), key, waiting);
             } else {
                 self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
@@ -371,10 +370,14 @@ impl<B: Backend> Watch<B> {
         }
     }
 
-    fn spawn_look(&mut self, world: Arc<World<B>>, key: LookKey, waiting: Waiting) {
+    fn spawn_look(&mut self, topology: Arc<Topology<B>>, key: LookKey, waiting: Waiting) {
         let (board, progress) = (self.board.clone(), self.progress.clone());
-        let withdrawn = world.withdrawn.get(&key.route).cloned().unwrap_or_default();
-        let in_force = self.world.clone();
+        let withdrawn = topology
+            .withdrawn
+            .get(&key.route)
+            .cloned()
+            .unwrap_or_default();
+        let in_force = self.topology.clone();
         let rules = CurrentRules::new(move |key, source| in_force.borrow().rules_of(key, source));
         let stop = Stop {
             withdrawn,
@@ -382,39 +385,39 @@ impl<B: Backend> Watch<B> {
             ..self.stop.clone()
         };
         let Waiting {
-            ask,
+            request,
             tell,
             is_beside,
             ..
         } = waiting;
         let task = Task::Look {
             key: key.clone(),
-            ask: ask.clone(),
+            request: request.clone(),
             tell,
             is_beside,
         };
         let resting = self.resting.get(&key).filter(|_| !key.dry_run);
         let left_alone = resting
-            .map(|resting| resting.left_alone(ask.cause, Instant::now()))
+            .map(|resting| resting.left_alone(request.cause, Instant::now()))
             .unwrap_or_default();
         let spawned = self.tasks.spawn(async move {
             let facts = Facts {
-                run_id: ask.run_id.clone(),
-                ..(*world.facts).clone()
+                run_id: request.run_id.clone(),
+                ..(*topology.facts).clone()
             };
             let settle = Settle {
                 facts: Arc::new(facts),
                 progress,
                 listener: None,
             };
-            let Some(route) = world.route(&key.route) else {
+            let Some(route) = topology.route(&key.route) else {
                 return Done::Looked(Look::default());
             };
-            let looking = Looking {
-                world: &world,
+            let looking = RepositoryLook {
+                topology: &topology,
                 route,
                 repository: &key.repository,
-                ask: &ask,
+                request: &request,
                 settle: &settle,
                 board: &board,
                 stop: &stop,
@@ -425,25 +428,33 @@ impl<B: Backend> Watch<B> {
         self.running.insert(spawned.id(), task);
     }
 
-    fn settled(&mut self, key: LookKey, ask: Ask, tell: Vec<Tell>, is_beside: bool, look: Look) {
+    fn settled(
+        &mut self,
+        key: LookKey,
+        request: LookRequest,
+        tell: Vec<Tell>,
+        is_beside: bool,
+        look: Look,
+    ) {
         let (mut pace, now) = (pace(&look), Instant::now());
         if !key.dry_run && !self.stop.drain.is_cancelled() {
             if self
-                .note_failures(&key, &ask, &look, pace.is_none(), now)
+                .note_failures(&key, &request, &look, pace.is_none(), now)
                 .is_err()
             {
                 pace = pace.or(Some(Pace::TAGS));
             }
             if let Some(pace) = pace {
-                self.queue.ask_later(key.clone(), again(&ask), pace, now);
+                self.queue
+                    .add_later(key.clone(), again(&request), pace, now);
             }
         }
         self.queue.settled(&key, is_beside, pace.is_none(), now);
-        self.world()
+        self.topology()
             .metrics
-            .look_ended(&key.route, ask.cause, &look.trouble);
+            .look_ended(&key.route, request.cause, &look.trouble);
         self.log_trouble(&key, &look);
-        self.note_looked(&key, ask.tags.is_empty(), &look.trouble);
+        self.note_looked(&key, request.tags.is_empty(), &look.trouble);
         let look = Arc::new(look);
         for asker in tell {
             // Whoever asked may have gone.
@@ -455,7 +466,7 @@ impl<B: Backend> Watch<B> {
     fn note_failures(
         &mut self,
         key: &LookKey,
-        ask: &Ask,
+        request: &LookRequest,
         look: &Look,
         is_well: bool,
         now: Instant,
@@ -465,14 +476,14 @@ impl<B: Backend> Watch<B> {
             return Ok(());
         }
         let resting = self.resting.entry(key.clone()).or_default();
-        let noted = resting.note(ask, look, now);
+        let noted = resting.note(request, look, now);
         match resting.next() {
-            Some((tags, at)) if is_well => self.queue.ask_at(
+            Some((tags, at)) if is_well => self.queue.add_at(
                 key.clone(),
-                Ask {
+                LookRequest {
                     tags,
                     digest: None,
-                    ..again(ask)
+                    ..again(request)
                 },
                 at,
                 now,
@@ -512,9 +523,9 @@ impl<B: Backend> Watch<B> {
         if whole {
             self.standing.looked(&key.route, &key.repository, trouble);
         }
-        let totals = self.world().metrics.totals(&key.route);
+        let totals = self.topology().metrics.totals(&key.route);
         let (now, trouble) = (clock::now(), self.standing.trouble(&key.route));
-        let has_success = self.world().metrics.has_success(&key.route);
+        let has_success = self.topology().metrics.has_success(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);
             entry.tags = Totals {
@@ -533,9 +544,9 @@ impl<B: Backend> Watch<B> {
     }
 }
 
-impl<B: Backend> Watch<B> {
+impl<B: Repositories> Watch<B> {
     fn show_standing(&self, route: &Arc<str>) {
-        let standing = self.world().metrics.standing(route);
+        let standing = self.topology().metrics.standing(route);
         self.board.update_route(route, |entry| {
             entry.up = Some(standing.up);
             entry.pending = standing.pending;
@@ -547,18 +558,18 @@ impl<B: Backend> Watch<B> {
 }
 
 /// The look that follows one in trouble: the daemon's own, and as strict as the one before.
-fn again(ask: &Ask) -> Ask {
-    let cause = if ask.cause.trusts_hints() {
+fn again(request: &LookRequest) -> LookRequest {
+    let cause = if request.cause.trusts_hints() {
         Cause::Poll
     } else {
         Cause::Verify
     };
-    Ask {
+    LookRequest {
         cause,
         actor: Actor::daemon(),
-        wish: Wish::default(),
+        options: PassOptions::default(),
         run_id: run_id(),
-        ..ask.clone()
+        ..request.clone()
     }
 }
 
@@ -601,13 +612,13 @@ fn lane(route: &Route) -> String {
 }
 
 /// The routes that are looked at together.
-fn polled<B: Backend>(world: &World<B>, key: &PollKey) -> Vec<Arc<str>> {
+fn polled<B: Repositories>(topology: &Topology<B>, key: &PollKey) -> Vec<Arc<str>> {
     match key {
         PollKey::Route(name) => vec![name.clone()],
         PollKey::Catalog(registry) => {
             let of_it =
                 |route: &&Route| !route.from.is_literal() && route.from.registry() == registry;
-            world
+            topology
                 .routes
                 .0
                 .iter()
@@ -619,31 +630,31 @@ fn polled<B: Backend>(world: &World<B>, key: &PollKey) -> Vec<Arc<str>> {
 }
 
 /// The routes that a scope is about, in the order of the config, with the repository when the scope names one that falls to it.
-pub(super) fn matching<'a, B: Backend>(
-    world: &'a World<B>,
+pub(super) fn matching<'a, B: Repositories>(
+    topology: &'a Topology<B>,
     scope: &Scope,
 ) -> Vec<(&'a Route, Option<RepositoryName>)> {
     let positions: BTreeSet<usize> = match (scope.routes.is_empty(), &scope.repository) {
         (false, _) => scope
             .routes
             .iter()
-            .filter_map(|name| world.routes.position(name))
+            .filter_map(|name| topology.routes.position(name))
             .collect(),
-        (true, None) => (0..world.routes.0.len()).collect(),
-        (true, Some(name)) => world
-            .sites
+        (true, None) => (0..topology.routes.0.len()).collect(),
+        (true, Some(name)) => topology
+            .backends
             .keys()
-            .filter_map(|registry| world.routes.position_of(registry, name))
+            .filter_map(|registry| topology.routes.position_of(registry, name))
             .collect(),
     };
     let routes = positions
         .into_iter()
-        .map(|position| &world.routes.0[position]);
+        .map(|position| &topology.routes.0[position]);
     match &scope.repository {
         None => routes.map(|route| (route, None)).collect(),
         Some(name) => {
             let has_it = |route: &&Route| {
-                world
+                topology
                     .routes
                     .of(route.from.registry(), name)
                     .is_some_and(|owner| owner.name == route.name)

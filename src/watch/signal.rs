@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Handle, Scope};
 use crate::job::{Actor, Cause};
-use crate::look::Wish;
+use crate::look::PassOptions;
 
 /// SIGUSR1, from now on.
 ///
@@ -24,7 +24,7 @@ pub async fn looks(mut signals: Signal, handle: Handle, stop: CancellationToken)
                 Scope::default(),
                 Cause::Signal,
                 Actor("signal".into()),
-                Wish::default(),
+                PassOptions::default(),
             )
             .await
         {

@@ -14,11 +14,11 @@ enum Kind {
 
 use Kind::{Blind as BLIND, StagingAlone as STAGING_ALONE, Whole as WHOLE};
 
-fn seen<'a>(kind: Kind, totals: &'a Totals, pending: &'a [Tag]) -> Seen<'a> {
+fn seen<'a>(kind: Kind, totals: &'a Totals, pending: &'a [Tag]) -> Coverage<'a> {
     match kind {
-        WHOLE => Seen::Everything { totals, pending },
-        STAGING_ALONE => Seen::StagingAlone { totals, pending },
-        BLIND => Seen::Nothing,
+        WHOLE => Coverage::Everything { totals, pending },
+        STAGING_ALONE => Coverage::StagingAlone { totals, pending },
+        BLIND => Coverage::Nothing,
     }
 }
 
@@ -70,8 +70,8 @@ impl Bench {
         }
     }
 
-    fn spot(&self) -> Spot<'_> {
-        Spot {
+    fn labels(&self) -> DestinationLabels<'_> {
+        DestinationLabels {
             route: &self.route,
             registry: &self.place,
             to: &self.to,
@@ -80,7 +80,7 @@ impl Bench {
 
     fn looked(&self, repository: &str, totals: Totals, kind: Kind, waiting: &[&str]) {
         self.metrics.looked(
-            self.spot(),
+            self.labels(),
             &name(repository),
             seen(kind, &totals, &tags(waiting)),
         );
@@ -168,9 +168,9 @@ fn two_destinations_in_one_registry_are_both_counted() {
     let copy: Arc<str> = "p/copy-{1}".into();
     let looked = |totals: Totals, kind| {
         bench.metrics.looked(
-            Spot {
+            DestinationLabels {
                 to: &copy,
-                ..bench.spot()
+                ..bench.labels()
             },
             &name("a"),
             seen(kind, &totals, &[]),
@@ -220,7 +220,7 @@ fn a_repository_that_could_not_be_seen_is_no_success() {
 async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
     let bench = Bench::new();
     let (repository, tag) = (name("a"), tags(&["v1"]).remove(0));
-    bench.metrics.differs(bench.spot(), &repository, &tag);
+    bench.metrics.differs(bench.labels(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(
         (bench.oldest(), bench.tags("pending")),
@@ -242,10 +242,12 @@ async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
         "each tag has one state"
     );
     bench.looked("a", Totals::default(), BLIND, &[]);
-    bench.metrics.differs(bench.spot(), &repository, &tag);
+    bench.metrics.differs(bench.labels(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(bench.oldest(), 20.0);
-    bench.metrics.waits_no_more(bench.spot(), &repository, &tag);
+    bench
+        .metrics
+        .waits_no_more(bench.labels(), &repository, &tag);
     assert_eq!(bench.oldest(), 0.0);
     bench.looked("a", equal(1), WHOLE, &[]);
     assert_eq!(
@@ -309,7 +311,7 @@ fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
     bench.metrics.look_ended("r", Cause::Poll, &[]);
     bench
         .metrics
-        .differs(bench.spot(), &name("a"), &tags(&["v1"])[0]);
+        .differs(bench.labels(), &name("a"), &tags(&["v1"])[0]);
     bench.discovered(&["a"], false);
     bench.metrics.refresh();
     assert_eq!(
@@ -436,7 +438,7 @@ async fn what_staging_gained_in_an_outage_of_production_is_pending_from_then_on(
     assert!(!bench.succeeded());
     bench
         .metrics
-        .arrived(bench.spot(), &name("a"), &tags(&["v4"])[0]);
+        .arrived(bench.labels(), &name("a"), &tags(&["v4"])[0]);
     assert_eq!(
         bench
             .metrics

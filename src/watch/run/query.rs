@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use super::{Done, Task, Watch, matching};
 use crate::clock;
-use crate::endpoint::Backend;
+use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
-use crate::look::Ask;
+use crate::look::LookRequest;
 use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
-use crate::look::topology::World;
+use crate::look::topology::Topology;
 use crate::oci::RepositoryName;
 use crate::random;
 use crate::route::Route;
@@ -26,7 +26,7 @@ use crate::watch::queue::LookKey;
 const PIECE: usize = 500;
 
 /// What an event asks of one route, once the catalogs that it needs have been read.
-pub(super) struct Question {
+pub(super) struct RouteQuery {
     id: u64,
     route: Arc<str>,
     /// Only this repository.
@@ -50,32 +50,32 @@ pub(super) struct Pending {
     read: Result<(Catalog, std::vec::IntoIter<Change>), Trouble>,
 }
 
-impl<B: Backend> Watch<B> {
+impl<B: Repositories> Watch<B> {
     /// Takes an event: what the config or an earlier discovery says is asked of the queue at once; what takes a catalog is found
     /// out beside the loop.
     pub(super) fn take(&mut self, event: Event) {
-        let world = self.world();
+        let topology = self.topology();
         let scope = event.scope.clone();
-        let matching = matching(&world, &scope);
+        let matching = matching(&topology, &scope);
         if matching.is_empty() {
             return self.acknowledge(event, 0);
         }
-        let id = self.inquiries.open(event, matching.len());
+        let id = self.pending_events.open(event, matching.len());
         for (route, repository) in matching {
-            self.ask_route(&world, id, route, repository);
+            self.ask_route(&topology, id, route, repository);
         }
         self.work();
     }
 
     fn ask_route(
         &mut self,
-        world: &Arc<World<B>>,
+        topology: &Arc<Topology<B>>,
         id: u64,
         route: &Route,
         repository: Option<RepositoryName>,
     ) {
         if repository.is_some() || route.from.is_literal() {
-            let question = Question {
+            let question = RouteQuery {
                 id,
                 route: route.name.clone(),
                 repository,
@@ -85,20 +85,20 @@ impl<B: Backend> Watch<B> {
             return self.questions.push_back(question);
         }
         let registry = route.from.registry();
-        if self.inquiries.join(registry, id, route.name.clone()) {
-            self.spawn_discovery(world, registry);
+        if self.pending_events.join(registry, id, route.name.clone()) {
+            self.spawn_discovery(topology, registry);
         }
     }
 
-    fn spawn_discovery(&mut self, world: &Arc<World<B>>, registry: &Arc<str>) {
+    fn spawn_discovery(&mut self, topology: &Arc<Topology<B>>, registry: &Arc<str>) {
         let task = Task::Discovery {
             registry: registry.clone(),
-            world: world.clone(),
+            topology: topology.clone(),
         };
         let before = self.owners.catalog(registry);
-        let (world, registry, stop) = (world.clone(), registry.clone(), self.stop.clone());
+        let (topology, registry, stop) = (topology.clone(), registry.clone(), self.stop.clone());
         let spawned = self.tasks.spawn(async move {
-            Done::Discovered(read_catalog(&*world, &registry, &before, &stop).await)
+            Done::Discovered(read_catalog(&*topology, &registry, &before, &stop).await)
         });
         self.running.insert(spawned.id(), task);
     }
@@ -107,12 +107,12 @@ impl<B: Backend> Watch<B> {
     pub(super) fn discovered(
         &mut self,
         registry: &Arc<str>,
-        seen: &Arc<World<B>>,
+        seen: &Arc<Topology<B>>,
         read: Result<Reading, Fault>,
     ) {
-        let world = self.world();
-        if !Arc::ptr_eq(seen, &world) {
-            return self.discover_anew(&world, registry);
+        let topology = self.topology();
+        if !Arc::ptr_eq(seen, &topology) {
+            return self.discover_anew(&topology, registry);
         }
         let text = read.as_ref().err().map(Fault::chain).unwrap_or_default();
         match (
@@ -140,34 +140,34 @@ impl<B: Backend> Watch<B> {
     }
 
     /// The config has changed while a catalog was read: what waits for it is answered from the new one.
-    fn discover_anew(&mut self, world: &Arc<World<B>>, registry: &Arc<str>) {
-        for (id, route) in self.inquiries.outdated(registry) {
-            self.ask_anew(world, id, &route);
+    fn discover_anew(&mut self, topology: &Arc<Topology<B>>, registry: &Arc<str>) {
+        for (id, route) in self.pending_events.outdated(registry) {
+            self.ask_anew(topology, id, &route);
         }
         self.work();
     }
 
-    fn ask_anew(&mut self, world: &Arc<World<B>>, id: u64, route: &str) {
-        match world.route(route) {
-            Some(route) => self.ask_route(world, id, route, None),
+    fn ask_anew(&mut self, topology: &Arc<Topology<B>>, id: u64, route: &str) {
+        match topology.route(route) {
+            Some(route) => self.ask_route(topology, id, route, None),
             None => self.close(id),
         }
     }
 
     /// The config has changed: what was about to be answered from the old one is answered from the new one.
-    pub(super) fn ask_all_anew(&mut self, world: &Arc<World<B>>) {
+    pub(super) fn ask_all_anew(&mut self, topology: &Arc<Topology<B>>) {
         let pending = std::mem::take(&mut self.pending);
         for Pending { registry, .. } in pending {
-            self.discover_anew(world, &registry);
+            self.discover_anew(topology, &registry);
         }
         let held = std::mem::take(&mut self.held).into_values().flatten();
-        let questions: Vec<Question> = std::mem::take(&mut self.questions)
+        let questions: Vec<RouteQuery> = std::mem::take(&mut self.questions)
             .into_iter()
             .chain(held)
             .collect();
         for question in questions {
             match (&question.repository, &question.answer) {
-                (None, None) => self.ask_anew(world, question.id, &question.route),
+                (None, None) => self.ask_anew(topology, question.id, &question.route),
                 // What was found under the old config, or named, is judged again when its look begins.
                 _ => self.questions.push_back(question),
             }
@@ -180,13 +180,13 @@ impl<B: Backend> Watch<B> {
 
     /// Works off a piece of what is to be done.
     pub(super) fn work(&mut self) {
-        let world = self.world();
+        let topology = self.topology();
         let mut left = PIECE;
         while left > 0 {
             let done = if let Some(pending) = self.pending.pop_front() {
-                self.take_up(&world, pending, left)
+                self.take_up(&topology, pending, left)
             } else if let Some(question) = self.questions.pop_front() {
-                self.answer(&world, question, left)
+                self.answer(&topology, question, left)
             } else {
                 break;
             };
@@ -195,7 +195,7 @@ impl<B: Backend> Watch<B> {
     }
 
     /// Takes up changes of a catalog, so many at most; after the last one, the questions that waited for it can be answered.
-    fn take_up(&mut self, world: &Arc<World<B>>, mut pending: Pending, most: usize) -> usize {
+    fn take_up(&mut self, topology: &Arc<Topology<B>>, mut pending: Pending, most: usize) -> usize {
         if let Ok((_, changes)) = &mut pending.read {
             let count = changes.len().min(most);
             self.owners.apply(changes.by_ref().take(most));
@@ -208,9 +208,9 @@ impl<B: Backend> Watch<B> {
         let failed = read.as_ref().err().cloned();
         self.owners
             .read(&registry, read.ok().map(|(catalog, _)| catalog));
-        let (asked, again) = self.inquiries.ended(&registry);
+        let (asked, again) = self.pending_events.ended(&registry);
         if again {
-            self.spawn_discovery(world, &registry);
+            self.spawn_discovery(topology, &registry);
         }
         self.questions
             .extend(self.held.remove(&registry).unwrap_or_default());
@@ -219,7 +219,7 @@ impl<B: Backend> Watch<B> {
                 text: format!("route {route}: {}", trouble.text),
                 ..trouble
             });
-            self.questions.push_back(Question {
+            self.questions.push_back(RouteQuery {
                 id,
                 route,
                 repository: None,
@@ -232,8 +232,8 @@ impl<B: Backend> Watch<B> {
 
     /// Answers a question, for so many repositories at most, or keeps it until the catalogs are known that it needs. Returns for
     /// how many it was answered.
-    fn answer(&mut self, world: &World<B>, mut question: Question, most: usize) -> usize {
-        let Some(route) = world.routes.position(&question.route) else {
+    fn answer(&mut self, topology: &Topology<B>, mut question: RouteQuery, most: usize) -> usize {
+        let Some(route) = topology.routes.position(&question.route) else {
             self.close(question.id);
             return 1;
         };
@@ -245,7 +245,7 @@ impl<B: Backend> Watch<B> {
                     return 1;
                 }
                 None => Answer {
-                    discovered: self.discover(world, route, &question),
+                    discovered: self.discover(topology, route, &question),
                     after: None,
                 },
             },
@@ -273,11 +273,16 @@ impl<B: Backend> Watch<B> {
     }
 
     /// Finds out what a question is about, and says what stood in the way.
-    fn discover(&mut self, world: &World<B>, route: usize, question: &Question) -> Arc<Discovered> {
+    fn discover(
+        &mut self,
+        topology: &Topology<B>,
+        route: usize,
+        question: &RouteQuery,
+    ) -> Arc<Discovered> {
         let (discovered, fresh) = match (&question.failed, &question.repository) {
             (Some(trouble), _) => {
                 self.standing.undiscovered(&question.route, trouble);
-                world.metrics.undiscovered(&question.route);
+                topology.metrics.undiscovered(&question.route);
                 (
                     Arc::new(Discovered {
                         trouble: vec![trouble.clone()],
@@ -286,22 +291,24 @@ impl<B: Backend> Watch<B> {
                     false,
                 )
             }
-            (None, Some(name)) => (Arc::new(self.owners.alone(world, route, name)), false),
-            (None, None) => (self.owners.sorted(world, route), true),
+            (None, Some(name)) => (Arc::new(self.owners.alone(topology, route, name)), false),
+            (None, None) => (self.owners.sorted(topology, route), true),
         };
         if question.repository.is_none() {
             self.show_discovered(&question.route, &discovered, fresh);
         }
-        if let Some(inquiry) = self.inquiries.find(question.id) {
+        if let Some(pending) = self.pending_events.find(question.id) {
             let look = discovered.as_look();
-            inquiry.count += discovered.repositories.len() + usize::from(look.is_some());
+            pending.count += discovered.repositories.len() + usize::from(look.is_some());
             // A discovery that found nothing to look at is the look.
-            if discovered.repositories.is_empty() && !inquiry.event.wish.dry_run {
-                world
-                    .metrics
-                    .look_ended(&question.route, inquiry.event.cause, &discovered.trouble);
+            if discovered.repositories.is_empty() && !pending.event.options.dry_run {
+                topology.metrics.look_ended(
+                    &question.route,
+                    pending.event.cause,
+                    &discovered.trouble,
+                );
             }
-            if let (Some(look), Some(reply)) = (look, &inquiry.event.reply) {
+            if let (Some(look), Some(reply)) = (look, &pending.event.reply) {
                 // The asker may have gone.
                 let _ = reply.looks.send(Arc::new(look));
             }
@@ -311,13 +318,13 @@ impl<B: Backend> Watch<B> {
 
     /// One of the routes of an event has been answered for.
     fn close(&mut self, id: u64) {
-        if let Some(inquiry) = self.inquiries.answered(id) {
-            self.acknowledge(inquiry.event, inquiry.count);
+        if let Some(pending) = self.pending_events.answered(id) {
+            self.acknowledge(pending.event, pending.count);
         }
     }
 
     fn acknowledge(&self, event: Event, count: usize) {
-        self.world()
+        self.topology()
             .metrics
             .event(event.cause, if count > 0 { "queued" } else { "ignored" });
         if let Some(reply) = event.reply {
@@ -327,7 +334,7 @@ impl<B: Backend> Watch<B> {
     }
 
     fn queue_looks(&mut self, id: u64, route: &Arc<str>, repositories: &[RepositoryName]) {
-        let Some(inquiry) = self.inquiries.find(id) else {
+        let Some(pending) = self.pending_events.find(id) else {
             return;
         };
         let Event {
@@ -335,36 +342,36 @@ impl<B: Backend> Watch<B> {
             cause,
             actor,
             run_id,
-            wish,
+            options,
             received,
             reply,
-        } = &inquiry.event;
-        let (tell, cause, wish, received) = (
+        } = &pending.event;
+        let (tell, cause, options, received) = (
             reply.as_ref().map(|reply| reply.looks.clone()),
             *cause,
-            *wish,
+            *options,
             *received,
         );
         let tags = scope.tags.clone();
-        let ask = Ask {
+        let request = LookRequest {
             tags,
             digest: scope.digest,
             cause,
             actor: actor.clone(),
-            wish,
+            options,
             run_id: run_id.clone(),
         };
         for repository in repositories {
             let key = LookKey {
                 route: route.clone(),
                 repository: repository.clone(),
-                dry_run: wish.dry_run,
+                dry_run: options.dry_run,
             };
-            let ask = Ask {
+            let request = LookRequest {
                 cause: self.sharpened(&key, cause),
-                ..ask.clone()
+                ..request.clone()
             };
-            self.queue.ask(key, ask, tell.clone(), received);
+            self.queue.add(key, request, tell.clone(), received);
         }
     }
 
@@ -388,7 +395,7 @@ impl<B: Backend> Watch<B> {
             self.log_refused(route, discovered);
             self.standing.discovered(route, discovered);
             let refused = !discovered.trouble.is_empty();
-            self.world()
+            self.topology()
                 .metrics
                 .retain_repositories(route, &discovered.repositories, refused);
             if let Some(verified) = self.verified.get_mut(route) {
@@ -430,7 +437,7 @@ impl<B: Backend> Watch<B> {
     /// A poll becomes a look that asks production itself when the last one of that kind is long ago; spread evenly, because
     /// each repository has a clock of its own.
     fn sharpened(&mut self, key: &LookKey, cause: Cause) -> Cause {
-        let (verify, now) = (self.world().rhythm.verify, Instant::now());
+        let (verify, now) = (self.topology().intervals.verify, Instant::now());
         let verified = self.verified.entry(key.route.clone()).or_default();
         let is_due = |last: &Instant| now.duration_since(*last) >= verify;
         match cause {

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blobferry::endpoint::{Backend, Create, Cursor, Origin, Page};
+use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories};
 use blobferry::fault::Fault;
 use blobferry::index::Index;
 use blobferry::job::{Actor, Cause};
 use blobferry::ledger::{Facts, Ledger, Query, Row};
-use blobferry::look::Wish;
+use blobferry::look::PassOptions;
 use blobferry::look::topology;
-use blobferry::look::topology::Rhythm;
+use blobferry::look::topology::Intervals;
 use blobferry::oci::RepositoryName;
 use blobferry::route::rules::{Selection, TagRule};
 use blobferry::route::{Pattern, Route, Routes, Template};
@@ -177,12 +177,12 @@ pub struct Setting<'a> {
 
 /// The registries as one process sees them.
 #[derive(Clone)]
-pub struct Site {
+pub struct Backend {
     registry: Registry,
     process: u32,
 }
 
-impl Backend for Site {
+impl Repositories for Backend {
     type Repository = Repository;
 
     fn name(&self) -> &str {
@@ -220,7 +220,7 @@ pub struct Process {
     reader: JoinHandle<()>,
     ledger: Ledger,
     read: Arc<Mutex<u64>>,
-    _world: channel::Sender<Arc<topology::World<Site>>>,
+    _world: channel::Sender<Arc<topology::Topology<Backend>>>,
 }
 
 impl Process {
@@ -273,7 +273,7 @@ impl Process {
         tokio::spawn(async move {
             // A process that is gone, or has too many events, does not look: nothing is promised then.
             let _ = handle
-                .ask(scope, cause, Actor::daemon(), Wish::default())
+                .ask(scope, cause, Actor::daemon(), PassOptions::default())
                 .await;
         });
     }
@@ -321,7 +321,7 @@ fn world(
     setting: &Setting<'_>,
     index: Index,
     ledger: Ledger,
-) -> topology::World<Site> {
+) -> topology::Topology<Backend> {
     let Setting {
         nature,
         registries,
@@ -347,22 +347,22 @@ fn world(
         bounds: nature.bounds,
         ..transfer::Settings::default()
     };
-    let sites = registries.iter().map(|registry| {
+    let backends = registries.iter().map(|registry| {
         (
             registry.name().to_string(),
-            Site {
+            Backend {
                 registry: registry.clone(),
                 process,
             },
         )
     });
-    topology::World {
-        sites: sites.collect(),
+    topology::Topology {
+        backends: backends.collect(),
         routes: Routes::new(routes.iter().map(route).collect()),
         engine: Engine::new(settings, index, ledger, limits, metrics),
         metrics: status::Metrics::new(&instruments).expect("a fresh registry takes all"),
         facts: Arc::new(Facts::default()),
-        rhythm: Rhythm {
+        intervals: Intervals {
             poll: Some(nature.poll),
             verify: nature.verify,
         },
