@@ -20,7 +20,7 @@ use crate::ecr;
 use crate::endpoint::{Repositories as _, Source as _};
 use crate::fault::{Class, Fault, clip, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, TagRules, Totals,
+    self, Actor, Cause, Job, Key, Look, Outcome, TagId, Report, TagState, ObservedVia, TagRules, Totals,
 };
 use crate::layout;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag, Target};
@@ -408,7 +408,7 @@ impl Way {
         actor: Actor,
         (look_began, seen_at): (Timestamp, Instant),
     ) -> Job {
-        let place = Place {
+        let place = TagId {
             origin: to.origin().clone(),
             repository: to.repository().clone(),
             tag: self.tag.clone(),
@@ -424,9 +424,9 @@ impl Way {
                 moving: self.tag.as_str() == "latest",
                 ..TagRules::default()
             },
-            source: Seen::Unknown,
-            destination: Seen::Unknown,
-            destination_by: SeenBy::Tag,
+            source: TagState::Unknown,
+            destination: TagState::Unknown,
+            destination_via: ObservedVia::Tag,
             seen_at,
             look_began,
             fresh: false,

@@ -27,7 +27,7 @@ use crate::ecr;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, Outcome, Place, Report, Seen, SeenBy, Settled,
+    Actor, Cause, Companions, Job, Key, Look, Outcome, TagId, Report, TagState, ObservedVia, Settled,
     TagRules, Trouble,
 };
 use crate::oci::{Digest, Host, Tag};
@@ -374,7 +374,7 @@ struct Listed {
     source: ListedTags,
     /// `None`: nobody has listed it.
     destination: Option<ListedTags>,
-    destination_by: SeenBy,
+    destination_via: ObservedVia,
     companions: Companions,
     at: Instant,
 }
@@ -396,7 +396,7 @@ impl Step<'_> {
 
     /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
-        let listed = Listed::of(ListedTags::new(), None, SeenBy::Tag, Companions::Unlisted);
+        let listed = Listed::of(ListedTags::new(), None, ObservedVia::Tag, Companions::Unlisted);
         let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await
         {
             Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
@@ -421,15 +421,15 @@ impl Step<'_> {
             (Err(fault), _) | (_, Err(fault)) => return fruitless(&fault),
         };
         let companions = companions(&source);
-        let destination_by = if destination.is_some() {
-            SeenBy::List
+        let destination_via = if destination.is_some() {
+            ObservedVia::List
         } else {
-            SeenBy::MissingList
+            ObservedVia::MissingList
         };
         let listed = Listed::of(
             source,
             Some(destination.unwrap_or_default()),
-            destination_by,
+            destination_via,
             companions,
         );
         let tags = listed
@@ -527,7 +527,7 @@ impl Step<'_> {
         job: &mut Job,
         listed: &Listed,
     ) -> Result<Option<Digest>, Fault> {
-        let (Seen::At(source), Seen::At(there)) = (job.source, job.destination) else {
+        let (TagState::At(source), TagState::At(there)) = (job.source, job.destination) else {
             return Ok(None);
         };
         if !self.to.abilities().current_lists {
@@ -538,7 +538,7 @@ impl Step<'_> {
                 .written(&job.key.destination)
                 .await?;
             if known.may_be_behind(Some(there), clock::now()) {
-                job.destination = Seen::Unknown;
+                job.destination = TagState::Unknown;
                 return Ok(None);
             }
         }
@@ -546,7 +546,7 @@ impl Step<'_> {
     }
 
     fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {
-        let place = Place {
+        let place = TagId {
             origin: self.to.origin().clone(),
             repository: self.to.repository().clone(),
             tag: there.clone(),
@@ -565,9 +565,9 @@ impl Step<'_> {
             },
             source: source
                 .and_then(|tag| tag.digest)
-                .map_or(Seen::Unknown, Seen::At),
+                .map_or(TagState::Unknown, TagState::At),
             destination: listed.seen_there(there),
-            destination_by: listed.destination_by,
+            destination_via: listed.destination_via,
             seen_at: listed.at,
             look_began: self.began,
             fresh: listed
@@ -605,23 +605,23 @@ impl Listed {
     fn of(
         source: ListedTags,
         destination: Option<ListedTags>,
-        destination_by: SeenBy,
+        destination_via: ObservedVia,
         companions: Companions,
     ) -> Listed {
         Listed {
             source,
             destination,
-            destination_by,
+            destination_via,
             companions,
             at: Instant::now(),
         }
     }
 
-    fn seen_there(&self, tag: &Tag) -> Seen {
+    fn seen_there(&self, tag: &Tag) -> TagState {
         match self.destination.as_ref().map(|tags| tags.get(tag)) {
-            None => Seen::Unknown,
-            Some(None) => Seen::Absent,
-            Some(Some(tag)) => tag.digest.map_or(Seen::Unknown, Seen::At),
+            None => TagState::Unknown,
+            Some(None) => TagState::Absent,
+            Some(Some(tag)) => tag.digest.map_or(TagState::Unknown, TagState::At),
         }
     }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::schema::{Stored, stored_length};
 use super::{Index, now, seen};
 use crate::endpoint::Origin;
-use crate::job::Place;
+use crate::job::TagId;
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// A blob that was seen.
@@ -263,7 +263,7 @@ impl Index {
 /// Tags.
 impl Index {
     /// What a tag was last seen to name.
-    pub async fn tag(&self, place: &Place) -> Option<TagHint> {
+    pub async fn tag(&self, place: &TagId) -> Option<TagHint> {
         let tag = place.tag.clone();
         self.read_in(&place.origin, &place.repository, move |db, repository| {
             let row = db
@@ -327,7 +327,7 @@ impl Index {
     }
 
     /// Nobody knows what a tag names.
-    pub async fn forget_tag(&self, place: &Place) {
+    pub async fn forget_tag(&self, place: &TagId) {
         let tag = place.tag.clone();
         self.queue_in(&place.origin, &place.repository, move |db, repository| {
             forget_tag(db, repository, &tag)

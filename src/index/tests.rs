@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock;
-use crate::job::Place;
+use crate::job::TagId;
 use crate::oci::{Digest, Tag};
 
 fn origin() -> Origin {
@@ -158,7 +158,7 @@ async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
             vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)],
         )
         .await;
-    let place = |name| Place {
+    let place = |name| TagId {
         origin: origin(),
         repository: app.clone(),
         tag: tag(name),

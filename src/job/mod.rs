@@ -28,13 +28,13 @@ pub struct Key {
     /// The tag in the source repository.
     pub tag: Tag,
     /// Where it goes.
-    pub destination: Place,
+    pub destination: TagId,
 }
 
 /// A tag's home in a destination: what the ledger is keyed by, so that renaming a route or a registry in the config loses
 /// nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct TagId {
     /// The registry's canonical origin.
     pub origin: Origin,
     /// The repository.
@@ -191,7 +191,7 @@ pub struct TagRules {
 
 /// What a look has learnt of one side of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum TagState {
     /// Not asked.
     Unknown,
     /// There is no such tag.
@@ -200,19 +200,19 @@ pub enum Seen {
     At(Digest),
 }
 
-impl Seen {
+impl TagState {
     /// The digest, when one was seen.
     pub fn digest(self) -> Option<Digest> {
         match self {
-            Seen::At(digest) => Some(digest),
-            Seen::Unknown | Seen::Absent => None,
+            TagState::At(digest) => Some(digest),
+            TagState::Unknown | TagState::Absent => None,
         }
     }
 }
 
 /// What a registry was asked when it told what a tag names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SeenBy {
+pub enum ObservedVia {
     /// The tag itself.
     Tag,
     /// The list of tags.
@@ -221,13 +221,13 @@ pub enum SeenBy {
     MissingList,
 }
 
-impl SeenBy {
+impl ObservedVia {
     /// Whether it is the registry's own word on the tag.
     pub fn is_answer(self, abilities: Abilities) -> bool {
         match self {
-            SeenBy::Tag => true,
-            SeenBy::List => abilities.current_lists,
-            SeenBy::MissingList => false,
+            ObservedVia::Tag => true,
+            ObservedVia::List => abilities.current_lists,
+            ObservedVia::MissingList => false,
         }
     }
 }
@@ -240,11 +240,11 @@ pub struct Job {
     /// The rules of the route for this tag.
     pub rules: TagRules,
     /// What the look saw at the source.
-    pub source: Seen,
+    pub source: TagState,
     /// What the look saw at the destination.
-    pub destination: Seen,
+    pub destination: TagState,
     /// What the look asked the destination for.
-    pub destination_by: SeenBy,
+    pub destination_via: ObservedVia,
     /// When the older of the two was asked for, on tokio's clock; without meaning where nothing was.
     pub seen_at: tokio::time::Instant,
     /// When the look began: what hints have seen since then needs no asking.

@@ -8,13 +8,13 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::rows::parsed;
 use super::{Written, names};
 use crate::clock;
-use crate::job::Place;
+use crate::job::TagId;
 use crate::oci::{Digest, Tag};
 
 /// Digests that may have been written at one place, at most: the newest are kept.
 const MOST_INTENDED: i64 = 32;
 
-pub(super) fn of_place(db: &Connection, place: &Place) -> rusqlite::Result<Written> {
+pub(super) fn of_place(db: &Connection, place: &TagId) -> rusqlite::Result<Written> {
     let mut known = db
         .prepare_cached("SELECT digest, agreed, at FROM written WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
         .query_row(names(place), |row| recorded(row, 0))
@@ -75,7 +75,7 @@ fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<Written> {
 }
 
 /// An earlier intent stays: its answer may have been lost, and then the place names it still. Returns whether it is new.
-pub(super) fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<bool> {
+pub(super) fn intend(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite::Result<bool> {
     let [origin, repository, tag] = names(place);
     let known = db
         .prepare_cached("SELECT 1 FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4")?
@@ -94,7 +94,7 @@ pub(super) fn intend(db: &Connection, place: &Place, digest: &Digest) -> rusqlit
 
 pub(super) fn forget_intent(
     db: &Connection,
-    place: &Place,
+    place: &TagId,
     digest: &Digest,
 ) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
@@ -106,7 +106,7 @@ pub(super) fn forget_intent(
 }
 
 /// Intents up to the one that was written are over; a newer one may still arrive.
-pub(super) fn wrote(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
+pub(super) fn wrote(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
     db.prepare_cached(
         "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND id <= coalesce(
@@ -120,7 +120,7 @@ pub(super) fn wrote(db: &Connection, place: &Place, digest: &Digest) -> rusqlite
 /// The place is known to name `digest`, if the ledger still knows what it knew when the sides were asked.
 pub(super) fn agree(
     db: &Connection,
-    place: &Place,
+    place: &TagId,
     digest: &Digest,
     known: &Written,
 ) -> rusqlite::Result<()> {
@@ -140,7 +140,7 @@ pub(super) fn agree(
 }
 
 /// Production names `digest`, and that was reported as drift or existing.
-pub(super) fn report(db: &Connection, place: &Place, digest: &Digest) -> rusqlite::Result<()> {
+pub(super) fn report(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
     db.prepare_cached(
         "INSERT INTO reported (origin, repository, tag, digest) VALUES (?1, ?2, ?3, ?4)
@@ -150,7 +150,7 @@ pub(super) fn report(db: &Connection, place: &Place, digest: &Digest) -> rusqlit
     .map(drop)
 }
 
-fn knows(db: &Connection, place: &Place, digest: &Digest, agreed: bool) -> rusqlite::Result<()> {
+fn knows(db: &Connection, place: &TagId, digest: &Digest, agreed: bool) -> rusqlite::Result<()> {
     let [origin, repository, tag] = names(place);
     let at = clock::now().as_millisecond();
     db.prepare_cached(
@@ -160,7 +160,7 @@ fn knows(db: &Connection, place: &Place, digest: &Digest, agreed: bool) -> rusql
     settle_report(db, place)
 }
 
-fn settle_report(db: &Connection, place: &Place) -> rusqlite::Result<()> {
+fn settle_report(db: &Connection, place: &TagId) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
         .execute(names(place))
         .map(drop)

@@ -20,7 +20,7 @@ use rusqlite::Connection;
 
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::{Key, Outcome, Place, Settled};
+use crate::job::{Key, Outcome, TagId, Settled};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, Gone, StateLock};
@@ -251,7 +251,7 @@ impl Ledger {
     }
 
     /// What is known of a place.
-    pub async fn written(&self, place: &Place) -> Result<Written, Fault> {
+    pub async fn written(&self, place: &TagId) -> Result<Written, Fault> {
         let place = place.clone();
         self.store
             .read(move |db| known::of_place(db, &place))
@@ -282,7 +282,7 @@ impl Ledger {
     ) -> Result<(), Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
         let act = move |db: &Connection| {
-            let place = |tag| Place {
+            let place = |tag| TagId {
                 origin: origin.clone(),
                 repository: repository.clone(),
                 tag,
@@ -297,7 +297,7 @@ impl Ledger {
     }
 
     /// Records that an announced digest was found at `place`: it is what we wrote last. Intents before it no longer count.
-    pub async fn found(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
+    pub async fn found(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
         self.store
             .write(move |db| known::wrote(db, &place, &digest))
@@ -309,7 +309,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When that is not on disk, where the next process finds it.
-    pub async fn intend(&self, place: &Place, digest: &Digest) -> Result<bool, Fault> {
+    pub async fn intend(&self, place: &TagId, digest: &Digest) -> Result<bool, Fault> {
         let (place, digest) = (place.clone(), *digest);
         let is_new = self
             .store
@@ -323,7 +323,7 @@ impl Ledger {
     }
 
     /// Takes an announcement back: nothing was sent.
-    pub async fn forget_intent(&self, place: &Place, digest: &Digest) -> Result<(), Fault> {
+    pub async fn forget_intent(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
         self.store
             .write(move |db| known::forget_intent(db, &place, &digest))
@@ -415,7 +415,7 @@ pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
     }
 }
 
-fn names(place: &Place) -> [&str; 3] {
+fn names(place: &TagId) -> [&str; 3] {
     [
         place.origin.as_str(),
         place.repository.as_str(),

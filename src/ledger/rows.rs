@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Facts, Troubled, names};
 use crate::clock;
 use crate::endpoint::Origin;
-use crate::job::{Key, Outcome, Place, Settled};
+use crate::job::{Key, Outcome, TagId, Settled};
 
 /// A change of a job's result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -128,7 +128,7 @@ impl Troubled {
         origin: &str,
         repository: &str,
     ) -> Option<Troubled> {
-        let place = Place {
+        let place = TagId {
             origin: Origin::new(origin),
             repository: repository.parse().ok()?,
             tag: destination.parse().ok()?,

@@ -10,9 +10,9 @@ fn digest(n: u8) -> Digest {
     Digest::sha256(&[n])
 }
 
-fn place(repository: &str, tag: &str) -> Place {
+fn place(repository: &str, tag: &str) -> TagId {
     let origin = Origin::new("https://prod.example");
-    Place {
+    TagId {
         origin,
         repository: repository.parse().unwrap(),
         tag: tag.parse().unwrap(),
@@ -143,7 +143,7 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
         (written.digest, written.agreed, written.intended),
         (Some(digest(2)), false, vec![])
     );
-    let elsewhere = Place {
+    let elsewhere = TagId {
         tag: "v1".parse().unwrap(),
         ..place
     };
@@ -245,7 +245,7 @@ fn agreement(tag: &str, digest: Digest, known: Written) -> Agreement {
 async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
     let ledger = Ledger::in_memory();
     let places = ["v1", "v2", "v3"].map(|tag| place("prod-app", tag));
-    let Place {
+    let TagId {
         origin, repository, ..
     } = places[0].clone();
     ledger.found(&places[1], &digest(7)).await.unwrap();
@@ -375,7 +375,7 @@ async fn a_ledger_of_the_first_version_keeps_what_it_knows() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
     let key = key("app", "latest");
-    let written = Place {
+    let written = TagId {
         tag: "v1".parse().unwrap(),
         ..key.destination.clone()
     };

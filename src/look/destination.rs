@@ -15,7 +15,7 @@ use crate::clock;
 use crate::endpoint::{Destination, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{Cause, Companions, Job, Key, Outcome, Place, Rank, Seen, SeenBy, Settled};
+use crate::job::{Cause, Companions, Job, Key, Outcome, TagId, Rank, TagState, ObservedVia, Settled};
 use crate::ledger::{Agreement, Equality, Troubled, Written};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
@@ -57,10 +57,10 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
 
 /// What both sides of a tag name, as far as the look knows.
 struct Compared {
-    source: Seen,
-    destination: Seen,
+    source: TagState,
+    destination: TagState,
     /// What production was asked for.
-    destination_by: SeenBy,
+    destination_via: ObservedVia,
     /// When the older of the two was asked for.
     at: Instant,
     /// Whether production's side is the index's word.
@@ -69,11 +69,11 @@ struct Compared {
 
 impl Compared {
     fn nothing() -> Compared {
-        let (source, destination) = (Seen::Unknown, Seen::Unknown);
+        let (source, destination) = (TagState::Unknown, TagState::Unknown);
         Compared {
             source,
             destination,
-            destination_by: SeenBy::Tag,
+            destination_via: ObservedVia::Tag,
             at: Instant::now(),
             by_hint: false,
         }
@@ -89,7 +89,7 @@ impl Compared {
     fn without_hint(self) -> Compared {
         if self.by_hint {
             Compared {
-                destination: Seen::Unknown,
+                destination: TagState::Unknown,
                 by_hint: false,
                 ..self
             }
@@ -321,7 +321,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                     self.source_digest(tag, &Arc::default())
                         .await
                         .ok()
-                        .and_then(Seen::digest)
+                        .and_then(TagState::digest)
                         .or(known)
                 }
                 listed => listed,
@@ -358,16 +358,16 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         tally: &Arc<Tally>,
     ) -> bool {
         let source = match compared.source {
-            Seen::Unknown => self
+            TagState::Unknown => self
                 .source_digest(tag, tally)
                 .await
-                .unwrap_or(Seen::Unknown),
+                .unwrap_or(TagState::Unknown),
             known => known,
         };
         let destination_moved = match compared.destination {
-            Seen::Unknown => false,
-            Seen::Absent => failed.previous_digest.is_some(),
-            Seen::At(digest) => !compared.by_hint && failed.previous_digest != Some(digest),
+            TagState::Unknown => false,
+            TagState::Absent => failed.previous_digest.is_some(),
+            TagState::At(digest) => !compared.by_hint && failed.previous_digest != Some(digest),
         };
         source.digest() == failed.digest && !destination_moved
     }
@@ -534,15 +534,15 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .filter(|sibling| !selection.is_moving(sibling))
         };
         let asks =
-            selection.is_moving(tag) && compared.source != Seen::Absent && fixed().next().is_some();
+            selection.is_moving(tag) && compared.source != TagState::Absent && fixed().next().is_some();
         if !asks {
             return Ok(self.refused.clone());
         }
         let digest = match compared.source {
-            Seen::At(digest) => digest,
-            Seen::Unknown | Seen::Absent => match self.source_digest(tag, tally).await? {
-                Seen::At(digest) => digest,
-                Seen::Unknown | Seen::Absent => return Ok(self.refused.clone()),
+            TagState::At(digest) => digest,
+            TagState::Unknown | TagState::Absent => match self.source_digest(tag, tally).await? {
+                TagState::At(digest) => digest,
+                TagState::Unknown | TagState::Absent => return Ok(self.refused.clone()),
             },
         };
         let conflicts = fixed().map(|sibling| self.is_in_conflict(sibling, digest, tally).boxed());
@@ -566,14 +566,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     ) -> Result<bool, Fault> {
         let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
         let source = match listed {
-            Some(listed) => Seen::At(listed),
+            Some(listed) => TagState::At(listed),
             None => self.source_digest(tag, tally).await?,
         };
         let Some(called) = self
             .side
             .naming
             .name(tag)
-            .filter(|_| source == Seen::At(digest))
+            .filter(|_| source == TagState::At(digest))
         else {
             return Ok(false);
         };
@@ -632,26 +632,26 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .is_some_and(|list| !list.contains_key(called))
         {
             let source = match (listed, self.shared) {
-                (Some(digest), _) => Seen::At(digest),
+                (Some(digest), _) => TagState::At(digest),
                 (None, Some(_)) => self.source_digest(tag, tally).await?,
-                (None, None) => Seen::Unknown,
+                (None, None) => TagState::Unknown,
             };
-            let destination_by = if self.has_list {
-                SeenBy::List
+            let destination_via = if self.has_list {
+                ObservedVia::List
             } else {
-                SeenBy::MissingList
+                ObservedVia::MissingList
             };
             return Ok(Compared {
                 source,
-                destination: Seen::Absent,
-                destination_by,
+                destination: TagState::Absent,
+                destination_via,
                 at: self.listing.at,
                 by_hint: false,
             });
         }
         let source = async {
             match listed {
-                Some(digest) => Ok(Seen::At(digest)),
+                Some(digest) => Ok(TagState::At(digest)),
                 None => self.source_digest(tag, tally).await,
             }
         };
@@ -667,11 +667,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             None
         };
         if let Some(known) = there.or(hint) {
-            let destination = Seen::At(known);
+            let destination = TagState::At(known);
             return Ok(Compared {
                 source: source.await?,
                 destination,
-                destination_by: SeenBy::List,
+                destination_via: ObservedVia::List,
                 at,
                 by_hint: hint.is_some(),
             });
@@ -681,7 +681,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         Ok(Compared {
             source,
             destination,
-            destination_by: SeenBy::Tag,
+            destination_via: ObservedVia::Tag,
             at,
             by_hint: false,
         })
@@ -714,7 +714,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         (0..trust).contains(&age).then_some(hint.digest)
     }
 
-    async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Seen, Fault> {
+    async fn source_digest(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<TagState, Fault> {
         let Some(shared) = self.shared else {
             return self.resolve(self.source, tag, tally).await;
         };
@@ -730,7 +730,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest())
             })
             .await?;
-        Ok(digest.map_or(Seen::Absent, Seen::At))
+        Ok(digest.map_or(TagState::Absent, TagState::At))
     }
 
     async fn resolve(
@@ -738,7 +738,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         repository: &B::Repository,
         tag: &Tag,
         tally: &Arc<Tally>,
-    ) -> Result<Seen, Fault> {
+    ) -> Result<TagState, Fault> {
         let engine = &self.look.topology.engine;
         let errand = Traffic::Manifests
             .of_look()
@@ -746,7 +746,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let resolved = engine
             .resolve_tag(&repository.counted(tally), tag, errand, self.look.stop)
             .await?;
-        Ok(resolved.map_or(Seen::Absent, Seen::At))
+        Ok(resolved.map_or(TagState::Absent, TagState::At))
     }
 
     /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing.
@@ -882,7 +882,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             rules: look.route.rules_for(tag),
             source: compared.source,
             destination: compared.destination,
-            destination_by: compared.destination_by,
+            destination_via: compared.destination_via,
             seen_at: compared.at,
             look_began: self.began,
             fresh: self.list.as_ref().is_some_and(There::is_empty),
@@ -902,8 +902,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    fn place(&self, tag: &Tag) -> Place {
-        Place {
+    fn place(&self, tag: &Tag) -> TagId {
+        TagId {
             origin: self.side.repository.origin().clone(),
             repository: self.side.repository.repository().clone(),
             tag: self.there(tag),

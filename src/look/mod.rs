@@ -23,7 +23,7 @@ use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{self, Actor, Cause, Look, NamedTag, Place, Settled, Totals, Trouble};
+use crate::job::{self, Actor, Cause, Look, NamedTag, TagId, Settled, Totals, Trouble};
 use crate::ledger::Written;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
@@ -488,7 +488,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         {
             let (origin, repository) = (origin.clone(), side.repository.repository().clone());
             let written = ledger
-                .written(&Place {
+                .written(&TagId {
                     origin,
                     repository,
                     tag: tag.clone(),

@@ -63,7 +63,7 @@ use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
-use crate::job::{BlobOutcome, Job, Key, Outcome, Place, Progress, SeenBy, TagRules};
+use crate::job::{BlobOutcome, Job, Key, Outcome, TagId, Progress, ObservedVia, TagRules};
 use crate::ledger::Ledger;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -119,8 +119,8 @@ pub struct Engine {
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     refusals: Refusals,
-    tried: Arc<Mutex<HashSet<Place>>>,
-    unproven: Arc<Mutex<HashSet<(Place, Digest)>>>,
+    tried: Arc<Mutex<HashSet<TagId>>>,
+    unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
 }
 
 /// What came of running a job, before it is settled.
@@ -277,7 +277,7 @@ impl Engine {
     /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
     /// referrers itself needs no fallback list.
     pub fn has_tried(&self, origin: &Origin, repository: &RepositoryName, tag: &Tag) -> bool {
-        let place = Place {
+        let place = TagId {
             origin: origin.clone(),
             repository: repository.clone(),
             tag: tag.clone(),
@@ -293,7 +293,7 @@ impl Engine {
         if tried.len() >= TRIED {
             tried.clear();
         }
-        tried.extend(tags.into_iter().map(|tag| Place {
+        tried.extend(tags.into_iter().map(|tag| TagId {
             origin: origin.clone(),
             repository: repository.clone(),
             tag,
@@ -301,7 +301,7 @@ impl Engine {
     }
 
     /// Whether the source has failed to prove that its tag names the digest that production names.
-    pub fn is_unproven(&self, place: &Place, digest: &Digest) -> bool {
+    pub fn is_unproven(&self, place: &TagId, digest: &Digest) -> bool {
         self.unproven
             .lock()
             .expect("nothing panics while it notes")
@@ -309,7 +309,7 @@ impl Engine {
     }
 
     /// Remembers that the source has failed to prove a digest: it is not read again at every look.
-    pub fn note_unproven(&self, place: &Place, digest: &Digest) {
+    pub fn note_unproven(&self, place: &TagId, digest: &Digest) {
         let mut unproven = self.unproven.lock().expect("nothing panics while it notes");
         if unproven.len() >= UNPROVEN {
             unproven.clear();
@@ -637,7 +637,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Production differs and stays so: the index must not go on saying that it is equal.
     async fn remember_difference(&self, facts: &survey::TagFacts) {
         if facts.destination != facts.source
-            && facts.destination_by == SeenBy::Tag
+            && facts.destination_via == ObservedVia::Tag
             && !self.job.dry_run
         {
             self.remember_tag(facts.destination).await;

@@ -27,7 +27,7 @@ use super::survey::{Image, TagFacts};
 use super::{Trip, refusals};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Place, TagRules};
+use crate::job::{TagId, TagRules};
 use crate::oci::{Digest, Tag, Target};
 
 /// Rounds after which a name is given up for now.
@@ -40,7 +40,7 @@ const SOON: Duration = Duration::from_millis(500);
 /// What a tag is to name.
 pub(super) struct Naming<'a> {
     /// The tag.
-    pub(super) place: &'a Place,
+    pub(super) place: &'a TagId,
     /// What has to stand still at staging meanwhile.
     pub(super) origin: NameOrigin<'a>,
     /// What it is to name, carried already.
@@ -479,7 +479,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     fn asks_destination(&self) -> bool {
         let is_answer = self
             .facts
-            .destination_by
+            .destination_via
             .is_answer(self.trip.destination.abilities());
         !is_answer
             || self.may_have_arrived

@@ -26,7 +26,7 @@ use super::retry::stoppable;
 use super::survey::{Image, TagFacts};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Companions, Place, ReferrerOutcome, TagRules};
+use crate::job::{Companions, TagId, ReferrerOutcome, TagRules};
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Tag, Target};
 
@@ -512,12 +512,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         )))
     }
 
-    fn place_beside(&self, tag: &Tag) -> Place {
+    fn place_beside(&self, tag: &Tag) -> TagId {
         let (origin, repository) = (
             self.destination.origin().clone(),
             self.destination.repository().clone(),
         );
-        Place {
+        TagId {
             origin,
             repository,
             tag: tag.clone(),
@@ -526,7 +526,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     async fn decide_companion(
         &self,
-        place: &Place,
+        place: &TagId,
         source: Digest,
         destination: Option<Digest>,
     ) -> Result<Decision, Fault> {
@@ -584,7 +584,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             self.destination.origin().clone(),
             self.destination.repository().clone(),
         );
-        let place = Place {
+        let place = TagId {
             origin: origin.clone(),
             repository: repository.clone(),
             tag: tag.clone(),

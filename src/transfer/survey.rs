@@ -15,7 +15,7 @@ use super::plan::{self, Decision, Facts, Order};
 use super::{Found, Trip};
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Job, Place, Seen, SeenBy};
+use crate::job::{Job, TagId, TagState, ObservedVia};
 use crate::ledger::{Agreement, Equality, Written};
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag, Target};
 
@@ -29,9 +29,9 @@ const BYTES: usize = 32 * 1024 * 1024;
 /// What was seen of a tag on both sides, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sight {
-    source: Seen,
-    destination: Seen,
-    destination_by: SeenBy,
+    source: TagState,
+    destination: TagState,
+    destination_via: ObservedVia,
     at: Instant,
 }
 
@@ -41,18 +41,18 @@ impl Sight {
         Sight {
             source: job.source,
             destination: job.destination,
-            destination_by: job.destination_by,
+            destination_via: job.destination_via,
             at: job.seen_at,
         }
     }
 
     /// Nothing is known: both sides are asked.
     pub(super) fn none() -> Sight {
-        let (source, destination) = (Seen::Unknown, Seen::Unknown);
+        let (source, destination) = (TagState::Unknown, TagState::Unknown);
         Sight {
             source,
             destination,
-            destination_by: SeenBy::Tag,
+            destination_via: ObservedVia::Tag,
             at: Instant::now(),
         }
     }
@@ -70,7 +70,7 @@ pub(super) struct TagFacts {
     /// When the destination was asked.
     pub(super) destination_at: Instant,
     /// What the destination was asked for.
-    pub(super) destination_by: SeenBy,
+    pub(super) destination_via: ObservedVia,
     /// The manifest, when asking for S has read it already.
     pub(super) manifest: Option<Manifest>,
 }
@@ -85,7 +85,7 @@ impl TagFacts {
             destination,
             source_at,
             destination_at,
-            destination_by: SeenBy::Tag,
+            destination_via: ObservedVia::Tag,
             manifest: None,
         }
     }
@@ -94,7 +94,7 @@ impl TagFacts {
     pub(super) fn answered(&mut self, destination: Option<Digest>, at: Instant) {
         self.destination = destination;
         self.destination_at = at;
-        self.destination_by = SeenBy::Tag;
+        self.destination_via = ObservedVia::Tag;
     }
 }
 
@@ -135,33 +135,33 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let now = Instant::now();
-        let source_at = if sight.source == Seen::Unknown {
+        let source_at = if sight.source == TagState::Unknown {
             now
         } else {
             sight.at
         };
-        let is_asked = sight.destination == Seen::Unknown;
+        let is_asked = sight.destination == TagState::Unknown;
         let destination_at = if is_asked { now } else { sight.at };
-        let destination_by = if is_asked {
-            SeenBy::Tag
+        let destination_via = if is_asked {
+            ObservedVia::Tag
         } else {
-            sight.destination_by
+            sight.destination_via
         };
         let source = match sight.source {
             _ if self.job.pinned.is_some() => self.job.pinned,
-            Seen::At(digest) => Some(digest),
-            Seen::Absent => None,
+            TagState::At(digest) => Some(digest),
+            TagState::Absent => None,
             // What is missing in production has to be read anyway: one request instead of two.
-            Seen::Unknown if sight.destination == Seen::Absent && !self.job.dry_run => {
+            TagState::Unknown if sight.destination == TagState::Absent && !self.job.dry_run => {
                 manifest = self.tagged_manifest(&self.job.key.tag).await?;
                 manifest.as_ref().map(|manifest| manifest.digest)
             }
-            Seen::Unknown => self.own_source_digest().await?,
+            TagState::Unknown => self.own_source_digest().await?,
         };
         let destination = match sight.destination {
-            Seen::At(digest) => Some(digest),
-            Seen::Absent => None,
-            Seen::Unknown => {
+            TagState::At(digest) => Some(digest),
+            TagState::Absent => None,
+            TagState::Unknown => {
                 self.destination_digest(&self.job.key.destination.tag)
                     .await?
             }
@@ -171,7 +171,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             destination,
             source_at,
             destination_at,
-            destination_by,
+            destination_via,
             manifest,
         })
     }
@@ -211,7 +211,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// is intended later, what is there now is what we wrote last.
     pub(super) async fn known(
         &self,
-        place: &Place,
+        place: &TagId,
         production: Option<Digest>,
     ) -> Result<(Written, Option<Found>), Fault> {
         let ledger = &self.engine.ledger;
@@ -233,7 +233,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// nothing, so the manifest of a moving tag is read and hashed before. An explicit act goes by no agreement, and makes none.
     pub(super) async fn agree(
         &self,
-        place: &Place,
+        place: &TagId,
         tag: &Tag,
         digest: Digest,
         moving: bool,
@@ -261,7 +261,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Whether the source proves by the bytes that its tag names `digest`.
-    async fn proves(&self, place: &Place, tag: &Tag, digest: Digest) -> Result<bool, Fault> {
+    async fn proves(&self, place: &TagId, tag: &Tag, digest: Digest) -> Result<bool, Fault> {
         if self.engine.is_unproven(place, &digest) {
             return Ok(false);
         }

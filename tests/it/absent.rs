@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blobferry::endpoint::Source as _;
-use blobferry::job::{Job, Outcome, Seen, SeenBy};
+use blobferry::job::{Job, Outcome, TagState, ObservedVia};
 use blobferry::registry::profile::Quotas;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;
@@ -16,8 +16,8 @@ async fn promote_late(world: &World, tags: &[String]) -> Vec<Ending> {
     let jobs: Vec<Job> = tags
         .iter()
         .map(|tag| Job {
-            destination: Seen::Absent,
-            destination_by: SeenBy::List,
+            destination: TagState::Absent,
+            destination_via: ObservedVia::List,
             fresh: true,
             ..world.job("app", tag)
         })

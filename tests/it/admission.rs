@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blobferry::endpoint::{Mount, Source as _};
 use blobferry::fault::Class;
-use blobferry::job::{self, Job, Outcome, Place, Rank};
+use blobferry::job::{self, Job, Outcome, TagId, Rank};
 use blobferry::oci::Descriptor;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;
@@ -29,7 +29,7 @@ async fn bring(world: World, from: Registry, to: Registry, job: Job) -> Ending {
 fn job(world: &World, to: &Registry, repository: &str, tag: &str, rank: Rank) -> Job {
     let mut job = world.job(repository, tag);
     let origin = to.repository(repository).origin().clone();
-    job.key.destination = Place {
+    job.key.destination = TagId {
         origin,
         ..job.key.destination
     };

@@ -9,7 +9,7 @@ use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
 use blobferry::job::{
-    Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, Place, Progress, Rank, Seen, SeenBy,
+    Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, TagId, Progress, Rank, TagState, ObservedVia,
     TagRules,
 };
 use blobferry::ledger::Ledger;
@@ -105,7 +105,7 @@ impl World {
     }
 
     pub fn job(&self, repository: &str, tag: &str) -> Job {
-        let place = Place {
+        let place = TagId {
             origin: self.production.repository(repository).origin().clone(),
             repository: repository.parse().unwrap(),
             tag: tag.parse().unwrap(),
@@ -122,9 +122,9 @@ impl World {
                 moving: true,
                 ..TagRules::default()
             },
-            source: Seen::Unknown,
-            destination: Seen::Unknown,
-            destination_by: SeenBy::Tag,
+            source: TagState::Unknown,
+            destination: TagState::Unknown,
+            destination_via: ObservedVia::Tag,
             seen_at: Instant::now(),
             look_began: blobferry::clock::now(),
             fresh: false,

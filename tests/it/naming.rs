@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry::fault::Class;
-use blobferry::job::{Companions, Drift, Existing, Job, Outcome, Seen, SeenBy, Settled, TagRules};
+use blobferry::job::{Companions, Drift, Existing, Job, Outcome, TagState, ObservedVia, Settled, TagRules};
 use blobferry::ledger::{Facts, Query};
 use blobferry::oci::{Digest, Manifest, Tag};
 use blobferry::transfer::Settle;
@@ -242,10 +242,10 @@ async fn a_refusal_that_is_over_in_time_is_answered_with_the_same_put() {
 /// A tag that HEAD shows, and no list does: because the list lags, or because there is none.
 #[tokio::test(start_paused = true)]
 async fn a_tag_that_is_missing_in_the_list_alone_is_never_overwritten() {
-    for (destination_by, current_lists) in [
-        (SeenBy::List, false),
-        (SeenBy::MissingList, false),
-        (SeenBy::MissingList, true),
+    for (destination_via, current_lists) in [
+        (ObservedVia::List, false),
+        (ObservedVia::MissingList, false),
+        (ObservedVia::MissingList, true),
     ] {
         for rules in [
             FIXED,
@@ -263,8 +263,8 @@ async fn a_tag_that_is_missing_in_the_list_alone_is_never_overwritten() {
             world.production.tag("app", "v1", &theirs.digest);
             let job = Job {
                 rules,
-                destination: Seen::Absent,
-                destination_by,
+                destination: TagState::Absent,
+                destination_via,
                 fresh: true,
                 ..world.job("app", "v1")
             };
@@ -272,7 +272,7 @@ async fn a_tag_that_is_missing_in_the_list_alone_is_never_overwritten() {
             assert_eq!(
                 ending.outcome,
                 Outcome::Existing,
-                "{destination_by:?}: {:?}",
+                "{destination_via:?}: {:?}",
                 ending.fault
             );
             assert_eq!(
@@ -288,8 +288,8 @@ async fn where_lists_are_current_a_new_tag_costs_no_question() {
     let world = World::new();
     world.image("app", "v1", &[]);
     let job = Job {
-        destination: Seen::Absent,
-        destination_by: SeenBy::List,
+        destination: TagState::Absent,
+        destination_via: ObservedVia::List,
         fresh: true,
         ..world.fixed_job("v1")
     };
@@ -590,8 +590,8 @@ async fn a_write_that_was_never_sent_leaves_no_intent() {
             production.tag("app", "v1", &digest)
         });
     let job = Job {
-        destination: Seen::Absent,
-        destination_by: SeenBy::MissingList,
+        destination: TagState::Absent,
+        destination_via: ObservedVia::MissingList,
         fresh: true,
         ..world.fixed_job("v1")
     };

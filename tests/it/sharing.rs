@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use blobferry::endpoint::{Abilities, Mount, Source as _};
-use blobferry::job::Place;
+use blobferry::job::TagId;
 use blobferry::oci::Digest;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;
@@ -120,7 +120,7 @@ async fn one_that_lacks_the_blob_in_staging_does_not_fail_the_others() {
 async fn bring(world: &World, to: &Registry) -> Ending {
     let destination = to.repository("app");
     let mut job = world.job("app", "v1");
-    job.key.destination = Place {
+    job.key.destination = TagId {
         origin: destination.origin().clone(),
         ..job.key.destination
     };
