@@ -114,6 +114,11 @@ impl Fault {
         self
     }
 
+    /// The same class and text for another caller; the chain becomes plain text.
+    pub fn duplicate(&self) -> Fault {
+        Fault::new(self.class, self.chain())
+    }
+
     /// The whole chain in one line, bounded in length.
     pub fn chain(&self) -> String {
         let mut text = self.text.clone();

@@ -1,8 +1,8 @@
-//! One run of a piece of work for everybody who wants its result while it runs.
+//! At most one run of a piece of work at a time, shared by concurrent callers.
 //!
-//! Whoever comes first starts the work, whoever comes meanwhile waits for the same result. A waiter who leaves harms
-//! nobody: the rest drive the work on. When all have left, the work is dropped with them, and the next starts afresh.
-//! Nothing is spawned.
+//! The first caller starts the work; callers that arrive while it runs wait for the same result.
+//! Dropping one caller does not stop the work: the remaining callers poll it. When the last caller
+//! is dropped, the work is dropped too, and the next caller starts it again. Nothing is spawned.
 
 use std::fmt;
 use std::future::Future;
@@ -17,20 +17,23 @@ use crate::fault::Fault;
 type Work<T> = Pin<Box<dyn Future<Output = Result<T, Arc<Fault>>> + Send>>;
 
 /// At most one run of a piece of work at a time.
-pub struct Flight<T: Clone>(Mutex<Option<WeakShared<Work<T>>>>);
+pub struct SingleFlight<T: Clone>(Mutex<Option<WeakShared<Work<T>>>>);
 
-impl<T: Clone + Send + Sync + 'static> Flight<T> {
-    /// Nothing runs yet.
-    pub fn new() -> Flight<T> {
-        Flight(Mutex::new(None))
+impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
+    /// No run yet.
+    pub fn new() -> SingleFlight<T> {
+        SingleFlight(Mutex::new(None))
     }
 
-    /// The result of the run that is under way, else of a new one. Every waiter gets the same result or the same failure.
+    /// The result of the current run, or of a new one when none runs. All waiting callers get the
+    /// same result or the same failure.
     pub async fn join<F>(&self, start: impl FnOnce() -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>> + Send + 'static,
     {
-        self.running_or(start).await.map_err(|fault| again(&fault))
+        self.running_or(start)
+            .await
+            .map_err(|fault| fault.duplicate())
     }
 
     fn running_or<F>(&self, start: impl FnOnce() -> F) -> Shared<Work<T>>
@@ -39,7 +42,7 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
     {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = current.as_ref().and_then(WeakShared::upgrade);
-        // A finished run stays reachable until its last waiter has looked; its result is yesterday's.
+        // A finished run stays upgradable until its last waiter reads it; its result is stale.
         if let Some(running) = running.filter(|running| running.peek().is_none()) {
             return running;
         }
@@ -50,21 +53,16 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> Default for Flight<T> {
+impl<T: Clone + Send + Sync + 'static> Default for SingleFlight<T> {
     fn default() -> Self {
-        Flight::new()
+        SingleFlight::new()
     }
 }
 
-impl<T: Clone> fmt::Debug for Flight<T> {
+impl<T: Clone> fmt::Debug for SingleFlight<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Flight")
+        f.write_str("SingleFlight")
     }
-}
-
-/// The same failure for one more who waited for it.
-pub fn again(fault: &Fault) -> Fault {
-    Fault::new(fault.class(), fault.chain())
 }
 
 #[cfg(test)]
@@ -76,7 +74,7 @@ mod tests {
     use super::*;
 
     struct Bench {
-        flight: Flight<usize>,
+        flight: SingleFlight<usize>,
         runs: Arc<AtomicUsize>,
         gate: Arc<Semaphore>,
     }
@@ -84,7 +82,7 @@ mod tests {
     impl Bench {
         fn new() -> Arc<Bench> {
             Arc::new(Bench {
-                flight: Flight::new(),
+                flight: SingleFlight::new(),
                 runs: Arc::default(),
                 gate: Arc::new(Semaphore::new(0)),
             })
@@ -96,25 +94,27 @@ mod tests {
         }
 
         async fn run(&self) -> Result<usize, Fault> {
-            let (runs, gate) = (Arc::clone(&self.runs), Arc::clone(&self.gate));
-            let work = || async move {
-                let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
-                gate.acquire()
-                    .await
-                    .expect("the gate is never closed")
-                    .forget();
-                if run == 3 {
-                    Err(Fault::retryable("third run"))
-                } else {
-                    Ok(run)
-                }
-            };
-            self.flight.join(work).await
+            let runs = Arc::clone(&self.runs);
+            let gate = Arc::clone(&self.gate);
+            self.flight
+                .join(|| async move {
+                    let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
+                    gate.acquire()
+                        .await
+                        .expect("the gate is never closed")
+                        .forget();
+                    if run == 3 {
+                        Err(Fault::retryable("third run"))
+                    } else {
+                        Ok(run)
+                    }
+                })
+                .await
         }
     }
 
     #[tokio::test]
-    async fn those_who_come_meanwhile_share_one_run() {
+    async fn concurrent_callers_share_one_run() {
         let bench = Bench::new();
         let waiters: Vec<_> = (0..8).map(|_| bench.waiter()).collect();
         tokio::task::yield_now().await;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_who_leaves_neither_ends_the_run_nor_hangs_it() {
+    async fn a_dropped_caller_neither_stops_nor_blocks_the_run() {
         let bench = Bench::new();
         let first = bench.waiter();
         tokio::task::yield_now().await;
@@ -150,12 +150,12 @@ mod tests {
         assert_eq!(
             second.await.unwrap().unwrap(),
             1,
-            "the run went on without the one who had started it"
+            "the run continues without the caller that started it"
         );
     }
 
     #[tokio::test]
-    async fn a_run_that_all_have_left_is_forgotten() {
+    async fn a_run_without_callers_is_dropped() {
         let bench = Bench::new();
         let only = bench.waiter();
         tokio::task::yield_now().await;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 mod folder_check;
 
-pub use folder_check::{FolderCheck, Gone};
+pub use folder_check::{FolderCheck, FolderReplaced};
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;

@@ -16,7 +16,7 @@ use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::index::Index;
 use crate::layout;
-use crate::ledger::{Facts, Ledger};
+use crate::ledger::{Ledger, RunFacts};
 use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
@@ -201,7 +201,7 @@ impl Parts {
         if let Some(registry) = registry {
             self.wire.prepare(registry.name());
             self.limits
-                .heed(registry.origin(), registry.allowance().clone());
+                .heed(registry.origin(), registry.rate_limit().clone());
         }
         self.limit(backend, limits);
     }
@@ -448,11 +448,11 @@ fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> 
 }
 
 /// What every row of the ledger says besides the job.
-pub(super) fn facts(config_hash: &str) -> Facts {
+pub(super) fn facts(config_hash: &str) -> RunFacts {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())
         .unwrap_or_default();
-    Facts {
+    RunFacts {
         run_id: String::new(),
         config_hash: config_hash.into(),
         version: env!("CARGO_PKG_VERSION").into(),

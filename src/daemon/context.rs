@@ -13,7 +13,7 @@ use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
 use crate::job::{Progress, Settled};
-use crate::ledger::Facts;
+use crate::ledger::RunFacts;
 use crate::look::topology::Topology;
 use crate::state::{self, StateLock};
 use crate::transfer::Settle;
@@ -118,7 +118,7 @@ impl Context {
             .topology
             .as_deref()
             .map_or("", |topology| topology.facts.config_hash.as_str());
-        let facts = Facts {
+        let facts = RunFacts {
             run_id: crate::watch::run_id(),
             ..facts(config_hash)
         };

@@ -20,7 +20,8 @@ use crate::ecr;
 use crate::endpoint::{Repositories as _, Source as _};
 use crate::fault::{Class, Fault, clip, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, Outcome, TagId, Report, TagState, ObservedVia, TagRules, Totals,
+    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Report, TagId, TagRules, TagState,
+    Totals,
 };
 use crate::layout;
 use crate::oci::{Digest, Host, Reference, RepositoryName, Tag, Target};

@@ -434,7 +434,7 @@ pub async fn sync(
 ) -> Result<Report, Error> {
     let (_lock, parts) = copy::stores(Some(&config.daemon.state), options.dry_run)?;
     let topology = parts.topology(config, None)?;
-    let facts = ledger::Facts {
+    let facts = ledger::RunFacts {
         run_id: crate::watch::run_id(),
         ..(*topology.facts).clone()
     };

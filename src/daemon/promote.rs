@@ -27,8 +27,8 @@ use crate::ecr;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, Outcome, TagId, Report, TagState, ObservedVia, Settled,
-    TagRules, Trouble,
+    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Report, Settled, TagId,
+    TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Host, Tag};
 use crate::registry::auth;
@@ -396,7 +396,12 @@ impl Step<'_> {
 
     /// One tag, by name.
     async fn one(&self, tag: &Tag, there: &Tag) -> Look {
-        let listed = Listed::of(ListedTags::new(), None, ObservedVia::Tag, Companions::Unlisted);
+        let listed = Listed::of(
+            ListedTags::new(),
+            None,
+            ObservedVia::Tag,
+            Companions::Unlisted,
+        );
         let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await
         {
             Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),

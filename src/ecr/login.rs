@@ -29,7 +29,7 @@ use super::host::{self, EcrHost};
 use super::refusal::{Refusal, is_of_a_stranger, refusal};
 use crate::clock;
 use crate::fault::{Class, Fault};
-use crate::single_flight::Flight;
+use crate::single_flight::SingleFlight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -96,7 +96,7 @@ struct Inner {
     held: Mutex<Option<Held>>,
     /// When a token was last replaced because it was refused.
     replaced: Mutex<Option<Instant>>,
-    flight: Flight<Token>,
+    flight: SingleFlight<Token>,
 }
 
 struct Client {
@@ -137,7 +137,7 @@ impl Login {
             client: OnceCell::new(),
             held: Mutex::new(None),
             replaced: Mutex::new(None),
-            flight: Flight::new(),
+            flight: SingleFlight::new(),
         };
         Login(Arc::new(inner), Arc::new(place))
     }

@@ -14,7 +14,7 @@ use super::host;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
 use crate::oci::{Digest, RepositoryName};
-use crate::single_flight::Flight;
+use crate::single_flight::SingleFlight;
 
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
@@ -34,7 +34,7 @@ pub(super) struct Shared {
     pub(super) control: Control,
     pub(super) admitted: OnceCell<()>,
     pub(super) known: Mutex<Known>,
-    pub(super) mounts: Flight<Option<bool>>,
+    pub(super) mounts: SingleFlight<Option<bool>>,
     /// Held while a repository is created: one request for all who miss it.
     pub(super) creating: tokio::sync::Mutex<()>,
     /// Repositories that we created and that lack what belongs to them beside their own settings.
@@ -103,7 +103,7 @@ impl Shared {
             control,
             admitted: OnceCell::new(),
             known: Mutex::default(),
-            mounts: Flight::new(),
+            mounts: SingleFlight::new(),
             creating: Default::default(),
             unfinished,
         }

@@ -26,7 +26,7 @@ pub enum Traffic {
 
 /// What one answer said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct RateLimitHeader {
     /// Requests that are left.
     pub remaining: u64,
     /// The time until there will be more.
@@ -42,7 +42,7 @@ const UNSURE: Duration = Duration::from_secs(300);
 
 /// What one registry still allows. Cheap to clone; clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct Allowance(Arc<Mutex<[Count; 5]>>);
+pub struct RateLimit(Arc<Mutex<[Count; 5]>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
@@ -51,9 +51,9 @@ struct Count {
     spent_until: Option<Instant>,
 }
 
-impl Allowance {
+impl RateLimit {
     /// Notes what an answer to such a request said.
-    pub fn note(&self, traffic: Traffic, said: Said) {
+    pub fn note(&self, traffic: Traffic, said: RateLimitHeader) {
         let now = Instant::now();
         let count = &mut self.lock()[traffic as usize];
         let length = said.window.unwrap_or_default();
@@ -87,8 +87,8 @@ impl Allowance {
 mod tests {
     use super::*;
 
-    fn said(remaining: u64, reset: Option<u64>, window: Option<u64>) -> Said {
-        Said {
+    fn said(remaining: u64, reset: Option<u64>, window: Option<u64>) -> RateLimitHeader {
+        RateLimitHeader {
             remaining,
             reset: reset.map(Duration::from_secs),
             window: window.map(Duration::from_secs),
@@ -108,35 +108,35 @@ mod tests {
             (said(0, None, Some(u64::MAX)), 300),
         ];
         for (said, seconds) in table {
-            let allowance = Allowance::default();
-            allowance.note(Traffic::Manifests, said);
+            let rate_limit = RateLimit::default();
+            rate_limit.note(Traffic::Manifests, said);
             assert_eq!(
-                allowance.spent_for(Traffic::Manifests).as_secs(),
+                rate_limit.spent_for(Traffic::Manifests).as_secs(),
                 seconds,
                 "{said:?}"
             );
-            assert!(allowance.spent_for(Traffic::Blobs).is_zero());
+            assert!(rate_limit.spent_for(Traffic::Blobs).is_zero());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_window_is_counted_from_its_first_answer() {
-        let allowance = Allowance::default();
-        allowance.note(Traffic::Listing, said(2, None, Some(60)));
+        let rate_limit = RateLimit::default();
+        rate_limit.note(Traffic::Listing, said(2, None, Some(60)));
         tokio::time::advance(Duration::from_secs(40)).await;
-        allowance.note(Traffic::Listing, said(0, None, Some(60)));
-        assert_eq!(allowance.spent_for(Traffic::Listing).as_secs(), 20);
+        rate_limit.note(Traffic::Listing, said(0, None, Some(60)));
+        assert_eq!(rate_limit.spent_for(Traffic::Listing).as_secs(), 20);
         tokio::time::advance(Duration::from_secs(25)).await;
-        assert!(allowance.spent_for(Traffic::Listing).is_zero());
-        allowance.note(Traffic::Listing, said(0, None, Some(60)));
+        assert!(rate_limit.spent_for(Traffic::Listing).is_zero());
+        rate_limit.note(Traffic::Listing, said(0, None, Some(60)));
         assert_eq!(
-            allowance.spent_for(Traffic::Listing).as_secs(),
+            rate_limit.spent_for(Traffic::Listing).as_secs(),
             60,
             "another window"
         );
-        allowance.note(Traffic::Listing, said(3, None, Some(60)));
+        rate_limit.note(Traffic::Listing, said(3, None, Some(60)));
         assert!(
-            allowance.spent_for(Traffic::Listing).is_zero(),
+            rate_limit.spent_for(Traffic::Listing).is_zero(),
             "there is more already"
         );
     }

@@ -12,15 +12,15 @@ use crate::sqlite::Failure;
 #[derive(Debug, Default)]
 pub(super) struct Health {
     errors: AtomicU64,
-    reading: Mutex<Lane>,
-    writing: Mutex<Lane>,
+    reading: Mutex<OperationHealth>,
+    writing: Mutex<OperationHealth>,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct OperationHealth {
     trouble: Option<String>,
     /// When the log last heard of trouble.
-    told: Option<Instant>,
+    reported_at: Option<Instant>,
 }
 
 /// A disk that is full for some requests and not for others would fill the log too.
@@ -41,37 +41,41 @@ impl Health {
 
     fn note<T>(
         &self,
-        lane: &Mutex<Lane>,
+        operation: &Mutex<OperationHealth>,
         outcome: Result<T, Failure>,
         doing: &'static str,
     ) -> Option<T> {
-        let mut lane = lane
+        let mut operation = operation
             .lock()
             .expect("nothing panics while it notes an outcome");
         match outcome {
             Ok(value) => {
-                if lane.trouble.take().is_some() {
+                if operation.trouble.take().is_some() {
                     tracing::info!(doing, "index works again");
                 }
                 Some(value)
             }
-            // Whoever is late at the end is told nothing, and that is no trouble.
+            // Whoever is late at the end is reported_at nothing, and that is no trouble.
             Err(failure) if failure.is_closed() => None,
             Err(failure) => {
                 self.errors.fetch_add(1, Ordering::Relaxed);
-                lane.fail(failure.to_string(), doing);
+                operation.fail(failure.to_string(), doing);
                 None
             }
         }
     }
 }
 
-impl Lane {
+impl OperationHealth {
     fn fail(&mut self, trouble: String, doing: &'static str) {
         let changed = self.trouble.as_ref() != Some(&trouble);
-        if changed && self.told.is_none_or(|told| told.elapsed() >= QUIET) {
+        if changed
+            && self
+                .reported_at
+                .is_none_or(|reported_at| reported_at.elapsed() >= QUIET)
+        {
             tracing::warn!(doing, error = %trouble, "index fails: registries are asked instead");
-            self.told = Some(Instant::now());
+            self.reported_at = Some(Instant::now());
         }
         self.trouble = Some(trouble);
     }

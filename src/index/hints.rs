@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::schema::{Stored, stored_length};
+use super::schema::{StoredDigest, stored_length};
 use super::{Index, now, seen};
 use crate::endpoint::Origin;
 use crate::job::TagId;
@@ -22,7 +22,7 @@ pub struct BlobHint {
 
 /// A repository that may hold a blob: something to offer as mount source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct BlobHolder {
     /// The repository.
     pub repository: RepositoryName,
     /// Whether a manifest in it refers to the blob.
@@ -83,7 +83,7 @@ impl Index {
     }
 
     /// Repositories of a registry that may hold a blob, at most so many, the newest seen first.
-    pub async fn holders(&self, origin: &Origin, digest: &Digest, most: usize) -> Vec<Holder> {
+    pub async fn holders(&self, origin: &Origin, digest: &Digest, most: usize) -> Vec<BlobHolder> {
         let (origin, digest) = (origin.clone(), *digest);
         self.read(move |db| {
             let mut holders = db.prepare_cached(
@@ -92,14 +92,18 @@ impl Index {
             )?;
             let found =
                 holders.query_map(
-                    params![Stored(digest), origin.as_str(), stored_length(most as u64)],
+                    params![
+                        StoredDigest(digest),
+                        origin.as_str(),
+                        stored_length(most as u64)
+                    ],
                     |row| {
                         Ok(parsed::<RepositoryName>(row, 0)?
                             .map(|repository| (repository, row.get(1))))
                     },
                 )?;
             let holder = |(repository, committed)| {
-                Ok(Holder {
+                Ok(BlobHolder {
                     repository,
                     committed: committed?,
                 })
@@ -127,7 +131,7 @@ impl Index {
             )?;
             let now = now();
             for (digest, size) in blobs {
-                remember.execute(params![Stored(digest), repository, stored_length(size), now, committed])?;
+                remember.execute(params![StoredDigest(digest), repository, stored_length(size), now, committed])?;
             }
             Ok(())
         })
@@ -146,7 +150,7 @@ impl Index {
                 db.prepare_cached("DELETE FROM blobs WHERE digest = ?1 AND repository = ?2")?;
             digests.into_iter().try_for_each(|digest| {
                 forget
-                    .execute(params![Stored(digest), repository])
+                    .execute(params![StoredDigest(digest), repository])
                     .map(drop)
             })
         })
@@ -169,7 +173,7 @@ impl Index {
                 .prepare_cached(
                     "SELECT seen, complete FROM manifests WHERE digest = ?1 AND repository = ?2",
                 )?
-                .query_row(params![Stored(digest), repository], |row| {
+                .query_row(params![StoredDigest(digest), repository], |row| {
                     Ok((row.get(0)?, row.get(1)?))
                 })
                 .optional()?;
@@ -199,7 +203,7 @@ impl Index {
             let now = now();
             let mut each = |digest| {
                 remember
-                    .execute(params![Stored(digest), repository, now, complete])
+                    .execute(params![StoredDigest(digest), repository, now, complete])
                     .map(drop)
             };
             digests.into_iter().try_for_each(&mut each)
@@ -217,7 +221,7 @@ impl Index {
         let digest = *digest;
         self.queue_in(origin, repository, move |db, repository| {
             db.prepare_cached("DELETE FROM manifests WHERE digest = ?1 AND repository = ?2")?
-                .execute(params![Stored(digest), repository])
+                .execute(params![StoredDigest(digest), repository])
                 .map(drop)
         })
         .await;
@@ -236,7 +240,7 @@ impl Index {
                 .prepare_cached(
                     "SELECT seen FROM referrers_checked WHERE digest = ?1 AND repository = ?2",
                 )?
-                .query_row(params![Stored(digest), repository], |row| row.get(0))
+                .query_row(params![StoredDigest(digest), repository], |row| row.get(0))
                 .optional()?;
             Ok(at.and_then(seen))
         })
@@ -253,7 +257,7 @@ impl Index {
         let digest = *digest;
         self.queue_in(origin, repository, move |db, repository| {
             db.prepare_cached("INSERT OR REPLACE INTO referrers_checked (digest, repository, seen) VALUES (?1, ?2, ?3)")?
-                .execute(params![Stored(digest), repository, now()])
+                .execute(params![StoredDigest(digest), repository, now()])
                 .map(drop)
         })
         .await;
@@ -272,7 +276,7 @@ impl Index {
                     Ok((row.get(0)?, row.get(1)?))
                 })
                 .optional()?;
-            Ok(row.and_then(|(Stored(digest), at)| {
+            Ok(row.and_then(|(StoredDigest(digest), at)| {
                 Some(TagHint {
                     digest,
                     seen: seen(at)?,
@@ -292,7 +296,8 @@ impl Index {
             let mut tags =
                 db.prepare_cached("SELECT tag, digest, seen FROM tags WHERE repository = ?1")?;
             let hint = |row: &rusqlite::Row<'_>| {
-                let (tag, Stored(digest), at) = (parsed::<Tag>(row, 0)?, row.get(1)?, row.get(2)?);
+                let (tag, StoredDigest(digest), at) =
+                    (parsed::<Tag>(row, 0)?, row.get(1)?, row.get(2)?);
                 Ok(tag
                     .zip(seen(at))
                     .map(|(tag, seen)| (tag, TagHint { digest, seen })))
@@ -317,7 +322,7 @@ impl Index {
             let now = now();
             for (tag, digest) in tags {
                 match digest {
-                    Some(digest) => drop(remember.execute(params![repository, tag.as_str(), Stored(digest), now])?),
+                    Some(digest) => drop(remember.execute(params![repository, tag.as_str(), StoredDigest(digest), now])?),
                     None => forget_tag(db, repository, &tag)?,
                 }
             }
@@ -339,7 +344,7 @@ impl Index {
 fn blob(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<Option<BlobHint>> {
     let row = db
         .prepare_cached("SELECT size, seen FROM blobs WHERE digest = ?1 AND repository = ?2")?
-        .query_row(params![Stored(*digest), repository], |row| {
+        .query_row(params![StoredDigest(*digest), repository], |row| {
             Ok((row.get::<_, i64>(0)?, row.get(1)?))
         })
         .optional()?;

@@ -34,7 +34,7 @@ mod schema;
 mod unfinished;
 mod uploads;
 
-pub use hints::{BlobHint, Holder, ManifestHint, TagHint};
+pub use hints::{BlobHint, BlobHolder, ManifestHint, TagHint};
 pub use prune::Statistics;
 pub use uploads::{Checkpoint, StoredUpload};
 
@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Unavailable(#[from] OpenError),
     /// It is of no use and in the way.
-    #[error("cannot move {} out of the way (it is of no use: {reason}); move it away by hand, it holds nothing that cannot be asked again", path.display())]
+    #[error("cannot move {} out of the way (it is of no use: {reason}); move it away by position, it holds nothing that cannot be asked again", path.display())]
     InTheWay {
         /// The file.
         path: PathBuf,
@@ -81,7 +81,7 @@ pub struct SetAside {
 pub struct Index {
     store: Store,
     health: Arc<Health>,
-    hands: Arc<prune::Hands>,
+    positions: Arc<prune::WalkPositions>,
 }
 
 impl Index {
@@ -139,7 +139,7 @@ impl Index {
         Index {
             store,
             health: Arc::default(),
-            hands: Arc::default(),
+            positions: Arc::default(),
         }
     }
 

@@ -31,11 +31,11 @@ struct Walk {
     table: &'static str,
     key: &'static str,
     /// Less than every key.
-    start: fn() -> Hand,
+    start: fn() -> WalkPosition,
 }
 
 /// Where the walk of a table stands.
-type Hand = (Value, Value);
+type WalkPosition = (Value, Value);
 
 const WALKS: [Walk; 4] = [
     Walk {
@@ -60,13 +60,13 @@ const WALKS: [Walk; 4] = [
     },
 ];
 
-fn before_digests() -> Hand {
+fn before_digests() -> WalkPosition {
     (Value::Blob(Vec::new()), Value::Integer(0))
 }
 
 /// Where each walk stands between calls; `None`: at the start.
 #[derive(Debug, Default)]
-pub(super) struct Hands(Mutex<[Option<Hand>; WALKS.len()]>);
+pub(super) struct WalkPositions(Mutex<[Option<WalkPosition>; WALKS.len()]>);
 
 impl Index {
     /// How much it holds.
@@ -92,14 +92,14 @@ impl Index {
     /// Forgets hints that were last seen, and uploads that were opened, before `older_than`. One call looks at a bounded
     /// part of each table and the next call goes on from there: called now and then, it comes round.
     pub async fn prune(&self, older_than: Timestamp) {
-        let (hands, older_than) = (self.hands.clone(), older_than.as_millisecond());
+        let (positions, older_than) = (self.positions.clone(), older_than.as_millisecond());
         self.queue(move |db| {
-            let mut hands = hands
+            let mut positions = positions
                 .0
                 .lock()
-                .expect("nothing panics while it holds the hands");
-            for (walk, hand) in WALKS.iter().zip(hands.iter_mut()) {
-                *hand = stride(db, walk, hand.take(), older_than)?;
+                .expect("nothing panics while it holds the positions");
+            for (walk, position) in WALKS.iter().zip(positions.iter_mut()) {
+                *position = stride(db, walk, position.take(), older_than)?;
             }
             db.prepare_cached("DELETE FROM uploads WHERE opened < ?1")?
                 .execute([older_than])
@@ -113,11 +113,11 @@ impl Index {
 fn stride(
     db: &Connection,
     walk: &Walk,
-    hand: Option<Hand>,
+    position: Option<WalkPosition>,
     older_than: i64,
-) -> rusqlite::Result<Option<Hand>> {
+) -> rusqlite::Result<Option<WalkPosition>> {
     let Walk { table, key, start } = walk;
-    let (from, within) = hand.unwrap_or_else(start);
+    let (from, within) = position.unwrap_or_else(start);
     let next = db
         .prepare_cached(&format!(
             "SELECT {key} FROM {table} WHERE ({key}) > (?1, ?2) ORDER BY {key} LIMIT 1 OFFSET ?3"

@@ -103,9 +103,9 @@ const VERSION_2: &str = "
 ";
 
 /// A digest as the tables hold it.
-pub(super) struct Stored(pub Digest);
+pub(super) struct StoredDigest(pub Digest);
 
-impl ToSql for Stored {
+impl ToSql for StoredDigest {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         let (algorithm, bytes): (u8, &[u8]) = match &self.0 {
             Digest::Sha256(bytes) => (1, bytes),
@@ -115,14 +115,14 @@ impl ToSql for Stored {
     }
 }
 
-impl FromSql for Stored {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Stored> {
+impl FromSql for StoredDigest {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<StoredDigest> {
         let digest = match value.as_blob()? {
             [1, bytes @ ..] => bytes.try_into().ok().map(Digest::Sha256),
             [2, bytes @ ..] => bytes.try_into().ok().map(Digest::Sha512),
             _ => None,
         };
-        digest.map(Stored).ok_or(FromSqlError::InvalidType)
+        digest.map(StoredDigest).ok_or(FromSqlError::InvalidType)
     }
 }
 
@@ -140,11 +140,12 @@ mod tests {
     #[test]
     fn a_digest_comes_back_as_it_went_in() {
         let db = Connection::open_in_memory().unwrap();
-        let read_back =
-            |value: &dyn ToSql| db.query_row("SELECT ?1", [value], |row| row.get::<_, Stored>(0));
+        let read_back = |value: &dyn ToSql| {
+            db.query_row("SELECT ?1", [value], |row| row.get::<_, StoredDigest>(0))
+        };
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"content");
-            assert_eq!(read_back(&Stored(digest)).unwrap().0, digest);
+            assert_eq!(read_back(&StoredDigest(digest)).unwrap().0, digest);
         }
         for damaged in [&[][..], &[1], &[3; 33], &[1; 34]] {
             assert!(read_back(&damaged).is_err());

@@ -106,7 +106,7 @@ async fn holders_come_newest_first_and_stay_committed() {
             true,
         )
         .await;
-    let holder = |name, committed| Holder {
+    let holder = |name, committed| BlobHolder {
         repository: repository(name),
         committed,
     };

@@ -9,7 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::schema::{Stored, stored_length};
+use super::schema::{StoredDigest, stored_length};
 use super::{Index, now};
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName};
@@ -75,7 +75,7 @@ impl Index {
         self.queue_in(origin, repository, move |db, repository| {
             close(db, repository, &digest)?;
             db.prepare_cached("INSERT INTO uploads (repository, digest, size, location, opened) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![repository, Stored(digest), stored_length(size), location, now()])
+                .execute(params![repository, StoredDigest(digest), stored_length(size), location, now()])
                 .map(drop)
         })
         .await;
@@ -134,7 +134,7 @@ impl Index {
             db.prepare_cached(
                 "UPDATE uploads SET finishing = 1 WHERE repository = ?1 AND digest = ?2",
             )?
-            .execute(params![repository, Stored(digest)])
+            .execute(params![repository, StoredDigest(digest)])
             .map(drop)
         });
         self.health.note_write(noted.await);
@@ -188,7 +188,7 @@ impl Index {
 
 fn number(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM uploads WHERE repository = ?1 AND digest = ?2")?
-        .query_row(params![repository, Stored(*digest)], |row| row.get(0))
+        .query_row(params![repository, StoredDigest(*digest)], |row| row.get(0))
         .optional()
 }
 
@@ -210,13 +210,13 @@ fn relocate(
     location: &str,
 ) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE uploads SET location = ?3 WHERE repository = ?1 AND digest = ?2")?
-        .execute(params![repository, Stored(*digest), location])
+        .execute(params![repository, StoredDigest(*digest), location])
         .map(drop)
 }
 
 fn close(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM uploads WHERE repository = ?1 AND digest = ?2")?
-        .execute(params![repository, Stored(*digest)])
+        .execute(params![repository, StoredDigest(*digest)])
         .map(drop)
 }
 

@@ -20,14 +20,14 @@ use rusqlite::Connection;
 
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::{Key, Outcome, TagId, Settled};
+use crate::job::{Key, Outcome, Settled, TagId};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
-use crate::state::{FolderCheck, Gone, StateLock};
+use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
-mod known;
 mod rows;
 mod schema;
+mod tag_records;
 
 pub use rows::{Query, Row};
 
@@ -76,7 +76,7 @@ impl From<OpenError> for Error {
 
 /// What is known of a place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct TagRecord {
     /// The digest that we wrote or that both sides agreed on.
     pub digest: Option<Digest>,
     /// Whether it was agreed on, not written.
@@ -91,16 +91,16 @@ pub struct Written {
 
 /// What the ledger has to learn from both sides naming one digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Equality {
+pub enum EqualityUpdate {
     /// Nothing: it knows, or it has to keep what it knows.
-    Known,
+    None,
     /// The digest was announced, and the answer was lost: it was written.
-    Found,
+    Written,
     /// Both sides agree on a digest that it does not know, or older intents and reports are over.
     Agreed,
 }
 
-impl Written {
+impl TagRecord {
     /// Whether the place names `digest` by our hand or by agreement.
     pub fn is_ours(&self, digest: &Digest) -> bool {
         self.digest.as_ref() == Some(digest) || self.is_found(digest)
@@ -127,20 +127,20 @@ impl Written {
 
     /// What is to be learnt when both sides name `digest`. What was reported as drift or existing under this very digest
     /// stays as it is: staging came to it, and nobody decided.
-    pub fn on_equality(&self, digest: &Digest) -> Equality {
+    pub fn on_equality(&self, digest: &Digest) -> EqualityUpdate {
         if self.is_found(digest) {
-            return Equality::Found;
+            return EqualityUpdate::Written;
         }
         if self.reported.as_ref() == Some(digest) {
-            return Equality::Known;
+            return EqualityUpdate::None;
         }
         let settled = self.digest.as_ref() == Some(digest)
             && self.intended.is_empty()
             && self.reported.is_none();
         if settled {
-            Equality::Known
+            EqualityUpdate::None
         } else {
-            Equality::Agreed
+            EqualityUpdate::Agreed
         }
     }
 }
@@ -153,12 +153,12 @@ pub struct Agreement {
     /// What both sides name.
     pub digest: Digest,
     /// What the ledger knew when the sides were asked: recorded only if that is still so.
-    pub known: Written,
+    pub known: TagRecord,
 }
 
 /// What a row says beside the settled job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct RunFacts {
     /// Names the pass.
     pub run_id: String,
     /// The hash of the config that was in force; empty without one.
@@ -171,7 +171,7 @@ pub struct Facts {
 
 /// A job whose newest row is trouble.
 #[derive(Clone, Debug)]
-pub struct Troubled {
+pub struct UnsettledJob {
     /// Its name.
     pub key: Key,
     /// The trouble.
@@ -211,8 +211,8 @@ impl Ledger {
     /// Whether the state folder is still the one that was locked.
     ///
     /// # Errors
-    /// [`Gone`]: what is recorded is lost, and nothing may be named.
-    pub fn check_folder(&self) -> Result<(), Gone> {
+    /// [`FolderReplaced`]: what is recorded is lost, and nothing may be named.
+    pub fn check_folder(&self) -> Result<(), FolderReplaced> {
         self.folder.as_ref().map_or(Ok(()), FolderCheck::check)
     }
 
@@ -251,10 +251,10 @@ impl Ledger {
     }
 
     /// What is known of a place.
-    pub async fn written(&self, place: &TagId) -> Result<Written, Fault> {
+    pub async fn written(&self, place: &TagId) -> Result<TagRecord, Fault> {
         let place = place.clone();
         self.store
-            .read(move |db| known::of_place(db, &place))
+            .read(move |db| tag_records::of_place(db, &place))
             .await
             .map_err(unreadable)
     }
@@ -264,10 +264,10 @@ impl Ledger {
         &self,
         origin: &Origin,
         repository: &RepositoryName,
-    ) -> Result<HashMap<Tag, Written>, Fault> {
+    ) -> Result<HashMap<Tag, TagRecord>, Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
         self.store
-            .read(move |db| known::of_repository(db, origin.as_str(), repository.as_str()))
+            .read(move |db| tag_records::of_repository(db, origin.as_str(), repository.as_str()))
             .await
             .map_err(unreadable)
     }
@@ -290,7 +290,7 @@ impl Ledger {
             agreements
                 .into_iter()
                 .try_for_each(|Agreement { tag, digest, known }| {
-                    known::agree(db, &place(tag), &digest, &known)
+                    tag_records::agree(db, &place(tag), &digest, &known)
                 })
         };
         self.store.write(act).await.map_err(unwritable)
@@ -300,7 +300,7 @@ impl Ledger {
     pub async fn found(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
         self.store
-            .write(move |db| known::wrote(db, &place, &digest))
+            .write(move |db| tag_records::wrote(db, &place, &digest))
             .await
             .map_err(unwritable)
     }
@@ -313,7 +313,7 @@ impl Ledger {
         let (place, digest) = (place.clone(), *digest);
         let is_new = self
             .store
-            .write(move |db| known::intend(db, &place, &digest))
+            .write(move |db| tag_records::intend(db, &place, &digest))
             .await
             .map_err(unwritable)?;
         // After the write: a folder that vanished before it is noticed as well.
@@ -326,7 +326,7 @@ impl Ledger {
     pub async fn forget_intent(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
         self.store
-            .write(move |db| known::forget_intent(db, &place, &digest))
+            .write(move |db| tag_records::forget_intent(db, &place, &digest))
             .await
             .map_err(unwritable)
     }
@@ -337,19 +337,19 @@ impl Ledger {
         &self,
         key: &Key,
         settled: &Settled,
-        facts: Facts,
+        facts: RunFacts,
         written: Option<Digest>,
     ) -> Result<bool, Fault> {
         let (key, settled) = (key.clone(), settled.clone());
         let act = move |db: &Connection| {
             if let Some(digest) = written {
-                known::wrote(db, &key.destination, &digest)?;
+                tag_records::wrote(db, &key.destination, &digest)?;
             }
             if let Some(there) = settled
                 .previous_digest
                 .filter(|_| matches!(settled.result, Outcome::Drift | Outcome::Existing))
             {
-                known::report(db, &key.destination, &there)?;
+                tag_records::report(db, &key.destination, &there)?;
             }
             let last = rows::last(db, &key)?;
             let news = is_news(last.as_ref().map(|row| &row.settled), &settled);
@@ -375,7 +375,7 @@ impl Ledger {
         &self,
         origin: &Origin,
         repository: &RepositoryName,
-    ) -> Result<Vec<Troubled>, Fault> {
+    ) -> Result<Vec<UnsettledJob>, Fault> {
         let (origin, repository) = (origin.clone(), repository.clone());
         self.store
             .read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))

@@ -5,10 +5,10 @@ use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, Troubled, names};
+use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
 use crate::endpoint::Origin;
-use crate::job::{Key, Outcome, TagId, Settled};
+use crate::job::{Key, Outcome, Settled, TagId};
 
 /// A change of a job's result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub(super) fn add(
     db: &Connection,
     key: &Key,
     settled: &Settled,
-    facts: &Facts,
+    facts: &RunFacts,
 ) -> rusqlite::Result<()> {
     let job = match job(db, key)? {
         Some(job) => job,
@@ -65,7 +65,7 @@ pub(super) fn add(
     };
     let json = serde_json::to_string(settled)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    let Facts {
+    let RunFacts {
         run_id,
         config_hash,
         version,
@@ -94,7 +94,7 @@ pub(super) fn troubled(
     db: &Connection,
     origin: &str,
     repository: &str,
-) -> rusqlite::Result<Vec<Troubled>> {
+) -> rusqlite::Result<Vec<UnsettledJob>> {
     let sql = "SELECT jobs.route, jobs.source, jobs.tag, jobs.destination_tag,
             json_extract(newest.settled, '$.result'), json_extract(newest.settled, '$.digest')
         FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
@@ -117,17 +117,17 @@ pub(super) fn troubled(
         .collect::<Result<Vec<_>, _>>()?;
     Ok(rows
         .into_iter()
-        .filter_map(|row| Troubled::read(row, origin, repository))
+        .filter_map(|row| UnsettledJob::read(row, origin, repository))
         .collect())
 }
 
-impl Troubled {
+impl UnsettledJob {
     /// `None` for a row that no current version writes.
     fn read(
         [route, source, tag, destination, result, digest]: [String; 6],
         origin: &str,
         repository: &str,
-    ) -> Option<Troubled> {
+    ) -> Option<UnsettledJob> {
         let place = TagId {
             origin: Origin::new(origin),
             repository: repository.parse().ok()?,
@@ -142,7 +142,7 @@ impl Troubled {
         let result = Outcome::ALL
             .into_iter()
             .find(|outcome| outcome.name() == result)?;
-        Some(Troubled {
+        Some(UnsettledJob {
             key,
             result,
             digest: digest.parse().ok(),

@@ -52,8 +52,8 @@ fn settled(result: Outcome, n: u8) -> Settled {
     }
 }
 
-fn facts() -> Facts {
-    Facts {
+fn facts() -> RunFacts {
+    RunFacts {
         run_id: "run-1".into(),
         config_hash: "abc".into(),
         version: "0.1.0".into(),
@@ -73,10 +73,10 @@ async fn ids(ledger: &Ledger, query: Query) -> Vec<u64> {
 
 #[test]
 fn what_is_ours_is_what_was_written_or_may_have_been() {
-    let written = |digest, intended: &[Digest]| Written {
+    let written = |digest, intended: &[Digest]| TagRecord {
         digest,
         intended: intended.to_vec(),
-        ..Written::default()
+        ..TagRecord::default()
     };
     let table = [
         (written(None, &[]), false, [false, false, false]),
@@ -105,15 +105,15 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
     let reopened = || Ledger::open(folder.path()).unwrap();
 
     let ledger = reopened();
-    assert_eq!(ledger.written(&place).await.unwrap(), Written::default());
+    assert_eq!(ledger.written(&place).await.unwrap(), TagRecord::default());
     ledger.intend(&place, &digest(1)).await.unwrap();
     drop(ledger);
     let ledger = reopened();
     assert_eq!(
         ledger.written(&place).await.unwrap(),
-        Written {
+        TagRecord {
             intended: vec![digest(1)],
-            ..Written::default()
+            ..TagRecord::default()
         }
     );
 
@@ -173,59 +173,63 @@ async fn intents_of_a_place_are_bounded() {
 
 #[test]
 fn equality_teaches_the_ledger_only_what_it_does_not_know() {
-    let known = |digest, intended: &[Digest], reported| Written {
+    let known = |digest, intended: &[Digest], reported| TagRecord {
         digest,
         intended: intended.to_vec(),
         reported,
-        ..Written::default()
+        ..TagRecord::default()
     };
     let (old, equal) = (digest(1), digest(2));
     let table = [
-        ("nothing is known", known(None, &[], None), Equality::Agreed),
+        (
+            "nothing is known",
+            known(None, &[], None),
+            EqualityUpdate::Agreed,
+        ),
         (
             "it is known",
             known(Some(equal), &[], None),
-            Equality::Known,
+            EqualityUpdate::None,
         ),
         (
             "another is known",
             known(Some(old), &[], None),
-            Equality::Agreed,
+            EqualityUpdate::Agreed,
         ),
         (
             "it was intended",
             known(Some(old), &[equal], None),
-            Equality::Found,
+            EqualityUpdate::Written,
         ),
         (
             "it was intended, then another",
             known(None, &[equal, old], None),
-            Equality::Found,
+            EqualityUpdate::Written,
         ),
         (
             "an older intent is over",
             known(Some(equal), &[old], None),
-            Equality::Agreed,
+            EqualityUpdate::Agreed,
         ),
         (
             "it was reported as drift",
             known(Some(old), &[], Some(equal)),
-            Equality::Known,
+            EqualityUpdate::None,
         ),
         (
             "it was reported as existing",
             known(None, &[], Some(equal)),
-            Equality::Known,
+            EqualityUpdate::None,
         ),
         (
             "another was reported, and is gone",
             known(Some(equal), &[], Some(old)),
-            Equality::Agreed,
+            EqualityUpdate::Agreed,
         ),
         (
             "another was reported, and is gone",
             known(Some(old), &[], Some(digest(3))),
-            Equality::Agreed,
+            EqualityUpdate::Agreed,
         ),
     ];
     for (name, known, expected) in table {
@@ -233,7 +237,7 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
     }
 }
 
-fn agreement(tag: &str, digest: Digest, known: Written) -> Agreement {
+fn agreement(tag: &str, digest: Digest, known: TagRecord) -> Agreement {
     Agreement {
         tag: tag.parse().unwrap(),
         digest,
@@ -344,12 +348,12 @@ async fn what_was_reported_as_drift_or_existing_stays_so_until_something_is_writ
         let known = ledger.written(&key.destination).await.unwrap();
         assert_eq!(
             known.on_equality(&digest(3)),
-            Equality::Known,
+            EqualityUpdate::None,
             "staging came to it, and nobody decided"
         );
         assert_eq!(
             known.on_equality(&digest(2)),
-            Equality::Agreed,
+            EqualityUpdate::Agreed,
             "production went where staging is"
         );
         ledger
@@ -438,7 +442,7 @@ async fn agreement_on_many_tags_stays_small() {
             agreement(
                 &tag(n),
                 Digest::sha256(tag(n).as_bytes()),
-                Written::default(),
+                TagRecord::default(),
             )
         });
         ledger

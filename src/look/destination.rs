@@ -15,8 +15,10 @@ use crate::clock;
 use crate::endpoint::{Destination, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{Cause, Companions, Job, Key, Outcome, TagId, Rank, TagState, ObservedVia, Settled};
-use crate::ledger::{Agreement, Equality, Troubled, Written};
+use crate::job::{
+    Cause, Companions, Job, Key, ObservedVia, Outcome, Rank, Settled, TagId, TagState,
+};
+use crate::ledger::{Agreement, EqualityUpdate, TagRecord, UnsettledJob};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
 use crate::status::metrics::DestinationLabels;
@@ -47,7 +49,7 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) began: Timestamp,
     pub(super) hints: HashMap<Tag, TagHint>,
     /// What the ledger knew of production's tags when the look began.
-    pub(super) known: HashMap<Tag, Written>,
+    pub(super) known: HashMap<Tag, TagRecord>,
     /// What the ledger is to learn of tags that are equal.
     pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
@@ -299,8 +301,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .troubled(origin, repository)
             .await
             .unwrap_or_default();
-        let of_this_route =
-            |row: &Troubled| row.key.route == look.route.name && row.key.source == *look.repository;
+        let of_this_route = |row: &UnsettledJob| {
+            row.key.route == look.route.name && row.key.source == *look.repository
+        };
         let troubled: BTreeMap<Tag, Outcome> = troubled
             .into_iter()
             .filter(of_this_route)
@@ -425,8 +428,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let called = self.there(tag);
         let known = self.known.get(&called).cloned().unwrap_or_default();
         match known.on_equality(&digest) {
-            Equality::Known => None,
-            Equality::Found => {
+            EqualityUpdate::None => None,
+            EqualityUpdate::Written => {
                 let found = self
                     .look
                     .topology
@@ -439,7 +442,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                     previous: known.digest,
                 })
             }
-            Equality::Agreed => {
+            EqualityUpdate::Agreed => {
                 if !self.look.route.selection.is_moving(tag)
                     || self.proves(tag, digest, tally).await
                 {
@@ -533,8 +536,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .iter()
                 .filter(|sibling| !selection.is_moving(sibling))
         };
-        let asks =
-            selection.is_moving(tag) && compared.source != TagState::Absent && fixed().next().is_some();
+        let asks = selection.is_moving(tag)
+            && compared.source != TagState::Absent
+            && fixed().next().is_some();
         if !asks {
             return Ok(self.refused.clone());
         }

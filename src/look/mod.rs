@@ -23,8 +23,8 @@ use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
 use crate::index::TagHint;
-use crate::job::{self, Actor, Cause, Look, NamedTag, TagId, Settled, Totals, Trouble};
-use crate::ledger::Written;
+use crate::job::{self, Actor, Cause, Look, NamedTag, Settled, TagId, Totals, Trouble};
+use crate::ledger::TagRecord;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
@@ -473,7 +473,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         &self,
         side: &Side<B::Repository>,
         listing: &Listing,
-    ) -> Result<HashMap<Tag, Written>, Fault> {
+    ) -> Result<HashMap<Tag, TagRecord>, Fault> {
         let (ledger, origin) = (&self.topology.engine.ledger, side.repository.origin());
         if self.request.tags.is_empty() {
             return ledger

@@ -11,7 +11,7 @@ use crate::backend::{self, Backend};
 use crate::endpoint::{Origin, Repositories, Source};
 use crate::fault::Fault;
 use crate::job::{Key, TagRules};
-use crate::ledger::Facts;
+use crate::ledger::RunFacts;
 use crate::oci::RepositoryName;
 use crate::route::{Naming, Route, Routes};
 use crate::status::metrics::Metrics;
@@ -61,7 +61,7 @@ pub struct Topology<B: Repositories = Backend> {
     /// What is counted on this floor.
     pub metrics: Metrics,
     /// What every row of the ledger says besides the job.
-    pub facts: Arc<Facts>,
+    pub facts: Arc<RunFacts>,
     /// How often to look.
     pub intervals: Intervals,
     /// How much at once.

@@ -14,8 +14,8 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::allowed::reset;
 use super::auth::Secrets;
+use super::rate_limit_headers::reset;
 use super::redirect::Refused;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};

@@ -11,9 +11,8 @@
 //! | `blob`, `upload`, `manifest`, `tags`, `referrers` | the endpoints |
 //! | [`auth`] | credentials, challenges, tokens |
 //! | [`profile`] | what each kind of registry does differently |
-//! | `error`, `allowed`, [`metrics`] | statuses and codes → faults; what is left of a quota; what is counted |
+//! | `error`, `rate_limit_headers`, [`metrics`] | statuses and codes → faults; what is left of a quota; what is counted |
 
-mod allowed;
 pub mod auth;
 mod blob;
 mod body;
@@ -22,6 +21,7 @@ mod error;
 mod manifest;
 pub mod metrics;
 pub mod profile;
+mod rate_limit_headers;
 mod redirect;
 mod referrers;
 mod tags;
@@ -45,7 +45,7 @@ use self::metrics::Operation;
 use self::profile::{Kind, Profile};
 use self::redirect::Guard;
 use self::transport::{Call, Transport, host_of};
-use crate::endpoint::rate_limit::Allowance;
+use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
     Sent, Source, Tag, Tally, Upload,
@@ -173,7 +173,7 @@ impl Registry {
             authority,
             deadlines,
             meter,
-            allowance: Allowance::default(),
+            rate_limit: RateLimit::default(),
         };
         Ok(Registry(Arc::new(Shared {
             transport,
@@ -204,8 +204,8 @@ impl Registry {
     }
 
     /// What it says that it still allows.
-    pub fn allowance(&self) -> &Allowance {
-        &self.transport().allowance
+    pub fn rate_limit(&self) -> &RateLimit {
+        &self.transport().rate_limit
     }
 
     /// Who we are there, where the credentials tell.

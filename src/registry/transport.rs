@@ -15,15 +15,15 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::Deadlines;
-use super::allowed::{said, traffic};
 use super::auth::{Authority, Scopes};
 use super::body::{self, Overdue, Watch};
 use super::client::{Clients, Lane};
 use super::error::{About, Refusal, broken};
 use super::metrics::{Meter, Operation};
+use super::rate_limit_headers::{rate_limit_header, traffic_of};
 use super::redirect::{Guard, Hops, Refused, Whose};
 use crate::clock;
-use crate::endpoint::rate_limit::Allowance;
+use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
 
@@ -42,7 +42,7 @@ pub(super) struct Transport {
     pub(super) deadlines: Deadlines,
     pub(super) meter: Meter,
     /// What the registry says that it still allows.
-    pub(super) allowance: Allowance,
+    pub(super) rate_limit: RateLimit,
 }
 
 /// A request without a body, or with a small one that can be sent again.
@@ -554,10 +554,10 @@ impl Transport {
         if hop.whose == Whose::Own {
             self.guard.answered_from(response.remote_addr());
         }
-        if let (Whose::Own, Some(traffic)) = (hop.whose, traffic(hop.operation))
-            && let Some(said) = said(response.headers(), clock::now())
+        if let (Whose::Own, Some(traffic)) = (hop.whose, traffic_of(hop.operation))
+            && let Some(header) = rate_limit_header(response.headers(), clock::now())
         {
-            self.allowance.note(traffic, said);
+            self.rate_limit.note(traffic, header);
         }
         Ok(response)
     }

@@ -1,6 +1,6 @@
 //! The disk of a simulator: one database in memory that outlives the processes which open it.
 //!
-//! The store over it is the same as over a file, but its two lanes are one future instead of two threads. Dropping that
+//! The store over it is the same as over a file, but its two queues are one future instead of two threads. Dropping that
 //! future is the death of the process: what was queued is lost. Each group of requests takes the time that the simulator says. A
 //! power cut takes back the commits since the last sync, unless the schema is durable.
 
@@ -26,7 +26,7 @@ struct Inner {
     behaviour: Box<dyn Behaviour>,
 }
 
-/// How a disk behaves: asked for each group of requests, the `number`-th of its lane since the store was opened.
+/// How a disk behaves: asked for each group of requests, the `number`-th of its queue_kind since the store was opened.
 pub trait Behaviour: Send + Sync + 'static {
     /// Requests that share one transaction, at most.
     fn group(&self) -> usize {
@@ -34,7 +34,7 @@ pub trait Behaviour: Send + Sync + 'static {
     }
 
     /// How long the group takes, before it is committed or read.
-    fn delay(&self, lane: Lane, number: u64) -> Duration;
+    fn delay(&self, queue_kind: QueueKind, number: u64) -> Duration;
 
     /// Whether a power cut after this group of writes leaves it and all before it.
     fn is_synced(&self, number: u64) -> bool;
@@ -42,7 +42,7 @@ pub trait Behaviour: Send + Sync + 'static {
 
 /// One of the two lines of requests of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lane {
+pub enum QueueKind {
     /// Writes.
     Write,
     /// Reads.
@@ -68,7 +68,7 @@ impl Disk {
         }
     }
 
-    /// The connection that all lanes share, at the newest version of `schema`.
+    /// The connection that all queues share, at the newest version of `schema`.
     pub(super) fn open(&self, schema: &Schema) -> rusqlite::Result<Arc<Mutex<Connection>>> {
         self.0.durable.store(schema.durable, Ordering::Relaxed);
         file::bring_up(&lock(&self.0.live), schema)?;
@@ -80,8 +80,8 @@ impl Disk {
     }
 
     /// Waits as long as a group of requests takes.
-    pub(super) async fn delay(&self, lane: Lane, number: u64) {
-        let delay = self.0.behaviour.delay(lane, number);
+    pub(super) async fn delay(&self, queue_kind: QueueKind, number: u64) {
+        let delay = self.0.behaviour.delay(queue_kind, number);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::task::said;
+use super::task::describe;
 use crate::state;
 
 /// What a database of ours looks like.
@@ -65,7 +65,7 @@ pub enum OpenError {
 pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connection), OpenError> {
     create(path)?;
     let real = real(path)?;
-    let sorted = |error| sort_out(path, &error);
+    let sorted = |error| classify(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let writing = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)
         .map_err(sorted)?;
@@ -99,7 +99,7 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
         }
         Ok(_) => {}
     }
-    let sorted = |error| sort_out(path, &error);
+    let sorted = |error| classify(path, &error);
     // Without a log no process has it open, and reading it as unchangeable leaves no files of a log behind.
     let immutable = if with_suffix(path, "-wal").exists() {
         ""
@@ -244,7 +244,7 @@ fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
 
 /// Sees that the database is new or ours, not newer than us, and whole.
 fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<(), OpenError> {
-    let sorted = |error| sort_out(path, &error);
+    let sorted = |error| classify(path, &error);
     let damaged = |reason: String| OpenError::Damaged {
         path: path.into(),
         reason,
@@ -295,13 +295,13 @@ fn migrate(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn sort_out(path: &Path, error: &rusqlite::Error) -> OpenError {
+fn classify(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
             path: path.into(),
             reason: error.to_string(),
         },
-        _ => unavailable(path, said(error)),
+        _ => unavailable(path, describe(error)),
     }
 }
 

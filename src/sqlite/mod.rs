@@ -8,7 +8,7 @@
 //! **A read sees every write that was accepted before it**, whoever asked: it waits until the writer has settled as many
 //! requests as had been accepted by then.
 //!
-//! Each thread runs an async function (`lanes`). A simulator runs the same functions as one future over a [`Disk`] of its own,
+//! Each thread runs an async function (`queues`). A simulator runs the same functions as one future over a [`Disk`] of its own,
 //! with delays, kills and power cuts.
 //!
 //! A database in memory has no threads: its requests take microseconds and run where they are made, so a paused clock,
@@ -24,13 +24,13 @@ use tokio::sync::oneshot;
 
 mod disk;
 mod file;
-mod lanes;
+mod queues;
 mod task;
 
-pub use disk::{Behaviour, Disk, Lane};
+pub use disk::{Behaviour, Disk, QueueKind};
 pub use file::{OpenError, Schema, set_aside};
 
-use lanes::Lanes;
+use queues::Queues;
 use task::{Task, Work};
 
 /// Requests that share one transaction, at most.
@@ -59,14 +59,14 @@ impl Failure {
 #[derive(Clone)]
 pub struct Store {
     file: Arc<str>,
-    home: Home,
+    storage: Storage,
 }
 
 #[derive(Clone)]
-enum Home {
+enum Storage {
     /// `None` once it has been closed.
     Memory(Arc<Mutex<Option<Connection>>>),
-    Lanes(Lanes),
+    Queues(Queues),
 }
 
 impl Store {
@@ -79,10 +79,11 @@ impl Store {
             path: path.into(),
             reason: format!("no thread for it: {error}"),
         };
-        let lanes = Lanes::on_threads(&file, schema.name, writing, reading).map_err(unavailable)?;
+        let queues =
+            Queues::on_threads(&file, schema.name, writing, reading).map_err(unavailable)?;
         Ok(Store {
             file,
-            home: Home::Lanes(lanes),
+            storage: Storage::Queues(queues),
         })
     }
 
@@ -96,11 +97,11 @@ impl Store {
             .open(schema)
             .expect("a database in memory opens and its schema is right");
         let file: Arc<str> = "simulated disk".into();
-        let (lanes, served) = Lanes::on_disk(&file, connection, disk.clone());
+        let (queues, served) = Queues::on_disk(&file, connection, disk.clone());
         (
             Store {
                 file,
-                home: Home::Lanes(lanes),
+                storage: Storage::Queues(queues),
             },
             served,
         )
@@ -112,10 +113,10 @@ impl Store {
         let Some(connection) = file::open_to_read(path, schema)? else {
             return Ok(None);
         };
-        let home = Home::Memory(Arc::new(Mutex::new(Some(connection))));
+        let storage = Storage::Memory(Arc::new(Mutex::new(Some(connection))));
         Ok(Some(Store {
             file: path.display().to_string().into(),
-            home,
+            storage,
         }))
     }
 
@@ -125,7 +126,7 @@ impl Store {
             file::in_memory(schema).expect("a database in memory opens and its schema is right");
         Store {
             file: "memory".into(),
-            home: Home::Memory(Arc::new(Mutex::new(Some(connection)))),
+            storage: Storage::Memory(Arc::new(Mutex::new(Some(connection)))),
         }
     }
 
@@ -146,9 +147,9 @@ impl Store {
         settle: impl FnOnce(Result<T, Failure>) + Send + 'static,
     ) {
         let task = Task::boxed(act, settle);
-        let refused = match &self.home {
-            Home::Memory(connection) => self.run_here(connection, task),
-            Home::Lanes(lanes) => lanes.accept(task).await,
+        let refused = match &self.storage {
+            Storage::Memory(connection) => self.run_here(connection, task),
+            Storage::Queues(queues) => queues.accept(task).await,
         };
         if let Err(task) = refused {
             task.settle(Err(self.closed()));
@@ -160,11 +161,11 @@ impl Store {
         &self,
         act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let Home::Lanes(lanes) = &self.home else {
+        let Storage::Queues(queues) = &self.storage else {
             return self.write(act).await;
         };
         let (reply, answer) = oneshot::channel();
-        lanes
+        queues
             .read(Task::boxed(act, reply_to(reply)))
             .await
             .map_err(|_| self.closed())?;
@@ -174,9 +175,9 @@ impl Store {
     /// Commits what was accepted, refuses what comes later, from this and every other handle, and waits until the file is
     /// left.
     pub async fn close(&self) {
-        match &self.home {
-            Home::Memory(connection) => drop(lock(connection).take()),
-            Home::Lanes(lanes) => lanes.close().await,
+        match &self.storage {
+            Storage::Memory(connection) => drop(lock(connection).take()),
+            Storage::Queues(queues) => queues.close().await,
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) fn settle(
 ) {
     let failure = |error: rusqlite::Error| Failure {
         file: file.clone(),
-        text: said(&error).into(),
+        text: describe(&error).into(),
         closed: false,
     };
     match together(connection, &mut group, begin) {
@@ -122,7 +122,7 @@ fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 }
 
 /// What SQLite says, with the way out where there is one.
-pub(super) fn said(error: &rusqlite::Error) -> String {
+pub(super) fn describe(error: &rusqlite::Error) -> String {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "the disk is full (free some space)".into(),

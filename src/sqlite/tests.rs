@@ -134,10 +134,10 @@ async fn the_threads_end_with_the_last_handle_and_lose_nothing() {
     for n in 0..500 {
         store.queue(insert(n), |outcome| outcome.unwrap()).await;
     }
-    let Home::Lanes(lanes) = &store.home else {
+    let Storage::Queues(queues) = &store.storage else {
         panic!("it is a file")
     };
-    let ended = lanes.ended();
+    let ended = queues.ended();
     drop(store);
     ended.await;
     assert_eq!(
@@ -154,7 +154,7 @@ impl Behaviour for Slow {
         2
     }
 
-    fn delay(&self, _lane: Lane, _number: u64) -> Duration {
+    fn delay(&self, _lane: QueueKind, _number: u64) -> Duration {
         Duration::from_secs(1)
     }
 

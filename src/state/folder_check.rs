@@ -28,7 +28,7 @@ pub struct FolderCheck {
      what is there)",
     path.display()
 )]
-pub struct Gone {
+pub struct FolderReplaced {
     path: PathBuf,
 }
 
@@ -72,8 +72,8 @@ impl FolderCheck {
     /// Whether the paths still lead to the files that this process has open.
     ///
     /// # Errors
-    /// [`Gone`], also when the system does not let us see.
-    pub fn check(&self) -> Result<(), Gone> {
+    /// [`FolderReplaced`], also when the system does not let us see.
+    pub fn check(&self) -> Result<(), FolderReplaced> {
         let lock = self.lock.metadata().map(|facts| Identity::of(&facts)).ok();
         compare(self.folder.join("lock"), lock)?;
         self.files
@@ -82,14 +82,14 @@ impl FolderCheck {
     }
 }
 
-fn compare(path: PathBuf, held: Option<Identity>) -> Result<(), Gone> {
+fn compare(path: PathBuf, held: Option<Identity>) -> Result<(), FolderReplaced> {
     let there = fs::symlink_metadata(&path)
         .ok()
         .map(|facts| Identity::of(&facts));
     if held.is_some() && there == held {
         Ok(())
     } else {
-        Err(Gone { path })
+        Err(FolderReplaced { path })
     }
 }
 

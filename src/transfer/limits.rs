@@ -14,7 +14,7 @@ pub use super::admission::{NamingPermit, Settings as Permits};
 use super::bandwidth::{Meter, Plan};
 use super::pace::{Gate, Pass, Whole};
 use crate::endpoint::Origin;
-use crate::endpoint::rate_limit::Allowance;
+use crate::endpoint::rate_limit::RateLimit;
 pub use crate::endpoint::rate_limit::Traffic;
 use crate::fault::{Class, Fault};
 use crate::job::Rank;
@@ -129,7 +129,7 @@ pub struct Lane {
     bandwidth: Option<Meter>,
     names: NamingQueue,
     /// What the registry says that it still allows.
-    allowance: Mutex<Allowance>,
+    rate_limit: Mutex<RateLimit>,
 }
 
 /// The right to send one request, until dropped.
@@ -177,15 +177,15 @@ impl Limits {
                     .iter_mut()
                     .zip(&before.gates)
                     .for_each(|(gate, before)| gate.inherit(before));
-                lane.heed(before.allowance());
+                lane.heed(before.rate_limit());
             }
             lanes.insert(origin.clone(), Arc::new(lane));
         }
     }
 
     /// From now on, what the registry says that it still allows is kept to.
-    pub fn heed(&self, origin: &Origin, allowance: Allowance) {
-        self.lane(origin).heed(allowance);
+    pub fn heed(&self, origin: &Origin, rate_limit: RateLimit) {
+        self.lane(origin).heed(rate_limit);
     }
 
     /// The lane of a registry.
@@ -210,7 +210,7 @@ impl Lane {
             gates: Traffic::ALL.map(|traffic| Gate::new(most, traffic.quota(&settings.quotas))),
             whole: Whole::new(most, settings.requests_per_second),
             names: NamingQueue::default(),
-            allowance: Mutex::default(),
+            rate_limit: Mutex::default(),
             bandwidth: settings.bandwidth.clone().map(Meter::new),
             settings,
         };
@@ -232,17 +232,17 @@ impl Lane {
             .set_room(&self.origin, side, Room { limit, is_firm });
     }
 
-    fn heed(&self, allowance: Allowance) {
+    fn heed(&self, rate_limit: RateLimit) {
         *self
-            .allowance
+            .rate_limit
             .lock()
-            .expect("nothing panics while it holds the allowance") = allowance;
+            .expect("nothing panics while it holds the rate_limit") = rate_limit;
     }
 
-    fn allowance(&self) -> Allowance {
-        self.allowance
+    fn rate_limit(&self) -> RateLimit {
+        self.rate_limit
             .lock()
-            .expect("nothing panics while it holds the allowance")
+            .expect("nothing panics while it holds the rate_limit")
             .clone()
     }
 
@@ -363,7 +363,7 @@ impl<'a> Turn<'a> {
         if gate.width() != width {
             self.lane.make_room(self.traffic);
         }
-        asked + gate.close(self.lane.allowance().spent_for(self.traffic))
+        asked + gate.close(self.lane.rate_limit().spent_for(self.traffic))
     }
 }
 
@@ -376,7 +376,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::rate_limit::Said;
+    use crate::endpoint::rate_limit::RateLimitHeader;
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
@@ -461,8 +461,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_has_nothing_left_is_not_asked_before_there_is_more() {
         let limits = Limits::default();
-        let (origin, allowance) = (Origin::new("http://127.0.0.1:1"), Allowance::default());
-        limits.heed(&origin, allowance.clone());
+        let (origin, rate_limit) = (Origin::new("http://127.0.0.1:1"), RateLimit::default());
+        limits.heed(&origin, rate_limit.clone());
         limits.set(
             &origin,
             Settings {
@@ -472,9 +472,9 @@ mod tests {
         );
         let lane = limits.lane(&origin);
         let turn = lane.turn(Traffic::Manifests).await;
-        allowance.note(
+        rate_limit.note(
             Traffic::Manifests,
-            Said {
+            RateLimitHeader {
                 remaining: 0,
                 reset: Some(Duration::from_secs(30)),
                 window: None,

@@ -63,7 +63,7 @@ use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
 use crate::index::Index;
-use crate::job::{BlobOutcome, Job, Key, Outcome, TagId, Progress, ObservedVia, TagRules};
+use crate::job::{BlobOutcome, Job, Key, ObservedVia, Outcome, Progress, TagId, TagRules};
 use crate::ledger::Ledger;
 use crate::oci::{Digest, RepositoryName, Tag};
 

@@ -26,7 +26,7 @@ use super::retry::stoppable;
 use super::survey::{Image, TagFacts};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Companions, TagId, ReferrerOutcome, TagRules};
+use crate::job::{Companions, ReferrerOutcome, TagId, TagRules};
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Tag, Target};
 

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{BlobCounts, Failure, Job, Key, Outcome, Progress, Settled, Trouble};
-use crate::ledger::Facts;
+use crate::ledger::RunFacts;
 use crate::oci::{RepositoryName, Tag};
 
 /// Most keys whose trouble is remembered, so that its end is told.
@@ -22,7 +22,7 @@ const TROUBLED: usize = 100_000;
 #[derive(Clone, Debug)]
 pub struct Settle {
     /// What every row of the ledger says besides the job.
-    pub facts: Arc<Facts>,
+    pub facts: Arc<RunFacts>,
     /// How far things are.
     pub progress: Arc<Progress>,
     /// Told of every settled job, as it happens.

@@ -15,8 +15,8 @@ use super::plan::{self, Decision, Facts, Order};
 use super::{Found, Trip};
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Job, TagId, TagState, ObservedVia};
-use crate::ledger::{Agreement, Equality, Written};
+use crate::job::{Job, ObservedVia, TagId, TagState};
+use crate::ledger::{Agreement, EqualityUpdate, TagRecord};
 use crate::oci::{Descriptor, Digest, Kind, Manifest, Tag, Target};
 
 /// Deepest nesting of indexes.
@@ -213,7 +213,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         &self,
         place: &TagId,
         production: Option<Digest>,
-    ) -> Result<(Written, Option<Found>), Fault> {
+    ) -> Result<(TagRecord, Option<Found>), Fault> {
         let ledger = &self.engine.ledger;
         let known = ledger.written(place).await?;
         let Some(digest) =
@@ -243,10 +243,10 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
         let known = self.engine.ledger.written(place).await?;
         match known.on_equality(&digest) {
-            Equality::Known => Ok(()),
-            Equality::Found => self.engine.ledger.found(place, &digest).await,
-            Equality::Agreed if moving && !self.proves(place, tag, digest).await? => Ok(()),
-            Equality::Agreed => {
+            EqualityUpdate::None => Ok(()),
+            EqualityUpdate::Written => self.engine.ledger.found(place, &digest).await,
+            EqualityUpdate::Agreed if moving && !self.proves(place, tag, digest).await? => Ok(()),
+            EqualityUpdate::Agreed => {
                 let agreement = Agreement {
                     tag: place.tag.clone(),
                     digest,

@@ -26,7 +26,7 @@ use crate::clock;
 use crate::endpoint::Repositories;
 use crate::fault::{Class, Fault};
 use crate::job::{Actor, Cause, Look, Outcome, Progress, Settled, Totals, Trouble};
-use crate::ledger::Facts;
+use crate::ledger::RunFacts;
 use crate::look::PassOptions;
 use crate::look::discover::{Discovered, Owners, Reading};
 use crate::look::topology::{Settings, Topology};
@@ -401,7 +401,7 @@ impl<B: Repositories> Watch<B> {
             .map(|resting| resting.left_alone(request.cause, Instant::now()))
             .unwrap_or_default();
         let spawned = self.tasks.spawn(async move {
-            let facts = Facts {
+            let facts = RunFacts {
                 run_id: request.run_id.clone(),
                 ..(*topology.facts).clone()
             };

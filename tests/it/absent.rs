@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blobferry::endpoint::Source as _;
-use blobferry::job::{Job, Outcome, TagState, ObservedVia};
+use blobferry::job::{Job, ObservedVia, Outcome, TagState};
 use blobferry::registry::profile::Quotas;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;

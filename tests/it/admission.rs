@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blobferry::endpoint::{Mount, Source as _};
 use blobferry::fault::Class;
-use blobferry::job::{self, Job, Outcome, TagId, Rank};
+use blobferry::job::{self, Job, Outcome, Rank, TagId};
 use blobferry::oci::Descriptor;
 use blobferry::transfer::Ending;
 use blobferry::transfer::limits::Settings as LaneSettings;

@@ -9,8 +9,8 @@ use blobferry::endpoint::{Mount, Resume, Source as _, UploadStyle};
 use blobferry::fault::Class;
 use blobferry::index::Index;
 use blobferry::job::{
-    Actor, BlobCounts, Cause, Companions, Job, Key, Outcome, TagId, Progress, Rank, TagState, ObservedVia,
-    TagRules,
+    Actor, BlobCounts, Cause, Companions, Job, Key, ObservedVia, Outcome, Progress, Rank, TagId,
+    TagRules, TagState,
 };
 use blobferry::ledger::Ledger;
 use blobferry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};

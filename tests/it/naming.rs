@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry::fault::Class;
-use blobferry::job::{Companions, Drift, Existing, Job, Outcome, TagState, ObservedVia, Settled, TagRules};
-use blobferry::ledger::{Facts, Query};
+use blobferry::job::{
+    Companions, Drift, Existing, Job, ObservedVia, Outcome, Settled, TagRules, TagState,
+};
+use blobferry::ledger::{Query, RunFacts};
 use blobferry::oci::{Digest, Manifest, Tag};
 use blobferry::transfer::Settle;
 use blobferry::transfer::retry::CurrentRules;
@@ -34,9 +36,9 @@ impl World {
     /// Runs a job and settles it, as a look does.
     async fn settled(&self, job: &Job) -> Settled {
         let ending = self.run(job).await;
-        let facts = Arc::new(Facts {
+        let facts = Arc::new(RunFacts {
             run_id: "run".into(),
-            ..Facts::default()
+            ..RunFacts::default()
         });
         let settle = Settle {
             facts,

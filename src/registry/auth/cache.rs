@@ -11,7 +11,7 @@ use url::Url;
 
 use super::scope::Scopes;
 use super::token::Token;
-use crate::single_flight::Flight;
+use crate::single_flight::SingleFlight;
 
 /// How many sets of scopes are remembered.
 const MOST: usize = 1024;
@@ -39,7 +39,7 @@ pub(super) struct Slot {
     /// The token server that the registry named for these scopes, and the scopes in its words.
     pub(super) challenge: Option<(Server, Arc<[String]>)>,
     /// The one request that may be under way.
-    pub(super) flight: Arc<Flight<Arc<Token>>>,
+    pub(super) flight: Arc<SingleFlight<Arc<Token>>>,
     /// What is known led nowhere: the registry is to be asked how to authorize before it is used again.
     pub(super) in_doubt: bool,
     paused: Option<Instant>,

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::credentials::Login;
 use super::docker;
 use crate::fault::{Class, Fault, clip};
-use crate::single_flight::{Flight, again};
+use crate::single_flight::SingleFlight;
 
 /// How long a helper may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ type Outcome = Result<Option<Login>, Arc<Fault>>;
 /// Where those meet who want the same registry of the same helper.
 #[derive(Default)]
 struct Desk {
-    flight: Flight<Option<Login>>,
+    flight: SingleFlight<Option<Login>>,
     last: Mutex<Option<(Instant, Outcome)>>,
 }
 
@@ -66,7 +66,7 @@ impl Helpers {
     ) -> Result<Option<Login>, Fault> {
         let desk = self.desk(name, server);
         if let Some(last) = desk.last().filter(|_| !afresh) {
-            return last.map_err(|fault| again(&fault));
+            return last.map_err(|fault| fault.duplicate());
         }
         let (program, server) = (self.program(name).await?, server.to_owned());
         let (name, deadline, kept) = (name.to_owned(), self.deadline, Arc::clone(&desk));
@@ -129,7 +129,7 @@ impl Desk {
     fn keep(&self, result: &Result<Option<Login>, Fault>) {
         let result = result
             .as_ref()
-            .map_err(|fault| Arc::new(again(fault)))
+            .map_err(|fault| Arc::new(fault.duplicate()))
             .cloned();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), result));
     }

@@ -52,7 +52,6 @@ use self::token::{Answer, Token};
 use super::redirect::Guard;
 use crate::fault::{Class, Fault};
 use crate::random;
-use crate::single_flight::again;
 
 /// How long a token must have been good before its refusal is taken for its end and not for a final no.
 const SECOND_TRY: Duration = Duration::from_secs(60);
@@ -433,7 +432,7 @@ impl Inner {
             .map_err(busy)?;
         match trial.as_ref().filter(|(when, _)| *when >= arrived) {
             _ if needless() => Ok(None),
-            Some((_, fault)) => Err(again(fault)),
+            Some((_, fault)) => Err(fault.duplicate()),
             None => Ok(Some(Trial(trial))),
         }
     }
@@ -476,7 +475,7 @@ impl Trial<'_> {
         if let Err(fault) = &result
             && fault.class().is_retryable()
         {
-            *self.0 = Some((Instant::now(), again(fault)));
+            *self.0 = Some((Instant::now(), fault.duplicate()));
         }
         result
     }

@@ -21,7 +21,7 @@ const OTHER_CODES: [&str; 4] = ["UNSUPPORTED", "UNKNOWN", "DENIED", "TOOMANYREQU
 
 /// What the peer says next.
 #[derive(Clone, Debug)]
-struct Said {
+struct Answered {
     status: u16,
     media_type: Option<&'static str>,
     /// `Docker-Content-Digest`: of the body, of something else, or not one.
@@ -38,7 +38,7 @@ enum Claim {
     Garbage,
 }
 
-impl Said {
+impl Answered {
     fn response(&self) -> Response<Answer> {
         let claim = match self.claim {
             Claim::None => None,
@@ -142,7 +142,7 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
     ])
 }
 
-fn said() -> impl Strategy<Value = Said> {
+fn any_answer() -> impl Strategy<Value = Answered> {
     let refused = vec![
         201, 202, 204, 206, 400, 403, 404, 404, 405, 410, 412, 416, 500, 501, 503,
     ];
@@ -180,7 +180,7 @@ fn said() -> impl Strategy<Value = Said> {
         prop::sample::select(links),
         bodies(),
     );
-    any_of.prop_map(|(status, media_type, claim, link, body)| Said {
+    any_of.prop_map(|(status, media_type, claim, link, body)| Answered {
         status,
         media_type,
         claim,
@@ -192,20 +192,20 @@ fn said() -> impl Strategy<Value = Said> {
 /// Runs `check` against a peer that says each generated thing, with a client that has not talked to it before.
 fn against<T: std::fmt::Debug>(
     cases: impl Strategy<Value = T>,
-    check: impl AsyncFn(&Repository, &dyn Fn(Said), T) -> Result<(), TestCaseError>,
+    check: impl AsyncFn(&Repository, &dyn Fn(Answered), T) -> Result<(), TestCaseError>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let next = Arc::new(Mutex::new(None::<Said>));
+    let next = Arc::new(Mutex::new(None::<Answered>));
     let (say, shown) = (next.clone(), next.clone());
     let server = runtime.block_on(Server::start(move |_| {
         shown
             .lock()
             .unwrap()
             .clone()
-            .expect("something is said")
+            .expect("something is any_answer")
             .response()
     }));
     let mut runner = TestRunner::new(Config {
@@ -215,7 +215,7 @@ fn against<T: std::fmt::Debug>(
     });
     let run = runner.run(&cases, |case| {
         let repository = server.repository();
-        let say = |said| *say.lock().unwrap() = Some(said);
+        let say = |any_answer| *say.lock().unwrap() = Some(any_answer);
         runtime.block_on(check(&repository, &say, case))
     });
     run.unwrap();
@@ -234,28 +234,32 @@ fn a_manifest_that_is_read_is_an_image_with_the_digest_that_was_asked_for() {
     let mut read = BTreeSet::new();
     let noted = Mutex::new(&mut read);
     against(
-        (said(), any::<bool>()),
-        async |repository, say, (said, by_digest)| {
-            say(said.clone());
+        (any_answer(), any::<bool>()),
+        async |repository, say, (any_answer, by_digest)| {
+            say(any_answer.clone());
             let target: Target = if by_digest {
-                Digest::sha256(&said.body).into()
+                Digest::sha256(&any_answer.body).into()
             } else {
                 "v1".parse::<Tag>().unwrap().into()
             };
             match repository.manifest(&target).await {
                 Ok(Some(manifest)) => {
-                    prop_assert_eq!(said.status, 200);
-                    prop_assert_eq!(&manifest.bytes[..], &said.body[..]);
-                    prop_assert_eq!(manifest.digest, Digest::sha256(&said.body));
+                    prop_assert_eq!(any_answer.status, 200);
+                    prop_assert_eq!(&manifest.bytes[..], &any_answer.body[..]);
+                    prop_assert_eq!(manifest.digest, Digest::sha256(&any_answer.body));
                     prop_assert!(
-                        matches!(said.claim, Claim::None | Claim::True),
+                        matches!(any_answer.claim, Claim::None | Claim::True),
                         "{:?}",
-                        said.claim
+                        any_answer.claim
                     );
-                    prop_assert!(may_be_carried(&said.document()), "{}", said.document());
+                    prop_assert!(
+                        may_be_carried(&any_answer.document()),
+                        "{}",
+                        any_answer.document()
+                    );
                     noted.lock().unwrap().insert(manifest.children.is_empty());
                 }
-                Ok(None) => prop_assert_eq!(said.status, 404, "only 404 means absent"),
+                Ok(None) => prop_assert_eq!(any_answer.status, 404, "only 404 means absent"),
                 Err(_) => {}
             }
             Ok(())
@@ -270,8 +274,8 @@ fn a_manifest_that_is_read_is_an_image_with_the_digest_that_was_asked_for() {
 
 #[test]
 fn a_manifest_of_another_digest_is_never_read() {
-    against(said(), async |repository, say, said| {
-        say(said.clone());
+    against(any_answer(), async |repository, say, any_answer| {
+        say(any_answer.clone());
         let other = Digest::sha256(b"what was asked for");
         prop_assert!(!matches!(
             repository.manifest(&other.into()).await,
@@ -283,12 +287,12 @@ fn a_manifest_of_another_digest_is_never_read() {
 
 #[test]
 fn a_list_of_tags_is_one_only_when_the_registry_says_so() {
-    against(said(), async |repository, say, said| {
-        say(said.clone());
+    against(any_answer(), async |repository, say, any_answer| {
+        say(any_answer.clone());
         match repository.tags(None).await {
             Ok(Some(page)) => {
-                prop_assert!(said.is_success());
-                let listed = said.document()["tags"].as_array().map_or(0, Vec::len);
+                prop_assert!(any_answer.is_success());
+                let listed = any_answer.document()["tags"].as_array().map_or(0, Vec::len);
                 prop_assert_eq!(page.entries.len() + page.invalid, listed);
                 prop_assert!(
                     page.next
@@ -296,7 +300,7 @@ fn a_list_of_tags_is_one_only_when_the_registry_says_so() {
                     "a page of another host"
                 );
             }
-            Ok(None) => prop_assert_eq!(said.status, 404),
+            Ok(None) => prop_assert_eq!(any_answer.status, 404),
             Err(_) => {}
         }
         Ok(())
@@ -306,32 +310,32 @@ fn a_list_of_tags_is_one_only_when_the_registry_says_so() {
 #[test]
 fn whether_there_is_an_endpoint_is_learnt_from_answers_about_it() {
     against(
-        proptest::collection::vec(said(), 1..5),
+        proptest::collection::vec(any_answer(), 1..5),
         async |repository, say, answers| {
             let mut has_listed = false;
             let mut may_be_missing = false;
-            for said in answers {
-                say(said.clone());
+            for any_answer in answers {
+                say(any_answer.clone());
                 let listed = repository
                     .referrers(&Digest::sha256(b"subject"), None)
                     .await;
-                let codes = String::from_utf8_lossy(&said.body).into_owned();
+                let codes = String::from_utf8_lossy(&any_answer.body).into_owned();
                 let is_of_content = CODES_OF_CONTENT.iter().any(|code| codes.contains(code));
                 match &listed {
                     Ok(Some(page)) => {
-                        prop_assert!(said.is_success());
+                        prop_assert!(any_answer.is_success());
                         prop_assert!(page.entries.len() <= crate::oci::manifest::MAX_ENTRIES);
                         has_listed = true;
                     }
                     Ok(None) if !may_be_missing || has_listed => {
                         prop_assert!(
-                            matches!(said.status, 400 | 404 | 405 | 501),
+                            matches!(any_answer.status, 400 | 404 | 405 | 501),
                             "{} is no answer about a list",
-                            said.status
+                            any_answer.status
                         );
                         may_be_missing |= !is_of_content
                             && !has_listed
-                            && (said.status > 404 || !said.body.is_empty());
+                            && (any_answer.status > 404 || !any_answer.body.is_empty());
                     }
                     Ok(None) | Err(_) => {}
                 }
@@ -359,23 +363,26 @@ fn a_manifest_is_written_only_by_an_answer_that_says_so() {
         crate::oci::Algorithm::Sha256,
     )
     .expect("an index");
-    against(said(), async |repository, say, said| {
-        say(said.clone());
+    against(any_answer(), async |repository, say, any_answer| {
+        say(any_answer.clone());
         match repository
             .put_manifest(&manifest.digest.into(), &manifest)
             .await
         {
             Ok(Put::Accepted { .. }) => {
                 prop_assert!(
-                    said.is_success()
-                        && matches!(said.claim, Claim::None | Claim::True | Claim::False)
+                    any_answer.is_success()
+                        && matches!(any_answer.claim, Claim::None | Claim::True | Claim::False)
                 )
             }
             Ok(Put::Missing(missing)) => {
-                prop_assert!(!said.is_success() && !missing.contains(&manifest.digest))
+                prop_assert!(!any_answer.is_success() && !missing.contains(&manifest.digest))
             }
             Ok(Put::Immutable) => prop_assert!(false, "a digest is never immutable"),
-            Err(fault) => prop_assert!(!said.is_success() || said.claim != Claim::None, "{fault}"),
+            Err(fault) => prop_assert!(
+                !any_answer.is_success() || any_answer.claim != Claim::None,
+                "{fault}"
+            ),
         }
         Ok(())
     });

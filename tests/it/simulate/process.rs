@@ -9,14 +9,14 @@ use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories};
 use blobferry::fault::Fault;
 use blobferry::index::Index;
 use blobferry::job::{Actor, Cause};
-use blobferry::ledger::{Facts, Ledger, Query, Row};
+use blobferry::ledger::{Ledger, Query, Row, RunFacts};
 use blobferry::look::PassOptions;
 use blobferry::look::topology;
 use blobferry::look::topology::Intervals;
 use blobferry::oci::RepositoryName;
 use blobferry::route::rules::{Selection, TagRule};
 use blobferry::route::{Pattern, Route, Routes, Template};
-use blobferry::sqlite::{Behaviour, Disk, Lane};
+use blobferry::sqlite::{Behaviour, Disk, QueueKind};
 use blobferry::status;
 use blobferry::status::Board;
 use blobferry::transfer::limits::Settings as LaneSettings;
@@ -153,12 +153,18 @@ struct Platter {
 }
 
 impl Behaviour for Platter {
-    fn delay(&self, lane: Lane, number: u64) -> Duration {
+    fn delay(&self, queue_kind: QueueKind, number: u64) -> Duration {
         if !self.slow {
             return Duration::ZERO;
         }
-        let most = if lane == Lane::Write { 300 } else { 20 };
-        self.chance.of((self.name, lane, number)).millis(0, most)
+        let most = if queue_kind == QueueKind::Write {
+            300
+        } else {
+            20
+        };
+        self.chance
+            .of((self.name, queue_kind, number))
+            .millis(0, most)
     }
 
     fn is_synced(&self, number: u64) -> bool {
@@ -361,7 +367,7 @@ fn world(
         routes: Routes::new(routes.iter().map(route).collect()),
         engine: Engine::new(settings, index, ledger, limits, metrics),
         metrics: status::Metrics::new(&instruments).expect("a fresh registry takes all"),
-        facts: Arc::new(Facts::default()),
+        facts: Arc::new(RunFacts::default()),
         intervals: Intervals {
             poll: Some(nature.poll),
             verify: nature.verify,

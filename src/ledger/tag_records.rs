@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::rows::parsed;
-use super::{Written, names};
+use super::{TagRecord, names};
 use crate::clock;
 use crate::job::TagId;
 use crate::oci::{Digest, Tag};
@@ -14,7 +14,7 @@ use crate::oci::{Digest, Tag};
 /// Digests that may have been written at one place, at most: the newest are kept.
 const MOST_INTENDED: i64 = 32;
 
-pub(super) fn of_place(db: &Connection, place: &TagId) -> rusqlite::Result<Written> {
+pub(super) fn of_place(db: &Connection, place: &TagId) -> rusqlite::Result<TagRecord> {
     let mut known = db
         .prepare_cached("SELECT digest, agreed, at FROM written WHERE origin = ?1 AND repository = ?2 AND tag = ?3")?
         .query_row(names(place), |row| recorded(row, 0))
@@ -37,7 +37,7 @@ pub(super) fn of_repository(
     db: &Connection,
     origin: &str,
     repository: &str,
-) -> rusqlite::Result<HashMap<Tag, Written>> {
+) -> rusqlite::Result<HashMap<Tag, TagRecord>> {
     let mut known = db
         .prepare_cached(
             "SELECT tag, digest, agreed, at FROM written WHERE origin = ?1 AND repository = ?2",
@@ -45,7 +45,7 @@ pub(super) fn of_repository(
         .query_map([origin, repository], |row| {
             Ok((parsed::<Tag>(row, 0)?, recorded(row, 1)?))
         })?
-        .collect::<rusqlite::Result<HashMap<Tag, Written>>>()?;
+        .collect::<rusqlite::Result<HashMap<Tag, TagRecord>>>()?;
     let tagged = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, parsed::<Digest>(row, 1)?));
     let mut intents = db.prepare_cached(
         "SELECT tag, digest FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id",
@@ -64,13 +64,13 @@ pub(super) fn of_repository(
 }
 
 /// The columns `digest, agreed, at`, from `column` on.
-fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<Written> {
+fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<TagRecord> {
     let at = Timestamp::from_millisecond(row.get(column + 2)?).ok();
-    Ok(Written {
+    Ok(TagRecord {
         digest: Some(parsed(row, column)?),
         agreed: row.get(column + 1)?,
         at,
-        ..Written::default()
+        ..TagRecord::default()
     })
 }
 
@@ -122,7 +122,7 @@ pub(super) fn agree(
     db: &Connection,
     place: &TagId,
     digest: &Digest,
-    known: &Written,
+    known: &TagRecord,
 ) -> rusqlite::Result<()> {
     if of_place(db, place)? != *known {
         return Ok(());

@@ -9,16 +9,16 @@ use http::HeaderMap;
 use jiff::Timestamp;
 
 use super::metrics::Operation;
-use crate::endpoint::rate_limit::{Said, Traffic};
+use crate::endpoint::rate_limit::{RateLimitHeader, Traffic};
 
 /// What an answer says; `None`: nothing that could be understood.
-pub(super) fn said(headers: &HeaderMap, now: Timestamp) -> Option<Said> {
+pub(super) fn rate_limit_header(headers: &HeaderMap, now: Timestamp) -> Option<RateLimitHeader> {
     ["ratelimit", "x-ratelimit"].into_iter().find_map(|prefix| {
         let text = |suffix: &str| headers.get(format!("{prefix}-{suffix}"))?.to_str().ok();
         let (remaining, window) = amount(text("remaining")?)?;
         let window = window.or_else(|| amount(text("limit")?)?.1);
         let reset = text("reset").and_then(|reset| until(reset, now));
-        Some(Said {
+        Some(RateLimitHeader {
             remaining,
             reset,
             window,
@@ -54,7 +54,7 @@ fn until(text: &str, now: Timestamp) -> Option<Duration> {
 }
 
 /// What a request counts as.
-pub(super) fn traffic(operation: Operation) -> Option<Traffic> {
+pub(super) fn traffic_of(operation: Operation) -> Option<Traffic> {
     match operation {
         Operation::TagList | Operation::Catalog | Operation::ReferrerList => Some(Traffic::Listing),
         Operation::ManifestGet | Operation::ManifestHead => Some(Traffic::Manifests),
@@ -131,12 +131,16 @@ mod tests {
             (&[("ratelimit-reset", "30")], None),
         ];
         for (pairs, expected) in table {
-            let expected = expected.map(|(remaining, reset, window)| Said {
+            let expected = expected.map(|(remaining, reset, window)| RateLimitHeader {
                 remaining,
                 reset: reset.map(seconds),
                 window: window.map(seconds),
             });
-            assert_eq!(said(&headers(pairs), now), expected, "{pairs:?}");
+            assert_eq!(
+                rate_limit_header(&headers(pairs), now),
+                expected,
+                "{pairs:?}"
+            );
         }
         assert_eq!(
             reset(&headers(&[("x-ratelimit-reset", &at)]), now),
@@ -148,8 +152,8 @@ mod tests {
         #[test]
         fn reading_never_panics(value in "[ -~]{0,40}") {
             let now = clock::now();
-            let _ = said(&headers(&[("ratelimit-remaining", &value), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
-            let _ = said(&headers(&[("ratelimit-remaining", "0"), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
+            let _ = rate_limit_header(&headers(&[("ratelimit-remaining", &value), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
+            let _ = rate_limit_header(&headers(&[("ratelimit-remaining", "0"), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
         }
     }
 }

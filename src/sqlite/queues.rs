@@ -10,13 +10,13 @@ use rusqlite::Connection;
 use tokio::runtime;
 use tokio::sync::{Notify, mpsc};
 
-use super::disk::{Disk, Lane};
+use super::disk::{Disk, QueueKind};
 use super::task::{self, Work};
 use super::{GROUP, WAITING, lock};
 
 /// Where requests enter. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Lanes {
+pub(super) struct Queues {
     writer: mpsc::Sender<Request>,
     reader: mpsc::Sender<Request>,
     /// Writes accepted so far. Raised before a write enters the channel, so it is never below the place of a write in it.
@@ -37,11 +37,11 @@ struct Settled {
 }
 
 /// The writer lives as long as this.
-struct Writing(Arc<Settled>);
+struct WriterGuard(Arc<Settled>);
 
-/// Serves one lane.
+/// Serves one queue_kind.
 struct Server {
-    lane: Lane,
+    queue_kind: QueueKind,
     connection: Arc<Mutex<Connection>>,
     requests: mpsc::Receiver<Request>,
     settled: Arc<Settled>,
@@ -50,17 +50,17 @@ struct Server {
     disk: Option<Disk>,
 }
 
-impl Lanes {
-    /// Serves each lane on a thread of its own, until the last handle is dropped or the lanes are closed.
+impl Queues {
+    /// Serves each queue_kind on a thread of its own, until the last handle is dropped or the queues are closed.
     pub(super) fn on_threads(
         file: &Arc<str>,
         name: &str,
         writing: Connection,
         reading: Connection,
-    ) -> io::Result<Lanes> {
+    ) -> io::Result<Queues> {
         let (writing, reading) = (Arc::new(Mutex::new(writing)), Arc::new(Mutex::new(reading)));
-        let (lanes, writer, reader) = Lanes::new(file, [writing, reading], None);
-        let lives = Writing(lanes.settled.clone());
+        let (queues, writer, reader) = Queues::new(file, [writing, reading], None);
+        let lives = WriterGuard(queues.settled.clone());
         let context = runtime::Builder::new_current_thread().build()?;
         let reads = thread::Builder::new()
             .name(format!("{name}-read"))
@@ -76,35 +76,35 @@ impl Lanes {
                 drop(connection);
                 drop(lives);
             })?;
-        Ok(lanes)
+        Ok(queues)
     }
 
-    /// Lanes that are served by the future.
+    /// Queues that are served by the future.
     pub(super) fn on_disk(
         file: &Arc<str>,
         connection: Arc<Mutex<Connection>>,
         disk: Disk,
-    ) -> (Lanes, impl Future<Output = ()> + Send + use<>) {
-        let (lanes, writer, reader) =
-            Lanes::new(file, [connection.clone(), connection], Some(disk));
-        let lives = Writing(lanes.settled.clone());
+    ) -> (Queues, impl Future<Output = ()> + Send + use<>) {
+        let (queues, writer, reader) =
+            Queues::new(file, [connection.clone(), connection], Some(disk));
+        let lives = WriterGuard(queues.settled.clone());
         let served = async move {
             join(writer.serve(), reader.serve()).await;
             drop(lives);
         };
-        (lanes, served)
+        (queues, served)
     }
 
     fn new(
         file: &Arc<str>,
         connections: [Arc<Mutex<Connection>>; 2],
         disk: Option<Disk>,
-    ) -> (Lanes, Server, Server) {
+    ) -> (Queues, Server, Server) {
         let (writer, writes) = mpsc::channel(WAITING);
         let (reader, reads) = mpsc::channel(WAITING);
         let settled = Arc::<Settled>::default();
-        let server = |lane, connection, requests| Server {
-            lane,
+        let server = |queue_kind, connection, requests| Server {
+            queue_kind,
             connection,
             requests,
             settled: settled.clone(),
@@ -113,11 +113,11 @@ impl Lanes {
         };
         let [writing, reading] = connections;
         let (writes, reads) = (
-            server(Lane::Write, writing, writes),
-            server(Lane::Read, reading, reads),
+            server(QueueKind::Write, writing, writes),
+            server(QueueKind::Read, reading, reads),
         );
         (
-            Lanes {
+            Queues {
                 writer,
                 reader,
                 accepted: Arc::default(),
@@ -163,7 +163,7 @@ impl Lanes {
     }
 }
 
-/// The lane is closed.
+/// The queue_kind is closed.
 #[derive(Debug)]
 pub(super) struct Closed;
 
@@ -185,7 +185,7 @@ impl Settled {
     }
 }
 
-impl Drop for Writing {
+impl Drop for WriterGuard {
     /// When the writer has ended, everything is settled.
     fn drop(&mut self) {
         self.0.count.store(u64::MAX, Ordering::SeqCst);
@@ -196,18 +196,18 @@ impl Drop for Writing {
 impl Server {
     /// Runs requests in groups, each in one transaction, until there will be no more.
     async fn serve(mut self) {
-        let begin = match self.lane {
-            Lane::Write => "BEGIN IMMEDIATE",
-            Lane::Read => "BEGIN",
+        let begin = match self.queue_kind {
+            QueueKind::Write => "BEGIN IMMEDIATE",
+            QueueKind::Read => "BEGIN",
         };
         let mut number = 0;
         while let Some(group) = self.next_group().await {
             if let Some(disk) = &self.disk {
-                disk.delay(self.lane, number).await;
+                disk.delay(self.queue_kind, number).await;
             }
             let count = group.len() as u64;
             task::settle(&lock(&self.connection), group, begin, &self.file);
-            if self.lane == Lane::Write {
+            if self.queue_kind == QueueKind::Write {
                 self.disk.iter().for_each(|disk| disk.committed(number));
                 self.settled.add(count);
             }
