@@ -6,8 +6,8 @@
 //! | layer | modules | content |
 //! |---|---|---|
 //! | 9 | [`cli`], [`demo`] | arguments in, exit code out; two loopback registries and a sample |
-//! | 8 | [`daemon`], [`config`] | builds, runs and drains every part; the file and its typed settings |
-//! | 7 | [`admin`] | HTTP over TCP and the control socket: metrics, health, status, triggers |
+//! | 8 | [`commands`], [`daemon`] | copy, promote, check without a daemon; runs and drains the parts |
+//! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
 //! | 6 | [`watch`] | poll, ping, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
@@ -18,12 +18,13 @@
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads), [`state`] (the
 //! state folder), [`single_flight`] (one run of a piece of work for all its callers), [`telemetry`] (logs),
-//! [`clock`] (the time of day) and [`random`].
+//! [`metrics`] (series that end), [`clock`] (the time of day) and [`random`].
 
 pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod demo;
@@ -35,7 +36,9 @@ pub mod job;
 pub mod layout;
 pub mod ledger;
 pub mod look;
+pub mod metrics;
 pub mod oci;
+pub mod parts;
 pub mod random;
 pub mod registry;
 pub mod route;

@@ -11,7 +11,6 @@
 //! series of what is no more, and [`Names`] keeps them from coming back.
 
 mod changes;
-mod series;
 mod stderr;
 
 use std::fmt::{self, Write as _};
@@ -32,7 +31,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 pub use changes::Changes;
-pub use series::{Names, forget_series};
 
 use self::stderr::Stderr;
 use crate::clock;

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::output::{Lines, Style, clean, plural};
 use super::{Arguments, Failure};
-use crate::daemon::{self, Check as Finding};
+use crate::commands::{self, Check as Finding};
 use crate::fault::Class;
 use crate::job::{Drift, Existing};
 use crate::route::rules::{Selection, TagRule};
@@ -62,9 +62,9 @@ impl Check {
         if !self.online {
             return Ok(0);
         }
-        let mut findings = daemon::check_online(&config).await;
+        let mut findings = commands::check_online(&config).await;
         if let Some(place) = &self.probe_repository {
-            findings.extend(daemon::probe(&config, place).await);
+            findings.extend(commands::probe(&config, place).await);
         }
         for finding in &findings {
             lines.line(shown(finding, style));

@@ -8,7 +8,7 @@ use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::{Arguments, Failure, environment};
 use crate::admin::CopyRequest;
-use crate::daemon;
+use crate::commands;
 use crate::oci::Digest;
 
 /// Copy one reference, with what the config knows of its hosts
@@ -57,7 +57,7 @@ impl Copy {
         lines: &mut Lines,
         mode: ProgressMode,
     ) -> Result<u8, Failure> {
-        let request = daemon::Copy {
+        let request = commands::Copy {
             source: self.source.clone(),
             destination: self.destination.clone(),
             expect: self.expect,
@@ -83,7 +83,7 @@ impl Copy {
         }
         let config = delegate::config(arguments)?;
         follow(show, mode, lines, |observer, stop| {
-            daemon::copy(request, config.as_ref(), &environment, observer, stop)
+            commands::copy(request, config.as_ref(), &environment, observer, stop)
         })
         .await
         .map(|report| report.exit_code)

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::output::{self, Lines, Style};
 use super::progress::{Display, ProgressMode, TICK, say};
-use crate::daemon::{self, Observer};
+use crate::commands::{self, Observer};
 use crate::job::{Outcome, Report, Settled};
 
 /// How a pass is shown.
@@ -77,7 +77,7 @@ pub(super) async fn follow<W, F>(
 ) -> Result<Report, Failure>
 where
     W: FnOnce(Observer, CancellationToken) -> F,
-    F: Future<Output = Result<Report, daemon::Error>>,
+    F: Future<Output = Result<Report, commands::Error>>,
 {
     let mut signals = Signals::listen()?;
     let mut display = Display::new(mode, show.style.unicode);

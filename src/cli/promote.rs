@@ -12,7 +12,7 @@ use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::{Arguments, Failure, environment};
 use crate::admin::CopyRequest;
-use crate::daemon;
+use crate::commands;
 use crate::fault::shown;
 use crate::job::{Outcome, Report, Settled};
 use crate::oci::Digest;
@@ -95,7 +95,7 @@ impl Promote {
         }
         let options = arguments.repeated();
         let show = Show::new(self.json, !request.all_tags, &options);
-        let daemon::Promote {
+        let commands::Promote {
             images,
             all_tags,
             expect,
@@ -119,7 +119,7 @@ impl Promote {
             None => {
                 let config = delegate::config(arguments)?;
                 let work = |observer, stop| {
-                    daemon::promote(request, config.as_ref(), &environment, observer, stop)
+                    commands::promote(request, config.as_ref(), &environment, observer, stop)
                 };
                 follow(show, mode, lines, work).await?
             }
@@ -137,8 +137,8 @@ impl Promote {
         Ok(report.exit_code)
     }
 
-    fn request(&self, arguments: &Arguments) -> Result<daemon::Promote, Failure> {
-        let request = daemon::Promote {
+    fn request(&self, arguments: &Arguments) -> Result<commands::Promote, Failure> {
+        let request = commands::Promote {
             images: self
                 .images
                 .chunks_exact(2)

@@ -13,8 +13,8 @@ use super::pass::{Show, Signals, follow};
 use super::progress::{Display, ProgressMode};
 use super::socket::{Socket, refusal};
 use super::{Arguments, Failure};
+use crate::commands;
 use crate::config::Config;
-use crate::daemon;
 use crate::job::Report;
 use crate::look::PassOptions;
 use crate::oci::Tag;
@@ -115,7 +115,7 @@ impl Sync {
             waits: true,
         };
         follow(show, mode, lines, |observer, stop| {
-            daemon::sync(config, scope, options, observer, stop)
+            commands::sync(config, scope, options, observer, stop)
         })
         .await
         .map(|report| report.exit_code)

@@ -5,8 +5,7 @@ use std::num::NonZeroUsize;
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 
-use super::registries::optional;
-use super::section::{Item, Section};
+use super::section::{Item, Section, optional};
 use super::units;
 use crate::fault::clip;
 use crate::transfer::bandwidth::{DAY, Days, Plan, Window};

@@ -8,7 +8,7 @@ use secrecy::SecretSlice;
 use url::Url;
 
 use super::limits::{Limits, limits};
-use super::section::{Item, Section};
+use super::section::{Item, Section, optional};
 use crate::ecr;
 use crate::endpoint::Origin;
 use crate::oci::Host;
@@ -335,17 +335,6 @@ fn remote(
         insecure,
         deadlines: Deadlines::default(),
     })
-}
-
-/// `Some(None)` for an absent key, `None` after a complaint.
-pub(super) fn optional<'a, T>(
-    item: &Option<Item<'a>>,
-    read: impl FnOnce(&Item<'a>) -> Option<T>,
-) -> Option<Option<T>> {
-    match item {
-        Some(item) => read(item).map(Some),
-        None => Some(None),
-    }
 }
 
 fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {

@@ -346,3 +346,14 @@ impl<'a> Section<'a> {
         }
     }
 }
+
+/// `Some(None)` for an absent key, `None` after a complaint.
+pub(super) fn optional<'a, T>(
+    item: &Option<Item<'a>>,
+    read: impl FnOnce(&Item<'a>) -> Option<T>,
+) -> Option<Option<T>> {
+    match item {
+        Some(item) => read(item).map(Some),
+        None => Some(None),
+    }
+}

@@ -6,14 +6,12 @@ use axum::http::StatusCode;
 use futures::FutureExt as _;
 use tokio::sync::watch as channel;
 
-use super::build::Parts;
-use super::context::Context;
-use super::copy::{self, Copy};
-use super::promote::{self, Promote};
-use super::{Error, Stop};
 use crate::admin::{CopyHandler, CopyRequest, Refusal};
+use crate::commands::{self, Context, Copy, Error, Promote};
 use crate::job::{Actor, Report};
 use crate::look::topology::Topology;
+use crate::parts::Parts;
+use crate::transfer::Stop;
 
 /// What the control socket is served with.
 pub(super) fn handler(
@@ -55,7 +53,7 @@ async fn fulfil(
             dry_run,
             state: None,
         };
-        let report = copy::ordered(context, request, actor, stop)
+        let report = commands::copy_as_daemon(context, request, actor, stop)
             .await
             .map_err(refused)?;
         return report.ok_or_else(not_ours);
@@ -68,7 +66,7 @@ async fn fulfil(
         dry_run,
         state: None,
     };
-    promote::ordered(context, request, actor, stop)
+    commands::promote_as_daemon(context, request, actor, stop)
         .await
         .map_err(refused)?
         .ok_or_else(not_ours)

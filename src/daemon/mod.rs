@@ -5,14 +5,7 @@
 //! end, running blobs end at a checkpoint, jobs that only have manifests left finish; at the end of `grace`, or on a second
 //! signal, the rest is dropped. The stores close after their last writer, the HTTP server stops last.
 
-mod build;
-mod check;
-mod context;
 mod copies;
-mod copy;
-mod directory;
-mod probe;
-pub mod promote;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,79 +17,51 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::build::Parts;
-pub use self::check::{Check, check_online};
-pub use self::copy::{Copy, copy};
-pub use self::probe::probe;
-pub use self::promote::{Promote, promote};
 use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
-use crate::fault::Fault;
-use crate::job::{Actor, Progress, Report, Settled};
-use crate::look::PassOptions;
 use crate::look::topology::Topology;
+use crate::parts::{self, Parts};
 use crate::state::{self, StateLock};
 use crate::status::Board;
 use crate::status::board::{ConfigStatus, RegistryStatus};
-use crate::transfer::{Settle, Stop};
-use crate::watch::{Handle, Scope, Watch, pass};
-use crate::{index, ledger};
+use crate::transfer::Stop;
+use crate::watch::{Handle, Watch};
 
 /// Events that may wait to be taken.
 const EVENTS: usize = 1024;
 
-/// Why a command could not begin.
+/// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The arguments are unusable.
-    #[error("{0}")]
-    Usage(String),
     /// The config is wrong.
     #[error(transparent)]
     Config(#[from] config::Error),
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// The index cannot be opened, not even afresh.
+    /// The parts cannot be built.
     #[error(transparent)]
-    Index(#[from] index::Error),
-    /// The ledger cannot be opened.
-    #[error(transparent)]
-    Ledger(#[from] ledger::Error),
-    /// A registry's settings do not work.
-    #[error("{0}")]
-    Registry(Fault),
+    Parts(#[from] parts::Error),
     /// The sockets cannot be bound.
     #[error(transparent)]
     Admin(#[from] admin::Error),
-    /// An instrument is registered twice.
-    #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-    /// Signals cannot be listened to.
-    #[error("signals cannot be listened to: {0}")]
+    /// The kernel refuses a signal handler.
+    #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
 }
 
 impl Error {
-    /// What the process ends with: 2, usage or configuration, for nearly all; another start may mend the rest.
+    /// The exit code of the process: 2, usage or configuration, for what another start cannot mend.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Error::Parts(error) => error.exit_code(),
             // The port may be free at the next start.
-            Error::Metrics(_) | Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
-            _ => 2,
+            Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
+            Error::Config(_) | Error::State(_) | Error::Admin(_) => 2,
         }
     }
-}
-
-/// Who watches a command that runs in this process.
-#[derive(Clone, Debug)]
-pub struct Observer {
-    /// How far things are.
-    pub progress: Arc<Progress>,
-    /// Told of every settled job, as it happens.
-    pub settled: mpsc::UnboundedSender<Settled>,
 }
 
 /// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready` is told the address of the
@@ -301,12 +266,7 @@ impl Running {
                 .unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
         let before = self.topology.borrow().clone();
-        let loaded = load().map_err(Error::from).and_then(|config| {
-            self.parts
-                .topology(&config, Some(&before))
-                .map(|topology| (config, topology))
-        });
-        match loaded {
+        match self.load(load, &before) {
             Ok((config, topology)) => self.adopt(config, topology, &before),
             Err(error) => {
                 tracing::error!(%error, "the config was refused; the old one stays in force");
@@ -316,6 +276,16 @@ impl Running {
             }
         }
         tell_systemd(&[sd_notify::NotifyState::Ready]);
+    }
+
+    fn load(
+        &self,
+        load: &impl Fn() -> Result<Config, config::Error>,
+        before: &Topology,
+    ) -> Result<(Config, Topology), Error> {
+        let config = load()?;
+        let topology = self.parts.topology(&config, Some(before))?;
+        Ok((config, topology))
     }
 
     fn adopt(&mut self, config: Config, topology: Topology, before: &Topology) {
@@ -418,58 +388,5 @@ async fn feed_watchdog(limits: crate::transfer::Limits) {
 fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd could not be told");
-    }
-}
-
-/// One pass over the routes in this process, asking both sides.
-///
-/// # Errors
-/// When the state folder cannot be used; what goes wrong with tags is in the report.
-pub async fn sync(
-    config: &Config,
-    scope: Scope,
-    options: PassOptions,
-    observer: Observer,
-    stop: CancellationToken,
-) -> Result<Report, Error> {
-    let (_lock, parts) = copy::stores(Some(&config.daemon.state), options.dry_run)?;
-    let topology = parts.topology(config, None)?;
-    let facts = ledger::RunFacts {
-        run_id: crate::watch::run_id(),
-        ..(*topology.facts).clone()
-    };
-    let settle = Settle {
-        facts: Arc::new(facts),
-        progress: observer.progress,
-        listener: Some(observer.settled),
-    };
-    let report = pass(
-        &topology,
-        &scope,
-        options,
-        caller(),
-        &settle,
-        &stop_of(stop),
-    )
-    .await;
-    drop((topology, settle));
-    parts.close().await;
-    Ok(report)
-}
-
-/// A stop that drains when `stop` is cancelled. A second signal ends the process.
-fn stop_of(stop: CancellationToken) -> Stop {
-    Stop {
-        drain: stop,
-        ..Stop::default()
-    }
-}
-
-/// Who runs this process.
-fn caller() -> Actor {
-    use std::os::unix::fs::MetadataExt as _;
-    match std::fs::metadata("/proc/self") {
-        Ok(process) => Actor(format!("uid:{}", process.uid()).into()),
-        Err(_) => Actor("cli".into()),
     }
 }

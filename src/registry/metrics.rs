@@ -11,7 +11,7 @@ use prometheus::{
     core::Collector,
 };
 
-use crate::telemetry::{Names, forget_series};
+use crate::metrics::{LabelNames, forget_series};
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ pub struct Metrics {
     durations: HistogramVec,
     bytes: IntCounterVec,
     expiry: IntGaugeVec,
-    names: Names,
+    names: LabelNames,
 }
 
 impl Metrics {
@@ -157,7 +157,7 @@ impl Metrics {
             durations: HistogramVec::new(durations, &["registry", "operation"])?,
             bytes: IntCounterVec::new(bytes, &["registry", "direction"])?,
             expiry: IntGaugeVec::new(expiry, &["registry"])?,
-            names: Names::default(),
+            names: LabelNames::default(),
         };
         let collectors: [Box<dyn Collector>; 4] = [
             Box::new(metrics.requests.clone()),

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::fault::Class;
 use crate::job::{Cause, Outcome, Totals, Trouble};
+use crate::metrics::forget_series;
 use crate::oci::{RepositoryName, Tag};
 use crate::route::{Route, Routes};
-use crate::telemetry::forget_series;
 use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
 
 /// Tags whose waiting time is remembered, at the most.

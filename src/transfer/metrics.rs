@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::health::Health;
 use crate::fault::Class;
 use crate::job::{BlobOutcome, Outcome, ReferrerOutcome};
-use crate::telemetry::{Names, forget_series};
+use crate::metrics::{LabelNames, forget_series};
 
 /// Destination repositories that have series of their own; the ones past it count as `other`.
 const REPOSITORIES: usize = 1000;
@@ -53,7 +53,7 @@ pub struct Metrics {
     pub health: Health,
     /// Destinations of routes that the config has: of others nothing is counted.
     places: Arc<Mutex<HashSet<(String, String)>>>,
-    registries: Names,
+    registries: LabelNames,
     repositories: Arc<Mutex<HashSet<String>>>,
     rates: Arc<Mutex<Vec<Rate>>>,
 }
@@ -164,7 +164,7 @@ impl Metrics {
             waited: Waited::new(registry)?,
             health: Health::new(registry)?,
             places: Arc::default(),
-            registries: Names::default(),
+            registries: LabelNames::default(),
             repositories: Arc::default(),
             rates: Arc::default(),
         })

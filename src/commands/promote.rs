@@ -15,10 +15,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::build::Parts;
 use super::context::Context;
-use super::copy::{Env, Known, Named, gone, known_by, names_another};
+use super::copy::{gone, names_another};
 use super::directory::Side;
+use super::reference::{Env, Known, Named, known_by};
 use super::{Error, Observer, caller, stop_of};
 use crate::backend::Repository;
 use crate::clock;
@@ -31,6 +31,7 @@ use crate::job::{
     TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Host, Tag};
+use crate::parts::Parts;
 use crate::registry::auth;
 use crate::registry::profile::Kind;
 use crate::transfer::pages::ListedTags;
@@ -245,7 +246,7 @@ pub async fn promote(
 }
 
 /// Promotes as the daemon. `None`: no route of its config leads to any of the destinations.
-pub(super) async fn ordered(
+pub(crate) async fn promote_as_daemon(
     context: &Context,
     request: Promote,
     actor: Actor,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use regex::Regex;
 use url::Url;
 
-use super::copy::Named;
+use super::reference::Named;
 use crate::config::{Config, RegistryKind};
 use crate::endpoint::Repositories as _;
 use crate::layout;

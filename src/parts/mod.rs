@@ -1,22 +1,23 @@
 //! Builds the parts: stores, instruments, engine, and the topology that a config describes.
 
+mod metrics;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{IntGauge, IntGaugeVec, Opts};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
+use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
 use crate::ecr;
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
-use crate::index::Index;
+use crate::index::{self, Index};
 use crate::layout;
-use crate::ledger::{Ledger, RunFacts};
+use crate::ledger::{self, Ledger, RunFacts};
 use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
@@ -24,17 +25,44 @@ use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
 
 use crate::look::topology::{Intervals, Topology};
-use crate::status::Board;
+use crate::status::{self, Board};
+
+/// Why the parts cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The index cannot be opened, not even as a new one.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A registry's settings do not work.
+    #[error("{0}")]
+    Registry(Fault),
+    /// An instrument is registered twice.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+impl Error {
+    /// The exit code of the process: 2, usage or configuration, for what another start cannot mend.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Metrics(_) => 1,
+            Error::Index(_) | Error::Ledger(_) | Error::Registry(_) => 2,
+        }
+    }
+}
 
 /// The parts that outlive a config.
 #[derive(Clone)]
-pub(super) struct Parts {
-    pub(super) registry: prometheus::Registry,
-    pub(super) index: Index,
-    pub(super) ledger: Ledger,
+pub struct Parts {
+    pub(crate) registry: prometheus::Registry,
+    pub(crate) index: Index,
+    pub(crate) ledger: Ledger,
     limits: Limits,
     transfer: transfer::Metrics,
-    pub(super) watch: crate::status::Metrics,
+    pub(crate) watch: status::Metrics,
     wire: registry::Metrics,
     store: StoreMetrics,
     engine: Engine,
@@ -43,17 +71,9 @@ pub(super) struct Parts {
 /// How often a vanished state folder is looked for beside the intents, which all look themselves.
 const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
-/// What the stores hold.
-#[derive(Clone)]
-pub(super) struct StoreMetrics {
-    entries: IntGaugeVec,
-    bytes: IntGauge,
-    folder_held: IntGauge,
-}
-
 impl Parts {
     /// Opens the stores in a state folder whose lock is held.
-    pub(super) fn open(lock: &StateLock) -> Result<Parts, Error> {
+    pub(crate) fn open(lock: &StateLock) -> Result<Parts, Error> {
         let state = lock.folder();
         let opened = Index::open(state)?;
         if let Some(aside) = &opened.set_aside {
@@ -63,13 +83,13 @@ impl Parts {
     }
 
     /// Parts for a dry run: they read the ledger of a state folder, if there is one, and write nothing anywhere.
-    pub(super) fn to_read(state: &Path) -> Result<Parts, Error> {
+    pub(crate) fn to_read(state: &Path) -> Result<Parts, Error> {
         let ledger = Ledger::open_to_read(state)?.unwrap_or_else(Ledger::in_memory);
         Parts::over(Index::in_memory(), ledger)
     }
 
     /// Parts that remember nothing.
-    pub(super) fn in_memory() -> Result<Parts, Error> {
+    pub(crate) fn in_memory() -> Result<Parts, Error> {
         Parts::over(Index::in_memory(), Ledger::in_memory())
     }
 
@@ -109,7 +129,7 @@ impl Parts {
 
     /// The topology of a config. Tokens of routes that `before` had as well are kept, unless they
     /// read or write elsewhere now.
-    pub(super) fn topology(
+    pub(crate) fn topology(
         &self,
         config: &Config,
         before: Option<&Topology>,
@@ -164,12 +184,12 @@ impl Parts {
     }
 
     /// Which registries answer and accept us.
-    pub(super) fn health(&self) -> transfer::Health {
+    pub(crate) fn health(&self) -> transfer::Health {
         self.transfer.health.clone()
     }
 
     /// An engine for one act without a config.
-    pub(super) fn engine(&self) -> &Engine {
+    pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
 
@@ -207,7 +227,7 @@ impl Parts {
     }
 
     /// A registry of which no config says anything: what its operator documents holds all the same.
-    pub(super) fn remote(&self, settings: registry::Settings) -> Result<Backend, Fault> {
+    pub(crate) fn remote(&self, settings: registry::Settings) -> Result<Backend, Fault> {
         let backend = self.registry(settings)?;
         self.put_in_force(&backend, config::Limits::default());
         Ok(backend)
@@ -280,7 +300,7 @@ impl Parts {
 
     /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
     /// more, or read or write elsewhere now, before their tag.
-    pub(super) fn withdraw(&self, before: &Topology, now: &Topology) {
+    pub(crate) fn withdraw(&self, before: &Topology, now: &Topology) {
         let routes = &now.routes.0;
         let places = routes
             .iter()
@@ -305,22 +325,22 @@ impl Parts {
     }
 
     /// Brings the gauges up to date that are not kept so by events.
-    pub(super) fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         self.transfer.refresh();
         self.watch.refresh();
     }
 
     /// Brings the gauges of the stores up to date, every now and then, until dropped.
-    pub(super) async fn count_stores(self) {
+    pub(crate) async fn count_stores(self) {
         loop {
             let statistics = self.index.statistics().await;
-            self.store.show(&statistics);
+            self.store.show_index(&statistics);
             tokio::time::sleep(Duration::from_secs(15)).await;
         }
     }
 
     /// Says when the state folder vanishes or is replaced, and when it is back, until dropped.
-    pub(super) async fn watch_state_folder(self, board: Board) {
+    pub(crate) async fn watch_state_folder(self, board: Board) {
         let mut is_held = true;
         loop {
             tokio::time::sleep(FOLDER_CHECKED_EVERY).await;
@@ -329,7 +349,7 @@ impl Parts {
                 continue;
             }
             is_held = checked.is_ok();
-            self.store.folder_held.set(is_held.into());
+            self.store.show_folder(is_held);
             match &checked {
                 Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
                 Err(gone) => {
@@ -342,7 +362,7 @@ impl Parts {
     }
 
     /// Lets the index forget hints that nobody has confirmed for a long time, until dropped.
-    pub(super) async fn prune_index(self) {
+    pub(crate) async fn prune_index(self) {
         const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 90);
         loop {
             tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -353,7 +373,7 @@ impl Parts {
     }
 
     /// Closes the stores after their last writer.
-    pub(super) async fn close(self) {
+    pub(crate) async fn close(self) {
         let Parts {
             index,
             ledger,
@@ -363,43 +383,6 @@ impl Parts {
         drop(engine);
         index.close().await;
         ledger.close().await;
-    }
-}
-
-impl StoreMetrics {
-    fn new(registry: &prometheus::Registry) -> Result<StoreMetrics, prometheus::Error> {
-        let entries = IntGaugeVec::new(
-            Opts::new("blobferry_index_entries", "Entries of the index by kind."),
-            &["kind"],
-        )?;
-        let bytes = IntGauge::new("blobferry_index_bytes", "Size of the index on disk.")?;
-        let help = "Whether the state folder is the one that this process locked; while it is 0, nothing is named.";
-        let folder_held = IntGauge::new("blobferry_state_folder_held", help)?;
-        folder_held.set(1);
-        registry.register(Box::new(entries.clone()))?;
-        registry.register(Box::new(bytes.clone()))?;
-        registry.register(Box::new(folder_held.clone()))?;
-        for kind in ["blobs", "manifests", "tags", "uploads"] {
-            entries.with_label_values(&[kind]);
-        }
-        Ok(StoreMetrics {
-            entries,
-            bytes,
-            folder_held,
-        })
-    }
-
-    fn show(&self, statistics: &crate::index::Statistics) {
-        let counts = [
-            ("blobs", statistics.blobs),
-            ("manifests", statistics.manifests),
-            ("tags", statistics.tags),
-            ("uploads", statistics.uploads),
-        ];
-        for (kind, count) in counts {
-            self.entries.with_label_values(&[kind]).set(count as i64);
-        }
-        self.bytes.set(statistics.bytes as i64);
     }
 }
 
@@ -437,18 +420,8 @@ fn registries_of(route: &Route) -> impl Iterator<Item = &str> {
         .chain(route.to.iter().map(|to| &**to.registry()))
 }
 
-fn build_info(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-    let info = IntGaugeVec::new(
-        Opts::new("blobferry_build_info", "The build that runs: always 1."),
-        &["version", "revision"],
-    )?;
-    info.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION])
-        .set(1);
-    registry.register(Box::new(info))
-}
-
 /// What every row of the ledger says besides the job.
-pub(super) fn facts(config_hash: &str) -> RunFacts {
+pub(crate) fn facts(config_hash: &str) -> RunFacts {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())
         .unwrap_or_default();

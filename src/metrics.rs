@@ -1,4 +1,4 @@
-//! Series whose time is over.
+//! Metric series that end: of routes and registries that a config no longer has.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -24,12 +24,12 @@ pub fn forget_series<T: MetricVecBuilder>(
     }
 }
 
-/// Names that labels may have. What still runs for a name that was given up is counted nowhere: it must not bring the series
+/// LabelNames that labels may have. What still runs for a name that was given up is counted nowhere: it must not bring the series
 /// back. A name that was never heard of is no such name. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Names(Arc<Mutex<HashMap<String, bool>>>);
+pub struct LabelNames(Arc<Mutex<HashMap<String, bool>>>);
 
-impl Names {
+impl LabelNames {
     /// The name has series from now on.
     pub fn take_up(&self, name: &str) {
         self.lock().insert(name.to_owned(), true);
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_name_is_gone_from_its_end_until_it_is_taken_up_again() {
-        let names = Names::default();
+        let names = LabelNames::default();
         names.take_up("a");
         names.take_up("b");
         names.retain(&HashSet::from(["b"]));

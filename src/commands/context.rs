@@ -6,20 +6,20 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::build::{Parts, facts};
-use super::copy::{Named, stores};
 use super::directory::{Directory, Side};
+use super::reference::Named;
 use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
 use crate::job::{Progress, Settled};
 use crate::ledger::RunFacts;
 use crate::look::topology::Topology;
+use crate::parts::{Parts, facts};
 use crate::state::{self, StateLock};
 use crate::transfer::Settle;
 
 /// With what an explicit act works.
-pub(super) struct Context {
+pub(crate) struct Context {
     pub(super) parts: Parts,
     /// What the config describes, where one was read.
     topology: Option<Arc<Topology>>,
@@ -67,7 +67,7 @@ impl Context {
     }
 
     /// For the daemon, with what its config says now.
-    pub(super) fn of_daemon(parts: Parts, topology: Arc<Topology>) -> Context {
+    pub(crate) fn of_daemon(parts: Parts, topology: Arc<Topology>) -> Context {
         Context {
             parts,
             topology: Some(topology),
@@ -135,5 +135,21 @@ impl Context {
         } = self;
         drop(topology);
         parts.close().await;
+    }
+}
+
+/// The stores of a state folder, or ones that remember nothing. A dry run needs no lock, since it writes nothing.
+pub(super) fn stores(
+    state: Option<&Path>,
+    dry_run: bool,
+) -> Result<(Option<StateLock>, Parts), Error> {
+    match state {
+        None => Ok((None, Parts::in_memory()?)),
+        Some(folder) if dry_run => Ok((None, Parts::to_read(folder)?)),
+        Some(folder) => {
+            let lock = StateLock::acquire(folder)?;
+            let parts = Parts::open(&lock)?;
+            Ok((Some(lock), parts))
+        }
     }
 }

@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use futures::FutureExt as _;
 
-use super::build::Parts;
 use super::check::Check;
 use crate::backend::Repository;
 use crate::config::Config;
@@ -13,6 +12,7 @@ use crate::endpoint::{
 };
 use crate::fault::Fault;
 use crate::oci::{Algorithm, Digest, Manifest, RepositoryName, Tag, Target};
+use crate::parts::Parts;
 
 const MIB: usize = 1024 * 1024;
 /// The least that ECR takes as a part that is not the last.

@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 
-use super::Error;
-use super::build::Parts;
 use crate::backend::{Backend, Repository};
 use crate::config::Config;
 use crate::endpoint::{Begin, Destination as _, Repositories as _, Source as _};
@@ -14,6 +12,7 @@ use crate::fault::{Class, Fault};
 use crate::look::discover::{Catalog, Discovered, Owners, read_catalog};
 use crate::look::topology::Topology;
 use crate::oci::Digest;
+use crate::parts::{self, Parts};
 use crate::route::Route;
 use crate::transfer::Stop;
 
@@ -70,7 +69,7 @@ impl Check {
 /// Tries every registry, and for every route to read from its sources and to write to its destinations: an upload is opened
 /// and cancelled, nothing else is changed.
 pub async fn check_online(config: &Config) -> Vec<Check> {
-    let built: Result<(Parts, Topology), Error> = Parts::in_memory().and_then(|parts| {
+    let built: Result<(Parts, Topology), parts::Error> = Parts::in_memory().and_then(|parts| {
         parts
             .topology(config, None)
             .map(|topology| (parts, topology))

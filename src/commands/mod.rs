@@ -1,0 +1,79 @@
+//! The commands that work without a daemon: one pass, copy, promote, check, probe. They build the same parts, act once and
+//! close them.
+
+mod check;
+mod context;
+mod copy;
+mod directory;
+mod probe;
+pub mod promote;
+mod reference;
+mod sync;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use self::check::{Check, check_online};
+pub(crate) use self::context::Context;
+pub(crate) use self::copy::copy_as_daemon;
+pub use self::copy::{Copy, copy};
+pub use self::probe::probe;
+pub(crate) use self::promote::promote_as_daemon;
+pub use self::promote::{Promote, promote};
+pub use self::sync::sync;
+use crate::job::{Actor, Progress, Settled};
+use crate::parts;
+use crate::state;
+use crate::transfer::Stop;
+
+/// Why a command cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The arguments are unusable.
+    #[error("{0}")]
+    Usage(String),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The parts cannot be built.
+    #[error(transparent)]
+    Parts(#[from] parts::Error),
+}
+
+impl Error {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Parts(error) => error.exit_code(),
+            Error::Usage(_) | Error::State(_) => 2,
+        }
+    }
+}
+
+/// Who watches a command that runs in this process.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    /// How far things are.
+    pub progress: Arc<Progress>,
+    /// Told of every settled job, as it happens.
+    pub settled: mpsc::UnboundedSender<Settled>,
+}
+
+/// A stop that drains when `stop` is cancelled. A second signal ends the process.
+fn stop_of(stop: CancellationToken) -> Stop {
+    Stop {
+        drain: stop,
+        ..Stop::default()
+    }
+}
+
+/// Who runs this process.
+fn caller() -> Actor {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::metadata("/proc/self") {
+        Ok(process) => Actor(format!("uid:{}", process.uid()).into()),
+        Err(_) => Actor("cli".into()),
+    }
+}

@@ -1,0 +1,50 @@
+//! One pass over the routes of a config.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::context::stores;
+use super::{Error, Observer, caller, stop_of};
+use crate::config::Config;
+use crate::job::Report;
+use crate::ledger;
+use crate::look::PassOptions;
+use crate::transfer::Settle;
+use crate::watch::{self, Scope, pass};
+
+/// One pass over the routes in this process, asking both sides.
+///
+/// # Errors
+/// When the state folder cannot be used; what goes wrong with tags is in the report.
+pub async fn sync(
+    config: &Config,
+    scope: Scope,
+    options: PassOptions,
+    observer: Observer,
+    stop: CancellationToken,
+) -> Result<Report, Error> {
+    let (_lock, parts) = stores(Some(&config.daemon.state), options.dry_run)?;
+    let topology = parts.topology(config, None)?;
+    let facts = ledger::RunFacts {
+        run_id: watch::run_id(),
+        ..(*topology.facts).clone()
+    };
+    let settle = Settle {
+        facts: Arc::new(facts),
+        progress: observer.progress,
+        listener: Some(observer.settled),
+    };
+    let report = pass(
+        &topology,
+        &scope,
+        options,
+        caller(),
+        &settle,
+        &stop_of(stop),
+    )
+    .await;
+    drop((topology, settle));
+    parts.close().await;
+    Ok(report)
+}
