@@ -14,7 +14,7 @@ use blobferry::index::Index;
 use blobferry::job::TagRules;
 use blobferry::oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, RepositoryName};
 use blobferry::transfer::plan::{Facts, Order, decide};
-use blobferry::transfer::verify::{Checkpoint, Road, Watchers};
+use blobferry::transfer::verify::{Checkpoint, VerifiedBlob, Watchers};
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
@@ -151,7 +151,7 @@ async fn verified(frame: usize) {
         offset: 0,
         hasher: Hasher::new(Algorithm::Sha256),
     };
-    let road = Road::new(
+    let verified = VerifiedBlob::new(
         BLOB.clone(),
         start,
         0,
@@ -159,11 +159,11 @@ async fn verified(frame: usize) {
         [None, None],
         watchers,
     );
-    let mut leg = road.leg(PASSING as u64);
+    let mut leg = verified.segment(PASSING as u64);
     while let Some(frame) = leg.frame().await {
         black_box(frame.expect("the content is right"));
     }
-    assert!(road.is_verified());
+    assert!(verified.is_verified());
 }
 
 /// Seconds of the best round of each: bare, plain, verified.

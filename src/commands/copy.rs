@@ -25,7 +25,7 @@ use crate::parts::Parts;
 use crate::transfer::limits::Traffic;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
-use crate::transfer::{Ending, Settle, Stop};
+use crate::transfer::{Completion, Settle, Stop};
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -121,24 +121,24 @@ async fn copied(
         let elsewhere = names_another(parts, &way.source, &from, stop).await?;
         Ok::<_, Fault>((elsewhere, companions(parts, &from, stop).await?))
     };
-    let (job, ending) = match facts.await {
+    let (job, completion) = match facts.await {
         Ok((Some(reason), _)) => (job, gone(reason)),
         Ok((None, companions)) => {
             let job = Job {
                 companions: job::Companions::Listed(Arc::new(companions)),
                 ..job
             };
-            let ending = parts
+            let completion = parts
                 .engine()
                 .run(&job, &from, &to, &settle.progress, stop)
                 .await;
-            (job, ending)
+            (job, completion)
         }
-        Err(fault) => (job, Ending::failed(fault, 0)),
+        Err(fault) => (job, Completion::failed(fault, 0)),
     };
     let mut settled = parts
         .engine()
-        .settle(settle, &job, &way.names(&from, &to), ending)
+        .settle(settle, &job, &way.names(&from, &to), completion)
         .await;
     settled.unguarded = !context.is_routed(&way.destination);
     Ok(Report::new(
@@ -181,11 +181,11 @@ pub(super) async fn names_another(
 }
 
 /// What was named is not there.
-pub(super) fn gone(reason: String) -> Ending {
-    Ending {
+pub(super) fn gone(reason: String) -> Completion {
+    Completion {
         outcome: Outcome::Gone,
         reasons: vec![reason],
-        ..Ending::failed(Fault::cancelled(), 0)
+        ..Completion::failed(Fault::cancelled(), 0)
     }
 }
 
@@ -257,7 +257,6 @@ impl Way {
             companions: job::Companions::Unlisted,
             rank: crate::job::Rank::Named,
             max_wait: crate::job::LONG_WAIT,
-            sequence: 0,
         }
     }
 

@@ -36,7 +36,7 @@ use crate::registry::auth;
 use crate::registry::profile::Kind;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
-use crate::transfer::{Ending, Settle, Stop, limits};
+use crate::transfer::{Completion, Settle, Stop, limits};
 
 /// What is to be promoted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -407,7 +407,7 @@ impl Step<'_> {
         {
             Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
             Ok(Some(reason)) => gone(reason),
-            Err(fault) => Ending::failed(fault, 0),
+            Err(fault) => Completion::failed(fault, 0),
         };
         let job = self.job(tag, there, &listed, &Arc::default());
         self.look([self.settled(&job, tag, there, elsewhere).await])
@@ -499,19 +499,19 @@ impl Step<'_> {
             .progress
             .jobs_planned
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let ending = match self.equal_by_lists(&mut job, listed).await {
-            Ok(Some(digest)) => Ending::equal(digest, 0),
+        let completion = match self.equal_by_lists(&mut job, listed).await {
+            Ok(Some(digest)) => Completion::equal(digest, 0),
             Ok(None) => {
                 engine
                     .run(&job, self.from, self.to, &self.settle.progress, self.stop)
                     .await
             }
-            Err(fault) => Ending::failed(fault, 0),
+            Err(fault) => Completion::failed(fault, 0),
         };
-        self.settled(&job, tag, there, ending).await
+        self.settled(&job, tag, there, completion).await
     }
 
-    async fn settled(&self, job: &Job, tag: &Tag, there: &Tag, ending: Ending) -> Settled {
+    async fn settled(&self, job: &Job, tag: &Tag, there: &Tag, completion: Completion) -> Settled {
         let source = match self.way.pinned {
             Some(digest) => format!("{}@{digest}", self.from.address()),
             None => format!("{}:{tag}", self.from.address()),
@@ -523,7 +523,7 @@ impl Step<'_> {
         };
         self.parts
             .engine()
-            .settle(self.settle, job, &names, ending)
+            .settle(self.settle, job, &names, completion)
             .await
     }
 
@@ -592,7 +592,6 @@ impl Step<'_> {
             companions: listed.companions.clone(),
             rank: crate::job::Rank::Named,
             max_wait: crate::job::LONG_WAIT,
-            sequence: 0,
         }
     }
 

@@ -276,8 +276,6 @@ pub struct Job {
     /// How long it may wait for a registry's time (`Retry-After`, back-off, a closed class of requests) before it ends as
     /// retryable with that time: [`SHORT_WAIT`], or [`LONG_WAIT`] where the caller waits for the answer.
     pub max_wait: Duration,
-    /// Order among jobs: lower goes first, and is waited for by higher.
-    pub sequence: u64,
 }
 
 /// Tags of a source repository that travel with their subject: signatures and fallback lists.

@@ -1,7 +1,7 @@
 //! A look at one destination: compares each chosen tag on both sides, has carried what differs, settles the rest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt as _;
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::topology::Side;
-use super::{DestinationResult, Estimate, Listing, RepositoryLook, There};
+use super::{DestinationResult, DestinationTags, Estimate, Listing, RepositoryLook};
 use crate::clock;
 use crate::endpoint::{Destination, Repositories, Source, Tally};
 use crate::fault::{Class, Fault};
@@ -25,7 +25,7 @@ use crate::status::metrics::DestinationLabels;
 use crate::transfer::limits::Traffic;
 use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::settle::Names;
-use crate::transfer::{Ending, Found};
+use crate::transfer::{Completion, Found};
 
 /// Agreements that are written together.
 const AGREEMENTS: usize = 1000;
@@ -42,7 +42,7 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) source: &'a B::Repository,
     pub(super) side: &'a Side<B::Repository>,
     pub(super) listing: &'a Listing,
-    pub(super) list: Option<There>,
+    pub(super) list: Option<DestinationTags>,
     /// Whether the destination has a list of tags.
     pub(super) has_list: bool,
     pub(super) shared: Option<&'a SourceDigests>,
@@ -120,7 +120,7 @@ fn stays_pending(outcome: Outcome) -> bool {
 const OWNERS: usize = 8;
 
 /// What a tag came to.
-enum Tended {
+enum Reconciled {
     Equal { digest: Digest, by_hint: bool },
     Settled(Box<Settled>),
 }
@@ -153,7 +153,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     /// Compares tags and carries those that differ; returns the digests in conflict.
-    pub(super) async fn tend(
+    pub(super) async fn reconcile(
         &self,
         tags: Vec<Tag>,
         found: &mut DestinationResult,
@@ -167,14 +167,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         while let Some((tended, tag)) = tended.next().await {
             self.record_agreements(AGREEMENTS).await;
             match tended {
-                Tended::Equal { digest, by_hint } => {
+                Reconciled::Equal { digest, by_hint } => {
                     found.totals.add(Outcome::UpToDate);
                     // A hint does not confirm itself.
                     if !by_hint {
                         equal.push((self.there(&tag), Some(digest)));
                     }
                 }
-                Tended::Settled(settled) => {
+                Reconciled::Settled(settled) => {
                     found.totals.add(settled.result);
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
@@ -204,19 +204,19 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         conflicts
     }
 
-    async fn tend_one(&self, tag: &Tag) -> Tended {
+    async fn tend_one(&self, tag: &Tag) -> Reconciled {
         let tally = Arc::new(Tally::default());
         let alone = self.look.left_alone.get(&self.destination_name(tag));
         // What failed before its digest was known cannot have changed to our knowledge.
         if let Some(settled) = alone.filter(|settled| settled.digest.is_none()) {
-            return Tended::Settled(Box::new(settled.clone()));
+            return Reconciled::Settled(Box::new(settled.clone()));
         }
         let compared = match self.compare(tag, &tally).await {
             Ok(compared) => compared,
             Err(fault) => {
                 let job = self.job(tag, &Compared::nothing());
                 return self
-                    .settle(&job, Ending::failed(fault, tally.requests()))
+                    .settle(&job, Completion::failed(fault, tally.requests()))
                     .await;
             }
         };
@@ -228,14 +228,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         if let Some(settled) = alone
             && self.is_as_it_was(settled, tag, &compared, &tally).await
         {
-            return Tended::Settled(Box::new(settled.clone()));
+            return Reconciled::Settled(Box::new(settled.clone()));
         }
         let refused = match self.refused_by_siblings(tag, &compared, &tally).await {
             Ok(refused) => refused,
             Err(fault) => {
                 let job = self.job(tag, &Compared::nothing());
                 return self
-                    .settle(&job, Ending::failed(fault, tally.requests()))
+                    .settle(&job, Completion::failed(fault, tally.requests()))
                     .await;
             }
         };
@@ -263,7 +263,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .jobs_planned
             .fetch_add(1, Ordering::Relaxed);
         let progress = &look.settle.progress;
-        let mut ending = look
+        let mut completion = look
             .topology
             .engine
             .run(
@@ -274,16 +274,16 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 look.stop,
             )
             .await;
-        ending.cost.requests += tally.requests();
-        if ending.outcome == Outcome::Promoted {
+        completion.cost.requests += tally.requests();
+        if completion.outcome == Outcome::Promoted {
             look.topology.metrics.arrived(labels, look.repository, tag);
         }
-        if !stays_pending(ending.outcome) {
+        if !stays_pending(completion.outcome) {
             look.topology
                 .metrics
                 .waits_no_more(labels, look.repository, tag);
         }
-        self.settle(&job, ending).await
+        self.settle(&job, completion).await
     }
 
     /// The state of every chosen tag while production does not answer: what staging names now, against what production was
@@ -391,23 +391,23 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         digest: Digest,
         compared: &Compared,
         tally: &Arc<Tally>,
-    ) -> Tended {
+    ) -> Reconciled {
         let found = self.learn(tag, digest, compared, tally).await;
         let job = self.job(tag, compared);
         let is_quiet = found.is_none()
             && !self.look.request.options.all
             && !self.look.topology.engine.is_in_trouble(&job.key);
         if is_quiet {
-            return Tended::Equal {
+            return Reconciled::Equal {
                 digest,
                 by_hint: compared.by_hint,
             };
         }
         self.settle(
             &job,
-            Ending {
+            Completion {
                 found,
-                ..Ending::equal(digest, tally.requests())
+                ..Completion::equal(digest, tally.requests())
             },
         )
         .await
@@ -602,17 +602,17 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         Ok(matches!(decision, Decision::Conflict(_)))
     }
 
-    async fn settle(&self, job: &Job, ending: Ending) -> Tended {
+    async fn settle(&self, job: &Job, completion: Completion) -> Reconciled {
         let names = Names {
             source: self.source_name(&job.key.tag),
             destination: self.destination_name(&job.key.tag),
             registry: self.side.registry.to_string(),
         };
-        Tended::Settled(Box::new(
+        Reconciled::Settled(Box::new(
             self.look
                 .topology
                 .engine
-                .settle(self.look.settle, job, &names, ending)
+                .settle(self.look.settle, job, &names, completion)
                 .await,
         ))
     }
@@ -873,7 +873,6 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
-        static SEQUENCE: AtomicU64 = AtomicU64::new(0);
         let look = self.look;
         let place = self.place(tag);
         Job {
@@ -889,7 +888,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             destination_via: compared.destination_via,
             seen_at: compared.at,
             look_began: self.began,
-            fresh: self.list.as_ref().is_some_and(There::is_empty),
+            fresh: self.list.as_ref().is_some_and(DestinationTags::is_empty),
             cause: look.request.cause,
             actor: look.request.actor.clone(),
             explicit: false,
@@ -902,7 +901,6 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: Rank::of(look.request.cause, !look.request.tags.is_empty()),
             max_wait: look.request.max_wait(),
-            sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
         }
     }
 

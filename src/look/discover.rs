@@ -14,7 +14,7 @@ use crate::endpoint::{Cursor, Origin, Repositories, Source as _};
 use crate::fault::Fault;
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
-use crate::route::claims::{Claimant, Claims, Home, Homes};
+use crate::route::claims::{Claimant, Claims, DestinationKey, DestinationKeys};
 use crate::route::{Route, Template};
 use crate::transfer::Stop;
 use crate::transfer::pages::List;
@@ -82,15 +82,15 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Destinations {
     /// `Err`: its name gives none on the other side.
-    all: Result<Vec<Place>, Trouble>,
+    all: Result<Vec<DestinationRepository>, Trouble>,
     /// What it claims: all of them, or nothing where one of them is read again.
-    claims: Homes,
+    claims: DestinationKeys,
 }
 
 /// A destination repository of a source.
 #[derive(Debug)]
-struct Place {
-    home: Home,
+struct DestinationRepository {
+    destination: DestinationKey,
     /// The registry's name in the config.
     registry: Arc<str>,
     /// The route that reads it again, unless that does no harm.
@@ -208,32 +208,34 @@ impl Destinations {
             Err(fault) => {
                 return Destinations {
                     all: Err(Trouble::from(&fault)),
-                    claims: Homes::default(),
+                    claims: DestinationKeys::default(),
                 };
             }
         };
         let mut may_claim = true;
         let mut all = Vec::new();
         for side in sides {
-            let home = (
+            let destination = (
                 side.repository.origin().clone(),
                 side.repository.repository().clone(),
             );
-            let reader = reader(topology, &home);
+            let reader = reader(topology, &destination);
             may_claim &= reader.is_none();
             let reader = reader
-                .filter(|reader| !(**reader == route.name && names_anew(route, &home, source)))
+                .filter(|reader| {
+                    !(**reader == route.name && names_anew(route, &destination, source))
+                })
                 .cloned();
-            all.push(Place {
-                home,
+            all.push(DestinationRepository {
+                destination,
                 registry: side.registry,
                 reader,
             });
         }
         let claims = if may_claim {
-            all.iter().map(|place| place.home.clone()).collect()
+            all.iter().map(|place| place.destination.clone()).collect()
         } else {
-            Homes::default()
+            DestinationKeys::default()
         };
         Destinations {
             all: Ok(all),
@@ -307,14 +309,14 @@ impl Owners {
             {
                 self.observers.insert(claimant.route);
             }
-            let homes = destinations
+            let claims = destinations
                 .as_ref()
                 .map(|destinations| destinations.claims.clone());
             match destinations {
                 Some(destinations) => drop(sources.insert(claimant.source.clone(), destinations)),
                 None => drop(sources.remove(&claimant.source)),
             }
-            claimed.push((claimant, homes));
+            claimed.push((claimant, claims));
         }
         if claimed.is_empty() {
             return;
@@ -401,16 +403,16 @@ impl Owners {
         destinations: &Destinations,
     ) -> Result<(), Trouble> {
         let name = &topology.routes.0[route].name;
-        for Place {
-            home,
+        for DestinationRepository {
+            destination,
             registry,
             reader,
         } in destinations.all.as_ref().map_err(Clone::clone)?
         {
-            let address = || format!("{registry}/{}", home.1);
+            let address = || format!("{registry}/{}", destination.1);
             let owner = self
                 .claims
-                .owner(home)
+                .owner(destination)
                 .filter(|owner| (owner.route, &owner.source) != (route, source));
             if let Some(owner) = owner {
                 let (other, theirs) = (&topology.routes.0[owner.route].name, &owner.source);
@@ -438,7 +440,7 @@ fn refused(text: String) -> Trouble {
 }
 
 /// Whether a route names tags anew in the source itself: looks leave out what it has named there.
-fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) -> bool {
+fn names_anew(route: &Route, (_, repository): &DestinationKey, source: &RepositoryName) -> bool {
     let within = |to: &&Template| to.registry() == route.from.registry();
     repository == source
         && route
@@ -451,7 +453,7 @@ fn names_anew(route: &Route, (_, repository): &Home, source: &RepositoryName) ->
 /// The route that would read a destination as its source, under whatever name the config has for that registry.
 fn reader<'a, B: Repositories>(
     topology: &'a Topology<B>,
-    (origin, repository): &Home,
+    (origin, repository): &DestinationKey,
 ) -> Option<&'a Arc<str>> {
     let mut same = topology
         .backends

@@ -95,7 +95,7 @@ pub struct RepositoryLook<'a, B: Repositories> {
 }
 
 /// A destination's tags, with their digests as far as its listing tells.
-type There = HashMap<Tag, Option<Digest>>;
+type DestinationTags = HashMap<Tag, Option<Digest>>;
 
 /// A source repository's tags.
 struct Listing {
@@ -109,7 +109,7 @@ struct Listing {
 }
 
 /// The tags of a destination, where they are asked for; `Some(None)`: there is no such list.
-type DestinationList = Result<Option<Option<There>>, Fault>;
+type DestinationList = Result<Option<Option<DestinationTags>>, Fault>;
 
 /// What a future that has been polled before comes to.
 async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
@@ -435,12 +435,12 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .filter(nameable)
             .cloned()
             .partition(|tag| self.route.selection.is_moving(tag));
-        let conflicts = view.tend(fixed, &mut found).await;
+        let conflicts = view.reconcile(fixed, &mut found).await;
         let view = DestinationLook {
             refused: Arc::new(conflicts),
             ..view
         };
-        view.tend(moving, &mut found).await;
+        view.reconcile(moving, &mut found).await;
         found
     }
 

@@ -11,7 +11,7 @@ use crate::endpoint::Origin;
 use crate::oci::RepositoryName;
 
 /// A destination repository.
-pub type Home = (Origin, RepositoryName);
+pub type DestinationKey = (Origin, RepositoryName);
 
 /// A source repository of the route at that position of the config. Lower ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,46 +23,49 @@ pub struct Claimant {
 }
 
 /// The destinations that a source wants for itself; empty for one that may not claim any.
-pub type Homes = Arc<[Home]>;
+pub type DestinationKeys = Arc<[DestinationKey]>;
 
 /// Who has claimed what.
 #[derive(Debug, Default)]
 pub struct Claims {
-    wanted: BTreeMap<Claimant, Homes>,
-    claimants: HashMap<Home, BTreeSet<Claimant>>,
-    owners: HashMap<Home, Claimant>,
+    wanted: BTreeMap<Claimant, DestinationKeys>,
+    claimants: HashMap<DestinationKey, BTreeSet<Claimant>>,
+    owners: HashMap<DestinationKey, Claimant>,
 }
 
 impl Claims {
     /// The source that has a destination.
-    pub fn owner(&self, home: &Home) -> Option<&Claimant> {
-        self.owners.get(home)
+    pub fn owner(&self, destination: &DestinationKey) -> Option<&Claimant> {
+        self.owners.get(destination)
     }
 
     /// Notes what sources want now, `None` for a source that is no more. Returns the positions of the routes for whose sources
     /// the answer of [`Claims::owner`] may have changed.
     pub fn update(
         &mut self,
-        changes: impl IntoIterator<Item = (Claimant, Option<Homes>)>,
+        changes: impl IntoIterator<Item = (Claimant, Option<DestinationKeys>)>,
     ) -> BTreeSet<usize> {
         let mut routes = BTreeSet::new();
         let mut touched = Vec::new();
-        for (claimant, homes) in changes {
+        for (claimant, destinations) in changes {
             routes.insert(claimant.route);
-            let before = match homes.clone() {
-                Some(homes) => self.wanted.insert(claimant.clone(), homes),
+            let before = match destinations.clone() {
+                Some(destinations) => self.wanted.insert(claimant.clone(), destinations),
                 None => self.wanted.remove(&claimant),
             };
-            for home in before.iter().flat_map(|homes| homes.iter()) {
-                self.withdraw(home, &claimant);
-                touched.push(home.clone());
+            for destination in before.iter().flat_map(|destinations| destinations.iter()) {
+                self.withdraw(destination, &claimant);
+                touched.push(destination.clone());
             }
-            for home in homes.iter().flat_map(|homes| homes.iter()) {
+            for destination in destinations
+                .iter()
+                .flat_map(|destinations| destinations.iter())
+            {
                 self.claimants
-                    .entry(home.clone())
+                    .entry(destination.clone())
                     .or_default()
                     .insert(claimant.clone());
-                touched.push(home.clone());
+                touched.push(destination.clone());
             }
         }
         let claimants = self.release_all_connected(touched);
@@ -73,32 +76,35 @@ impl Claims {
         routes
     }
 
-    fn withdraw(&mut self, home: &Home, claimant: &Claimant) {
-        if let Some(claimants) = self.claimants.get_mut(home) {
+    fn withdraw(&mut self, destination: &DestinationKey, claimant: &Claimant) {
+        if let Some(claimants) = self.claimants.get_mut(destination) {
             claimants.remove(claimant);
             if claimants.is_empty() {
-                self.claimants.remove(home);
+                self.claimants.remove(destination);
             }
         }
     }
 
     /// Takes these destinations, and all that are connected with them through common claimants, from their owners. Returns the
     /// claimants, in order.
-    fn release_all_connected(&mut self, mut homes: Vec<Home>) -> BTreeSet<Claimant> {
+    fn release_all_connected(
+        &mut self,
+        mut destinations: Vec<DestinationKey>,
+    ) -> BTreeSet<Claimant> {
         let mut connected = BTreeSet::new();
         let mut seen = BTreeSet::new();
-        while let Some(home) = homes.pop() {
-            if !seen.insert(home.clone()) {
+        while let Some(destination) = destinations.pop() {
+            if !seen.insert(destination.clone()) {
                 continue;
             }
-            self.owners.remove(&home);
-            for claimant in self.claimants.get(&home).into_iter().flatten() {
+            self.owners.remove(&destination);
+            for claimant in self.claimants.get(&destination).into_iter().flatten() {
                 if connected.insert(claimant.clone()) {
-                    homes.extend(
+                    destinations.extend(
                         self.wanted
                             .get(claimant)
                             .into_iter()
-                            .flat_map(|homes| homes.iter())
+                            .flat_map(|destinations| destinations.iter())
                             .cloned(),
                     );
                 }
@@ -108,12 +114,15 @@ impl Claims {
     }
 
     fn claim(&mut self, claimant: Claimant) {
-        let Some(homes) = self.wanted.get(&claimant) else {
+        let Some(destinations) = self.wanted.get(&claimant) else {
             return;
         };
-        if homes.iter().all(|home| !self.owners.contains_key(home)) {
-            for home in homes.iter() {
-                self.owners.insert(home.clone(), claimant.clone());
+        if destinations
+            .iter()
+            .all(|destination| !self.owners.contains_key(destination))
+        {
+            for destination in destinations.iter() {
+                self.owners.insert(destination.clone(), claimant.clone());
             }
         }
     }
@@ -132,23 +141,32 @@ mod tests {
         }
     }
 
-    fn home(number: u8) -> Home {
+    fn destination(number: u8) -> DestinationKey {
         (
             Origin::new("production.example"),
             format!("p{number}").parse().unwrap(),
         )
     }
 
-    fn homes(numbers: &[u8]) -> Option<Homes> {
-        Some(numbers.iter().map(|number| home(*number)).collect())
+    fn destinations(numbers: &[u8]) -> Option<DestinationKeys> {
+        Some(numbers.iter().map(|number| destination(*number)).collect())
     }
 
     /// Everybody claims anew, in order.
-    fn from_nothing(wanted: &BTreeMap<Claimant, Homes>) -> BTreeMap<Home, Claimant> {
+    fn from_nothing(
+        wanted: &BTreeMap<Claimant, DestinationKeys>,
+    ) -> BTreeMap<DestinationKey, Claimant> {
         let mut owners = BTreeMap::new();
-        for (claimant, homes) in wanted {
-            if homes.iter().all(|home| !owners.contains_key(home)) {
-                owners.extend(homes.iter().map(|home| (home.clone(), claimant.clone())));
+        for (claimant, destinations) in wanted {
+            if destinations
+                .iter()
+                .all(|destination| !owners.contains_key(destination))
+            {
+                owners.extend(
+                    destinations
+                        .iter()
+                        .map(|destination| (destination.clone(), claimant.clone())),
+                );
             }
         }
         owners
@@ -164,21 +182,21 @@ mod tests {
             let mut claims = Claims::default();
             let mut wanted = BTreeMap::new();
             for changes in changes.chunks(together) {
-                let before: Vec<_> = (0..8).map(|number| claims.owner(&home(number)).cloned()).collect();
+                let before: Vec<_> = (0..8).map(|number| claims.owner(&destination(number)).cloned()).collect();
                 let changes: Vec<_> = changes.iter().map(|(route, source, numbers)| {
-                    (claimant(*route, *source), numbers.as_deref().and_then(homes))
+                    (claimant(*route, *source), numbers.as_deref().and_then(destinations))
                 }).collect();
-                for (claimant, homes) in &changes {
-                    match homes {
-                        Some(homes) => drop(wanted.insert(claimant.clone(), homes.clone())),
+                for (claimant, destinations) in &changes {
+                    match destinations {
+                        Some(destinations) => drop(wanted.insert(claimant.clone(), destinations.clone())),
                         None => drop(wanted.remove(claimant)),
                     }
                 }
                 let told = claims.update(changes);
                 let expected = from_nothing(&wanted);
                 for number in 0..8 {
-                    let owner = claims.owner(&home(number));
-                    prop_assert_eq!(owner, expected.get(&home(number)));
+                    let owner = claims.owner(&destination(number));
+                    prop_assert_eq!(owner, expected.get(&destination(number)));
                     let before = before[number as usize].as_ref();
                     if owner != before {
                         let routes = owner.into_iter().chain(before).map(|claimant| claimant.route);
@@ -196,13 +214,13 @@ mod tests {
     fn a_source_that_lacks_one_destination_leaves_the_others_to_the_next() {
         let mut claims = Claims::default();
         claims.update([
-            (claimant(2, 0), homes(&[3])),
-            (claimant(1, 0), homes(&[2, 3])),
-            (claimant(0, 0), homes(&[1, 2])),
+            (claimant(2, 0), destinations(&[3])),
+            (claimant(1, 0), destinations(&[2, 3])),
+            (claimant(0, 0), destinations(&[1, 2])),
         ]);
-        assert_eq!(claims.owner(&home(3)), Some(&claimant(2, 0)));
+        assert_eq!(claims.owner(&destination(3)), Some(&claimant(2, 0)));
         let told = claims.update([(claimant(0, 0), None)]);
-        assert_eq!(claims.owner(&home(3)), Some(&claimant(1, 0)));
+        assert_eq!(claims.owner(&destination(3)), Some(&claimant(1, 0)));
         assert_eq!(told, BTreeSet::from([0, 1, 2]));
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Trip;
+use super::Promotion;
 use super::limits::Traffic;
 use crate::endpoint::{Destination, Origin, Source};
 use crate::oci::{RepositoryName, Tag};
@@ -27,22 +27,22 @@ const KEPT: usize = 64;
 
 /// What the lists say. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Absent(Arc<Mutex<HashMap<Home, Arc<Slot>>>>);
+pub(super) struct Absent(Arc<Mutex<HashMap<RepositoryKey, Arc<Slot>>>>);
 
-type Home = (Origin, RepositoryName);
+type RepositoryKey = (Origin, RepositoryName);
 
 /// One repository. The lock is held while it is listed, so that everybody else waits for that list.
 #[derive(Default)]
-struct Slot(tokio::sync::Mutex<Known>);
+struct Slot(tokio::sync::Mutex<RepositoryTags>);
 
 #[derive(Default)]
-struct Known {
+struct RepositoryTags {
     /// When the askers' count began, and how many have asked since.
     asked: Option<(Instant, usize)>,
-    list: Option<List>,
+    list: Option<TagList>,
 }
 
-struct List {
+struct TagList {
     at: Instant,
     tags: Listed,
 }
@@ -57,7 +57,7 @@ enum Listed {
 }
 
 impl Absent {
-    fn slot(&self, home: Home) -> Arc<Slot> {
+    fn slot(&self, repository: RepositoryKey) -> Arc<Slot> {
         let mut slots = self
             .0
             .lock()
@@ -65,13 +65,13 @@ impl Absent {
         if slots.len() >= KEPT {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         }
-        slots.entry(home).or_default().clone()
+        slots.entry(repository).or_default().clone()
     }
 }
 
-impl Known {
+impl RepositoryTags {
     /// Counts an asker; whether there are enough for a list.
-    fn crowd(&mut self, fresh: Duration) -> bool {
+    fn is_worth_a_list(&mut self, fresh: Duration) -> bool {
         let now = Instant::now();
         let asked = self.asked.get_or_insert((now, 0));
         if asked.0.elapsed() > fresh {
@@ -82,8 +82,8 @@ impl Known {
     }
 
     /// The list that still says something, if there is one.
-    fn standing(&self, fresh: Duration) -> Option<&List> {
-        let lasts = |list: &&List| {
+    fn current_list(&self, fresh: Duration) -> Option<&TagList> {
+        let lasts = |list: &&TagList| {
             list.at.elapsed()
                 <= if matches!(list.tags, Listed::Useless) {
                     LONG
@@ -95,7 +95,7 @@ impl Known {
     }
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// When a list showed that the destination lacks the tag, not longer ago than half the time for which facts are fresh.
     /// `None`: no list says so.
     pub(super) async fn listed_absent(&self, tag: &Tag) -> Option<Instant> {
@@ -110,17 +110,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             destination.repository().clone(),
         ));
         let mut known = slot.0.lock().await;
-        if known.standing(fresh).is_none() {
-            if !known.crowd(fresh) {
+        if known.current_list(fresh).is_none() {
+            if !known.is_worth_a_list(fresh) {
                 return None;
             }
             let at = Instant::now();
-            known.list = Some(List {
+            known.list = Some(TagList {
                 at,
                 tags: self.only_page().await,
             });
         }
-        let List { at, tags } = known.standing(fresh)?;
+        let TagList { at, tags } = known.current_list(fresh)?;
         matches!(tags, Listed::All(tags) if !tags.contains(tag)).then_some(*at)
     }
 

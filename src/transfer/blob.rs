@@ -13,15 +13,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Trip;
+use super::Promotion;
 use super::admission::BodyPermit;
 use super::claims::{Following, Leading, Subject};
-use super::fan_out::Seat;
+use super::fan_out::Reader;
 use super::limits::{self, Errand, Traffic};
 use super::refusals;
-use super::resume::Standing;
+use super::resume::UploadState;
 use super::retry::{Budget, opened, stoppable};
-use super::verify::{Checkpoint, Opening, Road, Watchers};
+use super::verify::{Checkpoint, Opening, VerifiedBlob, Watchers};
 use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Resume, Source};
 use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
@@ -42,17 +42,17 @@ struct Patience {
     afresh: bool,
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let brought = self.bring(blob).await;
+        let brought = self.ensure_blob(blob).await;
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
         Ok(())
     }
 
-    async fn bring(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
+    async fn ensure_blob(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
         let (origin, repository) = (
             self.destination.origin().clone(),
             self.destination.repository().clone(),
@@ -158,17 +158,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Remembers a refusal that moving the bytes again would not change.
-    fn note_refusal(&self, blob: &Descriptor, standing: &Standing, fault: &Fault) {
+    fn note_refusal(&self, blob: &Descriptor, state: &UploadState, fault: &Fault) {
         let (refusals, class) = (&self.engine.refusals, fault.class());
         match class {
-            Class::Corrupt if standing.source_failed => {
+            Class::Corrupt if state.source_failed => {
                 refusals.note(self.corruption_of(&blob.digest), fault)
             }
-            Class::Corrupt | Class::Rejected if !standing.source_failed => {
+            Class::Corrupt | Class::Rejected if !state.source_failed => {
                 refusals.note(self.refusal_of(&blob.digest), fault)
             }
             // Some word a quota so. A right that is missing shows before the bytes are sent.
-            Class::Auth if !standing.source_failed && standing.passed > 0 => {
+            Class::Auth if !state.source_failed && state.passed > 0 => {
                 refusals.note(self.refusal_of(&blob.digest), fault);
             }
             _ => {}
@@ -206,7 +206,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Makes the destination repository hold a blob that it said to hold, or was believed to, and then missed: nobody is
     /// believed or asked any more.
-    pub(super) async fn bring_for_sure(&self, blob: &Descriptor) -> Result<(), Fault> {
+    pub(super) async fn resend_blob(&self, blob: &Descriptor) -> Result<(), Fault> {
         let content = Subject::Content(
             self.destination.origin().clone(),
             self.destination.repository().clone(),
@@ -221,7 +221,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         .await?;
         self.is_not_refused(blob)?;
         let sent = match self.open_upload(blob, None).await {
-            Ok(Begin::Session(upload)) => self.send(blob, Standing::fresh(upload)).await,
+            Ok(Begin::Session(upload)) => self.send(blob, UploadState::fresh(upload)).await,
             Ok(Begin::Mounted) => Err(self.mounts_unasked()),
             Err(fault) => Err(fault),
         };
@@ -336,7 +336,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     self.cancel(upload).await;
                     return Err(fault);
                 }
-                self.send(blob, Standing::fresh(upload)).await
+                self.send(blob, UploadState::fresh(upload)).await
             }
             (Begin::Session(upload), Some(stored)) => {
                 self.cancel(upload).await;
@@ -373,7 +373,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             .mount_asks
             .then(|| self.destination.repository().clone());
         match self.open_upload(blob, own.as_ref()).await? {
-            Begin::Session(upload) => self.send(blob, Standing::fresh(upload)).await,
+            Begin::Session(upload) => self.send(blob, UploadState::fresh(upload)).await,
             Begin::Mounted if own.is_none() => Err(self.mounts_unasked()),
             // It was there, but nobody has said how long it is.
             Begin::Mounted if self.ask_whether_held(blob).await? => Ok(BlobOutcome::Present),
@@ -405,25 +405,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn send(
         &self,
         blob: &Descriptor,
-        mut standing: Standing,
+        mut state: UploadState,
     ) -> Result<BlobOutcome, Fault> {
-        self.journal_opening(blob, &standing).await;
+        self.journal_opening(blob, &state).await;
         let mut patience = Patience {
             budget: Budget::new(self.engine.settings.retry.holding()),
-            best: standing.held,
+            best: state.held,
             afresh: false,
         };
         let mut shown = None;
         let resumed = loop {
-            let resumed = standing.resumed;
-            match self.send_once(blob, &mut standing, &mut shown).await {
+            let resumed = state.resumed;
+            match self.send_once(blob, &mut state, &mut shown).await {
                 Ok(()) => break resumed,
-                Err(fault) if standing.paused => {
-                    self.wait_until_open(blob, &mut standing, fault, &mut patience)
+                Err(fault) if state.paused => {
+                    self.wait_until_open(blob, &mut state, fault, &mut patience)
                         .await?
                 }
-                Err(fault) => match self.after(blob, standing, fault, &mut patience).await? {
-                    Some(next) => standing = next,
+                Err(fault) => match self.recover(blob, state, fault, &mut patience).await? {
+                    Some(next) => state = next,
                     // The cut came after the registry had closed the session.
                     None => break resumed,
                 },
@@ -446,28 +446,25 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
-    async fn after(
+    async fn recover(
         &self,
         blob: &Descriptor,
-        standing: Standing,
+        state: UploadState,
         fault: Fault,
         patience: &mut Patience,
-    ) -> Result<Option<Standing>, Fault> {
+    ) -> Result<Option<UploadState>, Fault> {
         match fault.class() {
             Class::Corrupt if !patience.afresh => {
                 patience.afresh = true;
-                self.start_over(blob, standing).await.map(Some)
+                self.start_over(blob, state).await.map(Some)
             }
-            class @ Class::Retryable { .. } if !standing.source_failed => {
+            class @ Class::Retryable { .. } if !state.source_failed => {
                 match patience.budget.next(class) {
-                    Some(wait) => {
-                        self.go_on_later(blob, standing, fault, wait, patience)
-                            .await
-                    }
-                    None => self.give_up(blob, standing, fault).await,
+                    Some(wait) => self.go_on_later(blob, state, fault, wait, patience).await,
+                    None => self.give_up(blob, state, fault).await,
                 }
             }
-            _ => self.give_up(blob, standing, fault).await,
+            _ => self.give_up(blob, state, fault).await,
         }
     }
 
@@ -475,17 +472,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn wait_until_open(
         &self,
         blob: &Descriptor,
-        standing: &mut Standing,
+        state: &mut UploadState,
         fault: Fault,
         patience: &mut Patience,
     ) -> Result<(), Fault> {
         let lane = self.engine.limits.lane(self.destination.origin());
-        standing.paused = false;
+        state.paused = false;
         match opened(&lane, Traffic::Uploads, &patience.budget.left(), self.stop).await {
             Ok(waited) => patience.budget.excuse(waited),
             Err(cancelled) if cancelled.class() == Class::Cancelled => return Err(cancelled),
             Err(_) if !self.can_be_taken_up(blob) => {
-                self.drop_upload(blob, standing.upload.clone()).await;
+                self.drop_upload(blob, state.upload.clone()).await;
                 return Err(fault);
             }
             Err(_) => return Err(fault),
@@ -496,17 +493,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn go_on_later(
         &self,
         blob: &Descriptor,
-        standing: Standing,
+        state: UploadState,
         fault: Fault,
         wait: Duration,
         patience: &mut Patience,
-    ) -> Result<Option<Standing>, Fault> {
+    ) -> Result<Option<UploadState>, Fault> {
         self.engine
             .metrics
             .retried(self.destination.registry(), fault.class());
         tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
         stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
-        let next = self.go_on(blob, standing).await?;
+        let next = self.go_on(blob, state).await?;
         if let Some(next) = next.as_ref().filter(|next| next.held > patience.best) {
             patience.best = next.held;
             patience.budget.progress();
@@ -518,28 +515,28 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn give_up(
         &self,
         blob: &Descriptor,
-        standing: Standing,
+        state: UploadState,
         fault: Fault,
-    ) -> Result<Option<Standing>, Fault> {
-        let blamed = if standing.source_failed {
+    ) -> Result<Option<UploadState>, Fault> {
+        let blamed = if state.source_failed {
             self.source.registry()
         } else {
             self.destination.registry()
         };
         self.engine.metrics.health.heard(blamed, Some(&fault));
-        self.note_refusal(blob, &standing, &fault);
+        self.note_refusal(blob, &state, &fault);
         let wrong = matches!(
             fault.class(),
             Class::Corrupt | Class::Rejected | Class::NotFound
         );
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
-            self.drop_upload(blob, standing.upload).await;
+            self.drop_upload(blob, state.upload).await;
         }
         Err(fault)
     }
 
     /// All that moving one blob takes, once both registries let us. A shared read has one right to read for all.
-    async fn permit(&self, size: u64, seat: Option<&Seat>) -> Result<BodyPermit, Fault> {
+    async fn permit(&self, size: u64, reader: Option<&Reader>) -> Result<BodyPermit, Fault> {
         let source = self.engine.limits.lane(self.source.origin());
         let destination = self.engine.limits.lane(self.destination.origin());
         let patience = &self.engine.settings.retry.holding();
@@ -550,13 +547,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let asked = Instant::now();
             let mut permit = stoppable(
                 &self.stop.drain,
-                self.ticket.body(is_large, seat.map(Seat::share)),
+                self.ticket.body(is_large, reader.map(Reader::share)),
             )
             .await?;
             self.engine.metrics.waited.body(asked);
             let is_open = source.closed_for(Traffic::Blobs).is_zero()
                 && destination.closed_for(Traffic::Uploads).is_zero();
-            if is_open && seat.is_none_or(|seat| seat.admit(permit.reading.take())) {
+            if is_open && reader.is_none_or(|reader| reader.admit(permit.reading.take())) {
                 return Ok(permit);
             }
         }
@@ -568,19 +565,19 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         &self,
         blob: &Descriptor,
         from_start: bool,
-    ) -> Result<(Option<Seat>, BodyPermit), Fault> {
+    ) -> Result<(Option<Reader>, BodyPermit), Fault> {
         if !from_start {
             self.member.settled(&blob.digest);
         }
         loop {
-            let seat = || {
+            let reader = || {
                 self.member
-                    .seat(&blob.digest, blob.size, || self.opener(blob.clone(), None))
+                    .reader(&blob.digest, blob.size, || self.opener(blob.clone(), None))
             };
-            let seat = if from_start { seat() } else { None };
-            let permit = self.permit(blob.size, seat.as_ref()).await?;
-            if !seat.as_ref().is_some_and(Seat::is_lost) {
-                return Ok((seat, permit));
+            let reader = if from_start { reader() } else { None };
+            let permit = self.permit(blob.size, reader.as_ref()).await?;
+            if !reader.as_ref().is_some_and(Reader::is_lost) {
+                return Ok((reader, permit));
             }
         }
     }
@@ -590,24 +587,24 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     async fn send_once(
         &self,
         blob: &Descriptor,
-        standing: &mut Standing,
+        state: &mut UploadState,
         shown: &mut Option<Arc<ActiveBlob>>,
     ) -> Result<(), Fault> {
-        let from_start = standing.held == 0 && standing.checkpoints.is_empty();
-        let (seat, _permit) = self.admitted(blob, from_start).await?;
+        let from_start = state.held == 0 && state.checkpoints.is_empty();
+        let (reader, _permit) = self.admitted(blob, from_start).await?;
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let road = self.road(blob, standing, seat, sender.clone(), progress);
-        let start = standing.held;
-        standing.held_before = start;
+        let verified = self.verified(blob, state, reader, sender.clone(), progress);
+        let start = state.held;
+        state.held_before = start;
         let sent = self
-            .travel(blob, standing, &road, sender, checkpoints)
+            .send_body(blob, state, &verified, sender, checkpoints)
             .await;
         self.sent
-            .fetch_add(road.passed().saturating_sub(start), Ordering::Relaxed);
-        standing.passed = road.passed();
-        standing.source_failed = road.source_fault().is_some();
-        match (sent, road.source_fault()) {
+            .fetch_add(verified.passed().saturating_sub(start), Ordering::Relaxed);
+        state.passed = verified.passed();
+        state.source_failed = verified.source_fault().is_some();
+        match (sent, verified.source_fault()) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(fault)) => Err(self.blame_source(fault)),
             (Err(fault), None) => Err(fault),
@@ -631,17 +628,17 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         fault
     }
 
-    fn road(
+    fn verified(
         &self,
         blob: &Descriptor,
-        standing: &Standing,
-        seat: Option<Seat>,
+        state: &UploadState,
+        reader: Option<Reader>,
         sender: mpsc::UnboundedSender<Checkpoint>,
         progress: Arc<ActiveBlob>,
-    ) -> Road {
+    ) -> VerifiedBlob {
         let lane = |origin| Some(self.engine.limits.lane(origin));
         // What is read once is counted and paid for once.
-        let reads = seat.as_ref().is_none_or(|seat| seat.is_first);
+        let reads = reader.as_ref().is_none_or(|reader| reader.is_first);
         let lanes = [
             lane(self.source.origin()).filter(|_| reads),
             lane(self.destination.origin())
@@ -654,11 +651,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             progress: Some(progress),
             read,
         };
-        Road::new(
+        VerifiedBlob::new(
             blob.clone(),
-            standing.greatest_checkpoint(blob),
-            standing.held,
-            self.opener(blob.clone(), seat),
+            state.greatest_checkpoint(blob),
+            state.held,
+            self.opener(blob.clone(), reader),
             lanes,
             watchers,
         )
@@ -666,7 +663,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
     /// anew whenever bytes have come.
-    fn opener(&self, blob: Descriptor, mut seat: Option<Seat>) -> super::verify::Open {
+    fn opener(&self, blob: Descriptor, mut reader: Option<Reader>) -> super::verify::Open {
         // What waits here holds the permit of a body.
         let settings = self.engine.settings.retry.holding();
         let (source, metrics) = (self.source.clone(), self.engine.metrics.clone());
@@ -675,9 +672,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let mut budget = Budget::new(settings);
         let mut last = None;
         Box::new(move |offset| {
-            if let Some(seat) = seat.take() {
+            if let Some(reader) = reader.take() {
                 last = Some(offset);
-                return Box::pin(std::future::ready(Ok(BlobBody::new(seat))));
+                return Box::pin(std::future::ready(Ok(BlobBody::new(reader))));
             }
             let wait = match last.replace(offset) {
                 None => Some(Duration::ZERO),

@@ -7,18 +7,18 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::Trip;
+use super::Promotion;
 use super::limits::Traffic;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Brings all that belongs to the image, except the manifest that the tag will name, and what refers to the image.
     pub(super) async fn carry(&self, image: &Image) -> Result<(), Fault> {
         self.carry_content(image).await?;
-        self.bring_referrers(&image.subjects).await
+        self.copy_referrers(&image.subjects).await
     }
 
     /// Brings the blobs, then the manifests, each after its children.
@@ -87,7 +87,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Writes a manifest under its digest. What the registry misses although it was there is brought again; foreign layers are
-    /// brought when it insists on them. Names are written by [`Trip::name`] alone.
+    /// brought when it insists on them. Names are written by [`Promotion::name`] alone.
     pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
             let manifest = manifest.clone();
@@ -193,21 +193,21 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 .index
                 .forget_manifest(origin, repository, &child.digest)
                 .await;
-            self.bring_child(image, child).await?;
+            self.copy_child(image, child).await?;
         }
         for blob in &blobs {
             // The registry misses it by name: whoever says that it is there, even the registry, is wrong.
             if named.is_empty() {
                 self.blob(blob).await?
             } else {
-                self.bring_for_sure(blob).await?
+                self.resend_blob(blob).await?
             }
         }
         Ok(())
     }
 
     /// Brings a child that the destination was thought to hold.
-    fn bring_child<'a>(
+    fn copy_child<'a>(
         &'a self,
         image: &'a Image,
         child: &'a Descriptor,

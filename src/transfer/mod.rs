@@ -48,7 +48,7 @@ use self::absent::Absent;
 use self::admission::Ticket;
 pub use self::bounds::{Bounds, SharedReads};
 use self::claims::{Claim, Claimant, Claims, Lead, Motion, Subject};
-use self::fan_out::{FanOut, Member};
+use self::fan_out::{FanOut, GroupMember};
 pub use self::health::Health;
 pub use self::limits::Limits;
 use self::limits::{Errand, Traffic};
@@ -125,7 +125,7 @@ pub struct Engine {
 
 /// What came of running a job, before it is settled.
 #[derive(Debug)]
-pub struct Ending {
+pub struct Completion {
     /// What came of it.
     pub outcome: Outcome,
     /// What staging named.
@@ -326,33 +326,33 @@ impl Engine {
         destination: &D,
         progress: &Arc<Progress>,
         stop: &Stop,
-    ) -> Ending {
+    ) -> Completion {
         let (started, mut waited, mut cost) = (Instant::now(), Duration::ZERO, Cost::default());
         loop {
-            let ending = self
+            let completion = self
                 .run_once(job, source, destination, progress, stop)
                 .await;
-            cost = cost.plus(&ending.cost);
+            cost = cost.plus(&completion.cost);
             let hold = self.settings.retry.hold;
-            let may_wait = job.max_wait > hold && !ending.gave_up;
-            let wait = ending
+            let may_wait = job.max_wait > hold && !completion.gave_up;
+            let wait = completion
                 .retry_after()
                 .filter(|wait| may_wait && waited + *wait <= job.max_wait);
             let Some(wait) = wait else {
-                return Ending {
+                return Completion {
                     cost,
                     took: started.elapsed(),
-                    ..ending
+                    ..completion
                 };
             };
             if stoppable(&stop.drain, tokio::time::sleep(wait))
                 .await
                 .is_err()
             {
-                return Ending {
+                return Completion {
                     cost,
                     took: started.elapsed(),
-                    ..ending
+                    ..completion
                 };
             }
             // The run itself has waited for about as long as it may with its permits in hand.
@@ -368,7 +368,7 @@ impl Engine {
         destination: &D,
         progress: &Arc<Progress>,
         stop: &Stop,
-    ) -> Ending {
+    ) -> Completion {
         let member = self.fan_out.enter(
             source.origin(),
             source.repository(),
@@ -385,7 +385,7 @@ impl Engine {
         member.admitted(&ticket).await;
         self.metrics.waited.job(asked);
         let tally = Arc::new(Tally::default());
-        let trip = Trip {
+        let promotion = Promotion {
             engine: self,
             job,
             source: source.counted(&tally),
@@ -407,38 +407,38 @@ impl Engine {
             gave_up: AtomicBool::new(false),
         };
         let _in_flight = self.metrics.in_flight();
-        // Boxed: whoever waits for a job is not as large as all that may happen in it.
-        let promotion = async {
-            let (_claim, sight) = trip
+        // Boxed to keep the caller's future small.
+        let claimed = async {
+            let (_claim, observation) = promotion
                 .claim_tag()
                 .await
-                .map_err(|stopped| trip.broken(stopped, None))?;
-            trip.promote(sight).await
+                .map_err(|stopped| promotion.broken(stopped, None))?;
+            promotion.promote(observation).await
         };
-        let story = match AssertUnwindSafe(promotion).catch_unwind().boxed().await {
+        let story = match AssertUnwindSafe(claimed).catch_unwind().boxed().await {
             Ok(story) => story,
-            Err(_) => Err(trip.broken(
+            Err(_) => Err(promotion.broken(
                 Fault::retryable("a part of the program panicked; the log says where"),
                 None,
             )),
         };
-        trip.end(story, tally.requests())
+        promotion.end(story, tally.requests())
     }
 }
 
-impl Ending {
+impl Completion {
     /// Nothing to do: both sides name `digest`.
-    pub fn equal(digest: Digest, requests: u64) -> Ending {
+    pub fn equal(digest: Digest, requests: u64) -> Completion {
         let cost = Cost {
             requests,
             ..Cost::default()
         };
-        Ending {
+        Completion {
             outcome: Outcome::UpToDate,
             digest: Some(digest),
             previous: Some(digest),
             fault: None,
-            ..Ending::empty(cost)
+            ..Completion::empty(cost)
         }
     }
 
@@ -451,25 +451,25 @@ impl Ending {
     }
 
     /// It did not work, or we were asked to stop.
-    pub fn failed(fault: Fault, requests: u64) -> Ending {
+    pub fn failed(fault: Fault, requests: u64) -> Completion {
         let outcome = if fault.class() == Class::Cancelled {
             Outcome::Interrupted
         } else {
             Outcome::Failed
         };
         let fault = (outcome == Outcome::Failed).then_some(fault);
-        Ending {
+        Completion {
             outcome,
             fault,
-            ..Ending::empty(Cost {
+            ..Completion::empty(Cost {
                 requests,
                 ..Cost::default()
             })
         }
     }
 
-    fn empty(cost: Cost) -> Ending {
-        Ending {
+    fn empty(cost: Cost) -> Completion {
+        Completion {
             outcome: Outcome::Failed,
             digest: None,
             previous: None,
@@ -485,14 +485,14 @@ impl Ending {
 }
 
 /// One job on its way.
-struct Trip<'a, S, D> {
+struct Promotion<'a, S, D> {
     engine: &'a Engine,
     job: &'a Job,
     source: S,
     destination: D,
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
-    member: Member,
+    member: GroupMember,
     /// Its place in the lines for permits.
     ticket: Arc<Ticket>,
     /// Its place among the jobs that lead or follow, by when they first did.
@@ -544,11 +544,11 @@ struct Broken {
     previous: Option<Digest>,
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// One job at a time looks at a destination tag and moves it: a look that was asked for by name may run beside a look at
     /// the whole repository. Taken with the job's permit in hand, so that no job that waits for its turn holds a tag.
     /// Also returns what the look saw that still holds: nothing, where another job had the tag meanwhile.
-    async fn claim_tag(&self) -> Result<(Claim, survey::Sight), Fault> {
+    async fn claim_tag(&self) -> Result<(Claim, survey::Observation), Fault> {
         let place = &self.job.key.destination;
         let subject = Subject::Tag(
             place.origin.clone(),
@@ -563,18 +563,18 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         };
         let mut take = std::pin::pin!(self.engine.claims.take(subject, &claimant));
         match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
-            Poll::Ready(claim) => Ok((claim, survey::Sight::of(self.job))),
+            Poll::Ready(claim) => Ok((claim, survey::Observation::of(self.job))),
             Poll::Pending => Ok((
                 retry::stoppable(&self.stop.abort, take).await?,
-                survey::Sight::none(),
+                survey::Observation::none(),
             )),
         }
     }
 
     /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
-    async fn promote(&self, sight: survey::Sight) -> Result<Story, Broken> {
+    async fn promote(&self, observation: survey::Observation) -> Result<Story, Broken> {
         let mut facts = self
-            .survey_tag(sight)
+            .survey_tag(observation)
             .await
             .map_err(|fault| self.broken(fault, None))?;
         let rounds = self.engine.settings.bounds.rounds;
@@ -601,7 +601,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 image: &image,
                 planned: &facts,
             };
-            facts = match self.name(naming).await.map_err(failed)? {
+            facts = match self.move_tag(naming).await.map_err(failed)? {
                 Named::Moved => return Ok(Story::promoted(&facts, &image)),
                 Named::Immutable => {
                     return self
@@ -631,7 +631,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             )
             .await?;
         }
-        self.bring_referrers_later(facts).await
+        self.copy_late_referrers(facts).await
     }
 
     /// Production differs and stays so: the index must not go on saying that it is equal.
@@ -650,7 +650,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         image: &survey::Image,
         facts: &survey::TagFacts,
     ) -> Result<Story, Fault> {
-        let seen = self.survey_tag(survey::Sight::none()).await?;
+        let seen = self.survey_tag(survey::Observation::none()).await?;
         match seen.destination {
             Some(production) if production == image.top.digest => {
                 self.equal(&seen).await?;
@@ -678,7 +678,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    fn end(&self, story: Result<Story, Broken>, requests: u64) -> Ending {
+    fn end(&self, story: Result<Story, Broken>, requests: u64) -> Completion {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let blobs = crate::job::BlobCounts {
             present: count(&self.counts.present),
@@ -711,7 +711,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 written,
             }) => {
                 reasons.extend(told);
-                Ending {
+                Completion {
                     outcome,
                     digest,
                     previous,
@@ -728,7 +728,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 fault,
                 digest,
                 previous,
-            }) => Ending {
+            }) => Completion {
                 digest,
                 previous,
                 cost,
@@ -736,7 +736,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 took,
                 gave_up,
                 reasons: told,
-                ..Ending::failed(fault, requests)
+                ..Completion::failed(fault, requests)
             },
         }
     }

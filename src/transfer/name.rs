@@ -1,4 +1,4 @@
-//! Name: moves a tag. Every PUT by tag goes through [`Trip::name`]: the image's own tag, companion tags and fallback lists, for
+//! Name: moves a tag. Every PUT by tag goes through [`Promotion::name`]: the image's own tag, companion tags and fallback lists, for
 //! the daemon, `copy` and `promote` alike.
 //!
 //! | step | does | next |
@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::limits::{Errand, NamingPermit, Traffic};
 use super::retry::{self, stoppable};
 use super::survey::{Image, TagFacts};
-use super::{Trip, refusals};
+use super::{Promotion, refusals};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{TagId, TagRules};
@@ -83,7 +83,7 @@ enum Step {
 
 /// A tag on its way to its new name.
 struct Namer<'a, S, D> {
-    trip: &'a Trip<'a, S, D>,
+    trip: &'a Promotion<'a, S, D>,
     naming: Naming<'a>,
     /// The newest answers of both sides.
     facts: TagFacts,
@@ -97,9 +97,9 @@ struct Namer<'a, S, D> {
     may_have_arrived: bool,
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Moves a tag to what has been carried, unless a side or the rules changed meanwhile.
-    pub(super) async fn name(&self, naming: Naming<'_>) -> Result<Named, Fault> {
+    pub(super) async fn move_tag(&self, naming: Naming<'_>) -> Result<Named, Fault> {
         let mut namer = Namer {
             trip: self,
             facts: naming.planned.clone(),
@@ -526,7 +526,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// A request under a naming permit.
     pub(super) fn naming_errand(&self, traffic: Traffic) -> Errand {
         Errand {

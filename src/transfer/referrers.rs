@@ -16,7 +16,7 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
-use super::Trip;
+use super::Promotion;
 use super::claims::Subject;
 use super::limits::{Errand, Traffic};
 use super::name::{NameOrigin, Named, Naming};
@@ -64,14 +64,14 @@ impl ListedThere {
     }
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Brings what refers to any of `subjects`, and what refers to that.
-    pub(super) async fn bring_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
+    pub(super) async fn copy_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
         for depth in 0..DEPTH {
             let found = stream::iter(level)
-                .map(|subject| self.bring_referrers_of(subject, depth > 0).boxed())
+                .map(|subject| self.copy_referrers_of(subject, depth > 0).boxed())
                 .buffer_unordered(self.engine.settings.bounds.referrers);
             let found: Vec<Vec<Digest>> = found.try_collect().await?;
             level = found
@@ -97,7 +97,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
-    pub(super) async fn bring_referrers_later(&self, facts: &TagFacts) -> Result<(), Fault> {
+    pub(super) async fn copy_late_referrers(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else {
             return Ok(());
         };
@@ -108,7 +108,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         let Some(manifest) = self.source_manifest(top.into()).await? else {
             return Ok(());
         };
-        self.bring_referrers(&self.manifests_below(manifest).await?)
+        self.copy_referrers(&self.manifests_below(manifest).await?)
             .await
     }
 
@@ -152,14 +152,14 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Brings the referrers and companions of one subject; returns them.
-    async fn bring_referrers_of(
+    async fn copy_referrers_of(
         &self,
         subject: Digest,
         is_referrer: bool,
     ) -> Result<Vec<Digest>, Fault> {
         let listed = self.list_referrers(&subject).await?;
         if !listed.is_empty() {
-            self.bring_listed(&subject, &listed).await?;
+            self.copy_listed(&subject, &listed).await?;
         }
         let all = &self.job.companions;
         let companions = if is_referrer {
@@ -171,7 +171,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             .iter()
             .filter(|tag| **tag != Tag::fallback(&subject));
         let bring = besides
-            .map(|tag| self.bring_companion(tag).boxed())
+            .map(|tag| self.copy_companion(tag).boxed())
             .collect::<Vec<_>>();
         let at_once = self.engine.settings.bounds.referrers;
         let brought: Vec<Option<Digest>> = stream::iter(bring)
@@ -189,7 +189,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Brings those of the referrers that the destination does not list under their subject.
-    async fn bring_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
+    async fn copy_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
         let mut unknown = Vec::new();
         for descriptor in listed {
             if self.is_complete(&descriptor.digest).await {
@@ -221,7 +221,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 continue;
             }
             let image = self.walk(manifest).await?;
-            let says_listed = match self.bring_by_digest(&image).await {
+            let says_listed = match self.copy_by_digest(&image).await {
                 Ok(says_listed) => says_listed,
                 // ECR has refused some with 405 or 400 (aws/containers-roadmap#2783).
                 Err(fault) if fault.class() == Class::Rejected => {
@@ -441,7 +441,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Brings a tag that travels with its subject; returns what it names at the source. It may move as its subject's signatures
     /// grow; what a person has put there stays, as with every moving tag.
-    async fn bring_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
+    async fn copy_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let (source, destination) = match self.job.companions {
             Companions::Listed(_) => {
                 futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?
@@ -480,7 +480,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             let named = match self.carry_content(&image).await {
                 Ok(()) => {
                     let origin = NameOrigin::Companion(tag);
-                    self.name(Naming {
+                    self.move_tag(Naming {
                         place: &place,
                         origin,
                         image: &image,
@@ -549,7 +549,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// Carries a referrer with all that belongs to it, under its digest. Returns whether the registry says that it has listed it.
-    async fn bring_by_digest(&self, image: &Image) -> Result<bool, Fault> {
+    async fn copy_by_digest(&self, image: &Image) -> Result<bool, Fault> {
         self.carry_content(image).await?;
         match self.put(image, &image.top).await? {
             Put::Accepted { subject } => Ok(subject),
@@ -613,7 +613,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                 image: &image,
                 planned: &planned,
             };
-            match self.name(naming).await? {
+            match self.move_tag(naming).await? {
                 Named::Moved | Named::Again(_) => {}
                 Named::Immutable => {
                     return Err(Fault::rejected(format!(

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::Trip;
+use super::Promotion;
 use super::limits::Traffic;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
@@ -28,13 +28,13 @@ const APART: Duration = Duration::from_millis(300);
 const READINGS: usize = 20;
 
 /// Where an upload stands.
-pub(super) struct Standing {
+pub(super) struct UploadState {
     /// The session.
     pub(super) upload: Upload,
     /// Bytes that it holds, as far as the registry has acknowledged them.
     pub(super) held: u64,
     /// The length that a refusal told.
-    pub(super) told: Option<u64>,
+    pub(super) reported_length: Option<u64>,
     /// From where hashing can go on, in rising order.
     pub(super) checkpoints: VecDeque<Checkpoint>,
     /// Bytes handed to the last request, counted from the start.
@@ -58,13 +58,13 @@ pub(super) struct Standing {
 /// Attempts without a further byte after which a session is replaced.
 const FRUITLESS: u32 = 2;
 
-impl Standing {
+impl UploadState {
     /// A new session.
-    pub(super) fn fresh(upload: Upload) -> Standing {
-        Standing {
+    pub(super) fn fresh(upload: Upload) -> UploadState {
+        UploadState {
             upload,
             held: 0,
-            told: None,
+            reported_length: None,
             checkpoints: VecDeque::new(),
             passed: 0,
             source_failed: false,
@@ -93,7 +93,7 @@ impl Standing {
     }
 
     /// The same session with `held` bytes in it; checkpoints beyond are forgotten.
-    fn at(mut self, held: u64) -> Standing {
+    fn at(mut self, held: u64) -> UploadState {
         self.checkpoints
             .retain(|checkpoint| checkpoint.offset <= held);
         let fruitless = if held > self.held_before {
@@ -101,7 +101,7 @@ impl Standing {
         } else {
             self.fruitless
         };
-        Standing {
+        UploadState {
             held,
             fruitless,
             resumed: held > 0,
@@ -111,45 +111,45 @@ impl Standing {
     }
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// After a cut: goes on in the session where it stands, or in a new one. `None`: the blob is there, the cut came after
     /// the registry had closed the session.
     pub(super) async fn go_on(
         &self,
         blob: &Descriptor,
-        mut standing: Standing,
-    ) -> Result<Option<Standing>, Fault> {
-        if standing.passed >= blob.size && self.is_there(blob).await? {
+        mut state: UploadState,
+    ) -> Result<Option<UploadState>, Fault> {
+        if state.passed >= blob.size && self.is_there(blob).await? {
             return Ok(None);
         }
-        let most = if standing.taken_up {
+        let most = if state.taken_up {
             blob.size
         } else {
-            standing.passed
+            state.passed
         };
-        let offset = if standing.gone {
+        let offset = if state.gone {
             None
         } else {
-            self.offset_to_go_on(&mut standing).await?
+            self.offset_to_go_on(&mut state).await?
         };
-        standing.fruitless += 1;
+        state.fruitless += 1;
         match offset {
             Some(held)
                 if held <= most
                     && held > 0
-                    && (held > standing.held_before || standing.fruitless < FRUITLESS) =>
+                    && (held > state.held_before || state.fruitless < FRUITLESS) =>
             {
                 self.engine.metrics.resumed(held);
-                Ok(Some(standing.at(held)))
+                Ok(Some(state.at(held)))
             }
-            _ => self.start_over(blob, standing).await.map(Some),
+            _ => self.start_over(blob, state).await.map(Some),
         }
     }
 
     /// The offset of the session. `None` also for one that answers with an error, as a session that is broken does: whether it
     /// is the whole registry shows when a new one is opened.
-    async fn offset_to_go_on(&self, standing: &mut Standing) -> Result<Option<u64>, Fault> {
-        match self.true_offset(standing).await {
+    async fn offset_to_go_on(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
+        match self.true_offset(state).await {
             Err(fault)
                 if matches!(
                     fault.class(),
@@ -167,12 +167,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     pub(super) async fn start_over(
         &self,
         blob: &Descriptor,
-        standing: Standing,
-    ) -> Result<Standing, Fault> {
+        state: UploadState,
+    ) -> Result<UploadState, Fault> {
         match self.open_upload(blob, None).await? {
             Begin::Session(upload) => {
-                self.drop_upload(blob, standing.upload).await;
-                let fresh = Standing::fresh(upload);
+                self.drop_upload(blob, state.upload).await;
+                let fresh = UploadState::fresh(upload);
                 self.journal_opening(blob, &fresh).await;
                 Ok(fresh)
             }
@@ -256,16 +256,16 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             return Ok(BlobOutcome::Copied { resumed: true });
         }
         let size = stored.size;
-        let mut standing = restored(blob, stored);
-        let standing = match self.offset_to_go_on(&mut standing).await? {
+        let mut state = restored(blob, stored);
+        let state = match self.offset_to_go_on(&mut state).await? {
             Some(held) if held > 0 && held <= blob.size && size == blob.size => {
                 self.engine.metrics.resumed(held);
                 tracing::info!(destination = %self.destination.address(), blob = %blob.digest, held, size = blob.size, "going on with an upload of before");
-                standing.at(held)
+                state.at(held)
             }
-            _ => self.start_over(blob, standing).await?,
+            _ => self.start_over(blob, state).await?,
         };
-        self.send(blob, standing).await
+        self.send(blob, state).await
     }
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
@@ -283,11 +283,11 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     }
 
     /// How much of the upload is there to go on from, as far as this registry's kind lets anybody know. `None`: nothing.
-    async fn true_offset(&self, standing: &mut Standing) -> Result<Option<u64>, Fault> {
+    async fn true_offset(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
         match self.destination.abilities().resume {
-            Resume::Status => self.settled_offset(&mut standing.upload).await,
+            Resume::Status => self.settled_offset(&mut state.upload).await,
             // Our own account, unless a refusal knew better.
-            Resume::Journal => Ok(Some(standing.told.unwrap_or(standing.held))),
+            Resume::Journal => Ok(Some(state.reported_length.unwrap_or(state.held))),
             Resume::Never => Ok(None),
         }
     }
@@ -321,8 +321,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         Ok(offset)
     }
 
-    pub(super) async fn journal_opening(&self, blob: &Descriptor, standing: &Standing) {
-        if self.is_journalled(blob) && standing.checkpoints.is_empty() {
+    pub(super) async fn journal_opening(&self, blob: &Descriptor, state: &UploadState) {
+        if self.is_journalled(blob) && state.checkpoints.is_empty() {
             let (origin, repository) = (self.destination.origin(), self.destination.repository());
             self.engine
                 .index
@@ -331,7 +331,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                     repository,
                     &blob.digest,
                     blob.size,
-                    &standing.upload.location,
+                    &state.upload.location,
                 )
                 .await;
         }
@@ -404,7 +404,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
 /// The upload as its journal knows it. Where only our own account counts, chunks alone are journalled: the greatest
 /// checkpoint is what was acknowledged.
-fn restored(blob: &Descriptor, stored: StoredUpload) -> Standing {
+fn restored(blob: &Descriptor, stored: StoredUpload) -> UploadState {
     let algorithm = blob.digest.algorithm();
     let restore = |checkpoint: crate::index::Checkpoint| {
         Some(Checkpoint {
@@ -419,11 +419,11 @@ fn restored(blob: &Descriptor, stored: StoredUpload) -> Standing {
         .map(|checkpoint| checkpoint.offset)
         .max()
         .unwrap_or(0);
-    Standing {
+    UploadState {
         held,
         checkpoints,
         taken_up: true,
-        ..Standing::fresh(Upload {
+        ..UploadState::fresh(Upload {
             location: stored.location,
             chunk_min: None,
         })

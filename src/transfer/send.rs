@@ -8,24 +8,24 @@ use std::pin::{Pin, pin};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Trip;
+use super::Promotion;
 use super::chunk::Chunks;
 use super::limits::Traffic;
-use super::resume::Standing;
+use super::resume::UploadState;
 use super::stall::{self, Wait, Watch};
-use super::verify::{Checkpoint, Road};
+use super::verify::{Checkpoint, VerifiedBlob};
 use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
 use crate::fault::{Class, Fault};
 use crate::oci::Descriptor;
 
 /// What the requests of one attempt work with.
 struct Request<'a> {
-    road: &'a Road,
+    verified: &'a VerifiedBlob,
     upload: &'a mut Upload,
     /// Bytes that the registry has acknowledged.
     held: &'a mut u64,
     /// The length that a refusal told.
-    told: &'a mut Option<u64>,
+    reported_length: &'a mut Option<u64>,
     /// Whether the registry has said that the session is no more.
     gone: &'a mut bool,
     /// Whether the attempt ends because the registry asks for time, with nothing lost.
@@ -33,31 +33,31 @@ struct Request<'a> {
     acknowledged: mpsc::UnboundedSender<Checkpoint>,
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Sends the rest of the blob in the destination's way, journalling checkpoints as they come.
-    pub(super) async fn travel(
+    pub(super) async fn send_body(
         &self,
         blob: &Descriptor,
-        standing: &mut Standing,
-        road: &Road,
+        state: &mut UploadState,
+        verified: &VerifiedBlob,
         acknowledged: mpsc::UnboundedSender<Checkpoint>,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
     ) -> Result<(), Fault> {
-        let Standing {
+        let UploadState {
             upload,
             held,
-            told,
+            reported_length,
             gone,
             paused,
             checkpoints: kept,
             ..
-        } = standing;
-        *told = None;
+        } = state;
+        *reported_length = None;
         let request = Request {
-            road,
+            verified,
             upload,
             held,
-            told,
+            reported_length,
             gone,
             paused,
             acknowledged,
@@ -66,23 +66,23 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
-                wait = self.stalled(blob, road) => Err(self.stall(wait)),
+                wait = self.stalled(blob, verified) => Err(self.stall(wait)),
             }
         });
         self.journalled(blob, requests, checkpoints, kept).await
     }
 
     /// Ends when too little moves on the road, with the one for whom it waits most.
-    async fn stalled(&self, blob: &Descriptor, road: &Road) -> Wait {
-        let start = road.sample();
+    async fn stalled(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Wait {
+        let start = verified.sample();
         let (mut watch, mut before) = (Watch::new(self.engine.settings.stall, start), start);
         let motion = self.motion(&blob.digest);
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            let now = road.sample();
+            let now = verified.sample();
             let waits_for_source =
                 now.source - before.source > now.destination - before.destination;
-            let (passed, stall) = (road.passed(), &self.engine.settings.stall);
+            let (passed, stall) = (verified.passed(), &self.engine.settings.stall);
             motion.note(
                 passed,
                 blob.size.saturating_sub(passed),
@@ -138,9 +138,9 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
                         return Err(Fault::cancelled());
                     }
                     let (began, before, held) =
-                        (Instant::now(), request.road.sample(), *request.held);
+                        (Instant::now(), request.verified.sample(), *request.held);
                     self.chunk(blob, &mut request, chunks.size()).await?;
-                    let (took, after) = (began.elapsed(), request.road.sample());
+                    let (took, after) = (began.elapsed(), request.verified.sample());
                     let moving = (after.source + after.destination)
                         .saturating_sub(before.source + before.destination);
                     chunks.acknowledged(*request.held - held, took, took.saturating_sub(moving));
@@ -159,19 +159,22 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     ) -> Result<(), Fault> {
         self.pause_if_closed(request.paused)?;
         let Request {
-            road, upload, held, ..
+            verified,
+            upload,
+            held,
+            ..
         } = request;
         let length = most.min(blob.size - **held);
         if length == 0 {
             return Ok(());
         }
         let end = **held + length;
-        road.mark(end);
+        verified.mark(end);
         match self
             .body(
-                road,
+                verified,
                 self.destination
-                    .send_chunk(upload, **held, length, road.leg(length)),
+                    .send_chunk(upload, **held, length, verified.segment(length)),
             )
             .await?
         {
@@ -185,43 +188,46 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
             }
             Sent::Accepted { .. } => {
                 **held = end;
-                self.journal_chunk(blob, upload, road.marked().as_ref())
+                self.journal_chunk(blob, upload, verified.marked().as_ref())
                     .await;
-                if let Some(checkpoint) = road.marked() {
+                if let Some(checkpoint) = verified.marked() {
                     // The receiver lives as long as this request.
                     let _ = request.acknowledged.send(checkpoint);
                 }
                 Ok(())
             }
-            other => Err(self.lost(other, request.told, request.gone)),
+            other => Err(self.lost(other, request.reported_length, request.gone)),
         }
     }
 
     async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Fault> {
         let Request {
-            road, upload, held, ..
+            verified,
+            upload,
+            held,
+            ..
         } = request;
         let length = blob.size - **held;
-        if length == 0 && !road.is_verified() {
-            self.verify_rest(blob, road).await?;
+        if length == 0 && !verified.is_verified() {
+            self.verify_rest(blob, verified).await?;
         }
         self.pause_if_closed(request.paused)?;
         self.journal_finishing(blob).await;
         match self
             .body(
-                road,
+                verified,
                 self.destination.finish_upload(
                     upload,
                     &blob.digest,
                     **held,
                     length,
-                    road.leg(length),
+                    verified.segment(length),
                 ),
             )
             .await?
         {
             Sent::Accepted { .. } => Ok(()),
-            other => Err(self.lost(other, request.told, request.gone)),
+            other => Err(self.lost(other, request.reported_length, request.gone)),
         }
     }
 
@@ -247,13 +253,13 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
     /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
     async fn body<T>(
         &self,
-        road: &Road,
+        verified: &VerifiedBlob,
         request: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let lane = self.engine.limits.lane(self.destination.origin());
         let turn = lane.part(Traffic::Uploads).await;
         let result = request.await;
-        if road.source_fault().is_none() {
+        if verified.source_fault().is_none() {
             self.engine
                 .metrics
                 .rate_limited(self.destination.registry(), turn.learn(&result));
@@ -263,8 +269,8 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
 
     /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of
     /// them.
-    async fn verify_rest(&self, blob: &Descriptor, road: &Road) -> Result<(), Fault> {
-        let mut rest = road.leg(u64::MAX);
+    async fn verify_rest(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Result<(), Fault> {
+        let mut rest = verified.segment(u64::MAX);
         match rest.frame().await {
             None => Ok(()),
             Some(Err(fault)) => Err(fault),
@@ -275,12 +281,12 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         }
     }
 
-    fn lost(&self, sent: Sent, told: &mut Option<u64>, gone: &mut bool) -> Fault {
+    fn lost(&self, sent: Sent, reported_length: &mut Option<u64>, gone: &mut bool) -> Fault {
         let registry = self.destination.registry();
         *gone = matches!(sent, Sent::Gone | Sent::Misplaced(Offset::Gone));
         match sent {
             Sent::Misplaced(offset) => {
-                *told = match offset {
+                *reported_length = match offset {
                     Offset::At(offset) => Some(offset),
                     Offset::Gone | Offset::Unknown => None,
                 };

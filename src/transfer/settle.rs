@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Ending, Engine, Found};
+use super::{Completion, Engine, Found};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
@@ -47,9 +47,9 @@ impl Engine {
         settle: &Settle,
         job: &Job,
         names: &Names,
-        ending: Ending,
+        completion: Completion,
     ) -> Settled {
-        let settled = shown(job, names, &ending);
+        let settled = shown(job, names, &completion);
         self.metrics
             .counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
@@ -62,14 +62,14 @@ impl Engine {
                 &job.key.route,
                 &names.registry,
                 job.key.destination.repository.as_str(),
-                ending.took,
+                completion.took,
                 since_push,
             );
         }
-        if let Some(found) = ending.found {
+        if let Some(found) = completion.found {
             self.record_found(settle, job, &settled, found).await;
         }
-        self.record(settle, job, &settled, &ending).await;
+        self.record(settle, job, &settled, &completion).await;
         settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
         if let Some(listener) = &settle.listener {
             // Nobody listens any more: nothing is lost.
@@ -164,7 +164,7 @@ impl Engine {
     }
 
     /// Writes the ledger row when the result changed, and then the log line: a quiet daemon is quiet.
-    async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, ending: &Ending) {
+    async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, completion: &Completion) {
         if job.dry_run {
             return;
         }
@@ -179,7 +179,12 @@ impl Engine {
         }
         match self
             .ledger
-            .record(&job.key, settled, (*settle.facts).clone(), ending.written)
+            .record(
+                &job.key,
+                settled,
+                (*settle.facts).clone(),
+                completion.written,
+            )
             .await
         {
             // Whoever listens tells it in a way of its own.
@@ -190,30 +195,30 @@ impl Engine {
     }
 }
 
-fn shown(job: &Job, names: &Names, ending: &Ending) -> Settled {
+fn shown(job: &Job, names: &Names, completion: &Completion) -> Settled {
     Settled {
         route: job.key.route.to_string(),
         source: names.source.clone(),
         destination: names.destination.clone(),
-        digest: ending.digest,
-        previous_digest: ending.previous.filter(|previous| {
-            Some(*previous) != ending.digest || ending.outcome != Outcome::Promoted
+        digest: completion.digest,
+        previous_digest: completion.previous.filter(|previous| {
+            Some(*previous) != completion.digest || completion.outcome != Outcome::Promoted
         }),
         cause: job.cause,
         actor: job.actor.clone(),
-        result: ending.outcome,
-        reasons: ending.reasons.clone(),
-        error: ending.fault.as_ref().map(Trouble::from),
-        failure: ending.fault.as_ref().map(|fault| Failure {
+        result: completion.outcome,
+        reasons: completion.reasons.clone(),
+        error: completion.fault.as_ref().map(Trouble::from),
+        failure: completion.fault.as_ref().map(|fault| Failure {
             tag: job.key.tag.clone(),
             class: fault.class(),
         }),
-        blobs: ending.cost.blobs,
-        referrers: ending.cost.referrers,
-        bytes_sent: ending.cost.bytes_sent,
-        bytes_spared: ending.cost.bytes_spared,
-        requests: ending.cost.requests,
-        duration_seconds: (ending.took.as_secs_f64() * 1000.0).round() / 1000.0,
+        blobs: completion.cost.blobs,
+        referrers: completion.cost.referrers,
+        bytes_sent: completion.cost.bytes_sent,
+        bytes_spared: completion.cost.bytes_spared,
+        requests: completion.cost.requests,
+        duration_seconds: (completion.took.as_secs_f64() * 1000.0).round() / 1000.0,
         unguarded: false,
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::limits::{Errand, Traffic};
 use super::plan::{self, Decision, Facts, Order};
-use super::{Found, Trip};
+use super::{Found, Promotion};
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{Job, ObservedVia, TagId, TagState};
@@ -28,17 +28,17 @@ const BYTES: usize = 32 * 1024 * 1024;
 
 /// What was seen of a tag on both sides, and when.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sight {
+pub(super) struct Observation {
     source: TagState,
     destination: TagState,
     destination_via: ObservedVia,
     at: Instant,
 }
 
-impl Sight {
+impl Observation {
     /// What the look saw.
-    pub(super) fn of(job: &Job) -> Sight {
-        Sight {
+    pub(super) fn of(job: &Job) -> Observation {
+        Observation {
             source: job.source,
             destination: job.destination,
             destination_via: job.destination_via,
@@ -47,9 +47,9 @@ impl Sight {
     }
 
     /// Nothing is known: both sides are asked.
-    pub(super) fn none() -> Sight {
+    pub(super) fn none() -> Observation {
         let (source, destination) = (TagState::Unknown, TagState::Unknown);
-        Sight {
+        Observation {
             source,
             destination,
             destination_via: ObservedVia::Tag,
@@ -130,35 +130,37 @@ impl Image {
     }
 }
 
-impl<S: Source, D: Destination> Trip<'_, S, D> {
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Asks for what is not known of the tag.
-    pub(super) async fn survey_tag(&self, sight: Sight) -> Result<TagFacts, Fault> {
+    pub(super) async fn survey_tag(&self, observation: Observation) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let now = Instant::now();
-        let source_at = if sight.source == TagState::Unknown {
+        let source_at = if observation.source == TagState::Unknown {
             now
         } else {
-            sight.at
+            observation.at
         };
-        let is_asked = sight.destination == TagState::Unknown;
-        let destination_at = if is_asked { now } else { sight.at };
+        let is_asked = observation.destination == TagState::Unknown;
+        let destination_at = if is_asked { now } else { observation.at };
         let destination_via = if is_asked {
             ObservedVia::Tag
         } else {
-            sight.destination_via
+            observation.destination_via
         };
-        let source = match sight.source {
+        let source = match observation.source {
             _ if self.job.pinned.is_some() => self.job.pinned,
             TagState::At(digest) => Some(digest),
             TagState::Absent => None,
             // What is missing in production has to be read anyway: one request instead of two.
-            TagState::Unknown if sight.destination == TagState::Absent && !self.job.dry_run => {
+            TagState::Unknown
+                if observation.destination == TagState::Absent && !self.job.dry_run =>
+            {
                 manifest = self.tagged_manifest(&self.job.key.tag).await?;
                 manifest.as_ref().map(|manifest| manifest.digest)
             }
             TagState::Unknown => self.own_source_digest().await?,
         };
-        let destination = match sight.destination {
+        let destination = match observation.destination {
             TagState::At(digest) => Some(digest),
             TagState::Absent => None,
             TagState::Unknown => {
@@ -292,7 +294,7 @@ impl<S: Source, D: Destination> Trip<'_, S, D> {
         };
         let Some(top) = top else {
             // Deleted or moved between two requests: the next round sees what is there now.
-            *facts = self.survey_tag(Sight::none()).await?;
+            *facts = self.survey_tag(Observation::none()).await?;
             return if facts.source == Some(expected) {
                 Err(self.vanished(expected))
             } else {

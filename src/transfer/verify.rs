@@ -85,11 +85,11 @@ struct State {
 
 /// A blob on its way. Cheap to clone; the legs share it.
 #[derive(Clone)]
-pub struct Road {
+pub struct VerifiedBlob {
     state: Arc<Mutex<State>>,
 }
 
-impl Road {
+impl VerifiedBlob {
     /// A road for `blob` that starts with the hasher's state at `from`. Bytes below `skip_to` are hashed but not handed on:
     /// the destination has them.
     pub fn new(
@@ -99,7 +99,7 @@ impl Road {
         mut open: Open,
         lanes: [Option<Arc<Lane>>; 2],
         watchers: Watchers,
-    ) -> Road {
+    ) -> VerifiedBlob {
         let reader = Reader::Opening(open(from.offset));
         let state = State {
             reader,
@@ -119,15 +119,15 @@ impl Road {
             clock: Clock::start(),
             blob,
         };
-        Road {
+        VerifiedBlob {
             state: Arc::new(Mutex::new(state)),
         }
     }
 
     /// The next `length` bytes as a request body with that exact length.
-    pub fn leg(&self, length: u64) -> BlobBody {
-        BlobBody::new(Leg {
-            road: self.clone(),
+    pub fn segment(&self, length: u64) -> BlobBody {
+        BlobBody::new(Segment {
+            verified: self.clone(),
             left: length,
         })
     }
@@ -341,7 +341,11 @@ impl State {
             return Ok(());
         }
         self.reader = Reader::Ended;
-        let digest: Digest = self.hasher.take().expect("a road ends once").finish();
+        let digest: Digest = self
+            .hasher
+            .take()
+            .expect("a verified blob ends once")
+            .finish();
         if digest != self.blob.digest {
             return Err(self.mismatch(format!("the source sends content with digest {digest}")));
         }
@@ -357,12 +361,12 @@ impl State {
 }
 
 /// A stretch of a road as the body of one request.
-struct Leg {
-    road: Road,
+struct Segment {
+    verified: VerifiedBlob,
     left: u64,
 }
 
-impl Body for Leg {
+impl Body for Segment {
     type Data = Bytes;
     type Error = Fault;
 
@@ -373,13 +377,13 @@ impl Body for Leg {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        if self.road.state.is_poisoned() {
+        if self.verified.state.is_poisoned() {
             return Poll::Ready(Some(Err(Fault::retryable(
                 "the transfer broke off unexpectedly",
             ))));
         }
         let left = self.left;
-        let next = ready!(self.road.lock().poll_next(cx, left));
+        let next = ready!(self.verified.lock().poll_next(cx, left));
         if let Some(Ok(bytes)) = &next {
             self.left -= bytes.len() as u64;
         }

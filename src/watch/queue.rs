@@ -32,7 +32,7 @@ pub const BY_NAME: u8 = 1;
 const NAMED: u8 = 0;
 
 /// Who is told what came of a look.
-pub type Tell = mpsc::UnboundedSender<Arc<Look>>;
+pub type LookSender = mpsc::UnboundedSender<Arc<Look>>;
 
 /// Names an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ pub struct Waiting {
     /// What is asked.
     pub request: LookRequest,
     /// Who is told what came of it.
-    pub tell: Vec<Tell>,
+    pub senders: Vec<LookSender>,
     /// Not before.
     pub not_before: Instant,
     /// Since when it waits.
@@ -63,34 +63,34 @@ pub struct Waiting {
 
 /// How soon a repository in trouble is looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct RetryDelays {
     first: Duration,
     longest: Duration,
     /// Whether polls wait as well. People and events never do.
     holds_polls: bool,
 }
 
-impl Pace {
+impl RetryDelays {
     /// Single tags are in trouble: the others must not wait long for their poll.
-    pub const TAGS: Pace = Pace {
+    pub const TAGS: RetryDelays = RetryDelays {
         first: Duration::from_secs(15),
         longest: Duration::from_secs(4 * 60),
         holds_polls: true,
     };
     /// The repository could not be looked at.
-    pub const WHOLE: Pace = Pace {
+    pub const WHOLE: RetryDelays = RetryDelays {
         first: Duration::from_secs(15),
         longest: Duration::from_secs(15 * 60),
         holds_polls: true,
     };
     /// A registry does not accept us: that seldom passes by itself.
-    pub const SLOW: Pace = Pace {
+    pub const SLOW: RetryDelays = RetryDelays {
         first: Duration::from_secs(60),
         longest: Duration::from_secs(15 * 60),
         holds_polls: true,
     };
     /// Nothing is there yet: what is pushed first is found by the next poll.
-    pub const ABSENT: Pace = Pace {
+    pub const ABSENT: RetryDelays = RetryDelays {
         first: Duration::from_secs(15),
         longest: Duration::from_secs(15 * 60),
         holds_polls: false,
@@ -112,7 +112,7 @@ struct Entry {
     failures: u32,
     /// Polls wait until then.
     held: Option<Instant>,
-    place: Option<Place>,
+    position: Option<Position>,
 }
 
 /// A look that runs.
@@ -120,18 +120,18 @@ struct Entry {
 struct Running {
     /// At everything, not at single tags.
     is_wide: bool,
-    lane: usize,
+    pair: usize,
 }
 
 /// Where an entry stands in the orders of the queue.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Position {
     /// Its time has come, but it runs.
     Dirty { due: Instant },
     /// Its time has come.
     Ready {
         due: Instant,
-        turn: Turn,
+        stride_key: StrideKey,
         since: Instant,
     },
     /// Its time will come.
@@ -143,8 +143,8 @@ enum Place {
 pub struct Queue {
     entries: BTreeMap<LookKey, Entry>,
     /// What may start, oldest first.
-    ready: BTreeMap<Turn, BTreeSet<(Instant, LookKey)>>,
-    lanes: Lanes,
+    ready: BTreeMap<StrideKey, BTreeSet<(Instant, LookKey)>>,
+    pairs: RegistryPairs,
     /// Whose time will come, next first.
     later: BTreeSet<(Instant, LookKey)>,
     /// Whose time has come, whether it runs or not; oldest first.
@@ -154,14 +154,14 @@ pub struct Queue {
 
 /// What takes turns with others: a rank within a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
+struct StrideKey {
     rank: u8,
-    lane: usize,
+    pair: usize,
 }
 
 /// The lanes, by number. Their numbers outlive a config.
 #[derive(Debug, Default)]
-struct Lanes {
+struct RegistryPairs {
     numbers: BTreeMap<String, usize>,
     of_routes: BTreeMap<Arc<str>, usize>,
     /// How many the config has.
@@ -169,23 +169,23 @@ struct Lanes {
     /// How many looks run in each.
     running: Vec<usize>,
     /// How far each turn has come: what has come less far goes first.
-    passes: BTreeMap<Turn, u64>,
+    passes: BTreeMap<StrideKey, u64>,
     /// How far the turn that started last had come.
     pass: u64,
 }
 
 /// How many looks may run.
 #[derive(Clone, Copy, Debug)]
-pub struct Places {
+pub struct Capacity {
     /// At once.
     pub all: usize,
     /// Of those, for looks that are asked for by name only.
     pub by_name: usize,
 }
 
-impl Places {
+impl Capacity {
     /// How many looks of one lane may run, when there are others.
-    fn of_lane(self, rank: u8) -> usize {
+    fn per_pair(self, rank: u8) -> usize {
         let others = self.all.saturating_sub(self.by_name);
         if rank <= BY_NAME {
             others.max(1)
@@ -195,7 +195,7 @@ impl Places {
     }
 
     /// How many looks of all lanes may run.
-    fn of_all(self, rank: u8) -> usize {
+    fn in_total(self, rank: u8) -> usize {
         if rank <= BY_NAME {
             self.all
         } else {
@@ -206,19 +206,31 @@ impl Places {
 
 impl Queue {
     /// Asks for a look; merges with what waits already.
-    pub fn add(&mut self, key: LookKey, request: LookRequest, tell: Option<Tell>, now: Instant) {
+    pub fn add(
+        &mut self,
+        key: LookKey,
+        request: LookRequest,
+        senders: Option<LookSender>,
+        now: Instant,
+    ) {
         let entry = self.entries.entry(key.clone()).or_default();
         let not_before = if is_poll(&request) {
             entry.held.map_or(now, |held| held.max(now))
         } else {
             now
         };
-        entry.add(request, tell, not_before, now);
-        self.place(&key, now);
+        entry.add(request, senders, not_before, now);
+        self.reposition(&key, now);
     }
 
     /// Asks for another look later, because of trouble that may pass; the wait doubles while trouble lasts.
-    pub fn add_later(&mut self, key: LookKey, request: LookRequest, pace: Pace, now: Instant) {
+    pub fn add_later(
+        &mut self,
+        key: LookKey,
+        request: LookRequest,
+        pace: RetryDelays,
+        now: Instant,
+    ) {
         let entry = self.entries.entry(key.clone()).or_default();
         entry.failures += 1;
         let until = now + pace.wait(entry.failures);
@@ -233,7 +245,7 @@ impl Queue {
             }
         }
         entry.add(request, None, until, now);
-        self.place(&key, now);
+        self.reposition(&key, now);
     }
 
     /// Asks for another look at that time, whatever polls do meanwhile.
@@ -242,33 +254,33 @@ impl Queue {
             .entry(key.clone())
             .or_default()
             .add(request, None, at, now);
-        self.place(&key, now);
+        self.reposition(&key, now);
     }
 
     /// Says between which registries the routes lead.
-    pub fn set_lanes<'a>(&mut self, routes: impl Iterator<Item = (&'a Arc<str>, String)>) {
-        let lanes = &mut self.lanes;
-        lanes.of_routes.clear();
+    pub fn set_registry_pairs<'a>(&mut self, routes: impl Iterator<Item = (&'a Arc<str>, String)>) {
+        let pairs = &mut self.pairs;
+        pairs.of_routes.clear();
         let mut names = BTreeSet::new();
         for (route, name) in routes {
-            let next = lanes.numbers.len() + 1;
-            let number = *lanes.numbers.entry(name.clone()).or_insert(next);
-            lanes.of_routes.insert(route.clone(), number);
+            let next = pairs.numbers.len() + 1;
+            let number = *pairs.numbers.entry(name.clone()).or_insert(next);
+            pairs.of_routes.insert(route.clone(), number);
             names.insert(name);
         }
-        lanes.count = names.len();
+        pairs.count = names.len();
     }
 
     /// The next look whose time has come and for which there is a place; it runs from now on.
-    pub fn start(&mut self, now: Instant, places: Places) -> Option<(LookKey, Waiting)> {
+    pub fn start(&mut self, now: Instant, capacity: Capacity) -> Option<(LookKey, Waiting)> {
         self.advance(now);
-        let turn = self.next_turn(places)?;
-        let (_, key) = self.ready.get(&turn)?.first()?.clone();
+        let stride_key = self.next_key(capacity)?;
+        let (_, key) = self.ready.get(&stride_key)?.first()?.clone();
         let entry = self.entries.get_mut(&key)?;
         let mut waiting = entry.waiting.remove(entry.best(now)?);
         let running = Running {
             is_wide: waiting.request.tags.is_empty(),
-            lane: turn.lane,
+            pair: stride_key.pair,
         };
         waiting.is_beside = entry.running.is_some();
         if waiting.is_beside {
@@ -277,30 +289,35 @@ impl Queue {
             entry.running = Some(running);
         }
         self.running += 1;
-        self.lanes.start(turn);
-        self.place(&key, now);
+        self.pairs.start(stride_key);
+        self.reposition(&key, now);
         Some((key, waiting))
     }
 
-    fn next_turn(&self, places: Places) -> Option<Turn> {
-        let may_start = |turn: &&Turn| {
-            let of_lane = self.lanes.running.get(turn.lane).copied().unwrap_or(0);
-            let has_place = self.lanes.count <= 1 || of_lane < places.of_lane(turn.rank);
-            has_place && self.running < places.of_all(turn.rank)
+    fn next_key(&self, capacity: Capacity) -> Option<StrideKey> {
+        let may_start = |stride_key: &&StrideKey| {
+            let per_pair = self
+                .pairs
+                .running
+                .get(stride_key.pair)
+                .copied()
+                .unwrap_or(0);
+            let has_place = self.pairs.count <= 1 || per_pair < capacity.per_pair(stride_key.rank);
+            has_place && self.running < capacity.in_total(stride_key.rank)
         };
-        let order = |turn: &&Turn| {
+        let order = |stride_key: &&StrideKey| {
             let since = self
                 .ready
-                .get(turn)
+                .get(stride_key)
                 .and_then(|ready| ready.first())
                 .map(|(since, _)| *since);
             // What is asked for by name does not take turns.
-            let pass = if turn.rank <= BY_NAME {
+            let pass = if stride_key.rank <= BY_NAME {
                 0
             } else {
-                self.lanes.pass_of(turn)
+                self.pairs.pass_of(stride_key)
             };
-            (turn.rank > BY_NAME, pass, turn.rank, since)
+            (stride_key.rank > BY_NAME, pass, stride_key.rank, since)
         };
         self.ready
             .keys()
@@ -321,12 +338,12 @@ impl Queue {
         };
         if let Some(running) = ended {
             self.running -= 1;
-            self.lanes.end(running.lane);
+            self.pairs.end(running.pair);
         }
         if is_well && !is_beside {
             (entry.failures, entry.held) = (0, None);
         }
-        self.place(key, now);
+        self.reposition(key, now);
     }
 
     /// Forgets what waits and is not to be kept, and says so to those who asked for it.
@@ -345,7 +362,7 @@ impl Queue {
             for waiting in entry.waiting.drain(..) {
                 waiting.interrupt();
             }
-            self.place(&key, now);
+            self.reposition(&key, now);
         }
     }
 
@@ -371,87 +388,92 @@ impl Queue {
     /// What waited for its time until now is ready.
     pub fn advance(&mut self, now: Instant) {
         while let Some((_, key)) = self.later.first().filter(|(at, _)| *at <= now).cloned() {
-            self.place(&key, now);
+            self.reposition(&key, now);
         }
     }
 
     /// Puts an entry where it belongs now; one that is idle and well costs nothing.
-    fn place(&mut self, key: &LookKey, now: Instant) {
+    fn reposition(&mut self, key: &LookKey, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        let place = entry.place_at(now, self.lanes.of(&key.route));
-        let before = std::mem::replace(&mut entry.place, place);
+        let position = entry.position_at(now, self.pairs.of(&key.route));
+        let before = std::mem::replace(&mut entry.position, position);
         if entry.is_idle() {
             self.entries.remove(key);
         }
-        if let Some(Place::Dirty { due } | Place::Ready { due, .. }) = before {
+        if let Some(Position::Dirty { due } | Position::Ready { due, .. }) = before {
             self.due.remove(&(due, key.clone()));
         }
         match before {
-            Some(Place::Ready { turn, since, .. }) => self.take_from_ready(turn, since, key),
-            Some(Place::Later { at }) => drop(self.later.remove(&(at, key.clone()))),
-            Some(Place::Dirty { .. }) | None => {}
+            Some(Position::Ready {
+                stride_key, since, ..
+            }) => self.take_from_ready(stride_key, since, key),
+            Some(Position::Later { at }) => drop(self.later.remove(&(at, key.clone()))),
+            Some(Position::Dirty { .. }) | None => {}
         }
-        if let Some(Place::Dirty { due } | Place::Ready { due, .. }) = place {
+        if let Some(Position::Dirty { due } | Position::Ready { due, .. }) = position {
             self.due.insert((due, key.clone()));
         }
-        match place {
-            Some(Place::Ready { turn, since, .. }) => self.add_to_ready(turn, since, key),
-            Some(Place::Later { at }) => drop(self.later.insert((at, key.clone()))),
-            Some(Place::Dirty { .. }) | None => {}
+        match position {
+            Some(Position::Ready {
+                stride_key, since, ..
+            }) => self.add_to_ready(stride_key, since, key),
+            Some(Position::Later { at }) => drop(self.later.insert((at, key.clone()))),
+            Some(Position::Dirty { .. }) | None => {}
         }
     }
 
-    fn add_to_ready(&mut self, turn: Turn, since: Instant, key: &LookKey) {
-        if !self.ready.contains_key(&turn) {
-            self.lanes.begin(turn);
+    fn add_to_ready(&mut self, stride_key: StrideKey, since: Instant, key: &LookKey) {
+        if !self.ready.contains_key(&stride_key) {
+            self.pairs.begin(stride_key);
         }
         self.ready
-            .entry(turn)
+            .entry(stride_key)
             .or_default()
             .insert((since, key.clone()));
     }
 
-    fn take_from_ready(&mut self, turn: Turn, since: Instant, key: &LookKey) {
-        let Some(ready) = self.ready.get_mut(&turn) else {
+    fn take_from_ready(&mut self, stride_key: StrideKey, since: Instant, key: &LookKey) {
+        let Some(ready) = self.ready.get_mut(&stride_key) else {
             return;
         };
         ready.remove(&(since, key.clone()));
         if ready.is_empty() {
-            self.ready.remove(&turn);
+            self.ready.remove(&stride_key);
         }
     }
 }
 
-impl Lanes {
+impl RegistryPairs {
     fn of(&self, route: &str) -> usize {
         self.of_routes.get(route).copied().unwrap_or(0)
     }
 
-    fn pass_of(&self, turn: &Turn) -> u64 {
-        self.passes.get(turn).copied().unwrap_or(self.pass)
+    fn pass_of(&self, stride_key: &StrideKey) -> u64 {
+        self.passes.get(stride_key).copied().unwrap_or(self.pass)
     }
 
     /// A turn that had nothing to start has something: what it did not use meanwhile is lost.
-    fn begin(&mut self, turn: Turn) {
-        let pass = self.pass_of(&turn).max(self.pass);
-        self.passes.insert(turn, pass);
+    fn begin(&mut self, stride_key: StrideKey) {
+        let pass = self.pass_of(&stride_key).max(self.pass);
+        self.passes.insert(stride_key, pass);
     }
 
-    fn start(&mut self, turn: Turn) {
-        if turn.rank > BY_NAME {
-            self.pass = self.pass_of(&turn);
-            self.passes.insert(turn, self.pass + stride(turn.rank));
+    fn start(&mut self, stride_key: StrideKey) {
+        if stride_key.rank > BY_NAME {
+            self.pass = self.pass_of(&stride_key);
+            self.passes
+                .insert(stride_key, self.pass + stride(stride_key.rank));
         }
-        if self.running.len() <= turn.lane {
-            self.running.resize(turn.lane + 1, 0);
+        if self.running.len() <= stride_key.pair {
+            self.running.resize(stride_key.pair + 1, 0);
         }
-        self.running[turn.lane] += 1;
+        self.running[stride_key.pair] += 1;
     }
 
-    fn end(&mut self, lane: usize) {
-        if let Some(running) = self.running.get_mut(lane) {
+    fn end(&mut self, pair: usize) {
+        if let Some(running) = self.running.get_mut(pair) {
             *running = running.saturating_sub(1);
         }
     }
@@ -467,7 +489,13 @@ fn stride(rank: u8) -> u64 {
 }
 
 impl Entry {
-    fn add(&mut self, request: LookRequest, tell: Option<Tell>, not_before: Instant, now: Instant) {
+    fn add(
+        &mut self,
+        request: LookRequest,
+        senders: Option<LookSender>,
+        not_before: Instant,
+        now: Instant,
+    ) {
         let rank = rank(&request);
         // What is asked for by its name does not wait for a look at everything, nor turn into one.
         let is_named = rank == NAMED;
@@ -475,19 +503,20 @@ impl Entry {
             waiting.request.digest == request.digest && waiting.is_named() == is_named
         };
         if let Some(waiting) = self.waiting.iter_mut().find(fits) {
-            return waiting.merge(request, rank, tell, not_before);
+            return waiting.merge(request, rank, senders, not_before);
         }
         if self.waiting.len() >= APART {
             // Everyone who expects nothing has a place: only what is expected can come so often.
             let text = "too many different digests are expected of this repository at once; ask again in a moment";
-            tell.into_iter()
-                .for_each(|tell| drop(tell.send(Arc::new(fruitless(&Fault::retryable(text))))));
+            senders.into_iter().for_each(|senders| {
+                drop(senders.send(Arc::new(fruitless(&Fault::retryable(text)))))
+            });
             return;
         }
-        let tell = tell.into_iter().collect();
+        let senders = senders.into_iter().collect();
         self.waiting.push(Waiting {
             request,
-            tell,
+            senders,
             not_before,
             since: now,
             is_beside: false,
@@ -522,7 +551,7 @@ impl Entry {
             .map(|(at, _)| at)
     }
 
-    fn place_at(&self, now: Instant, lane: usize) -> Option<Place> {
+    fn position_at(&self, now: Instant, pair: usize) -> Option<Position> {
         let due = self
             .waiting
             .iter()
@@ -534,33 +563,33 @@ impl Entry {
         match (oldest, self.best(now)) {
             (Some(due), Some(best)) => {
                 let best = &self.waiting[best];
-                Some(Place::Ready {
+                Some(Position::Ready {
                     due,
-                    turn: Turn {
+                    stride_key: StrideKey {
                         rank: best.rank,
-                        lane,
+                        pair,
                     },
                     since: best.since,
                 })
             }
-            (Some(due), None) => Some(Place::Dirty { due }),
+            (Some(due), None) => Some(Position::Dirty { due }),
             (None, _) if is_running => None,
             (None, _) => self
                 .waiting
                 .iter()
-                .map(|waiting| Place::Later {
+                .map(|waiting| Position::Later {
                     at: waiting.not_before,
                 })
-                .min_by_key(Place::at),
+                .min_by_key(Position::at),
         }
     }
 }
 
-impl Place {
+impl Position {
     fn at(&self) -> Instant {
         match self {
-            Place::Dirty { due } | Place::Ready { due, .. } => *due,
-            Place::Later { at } => *at,
+            Position::Dirty { due } | Position::Ready { due, .. } => *due,
+            Position::Later { at } => *at,
         }
     }
 }
@@ -571,11 +600,17 @@ impl Waiting {
         self.rank == NAMED && !self.request.tags.is_empty()
     }
 
-    fn merge(&mut self, request: LookRequest, rank: u8, tell: Option<Tell>, not_before: Instant) {
-        if self.tell.len() == self.tell.capacity() {
-            self.tell.retain(|asker| !asker.is_closed());
+    fn merge(
+        &mut self,
+        request: LookRequest,
+        rank: u8,
+        senders: Option<LookSender>,
+        not_before: Instant,
+    ) {
+        if self.senders.len() == self.senders.capacity() {
+            self.senders.retain(|asker| !asker.is_closed());
         }
-        self.tell.extend(tell);
+        self.senders.extend(senders);
         self.not_before = self.not_before.min(not_before);
         self.request.tags = match (std::mem::take(&mut self.request.tags), request.tags) {
             (ours, theirs) if ours.is_empty() || theirs.is_empty() => Vec::new(),
@@ -606,7 +641,7 @@ impl Waiting {
     /// Tells everyone that the look will not be.
     pub fn interrupt(self) {
         let look = Arc::new(interrupted());
-        for asker in self.tell {
+        for asker in self.senders {
             // Whoever asked may have gone.
             let _ = asker.send(look.clone());
         }
@@ -682,11 +717,11 @@ mod tests {
         }
     }
 
-    const ANY: Places = Places {
+    const ANY: Capacity = Capacity {
         all: 100,
         by_name: 0,
     };
-    const ONLY_BY_NAME: Places = Places {
+    const ONLY_BY_NAME: Capacity = Capacity {
         all: 100,
         by_name: 100,
     };
@@ -707,7 +742,7 @@ mod tests {
         assert_eq!(queue.counts(), (1, 1, Some(now)));
         queue.settled(&running, false, true, now);
         let (again, waiting) = queue.start(now, ANY).unwrap();
-        assert_eq!(waiting.tell.len(), 100);
+        assert_eq!(waiting.senders.len(), 100);
         queue.settled(&again, false, true, now);
         assert!(queue.start(now, ANY).is_none());
         assert!(
@@ -780,7 +815,7 @@ mod tests {
         );
         assert!(
             queue.start(later, ONLY_BY_NAME).is_none(),
-            "the last places are kept for those who ask by name"
+            "the last places are kept for looks that are asked for by name"
         );
         let order: Vec<_> = std::iter::from_fn(|| queue.start(later, ANY))
             .map(|(key, _)| key.repository.to_string())
@@ -790,7 +825,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn trouble_is_looked_at_again_ever_more_slowly() {
-        let waits = |pace: Pace| {
+        let waits = |pace: RetryDelays| {
             let (mut queue, mut now, mut waits) = (Queue::default(), Instant::now(), Vec::new());
             queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
             for _ in 0..8 {
@@ -810,9 +845,18 @@ mod tests {
             }
             waits
         };
-        assert_eq!(waits(Pace::WHOLE), [15, 30, 60, 120, 240, 480, 900, 900]);
-        assert_eq!(waits(Pace::TAGS), [15, 30, 60, 120, 240, 240, 240, 240]);
-        assert_eq!(waits(Pace::SLOW), [60, 120, 240, 480, 900, 900, 900, 900]);
+        assert_eq!(
+            waits(RetryDelays::WHOLE),
+            [15, 30, 60, 120, 240, 480, 900, 900]
+        );
+        assert_eq!(
+            waits(RetryDelays::TAGS),
+            [15, 30, 60, 120, 240, 240, 240, 240]
+        );
+        assert_eq!(
+            waits(RetryDelays::SLOW),
+            [60, 120, 240, 480, 900, 900, 900, 900]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -826,7 +870,7 @@ mod tests {
             Cause::Start,
         ] {
             let (mut queue, now) = (Queue::default(), Instant::now());
-            queue.add_later(key("a"), ask(Cause::Poll, &[]), Pace::WHOLE, now);
+            queue.add_later(key("a"), ask(Cause::Poll, &[]), RetryDelays::WHOLE, now);
             queue.add(key("a"), ask(Cause::Verify, &[]), None, now);
             assert!(queue.start(now, ANY).is_none(), "a poll waits");
             queue.add(key("a"), ask(cause, &[]), None, now);
@@ -835,7 +879,7 @@ mod tests {
             assert!(queue.entries.is_empty(), "{cause}: one look answers both");
         }
         let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.add_later(key("a"), ask(Cause::Poll, &[]), Pace::ABSENT, now);
+        queue.add_later(key("a"), ask(Cause::Poll, &[]), RetryDelays::ABSENT, now);
         queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
         assert!(
             queue.start(now, ANY).is_some(),
@@ -937,16 +981,16 @@ mod tests {
         assert!(queue.entries.is_empty() && queue.ready.is_empty() && queue.running == 0);
     }
 
-    fn in_lanes(lanes: &[&str]) -> Queue {
+    fn with_pairs(pairs: &[&str]) -> Queue {
         let mut queue = Queue::default();
-        let names: Vec<Arc<str>> = lanes.iter().map(|lane| Arc::from(*lane)).collect();
-        queue.set_lanes(names.iter().map(|name| (name, name.to_string())));
+        let names: Vec<Arc<str>> = pairs.iter().map(|pair| Arc::from(*pair)).collect();
+        queue.set_registry_pairs(names.iter().map(|name| (name, name.to_string())));
         queue
     }
 
-    fn in_lane(lane: &str, repository: usize) -> LookKey {
+    fn in_lane(pair: &str, repository: usize) -> LookKey {
         LookKey {
-            route: lane.into(),
+            route: pair.into(),
             repository: format!("r{repository}").parse().unwrap(),
             dry_run: false,
         }
@@ -954,8 +998,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
-        let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
-        let places = Places {
+        let (mut queue, now) = (with_pairs(&["sick", "well"]), Instant::now());
+        let capacity = Capacity {
             all: 16,
             by_name: 4,
         };
@@ -973,33 +1017,33 @@ mod tests {
                 now,
             );
         }
-        let started = std::iter::from_fn(|| queue.start(now, places)).count();
-        assert_eq!(started, 12, "not even by name does one lane take all");
+        let started = std::iter::from_fn(|| queue.start(now, capacity)).count();
+        assert_eq!(started, 12, "not even by name does one pair take all");
         queue.add(in_lane("well", 0), ask(Cause::Ping, &["v1"]), None, now);
         assert!(
             queue
-                .start(now, places)
+                .start(now, capacity)
                 .is_some_and(|(key, _)| &*key.route == "well")
         );
 
-        let (mut queue, now) = (in_lanes(&["sick", "well"]), Instant::now());
+        let (mut queue, now) = (with_pairs(&["sick", "well"]), Instant::now());
         (0..100).for_each(|number| {
             queue.add(in_lane("sick", number), ask(Cause::Start, &[]), None, now)
         });
-        assert_eq!(std::iter::from_fn(|| queue.start(now, places)).count(), 6);
+        assert_eq!(std::iter::from_fn(|| queue.start(now, capacity)).count(), 6);
         queue.add(in_lane("well", 0), ask(Cause::Start, &[]), None, now);
         assert!(
             queue
-                .start(now, places)
+                .start(now, capacity)
                 .is_some_and(|(key, _)| &*key.route == "well")
         );
 
-        let (mut queue, now) = (in_lanes(&["only"]), Instant::now());
+        let (mut queue, now) = (with_pairs(&["only"]), Instant::now());
         (0..100).for_each(|number| {
             queue.add(in_lane("only", number), ask(Cause::Start, &[]), None, now)
         });
         assert_eq!(
-            std::iter::from_fn(|| queue.start(now, places)).count(),
+            std::iter::from_fn(|| queue.start(now, capacity)).count(),
             12,
             "alone it has all but the reserved ones"
         );
@@ -1007,17 +1051,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn events_new_pushes_and_backfills_take_turns() {
-        let (mut queue, now) = (in_lanes(&["one"]), Instant::now());
+        let (mut queue, now) = (with_pairs(&["one"]), Instant::now());
         for number in 0..100 {
-            for (place, cause) in [(0, Cause::Webhook), (100, Cause::Poll), (200, Cause::Start)] {
-                queue.add(in_lane("one", place + number), ask(cause, &[]), None, now);
+            for (position, cause) in [(0, Cause::Webhook), (100, Cause::Poll), (200, Cause::Start)]
+            {
+                queue.add(
+                    in_lane("one", position + number),
+                    ask(cause, &[]),
+                    None,
+                    now,
+                );
             }
         }
-        let places = Places {
+        let capacity = Capacity {
             all: 1000,
             by_name: 0,
         };
-        let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, places))
+        let causes: Vec<Cause> = std::iter::from_fn(|| queue.start(now, capacity))
             .map(|(_, waiting)| waiting.request.cause)
             .collect();
         let of = |cause: Cause| causes[..65].iter().filter(|other| **other == cause).count();
@@ -1030,7 +1080,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn lanes_take_turns_however_much_one_of_them_asks() {
-        let (mut queue, now) = (in_lanes(&["busy", "quiet"]), Instant::now());
+        let (mut queue, now) = (with_pairs(&["busy", "quiet"]), Instant::now());
         (0..50).for_each(|number| {
             queue.add(in_lane("busy", number), ask(Cause::Poll, &[]), None, now)
         });

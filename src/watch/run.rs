@@ -18,7 +18,7 @@ use super::event::{Event, Scope};
 use super::handle::run_id;
 use super::pending::PendingEvents;
 use super::polls::{PollKey, Polls};
-use super::queue::{LookKey, Pace, Places, Queue, Tell, Waiting, fruitless};
+use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting, fruitless};
 use super::resting::{RestingTags, TooMany};
 use super::route_health::RouteHealth;
 use crate::backend::Backend;
@@ -62,7 +62,7 @@ pub struct Watch<B: Repositories = Backend> {
     polls: Polls,
     /// By route and repository: when production itself was last asked.
     verified: HashMap<Arc<str>, HashMap<RepositoryName, Instant>>,
-    standing: RouteHealth,
+    route_health: RouteHealth,
     tasks: JoinSet<Done>,
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
@@ -80,7 +80,7 @@ enum Task<B: Repositories> {
     Look {
         key: LookKey,
         request: LookRequest,
-        tell: Vec<Tell>,
+        senders: Vec<LookSender>,
         is_beside: bool,
     },
 }
@@ -108,7 +108,7 @@ impl<B: Repositories> Watch<B> {
             shown_discovered: HashMap::new(),
             polls: Polls::default(),
             verified: HashMap::new(),
-            standing: RouteHealth::default(),
+            route_health: RouteHealth::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
             resting: HashMap::new(),
@@ -162,14 +162,14 @@ impl<B: Repositories> Watch<B> {
         let topology = self.topology.borrow_and_update().clone();
         let now = Instant::now();
         let exists = |name: &Arc<str>| topology.routes.named(name).is_some();
-        self.standing
+        self.route_health
             .adopt(topology.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
         self.shown_discovered.clear();
         // Another config is a reason to try again.
         self.resting.clear();
-        self.queue.set_lanes(
+        self.queue.set_registry_pairs(
             topology
                 .routes
                 .0
@@ -215,7 +215,7 @@ impl<B: Repositories> Watch<B> {
     }
 
     fn show_ready(&self) {
-        let ready = self.standing.is_ready();
+        let ready = self.route_health.is_ready();
         self.board.update(|status| status.ready = ready);
     }
 
@@ -320,20 +320,20 @@ impl<B: Repositories> Watch<B> {
                 Some(Task::Look {
                     key,
                     request,
-                    tell,
+                    senders,
                     is_beside,
                 }),
                 Some(Done::Looked(look)),
-            ) => self.settled(key, request, tell, is_beside, look),
+            ) => self.settled(key, request, senders, is_beside, look),
             (
                 Some(Task::Look {
                     key,
                     request,
-                    tell,
+                    senders,
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, request, tell, is_beside, fruitless(&panicked())),
+            ) => self.settled(key, request, senders, is_beside, fruitless(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -350,12 +350,12 @@ impl<B: Repositories> Watch<B> {
         let Settings {
             looks, reserved, ..
         } = topology.settings;
-        let places = Places {
+        let capacity = Capacity {
             all: looks,
             by_name: reserved,
         };
         self.queue.advance(now);
-        while let Some((key, waiting)) = self.queue.start(now, places) {
+        while let Some((key, waiting)) = self.queue.start(now, capacity) {
             let owner = topology
                 .route(&key.route)
                 .and_then(|route| topology.routes.of(route.from.registry(), &key.repository));
@@ -364,7 +364,7 @@ impl<B: Repositories> Watch<B> {
             } else {
                 self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
-                self.standing.looked(&key.route, &key.repository, &[]);
+                self.route_health.looked(&key.route, &key.repository, &[]);
                 self.show_ready();
             }
         }
@@ -386,14 +386,14 @@ impl<B: Repositories> Watch<B> {
         };
         let Waiting {
             request,
-            tell,
+            senders,
             is_beside,
             ..
         } = waiting;
         let task = Task::Look {
             key: key.clone(),
             request: request.clone(),
-            tell,
+            senders,
             is_beside,
         };
         let resting = self.resting.get(&key).filter(|_| !key.dry_run);
@@ -432,7 +432,7 @@ impl<B: Repositories> Watch<B> {
         &mut self,
         key: LookKey,
         request: LookRequest,
-        tell: Vec<Tell>,
+        senders: Vec<LookSender>,
         is_beside: bool,
         look: Look,
     ) {
@@ -442,7 +442,7 @@ impl<B: Repositories> Watch<B> {
                 .note_failures(&key, &request, &look, pace.is_none(), now)
                 .is_err()
             {
-                pace = pace.or(Some(Pace::TAGS));
+                pace = pace.or(Some(RetryDelays::TAGS));
             }
             if let Some(pace) = pace {
                 self.queue
@@ -456,7 +456,7 @@ impl<B: Repositories> Watch<B> {
         self.log_trouble(&key, &look);
         self.note_looked(&key, request.tags.is_empty(), &look.trouble);
         let look = Arc::new(look);
-        for asker in tell {
+        for asker in senders {
             // Whoever asked may have gone.
             let _ = asker.send(look.clone());
         }
@@ -521,10 +521,11 @@ impl<B: Repositories> Watch<B> {
             return;
         }
         if whole {
-            self.standing.looked(&key.route, &key.repository, trouble);
+            self.route_health
+                .looked(&key.route, &key.repository, trouble);
         }
         let totals = self.topology().metrics.totals(&key.route);
-        let (now, trouble) = (clock::now(), self.standing.trouble(&key.route));
+        let (now, trouble) = (clock::now(), self.route_health.trouble(&key.route));
         let has_success = self.topology().metrics.has_success(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);
@@ -546,11 +547,11 @@ impl<B: Repositories> Watch<B> {
 
 impl<B: Repositories> Watch<B> {
     fn show_standing(&self, route: &Arc<str>) {
-        let standing = self.topology().metrics.standing(route);
+        let route_health = self.topology().metrics.standing(route);
         self.board.update_route(route, |entry| {
-            entry.up = Some(standing.up);
-            entry.pending = standing.pending;
-            entry.pending_since = standing
+            entry.up = Some(route_health.up);
+            entry.pending = route_health.pending;
+            entry.pending_since = route_health
                 .oldest_pending
                 .and_then(|age| clock::now().checked_sub(age).ok());
         });
@@ -574,18 +575,18 @@ fn again(request: &LookRequest) -> LookRequest {
 }
 
 /// How soon a look at the whole repository is to follow this one, if trouble in it may pass by itself.
-fn pace(look: &Look) -> Option<Pace> {
+fn pace(look: &Look) -> Option<RetryDelays> {
     let whole = |class: Class| {
         look.trouble
             .iter()
             .any(|trouble| trouble.class == class.name())
     };
     if whole(Class::Auth) || is_locked_out(look) {
-        Some(Pace::SLOW)
+        Some(RetryDelays::SLOW)
     } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
-        Some(Pace::WHOLE)
+        Some(RetryDelays::WHOLE)
     } else {
-        whole(Class::NotFound).then_some(Pace::ABSENT)
+        whole(Class::NotFound).then_some(RetryDelays::ABSENT)
     }
 }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 use blobferry::endpoint::Source as _;
 use blobferry::job::{Job, ObservedVia, Outcome, TagState};
 use blobferry::registry::profile::Quotas;
-use blobferry::transfer::Ending;
+use blobferry::transfer::Completion;
 use blobferry::transfer::limits::Settings as LaneSettings;
 
 use crate::engine::{World, assert_promoted, manifest};
 use crate::support::memory::Operation;
 
 /// Promotes tags that a look saw missing in production a while ago.
-async fn promote_late(world: &World, tags: &[String]) -> Vec<Ending> {
+async fn promote_late(world: &World, tags: &[String]) -> Vec<Completion> {
     let jobs: Vec<Job> = tags
         .iter()
         .map(|tag| Job {
@@ -89,7 +89,7 @@ async fn a_list_that_shows_a_tag_after_all_or_is_too_long_names_nothing_by_itsel
         assert_eq!(
             endings
                 .iter()
-                .filter(|ending| ending.outcome == Outcome::Promoted)
+                .filter(|completion| completion.outcome == Outcome::Promoted)
                 .count(),
             39
         );

@@ -6,7 +6,7 @@ use blobferry::endpoint::{Mount, Source as _};
 use blobferry::fault::Class;
 use blobferry::job::{self, Job, Outcome, Rank, TagId};
 use blobferry::oci::Descriptor;
-use blobferry::transfer::Ending;
+use blobferry::transfer::Completion;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -17,7 +17,7 @@ use crate::support::memory::{Operation, Registry};
 const KIB: usize = 1024;
 
 /// Brings `repository:tag` from `from` to `to`.
-async fn bring(world: World, from: Registry, to: Registry, job: Job) -> Ending {
+async fn bring(world: World, from: Registry, to: Registry, job: Job) -> Completion {
     let source = from.repository(job.key.source.as_str());
     let destination = to.repository(job.key.destination.repository.as_str());
     world
@@ -103,8 +103,8 @@ async fn assert_all_finish(concurrency: usize, tags: usize) {
     )
     .await
     .expect("it stands still");
-    for ending in all {
-        assert_promoted(&ending.unwrap());
+    for completion in all {
+        assert_promoted(&completion.unwrap());
     }
     assert_eq!(world.production.open_sessions() + second.open_sessions(), 0);
 }
@@ -233,10 +233,10 @@ async fn jobs_of_a_registry_that_asks_for_a_long_time_end_at_once_and_say_when()
         )));
     }
     let start = Instant::now();
-    for ending in futures::future::join_all(running).await {
-        let ending = ending.unwrap();
-        assert_eq!(ending.outcome, Outcome::Failed);
-        let after = ending.retry_after().expect("it says when");
+    for completion in futures::future::join_all(running).await {
+        let completion = completion.unwrap();
+        assert_eq!(completion.outcome, Outcome::Failed);
+        let after = completion.retry_after().expect("it says when");
         assert!((690..=700).contains(&after.as_secs()), "{after:?}");
     }
     assert!(
@@ -309,8 +309,8 @@ async fn a_hotfix_by_name_does_not_wait_for_a_backfill() {
         running.iter().any(|running| !running.is_finished()),
         "the backfill was over before"
     );
-    for ending in futures::future::join_all(running).await {
-        assert_promoted(&ending.unwrap());
+    for completion in futures::future::join_all(running).await {
+        assert_promoted(&completion.unwrap());
     }
 }
 
@@ -334,7 +334,7 @@ async fn a_panic_in_a_read_fails_its_job_and_no_other() {
     assert!(
         endings
             .iter()
-            .any(|ending| ending.as_ref().unwrap().outcome == Outcome::Failed),
+            .any(|completion| completion.as_ref().unwrap().outcome == Outcome::Failed),
         "nothing panicked"
     );
     for to in [&world.production, &second] {

@@ -18,7 +18,7 @@ use blobferry::oci::{Descriptor, Digest, Manifest};
 use blobferry::transfer::bandwidth::Plan;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::retry::Settings as RetrySettings;
-use blobferry::transfer::{Ending, Engine, Limits, Metrics, Settings, Stop};
+use blobferry::transfer::{Completion, Engine, Limits, Metrics, Settings, Stop};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -140,11 +140,10 @@ impl World {
             companions: Companions::Listed(Arc::default()),
             rank: Rank::New,
             max_wait: blobferry::job::LONG_WAIT,
-            sequence: 0,
         }
     }
 
-    pub async fn run(&self, job: &Job) -> Ending {
+    pub async fn run(&self, job: &Job) -> Completion {
         let source = self.staging.repository(job.key.source.as_str());
         let destination = self
             .production
@@ -154,7 +153,7 @@ impl World {
             .await
     }
 
-    pub async fn promote(&self, repository: &str, tag: &str) -> Ending {
+    pub async fn promote(&self, repository: &str, tag: &str) -> Completion {
         self.run(&self.job(repository, tag)).await
     }
 
@@ -215,20 +214,25 @@ pub fn entry(descriptor: &Descriptor) -> serde_json::Value {
 }
 
 #[track_caller]
-pub fn assert_promoted(ending: &Ending) {
+pub fn assert_promoted(completion: &Completion) {
     assert_eq!(
-        ending.outcome,
+        completion.outcome,
         Outcome::Promoted,
         "{:?} {:?}",
-        ending.fault,
-        ending.reasons
+        completion.fault,
+        completion.reasons
     );
 }
 
 #[track_caller]
-pub fn assert_failed(ending: &Ending, class: Class) {
-    assert_eq!(ending.outcome, Outcome::Failed, "{:?}", ending.reasons);
-    let fault = ending.fault.as_ref().expect("a failure has a fault");
+pub fn assert_failed(completion: &Completion, class: Class) {
+    assert_eq!(
+        completion.outcome,
+        Outcome::Failed,
+        "{:?}",
+        completion.reasons
+    );
+    let fault = completion.fault.as_ref().expect("a failure has a fault");
     assert_eq!(fault.class().name(), class.name(), "{}", fault.chain());
 }
 
@@ -247,13 +251,13 @@ async fn every_byte_crosses_once_and_the_tag_is_the_last_request() {
         world.layer("app", 3, 1),
     ];
     let image = world.image("app", "v1", &layers);
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
     let total: u64 = image.blobs.iter().map(|blob| blob.size).sum();
-    assert_eq!(ending.cost.bytes_sent, total);
+    assert_eq!(completion.cost.bytes_sent, total);
     assert_eq!(
-        ending.cost.blobs,
+        completion.cost.blobs,
         BlobCounts {
             copied: 4,
             ..BlobCounts::default()
@@ -298,11 +302,11 @@ async fn all_ways_of_uploading_carry_the_same_bytes() {
             world.layer("app", 4, 17),
         ];
         let image = world.image("app", "v1", &layers);
-        let ending = world.promote("app", "v1").await;
-        assert_promoted(&ending);
+        let completion = world.promote("app", "v1").await;
+        assert_promoted(&completion);
         world.assert_arrived("app", "v1", &image);
         assert_eq!(
-            ending.cost.bytes_sent,
+            completion.cost.bytes_sent,
             image.blobs.iter().map(|blob| blob.size).sum::<u64>(),
             "{style:?}"
         );
@@ -317,8 +321,8 @@ async fn a_source_that_breaks_off_never_restarts_the_upload() {
         world.staging.cut_next_read(&layer.digest, after);
     }
     let image = world.image("app", "v1", &[layer]);
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(
         world.production.count(Operation::FinishUpload),
@@ -336,7 +340,7 @@ async fn a_source_that_breaks_off_never_restarts_the_upload() {
         "each reading begins where the last one broke off"
     );
     assert_eq!(
-        ending.cost.bytes_sent,
+        completion.cost.bytes_sent,
         image.blobs.iter().map(|blob| blob.size).sum::<u64>()
     );
 }
@@ -362,12 +366,12 @@ async fn an_upload_that_breaks_off_goes_on_where_the_registry_stands() {
     for after in [9 * MIB, 3, 12 * MIB] {
         world.production.cut_next_upload(after as u64);
     }
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
-    let again = ending.cost.bytes_sent - layer.size;
+    let again = completion.cost.bytes_sent - layer.size;
     assert!(again < 200_000, "{again} bytes were sent twice");
-    assert_eq!(ending.cost.blobs.resumed, 2);
+    assert_eq!(completion.cost.blobs.resumed, 2);
     assert_eq!(
         world.progress.bytes_done.load(Ordering::Relaxed),
         world.progress.bytes_planned.load(Ordering::Relaxed)
@@ -384,10 +388,10 @@ async fn where_nothing_is_kept_a_new_session_gets_the_whole_blob() {
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
     world.production.cut_next_upload(5);
     world.production.cut_next_upload(9 * MIB as u64);
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.blobs.resumed, 0);
+    assert_eq!(completion.cost.blobs.resumed, 0);
     assert_eq!(
         world.production.count(Operation::UploadOffset),
         0,
@@ -423,15 +427,15 @@ async fn without_a_status_acknowledged_chunks_are_gone_on_from() {
             // The first cut meets the config, the second the first chunk after it was complete.
             world.production.cut_next_upload(after as u64);
         }
-        let ending = world.promote("app", "v1").await;
-        assert_promoted(&ending);
+        let completion = world.promote("app", "v1").await;
+        assert_promoted(&completion);
         world.assert_arrived("app", "v1", &image);
         assert_eq!(
             world.production.count(Operation::UploadOffset),
             0,
             "there is no status to ask"
         );
-        let again = ending.cost.bytes_sent - layer.size;
+        let again = completion.cost.bytes_sent - layer.size;
         assert!(
             again < if tells { 11 } else { 16 } * MIB as u64,
             "{again} bytes were sent again"
@@ -451,11 +455,11 @@ async fn a_killed_process_goes_on_where_the_registry_stands() {
     assert_eq!(world.production.open_sessions(), 1);
     world.staging.clear_calls();
     let next = world.restarted();
-    let ending = next.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = next.promote("app", "v1").await;
+    assert_promoted(&completion);
     next.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.blobs.resumed, 1);
-    let sent = ending.cost.bytes_sent as usize / MIB;
+    assert_eq!(completion.cost.blobs.resumed, 1);
+    let sent = completion.cost.bytes_sent as usize / MIB;
     assert!(
         (18..=20).contains(&sent),
         "{sent} MiB were sent after a kill at 21 of 40"
@@ -482,11 +486,11 @@ async fn a_killed_process_goes_on_after_its_last_acknowledged_chunk() {
         .await;
     world.staging.clear_calls();
     let next = world.restarted();
-    let ending = next.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = next.promote("app", "v1").await;
+    assert_promoted(&completion);
     next.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.blobs.resumed, 1);
-    let sent = ending.cost.bytes_sent as usize / MIB;
+    assert_eq!(completion.cost.blobs.resumed, 1);
+    let sent = completion.cost.bytes_sent as usize / MIB;
     assert!(
         (16..=20).contains(&sent),
         "{sent} MiB were sent after a kill at 23 of 40, with 20 acknowledged"
@@ -526,10 +530,10 @@ async fn a_process_killed_while_it_closed_an_upload_asks_for_the_blob_first() {
         .await;
     world.production.untag("app", "v1");
     world.production.remove("app", &image.digest);
-    let ending = world.restarted().promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.restarted().promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.bytes_sent, 0);
+    assert_eq!(completion.cost.bytes_sent, 0);
     assert!(
         world
             .engine
@@ -566,13 +570,13 @@ async fn a_registry_that_does_not_answer_costs_nothing_that_was_sent() {
         1,
         "the upload is as it was"
     );
-    let ending = world.restarted().promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.restarted().promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
     assert!(
-        ending.cost.bytes_sent < 12 * MIB as u64,
+        completion.cost.bytes_sent < 12 * MIB as u64,
         "{} bytes were sent",
-        ending.cost.bytes_sent
+        completion.cost.bytes_sent
     );
 }
 
@@ -596,10 +600,10 @@ async fn an_upload_that_reached_more_than_was_sent_is_given_up() {
             "session-of-another-length",
         )
         .await;
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
-    assert_eq!(ending.cost.blobs.resumed, 0);
+    assert_eq!(completion.cost.blobs.resumed, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -613,11 +617,11 @@ async fn a_lost_answer_to_the_closing_request_costs_no_bytes() {
     world
         .production
         .lose_next_answer(Operation::FinishUpload, Class::RETRYABLE);
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     world.assert_arrived("app", "v1", &image);
     assert_eq!(
-        ending.cost.bytes_sent,
+        completion.cost.bytes_sent,
         image.blobs.iter().map(|blob| blob.size).sum::<u64>()
     );
 }
@@ -766,10 +770,10 @@ async fn jobs_that_share_blobs_move_them_once() {
     );
     let blobs = endings
         .iter()
-        .fold(BlobCounts::default(), |sum, ending| BlobCounts {
-            present: sum.present + ending.cost.blobs.present,
-            mounted: sum.mounted + ending.cost.blobs.mounted,
-            copied: sum.copied + ending.cost.blobs.copied,
+        .fold(BlobCounts::default(), |sum, completion| BlobCounts {
+            present: sum.present + completion.cost.blobs.present,
+            mounted: sum.mounted + completion.cost.blobs.mounted,
+            copied: sum.copied + completion.cost.blobs.copied,
             resumed: 0,
         });
     assert_eq!(
@@ -818,9 +822,9 @@ async fn a_registry_that_wants_a_committed_manifest_mounts_from_one() {
         world.image(repository, "v1", &[base]);
     }
     assert_promoted(&world.promote("a", "v1").await);
-    let ending = world.promote("b", "v1").await;
-    assert_promoted(&ending);
-    assert_eq!(ending.cost.blobs.mounted, 1);
+    let completion = world.promote("b", "v1").await;
+    assert_promoted(&completion);
+    assert_eq!(completion.cost.blobs.mounted, 1);
 }
 
 /// A registry that mounts what committed manifests refer to.
@@ -872,7 +876,7 @@ async fn a_blob_that_needs_a_manifest_to_be_mounted_crosses_once_for_all_jobs() 
     assert_eq!(
         endings
             .iter()
-            .map(|ending| ending.cost.blobs.mounted)
+            .map(|completion| completion.cost.blobs.mounted)
             .sum::<u64>(),
         2,
         "once into each other repository"
@@ -928,7 +932,7 @@ async fn whoever_follows_a_job_that_fails_brings_the_blob_itself() {
     assert_eq!(
         endings
             .iter()
-            .map(|ending| ending.cost.blobs.mounted)
+            .map(|completion| completion.cost.blobs.mounted)
             .sum::<u64>(),
         1,
         "the third mounts from the second"
@@ -1027,20 +1031,20 @@ async fn a_drain_leaves_what_the_registry_keeps_and_goes_on_later() {
         drain.cancel();
     };
     let began = Instant::now();
-    let (ending, ()) = tokio::join!(world.promote("app", "v1"), stop);
-    assert_eq!(ending.outcome, Outcome::Interrupted);
+    let (completion, ()) = tokio::join!(world.promote("app", "v1"), stop);
+    assert_eq!(completion.outcome, Outcome::Interrupted);
     assert!(
         began.elapsed() < Duration::from_secs(26),
         "it ended at once"
     );
     let next = world.restarted();
-    let ending = next.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = next.promote("app", "v1").await;
+    assert_promoted(&completion);
     next.assert_arrived("app", "v1", &image);
     assert!(
-        ending.cost.bytes_sent <= 16 * MIB as u64,
+        completion.cost.bytes_sent <= 16 * MIB as u64,
         "{} bytes were sent after a drain at 25 of 40 MiB",
-        ending.cost.bytes_sent
+        completion.cost.bytes_sent
     );
 }
 
@@ -1059,15 +1063,15 @@ async fn a_drain_ends_at_a_chunk_where_only_chunks_are_kept() {
         tokio::time::sleep(Duration::from_secs(23)).await;
         drain.cancel();
     };
-    let (ending, ()) = tokio::join!(world.promote("app", "v1"), stop);
-    assert_eq!(ending.outcome, Outcome::Interrupted);
-    let sent = ending.cost.bytes_sent;
+    let (completion, ()) = tokio::join!(world.promote("app", "v1"), stop);
+    assert_eq!(completion.outcome, Outcome::Interrupted);
+    let sent = completion.cost.bytes_sent;
     let next = world.restarted();
-    let ending = next.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = next.promote("app", "v1").await;
+    assert_promoted(&completion);
     next.assert_arrived("app", "v1", &image);
     assert_eq!(
-        ending.cost.bytes_sent + sent,
+        completion.cost.bytes_sent + sent,
         image.blobs.iter().map(|blob| blob.size).sum::<u64>(),
         "no byte was sent twice"
     );
@@ -1102,8 +1106,8 @@ async fn an_abort_ends_everything_at_once() {
         stop.abort.cancel();
     };
     let began = Instant::now();
-    let (ending, ()) = tokio::join!(world.promote("app", "v1"), aborting);
-    assert_eq!(ending.outcome, Outcome::Interrupted);
+    let (completion, ()) = tokio::join!(world.promote("app", "v1"), aborting);
+    assert_eq!(completion.outcome, Outcome::Interrupted);
     assert!(began.elapsed() < Duration::from_secs(6));
     assert_eq!(world.production.tagged("app", "v1"), None);
 }
@@ -1119,8 +1123,8 @@ async fn a_manifest_is_written_after_its_children_however_they_are_nested() {
     let top = world
         .staging
         .store_manifest("app", Some("v1"), &index(&[&inner, &leaf]));
-    let ending = world.promote("app", "v1").await;
-    assert_promoted(&ending);
+    let completion = world.promote("app", "v1").await;
+    assert_promoted(&completion);
     let written: Vec<String> = world
         .production
         .calls()
@@ -1180,8 +1184,13 @@ async fn a_tag_that_somebody_moved_meanwhile_stays() {
         .before_next(Operation::FinishUpload, move |production| {
             production.tag("app", "v1", &digest)
         });
-    let ending = world.promote("app", "v1").await;
-    assert_eq!(ending.outcome, Outcome::Existing, "{:?}", ending.fault);
+    let completion = world.promote("app", "v1").await;
+    assert_eq!(
+        completion.outcome,
+        Outcome::Existing,
+        "{:?}",
+        completion.fault
+    );
     assert_eq!(world.production.tagged("app", "v1"), Some(theirs.digest));
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blobferry::endpoint::{Abilities, Mount, Source as _};
 use blobferry::job::TagId;
 use blobferry::oci::Digest;
-use blobferry::transfer::Ending;
+use blobferry::transfer::Completion;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use serde_json::json;
 use tokio::time::Instant;
@@ -52,8 +52,8 @@ fn reads(world: &World, digest: &Digest) -> usize {
 
 async fn promote_all(world: &World) -> Duration {
     let start = Instant::now();
-    for ending in futures::future::join_all(APPS.map(|app| world.promote(app, "v1"))).await {
-        assert_promoted(&ending);
+    for completion in futures::future::join_all(APPS.map(|app| world.promote(app, "v1"))).await {
+        assert_promoted(&completion);
     }
     for app in APPS {
         assert_eq!(
@@ -117,7 +117,7 @@ async fn one_that_lacks_the_blob_in_staging_does_not_fail_the_others() {
 }
 
 /// Brings app:v1 to `to`.
-async fn bring(world: &World, to: &Registry) -> Ending {
+async fn bring(world: &World, to: &Registry) -> Completion {
     let destination = to.repository("app");
     let mut job = world.job("app", "v1");
     job.key.destination = TagId {

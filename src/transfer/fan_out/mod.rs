@@ -1,6 +1,6 @@
 //! Fan-out: one read of a blob feeds all destinations that need it now.
 //!
-//! - Jobs for the same source tag are a [`Party`]. Who reads a blob first opens a shared read; the others of the party take a
+//! - Jobs for the same source tag are a [`ReadGroup`]. Who reads a blob first opens a shared read; the others of the party take a
 //!   seat in it, also a little later: its window holds the start of the blob until nobody is expected any more.
 //! - Where a registry does not mount, each of its repositories needs the bytes: jobs that have begun with a blob say so, and
 //!   are expected too, whatever their tag and their source repository are. The start stays a little longer for those who
@@ -13,7 +13,7 @@
 //! Each seat is a body like any other: every destination's own road counts, hashes and judges it.
 
 mod read;
-mod seat;
+mod reader;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 
 use self::read::Read;
-pub(super) use self::seat::Seat;
+pub(super) use self::reader::Reader;
 use super::SharedReads;
 use super::admission::{Admission, JobPermit, Ticket};
 use super::verify::Open;
@@ -38,7 +38,7 @@ pub(super) struct FanOut {
 
 #[derive(Default)]
 struct Table {
-    parties: HashMap<PartyKey, Arc<Party>>,
+    groups: HashMap<GroupKey, Arc<ReadGroup>>,
     reads: BTreeMap<ReadKey, Arc<Read>>,
     /// Jobs that have begun with a blob, where the destination does not mount.
     needs: BTreeMap<ReadKey, BTreeMap<u64, Need>>,
@@ -51,7 +51,7 @@ struct Table {
     next: u64,
 }
 
-type PartyKey = (Origin, RepositoryName, Tag);
+type GroupKey = (Origin, RepositoryName, Tag);
 /// The content of a blob is the same in all repositories of its registry.
 type ReadKey = (Origin, Digest);
 
@@ -61,12 +61,12 @@ enum Need {
     /// It will want a seat.
     Coming,
     /// It has had one.
-    Seated,
+    Reading,
 }
 
 /// Somebody who may come for the start of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Guest {
+enum Expected {
     /// Whoever brings it to that registry first.
     Registry(Origin),
     /// That job.
@@ -75,14 +75,14 @@ enum Guest {
 
 /// The jobs that bring one source tag to several destinations at the same time.
 #[derive(Default)]
-struct Party {
+struct ReadGroup {
     /// One right to run for all of them: they come and go together.
-    right: OnceCell<JobPermit>,
-    state: Mutex<Guests>,
+    permit: OnceCell<JobPermit>,
+    state: Mutex<GroupState>,
 }
 
 #[derive(Default)]
-struct Guests {
+struct GroupState {
     members: BTreeMap<u64, Origin>,
     /// The members' places in the lines: they are as urgent as the most urgent one.
     tickets: BTreeMap<u64, Arc<Ticket>>,
@@ -93,10 +93,10 @@ struct Guests {
 }
 
 /// A job's place in its party, until dropped.
-pub(super) struct Member {
+pub(super) struct GroupMember {
     fan_out: FanOut,
-    party: Arc<Party>,
-    key: PartyKey,
+    group: Arc<ReadGroup>,
+    key: GroupKey,
     number: u64,
     destination: Origin,
 }
@@ -120,19 +120,19 @@ impl FanOut {
         repository: &RepositoryName,
         tag: &Tag,
         destination: &Origin,
-    ) -> Member {
+    ) -> GroupMember {
         let key = (source.clone(), repository.clone(), tag.clone());
         let mut table = self.lock();
         table.next += 1;
         *table.readers.entry(source.clone()).or_default() += 1;
-        let (number, party) = (
+        let (number, group) = (
             table.next,
-            table.parties.entry(key.clone()).or_default().clone(),
+            table.groups.entry(key.clone()).or_default().clone(),
         );
-        party.lock().members.insert(number, destination.clone());
-        Member {
+        group.lock().members.insert(number, destination.clone());
+        GroupMember {
             fan_out: self.clone(),
-            party,
+            group,
             key,
             number,
             destination: destination.clone(),
@@ -144,34 +144,34 @@ impl FanOut {
     }
 
     /// Those who kept a read of `party` waiting are not waited for again.
-    fn note_slow(&self, party: &Party, missing: BTreeSet<Guest>) {
-        for guest in missing {
-            match guest {
-                Guest::Registry(origin) => party.lock().slow.insert(origin),
-                Guest::Job(number) => self.lock().slow.insert(number),
+    fn note_slow(&self, group: &ReadGroup, missing: BTreeSet<Expected>) {
+        for expected in missing {
+            match expected {
+                Expected::Registry(origin) => group.lock().slow.insert(origin),
+                Expected::Job(number) => self.lock().slow.insert(number),
             };
         }
     }
 }
 
-impl Party {
-    fn lock(&self) -> MutexGuard<'_, Guests> {
+impl ReadGroup {
+    fn lock(&self) -> MutexGuard<'_, GroupState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Member {
+impl GroupMember {
     /// Waits for the right to run, which one job gets for all of the party.
     pub(super) async fn admitted(&self, ticket: &Arc<Ticket>) {
-        let mates: Vec<Arc<Ticket>> = {
-            let mut guests = self.party.lock();
-            guests.tickets.insert(self.number, ticket.clone());
-            guests.tickets.values().cloned().collect()
+        let members: Vec<Arc<Ticket>> = {
+            let mut state = self.group.lock();
+            state.tickets.insert(self.number, ticket.clone());
+            state.tickets.values().cloned().collect()
         };
-        if let Some(rank) = mates.iter().map(|mate| mate.rank()).min() {
-            mates.iter().for_each(|mate| mate.raise(rank));
+        if let Some(rank) = members.iter().map(|member| member.rank()).min() {
+            members.iter().for_each(|member| member.raise(rank));
         }
-        self.party.right.get_or_init(|| ticket.job()).await;
+        self.group.permit.get_or_init(|| ticket.job()).await;
     }
 
     /// The job has begun with a blob whose bytes it needs even where another repository of its destination gets them.
@@ -183,7 +183,7 @@ impl Member {
             .get(&key)
             .filter(|_| !table.slow.contains(&self.number))
         {
-            read.expect(Guest::Job(self.number));
+            read.expect(Expected::Job(self.number));
         }
         table
             .needs
@@ -193,12 +193,12 @@ impl Member {
     }
 
     /// A seat in a shared read of the blob from its start. `None`: nobody else needs it now.
-    pub(super) fn seat(
+    pub(super) fn reader(
         &self,
         digest: &Digest,
         size: u64,
         open: impl FnOnce() -> Open,
-    ) -> Option<Seat> {
+    ) -> Option<Reader> {
         let key = self.read_key(digest);
         let mut table = self.fan_out.lock();
         let mut expected = self.expected(digest);
@@ -209,13 +209,13 @@ impl Member {
                 .is_some_and(|readers| *readers > 1);
         expected.extend(table.coming(&key));
         let slow =
-            table.slow.contains(&self.number) || self.party.lock().slow.contains(&self.destination);
-        if let Some(seat) = table
+            table.slow.contains(&self.number) || self.group.lock().slow.contains(&self.destination);
+        if let Some(reader) = table
             .reads
             .get(&key)
             .and_then(|read| read.join(self, size, slow))
         {
-            return Some(seat);
+            return Some(reader);
         }
         if expected.is_empty() && !lingers {
             return None;
@@ -235,39 +235,38 @@ impl Member {
     }
 
     /// The other destinations of the party that may still need the blob; this one needs no more waiting for.
-    fn expected(&self, digest: &Digest) -> BTreeSet<Guest> {
-        let mut guests = self.party.lock();
-        if guests.members.len() < 2 {
+    fn expected(&self, digest: &Digest) -> BTreeSet<Expected> {
+        let mut state = self.group.lock();
+        if state.members.len() < 2 {
             return BTreeSet::new();
         }
-        guests.settled.insert((self.destination.clone(), *digest));
+        state.settled.insert((self.destination.clone(), *digest));
         let waits = |origin: &&Origin| {
-            !guests.slow.contains(*origin)
-                && !guests.settled.contains(&((*origin).clone(), *digest))
+            !state.slow.contains(*origin) && !state.settled.contains(&((*origin).clone(), *digest))
         };
-        guests
+        state
             .members
             .values()
             .filter(waits)
             .cloned()
-            .map(Guest::Registry)
+            .map(Expected::Registry)
             .collect()
     }
 
     /// The destination needs no more of the blob, whatever came of it.
     pub(super) fn settled(&self, digest: &Digest) {
-        let has_mates = {
-            let mut guests = self.party.lock();
-            let has_mates = guests.members.len() > 1;
-            if has_mates {
-                guests.settled.insert((self.destination.clone(), *digest));
+        let has_others = {
+            let mut state = self.group.lock();
+            let has_others = state.members.len() > 1;
+            if has_others {
+                state.settled.insert((self.destination.clone(), *digest));
             }
-            has_mates
+            has_others
         };
         let key = self.read_key(digest);
         let mut table = self.fan_out.lock();
         let needed = table.forget_need(&key, self.number);
-        if !needed && !has_mates {
+        if !needed && !has_others {
             return;
         }
         let is_over = table.reads.get(&key).is_some_and(|read| !read.excuse(self));
@@ -285,17 +284,17 @@ impl Member {
     }
 }
 
-impl Drop for Member {
+impl Drop for GroupMember {
     fn drop(&mut self) {
         let mut table = self.fan_out.lock();
-        let mut guests = self.party.lock();
-        guests.members.remove(&self.number);
-        let ticket = guests.tickets.remove(&self.number);
-        let is_last = guests.members.is_empty();
-        drop(guests);
+        let mut state = self.group.lock();
+        state.members.remove(&self.number);
+        let ticket = state.tickets.remove(&self.number);
+        let is_last = state.members.is_empty();
+        drop(state);
         drop(ticket);
         if is_last {
-            table.parties.remove(&self.key);
+            table.groups.remove(&self.key);
         }
         table.leave(&self.key.0, self.number);
         table.reads.retain(|_, read| read.excuse(self));
@@ -311,11 +310,11 @@ impl Table {
     }
 
     /// Jobs that have begun with the blob and have no seat yet.
-    fn coming(&self, key: &ReadKey) -> impl Iterator<Item = Guest> {
+    fn coming(&self, key: &ReadKey) -> impl Iterator<Item = Expected> {
         let needs = self.needs.get(key).into_iter().flatten();
         needs
             .filter(|(job, need)| **need == Need::Coming && !self.slow.contains(job))
-            .map(|(job, _)| Guest::Job(*job))
+            .map(|(job, _)| Expected::Job(*job))
     }
 
     /// A job comes for its seat. Returns whether it had said that it would.
@@ -324,7 +323,7 @@ impl Table {
             .needs
             .get_mut(key)
             .and_then(|needs| needs.get_mut(&job));
-        need.map(|need| *need = Need::Seated).is_some()
+        need.map(|need| *need = Need::Reading).is_some()
     }
 
     /// A job is done with the blob. Returns whether it needed it.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::seat::Seat;
-use super::{FanOut, Guest, Member, Party, ReadKey};
+use super::reader::Reader;
+use super::{Expected, FanOut, GroupMember, ReadGroup, ReadKey};
 use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
 use crate::oci::RepositoryName;
@@ -24,19 +24,19 @@ use crate::transfer::verify::{Open, Opening};
 pub(super) struct Read {
     pub(super) fan_out: FanOut,
     pub(super) key: ReadKey,
-    pub(super) party: Arc<Party>,
+    pub(super) group: Arc<ReadGroup>,
     /// The repository that it reads from.
     pub(super) repository: RepositoryName,
     pub(super) share: Share,
-    pub(super) bell: Arc<Bell>,
+    pub(super) wakers: Arc<ReaderWakers>,
     pub(super) state: Mutex<State>,
 }
 
 pub(super) struct State {
     pub(super) open: Open,
-    pub(super) source: Source,
+    pub(super) source: SharedSource,
     /// The right to read: until the source has ended, or no seat moves any more.
-    pub(super) right: Option<ReadingPermit>,
+    pub(super) permit: Option<ReadingPermit>,
     pub(super) frames: VecDeque<Bytes>,
     /// The number of the first frame that is kept, and the bytes of all that are.
     pub(super) first: u64,
@@ -46,10 +46,10 @@ pub(super) struct State {
     /// Bytes that came from the source.
     pub(super) read: u64,
     pub(super) size: u64,
-    pub(super) seats: BTreeMap<u64, Place>,
-    pub(super) next_seat: u64,
+    pub(super) readers: BTreeMap<u64, ReaderState>,
+    pub(super) next_reader: u64,
     /// Those who may still come for the start.
-    pub(super) expected: BTreeSet<Guest>,
+    pub(super) expected: BTreeSet<Expected>,
     /// Whether the start is kept for a while although nobody is expected.
     pub(super) lingers: bool,
     pub(super) began: Instant,
@@ -58,7 +58,7 @@ pub(super) struct State {
 }
 
 /// How far a seat is.
-pub(super) struct Place {
+pub(super) struct ReaderState {
     /// The frame that it takes next.
     pub(super) next: u64,
     /// Whether it has its permits: before, it stands in line for them.
@@ -66,12 +66,12 @@ pub(super) struct Place {
     pub(super) destination: Origin,
     job: u64,
     /// Whether it belongs to the party that opened the read.
-    is_mate: bool,
+    is_same_group: bool,
     /// Whether it was left behind before: then it may come along, and nobody waits.
     slow: bool,
 }
 
-pub(super) enum Source {
+pub(super) enum SharedSource {
     Closed,
     Opening(Opening),
     Open(BlobBody),
@@ -81,34 +81,34 @@ pub(super) enum Source {
 
 /// Wakes everybody who waits for the read.
 #[derive(Default)]
-pub(super) struct Bell(Mutex<Vec<Waker>>);
+pub(super) struct ReaderWakers(Mutex<Vec<Waker>>);
 
-impl Bell {
-    pub(super) fn listen(&self, waker: &Waker) {
+impl ReaderWakers {
+    pub(super) fn register(&self, waker: &Waker) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !waiting.iter().any(|other| other.will_wake(waker)) {
             waiting.push(waker.clone());
         }
     }
 
-    pub(super) fn ring(&self) {
+    pub(super) fn wake_all(&self) {
         let waiting = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
-impl Wake for Bell {
-    fn wake(self: Arc<Bell>) {
-        self.ring();
+impl Wake for ReaderWakers {
+    fn wake(self: Arc<ReaderWakers>) {
+        self.wake_all();
     }
 }
 
 impl Read {
     /// A read that is not open yet, for the job of `member`.
     pub(super) fn new(
-        member: &Member,
+        member: &GroupMember,
         key: ReadKey,
-        expected: BTreeSet<Guest>,
+        expected: BTreeSet<Expected>,
         lingers: bool,
         kept: Arc<AtomicUsize>,
         bounds: SharedReads,
@@ -116,8 +116,8 @@ impl Read {
     ) -> Arc<Read> {
         let state = State {
             open,
-            source: Source::Closed,
-            right: None,
+            source: SharedSource::Closed,
+            permit: None,
             frames: VecDeque::new(),
             first: 0,
             bytes: 0,
@@ -125,27 +125,27 @@ impl Read {
             bounds,
             read: 0,
             size: 0,
-            seats: BTreeMap::new(),
-            next_seat: 0,
+            readers: BTreeMap::new(),
+            next_reader: 0,
             expected,
             lingers,
             began: Instant::now(),
             waited: Duration::ZERO,
             waiting_since: None,
         };
-        let (fan_out, party, repository) = (
+        let (fan_out, group, repository) = (
             member.fan_out.clone(),
-            member.party.clone(),
+            member.group.clone(),
             member.key.1.clone(),
         );
         let share = fan_out.admission.share();
         Arc::new(Read {
             fan_out,
             key,
-            party,
+            group,
             repository,
             share,
-            bell: Arc::default(),
+            wakers: Arc::default(),
             state: Mutex::new(state),
         })
     }
@@ -155,47 +155,52 @@ impl Read {
     }
 
     /// Gives the right to read back once it is of no use.
-    pub(super) fn give_back_right(&self, state: &mut State) {
-        if !state.is_right_unused() {
+    pub(super) fn release_permit(&self, state: &mut State) {
+        if !state.is_permit_unused() {
             return;
         }
         state.close_source();
-        if matches!(state.source, Source::Ended) {
+        if matches!(state.source, SharedSource::Ended) {
             self.share.free();
         }
-        state.right = None;
+        state.permit = None;
     }
 
     /// A seat at the start, if that is still there.
-    pub(super) fn join(self: &Arc<Read>, member: &Member, size: u64, slow: bool) -> Option<Seat> {
+    pub(super) fn join(
+        self: &Arc<Read>,
+        member: &GroupMember,
+        size: u64,
+        slow: bool,
+    ) -> Option<Reader> {
         let mut state = self.lock();
-        if !state.has_start() || (state.size != size && state.next_seat > 0) {
+        if !state.has_start() || (state.size != size && state.next_reader > 0) {
             return None;
         }
         state.size = size;
         state
             .expected
-            .remove(&Guest::Registry(member.destination.clone()));
-        state.expected.remove(&Guest::Job(member.number));
-        let number = state.next_seat;
-        state.next_seat += 1;
-        let (is_mate, destination) = (
-            Arc::ptr_eq(&self.party, &member.party),
+            .remove(&Expected::Registry(member.destination.clone()));
+        state.expected.remove(&Expected::Job(member.number));
+        let number = state.next_reader;
+        state.next_reader += 1;
+        let (is_same_group, destination) = (
+            Arc::ptr_eq(&self.group, &member.group),
             member.destination.clone(),
         );
-        state.seats.insert(
+        state.readers.insert(
             number,
-            Place {
+            ReaderState {
                 next: 0,
                 is_admitted: false,
                 destination,
                 job: member.number,
-                is_mate,
+                is_same_group,
                 slow,
             },
         );
         let is_foreign = member.key.1 != self.repository;
-        Some(Seat {
+        Some(Reader {
             read: self.clone(),
             number,
             left: size,
@@ -206,37 +211,38 @@ impl Read {
     }
 
     /// Keeps the start for somebody, if it is still there.
-    pub(super) fn expect(&self, guest: Guest) {
+    pub(super) fn expect(&self, expected: Expected) {
         let mut state = self.lock();
         if state.has_start() {
-            state.expected.insert(guest);
+            state.expected.insert(expected);
         }
     }
 
     /// A job does not come any more. Returns whether the read is still needed.
-    pub(super) fn excuse(&self, member: &Member) -> bool {
+    pub(super) fn excuse(&self, member: &GroupMember) -> bool {
         let mut state = self.lock();
-        let mut excused = state.expected.remove(&Guest::Job(member.number));
-        if Arc::ptr_eq(&self.party, &member.party) {
+        let mut excused = state.expected.remove(&Expected::Job(member.number));
+        if Arc::ptr_eq(&self.group, &member.group) {
             excused |= state
                 .expected
-                .remove(&Guest::Registry(member.destination.clone()));
+                .remove(&Expected::Registry(member.destination.clone()));
         }
         if excused {
             state.trim();
-            self.bell.ring();
+            self.wakers.wake_all();
         }
-        !(state.seats.is_empty() && (state.expected.is_empty() || !state.is_over()))
+        !(state.readers.is_empty() && (state.expected.is_empty() || !state.is_over()))
     }
 }
 
 impl State {
     pub(super) fn is_over(&self) -> bool {
-        self.seats.is_empty() && matches!(self.source, Source::Ended | Source::Failed(..))
+        self.readers.is_empty()
+            && matches!(self.source, SharedSource::Ended | SharedSource::Failed(..))
     }
 
     fn has_start(&self) -> bool {
-        self.first == 0 && !matches!(self.source, Source::Failed(..))
+        self.first == 0 && !matches!(self.source, SharedSource::Failed(..))
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -258,7 +264,7 @@ impl State {
         }
         let end = self.first + self.frames.len() as u64;
         let needed = self
-            .seats
+            .readers
             .values()
             .map(|place| place.next)
             .min()
@@ -277,7 +283,7 @@ impl State {
     }
 
     /// How much longer the ones ahead wait for the ones behind.
-    pub(super) fn patience(&mut self) -> Duration {
+    pub(super) fn remaining_wait(&mut self) -> Duration {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let allowed = self.bounds.grace + self.began.elapsed() / 20;
         allowed.saturating_sub(self.waited + since.elapsed())
@@ -296,23 +302,28 @@ impl State {
 
     /// Goes on without those for whom nobody waits: the slow ones, and who stands in line for the right to send to
     /// `destination`, maybe for the one that whoever is ahead there has.
-    pub(super) fn leave_the_line(&mut self, destination: &Origin) {
+    pub(super) fn drop_queued_readers(&mut self, destination: &Origin) {
         let first = self.first;
-        let is_awaited =
-            |place: &Place| !place.slow && (place.is_admitted || place.destination != *destination);
-        self.seats
+        let is_awaited = |place: &ReaderState| {
+            !place.slow && (place.is_admitted || place.destination != *destination)
+        };
+        self.readers
             .retain(|_, place| place.next > first || is_awaited(place));
         self.trim();
     }
 
     /// Goes on without the slowest: those who did not come at all, else those who hold the window.
-    pub(super) fn leave_behind(&mut self) -> BTreeSet<Guest> {
+    pub(super) fn drop_slowest(&mut self) -> BTreeSet<Expected> {
         let mut slow = std::mem::take(&mut self.expected);
         if slow.is_empty() {
             let first = self.first;
-            for (_, place) in self.seats.extract_if(.., |_, place| place.next == first) {
-                slow.insert(Guest::Job(place.job));
-                slow.extend(place.is_mate.then_some(Guest::Registry(place.destination)));
+            for (_, place) in self.readers.extract_if(.., |_, place| place.next == first) {
+                slow.insert(Expected::Job(place.job));
+                slow.extend(
+                    place
+                        .is_same_group
+                        .then_some(Expected::Registry(place.destination)),
+                );
             }
         }
         self.trim();
@@ -324,37 +335,37 @@ impl State {
         // A poll that panics leaves a read that has failed, and nothing half read.
         match std::mem::replace(
             &mut self.source,
-            Source::Failed(Class::RETRYABLE, String::new()),
+            SharedSource::Failed(Class::RETRYABLE, String::new()),
         ) {
-            Source::Closed => self.reopen(),
-            Source::Opening(mut opening) => match opening.as_mut().poll(cx) {
-                Poll::Ready(Ok(body)) => self.source = Source::Open(body),
+            SharedSource::Closed => self.reopen(),
+            SharedSource::Opening(mut opening) => match opening.as_mut().poll(cx) {
+                Poll::Ready(Ok(body)) => self.source = SharedSource::Open(body),
                 Poll::Ready(Err(fault)) => self.fail(fault),
                 Poll::Pending => {
-                    self.source = Source::Opening(opening);
+                    self.source = SharedSource::Opening(opening);
                     return Poll::Pending;
                 }
             },
-            Source::Open(mut body) => match Pin::new(&mut body).poll_frame(cx) {
+            SharedSource::Open(mut body) => match Pin::new(&mut body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    self.source = Source::Open(body);
+                    self.source = SharedSource::Open(body);
                     self.take(frame);
                 }
                 Poll::Ready(Some(Err(fault))) if !fault.class().is_retryable() => self.fail(fault),
                 Poll::Ready(_) if self.read < self.size => self.reopen(),
-                Poll::Ready(_) => self.source = Source::Ended,
+                Poll::Ready(_) => self.source = SharedSource::Ended,
                 Poll::Pending => {
-                    self.source = Source::Open(body);
+                    self.source = SharedSource::Open(body);
                     return Poll::Pending;
                 }
             },
-            over @ (Source::Ended | Source::Failed(..)) => self.source = over,
+            over @ (SharedSource::Ended | SharedSource::Failed(..)) => self.source = over,
         }
         Poll::Ready(())
     }
 
     fn reopen(&mut self) {
-        self.source = Source::Opening((self.open)(self.read));
+        self.source = SharedSource::Opening((self.open)(self.read));
     }
 
     fn take(&mut self, frame: http_body::Frame<Bytes>) {
@@ -368,19 +379,22 @@ impl State {
     }
 
     fn fail(&mut self, fault: Fault) {
-        self.source = Source::Failed(fault.class(), fault.chain());
+        self.source = SharedSource::Failed(fault.class(), fault.chain());
     }
 
     /// Whether the right to read is of no use any more: nothing is left to read, or nobody moves.
-    pub(super) fn is_right_unused(&self) -> bool {
-        let is_over = matches!(self.source, Source::Ended | Source::Failed(..));
-        is_over || !self.seats.values().any(|place| place.is_admitted)
+    pub(super) fn is_permit_unused(&self) -> bool {
+        let is_over = matches!(self.source, SharedSource::Ended | SharedSource::Failed(..));
+        is_over || !self.readers.values().any(|place| place.is_admitted)
     }
 
     /// Without the right to read nothing is open. Whoever gets it next goes on from here.
     pub(super) fn close_source(&mut self) {
-        if matches!(self.source, Source::Opening(_) | Source::Open(_)) {
-            self.source = Source::Closed;
+        if matches!(
+            self.source,
+            SharedSource::Opening(_) | SharedSource::Open(_)
+        ) {
+            self.source = SharedSource::Closed;
         }
     }
 }

@@ -13,7 +13,7 @@ fn origin(name: &str) -> Origin {
     Origin::new(&format!("http://{name}"))
 }
 
-fn enter(fan_out: &FanOut, destination: &str) -> Member {
+fn enter(fan_out: &FanOut, destination: &str) -> GroupMember {
     fan_out.enter(
         &origin("staging"),
         &"app".parse().unwrap(),
@@ -39,8 +39,8 @@ fn source(mebibytes: usize, count: &Arc<AtomicUsize>) -> Open {
     })
 }
 
-async fn drain(seat: Seat) -> Result<usize, Fault> {
-    let mut body = BlobBody::new(seat);
+async fn drain(reader: Reader) -> Result<usize, Fault> {
+    let mut body = BlobBody::new(reader);
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
         bytes += frame?.len();
@@ -54,18 +54,18 @@ async fn each_byte_is_read_once_for_all() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|name| enter(&fan_out, name));
-    let seats = members.each_ref().map(|member| {
+    let readers = members.each_ref().map(|member| {
         member
-            .seat(&digest, 40 << 20, || source(40, &count))
+            .reader(&digest, 40 << 20, || source(40, &count))
             .unwrap()
     });
-    let all = futures::future::join_all(seats.map(drain)).await;
+    let all = futures::future::join_all(readers.map(drain)).await;
     assert!(all.into_iter().all(|bytes| bytes.unwrap() == 40 * MIB));
     assert_eq!(count.load(Ordering::Relaxed), 40 * MIB);
     assert!(fan_out.lock().reads.is_empty());
     assert_eq!(fan_out.lock().kept.load(Ordering::Relaxed), 0);
     drop(members);
-    assert!(fan_out.lock().parties.is_empty());
+    assert!(fan_out.lock().groups.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,11 +73,15 @@ async fn whoever_is_alone_reads_alone() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
     let only = enter(&fan_out, "a");
-    assert!(only.seat(&digest, 1 << 20, || source(1, &count)).is_none());
+    assert!(
+        only.reader(&digest, 1 << 20, || source(1, &count))
+            .is_none()
+    );
     let other = enter(&fan_out, "b");
     other.settled(&digest);
     assert!(
-        only.seat(&digest, 1 << 20, || source(1, &count)).is_none(),
+        only.reader(&digest, 1 << 20, || source(1, &count))
+            .is_none(),
         "the other one has it"
     );
 }
@@ -92,13 +96,17 @@ async fn a_small_blob_waits_for_those_who_come_later() {
         enter(&fan_out, "c"),
     );
     assert_eq!(
-        drain(early.seat(&digest, 3 << 20, || source(3, &count)).unwrap())
-            .await
-            .unwrap(),
+        drain(
+            early
+                .reader(&digest, 3 << 20, || source(3, &count))
+                .unwrap()
+        )
+        .await
+        .unwrap(),
         3 * MIB
     );
     assert_eq!(
-        drain(late.seat(&digest, 3 << 20, || source(3, &count)).unwrap())
+        drain(late.reader(&digest, 3 << 20, || source(3, &count)).unwrap())
             .await
             .unwrap(),
         3 * MIB
@@ -119,14 +127,14 @@ async fn who_lags_is_left_behind_after_a_while() {
         enter(&fan_out, "b"),
         enter(&fan_out, "c"),
     );
-    let seat = fast
-        .seat(&digest, 100 << 20, || source(100, &count))
+    let reader = fast
+        .reader(&digest, 100 << 20, || source(100, &count))
         .unwrap();
     let stands = stuck
-        .seat(&digest, 100 << 20, || source(100, &count))
+        .reader(&digest, 100 << 20, || source(100, &count))
         .unwrap();
     let start = Instant::now();
-    assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
+    assert_eq!(drain(reader).await.unwrap(), 100 * MIB);
     assert!(
         start.elapsed() <= SharedReads::default().grace * 2,
         "held back for {:?}",
@@ -136,11 +144,11 @@ async fn who_lags_is_left_behind_after_a_while() {
     assert_eq!(drain(stands).await.unwrap_err().class(), Class::RETRYABLE);
     assert!(
         missing
-            .seat(&digest, 100 << 20, || source(100, &count))
-            .is_none_or(|seat| seat.is_first)
+            .reader(&digest, 100 << 20, || source(100, &count))
+            .is_none_or(|reader| reader.is_first)
     );
     assert!(
-        missing.party.lock().slow.contains(&origin("c")),
+        missing.group.lock().slow.contains(&origin("c")),
         "it is not waited for again"
     );
 }
@@ -150,15 +158,19 @@ async fn who_leaves_is_not_waited_for() {
     let (fan_out, count) = (FanOut::default(), Arc::default());
     let digest = Digest::sha256(b"x");
     let (fast, gone) = (enter(&fan_out, "a"), enter(&fan_out, "b"));
-    let seat = fast.seat(&digest, 30 << 20, || source(30, &count)).unwrap();
-    let left = gone.seat(&digest, 30 << 20, || source(30, &count)).unwrap();
+    let reader = fast
+        .reader(&digest, 30 << 20, || source(30, &count))
+        .unwrap();
+    let left = gone
+        .reader(&digest, 30 << 20, || source(30, &count))
+        .unwrap();
     let start = Instant::now();
-    let (read, ()) = tokio::join!(drain(seat), async { drop(left) });
+    let (read, ()) = tokio::join!(drain(reader), async { drop(left) });
     assert_eq!(read.unwrap(), 30 * MIB);
     assert!(start.elapsed().is_zero());
 }
 
-fn of_app(fan_out: &FanOut, app: &str) -> Member {
+fn of_app(fan_out: &FanOut, app: &str) -> GroupMember {
     fan_out.enter(
         &origin("staging"),
         &app.parse().unwrap(),
@@ -169,7 +181,7 @@ fn of_app(fan_out: &FanOut, app: &str) -> Member {
 
 fn assert_empty(fan_out: &FanOut) {
     let table = fan_out.lock();
-    assert!(table.reads.is_empty() && table.parties.is_empty() && table.needs.is_empty());
+    assert!(table.reads.is_empty() && table.groups.is_empty() && table.needs.is_empty());
     assert!(table.slow.is_empty() && table.readers.is_empty());
     assert_eq!(table.kept.load(Ordering::Relaxed), 0);
 }
@@ -183,14 +195,14 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
     members[1].needs(&digest);
     // The third begins a moment later, when the first has a part of the start already.
     let first = members[0]
-        .seat(&digest, 40 << 20, || source(40, &count))
+        .reader(&digest, 40 << 20, || source(40, &count))
         .unwrap();
     let mut first = BlobBody::new(first);
     first.frame().await.unwrap().unwrap();
     members[2].needs(&digest);
-    let seats = [1, 2].map(|number| {
+    let readers = [1, 2].map(|number| {
         members[number]
-            .seat(&digest, 40 << 20, || source(40, &count))
+            .reader(&digest, 40 << 20, || source(40, &count))
             .unwrap()
     });
     let rest = async {
@@ -199,7 +211,7 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
             tokio::task::yield_now().await;
         }
     };
-    let (all, ()) = tokio::join!(futures::future::join_all(seats.map(drain)), rest);
+    let (all, ()) = tokio::join!(futures::future::join_all(readers.map(drain)), rest);
     assert!(all.into_iter().all(|bytes| bytes.unwrap() == 40 * MIB));
     assert_eq!(count.load(Ordering::Relaxed), 40 * MIB);
     drop((first, members));
@@ -212,11 +224,11 @@ async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
     let digest = Digest::sha256(b"x");
     let (early, late) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
     early.needs(&digest);
-    let seat = early
-        .seat(&digest, 100 << 20, || source(100, &count))
+    let reader = early
+        .reader(&digest, 100 << 20, || source(100, &count))
         .unwrap();
     let start = Instant::now();
-    assert_eq!(drain(seat).await.unwrap(), 100 * MIB);
+    assert_eq!(drain(reader).await.unwrap(), 100 * MIB);
     assert!(
         start.elapsed().is_zero(),
         "it waited for somebody who did not come"
@@ -224,7 +236,7 @@ async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
     late.needs(&digest);
     assert_eq!(
         drain(
-            late.seat(&digest, 100 << 20, || source(100, &count))
+            late.reader(&digest, 100 << 20, || source(100, &count))
                 .unwrap()
         )
         .await
@@ -244,7 +256,7 @@ async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_ane
     members.iter().for_each(|member| member.needs(&digest));
     let [first, second, third] = members.each_ref().map(|member| {
         member
-            .seat(&digest, 30 << 20, || source(30, &count))
+            .reader(&digest, 30 << 20, || source(30, &count))
             .unwrap()
     });
     let start = Instant::now();
@@ -253,7 +265,7 @@ async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_ane
     assert!(second.is_lost() && third.is_lost());
     let again = [1, 2].map(|number| {
         members[number]
-            .seat(&digest, 30 << 20, || source(30, &count))
+            .reader(&digest, 30 << 20, || source(30, &count))
             .unwrap()
     });
     assert!(
@@ -279,8 +291,8 @@ async fn what_one_repository_lacks_another_may_hold() {
     lacking.needs(&digest);
     holding.needs(&digest);
     let gone = || -> Open { Box::new(|_| Box::pin(async { Err(Fault::not_found("gone")) })) };
-    let own = lacking.seat(&digest, 1 << 20, gone).unwrap();
-    let foreign = holding.seat(&digest, 1 << 20, gone).unwrap();
+    let own = lacking.reader(&digest, 1 << 20, gone).unwrap();
+    let foreign = holding.reader(&digest, 1 << 20, gone).unwrap();
     assert_eq!(drain(own).await.unwrap_err().class(), Class::NotFound);
     assert_eq!(
         drain(foreign).await.unwrap_err().class(),

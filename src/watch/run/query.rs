@@ -281,7 +281,7 @@ impl<B: Repositories> Watch<B> {
     ) -> Arc<Discovered> {
         let (discovered, fresh) = match (&question.failed, &question.repository) {
             (Some(trouble), _) => {
-                self.standing.undiscovered(&question.route, trouble);
+                self.route_health.undiscovered(&question.route, trouble);
                 topology.metrics.undiscovered(&question.route);
                 (
                     Arc::new(Discovered {
@@ -346,7 +346,7 @@ impl<B: Repositories> Watch<B> {
             received,
             reply,
         } = &pending.event;
-        let (tell, cause, options, received) = (
+        let (senders, cause, options, received) = (
             reply.as_ref().map(|reply| reply.looks.clone()),
             *cause,
             *options,
@@ -371,7 +371,7 @@ impl<B: Repositories> Watch<B> {
                 cause: self.sharpened(&key, cause),
                 ..request.clone()
             };
-            self.queue.add(key, request, tell.clone(), received);
+            self.queue.add(key, request, senders.clone(), received);
         }
     }
 
@@ -393,7 +393,7 @@ impl<B: Repositories> Watch<B> {
             self.shown_discovered
                 .insert(route.clone(), discovered.clone());
             self.log_refused(route, discovered);
-            self.standing.discovered(route, discovered);
+            self.route_health.discovered(route, discovered);
             let refused = !discovered.trouble.is_empty();
             self.topology()
                 .metrics
@@ -407,7 +407,7 @@ impl<B: Repositories> Watch<B> {
         } else {
             self.shown_discovered.remove(route);
         }
-        let trouble = self.standing.trouble(route);
+        let trouble = self.route_health.trouble(route);
         self.board
             .update_route(route, |entry| entry.trouble = trouble);
         self.show_standing(route);

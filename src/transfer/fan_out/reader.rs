@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::read::{Read, Source, State};
+use super::read::{Read, SharedSource, State};
 use crate::fault::{Class, Fault};
 use crate::transfer::admission::{ReadingPermit, Share};
 
 /// One destination's place in a shared read: a body from the start of the blob.
-pub(in crate::transfer) struct Seat {
+pub(in crate::transfer) struct Reader {
     pub(super) read: Arc<Read>,
     pub(super) number: u64,
     pub(super) left: u64,
@@ -24,7 +24,7 @@ pub(in crate::transfer) struct Seat {
     pub(super) is_foreign: bool,
 }
 
-impl Seat {
+impl Reader {
     /// The shared read, for admission.
     pub(in crate::transfer) fn share(&self) -> &Share {
         &self.read.share
@@ -34,23 +34,23 @@ impl Seat {
     /// of its own.
     pub(in crate::transfer) fn admit(&self, reading: Option<ReadingPermit>) -> bool {
         let mut state = self.read.lock();
-        let is_over = matches!(state.source, Source::Ended | Source::Failed(..));
-        if reading.is_none() && state.right.is_none() && !is_over {
+        let is_over = matches!(state.source, SharedSource::Ended | SharedSource::Failed(..));
+        if reading.is_none() && state.permit.is_none() && !is_over {
             return false;
         }
-        let Some(place) = state.seats.get_mut(&self.number) else {
+        let Some(place) = state.readers.get_mut(&self.number) else {
             return true;
         };
         place.is_admitted = true;
         if let Some(reading) = reading.filter(|_| !is_over) {
-            state.right = Some(reading);
+            state.permit = Some(reading);
         }
         true
     }
 
     /// Whether the others went on without it before it had taken anything.
     pub(in crate::transfer) fn is_lost(&self) -> bool {
-        !self.read.lock().seats.contains_key(&self.number)
+        !self.read.lock().readers.contains_key(&self.number)
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
@@ -58,7 +58,7 @@ impl Seat {
         let mut state = read.lock();
         loop {
             let first = state.first;
-            let Some(place) = state.seats.get_mut(&self.number) else {
+            let Some(place) = state.readers.get_mut(&self.number) else {
                 return Poll::Ready(Some(Err(Fault::retryable(
                     "left behind by the other destinations",
                 ))));
@@ -69,52 +69,52 @@ impl Seat {
             if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
                 self.advance(&mut state);
                 drop(state);
-                read.bell.ring();
+                read.wakers.wake_all();
                 return Poll::Ready(Some(Ok(bytes)));
             }
             match &state.source {
-                Source::Ended => return Poll::Ready(None),
-                Source::Failed(class, text) => {
+                SharedSource::Ended => return Poll::Ready(None),
+                SharedSource::Failed(class, text) => {
                     return Poll::Ready(Some(Err(self.failed(*class, text))));
                 }
                 _ => {}
             }
             state.stop_lingering();
-            read.bell.listen(cx.waker());
+            read.wakers.register(cx.waker());
             if state.is_full() && !state.frames.is_empty() {
-                self.leave_the_line(&mut state);
+                self.drop_queued_readers(&mut state);
                 if state.is_full() && !state.frames.is_empty() {
-                    ready!(self.poll_patience(&mut state, cx));
-                    let missing = state.leave_behind();
+                    ready!(self.poll_slow_readers(&mut state, cx));
+                    let missing = state.drop_slowest();
                     drop(state);
-                    read.fan_out.note_slow(&read.party, missing);
+                    read.fan_out.note_slow(&read.group, missing);
                     state = read.lock();
                 }
             } else {
-                let waker = Waker::from(read.bell.clone());
+                let waker = Waker::from(read.wakers.clone());
                 ready!(state.poll_source(&mut Context::from_waker(&waker)));
-                self.read.give_back_right(&mut state);
+                self.read.release_permit(&mut state);
             }
             self.timer = None;
-            read.bell.ring();
-            read.bell.listen(cx.waker());
+            read.wakers.wake_all();
+            read.wakers.register(cx.waker());
         }
     }
 
     fn advance(&self, state: &mut State) {
-        if let Some(place) = state.seats.get_mut(&self.number) {
+        if let Some(place) = state.readers.get_mut(&self.number) {
             place.next += 1;
         }
         state.trim();
     }
 
-    fn leave_the_line(&self, state: &mut State) {
+    fn drop_queued_readers(&self, state: &mut State) {
         if let Some(destination) = state
-            .seats
+            .readers
             .get(&self.number)
             .map(|place| place.destination.clone())
         {
-            state.leave_the_line(&destination);
+            state.drop_queued_readers(&destination);
         }
     }
 
@@ -133,14 +133,14 @@ impl Seat {
     }
 
     /// Waits for those behind. Whoever comes on meanwhile rings the bell.
-    fn poll_patience(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
-        let patience = state.patience();
-        let due = Instant::now() + patience;
+    fn poll_slow_readers(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
+        let remaining_wait = state.remaining_wait();
+        let due = Instant::now() + remaining_wait;
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         timer.as_mut().reset(due);
-        if patience.is_zero() {
+        if remaining_wait.is_zero() {
             Poll::Ready(())
         } else {
             timer.as_mut().poll(cx)
@@ -148,7 +148,7 @@ impl Seat {
     }
 }
 
-impl Body for Seat {
+impl Body for Reader {
     type Data = Bytes;
     type Error = Fault;
 
@@ -168,16 +168,16 @@ impl Body for Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Reader {
     fn drop(&mut self) {
         let is_over = {
             let mut state = self.read.lock();
-            state.seats.remove(&self.number);
+            state.readers.remove(&self.number);
             state.trim();
-            self.read.give_back_right(&mut state);
-            state.seats.is_empty()
+            self.read.release_permit(&mut state);
+            state.readers.is_empty()
         };
-        self.read.bell.ring();
+        self.read.wakers.wake_all();
         if is_over {
             let mut table = self.read.fan_out.lock();
             let is_this = table
@@ -186,7 +186,7 @@ impl Drop for Seat {
                 .is_some_and(|read| Arc::ptr_eq(read, &self.read));
             let is_needed = {
                 let state = self.read.lock();
-                !state.seats.is_empty() || (!state.expected.is_empty() && state.is_over())
+                !state.readers.is_empty() || (!state.expected.is_empty() && state.is_over())
             };
             let forgotten = if is_this && !is_needed {
                 table.reads.remove(&self.read.key)
