@@ -1,4 +1,5 @@
-//! A look at one destination: compares each chosen tag on both sides, has carried what differs, settles the rest.
+//! A look at one destination: compares each chosen tag on both sides, runs a job for each
+//! difference, and settles the rest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -30,7 +31,7 @@ use crate::transfer::{Completion, Found};
 /// Agreements that are written together.
 const AGREEMENTS: usize = 1000;
 
-/// Digests of source tags that several destinations need: asked for once.
+/// Digests of source tags that several destinations need. Each is asked for once.
 #[derive(Default)]
 pub(super) struct SourceDigests(
     tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>,
@@ -53,11 +54,11 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     /// What the ledger is to learn of tags that are equal.
     pub(super) agreements: Mutex<Vec<Agreement>>,
     pub(super) refused: Arc<HashSet<Digest>>,
-    /// What [`DestinationLook::compare_manifests`] has found.
+    /// The result of [`DestinationLook::compare_manifests`].
     pub(super) behind: tokio::sync::OnceCell<Option<HashSet<Digest>>>,
 }
 
-/// What both sides of a tag name, as far as the look knows.
+/// The digests of a tag on both sides, as far as the look knows them.
 struct Compared {
     source: TagState,
     destination: TagState,
@@ -65,7 +66,7 @@ struct Compared {
     destination_via: ObservedVia,
     /// When the older of the two was asked for.
     at: Instant,
-    /// Whether production's side is the index's word.
+    /// Whether production's digest comes from the index.
     by_hint: bool,
 }
 
@@ -87,7 +88,7 @@ impl Compared {
             .filter(|_| self.source == self.destination)
     }
 
-    /// What a job may act on: production's own word, or nothing.
+    /// What a job may act on: an answer of production, never a hint.
     fn without_hint(self) -> Compared {
         if self.by_hint {
             Compared {
@@ -101,7 +102,7 @@ impl Compared {
     }
 }
 
-/// Moving tags that staging is asked about while production does not answer.
+/// Most moving tags that staging is asked about while production does not answer.
 const MOST_ASKED: usize = 100;
 
 /// Whether a tag with this outcome is still to be promoted.
@@ -116,17 +117,17 @@ fn stays_pending(outcome: Outcome) -> bool {
     )
 }
 
-/// How many owners are followed from a referrer up to its image.
+/// Most steps from a referrer up to its image.
 const OWNERS: usize = 8;
 
-/// What a tag came to.
+/// The result for one tag.
 enum Reconciled {
     Equal { digest: Digest, by_hint: bool },
     Settled(Box<Settled>),
 }
 
 impl<'a, B: Repositories> DestinationLook<'a, B> {
-    /// A view of a destination that nothing is known of yet.
+    /// A look at a destination of which nothing is known yet.
     pub(super) fn of(
         look: &'a RepositoryLook<'a, B>,
         source: &'a B::Repository,
@@ -152,7 +153,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    /// Compares tags and carries those that differ; returns the digests in conflict.
+    /// Compares tags and runs a job for each that differs. Returns the digests in conflict.
     pub(super) async fn reconcile(
         &self,
         tags: Vec<Tag>,
@@ -207,7 +208,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     async fn tend_one(&self, tag: &Tag) -> Reconciled {
         let tally = Arc::new(Tally::default());
         let alone = self.look.left_alone.get(&self.destination_name(tag));
-        // What failed before its digest was known cannot have changed to our knowledge.
+        // The job failed before its digest was known, so no change can be noticed.
         if let Some(settled) = alone.filter(|settled| settled.digest.is_none()) {
             return Reconciled::Settled(Box::new(settled.clone()));
         }
@@ -286,8 +287,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         self.settle(&job, completion).await
     }
 
-    /// The state of every chosen tag while production does not answer: what staging names now, against what production was
-    /// last known to hold and what was last in trouble.
+    /// The state of every chosen tag while production does not answer: staging's present digest
+    /// against production's last known digest and the last trouble.
     pub(super) async fn estimate(&self) -> Estimate {
         let look = self.look;
         let (origin, repository) = (
@@ -317,7 +318,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             };
             let known = self.hints.get(&called).map(|hint| hint.digest);
             let named = match self.listing.tags.get(tag).and_then(|listed| listed.digest) {
-                // A fixed tag that has arrived names what it named then.
+                // A fixed tag that was promoted still names the same digest.
                 None if known.is_some() && !look.route.selection.is_moving(tag) => known,
                 None if known.is_some() && asked < MOST_ASKED => {
                     asked += 1;
@@ -351,8 +352,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         estimate
     }
 
-    /// Whether both sides name what they named when the job failed, as far as they were asked. A source that cannot be asked
-    /// gives the job to the engine, which says so.
+    /// Whether both sides still name what they named when the job failed, as far as they were
+    /// asked. If the source cannot be asked, the job runs and reports why.
     async fn is_as_it_was(
         &self,
         failed: &Settled,
@@ -375,7 +376,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         source.digest() == failed.digest && !destination_moved
     }
 
-    /// Whether the digest is the one that the asker expects, if any: an equal tag with another one is no success.
+    /// Whether the digest is the expected one, if the request expects one.
     fn is_expected(&self, digest: &Digest) -> bool {
         self.look
             .request
@@ -383,8 +384,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .is_none_or(|expected| expected == *digest)
     }
 
-    /// An equal tag needs no job; it is settled only when somebody wants to read of it, when its trouble is over, or when a write
-    /// of ours turns out to have arrived.
+    /// An equal tag needs no job. It is settled only if the report lists it, if its trouble is
+    /// over, or if an earlier write turns out to have arrived.
     async fn equal(
         &self,
         tag: &Tag,
@@ -413,7 +414,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         .await
     }
 
-    /// Has the ledger learn that both sides name `digest`. Returns a write of ours whose answer was lost.
+    /// Records in the ledger that both sides name `digest`. Returns an earlier write that is found
+    /// this way.
     async fn learn(
         &self,
         tag: &Tag,
@@ -461,8 +463,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    /// A registry's word on a digest proves nothing: before the ledger knows the digest of a moving tag, the source shows the
-    /// bytes under that tag. A source that cannot is not asked again for the same digest.
+    /// Whether the source proves by the bytes that its moving tag names `digest`. A registry's
+    /// claim about a digest proves nothing. A source without proof is not asked again for that
+    /// digest.
     async fn proves(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> bool {
         let (engine, place) = (&self.look.topology.engine, self.place(tag));
         if engine.is_unproven(&place, &digest) {
@@ -486,7 +489,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         proven
     }
 
-    /// Writes what the ledger is to learn, once there are so many.
+    /// Writes the collected agreements once there are `least` of them.
     async fn record_agreements(&self, least: usize) {
         let agreements = {
             let mut agreements = self
@@ -515,14 +518,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    /// A ledger that cannot be written: the next look tries again.
+    /// Logs a failed write. The next look tries again.
     fn noted(&self, written: Result<(), Fault>) -> Option<()> {
         let told = |fault: &Fault| tracing::error!(destination = %self.side.repository.address(), error = %fault.chain(), "the ledger could not be written");
         written.inspect_err(told).ok()
     }
 
-    /// Digests that a moving tag must not get. Where it is asked for by name, the fixed tags of its repository are not looked
-    /// at: those that name the same digest at staging are compared with production here, as they are now.
+    /// Digests that a moving tag must not get. A request for this tag alone does not look at the
+    /// fixed tags, so fixed tags with the same digest at staging are compared here.
     async fn refused_by_siblings(
         &self,
         tag: &Tag,
@@ -617,12 +620,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         ))
     }
 
-    /// What a tag is called at the destination. The look has left out what cannot be called so.
+    /// The tag's name at the destination. The look has left out tags without a name there.
     fn there(&self, tag: &Tag) -> Tag {
         self.side.naming.name(tag).unwrap_or_else(|| tag.clone())
     }
 
-    /// What both sides name, as far as it has to be asked here: a tag that production lacks is read by its job anyway.
+    /// Compares both sides. The source digest of a tag that production lacks stays unknown: its job
+    /// reads the manifest anyway.
     async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
         let now = Instant::now();
         let called = &self.there(tag);
@@ -691,7 +695,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         })
     }
 
-    /// Whether production's listing may still show what was there before our own write: then the tag itself is asked.
+    /// Whether production's listing may predate an earlier write. Then the tag itself is asked.
     fn may_be_behind(&self, tag: &Tag, listed: Option<Digest>) -> bool {
         let is_current = self.side.repository.abilities().current_lists;
         !is_current
@@ -701,8 +705,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .is_some_and(|known| known.may_be_behind(listed, clock::now()))
     }
 
-    /// What production named not too long ago. Good enough to say that nothing is to be done, never to act on, and not for a
-    /// tag that is reported as drift or existing.
+    /// Production's digest by the index, if it is recent. It proves only that nothing is to be
+    /// done. A tag reported as drift or existing gets no hint.
     fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
         if self
             .known
@@ -753,10 +757,10 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         Ok(resolved.map_or(TagState::Absent, TagState::At))
     }
 
-    /// Whether something that belongs to an equal tag may have come since. The listing shows new tags of that kind for nothing.
-    /// Whether the referrers API has more, or a signature's tag has moved, is asked by the sweep that verifies, and at once by
-    /// `sync` and for tags that are asked about by name: once for each digest, not where the source keeps no such lists, and not
-    /// where the lists of both repositories show that nothing has come.
+    /// Whether a referrer or companion of an equal tag may be missing. The listing shows new
+    /// companions. The referrers API is asked by the verifying sweep, and at once by `sync` and for
+    /// tags named in the request: once for each digest, unless the source keeps no such lists or
+    /// the lists of both repositories show nothing new.
     async fn has_news(&self, digest: &Digest) -> bool {
         let look = self.look;
         if look.request.options.dry_run {
@@ -810,8 +814,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         behind.as_ref().is_none_or(|images| images.contains(digest))
     }
 
-    /// The tagged images for which the destination lacks a referrer or a companion, by the lists of all manifests that some
-    /// registries give. `None`: the lists do not tell, so each image is asked about.
+    /// The tagged images for which the destination lacks a referrer or a companion, by the manifest
+    /// lists that some registries serve. `None`: the lists cannot tell, so each image is asked
+    /// about.
     async fn compare_manifests(&self) -> Option<HashSet<Digest>> {
         let there_by_tag = self.list.as_ref()?;
         let (engine, stop) = (&self.look.topology.engine, self.look.stop);
@@ -863,7 +868,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .filter(|digest| images.contains(*digest))
                 .copied()
                 .collect();
-            // It may belong to a platform's manifest of any image; what staging does not hold belongs to none.
+            // It may belong to a platform's manifest of any image. A manifest that staging lacks
+            // belongs to none.
             if of_images.is_empty() && chain.last().is_some_and(|top| here.contains_key(top)) {
                 return None;
             }

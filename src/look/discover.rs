@@ -1,10 +1,10 @@
-//! Discovery: which source repositories fall to which route. A literal route has one; behind wildcards they are found through
-//! the registry's catalog or the layout's folders, page by page. A catalog is read once for all routes of its registry, and each
-//! of its names is sorted once.
+//! Discovery: the source repositories of each route. A literal route has one. Those of a wildcard
+//! route come from the registry's catalog or the layout's folders, page by page. A catalog is read
+//! once for all routes of its registry, and each name is matched once.
 //!
-//! Two sources that meet in one destination would overwrite each other, and a destination that is read again as a source would
-//! go round in a circle: both are refused. Which of two sources is the second does not depend on which was found first: the
-//! routes' order in the config decides, then the sources' names.
+//! Two sources with one destination would overwrite each other, and a destination that is also a
+//! source would make a circle: both are refused. The first source by the routes' order in the
+//! config, then by name, keeps the destination, whichever was found first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::route::{Route, Template};
 use crate::transfer::Stop;
 use crate::transfer::pages::List;
 
-/// Names that are sorted before other tasks have their turn.
+/// Names that are matched before the task yields.
 const SORTED_AT_ONCE: usize = 500;
 
-/// The repositories of a route, and what stood in the way of some.
+/// The repositories of a route, and the trouble with refused ones.
 #[derive(Clone, Debug, Default)]
 pub struct Discovered {
     /// The source repositories.
@@ -32,7 +32,7 @@ pub struct Discovered {
 }
 
 impl Discovered {
-    /// What is told to whoever asked for a look, when something stood in the way.
+    /// The trouble as the result of a look, if there is any.
     pub fn as_look(&self) -> Option<Look> {
         let refused = self
             .trouble
@@ -62,7 +62,7 @@ impl Catalog {
     }
 }
 
-/// A catalog that was read, and in what it differs from the one before.
+/// A catalog that was read, and its changes since the reading before.
 #[derive(Debug, Default)]
 pub struct Reading {
     /// What it holds now.
@@ -81,9 +81,9 @@ pub struct Change {
 /// Where a source is promoted to.
 #[derive(Debug)]
 pub struct Destinations {
-    /// `Err`: its name gives none on the other side.
+    /// `Err`: its name yields no valid destination.
     all: Result<Vec<DestinationRepository>, Trouble>,
-    /// What it claims: all of them, or nothing where one of them is read again.
+    /// The destinations it claims: all, or none if one of them is also a source.
     claims: DestinationKeys,
 }
 
@@ -93,11 +93,12 @@ struct DestinationRepository {
     destination: DestinationKey,
     /// The registry's name in the config.
     registry: Arc<str>,
-    /// The route that reads it again, unless that does no harm.
+    /// The route that reads it as a source, unless that does no harm.
     reader: Option<Arc<str>>,
 }
 
-/// Reads the catalog of a registry for all routes with wildcards that read it. `before` is what it held under the same config.
+/// Reads the catalog of a registry for all its wildcard routes. `before` is the catalog of the last
+/// reading under the same config.
 ///
 /// # Errors
 /// When the catalog cannot be read.
@@ -244,26 +245,26 @@ impl Destinations {
     }
 }
 
-/// Which sources write to which destination repositories, as far as the sources are known. Of one config: another one begins
-/// with nothing but its literal routes.
+/// Which sources write to which destination repositories, as far as the sources are known. Valid
+/// for one config; a new config starts with its literal routes.
 #[derive(Debug, Default)]
 pub struct Owners {
     /// The known sources of each route, by its position.
     sources: Vec<BTreeMap<RepositoryName, Arc<Destinations>>>,
     catalogs: HashMap<Arc<str>, Arc<Catalog>>,
     claims: Claims,
-    /// For each route the registries whose catalogs must be read before it is known which of two sources is the second.
+    /// For each route the registries whose catalogs decide which of two sources is refused.
     awaits: Vec<BTreeSet<Arc<str>>>,
-    /// Registries whose catalogs were not read yet, well or not.
+    /// Registries whose catalogs nothing has tried to read yet.
     untried: BTreeSet<Arc<str>>,
-    /// Routes with a source that looks at claims without having any of its own.
+    /// Routes with a source that claims nothing but depends on claims.
     observers: BTreeSet<usize>,
-    /// What was sorted since it last changed, by the route's position.
+    /// Results by the route's position, until a claim changes.
     sorted: Vec<Option<Arc<Discovered>>>,
 }
 
 impl Owners {
-    /// What the config alone says: the sources of literal routes.
+    /// The state before any catalog was read: the sources of literal routes.
     pub fn new<B: Repositories>(topology: &Topology<B>) -> Owners {
         let routes = &topology.routes.0;
         let wild = routes.iter().filter(|route| !route.from.is_literal());
@@ -289,12 +290,13 @@ impl Owners {
         owners
     }
 
-    /// What a registry's catalog held when it was read last.
+    /// The catalog of a registry by its last reading.
     pub fn catalog(&self, registry: &str) -> Arc<Catalog> {
         self.catalogs.get(registry).cloned().unwrap_or_default()
     }
 
-    /// Takes up changes of a reading: all of them before [`Owners::read`], in as many pieces as it pleases.
+    /// Applies changes of a reading. All of them come before [`Owners::read`], in any number of
+    /// pieces.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut claimed = Vec::new();
         for Change {
@@ -327,7 +329,7 @@ impl Owners {
         }
     }
 
-    /// A registry's catalog has been read and its changes applied; `None`: that failed, and what was known holds.
+    /// Ends a reading after its changes. `None`: it failed, and the earlier catalog stays.
     pub fn read(&mut self, registry: &Arc<str>, catalog: Option<Catalog>) {
         self.untried.remove(registry);
         if let Some(catalog) = catalog {
@@ -335,8 +337,7 @@ impl Owners {
         }
     }
 
-    /// A registry whose catalog has to be read before it can be said which sources of the route are second in their
-    /// destinations.
+    /// A registry whose catalog must be read before the route's refused sources are known.
     pub fn awaited(&self, route: usize) -> Option<&Arc<str>> {
         self.all_awaited(route).next()
     }
@@ -346,7 +347,7 @@ impl Owners {
         self.awaits[route].intersection(&self.untried)
     }
 
-    /// The known sources of a route, without those that are refused.
+    /// The known sources of a route, refused ones apart.
     pub fn sorted<B: Repositories>(
         &mut self,
         topology: &Topology<B>,
@@ -394,7 +395,7 @@ impl Owners {
         }
     }
 
-    /// Whether a source may go where its route sends it.
+    /// Whether a source may be promoted to its destinations.
     fn judge<B: Repositories>(
         &self,
         topology: &Topology<B>,
@@ -439,7 +440,7 @@ fn refused(text: String) -> Trouble {
     }
 }
 
-/// Whether a route names tags anew in the source itself: looks leave out what it has named there.
+/// Whether a route renames tags within its source repository. Looks leave out its own names there.
 fn names_anew(route: &Route, (_, repository): &DestinationKey, source: &RepositoryName) -> bool {
     let within = |to: &&Template| to.registry() == route.from.registry();
     repository == source
@@ -450,7 +451,7 @@ fn names_anew(route: &Route, (_, repository): &DestinationKey, source: &Reposito
             .all(|to| !to.naming().keeps())
 }
 
-/// The route that would read a destination as its source, under whatever name the config has for that registry.
+/// The route that reads a destination as its source, by any of the registry's names in the config.
 fn reader<'a, B: Repositories>(
     topology: &'a Topology<B>,
     (origin, repository): &DestinationKey,
@@ -463,8 +464,8 @@ fn reader<'a, B: Repositories>(
         .map(|route| &route.name)
 }
 
-/// For each route the registries of routes with wildcards, itself or before it, whose sources can meet its own in a
-/// destination, as far as the templates tell.
+/// For each route the registries of wildcard routes, itself or before it, whose sources can share a
+/// destination with it, as far as the templates tell.
 fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Arc<str>>> {
     let routes: Vec<(&Route, Vec<Shape<'_>>)> = topology
         .routes
@@ -500,7 +501,7 @@ fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Arc<str>>> {
     routes.iter().enumerate().map(awaited_by).collect()
 }
 
-/// Whether two sources of one route can meet: a destination does not use all that the wildcards capture.
+/// Whether two sources of one route can share a destination: a template leaves a capture unused.
 fn may_meet_itself(route: &Route) -> bool {
     let is_unused =
         |to: &Template, number: usize| !to.repository().contains(&format!("{{{number}}}"));
@@ -510,7 +511,7 @@ fn may_meet_itself(route: &Route) -> bool {
         .any(|to| (1..=route.from.wildcards()).any(|number| is_unused(to, number)))
 }
 
-/// What is written out of a template.
+/// The literal start and end of a template.
 struct Shape<'a> {
     origin: &'a Origin,
     start: &'a str,
@@ -529,7 +530,7 @@ impl<'a> Shape<'a> {
             .any(|one| theirs.iter().any(|other| one.may_meet(other)))
     }
 
-    /// Whether both have the same start and end, as far as those are written out.
+    /// Whether both literal starts and both literal ends are compatible.
     fn may_meet(&self, other: &Shape<'_>) -> bool {
         (self.start.starts_with(other.start) || other.start.starts_with(self.start))
             && (self.end.ends_with(other.end) || other.end.ends_with(self.end))

@@ -1,7 +1,9 @@
-//! A look: lists one source repository and its destinations, chooses by the tag rules, finds what differs, and has it carried.
+//! A look: lists one source repository and its destinations, selects tags by the rules, and runs a
+//! job for each difference.
 //!
-//! Fixed tags go before moving tags, and a digest in conflict is refused under the moving tags of that destination. A tag that
-//! cannot be looked at is a failed job of its own; the others go on. Memory: a few hundred bytes for each tag.
+//! Fixed tags go before moving tags. A digest in conflict is refused under the moving tags of that
+//! destination. A tag that cannot be compared is a failed job; the others go on. Memory: a few
+//! hundred bytes for each tag.
 
 mod destination;
 pub mod discover;
@@ -32,39 +34,39 @@ use crate::status::metrics::{Coverage, DestinationLabels};
 use crate::transfer::pages::ListedTags;
 use crate::transfer::{Settle, Stop};
 
-/// How a pass is to be done.
+/// Options of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassOptions {
     /// Plan, but touch nothing.
     pub dry_run: bool,
-    /// List what is up to date as well.
+    /// List tags that are up to date as well.
     pub all: bool,
-    /// The asker waits for the answer: a registry's time is waited for as well.
+    /// The caller waits for the answer, so jobs wait for a registry's `Retry-After`.
     pub waits: bool,
 }
 
 /// Failures that a poll reports again without a new attempt, by destination address.
 pub type LeftAlone = BTreeMap<String, Settled>;
 
-/// What is asked of a look.
+/// The request for a look.
 #[derive(Clone, Debug)]
 pub struct LookRequest {
     /// Only these tags; empty means all.
     pub tags: Vec<Tag>,
     /// A digest that the tag is expected to have.
     pub digest: Option<Digest>,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// Who.
+    /// The actor.
     pub actor: Actor,
-    /// How.
+    /// The options.
     pub options: PassOptions,
-    /// Names the pass.
+    /// The name of the pass.
     pub run_id: String,
 }
 
 impl LookRequest {
-    /// How long a job of this look may wait for a registry's time.
+    /// The longest wait of a job for a registry's `Retry-After`.
     pub fn max_wait(&self) -> Duration {
         if self.cause == Cause::Cli || self.options.waits {
             job::LONG_WAIT
@@ -82,19 +84,19 @@ pub struct RepositoryLook<'a, B: Repositories> {
     pub route: &'a Route,
     /// The source repository.
     pub repository: &'a RepositoryName,
-    /// What is asked.
+    /// The request.
     pub request: &'a LookRequest,
-    /// Where outcomes go.
+    /// Where outcomes are recorded.
     pub settle: &'a Settle,
     /// The board.
     pub board: &'a Board,
-    /// When to stop.
+    /// The stop signals.
     pub stop: &'a Stop,
-    /// Failures that are reported as they are, and not tried again, unless something changed.
+    /// Failures that are reported again without a new attempt, unless something changed.
     pub left_alone: &'a LeftAlone,
 }
 
-/// A destination's tags, with their digests as far as its listing tells.
+/// A destination's tags, with their digests where its listing shows them.
 type DestinationTags = HashMap<Tag, Option<Digest>>;
 
 /// A source repository's tags.
@@ -102,16 +104,17 @@ struct Listing {
     at: Instant,
     tags: ListedTags,
     chosen: Vec<Tag>,
-    /// Tags that the rules choose too, where only others are asked for.
+    /// Other tags that the rules select, if the request names tags.
     siblings: Vec<Tag>,
     companions: Arc<BTreeMap<Tag, Option<Digest>>>,
     excluded: u64,
 }
 
-/// The tags of a destination, where they are asked for; `Some(None)`: there is no such list.
+/// The tags of a destination. `Ok(None)`: the request names its tags, so nothing was listed.
+/// `Ok(Some(None))`: the destination has no list.
 type DestinationList = Result<Option<Option<DestinationTags>>, Fault>;
 
-/// What a future that has been polled before comes to.
+/// The result of a future that may have completed already.
 async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
     (&mut future).await;
     Pin::new(&mut future)
@@ -119,18 +122,18 @@ async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
         .expect("it has ended, and nobody else takes what came of it")
 }
 
-/// What one destination's look came to.
+/// The result of a look at one destination.
 #[derive(Default)]
 struct DestinationResult {
     totals: Totals,
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
-    /// Of a destination that did not answer: what staging alone tells.
+    /// For a destination that did not answer: the state by staging alone.
     estimate: Option<Estimate>,
 }
 
-/// The state of tags by what staging names now and what production was last known to hold.
+/// The state of tags by staging's present digests and production's last known ones.
 #[derive(Default)]
 struct Estimate {
     totals: Totals,
@@ -138,7 +141,7 @@ struct Estimate {
 }
 
 impl<B: Repositories> RepositoryLook<'_, B> {
-    /// Looks, and carries what differs.
+    /// Looks, and runs a job for each difference.
     pub async fn look(&self) -> Look {
         let began = clock::now();
         let source = self.topology.source(self.route, self.repository);
@@ -152,7 +155,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .map(|side| &*side.registry)
             .chain([source.registry()]);
         let mark = health.mark(registries);
-        // A destination that does not answer holds up nobody but itself.
+        // Lists are read side by side: a destination that does not answer delays only itself.
         let mut lists: Vec<_> = sides
             .iter()
             .map(|side| maybe_done(self.list_destination(side).boxed()))
@@ -185,7 +188,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             self.look_at(&source, side, &listing, ended(list), shared.as_ref(), began)
                 .boxed()
         });
-        // What the rules leave out is a matter of the source: counted once, with the first destination.
+        // Excluded tags belong to the source: the first destination counts them.
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
@@ -201,7 +204,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
         }
-        // A tag that rests after a refusal of our credentials was not tried: the refusal holds.
+        // A resting tag whose credentials were refused was not tried: the refusal holds.
         let is_refused = |job: &Settled| {
             job.error
                 .as_ref()
@@ -213,7 +216,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         look
     }
 
-    /// Only a look at all tags says how a route stands; a dry run says nothing.
+    /// Whether the look tells the state of the route: a look at all tags that is no dry run.
     fn is_whole(&self) -> bool {
         self.request.tags.is_empty() && !self.request.options.dry_run
     }
@@ -237,7 +240,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         }
     }
 
-    /// What became of a tag that was asked for by name.
+    /// The result for a tag that the request names.
     fn named(&self, source: &B::Repository, listing: &Listing, tag: &Tag) -> NamedTag {
         let (route, address) = (&self.route.name, source.address());
         let missing = match (listing.chosen.contains(tag), listing.tags.contains_key(tag)) {
@@ -266,7 +269,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         ))
     }
 
-    /// A look that could not see anything.
+    /// The result of a look that could not list its repositories.
     fn fruitless(&self, fault: Fault) -> Look {
         let interrupted = u64::from(fault.class() == Class::Cancelled);
         let totals = Totals {
@@ -311,7 +314,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         else {
             return Ok(None);
         };
-        // What a route has named in its own source is never a source again.
+        // Tags that a route wrote into its own source are not sources again.
         let own = |tag: &&Tag| {
             !sides
                 .iter()
@@ -347,7 +350,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         }))
     }
 
-    /// The tags of a destination; `None` where only single tags are asked for.
+    /// The tags of a destination. `None`: the request names its tags.
     async fn list_destination(&self, side: &Side<B::Repository>) -> DestinationList {
         if !self.request.tags.is_empty() {
             return Ok(None);
@@ -364,7 +367,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         })))
     }
 
-    /// Looks at one destination and has carried what differs there.
+    /// Looks at one destination and runs a job for each difference.
     async fn look_at(
         &self,
         source: &B::Repository,
@@ -453,8 +456,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         )))
     }
 
-    /// Has the engine know what the ledger says is in trouble there. The routine poll goes on from what this process has seen
-    /// itself.
+    /// Loads the tags in trouble from the ledger. The routine poll relies on the memory of this
+    /// process.
     async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
         if self.request.cause.trusts_hints() {
             return Ok(());
@@ -468,7 +471,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         Ok(())
     }
 
-    /// What the ledger knows of production's tags: read once for the whole repository.
+    /// The ledger's records of production's tags, read in one query for a whole repository.
     async fn known(
         &self,
         side: &Side<B::Repository>,
@@ -499,7 +502,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         Ok(known)
     }
 
-    /// What the index says of production's tags: for the routine poll only, and not of tags that were last seen to differ.
+    /// The index's hints of production's tags: only for the routine poll, and without tags that
+    /// last differed.
     async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
         if !self.request.cause.trusts_hints() {
             return HashMap::new();

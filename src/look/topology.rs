@@ -1,5 +1,5 @@
-//! The topology as the config says it is: backends, routes, and the engine that carries between them. Replaced as a whole when the
-//! config is read again; looks that run keep the topology they began in.
+//! The topology of a config: backends, routes, and the engine. A new config replaces it as a whole;
+//! running looks keep the topology they began with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,25 +17,26 @@ use crate::route::{Naming, Route, Routes};
 use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
 
-/// How often to look without being asked.
+/// Intervals of looks that no event asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Intervals {
     /// Between two polls of a route; `None`: only the sweep.
     pub poll: Option<Duration>,
-    /// Between two looks that ask production itself.
+    /// Between two looks that ask production instead of the index.
     pub verify: Duration,
 }
 
-/// How much the watch does at once. The defaults are what the program runs with; a simulator draws others.
+/// Concurrency of the watch. The program runs with the defaults; a simulator draws others.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Looks that run at once.
     pub looks: usize,
-    /// Of those, places for looks that are asked for by name.
+    /// The part of `looks` that is reserved for looks that are asked for by name.
     pub reserved: usize,
     /// Tags of one destination that are compared and carried at once.
     pub tags: usize,
-    /// Events that wait for discoveries at once; more wait in their channel, and are refused when that is full.
+    /// Events that wait for discoveries at once. Further ones wait in their channel, and are
+    /// refused once it is full.
     pub events: usize,
 }
 
@@ -56,15 +57,15 @@ pub struct Topology<B: Repositories = Backend> {
     pub backends: BTreeMap<String, B>,
     /// The routes, in the order of the config.
     pub routes: Routes,
-    /// What carries.
+    /// The engine.
     pub engine: Engine,
-    /// What is counted on this floor.
+    /// The metrics of routes and looks.
     pub metrics: Metrics,
     /// What every row of the ledger says besides the job.
     pub facts: Arc<RunFacts>,
-    /// How often to look.
+    /// Intervals of looks.
     pub intervals: Intervals,
-    /// How much at once.
+    /// Concurrency.
     pub settings: Settings,
     /// Cancelled when a newer config no longer has the route: its jobs end before their tag.
     pub withdrawn: BTreeMap<Arc<str>, CancellationToken>,
@@ -75,11 +76,11 @@ pub struct Topology<B: Repositories = Backend> {
 pub struct Side<R = backend::Repository> {
     /// The registry's name in the config.
     pub registry: Arc<str>,
-    /// The entry of the route's `to` that leads here.
+    /// The entry of the route's `to`.
     pub to: Arc<str>,
     /// The repository.
     pub repository: R,
-    /// What tags are called there.
+    /// How tags are renamed there.
     pub naming: Naming,
 }
 
@@ -97,14 +98,15 @@ impl<B: Repositories> Topology<B> {
         self.routes.named(name)
     }
 
-    /// The backend of that name. The config has made sure that there is one for every route.
+    /// The backend of that name. The config guarantees one for every route.
     pub fn backend(&self, name: &str) -> &B {
         self.backends
             .get(name)
             .expect("the config names the registries of its routes")
     }
 
-    /// The rules by which a job whose source is of that origin may go on; `None`: this config has no such job.
+    /// The rules in force for a job whose source has this origin. `None`: this config has no such
+    /// job.
     pub fn rules_of(&self, key: &Key, source: &Origin) -> Option<TagRules> {
         let route = self.route(&key.route)?;
         let owner = self.routes.of(route.from.registry(), &key.source)?;
@@ -137,7 +139,7 @@ impl<B: Repositories> Topology<B> {
     /// The destination repositories of a source repository.
     ///
     /// # Errors
-    /// When the repository's name gives no valid name on the other side.
+    /// When the repository's name yields no valid name at a destination.
     pub fn destinations(
         &self,
         route: &Route,

@@ -1,8 +1,8 @@
 //! Claims: which source repository writes to which destination repository.
 //!
-//! A source claims all of its destinations or none. Of two sources that want one destination the first has it, in the order
-//! of the routes in the config, then of the sources' names; which of them was found first does not matter. A change costs
-//! what the sources cost that share a destination with it, directly or through others, not what all sources cost.
+//! A source claims all of its destinations or none. Of two sources with one destination, the first
+//! by the routes' order in the config, then by name, has it, whichever was found first. The cost of
+//! a change is that of the sources that share a destination with it, directly or through others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use crate::oci::RepositoryName;
 /// A destination repository.
 pub type DestinationKey = (Origin, RepositoryName);
 
-/// A source repository of the route at that position of the config. Lower ones go first.
+/// A source repository of a route. Lower ones claim first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Claimant {
-    /// The position of its route.
+    /// The position of its route in the config.
     pub route: usize,
     /// Its name.
     pub source: RepositoryName,
 }
 
-/// The destinations that a source wants for itself; empty for one that may not claim any.
+/// The destinations that a source claims; empty if it may claim none.
 pub type DestinationKeys = Arc<[DestinationKey]>;
 
-/// Who has claimed what.
+/// The claims of all sources.
 #[derive(Debug, Default)]
 pub struct Claims {
     wanted: BTreeMap<Claimant, DestinationKeys>,
@@ -34,13 +34,13 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// The source that has a destination.
+    /// The source that owns a destination.
     pub fn owner(&self, destination: &DestinationKey) -> Option<&Claimant> {
         self.owners.get(destination)
     }
 
-    /// Notes what sources want now, `None` for a source that is no more. Returns the positions of the routes for whose sources
-    /// the answer of [`Claims::owner`] may have changed.
+    /// Updates the destinations of sources; `None` removes the source. Returns the positions of
+    /// routes with a possible change of [`Claims::owner`].
     pub fn update(
         &mut self,
         changes: impl IntoIterator<Item = (Claimant, Option<DestinationKeys>)>,
@@ -85,8 +85,8 @@ impl Claims {
         }
     }
 
-    /// Takes these destinations, and all that are connected with them through common claimants, from their owners. Returns the
-    /// claimants, in order.
+    /// Removes the owners of these destinations and of all connected through common claimants.
+    /// Returns the claimants, in order.
     fn release_all_connected(
         &mut self,
         mut destinations: Vec<DestinationKey>,
@@ -152,7 +152,7 @@ mod tests {
         Some(numbers.iter().map(|number| destination(*number)).collect())
     }
 
-    /// Everybody claims anew, in order.
+    /// The expected owners: all sources claim from scratch, in order.
     fn from_nothing(
         wanted: &BTreeMap<Claimant, DestinationKeys>,
     ) -> BTreeMap<DestinationKey, Claimant> {

@@ -1,8 +1,9 @@
-//! Finds the route of a source repository without asking every route.
+//! Finds the route of a source repository without matching every route.
 //!
-//! A literal `from` is found by its name. Patterns with wildcards are grouped by what stands before their first wildcard and
-//! behind their last one: a name is looked up once for each pair of lengths that occurs, and only patterns whose both ends fit
-//! are matched. A thousand routes `team-N/**` cost a handful of look-ups for each name.
+//! A literal `from` is found by its name. Wildcard patterns are grouped by the lengths of the
+//! literal text before the first and after the last wildcard. A name is looked up once for each
+//! pair of lengths, and only patterns with both ends equal are matched: a thousand routes
+//! `team-N/**` cost a handful of look-ups for each name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use super::{Pattern, Route};
 use crate::oci::RepositoryName;
 
-/// Positions of routes in the config, by what they read.
+/// Positions of routes in the config, by the registry they read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     registries: HashMap<Arc<str>, Sources>,
@@ -25,14 +26,14 @@ struct Sources {
     groups: Vec<Group>,
 }
 
-/// Patterns whose ends have the same lengths.
+/// Patterns with ends of the same lengths.
 #[derive(Clone, Debug)]
 struct Group {
     before: usize,
     behind: usize,
     /// The position of its earliest route.
     first: usize,
-    /// By both ends, with a `*` between them: no name has one. Earlier routes first.
+    /// By both ends joined with `*`, which no name contains. Earlier routes first.
     patterns: HashMap<String, Vec<usize>>,
 }
 
@@ -58,7 +59,7 @@ impl Index {
         self.names.get(name).copied()
     }
 
-    /// The position of the first route that has the repository.
+    /// The position of the first route that matches the repository.
     pub(super) fn of(
         &self,
         routes: &[Route],
@@ -87,7 +88,7 @@ impl Index {
 }
 
 impl Sources {
-    /// Adds a pattern that stands behind all that were added before.
+    /// Adds a pattern of a route after all earlier ones.
     fn add_wild(&mut self, pattern: &Pattern, position: usize) {
         let (before, behind) = pattern.ends();
         let key = format!("{before}*{behind}");
@@ -109,13 +110,13 @@ impl Sources {
 }
 
 impl Group {
-    /// The patterns whose both ends fit; `key` is room to write in.
+    /// The patterns with both ends equal; `key` is a buffer.
     fn candidates(&self, name: &str, key: &mut String) -> &[usize] {
-        // A wildcard stands for one character or more.
+        // A wildcard captures at least one character.
         if name.len() <= self.before + self.behind {
             return &[];
         }
-        // Names of repositories are ASCII: every byte is a place to cut.
+        // Repository names are ASCII: every byte is a character boundary.
         key.clear();
         key.push_str(&name[..self.before]);
         key.push('*');
@@ -145,7 +146,7 @@ mod tests {
         })
     }
 
-    /// Every pattern is asked in the order of the config.
+    /// The expected route: the first pattern in the config that matches.
     fn first_that_matches<'a>(
         routes: &'a [Route],
         registry: &str,

@@ -1,7 +1,7 @@
 //! Routes: which source repositories go to which destinations, under which rules.
 //!
-//! A [`Pattern`] is the `from` of a route, a [`Template`] one of its `to`. The first route whose pattern matches a source
-//! repository has it; a literal pattern is a pattern without wildcards.
+//! A [`Pattern`] is the `from` of a route, a [`Template`] one of its `to`. The first route with a
+//! matching pattern owns a source repository.
 
 use std::sync::Arc;
 
@@ -29,9 +29,9 @@ pub struct Route {
     pub to: Vec<Template>,
     /// Which tags.
     pub selection: Selection,
-    /// What happens to a production tag that was there before us.
+    /// What happens to a production tag that predates the daemon.
     pub existing: Existing,
-    /// What happens to a production tag that someone changed.
+    /// What happens to a production tag that was changed outside the daemon.
     pub drift: Drift,
     /// What happens when a destination repository is missing.
     pub create: Create,
@@ -64,18 +64,18 @@ impl Routes {
         self.position(name).map(|position| &self.0[position])
     }
 
-    /// Where the route of that name stands in the config.
+    /// The position of the route of that name in the config.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.1.named(name)
     }
 
-    /// The route that has a source repository: the first whose `from` matches.
+    /// The route that owns a source repository: the first with a matching `from`.
     pub fn of(&self, registry: &str, repository: &RepositoryName) -> Option<&Route> {
         self.position_of(registry, repository)
             .map(|position| &self.0[position])
     }
 
-    /// Where that route stands in the config.
+    /// The position of that route in the config.
     pub fn position_of(&self, registry: &str, repository: &RepositoryName) -> Option<usize> {
         self.1.of(&self.0, registry, repository)
     }

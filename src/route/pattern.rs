@@ -1,4 +1,4 @@
-//! The two sides of a route: what it reads from, and where that goes.
+//! The two sides of a route: patterns of source repositories and templates of destinations.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum ParseError {
     /// There is nothing before or after the first slash.
     #[error("\"{0}\" names no repository (expected the registry's name, a slash, the repository)")]
     NoRegistry(String),
-    /// With its wildcards or captures filled it is no repository name.
+    /// With wildcards or captures replaced it is no repository name.
     #[error(
         "\"{0}\" fits no repository name (lower-case letters, digits, and single . _ __ - between them, in parts joined by /)"
     )]
@@ -25,7 +25,7 @@ pub enum ParseError {
     /// Three or more asterisks in a row, or two wildcards side by side.
     #[error("\"{0}\" has wildcards side by side (* captures within one part, ** across parts)")]
     Wildcards(String),
-    /// More wildcards than anybody can count.
+    /// More than 16 wildcards.
     #[error("\"{0}\" has more than {MOST_CAPTURES} wildcards")]
     TooMany(String),
     /// A `{` without its number and `}`, or a stray `}`.
@@ -34,7 +34,7 @@ pub enum ParseError {
     /// A wildcard in a destination.
     #[error("\"{0}\" has a wildcard (a destination uses what `from` captured: {{1}}, {{2}}, …)")]
     Wildcard(String),
-    /// What stands behind the colon gives no tag.
+    /// The text after the colon yields no tag.
     #[error(
         "\"{0}\" fits no tag (letters, digits and _ . - around one {{tag}}, not starting with . or -)"
     )]
@@ -76,8 +76,9 @@ enum Shape {
 }
 
 impl Pattern {
-    /// Parses `registry/repository`, where the repository may hold wildcards. A wildcard captures one character or more;
-    /// `*` stays within a path part, `**` does not. With several, an earlier one captures as much as it can.
+    /// Parses `registry/repository` with wildcards. A wildcard captures at least one character. `*`
+    /// stays within a path part, `**` does not. Of several wildcards, an earlier one captures as
+    /// much as it can.
     ///
     /// # Errors
     /// [`ParseError`], when no repository name can match.
@@ -131,7 +132,7 @@ impl Pattern {
         &self.text
     }
 
-    /// What the wildcards capture in a name, in the order of writing; `None` when the name does not match.
+    /// The captures of a name, in the order of the wildcards. `None`: the name does not match.
     pub fn captures(&self, name: &RepositoryName) -> Option<Vec<String>> {
         match &self.shape {
             Shape::Literal(literal) => (literal == name).then(Vec::new),
@@ -149,7 +150,7 @@ impl Pattern {
         }
     }
 
-    /// Whether a name matches, without telling what the wildcards capture.
+    /// Whether a name matches.
     pub fn matches(&self, name: &RepositoryName) -> bool {
         match &self.shape {
             Shape::Literal(literal) => literal == name,
@@ -167,7 +168,7 @@ impl Pattern {
         }
     }
 
-    /// What stands before the first wildcard and behind the last one.
+    /// The literal text before the first and after the last wildcard.
     pub fn ends(&self) -> (&str, &str) {
         let behind = self.text.rfind('*').map_or(self.text.len(), |at| at + 1);
         (self.prefix(), &self.text[behind..])
@@ -186,7 +187,7 @@ impl Pattern {
         self.literal().is_some()
     }
 
-    /// The one repository that it names.
+    /// The repository of a literal pattern.
     pub fn literal(&self) -> Option<RepositoryName> {
         match &self.shape {
             Shape::Literal(name) => Some(name.clone()),
@@ -194,7 +195,7 @@ impl Pattern {
         }
     }
 
-    /// What every matching name starts with: all of it for a literal, what stands before the first wildcard otherwise.
+    /// The common start of all matching names: the literal, or the text before the first wildcard.
     pub fn prefix(&self) -> &str {
         match &self.shape {
             Shape::Literal(_) => &self.text,
@@ -253,7 +254,7 @@ impl PartialEq for Pattern {
 
 impl Eq for Pattern {}
 
-/// A destination: a repository in which `{1}`, `{2}`, … stand for what the pattern captured.
+/// A destination: a repository in which `{1}`, `{2}`, … are replaced by the captures.
 #[derive(Clone)]
 pub struct Template {
     registry: Arc<str>,
@@ -263,7 +264,7 @@ pub struct Template {
     naming: Naming,
 }
 
-/// What a tag is called at the destination: the same, or with something before and behind it.
+/// How a tag is renamed at the destination: unchanged, or with a prefix and a suffix.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
     before: String,
@@ -271,7 +272,7 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// Reads `prod-{tag}`.
+    /// Parses `prod-{tag}`.
     fn parse(text: &str) -> Option<Naming> {
         let (before, behind) = text.split_once("{tag}")?;
         format!("{before}x{behind}").parse::<Tag>().ok()?;
@@ -286,7 +287,7 @@ impl Naming {
         *self == Naming::default()
     }
 
-    /// What `tag` is called there. `None`: that would be no tag, because it would be too long.
+    /// The new name of `tag`. `None`: it would be too long for a tag.
     pub fn name(&self, tag: &Tag) -> Option<Tag> {
         match self.keeps() {
             true => Some(tag.clone()),
@@ -294,7 +295,7 @@ impl Naming {
         }
     }
 
-    /// Whether a tag looks like one that was named so.
+    /// Whether a tag has the prefix and the suffix of a renamed one.
     pub fn made(&self, tag: &Tag) -> bool {
         let inner = tag
             .as_str()
@@ -304,11 +305,11 @@ impl Naming {
     }
 }
 
-/// Which repositories a template may be filled to.
+/// The repositories that a template can yield.
 #[derive(Clone)]
 enum Reach {
     One,
-    /// All that match; and what it becomes when the captures are names like any others.
+    /// All that match, and the pattern for captures that are arbitrary names.
     Many {
         regex: Regex,
         typical: Vec<RepositoryName>,
@@ -371,24 +372,26 @@ impl Template {
         &self.text
     }
 
-    /// What tags are called there.
+    /// How tags are renamed there.
     pub fn naming(&self) -> &Naming {
         &self.naming
     }
 
-    /// The destination for what the pattern captured.
+    /// The destination for these captures.
     ///
     /// # Errors
-    /// When the result is no repository name: two captures may be too long together, or meet badly (`a-` and `.b`).
+    /// When the result is no repository name: captures can be too long together or join badly (`a-`
+    /// and `.b`).
     pub fn fill(&self, captures: &[String]) -> Result<RepositoryName, NameError> {
         filled(&self.pieces, |number| {
             captures.get(number - 1).map_or("", String::as_str)
         })
     }
 
-    /// Whether copies that are sent here may become sources of `reader`, a pattern of the same registry: the start of a
-    /// circle. For a wildcard pattern, captures stand for names that nobody has planned: a coincidence of wildcards alone
-    /// (`dev-*` → `{1}` with a source `dev-dev-x`) is no reason. Such cases show at discovery.
+    /// Whether copies sent here may become sources of `reader`, a pattern of the same registry: the
+    /// start of a circle. Captures of a wildcard pattern count as arbitrary names: a coincidence of
+    /// wildcards alone (`dev-*` → `{1}` with a source `dev-dev-x`) is no reason. Discovery reports
+    /// such cases.
     pub fn may_feed(&self, reader: &Pattern) -> bool {
         match (&self.reach, &reader.shape) {
             (Reach::One, Shape::Literal(name)) => *self.text == *name.as_str(),

@@ -1,8 +1,8 @@
 //! Which tags of a source repository a route takes.
 //!
-//! A [`TagRule`] is one line of the config: a literal tag, a glob, a range of versions or a regular expression. A
-//! [`Selection`] is what a route makes of them. Everything here is decided by the tag's name alone, takes time linear in it,
-//! and does not depend on the order in which a registry lists its tags.
+//! A [`TagRule`] is one line of the config: a literal tag, a glob, a version range or a regular
+//! expression. A [`Selection`] combines them. The decision depends on tag names alone, never on the
+//! order of a registry's list, and takes linear time.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::oci::Tag;
 /// Most memory that a compiled regular expression may take, in bytes.
 const REGEX_SIZE: usize = 1 << 20;
 
-/// Why a text is not a rule.
+/// Why a text is no rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Neither a tag nor a glob over the characters of tags.
@@ -73,7 +73,7 @@ impl TagRule {
         }
     }
 
-    /// The one tag that the rule matches, where it is no pattern.
+    /// The tag of a literal rule.
     fn literal(&self) -> Option<Tag> {
         matches!(self.matcher, Matcher::Literal)
             .then(|| self.text.parse().ok())
@@ -132,7 +132,7 @@ fn one_line(error: &regex::Error) -> String {
         regex::Error::CompiledTooBig(limit) => {
             format!("it needs more than {limit} bytes when compiled")
         }
-        // The last line says what is wrong; those above draw the place.
+        // The last line states the error; the others draw its position.
         other => other
             .to_string()
             .lines()
@@ -188,7 +188,7 @@ impl PartialEq for TagRule {
 
 impl Eq for TagRule {}
 
-/// The version that a tag names: `MAJOR.MINOR.PATCH`, maybe with a pre-release, maybe with a `v` in front.
+/// The version of a tag: `MAJOR.MINOR.PATCH`, optionally with a pre-release and a leading `v`.
 pub fn version(tag: &Tag) -> Option<Version> {
     let text = tag.as_str();
     Version::parse(text.strip_prefix('v').unwrap_or(text)).ok()
@@ -215,7 +215,8 @@ impl Range {
 }
 
 impl Range {
-    /// Whether no version is in it. A range that holds any holds one of its bounds, or the version next to one.
+    /// Whether the range is empty. A range that is not empty contains one of its bounds or the
+    /// version next to one.
     fn is_empty(&self) -> bool {
         let bounds = self
             .0
@@ -232,7 +233,7 @@ impl Range {
                 ..
             } = floor;
             versions.push(Version::new(major, minor, patch));
-            // Just below the bound, and as far above the next lower one as a version may be.
+            // The version just below the bound.
             versions.extend(
                 patch
                     .checked_sub(1)
@@ -270,7 +271,8 @@ impl FromStr for Range {
     }
 }
 
-/// Comparators with spaces or commas between them. One without an operator means itself: `1.2` is `1.2.*`.
+/// Comparators separated by spaces or commas. One without an operator is a wildcard: `1.2` is
+/// `1.2.*`.
 fn alternative(text: &str) -> Result<VersionReq, String> {
     let mut comparators: Vec<String> = Vec::new();
     let mut operator = String::new();
@@ -301,8 +303,9 @@ fn alternative(text: &str) -> Result<VersionReq, String> {
     VersionReq::parse(&comparators.join(", ")).map_err(|error| error.to_string())
 }
 
-/// Plain precedence, so that `>=1.0.0-0` admits the pre-releases of later versions too; but a bound that names no
-/// pre-release keeps those of its own version out: `<2.0.0` does not admit `2.0.0-rc.1`.
+/// Compares by precedence, so `>=1.0.0-0` admits the pre-releases of later versions too. A bound
+/// without a pre-release excludes the pre-releases of its version: `<2.0.0` does not admit
+/// `2.0.0-rc.1`.
 fn holds(comparator: &Comparator, version: &Version) -> bool {
     let floor = floor(comparator);
     let full = comparator.patch.is_some();
@@ -377,21 +380,21 @@ fn below(version: &Version, bound: &Version) -> bool {
     version < bound && !(same && bound.pre.is_empty())
 }
 
-/// Which tags a route takes, and which of them may move.
+/// Selects the tags of a route, and tells which of them may move.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// A tag passes when one of these matches.
     pub include: Vec<TagRule>,
-    /// A tag that one of these matches does not pass: always wins.
+    /// A tag that matches one of these is excluded. Always wins.
     pub exclude: Vec<TagRule>,
-    /// Of the passing tags that are versions, the highest so many. Other tags are not touched by it.
+    /// Keeps only this many of the highest versions. Tags that are no versions are unaffected.
     pub newest: Option<NonZeroU32>,
     /// Tags that may name another digest later. Every other tag is fixed.
     pub moving: Vec<TagRule>,
 }
 
 impl Selection {
-    /// Rules that can never match, each with the reason: none of them is an error, but each is likely a slip.
+    /// Rules that can never match, each with the reason. `check` reports them as warnings.
     pub fn idle_rules(&self) -> Vec<String> {
         let mut idle = Vec::new();
         let all = [
@@ -424,7 +427,7 @@ impl Selection {
                 ));
             }
         }
-        // `latest` is the default, and harmless where it is not taken.
+        // `latest` is the default of `moving`, and does no harm without that tag.
         for (rule, tag) in self
             .moving
             .iter()
@@ -442,17 +445,18 @@ impl Selection {
     }
 }
 
-/// What a selection makes of a repository's tags.
+/// The selected tags of a repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// The tags that pass, in the order in which they came.
     pub chosen: Vec<Tag>,
-    /// How many the rules leave out. Tags that travel with their subject are neither chosen nor counted.
+    /// How many tags are excluded. Tags that travel with their subject are neither chosen nor
+    /// counted.
     pub excluded: usize,
 }
 
 impl Selection {
-    /// Chooses among all tags of one repository.
+    /// Selects among all tags of one repository.
     pub fn choose<'a>(&self, tags: impl Iterator<Item = &'a Tag>) -> Choice {
         let mut choice = Choice::default();
         for tag in tags.filter(|tag| !tag.travels_with_subject()) {
@@ -470,7 +474,7 @@ impl Selection {
         choice
     }
 
-    /// Whether the tag passes on its own: `newest` needs its siblings and is not asked.
+    /// Whether the tag passes by its name. `newest`, which needs the other tags, is not checked.
     pub fn allows(&self, tag: &Tag) -> bool {
         let any = |rules: &[TagRule]| rules.iter().any(|rule| rule.matches(tag));
         !tag.travels_with_subject() && any(&self.include) && !any(&self.exclude)
@@ -482,7 +486,8 @@ impl Selection {
     }
 }
 
-/// The versions among `tags` below the `newest` highest. Two spellings of one version count as two, ordered by name.
+/// The versions among `tags` below the `newest` highest. Two spellings of one version count as two,
+/// ordered by name.
 fn beyond_newest(tags: &[Tag], newest: NonZeroU32) -> HashSet<Tag> {
     let versions: BTreeSet<(Version, &Tag)> = tags
         .iter()

@@ -1,5 +1,4 @@
-//! The board: what the daemon is doing, as others may see it. Written by the watch floor, read by status, readiness and
-//! progress.
+//! The board: the daemon's state for status, readiness and progress. The watch writes it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};

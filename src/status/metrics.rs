@@ -18,7 +18,7 @@ use crate::oci::{RepositoryName, Tag};
 use crate::route::{Route, Routes};
 use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
 
-/// Tags whose waiting time is remembered, at the most.
+/// Most tags with a stored waiting time.
 const PENDING: usize = 100_000;
 
 /// The states of the gauge `tags`.
@@ -81,7 +81,7 @@ struct DestinationState {
     sum: Totals,
     /// Ways that have not been seen whole by their last look.
     unseen: usize,
-    /// Of those, the ones whose last look could not see everything.
+    /// The repositories with an incomplete last look.
     blind: usize,
     /// The repositories of the route could not be found.
     undiscovered: bool,
@@ -278,9 +278,9 @@ impl Metrics {
         forget_series(&self.oldest_pending, no_route);
     }
 
-    /// A discovery of the route came to its end: its other repositories are no more, and the ones that it found count as not
-    /// seen until a look has. Without any, the discovery is all that there is to look at. `refused`: repositories were left
-    /// out because the config sends them where they may not go.
+    /// Records a discovery of the route: its other repositories are removed, and new ones count as
+    /// unseen until a look. Without repositories the discovery itself is the look. `refused`:
+    /// repositories were refused because of their destinations.
     pub fn retain_repositories(
         &self,
         route: &Arc<str>,
@@ -321,7 +321,7 @@ impl Metrics {
         }
     }
 
-    /// A discovery of the route failed: what is known of its repositories holds.
+    /// Records a failed discovery of the route: its repositories stay.
     pub fn undiscovered(&self, route: &Arc<str>) {
         let now = now();
         for ((_, destination), place) in self
@@ -339,7 +339,7 @@ impl Metrics {
         }
     }
 
-    /// A look has ended, or a discovery that left none to be made. One that was interrupted does not count.
+    /// Records a look, or a discovery without repositories. An interrupted one does not count.
     pub fn look_ended(&self, route: &str, cause: Cause, trouble: &[Trouble]) {
         let is_interrupted = trouble
             .iter()
@@ -352,7 +352,7 @@ impl Metrics {
         }
     }
 
-    /// A tag is known to differ: it waits from now on, if it does not already.
+    /// Records that a tag differs: it is pending from now on, if it was not before.
     pub fn differs(
         &self,
         destination: DestinationLabels<'_>,
@@ -373,7 +373,7 @@ impl Metrics {
         self.show([destination.route, destination.registry], place);
     }
 
-    /// A tag has come to an end that leaves nothing to promote.
+    /// Records that nothing of a tag is left to promote.
     pub fn waits_no_more(
         &self,
         destination: DestinationLabels<'_>,
@@ -415,7 +415,7 @@ impl Metrics {
         }
     }
 
-    /// A look at one destination of a repository ended. What it could not see is left as it was known.
+    /// Records a look at one destination of a repository. Parts it did not see stay as they were.
     pub fn looked(
         &self,
         destination: DestinationLabels<'_>,
@@ -488,14 +488,15 @@ impl Metrics {
         sum
     }
 
-    /// Whether every repository of the route has been seen by its last look, and every chosen tag was in its place.
+    /// Whether the last look at every repository of the route was complete, and every chosen tag
+    /// was promoted or left alone by the rules.
     pub fn has_success(&self, route: &str) -> bool {
         let state = self.lock();
         state.has_route(route) && state.places_of(route).all(DestinationState::has_success)
     }
 
-    /// How the route stands: whether its newest looks were complete, tags that wait and nothing else is known of, and how
-    /// long the oldest has waited.
+    /// The state of the route: whether its newest looks were complete, the tags pending and in no
+    /// other state, and the age of the oldest.
     pub fn standing(&self, route: &str) -> RouteState {
         let state = self.lock();
         let oldest = state
@@ -550,7 +551,7 @@ impl Metrics {
     }
 }
 
-/// How a route stands.
+/// The state of a route.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteState {
     /// Whether the newest look was complete, at each destination.
@@ -561,19 +562,19 @@ pub struct RouteState {
     pub oldest_pending: Option<Duration>,
 }
 
-/// What a look could see of one destination.
+/// What a look saw of one destination.
 #[derive(Clone, Copy, Debug)]
 pub enum Coverage<'a> {
-    /// Single tags only, or nothing was to be done: it says nothing of the repository as a whole.
+    /// Single tags only, or nothing was done: it tells nothing of the repository as a whole.
     Parts,
-    /// Both sides: the tags by state, and those that are still to go.
+    /// Both sides: tags by state, and the pending ones.
     Everything {
         /// Tags by state.
         totals: &'a Totals,
         /// Tags that are still to go.
         pending: &'a [Tag],
     },
-    /// Staging alone: the tags by what production was last known to hold.
+    /// Staging alone: tags by production's last known digests.
     StagingAlone {
         /// Tags by state.
         totals: &'a Totals,
@@ -592,7 +593,7 @@ fn now() -> f64 {
     clock::now().as_millisecond() as f64 / 1000.0
 }
 
-/// Whether every chosen tag is in production, or is left alone there as the rules say.
+/// Whether every chosen tag is in production, or left alone there by the rules.
 fn is_success(totals: &Totals) -> bool {
     let is_fine = |outcome: &Outcome| {
         matches!(
@@ -620,7 +621,7 @@ impl State {
 }
 
 impl DestinationLabels<'_> {
-    /// The place, unless the config no longer has it.
+    /// The state of a destination, unless the config no longer has it.
     fn place<'a>(
         &self,
         destinations: &'a mut BTreeMap<(Arc<str>, Arc<str>), DestinationState>,
@@ -642,7 +643,7 @@ impl DestinationState {
         self.repositories.entry(key.clone()).or_default()
     }
 
-    /// Forgets the other repositories, and the destinations that the route no longer has.
+    /// Keeps only these repositories, and forgets destinations that the route no longer has.
     fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
         let DestinationState {
             to,
@@ -677,7 +678,7 @@ impl DestinationState {
         self.sum.merge(totals);
     }
 
-    /// Exactly these tags are pending, as far as there is `room`; those that were keep their time.
+    /// Sets the pending tags, at most `room` of them. Tags that were pending keep their time.
     fn set_pending(&mut self, key: &RepositoryKey, tags: &[Tag], room: usize) {
         let before = std::mem::take(&mut self.known(key).pending);
         self.pending -= before.len();
@@ -718,13 +719,14 @@ impl DestinationState {
         self.repositories.get(key)?.pending.get(tag).copied()
     }
 
-    /// Tags that wait and that no other state counts.
+    /// Pending tags that are in no other state.
     fn only_pending(&self) -> u64 {
         (self.pending as u64).saturating_sub(self.sum.failed + self.sum.waiting + self.sum.held)
     }
 
     fn oldest(&self) -> Option<Instant> {
-        // Asked after every look: a route of ten thousand repositories in which nothing waits must not walk through them.
+        // Called after every look: the cost must not grow with repositories that have no pending
+        // tags.
         if self.pending == 0 {
             return None;
         }

@@ -1,11 +1,11 @@
-//! Tags that production lacks, asked about again before they are named: where many jobs of one repository ask at the same
-//! time, one list answers them all.
+//! Second checks of tags that production lacks, just before they are named. Many jobs of one
+//! repository share one list.
 //!
-//! - A list is as good as a question for each tag: both are the registry's own word of now. It is used where registries make
-//!   their lists from what they hold at that moment, and where one page holds all tags.
-//! - The first few askers ask for their tag alone, so that a single promotion costs what it always did.
-//! - A list that fails answers nobody: everybody asks for himself. So does one that is missing: a repository without a list
-//!   may hold tags that it does not show.
+//! - A list counts as an answer for each tag only where registries build it from their present
+//!   state and where one page holds all tags.
+//! - The first few jobs resolve their tag alone, so a single promotion costs no more.
+//! - If the list fails, each job resolves its tag alone. Likewise if it is missing: a repository
+//!   without a list may hold tags that it does not show.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -18,26 +18,26 @@ use super::limits::Traffic;
 use crate::endpoint::{Destination, Origin, Source};
 use crate::oci::{RepositoryName, Tag};
 
-/// Askers within that time who ask for themselves before a list is worth it.
+/// Jobs within that time that resolve their tag alone before a list is worth its request.
 const ALONE: usize = 4;
-/// How long a repository whose tags fill more than a page is not listed again.
+/// How long a repository with more tags than one page holds is not listed again.
 const LONG: Duration = Duration::from_secs(300);
-/// Repositories whose askers are counted before those that nobody asks about any more are forgotten.
+/// Repositories beyond which unused entries are removed.
 const KEPT: usize = 64;
 
-/// What the lists say. Cheap to clone.
+/// The newest lists. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Absent(Arc<Mutex<HashMap<RepositoryKey, Arc<Slot>>>>);
 
 type RepositoryKey = (Origin, RepositoryName);
 
-/// One repository. The lock is held while it is listed, so that everybody else waits for that list.
+/// One repository. The lock is held during a listing, so that the other jobs wait for its result.
 #[derive(Default)]
 struct Slot(tokio::sync::Mutex<RepositoryTags>);
 
 #[derive(Default)]
 struct RepositoryTags {
-    /// When the askers' count began, and how many have asked since.
+    /// When the count of jobs began, and the jobs since then.
     asked: Option<(Instant, usize)>,
     list: Option<TagList>,
 }
@@ -70,7 +70,7 @@ impl Absent {
 }
 
 impl RepositoryTags {
-    /// Counts an asker; whether there are enough for a list.
+    /// Counts a job. Returns whether a list is worth its request.
     fn is_worth_a_list(&mut self, fresh: Duration) -> bool {
         let now = Instant::now();
         let asked = self.asked.get_or_insert((now, 0));
@@ -81,7 +81,7 @@ impl RepositoryTags {
         asked.1 > ALONE
     }
 
-    /// The list that still says something, if there is one.
+    /// The list, if it is still valid.
     fn current_list(&self, fresh: Duration) -> Option<&TagList> {
         let lasts = |list: &&TagList| {
             list.at.elapsed()
@@ -96,14 +96,14 @@ impl RepositoryTags {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// When a list showed that the destination lacks the tag, not longer ago than half the time for which facts are fresh.
-    /// `None`: no list says so.
+    /// When a list showed that the destination lacks the tag, if that is at most half of
+    /// [`Settings::fresh`](super::Settings::fresh) ago. `None`: no list shows it.
     pub(super) async fn listed_absent(&self, tag: &Tag) -> Option<Instant> {
         let destination = &self.destination;
         if !destination.abilities().current_lists {
             return None;
         }
-        // Half of the time is left for the turn to write.
+        // Half of the time is left for the wait for the PUT.
         let fresh = self.engine.settings.fresh / 2;
         let slot = self.engine.absent.slot((
             destination.origin().clone(),

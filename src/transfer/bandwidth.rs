@@ -1,7 +1,8 @@
-//! Bandwidth: how many blob bytes a second a registry may cost us, by day of the week and time of day.
+//! Bandwidth: the blob bytes a second that a registry may cost, by weekday and time of day.
 //!
-//! A [`Plan`] is data; the meter keeps to it. Bytes that were moved are a debt that is paid by waiting, at the rate that
-//! holds while it is paid: what runs when a window ends goes on at the next one's rate, waits included.
+//! A [`Plan`] is data; the meter enforces it. Bytes that were moved are a debt, paid by waiting at
+//! the rate in force while it is paid. When a window ends, running transfers continue at the next
+//! rate, waits included.
 
 use crate::clock;
 use std::sync::{Arc, Mutex};
@@ -19,18 +20,18 @@ pub const DAY: u16 = 24 * 60;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     windows: Arc<[Window]>,
-    /// Where the times are those of the clock on the wall.
+    /// The time zone of the windows.
     zone: TimeZone,
 }
 
-/// A part of the week, and its rate.
+/// A part of the week with its rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The days on which it begins.
     pub days: Days,
     /// Its first minute of the day, 0 to 1439.
     pub from: u16,
-    /// The minute at which it is over, 1 to 1440; not after `from`: on the next day.
+    /// Its end, a minute from 1 to 1440. An end not after `from` lies on the next day.
     pub to: u16,
     /// Bytes per second; `None`: no limit.
     pub rate: Option<u64>,
@@ -46,7 +47,8 @@ impl Days {
     /// None of them, to add to.
     pub const NONE: Days = Days(0);
 
-    /// These and the days from `first` to `last`, both included; over the week's end where `last` is earlier.
+    /// These and the days from `first` to `last` inclusive, across the week's end if `last` is
+    /// earlier.
     #[must_use]
     pub fn and(self, first: Weekday, last: Weekday) -> Days {
         let count = last.since(first);
@@ -76,7 +78,7 @@ impl Window {
         }
     }
 
-    /// Whether there is no time outside of it.
+    /// Whether it covers the whole week.
     pub fn is_always(&self) -> bool {
         self.days == Days::ALL && self.from == self.to % DAY
     }
@@ -97,7 +99,7 @@ impl Plan {
         Plan::new([Window::always(Some(rate))], TimeZone::UTC)
     }
 
-    /// Windows, of which the first that holds counts; where none does there is no limit.
+    /// Windows. The first that contains the time applies; outside of all there is no limit.
     pub fn new(windows: impl IntoIterator<Item = Window>, zone: TimeZone) -> Plan {
         Plan {
             windows: windows.into_iter().collect(),
@@ -105,7 +107,7 @@ impl Plan {
         }
     }
 
-    /// The rate at a time, and how long it holds at least.
+    /// The rate at a time, and how long it applies at least.
     fn at(&self, time: Timestamp) -> Span {
         let local: Zoned = time.to_zoned(self.zone.clone());
         let minute = local.hour() as u16 * 60 + local.minute() as u16;
@@ -128,19 +130,19 @@ impl Plan {
     }
 }
 
-/// A time in which one rate holds.
+/// A span of time with one rate.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     rate: Option<f64>,
     lasts: Duration,
 }
 
-/// The clock is looked at again after so long, should somebody set it.
+/// Longest time between two readings of the wall clock, which may be set meanwhile.
 const LOOK: Duration = Duration::from_secs(60);
-/// Longest wait that is told at once.
+/// Longest wait that is returned at once.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Keeps to a plan.
+/// Enforces a plan.
 #[derive(Debug)]
 pub(super) struct Meter {
     plan: Plan,
@@ -150,11 +152,11 @@ pub(super) struct Meter {
 
 #[derive(Debug)]
 struct State {
-    /// Bytes that may go at once; below zero they are owed.
+    /// Bytes that may be sent at once; below zero they are a debt.
     saved: f64,
     at: Instant,
     rate: Option<f64>,
-    /// Until when the rate is known to hold.
+    /// When the rate may change.
     until: Instant,
 }
 
@@ -179,7 +181,7 @@ impl Meter {
         }
     }
 
-    /// Takes so many bytes; the time until they are paid for.
+    /// Takes bytes. Returns the wait until they are paid for.
     pub(super) fn take(&self, bytes: u64) -> Duration {
         let mut state = self
             .state
@@ -199,7 +201,7 @@ impl Meter {
         self.wait(debt, (self.clock)(now))
     }
 
-    /// How long a debt takes to pay from `time` on.
+    /// How long a debt takes to be paid from `time` on.
     fn wait(&self, mut debt: f64, mut time: Timestamp) -> Duration {
         let mut waited = Duration::ZERO;
         // Less than that is the rounding of fractions.
@@ -237,7 +239,7 @@ impl State {
     }
 }
 
-/// What may be saved up at a rate: a quarter of a second, and what a frame may take.
+/// Largest credit at a rate: a quarter of a second, and one frame.
 fn burst(rate: Option<f64>) -> f64 {
     (rate.unwrap_or_default() / 4.0).max(65536.0)
 }
@@ -329,7 +331,7 @@ mod tests {
         }
     }
 
-    /// Five seconds before eight on a Friday, and on from there as the tests' own clock goes.
+    /// Five seconds before eight on a Friday, then by the test's own clock.
     fn near_eight(now: Instant) -> Timestamp {
         thread_local!(static BEGIN: Instant = Instant::now());
         let begin = BEGIN.with(|begin| *begin);

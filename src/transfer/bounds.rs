@@ -1,25 +1,26 @@
-//! How much the engine does at once, and in what pieces. The defaults are what the program runs with; a simulator draws others.
+//! Bounds of the engine. The program runs with the defaults; a simulator draws others.
 
 use std::time::Duration;
 
 /// Bounds of the engine that no config sets.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// How often a tag is surveyed anew because staging moved it while it was carried.
+    /// Rounds of a job: staging may move the tag while it is carried.
     pub rounds: u32,
     /// Children of an index that are surveyed at once.
     pub children: usize,
-    /// Blobs of one image that are asked for or moved at once.
+    /// Blobs of one image that are checked or moved at once.
     pub blobs: usize,
     /// Manifests of one level that are written at once.
     pub manifests: usize,
-    /// Subjects whose referrers are looked for at once, and referrers of one subject that are brought at once.
+    /// Subjects whose referrers are listed at once, and referrers of one subject that are copied at
+    /// once.
     pub referrers: usize,
-    /// How often content that the registry misses all of a sudden is brought again.
+    /// How often missing content that a registry reports is copied again.
     pub repairs: usize,
     /// Bytes between two checkpoints of an upload. Uploads of smaller blobs are not journalled.
     pub checkpoint: u64,
-    /// Bytes of a blob for which it pays to wait until another job can give it away by a mount.
+    /// Size of a blob from which a job waits until another one can offer it for a mount.
     pub worth_waiting: u64,
     /// Reads that several destinations share.
     pub shared_reads: SharedReads,
@@ -32,10 +33,10 @@ pub struct SharedReads {
     pub window: usize,
     /// Bytes that all reads together keep.
     pub all_windows: usize,
-    /// Bytes that one read keeps for readers that may come a moment later, as long as no more than half of all windows is
-    /// kept.
+    /// Bytes that one read keeps for readers that may join a moment later, while at most half of
+    /// all windows is in use.
     pub linger: usize,
-    /// How long one read waits for slower readers, beyond a twentieth of its time.
+    /// How long one read waits for slow readers, beyond a twentieth of its own time.
     pub grace: Duration,
 }
 

@@ -1,4 +1,5 @@
-//! Carry: brings blobs, child manifests and referrers to the destination, addressed by digest. Nobody sees a change.
+//! Carry: copies blobs, child manifests and referrers to the destination, addressed by digest. No
+//! tag changes.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +16,13 @@ use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Brings all that belongs to the image, except the manifest that the tag will name, and what refers to the image.
+    /// Copies the image without its top manifest, and the referrers of the image.
     pub(super) async fn carry(&self, image: &Image) -> Result<(), Fault> {
         self.carry_content(image).await?;
         self.copy_referrers(&image.subjects).await
     }
 
-    /// Brings the blobs, then the manifests, each after its children.
+    /// Copies the blobs, then the manifests, each after its children.
     pub(super) async fn carry_content(&self, image: &Image) -> Result<(), Fault> {
         self.carry_blobs(&image.blobs).await?;
         let mut left: Vec<Manifest> = image.levels.iter().flatten().cloned().collect();
@@ -49,8 +50,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Brings blobs side by side. After a failure no more are begun, but those on their way arrive: what has been sent of them
-    /// need not be sent again, and others may be waiting for them.
+    /// Copies blobs side by side. After a failure no further one starts, but running copies finish:
+    /// their bytes are not sent again, and other jobs may wait for them.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
         let failed = AtomicBool::new(false);
         let bring = |blob: Descriptor| {
@@ -86,8 +87,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Writes a manifest under its digest. What the registry misses although it was there is brought again; foreign layers are
-    /// brought when it insists on them. Names are written by [`Promotion::name`] alone.
+    /// Writes a manifest under its digest. Content that the registry reports missing is copied
+    /// again; foreign layers only if it insists on them. Tags are written by
+    /// [`Promotion::move_tag`] alone.
     pub(super) async fn put(&self, image: &Image, manifest: &Manifest) -> Result<Put, Fault> {
         let write = |destination: D| {
             let manifest = manifest.clone();
@@ -131,7 +133,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// A manifest that refers to its blobs is there: some registries let them be mounted elsewhere from now on.
+    /// Notes that a manifest refers to its blobs: some registries mount only such blobs.
     pub(super) async fn committed(&self, manifest: &Manifest, put: Put) -> Put {
         if matches!(put, Put::Accepted { .. }) {
             let own = manifest
@@ -164,7 +166,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         put
     }
 
-    /// Brings again what the registry says it misses, and what it may mean when it names nothing.
+    /// Copies again the content that the registry reports missing, or all content if it names none.
     pub(super) async fn repair(
         &self,
         image: &Image,
@@ -196,7 +198,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.copy_child(image, child).await?;
         }
         for blob in &blobs {
-            // The registry misses it by name: whoever says that it is there, even the registry, is wrong.
+            // The registry reports this blob missing: no hint or answer that it is present counts.
             if named.is_empty() {
                 self.blob(blob).await?
             } else {
@@ -206,7 +208,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Brings a child that the destination was thought to hold.
+    /// Copies a child that the destination was believed to hold.
     fn copy_child<'a>(
         &'a self,
         image: &'a Image,

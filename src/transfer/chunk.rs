@@ -1,13 +1,13 @@
-//! Chunk sizes: they grow until waiting for acknowledgements is a small part of the time.
+//! Chunk sizes: they grow until the wait for acknowledgements is a small part of the time.
 
 use std::time::Duration;
 
-/// The part of the time that waiting for acknowledgements may take.
+/// Largest part of the time that the wait for acknowledgements may take.
 const WAITING: f64 = 0.02;
-/// The most that a size grows at once.
+/// Largest growth of a size in one step.
 const STEP: f64 = 4.0;
 
-/// How long the next chunk is.
+/// The size of the next chunk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunks {
     size: u64,
@@ -30,11 +30,11 @@ impl Chunks {
         self.size
     }
 
-    /// A chunk of `length` bytes was acknowledged after it had `took` so long, of which the last `waited` without a byte
-    /// to send.
+    /// Records an acknowledged chunk: its duration, of which `waited` passed without a byte to
+    /// send.
     pub(super) fn acknowledged(&mut self, length: u64, took: Duration, waited: Duration) {
         let part = waited.as_secs_f64() / took.as_secs_f64().max(1e-9);
-        // A last chunk is short, and says nothing about a full one.
+        // The last chunk is short and tells nothing about a full one.
         if length == self.size && part > WAITING {
             let factor = (part / WAITING).clamp(1.25, STEP);
             self.size = ((self.size as f64 * factor) as u64).min(self.most);
@@ -48,7 +48,8 @@ mod tests {
 
     const MIB: u64 = 1024 * 1024;
 
-    /// Sends `total` bytes over a link; returns the part of the time spent waiting over the last half, and the last size.
+    /// Sends `total` bytes over a link; returns the part of the time spent waiting over the last
+    /// half, and the last size.
     fn transfer(mut chunks: Chunks, total: u64, latency: f64, rate: f64) -> (f64, u64) {
         let (mut sent, mut spent, mut waited) = (0, 0.0, 0.0);
         while sent < total {

@@ -1,7 +1,7 @@
-//! Which registries answer and accept us.
+//! Health: which registries answer and accept the credentials.
 //!
-//! The last word of every request counts, after its retries. That credentials are refused counts longer: reading may go on
-//! well where writing is refused, so a refusal holds until a look has ended without another one.
+//! The result of every request counts, after its retries. A refusal of credentials stays until a
+//! look ends without another one: reads may succeed where writes are refused.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,27 +13,27 @@ use crate::fault::{Class, Fault};
 const HELP: &str =
     "Whether the registry answers and accepts us: 1, else 0; 0 also until it has first been asked.";
 
-/// What is known of the registries. Cheap to clone.
+/// The health of all registries. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Health {
     gauge: GaugeVec,
     registries: Arc<Mutex<BTreeMap<String, Heard>>>,
 }
 
-/// What a registry said last.
+/// The last result of a registry.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
-    /// Whether it answers and accepts us; unknown before the first request.
+    /// Whether it answers and accepts the credentials; unknown before the first request.
     pub up: Option<bool>,
-    /// Why it does not.
+    /// The failure, if it does not.
     pub trouble: Option<String>,
-    /// How often it has refused our credentials.
+    /// How often it has refused the credentials.
     refusals: u64,
-    /// A refusal still holds.
+    /// Whether a refusal stands.
     refused: bool,
 }
 
-/// How often registries had refused us when a look began.
+/// The refusals of each registry when a look began.
 #[derive(Debug)]
 pub struct Mark(Vec<(String, u64)>);
 
@@ -51,7 +51,7 @@ impl Health {
         })
     }
 
-    /// Watches the registry of that name, if it is not watched already. Of others nothing is noted.
+    /// Watches a registry. Results of others are not recorded.
     pub fn prepare(&self, registry: &str) {
         self.gauge.with_label_values(&[registry]);
         self.lock().entry(registry.into()).or_default();
@@ -69,12 +69,12 @@ impl Health {
         });
     }
 
-    /// What the registry said last; `None`: it is not watched.
+    /// The last result of a registry. `None`: it is not watched.
     pub fn of(&self, registry: &str) -> Option<Heard> {
         self.lock().get(registry).cloned()
     }
 
-    /// A request has come to its end: with an answer, or with a fault. A fault that says nothing of the registry as a whole
+    /// Records the result of a request. A fault that tells nothing of the registry as a whole
     /// changes nothing.
     pub fn heard(&self, registry: &str, fault: Option<&Fault>) {
         self.note(registry, |heard| match fault.map(Fault::class) {
@@ -99,7 +99,8 @@ impl Health {
         )
     }
 
-    /// The look has ended with answers from all of them: refusals from before it hold no longer, unless there was another one.
+    /// Ends a look that all registries answered: refusals from before it no longer stand, unless
+    /// another one came.
     pub fn clear(&self, mark: &Mark) {
         for (registry, refusals) in &mark.0 {
             self.note(registry, |heard| {

@@ -1,4 +1,5 @@
-//! What the engine counts. Labels come from the config or from closed sets; repositories are capped.
+//! What the engine counts. Labels come from the config or from closed sets; repositories are
+//! capped.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,16 +16,16 @@ use crate::fault::Class;
 use crate::job::{BlobOutcome, Outcome, ReferrerOutcome};
 use crate::metrics::{LabelNames, forget_series};
 
-/// Destination repositories that have series of their own; the ones past it count as `other`.
+/// Most destination repositories with series of their own; further ones count as `other`.
 const REPOSITORIES: usize = 1000;
 /// The window of the throughput gauges.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Bounds of a promotion's time: from a few manifests to many gigabytes over a slow line.
+/// Buckets of a promotion's duration: from a few manifests to many gigabytes over a slow link.
 const PROMOTION_SECONDS: [f64; 14] = [
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
 ];
-/// Bounds of the time from a push, or its first sight, to production.
+/// Buckets of the time from a push, or its first observation, to production.
 pub const TO_PRODUCTION_SECONDS: [f64; 14] = [
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
     86_400.0,
@@ -47,11 +48,11 @@ pub struct Metrics {
     retries: IntCounterVec,
     stalls: IntCounterVec,
     rate_limited_seconds: prometheus::CounterVec,
-    /// How long permits are waited for.
+    /// Waiting times for permits.
     pub waited: Waited,
-    /// Which registries answer and accept us.
+    /// The health of the registries.
     pub health: Health,
-    /// Destinations of routes that the config has: of others nothing is counted.
+    /// Destinations of the config's routes: others are not counted.
     places: Arc<Mutex<HashSet<(String, String)>>>,
     registries: LabelNames,
     repositories: Arc<Mutex<HashSet<String>>>,
@@ -170,7 +171,7 @@ impl Metrics {
         })
     }
 
-    /// Makes all series of a route exist, at 0.
+    /// Creates all series of a route, at 0.
     pub fn prepare_route<'a>(&self, route: &str, destinations: impl Iterator<Item = &'a str>) {
         for destination in destinations {
             self.places().insert((route.into(), destination.into()));
@@ -193,13 +194,13 @@ impl Metrics {
         }
     }
 
-    /// Makes the promotion counter of a literal destination repository exist, at 0.
+    /// Creates the promotion counter of a literal destination repository, at 0.
     pub fn prepare_repository(&self, route: &str, destination: &str, repository: &str) {
         self.promotions
             .with_label_values(&[route, destination, &self.bounded(repository)]);
     }
 
-    /// Makes all series of a registry exist, at 0.
+    /// Creates all series of a registry, at 0.
     pub fn prepare_registry(&self, registry: &str) {
         self.registries.take_up(registry);
         self.digest_mismatches.with_label_values(&[registry]);
@@ -212,8 +213,8 @@ impl Metrics {
         }
     }
 
-    /// Forgets the destinations of routes that are not in `places`, and the registries that are not in `registries`. Their
-    /// jobs that still run bring nothing back.
+    /// Removes destinations of routes that are not in `places`, and registries that are not in
+    /// `registries`. Jobs that still run do not create them again.
     pub fn retain(&self, places: &HashSet<(&str, &str)>, registries: &HashSet<&str>) {
         self.places()
             .retain(|(route, destination)| places.contains(&(route, destination)));
@@ -253,7 +254,7 @@ impl Metrics {
             .contains(&(route.to_owned(), destination.to_owned()))
     }
 
-    /// A job runs until the guard is dropped.
+    /// Counts a running job until the guard is dropped.
     pub fn in_flight(&self) -> InFlight {
         self.jobs_in_flight.inc();
         InFlight(self.jobs_in_flight.clone())
@@ -293,7 +294,7 @@ impl Metrics {
         }
     }
 
-    /// A blob came to be in the destination.
+    /// Counts a blob that the destination holds now.
     pub fn blob(&self, route: &str, destination: &str, outcome: BlobOutcome, size: u64) {
         let how = match outcome {
             BlobOutcome::Present => "present",
@@ -310,7 +311,7 @@ impl Metrics {
         }
     }
 
-    /// Something that travels beside an image was brought, was there, or is refused.
+    /// Counts a referrer or companion that was copied, present or refused.
     pub fn referrer(&self, route: &str, destination: &str, outcome: ReferrerOutcome) {
         if self.has(route, destination) {
             self.referrers
@@ -319,7 +320,7 @@ impl Metrics {
         }
     }
 
-    /// An upload went on from a checkpoint: `spared` bytes were not sent again.
+    /// Counts an upload resumed from a checkpoint: `spared` bytes were not sent again.
     pub fn resumed(&self, spared: u64) {
         self.resumes.inc();
         self.spared_bytes
@@ -327,14 +328,14 @@ impl Metrics {
             .inc_by(spared);
     }
 
-    /// Content did not have the digest or size that was promised.
+    /// Counts content with another digest or size than promised.
     pub fn mismatched(&self, registry: &str) {
         if !self.registries.is_gone(registry) {
             self.digest_mismatches.with_label_values(&[registry]).inc();
         }
     }
 
-    /// Another try.
+    /// Counts a retry.
     pub fn retried(&self, registry: &str, class: Class) {
         if !self.registries.is_gone(registry) {
             self.retries
@@ -343,14 +344,14 @@ impl Metrics {
         }
     }
 
-    /// A transfer was cut because `registry` sent (`read`) or took (`sent`) too little.
+    /// Counts a transfer that was cut because `registry` sent (`read`) or took (`sent`) too little.
     pub fn stalled(&self, registry: &str, direction: &str) {
         if !self.registries.is_gone(registry) {
             self.stalls.with_label_values(&[registry, direction]).inc();
         }
     }
 
-    /// A registry asked for so much more time.
+    /// Counts the time that a registry asked for.
     pub fn rate_limited(&self, registry: &str, wait: Duration) {
         if !wait.is_zero() && !self.registries.is_gone(registry) {
             self.rate_limited_seconds
@@ -370,7 +371,7 @@ impl Metrics {
         let at = rates.iter().position(|rate| rate.key == key);
         let at = at.unwrap_or(rates.len());
         match rates.get_mut(at) {
-            // The registry may have been forgotten since.
+            // The registry may have been removed since.
             Some(rate) => rate.gauge = gauge,
             None => rates.push(Rate {
                 key,
@@ -385,7 +386,7 @@ impl Metrics {
         }
     }
 
-    /// Brings the throughput gauges up to date; called before a scrape.
+    /// Updates the throughput gauges; called before a scrape.
     pub fn refresh(&self) {
         for rate in self
             .rates
@@ -437,7 +438,7 @@ impl Rate {
     }
 }
 
-/// How long permits are waited for, by kind. Cheap to clone.
+/// Waiting times for permits, by kind. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Waited {
     job: Histogram,
@@ -457,23 +458,23 @@ impl Waited {
         Ok(Waited { job, body, request })
     }
 
-    /// A job that asked at that time has its permit now.
+    /// Records a job permit that was asked for at that time.
     pub(super) fn job(&self, asked: Instant) {
         self.job.observe(asked.elapsed().as_secs_f64());
     }
 
-    /// A body that asked at that time has its permits now.
+    /// Records body permits that were asked for at that time.
     pub(super) fn body(&self, asked: Instant) {
         self.body.observe(asked.elapsed().as_secs_f64());
     }
 
-    /// A request that asked at that time has its permit now.
+    /// Records a request permit that was asked for at that time.
     pub(super) fn request(&self, asked: Instant) {
         self.request.observe(asked.elapsed().as_secs_f64());
     }
 }
 
-/// A job that runs.
+/// A running job.
 #[derive(Debug)]
 pub struct InFlight(IntGauge);
 

@@ -1,10 +1,11 @@
-//! Carries an image and names it: job → survey → plan → carry → verdict → name → outcome.
+//! The engine: job → survey → plan → carry → verdict → name → outcome.
 //!
-//! - [`survey`](self) gathers facts; [`plan`] decides without touching anything; carrying brings blobs, child manifests and
-//!   referrers over, addressed by digest, and changes nothing anyone sees; naming moves the tag and is the last request.
-//! - Production is asked about a tag at most two seconds before the tag moves; when a side moved meanwhile, nothing is named
-//!   and the story starts over with the new facts.
-//! - Retry, limits and claims live here and nowhere else. Nothing here knows of HTTP.
+//! - [`survey`](self) gathers facts; [`plan`] decides without side effects; carrying copies blobs,
+//!   child manifests and referrers by digest and moves no tag; naming moves the tag with the last
+//!   request.
+//! - Production is asked about a tag at most two seconds before the tag moves. If a side moved
+//!   meanwhile, nothing is named and the job plans again with the new facts.
+//! - Retry, limits and claims live here and nowhere else. Nothing here depends on HTTP.
 
 mod absent;
 mod admission;
@@ -67,18 +68,19 @@ use crate::job::{BlobOutcome, Job, Key, ObservedVia, Outcome, Progress, TagId, T
 use crate::ledger::Ledger;
 use crate::oci::{Digest, RepositoryName, Tag};
 
-/// How the engine behaves.
+/// Settings of the engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How patient it is.
+    /// Retries.
     pub retry: retry::Settings,
     /// When a transfer counts as stalled.
     pub stall: stall::Settings,
-    /// How long a hint about production is good enough for a routine poll.
+    /// How long the routine poll trusts a hint about production.
     pub trust: Duration,
-    /// How old production's answer about a tag may be when the tag moves; staging's may be five times as old.
+    /// How old production's answer about a tag may be when the tag moves; staging's may be five
+    /// times as old.
     pub fresh: Duration,
-    /// How much at once, and in what pieces.
+    /// Concurrency and sizes.
     pub bounds: Bounds,
 }
 
@@ -94,25 +96,25 @@ impl Default for Settings {
     }
 }
 
-/// Most companion tags that are remembered as tried.
+/// Most companion tags remembered as tried.
 const TRIED: usize = 100_000;
-/// Most equal tags that are remembered as not proven by the source.
+/// Most equal tags remembered as unproven by the source.
 const UNPROVEN: usize = 10_000;
 
 /// The engine: shared by all jobs. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    /// How it behaves.
+    /// Settings.
     pub settings: Settings,
     /// Hints and open uploads.
     pub index: Index,
-    /// What happened.
+    /// Outcomes and decisions.
     pub ledger: Ledger,
-    /// Who may send how much.
+    /// Rate and concurrency limits.
     pub limits: Limits,
-    /// What is counted.
+    /// Metrics.
     pub metrics: Metrics,
-    /// Pushes before this were not ours to be fast with.
+    /// Pushes before this time do not count towards the time to production.
     started: Timestamp,
     claims: Claims,
     absent: Absent,
@@ -123,57 +125,57 @@ pub struct Engine {
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
 }
 
-/// What came of running a job, before it is settled.
+/// The result of a job, before it is settled.
 #[derive(Debug)]
 pub struct Completion {
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What staging named.
+    /// Staging's digest.
     pub digest: Option<Digest>,
-    /// What production named before.
+    /// Production's digest before the job.
     pub previous: Option<Digest>,
-    /// Why, for people.
+    /// The reasons, for the report.
     pub reasons: Vec<String>,
     /// The failure, if it failed.
     pub fault: Option<Fault>,
-    /// What it cost.
+    /// The cost.
     pub cost: Cost,
-    /// What the production tag names now by our hand.
+    /// The digest that this job wrote to the production tag.
     pub written: Option<Digest>,
-    /// A write of an earlier job that arrived although its answer was lost.
+    /// A write of an earlier job that succeeded although its answer was lost.
     pub found: Option<Found>,
-    /// How long it took.
+    /// The duration.
     pub took: Duration,
-    /// The tag was asked about and written as often and for as long as one job may: the queue looks again later.
+    /// Whether naming reached its bound of rounds or time: the queue looks again later.
     pub gave_up: bool,
 }
 
-/// An announced digest that production turned out to name.
+/// An intended digest that production turned out to name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The digest.
     pub digest: Digest,
-    /// What the ledger knew before.
+    /// The ledger's digest before.
     pub previous: Option<Digest>,
 }
 
-/// What a job cost.
+/// The cost of a job.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Blobs by what happened to them.
+    /// Blobs by outcome.
     pub blobs: crate::job::BlobCounts,
-    /// Referrers and companion tags by what happened to them.
+    /// Referrers and companion tags by outcome.
     pub referrers: crate::job::ReferrerCounts,
-    /// Blob bytes put on the wire to the destination.
+    /// Blob bytes sent to the destination.
     pub bytes_sent: u64,
-    /// Sizes of blobs present or mounted.
+    /// Sizes of present and mounted blobs.
     pub bytes_spared: u64,
     /// Requests on both sides.
     pub requests: u64,
 }
 
 impl Cost {
-    /// The cost of this and of one more run of the same job, which finds present what this one has brought.
+    /// The sum of two runs of one job. The second run finds present what the first one copied.
     fn plus(self, other: &Cost) -> Cost {
         let brought = self.blobs.mounted + self.blobs.copied;
         let referrers = crate::job::ReferrerCounts {
@@ -234,7 +236,7 @@ impl Engine {
         }
     }
 
-    /// Asks a registry: when its time has come, and again as long as that may help.
+    /// Sends a request once the limiter allows it, with retries.
     ///
     /// # Errors
     /// The last failure, or one of class `Cancelled`.
@@ -252,7 +254,7 @@ impl Engine {
         retry(self, &self.limits.lane(origin), registry, errand, stop, act).await
     }
 
-    /// Asks a registry once: when its time has come, without another try.
+    /// Sends a request once the limiter allows it, without retries.
     ///
     /// # Errors
     /// The failure, or one of class `Cancelled`.
@@ -274,8 +276,8 @@ impl Engine {
         result
     }
 
-    /// Whether a companion tag that the destination lacks has been looked at. Some are never brought: a registry that lists
-    /// referrers itself needs no fallback list.
+    /// Whether a companion tag that the destination lacks has been tried. Some are never copied: a
+    /// registry that lists referrers itself needs no fallback list.
     pub fn has_tried(&self, origin: &Origin, repository: &RepositoryName, tag: &Tag) -> bool {
         let place = TagId {
             origin: origin.clone(),
@@ -300,7 +302,7 @@ impl Engine {
         }));
     }
 
-    /// Whether the source has failed to prove that its tag names the digest that production names.
+    /// Whether the source has failed to prove that its tag names production's digest.
     pub fn is_unproven(&self, place: &TagId, digest: &Digest) -> bool {
         self.unproven
             .lock()
@@ -308,7 +310,7 @@ impl Engine {
             .contains(&(place.clone(), *digest))
     }
 
-    /// Remembers that the source has failed to prove a digest: it is not read again at every look.
+    /// Remembers that the source has failed to prove a digest, so that looks do not read it again.
     pub fn note_unproven(&self, place: &TagId, digest: &Digest) {
         let mut unproven = self.unproven.lock().expect("nothing panics while it notes");
         if unproven.len() >= UNPROVEN {
@@ -317,8 +319,9 @@ impl Engine {
         unproven.insert((place.clone(), *digest));
     }
 
-    /// Runs a job to its end. Never fails: what goes wrong is part of the ending. A registry's time that is far off is waited
-    /// for without a permit and without claims, as long as the job may wait; then the ending names it.
+    /// Runs a job. Faults are part of the completion. A registry's distant `Retry-After` is waited
+    /// for without permits and claims, within [`Job::max_wait`]; beyond that the completion names
+    /// it.
     pub async fn run<S: Source, D: Destination>(
         &self,
         job: &Job,
@@ -355,12 +358,12 @@ impl Engine {
                     ..completion
                 };
             }
-            // The run itself has waited for about as long as it may with its permits in hand.
+            // The run itself has waited up to `hold` with its permits.
             waited += wait + hold;
         }
     }
 
-    /// Runs a job until it ends or has to wait for long.
+    /// Runs a job until it completes or has to wait for long.
     async fn run_once<S: Source, D: Destination>(
         &self,
         job: &Job,
@@ -427,7 +430,7 @@ impl Engine {
 }
 
 impl Completion {
-    /// Nothing to do: both sides name `digest`.
+    /// Both sides name `digest`.
     pub fn equal(digest: Digest, requests: u64) -> Completion {
         let cost = Cost {
             requests,
@@ -442,7 +445,7 @@ impl Completion {
         }
     }
 
-    /// The time after which the registry may be asked again, where it named one.
+    /// The registry's `Retry-After`, if it named one.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.fault.as_ref()?.class() {
             Class::Retryable { after } => after,
@@ -450,7 +453,7 @@ impl Completion {
         }
     }
 
-    /// It did not work, or we were asked to stop.
+    /// A failure, or an interruption.
     pub fn failed(fault: Fault, requests: u64) -> Completion {
         let outcome = if fault.class() == Class::Cancelled {
             Outcome::Interrupted
@@ -484,7 +487,7 @@ impl Completion {
     }
 }
 
-/// One job on its way.
+/// One job while it runs.
 struct Promotion<'a, S, D> {
     engine: &'a Engine,
     job: &'a Job,
@@ -493,25 +496,25 @@ struct Promotion<'a, S, D> {
     progress: &'a Arc<Progress>,
     stop: &'a Stop,
     member: GroupMember,
-    /// Its place in the lines for permits.
+    /// Its rank in the queues for permits.
     ticket: Arc<Ticket>,
-    /// Its place among the jobs that lead or follow, by when they first did.
+    /// Its order among jobs that share blobs, from the first blob they shared.
     number: OnceLock<u64>,
-    /// Blobs that others wait to mount when our manifests are there.
+    /// Blobs that other jobs mount once a manifest refers to them.
     leads: Mutex<Vec<Lead>>,
-    /// How the blobs move for which jobs may wait.
+    /// Progress of the blobs that other jobs may wait for.
     motions: Mutex<BTreeMap<Digest, Arc<Motion>>>,
     started: Instant,
     sent: AtomicU64,
     spared: AtomicU64,
     counts: Counts,
-    /// What is to be told of the job whatever it comes to.
+    /// Reasons to report for any outcome.
     reasons: Mutex<Vec<String>>,
-    /// A write of an earlier job that this one has found.
+    /// A write of an earlier job that turned out to have arrived.
     found: Mutex<Option<Found>>,
-    /// The rules by which it was planned last.
+    /// The rules of the last plan.
     rules: Mutex<TagRules>,
-    /// Whether naming ended by its bounds of rounds or time.
+    /// Whether naming reached its bound of rounds or time.
     gave_up: AtomicBool,
 }
 
@@ -524,11 +527,11 @@ struct Counts {
     referrers_present: AtomicU64,
     referrers_copied: AtomicU64,
     referrers_refused: AtomicU64,
-    /// Referrers and companions that have been counted: a job may come by them more than once.
+    /// Referrers and companions already counted: a job may meet one twice.
     referrers: Mutex<HashSet<Digest>>,
 }
 
-/// How a story ended when nothing went wrong.
+/// A job that ended without a fault.
 struct Story {
     outcome: Outcome,
     digest: Option<Digest>,
@@ -537,7 +540,7 @@ struct Story {
     written: Option<Digest>,
 }
 
-/// A story that broke off, with what was known by then.
+/// A job that ended with a fault, and the facts known by then.
 struct Broken {
     fault: Fault,
     digest: Option<Digest>,
@@ -545,9 +548,9 @@ struct Broken {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// One job at a time looks at a destination tag and moves it: a look that was asked for by name may run beside a look at
-    /// the whole repository. Taken with the job's permit in hand, so that no job that waits for its turn holds a tag.
-    /// Also returns what the look saw that still holds: nothing, where another job had the tag meanwhile.
+    /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
+    /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
+    /// discarded if another job held the tag meanwhile.
     async fn claim_tag(&self) -> Result<(Claim, survey::Observation), Fault> {
         let place = &self.job.key.destination;
         let subject = Subject::Tag(
@@ -571,7 +574,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The whole story. Each round starts from facts; a round in which staging moved names nothing.
+    /// Runs the rounds of the job. Each starts from facts; if staging moved in it, it names
+    /// nothing.
     async fn promote(&self, observation: survey::Observation) -> Result<Story, Broken> {
         let mut facts = self
             .survey_tag(observation)
@@ -619,7 +623,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Err(self.broken(Fault::retryable(text), Some(&facts)))
     }
 
-    /// Both sides name the same digest: the ledger learns that, and what came to the image later is brought.
+    /// Records that both sides name the same digest, and copies referrers that came later.
     async fn equal(&self, facts: &survey::TagFacts) -> Result<(), Fault> {
         let key = &self.job.key;
         if let Some(digest) = facts.source {
@@ -634,7 +638,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.copy_late_referrers(facts).await
     }
 
-    /// Production differs and stays so: the index must not go on saying that it is equal.
+    /// Production differs and stays so: updates the index's hint.
     async fn remember_difference(&self, facts: &survey::TagFacts) {
         if facts.destination != facts.source
             && facts.destination_via == ObservedVia::Tag
@@ -644,7 +648,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The registry does not let the tag move, not even to where it is: its digest tells success from conflict.
+    /// The registry refuses to change the tag at all, so its digest tells success from conflict.
     async fn refused_as_immutable(
         &self,
         image: &survey::Image,
@@ -741,7 +745,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// This job as the claimant of a blob or of a question.
+    /// This job as the claimant of a blob or of a referrers request.
     fn claimant(&self, digest: &Digest) -> Claimant {
         Claimant {
             ticket: self.ticket.clone(),
@@ -759,7 +763,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .clone()
     }
 
-    /// Asks the source: under its limits, with retry.
+    /// Sends a request to the source, with limits and retries.
     async fn ask_source<T, F>(&self, traffic: Traffic, act: impl Fn(S) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -779,7 +783,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// Asks the destination: under its limits, with retry.
+    /// Sends a request to the destination, with limits and retries.
     async fn ask_destination<T, F>(
         &self,
         traffic: Traffic,
@@ -803,7 +807,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// Whether a hint from `seen` needs no asking.
+    /// Whether a hint from `seen` can be trusted without a request.
     fn trusts(&self, seen: Timestamp) -> bool {
         let age = self.job.look_began.duration_since(seen).as_secs();
         age <= 0
@@ -811,7 +815,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 && (age as u64) < self.engine.settings.trust.as_secs())
     }
 
-    /// Something that is to be told of the job, once.
+    /// Adds a reason to the report, once.
     fn note_reason(&self, reason: String) {
         let mut reasons = self.reasons.lock().expect("nothing panics while it notes");
         if !reasons.contains(&reason) {

@@ -1,5 +1,5 @@
-//! Name: moves a tag. Every PUT by tag goes through [`Promotion::name`]: the image's own tag, companion tags and fallback lists, for
-//! the daemon, `copy` and `promote` alike.
+//! Name: moves a tag. Every PUT by tag goes through [`Promotion::move_tag`]: the image's own tag,
+//! companion tags and fallback lists, for the daemon, `copy` and `promote` alike.
 //!
 //! | step | does | next |
 //! |---|---|---|
@@ -11,9 +11,10 @@
 //! | [`Repair`](Step::Repair) | brings content that the registry misses | judge |
 //! | [`Pause`](Step::Pause) | waits after a refusal, a lost answer or a late one | judge |
 //!
-//! Before each send production's answer is at most [`Settings::fresh`](super::Settings::fresh) old, and between it and the send
-//! only memory is read. Staging's answer lasts for five times as long, so two sides that refuse every other request do not
-//! keep each other's answers from being used. A naming permit is held over the questions and the PUT alone.
+//! Before each send production's answer is at most [`Settings::fresh`](super::Settings::fresh) old,
+//! and between the two only memory is read. Staging's answer lasts five times as long, so two
+//! registries that refuse every other request do not make each other's answers expire. A naming
+//! permit is held during the resolves and the PUT alone.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,43 +31,43 @@ use crate::fault::{Class, Fault};
 use crate::job::{TagId, TagRules};
 use crate::oci::{Digest, Tag, Target};
 
-/// Rounds after which a name is given up for now.
+/// Most rounds of one naming.
 const ROUNDS: u32 = 10;
-/// The time after which a name is given up for now.
+/// Longest duration of one naming.
 const LONGEST: Duration = Duration::from_secs(300);
-/// A naming permit is not kept while a limiter holds up a question for longer.
+/// Longest wait for a limiter with a naming permit held.
 const SOON: Duration = Duration::from_millis(500);
 
-/// What a tag is to name.
+/// A tag and its new manifest.
 pub(super) struct Naming<'a> {
     /// The tag.
     pub(super) place: &'a TagId,
-    /// What has to stand still at staging meanwhile.
+    /// What must not change at staging meanwhile.
     pub(super) origin: NameOrigin<'a>,
-    /// What it is to name, carried already.
+    /// Its new content, carried already.
     pub(super) image: &'a Image,
-    /// The facts that the plan went by.
+    /// The facts of the plan.
     pub(super) planned: &'a TagFacts,
 }
 
-/// Where a name comes from.
+/// The origin of a tag at staging.
 #[derive(Clone, Copy)]
 pub(super) enum NameOrigin<'a> {
     /// The job's own tag at staging, or the digest that it is pinned to.
     Job,
     /// A tag that travels with its subject.
     Companion(&'a Tag),
-    /// A list that is made here.
+    /// A list that the engine made.
     List,
 }
 
-/// What came of naming.
+/// The result of naming.
 pub(super) enum Named {
     /// The tag names the manifest now.
     Moved,
-    /// The registry does not let the tag move, not even to where it is.
+    /// The registry refuses to change the tag at all.
     Immutable,
-    /// A side, or the rules in force, changed: these are the facts now, and nothing was named.
+    /// A side or the rules in force changed: the new facts. Nothing was named.
     Again(Box<TagFacts>),
 }
 
@@ -81,7 +82,7 @@ enum Step {
     Done(Named),
 }
 
-/// A tag on its way to its new name.
+/// The state of one naming.
 struct Namer<'a, S, D> {
     trip: &'a Promotion<'a, S, D>,
     naming: Naming<'a>,
@@ -91,14 +92,14 @@ struct Namer<'a, S, D> {
     rounds: u32,
     repairs: usize,
     budget: retry::Budget,
-    /// Whether the intent is ours alone, so that it can be taken back.
+    /// Whether this job made the intent, so that it may remove it.
     is_new_intent: bool,
     /// Whether a PUT was sent that is not known to have been refused.
     may_have_arrived: bool,
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Moves a tag to what has been carried, unless a side or the rules changed meanwhile.
+    /// Moves a tag to carried content, unless a side or the rules changed meanwhile.
     pub(super) async fn move_tag(&self, naming: Naming<'_>) -> Result<Named, Fault> {
         let mut namer = Namer {
             trip: self,
@@ -115,7 +116,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let named = namer.run().boxed().await;
         let has_moved = matches!(named, Ok(Named::Moved));
         if namer.is_new_intent && !namer.may_have_arrived && !has_moved {
-            // It was announced, and never written: production naming it later is not our doing.
+            // The intent was never written: production naming it later is another client's doing.
             self.engine
                 .ledger
                 .forget_intent(namer.naming.place, &namer.digest())
@@ -124,7 +125,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         named
     }
 
-    /// The rules for the job by the config in force; asked again whenever something is decided or written.
+    /// The rules for the job by the config in force; read again before every decision and write.
     ///
     /// # Errors
     /// `Cancelled` when the config in force does not allow the job any more.
@@ -138,7 +139,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         rules.ok_or_else(Fault::cancelled)
     }
 
-    /// The rules by which the job was planned last.
+    /// The rules of the last plan.
     pub(super) fn planned_rules(&self) -> TagRules {
         *self.rules.lock().expect("nothing panics while it notes")
     }
@@ -177,7 +178,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         self.naming.image.top.digest
     }
 
-    /// What a refusal for good is remembered under.
+    /// The key of a permanent refusal.
     fn refusal(&self) -> refusals::Subject {
         let tag = Some(self.naming.place.tag.clone());
         refusals::Subject {
@@ -206,7 +207,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Judge)
     }
 
-    /// The rules in force, without a permit. Gates are judged here.
+    /// Reads the rules in force, without a permit. Gates are judged here.
     fn judge(&mut self) -> Result<Step, Fault> {
         self.rounds += 1;
         Ok(if self.rules_hold()? {
@@ -216,13 +217,14 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         })
     }
 
-    /// Whether the rules in force are still those of the plan. Companions and lists only need the job to be allowed.
+    /// Whether the rules in force are still those of the plan. Companions and lists only need the
+    /// job to be allowed.
     fn rules_hold(&self) -> Result<bool, Fault> {
         let rules = self.trip.rules_in_force()?;
         Ok(!matches!(self.naming.origin, NameOrigin::Job) || rules == self.trip.planned_rules())
     }
 
-    /// Waits until the limiters let all requests of this round go, holding nothing but the job's permit.
+    /// Waits until the limiters admit all requests of this round, with only the job permit held.
     async fn admit(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
         let target = trip.engine.limits.lane(trip.destination.origin());
@@ -257,7 +259,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Ask)
     }
 
-    /// The last questions: staging's tag, then production's, so that production's answer is the younger one.
+    /// Resolves staging's tag, then production's, so that production's answer is the younger one.
     async fn ask(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
         let target = trip.engine.limits.lane(trip.destination.origin());
@@ -300,7 +302,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Send(permit))
     }
 
-    /// The PUT. Between production's answer and it only memory is read.
+    /// Sends the PUT. Between production's answer and it only memory is read.
     async fn send(&mut self, permit: NamingPermit) -> Result<Step, Fault> {
         let trip = self.trip;
         let until = self.facts.destination_at + trip.engine.settings.fresh;
@@ -346,7 +348,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 }
                 Err(fault) => fault,
             };
-            // A refusal says that nothing was written; whatever else went wrong, the tag may have moved.
+            // A refusal means that nothing was written. After any other fault the tag may have
+            // moved.
             let is_refusal = match fault.class() {
                 Class::Retryable { after } => after.is_some(),
                 Class::Auth | Class::Rejected | Class::NotFound => true,
@@ -428,7 +431,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         })))
     }
 
-    /// A round whose answers or turn came too late: the permit is given back, and the next round asks again.
+    /// Ends a round whose answers or permits came too late. The next round asks again.
     fn late(&self, why: &str) -> Step {
         let text = format!(
             "{} could not be named while what was asked about it was fresh: {why}",
@@ -462,7 +465,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         LONGEST.saturating_sub(self.began.elapsed())
     }
 
-    /// How long staging's answer lasts, and the most that an answer may take.
+    /// How long staging's answer lasts, and the longest time an answer may take.
     fn lasting(&self) -> Duration {
         self.trip.engine.settings.fresh * 5
     }

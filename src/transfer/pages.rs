@@ -1,8 +1,8 @@
-//! Lists that come in pages, read to their end: every page under the registry's limits and with patience.
+//! Paged lists, read to their end: every page under the registry's limits, with retries.
 //!
-//! A registry, or a proxy before it, may go round in a circle, stand still or never stop. Then reading ends with an error,
-//! and a list that breaks off in the middle is never taken for a whole one. So does a list with more entries than are read:
-//! half a list says nothing about what is not on it.
+//! A registry or a proxy may serve pages in a circle, without progress or without end. Then reading
+//! fails: a list that breaks off is never taken for a whole one, nor is one with more entries than
+//! are read, since an absent entry would prove nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::fault::Fault;
 use crate::job::LONG_WAIT;
 use crate::oci::{Digest, Tag};
 
-/// Most entries of one list: more is a registry that never ends it.
+/// Most entries of one list; a longer one counts as endless.
 const MOST: usize = 200_000;
-/// Pages that may bring nothing new, over a whole list.
+/// Most pages without a new entry, over a whole list.
 const BARREN: usize = 8;
 /// Most pages of one list.
 const PAGES: usize = 20_000;
 
 /// A list that is to be read.
 pub struct List<'a> {
-    /// What it is the list of, for errors.
+    /// A description for errors.
     pub what: String,
-    /// Who gives it.
+    /// The registry.
     pub origin: &'a Origin,
     /// The registry's name in the config.
     pub registry: &'a str,
@@ -38,14 +38,14 @@ pub struct List<'a> {
 /// How a list is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    /// What each of its requests is for.
+    /// The limiter class of its requests.
     pub errand: Errand,
     /// Most entries.
     pub most: usize,
 }
 
 impl Reading {
-    /// As a look reads it, whose caller waits for a registry's time for at most `max_wait`.
+    /// Options of a look: its requests wait for the registry at most `max_wait`.
     pub fn of_look(max_wait: Duration) -> Reading {
         Reading {
             errand: Traffic::Listing.of_look().within(max_wait),
@@ -57,17 +57,17 @@ impl Reading {
 /// A tag as a whole list shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListedTag {
-    /// What it names, where the list says so, and says the same on every page.
+    /// Its digest, if the list shows it, the same on every page.
     pub digest: Option<Digest>,
-    /// When it was pushed, where the list says so.
+    /// When it was pushed, if the list shows it.
     pub pushed: Option<Timestamp>,
 }
 
 /// All tags of a repository.
 pub type ListedTags = BTreeMap<Tag, ListedTag>;
 
-/// Adds an entry of a list; whether it is a new one. A tag that moves while its repository is listed may come twice: then only
-/// the tag itself tells what it names.
+/// Adds an entry. Returns whether it is new. A tag that moves during the listing may come twice;
+/// then only the tag itself tells its digest.
 fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
     let before = tags.len();
     let endpoint::Tag {
@@ -86,8 +86,8 @@ fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
 }
 
 impl Engine {
-    /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags. A registry's time is
-    /// waited for at most `max_wait`.
+    /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags.
+    /// Waits for the registry at most `max_wait`.
     ///
     /// # Errors
     /// Those of [`pages_read`](Engine::pages_read).
@@ -157,12 +157,12 @@ impl Engine {
             .await
     }
 
-    /// Reads a list page by page. `take` is given every entry and says whether it is a new one. Returns whether there is such
-    /// a list at all.
+    /// Reads a list page by page. `take` gets every entry and returns whether it is new. Returns
+    /// whether the list exists.
     ///
     /// # Errors
-    /// The last failure of a page; one of class `Rejected` when the list never ends or has too many entries; `NotFound` when
-    /// it is gone in mid-way.
+    /// The last failure of a page; one of class `Rejected` when the list never ends or has too many
+    /// entries; `NotFound` when it disappears midway.
     pub async fn pages_read<T, F>(
         &self,
         reading: Reading,
@@ -232,7 +232,7 @@ mod tests {
     use crate::fault::Class;
     use proptest::prelude::*;
 
-    /// One page: entries, of which so many are new, and where it says that the next one is.
+    /// One page: its entries, how many are new, and the address of the next page.
     type Shape = (usize, Option<u8>);
 
     fn engine() -> Engine {
@@ -297,7 +297,7 @@ mod tests {
             shapes in proptest::collection::vec((0usize..30, proptest::option::weighted(0.9, any::<u8>())), 1..20),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-            // Behind the last shape the registry goes on with it for ever.
+            // After the last shape the registry repeats it without end.
             let shape = |number: usize| shapes[(number - 1).min(shapes.len() - 1)];
             let (result, asked, taken) = runtime.block_on(read(&engine(), 200, |number| page(shape(number))));
             prop_assert!(asked <= 256 + 1, "{asked} pages");

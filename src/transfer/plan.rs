@@ -1,7 +1,7 @@
-//! The plan: what is to happen to a tag. Pure: facts in, a decision out, nothing touched.
+//! The plan: decides about a tag from facts, without side effects.
 //!
-//! S is staging's digest, P production's, L what the ledger knows of the production tag: written by us, or agreed (both
-//! sides were equal).
+//! S is staging's digest, P production's, L what the ledger knows of the production tag: written by
+//! us, or agreed (both sides were equal).
 //!
 //! | | fixed tag | moving tag |
 //! |---|---|---|
@@ -28,39 +28,39 @@ pub struct Facts {
     pub ledger_agrees: bool,
 }
 
-/// What a person asked for on top of the rules.
+/// An explicit order beyond the rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Order {
-    /// An explicit act: what was there before us or was changed does not stop a moving tag.
+    /// An explicit act: a moving tag moves over drift and existing digests.
     pub explicit: bool,
     /// Only this digest may be promoted.
     pub expect: Option<Digest>,
-    /// The production digest that may be replaced even under a fixed tag.
+    /// The production digest that may be replaced, even under a fixed tag.
     pub replace: Option<Digest>,
     /// Whether S is in conflict under a fixed tag of the same repository.
     pub refused: bool,
 }
 
-/// What is to happen.
+/// The decision about a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing: both sides name the same digest.
     UpToDate,
     /// Carry the content, then move the tag.
     Promote,
-    /// Nothing, loudly: a tag that must not move names another digest.
+    /// A fixed tag names another digest: nothing is done, and it is reported.
     Conflict(String),
-    /// Nothing: someone changed what we wrote.
+    /// Production's tag changed after the daemon wrote it: nothing is done.
     Drift(String),
-    /// Nothing: another digest was there before us.
+    /// Production's tag predates the daemon: nothing is done.
     Existing(String),
-    /// Nothing: a rule says no.
+    /// A rule refuses the tag: nothing is done.
     Refused(String),
-    /// Nothing: staging does not have the tag any more.
+    /// Staging lacks the tag: nothing is done.
     Gone,
 }
 
-/// Decides by the table above; a person's order is looked at first.
+/// Decides by the order, then by the table above.
 pub fn decide(rules: TagRules, facts: &Facts, order: &Order) -> Decision {
     let Some(source) = facts.source else {
         return Decision::Gone;
@@ -140,7 +140,8 @@ fn existing(rules: TagRules, source: Digest, production: Digest) -> Decision {
     }
 }
 
-/// A setting helps a moving tag only: a fixed tag with another digest would be a conflict under any.
+/// A setting helps a moving tag only: a fixed tag with another digest would be a conflict under
+/// any.
 fn drift_text(rules: TagRules, source: Digest, production: Digest) -> String {
     let setting = if rules.moving {
         "set `drift: restore` on the route, or "
@@ -193,7 +194,8 @@ mod tests {
         Digest::sha256(name.as_bytes())
     }
 
-    /// A row of the table: which facts, then the wish for fixed and moving tags under keep, and under adopt and restore.
+    /// A row of the table: the facts, then the expected results for fixed and moving tags, under
+    /// keep, and under adopt and restore.
     #[test]
     fn the_table_holds_cell_by_cell() {
         use Want::*;

@@ -1,12 +1,14 @@
-//! Referrers: signatures, SBOMs and attestations travel with their subject and arrive before its tag.
+//! Referrers: signatures, SBOMs and attestations travel with their subject and arrive before its
+//! tag.
 //!
-//! They are found through the referrers API, else through the fallback tag, and through cosign's tags: in the source's
-//! listing, or by their names where it was not listed. What refers to a referrer or to a companion is found the same way, to a
-//! bounded depth. A look-up that fails is a failure, never "no referrers".
+//! They are found through the referrers API, else through the fallback tag, and through cosign's
+//! tags: in the source's listing, or by name without one. Referrers of referrers and of companions
+//! are found likewise, to a bounded depth. A failed look-up is a failure, never "no referrers".
 //!
-//! Whether a registry lists referrers is learnt from its answers about the endpoint, for each side on its own. Where the
-//! destination does, no fallback tag is written there; where it does not, and in layouts, where other tools know no other way,
-//! the fallback tag is brought up to date, one writer at a time: with staging's own list where that says the same. A referrer that the destination refuses is reported and does not hold up its subject.
+//! Whether a registry lists referrers is learnt from its answers, for each side separately. If the
+//! destination does, no fallback tag is written there. If it does not, and in layouts, the fallback
+//! tag is updated by one writer at a time, with staging's own list if that is equal. A referrer
+//! that the destination refuses is reported and does not fail its subject.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -36,20 +38,20 @@ const DEPTH: usize = 4;
 const MOST: usize = 1000;
 /// Most referrers of one subject at the destination, where others may have put more.
 const MOST_THERE: usize = 10_000;
-/// How often a companion is planned anew because a side moved it while it was carried.
+/// Rounds of a companion: a side may move it while it is carried.
 const ROUNDS: usize = 5;
-/// Writes of one list before another writer is given way to.
+/// Writes of one list before the job yields to another writer.
 const WRITES: usize = 4;
-/// Most refused referrers of a job that are told one by one.
+/// Most refused referrers of a job that are reported one by one.
 const REFUSALS_TOLD: u64 = 8;
 
-/// What the destination lists under a subject.
+/// The referrers that the destination lists under a subject.
 enum ListedThere {
     /// Its list of referrers.
     Kept(HashSet<Digest>),
-    /// It keeps no lists: what its fallback tag names and it holds.
+    /// By the fallback tag, as far as it holds them: it keeps no lists.
     UnderFallback(HashSet<Digest>),
-    /// It has answered about the subject, which it may lack, and nothing has told whether it keeps lists.
+    /// Unknown: it may lack the subject, and no answer shows whether it keeps lists.
     Unclear,
 }
 
@@ -65,7 +67,7 @@ impl ListedThere {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Brings what refers to any of `subjects`, and what refers to that.
+    /// Copies the referrers of `subjects`, and their referrers.
     pub(super) async fn copy_referrers(&self, subjects: &[Digest]) -> Result<(), Fault> {
         let mut seen: HashSet<Digest> = subjects.iter().copied().collect();
         let mut level = subjects.to_vec();
@@ -96,7 +98,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// For a tag that is up to date already: signatures often come after the image. The look has found that it is time.
+    /// Copies referrers of a tag that is up to date: signatures often come after the image. The
+    /// look found that a check is due.
     pub(super) async fn copy_late_referrers(&self, facts: &TagFacts) -> Result<(), Fault> {
         let Some(top) = facts.source else {
             return Ok(());
@@ -112,7 +115,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// What referrers of an image may name: its manifest, and for an index all that are below it.
+    /// The possible subjects of an image's referrers: its manifest, and for an index all manifests
+    /// below it.
     pub(super) async fn manifests_below(&self, top: Manifest) -> Result<Vec<Digest>, Fault> {
         let mut subjects = vec![top.digest];
         let mut indexes = vec![top];
@@ -135,7 +139,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(subjects)
     }
 
-    /// Whether the source lists referrers at all; found out with `subject` where that is not known.
+    /// Whether the source lists referrers; asked with `subject` if unknown.
     async fn source_lists_referrers(&self, subject: &Digest) -> Result<bool, Fault> {
         if self.source.lists_referrers().is_none() {
             self.list_referrers(subject).await?;
@@ -151,7 +155,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await;
     }
 
-    /// Brings the referrers and companions of one subject; returns them.
+    /// Copies the referrers and companions of one subject. Returns them.
     async fn copy_referrers_of(
         &self,
         subject: Digest,
@@ -188,7 +192,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .collect())
     }
 
-    /// Brings those of the referrers that the destination does not list under their subject.
+    /// Copies the referrers that the destination does not list under their subject.
     async fn copy_listed(&self, subject: &Digest, listed: &[Descriptor]) -> Result<(), Fault> {
         let mut unknown = Vec::new();
         for descriptor in listed {
@@ -217,13 +221,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .as_ref()
                 .is_none_or(|named| named.digest != *subject)
             {
-                // Some registries answer with manifests that say nothing about the subject.
+                // Some registries list manifests that do not name the subject.
                 continue;
             }
             let image = self.walk(manifest).await?;
             let says_listed = match self.copy_by_digest(&image).await {
                 Ok(says_listed) => says_listed,
-                // ECR has refused some with 405 or 400 (aws/containers-roadmap#2783).
+                // ECR has refused some with 405 or 400:
+                // https://github.com/aws/containers-roadmap/issues/2783
                 Err(fault) if fault.class() == Class::Rejected => {
                     self.referrer_is_refused(&image.top, &fault);
                     continue;
@@ -246,8 +251,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Whether the destination lists a referrer that it has just taken. ECR has said so without keeping lists
-    /// (sigstore/sigstore-js#1183).
+    /// Whether the destination lists a referrer that it has just accepted. ECR has confirmed the
+    /// subject without keeping lists: <https://github.com/sigstore/sigstore-js/issues/1183>
     async fn is_listed_now(
         &self,
         subject: &Digest,
@@ -298,7 +303,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .referrer(&self.job.key.route, self.destination.registry(), outcome);
     }
 
-    /// Which of the referrers the destination holds and lists under the subject.
+    /// The referrers that the destination holds and lists under the subject.
     async fn listed_there(
         &self,
         subject: &Digest,
@@ -324,7 +329,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(ListedThere::UnderFallback(there))
     }
 
-    /// What the destination's own list says of the subject; where it keeps none, nothing is looked for under the fallback tag.
+    /// The destination's own list. Without one, the fallback tag is not read.
     async fn list_kept_there(&self, subject: &Digest) -> Result<ListedThere, Fault> {
         let is_kept = self.destination.lists_referrers() != Some(false);
         if !is_kept || self.destination.abilities().needs_fallback_lists {
@@ -376,8 +381,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.ask_destination(Traffic::Manifests, read).await
     }
 
-    /// What refers to `subject` at the source. Whether the registry lists referrers at all is asked once, by the first job that
-    /// needs to know.
+    /// The referrers of `subject` at the source. The first job that needs it finds out whether the
+    /// registry lists referrers.
     async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
         let source = &self.source;
         let mut asking = None;
@@ -439,14 +444,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(listed)
     }
 
-    /// Brings a tag that travels with its subject; returns what it names at the source. It may move as its subject's signatures
-    /// grow; what a person has put there stays, as with every moving tag.
+    /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; a
+    /// change made in production stays.
     async fn copy_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let (source, destination) = match self.job.companions {
             Companions::Listed(_) => {
                 futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?
             }
-            // Mostly there is none.
+            // In most cases there is none.
             Companions::Unlisted => match self.source_digest(tag).await? {
                 Some(digest) => (Some(digest), self.destination_digest(tag).await?),
                 None => return Ok(None),
@@ -548,7 +553,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(plan::decide(rules, &facts, &order))
     }
 
-    /// Carries a referrer with all that belongs to it, under its digest. Returns whether the registry says that it has listed it.
+    /// Carries a referrer under its digest. Returns whether the registry confirmed its subject.
     async fn copy_by_digest(&self, image: &Image) -> Result<bool, Fault> {
         self.carry_content(image).await?;
         match self.put(image, &image.top).await? {
@@ -563,7 +568,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The fallback list of a subject at staging: where it says what is to be written, it is written as it is.
+    /// The fallback list of a subject at staging. If it equals the list to write, its bytes are
+    /// used.
     async fn staged_list(&self, subject: &Digest) -> Result<Option<Manifest>, Fault> {
         let tag = Tag::fallback(subject);
         match self.job.companions.of(subject).contains(&tag) {
@@ -572,8 +578,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Adds referrers to the fallback list of their subject at the destination. Registries have no conditional write: the list is
-    /// read again, and written again when another writer has written in between.
+    /// Adds referrers to the subject's fallback list at the destination. Registries have no
+    /// conditional write: the list is read again, and written again if another writer has changed
+    /// it.
     async fn list_under_fallback(
         &self,
         subject: &Digest,
@@ -630,7 +637,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
-/// Whether two lists name the same manifests: then one may stand for the other.
+/// Whether two lists name the same manifests and may stand for each other.
 fn lists_the_same(one: &Manifest, other: &Manifest) -> bool {
     let named = |list: &Manifest| -> HashSet<(Digest, u64)> {
         list.children
@@ -643,7 +650,7 @@ fn lists_the_same(one: &Manifest, other: &Manifest) -> bool {
         && named(one) == named(other)
 }
 
-/// The list with the referrers added; `None` when it has them all.
+/// The list with the referrers added. `None`: it has them all.
 fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<Manifest>, Fault> {
     let malformed = |error: serde_json::Error| {
         Fault::rejected("the referrers list at the destination is not an index").because(error)
@@ -675,7 +682,8 @@ fn merged(current: Option<&Manifest>, referrers: &[Manifest]) -> Result<Option<M
         .map_err(|error| Fault::rejected("the referrers list").because(error))
 }
 
-/// A referrer as its subject's list shows it: distribution specification, "Listing Referrers".
+/// The descriptor of a referrer in its subject's list:
+/// <https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-referrers>
 fn entry(referrer: &Manifest) -> Value {
     let document: Value = serde_json::from_slice(&referrer.bytes).unwrap_or_default();
     let own = document

@@ -1,9 +1,9 @@
-//! Refusals: what a destination has refused for good is not sent there again for nothing.
+//! Refusals: content that a destination refused permanently is not sent again without a reason.
 //!
-//! A blob that came corrupt twice, one that the registry does not take (quota, size, rights), and a manifest that it refuses
-//! are remembered with their cause. The other jobs of the same look, and routine looks, then fail with that cause and move no
-//! byte. It is tried again when something changed: another digest, a request by a person or an event, a new process or config,
-//! or after a long time.
+//! Remembered with their cause are: a blob that was corrupt twice, a blob that the registry does
+//! not take (quota, size, rights), and a manifest that it refuses. Other jobs of the same look and
+//! routine looks then fail with that cause and move no byte. A retry follows another digest, an
+//! explicit request, an event, a new process or config, or a long time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,12 +22,12 @@ use crate::oci::{Digest, RepositoryName, Tag};
 const MOST: usize = 10_000;
 /// Longest cause that is kept, in characters.
 const LONGEST: usize = 600;
-/// After so long a refusal is tried again.
+/// After this time a refusal is tried again.
 const LONG: Duration = Duration::from_secs(3600);
-/// After so long a missing right is tried again: it may be given without a sign.
+/// After this time a missing right is tried again: rights may be granted without a sign.
 const LONG_FOR_RIGHTS: Duration = Duration::from_secs(300);
 
-/// What was refused, and where.
+/// The refused content and its place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     pub(super) origin: Origin,
@@ -35,7 +35,7 @@ pub(super) struct Subject {
     pub(super) digest: Digest,
     /// The tag under which a manifest was to be written.
     pub(super) tag: Option<Tag>,
-    /// Where content came from that was corrupt: elsewhere it may be whole.
+    /// The source of corrupt content: another source may be intact.
     pub(super) source: Option<(Origin, RepositoryName)>,
 }
 
@@ -48,7 +48,7 @@ struct Refusal {
     class: Class,
     text: String,
     at: Instant,
-    /// The same on the clock of looks.
+    /// The same by the wall clock of looks.
     noted: Timestamp,
 }
 
@@ -81,12 +81,12 @@ impl Refusals {
         }
     }
 
-    /// It was taken after all.
+    /// Removes a refusal: the content was accepted.
     pub(super) fn forget(&self, subject: &Subject) {
         self.lock().remove(subject);
     }
 
-    /// The refusal that still holds for a job of this cause, whose look began then.
+    /// The refusal that applies to a job of this cause and of a look that began at that time.
     pub(super) fn held(
         &self,
         subject: &Subject,
@@ -113,7 +113,7 @@ impl Refusals {
     }
 }
 
-/// Whether looks of this cause come again and again without a sign that anything changed.
+/// Whether looks of this cause repeat without a sign of change.
 fn is_routine(cause: Cause) -> bool {
     matches!(cause, Cause::Poll | Cause::Verify | Cause::Queue)
 }

@@ -1,4 +1,4 @@
-//! What a tag names: the one way to find out, for looks and for jobs.
+//! Resolves a tag to its digest, for looks and jobs.
 
 use super::limits::Errand;
 use super::{Engine, Stop};
@@ -9,8 +9,8 @@ use crate::oci::{Digest, Manifest, Tag, Target};
 impl Engine {
     /// The digest that `tag` names in `repository`. `None`: there is no such tag.
     ///
-    /// Where the registry claims no digest, the manifest is read: only the bytes tell, and only the registry knows whether it
-    /// has converted them (see [`Source::pushed_digest`]).
+    /// Without a digest from the registry the manifest is read: the bytes tell the digest, and the
+    /// registry tells whether it converted them (see [`Source::pushed_digest`]).
     ///
     /// # Errors
     /// As [`Engine::ask`].
@@ -43,12 +43,12 @@ impl Engine {
         }
     }
 
-    /// As [`resolve_tag`](Engine::resolve_tag), but the question about the tag is asked once, without another try. Where only
-    /// the bytes tell, the questions that follow are part of that answer, and are repeated after a refusal: a registry that
-    /// refuses every other request would never answer else.
+    /// As [`resolve_tag`](Engine::resolve_tag), but the request for the tag is sent once. If only
+    /// the bytes tell the digest, the requests that follow are repeated after a refusal: a registry
+    /// that refuses every other request would never answer otherwise.
     ///
     /// # Errors
-    /// The failure of the question, or as [`Engine::ask`].
+    /// The failure of the request, or as [`Engine::ask`].
     pub async fn resolve_tag_once<R: Source>(
         &self,
         repository: &R,
@@ -96,7 +96,7 @@ impl Engine {
         self.as_pushed(repository, tag, read, errand, stop).await
     }
 
-    /// The digest under which the manifest was pushed that was read by its tag.
+    /// The digest under which a manifest that was read by tag had been pushed.
     async fn as_pushed<R: Source>(
         &self,
         repository: &R,
@@ -115,8 +115,8 @@ impl Engine {
         .await
     }
 
-    /// The digest that `tag` names in `repository`, with the bytes read and hashed as proof. `None`: there is no such tag, or
-    /// the repository does not show what was pushed under it.
+    /// The digest that `tag` names in `repository`, proven by the bytes. `None`: there is no such
+    /// tag, or the repository does not serve the pushed bytes.
     ///
     /// # Errors
     /// As [`Engine::ask`]; of class `Corrupt` where the bytes are not what the registry says.

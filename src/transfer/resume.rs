@@ -1,13 +1,14 @@
-//! Going on: where an upload stands, found out after a cut or after a dead process, and taken up from there.
+//! Resumption: finds out how much of an upload the registry holds, and continues from there.
 //!
-//! Where a registry tells how much of a session it holds, that is believed only when two readings apart in time agree (bytes
-//! of a dead connection may still arrive) and when it is not beyond what was sent. Where it does not, our own account of
-//! acknowledged chunks counts, corrected by what a refusal says. The greatest checkpoint at or below the offset gives the
-//! hasher; the bytes between are read and hashed again but not sent. Everything else starts over with a new session.
+//! A registry's offset counts only if two readings apart in time agree (bytes of a dead connection
+//! may still arrive) and if it is not beyond the bytes sent. Without an offset, the acknowledged
+//! chunks count, corrected by what a refusal reports. The greatest checkpoint at or below the
+//! offset gives the hasher; the bytes between are read and hashed but not sent. In all other cases
+//! a new session starts.
 //!
-//! A session is not gone on with for ever: one that is gone, that answers with an error when it is asked about, or that has
-//! taken no further byte in two attempts is replaced, whatever kind of registry it is. The new session is opened first: where
-//! that fails it is the registry that does not answer, and the session is kept for later.
+//! A session is replaced if it is gone, if it answers with an error when asked, or if it has taken
+//! no further byte in two attempts. The new session is opened first: if that fails, the registry
+//! itself is down, and the old session is kept.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,34 +25,34 @@ use crate::oci::{Descriptor, Hasher};
 
 /// Time between two readings of a session's offset.
 const APART: Duration = Duration::from_millis(300);
-/// Readings that may differ before the session is given up.
+/// Readings that may differ before a session is given up.
 const READINGS: usize = 20;
 
-/// Where an upload stands.
+/// The state of an upload.
 pub(super) struct UploadState {
     /// The session.
     pub(super) upload: Upload,
-    /// Bytes that it holds, as far as the registry has acknowledged them.
+    /// Bytes that the registry has acknowledged.
     pub(super) held: u64,
-    /// The length that a refusal told.
+    /// The length that a refusal reported.
     pub(super) reported_length: Option<u64>,
-    /// From where hashing can go on, in rising order.
+    /// Points from which hashing can continue, in rising order.
     pub(super) checkpoints: VecDeque<Checkpoint>,
-    /// Bytes handed to the last request, counted from the start.
+    /// Bytes handed to the last request, from the start of the blob.
     pub(super) passed: u64,
-    /// Whether it was the source that ended the last attempt.
+    /// Whether the source ended the last attempt.
     pub(super) source_failed: bool,
-    /// Whether the last attempt ended because the registry asks for time, with nothing lost.
+    /// Whether the last attempt ended only because the registry asks for time.
     pub(super) paused: bool,
-    /// Whether bytes of an earlier attempt were kept.
+    /// Whether bytes of an earlier attempt are kept.
     pub(super) resumed: bool,
-    /// Whether another process has sent to the session, nobody knows how much.
+    /// Whether another process has sent an unknown number of bytes to the session.
     taken_up: bool,
-    /// Whether the registry has said that the session is no more.
+    /// Whether the registry reported the session gone.
     pub(super) gone: bool,
     /// Bytes that the session held when the last attempt began.
     pub(super) held_before: u64,
-    /// Attempts in a row after which it held no more than before.
+    /// Attempts in a row without a further byte.
     fruitless: u32,
 }
 
@@ -77,7 +78,7 @@ impl UploadState {
         }
     }
 
-    /// The checkpoint from which the fewest bytes are hashed again.
+    /// The checkpoint that leaves the fewest bytes to hash again.
     pub(super) fn greatest_checkpoint(&self, blob: &Descriptor) -> Checkpoint {
         let fits = |checkpoint: &&Checkpoint| checkpoint.offset <= self.held;
         let start = || Checkpoint {
@@ -92,7 +93,7 @@ impl UploadState {
             .unwrap_or_else(start)
     }
 
-    /// The same session with `held` bytes in it; checkpoints beyond are forgotten.
+    /// The same session with `held` bytes; later checkpoints are dropped.
     fn at(mut self, held: u64) -> UploadState {
         self.checkpoints
             .retain(|checkpoint| checkpoint.offset <= held);
@@ -112,8 +113,8 @@ impl UploadState {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// After a cut: goes on in the session where it stands, or in a new one. `None`: the blob is there, the cut came after
-    /// the registry had closed the session.
+    /// Continues after a cut, in the session or in a new one. `None`: the blob is there; the cut
+    /// came after the registry had closed the session.
     pub(super) async fn go_on(
         &self,
         blob: &Descriptor,
@@ -146,8 +147,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The offset of the session. `None` also for one that answers with an error, as a session that is broken does: whether it
-    /// is the whole registry shows when a new one is opened.
+    /// The offset of the session. `None` also if it answers with an error, as a broken session
+    /// does: opening a new one shows whether the whole registry is down.
     async fn offset_to_go_on(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
         match self.true_offset(state).await {
             Err(fault)
@@ -163,7 +164,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Opens a new session and gives the old one up.
+    /// Opens a new session and drops the old one.
     pub(super) async fn start_over(
         &self,
         blob: &Descriptor,
@@ -180,7 +181,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Gives a session up, here and there.
+    /// Drops a session from the index and at the registry.
     pub(super) async fn drop_upload(&self, blob: &Descriptor, upload: Upload) {
         self.engine
             .index
@@ -193,7 +194,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.cancel(upload).await;
     }
 
-    /// Cancels a session; that a registry does not allow it is not worth telling.
+    /// Cancels a session. A refusal is only logged.
     pub(super) async fn cancel(&self, upload: Upload) {
         if let Err(fault) = self.destination.cancel_upload(upload).await {
             tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session could not be cancelled");
@@ -215,7 +216,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .await
     }
 
-    /// The blob is there on another way: an upload that was left is of no use any more.
+    /// Drops an upload that is not needed: the blob is there already.
     pub(super) async fn forget_upload(&self, blob: &Descriptor, stored: Option<StoredUpload>) {
         let Some(stored) = stored else { return };
         let upload = Upload {
@@ -223,7 +224,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             chunk_min: None,
         };
         if stored.finishing {
-            // Its closing request may have been what brought the blob.
+            // Its closing request may have created the blob.
             self.engine
                 .index
                 .close_upload(
@@ -237,8 +238,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Goes on with the upload that an earlier attempt or process left, or in a new session. A registry that does not answer
-    /// now leaves the upload as it is, for the next try.
+    /// Continues the upload that an earlier attempt or process left, or a new one. If the registry
+    /// does not answer, the upload stays for the next attempt.
     pub(super) async fn take_up(
         &self,
         blob: &Descriptor,
@@ -282,17 +283,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(there)
     }
 
-    /// How much of the upload is there to go on from, as far as this registry's kind lets anybody know. `None`: nothing.
+    /// The offset to continue from, as far as this kind of registry tells. `None`: none.
     async fn true_offset(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
         match self.destination.abilities().resume {
             Resume::Status => self.settled_offset(&mut state.upload).await,
-            // Our own account, unless a refusal knew better.
+            // The acknowledged bytes, unless a refusal reported others.
             Resume::Journal => Ok(Some(state.reported_length.unwrap_or(state.held))),
             Resume::Never => Ok(None),
         }
     }
 
-    /// The offset on which two readings apart in time agree. `None`: there is none to go on from.
+    /// The offset on which two readings apart in time agree. `None`: there is none.
     async fn settled_offset(&self, upload: &mut Upload) -> Result<Option<u64>, Fault> {
         let mut last = None;
         for _ in 0..READINGS {
@@ -354,7 +355,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// A chunk was acknowledged: the session has a new location, and the hasher's state at its end is known.
+    /// Records an acknowledged chunk: the session's new location, and the hasher's state at its
+    /// end.
     pub(super) async fn journal_chunk(
         &self,
         blob: &Descriptor,
@@ -387,7 +389,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// After this the answer to the closing request may be lost: whoever goes on asks for the blob first.
+    /// Records that the closing request follows: its answer may be lost, so a resumption first asks
+    /// for the blob.
     pub(super) async fn journal_finishing(&self, blob: &Descriptor) {
         if self.is_journalled(blob) {
             self.engine
@@ -402,8 +405,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
-/// The upload as its journal knows it. Where only our own account counts, chunks alone are journalled: the greatest
-/// checkpoint is what was acknowledged.
+/// The upload by its journal. Where only acknowledged chunks count, no other checkpoint is
+/// journalled, so the greatest one is the acknowledged length.
 fn restored(blob: &Descriptor, stored: StoredUpload) -> UploadState {
     let algorithm = blob.digest.algorithm();
     let restore = |checkpoint: crate::index::Checkpoint| {

@@ -1,6 +1,8 @@
-//! The requests that carry a blob through an open session: one, two, or one for each chunk, as the registry's kind wants it.
+//! The requests that send a blob through an open session: one, two, or one for each chunk, by the
+//! registry's kind.
 //!
-//! What the registry has acknowledged is noted as it comes, and for large blobs journalled: whoever goes on knows where.
+//! Acknowledged bytes are recorded as they come, and journalled for large blobs, so that a
+//! resumption knows the offset.
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
@@ -18,23 +20,23 @@ use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
 use crate::fault::{Class, Fault};
 use crate::oci::Descriptor;
 
-/// What the requests of one attempt work with.
+/// The state shared by the requests of one attempt.
 struct Request<'a> {
     verified: &'a VerifiedBlob,
     upload: &'a mut Upload,
     /// Bytes that the registry has acknowledged.
     held: &'a mut u64,
-    /// The length that a refusal told.
+    /// The length that a refusal reported.
     reported_length: &'a mut Option<u64>,
-    /// Whether the registry has said that the session is no more.
+    /// Whether the registry reported the session gone.
     gone: &'a mut bool,
-    /// Whether the attempt ends because the registry asks for time, with nothing lost.
+    /// Whether the attempt ends only because the registry asks for time.
     paused: &'a mut bool,
     acknowledged: mpsc::UnboundedSender<Checkpoint>,
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Sends the rest of the blob in the destination's way, journalling checkpoints as they come.
+    /// Sends the rest of the blob in the destination's upload style, and journals checkpoints.
     pub(super) async fn send_body(
         &self,
         blob: &Descriptor,
@@ -72,7 +74,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.journalled(blob, requests, checkpoints, kept).await
     }
 
-    /// Ends when too little moves on the road, with the one for whom it waits most.
+    /// Ends when too few bytes move, with the side that causes the wait.
     async fn stalled(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Wait {
         let start = verified.sample();
         let (mut watch, mut before) = (Watch::new(self.engine.settings.stall, start), start);
@@ -231,7 +233,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// No permit is held while a registry's time is waited for: the attempt ends, and goes on later from where it stands.
+    /// Ends the attempt if the registry asks for time: no permit is held during that wait, and a
+    /// resumption follows.
     fn pause_if_closed(&self, paused: &mut bool) -> Result<(), Fault> {
         let closed_for = self
             .engine
@@ -250,7 +253,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Sends a request of an upload that has its permits, when the registry lets us, and learns from what comes of it.
+    /// Sends an upload request once the limiter allows it, and records its result there.
     async fn body<T>(
         &self,
         verified: &VerifiedBlob,
@@ -267,8 +270,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         result
     }
 
-    /// Nothing is left to send, but the verdict on the content is still out: a blob of no bytes, or an upload that had all of
-    /// them.
+    /// Verifies the content if nothing is left to send: an empty blob, or a session that holds all
+    /// bytes.
     async fn verify_rest(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Result<(), Fault> {
         let mut rest = verified.segment(u64::MAX);
         match rest.frame().await {
@@ -298,8 +301,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Runs requests while checkpoints are kept, and in the index for large blobs. When we drain, a request whose bytes the
-    /// registry keeps is left; one whose bytes would be lost goes on for as long as there is time.
+    /// Runs the requests, and records checkpoints meanwhile, in the index for large blobs. During a
+    /// drain a request is dropped only if the registry keeps its bytes; else it runs as long as
+    /// there is time.
     async fn journalled(
         &self,
         blob: &Descriptor,

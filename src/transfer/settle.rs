@@ -1,4 +1,4 @@
-//! Settle: an ending becomes ledger row, metrics, log line and progress. The only place where that happens.
+//! Settle: turns a completion into ledger row, metrics, log line and progress. Nothing else does.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::job::{BlobCounts, Failure, Job, Key, Outcome, Progress, Settled, Trou
 use crate::ledger::RunFacts;
 use crate::oci::{RepositoryName, Tag};
 
-/// Most keys whose trouble is remembered, so that its end is told.
+/// Most keys remembered as in trouble, so that the end of the trouble is reported.
 const TROUBLED: usize = 100_000;
 
-/// Who is told what came of a pass, and under which facts it is recorded.
+/// The receivers of a pass's outcomes, and the facts that the ledger records with them.
 #[derive(Clone, Debug)]
 pub struct Settle {
-    /// What every row of the ledger says besides the job.
+    /// Facts of every ledger row besides the job.
     pub facts: Arc<RunFacts>,
-    /// How far things are.
+    /// The progress counters.
     pub progress: Arc<Progress>,
-    /// Told of every settled job, as it happens.
+    /// Receives every settled job as it happens.
     pub listener: Option<mpsc::UnboundedSender<Settled>>,
 }
 
-/// Names of both sides, as people write them, and the destination registry's label.
+/// Display names of both sides, and the destination registry's label.
 #[derive(Clone, Debug)]
 pub struct Names {
     /// `host/repository:tag`.
@@ -41,7 +41,7 @@ pub struct Names {
 }
 
 impl Engine {
-    /// Settles a job: what is returned is what reports show.
+    /// Settles a job. Returns its entry for reports.
     pub async fn settle(
         &self,
         settle: &Settle,
@@ -72,13 +72,13 @@ impl Engine {
         self.record(settle, job, &settled, &completion).await;
         settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
         if let Some(listener) = &settle.listener {
-            // Nobody listens any more: nothing is lost.
+            // The listener may be gone.
             let _ = listener.send(settled.clone());
         }
         settled
     }
 
-    /// Whether the last thing that settled under this key was trouble.
+    /// Whether the last outcome under this key was trouble.
     pub fn is_in_trouble(&self, key: &Key) -> bool {
         self.troubled
             .lock()
@@ -86,7 +86,7 @@ impl Engine {
             .contains(key)
     }
 
-    /// The destination tags of a route in one repository whose last result was trouble.
+    /// The destination tags of a route in one repository with trouble as the last outcome.
     pub fn troubled_tags(
         &self,
         route: &str,
@@ -106,14 +106,14 @@ impl Engine {
             .collect()
     }
 
-    /// Notes what the ledger says is in trouble: a process that starts has seen nothing itself.
+    /// Adds keys in trouble from the ledger, for a process that has just started.
     pub fn remember_trouble(&self, keys: impl Iterator<Item = Key>) {
         let mut troubled = self.troubled.lock().expect("nothing panics while it notes");
         let room = TROUBLED.saturating_sub(troubled.len());
         troubled.extend(keys.take(room));
     }
 
-    /// Notes whether the key is in trouble now; returns whether it was.
+    /// Updates whether the key is in trouble. Returns whether it was.
     fn note_trouble(&self, job: &Job, result: Outcome) -> bool {
         let mut troubled = self.troubled.lock().expect("nothing panics while it notes");
         match result {
@@ -124,8 +124,8 @@ impl Engine {
         }
     }
 
-    /// A write whose answer was lost had arrived: it gets the row that it would have had. The digest itself was recorded when
-    /// it was found.
+    /// Records a write that succeeded although its answer was lost. The digest itself was recorded
+    /// when it was found.
     async fn record_found(&self, settle: &Settle, job: &Job, settled: &Settled, found: Found) {
         let promoted = Settled {
             digest: Some(found.digest),
@@ -163,7 +163,7 @@ impl Engine {
         tracing::error!(destination, %result, error = %fault.chain(), "the ledger could not be written");
     }
 
-    /// Writes the ledger row when the result changed, and then the log line: a quiet daemon is quiet.
+    /// Writes the ledger row and the log line if the result changed: a quiet daemon logs nothing.
     async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, completion: &Completion) {
         if job.dry_run {
             return;
@@ -187,7 +187,7 @@ impl Engine {
             )
             .await
         {
-            // Whoever listens tells it in a way of its own.
+            // A listener reports the job itself.
             Ok(true) if settle.listener.is_none() => tell(settled),
             Ok(_) => {}
             Err(fault) => self.unwritable(settled, &fault),

@@ -1,8 +1,9 @@
-//! Survey: gathers facts. Of a tag: what both sides name and what we wrote. Of an image: which manifests and blobs belong
-//! to it, as far as the destination does not hold them already.
+//! Survey: gathers facts. Of a tag: the digests on both sides and the ledger's record. Of an image:
+//! its manifests and blobs, as far as the destination does not hold them already.
 //!
-//! An image is walked breadth first with bounds on depth, number and bytes; what a hint or the destination itself shows to be
-//! complete there is not walked. Each manifest is read at most once.
+//! An image is walked breadth first, with bounds on depth, number and bytes. A subtree that is
+//! complete at the destination, by a hint or an answer, is not walked. Each manifest is read at
+//! most once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +27,7 @@ const MANIFESTS: usize = 10_000;
 /// Most bytes of manifests of one image.
 const BYTES: usize = 32 * 1024 * 1024;
 
-/// What was seen of a tag on both sides, and when.
+/// The observed digests of a tag on both sides, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     source: TagState,
@@ -36,7 +37,7 @@ pub(super) struct Observation {
 }
 
 impl Observation {
-    /// What the look saw.
+    /// The observation of the look.
     pub(super) fn of(job: &Job) -> Observation {
         Observation {
             source: job.source,
@@ -46,7 +47,7 @@ impl Observation {
         }
     }
 
-    /// Nothing is known: both sides are asked.
+    /// No observation: both sides are asked.
     pub(super) fn none() -> Observation {
         let (source, destination) = (TagState::Unknown, TagState::Unknown);
         Observation {
@@ -58,7 +59,7 @@ impl Observation {
     }
 }
 
-/// What is known of a tag.
+/// The facts about a tag.
 #[derive(Clone, Debug)]
 pub(super) struct TagFacts {
     /// S.
@@ -76,7 +77,7 @@ pub(super) struct TagFacts {
 }
 
 impl TagFacts {
-    /// What both sides were just asked about the tag itself.
+    /// Facts from answers of both sides about the tag itself.
     pub(super) fn of_now(source: Option<Digest>, destination: Option<Digest>) -> TagFacts {
         let now = Instant::now();
         let (source_at, destination_at) = (now, now);
@@ -90,7 +91,7 @@ impl TagFacts {
         }
     }
 
-    /// The destination has answered about the tag itself.
+    /// Records the destination's answer about the tag itself.
     pub(super) fn answered(&mut self, destination: Option<Digest>, at: Instant) {
         self.destination = destination;
         self.destination_at = at;
@@ -98,20 +99,20 @@ impl TagFacts {
     }
 }
 
-/// An image that is to be carried.
+/// An image to carry.
 #[derive(Debug)]
 pub(super) struct Image {
     /// The manifest that the tag names.
     pub(super) top: Manifest,
-    /// The manifests below it that the destination lacks, by level, the top's own children first.
+    /// The manifests below it that the destination lacks, by level, the top's children first.
     pub(super) levels: Vec<Vec<Manifest>>,
     /// The blobs of all of them, once each.
     pub(super) blobs: Vec<Descriptor>,
-    /// All manifests of the image, the ones that the destination holds included: what referrers may name.
+    /// All manifests of the image, including present ones: the possible subjects of referrers.
     pub(super) subjects: Vec<Digest>,
 }
 
-/// A child of an index, once it has been looked at.
+/// A child of an index after a check.
 enum Child {
     Held,
     Manifest(Manifest),
@@ -119,7 +120,7 @@ enum Child {
 }
 
 impl Image {
-    /// A manifest whose content is at the destination.
+    /// A manifest with its content at the destination.
     pub(super) fn alone(top: Manifest) -> Image {
         Image {
             subjects: vec![top.digest],
@@ -131,7 +132,7 @@ impl Image {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Asks for what is not known of the tag.
+    /// Asks both sides for unknown facts.
     pub(super) async fn survey_tag(&self, observation: Observation) -> Result<TagFacts, Fault> {
         let mut manifest = None;
         let now = Instant::now();
@@ -151,7 +152,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             _ if self.job.pinned.is_some() => self.job.pinned,
             TagState::At(digest) => Some(digest),
             TagState::Absent => None,
-            // What is missing in production has to be read anyway: one request instead of two.
+            // A tag that production lacks has its manifest read anyway: one request instead of two.
             TagState::Unknown
                 if observation.destination == TagState::Absent && !self.job.dry_run =>
             {
@@ -178,7 +179,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// Decides by the facts, the ledger and the person's order.
+    /// Decides by the facts, the ledger and the order.
     pub(super) async fn decide(&self, facts: &TagFacts) -> Result<Decision, Fault> {
         let job = self.job;
         let rules = self.rules_in_force()?;
@@ -209,8 +210,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(plan::decide(rules, &facts, &order))
     }
 
-    /// What the ledger knows of a production tag. A write that arrived although its answer was lost is recorded first: whatever
-    /// is intended later, what is there now is what we wrote last.
+    /// The ledger's record of a production tag. A write that succeeded although its answer was lost
+    /// is recorded first: a later intent must not hide it.
     pub(super) async fn known(
         &self,
         place: &TagId,
@@ -231,8 +232,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok((ledger.written(place).await?, Some(found)))
     }
 
-    /// Both sides name `digest` under a tag: the ledger learns it, where that is news. A registry's word on a digest proves
-    /// nothing, so the manifest of a moving tag is read and hashed before. An explicit act goes by no agreement, and makes none.
+    /// Records in the ledger that both sides name `digest`, if that is new. A registry's claim
+    /// about a digest proves nothing, so the manifest of a moving tag is read and hashed before. An
+    /// explicit act neither uses nor makes agreements.
     pub(super) async fn agree(
         &self,
         place: &TagId,
@@ -285,7 +287,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(proven)
     }
 
-    /// Finds out what belongs to the image that staging names. `None`: staging moved the tag meanwhile; the facts are new.
+    /// Surveys the image that staging names. `None`: staging moved the tag meanwhile, and the facts
+    /// are new.
     pub(super) async fn survey_image(&self, facts: &mut TagFacts) -> Result<Option<Image>, Fault> {
         let expected = facts.source.expect("only a tag that exists is promoted");
         let top = match facts.manifest.take() {
@@ -293,7 +296,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             None => self.source_manifest(expected.into()).await?,
         };
         let Some(top) = top else {
-            // Deleted or moved between two requests: the next round sees what is there now.
+            // Deleted or moved between two requests: the next round uses the new facts.
             *facts = self.survey_tag(Observation::none()).await?;
             return if facts.source == Some(expected) {
                 Err(self.vanished(expected))
@@ -354,7 +357,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// Reads a child, unless the destination holds it with all that belongs to it.
+    /// Reads a child, unless the destination holds it completely.
     async fn look_at(&self, child: Descriptor) -> Result<Child, Fault> {
         if child.media_type.is_surely_blob() {
             return Ok(Child::Blob(child));
@@ -380,7 +383,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         ))
     }
 
-    /// Whether a hint that needs no asking says that the destination holds the manifest with all that belongs to it.
+    /// Whether a trusted hint says that the destination holds the manifest completely.
     pub(super) async fn is_complete(&self, digest: &Digest) -> bool {
         let hint = self
             .engine
@@ -394,8 +397,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         hint.is_some_and(|hint| hint.complete && self.trusts(hint.seen))
     }
 
-    /// Asks the destination for a child manifest: a registry that holds it holds what it refers to. Not asked where nobody
-    /// has seen anything yet.
+    /// Asks the destination for a child manifest: a registry that holds it also holds its content.
+    /// Not asked in a repository without tags.
     pub(super) async fn destination_has(&self, digest: &Digest) -> Result<bool, Fault> {
         if self.job.fresh {
             return Ok(false);
@@ -438,7 +441,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         read
     }
 
-    /// The manifest that a tag of the source names, as it was pushed.
+    /// The manifest of a tag at the source, as it was pushed.
     async fn tagged_manifest(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
         let Some(manifest) = self.source_manifest(tag.clone().into()).await? else {
             return Ok(None);
@@ -454,7 +457,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// What the job's own tag names at the source; a pinned digest stays what it is.
+    /// The source digest of the job's own tag, or the pinned digest.
     pub(super) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
         if self.job.pinned.is_some() {
             Ok(self.job.pinned)
@@ -463,7 +466,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// What the source's tag names.
+    /// The source digest of a tag.
     pub(super) async fn source_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let resolved = self
             .engine
@@ -478,7 +481,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         resolved
     }
 
-    /// What the destination's tag names.
+    /// The destination digest of a tag.
     pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         self.engine
             .resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop)
@@ -507,7 +510,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
-/// What has been found on the way down.
+/// The content found so far.
 struct Walk {
     blobs: Vec<Descriptor>,
     subjects: Vec<Digest>,
@@ -528,7 +531,7 @@ impl Walk {
         }
     }
 
-    /// Adds what a manifest refers to; the children that are new are to be looked at.
+    /// Adds the content of a manifest. Returns the new children to check.
     fn add(&mut self, manifest: &Manifest) -> Result<Vec<Descriptor>, Fault> {
         self.bytes += manifest.bytes.len();
         if self.bytes > BYTES || self.seen.len() > MANIFESTS {
@@ -554,8 +557,9 @@ impl Walk {
         Ok(new)
     }
 
-    /// Adds a blob once; under a second size it is kept too, so that the lie is found out. Foreign layers are left out: they
-    /// are brought only when the destination refuses the manifest without them.
+    /// Adds a blob once. A second size is kept too, so that the false one is detected. Foreign
+    /// layers are left out: they are copied only if the destination refuses the manifest without
+    /// them.
     fn add_blob(&mut self, blob: &Descriptor) {
         if self.sizes.insert(blob.digest, blob.size) == Some(blob.size) {
             return;

@@ -1,11 +1,11 @@
-//! The road of the bytes: every byte of a blob that goes from a source to a destination is counted and hashed here.
+//! Verified blobs: counts and hashes every byte from a source to a destination.
 //!
-//! - A blob's last frame is handed on only after the source has ended and size and digest are right: a destination never
-//!   gets the chance to finish a corrupt blob.
-//! - A source that breaks off is opened again where it stopped, as often as its budget allows; the destination only sees a
-//!   pause.
-//! - The road outlives the request that carries it: chunks are legs of one road, and a checkpoint (offset and hasher
-//!   state) is taken about every 8 MiB, so that an upload can go on elsewhere than at its start.
+//! - A blob's last frame is passed on only after the source has ended with the right size and
+//!   digest: a destination cannot finish a corrupt blob.
+//! - A source that breaks off is opened again at the same offset, within its retry budget. The
+//!   destination sees only a pause.
+//! - A verified blob outlives its requests: chunks are segments of one blob. A checkpoint (offset
+//!   and hasher state) is taken about every 8 MiB, so that an upload can resume.
 //!
 //! No byte is copied and nothing is allocated per frame.
 
@@ -27,7 +27,7 @@ use crate::fault::{Class, Fault};
 use crate::job::ActiveBlob;
 use crate::oci::{Descriptor, Digest, Hasher};
 
-/// A point from which an upload can go on: the hasher's state after so many bytes.
+/// A point from which an upload can resume: the hasher's state after a number of bytes.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     /// Bytes from the start of the blob.
@@ -36,15 +36,15 @@ pub struct Checkpoint {
     pub hasher: Hasher,
 }
 
-/// Opens the source of a road at an offset, with whatever patience its owner has.
+/// Opens the source at an offset. Retries are the implementation's decision.
 pub type Open = Box<dyn FnMut(u64) -> Opening + Send>;
 /// A source that is being opened.
 pub type Opening = Pin<Box<dyn Future<Output = Result<BlobBody, Fault>> + Send>>;
 
-/// What a road tells its owner while it is used.
+/// Receivers of checkpoints, progress and throughput.
 #[derive(Debug)]
 pub struct Watchers {
-    /// Where checkpoints go.
+    /// The receiver of checkpoints.
     pub checkpoints: mpsc::UnboundedSender<Checkpoint>,
     /// Bytes between two checkpoints.
     pub every: u64,
@@ -67,12 +67,12 @@ struct State {
     hasher: Option<Hasher>,
     /// Bytes hashed, counted from the start of the blob.
     hashed: u64,
-    /// Bytes handed to the destination, or skipped because it has them.
+    /// Bytes passed to the destination, or skipped because it holds them.
     passed: u64,
-    /// Hashed bytes that wait to be handed on.
+    /// Hashed bytes that wait to be passed on.
     ready: VecDeque<Bytes>,
     checkpointed: u64,
-    /// Where the hasher's state is wanted exactly, and that state once it is there.
+    /// The offset of the requested checkpoint, and the checkpoint once it is reached.
     mark: u64,
     marked: Option<Checkpoint>,
     lanes: [Option<Arc<Lane>>; 2],
@@ -83,15 +83,15 @@ struct State {
     clock: Clock,
 }
 
-/// A blob on its way. Cheap to clone; the legs share it.
+/// A blob in transfer. Cheap to clone; the clones share its state.
 #[derive(Clone)]
 pub struct VerifiedBlob {
     state: Arc<Mutex<State>>,
 }
 
 impl VerifiedBlob {
-    /// A road for `blob` that starts with the hasher's state at `from`. Bytes below `skip_to` are hashed but not handed on:
-    /// the destination has them.
+    /// A blob that starts with the hasher's state at `from`. Bytes below `skip_to` are hashed but
+    /// not passed on: the destination holds them.
     pub fn new(
         blob: Descriptor,
         from: Checkpoint,
@@ -132,7 +132,8 @@ impl VerifiedBlob {
         })
     }
 
-    /// Asks for a checkpoint exactly at `offset`, which has not been handed on yet. It replaces an earlier one.
+    /// Requests a checkpoint at exactly `offset`, which has not been passed on yet. It replaces an
+    /// earlier request.
     pub fn mark(&self, offset: u64) {
         let mut state = self.lock();
         state.mark = offset;
@@ -142,17 +143,18 @@ impl VerifiedBlob {
         }
     }
 
-    /// The checkpoint that was asked for, once its bytes are hashed. None at the end of the blob: nothing follows there.
+    /// The requested checkpoint, once its bytes are hashed. None at the end of the blob: nothing
+    /// follows there.
     pub fn marked(&self) -> Option<Checkpoint> {
         self.lock().marked.clone()
     }
 
-    /// Bytes handed on so far, counted from the start of the blob.
+    /// Bytes passed on, from the start of the blob.
     pub fn passed(&self) -> u64 {
         self.lock().passed
     }
 
-    /// The source's failure, if it was the source that ended the road.
+    /// The source's failure, if the source ended the transfer.
     pub fn source_fault(&self) -> Option<Fault> {
         self.lock()
             .fault
@@ -160,12 +162,12 @@ impl VerifiedBlob {
             .map(|(class, text)| Fault::new(*class, text.clone()))
     }
 
-    /// Whether all bytes were hashed and found right.
+    /// Whether all bytes were hashed and size and digest are right.
     pub fn is_verified(&self) -> bool {
         self.lock().ended_well
     }
 
-    /// What moved so far, and how long the road waited for whom.
+    /// The bytes moved so far, and the waits for each side.
     pub(super) fn sample(&self) -> Sample {
         let state = self.lock();
         let (source, destination) = state.clock.spent();
@@ -177,13 +179,14 @@ impl VerifiedBlob {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A poll that panicked has ended its request; `poll_frame` sends nothing after it.
+        // A poll that panicked has ended its request. `poll_frame` sends nothing after it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The next bytes for the destination, at most `most`. `None`: the blob is complete and verified.
+    /// The next bytes for the destination, at most `most`. `None`: the blob is complete and
+    /// verified.
     fn poll_next(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<Option<Result<Bytes, Fault>>> {
         loop {
             if let Some(pause) = &mut self.pause {
@@ -219,7 +222,7 @@ impl State {
         }
     }
 
-    /// Hashed bytes that may go: all but the last frame, which waits for the verdict on the whole.
+    /// Hashed bytes that may be passed on: all but the last frame, which waits for the digest.
     fn take_ready(&mut self, most: u64) -> Option<Bytes> {
         if self.ready.len() < 2 && !self.ended_well {
             return None;
@@ -232,7 +235,7 @@ impl State {
         }
     }
 
-    /// Reads, counts and hashes one frame; opens the source again when it broke off.
+    /// Reads, counts and hashes one frame. Opens the source again if it broke off.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         match &mut self.reader {
             Reader::Opening(opening) => {
@@ -243,7 +246,7 @@ impl State {
                 Some(Ok(frame)) => {
                     Poll::Ready(frame.into_data().map_or(Ok(()), |bytes| self.hash(bytes)))
                 }
-                // After the last byte a break changes nothing: what came is judged by its digest.
+                // A break after the last byte changes nothing: the digest decides.
                 Some(Err(fault)) if fault.class().is_retryable() => Poll::Ready(self.end()),
                 Some(Err(fault)) => Poll::Ready(Err(fault)),
                 None => Poll::Ready(self.end()),
@@ -286,7 +289,7 @@ impl State {
         Ok(())
     }
 
-    /// How many of the bytes just hashed the destination has already.
+    /// How many of the bytes just hashed the destination holds already.
     fn passed_in(&self, bytes: &Bytes) -> u64 {
         if !self.ready.is_empty() {
             return 0;
@@ -327,7 +330,7 @@ impl State {
             .hasher
             .clone()
             .expect("the hasher is taken at the end only");
-        // The owner may have stopped listening: then nobody will go on from here.
+        // The receiver may be gone.
         let _ = self.watchers.checkpoints.send(Checkpoint {
             offset: self.hashed,
             hasher,
@@ -336,7 +339,7 @@ impl State {
 
     fn end(&mut self) -> Result<(), Fault> {
         if self.hashed < self.blob.size {
-            // Broken off, or ended in an orderly way before the length that was promised.
+            // Broken off, or ended before the promised length.
             self.reader = Reader::Opening((self.open)(self.hashed));
             return Ok(());
         }
@@ -360,7 +363,7 @@ impl State {
     }
 }
 
-/// A stretch of a road as the body of one request.
+/// A part of a blob as the body of one request.
 struct Segment {
     verified: VerifiedBlob,
     left: u64,

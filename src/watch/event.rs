@@ -1,4 +1,5 @@
-//! Events: somebody says "look here". Every trigger produces the same value, and losing one or getting it twice is harmless.
+//! Events: reasons to look. Every trigger produces the same value; a lost or repeated event is
+//! harmless.
 
 use std::sync::Arc;
 
@@ -18,36 +19,36 @@ pub struct Scope {
     pub repository: Option<RepositoryName>,
     /// Only these tags; empty means all.
     pub tags: Vec<Tag>,
-    /// A digest that somebody outside expects the tags to have: compared, never written from.
+    /// A digest that the sender expects the tags to have: compared, never written from.
     pub digest: Option<Digest>,
 }
 
-/// "Look here."
+/// A reason to look.
 #[derive(Debug)]
 pub struct Event {
-    /// Where.
+    /// The scope.
     pub scope: Scope,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// Who.
+    /// The actor.
     pub actor: Actor,
-    /// Names the pass that it asks for.
+    /// The name of the pass.
     pub run_id: String,
     /// When it arrived.
     pub received: Instant,
-    /// What the asker wants of it.
+    /// The options of the pass.
     pub options: PassOptions,
-    /// Told how many looks were queued, then what came of them.
+    /// Receives the number of queued looks, then their results.
     pub reply: Option<Reply>,
 }
 
 /// Where the answer to an event goes.
 #[derive(Debug)]
 pub struct Reply {
-    /// The number of looks that the event stands for, as soon as they are queued; a route some of whose repositories cannot
-    /// be looked at counts as one more.
+    /// The number of looks for the event, once they are queued. A route with refused repositories
+    /// counts as one more.
     pub queued: oneshot::Sender<usize>,
-    /// One message for each look that started after the event arrived and has settled; fewer than were queued are a
-    /// pass that was given up.
+    /// One message for each look that started after the event arrived and has settled. Fewer than
+    /// queued: the pass was given up.
     pub looks: mpsc::UnboundedSender<Arc<Look>>,
 }

@@ -1,6 +1,6 @@
-//! The way in: asks for looks, waits for what comes of them, and remembers the last passes.
+//! The handle of the watch: sends events, awaits results, and keeps the last passes.
 //!
-//! Passes share the looks that they stand for; what the remembered ones hold is bounded in number and in bytes.
+//! Passes share their looks. The stored passes are bounded in number and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -17,9 +17,9 @@ use crate::job::{Actor, Cause, Look, Outcome, Report, Settled};
 use crate::look::PassOptions;
 use crate::status::{Board, Metrics};
 
-/// Passes that are remembered for `GET /v1/runs/ID`.
+/// Passes that are kept for `GET /v1/runs/ID`.
 const REMEMBERED: usize = 256;
-/// Bytes of looks that the remembered passes hold in all; older ones keep their totals only.
+/// Bytes of looks that all kept passes hold; older passes keep only their totals.
 const REMEMBERED_BYTES: usize = 16 << 20;
 
 /// Sends events and follows passes. Cheap to clone.
@@ -36,10 +36,10 @@ pub struct Handle {
 pub struct Run {
     /// Its name.
     pub id: String,
-    /// Looks that it stands for.
+    /// Its looks.
     pub queued: usize,
     passed: watch::Receiver<Option<Passed>>,
-    /// Only its totals are remembered.
+    /// Whether only its totals are kept.
     brief: bool,
 }
 
@@ -68,7 +68,7 @@ impl Ticket {
     }
 }
 
-/// The daemon takes no more events: it drains, or its queue of events is full.
+/// The daemon takes no events: it drains, or its event queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Busy {
     /// It is draining.
@@ -80,7 +80,7 @@ pub enum Busy {
 }
 
 impl Handle {
-    /// A handle whose events arrive at `events`.
+    /// A handle that sends events to `events`.
     pub fn new(events: mpsc::Sender<Event>, board: Board) -> Handle {
         Handle {
             events,
@@ -90,7 +90,7 @@ impl Handle {
         }
     }
 
-    /// Counts the events that are not taken.
+    /// Counts rejected events.
     pub fn counted_by(self, metrics: Metrics) -> Handle {
         Handle {
             metrics: Some(metrics),
@@ -103,14 +103,15 @@ impl Handle {
         &self.board
     }
 
-    /// Counts an event that was not understood.
+    /// Counts an invalid event.
     pub fn count(&self, cause: Cause, result: &str) {
         if let Some(metrics) = &self.metrics {
             metrics.event(cause, result);
         }
     }
 
-    /// Asks for a look; answers as soon as the looks are queued. The pass goes on when the ticket is dropped.
+    /// Sends an event. Returns once its looks are queued. The pass continues when the ticket is
+    /// dropped.
     ///
     /// # Errors
     /// [`Busy`], and then nothing was queued.
@@ -162,7 +163,7 @@ impl Handle {
         self.remember(run.clone());
         let (handle, blank) = (self.clone(), Passed::begun(started, options.all));
         tokio::spawn(async move {
-            // Nobody reads of a pass that is forgotten and not waited for.
+            // The pass is no longer kept, and its ticket is dropped.
             tokio::select! {
                 biased;
                 done = blank.follow(settled, queued, received) => {
@@ -175,7 +176,7 @@ impl Handle {
         Ok(Ticket { run })
     }
 
-    /// A pass that was asked for not too long ago.
+    /// A recent pass.
     pub fn run(&self, id: &str) -> Option<Run> {
         self.runs
             .lock()
@@ -193,7 +194,7 @@ impl Handle {
         }
     }
 
-    /// The newest passes keep their looks as long as there is room; what two passes share takes room once.
+    /// Drops the looks of older passes beyond the bound. A look shared by two passes counts once.
     fn make_room(&self) {
         let mut runs = self.runs.lock().expect("no panic while listing");
         let mut counted = std::collections::HashSet::new();
@@ -215,18 +216,18 @@ impl Handle {
     }
 }
 
-/// What came of a pass. Looks are shared with the other passes that asked for them.
+/// The results of a pass. Looks are shared with other passes.
 #[derive(Clone, Debug)]
 struct Passed {
     started: Timestamp,
     duration: Duration,
-    /// Whether what is up to date is listed.
+    /// Whether the report lists tags that are up to date.
     all: bool,
-    /// Looks with something to tell.
+    /// Looks with changes or trouble.
     looks: Vec<Arc<Look>>,
     /// All the others in one.
     rest: Look,
-    /// Of a pass whose looks are forgotten.
+    /// The totals of a pass without its looks.
     exit_code: Option<u8>,
 }
 
@@ -242,7 +243,7 @@ impl Passed {
         }
     }
 
-    /// Gathers the looks of a pass. Fewer than were queued: the daemon gave them up.
+    /// Adds the looks of a pass. Fewer than queued: the daemon gave them up.
     async fn follow(
         mut self,
         mut settled: mpsc::UnboundedReceiver<Arc<Look>>,
@@ -272,7 +273,8 @@ impl Passed {
         }
     }
 
-    /// The report. Whoever did not ask for what is up to date does not read of it, even if others did.
+    /// The report. It lists tags that are up to date only if this pass asked for them, even if a
+    /// shared look has them.
     fn report(&self, id: &str, whole: bool) -> Report {
         let listed = |job: &&Settled| whole && (self.all || job.result != Outcome::UpToDate);
         let own = |look: &Arc<Look>| Look {
@@ -307,7 +309,7 @@ impl Passed {
     }
 }
 
-/// About how many bytes a look takes.
+/// The approximate size of a look in bytes.
 fn weight(look: &Look) -> usize {
     let job = |job: &Settled| {
         let texts = job.route.len() + job.source.len() + job.destination.len();

@@ -1,4 +1,5 @@
-//! Turns triggers into looks: poll · ping · signal → [`Event`] → [`queue`] → [`look`](crate::look).
+//! The watch: turns triggers into looks: poll · ping · signal → [`Event`] → [`queue`] →
+//! [`look`](crate::look).
 
 pub mod event;
 mod handle;

@@ -24,7 +24,7 @@ use crate::route::Route;
 use crate::status::board::Board;
 use crate::transfer::{Settle, Stop};
 
-/// Looks at everything in the scope once, and carries what differs.
+/// Runs one look at each source of the scope.
 pub async fn pass<B: Repositories>(
     topology: &Topology<B>,
     scope: &Scope,
@@ -95,7 +95,7 @@ pub async fn pass<B: Repositories>(
     Report::new(&request.run_id, started, clock.elapsed(), looks)
 }
 
-/// Finds the sources of the routes that are asked for, and of those that come before them in the same destinations.
+/// Discovers the sources of the scope's routes, and of earlier routes with the same destinations.
 async fn discover_all<B: Repositories>(
     topology: &Topology<B>,
     asked: &[(&Route, Option<RepositoryName>)],

@@ -1,34 +1,34 @@
 //! Events that wait for the discovery of their routes.
 //!
-//! One discovery of a route runs at a time. Whoever asks while it runs is answered by the next one, which began after they
-//! asked; all who wait share it, so a hundred pings cost two walks through a catalog.
+//! One discovery of a route runs at a time. Events that arrive meanwhile share the next one, which
+//! starts after they arrived: a hundred pings cost two readings of a catalog.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::event::Event;
 
-/// An event and how much of it is answered.
+/// An event and its progress.
 #[derive(Debug)]
 pub struct PendingEvent {
     /// The event.
     pub event: Event,
-    /// Looks that were queued for it so far.
+    /// Looks queued for it so far.
     pub count: usize,
     open: usize,
-    /// Routes that wait, by the registry whose catalog they wait for.
+    /// Waiting routes, by the registry of their catalog.
     waiting: BTreeMap<Arc<str>, Vec<Arc<str>>>,
 }
 
 #[derive(Debug, Default)]
 struct Round {
-    /// Answered by the discovery that runs.
+    /// Events answered by the running discovery.
     asked: Vec<u64>,
-    /// Answered by the next.
+    /// Events answered by the next one.
     dirty: Vec<u64>,
 }
 
-/// The events that wait, and the discoveries that run for them.
+/// Waiting events, and the discoveries that run for them.
 #[derive(Debug, Default)]
 pub struct PendingEvents {
     next: u64,
@@ -37,12 +37,12 @@ pub struct PendingEvents {
 }
 
 impl PendingEvents {
-    /// How many wait.
+    /// The number of waiting events.
     pub fn len(&self) -> usize {
         self.pending_events.len()
     }
 
-    /// An event that is about so many routes.
+    /// Adds an event about this number of routes.
     pub fn open(&mut self, event: Event, routes: usize) -> u64 {
         self.next += 1;
         self.pending_events.insert(
@@ -57,7 +57,8 @@ impl PendingEvents {
         self.next
     }
 
-    /// A route of an event waits for a reading of the registry's catalog. `true`: there is none, one is to begin.
+    /// Adds a route of an event to the routes that wait for a catalog. Returns whether a reading
+    /// must be started.
     pub fn join(&mut self, registry: &Arc<str>, id: u64, route: Arc<str>) -> bool {
         let Some(pending) = self.pending_events.get_mut(&id) else {
             return false;
@@ -90,8 +91,8 @@ impl PendingEvents {
         self.rounds.contains_key(registry)
     }
 
-    /// A reading has ended: the routes that it answers, with their events. What came while it ran waits for another one, which
-    /// is to begin if `true`.
+    /// Ends a reading. Returns the routes that it answers, with their events, and whether another
+    /// reading must be started for later ones.
     pub fn ended(&mut self, registry: &Arc<str>) -> (Vec<(u64, Arc<str>)>, bool) {
         let Some(round) = self.rounds.remove(registry) else {
             return (Vec::new(), false);
@@ -109,8 +110,7 @@ impl PendingEvents {
         (self.routes_of(registry, round.asked), again)
     }
 
-    /// The reading that ended was of a config that is no more: the routes that it would have answered, with those that came
-    /// since.
+    /// Ends a reading under a replaced config. Returns all routes that wait for this catalog.
     pub fn outdated(&mut self, registry: &str) -> Vec<(u64, Arc<str>)> {
         let Some(round) = self.rounds.remove(registry) else {
             return Vec::new();
@@ -130,12 +130,12 @@ impl PendingEvents {
         routes
     }
 
-    /// The event of that number.
+    /// The event with this id.
     pub fn find(&mut self, id: u64) -> Option<&mut PendingEvent> {
         self.pending_events.get_mut(&id)
     }
 
-    /// One of its routes has been answered for; the whole once it was the last.
+    /// Records that one of its routes was answered. Returns the event after the last one.
     pub fn answered(&mut self, id: u64) -> Option<PendingEvent> {
         let pending = self.pending_events.get_mut(&id)?;
         pending.open = pending.open.saturating_sub(1);
@@ -146,7 +146,7 @@ impl PendingEvents {
         }
     }
 
-    /// Nobody waits any more.
+    /// Drops all waiting events.
     pub fn clear(&mut self) {
         self.pending_events.clear();
     }

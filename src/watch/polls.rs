@@ -1,6 +1,7 @@
-//! When to look without being asked.
+//! Polls: when each route is due.
 //!
-//! A literal route has a time of its own. All routes with wildcards in one registry share one: they share its catalog.
+//! A literal route has its own time. All wildcard routes of one registry share one, since they
+//! share its catalog.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use crate::random;
 use crate::route::Route;
 
-/// What is looked at together.
+/// The routes of one poll.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PollKey {
     /// A literal route.
@@ -21,7 +22,7 @@ pub enum PollKey {
 }
 
 impl PollKey {
-    /// With what a route is looked at.
+    /// The poll of a route.
     pub fn of(route: &Route) -> PollKey {
         if route.from.is_literal() {
             PollKey::Route(route.name.clone())
@@ -31,17 +32,17 @@ impl PollKey {
     }
 }
 
-/// The times.
+/// The times of all polls.
 #[derive(Debug, Default)]
 pub struct Polls {
     next: BTreeMap<PollKey, Instant>,
     order: BTreeSet<(Instant, PollKey)>,
-    /// Those that have not come up since [`Polls::begin`].
+    /// Polls that have not been due since [`Polls::begin`].
     first: BTreeSet<PollKey>,
 }
 
 impl Polls {
-    /// All of these are due now, and no others.
+    /// Replaces all polls; all are due now.
     pub fn begin(&mut self, keys: impl IntoIterator<Item = PollKey>, now: Instant) {
         *self = Polls::default();
         for key in keys {
@@ -61,8 +62,8 @@ impl Polls {
         self.next.get(key).copied()
     }
 
-    /// One that is due, and whether it is its first time. It is due again after `pace`: up to a tenth earlier or later, so that
-    /// many do not stay in step.
+    /// Takes a due poll, and whether it is its first one. It is due again after `pace`, up to a
+    /// tenth earlier or later, so that polls spread out.
     pub fn take_due(&mut self, now: Instant, pace: Duration) -> Option<(PollKey, bool)> {
         let (_, key) = self.order.first().filter(|(at, _)| *at <= now).cloned()?;
         self.order.pop_first();

@@ -1,14 +1,16 @@
 //! The queue of looks: level-triggered, one entry for each source repository of a route.
 //!
-//! A key is idle, waiting, running, or running and dirty: asking again while it waits changes nothing but who is told, and
-//! asking while it runs makes it run once more. A hundred pings cost one extra look. Looks of one repository do not overlap,
-//! with one exception: what is asked for by its name runs beside a look at everything.
-//! Asks that expect different digests are not merged: each has a look of its own, in order.
+//! A key is idle, waiting, running, or running and dirty: a request while it waits is merged, and
+//! one while it runs makes it run once more. A hundred pings cost one extra look. Looks of one
+//! repository do not overlap, with one exception: a request by tag name runs beside a look at
+//! everything. Requests that expect different digests are not merged: each has its own look, in
+//! order.
 //!
-//! Order: by name first, then event, new push and backfill in turns of 8 to 4 to 1, each fair between lanes: the pairs of
-//! registries that routes lead between. No lane takes all places while there are others, so a registry that does not answer
-//! holds up its own routes only. Within a lane: first come, first served.
-//! Every step costs the logarithm of what waits, and a look at each lane.
+//! Order: by name first, then event, new push and backfill in proportions of 8 to 4 to 1 (stride
+//! scheduling), each fair between registry pairs: the registries that routes connect. No pair takes
+//! all capacity while there are others, so a registry that does not answer delays only its own
+//! routes. Within a pair: first come, first served. Every step costs the logarithm of the waiting
+//! entries, and a visit to each pair.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,56 +24,56 @@ use crate::job::{Cause, Look, Totals, Trouble};
 use crate::look::LookRequest;
 use crate::oci::RepositoryName;
 
-/// Single tags that one entry may be about; more, and it is about all.
+/// Most single tags of one entry; beyond that it becomes a look at all tags.
 const TAGS: usize = 256;
-/// Looks of one repository that may wait because their askers expect different digests.
+/// Most waiting looks of one repository that expect different digests.
 const APART: usize = 64;
-/// What is asked for by name has at most this rank.
+/// The highest rank of requests by name.
 pub const BY_NAME: u8 = 1;
-/// What names its tags has this rank: it may run beside a look at everything.
+/// The rank of requests that name tags: they may run beside a look at everything.
 const NAMED: u8 = 0;
 
-/// Who is told what came of a look.
+/// Receives the result of a look.
 pub type LookSender = mpsc::UnboundedSender<Arc<Look>>;
 
-/// Names an entry.
+/// The key of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LookKey {
     /// The route.
     pub route: Arc<str>,
     /// The source repository.
     pub repository: RepositoryName,
-    /// Dry runs wait on their own: they must not turn a real look into a plan.
+    /// Dry runs have their own entries: they must not turn a real look into a plan.
     pub dry_run: bool,
 }
 
-/// A look that waits for its turn.
+/// A look that waits.
 #[derive(Debug)]
 pub struct Waiting {
-    /// What is asked.
+    /// The request.
     pub request: LookRequest,
-    /// Who is told what came of it.
+    /// The receivers of its result.
     pub senders: Vec<LookSender>,
-    /// Not before.
+    /// The earliest start.
     pub not_before: Instant,
-    /// Since when it waits.
+    /// When it was added.
     pub since: Instant,
-    /// It runs beside a look at everything.
+    /// Whether it runs beside a look at everything.
     pub is_beside: bool,
     rank: u8,
 }
 
-/// How soon a repository in trouble is looked at again.
+/// Delays before another look at a repository in trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryDelays {
     first: Duration,
     longest: Duration,
-    /// Whether polls wait as well. People and events never do.
+    /// Whether they also delay polls. Requests and events are never delayed.
     holds_polls: bool,
 }
 
 impl RetryDelays {
-    /// Single tags are in trouble: the others must not wait long for their poll.
+    /// Single tags are in trouble: the other tags must not wait long for their poll.
     pub const TAGS: RetryDelays = RetryDelays {
         first: Duration::from_secs(15),
         longest: Duration::from_secs(4 * 60),
@@ -83,20 +85,20 @@ impl RetryDelays {
         longest: Duration::from_secs(15 * 60),
         holds_polls: true,
     };
-    /// A registry does not accept us: that seldom passes by itself.
+    /// A registry refuses the credentials, which rarely passes by itself.
     pub const SLOW: RetryDelays = RetryDelays {
         first: Duration::from_secs(60),
         longest: Duration::from_secs(15 * 60),
         holds_polls: true,
     };
-    /// Nothing is there yet: what is pushed first is found by the next poll.
+    /// The repository does not exist yet: the next poll finds the first push.
     pub const ABSENT: RetryDelays = RetryDelays {
         first: Duration::from_secs(15),
         longest: Duration::from_secs(15 * 60),
         holds_polls: false,
     };
 
-    /// The wait after so many failures, one at least; doubles each time.
+    /// The delay after this number of failures, at least one; doubles each time.
     fn wait(self, failures: u32) -> Duration {
         self.first
             .saturating_mul(1 << (failures.max(1) - 1).min(10))
@@ -110,31 +112,31 @@ struct Entry {
     running: Option<Running>,
     beside: Option<Running>,
     failures: u32,
-    /// Polls wait until then.
+    /// Polls are delayed until then.
     held: Option<Instant>,
     position: Option<Position>,
 }
 
-/// A look that runs.
+/// A running look.
 #[derive(Clone, Copy, Debug)]
 struct Running {
-    /// At everything, not at single tags.
+    /// Whether it covers all tags.
     is_wide: bool,
     pair: usize,
 }
 
-/// Where an entry stands in the orders of the queue.
+/// The position of an entry in the indexes of the queue.
 #[derive(Clone, Copy, Debug)]
 enum Position {
-    /// Its time has come, but it runs.
+    /// It is due, but it runs.
     Dirty { due: Instant },
-    /// Its time has come.
+    /// It is due.
     Ready {
         due: Instant,
         stride_key: StrideKey,
         since: Instant,
     },
-    /// Its time will come.
+    /// It is due later.
     Later { at: Instant },
 }
 
@@ -142,49 +144,49 @@ enum Position {
 #[derive(Debug, Default)]
 pub struct Queue {
     entries: BTreeMap<LookKey, Entry>,
-    /// What may start, oldest first.
+    /// Entries that may start, oldest first.
     ready: BTreeMap<StrideKey, BTreeSet<(Instant, LookKey)>>,
     pairs: RegistryPairs,
-    /// Whose time will come, next first.
+    /// Entries that are due later, next first.
     later: BTreeSet<(Instant, LookKey)>,
-    /// Whose time has come, whether it runs or not; oldest first.
+    /// Entries that are due, running or not; oldest first.
     due: BTreeSet<(Instant, LookKey)>,
     running: usize,
 }
 
-/// What takes turns with others: a rank within a lane.
+/// The unit of stride scheduling: a rank within a registry pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct StrideKey {
     rank: u8,
     pair: usize,
 }
 
-/// The lanes, by number. Their numbers outlive a config.
+/// The registry pairs, by number, and their strides. Numbers outlive a config.
 #[derive(Debug, Default)]
 struct RegistryPairs {
     numbers: BTreeMap<String, usize>,
     of_routes: BTreeMap<Arc<str>, usize>,
-    /// How many the config has.
+    /// The number of pairs in the config.
     count: usize,
-    /// How many looks run in each.
+    /// Running looks of each.
     running: Vec<usize>,
-    /// How far each turn has come: what has come less far goes first.
+    /// The pass value of each key: the lowest goes first.
     passes: BTreeMap<StrideKey, u64>,
-    /// How far the turn that started last had come.
+    /// The pass value of the last start.
     pass: u64,
 }
 
 /// How many looks may run.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// At once.
+    /// In total.
     pub all: usize,
-    /// Of those, for looks that are asked for by name only.
+    /// The part of `all` that is reserved for looks that are asked for by name.
     pub by_name: usize,
 }
 
 impl Capacity {
-    /// How many looks of one lane may run, when there are others.
+    /// Most running looks of one pair, if there are others.
     fn per_pair(self, rank: u8) -> usize {
         let others = self.all.saturating_sub(self.by_name);
         if rank <= BY_NAME {
@@ -194,7 +196,7 @@ impl Capacity {
         }
     }
 
-    /// How many looks of all lanes may run.
+    /// Most running looks of all pairs.
     fn in_total(self, rank: u8) -> usize {
         if rank <= BY_NAME {
             self.all
@@ -205,7 +207,7 @@ impl Capacity {
 }
 
 impl Queue {
-    /// Asks for a look; merges with what waits already.
+    /// Adds a request. Merges it with a waiting one.
     pub fn add(
         &mut self,
         key: LookKey,
@@ -223,7 +225,8 @@ impl Queue {
         self.reposition(&key, now);
     }
 
-    /// Asks for another look later, because of trouble that may pass; the wait doubles while trouble lasts.
+    /// Adds a look after a delay, because of trouble that may pass. The delay doubles while trouble
+    /// lasts.
     pub fn add_later(
         &mut self,
         key: LookKey,
@@ -248,7 +251,7 @@ impl Queue {
         self.reposition(&key, now);
     }
 
-    /// Asks for another look at that time, whatever polls do meanwhile.
+    /// Adds a look at a time, independent of polls.
     pub fn add_at(&mut self, key: LookKey, request: LookRequest, at: Instant, now: Instant) {
         self.entries
             .entry(key.clone())
@@ -257,7 +260,7 @@ impl Queue {
         self.reposition(&key, now);
     }
 
-    /// Says between which registries the routes lead.
+    /// Sets the registry pairs of the routes.
     pub fn set_registry_pairs<'a>(&mut self, routes: impl Iterator<Item = (&'a Arc<str>, String)>) {
         let pairs = &mut self.pairs;
         pairs.of_routes.clear();
@@ -271,7 +274,7 @@ impl Queue {
         pairs.count = names.len();
     }
 
-    /// The next look whose time has come and for which there is a place; it runs from now on.
+    /// Starts the next due look that fits the capacity.
     pub fn start(&mut self, now: Instant, capacity: Capacity) -> Option<(LookKey, Waiting)> {
         self.advance(now);
         let stride_key = self.next_key(capacity)?;
@@ -311,7 +314,7 @@ impl Queue {
                 .get(stride_key)
                 .and_then(|ready| ready.first())
                 .map(|(since, _)| *since);
-            // What is asked for by name does not take turns.
+            // Requests by name are not subject to strides.
             let pass = if stride_key.rank <= BY_NAME {
                 0
             } else {
@@ -326,7 +329,7 @@ impl Queue {
             .copied()
     }
 
-    /// A look has settled. `is_well`: nothing in it calls for another one soon.
+    /// Ends a look. `is_well`: nothing in it calls for another one soon.
     pub fn settled(&mut self, key: &LookKey, is_beside: bool, is_well: bool, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -346,7 +349,7 @@ impl Queue {
         self.reposition(key, now);
     }
 
-    /// Forgets what waits and is not to be kept, and says so to those who asked for it.
+    /// Drops waiting entries that `keep` rejects, and tells their receivers.
     pub fn retain(&mut self, keep: impl Fn(&LookKey) -> bool, now: Instant) {
         let gone: Vec<LookKey> = self
             .entries
@@ -366,17 +369,18 @@ impl Queue {
         }
     }
 
-    /// Until when polls of a repository wait because of trouble there.
+    /// Until when trouble delays the polls of a repository.
     pub fn held(&self, key: &LookKey) -> Option<Instant> {
         self.entries.get(key)?.held
     }
 
-    /// When the next look's time comes that has not come yet.
+    /// When the next later entry is due.
     pub fn next(&self) -> Option<Instant> {
         self.later.first().map(|(at, _)| *at)
     }
 
-    /// Repositories that wait and whose time has come; looks that run; since when the oldest waits.
+    /// The number of due repositories, the number of running looks, and since when the oldest
+    /// waits.
     pub fn counts(&self) -> (usize, usize, Option<Instant>) {
         (
             self.due.len(),
@@ -385,14 +389,14 @@ impl Queue {
         )
     }
 
-    /// What waited for its time until now is ready.
+    /// Moves entries that have become due.
     pub fn advance(&mut self, now: Instant) {
         while let Some((_, key)) = self.later.first().filter(|(at, _)| *at <= now).cloned() {
             self.reposition(&key, now);
         }
     }
 
-    /// Puts an entry where it belongs now; one that is idle and well costs nothing.
+    /// Updates the position of an entry. An idle entry without failures is removed.
     fn reposition(&mut self, key: &LookKey, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -454,7 +458,7 @@ impl RegistryPairs {
         self.passes.get(stride_key).copied().unwrap_or(self.pass)
     }
 
-    /// A turn that had nothing to start has something: what it did not use meanwhile is lost.
+    /// A key that was empty gets an entry: its unused share is lost.
     fn begin(&mut self, stride_key: StrideKey) {
         let pass = self.pass_of(&stride_key).max(self.pass);
         self.passes.insert(stride_key, pass);
@@ -479,7 +483,7 @@ impl RegistryPairs {
     }
 }
 
-/// How far a start brings a turn: events start eight times, new pushes four times as often as a backfill.
+/// The stride of a start: events start eight times, new pushes four times as often as a backfill.
 fn stride(rank: u8) -> u64 {
     match rank {
         0..=2 => 1,
@@ -497,7 +501,7 @@ impl Entry {
         now: Instant,
     ) {
         let rank = rank(&request);
-        // What is asked for by its name does not wait for a look at everything, nor turn into one.
+        // A request by name neither waits for a look at everything nor becomes one.
         let is_named = rank == NAMED;
         let fits = |waiting: &&mut Waiting| {
             waiting.request.digest == request.digest && waiting.is_named() == is_named
@@ -506,7 +510,8 @@ impl Entry {
             return waiting.merge(request, rank, senders, not_before);
         }
         if self.waiting.len() >= APART {
-            // Everyone who expects nothing has a place: only what is expected can come so often.
+            // Requests without an expected digest always merge, so only a request with one gets
+            // here.
             let text = "too many different digests are expected of this repository at once; ask again in a moment";
             senders.into_iter().for_each(|senders| {
                 drop(senders.send(Arc::new(fruitless(&Fault::retryable(text)))))
@@ -531,7 +536,7 @@ impl Entry {
             && self.failures == 0
     }
 
-    /// Whether a look may start beside what runs.
+    /// Whether a look may start now or beside the running one.
     fn may_start(&self, waiting: &Waiting) -> bool {
         match (self.running, self.beside) {
             (None, None) => true,
@@ -540,7 +545,7 @@ impl Entry {
         }
     }
 
-    /// The waiting look that goes first.
+    /// The waiting look to start first.
     fn best(&self, now: Instant) -> Option<usize> {
         let due = self
             .waiting
@@ -595,7 +600,7 @@ impl Position {
 }
 
 impl Waiting {
-    /// Whether it is about single tags that were asked for by their names.
+    /// Whether it names its tags.
     fn is_named(&self) -> bool {
         self.rank == NAMED && !self.request.tags.is_empty()
     }
@@ -626,7 +631,7 @@ impl Waiting {
         };
         self.request.options.all |= request.options.all;
         self.request.options.waits |= request.options.waits;
-        // What asks production itself outdoes what trusts hints, whoever came first.
+        // The stricter cause wins, whichever came first.
         let (ours, theirs) = (
             self.request.cause.trusts_hints(),
             request.cause.trusts_hints(),
@@ -638,11 +643,11 @@ impl Waiting {
         self.rank = self.rank.min(rank);
     }
 
-    /// Tells everyone that the look will not be.
+    /// Reports to all receivers that the look will not take place.
     pub fn interrupt(self) {
         let look = Arc::new(interrupted());
         for asker in self.senders {
-            // Whoever asked may have gone.
+            // The caller may be gone.
             let _ = asker.send(look.clone());
         }
     }
@@ -675,12 +680,12 @@ pub fn interrupted() -> Look {
     }
 }
 
-/// Whether nobody but the daemon itself asks.
+/// Whether the request is the daemon's own.
 fn is_poll(request: &LookRequest) -> bool {
     matches!(request.cause, Cause::Poll | Cause::Verify)
 }
 
-/// Lower goes first.
+/// The rank of a request; lower goes first.
 fn rank(request: &LookRequest) -> u8 {
     match (request.cause, request.tags.is_empty()) {
         (Cause::Cli | Cause::Ping | Cause::Signal, false) => 0,

@@ -1,9 +1,9 @@
-//! Tags that failed, and until when a poll leaves them alone.
+//! Failed tags, and until when polls leave them alone.
 //!
-//! One refused tag is no reason to look at its whole repository more seldom, nor to try it again at every poll. What failed
-//! rests, for each tag and destination by itself: longer each time, or until the time that its registry named. A poll compares a
-//! resting tag as any other, and tries it again before its time when what either side names has changed. Everything but the
-//! daemon's own polls tries it at once.
+//! One refused tag must not delay the looks at its repository, nor be tried at every poll. A failed
+//! tag rests, for each destination separately: longer after each failure, or until the registry's
+//! `Retry-After`. A poll still compares a resting tag, and tries it earlier if a side changed. Only
+//! the daemon's own polls respect the rest.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::job::{Cause, Look, Outcome, Settled};
 use crate::look::{LeftAlone, LookRequest};
 use crate::oci::Tag;
 
-/// Failed tags of one repository that rest. More, and the repository is looked at more seldom as a whole.
+/// Most resting tags of one repository. Beyond that the whole repository is looked at less often.
 const MOST: usize = 256;
-/// Tags whose times lie this close to each other are looked at together.
+/// Tags with times this close are looked at together.
 const TOGETHER: Duration = Duration::from_secs(1);
 
-/// The resting tags of one repository, by the names of their destinations.
+/// The resting tags of one repository, by destination address.
 #[derive(Debug, Default)]
 pub struct RestingTags(BTreeMap<String, Resting>);
 
@@ -28,14 +28,14 @@ pub struct RestingTags(BTreeMap<String, Resting>);
 #[derive(Debug)]
 struct Resting {
     tag: Tag,
-    /// What came of it.
+    /// Its result.
     settled: Settled,
-    /// How often in a row.
+    /// Failures in a row.
     failures: u32,
     until: Instant,
 }
 
-/// Too many tags failed to remember each.
+/// Too many tags failed to keep each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooMany;
 
@@ -45,7 +45,7 @@ impl RestingTags {
         self.0.is_empty()
     }
 
-    /// What a look with this cause leaves alone.
+    /// The failures that a look with this cause reports without a new attempt.
     pub fn left_alone(&self, cause: Cause, now: Instant) -> LeftAlone {
         if !matches!(cause, Cause::Poll | Cause::Verify) {
             return LeftAlone::new();
@@ -56,7 +56,7 @@ impl RestingTags {
             .collect()
     }
 
-    /// Takes up what a look came to.
+    /// Records the result of a look.
     ///
     /// # Errors
     /// [`TooMany`], and then nothing rests.
@@ -72,7 +72,7 @@ impl RestingTags {
             .filter(|job| job.result == Outcome::Failed)
             .map(|job| (job.destination.as_str(), job))
             .collect();
-        // What a look saw and does not report as failed is well, or gone.
+        // A tag that the look saw and does not report as failed is well or gone.
         let is_seen = |tag: &Tag| {
             look.trouble.is_empty() && (request.tags.is_empty() || request.tags.contains(tag))
         };
@@ -89,7 +89,7 @@ impl RestingTags {
                 .map_or(0, |resting| resting.failures)
                 + 1;
             let until = now + wait(failure.class, failures);
-            // What is handed out again is no new failure.
+            // A repeated report is no new failure.
             let settled = Settled {
                 failure: None,
                 ..job.clone()
@@ -111,7 +111,7 @@ impl RestingTags {
         Ok(())
     }
 
-    /// The tags that are to be tried again next, and when.
+    /// The tags to try next, and when.
     pub fn next(&self) -> Option<(Vec<Tag>, Instant)> {
         let first = self.0.values().map(|resting| resting.until).min()?;
         let at = first + TOGETHER;
@@ -127,16 +127,16 @@ impl RestingTags {
     }
 }
 
-/// How long a tag rests after so many failures, one at least.
+/// How long a tag rests after this number of failures, at least one.
 fn wait(class: Class, failures: u32) -> Duration {
     let (first, longest) = match class {
         // The registry names the time itself.
         Class::Retryable { after: Some(after) } => return after.max(Duration::from_secs(1)),
         Class::Retryable { after: None } | Class::NotFound | Class::Cancelled => (15, 4 * 60),
-        // The bytes are read again: that costs.
+        // A retry reads the bytes again, which is expensive.
         Class::Corrupt => (60, 15 * 60),
         Class::Auth => (60, 15 * 60),
-        // Understood and refused: another try helps only when something changes, which is seen before.
+        // A permanent refusal: only a change helps, and polls notice changes.
         Class::Rejected => (5 * 60, 60 * 60),
     };
     let doubled = 1_u64 << (failures.max(1) - 1).min(10);
@@ -218,7 +218,7 @@ mod tests {
             let (tags, until) = resting.next().unwrap();
             assert_eq!(tags, ["v1".parse().unwrap()]);
             waits.push((until - now).as_secs());
-            // A poll in between leaves it alone, and reports what it knows.
+            // A poll in between leaves the tag alone and repeats its report.
             let alone = resting.left_alone(Cause::Poll, now);
             assert_eq!(alone.keys().collect::<Vec<_>>(), ["p/app:v1"]);
             resting

@@ -1,4 +1,4 @@
-//! How the routes stand: which have been looked at once, and what is wrong with which of their repositories.
+//! Route health: which routes have been looked at once, and the trouble of their repositories.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use crate::job::Trouble;
 use crate::look::discover::Discovered;
 use crate::oci::RepositoryName;
 
-/// Repositories of one route whose trouble is remembered.
+/// Most repositories of one route with stored trouble.
 const REMEMBERED: usize = 1000;
-/// Troubles of one route that are shown.
+/// Most troubles of one route that are shown.
 const SHOWN: usize = 100;
 
-/// How the routes stand.
+/// The health of all routes.
 #[derive(Debug, Default)]
 pub struct RouteHealth {
     routes: BTreeMap<Arc<str>, Route>,
@@ -20,14 +20,15 @@ pub struct RouteHealth {
 
 #[derive(Debug, Default)]
 struct Route {
-    /// Repositories of the first discovery that have not been looked at; `None`: there was none yet.
+    /// Repositories of the first discovery that have not been looked at; `None`: there was none
+    /// yet.
     first: Option<BTreeSet<RepositoryName>>,
-    /// Of the discovery itself under `None`.
+    /// By repository; `None` is the discovery itself.
     trouble: BTreeMap<Option<RepositoryName>, Vec<Trouble>>,
 }
 
 impl RouteHealth {
-    /// Takes up the routes that there are now; what is known of those that stay is kept.
+    /// Replaces the routes. The state of those that stay is kept.
     pub fn adopt<'a>(&mut self, routes: impl Iterator<Item = &'a Arc<str>>) {
         let mut before = std::mem::take(&mut self.routes);
         self.routes = routes
@@ -50,7 +51,7 @@ impl RouteHealth {
         entry.note(None, &discovered.trouble);
     }
 
-    /// A discovery of the route has failed: of its repositories holds what was known.
+    /// Records a failed discovery. The state of the route's repositories is kept.
     pub fn undiscovered(&mut self, route: &str, trouble: &Trouble) {
         let Some(entry) = self.routes.get_mut(route) else {
             return;
@@ -59,7 +60,7 @@ impl RouteHealth {
         entry.note(None, std::slice::from_ref(trouble));
     }
 
-    /// A look at a whole repository has ended, or will not be.
+    /// Records a look at a whole repository, or that it will not take place.
     pub fn looked(&mut self, route: &str, repository: &RepositoryName, trouble: &[Trouble]) {
         let Some(entry) = self.routes.get_mut(route) else {
             return;
@@ -70,14 +71,14 @@ impl RouteHealth {
         entry.note(Some(repository), trouble);
     }
 
-    /// Whether every route has been looked at once, whatever came of it.
+    /// Whether every route has been looked at once, with any result.
     pub fn is_ready(&self) -> bool {
         self.routes
             .values()
             .all(|route| route.first.as_ref().is_some_and(BTreeSet::is_empty))
     }
 
-    /// What is wrong with a route now.
+    /// The present trouble of a route.
     pub fn trouble(&self, route: &str) -> Vec<Trouble> {
         let all = self
             .routes

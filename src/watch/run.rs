@@ -1,7 +1,8 @@
-//! The watch itself: takes events, keeps the queue, runs looks, and asks for looks on its own when the poll's time comes.
+//! The loop of the watch: takes events, keeps the queue, runs looks, and starts polls.
 //!
-//! Discovery and looks run beside the loop in a join set that the loop owns; the loop itself never waits for a registry.
-//! Some places for looks are kept for those who ask by name: a long backfill does not make them wait.
+//! Discoveries and looks run in a join set that the loop owns; the loop never waits for a registry.
+//! Some capacity is reserved for looks that are asked for by name, so a long backfill does not
+//! delay them.
 
 mod query;
 
@@ -38,9 +39,9 @@ use crate::telemetry::Changes;
 use crate::transfer::retry::CurrentRules;
 use crate::transfer::{Settle, Stop};
 
-/// Repositories whose trouble is remembered, so that it is logged once per change.
+/// Most repositories with stored trouble, so that each change is logged once.
 const TROUBLES: usize = 10_000;
-/// How often the queue is shown at the most while nothing but its age changes.
+/// Shortest time between two updates of the shown queue while only its age changes.
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// The watch and what it owns.
@@ -52,15 +53,15 @@ pub struct Watch<B: Repositories = Backend> {
     queue: Queue,
     owners: Owners,
     pending_events: PendingEvents,
-    /// Catalogs whose changes are being taken up.
+    /// Catalogs with changes to apply.
     pending: VecDeque<Pending>,
-    /// What is to be answered.
+    /// Queries to answer.
     questions: VecDeque<RouteQuery>,
-    /// Questions that wait for a catalog, by its registry.
+    /// Queries that wait for a catalog, by its registry.
     held: BTreeMap<Arc<str>, Vec<RouteQuery>>,
     shown_discovered: HashMap<Arc<str>, Arc<Discovered>>,
     polls: Polls,
-    /// By route and repository: when production itself was last asked.
+    /// When production itself was last asked, by route and repository.
     verified: HashMap<Arc<str>, HashMap<RepositoryName, Instant>>,
     route_health: RouteHealth,
     tasks: JoinSet<Done>,
@@ -71,7 +72,7 @@ pub struct Watch<B: Repositories = Backend> {
     changes: Changes,
 }
 
-/// What a task of the watch is about: kept here, so that a panic loses nothing.
+/// A running task, kept here so that a panic loses nothing.
 enum Task<B: Repositories> {
     Discovery {
         registry: Arc<str>,
@@ -85,14 +86,14 @@ enum Task<B: Repositories> {
     },
 }
 
-/// What a task of the watch came to.
+/// The result of a task.
 enum Done {
     Discovered(Result<Reading, Fault>),
     Looked(Look),
 }
 
 impl<B: Repositories> Watch<B> {
-    /// A watch over the topology that `topology` holds, whatever it is replaced by.
+    /// A watch over the topology in `topology` and its replacements.
     pub fn new(topology: watch::Receiver<Arc<Topology<B>>>, board: Board, stop: Stop) -> Watch<B> {
         Watch {
             topology,
@@ -125,7 +126,7 @@ impl<B: Repositories> Watch<B> {
             self.show_queue();
             let wake = self.next_wake();
             let most_events = self.topology.borrow().settings.events;
-            // Events last: they may come without end, everything before them comes in bounded numbers.
+            // Events come last: they may be endless, while all other branches are bounded.
             tokio::select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
@@ -140,7 +141,7 @@ impl<B: Repositories> Watch<B> {
         self.drain().await;
     }
 
-    /// Nobody waits for what will not begin any more; what runs settles.
+    /// Drops all waiting work; running looks settle.
     async fn drain(&mut self) {
         self.pending_events.clear();
         self.pending.clear();
@@ -157,7 +158,7 @@ impl<B: Repositories> Watch<B> {
         self.topology.borrow().clone()
     }
 
-    /// Takes up a new topology: polls of its routes begin, what waits for routes that are gone is forgotten.
+    /// Applies a new topology: its polls start, and waiting work of removed routes is dropped.
     fn adopt_world(&mut self) {
         let topology = self.topology.borrow_and_update().clone();
         let now = Instant::now();
@@ -167,7 +168,7 @@ impl<B: Repositories> Watch<B> {
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
         self.shown_discovered.clear();
-        // Another config is a reason to try again.
+        // A new config is a reason for a new attempt.
         self.resting.clear();
         self.queue.set_registry_pairs(
             topology
@@ -235,7 +236,7 @@ impl<B: Repositories> Watch<B> {
         });
     }
 
-    /// The next time at which something is due on its own.
+    /// The next time at which the loop must wake.
     fn next_wake(&self) -> Instant {
         let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
         let show = (depth > 0).then(|| self.shown.2 + SHOWN_EVERY);
@@ -247,7 +248,7 @@ impl<B: Repositories> Watch<B> {
             .unwrap_or(far)
     }
 
-    /// Asks for looks at the routes whose time has come.
+    /// Starts the polls that are due.
     fn poll(&mut self) {
         let (topology, now) = (self.topology(), Instant::now());
         let pace = topology.intervals.poll.unwrap_or(topology.intervals.verify);
@@ -259,7 +260,7 @@ impl<B: Repositories> Watch<B> {
             };
             let routes = polled(&topology, &key);
             routes.iter().for_each(|name| self.show_next_look(name));
-            // Polls do not pile up behind a slow catalog.
+            // Polls do not accumulate behind a slow catalog.
             let is_running = matches!(&key, PollKey::Catalog(registry) if self.pending_events.is_running(registry));
             if is_running && !is_first {
                 continue;
@@ -291,7 +292,7 @@ impl<B: Repositories> Watch<B> {
             .update_route(name, |route| route.next_look = next);
     }
 
-    /// Until when the polls of a route wait because of trouble, where it has one repository only.
+    /// Until when trouble delays the polls of a literal route.
     fn held(&self, name: &Arc<str>) -> Option<Instant> {
         let repository = self.topology().route(name)?.from.literal()?;
         self.queue.held(&LookKey {
@@ -301,7 +302,7 @@ impl<B: Repositories> Watch<B> {
         })
     }
 
-    /// A task has ended. One that panicked ends what it was about all the same.
+    /// Ends a task, also one that panicked.
     fn done(&mut self, done: Result<(Id, Done), JoinError>) {
         let (id, came) = match done {
             Ok((id, done)) => (id, Some(done)),
@@ -344,7 +345,7 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// Starts the looks whose turn has come.
+    /// Starts looks as far as the capacity allows.
     fn start_looks(&mut self) {
         let (topology, now) = (self.topology(), Instant::now());
         let Settings {
@@ -457,12 +458,13 @@ impl<B: Repositories> Watch<B> {
         self.note_looked(&key, request.tags.is_empty(), &look.trouble);
         let look = Arc::new(look);
         for asker in senders {
-            // Whoever asked may have gone.
+            // The caller may be gone.
             let _ = asker.send(look.clone());
         }
     }
 
-    /// Lets single tags that failed rest, and, when the repository itself is well, asks for them again at their time.
+    /// Records failed tags, and queues a look at them for the end of their rest if the repository
+    /// itself is well.
     fn note_failures(
         &mut self,
         key: &LookKey,
@@ -515,7 +517,8 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// Only a look at a whole repository says how the route stands; a dry run says nothing.
+    /// Updates the state of the route. Only a look at a whole repository tells its health; a dry
+    /// run tells nothing.
     fn note_looked(&mut self, key: &LookKey, whole: bool, trouble: &[Trouble]) {
         if key.dry_run {
             return;
@@ -558,7 +561,7 @@ impl<B: Repositories> Watch<B> {
     }
 }
 
-/// The look that follows one in trouble: the daemon's own, and as strict as the one before.
+/// The daemon's own look after one in trouble, as strict as that one.
 fn again(request: &LookRequest) -> LookRequest {
     let cause = if request.cause.trusts_hints() {
         Cause::Poll
@@ -574,7 +577,7 @@ fn again(request: &LookRequest) -> LookRequest {
     }
 }
 
-/// How soon a look at the whole repository is to follow this one, if trouble in it may pass by itself.
+/// The delays for another look at the whole repository, if its trouble may pass by itself.
 fn pace(look: &Look) -> Option<RetryDelays> {
     let whole = |class: Class| {
         look.trouble
@@ -590,7 +593,8 @@ fn pace(look: &Look) -> Option<RetryDelays> {
     }
 }
 
-/// Whether a registry accepts nothing from us: more than one tag was refused for want of rights, and none went well.
+/// Whether a registry accepts nothing: more than one tag was refused for lack of rights, and none
+/// succeeded.
 fn is_locked_out(look: &Look) -> bool {
     let is_refused = |job: &&Settled| {
         job.failure
@@ -601,7 +605,7 @@ fn is_locked_out(look: &Look) -> bool {
     went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
 }
 
-/// The registries that a route leads between.
+/// The name of the registry pair of a route.
 fn lane(route: &Route) -> String {
     let mut lane = route.from.registry().to_string();
     let to: BTreeSet<&Arc<str>> = route.to.iter().map(Template::registry).collect();
@@ -612,7 +616,7 @@ fn lane(route: &Route) -> String {
     lane
 }
 
-/// The routes that are looked at together.
+/// The routes of one poll.
 fn polled<B: Repositories>(topology: &Topology<B>, key: &PollKey) -> Vec<Arc<str>> {
     match key {
         PollKey::Route(name) => vec![name.clone()],
@@ -630,7 +634,8 @@ fn polled<B: Repositories>(topology: &Topology<B>, key: &PollKey) -> Vec<Arc<str
     }
 }
 
-/// The routes that a scope is about, in the order of the config, with the repository when the scope names one that falls to it.
+/// The routes of a scope, in the order of the config, each with the scope's repository if it has
+/// one. A repository counts only for the route that owns it.
 pub(super) fn matching<'a, B: Repositories>(
     topology: &'a Topology<B>,
     scope: &Scope,

@@ -411,7 +411,7 @@ fn looks_are_counted_by_how_they_ended() {
     );
 }
 
-/// With production down and a new version waiting, the numbers said: 3 up to date, nothing pending.
+/// With production down and a new version pending, the metrics reported 3 up to date, 0 pending.
 #[tokio::test(start_paused = true)]
 async fn what_staging_gained_in_an_outage_of_production_is_pending_from_then_on() {
     let bench = Bench::new();

@@ -1,16 +1,18 @@
 //! Fan-out: one read of a blob feeds all destinations that need it now.
 //!
-//! - Jobs for the same source tag are a [`ReadGroup`]. Who reads a blob first opens a shared read; the others of the party take a
-//!   seat in it, also a little later: its window holds the start of the blob until nobody is expected any more.
-//! - Where a registry does not mount, each of its repositories needs the bytes: jobs that have begun with a blob say so, and
-//!   are expected too, whatever their tag and their source repository are. The start stays a little longer for those who
-//!   begin a moment later; nobody waits for them.
-//! - Nobody is held back for long: who goes ahead waits for the slower ones for a bounded time, then they are left behind
-//!   and go on by themselves, and are not waited for again. Who fails or leaves is not waited for, nor who stands in line for
-//!   the right to send to the registry of the one ahead.
-//! - Memory is bounded: by a window for each read, and by a sum over all of them.
+//! - Jobs for the same source tag form a [`ReadGroup`]. The first reader of a blob opens a shared
+//!   read; the others join it, also a little later: its window keeps the start of the blob until no
+//!   job of the group is expected.
+//! - Where a registry does not mount, each of its repositories needs the bytes. Jobs that have
+//!   begun with a blob announce it and are expected too, whatever their tag and source repository.
+//!   The start stays a little longer for jobs that begin a moment later; no reader waits for them.
+//! - A fast reader waits for slow ones for a bounded time. Then the slow ones are dropped, continue
+//!   by themselves, and are not waited for again. Readers that failed, left, or are queued for an
+//!   upload permit of the fast reader's destination are not waited for.
+//! - Memory is bounded by a window for each read and by a sum over all reads.
 //!
-//! Each seat is a body like any other: every destination's own road counts, hashes and judges it.
+//! Each reader is an ordinary body: every destination's
+//! [`VerifiedBlob`](super::verify::VerifiedBlob) counts, hashes and checks it.
 
 mod read;
 mod reader;
@@ -42,7 +44,7 @@ struct Table {
     reads: BTreeMap<ReadKey, Arc<Read>>,
     /// Jobs that have begun with a blob, where the destination does not mount.
     needs: BTreeMap<ReadKey, BTreeMap<u64, Need>>,
-    /// Jobs that were left behind: they are not waited for again.
+    /// Jobs that were dropped as slow: they are not waited for again.
     slow: HashSet<u64>,
     /// Jobs by the registry that they read from.
     readers: HashMap<Origin, usize>,
@@ -52,31 +54,31 @@ struct Table {
 }
 
 type GroupKey = (Origin, RepositoryName, Tag);
-/// The content of a blob is the same in all repositories of its registry.
+/// A blob has the same content in all repositories of its registry.
 type ReadKey = (Origin, Digest);
 
-/// How far a job is with a blob that it needs.
+/// The state of a job that needs a blob.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// It will want a seat.
+    /// It will join a read.
     Coming,
-    /// It has had one.
+    /// It has joined one.
     Reading,
 }
 
-/// Somebody who may come for the start of a blob.
+/// A reader that may still join at the start of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Expected {
-    /// Whoever brings it to that registry first.
+    /// The first job of the group for that registry.
     Registry(Origin),
     /// That job.
     Job(u64),
 }
 
-/// The jobs that bring one source tag to several destinations at the same time.
+/// Jobs that promote one source tag to several destinations at the same time.
 #[derive(Default)]
 struct ReadGroup {
-    /// One right to run for all of them: they come and go together.
+    /// One job permit for all of them: they start and end together.
     permit: OnceCell<JobPermit>,
     state: Mutex<GroupState>,
 }
@@ -84,15 +86,15 @@ struct ReadGroup {
 #[derive(Default)]
 struct GroupState {
     members: BTreeMap<u64, Origin>,
-    /// The members' places in the lines: they are as urgent as the most urgent one.
+    /// The members' queue tickets: all get the rank of the most urgent one.
     tickets: BTreeMap<u64, Arc<Ticket>>,
-    /// Blobs that a destination needs no more, or reads already.
+    /// Blobs that a destination no longer needs, or reads already.
     settled: HashSet<(Origin, Digest)>,
-    /// Destinations that were left behind: they are not waited for again.
+    /// Destinations that were dropped as slow: they are not waited for again.
     slow: HashSet<Origin>,
 }
 
-/// A job's place in its party, until dropped.
+/// A job's membership in its group, until dropped.
 pub(super) struct GroupMember {
     fan_out: FanOut,
     group: Arc<ReadGroup>,
@@ -102,7 +104,7 @@ pub(super) struct GroupMember {
 }
 
 impl FanOut {
-    /// Shared reads within these bounds, whose bodies get their permits there.
+    /// Shared reads within these bounds. Their bodies get permits from `admission`.
     pub(super) fn new(bounds: SharedReads, admission: &Admission) -> FanOut {
         FanOut {
             table: Arc::new(Mutex::new(Table {
@@ -143,7 +145,7 @@ impl FanOut {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those who kept a read of `party` waiting are not waited for again.
+    /// Records readers that were too slow for a read of `group`: they are not waited for again.
     fn note_slow(&self, group: &ReadGroup, missing: BTreeSet<Expected>) {
         for expected in missing {
             match expected {
@@ -161,7 +163,7 @@ impl ReadGroup {
 }
 
 impl GroupMember {
-    /// Waits for the right to run, which one job gets for all of the party.
+    /// Waits for the job permit, which one job gets for the whole group.
     pub(super) async fn admitted(&self, ticket: &Arc<Ticket>) {
         let members: Vec<Arc<Ticket>> = {
             let mut state = self.group.lock();
@@ -174,7 +176,8 @@ impl GroupMember {
         self.group.permit.get_or_init(|| ticket.job()).await;
     }
 
-    /// The job has begun with a blob whose bytes it needs even where another repository of its destination gets them.
+    /// Announces that the job needs the bytes of a blob, even if another repository of its
+    /// destination gets them.
     pub(super) fn needs(&self, digest: &Digest) {
         let key = self.read_key(digest);
         let mut table = self.fan_out.lock();
@@ -192,7 +195,7 @@ impl GroupMember {
             .insert(self.number, Need::Coming);
     }
 
-    /// A seat in a shared read of the blob from its start. `None`: nobody else needs it now.
+    /// Joins a shared read of the blob at its start. `None`: no other job needs it now.
     pub(super) fn reader(
         &self,
         digest: &Digest,
@@ -234,7 +237,8 @@ impl GroupMember {
         read.join(self, size, slow)
     }
 
-    /// The other destinations of the party that may still need the blob; this one needs no more waiting for.
+    /// The other destinations of the group that may still need the blob. This one is no longer
+    /// expected.
     fn expected(&self, digest: &Digest) -> BTreeSet<Expected> {
         let mut state = self.group.lock();
         if state.members.len() < 2 {
@@ -253,7 +257,7 @@ impl GroupMember {
             .collect()
     }
 
-    /// The destination needs no more of the blob, whatever came of it.
+    /// Records that the destination no longer needs the blob, for any reason.
     pub(super) fn settled(&self, digest: &Digest) {
         let has_others = {
             let mut state = self.group.lock();
@@ -302,14 +306,14 @@ impl Drop for GroupMember {
 }
 
 impl Table {
-    /// Forgets what ended reads keep for those who never came, where memory is short.
+    /// Drops ended reads that are kept for expected readers, if memory is short.
     fn shed(&mut self) {
         if self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows {
             self.reads.retain(|_, read| !read.lock().is_over());
         }
     }
 
-    /// Jobs that have begun with the blob and have no seat yet.
+    /// Jobs that have begun with the blob and have not joined a read.
     fn coming(&self, key: &ReadKey) -> impl Iterator<Item = Expected> {
         let needs = self.needs.get(key).into_iter().flatten();
         needs
@@ -317,7 +321,7 @@ impl Table {
             .map(|(job, _)| Expected::Job(*job))
     }
 
-    /// A job comes for its seat. Returns whether it had said that it would.
+    /// Records that a job joins a read. Returns whether it was announced.
     fn take_need(&mut self, key: &ReadKey, job: u64) -> bool {
         let need = self
             .needs
@@ -326,7 +330,7 @@ impl Table {
         need.map(|need| *need = Need::Reading).is_some()
     }
 
-    /// A job is done with the blob. Returns whether it needed it.
+    /// Removes a job's need of the blob. Returns whether it was announced.
     fn forget_need(&mut self, key: &ReadKey, job: u64) -> bool {
         let Some(needs) = self.needs.get_mut(key) else {
             return false;

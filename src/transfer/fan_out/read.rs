@@ -1,4 +1,4 @@
-//! One read of a blob, the window of it that is kept, and who still has to come for it.
+//! One read of a blob, its window, and the expected readers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -25,7 +25,7 @@ pub(super) struct Read {
     pub(super) fan_out: FanOut,
     pub(super) key: ReadKey,
     pub(super) group: Arc<ReadGroup>,
-    /// The repository that it reads from.
+    /// The source repository.
     pub(super) repository: RepositoryName,
     pub(super) share: Share,
     pub(super) wakers: Arc<ReaderWakers>,
@@ -35,7 +35,7 @@ pub(super) struct Read {
 pub(super) struct State {
     pub(super) open: Open,
     pub(super) source: SharedSource,
-    /// The right to read: until the source has ended, or no seat moves any more.
+    /// The reading permit, until the source has ended or no reader is admitted.
     pub(super) permit: Option<ReadingPermit>,
     pub(super) frames: VecDeque<Bytes>,
     /// The number of the first frame that is kept, and the bytes of all that are.
@@ -48,26 +48,26 @@ pub(super) struct State {
     pub(super) size: u64,
     pub(super) readers: BTreeMap<u64, ReaderState>,
     pub(super) next_reader: u64,
-    /// Those who may still come for the start.
+    /// Readers that may still join at the start.
     pub(super) expected: BTreeSet<Expected>,
-    /// Whether the start is kept for a while although nobody is expected.
+    /// Whether the start is kept for a while without expected readers.
     pub(super) lingers: bool,
     pub(super) began: Instant,
     pub(super) waited: Duration,
     pub(super) waiting_since: Option<Instant>,
 }
 
-/// How far a seat is.
+/// The state of one reader.
 pub(super) struct ReaderState {
-    /// The frame that it takes next.
+    /// The number of its next frame.
     pub(super) next: u64,
-    /// Whether it has its permits: before, it stands in line for them.
+    /// Whether it has its permits. Before that it is queued for them.
     pub(super) is_admitted: bool,
     pub(super) destination: Origin,
     job: u64,
-    /// Whether it belongs to the party that opened the read.
+    /// Whether it belongs to the group that opened the read.
     is_same_group: bool,
-    /// Whether it was left behind before: then it may come along, and nobody waits.
+    /// Whether it was dropped before: then no reader waits for it.
     slow: bool,
 }
 
@@ -79,7 +79,7 @@ pub(super) enum SharedSource {
     Failed(Class, String),
 }
 
-/// Wakes everybody who waits for the read.
+/// The wakers of all readers that wait for the read.
 #[derive(Default)]
 pub(super) struct ReaderWakers(Mutex<Vec<Waker>>);
 
@@ -154,7 +154,7 @@ impl Read {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the right to read back once it is of no use.
+    /// Releases the reading permit once it is unused.
     pub(super) fn release_permit(&self, state: &mut State) {
         if !state.is_permit_unused() {
             return;
@@ -166,7 +166,7 @@ impl Read {
         state.permit = None;
     }
 
-    /// A seat at the start, if that is still there.
+    /// Joins at the start, if that is still kept.
     pub(super) fn join(
         self: &Arc<Read>,
         member: &GroupMember,
@@ -210,7 +210,7 @@ impl Read {
         })
     }
 
-    /// Keeps the start for somebody, if it is still there.
+    /// Keeps the start for an expected reader, if it is still kept.
     pub(super) fn expect(&self, expected: Expected) {
         let mut state = self.lock();
         if state.has_start() {
@@ -218,7 +218,7 @@ impl Read {
         }
     }
 
-    /// A job does not come any more. Returns whether the read is still needed.
+    /// Removes a job from the expected readers. Returns whether the read is still needed.
     pub(super) fn excuse(&self, member: &GroupMember) -> bool {
         let mut state = self.lock();
         let mut excused = state.expected.remove(&Expected::Job(member.number));
@@ -257,7 +257,7 @@ impl State {
         self.frames.push_back(bytes);
     }
 
-    /// Lets go what everybody has.
+    /// Drops frames that all readers have taken.
     pub(super) fn trim(&mut self) {
         if self.first == 0 && (!self.expected.is_empty() || self.lingers) {
             return;
@@ -282,14 +282,14 @@ impl State {
         }
     }
 
-    /// How much longer the ones ahead wait for the ones behind.
+    /// How much longer fast readers wait for slow ones.
     pub(super) fn remaining_wait(&mut self) -> Duration {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let allowed = self.bounds.grace + self.began.elapsed() / 20;
         allowed.saturating_sub(self.waited + since.elapsed())
     }
 
-    /// Keeps the start no longer for those of whom nobody knows, once that takes much memory.
+    /// Stops keeping the start for unannounced readers, once that takes much memory.
     pub(super) fn stop_lingering(&mut self) {
         if self.lingers
             && (self.bytes >= self.bounds.linger
@@ -300,8 +300,8 @@ impl State {
         }
     }
 
-    /// Goes on without those for whom nobody waits: the slow ones, and who stands in line for the right to send to
-    /// `destination`, maybe for the one that whoever is ahead there has.
+    /// Drops slow readers, and readers queued for an upload permit of `destination` that the reader
+    /// ahead may hold.
     pub(super) fn drop_queued_readers(&mut self, destination: &Origin) {
         let first = self.first;
         let is_awaited = |place: &ReaderState| {
@@ -312,7 +312,8 @@ impl State {
         self.trim();
     }
 
-    /// Goes on without the slowest: those who did not come at all, else those who hold the window.
+    /// Drops the slowest readers: the expected ones that did not join, else the ones that hold the
+    /// window.
     pub(super) fn drop_slowest(&mut self) -> BTreeSet<Expected> {
         let mut slow = std::mem::take(&mut self.expected);
         if slow.is_empty() {
@@ -330,9 +331,9 @@ impl State {
         slow
     }
 
-    /// Asks the source for one more frame; opens it again where it broke off.
+    /// Polls the source for one frame. Opens it again where it broke off.
     pub(super) fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // A poll that panics leaves a read that has failed, and nothing half read.
+        // A poll that panics leaves a failed read behind, not a partial state.
         match std::mem::replace(
             &mut self.source,
             SharedSource::Failed(Class::RETRYABLE, String::new()),
@@ -382,13 +383,14 @@ impl State {
         self.source = SharedSource::Failed(fault.class(), fault.chain());
     }
 
-    /// Whether the right to read is of no use any more: nothing is left to read, or nobody moves.
+    /// Whether the reading permit is unused: nothing is left to read, or no reader is admitted.
     pub(super) fn is_permit_unused(&self) -> bool {
         let is_over = matches!(self.source, SharedSource::Ended | SharedSource::Failed(..));
         is_over || !self.readers.values().any(|place| place.is_admitted)
     }
 
-    /// Without the right to read nothing is open. Whoever gets it next goes on from here.
+    /// Closes the source, since the permit is released. The next permit opens it at the same
+    /// offset.
     pub(super) fn close_source(&mut self) {
         if matches!(
             self.source,

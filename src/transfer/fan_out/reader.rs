@@ -1,4 +1,4 @@
-//! A place in a shared read.
+//! A reader of a shared read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,15 +12,16 @@ use super::read::{Read, SharedSource, State};
 use crate::fault::{Class, Fault};
 use crate::transfer::admission::{ReadingPermit, Share};
 
-/// One destination's place in a shared read: a body from the start of the blob.
+/// One destination's reader of a shared read: a body from the start of the blob.
 pub(in crate::transfer) struct Reader {
     pub(super) read: Arc<Read>,
     pub(super) number: u64,
     pub(super) left: u64,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
-    /// Whether it opened the read: what is counted once is counted for it.
+    /// Whether it opened the read: metrics of the read are counted for it.
     pub(in crate::transfer) is_first: bool,
-    /// Whether its own source is another repository than the one that is read: what is wrong there need not be wrong here.
+    /// Whether its own source is another repository than the one that is read: a failure there may
+    /// not apply here.
     pub(super) is_foreign: bool,
 }
 
@@ -30,8 +31,8 @@ impl Reader {
         &self.read.share
     }
 
-    /// Takes the seat with what its body was granted. False: the right to read that it was to share is gone, and it has none
-    /// of its own.
+    /// Admits the reader with the permit of its body. `false`: the shared reading permit is
+    /// released, and the body has none of its own.
     pub(in crate::transfer) fn admit(&self, reading: Option<ReadingPermit>) -> bool {
         let mut state = self.read.lock();
         let is_over = matches!(state.source, SharedSource::Ended | SharedSource::Failed(..));
@@ -48,7 +49,7 @@ impl Reader {
         true
     }
 
-    /// Whether the others went on without it before it had taken anything.
+    /// Whether the reader was dropped before it had taken a frame.
     pub(in crate::transfer) fn is_lost(&self) -> bool {
         !self.read.lock().readers.contains_key(&self.number)
     }
@@ -63,7 +64,7 @@ impl Reader {
                     "left behind by the other destinations",
                 ))));
             };
-            // What asks for bytes has its permits.
+            // A reader that is polled has its permits.
             place.is_admitted = true;
             let ahead = place.next - first;
             if let Some(bytes) = state.frames.get(ahead as usize).cloned() {
@@ -118,7 +119,7 @@ impl Reader {
         }
     }
 
-    /// What the failure of the shared read means here.
+    /// The failure of the shared read, as it applies to this destination.
     fn failed(&self, class: Class, text: &str) -> Fault {
         let text = if text.is_empty() {
             "the shared read broke off unexpectedly"
@@ -132,7 +133,7 @@ impl Reader {
         }
     }
 
-    /// Waits for those behind. Whoever comes on meanwhile rings the bell.
+    /// Waits for slow readers. Their progress wakes this one.
     fn poll_slow_readers(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<()> {
         let remaining_wait = state.remaining_wait();
         let due = Instant::now() + remaining_wait;

@@ -1,7 +1,7 @@
-//! From events to the queue: finds out, beside the loop, which repositories an event is about, and asks for looks at them.
+//! From events to the queue: finds the repositories of an event, and queues looks at them.
 //!
-//! What is done here takes bounded time: a thousand routes, or ten thousand repositories, are worked off in pieces, between
-//! which other tasks have their turn.
+//! Each step takes bounded time: a thousand routes or ten thousand repositories are handled in
+//! pieces, and other tasks run between them.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::route::Route;
 use crate::watch::event::Event;
 use crate::watch::queue::LookKey;
 
-/// Routes and repositories that are worked off in one piece.
+/// Routes and repositories in one piece.
 const PIECE: usize = 500;
 
-/// What an event asks of one route, once the catalogs that it needs have been read.
+/// The part of an event for one route. It is answered once the needed catalogs have been read.
 pub(super) struct RouteQuery {
     id: u64,
     route: Arc<str>,
@@ -33,26 +33,26 @@ pub(super) struct RouteQuery {
     repository: Option<RepositoryName>,
     /// The catalog could not be read.
     failed: Option<Trouble>,
-    /// It is being answered.
+    /// The answer so far.
     answer: Option<Answer>,
 }
 
-/// An answer that may be given in several pieces.
+/// An answer, given in one piece or several.
 struct Answer {
     discovered: Arc<Discovered>,
-    /// The last repository that was asked about.
+    /// The last repository that was queued.
     after: Option<RepositoryName>,
 }
 
-/// A catalog that was read and whose changes are being taken up.
+/// A catalog that was read, with changes to apply.
 pub(super) struct Pending {
     registry: Arc<str>,
     read: Result<(Catalog, std::vec::IntoIter<Change>), Trouble>,
 }
 
 impl<B: Repositories> Watch<B> {
-    /// Takes an event: what the config or an earlier discovery says is asked of the queue at once; what takes a catalog is found
-    /// out beside the loop.
+    /// Takes an event. Routes that are known without a catalog are queued at once; the others start
+    /// a discovery.
     pub(super) fn take(&mut self, event: Event) {
         let topology = self.topology();
         let scope = event.scope.clone();
@@ -103,7 +103,7 @@ impl<B: Repositories> Watch<B> {
         self.running.insert(spawned.id(), task);
     }
 
-    /// A catalog has been read, or could not be.
+    /// Ends the reading of a catalog.
     pub(super) fn discovered(
         &mut self,
         registry: &Arc<str>,
@@ -139,7 +139,8 @@ impl<B: Repositories> Watch<B> {
         self.work();
     }
 
-    /// The config has changed while a catalog was read: what waits for it is answered from the new one.
+    /// The config changed during the reading of a catalog: the waiting routes start over under the
+    /// new config.
     fn discover_anew(&mut self, topology: &Arc<Topology<B>>, registry: &Arc<str>) {
         for (id, route) in self.pending_events.outdated(registry) {
             self.ask_anew(topology, id, &route);
@@ -154,7 +155,7 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// The config has changed: what was about to be answered from the old one is answered from the new one.
+    /// The config changed: all open queries start over under the new config.
     pub(super) fn ask_all_anew(&mut self, topology: &Arc<Topology<B>>) {
         let pending = std::mem::take(&mut self.pending);
         for Pending { registry, .. } in pending {
@@ -168,7 +169,7 @@ impl<B: Repositories> Watch<B> {
         for question in questions {
             match (&question.repository, &question.answer) {
                 (None, None) => self.ask_anew(topology, question.id, &question.route),
-                // What was found under the old config, or named, is judged again when its look begins.
+                // Its look checks the new config when it starts.
                 _ => self.questions.push_back(question),
             }
         }
@@ -178,7 +179,7 @@ impl<B: Repositories> Watch<B> {
         !self.pending.is_empty() || !self.questions.is_empty()
     }
 
-    /// Works off a piece of what is to be done.
+    /// Handles one piece of the waiting work.
     pub(super) fn work(&mut self) {
         let topology = self.topology();
         let mut left = PIECE;
@@ -194,7 +195,8 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// Takes up changes of a catalog, so many at most; after the last one, the questions that waited for it can be answered.
+    /// Applies at most `most` changes of a catalog. After the last one, the queries that wait for
+    /// it can be answered.
     fn take_up(&mut self, topology: &Arc<Topology<B>>, mut pending: Pending, most: usize) -> usize {
         if let Ok((_, changes)) = &mut pending.read {
             let count = changes.len().min(most);
@@ -230,8 +232,8 @@ impl<B: Repositories> Watch<B> {
         most
     }
 
-    /// Answers a question, for so many repositories at most, or keeps it until the catalogs are known that it needs. Returns for
-    /// how many it was answered.
+    /// Answers a query for at most `most` repositories, or stores it until its catalogs are known.
+    /// Returns the number of repositories.
     fn answer(&mut self, topology: &Topology<B>, mut question: RouteQuery, most: usize) -> usize {
         let Some(route) = topology.routes.position(&question.route) else {
             self.close(question.id);
@@ -272,7 +274,7 @@ impl<B: Repositories> Watch<B> {
         count
     }
 
-    /// Finds out what a question is about, and says what stood in the way.
+    /// Finds the repositories of a query, and reports trouble.
     fn discover(
         &mut self,
         topology: &Topology<B>,
@@ -300,7 +302,7 @@ impl<B: Repositories> Watch<B> {
         if let Some(pending) = self.pending_events.find(question.id) {
             let look = discovered.as_look();
             pending.count += discovered.repositories.len() + usize::from(look.is_some());
-            // A discovery that found nothing to look at is the look.
+            // A discovery without repositories counts as the look.
             if discovered.repositories.is_empty() && !pending.event.options.dry_run {
                 topology.metrics.look_ended(
                     &question.route,
@@ -309,14 +311,14 @@ impl<B: Repositories> Watch<B> {
                 );
             }
             if let (Some(look), Some(reply)) = (look, &pending.event.reply) {
-                // The asker may have gone.
+                // The caller may be gone.
                 let _ = reply.looks.send(Arc::new(look));
             }
         }
         discovered
     }
 
-    /// One of the routes of an event has been answered for.
+    /// Ends the query of one route of an event.
     fn close(&mut self, id: u64) {
         if let Some(pending) = self.pending_events.answered(id) {
             self.acknowledge(pending.event, pending.count);
@@ -328,7 +330,7 @@ impl<B: Repositories> Watch<B> {
             .metrics
             .event(event.cause, if count > 0 { "queued" } else { "ignored" });
         if let Some(reply) = event.reply {
-            // Whoever asked may have gone: the looks are done all the same.
+            // The caller may be gone; the looks run all the same.
             let _ = reply.queued.send(count);
         }
     }
@@ -375,7 +377,8 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// What a discovery came to; `fresh`: it went well. What has not changed since the last time is shown already.
+    /// Shows the result of a discovery. `fresh`: it succeeded. An unchanged result is shown
+    /// already.
     fn show_discovered(&mut self, route: &Arc<str>, discovered: &Arc<Discovered>, fresh: bool) {
         if fresh && discovered.repositories.is_empty() {
             self.board
@@ -434,8 +437,8 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    /// A poll becomes a look that asks production itself when the last one of that kind is long ago; spread evenly, because
-    /// each repository has a clock of its own.
+    /// Turns a poll into a verifying look if the last one is long ago. Each repository has its own
+    /// time, which spreads them evenly.
     fn sharpened(&mut self, key: &LookKey, cause: Cause) -> Cause {
         let (verify, now) = (self.topology().intervals.verify, Instant::now());
         let verified = self.verified.entry(key.route.clone()).or_default();
@@ -453,7 +456,7 @@ impl<B: Repositories> Watch<B> {
                 Cause::Verify
             }
             Cause::Start => {
-                // The first sweep comes at a time of its own for each repository.
+                // The first verifying look of each repository is at a random time.
                 let first = now
                     .checked_sub(verify.mul_f64(0.5 * random::fraction()))
                     .unwrap_or(now);
