@@ -82,7 +82,7 @@ impl Repositories for Backend {
         };
         let creation = match (create, source) {
             (Create::Template(template), _) => ecr::Creation::Template(template.clone()),
-            (Create::Clone, Repository::Ecr(model)) => ecr::Creation::Clone(model),
+            (Create::Clone, Repository::Ecr(model)) => ecr::Creation::Clone(model.handle()),
             // The config refuses to clone anything else.
             (Create::Never | Create::Clone, _) => return Repository::Ecr(there),
         };

@@ -9,8 +9,6 @@ use super::output::Lines;
 use super::{Arguments, Failure};
 use crate::config::{Config, RegistryKind};
 use crate::ecr;
-use crate::registry::Settings;
-use crate::registry::auth::Credentials;
 use crate::route::Create;
 
 /// Print the IAM policies that the config's ECR registries need
@@ -195,11 +193,10 @@ fn uses(config: &Config) -> BTreeMap<String, Use> {
 
 fn login<'a>(config: &'a Config, name: &str) -> Option<&'a ecr::Login> {
     match &config.registries.get(name)?.kind {
-        RegistryKind::Remote(Settings {
-            credentials: Credentials::Ecr(login),
-            ..
-        }) if !login.is_public() => Some(login),
-        _ => None,
+        RegistryKind::Remote(settings) => {
+            ecr::Login::of(&settings.credentials).filter(|login| !login.is_public())
+        }
+        RegistryKind::Layout(_) => None,
     }
 }
 

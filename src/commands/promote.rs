@@ -32,7 +32,6 @@ use crate::job::{
 };
 use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
-use crate::registry::auth;
 use crate::registry::profile::Kind;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
@@ -351,7 +350,7 @@ impl Hosts<'_> {
             .entry(host.to_string())
             .or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
         Known {
-            credentials: auth::Credentials::Ecr(login.clone()),
+            credentials: login.clone().into(),
             kind: Some(Kind::Ecr),
         }
     }
@@ -678,10 +677,10 @@ mod tests {
                 logins: Mutex::default(),
             };
             let known = hosts.known(&host.parse().unwrap());
-            match known.credentials {
-                auth::Credentials::Ecr(login) if login.is_assumed() => "assumed",
-                auth::Credentials::Ecr(_) => "ecr",
-                _ => "other",
+            match ecr::Login::of(&known.credentials) {
+                Some(login) if login.is_assumed() => "assumed",
+                Some(_) => "ecr",
+                None => "other",
             }
         };
         let vpc = Some("https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com");

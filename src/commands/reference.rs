@@ -163,9 +163,7 @@ pub(super) struct Known {
 pub(super) fn known_by(host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Known {
     let credentials = match ecr::host::recognise(host.name()) {
         // Anybody may read the public registry, and writes to it with the Docker config.
-        Some(ecr) if !ecr.public => {
-            auth::Credentials::Ecr(ecr::Login::new(ecr::Settings::default(), host.name()))
-        }
+        Some(ecr) if !ecr.public => ecr::Login::new(ecr::Settings::default(), host.name()).into(),
         _ => auth::Credentials::DockerConfig(auth::docker::Store::standard(env)),
     };
     Known {

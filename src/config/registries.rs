@@ -341,7 +341,7 @@ fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {
     // The Docker config may hold nothing for this host: the request that would send something is refused instead.
     let sends = matches!(
         credentials,
-        Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Ecr(_)
+        Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Issued(_)
     );
     sends && url.scheme() == "http" && !host_of(url).is_some_and(|host| host.is_loopback())
 }
@@ -380,8 +380,9 @@ fn credentials(
             let item = needed(&keys.token_file, "token_file", "auth: bearer", itself);
             item.and_then(Item::secret).map(Credentials::Bearer)
         }
-        Auth::Ecr => ecr_settings(host, keys, itself)
-            .map(|settings| Credentials::Ecr(login_of(settings, host, logins))),
+        Auth::Ecr => {
+            ecr_settings(host, keys, itself).map(|settings| login_of(settings, host, logins).into())
+        }
     };
     if basic || bearer || aws {
         None

@@ -8,27 +8,24 @@ use aws_sdk_ecr::types::{
     ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
 
-use futures::future::BoxFuture;
-
 use super::control::Answer;
-use super::repository::Repository;
+use super::handle::RepositoryHandle;
 pub use crate::endpoint::RepositoryTemplate as Template;
-use crate::endpoint::{Origin, Source as _};
 use crate::fault::{Class, Fault};
-use crate::oci::RepositoryName;
 
 /// How a missing repository comes to be.
 pub enum Creation {
     /// From a template.
     Template(Arc<Template>),
     /// Set up as this repository is.
-    Clone(Repository),
+    Clone(RepositoryHandle),
 }
 
 impl Creation {
     /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that left something to do.
-    pub(super) async fn ensure(&self, repository: &Repository) -> Result<bool, Fault> {
-        let (origin, name) = (repository.origin(), repository.repository());
+    pub(super) async fn ensure(&self, repository: &RepositoryHandle) -> Result<bool, Fault> {
+        let origin = repository.origin();
+        let name = repository.name();
         if let Some(text) = repository.shared().refused_creation(name) {
             return Err(Fault::rejected(text));
         }
@@ -86,25 +83,8 @@ impl Creation {
     }
 }
 
-fn creating(repository: &Repository, fault: Fault) -> Fault {
+fn creating(repository: &RepositoryHandle, fault: Fault) -> Fault {
     fault.while_doing(format!("create {}", repository.address()))
-}
-
-/// Remembers, beyond the life of the process, which repositories we created and have not set up yet.
-pub trait Unfinished: Send + Sync {
-    /// The repository is about to be created.
-    fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
-
-    /// Whether it was noted and not cleared since.
-    fn is_noted<'a>(
-        &'a self,
-        origin: &'a Origin,
-        repository: &'a RepositoryName,
-    ) -> BoxFuture<'a, bool>;
-
-    /// It is set up, or not ours.
-    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName)
-    -> BoxFuture<'a, ()>;
 }
 
 type Request = aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
@@ -148,12 +128,14 @@ fn encryption(key: &str) -> Option<EncryptionConfiguration> {
 
 /// What a repository has beside its own settings. In one that an earlier attempt created, what is there by now stays: a person
 /// may have set it.
-async fn furnish(repository: &Repository, template: &Template, is_new: bool) -> Result<(), Fault> {
-    let (control, name, tally) = (
-        repository.control(),
-        repository.repository(),
-        repository.tally(),
-    );
+async fn furnish(
+    repository: &RepositoryHandle,
+    template: &Template,
+    is_new: bool,
+) -> Result<(), Fault> {
+    let control = repository.control();
+    let name = repository.name();
+    let tally = repository.tally();
     let doing = |fault: Fault| {
         fault.while_doing(format!(
             "set up {}, which was created for us",
@@ -186,8 +168,10 @@ fn is_absent(policy: Result<Option<String>, Fault>) -> Result<bool, Fault> {
 }
 
 /// The settings of a repository. Its key is left out: another account or region has another one.
-async fn template_of(model: &Repository) -> Result<Template, Fault> {
-    let (control, name, tally) = (model.control(), model.repository(), model.tally());
+async fn template_of(model: &RepositoryHandle) -> Result<Template, Fault> {
+    let control = model.control();
+    let name = model.name();
+    let tally = model.tally();
     let described = match control.repository(name, tally).await? {
         Answer::Given(Some(described)) => described,
         Answer::Given(None) => {

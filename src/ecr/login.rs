@@ -3,6 +3,7 @@
 //!
 //! A token is good for every registry that the caller may use in its region, for 12 hours. The password may be of any length.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,8 @@ use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
@@ -29,6 +32,7 @@ use super::host::{self, EcrHost};
 use super::refusal::{Refusal, is_of_a_stranger, refusal};
 use crate::clock;
 use crate::fault::{Class, Fault};
+use crate::registry::auth::{Credentials, IssuedPassword, PasswordSource};
 use crate::single_flight::SingleFlight;
 
 /// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
@@ -126,6 +130,14 @@ struct Held {
 }
 
 impl Login {
+    /// The ECR login behind `credentials`, if they come from one.
+    pub fn of(credentials: &Credentials) -> Option<&Login> {
+        match credentials {
+            Credentials::Issued(source) => (&**source as &dyn Any).downcast_ref(),
+            _ => None,
+        }
+    }
+
     /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before the first token is wanted.
     pub fn new(settings: Settings, host: &str) -> Login {
         let place = Place::of(&settings, host);
@@ -319,6 +331,46 @@ impl Login {
             .flight
             .join(|| async move { inner.ask().await })
             .await
+    }
+}
+
+impl PasswordSource for Login {
+    fn password(&self) -> BoxFuture<'_, Result<IssuedPassword, Fault>> {
+        async { self.token().await.map(IssuedPassword::from) }.boxed()
+    }
+
+    fn renewed<'a>(
+        &'a self,
+        refused: &'a SecretString,
+    ) -> BoxFuture<'a, Result<IssuedPassword, Fault>> {
+        async { self.renewed(refused).await.map(IssuedPassword::from) }.boxed()
+    }
+
+    fn expiry(&self) -> Option<Timestamp> {
+        self.expiry()
+    }
+
+    fn identity(&self) -> Option<&str> {
+        self.identity()
+    }
+
+    fn is_preemptive(&self) -> bool {
+        !self.is_assumed()
+    }
+}
+
+impl From<Token> for IssuedPassword {
+    fn from(token: Token) -> IssuedPassword {
+        IssuedPassword {
+            username: token.username,
+            password: token.password,
+        }
+    }
+}
+
+impl From<Login> for Credentials {
+    fn from(login: Login) -> Credentials {
+        Credentials::Issued(Arc::new(login))
     }
 }
 
@@ -563,4 +615,4 @@ fn read(data: &AuthorizationData) -> Option<Token> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -6,13 +6,17 @@
 
 mod control;
 mod create;
+mod handle;
 pub mod host;
-pub(crate) mod login;
+mod login;
 mod refusal;
 mod repository;
 mod shared;
+mod unfinished;
 
-pub use create::{Creation, Template, Unfinished};
+pub use create::{Creation, Template};
+pub use handle::RepositoryHandle;
 pub use host::EcrHost;
 pub use login::{Login, Settings, Token};
 pub use repository::{Registry, Repository};
+pub use unfinished::Unfinished;

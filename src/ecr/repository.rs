@@ -21,8 +21,10 @@ use tokio::time::Instant;
 
 use super::Login;
 use super::control::{Answer, Control, Images, MOST_LAYERS};
-use super::create::{Creation, Unfinished};
+use super::create::Creation;
+use super::handle::RepositoryHandle;
 use super::shared::{Question, Shared, Unasked};
+use super::unfinished::Unfinished;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page,
     Presence, Put, Resolved, Resume, Sent, Source, Tag, Tally, Upload,
@@ -163,6 +165,17 @@ impl Repository {
             },
             creates,
         )
+    }
+
+    /// The repository as the control plane addresses it.
+    pub fn handle(&self) -> RepositoryHandle {
+        RepositoryHandle {
+            shared: self.registry.shared.clone(),
+            origin: self.inner.origin().clone(),
+            name: self.inner.repository().clone(),
+            address: self.inner.address(),
+            tally: self.tally.clone(),
+        }
     }
 
     /// The repository without its control plane.
@@ -357,7 +370,7 @@ impl Repository {
         if is_there() {
             return Ok(());
         }
-        let created = creation.ensure(self).await?;
+        let created = creation.ensure(&self.handle()).await?;
         self.shared()
             .known()
             .there

@@ -9,8 +9,8 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
 
 use super::control::{Answer, Control, Images};
-use super::create::Unfinished;
 use super::host;
+use super::unfinished::Unfinished;
 use crate::endpoint::Presence;
 use crate::fault::{Class, Fault};
 use crate::oci::{Digest, RepositoryName};

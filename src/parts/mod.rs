@@ -18,7 +18,6 @@ use crate::fault::Fault;
 use crate::index::{self, Index};
 use crate::layout;
 use crate::ledger::{self, Ledger, RunFacts};
-use crate::registry::auth::Credentials;
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
@@ -254,10 +253,9 @@ impl Parts {
     }
 
     fn registry(&self, settings: registry::Settings) -> Result<Backend, Fault> {
-        let login = match &settings.credentials {
-            Credentials::Ecr(login) if !login.is_public() => Some(login.clone()),
-            _ => None,
-        };
+        let login = ecr::Login::of(&settings.credentials)
+            .filter(|login| !login.is_public())
+            .cloned();
         let registry = Registry::new(settings, &self.wire)?;
         Ok(match login {
             Some(login) => Backend::Ecr(ecr::Registry::new(

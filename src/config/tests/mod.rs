@@ -250,7 +250,7 @@ fn auth_is_found_from_host_and_companions() {
             Credentials::Basic { .. } => "basic",
             Credentials::Bearer(_) => "bearer",
             Credentials::DockerConfig(_) => "docker-config",
-            Credentials::Ecr(_) => "ecr",
+            Credentials::Issued(_) => "ecr",
         };
         assert_eq!(found, expected, "{keys}");
     }

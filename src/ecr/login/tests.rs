@@ -5,16 +5,17 @@ use aws_sdk_ecr::config::Credentials;
 use secrecy::ExposeSecret as _;
 
 use super::*;
+use crate::registry::auth::{self, Authority, Scopes};
 
 const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
-pub(crate) struct ControlPlane {
+struct ControlPlane {
     url: String,
-    pub(crate) calls: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
 }
 
 /// Answers each call with `answer(number of the call)`: a status and a body.
-pub(crate) async fn control_plane(
+async fn control_plane(
     answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static,
 ) -> ControlPlane {
     let calls = Arc::new(AtomicUsize::new(0));
@@ -34,7 +35,7 @@ pub(crate) async fn control_plane(
     ControlPlane { url, calls }
 }
 
-pub(crate) fn token_body(password: &str, expires: i64) -> String {
+fn token_body(password: &str, expires: i64) -> String {
     let token = STANDARD.encode(format!("AWS:{password}"));
     format!(
         r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":{expires},"proxyEndpoint":"https://{HOST}"}}]}}"#
@@ -42,7 +43,7 @@ pub(crate) fn token_body(password: &str, expires: i64) -> String {
 }
 
 /// A login whose client stands already, with keys of its own instead of the default chain's.
-pub(crate) fn login(plane: &ControlPlane) -> Login {
+fn login(plane: &ControlPlane) -> Login {
     let login = Login::new(Settings::default(), HOST);
     let config = aws_sdk_ecr::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
@@ -65,10 +66,24 @@ pub(crate) fn login(plane: &ControlPlane) -> Login {
     login
 }
 
-pub(crate) async fn later(by: Duration) {
+async fn later(by: Duration) {
     tokio::time::pause();
     tokio::time::advance(by).await;
     tokio::time::resume();
+}
+
+fn authority(origin: &str, credentials: auth::Credentials) -> Authority {
+    let settings = auth::Settings::new("staging", origin.parse().unwrap(), credentials);
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+    Authority::new(settings, http.build().unwrap())
+}
+
+fn pull(repository: &str) -> Scopes {
+    Scopes::pull(&repository.parse().unwrap())
+}
+
+fn text(header: Option<http::HeaderValue>) -> String {
+    header.unwrap().to_str().unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -242,5 +257,57 @@ async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
         )
         .is_none(),
         "another control plane"
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_sent_without_a_challenge_and_renewed_when_refused() {
+    let end = clock::now().as_second() + 12 * 3600;
+    let plane = control_plane(move |call| (200, token_body(&format!("word-{call}"), end))).await;
+    let ecr = auth::Credentials::from(login(&plane));
+    let authority = authority(&format!("https://{HOST}"), ecr);
+    let header = authority.header(&pull("a")).await.unwrap();
+    assert_eq!(
+        text(header.clone()),
+        format!("Basic {}", STANDARD.encode("AWS:word-1"))
+    );
+    assert!(authority.expiry().unwrap() > clock::now());
+    let expired = http::HeaderMap::new();
+    let renewed = authority
+        .answer(&pull("a"), &expired, header.as_ref())
+        .await
+        .unwrap();
+    assert_eq!(
+        text(renewed.clone()),
+        format!("Basic {}", STANDARD.encode("AWS:word-2"))
+    );
+    assert_eq!(authority.header(&pull("b")).await.unwrap(), renewed);
+    assert!(
+        authority
+            .answer(&pull("a"), &expired, renewed.as_ref())
+            .await
+            .unwrap()
+            .is_none(),
+        "a new token cured nothing"
+    );
+    assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_failing_control_plane_is_an_auth_fault_of_the_registry() {
+    let settings = Settings {
+        identity: Some("arn:aws:iam::123456789012:user/x".to_owned()),
+        ..Settings::default()
+    };
+    let login = Login::new(settings, "public.ecr.aws");
+    let authority = authority("https://public.ecr.aws", login.into());
+    let fault = authority.header(&pull("a")).await.unwrap_err();
+    assert!(
+        fault.class() == Class::Auth && fault.to_string().contains("staging"),
+        "{fault}"
+    );
+    assert_eq!(
+        authority.user().as_deref(),
+        Some("arn:aws:iam::123456789012:user/x")
     );
 }

@@ -1,19 +1,51 @@
-//! What we have to show to a registry, and what of it counts for one repository.
+//! Where the credentials of a registry come from, and the login that they give for a repository.
 
+use std::any::Any;
 use std::fmt;
-use std::hash::{BuildHasher, Hash as _, Hasher as _, RandomState};
+use std::sync::Arc;
 
-use http::HeaderValue;
-use secrecy::{ExposeSecret as _, SecretString};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use secrecy::SecretString;
 
-use super::{docker, secrets};
-use crate::ecr;
-use crate::fault::{Class, Fault};
+use super::docker;
+use super::login::Login;
+use crate::fault::Fault;
+
+/// Issues passwords that expire, such as the control plane of a cloud registry.
+pub trait PasswordSource: Any + fmt::Debug + Send + Sync {
+    /// The current password, requested when none is held or the held one is about to expire.
+    fn password(&self) -> BoxFuture<'_, Result<IssuedPassword, Fault>>;
+
+    /// Another password than `refused`, which the registry rejected.
+    fn renewed<'a>(
+        &'a self,
+        refused: &'a SecretString,
+    ) -> BoxFuture<'a, Result<IssuedPassword, Fault>>;
+
+    /// When the held password expires.
+    fn expiry(&self) -> Option<Timestamp>;
+
+    /// The principal that the passwords are for, where it is known.
+    fn identity(&self) -> Option<&str>;
+
+    /// Whether the password is sent before the registry asks for one.
+    fn is_preemptive(&self) -> bool;
+}
+
+/// A user name and a password that a [`PasswordSource`] issued.
+#[derive(Clone, Debug)]
+pub struct IssuedPassword {
+    /// The user name.
+    pub username: String,
+    /// The password.
+    pub password: SecretString,
+}
 
 /// Where the credentials of a registry come from.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// None: what everybody may read.
+    /// No credentials: public content only.
     Anonymous,
     /// A user name and a password.
     Basic {
@@ -26,8 +58,8 @@ pub enum Credentials {
     Bearer(SecretString),
     /// The Docker configuration, read again when it changes, and the credential helpers that it names.
     DockerConfig(docker::Store),
-    /// Tokens of Amazon ECR.
-    Ecr(ecr::Login),
+    /// Passwords that a control plane issues (Amazon ECR).
+    Issued(Arc<dyn PasswordSource>),
 }
 
 impl Credentials {
@@ -41,7 +73,7 @@ impl Credentials {
             }),
             Credentials::Bearer(token) => Ok(Login::Bearer(token.clone())),
             Credentials::DockerConfig(store) => store.login(host, repository).await,
-            Credentials::Ecr(login) => login.token().await.map(Login::from),
+            Credentials::Issued(source) => source.password().await.map(Login::from),
         }
     }
 
@@ -54,8 +86,8 @@ impl Credentials {
     ) -> Result<Login, Fault> {
         match (self, refused) {
             (Credentials::DockerConfig(store), _) => store.login_afresh(host, repository).await,
-            (Credentials::Ecr(login), Login::Basic { password, .. }) => {
-                login.renewed(password).await.map(Login::from)
+            (Credentials::Issued(source), Login::Basic { password, .. }) => {
+                source.renewed(password).await.map(Login::from)
             }
             _ => self.login(host, repository).await,
         }
@@ -65,7 +97,7 @@ impl Credentials {
     pub(super) fn go_first(&self) -> bool {
         match self {
             Credentials::Bearer(_) => true,
-            Credentials::Ecr(login) => !login.is_assumed(),
+            Credentials::Issued(source) => source.is_preemptive(),
             _ => false,
         }
     }
@@ -79,134 +111,13 @@ impl Credentials {
     }
 }
 
-/// What is shown for one repository.
-#[derive(Clone)]
-pub(super) enum Login {
-    /// Nothing.
-    Anonymous,
-    /// A user name and a password.
-    Basic {
-        username: String,
-        password: SecretString,
-    },
-    /// A refresh token for the token server; some servers take it as the password of `username` too.
-    Identity {
-        username: Option<String>,
-        token: SecretString,
-    },
-    /// A token for the registry itself.
-    Bearer(SecretString),
-}
-
-impl Login {
-    pub(super) fn is_anonymous(&self) -> bool {
-        matches!(self, Login::Anonymous)
-    }
-
-    /// Who this is, for people.
-    pub(super) fn user(&self) -> String {
-        match self {
-            Login::Anonymous => "anonymous".to_owned(),
-            Login::Basic { username, .. }
-            | Login::Identity {
-                username: Some(username),
-                ..
-            } => username.clone(),
-            Login::Identity { username: None, .. } => "identity token".to_owned(),
-            Login::Bearer(_) => "bearer token".to_owned(),
-        }
-    }
-
-    /// The header that shows it to the registry itself, without a token server. `None`: there is no such header.
-    pub(super) fn direct(&self) -> Result<Option<HeaderValue>, Fault> {
-        match self {
-            Login::Basic { username, password } => basic(username, password).map(Some),
-            Login::Bearer(token) => bearer(token).map(Some),
-            Login::Anonymous | Login::Identity { .. } => Ok(None),
-        }
-    }
-
-    /// A number that tells one login from another without saying anything about either.
-    pub(super) fn fingerprint(&self, hashing: &RandomState) -> u64 {
-        let mut hasher = hashing.build_hasher();
-        std::mem::discriminant(self).hash(&mut hasher);
-        self.user().hash(&mut hasher);
-        self.secret().hash(&mut hasher);
-        hasher.finish()
-    }
-
-    /// What is sent of it and must not come back: the secret, and how a header writes it.
-    pub(super) fn parts(&self) -> Vec<String> {
-        let secret = self.secret().to_owned();
-        match self {
-            Login::Anonymous => Vec::new(),
-            Login::Basic { username, .. }
-            | Login::Identity {
-                username: Some(username),
-                ..
-            } => {
-                vec![secrets::basic(username, &secret), secret]
-            }
-            Login::Identity { username: None, .. } | Login::Bearer(_) => vec![secret],
-        }
-    }
-
-    fn secret(&self) -> &str {
-        match self {
-            Login::Anonymous => "",
-            Login::Basic {
-                password: secret, ..
-            }
-            | Login::Identity { token: secret, .. }
-            | Login::Bearer(secret) => secret.expose_secret(),
-        }
-    }
-}
-
-impl From<ecr::Token> for Login {
-    fn from(token: ecr::Token) -> Login {
+impl From<IssuedPassword> for Login {
+    fn from(issued: IssuedPassword) -> Login {
         Login::Basic {
-            username: token.username,
-            password: token.password,
+            username: issued.username,
+            password: issued.password,
         }
     }
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.user())
-    }
-}
-
-/// `Authorization: Basic` (RFC 7617).
-pub(super) fn basic(username: &str, password: &SecretString) -> Result<HeaderValue, Fault> {
-    if username.contains(':') {
-        return Err(Fault::new(
-            Class::Auth,
-            format!("the user name \"{username}\" holds a colon, which no registry can read"),
-        ));
-    }
-    sensitive(&format!(
-        "Basic {}",
-        secrets::basic(username, password.expose_secret())
-    ))
-}
-
-/// `Authorization: Bearer` (RFC 6750).
-pub(super) fn bearer(token: &SecretString) -> Result<HeaderValue, Fault> {
-    sensitive(&format!("Bearer {}", token.expose_secret()))
-}
-
-fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
-    let unfit = |_| {
-        Fault::new(
-            Class::Auth,
-            "a token holds characters that no header can carry",
-        )
-    };
-    let mut header = HeaderValue::from_str(text).map_err(unfit)?;
-    header.set_sensitive(true);
-    Ok(header)
 }
 
 #[cfg(test)]
@@ -214,61 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_printed_holds_a_secret() {
+    fn credentials_are_never_printed() {
         let secret = SecretString::from("hush-hush");
-        let logins = [
-            Login::Basic {
-                username: "joe".to_owned(),
-                password: secret.clone(),
-            },
-            Login::Identity {
-                username: None,
-                token: secret.clone(),
-            },
-            Login::Bearer(secret.clone()),
-        ];
-        for login in logins {
-            let header = login.direct().unwrap();
-            assert!(!format!("{login:?} {header:?}").contains("hush"));
-            let echo = format!(
-                "bad password hush-hush in {}",
-                header
-                    .as_ref()
-                    .map_or("", |header| header.to_str().unwrap())
-            );
-            let sent = secrets::Secrets::default();
-            login.parts().iter().for_each(|secret| sent.sent(secret));
-            let scrubbed = sent.scrub(&echo);
-            assert!(
-                !scrubbed.contains("hush") && !scrubbed.contains("am9l"),
-                "{scrubbed}"
-            );
-        }
         let basic = Credentials::Basic {
             username: "joe".to_owned(),
             password: secret.clone(),
         };
         assert!(!format!("{basic:?} {:?}", Credentials::Bearer(secret)).contains("hush"));
-    }
-
-    #[test]
-    fn another_password_is_another_login() {
-        let hashing = crate::random::unpredictable();
-        let of = |password: &str| {
-            Login::Basic {
-                username: "joe".to_owned(),
-                password: password.into(),
-            }
-            .fingerprint(&hashing)
-        };
-        assert_eq!(of("a"), of("a"));
-        assert_ne!(of("a"), of("b"));
-        assert_ne!(Login::Bearer("a".into()).fingerprint(&hashing), of("a"));
-    }
-
-    #[test]
-    fn headers_that_cannot_be_are_refused() {
-        assert_eq!(basic("a:b", &"c".into()).unwrap_err().class(), Class::Auth);
-        assert_eq!(bearer(&"a\nb".into()).unwrap_err().class(), Class::Auth);
     }
 }

@@ -21,16 +21,14 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
-use super::credentials::Login;
 use super::helper;
+use super::login::{Login, TOKEN_USER};
 use crate::fault::{Class, Fault};
 
 /// Largest file that is read, in bytes.
 const MOST_BYTES: u64 = 1024 * 1024;
 /// How long a file is taken to be as it was last seen.
 const UNWATCHED: Duration = Duration::from_secs(1);
-/// The user name that marks a password as an identity token.
-const TOKEN_USER: &str = "<token>";
 
 /// Credentials in files, by registry and repository. Cheap to clone; clones share what was read.
 #[derive(Clone)]
@@ -302,19 +300,7 @@ impl Auth {
         }
         Ok(username
             .zip(password)
-            .map(|(username, password)| from_pair(username, password)))
-    }
-}
-
-/// A pair of user name and secret; the user name may say that the secret is an identity token.
-pub(super) fn from_pair(username: String, password: SecretString) -> Login {
-    if username == TOKEN_USER {
-        Login::Identity {
-            username: None,
-            token: password,
-        }
-    } else {
-        Login::Basic { username, password }
+            .map(|(username, password)| Login::from_pair(username, password)))
     }
 }
 

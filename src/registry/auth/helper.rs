@@ -16,8 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::credentials::Login;
-use super::docker;
+use super::login::Login;
 use crate::fault::{Class, Fault, clip};
 use crate::single_flight::SingleFlight;
 
@@ -225,7 +224,7 @@ fn read(name: &str, status: ExitStatus, said: &[u8]) -> Result<Option<Login>, Fa
         )
     })?;
     let known = !answer.secret.expose_secret().is_empty() && !answer.username.is_empty();
-    Ok(known.then(|| docker::from_pair(answer.username, answer.secret)))
+    Ok(known.then(|| Login::from_pair(answer.username, answer.secret)))
 }
 
 fn missing(name: &str) -> Fault {

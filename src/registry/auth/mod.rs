@@ -20,6 +20,7 @@ mod challenge;
 mod credentials;
 pub mod docker;
 mod helper;
+mod login;
 mod realm;
 mod scope;
 mod secrets;
@@ -40,13 +41,13 @@ use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 use url::Url;
 
-pub use self::credentials::Credentials;
+pub use self::credentials::{Credentials, IssuedPassword, PasswordSource};
 pub use self::scope::Scopes;
 pub(super) use self::secrets::Secrets;
 
 use self::cache::{Cache, Server, Slot};
 use self::challenge::Challenge;
-use self::credentials::Login;
+use self::login::Login;
 use self::standing::Standings;
 use self::token::{Answer, Token};
 use super::redirect::Guard;
@@ -196,18 +197,18 @@ impl Authority {
     /// When the credential or token in use that ends soonest does.
     pub fn expiry(&self) -> Option<Timestamp> {
         let tokens = self.0.known().cache.expiry();
-        let ecr = match &self.0.settings.credentials {
-            Credentials::Ecr(login) => login.expiry(),
+        let issued = match &self.0.settings.credentials {
+            Credentials::Issued(source) => source.expiry(),
             _ => None,
         };
-        tokens.into_iter().chain(ecr).min()
+        tokens.into_iter().chain(issued).min()
     }
 
     /// Who we are there, as far as it is known: a user name, an ARN, or "anonymous".
     pub fn user(&self) -> Option<String> {
         match &self.0.settings.credentials {
-            Credentials::Ecr(login) if login.identity().is_some() => {
-                login.identity().map(str::to_owned)
+            Credentials::Issued(source) if source.identity().is_some() => {
+                source.identity().map(str::to_owned)
             }
             Credentials::Anonymous => Some("anonymous".to_owned()),
             Credentials::Basic { username, .. } => Some(username.clone()),
@@ -564,7 +565,7 @@ impl Inner {
         match granted {
             Answer::Granted(token, life) => {
                 self.secrets.sent(token.expose_secret());
-                let token = Arc::new(Token::new(credentials::bearer(&token)?, life, second_try));
+                let token = Arc::new(Token::new(login::bearer(&token)?, life, second_try));
                 self.known().cache.slot(scopes).keep(&token);
                 Ok(token)
             }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
-use super::credentials::{self, Login};
+use super::login::{self, Login};
 use super::secrets::Secrets;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
@@ -139,7 +139,7 @@ impl Request<'_> {
                 {
                     Some(username) => {
                         let reply = self
-                            .exchange(self.plain(http, Some(credentials::basic(username, token)?)))
+                            .exchange(self.plain(http, Some(login::basic(username, token)?)))
                             .await?;
                         self.judge(&reply)
                     }

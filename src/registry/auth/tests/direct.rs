@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::clock;
-use crate::ecr;
 
 #[tokio::test]
 async fn a_password_is_proven_before_many_requests_carry_it() {
@@ -96,43 +94,6 @@ async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
 }
 
 #[tokio::test]
-async fn ecr_tokens_are_sent_unasked_and_renewed_when_refused() {
-    use crate::ecr::login::tests::{control_plane, login, token_body};
-    let end = clock::now().as_second() + 12 * 3600;
-    let plane = control_plane(move |call| (200, token_body(&format!("word-{call}"), end))).await;
-    let ecr = Credentials::Ecr(login(&plane));
-    let authority = Authority::new(
-        settings("https://123456789012.dkr.ecr.eu-west-1.amazonaws.com", ecr),
-        client(),
-    );
-    let header = authority.header(&pull("a")).await.unwrap();
-    assert_eq!(
-        text(header.clone()),
-        format!("Basic {}", STANDARD.encode("AWS:word-1"))
-    );
-    assert!(authority.expiry().unwrap() > clock::now());
-    let expired = HeaderMap::new();
-    let renewed = authority
-        .answer(&pull("a"), &expired, header.as_ref())
-        .await
-        .unwrap();
-    assert_eq!(
-        text(renewed.clone()),
-        format!("Basic {}", STANDARD.encode("AWS:word-2"))
-    );
-    assert_eq!(authority.header(&pull("b")).await.unwrap(), renewed);
-    assert!(
-        authority
-            .answer(&pull("a"), &expired, renewed.as_ref())
-            .await
-            .unwrap()
-            .is_none(),
-        "a new token cured nothing"
-    );
-    assert_eq!(plane.calls.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test]
 async fn a_registrys_own_token_is_sent_unasked() {
     let authority = authority(Credentials::Bearer("hush".into()));
     let header = authority.header(&pull("a")).await.unwrap();
@@ -167,26 +128,4 @@ async fn nobody_at_a_registry_that_wants_a_password_is_a_final_no() {
     );
     assert!(authority.header(&pull("a")).await.unwrap().is_none());
     assert_eq!(authority.user().as_deref(), Some("anonymous"));
-}
-
-#[tokio::test]
-async fn a_failing_control_plane_is_an_auth_fault_of_the_registry() {
-    let settings_ = ecr::Settings {
-        identity: Some("arn:aws:iam::123456789012:user/x".to_owned()),
-        ..ecr::Settings::default()
-    };
-    let login = ecr::Login::new(settings_, "public.ecr.aws");
-    let authority = Authority::new(
-        settings("https://public.ecr.aws", Credentials::Ecr(login)),
-        client(),
-    );
-    let fault = authority.header(&pull("a")).await.unwrap_err();
-    assert!(
-        fault.class() == Class::Auth && fault.to_string().contains("staging"),
-        "{fault}"
-    );
-    assert_eq!(
-        authority.user().as_deref(),
-        Some("arn:aws:iam::123456789012:user/x")
-    );
 }
