@@ -187,8 +187,8 @@ impl Destination for Repository {
         either!(self, repository => repository.abilities())
     }
 
-    async fn surely_mounts(&self) -> bool {
-        ask!(self, repository => repository.surely_mounts())
+    async fn always_mounts(&self) -> bool {
+        ask!(self, repository => repository.always_mounts())
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {

@@ -395,7 +395,7 @@ fn credentials(
 fn login_of(settings: ecr::Settings, host: &str, logins: &mut Vec<ecr::Login>) -> ecr::Login {
     let login = logins
         .iter()
-        .find_map(|login| login.beside(&settings, host))
+        .find_map(|login| login.sharing_token(&settings, host))
         .unwrap_or_else(|| ecr::Login::new(settings, host));
     logins.push(login.clone());
     login

@@ -76,7 +76,7 @@ impl Creation {
                 return Ok(false);
             }
         }
-        furnish(repository, &template, is_new).await?;
+        apply_policies(repository, &template, is_new).await?;
         unfinished.clear(origin, name).await;
         tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
         Ok(true)
@@ -126,9 +126,9 @@ fn encryption(key: &str) -> Option<EncryptionConfiguration> {
         .ok()
 }
 
-/// What a repository has beside its own settings. In one that an earlier attempt created, what is there by now stays: a person
+/// What a repository has sharing_token its own settings. In one that an earlier attempt created, what is there by now stays: a person
 /// may have set it.
-async fn furnish(
+async fn apply_policies(
     repository: &RepositoryHandle,
     template: &Template,
     is_new: bool,

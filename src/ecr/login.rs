@@ -29,7 +29,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::host::{self, EcrHost};
-use super::refusal::{Refusal, is_of_a_stranger, refusal};
+use super::refusal::{Refusal, is_unknown_caller, refusal};
 use crate::clock;
 use crate::fault::{Class, Fault};
 use crate::registry::auth::{Credentials, IssuedPassword, PasswordSource};
@@ -82,10 +82,10 @@ pub struct Token {
 
 /// The login to one ECR registry. Cheap to clone; clones share the client and the token.
 #[derive(Clone)]
-pub struct Login(Arc<Inner>, Arc<Place>);
+pub struct Login(Arc<Inner>, Arc<LoginTarget>);
 
 /// The registry that a login is for.
-struct Place {
+struct LoginTarget {
     host: String,
     recognised: Option<EcrHost>,
     account: Option<String>,
@@ -140,7 +140,7 @@ impl Login {
 
     /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before the first token is wanted.
     pub fn new(settings: Settings, host: &str) -> Login {
-        let place = Place::of(&settings, host);
+        let place = LoginTarget::of(&settings, host);
         let recognised = place.recognised.clone();
         let inner = Inner {
             settings,
@@ -156,8 +156,8 @@ impl Login {
 
     /// A login for another registry that the same identity uses in the same region: it shares this one's token. `None` when
     /// anything about who asks where differs.
-    pub fn beside(&self, settings: &Settings, host: &str) -> Option<Login> {
-        let place = Place::of(settings, host);
+    pub fn sharing_token(&self, settings: &Settings, host: &str) -> Option<Login> {
+        let place = LoginTarget::of(settings, host);
         let who = |settings: &Settings, recognised: &Option<EcrHost>| {
             let Settings {
                 region,
@@ -206,7 +206,7 @@ impl Login {
         }
         let asked = self.ask().await;
         match asked {
-            Err(fault) => self.0.survivor().ok_or(fault),
+            Err(fault) => self.0.still_valid().ok_or(fault),
             fresh => fresh,
         }
     }
@@ -214,7 +214,7 @@ impl Login {
     /// Another token than the one that was refused, asked for at once; but only once a minute: a refusal that a new token
     /// does not cure is final.
     pub async fn renewed(&self, refused: &SecretString) -> Result<Token, Fault> {
-        if let Some(token) = self.0.standing(refused) {
+        if let Some(token) = self.0.reusable(refused) {
             return Ok(token);
         }
         // Whoever is refused meanwhile joins this call.
@@ -241,7 +241,7 @@ impl Login {
     }
 
     /// Who the caller must be, where the settings say so.
-    pub fn demanded(&self) -> Option<&str> {
+    pub fn required_identity(&self) -> Option<&str> {
         self.1.identity.as_deref()
     }
 
@@ -383,12 +383,12 @@ impl fmt::Debug for Login {
     }
 }
 
-impl Place {
-    fn of(settings: &Settings, host: &str) -> Place {
+impl LoginTarget {
+    fn of(settings: &Settings, host: &str) -> LoginTarget {
         let Settings {
             account, identity, ..
         } = settings.clone();
-        Place {
+        LoginTarget {
             host: host.to_owned(),
             recognised: host::recognise(host),
             account,
@@ -403,7 +403,7 @@ impl Inner {
     }
 
     /// The held token when it still lasts; the next attempt to replace it waits a little.
-    fn survivor(&self) -> Option<Token> {
+    fn still_valid(&self) -> Option<Token> {
         let mut held = self.held();
         let held = held
             .as_mut()
@@ -413,7 +413,7 @@ impl Inner {
     }
 
     /// The held token, if it is another one than `refused`, or if one was replaced for that reason a moment ago.
-    fn standing(&self, refused: &SecretString) -> Option<Token> {
+    fn reusable(&self, refused: &SecretString) -> Option<Token> {
         use secrecy::ExposeSecret as _;
         let held = self.held();
         let held = held.as_ref()?;
@@ -479,7 +479,7 @@ impl Inner {
         let client = self.client.get();
         let code = error.as_service_error().and_then(|service| service.code());
         let who = match (&self.settings.role_arn, client) {
-            _ if !code.is_some_and(is_of_a_stranger) => None,
+            _ if !code.is_some_and(is_unknown_caller) => None,
             (Some(role), _) => Some(role.clone()),
             (None, Some(client)) => client.key_id().await.map(|key| format!("access key {key}")),
             (None, None) => None,

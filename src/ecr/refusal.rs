@@ -50,7 +50,7 @@ where
     };
     let classified = match service {
         None if is_of_credentials(error) => {
-            of_credentials(&said).unwrap_or_else(|| classify(&said))
+            classify_credentials(&said).unwrap_or_else(|| classify(&said))
         }
         _ => classify(&said),
     };
@@ -132,7 +132,7 @@ fn is_of_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// What it means that a provider gave no credentials, and what its owner does about it. `None`: a provider that cannot be
 /// reached or is busy, which passes.
-fn of_credentials(said: &str) -> Option<(Class, &'static str)> {
+fn classify_credentials(said: &str) -> Option<(Class, &'static str)> {
     const PASSES: [&str; 17] = [
         "dispatch failure",
         "timed out",
@@ -183,7 +183,7 @@ fn of_credentials(said: &str) -> Option<(Class, &'static str)> {
 }
 
 /// Whether AWS says with this code that it does not know who asks.
-pub(super) fn is_of_a_stranger(code: &str) -> bool {
+pub(super) fn is_unknown_caller(code: &str) -> bool {
     UNKNOWN
         .iter()
         .chain(&EXPIRED)
@@ -343,7 +343,7 @@ mod tests {
                 "cannot be loaded",
             ),
         ] {
-            let (class, advice) = of_credentials(said).unwrap_or_else(|| panic!("{said}"));
+            let (class, advice) = classify_credentials(said).unwrap_or_else(|| panic!("{said}"));
             assert_eq!(class, Class::Auth, "{said}");
             assert!(advice.contains(way_out), "{said}: {advice}");
         }
@@ -353,7 +353,7 @@ mod tests {
             "an error occurred while loading credentials: IDPCommunicationError: the provider could not be reached",
         ] {
             assert!(
-                of_credentials(said).is_none() && classify(said).0.is_retryable(),
+                classify_credentials(said).is_none() && classify(said).0.is_retryable(),
                 "{said}"
             );
         }

@@ -23,7 +23,7 @@ use super::Login;
 use super::control::{Answer, Control, Images, MOST_LAYERS};
 use super::create::Creation;
 use super::handle::RepositoryHandle;
-use super::shared::{Question, Shared, Unasked};
+use super::shared::{BatchError, LayerQuery, Shared};
 use super::unfinished::Unfinished;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, ListedManifest, Mount, Offset, Origin, Page,
@@ -112,7 +112,7 @@ impl Registry {
     /// `Auth` when AWS does not know us, or knows us as somebody else than the config demands.
     pub async fn caller(&self) -> Result<String, Fault> {
         let (arn, _) = self.shared.control.login().caller().await?;
-        self.shared.admit_caller(&arn)?;
+        self.shared.check_caller(&arn)?;
         Ok(arn)
     }
 
@@ -214,7 +214,7 @@ impl Repository {
         const ACTION: &str = "DescribeImages";
         if is_of_registry(cursor) || !self.shared().may(ACTION) {
             return self
-                .told(
+                .with_principal(
                     "ListImages",
                     self.inner
                         .tags(cursor.filter(|_| is_of_registry(cursor)))
@@ -228,7 +228,7 @@ impl Repository {
             .images(self.inner.repository(), cursor, self.tally())
             .await?
         {
-            Answer::Given(None) => self.is_elsewhere().await.map(|()| None),
+            Answer::Given(None) => self.check_account().await.map(|()| None),
             Answer::Given(Some(images)) => {
                 self.shared().allow(ACTION);
                 self.note_archived(&images);
@@ -240,13 +240,14 @@ impl Repository {
                     &fault,
                     "the registry's own list is read instead: a request for each tag",
                 );
-                self.told("ListImages", self.inner.tags(None).await).await
+                self.with_principal("ListImages", self.inner.tags(None).await)
+                    .await
             }
         }
     }
 
     /// An account that only the config names may be the wrong one: then its control plane misses what the registry has.
-    async fn is_elsewhere(&self) -> Result<(), Fault> {
+    async fn check_account(&self) -> Result<(), Fault> {
         let Some(account) = self.control().login().presumed_account() else {
             return Ok(());
         };
@@ -262,11 +263,11 @@ impl Repository {
     }
 
     /// Whether the repository holds a blob, asked together with all others that are asked about at this moment.
-    async fn asks_with_others(&self, digest: &Digest) -> Result<Presence, Fault> {
+    async fn has_blob_batched(&self, digest: &Digest) -> Result<Presence, Fault> {
         const ACTION: &str = "BatchCheckLayerAvailability";
         if !self.shared().may(ACTION) {
             return self
-                .told(
+                .with_principal(
                     "BatchCheckLayerAvailability",
                     self.inner.has_blob(digest).await,
                 )
@@ -283,14 +284,14 @@ impl Repository {
             asked.len() == 1
         };
         if first {
-            self.ask_for_all().await;
+            self.flush_queries().await;
         }
         match told.await {
             Ok(Ok(presence)) => Ok(presence),
-            Ok(Err(Unasked::Failed(class, text))) => Err(Fault::new(class, text)),
+            Ok(Err(BatchError::Failed(class, text))) => Err(Fault::new(class, text)),
             // Whoever was to ask for all has been dropped.
-            Ok(Err(Unasked::AskThere)) | Err(_) => {
-                self.told(
+            Ok(Err(BatchError::AskRegistry)) | Err(_) => {
+                self.with_principal(
                     "BatchCheckLayerAvailability",
                     self.inner.has_blob(digest).await,
                 )
@@ -300,19 +301,19 @@ impl Repository {
     }
 
     /// Sends the questions that have come together. Others get their turn first, so that theirs are among them.
-    async fn ask_for_all(&self) {
-        let leave = Leave(self);
+    async fn flush_queries(&self) {
+        let leave = QueryGuard(self);
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
         let questions = leave.take();
         drop(leave);
         for batch in questions.chunks_into(MOST_LAYERS) {
-            self.ask_batch(batch).await;
+            self.query_batch(batch).await;
         }
     }
 
-    async fn ask_batch(&self, batch: Vec<Question>) {
+    async fn query_batch(&self, batch: Vec<LayerQuery>) {
         const ACTION: &str = "BatchCheckLayerAvailability";
         let digests: Vec<Digest> = batch.iter().map(|(digest, _)| *digest).collect();
         let answer = self
@@ -346,9 +347,9 @@ impl Repository {
                 Ok(Answer::Given(found)) => {
                     Ok(found.get(&digest).copied().unwrap_or(Presence::Absent))
                 }
-                _ if another_way.is_some() => Err(Unasked::AskThere),
-                Ok(Answer::Denied(_)) => Err(Unasked::AskThere),
-                Err(fault) => Err(Unasked::Failed(fault.class(), fault.chain())),
+                _ if another_way.is_some() => Err(BatchError::AskRegistry),
+                Ok(Answer::Denied(_)) => Err(BatchError::AskRegistry),
+                Err(fault) => Err(BatchError::Failed(fault.class(), fault.chain())),
             };
             // Who asked may have gone.
             let _ = tell.send(told);
@@ -357,7 +358,7 @@ impl Repository {
 
     /// Before anything is written: the caller is the right one, and the repository is there.
     async fn prepare(&self) -> Result<(), Fault> {
-        self.shared().admit().await?;
+        self.shared().check_identity().await?;
         let Some(creation) = &self.creation else {
             return Ok(());
         };
@@ -379,7 +380,7 @@ impl Repository {
     }
 
     /// A repository that was created a moment ago may not be known everywhere yet; one that is missing says what to do.
-    fn explained(&self, fault: Fault) -> Fault {
+    fn explain_missing(&self, fault: Fault) -> Fault {
         let (missing, name) = (fault.class() == Class::NotFound, self.inner.repository());
         let created = self.shared().known().there.get(name).copied().flatten();
         match created {
@@ -399,11 +400,11 @@ impl Repository {
     }
 
     /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
-    async fn told<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
+    async fn with_principal<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
         match answer {
             Err(fault) if fault.class() == Class::Auth => Err(self
                 .shared()
-                .detailed(action, self.inner.repository(), fault)
+                .explain_refusal(action, self.inner.repository(), fault)
                 .await),
             answer => answer,
         }
@@ -430,7 +431,7 @@ impl Repository {
     }
 
     /// Archived images cannot be read until they are restored. A listing tells; where none has for a while, reading does.
-    fn readable(&self, digest: &Digest) -> Result<(), Fault> {
+    fn check_not_archived(&self, digest: &Digest) -> Result<(), Fault> {
         match self
             .shared()
             .known()
@@ -444,7 +445,7 @@ impl Repository {
         }
     }
 
-    fn hint_at_mounts(&self, bytes_of: &Digest) {
+    fn warn_mounting_off(&self, bytes_of: &Digest) {
         let mut known = self.shared().known();
         if !std::mem::replace(&mut known.hinted, true) {
             tracing::warn!(
@@ -457,11 +458,11 @@ impl Repository {
 }
 
 /// Takes the questions along when whoever asks for all is dropped: the others then ask for themselves.
-struct Leave<'a>(&'a Repository);
+struct QueryGuard<'a>(&'a Repository);
 
-impl Leave<'_> {
-    fn take(&self) -> Questions {
-        Questions(
+impl QueryGuard<'_> {
+    fn take(&self) -> LayerQueries {
+        LayerQueries(
             self.0
                 .shared()
                 .known()
@@ -472,16 +473,16 @@ impl Leave<'_> {
     }
 }
 
-impl Drop for Leave<'_> {
+impl Drop for QueryGuard<'_> {
     fn drop(&mut self) {
         drop(self.take());
     }
 }
 
-struct Questions(Vec<Question>);
+struct LayerQueries(Vec<LayerQuery>);
 
-impl Questions {
-    fn chunks_into(self, most: usize) -> impl Iterator<Item = Vec<Question>> {
+impl LayerQueries {
+    fn chunks_into(self, most: usize) -> impl Iterator<Item = Vec<LayerQuery>> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
             let next = rest.split_off(rest.len().saturating_sub(most));
@@ -557,16 +558,16 @@ impl Source for Repository {
     }
 
     async fn resolve(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
-        self.told("BatchGetImage", self.inner.resolve(target).await)
+        self.with_principal("BatchGetImage", self.inner.resolve(target).await)
             .await
     }
 
     async fn manifest(&self, target: &Target) -> Result<Option<Manifest>, Fault> {
         if let Target::Digest(digest) = target {
-            self.readable(digest)?;
+            self.check_not_archived(digest)?;
         }
         let manifest = self
-            .told("BatchGetImage", self.inner.manifest(target).await)
+            .with_principal("BatchGetImage", self.inner.manifest(target).await)
             .await?;
         if let (Target::Digest(digest), Some(_)) = (target, &manifest) {
             self.shared().note_pushed(self.inner.repository(), digest);
@@ -608,12 +609,12 @@ impl Source for Repository {
         subject: &Digest,
         cursor: Option<&Cursor>,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
-        self.told("BatchGetImage", self.inner.referrers(subject, cursor).await)
+        self.with_principal("BatchGetImage", self.inner.referrers(subject, cursor).await)
             .await
     }
 
     async fn read_blob(&self, blob: &Descriptor, offset: u64) -> Result<Option<BlobBody>, Fault> {
-        self.told(
+        self.with_principal(
             "GetDownloadUrlForLayer",
             self.inner.read_blob(blob, offset).await,
         )
@@ -637,12 +638,12 @@ impl Destination for Repository {
         }
     }
 
-    async fn surely_mounts(&self) -> bool {
-        self.shared().asks_mounts().await == Some(true)
+    async fn always_mounts(&self) -> bool {
+        self.shared().mounting_enabled().await == Some(true)
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<Presence, Fault> {
-        self.asks_with_others(digest).await
+        self.has_blob_batched(digest).await
     }
 
     async fn begin_upload(
@@ -652,19 +653,19 @@ impl Destination for Repository {
     ) -> Result<Begin, Fault> {
         self.prepare().boxed().await?;
         let works = match from {
-            Some(_) => self.shared().asks_mounts().await,
+            Some(_) => self.shared().mounting_enabled().await,
             None => None,
         };
         if works == Some(false) {
-            self.hint_at_mounts(digest);
+            self.warn_mounting_off(digest);
         }
         let from = from.filter(|_| works != Some(false));
         let begun = self
             .inner
             .begin_upload(digest, from)
             .await
-            .map_err(|fault| self.explained(fault));
-        self.told("InitiateLayerUpload", begun).await
+            .map_err(|fault| self.explain_missing(fault));
+        self.with_principal("InitiateLayerUpload", begun).await
     }
 
     async fn send_chunk(
@@ -674,7 +675,7 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.told(
+        self.with_principal(
             "UploadLayerPart",
             self.inner.send_chunk(upload, offset, length, body).await,
         )
@@ -689,7 +690,7 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        self.told(
+        self.with_principal(
             "CompleteLayerUpload",
             self.inner
                 .finish_upload(upload, digest, offset, length, body)
@@ -716,8 +717,8 @@ impl Destination for Repository {
             .inner
             .put_manifest(target, manifest)
             .await
-            .map_err(|fault| self.explained(fault));
-        let put = self.told("PutImage", put).await?;
+            .map_err(|fault| self.explain_missing(fault));
+        let put = self.with_principal("PutImage", put).await?;
         if matches!(put, Put::Accepted { .. }) {
             self.shared()
                 .note_pushed(self.inner.repository(), &manifest.digest);

@@ -33,17 +33,17 @@ const MOST_PUSHED: usize = 10_000;
 pub(super) struct Shared {
     pub(super) control: Control,
     pub(super) admitted: OnceCell<()>,
-    pub(super) known: Mutex<Known>,
+    pub(super) known: Mutex<LearnedState>,
     pub(super) mounts: SingleFlight<Option<bool>>,
     /// Held while a repository is created: one request for all who miss it.
     pub(super) creating: tokio::sync::Mutex<()>,
-    /// Repositories that we created and that lack what belongs to them beside their own settings.
+    /// Repositories that we created and that lack what belongs to them sharing_token their own settings.
     pub(super) unfinished: Arc<dyn Unfinished>,
 }
 
 /// What has been learnt.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct LearnedState {
     /// Actions that we may not use, and since when.
     pub(super) denied: HashMap<&'static str, Instant>,
     /// Images that cannot be read until they are restored, and when a listing said so.
@@ -61,10 +61,10 @@ pub(super) struct Known {
     /// Repositories that AWS refused to create, why, and since when.
     pub(super) uncreatable: HashMap<RepositoryName, (String, Instant)>,
     /// Blobs that somebody asks about, by repository.
-    pub(super) asked: HashMap<RepositoryName, Vec<Question>>,
+    pub(super) asked: HashMap<RepositoryName, Vec<LayerQuery>>,
 }
 
-impl Known {
+impl LearnedState {
     /// What a listing says of images that are archived, and of those that have been restored since.
     pub(super) fn note_archived(&mut self, repository: &RepositoryName, images: &Images) {
         for tag in &images.page.entries {
@@ -86,12 +86,12 @@ impl Known {
     }
 }
 
-pub(super) type Question = (Digest, oneshot::Sender<Result<Presence, Unasked>>);
+pub(super) type LayerQuery = (Digest, oneshot::Sender<Result<Presence, BatchError>>);
 
 /// The question was not answered here.
-pub(super) enum Unasked {
+pub(super) enum BatchError {
     /// Ask the registry.
-    AskThere,
+    AskRegistry,
     /// AWS said something that is worth telling.
     Failed(Class, String),
 }
@@ -109,7 +109,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+    pub(super) fn known(&self) -> MutexGuard<'_, LearnedState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,13 +163,13 @@ impl Shared {
     }
 
     /// Nothing is written as somebody else than the config says.
-    pub(super) async fn admit(&self) -> Result<(), Fault> {
-        if self.control.login().demanded().is_none() {
+    pub(super) async fn check_identity(&self) -> Result<(), Fault> {
+        if self.control.login().required_identity().is_none() {
             return Ok(());
         }
         let admitted = self.admitted.get_or_try_init(|| async {
             let (arn, _) = self.control.login().caller().await?;
-            self.admit_caller(&arn)
+            self.check_caller(&arn)
         });
         admitted.await.map(drop)
     }
@@ -194,7 +194,7 @@ impl Shared {
     }
 
     /// A refusal of the registry, with who asked for what; one that tells so itself stays as it is.
-    pub(super) async fn detailed(
+    pub(super) async fn explain_refusal(
         &self,
         action: &str,
         repository: &RepositoryName,
@@ -226,12 +226,12 @@ impl Shared {
         .because(fault)
     }
 
-    pub(super) fn admit_caller(&self, arn: &str) -> Result<(), Fault> {
-        match self.control.login().demanded() {
-            Some(demanded) if !is_same_principal(demanded, arn) => {
+    pub(super) fn check_caller(&self, arn: &str) -> Result<(), Fault> {
+        match self.control.login().required_identity() {
+            Some(required_identity) if !is_same_principal(required_identity, arn) => {
                 let host = self.control.login().host();
                 let text = format!(
-                    "we are {arn} at {host}, but `identity` demands {demanded}: nothing is written there; mend the credentials, role_arn or identity"
+                    "we are {arn} at {host}, but `identity` demands {required_identity}: nothing is written there; mend the credentials, role_arn or identity"
                 );
                 Err(Fault::new(Class::Auth, text))
             }
@@ -253,7 +253,7 @@ impl Shared {
     }
 
     /// Whether mounts work; asked once in a while. `None`: nobody tells us.
-    pub(super) async fn asks_mounts(self: &Arc<Self>) -> Option<bool> {
+    pub(super) async fn mounting_enabled(self: &Arc<Self>) -> Option<bool> {
         const ACTION: &str = "GetAccountSetting";
         if let Some((mounts, since)) = self.known().mounts
             && since.elapsed() < REST
@@ -313,7 +313,7 @@ mod tests {
             listings in proptest::collection::vec(proptest::collection::vec((0u8..6, any::<bool>()), 0..6), 1..6),
         ) {
             let repository: RepositoryName = "app".parse().unwrap();
-            let mut known = Known::default();
+            let mut known = LearnedState::default();
             let mut expected = std::collections::BTreeMap::new();
             for listing in listings {
                 // One image has one state in one listing.
@@ -340,7 +340,7 @@ mod tests {
     async fn after_a_long_time_the_image_itself_is_asked_again() {
         let (repository, digest): (RepositoryName, _) =
             ("app".parse().unwrap(), Digest::sha256(b"x"));
-        let mut known = Known::default();
+        let mut known = LearnedState::default();
         known
             .archived
             .insert((repository.clone(), digest), Instant::now());

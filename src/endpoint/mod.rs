@@ -395,7 +395,7 @@ pub trait Destination: Source {
     fn abilities(&self) -> Abilities;
 
     /// Whether a mount of a blob that may be mounted surely works, so that it is worth waiting for.
-    fn surely_mounts(&self) -> impl Future<Output = bool> + Send {
+    fn always_mounts(&self) -> impl Future<Output = bool> + Send {
         std::future::ready(true)
     }
 

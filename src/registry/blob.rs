@@ -12,10 +12,10 @@ use reqwest::Body;
 use tokio::time::{Instant, Sleep};
 
 use super::Repository;
-use super::client::Lane;
-use super::error::{About, broken};
+use super::client::ClientKind;
+use super::error::{ErrorContext, broken};
 use super::metrics::Operation;
-use super::redirect::Whose;
+use super::redirect::HostKind;
 use super::transport::{Answer, Call, host_of};
 use crate::endpoint::{BlobBody, Presence};
 use crate::fault::Fault;
@@ -41,11 +41,11 @@ impl Repository {
     async fn blob_presence_by_read(
         &self,
         digest: &Digest,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Presence, Fault> {
         let call = self
             .blob_call(Method::GET, digest, about)
-            .on(Lane::Blob)
+            .on(ClientKind::Blob)
             .text(header::RANGE, "bytes=0-0");
         let answer = self.transport().call(&call).await?;
         let range = answer
@@ -66,7 +66,7 @@ impl Repository {
         answer: &Answer,
         size: Option<u64>,
         digest: &Digest,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Presence, Fault> {
         super::manifest::agrees(answer, digest, about)?;
         Ok(Presence::Present { size })
@@ -85,7 +85,7 @@ impl Repository {
         let about = self.about("read the blob", &format!("@{}", blob.digest));
         let mut call = self
             .blob_call(Method::GET, &blob.digest, &about)
-            .on(Lane::Blob);
+            .on(ClientKind::Blob);
         if offset > 0 {
             call = call.text(header::RANGE, &format!("bytes={offset}-{}", blob.size - 1));
         }
@@ -106,13 +106,13 @@ impl Repository {
         Ok(Some(self.reading(answer, skip, blob.size - offset, about)))
     }
 
-    fn reading(&self, answer: Answer, skip: u64, left: u64, about: About) -> BlobBody {
+    fn reading(&self, answer: Answer, skip: u64, left: u64, about: ErrorContext) -> BlobBody {
         let (host, idle, read) = (
             host_of(&answer.url),
             self.transport().deadlines.idle,
             self.transport().meter.read.clone(),
         );
-        BlobBody::new(Reading {
+        BlobBody::new(BlobReader {
             inner: answer.into_body(),
             skip,
             left,
@@ -126,8 +126,8 @@ impl Repository {
     }
 
     /// A refusal of a read. A storage service refuses when its signed address has run out: the registry gives a new one.
-    async fn read_refused(&self, answer: Answer, about: &About) -> Fault {
-        let (foreign, host) = (answer.whose == Whose::Foreign, host_of(&answer.url));
+    async fn read_refused(&self, answer: Answer, about: &ErrorContext) -> Fault {
+        let (foreign, host) = (answer.host_kind == HostKind::Foreign, host_of(&answer.url));
         let refusal = self.transport().refusal(answer).await;
         if foreign && matches!(refusal.status(), 400 | 401 | 403) {
             let code = refusal
@@ -142,7 +142,12 @@ impl Repository {
         refusal.fault(about)
     }
 
-    fn blob_call<'a>(&'a self, method: Method, digest: &Digest, about: &'a About) -> Call<'a> {
+    fn blob_call<'a>(
+        &'a self,
+        method: Method,
+        digest: &Digest,
+        about: &'a ErrorContext,
+    ) -> Call<'a> {
         let url = self
             .transport()
             .url(&format!("/v2/{}/blobs/{digest}", self.name));
@@ -156,7 +161,12 @@ impl Repository {
 }
 
 /// Checks that an answer is about to send the bytes from `start` to the end of a blob of `size` bytes, as they are.
-fn whole_and_plain(answer: &Answer, start: u64, size: u64, about: &About) -> Result<(), Fault> {
+fn whole_and_plain(
+    answer: &Answer,
+    start: u64,
+    size: u64,
+    about: &ErrorContext,
+) -> Result<(), Fault> {
     if let Some(coding) = answer
         .header(header::CONTENT_ENCODING)
         .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
@@ -232,7 +242,7 @@ pub(super) fn number(text: &str) -> Option<u64> {
 }
 
 /// The bytes of a blob as they come: counted, bounded, and never waited for longer than `idle` at a time.
-struct Reading {
+struct BlobReader {
     inner: Body,
     skip: u64,
     left: u64,
@@ -240,11 +250,11 @@ struct Reading {
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     read: IntCounter,
-    about: About,
+    about: ErrorContext,
     host: String,
 }
 
-impl Reading {
+impl BlobReader {
     /// The next frame of the connection, or the fault of waiting too long for it.
     fn poll_connection(
         &mut self,
@@ -294,7 +304,7 @@ impl Reading {
     }
 }
 
-impl http_body::Body for Reading {
+impl http_body::Body for BlobReader {
     type Data = Bytes;
     type Error = Fault;
 

@@ -1,6 +1,6 @@
 //! The body of an upload, watched: what was taken, when, and how it ended.
 //!
-//! The connection takes the body; the request waits for the answer. Between them stands a [`Watch`]: it tells a stall of
+//! The connection takes the body; the request waits for the answer. Between them stands a [`BodyMonitor`]: it tells a stall of
 //! the destination from a slow source, keeps the source's own failure, and stops the body once nobody wants it any more
 //! (answers may come early, requests may be dropped).
 
@@ -20,7 +20,7 @@ use crate::endpoint::BlobBody;
 use crate::fault::Fault;
 
 /// What is known of a body on its way.
-pub(super) struct Watch {
+pub(super) struct BodyMonitor {
     state: Mutex<State>,
 }
 
@@ -36,7 +36,7 @@ struct State {
 enum Phase {
     /// The connection has been given something and has not come back for more since then.
     Handed(Instant),
-    /// The connection waits for the source, whose deadlines are its own.
+    /// The connection waits for the source, host_kind deadlines are its own.
     Waiting,
     /// The connection has all of it.
     Whole(Instant),
@@ -58,7 +58,7 @@ pub(super) enum Overdue {
     Answer,
 }
 
-impl Watch {
+impl BodyMonitor {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,32 +107,36 @@ impl Watch {
 }
 
 /// Ends a body when the request that sends it ends, however that comes.
-pub(super) struct Hold(Arc<Watch>);
+pub(super) struct MonitorGuard(Arc<BodyMonitor>);
 
-impl std::ops::Deref for Hold {
-    type Target = Watch;
+impl std::ops::Deref for MonitorGuard {
+    type Target = BodyMonitor;
 
-    fn deref(&self) -> &Watch {
+    fn deref(&self) -> &BodyMonitor {
         &self.0
     }
 }
 
-impl Drop for Hold {
+impl Drop for MonitorGuard {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
-/// A body of exactly so many bytes under a [`Watch`].
-pub(super) struct Sending {
+/// A body of exactly so many bytes under a [`BodyMonitor`].
+pub(super) struct MonitoredBody {
     inner: BlobBody,
     left: u64,
-    watch: Arc<Watch>,
+    watch: Arc<BodyMonitor>,
     sent: IntCounter,
 }
 
 /// Puts `body`, which must be `length` bytes long, under watch; every byte taken is counted in `sent`.
-pub(super) fn watched(body: BlobBody, length: u64, sent: IntCounter) -> (Sending, Hold) {
+pub(super) fn watched(
+    body: BlobBody,
+    length: u64,
+    sent: IntCounter,
+) -> (MonitoredBody, MonitorGuard) {
     let phase = if length == 0 {
         Phase::Whole(Instant::now())
     } else {
@@ -145,41 +149,41 @@ pub(super) fn watched(body: BlobBody, length: u64, sent: IntCounter) -> (Sending
         taken: 0,
         waker: None,
     };
-    let watch = Arc::new(Watch {
+    let watch = Arc::new(BodyMonitor {
         state: Mutex::new(state),
     });
     (
-        Sending {
+        MonitoredBody {
             inner: body,
             left: length,
             watch: watch.clone(),
             sent,
         },
-        Hold(watch),
+        MonitorGuard(watch),
     )
 }
 
 /// The connection is told to give up; the reason stands in the watch.
 #[derive(Debug)]
-pub(super) struct Ended;
+pub(super) struct BodyStopped;
 
-impl fmt::Display for Ended {
+impl fmt::Display for BodyStopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the body was ended")
     }
 }
 
-impl std::error::Error for Ended {}
+impl std::error::Error for BodyStopped {}
 
-impl Sending {
-    fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+impl MonitoredBody {
+    fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BodyStopped>>> {
         let mut state = self.watch.state();
         state.fault = Some(fault);
         state.phase = Phase::Waiting;
-        Poll::Ready(Some(Err(Ended)))
+        Poll::Ready(Some(Err(BodyStopped)))
     }
 
-    fn hand(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+    fn hand(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyStopped>>> {
         let length = bytes.len() as u64;
         if length > self.left {
             return self.fail(Fault::corrupt(
@@ -209,16 +213,16 @@ impl Sending {
     }
 }
 
-impl Body for Sending {
+impl Body for MonitoredBody {
     type Data = Bytes;
-    type Error = Ended;
+    type Error = BodyStopped;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyStopped>>> {
         match self.flow(cx) {
-            Flow::Stopped => return Poll::Ready(Some(Err(Ended))),
+            Flow::Stopped => return Poll::Ready(Some(Err(BodyStopped))),
             Flow::Paused => return Poll::Pending,
             Flow::Running => {}
         }
@@ -250,7 +254,7 @@ impl Body for Sending {
 /// Waits for `answer` unless the destination lets a deadline pass first.
 pub(super) async fn answered<T>(
     answer: impl Future<Output = T>,
-    watch: &Watch,
+    watch: &BodyMonitor,
     idle: Duration,
     close: Duration,
 ) -> Result<T, Overdue> {

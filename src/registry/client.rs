@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use super::Deadlines;
-use super::redirect::{Guard, Resolver, Resolves, Whose};
+use super::redirect::{AddressGuard, HostKind, Resolver, Resolves};
 use crate::fault::Fault;
 
 /// Whom a registry trusts and who it is to them.
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Tls {
 
 /// Which client a request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum ClientKind {
     /// Small questions and answers.
     Api,
     /// Bodies of blobs.
@@ -48,19 +48,19 @@ pub(super) struct Clients {
     pub(super) api: Client,
     blob: Client,
     foreign: OnceCell<Client>,
-    plan: Plan,
+    config: ClientConfig,
 }
 
 /// All it takes to build a client.
 #[derive(Clone)]
-struct Plan {
+struct ClientConfig {
     name: String,
     url: Url,
     certificates: Vec<Certificate>,
     identity: Option<Identity>,
     loopback: bool,
     connect: Duration,
-    guard: Arc<Guard>,
+    guard: Arc<AddressGuard>,
 }
 
 impl Clients {
@@ -75,44 +75,48 @@ impl Clients {
         tls: &Tls,
         realms: bool,
         deadlines: &Deadlines,
-        guard: Arc<Guard>,
+        guard: Arc<AddressGuard>,
     ) -> Result<Clients, Fault> {
-        let plan = Plan::new(name, url, tls, deadlines, guard)?;
-        let trusting = url.scheme() == "https" || realms || !plan.certificates.is_empty();
-        let api = match (plan.api(trusting), trusting) {
+        let config = ClientConfig::new(name, url, tls, deadlines, guard)?;
+        let trusting = url.scheme() == "https" || realms || !config.certificates.is_empty();
+        let api = match (config.api(trusting), trusting) {
             // Plain http must work on a system without CA certificates.
-            (Err(_), true) if url.scheme() == "http" => plan.api(false),
+            (Err(_), true) if url.scheme() == "http" => config.api(false),
             (built, _) => built,
         };
-        let blob = plan
+        let blob = config
             .blob(url.scheme() == "https")
-            .map_err(|error| plan.fault(error))?;
+            .map_err(|error| config.fault(error))?;
         Ok(Clients {
-            api: api.map_err(|error| plan.fault(error))?,
+            api: api.map_err(|error| config.fault(error))?,
             blob,
             foreign: OnceCell::new(),
-            plan,
+            config,
         })
     }
 
     /// The client for an address.
-    pub(super) async fn of(&self, whose: Whose, lane: Lane) -> Result<&Client, Fault> {
-        match (whose, lane) {
-            (Whose::Own, Lane::Api) => Ok(&self.api),
-            (Whose::Own, Lane::Blob) => Ok(&self.blob),
-            (Whose::Foreign, _) => self.foreign.get_or_try_init(|| self.plan.foreign()).await,
+    pub(super) async fn of(
+        &self,
+        host_kind: HostKind,
+        client_kind: ClientKind,
+    ) -> Result<&Client, Fault> {
+        match (host_kind, client_kind) {
+            (HostKind::Own, ClientKind::Api) => Ok(&self.api),
+            (HostKind::Own, ClientKind::Blob) => Ok(&self.blob),
+            (HostKind::Foreign, _) => self.foreign.get_or_try_init(|| self.config.foreign()).await,
         }
     }
 }
 
-impl Plan {
+impl ClientConfig {
     fn new(
         name: &str,
         url: &Url,
         tls: &Tls,
         deadlines: &Deadlines,
-        guard: Arc<Guard>,
-    ) -> Result<Plan, Fault> {
+        guard: Arc<AddressGuard>,
+    ) -> Result<ClientConfig, Fault> {
         let unusable = |what: &str| Fault::rejected(format!("registry {name}: {what}"));
         let certificates = match &tls.ca_pem {
             None => Vec::new(),
@@ -126,7 +130,7 @@ impl Plan {
             .as_ref()
             .map(|pem| Identity::from_pem(pem.expose_secret()))
             .transpose();
-        Ok(Plan {
+        Ok(ClientConfig {
             name: name.to_string(),
             url: url.clone(),
             certificates,
@@ -182,12 +186,12 @@ impl Plan {
 
     /// Loads the system's certificates from disk, hence beside the runtime.
     async fn foreign(&self) -> Result<Client, Fault> {
-        let plan = self.clone();
+        let config = self.clone();
         let built = tokio::task::spawn_blocking(move || {
-            let trusting = plan.base(true, Resolves::Foreign).http1_only().build();
+            let trusting = config.base(true, Resolves::Foreign).http1_only().build();
             match trusting {
-                Err(_) if plan.url.scheme() == "http" => {
-                    plan.base(false, Resolves::Foreign).http1_only().build()
+                Err(_) if config.url.scheme() == "http" => {
+                    config.base(false, Resolves::Foreign).http1_only().build()
                 }
                 built => built,
             }

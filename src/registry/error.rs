@@ -25,17 +25,17 @@ const MOST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What was being done, for the sentence of a failure.
 #[derive(Clone, Debug)]
-pub(super) struct About {
+pub(super) struct ErrorContext {
     doing: &'static str,
     registry: Arc<str>,
     place: Arc<str>,
     writes: bool,
 }
 
-impl About {
+impl ErrorContext {
     /// `doing` at `registry`; `place` is `host/repository[:tag|@digest]`.
-    pub(super) fn new(doing: &'static str, registry: &Arc<str>, place: String) -> About {
-        About {
+    pub(super) fn new(doing: &'static str, registry: &Arc<str>, place: String) -> ErrorContext {
+        ErrorContext {
             doing,
             registry: registry.clone(),
             place: place.into(),
@@ -44,8 +44,8 @@ impl About {
     }
 
     /// The same, of something that changes the registry.
-    pub(super) fn writing(self) -> About {
-        About {
+    pub(super) fn writing(self) -> ErrorContext {
+        ErrorContext {
             writes: true,
             ..self
         }
@@ -184,7 +184,7 @@ impl Refusal {
     }
 
     /// The failure, told in full.
-    pub(super) fn fault(&self, about: &About) -> Fault {
+    pub(super) fn fault(&self, about: &ErrorContext) -> Fault {
         let class = self.class();
         let mut text = self.status().to_string();
         // The entry that decides comes first: distribution puts UNKNOWN before the code that explains.
@@ -209,7 +209,7 @@ impl Refusal {
         about.fault(class, text)
     }
 
-    fn way_out(&self, about: &About) -> Option<String> {
+    fn way_out(&self, about: &ErrorContext) -> Option<String> {
         let registry = &about.registry;
         if self.has("NAME_UNKNOWN") && about.writes {
             return Some(format!(
@@ -218,7 +218,7 @@ impl Refusal {
         }
         let text = match self.status() {
             401 => format!("{registry} does not accept the credentials; check them"),
-            // IAM names the action, the resource, and whose policy it is.
+            // IAM names the action, the resource, and host_kind policy it is.
             403 if self.mentions("resource-based policy") => {
                 format!(
                     "the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)"
@@ -428,7 +428,7 @@ pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
 }
 
 /// A request that got no answer, or an answer that broke off: told by what caused it. `when` follows the sentence.
-pub(super) fn broken(error: reqwest::Error, about: &About, host: &str, when: &str) -> Fault {
+pub(super) fn broken(error: reqwest::Error, about: &ErrorContext, host: &str, when: &str) -> Fault {
     let error = error.without_url();
     if let Some(refused) = cause::<Refused>(&error) {
         return about.rejected(refused.to_string());
@@ -512,8 +512,8 @@ mod tests {
     use http::{HeaderValue, header};
     use proptest::prelude::*;
 
-    fn about() -> About {
-        About::new(
+    fn about() -> ErrorContext {
+        ErrorContext::new(
             "read the manifest",
             &"staging".into(),
             "host.example/app:v1".to_string(),

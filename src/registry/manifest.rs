@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
 
 use super::Repository;
-use super::error::{About, Refusal, looks_like_html};
+use super::error::{ErrorContext, Refusal, looks_like_html};
 use super::metrics::Operation;
 use super::transport::{Answer, Call};
 use crate::endpoint::{Put, Resolved};
@@ -97,7 +97,7 @@ impl Repository {
         })
     }
 
-    fn about_manifest(&self, doing: &'static str, target: &Target) -> About {
+    fn about_manifest(&self, doing: &'static str, target: &Target) -> ErrorContext {
         let separator = if matches!(target, Target::Tag(_)) {
             ':'
         } else {
@@ -111,7 +111,12 @@ impl Repository {
             .url(&format!("/v2/{}/manifests/{target}", self.name))
     }
 
-    fn manifest_call<'a>(&'a self, method: Method, target: &Target, about: &'a About) -> Call<'a> {
+    fn manifest_call<'a>(
+        &'a self,
+        method: Method,
+        target: &Target,
+        about: &'a ErrorContext,
+    ) -> Call<'a> {
         let operation = if method == Method::HEAD {
             Operation::ManifestHead
         } else {
@@ -129,7 +134,7 @@ impl Repository {
     }
 }
 
-fn resolved(answer: &Answer, target: &Target, about: &About) -> Result<Resolved, Fault> {
+fn resolved(answer: &Answer, target: &Target, about: &ErrorContext) -> Result<Resolved, Fault> {
     if let Target::Digest(digest) = target {
         agrees(answer, digest, about)?;
     }
@@ -141,7 +146,10 @@ fn resolved(answer: &Answer, target: &Target, about: &About) -> Result<Resolved,
 }
 
 /// The digest that an answer claims. Of an algorithm that we do not know it is no claim; malformed it is a lie.
-pub(super) fn claimed_digest(answer: &Answer, about: &About) -> Result<Option<Digest>, Fault> {
+pub(super) fn claimed_digest(
+    answer: &Answer,
+    about: &ErrorContext,
+) -> Result<Option<Digest>, Fault> {
     let Some(value) = answer.headers.get(CONTENT_DIGEST) else {
         return Ok(None);
     };
@@ -158,7 +166,7 @@ pub(super) fn claimed_digest(answer: &Answer, about: &About) -> Result<Option<Di
 
 /// Refuses an answer that claims another digest of the same algorithm. Of another algorithm is no contradiction:
 /// distribution answers sha512 requests with the sha256 of the content.
-pub(super) fn agrees(answer: &Answer, digest: &Digest, about: &About) -> Result<(), Fault> {
+pub(super) fn agrees(answer: &Answer, digest: &Digest, about: &ErrorContext) -> Result<(), Fault> {
     match claimed_digest(answer, about)? {
         Some(claimed) if claimed.algorithm() == digest.algorithm() && claimed != *digest => {
             Err(about.corrupt(format!("the registry answers with {claimed}")))
@@ -167,7 +175,7 @@ pub(super) fn agrees(answer: &Answer, digest: &Digest, about: &About) -> Result<
     }
 }
 
-fn same_bytes(claimed: Option<Digest>, bytes: &[u8], about: &About) -> Result<(), Fault> {
+fn same_bytes(claimed: Option<Digest>, bytes: &[u8], about: &ErrorContext) -> Result<(), Fault> {
     match claimed {
         Some(claimed) if Digest::of(claimed.algorithm(), bytes) != claimed => Err(about.corrupt(
             format!("its Docker-Content-Digest {claimed} is not the digest of its bytes"),
@@ -181,7 +189,7 @@ fn verified(
     target: &Target,
     claimed: Option<Digest>,
     served: Option<&str>,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<Manifest, Fault> {
     if looks_like_html(&bytes) {
         return Err(about.rejected("an HTML page came instead of JSON; check the registry's `url`"));
@@ -340,7 +348,7 @@ mod tests {
 
     #[test]
     fn bytes_are_held_against_every_claim() {
-        let about = About::new(
+        let about = ErrorContext::new(
             "read the manifest",
             &"staging".into(),
             "host.example/app:v1".into(),

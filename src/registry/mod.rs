@@ -38,12 +38,12 @@ use std::time::Duration;
 use http::Method;
 use url::Url;
 
-use self::auth::{Authority, Scopes};
+use self::auth::{Authorizer, Scopes};
 use self::client::Clients;
-use self::error::About;
+use self::error::ErrorContext;
 use self::metrics::Operation;
 use self::profile::{Kind, Profile};
-use self::redirect::Guard;
+use self::redirect::AddressGuard;
 use self::transport::{Call, Transport, host_of};
 use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{
@@ -113,7 +113,7 @@ struct Shared {
     transport: Transport,
     profile: Profile,
     origin: Origin,
-    referrers: referrers::Support,
+    referrers: referrers::ReferrersSupport,
 }
 
 impl Registry {
@@ -135,7 +135,7 @@ impl Registry {
         } = settings;
         let kind = kind.unwrap_or_else(|| Kind::recognise(url.host_str().unwrap_or_default()));
         let base = canonical(&name, url, kind)?;
-        let guard = Guard::new(base.clone()).with_listed(&token_realms);
+        let guard = AddressGuard::new(base.clone()).with_listed(&token_realms);
         // The clients take no proxy to this machine.
         let guard = Arc::new(if is_loopback(&base) {
             guard
@@ -150,7 +150,7 @@ impl Registry {
             &deadlines,
             guard.clone(),
         )?;
-        let authority = auth::Settings {
+        let authorizer = auth::Settings {
             registry: name.clone(),
             origin: base.clone(),
             credentials,
@@ -158,7 +158,7 @@ impl Registry {
             insecure,
             deadline: deadlines.answer,
         };
-        let authority = Authority::guarded(authority, clients.api.clone(), guard.clone());
+        let authorizer = Authorizer::guarded(authorizer, clients.api.clone(), guard.clone());
         let (meter, host, origin) = (
             metrics.meter(&name),
             host_of(&base).into(),
@@ -170,7 +170,7 @@ impl Registry {
             base,
             guard,
             clients,
-            authority,
+            authorizer,
             deadlines,
             meter,
             rate_limit: RateLimit::default(),
@@ -210,7 +210,7 @@ impl Registry {
 
     /// Who we are there, where the credentials tell.
     pub fn user(&self) -> Option<String> {
-        self.transport().authority.user()
+        self.transport().authorizer.user()
     }
 
     /// One of its repositories. On Docker Hub a name of one part is an official image and lives under `library`.
@@ -262,12 +262,12 @@ impl Registry {
         &self.0.transport
     }
 
-    fn referrers(&self) -> &referrers::Support {
+    fn referrers(&self) -> &referrers::ReferrersSupport {
         &self.0.referrers
     }
 
-    fn about(&self, doing: &'static str) -> About {
-        About::new(doing, &self.transport().name, self.host().to_string())
+    fn about(&self, doing: &'static str) -> ErrorContext {
+        ErrorContext::new(doing, &self.transport().name, self.host().to_string())
     }
 }
 
@@ -330,8 +330,8 @@ impl Repository {
     }
 
     /// What is being done to this repository; `reference` is empty, `:tag` or `@digest`.
-    fn about(&self, doing: &'static str, reference: &str) -> About {
-        About::new(
+    fn about(&self, doing: &'static str, reference: &str) -> ErrorContext {
+        ErrorContext::new(
             doing,
             &self.transport().name,
             format!("{}/{}{reference}", self.registry.host(), self.name),

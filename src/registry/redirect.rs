@@ -4,11 +4,11 @@
 //! refused are another scheme than http and https, a downgrade to http, names and passwords in the address, metadata
 //! addresses, and other addresses inside (loopback, link-local, private) unless the registry itself answers from there.
 //!
-//! Literal addresses are judged by [`Guard::judge`], names when they are resolved, by [`Resolver`]: the connection goes to
+//! Literal addresses are judged by [`AddressGuard::judge`], names when they are resolved, by [`Resolver`]: the connection goes to
 //! the addresses that were judged. Where the registry is counts by the address that an answer came from, after TLS, and the
 //! least inside one of all answers: the registry's DNS may name any address, but cannot answer from it.
 //!
-//! Behind a proxy of the environment names are resolved at the proxy. They are resolved here before ([`Guard::admit`]), and
+//! Behind a proxy of the environment names are resolved at the proxy. They are resolved here before ([`AddressGuard::admit`]), and
 //! refused where that gives an address inside; what does not resolve here is the proxy's to judge.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -187,9 +187,9 @@ pub(super) enum Refused {
     Malformed,
 }
 
-/// Whose address it is.
+/// HostKind address it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(super) enum HostKind {
     /// The registry's own scheme, host and port: credentials may go there.
     Own,
     /// Somebody else's.
@@ -197,7 +197,7 @@ pub(super) enum Whose {
 }
 
 /// What judges addresses for one registry, and what it has learnt of the registry's own.
-pub(super) struct Guard {
+pub(super) struct AddressGuard {
     base: Url,
     /// The least inside of the addresses that answers came from; [`UNKNOWN`] before the first.
     reach: AtomicU8,
@@ -211,10 +211,10 @@ const UNKNOWN: u8 = u8::MAX;
 /// How long a name that a proxy resolves may take to be resolved here.
 const RESOLVING: Duration = Duration::from_secs(5);
 
-impl Guard {
+impl AddressGuard {
     /// The guard of the registry at `base`, which no proxy stands in front of.
-    pub(super) fn new(base: Url) -> Guard {
-        Guard {
+    pub(super) fn new(base: Url) -> AddressGuard {
+        AddressGuard {
             base,
             reach: AtomicU8::new(UNKNOWN),
             listed: Vec::new(),
@@ -223,7 +223,7 @@ impl Guard {
     }
 
     /// The same with token servers that the config lists (`host` or `host:port`).
-    pub(super) fn with_listed(self, realms: &[String]) -> Guard {
+    pub(super) fn with_listed(self, realms: &[String]) -> AddressGuard {
         let name = |realm: &String| {
             realm
                 .split(':')
@@ -232,26 +232,26 @@ impl Guard {
                 .trim()
                 .to_ascii_lowercase()
         };
-        Guard {
+        AddressGuard {
             listed: realms.iter().map(name).collect(),
             ..self
         }
     }
 
     /// The same with the proxies that the environment names.
-    pub(super) fn with_proxies(self) -> Guard {
-        Guard {
+    pub(super) fn with_proxies(self) -> AddressGuard {
+        AddressGuard {
             proxies: Some(Matcher::from_env()),
             ..self
         }
     }
 
     /// Judges `to`, which an answer of `from` named.
-    pub(super) fn judge(&self, from: &Url, to: &Url) -> Result<Whose, Refused> {
+    pub(super) fn judge(&self, from: &Url, to: &Url) -> Result<HostKind, Refused> {
         self.judge_from(self.reach(), from, to)
     }
 
-    fn judge_from(&self, reach: Reach, from: &Url, to: &Url) -> Result<Whose, Refused> {
+    fn judge_from(&self, reach: Reach, from: &Url, to: &Url) -> Result<HostKind, Refused> {
         if !matches!(to.scheme(), "http" | "https") || to.host().is_none() {
             return Err(Refused::Scheme);
         }
@@ -266,16 +266,16 @@ impl Guard {
             return Err(Refused::Metadata(host()));
         }
         if to.origin() == self.base.origin() {
-            return Ok(Whose::Own);
+            return Ok(HostKind::Own);
         }
         if to.host() != self.base.host() && !reach.may_lead_to(Reach::of_literal(to)) {
             return Err(Refused::Inside(host()));
         }
-        Ok(Whose::Foreign)
+        Ok(HostKind::Foreign)
     }
 
     /// Judges an address that was written down earlier, perhaps by another process.
-    pub(super) fn judge_stored(&self, to: &Url) -> Result<Whose, Refused> {
+    pub(super) fn judge_stored(&self, to: &Url) -> Result<HostKind, Refused> {
         self.judge(&self.base, to)
     }
 
@@ -370,9 +370,9 @@ pub(super) enum Resolves {
     Foreign,
 }
 
-/// Resolves names by the system's means and lets [`Guard`] judge the outcome, which is what is connected to.
+/// Resolves names by the system's means and lets [`AddressGuard`] judge the outcome, which is what is connected to.
 pub(super) struct Resolver {
-    pub(super) guard: Arc<Guard>,
+    pub(super) guard: Arc<AddressGuard>,
     pub(super) resolves: Resolves,
 }
 
@@ -411,7 +411,7 @@ impl Hops {
     }
 
     /// Takes note of the address that the answer of a foreign host came from; behind a proxy that is not known.
-    pub(super) fn answered_from(&mut self, address: Option<SocketAddr>, guard: &Guard) {
+    pub(super) fn answered_from(&mut self, address: Option<SocketAddr>, guard: &AddressGuard) {
         let known = address.filter(|_| !guard.is_proxied(self.at()));
         self.reach = self
             .reach
@@ -429,10 +429,14 @@ impl Hops {
     }
 
     /// Goes on to where `location` leads.
-    pub(super) fn follow(&mut self, location: &str, guard: &Guard) -> Result<Whose, Refused> {
+    pub(super) fn follow(
+        &mut self,
+        location: &str,
+        guard: &AddressGuard,
+    ) -> Result<HostKind, Refused> {
         let mut next = self.at().join(location).map_err(|_| Refused::Malformed)?;
         next.set_fragment(None);
-        let whose = guard.judge_from(guard.reach().min(self.reach), self.at(), &next)?;
+        let host_kind = guard.judge_from(guard.reach().min(self.reach), self.at(), &next)?;
         if self.seen.contains(&next) {
             return Err(Refused::Circle);
         }
@@ -440,7 +444,7 @@ impl Hops {
             return Err(Refused::TooMany);
         }
         self.seen.push(next);
-        Ok(whose)
+        Ok(host_kind)
     }
 }
 
@@ -462,15 +466,15 @@ mod tests {
             (
                 public,
                 "https://registry.example/v2/x?sig=1",
-                Ok(Whose::Own),
+                Ok(HostKind::Own),
             ),
-            (public, "https://registry.example:443/x", Ok(Whose::Own)),
+            (public, "https://registry.example:443/x", Ok(HostKind::Own)),
             (
                 public,
                 "https://registry.example:8443/x",
-                Ok(Whose::Foreign),
+                Ok(HostKind::Foreign),
             ),
-            (public, "https://storage.example/x", Ok(Whose::Foreign)),
+            (public, "https://storage.example/x", Ok(HostKind::Foreign)),
             (
                 public,
                 "http://registry.example/x",
@@ -543,9 +547,9 @@ mod tests {
                 "https://a.localhost./x",
                 Err(Refused::Inside("a.localhost.".into())),
             ),
-            (local, "http://127.0.0.1:5000/x", Ok(Whose::Own)),
-            (local, "http://127.0.0.1:5001/x", Ok(Whose::Foreign)),
-            (local, "http://10.0.0.1/x", Ok(Whose::Foreign)),
+            (local, "http://127.0.0.1:5000/x", Ok(HostKind::Own)),
+            (local, "http://127.0.0.1:5001/x", Ok(HostKind::Foreign)),
+            (local, "http://10.0.0.1/x", Ok(HostKind::Foreign)),
             (
                 local,
                 "http://169.254.169.254/x",
@@ -556,8 +560,8 @@ mod tests {
                 "http://169.254.9.9/x",
                 Err(Refused::Inside("169.254.9.9".into())),
             ),
-            (local, "https://storage.example/x", Ok(Whose::Foreign)),
-            (private, "https://10.9.9.9/x", Ok(Whose::Foreign)),
+            (local, "https://storage.example/x", Ok(HostKind::Foreign)),
+            (private, "https://10.9.9.9/x", Ok(HostKind::Foreign)),
             (
                 private,
                 "https://127.0.0.1/x",
@@ -567,7 +571,7 @@ mod tests {
         for (base, to, expected) in table {
             let base = url(base);
             assert_eq!(
-                Guard::new(base.clone()).judge(&base, &url(to)),
+                AddressGuard::new(base.clone()).judge(&base, &url(to)),
                 expected,
                 "{base} → {to}"
             );
@@ -583,7 +587,7 @@ mod tests {
 
     #[test]
     fn names_are_judged_by_what_they_resolve_to() {
-        let guard = Guard::new(url("https://registry.example/"));
+        let guard = AddressGuard::new(url("https://registry.example/"));
         let inside = addresses(&["10.0.0.7"]);
         let mixed = addresses(&["192.0.2.1", "127.0.0.1"]);
         assert!(guard.resolved("storage.example", &inside).is_err());
@@ -608,10 +612,10 @@ mod tests {
         );
     }
 
-    /// A registry whose name resolved to a public address and to 127.0.0.1 could redirect to this machine.
+    /// A registry host_kind name resolved to a public address and to 127.0.0.1 could redirect to this machine.
     #[test]
     fn a_registry_counts_as_inside_only_while_all_answers_come_from_there() {
-        let guard = Guard::new(url("https://registry.example/"));
+        let guard = AddressGuard::new(url("https://registry.example/"));
         guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
         guard.answered_from(Some("192.0.2.1:443".parse().unwrap()));
         guard.answered_from(Some("127.0.0.1:443".parse().unwrap()));
@@ -629,7 +633,7 @@ mod tests {
 
     #[test]
     fn a_redirect_from_outside_does_not_lead_inside_even_where_the_registry_is() {
-        let guard = Guard::new(url("http://10.0.0.1:5000/"));
+        let guard = AddressGuard::new(url("http://10.0.0.1:5000/"));
         let mut hops = Hops::new(url("http://10.0.0.1:5000/v2/"));
         hops.follow("http://10.0.0.2/a", &guard).unwrap();
         hops.answered_from(Some("10.0.0.2:80".parse().unwrap()), &guard);
@@ -664,7 +668,7 @@ mod tests {
             "http://169.254.1.1/",
             "http://[fd12::1]/",
         ] {
-            let guard = Guard::new(url(base));
+            let guard = AddressGuard::new(url(base));
             for literal in literals {
                 let to = url(&format!("https://{literal}/"));
                 assert!(
@@ -681,18 +685,18 @@ mod tests {
 
     #[test]
     fn circles_and_long_ways_end() {
-        let guard = Guard::new(url("https://registry.example/"));
+        let guard = AddressGuard::new(url("https://registry.example/"));
         let mut hops = Hops::new(url("https://registry.example/0"));
         assert_eq!(hops.follow("/0", &guard), Err(Refused::Circle));
         for hop in 1..=MOST_HOPS {
-            assert_eq!(hops.follow(&format!("/{hop}"), &guard), Ok(Whose::Own));
+            assert_eq!(hops.follow(&format!("/{hop}"), &guard), Ok(HostKind::Own));
         }
         assert_eq!(hops.follow("/6", &guard), Err(Refused::TooMany));
         assert_eq!(hops.at().path(), "/5");
         let mut hops = Hops::new(url("https://registry.example/0"));
         assert_eq!(
             hops.follow("https://storage.example/x", &guard),
-            Ok(Whose::Foreign)
+            Ok(HostKind::Foreign)
         );
         assert!(matches!(
             hops.follow("http://registry.example/", &guard),
@@ -704,9 +708,9 @@ mod tests {
         #[test]
         fn credentials_stay_at_home(location in "\\PC{0,60}") {
             let base = url("https://registry.example/v2/");
-            let guard = Guard::new(base.clone());
+            let guard = AddressGuard::new(base.clone());
             let mut hops = Hops::new(base);
-            if hops.follow(&location, &guard) == Ok(Whose::Own) {
+            if hops.follow(&location, &guard) == Ok(HostKind::Own) {
                 let at = hops.at();
                 prop_assert_eq!((at.scheme(), at.host_str(), at.port()), ("https", Some("registry.example"), None));
             }

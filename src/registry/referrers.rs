@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::Repository;
-use super::error::{About, Refusal, looks_like_html};
+use super::error::{ErrorContext, Refusal, looks_like_html};
 use super::metrics::Operation;
 use super::tags::{Bounded, page_url, parse, read_page};
 use super::transport::{Answer, Call};
@@ -28,9 +28,9 @@ const MEMORY: Duration = Duration::from_secs(300);
 
 /// Whether a registry is known to have the endpoint, and since when.
 #[derive(Default)]
-pub(super) struct Support(Mutex<Option<(bool, Instant)>>);
+pub(super) struct ReferrersSupport(Mutex<Option<(bool, Instant)>>);
 
-impl Support {
+impl ReferrersSupport {
     /// `None`: no answer has told, or it was too long ago that one said no.
     pub(super) fn known(&self) -> Option<bool> {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +105,7 @@ impl Repository {
         &self,
         asked: &url::Url,
         answer: Answer,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
         let (moved, served) = (
             answer.moved,
@@ -125,7 +125,7 @@ impl Repository {
     async fn not_listed(
         &self,
         answer: Answer,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
         let refusal = self.transport().refusal(answer).await;
         if !matches!(refusal.status(), 400 | 404 | 405 | 501) {
@@ -164,7 +164,7 @@ fn entries(
     bytes: &Bytes,
     served: &MediaType,
     next: Option<Cursor>,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<Page<Descriptor>, Fault> {
     if !matches!(served.kind(), Kind::Index)
         && !matches!(served.as_str(), "" | "application/json" | "text/plain")
@@ -197,7 +197,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_missing_endpoint_is_remembered_for_a_while() {
-        let support = Support::default();
+        let support = ReferrersSupport::default();
         assert_eq!(support.known(), None);
         support.note(false);
         assert_eq!(support.known(), Some(false));
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_other_documents_are_not() {
-        let about = About::new(
+        let about = ErrorContext::new(
             "list the referrers",
             &"staging".into(),
             "host.example/app".into(),

@@ -14,9 +14,9 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use url::Url;
 
 use super::auth::Scopes;
-use super::error::{About, looks_like_html};
+use super::error::{ErrorContext, looks_like_html};
 use super::metrics::Operation;
-use super::redirect::Whose;
+use super::redirect::HostKind;
 use super::transport::{Answer, Call};
 use super::{Registry, Repository};
 use crate::endpoint::{Cursor, Page, Tag};
@@ -52,7 +52,11 @@ pub(super) struct Bounded<T, const MOST: usize> {
 
 impl<T, const MOST: usize> Bounded<T, MOST> {
     /// The entries of a page that is expected to have no more of them.
-    pub(super) fn within(list: Option<Self>, what: &str, about: &About) -> Result<Vec<T>, Fault> {
+    pub(super) fn within(
+        list: Option<Self>,
+        what: &str,
+        about: &ErrorContext,
+    ) -> Result<Vec<T>, Fault> {
         match list {
             None => Ok(Vec::new()),
             Some(list) if list.beyond => {
@@ -206,7 +210,7 @@ pub(super) fn page_url(
     registry: &Registry,
     mut first: Url,
     cursor: Option<&Cursor>,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<Url, Fault> {
     let Some(Cursor(text)) = cursor else {
         first.query_pairs_mut().append_pair("n", PAGE_LENGTH);
@@ -220,7 +224,7 @@ pub(super) fn page_url(
 async fn page(
     registry: &Registry,
     call: &Call<'_>,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<Option<(Bytes, Option<Cursor>)>, Fault> {
     let answer = registry.transport().call(call).await?;
     match answer.status.as_u16() {
@@ -237,7 +241,7 @@ pub(super) async fn read_page(
     registry: &Registry,
     asked: &Url,
     answer: Answer,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<(Bytes, Option<Cursor>), Fault> {
     let next = next_page(registry, asked, &answer, about)?;
     let bytes = registry.transport().bytes(answer, MAX_PAGE, about).await?;
@@ -248,7 +252,7 @@ fn next_page(
     registry: &Registry,
     asked: &Url,
     answer: &Answer,
-    about: &About,
+    about: &ErrorContext,
 ) -> Result<Option<Url>, Fault> {
     let links = answer
         .headers
@@ -268,15 +272,18 @@ fn next_page(
     at_home(registry, url, about).map(Some)
 }
 
-fn at_home(registry: &Registry, url: Url, about: &About) -> Result<Url, Fault> {
+fn at_home(registry: &Registry, url: Url, about: &ErrorContext) -> Result<Url, Fault> {
     match registry.transport().guard.judge_stored(&url) {
-        Ok(Whose::Own) => Ok(url),
-        Ok(Whose::Foreign) => Err(about.rejected("the next page lies on another host")),
+        Ok(HostKind::Own) => Ok(url),
+        Ok(HostKind::Foreign) => Err(about.rejected("the next page lies on another host")),
         Err(refused) => Err(about.rejected(refused.to_string())),
     }
 }
 
-pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], about: &About) -> Result<T, Fault> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    about: &ErrorContext,
+) -> Result<T, Fault> {
     if looks_like_html(bytes) {
         return Err(about.rejected("an HTML page came instead of JSON; check the registry's `url`"));
     }
@@ -355,7 +362,7 @@ mod tests {
 
     #[test]
     fn odd_lists_are_lists() {
-        let about = About::new(
+        let about = ErrorContext::new(
             "list the tags",
             &"staging".into(),
             "host.example/app".into(),
@@ -387,7 +394,7 @@ mod tests {
 
     #[test]
     fn entries_beyond_the_bound_are_refused_by_name() {
-        let about = About::new(
+        let about = ErrorContext::new(
             "list the tags",
             &"staging".into(),
             "host.example/app".into(),

@@ -15,13 +15,13 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::Deadlines;
-use super::auth::{Authority, Scopes};
-use super::body::{self, Overdue, Watch};
-use super::client::{Clients, Lane};
-use super::error::{About, Refusal, broken};
+use super::auth::{Authorizer, Scopes};
+use super::body::{self, BodyMonitor, Overdue};
+use super::client::{ClientKind, Clients};
+use super::error::{ErrorContext, Refusal, broken};
 use super::metrics::{Meter, Operation};
 use super::rate_limit_headers::{rate_limit_header, traffic_of};
-use super::redirect::{Guard, Hops, Refused, Whose};
+use super::redirect::{AddressGuard, Hops, HostKind, Refused};
 use crate::clock;
 use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{BlobBody, Tally};
@@ -36,9 +36,9 @@ pub(super) struct Transport {
     /// `host[:port]`.
     pub(super) host: Arc<str>,
     pub(super) base: Url,
-    pub(super) guard: Arc<Guard>,
+    pub(super) guard: Arc<AddressGuard>,
     pub(super) clients: Clients,
-    pub(super) authority: Authority,
+    pub(super) authorizer: Authorizer,
     pub(super) deadlines: Deadlines,
     pub(super) meter: Meter,
     /// What the registry says that it still allows.
@@ -51,10 +51,10 @@ pub(super) struct Call<'a> {
     method: Method,
     url: Url,
     scopes: &'a Scopes,
-    about: &'a About,
+    about: &'a ErrorContext,
     headers: HeaderMap,
     body: Bytes,
-    lane: Lane,
+    client_kind: ClientKind,
     deadline: Option<Duration>,
     tally: Option<&'a Tally>,
 }
@@ -65,10 +65,10 @@ impl<'a> Call<'a> {
         method: Method,
         url: Url,
         scopes: &'a Scopes,
-        about: &'a About,
+        about: &'a ErrorContext,
     ) -> Call<'a> {
-        let (headers, body, lane, deadline, tally) =
-            (HeaderMap::new(), Bytes::new(), Lane::Api, None, None);
+        let (headers, body, client_kind, deadline, tally) =
+            (HeaderMap::new(), Bytes::new(), ClientKind::Api, None, None);
         Call {
             operation,
             method,
@@ -77,7 +77,7 @@ impl<'a> Call<'a> {
             about,
             headers,
             body,
-            lane,
+            client_kind,
             deadline,
             tally,
         }
@@ -88,7 +88,7 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// A header whose value is made of our own digits and letters.
+    /// A header host_kind value is made of our own digits and letters.
     pub(super) fn text(self, name: HeaderName, value: &str) -> Call<'a> {
         self.header(
             name,
@@ -101,8 +101,8 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub(super) fn on(mut self, lane: Lane) -> Call<'a> {
-        self.lane = lane;
+    pub(super) fn on(mut self, client_kind: ClientKind) -> Call<'a> {
+        self.client_kind = client_kind;
         self
     }
 
@@ -142,7 +142,7 @@ pub(super) struct Answer {
     /// Where it came from, after redirects.
     pub(super) url: Url,
     /// Whether it came from the registry itself.
-    pub(super) whose: Whose,
+    pub(super) host_kind: HostKind,
     pub(super) moved: bool,
     body: Content,
 }
@@ -153,14 +153,14 @@ enum Content {
 }
 
 impl Answer {
-    fn new(response: Response, whose: Whose, moved: bool) -> Answer {
+    fn new(response: Response, host_kind: HostKind, moved: bool) -> Answer {
         let url = response.url().clone();
         let (parts, body) = http::Response::<Body>::from(response).into_parts();
         Answer {
             status: parts.status,
             headers: parts.headers,
             url,
-            whose,
+            host_kind,
             moved,
             body: Content::Coming(body),
         }
@@ -191,7 +191,7 @@ impl Answer {
             status: self.status,
             headers,
             url,
-            whose: self.whose,
+            host_kind: self.host_kind,
             moved: self.moved,
             body: Content::Read(bytes),
         }
@@ -242,8 +242,8 @@ impl Transport {
     /// Sends `call`; follows redirects and answers one challenge. Whatever status comes back in the end is an answer.
     pub(super) async fn call(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         let mut hops = Hops::new(call.url.clone());
-        let mut whose = self.judge(call)?;
-        let mut authorization = self.authorization(call, whose).await?;
+        let mut host_kind = self.judge(call)?;
+        let mut authorization = self.authorization(call, host_kind).await?;
         let mut challenged = false;
         loop {
             let operation = if hops.moved() {
@@ -254,15 +254,15 @@ impl Transport {
             let hop = Hop {
                 operation,
                 url: hops.at(),
-                whose,
+                host_kind,
                 authorization: authorization.as_ref(),
             };
             let response = self.send(call, hop).await?;
-            if whose == Whose::Foreign {
+            if host_kind == HostKind::Foreign {
                 hops.answered_from(response.remote_addr(), &self.guard);
             }
-            let mut answer = Answer::new(response, whose, hops.moved());
-            if whose == Whose::Own
+            let mut answer = Answer::new(response, host_kind, hops.moved());
+            if host_kind == HostKind::Own
                 && !challenged
                 && self
                     .asks_for_credentials(&mut answer, authorization.is_some(), call)
@@ -270,7 +270,7 @@ impl Transport {
             {
                 challenged = true;
                 match self
-                    .authority
+                    .authorizer
                     .answer(call.scopes, &answer.headers, authorization.as_ref())
                     .await?
                 {
@@ -285,7 +285,7 @@ impl Transport {
                     return Err(not_followed(&answer, call.about));
                 }
                 Some(location) => {
-                    whose = hops
+                    host_kind = hops
                         .follow(location, &self.guard)
                         .map_err(|refused| self.refused(call.about, &refused))?
                 }
@@ -303,15 +303,15 @@ impl Transport {
         body: BlobBody,
         length: u64,
     ) -> Result<(Answer, bool), Fault> {
-        let whose = self.judge(call)?;
-        let authorization = self.authorization(call, whose).await?;
+        let host_kind = self.judge(call)?;
+        let authorization = self.authorization(call, host_kind).await?;
         let (sending, hold) = body::watched(body, length, self.meter.sent.clone());
-        let client = self.clients.of(whose, call.lane).await?;
-        self.admit(call, &call.url, whose).await?;
+        let client = self.clients.of(host_kind, call.client_kind).await?;
+        self.admit(call, &call.url, host_kind).await?;
         let hop = Hop {
             operation: call.operation,
             url: &call.url,
-            whose,
+            host_kind,
             authorization: authorization.as_ref(),
         };
         let sent = self.transmit(client, call, hop, Body::wrap(sending));
@@ -328,9 +328,9 @@ impl Transport {
         };
         let whole = hold.taken().1;
         hold.pause();
-        let mut answer = Answer::new(response, whose, false);
+        let mut answer = Answer::new(response, host_kind, false);
         self.read_excerpt(&mut answer).await;
-        if whose == Whose::Own
+        if host_kind == HostKind::Own
             && self
                 .asks_for_credentials(&mut answer, authorization.is_some(), call)
                 .await
@@ -348,7 +348,7 @@ impl Transport {
         &self,
         answer: Answer,
         most: usize,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Bytes, Fault> {
         let host = host_of(&answer.url);
         if answer
@@ -377,19 +377,19 @@ impl Transport {
             answer.status,
             &answer.headers,
             &bytes,
-            self.authority.secrets(),
+            self.authorizer.secrets(),
         )
     }
 
-    fn judge(&self, call: &Call<'_>) -> Result<Whose, Fault> {
+    fn judge(&self, call: &Call<'_>) -> Result<HostKind, Fault> {
         self.guard
             .judge_stored(&call.url)
             .map_err(|refused| self.refused(call.about, &refused))
     }
 
     /// Judges a name that a proxy would resolve.
-    async fn admit(&self, call: &Call<'_>, to: &Url, whose: Whose) -> Result<(), Fault> {
-        if whose == Whose::Own {
+    async fn admit(&self, call: &Call<'_>, to: &Url, host_kind: HostKind) -> Result<(), Fault> {
+        if host_kind == HostKind::Own {
             return Ok(());
         }
         self.guard
@@ -400,7 +400,7 @@ impl Transport {
 
     /// Has a token at hand for what needs `scopes`. A failure is told by the request that needs it.
     pub(super) async fn prepare(&self, scopes: &Scopes) {
-        if let Err(fault) = self.authority.header(scopes).await {
+        if let Err(fault) = self.authorizer.header(scopes).await {
             tracing::debug!(error = %fault.chain(), "no token ahead of the write");
         }
     }
@@ -408,13 +408,13 @@ impl Transport {
     async fn authorization(
         &self,
         call: &Call<'_>,
-        whose: Whose,
+        host_kind: HostKind,
     ) -> Result<Option<HeaderValue>, Fault> {
-        if whose == Whose::Foreign {
+        if host_kind == HostKind::Foreign {
             return Ok(None);
         }
-        let header = self.authority.header(call.scopes).await?;
-        if let Some(expiry) = self.authority.expiry() {
+        let header = self.authorizer.header(call.scopes).await?;
+        if let Some(expiry) = self.authorizer.expiry() {
             self.meter.expiry(expiry);
         }
         Ok(header)
@@ -458,7 +458,7 @@ impl Transport {
                     answer.status,
                     &answer.headers,
                     &bytes,
-                    self.authority.secrets(),
+                    self.authorizer.secrets(),
                 )
                 .says_expired()
             }
@@ -478,7 +478,7 @@ impl Transport {
             Content::Coming(_) => Bytes::new(),
         };
         let fresh = self
-            .authority
+            .authorizer
             .answer(call.scopes, &answer.headers, rejected)
             .await?;
         Ok(match fresh {
@@ -489,7 +489,7 @@ impl Transport {
                 answer.status,
                 &answer.headers,
                 &bytes,
-                self.authority.secrets(),
+                self.authorizer.secrets(),
             )
             .fault(call.about),
         })
@@ -497,8 +497,8 @@ impl Transport {
 
     async fn send(&self, call: &Call<'_>, hop: Hop<'_>) -> Result<Response, Fault> {
         let deadline = call.deadline.unwrap_or(self.deadlines.answer);
-        let client = self.clients.of(hop.whose, call.lane).await?;
-        self.admit(call, hop.url, hop.whose).await?;
+        let client = self.clients.of(hop.host_kind, call.client_kind).await?;
+        self.admit(call, hop.url, hop.host_kind).await?;
         let host = host_of(hop.url);
         match timeout(
             deadline,
@@ -525,8 +525,8 @@ impl Transport {
         if let Some(tally) = call.tally {
             tally.add();
         }
-        if hop.whose == Whose::Foreign || hop.url.path().contains("/uploads/") {
-            self.authority.secrets().sent_to(hop.url);
+        if hop.host_kind == HostKind::Foreign || hop.url.path().contains("/uploads/") {
+            self.authorizer.secrets().sent_to(hop.url);
         }
         let mut request = Request::new(call.method.clone(), hop.url.clone());
         let headers = request.headers_mut();
@@ -535,7 +535,7 @@ impl Transport {
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         );
-        if let (Whose::Own, Some(authorization)) = (hop.whose, hop.authorization) {
+        if let (HostKind::Own, Some(authorization)) = (hop.host_kind, hop.authorization) {
             let mut authorization = authorization.clone();
             authorization.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, authorization);
@@ -551,10 +551,10 @@ impl Transport {
         };
         let response = client.execute(request).await?;
         observed.status = Some(response.status().as_u16());
-        if hop.whose == Whose::Own {
+        if hop.host_kind == HostKind::Own {
             self.guard.answered_from(response.remote_addr());
         }
-        if let (Whose::Own, Some(traffic)) = (hop.whose, traffic_of(hop.operation))
+        if let (HostKind::Own, Some(traffic)) = (hop.host_kind, traffic_of(hop.operation))
             && let Some(header) = rate_limit_header(response.headers(), clock::now())
         {
             self.rate_limit.note(traffic, header);
@@ -562,16 +562,22 @@ impl Transport {
         Ok(response)
     }
 
-    fn refused(&self, about: &About, refused: &Refused) -> Fault {
-        about.rejected(self.authority.secrets().scrub(&refused.to_string()))
+    fn refused(&self, about: &ErrorContext, refused: &Refused) -> Fault {
+        about.rejected(self.authorizer.secrets().scrub(&refused.to_string()))
     }
 
     /// A failure without what was sent to the registry.
     pub(super) fn scrubbed(&self, fault: Fault) -> Fault {
-        self.authority.secrets().scrub_fault(fault)
+        self.authorizer.secrets().scrub_fault(fault)
     }
 
-    fn stalled(&self, call: &Call<'_>, overdue: Overdue, watch: &Watch, length: u64) -> Fault {
+    fn stalled(
+        &self,
+        call: &Call<'_>,
+        overdue: Overdue,
+        watch: &BodyMonitor,
+        length: u64,
+    ) -> Fault {
         let host = host_of(&call.url);
         let text = match overdue {
             Overdue::Take => {
@@ -592,7 +598,7 @@ impl Transport {
 struct Hop<'a> {
     operation: Operation,
     url: &'a Url,
-    whose: Whose,
+    host_kind: HostKind,
     authorization: Option<&'a HeaderValue>,
 }
 
@@ -612,7 +618,7 @@ impl Drop for Observed<'_> {
 }
 
 /// How far a body came, for sentences.
-fn after(watch: &Watch, length: u64) -> String {
+fn after(watch: &BodyMonitor, length: u64) -> String {
     format!(" after {} of {length} bytes", watch.taken().0)
 }
 
@@ -622,7 +628,7 @@ fn redirection(answer: &Answer) -> Option<&str> {
         .then(|| answer.header(header::LOCATION))?
 }
 
-fn not_followed(answer: &Answer, about: &About) -> Fault {
+fn not_followed(answer: &Answer, about: &ErrorContext) -> Fault {
     let status = answer.status.as_u16();
     about.rejected(format!("{status}: a redirect of this request is not followed; set `url` to the address that it leads to"))
 }

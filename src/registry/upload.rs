@@ -11,8 +11,8 @@ use url::Url;
 use super::Repository;
 use super::auth::Scopes;
 use super::blob::{number, span};
-use super::client::Lane;
-use super::error::{About, Refusal};
+use super::client::ClientKind;
+use super::error::{ErrorContext, Refusal};
 use super::manifest::agrees;
 use super::metrics::Operation;
 use super::transport::{Answer, Call};
@@ -166,7 +166,7 @@ impl Repository {
         &self,
         answer: Answer,
         upload: &mut Upload,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Sent, Fault> {
         let refusal = self.transport().refusal(answer.peek()).await;
         if refusal.mentions("LayerAlreadyExists") {
@@ -191,7 +191,7 @@ impl Repository {
                 self.location(upload, &about)?,
                 &about,
             )
-            .on(Lane::Api);
+            .on(ClientKind::Api);
         let answer = self.transport().call(&call).await?;
         match answer.status.as_u16() {
             200..=299 => {
@@ -220,7 +220,7 @@ impl Repository {
                 self.location(&upload, &about)?,
                 &about,
             )
-            .on(Lane::Api);
+            .on(ClientKind::Api);
         self.transport().call(&call).await.map(drop)
     }
 
@@ -234,7 +234,7 @@ impl Repository {
         operation: Operation,
         url: Url,
         scopes: &'a Scopes,
-        about: &'a About,
+        about: &'a ErrorContext,
     ) -> Call<'a> {
         let call =
             Call::new(operation, Method::POST, url, scopes, about).counted(self.tally.as_deref());
@@ -246,11 +246,11 @@ impl Repository {
         operation: Operation,
         method: Method,
         url: Url,
-        about: &'a About,
+        about: &'a ErrorContext,
     ) -> Call<'a> {
         Call::new(operation, method, url, &self.push, about)
             .counted(self.tally.as_deref())
-            .on(Lane::Blob)
+            .on(ClientKind::Blob)
     }
 
     /// Sends a body; nothing to send can be sent again, so it gets the ordinary road with its challenge round.
@@ -271,7 +271,7 @@ impl Repository {
         Ok((answer, true))
     }
 
-    fn location(&self, upload: &Upload, about: &About) -> Result<Url, Fault> {
+    fn location(&self, upload: &Upload, about: &ErrorContext) -> Result<Url, Fault> {
         let url = Url::parse(&upload.location)
             .map_err(|_| about.rejected("the upload location is no address"))?;
         self.transport()
@@ -286,7 +286,7 @@ impl Repository {
         &self,
         answer: Answer,
         upload: &mut Upload,
-        about: &About,
+        about: &ErrorContext,
     ) -> Result<Sent, Fault> {
         let refusal = self.transport().refusal(answer.peek()).await;
         let told = expected_first_byte(&refusal);
@@ -314,7 +314,7 @@ impl Repository {
 }
 
 /// The session that an answer opened.
-fn session(answer: &Answer, about: &About) -> Result<Upload, Fault> {
+fn session(answer: &Answer, about: &ErrorContext) -> Result<Upload, Fault> {
     let mut upload = Upload {
         location: String::new(),
         chunk_min: chunk_min(answer, about)?,
@@ -329,7 +329,7 @@ fn session(answer: &Answer, about: &About) -> Result<Upload, Fault> {
     Ok(upload)
 }
 
-fn chunk_min(answer: &Answer, about: &About) -> Result<Option<u64>, Fault> {
+fn chunk_min(answer: &Answer, about: &ErrorContext) -> Result<Option<u64>, Fault> {
     match answer.header(CHUNK_MIN_LENGTH).and_then(number) {
         Some(least) if least > MOST_CHUNK_MIN => {
             Err(about.rejected(format!("it wants chunks of at least {least} bytes")))
@@ -339,7 +339,7 @@ fn chunk_min(answer: &Answer, about: &About) -> Result<Option<u64>, Fault> {
 }
 
 /// Takes the location of an answer over, if it has one.
-fn relocate(upload: &mut Upload, answer: &Answer, about: &About) -> Result<(), Fault> {
+fn relocate(upload: &mut Upload, answer: &Answer, about: &ErrorContext) -> Result<(), Fault> {
     let Some(location) = answer
         .header(header::LOCATION)
         .filter(|location| !location.is_empty())

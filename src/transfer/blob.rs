@@ -196,7 +196,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .lock()
                 .expect("nothing panics while it holds the leads")
                 .push(lead),
-            Leading::Earlier(leader) if self.destination.surely_mounts().await => {
+            Leading::Earlier(leader) if self.destination.always_mounts().await => {
                 return Some(leader);
             }
             Leading::Earlier(_) | Leading::Later => {}

@@ -5,7 +5,7 @@ use aws_sdk_ecr::config::Credentials;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::registry::auth::{self, Authority, Scopes};
+use crate::registry::auth::{self, Authorizer, Scopes};
 
 const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
@@ -42,7 +42,7 @@ fn token_body(password: &str, expires: i64) -> String {
     )
 }
 
-/// A login whose client stands already, with keys of its own instead of the default chain's.
+/// A login host_kind client stands already, with keys of its own instead of the default chain's.
 fn login(plane: &ControlPlane) -> Login {
     let login = Login::new(Settings::default(), HOST);
     let config = aws_sdk_ecr::Config::builder()
@@ -72,10 +72,10 @@ async fn later(by: Duration) {
     tokio::time::resume();
 }
 
-fn authority(origin: &str, credentials: auth::Credentials) -> Authority {
+fn authorizer(origin: &str, credentials: auth::Credentials) -> Authorizer {
     let settings = auth::Settings::new("staging", origin.parse().unwrap(), credentials);
     let http = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-    Authority::new(settings, http.build().unwrap())
+    Authorizer::new(settings, http.build().unwrap())
 }
 
 fn pull(repository: &str) -> Scopes {
@@ -251,7 +251,7 @@ async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
     }
     let one = Login::new(Settings::default(), HOST);
     assert!(
-        one.beside(
+        one.sharing_token(
             &Settings::default(),
             "123456789012.dkr-ecr.eu-west-1.on.aws"
         )
@@ -265,15 +265,15 @@ async fn a_token_is_sent_without_a_challenge_and_renewed_when_refused() {
     let end = clock::now().as_second() + 12 * 3600;
     let plane = control_plane(move |call| (200, token_body(&format!("word-{call}"), end))).await;
     let ecr = auth::Credentials::from(login(&plane));
-    let authority = authority(&format!("https://{HOST}"), ecr);
-    let header = authority.header(&pull("a")).await.unwrap();
+    let authorizer = authorizer(&format!("https://{HOST}"), ecr);
+    let header = authorizer.header(&pull("a")).await.unwrap();
     assert_eq!(
         text(header.clone()),
         format!("Basic {}", STANDARD.encode("AWS:word-1"))
     );
-    assert!(authority.expiry().unwrap() > clock::now());
+    assert!(authorizer.expiry().unwrap() > clock::now());
     let expired = http::HeaderMap::new();
-    let renewed = authority
+    let renewed = authorizer
         .answer(&pull("a"), &expired, header.as_ref())
         .await
         .unwrap();
@@ -281,9 +281,9 @@ async fn a_token_is_sent_without_a_challenge_and_renewed_when_refused() {
         text(renewed.clone()),
         format!("Basic {}", STANDARD.encode("AWS:word-2"))
     );
-    assert_eq!(authority.header(&pull("b")).await.unwrap(), renewed);
+    assert_eq!(authorizer.header(&pull("b")).await.unwrap(), renewed);
     assert!(
-        authority
+        authorizer
             .answer(&pull("a"), &expired, renewed.as_ref())
             .await
             .unwrap()
@@ -300,14 +300,14 @@ async fn a_failing_control_plane_is_an_auth_fault_of_the_registry() {
         ..Settings::default()
     };
     let login = Login::new(settings, "public.ecr.aws");
-    let authority = authority("https://public.ecr.aws", login.into());
-    let fault = authority.header(&pull("a")).await.unwrap_err();
+    let authorizer = authorizer("https://public.ecr.aws", login.into());
+    let fault = authorizer.header(&pull("a")).await.unwrap_err();
     assert!(
         fault.class() == Class::Auth && fault.to_string().contains("staging"),
         "{fault}"
     );
     assert_eq!(
-        authority.user().as_deref(),
+        authorizer.user().as_deref(),
         Some("arn:aws:iam::123456789012:user/x")
     );
 }

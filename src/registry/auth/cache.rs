@@ -18,9 +18,9 @@ const MOST: usize = 1024;
 /// How long a living token is used after an attempt to renew it failed, before the next attempt.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A Bearer challenge whose realm has been checked.
+/// A Bearer challenge host_kind realm has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Server {
+pub(super) struct TokenServer {
     pub(super) realm: Url,
     pub(super) service: Option<String>,
 }
@@ -37,9 +37,9 @@ pub(super) struct Cache {
 pub(super) struct Slot {
     pub(super) token: Option<Arc<Token>>,
     /// The token server that the registry named for these scopes, and the scopes in its words.
-    pub(super) challenge: Option<(Server, Arc<[String]>)>,
+    pub(super) challenge: Option<(TokenServer, Arc<[String]>)>,
     /// The one request that may be under way.
-    pub(super) flight: Arc<SingleFlight<Arc<Token>>>,
+    pub(super) renewal: Arc<SingleFlight<Arc<Token>>>,
     /// What is known led nowhere: the registry is to be asked how to authorize before it is used again.
     pub(super) in_doubt: bool,
     paused: Option<Instant>,
@@ -80,7 +80,7 @@ impl Cache {
 
 impl Slot {
     /// Takes in what the registry says now.
-    pub(super) fn learn(&mut self, challenge: Option<(Server, Arc<[String]>)>) {
+    pub(super) fn set_challenge(&mut self, challenge: Option<(TokenServer, Arc<[String]>)>) {
         self.challenge = challenge;
         self.in_doubt = false;
     }

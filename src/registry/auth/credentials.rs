@@ -94,7 +94,7 @@ impl Credentials {
     }
 
     /// Whether they are sent without waiting for a challenge.
-    pub(super) fn go_first(&self) -> bool {
+    pub(super) fn are_preemptive(&self) -> bool {
         match self {
             Credentials::Bearer(_) => true,
             Credentials::Issued(source) => source.is_preemptive(),

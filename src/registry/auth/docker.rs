@@ -37,11 +37,11 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     paths: Vec<PathBuf>,
     helpers: helper::Helpers,
-    read: Mutex<HashMap<PathBuf, Seen>>,
+    read: Mutex<HashMap<PathBuf, CachedFile>>,
 }
 
 #[derive(Clone)]
-struct Seen {
+struct CachedFile {
     looked: Instant,
     state: Option<(SystemTime, u64)>,
     file: Arc<File>,
@@ -162,7 +162,7 @@ impl Inner {
                 &contents(path).await.map_err(unreadable)?,
             )?),
         };
-        let seen = Seen {
+        let seen = CachedFile {
             looked: Instant::now(),
             state,
             file: Arc::clone(&file),

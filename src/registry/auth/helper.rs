@@ -34,15 +34,15 @@ const MOST_KEPT: usize = 256;
 pub(super) struct Helpers {
     path: Option<OsString>,
     deadline: Duration,
-    desks: Mutex<HashMap<(String, String), Arc<Desk>>>,
+    answers: Mutex<HashMap<(String, String), Arc<CachedHelper>>>,
 }
 
 type Outcome = Result<Option<Login>, Arc<Fault>>;
 
 /// Where those meet who want the same registry of the same helper.
 #[derive(Default)]
-struct Desk {
-    flight: SingleFlight<Option<Login>>,
+struct CachedHelper {
+    run_once: SingleFlight<Option<Login>>,
     last: Mutex<Option<(Instant, Outcome)>>,
 }
 
@@ -52,7 +52,7 @@ impl Helpers {
         Helpers {
             path,
             deadline: DEADLINE,
-            desks: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
@@ -63,27 +63,27 @@ impl Helpers {
         server: &str,
         afresh: bool,
     ) -> Result<Option<Login>, Fault> {
-        let desk = self.desk(name, server);
-        if let Some(last) = desk.last().filter(|_| !afresh) {
+        let cached = self.cached(name, server);
+        if let Some(last) = cached.last().filter(|_| !afresh) {
             return last.map_err(|fault| fault.duplicate());
         }
         let (program, server) = (self.program(name).await?, server.to_owned());
-        let (name, deadline, kept) = (name.to_owned(), self.deadline, Arc::clone(&desk));
+        let (name, deadline, kept) = (name.to_owned(), self.deadline, Arc::clone(&cached));
         let run = || async move {
             let result = ask(&name, program, &server, deadline).await;
             kept.keep(&result);
             result
         };
-        desk.flight.join(run).await
+        cached.run_once.join(run).await
     }
 
-    fn desk(&self, name: &str, server: &str) -> Arc<Desk> {
-        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+    fn cached(&self, name: &str, server: &str) -> Arc<CachedHelper> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (name.to_owned(), server.to_owned());
-        if desks.len() >= MOST_KEPT && !desks.contains_key(&key) {
-            desks.clear();
+        if answers.len() >= MOST_KEPT && !answers.contains_key(&key) {
+            answers.clear();
         }
-        Arc::clone(desks.entry(key).or_default())
+        Arc::clone(answers.entry(key).or_default())
     }
 
     /// The program of a helper. Its name comes from a file and must not lead anywhere else.
@@ -117,7 +117,7 @@ impl Helpers {
     }
 }
 
-impl Desk {
+impl CachedHelper {
     fn last(&self) -> Option<Outcome> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (when, result) = last.as_ref()?;

@@ -1,11 +1,11 @@
 //! Authorization at one registry, and the only owner of credentials.
 //!
-//! A request asks [`Authority::header`] what to send, and [`Authority::answer`] once when it was refused. Credentials go to the
+//! A request asks [`Authorizer::header`] what to send, and [`Authorizer::answer`] once when it was refused. Credentials go to the
 //! registry itself and to token servers that `realm` accepts, over https, or over http where that stays on this machine or the
 //! config says `insecure`. Once the registry has named its token server, tokens are fetched ahead of every request, one at a
 //! time for each set of scopes, and renewed before they end.
 //!
-//! A user's password that was refused rests (see `standing`): everybody gets the same answer from memory meanwhile. A
+//! A user's password that was refused rests (see `login_backoff`): everybody gets the same answer from memory meanwhile. A
 //! password that nobody has accepted yet is tried once, not by thirty requests at the same moment.
 //!
 //! | known so far | credentials | sent ahead | after a 401 |
@@ -21,10 +21,10 @@ mod credentials;
 pub mod docker;
 mod helper;
 mod login;
+mod login_backoff;
 mod realm;
 mod scope;
 mod secrets;
-mod standing;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -45,12 +45,12 @@ pub use self::credentials::{Credentials, IssuedPassword, PasswordSource};
 pub use self::scope::Scopes;
 pub(super) use self::secrets::Secrets;
 
-use self::cache::{Cache, Server, Slot};
+use self::cache::{Cache, Slot, TokenServer};
 use self::challenge::Challenge;
 use self::login::Login;
-use self::standing::Standings;
+use self::login_backoff::LoginBackoff;
 use self::token::{Answer, Token};
-use super::redirect::Guard;
+use super::redirect::AddressGuard;
 use crate::fault::{Class, Fault};
 use crate::random;
 
@@ -93,66 +93,70 @@ impl Settings {
 
 /// The authorization of one registry. Cheap to clone; clones share what is known.
 #[derive(Clone)]
-pub struct Authority(Arc<Inner>);
+pub struct Authorizer(Arc<Inner>);
 
 struct Inner {
     settings: Settings,
     host: String,
     http: reqwest::Client,
     /// Judges where token servers are.
-    guard: Option<Arc<Guard>>,
+    guard: Option<Arc<AddressGuard>>,
     /// What was sent to the registry and its token servers.
     secrets: Secrets,
     hashing: RandomState,
-    known: Mutex<Known>,
+    state: Mutex<AuthState>,
     /// Held while a password is tried that nobody has accepted yet; holds the last failure that said nothing of the password.
     trial: tokio::sync::Mutex<Option<(Instant, Fault)>>,
 }
 
 #[derive(Default)]
-struct Known {
+struct AuthState {
     scheme: Option<Scheme>,
     cache: Cache,
-    standings: Standings,
+    backoff: LoginBackoff,
     user: Option<String>,
 }
 
 #[derive(Clone)]
 enum Scheme {
     Basic,
-    Bearer(Server),
+    Bearer(TokenServer),
 }
 
-impl Authority {
-    /// The authority of one registry. `http` must not follow redirects.
-    pub fn new(settings: Settings, http: reqwest::Client) -> Authority {
-        Authority::with(settings, http, None)
+impl Authorizer {
+    /// The authorizer of one registry. `http` must not follow redirects.
+    pub fn new(settings: Settings, http: reqwest::Client) -> Authorizer {
+        Authorizer::with(settings, http, None)
     }
 
     /// The same; `guard` judges the addresses of token servers.
     pub(super) fn guarded(
         settings: Settings,
         http: reqwest::Client,
-        guard: Arc<Guard>,
-    ) -> Authority {
-        Authority::with(settings, http, Some(guard))
+        guard: Arc<AddressGuard>,
+    ) -> Authorizer {
+        Authorizer::with(settings, http, Some(guard))
     }
 
-    fn with(settings: Settings, http: reqwest::Client, guard: Option<Arc<Guard>>) -> Authority {
+    fn with(
+        settings: Settings,
+        http: reqwest::Client,
+        guard: Option<Arc<AddressGuard>>,
+    ) -> Authorizer {
         let host = settings.origin.host_str().unwrap_or_default();
         let host = settings
             .origin
             .port()
             .map_or(host.to_owned(), |port| format!("{host}:{port}"));
         let (hashing, trial) = (random::unpredictable(), tokio::sync::Mutex::new(None));
-        Authority(Arc::new(Inner {
+        Authorizer(Arc::new(Inner {
             settings,
             host,
             http,
             guard,
             secrets: Secrets::default(),
             hashing,
-            known: Mutex::default(),
+            state: Mutex::default(),
             trial,
         }))
     }
@@ -166,7 +170,7 @@ impl Authority {
         match self.0.scheme(scopes) {
             Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, None).await,
             Some(Scheme::Basic) => self.0.direct(scopes).await,
-            None if self.0.settings.credentials.go_first() => self.0.direct(scopes).await,
+            None if self.0.settings.credentials.are_preemptive() => self.0.direct(scopes).await,
             None => Ok(None),
         }
     }
@@ -175,14 +179,14 @@ impl Authority {
     /// the headers of that answer. `None`: nothing better can be had, the refusal stands. The request is sent once more at most.
     ///
     /// # Errors
-    /// As [`Authority::header`]; `Auth` too when the registry names a token server that it must not name.
+    /// As [`Authorizer::header`]; `Auth` too when the registry names a token server that it must not name.
     pub async fn answer(
         &self,
         scopes: &Scopes,
         challenges: &HeaderMap,
         rejected: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        match self.0.learn(scopes, challenges, rejected).await? {
+        match self.0.learn_scheme(scopes, challenges, rejected).await? {
             Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, rejected).await,
             Some(Scheme::Basic) => self.0.direct_again(scopes, rejected).await,
             None => Ok(None),
@@ -196,7 +200,7 @@ impl Authority {
 
     /// When the credential or token in use that ends soonest does.
     pub fn expiry(&self) -> Option<Timestamp> {
-        let tokens = self.0.known().cache.expiry();
+        let tokens = self.0.state().cache.expiry();
         let issued = match &self.0.settings.credentials {
             Credentials::Issued(source) => source.expiry(),
             _ => None,
@@ -212,39 +216,39 @@ impl Authority {
             }
             Credentials::Anonymous => Some("anonymous".to_owned()),
             Credentials::Basic { username, .. } => Some(username.clone()),
-            _ => self.0.known().user.clone(),
+            _ => self.0.state().user.clone(),
         }
     }
 }
 
-impl fmt::Debug for Authority {
+impl fmt::Debug for Authorizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Authority")
+        f.debug_tuple("Authorizer")
             .field(&self.0.settings.registry)
             .finish()
     }
 }
 
 impl Inner {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, AuthState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The scheme for `scopes`: what the registry said for them, else what it said last.
     fn scheme(&self, scopes: &Scopes) -> Option<Scheme> {
-        let known = self.known();
-        match known.cache.known(scopes) {
+        let state = self.state();
+        match state.cache.known(scopes) {
             Some(slot) if slot.in_doubt => None,
             Some(Slot {
                 challenge: Some((server, _)),
                 ..
             }) => Some(Scheme::Bearer(server.clone())),
-            _ => known.scheme.clone(),
+            _ => state.scheme.clone(),
         }
     }
 
     /// Takes in the challenge of an answer; one without a challenge leaves what was known, or is made up for by asking `/v2/`.
-    async fn learn(
+    async fn learn_scheme(
         &self,
         scopes: &Scopes,
         headers: &HeaderMap,
@@ -254,7 +258,7 @@ impl Inner {
             (Some(challenge), _) => challenge,
             (None, Some(scheme)) => return Ok(Some(scheme)),
             // What was sent unasked is a scheme too.
-            (None, None) if rejected.is_some() && self.settings.credentials.go_first() => {
+            (None, None) if rejected.is_some() && self.settings.credentials.are_preemptive() => {
                 return Ok(Some(Scheme::Basic));
             }
             (None, None) => match challenge::best(&self.ping(None).await?.1) {
@@ -277,14 +281,14 @@ impl Inner {
                     &settings.token_realms,
                 )
                 .map_err(|fault| self.secrets.scrub_quoting_fault(fault))?;
-                let server = Server { realm, service };
+                let server = TokenServer { realm, service };
                 let wanted = scopes.with_demanded(&scope).into();
                 (Scheme::Bearer(server.clone()), Some((server, wanted)))
             }
         };
-        let mut known = self.known();
-        known.cache.slot(scopes).learn(named);
-        known.scheme = Some(scheme.clone());
+        let mut state = self.state();
+        state.cache.slot(scopes).set_challenge(named);
+        state.scheme = Some(scheme.clone());
         Ok(Some(scheme))
     }
 
@@ -318,7 +322,7 @@ impl Inner {
             .parts()
             .iter()
             .for_each(|secret| self.secrets.sent(secret));
-        self.known().user = Some(login.user());
+        self.state().user = Some(login.user());
         Ok(login)
     }
 
@@ -342,7 +346,7 @@ impl Inner {
         let Some(header) = login.direct()? else {
             return Ok(None);
         };
-        self.prove(&login, scopes, &header).await?;
+        self.prove_login(&login, scopes, &header).await?;
         Ok(Some(header))
     }
 
@@ -359,18 +363,18 @@ impl Inner {
             return Ok(None);
         };
         if Some(&header) != rejected {
-            self.prove(&login, scopes, &header).await?;
+            self.prove_login(&login, scopes, &header).await?;
             return Ok(Some(header));
         }
         // A password that was good may be so no more; a good one that lacks a right here stays good elsewhere.
-        self.known()
-            .standings
-            .doubt(login.fingerprint(&self.hashing));
-        self.prove(&login, scopes, &header).await.map(|()| None)
+        self.state().backoff.doubt(login.fingerprint(&self.hashing));
+        self.prove_login(&login, scopes, &header)
+            .await
+            .map(|()| None)
     }
 
     /// Makes sure that a password is shown to the registry once before it is shown by many requests at once.
-    async fn prove(
+    async fn prove_login(
         &self,
         login: &Login,
         scopes: &Scopes,
@@ -382,14 +386,14 @@ impl Inner {
         let Some(trial) = self.trial(login).await? else {
             return Ok(());
         };
-        self.known()
-            .standings
+        self.state()
+            .backoff
             .check(login.fingerprint(&self.hashing), scopes)?;
-        trial.end(self.check_in(login, scopes, header).await)
+        trial.end(self.verify_login(login, scopes, header).await)
     }
 
     /// Shows a login to the version check. Only a 401 that asks for a password is a word on the password.
-    async fn check_in(
+    async fn verify_login(
         &self,
         login: &Login,
         scopes: &Scopes,
@@ -397,11 +401,11 @@ impl Inner {
     ) -> Result<(), Fault> {
         let (status, headers) = self.ping(Some(header)).await?;
         let fingerprint = login.fingerprint(&self.hashing);
-        let standings = &mut self.known().standings;
+        let backoff = &mut self.state().backoff;
         if status != StatusCode::UNAUTHORIZED
             || matches!(challenge::best(&headers), Some(Challenge::Bearer { .. }))
         {
-            standings.accept(fingerprint, scopes);
+            backoff.accept(fingerprint, scopes);
             return Ok(());
         }
         let text = format!(
@@ -410,14 +414,14 @@ impl Inner {
             self.host,
             login.user()
         );
-        Err(standings.refuse(fingerprint, None, &text))
+        Err(backoff.refuse(fingerprint, None, &text))
     }
 
     /// Leave to try a login that nobody has accepted yet, one caller after the other; `None` for one that needs no trial.
     /// Those who waited for a trial that came to nothing share its failure instead of trying the same again.
     async fn trial(&self, login: &Login) -> Result<Option<Trial<'_>>, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
-        let needless = || login.is_anonymous() || self.known().standings.is_proven(fingerprint);
+        let needless = || login.is_anonymous() || self.state().backoff.is_proven(fingerprint);
         if needless() {
             return Ok(None);
         }
@@ -488,19 +492,19 @@ impl Inner {
     async fn token(
         self: &Arc<Self>,
         scopes: &Scopes,
-        server: &Server,
+        server: &TokenServer,
         rejected: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        let (held, flight) = {
-            let mut known = self.known();
-            let slot = known.cache.slot(scopes);
+        let (held, renewal) = {
+            let mut state = self.state();
+            let slot = state.cache.slot(scopes);
             if let Some(token) = slot
                 .usable()
                 .filter(|token| Some(&token.header) != rejected)
             {
                 return Ok(Some(token.header.clone()));
             }
-            (slot.token.clone(), Arc::clone(&slot.flight))
+            (slot.token.clone(), Arc::clone(&slot.renewal))
         };
         let refused = held.filter(|token| Some(&token.header) == rejected);
         if refused
@@ -511,7 +515,7 @@ impl Inner {
         }
         let (inner, second_try) = (Arc::clone(self), refused.is_some());
         let (wanted, server) = (scopes.clone(), server.clone());
-        let fetched = flight
+        let fetched = renewal
             .join(|| async move { inner.fetch(&wanted, &server, second_try).await })
             .await;
         match fetched {
@@ -528,8 +532,8 @@ impl Inner {
         rejected: Option<&HeaderValue>,
         fault: Fault,
     ) -> Result<HeaderValue, Fault> {
-        let mut known = self.known();
-        let slot = known.cache.slot(scopes);
+        let mut state = self.state();
+        let slot = state.cache.slot(scopes);
         match slot
             .survivor()
             .filter(|token| Some(&token.header) != rejected)
@@ -549,7 +553,7 @@ impl Inner {
     async fn fetch(
         &self,
         scopes: &Scopes,
-        server: &Server,
+        server: &TokenServer,
         second_try: bool,
     ) -> Result<Arc<Token>, Fault> {
         let mut login = self.login(scopes).await?;
@@ -566,7 +570,7 @@ impl Inner {
             Answer::Granted(token, life) => {
                 self.secrets.sent(token.expose_secret());
                 let token = Arc::new(Token::new(login::bearer(&token)?, life, second_try));
-                self.known().cache.slot(scopes).keep(&token);
+                self.state().cache.slot(scopes).keep(&token);
                 Ok(token)
             }
             Answer::Refused(text) | Answer::Denied(text) => Err(Fault::new(Class::Auth, text)),
@@ -574,7 +578,12 @@ impl Inner {
     }
 
     /// Asks the token server, unless it has refused the login of late.
-    async fn ask(&self, scopes: &Scopes, server: &Server, login: &Login) -> Result<Answer, Fault> {
+    async fn ask(
+        &self,
+        scopes: &Scopes,
+        server: &TokenServer,
+        login: &Login,
+    ) -> Result<Answer, Fault> {
         if let Login::Bearer(token) = login {
             return Ok(Answer::Granted(token.clone(), DIRECT_LIFE));
         }
@@ -590,14 +599,14 @@ impl Inner {
     async fn request(
         &self,
         scopes: &Scopes,
-        server: &Server,
+        server: &TokenServer,
         login: &Login,
     ) -> Result<Answer, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
         let wanted = {
-            let mut known = self.known();
-            known.standings.check(fingerprint, scopes)?;
-            let challenge = known
+            let mut state = self.state();
+            state.backoff.check(fingerprint, scopes)?;
+            let challenge = state
                 .cache
                 .known(scopes)
                 .and_then(|slot| slot.challenge.as_ref());
@@ -626,20 +635,18 @@ impl Inner {
             secrets: &self.secrets,
         };
         let answer = request.send(&self.http, self.settings.deadline).await?;
-        let standings = &mut self.known().standings;
+        let backoff = &mut self.state().backoff;
         Ok(match answer {
             Answer::Granted(..) => {
-                standings.accept(fingerprint, scopes);
+                backoff.accept(fingerprint, scopes);
                 answer
             }
             Answer::Refused(text) => {
-                Answer::Refused(standings.refuse(fingerprint, None, &text).to_string())
+                Answer::Refused(backoff.refuse(fingerprint, None, &text).to_string())
             }
-            Answer::Denied(text) => Answer::Denied(
-                standings
-                    .refuse(fingerprint, Some(scopes), &text)
-                    .to_string(),
-            ),
+            Answer::Denied(text) => {
+                Answer::Denied(backoff.refuse(fingerprint, Some(scopes), &text).to_string())
+            }
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::oci::RepositoryName;
 
 /// What a server was asked.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Recorded {
     method: Method,
     query: Vec<(String, String)>,
     form: Vec<(String, String)>,
@@ -24,7 +24,7 @@ struct Seen {
     authorization: Option<String>,
 }
 
-impl Seen {
+impl Recorded {
     fn scopes(&self) -> Vec<&str> {
         let pairs = self.query.iter().chain(&self.form);
         pairs
@@ -44,12 +44,12 @@ impl Seen {
 /// A server that answers by a function and keeps what it was asked.
 struct Server {
     url: Url,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<Recorded>>>,
 }
 
 impl Server {
     async fn start(
-        answer: impl Fn(usize, &Seen) -> Response + Clone + Send + Sync + 'static,
+        answer: impl Fn(usize, &Recorded) -> Response + Clone + Send + Sync + 'static,
     ) -> Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -80,7 +80,7 @@ impl Server {
         .await
     }
 
-    fn seen(&self) -> Vec<Seen> {
+    fn seen(&self) -> Vec<Recorded> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -89,7 +89,7 @@ impl Server {
     }
 }
 
-async fn read(request: Request) -> Seen {
+async fn read(request: Request) -> Recorded {
     let pairs = |text: &[u8]| {
         url::form_urlencoded::parse(text)
             .into_owned()
@@ -102,7 +102,7 @@ async fn read(request: Request) -> Seen {
         .get(AUTHORIZATION)
         .map(|value| value.to_str().unwrap().to_owned());
     let query = pairs(parts.uri.query().unwrap_or_default().as_bytes());
-    Seen {
+    Recorded {
         method: parts.method,
         query,
         form: pairs(&body),
@@ -140,8 +140,8 @@ fn settings(origin: &str, credentials: Credentials) -> Settings {
     Settings::new("staging", Url::parse(origin).unwrap(), credentials)
 }
 
-fn authority(credentials: Credentials) -> Authority {
-    Authority::new(settings("http://127.0.0.1:9", credentials), client())
+fn authorizer(credentials: Credentials) -> Authorizer {
+    Authorizer::new(settings("http://127.0.0.1:9", credentials), client())
 }
 
 fn joe() -> Credentials {
@@ -178,24 +178,24 @@ async fn later(seconds: u64) {
 #[tokio::test]
 async fn after_one_challenge_every_token_is_fetched_ahead() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let mount = Scopes::mount(&name("prod/app"), &name("staging/app"));
     assert!(
-        authority.header(&mount).await.unwrap().is_none(),
+        authorizer.header(&mount).await.unwrap().is_none(),
         "nothing is known yet"
     );
-    let header = authority
+    let header = authorizer
         .answer(&mount, &bearer_challenge(&server.url), None)
         .await
         .unwrap();
     assert!(header.as_ref().unwrap().is_sensitive());
     assert_eq!(text(header), "Bearer token-1");
     assert_eq!(
-        text(authority.header(&mount).await.unwrap()),
+        text(authorizer.header(&mount).await.unwrap()),
         "Bearer token-1"
     );
     assert_eq!(
-        text(authority.header(&pull("other")).await.unwrap()),
+        text(authorizer.header(&pull("other")).await.unwrap()),
         "Bearer token-2"
     );
     let seen = server.seen();
@@ -217,18 +217,18 @@ async fn after_one_challenge_every_token_is_fetched_ahead() {
     );
     assert_eq!(seen[0].authorization, Some(basic_joe()));
     assert_eq!(seen[1].scopes(), ["repository:other:pull"]);
-    assert_eq!(authority.user().as_deref(), Some("joe"));
-    assert!(authority.expiry().unwrap() > clock::now());
-    assert!(!format!("{authority:?}{:?}", authority.0.settings).contains("hush"));
+    assert_eq!(authorizer.user().as_deref(), Some("joe"));
+    assert!(authorizer.expiry().unwrap() > clock::now());
+    assert!(!format!("{authorizer:?}{:?}", authorizer.0.settings).contains("hush"));
 }
 
 #[tokio::test]
 async fn nobody_gets_tokens_too() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(Credentials::Anonymous);
+    let authorizer = authorizer(Credentials::Anonymous);
     assert_eq!(
         text(
-            authority
+            authorizer
                 .answer(&pull("a"), &bearer_challenge(&server.url), None)
                 .await
                 .unwrap()
@@ -241,9 +241,9 @@ async fn nobody_gets_tokens_too() {
 #[tokio::test]
 async fn many_callers_make_one_request() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let (scopes, headers) = (Scopes::none(), bearer_challenge(&server.url));
-    let answers = (0..20).map(|_| authority.answer(&scopes, &headers, None));
+    let answers = (0..20).map(|_| authorizer.answer(&scopes, &headers, None));
     for answer in futures::future::join_all(answers).await {
         assert_eq!(text(answer.unwrap()), "Bearer token-1");
     }
@@ -253,11 +253,11 @@ async fn many_callers_make_one_request() {
 #[tokio::test]
 async fn a_caller_who_leaves_takes_nobody_along() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
-    let mut first = Box::pin(authority.answer(&scopes, &headers, None));
+    let mut first = Box::pin(authorizer.answer(&scopes, &headers, None));
     assert!(futures::poll!(&mut first).is_pending());
-    let mut second = Box::pin(authority.answer(&scopes, &headers, None));
+    let mut second = Box::pin(authorizer.answer(&scopes, &headers, None));
     assert!(futures::poll!(&mut second).is_pending());
     drop(first);
     assert_eq!(text(second.await.unwrap()), "Bearer token-1");
@@ -274,22 +274,22 @@ async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
         ),
     })
     .await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let scopes = pull("a");
-    authority
+    authorizer
         .answer(&scopes, &bearer_challenge(&server.url), None)
         .await
         .unwrap();
     later(260).await;
     assert_eq!(
-        text(authority.header(&scopes).await.unwrap()),
+        text(authorizer.header(&scopes).await.unwrap()),
         "Bearer token-1"
     );
     assert_eq!(server.count(), 1);
     later(15).await;
     for _ in 0..3 {
         assert_eq!(
-            text(authority.header(&scopes).await.unwrap()),
+            text(authorizer.header(&scopes).await.unwrap()),
             "Bearer token-1",
             "the server is away, the token lives"
         );
@@ -297,7 +297,7 @@ async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
     assert_eq!(server.count(), 2, "and the server is left in peace");
     later(30).await;
     assert!(
-        authority
+        authorizer
             .header(&scopes)
             .await
             .unwrap_err()
@@ -305,12 +305,12 @@ async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
             .is_retryable()
     );
     assert!(
-        authority.header(&scopes).await.unwrap().is_none(),
+        authorizer.header(&scopes).await.unwrap().is_none(),
         "the registry is asked for its challenge again"
     );
     assert_eq!(
         text(
-            authority
+            authorizer
                 .answer(&scopes, &bearer_challenge(&server.url), None)
                 .await
                 .unwrap()
@@ -322,15 +322,15 @@ async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
 #[tokio::test]
 async fn a_token_refused_twice_is_a_final_no() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
-    let first = authority.answer(&scopes, &headers, None).await.unwrap();
-    let second = authority
+    let first = authorizer.answer(&scopes, &headers, None).await.unwrap();
+    let second = authorizer
         .answer(&scopes, &headers, first.as_ref())
         .await
         .unwrap();
     assert_eq!(text(second.clone()), "Bearer token-2");
-    let late = authority
+    let late = authorizer
         .answer(&scopes, &headers, first.as_ref())
         .await
         .unwrap();
@@ -341,7 +341,7 @@ async fn a_token_refused_twice_is_a_final_no() {
     );
     for _ in 0..5 {
         assert!(
-            authority
+            authorizer
                 .answer(&scopes, &headers, second.as_ref())
                 .await
                 .unwrap()
@@ -352,7 +352,7 @@ async fn a_token_refused_twice_is_a_final_no() {
     later(61).await;
     assert_eq!(
         text(
-            authority
+            authorizer
                 .answer(&scopes, &HeaderMap::new(), second.as_ref())
                 .await
                 .unwrap()
@@ -364,14 +364,14 @@ async fn a_token_refused_twice_is_a_final_no() {
 #[tokio::test]
 async fn the_same_token_again_is_a_final_no() {
     let server = Server::start(|_, _| json(200, r#"{"token":"always"}"#)).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let headers = bearer_challenge(&server.url);
-    let first = authority
+    let first = authorizer
         .answer(&Scopes::none(), &headers, None)
         .await
         .unwrap();
     assert!(
-        authority
+        authorizer
             .answer(&Scopes::none(), &headers, first.as_ref())
             .await
             .unwrap()
@@ -389,9 +389,9 @@ async fn a_foreign_realm_gets_nothing() {
         format!("https://127.0.0.1:{port}/"),
     ];
     for realm in realms {
-        let authority = Authority::new(settings("https://registry.example.com", joe()), client());
+        let authorizer = Authorizer::new(settings("https://registry.example.com", joe()), client());
         let headers = challenge(&format!("Bearer realm=\"{realm}\""));
-        let fault = authority
+        let fault = authorizer
             .answer(&pull("a"), &headers, None)
             .await
             .unwrap_err();
@@ -416,7 +416,7 @@ async fn a_realm_that_redirects_is_not_followed() {
             .unwrap()
     })
     .await;
-    let fault = authority(joe())
+    let fault = authorizer(joe())
         .answer(&pull("a"), &bearer_challenge(&server.url), None)
         .await
         .unwrap_err();
@@ -431,7 +431,7 @@ async fn a_realm_that_redirects_is_not_followed() {
 async fn credentials_do_not_travel_in_plain_sight() {
     let origin = "http://registry.example.com";
     let basic = challenge("Basic realm=\"r\"");
-    let fault = Authority::new(settings(origin, joe()), client())
+    let fault = Authorizer::new(settings(origin, joe()), client())
         .answer(&pull("a"), &basic, None)
         .await
         .unwrap_err();
@@ -440,7 +440,7 @@ async fn credentials_do_not_travel_in_plain_sight() {
         "{fault}"
     );
     let token = Credentials::Bearer("hush".into());
-    let fault = Authority::new(settings(origin, token.clone()), client())
+    let fault = Authorizer::new(settings(origin, token.clone()), client())
         .header(&pull("a"))
         .await
         .unwrap_err();
@@ -451,7 +451,7 @@ async fn credentials_do_not_travel_in_plain_sight() {
     };
     assert_eq!(
         text(
-            Authority::new(open, client())
+            Authorizer::new(open, client())
                 .header(&pull("a"))
                 .await
                 .unwrap()
@@ -463,7 +463,7 @@ async fn credentials_do_not_travel_in_plain_sight() {
         ..settings("http://localhost:5000", joe())
     };
     let plain = challenge("Bearer realm=\"http://192.0.2.1/token\"");
-    let fault = Authority::new(listed, client())
+    let fault = Authorizer::new(listed, client())
         .answer(&pull("a"), &plain, None)
         .await
         .unwrap_err();
@@ -478,12 +478,12 @@ async fn a_silent_token_server_is_given_up() {
         deadline: Duration::from_millis(100),
         ..settings("http://127.0.0.1:9", joe())
     };
-    let authority = Authority::new(settings, client());
+    let authorizer = Authorizer::new(settings, client());
     let headers = bearer_challenge(&realm);
     let (a, b) = (pull("a"), pull("b"));
     let (one, other) = tokio::join!(
-        authority.answer(&a, &headers, None),
-        authority.answer(&b, &headers, None)
+        authorizer.answer(&a, &headers, None),
+        authorizer.answer(&b, &headers, None)
     );
     for fault in [one.unwrap_err(), other.unwrap_err()] {
         assert!(
@@ -491,7 +491,7 @@ async fn a_silent_token_server_is_given_up() {
             "{fault}"
         );
     }
-    let gone = authority
+    let gone = authorizer
         .answer(
             &pull("c"),
             &challenge("Bearer realm=\"http://127.0.0.1:1/x?k=v\""),
@@ -514,7 +514,7 @@ async fn answers_that_are_no_tokens_are_faults() {
         ("x".repeat(70_000), "64 KiB"),
     ] {
         let server = Server::start(move |_, _| json(200, &body)).await;
-        let fault = authority(joe())
+        let fault = authorizer(joe())
             .answer(&pull("a"), &bearer_challenge(&server.url), None)
             .await
             .unwrap_err();
@@ -530,12 +530,12 @@ async fn answers_that_are_no_tokens_are_faults() {
 async fn a_refused_password_is_shown_once_however_many_ask() {
     let server =
         Server::start(|_, _| json(401, r#"{"details":"incorrect username or password"}"#)).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let headers = bearer_challenge(&server.url);
     let scopes: Vec<Scopes> = (0..20).map(|number| pull(&format!("r{number}"))).collect();
     let answers = scopes
         .iter()
-        .map(|scopes| authority.answer(scopes, &headers, None));
+        .map(|scopes| authorizer.answer(scopes, &headers, None));
     for answer in futures::future::join_all(answers).await {
         let fault = answer.unwrap_err();
         assert_eq!(fault.class(), Class::Auth);
@@ -547,7 +547,7 @@ async fn a_refused_password_is_shown_once_however_many_ask() {
     assert_eq!(server.count(), 1);
     later(61).await;
     for scopes in &scopes {
-        authority.answer(scopes, &headers, None).await.unwrap_err();
+        authorizer.answer(scopes, &headers, None).await.unwrap_err();
     }
     assert_eq!(server.count(), 2, "one more try after the rest");
 }
@@ -562,10 +562,10 @@ async fn a_denied_repository_leaves_the_others_alone() {
         _ => json(200, r#"{"token":"t"}"#),
     })
     .await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let headers = bearer_challenge(&server.url);
     for _ in 0..3 {
-        let fault = authority
+        let fault = authorizer
             .answer(&pull("secret"), &headers, None)
             .await
             .unwrap_err();
@@ -576,7 +576,7 @@ async fn a_denied_repository_leaves_the_others_alone() {
     }
     assert_eq!(server.count(), 1);
     assert_eq!(
-        text(authority.header(&pull("open")).await.unwrap()),
+        text(authorizer.header(&pull("open")).await.unwrap()),
         "Bearer t"
     );
 }
@@ -603,31 +603,31 @@ async fn a_changed_password_is_tried_at_once() {
         },
     )
     .await;
-    let authority = authority(Credentials::DockerConfig(docker::Store::new(
+    let authorizer = authorizer(Credentials::DockerConfig(docker::Store::new(
         vec![path.clone()],
         None,
     )));
     let headers = bearer_challenge(&server.url);
-    authority
+    authorizer
         .answer(&pull("a"), &headers, None)
         .await
         .unwrap_err();
     write("renewed");
     later(2).await;
     assert_eq!(
-        text(authority.answer(&pull("a"), &headers, None).await.unwrap()),
+        text(authorizer.answer(&pull("a"), &headers, None).await.unwrap()),
         "Bearer t"
     );
-    assert_eq!(authority.user().as_deref(), Some("joe"));
+    assert_eq!(authorizer.user().as_deref(), Some("joe"));
 }
 
-fn identity(entry: &str) -> (tempfile::TempDir, Authority) {
+fn identity(entry: &str) -> (tempfile::TempDir, Authorizer) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     std::fs::write(&path, format!(r#"{{"auths":{{"127.0.0.1:9":{entry}}}}}"#)).unwrap();
     (
         folder,
-        authority(Credentials::DockerConfig(docker::Store::new(
+        authorizer(Credentials::DockerConfig(docker::Store::new(
             vec![path],
             None,
         ))),
@@ -639,7 +639,7 @@ fn identity(entry: &str) -> (tempfile::TempDir, Authority) {
 async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in() {
     for (credentials, shown) in [(Credentials::Anonymous, None), (joe(), Some(basic_joe()))] {
         let server = Server::of_tokens(300).await;
-        let authority = Authority::new(settings(server.url.as_str(), credentials), client());
+        let authorizer = Authorizer::new(settings(server.url.as_str(), credentials), client());
         let line = format!(
             r#"Bearer realm="{}token/",service="public.ecr.aws",scope="aws""#,
             server.url
@@ -647,7 +647,7 @@ async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in(
         let scopes = pull("docker/library/alpine");
         assert_eq!(
             text(
-                authority
+                authorizer
                     .answer(&scopes, &challenge(&line), None)
                     .await
                     .unwrap()
@@ -669,11 +669,11 @@ async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in(
 #[tokio::test]
 async fn an_identity_token_is_exchanged_in_a_form() {
     let server = Server::of_tokens(300).await;
-    let (_folder, authority) = identity(r#"{"identitytoken":"idt"}"#);
+    let (_folder, authorizer) = identity(r#"{"identitytoken":"idt"}"#);
     let mount = Scopes::mount(&name("a"), &name("b"));
     assert_eq!(
         text(
-            authority
+            authorizer
                 .answer(&mount, &bearer_challenge(&server.url), None)
                 .await
                 .unwrap()
@@ -748,13 +748,13 @@ async fn a_refusal_without_a_challenge_is_made_up_for_by_the_version_check() {
         response
     })
     .await;
-    let authority = Authority::new(
+    let authorizer = Authorizer::new(
         settings(registry.url.as_str(), Credentials::Anonymous),
         client(),
     );
     assert_eq!(
         text(
-            authority
+            authorizer
                 .answer(&pull("a"), &HeaderMap::new(), None)
                 .await
                 .unwrap()
@@ -762,9 +762,9 @@ async fn a_refusal_without_a_challenge_is_made_up_for_by_the_version_check() {
         "Bearer token-1"
     );
     let open = Server::start(|_, _| json(200, "{}")).await;
-    let authority = Authority::new(settings(open.url.as_str(), joe()), client());
+    let authorizer = Authorizer::new(settings(open.url.as_str(), joe()), client());
     assert!(
-        authority
+        authorizer
             .answer(&pull("a"), &HeaderMap::new(), None)
             .await
             .unwrap()
@@ -775,12 +775,12 @@ async fn a_refusal_without_a_challenge_is_made_up_for_by_the_version_check() {
 #[tokio::test]
 async fn a_realm_in_other_words_gets_what_the_registry_demands() {
     let server = Server::of_tokens(300).await;
-    let authority = authority(joe());
+    let authorizer = authorizer(joe());
     let line = format!(
         r#"Basic realm="x", Bearer realm="{}",scope="repository:inner/app:pull repository:other:push""#,
         server.url
     );
-    authority
+    authorizer
         .answer(&pull("app"), &challenge(&line), None)
         .await
         .unwrap();

@@ -24,7 +24,7 @@ use crate::registry::redirect::Refused;
 
 /// Largest answer, in bytes.
 const MOST_BYTES: usize = 64 * 1024;
-/// Lifetime of a token whose answer names none (token specification).
+/// Lifetime of a token host_kind answer names none (token specification).
 const USUAL_LIFE: Duration = Duration::from_secs(60);
 /// Whatever a server promises, tokens are asked for anew after a day.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -250,7 +250,7 @@ impl Request<'_> {
 
     fn grant(&self, reply: &Reply) -> Result<Answer, Fault> {
         let unusable = |what: &str| Fault::new(Class::Auth, format!("{} {what}", self.server()));
-        let given: Given = Given::deserialize(&reply.body).map_err(|_| {
+        let given: TokenResponse = TokenResponse::deserialize(&reply.body).map_err(|_| {
             unusable(&format!(
                 "answers {} without a token{}",
                 reply.status.as_u16(),
@@ -303,7 +303,7 @@ pub(super) fn inside(registry: &str, realm: &Url, refused: &Refused) -> Fault {
 }
 
 #[derive(Deserialize)]
-struct Given {
+struct TokenResponse {
     token: Option<SecretString>,
     access_token: Option<SecretString>,
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! Trust: whose certificate is believed, and what is said when it is not.
+//! Trust: host_kind certificate is believed, and what is said when it is not.
 
 use rcgen::{
     CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,

@@ -14,24 +14,24 @@ async fn a_password_is_proven_before_many_requests_carry_it() {
         }
     })
     .await;
-    let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
+    let authorizer = Authorizer::new(settings(registry.url.as_str(), joe()), client());
     let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
     for answer in
-        futures::future::join_all((0..10).map(|_| authority.answer(&scopes, &basic, None))).await
+        futures::future::join_all((0..10).map(|_| authorizer.answer(&scopes, &basic, None))).await
     {
         assert_eq!(text(answer.unwrap()), basic_joe());
     }
     assert_eq!(
-        text(authority.header(&pull("b")).await.unwrap()),
+        text(authorizer.header(&pull("b")).await.unwrap()),
         basic_joe()
     );
     assert_eq!(
         (registry.count(), registry.seen()[0].path.as_str()),
         (1, "/v2/")
     );
-    let header = authority.header(&scopes).await.unwrap();
+    let header = authorizer.header(&scopes).await.unwrap();
     assert!(
-        authority
+        authorizer
             .answer(&scopes, &basic, header.as_ref())
             .await
             .unwrap()
@@ -39,7 +39,7 @@ async fn a_password_is_proven_before_many_requests_carry_it() {
         "a right that is missing is final"
     );
     assert_eq!(
-        text(authority.header(&pull("b")).await.unwrap()),
+        text(authorizer.header(&pull("b")).await.unwrap()),
         basic_joe(),
         "and no word on the password"
     );
@@ -54,10 +54,10 @@ async fn a_wrong_password_is_shown_to_the_registry_once() {
         json(401, "")
     })
     .await;
-    let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
+    let authorizer = Authorizer::new(settings(registry.url.as_str(), joe()), client());
     let basic = challenge("Basic realm=\"r\"");
     for number in 0..5 {
-        let fault = authority
+        let fault = authorizer
             .answer(&pull(&format!("r{number}")), &basic, None)
             .await
             .unwrap_err();
@@ -67,7 +67,7 @@ async fn a_wrong_password_is_shown_to_the_registry_once() {
         );
     }
     assert_eq!(
-        authority.header(&pull("x")).await.unwrap_err().class(),
+        authorizer.header(&pull("x")).await.unwrap_err().class(),
         Class::Auth
     );
     assert_eq!(calls.load(Ordering::SeqCst), 1);
@@ -76,18 +76,18 @@ async fn a_wrong_password_is_shown_to_the_registry_once() {
 #[tokio::test]
 async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
     let registry = Server::start(|count, _| json(if count == 1 { 200 } else { 401 }, "")).await;
-    let authority = Authority::new(settings(registry.url.as_str(), joe()), client());
+    let authorizer = Authorizer::new(settings(registry.url.as_str(), joe()), client());
     let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
-    let header = authority.answer(&scopes, &basic, None).await.unwrap();
+    let header = authorizer.answer(&scopes, &basic, None).await.unwrap();
     for answer in futures::future::join_all(
-        (0..10).map(|_| authority.answer(&scopes, &basic, header.as_ref())),
+        (0..10).map(|_| authorizer.answer(&scopes, &basic, header.as_ref())),
     )
     .await
     {
         assert_eq!(answer.unwrap_err().class(), Class::Auth);
     }
     assert_eq!(
-        authority.header(&pull("b")).await.unwrap_err().class(),
+        authorizer.header(&pull("b")).await.unwrap_err().class(),
         Class::Auth
     );
     assert_eq!(registry.count(), 2);
@@ -95,11 +95,11 @@ async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
 
 #[tokio::test]
 async fn a_registrys_own_token_is_sent_unasked() {
-    let authority = authority(Credentials::Bearer("hush".into()));
-    let header = authority.header(&pull("a")).await.unwrap();
+    let authorizer = authorizer(Credentials::Bearer("hush".into()));
+    let header = authorizer.header(&pull("a")).await.unwrap();
     assert_eq!(text(header.clone()), "Bearer hush");
     assert!(
-        authority
+        authorizer
             .answer(&pull("a"), &HeaderMap::new(), header.as_ref())
             .await
             .unwrap()
@@ -107,7 +107,7 @@ async fn a_registrys_own_token_is_sent_unasked() {
     );
     let server = Server::of_tokens(300).await;
     assert!(
-        authority
+        authorizer
             .answer(&pull("a"), &bearer_challenge(&server.url), header.as_ref())
             .await
             .unwrap()
@@ -118,14 +118,14 @@ async fn a_registrys_own_token_is_sent_unasked() {
 
 #[tokio::test]
 async fn nobody_at_a_registry_that_wants_a_password_is_a_final_no() {
-    let authority = authority(Credentials::Anonymous);
+    let authorizer = authorizer(Credentials::Anonymous);
     assert!(
-        authority
+        authorizer
             .answer(&pull("a"), &challenge("Basic realm=\"r\""), None)
             .await
             .unwrap()
             .is_none()
     );
-    assert!(authority.header(&pull("a")).await.unwrap().is_none());
-    assert_eq!(authority.user().as_deref(), Some("anonymous"));
+    assert!(authorizer.header(&pull("a")).await.unwrap().is_none());
+    assert_eq!(authorizer.user().as_deref(), Some("anonymous"));
 }

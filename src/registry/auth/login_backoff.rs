@@ -17,9 +17,9 @@ const TRIAL: Duration = Duration::from_secs(30);
 /// How many logins are remembered.
 const MOST: usize = 1024;
 
-/// The standing of logins, by fingerprint; some are refused for one set of scopes only.
+/// The login_backoff of logins, by fingerprint; some are refused for one set of scopes only.
 #[derive(Default)]
-pub(super) struct Standings {
+pub(super) struct LoginBackoff {
     proven: HashSet<u64>,
     refused: HashMap<(u64, Option<Scopes>), Refusal>,
 }
@@ -30,7 +30,7 @@ struct Refusal {
     text: String,
 }
 
-impl Standings {
+impl LoginBackoff {
     /// Whether a server has accepted the login and none has refused it since.
     pub(super) fn is_proven(&self, login: u64) -> bool {
         self.proven.contains(&login)
@@ -55,7 +55,7 @@ impl Standings {
         Ok(())
     }
 
-    /// The login must prove itself again.
+    /// The login must prove_login itself again.
     pub(super) fn doubt(&mut self, login: u64) {
         self.proven.remove(&login);
     }
@@ -70,7 +70,7 @@ impl Standings {
         self.proven.insert(login);
     }
 
-    /// The login was refused: altogether, or for `scopes` only. Returns what [`Standings::check`] says from now on: whoever
+    /// The login was refused: altogether, or for `scopes` only. Returns what [`LoginBackoff::check`] says from now on: whoever
     /// compares the first refusal with later ones finds the same words.
     pub(super) fn refuse(&mut self, login: u64, scopes: Option<&Scopes>, text: &str) -> Fault {
         if scopes.is_none() {
@@ -127,50 +127,50 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_login_rests_longer_each_time_and_is_then_tried_once() {
-        let (mut standings, scopes) = (Standings::default(), Scopes::none());
+        let (mut backoff, scopes) = (LoginBackoff::default(), Scopes::none());
         let mut rests = Vec::new();
         for _ in 0..6 {
-            standings.refuse(1, None, "refused");
+            backoff.refuse(1, None, "refused");
             let mut rest = 0;
-            while standings.check(1, &scopes).is_err() {
+            while backoff.check(1, &scopes).is_err() {
                 advance(10).await;
                 rest += 10;
             }
             rests.push(rest);
             assert!(
-                standings.check(1, &Scopes::catalog()).is_err(),
+                backoff.check(1, &Scopes::catalog()).is_err(),
                 "one try at a time"
             );
         }
         assert_eq!(rests, [60, 120, 240, 480, 600, 600]);
-        standings.accept(1, &scopes);
+        backoff.accept(1, &scopes);
         assert!(
-            standings.is_proven(1)
-                && standings.check(1, &scopes).is_ok()
-                && standings.check(1, &scopes).is_ok()
+            backoff.is_proven(1)
+                && backoff.check(1, &scopes).is_ok()
+                && backoff.check(1, &scopes).is_ok()
         );
-        standings.refuse(1, None, "refused");
+        backoff.refuse(1, None, "refused");
         advance(61).await;
         assert!(
-            !standings.is_proven(1) && standings.check(1, &scopes).is_ok(),
+            !backoff.is_proven(1) && backoff.check(1, &scopes).is_ok(),
             "starts from the shortest rest again"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_touches_what_was_refused_only() {
-        let mut standings = Standings::default();
-        standings.refuse(1, Some(&Scopes::catalog()), "no listing");
-        let fault = standings.check(1, &Scopes::catalog()).unwrap_err();
+        let mut backoff = LoginBackoff::default();
+        backoff.refuse(1, Some(&Scopes::catalog()), "no listing");
+        let fault = backoff.check(1, &Scopes::catalog()).unwrap_err();
         assert!(
             fault.class() == Class::Auth && fault.to_string().contains("no listing"),
             "{fault}"
         );
-        assert!(standings.check(1, &Scopes::none()).is_ok());
-        assert!(standings.check(2, &Scopes::catalog()).is_ok());
+        assert!(backoff.check(1, &Scopes::none()).is_ok());
+        assert!(backoff.check(2, &Scopes::catalog()).is_ok());
         for login in 10..10 + 2 * MOST as u64 {
-            standings.refuse(login, None, "x");
+            backoff.refuse(login, None, "x");
         }
-        assert!(standings.refused.len() <= MOST);
+        assert!(backoff.refused.len() <= MOST);
     }
 }
