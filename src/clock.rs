@@ -1,8 +1,8 @@
 //! The wall clock: the one source of the time of day.
 //!
-//! Durations and deadlines are measured by tokio's clock, which a test can pause. The time of day comes from the system, except
-//! on a thread that simulates it: there it follows tokio's clock from a given start, and can be set forward or back as an
-//! operator or a time server does.
+//! Durations and deadlines are measured by tokio's clock, which a test can pause. The time of day
+//! comes from the system, except on a thread that simulates it: there it follows tokio's clock from
+//! a given start, and can be set forward or back as an operator or a time server does.
 
 use std::cell::Cell;
 
@@ -35,7 +35,8 @@ fn system() -> Timestamp {
     Timestamp::now()
 }
 
-/// From now on this thread's time of day is `time` and follows tokio's clock. Calling it again sets that clock anew.
+/// From now on this thread's time of day is `time` and follows tokio's clock. Calling it again sets
+/// that clock anew.
 pub fn simulate(time: Timestamp) {
     SIMULATED.set(Some(Simulated {
         at: Instant::now(),
@@ -43,7 +44,8 @@ pub fn simulate(time: Timestamp) {
     }));
 }
 
-/// Sets the simulated time of day forward or back, while tokio's clock goes on as before. Does nothing to the system's clock.
+/// Sets the simulated time of day forward or back, while tokio's clock goes on as before. Does
+/// nothing to the system's clock.
 pub fn step(by: SignedDuration) {
     if let Some(simulated) = SIMULATED.get() {
         simulate(

@@ -1,7 +1,8 @@
 //! The classes of failure, and what each asks of the caller.
 //!
-//! Everything that can happen normally is a value; a [`Fault`] is what should not have happened. Callers decide by
-//! [`Class`] and never by text. The text is for people: it names the thing and the way out, and never holds a secret.
+//! Everything that can happen normally is a value; a [`Fault`] is what should not have happened.
+//! Callers decide by [`Class`] and never by text. The text is for people: it names the thing and
+//! the way out, and never holds a secret.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -19,7 +20,8 @@ pub enum Class {
     Auth,
     /// Something that was named is not there. Survey again once.
     NotFound,
-    /// Bytes are not what their digest or size promised. Fetch afresh once, then fail loudly; never name.
+    /// Bytes are not what their digest or size promised. Fetch afresh once, then fail loudly; never
+    /// name.
     Corrupt,
     /// The peer understood and refused, or answered in a way that another try cannot mend.
     Rejected,
@@ -57,7 +59,8 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A failure of `class`; `text` names the thing and the way out, lower case, without a full stop.
+    /// A failure of `class`; `text` names the thing and the way out, lower case, without a full
+    /// stop.
     pub fn new(class: Class, text: impl Into<String>) -> Fault {
         Fault {
             class,
@@ -156,7 +159,8 @@ impl StdError for Fault {
     }
 }
 
-/// A text of a peer, made fit for a log line or a message: control characters escaped, at most `most` characters.
+/// A text of a peer, made fit for a log line or a message: control characters escaped, at most
+/// `most` characters.
 pub fn clip(text: &str, most: usize) -> String {
     let mut clipped = String::with_capacity(text.len().min(most) + 4);
     for (count, character) in text.chars().enumerate() {
@@ -179,8 +183,9 @@ fn is_unfit(character: char) -> bool {
     character.is_control() || formats
 }
 
-/// What a person wrote where a reference or an address belongs, made fit for a message: as [`clip`], and without what
-/// stands before an `@`, which may be a password (`user:password@host`). Digests and paths of layouts stay.
+/// What a person wrote where a reference or an address belongs, made fit for a message: as
+/// [`clip`], and without what stands before an `@`, which may be a password (`user:password@host`).
+/// Digests and paths of layouts stay.
 pub fn shown(text: &str, most: usize) -> String {
     if text.starts_with("layout:") {
         return clip(text, most);
@@ -202,8 +207,8 @@ pub fn shown(text: &str, most: usize) -> String {
     clip(&format!("{}[hidden]{}", &text[..scheme], &text[at..]), most)
 }
 
-/// A message, line by line, with [`shown`] in place of every word that looks like an address with a password, and without
-/// control characters.
+/// A message, line by line, with [`shown`] in place of every word that looks like an address with a
+/// password, and without control characters.
 pub fn without_passwords(message: &str) -> String {
     let ends_a_word = |character: char| character.is_whitespace() || "\"'`(),".contains(character);
     let mut safe = String::with_capacity(message.len());

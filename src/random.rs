@@ -1,6 +1,7 @@
 //! The one source of chance: jitter, and names that must not meet. Not for secrets.
 //!
-//! Each thread has a generator of its own, seeded from the operating system unless [`seed`] has set it.
+//! Each thread has a generator of its own, seeded from the operating system unless [`seed`] has set
+//! it.
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher as _, RandomState};

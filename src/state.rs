@@ -1,10 +1,11 @@
-//! The state folder: who may use it, and who does.
+//! The state folder: its permissions and its lock.
 //!
-//! One daemon at a time holds the lock of a folder. The lock is the kernel's and ends with its process, so a crash leaves
-//! nothing to clean up; the number in the file is for people.
+//! One daemon at a time holds the lock of a folder. The lock is the kernel's and ends with its
+//! process, so a crash leaves nothing to clean up; the number in the file is for people.
 //!
-//! The folder belongs to the effective user and only that user can write to it, and files in it are opened without
-//! following symbolic links: no other user can make a process of ours, root's least of all, write to a file elsewhere.
+//! The folder belongs to the effective user and only that user can write to it, and files in it are
+//! opened without following symbolic links: no other user can make a process of ours, root's least
+//! of all, write to a file elsewhere.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -113,7 +114,7 @@ impl StateLock {
     }
 }
 
-/// The process that holds the folder, 0 when its number is not known. `None`: nobody does.
+/// The process that holds the folder, 0 when its number is unknown. `None`: the folder is free.
 pub fn holder(folder: &Path) -> Option<u32> {
     let mut file = open_lock(folder, OpenOptions::new().read(true)).ok()?;
     match file.try_lock_shared() {
@@ -122,14 +123,15 @@ pub fn holder(folder: &Path) -> Option<u32> {
     }
 }
 
-/// Creates a folder, and those above it that are missing, for this user alone; one that is there stays as it is.
+/// Creates a folder and its missing parents for this user alone. An existing folder is not changed.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Checks that a folder belongs to the effective user and that no other user can write to it.
 ///
-/// The folder may be reached through a symbolic link (systemd's `DynamicUser` makes one) of this user or of root.
+/// The folder may be reached through a symbolic link (systemd's `DynamicUser` makes one) of this
+/// user or of root.
 ///
 /// # Errors
 /// [`Error::Exposed`] with the way out.
@@ -171,14 +173,16 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Creates a private file of the state folder, or sees that the one that is there is a regular file of this user and makes
-/// it private. The folder has been checked: no other user can put another file in its place meanwhile.
+/// Creates a private file of the state folder, or sees that the one that is there is a regular file
+/// of this user and makes it private. The folder has been checked: no other user can put another
+/// file in its place meanwhile.
 ///
-/// A file that is there is not opened: closing it would end the locks that SQLite holds on it in this process
-/// (<https://sqlite.org/howtocorrupt.html>, section 2.2).
+/// A file that is there is not opened: closing it would end the locks that SQLite holds on it in
+/// this process (<https://sqlite.org/howtocorrupt.html>, section 2.2).
 ///
 /// # Errors
-/// Those of the system; a symbolic link, another kind of file than a regular one, and a file of another user.
+/// Errors of the system; a symbolic link, another kind of file than a regular one, and a file of
+/// another user.
 pub fn create_file(path: &Path) -> io::Result<()> {
     match OpenOptions::new()
         .write(true)
@@ -191,7 +195,8 @@ pub fn create_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the rights of other users to a file of the state folder away; a file that is not there is private.
+/// Takes the rights of other users to a file of the state folder away; a file that is not there is
+/// private.
 ///
 /// # Errors
 /// As [`create_file`].
@@ -239,7 +244,8 @@ fn is_writable_by_others(facts: &Metadata) -> bool {
     facts.mode() & 0o022 != 0
 }
 
-/// A process that only asks who holds the folder holds it itself for an instant: a second try outlasts that.
+/// A process that only reads the holder takes the lock for an instant: further attempts outlast
+/// that.
 fn lock(file: &File) -> Result<(), TryLockError> {
     for _ in 0..200 {
         match file.try_lock() {
@@ -290,7 +296,8 @@ mod tests {
         assert_eq!((mode(&folder), mode(&folder.join("lock"))), (0o700, 0o600));
     }
 
-    /// A state folder in which another user of the machine planted links to files that must stay as they are.
+    /// A state folder in which another user of the machine planted links to files that must stay as
+    /// they are.
     #[test]
     fn a_planted_link_is_not_followed() {
         let above = tempfile::tempdir().unwrap();

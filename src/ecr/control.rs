@@ -1,7 +1,8 @@
 //! The control plane of one ECR registry: one function for one action of the API, in our words.
 //!
-//! Calls are counted like requests, under the action's name. The SDK's own retries are off: who calls decides. What can happen
-//! normally is a value; a missing permission is [`Denied`](Answer::Denied), because the registry protocol is another way there.
+//! Calls are counted like requests, under the action's name. The SDK's retries are off: the caller
+//! retries. Normal results are values; a missing permission is [`Denied`](Answer::Denied), because
+//! the registry protocol can replace the call.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -101,7 +102,8 @@ impl Control {
         )
     }
 
-    /// One page of all images with their subjects (DescribeImages). `None`: there is no such repository.
+    /// One page of all images with their subjects (DescribeImages). `None`: there is no such
+    /// repository.
     pub(super) async fn manifests(
         &self,
         repository: &RepositoryName,
@@ -223,7 +225,8 @@ impl Control {
         )
     }
 
-    /// Which of these blobs the repository holds (BatchCheckLayerAvailability), at most [`MOST_LAYERS`].
+    /// Which of these blobs the repository holds (BatchCheckLayerAvailability), at most
+    /// [`MOST_LAYERS`].
     pub(super) async fn layers(
         &self,
         repository: &RepositoryName,
@@ -400,7 +403,8 @@ impl Control {
         self.login.account().map(str::to_owned)
     }
 
-    /// One call, counted, its failure put into words. `about` is the repository, or whatever else is acted on.
+    /// One call, counted, its failure put into words. `about` is the repository, or whatever else
+    /// is acted on.
     async fn call<T, E, F>(
         &self,
         action: &'static str,
@@ -470,7 +474,8 @@ fn or_denied<T, A>(
     }
 }
 
-/// What is not ours to do, and what this control plane does not know, is left to the registry protocol.
+/// What is not ours to do, and what this control plane does not know, is left to the registry
+/// protocol.
 fn denied<T>(refusal: Refusal) -> Result<Answer<T>, Fault> {
     const NOT_OURS: [&str; 5] = [
         "AccessDenied",

@@ -22,7 +22,8 @@ pub enum Creation {
 }
 
 impl Creation {
-    /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that left something to do.
+    /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that
+    /// left something to do.
     pub(super) async fn ensure(&self, repository: &RepositoryHandle) -> Result<bool, Fault> {
         let origin = repository.origin();
         let name = repository.name();
@@ -38,7 +39,7 @@ impl Creation {
         {
             Answer::Given(Some(_)) if is_noted => true,
             Answer::Given(Some(_)) => return Ok(false),
-            // Who may not look may still create.
+            // DescribeRepositories may be denied where CreateRepository is allowed.
             Answer::Given(None) | Answer::Denied(_) => false,
         };
         let template = match self {
@@ -126,8 +127,8 @@ fn encryption(key: &str) -> Option<EncryptionConfiguration> {
         .ok()
 }
 
-/// What a repository has sharing_token its own settings. In one that an earlier attempt created, what is there by now stays: a person
-/// may have set it.
+/// What a repository has sharing_token its own settings. In one that an earlier attempt created,
+/// what is there by now stays: a person may have set it.
 async fn apply_policies(
     repository: &RepositoryHandle,
     template: &Template,
@@ -158,7 +159,8 @@ async fn apply_policies(
     Ok(())
 }
 
-/// Whether there is no such policy. Without the right to look there is none: the repository was created for us.
+/// Whether there is no such policy. Without the right to look there is none: the repository was
+/// created for us.
 fn is_absent(policy: Result<Option<String>, Fault>) -> Result<bool, Fault> {
     match policy {
         Ok(policy) => Ok(policy.is_none()),

@@ -46,7 +46,8 @@ pub fn partition(region: &str) -> &'static str {
     }
 }
 
-/// What `host` says when it is an ECR host; a port of 443 may follow it. `None` for every other registry.
+/// What `host` says when it is an ECR host; a port of 443 may follow it. `None` for every other
+/// registry.
 pub fn recognise(host: &str) -> Option<EcrHost> {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
@@ -69,8 +70,9 @@ pub fn recognise(host: &str) -> Option<EcrHost> {
     })
 }
 
-/// Whether `host` counts as ECR because the control plane at `endpoint` is an emulator's: both are loopback or private by
-/// their very names. An endpoint of that kind in a VPC has a public name, and says nothing of other registries.
+/// Whether `host` counts as ECR because the control plane at `endpoint` is an emulator's: both are
+/// loopback or private by their very names. An endpoint of that kind in a VPC has a public name,
+/// and says nothing of other registries.
 pub fn is_emulated(host: &Host, endpoint: &str) -> bool {
     let of_endpoint = Url::parse(endpoint)
         .ok()

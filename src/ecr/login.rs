@@ -1,7 +1,8 @@
-//! Tokens for private ECR registries: `GetAuthorizationToken`, asked once for all who wait, ahead of expiry, and never more
-//! often than every 60 seconds for a token that does not last.
+//! Tokens for private ECR registries, from `GetAuthorizationToken`. One call serves all concurrent
+//! callers, ahead of expiry; a token that expires at once is requested at most every 60 seconds.
 //!
-//! A token is good for every registry that the caller may use in its region, for 12 hours. The password may be of any length.
+//! A token is good for every registry that the caller may use in its region, for 12 hours. The
+//! password may be of any length.
 
 use std::any::Any;
 use std::fmt;
@@ -35,14 +36,15 @@ use crate::fault::{Class, Fault};
 use crate::registry::auth::{Credentials, IssuedPassword, PasswordSource};
 use crate::single_flight::SingleFlight;
 
-/// The whole call, credentials included: the chain may ask a metadata service, a process and STS first.
+/// The whole call, credentials included: the chain may ask a metadata service, a process and STS
+/// first.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a token is used whose `expiresAt` is past or near, and the least time between two replacements of tokens that
-/// were refused.
+/// How long a token with a past `expiresAt` is used, and the least time between two replacements of
+/// refused tokens.
 const LEAST_LIFE: Duration = Duration::from_secs(60);
 /// How long a good token outlives a failed attempt to replace it before the next attempt.
 const PAUSE: Duration = Duration::from_secs(30);
-/// Nobody's token lasts longer; a clock that is years off must not keep one for years.
+/// The longest life of a token. It bounds the error of a wrong clock.
 const MOST_LIFE: Duration = Duration::from_secs(12 * 3600);
 
 /// How to reach the control plane, all of it optional.
@@ -64,8 +66,8 @@ pub struct Settings {
     pub identity: Option<String>,
     /// The control plane's URL, for emulators and private endpoints.
     pub endpoint: Option<String>,
-    /// Only a guess makes the registry ECR: an emulator's control plane is set, and the registry is at such an address too.
-    /// The token is not sent before the registry asks for a password.
+    /// Only a guess makes the registry ECR: an emulator's control plane is set, and the registry is
+    /// at such an address too. The token is not sent before the registry asks for a password.
     pub is_assumed: bool,
 }
 
@@ -138,7 +140,8 @@ impl Login {
         }
     }
 
-    /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before the first token is wanted.
+    /// A login for the registry at `host` (`host` or `host:port`). Nothing is asked or read before
+    /// the first token is wanted.
     pub fn new(settings: Settings, host: &str) -> Login {
         let place = LoginTarget::of(&settings, host);
         let recognised = place.recognised.clone();
@@ -154,8 +157,8 @@ impl Login {
         Login(Arc::new(inner), Arc::new(place))
     }
 
-    /// A login for another registry that the same identity uses in the same region: it shares this one's token. `None` when
-    /// anything about who asks where differs.
+    /// A login for another registry that shares this one's token: same identity, region and
+    /// endpoint. `None` when any of them differs.
     pub fn sharing_token(&self, settings: &Settings, host: &str) -> Option<Login> {
         let place = LoginTarget::of(settings, host);
         let who = |settings: &Settings, recognised: &Option<EcrHost>| {
@@ -189,12 +192,12 @@ impl Login {
         same.then(|| Login(Arc::clone(&self.0), Arc::new(place)))
     }
 
-    /// The token, asked for when none is held or the one held nears its end; one that still lasts survives a failure to
-    /// replace it.
+    /// The token, asked for when none is held or the one held nears its end; one that still lasts
+    /// survives a failure to replace it.
     ///
     /// # Errors
-    /// `Auth` when AWS knows no credentials or refuses them, naming action and region; `Retryable` when it throttles or
-    /// cannot be reached.
+    /// `Auth` when AWS knows no credentials or refuses them, naming action and region; `Retryable`
+    /// when it throttles or cannot be reached.
     pub async fn token(&self) -> Result<Token, Fault> {
         if let Some(token) = self
             .0
@@ -211,13 +214,13 @@ impl Login {
         }
     }
 
-    /// Another token than the one that was refused, asked for at once; but only once a minute: a refusal that a new token
-    /// does not cure is final.
+    /// Another token than the one that was refused, asked for at once; but only once a minute: a
+    /// refusal that a new token does not cure is final.
     pub async fn renewed(&self, refused: &SecretString) -> Result<Token, Fault> {
         if let Some(token) = self.0.reusable(refused) {
             return Ok(token);
         }
-        // Whoever is refused meanwhile joins this call.
+        // Callers that are refused meanwhile join this call.
         let fresh = self.ask().await?;
         *self
             .0
@@ -232,7 +235,7 @@ impl Login {
         self.0.held().as_ref().map(|held| held.token.expires)
     }
 
-    /// Who we are there, as far as the settings say: the caller's or the role's ARN.
+    /// The principal from the settings: the caller's or the role's ARN.
     pub fn identity(&self) -> Option<&str> {
         self.1
             .identity
@@ -240,7 +243,7 @@ impl Login {
             .or(self.0.settings.role_arn.as_deref())
     }
 
-    /// Who the caller must be, where the settings say so.
+    /// The principal that the caller must be, if the settings require one.
     pub fn required_identity(&self) -> Option<&str> {
         self.1.identity.as_deref()
     }
@@ -412,7 +415,8 @@ impl Inner {
         Some(held.token.clone())
     }
 
-    /// The held token, if it is another one than `refused`, or if one was replaced for that reason a moment ago.
+    /// The held token, if it is another one than `refused`, or if one was replaced for that reason
+    /// a moment ago.
     fn reusable(&self, refused: &SecretString) -> Option<Token> {
         use secrecy::ExposeSecret as _;
         let held = self.held();
@@ -470,7 +474,8 @@ impl Inner {
             .ok_or_else(unreadable)
     }
 
-    /// What a failed call means. AWS names the principal when it knows it; else we say whose credentials these are.
+    /// What a failed call means. Where AWS does not name the principal, the role or the access key
+    /// is added.
     async fn refusal<E, R>(&self, action: &str, error: &SdkError<E, R>, about: &str) -> Refusal
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -559,7 +564,8 @@ impl Inner {
     }
 }
 
-/// The configuration with the credentials of `profile` and no others: the default chain would let the environment's go first.
+/// The configuration with the credentials of `profile` and no others: the default chain would let
+/// the environment's go first.
 fn of_profile(profile: &str, base: SdkConfig) -> SdkConfig {
     let config = ProviderConfig::without_region()
         .with_region(base.region().cloned())

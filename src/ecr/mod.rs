@@ -1,8 +1,8 @@
 //! Amazon ECR: which hosts it owns, the tokens its registries accept, and its control plane.
 //!
-//! [`Login`] fetches tokens and names the caller; [`Registry`] and [`Repository`] put the control plane in front of the
-//! distribution client wherever that saves requests or knows more. An error names the action, the region and the way out,
-//! never a secret.
+//! [`Login`] fetches tokens and names the caller; [`Registry`] and [`Repository`] put the control
+//! plane in front of the distribution client wherever that saves requests or knows more. An error
+//! names the action, the region and the way out, never a secret.
 
 mod control;
 mod create;

@@ -28,7 +28,8 @@ pub(super) struct Refusal {
     pub(super) fault: Fault,
 }
 
-/// What a failed call of `action` means. `about` is the registry's host, or what was acted on there.
+/// What a failed call of `action` means. `about` is the registry's host, or what was acted on
+/// there.
 pub(super) fn refusal<E, R>(
     action: &str,
     error: &SdkError<E, R>,
@@ -83,8 +84,8 @@ fn sentence(said: &ErrorMetadata) -> String {
     )
 }
 
-/// What the levels of an error say, each once, in one line; the SDK's outermost level only says that something failed, and
-/// what a service said itself replaces the levels above it.
+/// What the levels of an error say, each once, in one line; the SDK's outermost level only says
+/// that something failed, and what a service said itself replaces the levels above it.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = Vec::<String>::new();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
@@ -109,8 +110,8 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// Whether a call failed before it was sent, because a provider gave no credentials. The SDK hides the provider's error
-/// behind errors of its transport, so the words of its outermost level tell.
+/// Whether a call failed before it was sent, because a provider gave no credentials. The SDK hides
+/// the provider's error behind errors of its transport, so the words of its outermost level tell.
 fn is_of_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     const WORDS: [&str; 5] = [
         "the credential provider was not enabled",
@@ -130,8 +131,8 @@ fn is_of_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// What it means that a provider gave no credentials, and what its owner does about it. `None`: a provider that cannot be
-/// reached or is busy, which passes.
+/// What it means that a provider gave no credentials, and what its owner does about it. `None`: a
+/// provider that cannot be reached or is busy, which passes.
 fn classify_credentials(said: &str) -> Option<(Class, &'static str)> {
     const PASSES: [&str; 17] = [
         "dispatch failure",
@@ -182,7 +183,7 @@ fn classify_credentials(said: &str) -> Option<(Class, &'static str)> {
     Some((Class::Auth, advice))
 }
 
-/// Whether AWS says with this code that it does not know who asks.
+/// Whether the code means that AWS does not recognise the caller.
 pub(super) fn is_unknown_caller(code: &str) -> bool {
     UNKNOWN
         .iter()
@@ -190,8 +191,8 @@ pub(super) fn is_unknown_caller(code: &str) -> bool {
         .any(|known| code.contains(known))
 }
 
-/// The SDK has no closed list of codes and hides the credential chain's failures behind its transport's, so their words
-/// decide here.
+/// The SDK has no closed list of codes and hides the credential chain's failures behind its
+/// transport's, so their words decide here.
 fn classify(said: &str) -> (Class, &'static str) {
     const THROTTLED: [&str; 6] = [
         "Throttl",
@@ -259,7 +260,8 @@ fn classify(said: &str) -> (Class, &'static str) {
             Class::Auth,
             "; allow {action} there (`blobferry iam` prints what is needed)",
         ),
-        // Another try is answered the same: a person changes the template, the key's policy or the quota first.
+        // Another try is answered the same: a person changes the template, the key's policy or the
+        // quota first.
         _ if says(&FOR_GOOD) => (Class::Rejected, ""),
         _ => (Class::RETRYABLE, ""),
     }

@@ -1,4 +1,5 @@
-//! An ECR registry and its repositories: the distribution client, with the control plane where that is cheaper or knows more.
+//! An ECR registry and its repositories: the distribution client, with the control plane where that
+//! is cheaper or knows more.
 //!
 //! | what | how | when the permission is missing |
 //! |---|---|---|
@@ -8,8 +9,8 @@
 //! | mounts | GetAccountSetting tells whether they work at all | they are tried |
 //! | everything else | the registry | |
 //!
-//! A missing permission is said once and asked about again after a quarter of an hour. Nothing is written before the caller
-//! is who the config says it must be.
+//! A missing permission is logged once and tried again after 15 minutes. Nothing is written before
+//! the caller matches `identity` of the config.
 
 use std::fmt;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ impl Registry {
         }
     }
 
-    /// One page of the repositories. `None`: neither the control plane nor the registry lists them for us.
+    /// One page of the repositories. `None`: neither the control plane nor the registry lists them
+    /// for us.
     ///
     /// # Errors
     /// As any request.
@@ -106,18 +108,19 @@ impl Registry {
         }
     }
 
-    /// Who we are there, after AWS's own word.
+    /// The caller's ARN, from GetCallerIdentity.
     ///
     /// # Errors
-    /// `Auth` when AWS does not know us, or knows us as somebody else than the config demands.
+    /// `Auth` when AWS does not recognise the caller, or when the caller is not the principal that
+    /// the config requires.
     pub async fn caller(&self) -> Result<String, Fault> {
         let (arn, _) = self.shared.control.login().caller().await?;
         self.shared.check_caller(&arn)?;
         Ok(arn)
     }
 
-    /// Whether blobs are mounted between its repositories; `None` when we may not know, or when it is the registry of
-    /// another account.
+    /// Whether blobs are mounted between its repositories; `None` when we may not know, or when it
+    /// is the registry of another account.
     ///
     /// # Errors
     /// As any request.
@@ -246,7 +249,8 @@ impl Repository {
         }
     }
 
-    /// An account that only the config names may be the wrong one: then its control plane misses what the registry has.
+    /// An account that only the config names may be the wrong one: then its control plane misses
+    /// what the registry has.
     async fn check_account(&self) -> Result<(), Fault> {
         let Some(account) = self.control().login().presumed_account() else {
             return Ok(());
@@ -262,7 +266,8 @@ impl Repository {
         }
     }
 
-    /// Whether the repository holds a blob, asked together with all others that are asked about at this moment.
+    /// Whether the repository holds a blob, asked together with all others that are asked about at
+    /// this moment.
     async fn has_blob_batched(&self, digest: &Digest) -> Result<Presence, Fault> {
         const ACTION: &str = "BatchCheckLayerAvailability";
         if !self.shared().may(ACTION) {
@@ -289,7 +294,7 @@ impl Repository {
         match told.await {
             Ok(Ok(presence)) => Ok(presence),
             Ok(Err(BatchError::Failed(class, text))) => Err(Fault::new(class, text)),
-            // Whoever was to ask for all has been dropped.
+            // The request that was to send the batch has been dropped.
             Ok(Err(BatchError::AskRegistry)) | Err(_) => {
                 self.with_principal(
                     "BatchCheckLayerAvailability",
@@ -300,7 +305,8 @@ impl Repository {
         }
     }
 
-    /// Sends the questions that have come together. Others get their turn first, so that theirs are among them.
+    /// Sends the questions that have come together. Others get their turn first, so that theirs are
+    /// among them.
     async fn flush_queries(&self) {
         let leave = QueryGuard(self);
         for _ in 0..8 {
@@ -322,7 +328,8 @@ impl Repository {
             .await;
         let another_way = match &answer {
             Ok(Answer::Denied(fault)) => Some(fault),
-            // Emulators break down over what they do not know; throttling is for the caller to wait out.
+            // Emulators break down over what they do not know; throttling is for the caller to wait
+            // out.
             Err(fault)
                 if !matches!(
                     fault.class(),
@@ -351,7 +358,7 @@ impl Repository {
                 Ok(Answer::Denied(_)) => Err(BatchError::AskRegistry),
                 Err(fault) => Err(BatchError::Failed(fault.class(), fault.chain())),
             };
-            // Who asked may have gone.
+            // The receiver may have been dropped.
             let _ = tell.send(told);
         }
     }
@@ -379,7 +386,8 @@ impl Repository {
         Ok(())
     }
 
-    /// A repository that was created a moment ago may not be known everywhere yet; one that is missing says what to do.
+    /// A repository that was created a moment ago may not be known everywhere yet; one that is
+    /// missing says what to do.
     fn explain_missing(&self, fault: Fault) -> Fault {
         let (missing, name) = (fault.class() == Class::NotFound, self.inner.repository());
         let created = self.shared().known().there.get(name).copied().flatten();
@@ -387,7 +395,7 @@ impl Repository {
             _ if !missing => fault,
             Some(at) if at.elapsed() < SETTLING => fault.with_class(Class::RETRYABLE),
             _ if self.creation.is_some() => {
-                // Somebody has removed it since.
+                // The repository was deleted since.
                 self.shared().known().there.remove(name);
                 fault
             }
@@ -399,7 +407,8 @@ impl Repository {
         }
     }
 
-    /// What the registry itself says when it does not let us in is bare: who, what and on what are added.
+    /// Adds the principal, the action and the resource to a refusal: the registry's own text lacks
+    /// them.
     async fn with_principal<T>(&self, action: &str, answer: Result<T, Fault>) -> Result<T, Fault> {
         match answer {
             Err(fault) if fault.class() == Class::Auth => Err(self
@@ -423,14 +432,15 @@ impl Repository {
         }
     }
 
-    /// What a listing says of images that are archived, and of those that have been restored since.
+    /// Records which images a listing shows as archived or as restored.
     fn note_archived(&self, images: &Images) {
         self.shared()
             .known()
             .note_archived(self.inner.repository(), images);
     }
 
-    /// Archived images cannot be read until they are restored. A listing tells; where none has for a while, reading does.
+    /// Archived images cannot be read until they are restored. A listing tells; where none has for
+    /// a while, reading does.
     fn check_not_archived(&self, digest: &Digest) -> Result<(), Fault> {
         match self
             .shared()
@@ -457,7 +467,8 @@ impl Repository {
     }
 }
 
-/// Takes the questions along when whoever asks for all is dropped: the others then ask for themselves.
+/// Discards the queries when the request that sends the batch is dropped: the other requests then
+/// ask the registry themselves.
 struct QueryGuard<'a>(&'a Repository);
 
 impl QueryGuard<'_> {
@@ -585,7 +596,8 @@ impl Source for Repository {
         {
             return Ok(Some(*read));
         }
-        // A document that is not there under its own digest was never pushed; the control plane knows which one was.
+        // A document that is not there under its own digest was never pushed; the control plane
+        // knows which one was.
         if self.inner.resolve(&Target::Digest(*read)).await?.is_some() {
             self.shared().note_pushed(name, read);
             return Ok(Some(*read));
@@ -624,7 +636,8 @@ impl Source for Repository {
 
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
-        // The status of a session says nothing, but a chunk in the wrong place tells the true offset.
+        // The status of a session says nothing, but a chunk in the wrong place tells the true
+        // offset.
         let abilities = Abilities {
             resume: Resume::Status,
             ..self.inner.abilities()

@@ -1,5 +1,5 @@
-//! What one ECR registry's client has learnt: missing permissions, archived images, mounts, repositories that are there, and
-//! the caller who may write.
+//! What one ECR registry's client has learnt: missing permissions, archived images, mounts,
+//! existing repositories, and the caller.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +19,10 @@ use crate::single_flight::SingleFlight;
 /// How long a missing permission is not asked about again.
 const REST: Duration = Duration::from_secs(15 * 60);
 
-/// How long a repository that AWS refused to create is not asked for again: about as long as a look takes.
+/// How long a repository that AWS refused to create is not asked for again: about as long as a look
+/// takes.
 const REFUSED: Duration = Duration::from_secs(30);
-/// How long a message waits to learn whom it is about.
+/// How long an error message waits for the caller's name.
 const SOON: Duration = Duration::from_secs(5);
 /// Archived images that are remembered.
 const MOST_ARCHIVED: usize = 100_000;
@@ -35,9 +36,10 @@ pub(super) struct Shared {
     pub(super) admitted: OnceCell<()>,
     pub(super) known: Mutex<LearnedState>,
     pub(super) mounts: SingleFlight<Option<bool>>,
-    /// Held while a repository is created: one request for all who miss it.
+    /// Held while a repository is created: concurrent writers share one request.
     pub(super) creating: tokio::sync::Mutex<()>,
-    /// Repositories that we created and that lack what belongs to them sharing_token their own settings.
+    /// Repositories that we created and that lack what belongs to them sharing_token their own
+    /// settings.
     pub(super) unfinished: Arc<dyn Unfinished>,
 }
 
@@ -48,11 +50,12 @@ pub(super) struct LearnedState {
     pub(super) denied: HashMap<&'static str, Instant>,
     /// Images that cannot be read until they are restored, and when a listing said so.
     pub(super) archived: HashMap<(RepositoryName, Digest), Instant>,
-    /// Manifests that are there under these digests, as far as anybody has seen: nothing is converted into them.
+    /// Manifests that are there under these digests, as far as anybody has seen: nothing is
+    /// converted into them.
     pub(super) pushed: HashSet<(RepositoryName, Digest)>,
     /// Whether mounts work, and since when that is known.
     pub(super) mounts: Option<(bool, Instant)>,
-    /// Who we are, and since when that is known.
+    /// The caller's ARN, and when it was read.
     pub(super) caller: Option<(String, Instant)>,
     /// Whether it was said that they do not.
     pub(super) hinted: bool,
@@ -60,12 +63,12 @@ pub(super) struct LearnedState {
     pub(super) there: HashMap<RepositoryName, Option<Instant>>,
     /// Repositories that AWS refused to create, why, and since when.
     pub(super) uncreatable: HashMap<RepositoryName, (String, Instant)>,
-    /// Blobs that somebody asks about, by repository.
+    /// Pending queries for blobs, by repository.
     pub(super) asked: HashMap<RepositoryName, Vec<LayerQuery>>,
 }
 
 impl LearnedState {
-    /// What a listing says of images that are archived, and of those that have been restored since.
+    /// Records which images a listing shows as archived or as restored.
     pub(super) fn note_archived(&mut self, repository: &RepositoryName, images: &Images) {
         for tag in &images.page.entries {
             let Some(digest) = tag.digest else { continue };
@@ -113,7 +116,8 @@ impl Shared {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why AWS refused to create a repository a short while ago: every tag of a look would be told the same.
+    /// Why AWS refused to create a repository a short while ago: every tag of a look would be told
+    /// the same.
     pub(super) fn refused_creation(&self, name: &RepositoryName) -> Option<String> {
         let known = self.known();
         let (text, since) = known.uncreatable.get(name)?;
@@ -162,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// Nothing is written as somebody else than the config says.
+    /// Checks that the caller is the principal that the config requires, before any write.
     pub(super) async fn check_identity(&self) -> Result<(), Fault> {
         if self.control.login().required_identity().is_none() {
             return Ok(());
@@ -174,7 +178,7 @@ impl Shared {
         admitted.await.map(drop)
     }
 
-    /// Who we are, for a message: AWS's word, else what the config says.
+    /// The caller for messages: from GetCallerIdentity, else from the config.
     pub(super) async fn principal(&self) -> Option<String> {
         const ACTION: &str = "GetCallerIdentity";
         let login = self.control.login();
@@ -193,7 +197,7 @@ impl Shared {
         login.identity().map(str::to_owned)
     }
 
-    /// A refusal of the registry, with who asked for what; one that tells so itself stays as it is.
+    /// Adds the caller, the action and the resource to a refusal of the registry that lacks them.
     pub(super) async fn explain_refusal(
         &self,
         action: &str,
@@ -239,8 +243,8 @@ impl Shared {
         }
     }
 
-    /// Whether the registry belongs to the caller's account, as far as that can be known: settings of the caller's account
-    /// say nothing about another one's registry.
+    /// Whether the registry belongs to the caller's account, as far as that can be known: settings
+    /// of the caller's account say nothing about another one's registry.
     pub(super) async fn is_ours(&self) -> bool {
         let Some(owner) = self.control.login().account() else {
             return true;
@@ -252,7 +256,7 @@ impl Shared {
             .is_none_or(|account| account == owner)
     }
 
-    /// Whether mounts work; asked once in a while. `None`: nobody tells us.
+    /// Whether blob mounting is enabled, from GetAccountSetting. `None`: unknown.
     pub(super) async fn mounting_enabled(self: &Arc<Self>) -> Option<bool> {
         const ACTION: &str = "GetAccountSetting";
         if let Some((mounts, since)) = self.known().mounts

@@ -1,9 +1,11 @@
 //! The seam between the engine and the places that hold images.
 //!
-//! A [`Source`] is one repository that can be read; a [`Destination`] is one that can be written too. Each function is one
-//! request (or one act on a disk): no retries, no waiting beyond the request's own deadlines, no memory of jobs. What can
-//! happen normally comes back as a value: absent, mounted, a session instead of a mount, the true offset after a
-//! misplaced chunk. Only what should not happen is a [`Fault`]. A 404 alone means absent; every other failure is "unknown".
+//! A [`Source`] is one repository that can be read; a [`Destination`] is one that can be written
+//! too. Each function is one request (or one act on a disk): no retries, no waiting beyond the
+//! request's own deadlines, no memory of jobs. What can happen normally comes back as a value:
+//! absent, mounted, a session instead of a mount, the true offset after a misplaced chunk. Only
+//! what should not happen is a [`Fault`]. A 404 alone means absent; every other failure is
+//! "unknown".
 
 pub mod rate_limit;
 
@@ -21,8 +23,8 @@ use jiff::Timestamp;
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 
-/// Where blobs live: scheme, host and port of a registry, or the folder of a layout. Two config names of one registry
-/// have one origin; hints are keyed by it.
+/// Where blobs live: scheme, host and port of a registry, or the folder of a layout. Two config
+/// names of one registry have one origin; hints are keyed by it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin(Arc<str>);
 
@@ -90,14 +92,15 @@ pub struct Page<T> {
     pub next: Option<Cursor>,
 }
 
-/// Where the next page of a listing is: opaque to everybody but the endpoint that gave it.
+/// The position of the next page of a listing. Only the endpoint that returned it can read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(pub String);
 
 /// What a tag or digest names, without the bytes (HEAD).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// The digest that the registry claims; `None` when it claims none and the manifest must be read.
+    /// The digest that the registry claims; `None` when it claims none and the manifest must be
+    /// read.
     pub digest: Option<Digest>,
     /// The claimed media type.
     pub media_type: MediaType,
@@ -129,7 +132,8 @@ pub enum Begin {
 /// An open upload session.
 #[derive(Clone)]
 pub struct Upload {
-    /// Where the next request of the session goes. It may work like a password: it is never shown or logged.
+    /// Where the next request of the session goes. It may work like a password: it is never shown
+    /// or logged.
     pub location: String,
     /// Every chunk but the last must be at least this long, in bytes, where the registry said so.
     pub chunk_min: Option<u64>,
@@ -163,7 +167,8 @@ pub enum Sent {
         /// Bytes held, as reported.
         reported: Option<u64>,
     },
-    /// Refused because it does not start where the session ends (416); the true offset where it is known.
+    /// Refused because it does not start where the session ends (416); the true offset where it is
+    /// known.
     Misplaced(Offset),
     /// The session is gone (404 on the location).
     Gone,
@@ -172,14 +177,16 @@ pub enum Sent {
 /// What came of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is there. `subject` is true when the registry says that it has listed the manifest under its subject.
+    /// It is there. `subject` is true when the registry says that it has listed the manifest under
+    /// its subject.
     Accepted {
         /// Whether `OCI-Subject` came back.
         subject: bool,
     },
     /// The tag exists and must not move: compare digests to know what that means.
     Immutable,
-    /// The registry misses content that the manifest refers to; the digests that it named, maybe none.
+    /// The registry misses content that the manifest refers to; the digests that it named, maybe
+    /// none.
     Missing(Vec<Digest>),
 }
 
@@ -192,14 +199,16 @@ pub struct Abilities {
     pub resume: Resume,
     /// When a mount may be tried.
     pub mount: Mount,
-    /// Whether a mount from the repository itself asks and opens in one request: 201 when the blob is there, else a
-    /// session.
+    /// Whether a mount from the repository itself asks and opens in one request: 201 when the blob
+    /// is there, else a session.
     pub mount_asks: bool,
     /// Whether the length reported after a chunk is the truth.
     pub reports_offset: bool,
-    /// Whether a list of tags shows what is there at that moment, and not what was there a while ago.
+    /// Whether a list of tags shows what is there at that moment, and not what was there a while
+    /// ago.
     pub current_lists: bool,
-    /// Whether other programs find the referrers of an image by its fallback tag alone, whatever is listed here.
+    /// Whether other programs find the referrers of an image by its fallback tag alone, whatever is
+    /// listed here.
     pub needs_fallback_lists: bool,
 }
 
@@ -329,8 +338,9 @@ pub trait Source: Clone + Send + Sync + 'static {
         cursor: Option<&Cursor>,
     ) -> impl Future<Output = Result<Option<Page<Tag>>, Fault>> + Send;
 
-    /// One page of all manifests of the repository, with or without a tag, where the registry lists them with their subjects:
-    /// then it takes no question for each image to find a referrer that has come. `None`: it has no such list.
+    /// One page of all manifests of the repository, with or without a tag, where the registry lists
+    /// them with their subjects: then it takes no question for each image to find a referrer that
+    /// has come. `None`: it has no such list.
     fn listed_manifests(
         &self,
         _cursor: Option<&Cursor>,
@@ -338,7 +348,8 @@ pub trait Source: Clone + Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// Whether [`Source::resolve`] tells the digest that a tag names. Where it does not, only the bytes tell.
+    /// Whether [`Source::resolve`] tells the digest that a tag names. Where it does not, only the
+    /// bytes tell.
     fn tells_digests(&self) -> bool {
         true
     }
@@ -349,15 +360,17 @@ pub trait Source: Clone + Send + Sync + 'static {
         target: &Target,
     ) -> impl Future<Output = Result<Option<Resolved>, Fault>> + Send;
 
-    /// The manifest that `target` names, at most [`oci::manifest::MAX_SIZE`] bytes. For a digest target the bytes have
-    /// been verified against it; for a tag the claimed digest, if any, has. `None`: nothing.
+    /// The manifest that `target` names, at most [`oci::manifest::MAX_SIZE`] bytes. For a digest
+    /// target the bytes have been verified against it; for a tag the claimed digest, if any, has.
+    /// `None`: nothing.
     fn manifest(
         &self,
         target: &Target,
     ) -> impl Future<Output = Result<Option<Manifest>, Fault>> + Send;
 
-    /// The digest under which the manifest was pushed that `tag` names and that came with the digest `read`: some registries
-    /// convert what is asked for by tag, never what is asked for by digest. `None`: there is no such tag any more.
+    /// The digest under which the manifest was pushed that `tag` names and that came with the
+    /// digest `read`: some registries convert what is asked for by tag, never what is asked for by
+    /// digest. `None`: there is no such tag any more.
     fn pushed_digest(
         &self,
         _tag: &oci::Tag,
@@ -366,22 +379,24 @@ pub trait Source: Clone + Send + Sync + 'static {
         std::future::ready(Ok(Some(*read)))
     }
 
-    /// Whether the registry lists referrers, as far as its answers about the endpoint have told: what it answers about a
-    /// subject tells nothing. `None`: nothing has told yet.
+    /// Whether the registry lists referrers, as far as its answers about the endpoint have told:
+    /// what it answers about a subject tells nothing. `None`: nothing has told yet.
     fn lists_referrers(&self) -> Option<bool> {
         None
     }
 
-    /// One page of the manifests that name `subject` as theirs. `None`: there is no such list (look for the fallback tag);
-    /// whether there is one for any subject is told by [`Source::lists_referrers`].
+    /// One page of the manifests that name `subject` as theirs. `None`: there is no such list (look
+    /// for the fallback tag); whether there is one for any subject is told by
+    /// [`Source::lists_referrers`].
     fn referrers(
         &self,
         subject: &Digest,
         cursor: Option<&Cursor>,
     ) -> impl Future<Output = Result<Option<Page<Descriptor>>, Fault>> + Send;
 
-    /// The bytes of a blob from `offset` on, unverified, with an exact size hint of `size - offset`: an endpoint that
-    /// offers another length is a fault of class `Corrupt`. `offset < size`, or both 0. `None`: no such blob.
+    /// The bytes of a blob from `offset` on, unverified, with an exact size hint of `size -
+    /// offset`: an endpoint that offers another length is a fault of class `Corrupt`. `offset <
+    /// size`, or both 0. `None`: no such blob.
     fn read_blob(
         &self,
         blob: &Descriptor,
@@ -402,14 +417,16 @@ pub trait Destination: Source {
     /// Whether it holds a blob.
     fn has_blob(&self, digest: &Digest) -> impl Future<Output = Result<Presence, Fault>> + Send;
 
-    /// Opens an upload; offers `from`, another repository of the same origin (or this very one), as mount source.
+    /// Opens an upload; offers `from`, another repository of the same origin (or this very one), as
+    /// mount source.
     fn begin_upload(
         &self,
         digest: &Digest,
         from: Option<&RepositoryName>,
     ) -> impl Future<Output = Result<Begin, Fault>> + Send;
 
-    /// Sends the `length` bytes from `offset` on, which is where the session must end; updates the session's location.
+    /// Sends the `length` bytes from `offset` on, which is where the session must end; updates the
+    /// session's location.
     fn send_chunk(
         &self,
         upload: &mut Upload,
@@ -418,8 +435,9 @@ pub trait Destination: Source {
         body: BlobBody,
     ) -> impl Future<Output = Result<Sent, Fault>> + Send;
 
-    /// Closes the session: the content has `digest`. The rest of the blob, `length` bytes from `offset` on, may travel along;
-    /// with `offset` 0 that is the whole blob. On `Accepted` the registry holds the blob.
+    /// Closes the session: the content has `digest`. The rest of the blob, `length` bytes from
+    /// `offset` on, may travel along; with `offset` 0 that is the whole blob. On `Accepted` the
+    /// registry holds the blob.
     fn finish_upload(
         &self,
         upload: &mut Upload,
@@ -435,11 +453,12 @@ pub trait Destination: Source {
         upload: &mut Upload,
     ) -> impl Future<Output = Result<Offset, Fault>> + Send;
 
-    /// Gives the session up. Registries that do not allow it keep it until it expires: not a failure worth telling.
+    /// Gives the session up. Registries that do not allow it keep it until it expires: not a
+    /// failure worth telling.
     fn cancel_upload(&self, upload: Upload) -> impl Future<Output = Result<(), Fault>> + Send;
 
-    /// Gets ready for a write, as far as that takes requests to others than the registry: a token is fetched ahead. What goes
-    /// wrong is told by the write.
+    /// Gets ready for a write, as far as that takes requests to others than the registry: a token
+    /// is fetched ahead. What goes wrong is told by the write.
     fn prepare_push(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
@@ -472,8 +491,8 @@ pub trait Repositories: Send + Sync + 'static {
         cursor: Option<&Cursor>,
     ) -> impl Future<Output = Result<Option<Page<RepositoryName>>, Fault>> + Send;
 
-    /// A handle on a repository that receives what `source` holds. Its first write creates it as `create` says, where this
-    /// backend can create repositories.
+    /// A handle on a repository that receives what `source` holds. Its first write creates it as
+    /// `create` says, where this backend can create repositories.
     fn destination(
         &self,
         name: RepositoryName,
@@ -499,7 +518,7 @@ pub enum Create {
 /// How a new repository is set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RepositoryTemplate {
-    /// Tags never move, but those that match `except`.
+    /// Tags are immutable, except tags that match `except`.
     pub immutable: bool,
     /// Wildcards for tags that are exempt from the rule; at most five.
     pub except: Vec<String>,

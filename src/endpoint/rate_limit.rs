@@ -1,8 +1,8 @@
-//! What registries say that they still allow: noted by whoever reads their answers, heeded by whoever decides when the next
-//! request goes.
+//! Rate-limit state from response headers: written by the client, read by the limiter.
 //!
-//! Registries that count requests say with each answer how many are left (`RateLimit-Remaining`), and when there will be more:
-//! by a time (`RateLimit-Reset`), or only by the length of their window (`;w=SECONDS`). Nothing here waits.
+//! Registries that count requests say with each answer how many are left (`RateLimit-Remaining`),
+//! and when there will be more: by a time (`RateLimit-Reset`), or only by the length of their
+//! window (`;w=SECONDS`). Nothing here waits.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -37,7 +37,8 @@ pub struct RateLimitHeader {
 
 /// Longest wait where the registry names its end.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Longest wait where only the window's length is known: it may have begun long before we first saw it, or slide.
+/// Longest wait where only the window's length is known: it may have begun long before we first saw
+/// it, or slide.
 const UNSURE: Duration = Duration::from_secs(300);
 
 /// What one registry still allows. Cheap to clone; clones are one.

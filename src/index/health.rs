@@ -19,7 +19,7 @@ pub(super) struct Health {
 #[derive(Debug, Default)]
 struct OperationHealth {
     trouble: Option<String>,
-    /// When the log last heard of trouble.
+    /// When a failure was last logged.
     reported_at: Option<Instant>,
 }
 
@@ -55,7 +55,7 @@ impl Health {
                 }
                 Some(value)
             }
-            // Whoever is late at the end is reported_at nothing, and that is no trouble.
+            // A request after `close` is not a failure of the database.
             Err(failure) if failure.is_closed() => None,
             Err(failure) => {
                 self.errors.fetch_add(1, Ordering::Relaxed);

@@ -63,7 +63,7 @@ impl Index {
         .await
     }
 
-    /// What is known of many blobs in a repository: those without a hint are left out.
+    /// Hints for many blobs of a repository. Blobs without a hint are left out.
     pub async fn blobs(
         &self,
         origin: &Origin,
@@ -116,7 +116,8 @@ impl Index {
         .await
     }
 
-    /// Blobs, each with its length in bytes, are in a repository now; `committed`: a manifest there refers to them.
+    /// Blobs, each with its length in bytes, are in a repository now; `committed`: a manifest there
+    /// refers to them.
     pub async fn remember_blobs(
         &self,
         origin: &Origin,
@@ -187,7 +188,8 @@ impl Index {
         .await
     }
 
-    /// Manifests are in a repository now; `complete`: with all their content. A manifest that was complete stays so.
+    /// Manifests are in a repository now; `complete`: with all their content. A manifest that was
+    /// complete stays so.
     pub async fn remember_manifests(
         &self,
         origin: &Origin,
@@ -331,7 +333,7 @@ impl Index {
         .await;
     }
 
-    /// Nobody knows what a tag names.
+    /// Forgets what a tag names.
     pub async fn forget_tag(&self, place: &TagId) {
         let tag = place.tag.clone();
         self.queue_in(&place.origin, &place.repository, move |db, repository| {

@@ -1,12 +1,13 @@
 //! The index: what we believe registries hold, and the uploads that are open there.
 //!
-//! The registries hold the truth, this holds hints: losing the index costs requests, never correctness. So nothing here
-//! fails a job. When the disk fails, an answer is "don't know", a hint is not kept, the log hears of it once, and
-//! [`Index::errors`] counts it. Whether a hint is still fresh enough is the caller's decision: each says when it was seen,
-//! and one from the future (the clock was set back) is none.
+//! The registries hold the truth, this holds hints: losing the index costs requests, never
+//! correctness. So nothing here fails a job. When the disk fails, an answer is "don't know", a hint
+//! is not kept, the log hears of it once, and [`Index::errors`] counts it. Whether a hint is still
+//! fresh enough is the caller's decision: each says when it was seen, and one from the future (the
+//! clock was set back) is none.
 //!
-//! Writes are queued and not waited for, but for the phase `finishing` of an upload. A read sees every write that was
-//! queued before it, through any handle: see [`crate::sqlite`].
+//! Writes are queued and not waited for, but for the phase `finishing` of an upload. A read sees
+//! every write that was queued before it, through any handle: see [`crate::sqlite`].
 //!
 //! | module | what is there |
 //! |---|---|
@@ -85,8 +86,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// Opens `index.db` in the state folder. One that is damaged or was written by a newer version is set aside, and an
-    /// empty one takes its place. Blocks on the disk.
+    /// Opens `index.db` in the state folder. One that is damaged or was written by a newer version
+    /// is set aside, and an empty one takes its place. Blocks on the disk.
     pub fn open(folder: &Path) -> Result<Opened, Error> {
         let path = folder.join("index.db");
         let (store, set_aside) = match Store::open(&path, &schema::SCHEMA) {
@@ -119,13 +120,15 @@ impl Index {
         Index::over(Store::in_memory(&schema::SCHEMA))
     }
 
-    /// The index on a simulator's disk, served as long as the future is polled: see [`Store::on_disk`].
+    /// The index on a simulator's disk, served as long as the future is polled: see
+    /// [`Store::on_disk`].
     pub fn on_disk(disk: &Disk) -> (Index, impl Future<Output = ()> + Send + use<>) {
         let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
         (Index::over(store), served)
     }
 
-    /// Writes what was queued and leaves the file. Every handle is closed by it: it knows nothing and keeps nothing.
+    /// Writes what was queued and leaves the file. Every handle is closed by it: it knows nothing
+    /// and keeps nothing.
     pub async fn close(self) {
         self.store.close().await;
     }
@@ -151,7 +154,7 @@ impl Index {
             .await;
     }
 
-    /// Queues a write that belongs to a repository, whose number it is given.
+    /// Queues a write for a repository; `act` gets the repository's row id.
     async fn queue_in(
         &self,
         origin: &Origin,

@@ -89,8 +89,9 @@ impl Index {
         .await
     }
 
-    /// Forgets hints that were last seen, and uploads that were opened, before `older_than`. One call looks at a bounded
-    /// part of each table and the next call goes on from there: called now and then, it comes round.
+    /// Forgets hints that were last seen, and uploads that were opened, before `older_than`. One
+    /// call looks at a bounded part of each table and the next call goes on from there: called now
+    /// and then, it comes round.
     pub async fn prune(&self, older_than: Timestamp) {
         let (positions, older_than) = (self.positions.clone(), older_than.as_millisecond());
         self.queue(move |db| {

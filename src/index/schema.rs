@@ -1,8 +1,9 @@
 //! The index's tables.
 //!
-//! Content is keyed by digest first and repository second: one tree answers both "does this repository hold it" and "who
-//! holds it", and a hint costs some fifty bytes. A digest is one byte for its algorithm and then its raw bytes; times are
-//! milliseconds since 1970. The counts are kept by triggers, so that asking for them does not walk a million rows.
+//! Content is keyed by digest, then repository: one tree answers both "does this repository hold
+//! it" and "which repositories hold it". A hint takes about 50 bytes. A digest is one byte for its
+//! algorithm and then its raw bytes; times are milliseconds since 1970. The counts are kept by
+//! triggers, so that asking for them does not walk a million rows.
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 

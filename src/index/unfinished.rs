@@ -1,7 +1,8 @@
 //! Repositories that we created and that still lack what belongs to them: a policy, a lifecycle.
 //!
-//! Noted before the repository is created and cleared when it is set up, so that a process that was killed in between, or was
-//! refused the second step, leaves word for the next one. Losing the note leaves a repository as it was created.
+//! Noted before the repository is created and cleared when it is set up, so that a process that was
+//! killed in between, or was refused the second step, leaves word for the next one. Losing the note
+//! leaves a repository as it was created.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;

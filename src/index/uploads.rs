@@ -1,8 +1,10 @@
-//! The journal that uploads are resumed from: the session, and the hasher's state at offsets along the blob.
+//! The journal that uploads are resumed from: the session, and the hasher's state at offsets along
+//! the blob.
 //!
-//! At most one upload of a blob into a repository is open. A state is true of the content alone, so checkpoints of an
-//! upload stay true whatever becomes of its session. The phase `finishing` says that the closing request may have
-//! reached the registry: then the first question is whether the blob is there.
+//! At most one upload of a blob into a repository is open. A state is true of the content alone, so
+//! checkpoints of an upload stay true whatever becomes of its session. The phase `finishing` says
+//! that the closing request may have reached the registry: then the first question is whether the
+//! blob is there.
 
 use std::fmt;
 
@@ -14,15 +16,15 @@ use super::{Index, now};
 use crate::endpoint::Origin;
 use crate::oci::{Digest, RepositoryName};
 
-/// Checkpoints of one upload, at most: enough for 64 GiB without a gap. Beyond it the older half is thinned out, since
-/// an upload goes on near its end.
+/// Checkpoints of one upload, at most: enough for 64 GiB without a gap. Beyond it the older half is
+/// thinned out, since an upload goes on near its end.
 const MOST_CHECKPOINTS: i64 = 8192;
 
 /// An upload that is, or was, open.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredUpload {
-    /// Where its next request goes. It may work like a password: it is never shown or logged, and credentials go to it
-    /// only after its origin has been checked again.
+    /// Where its next request goes. It may work like a password: it is never shown or logged, and
+    /// credentials go to it only after its origin has been checked again.
     pub location: String,
     /// Length of the blob in bytes.
     pub size: u64,
@@ -62,7 +64,8 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Index {
-    /// A session for a blob of `size` bytes has been opened; what was known of an earlier one is dropped.
+    /// A session for a blob of `size` bytes has been opened; what was known of an earlier one is
+    /// dropped.
     pub async fn open_upload(
         &self,
         origin: &Origin,
@@ -96,8 +99,8 @@ impl Index {
         .await;
     }
 
-    /// The upload can go on after `offset` bytes with the hasher in `state`; the session may have moved to another
-    /// location with it. Nothing is kept for an upload that is not open.
+    /// The upload can go on after `offset` bytes with the hasher in `state`; the session may have
+    /// moved to another location with it. Nothing is kept for an upload that is not open.
     pub async fn checkpoint(
         &self,
         origin: &Origin,
@@ -124,7 +127,8 @@ impl Index {
         .await;
     }
 
-    /// The closing request is about to be sent. Returns when that is on the disk (or the disk has failed).
+    /// The closing request is about to be sent. Returns when that is on the disk (or the disk has
+    /// failed).
     pub async fn finishing(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
         let (origin, repository, digest) = (origin.clone(), repository.clone(), *digest);
         let noted = self.store.write(move |db| {

@@ -31,8 +31,8 @@ pub struct Key {
     pub destination: TagId,
 }
 
-/// A tag's home in a destination: what the ledger is keyed by, so that renaming a route or a registry in the config loses
-/// nothing.
+/// A tag's home in a destination: what the ledger is keyed by, so that renaming a route or a
+/// registry in the config loses nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TagId {
     /// The registry's canonical origin.
@@ -43,7 +43,7 @@ pub struct TagId {
     pub tag: Tag,
 }
 
-/// Why somebody looked.
+/// What caused a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -130,12 +130,13 @@ impl Rank {
     }
 }
 
-/// How long a job waits for a registry's time before it ends as retryable, where its caller looks again later.
+/// How long a job waits for a registry's time before it ends as retryable, where its caller looks
+/// again later.
 pub const SHORT_WAIT: Duration = Duration::from_secs(5);
-/// How long a job waits for a registry's time whose caller waits for the answer.
+/// How long a job waits for a registry's time if its caller waits for the answer.
 pub const LONG_WAIT: Duration = Duration::from_secs(300);
 
-/// Who caused it: `uid:1000`, `address:127.0.0.1`, `secret`, `daemon`.
+/// The principal that caused a job: `uid:1000`, `address:127.0.0.1`, `secret`, `daemon`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Actor(pub Arc<str>);
 
@@ -165,7 +166,7 @@ pub enum Existing {
     Adopt,
 }
 
-/// What happens to a production tag that we wrote and someone changed.
+/// What happens to a production tag that we wrote and that was changed since.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -185,7 +186,7 @@ pub struct TagRules {
     pub moving: bool,
     /// For a tag that was there before us.
     pub existing: Existing,
-    /// For a tag that someone changed.
+    /// For a tag that was changed since we wrote it.
     pub drift: Drift,
 }
 
@@ -217,7 +218,7 @@ pub enum ObservedVia {
     Tag,
     /// The list of tags.
     List,
-    /// The list of tags, and there is none. That proves nothing: a registry may list what it shows to nobody.
+    /// The list of tags, which is missing. That proves nothing: the registry may hide the list.
     MissingList,
 }
 
@@ -245,15 +246,16 @@ pub struct Job {
     pub destination: TagState,
     /// What the look asked the destination for.
     pub destination_via: ObservedVia,
-    /// When the older of the two was asked for, on tokio's clock; without meaning where nothing was.
+    /// When the older of the two was asked for, on tokio's clock; without meaning where nothing
+    /// was.
     pub seen_at: tokio::time::Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,
-    /// The destination repository had no tags at all: what nobody has seen there is not there.
+    /// The destination listing was empty: skip existence checks for anything not in the index.
     pub fresh: bool,
     /// Why.
     pub cause: Cause,
-    /// Who.
+    /// The principal that caused the job.
     pub actor: Actor,
     /// An explicit act of a person: moving tags move, a fixed tag needs `replace`.
     pub explicit: bool,
@@ -273,8 +275,9 @@ pub struct Job {
     pub companions: Companions,
     /// How urgent it is.
     pub rank: Rank,
-    /// How long it may wait for a registry's time (`Retry-After`, back-off, a closed class of requests) before it ends as
-    /// retryable with that time: [`SHORT_WAIT`], or [`LONG_WAIT`] where the caller waits for the answer.
+    /// How long it may wait for a registry's time (`Retry-After`, back-off, a closed class of
+    /// requests) before it ends as retryable with that time: [`SHORT_WAIT`], or [`LONG_WAIT`] where
+    /// the caller waits for the answer.
     pub max_wait: Duration,
 }
 
@@ -283,7 +286,7 @@ pub struct Job {
 pub enum Companions {
     /// These, with their digests as far as the listing tells.
     Listed(Arc<BTreeMap<Tag, Option<Digest>>>),
-    /// Nobody has listed the repository: each is asked for by its usual name.
+    /// The repository was not listed: each companion is requested by its usual name.
     Unlisted,
 }
 
@@ -307,8 +310,8 @@ impl Companions {
         }
     }
 
-    /// As [`Companions::of`], of something that itself belongs to an image. Unlisted, SBOMs of signatures and of other SBOMs are
-    /// not asked for.
+    /// As [`Companions::of`], of something that itself belongs to an image. Unlisted, SBOMs of
+    /// signatures and of other SBOMs are not asked for.
     pub fn of_referrer(&self, subject: &Digest) -> Vec<Tag> {
         let mut tags = self.of(subject);
         if matches!(self, Companions::Unlisted) {
@@ -328,7 +331,7 @@ pub enum Outcome {
     UpToDate,
     /// A tag that must not move names another digest.
     Conflict,
-    /// Someone changed what we wrote.
+    /// The tag was changed since we wrote it.
     Drift,
     /// Another digest was there before us.
     Existing,
@@ -433,7 +436,8 @@ impl ReferrerOutcome {
     }
 }
 
-/// What travels beside the image of a job, by what happened to it. What was refused stands in the reasons.
+/// What travels beside the image of a job, by what happened to it. What was refused stands in the
+/// reasons.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferrerCounts {
     /// Brought.
@@ -451,6 +455,6 @@ pub struct BlobCounts {
     pub mounted: u64,
     /// Sent.
     pub copied: u64,
-    /// Of the copied, those that went on from a checkpoint.
+    /// Copied blobs that resumed from a checkpoint.
     pub resumed: u64,
 }

@@ -76,7 +76,8 @@ pub struct ActiveBlob {
 }
 
 impl ActiveBlob {
-    /// Sets how many bytes of the blob have been sent; bytes that were never sent before count in the total.
+    /// Sets how many bytes of the blob have been sent; bytes that were never sent before count in
+    /// the total.
     pub fn at(&self, offset: u64) {
         self.blob.done.store(offset, Ordering::Relaxed);
         let before = self.furthest.fetch_max(offset, Ordering::Relaxed);

@@ -65,7 +65,7 @@ pub struct Settled {
     pub previous_digest: Option<Digest>,
     /// Why.
     pub cause: Cause,
-    /// Who.
+    /// The principal that caused the job.
     pub actor: Actor,
     /// What came of it.
     pub result: Outcome,
@@ -227,8 +227,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3 authentication, 1 failed,
-    /// 4 conflict, drift or refused, 5 nothing there, 0.
+    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3
+    /// authentication, 1 failed, 4 conflict, drift or refused, 5 nothing there, 0.
     pub fn new(
         run_id: &str,
         started: Timestamp,

@@ -1,7 +1,8 @@
-//! `index.json`: which manifests a layout offers, and under which names. Image specification, `image-layout.md`.
+//! `index.json`: which manifests a layout offers, and under which names. Image specification,
+//! `image-layout.md`.
 //!
-//! The file belongs to everybody who writes into the layout, so only what we must understand is parsed: every field and
-//! entry that is not ours is written back as it was read.
+//! Other tools write this file too, so only the fields that we use are parsed. Every other field
+//! and entry is written back unchanged.
 
 use std::collections::BTreeMap;
 
@@ -109,7 +110,7 @@ impl IndexJson {
         serde_json::to_vec(&fields).expect("raw JSON can be written")
     }
 
-    /// Every manifest listed, named or not, whose digest can be verified.
+    /// Every listed manifest with a verifiable digest, named or not.
     pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
         self.entries
             .iter()
@@ -160,8 +161,8 @@ impl IndexJson {
         choose(tag, &entries)
     }
 
-    /// Points `tag` at a manifest; entries that named another one lose the name, and stay where `keep` says so of their
-    /// digest. `false`: nothing changed.
+    /// Points `tag` at a manifest; entries that named another one lose the name, and stay where
+    /// `keep` says so of their digest. `false`: nothing changed.
     pub fn name(
         &mut self,
         tag: &Tag,
@@ -197,7 +198,7 @@ impl IndexJson {
     }
 }
 
-/// A bare tag beats whole references that end in it: those are other tools' names.
+/// A bare tag takes precedence over whole references that end in it, which other tools write.
 fn choose(tag: &Tag, entries: &[&Entry]) -> Option<Named> {
     let is_bare = |entry: &&&Entry| entry.name.as_deref() == Some(tag.as_str());
     let bare: Vec<&Entry> = entries.iter().filter(is_bare).copied().collect();

@@ -1,7 +1,8 @@
-//! Manifests of a layout: found by tag or digest, verified, written, and listed under their subject.
+//! Manifests of a layout: found by tag or digest, verified, written, and listed under their
+//! subject.
 //!
-//! A tag is an entry of the index; a manifest by digest is any blob that reads as one. A tag whose content is missing or
-//! damaged is a fault and never "absent": nobody should take it for a tag that may be written.
+//! A tag is an entry of the index; a manifest by digest is any blob that parses as one. A tag with
+//! missing or damaged content is a fault and never "absent": an absent tag may be written.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -15,11 +16,12 @@ use crate::oci::{Descriptor, Digest, Manifest, MediaType, Tag, Target};
 use super::index_json::{IndexJson, Named};
 use super::store::{Found, INDEX, Store};
 
-/// Most manifests whose subject is remembered.
+/// Largest number of cached subjects.
 const SUBJECTS_MAX: usize = 65_536;
 
-/// The tags. One whose content is missing, or has another length than the index gives, is listed without its digest: only
-/// asking for the tag itself tells what is wrong with it. `None`: the folder is no layout.
+/// The tags. A tag with missing content, or with content of another length than the index gives, is
+/// listed without its digest: resolving the tag reports what is wrong. `None`: the folder is no
+/// layout.
 pub(super) fn tags(store: &Store) -> Result<Option<Page<Listed>>, Fault> {
     let Some(index) = store.index()? else {
         return Ok(None);
@@ -227,15 +229,16 @@ fn missing(store: &Store, manifest: &Manifest) -> Result<Vec<Digest>, Fault> {
     Ok(missing)
 }
 
-/// Whether the index must know a manifest even without a tag: to be found as a referrer, or because its bytes do not tell
-/// its media type.
+/// Whether the index must know a manifest even without a tag: to be found as a referrer, or because
+/// its bytes do not tell its media type.
 fn must_be_listed(manifest: &Manifest) -> bool {
     let alone = Manifest::parse(manifest.bytes.clone(), None, manifest.digest.algorithm());
     manifest.subject.is_some()
         || alone.map_or(true, |alone| alone.media_type != manifest.media_type)
 }
 
-/// Writes a stored manifest into the index, and makes the folder a layout. The index lock must be held.
+/// Writes a stored manifest into the index, and makes the folder a layout. The index lock must be
+/// held.
 pub(super) fn list(
     store: &Store,
     target: &Target,
@@ -266,8 +269,8 @@ pub(super) fn list(
 pub(super) struct Subjects(Mutex<HashMap<Digest, Option<Digest>>>);
 
 impl Subjects {
-    /// The manifests that name `subject`: those that the index lists, and those under the fallback tag that some tools
-    /// keep in layouts too.
+    /// The manifests that name `subject`, from the index and from the fallback tag that some tools
+    /// write into layouts.
     pub fn referrers(&self, store: &Store, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
         let Some(index) = store.index()? else {
             return Ok(Vec::new());
@@ -295,7 +298,8 @@ impl Subjects {
         Ok(referrers)
     }
 
-    /// The subject of one manifest. One that is missing or damaged has none: what is wrong with it shows when it is asked for.
+    /// The subject of one manifest. One that is missing or damaged has none: what is wrong with it
+    /// shows when it is asked for.
     fn of(&self, store: &Store, candidate: &Descriptor) -> Result<Option<Digest>, Fault> {
         if let Some(known) = self.remembered().get(&candidate.digest) {
             return Ok(*known);

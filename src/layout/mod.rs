@@ -1,7 +1,7 @@
 //! OCI image-layout directories as source and destination (image specification, `image-layout.md`).
 //!
-//! A [`Root`] is a folder of layouts, one for each repository: `root/team/app/{oci-layout,index.json,blobs}`; or it is one
-//! layout. What is kept:
+//! A [`Root`] is a folder of layouts, one for each repository:
+//! `root/team/app/{oci-layout,index.json,blobs}`; or it is one layout. What is kept:
 //!
 //! - Tags are the entries of `index.json`; all content, manifests too, is under `blobs/algorithm/encoded`.
 //! - A file appears whole and synced or not at all; the tag is the last file written.
@@ -61,7 +61,8 @@ struct Shared {
 }
 
 impl Root {
-    /// The folder at `path`, in which every repository has a layout of its own. It is created on the first write.
+    /// The folder at `path`, in which every repository has a layout of its own. It is created on
+    /// the first write.
     pub fn new(name: &str, path: &Path) -> Root {
         Root::open(name, path, false)
     }
@@ -105,11 +106,12 @@ impl Root {
         }
     }
 
-    /// One page of the repositories, by name, at most 16 folders deep; symbolic links are not followed. `None`: there is no
-    /// such folder.
+    /// One page of the repositories, by name, at most 16 folders deep; symbolic links are not
+    /// followed. `None`: there is no such folder.
     ///
     /// # Errors
-    /// When a folder cannot be read, when this is one layout and no folder of layouts, and for a cursor that was not given here.
+    /// When a folder cannot be read, when this is one layout and no folder of layouts, and for a
+    /// cursor that was not given here.
     pub async fn repositories(
         &self,
         cursor: Option<&Cursor>,
@@ -186,7 +188,8 @@ impl Repository {
         blocking(move || work(&store)).await
     }
 
-    /// Tried and not waited for on a thread, so that a process that never lets go of the lock cannot keep ours alive.
+    /// Tried and not waited for on a thread, so that a process that never lets go of the lock
+    /// cannot keep ours alive.
     async fn lock_index(&self) -> Result<IndexLock, Fault> {
         let taken = async {
             let _queue = self.root.0.writers.clone().lock_owned().await;

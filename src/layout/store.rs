@@ -1,8 +1,9 @@
 //! The files of one layout: where they are, how they are read, and how they come to be.
 //!
-//! Everything here blocks and belongs on a blocking thread. Three promises: a file appears whole or not at all (temporary
-//! file, sync, rename, sync of the folder); no path leads out of the root, whatever symbolic links lie about; and what
-//! the file system refuses becomes a [`Fault`] that names the path.
+//! Everything here blocks and belongs on a blocking thread. Three promises: a file appears whole or
+//! not at all (temporary file, sync, rename, sync of the folder); no path leads out of the root,
+//! whatever symbolic links lie about; and what the file system refuses becomes a [`Fault`] that
+//! names the path.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -158,8 +159,9 @@ impl Store {
         )))
     }
 
-    /// The index. `None`: the folder is no layout. A layout has an index, even where it holds nothing: one without it was
-    /// copied in part, and must not count as empty (image specification, image-layout.md, "index.json").
+    /// The index. `None`: the folder is no layout. A layout has an index, even where it holds
+    /// nothing: one without it was copied in part, and must not count as empty (image
+    /// specification, image-layout.md, "index.json").
     pub fn index(&self) -> Result<Option<IndexJson>, Fault> {
         if !self.is_layout()? {
             return Ok(None);
@@ -239,7 +241,8 @@ impl Store {
         )
     }
 
-    /// Gives a file of another layout of this root a second name as blob of this one. `false`: the file system cannot.
+    /// Gives a file of another layout of this root a second name as blob of this one. `false`: the
+    /// file system cannot.
     pub fn link_blob(&self, from: &Found, digest: &Digest) -> Result<bool, Fault> {
         let folder = self.make_folder(&blob_folder(digest))?;
         match fs::hard_link(&from.path, folder.join(digest.encoded())) {
@@ -259,8 +262,8 @@ impl Store {
             .map_err(|error| fault("create", &path, error))
     }
 
-    /// Takes the lock that writers of the index share, also with other processes. `None`: another one has it.
-    /// It is given back when the file is closed.
+    /// Takes the lock that writers of the index share, also with other processes. `None`: another
+    /// one has it. It is given back when the file is closed.
     pub fn try_lock(&self) -> Result<Option<File>, Fault> {
         let path = self.make_folder("")?.join(LOCK);
         let irregular = || {
@@ -318,7 +321,8 @@ impl Store {
         })
     }
 
-    /// `path` without symbolic links; refused when it leads out of the root. `None`: there is nothing.
+    /// `path` without symbolic links; refused when it leads out of the root. `None`: there is
+    /// nothing.
     fn real(&self, path: &Path) -> Result<Option<PathBuf>, Fault> {
         self.fit()?;
         let Some(root) = canonical(&self.root)? else {

@@ -1,8 +1,9 @@
 //! Upload sessions: a file under `.uploads` for each, which outlives the process.
 //!
-//! The file's length is the offset. Bytes received before a failure stay. The caller has hashed what it sends, so a blob that
-//! comes whole in one request is trusted once its length is right and it is synced. Bytes that came in earlier requests may have been
-//! written by a process that a power cut ended: those are read back and hashed before the blob gets its name.
+//! The file's length is the offset. Bytes received before a failure stay. The caller has hashed
+//! what it sends, so a blob that comes whole in one request is trusted once its length is right and
+//! it is synced. Bytes that came in earlier requests may have been written by a process that a
+//! power cut ended, so they are read back and hashed before the blob is renamed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -21,7 +22,8 @@ use super::store::{Store, UPLOADS, fault};
 
 /// Bytes gathered for one write.
 const BATCH: usize = 512 * 1024;
-/// Sessions that nothing has written to for so long are removed when the next one begins: their writer is gone.
+/// Sessions that nothing has written to for so long are removed when the next one begins: their
+/// writer is gone.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 /// Most sessions looked at when old ones are removed.
 const SWEEP: usize = 1000;
@@ -120,7 +122,7 @@ pub(super) fn open(store: &Store, location: &str, offset: u64) -> Result<Opened,
         }
         Err(fs::TryLockError::Error(error)) => return Err(fault("lock", &found.path, error)),
     }
-    // Only now nobody else makes it longer.
+    // The lock is held: no other writer can extend the file now.
     let size = file
         .metadata()
         .map_err(|error| fault("look at", &found.path, error))?
@@ -135,7 +137,8 @@ pub(super) fn open(store: &Store, location: &str, offset: u64) -> Result<Opened,
     })
 }
 
-/// Locations come back from the index, where anything may have happened to them: only a session's name is looked for.
+/// Locations come back from the index, where anything may have happened to them: only a session's
+/// name is looked for.
 fn is_location(location: &str) -> bool {
     location.len() == 32
         && location
@@ -144,7 +147,8 @@ fn is_location(location: &str) -> bool {
 }
 
 impl Session {
-    /// Appends the `length` bytes of `body`, writing a batch while the next one arrives. What came before a failure is kept.
+    /// Appends the `length` bytes of `body`, writing a batch while the next one arrives. What came
+    /// before a failure is kept.
     pub async fn append(self, length: u64, mut body: BlobBody) -> Result<Session, Fault> {
         let mut left = length;
         let mut writer = Writer {
@@ -188,7 +192,8 @@ impl Session {
             .map_err(|error| fault("sync", &self.path, error))
     }
 
-    /// Gives the content its name, after every byte is on the disk. With `reread` the bytes are hashed before.
+    /// Gives the content its name, after every byte is on the disk. With `reread` the bytes are
+    /// hashed before.
     pub fn commit(self, store: &Store, digest: &Digest, reread: bool) -> Result<(), Fault> {
         self.sync()?;
         if reread && hash(&self.path, digest)? != *digest {

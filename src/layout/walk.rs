@@ -1,7 +1,7 @@
 //! Which repositories a folder of layouts holds.
 //!
-//! Every folder with an `oci-layout` file is one, at most 16 folders deep. Hidden folders, the `blobs` of a layout and symbolic
-//! links are not entered.
+//! Every folder with an `oci-layout` file is one, at most 16 folders deep. Hidden folders, the
+//! `blobs` of a layout and symbolic links are not entered.
 
 use std::fs;
 use std::io;

@@ -1,15 +1,16 @@
 //! The ledger: what happened, and what is known of each production tag.
 //!
-//! Append-only rows, one for each change of a job's result, and for each place in a destination the digest that we wrote or
-//! that both sides agreed on. The plan tells those tags from what people changed, so losing the ledger makes us more careful,
-//! never less: a tag that differs then counts as existing. For the same reason it is never set aside by itself: an unusable one
-//! is an error.
+//! Append-only rows, one for each change of a job's result, and for each place in a destination the
+//! digest that we wrote or that both sides agreed on. The plan distinguishes these tags from tags
+//! that people changed, so losing the ledger makes the daemon more careful, never less: a tag that
+//! differs then counts as existing. For the same reason it is never set aside by itself: an
+//! unusable one is an error.
 //!
-//! [`Ledger::intend`] and [`Ledger::record`] return when the disk has it. Between them the tag is moved: whatever instant a crash
-//! chooses, what the tag names afterwards is known to be ours.
+//! [`Ledger::intend`] and [`Ledger::record`] return when the disk has it. Between them the tag is
+//! moved: whatever instant a crash chooses, what the tag names afterwards is known to be ours.
 //!
-//! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a registry in the config
-//! loses nothing.
+//! Places are keyed by origin, repository and tag, jobs by route and both sides, so that renaming a
+//! registry in the config loses nothing.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,7 +34,8 @@ pub use rows::{Query, Row};
 
 /// The file in the state folder.
 const FILE: &str = "ledger.db";
-/// For so many seconds after a write a listing may show what was there before; ECR's was seen to for six.
+/// For so many seconds after a write a listing may show what was there before; ECR's was seen to
+/// for six.
 const LISTINGS_LAG: i64 = 60;
 
 /// Why there is no ledger. Each text says the way out.
@@ -83,9 +85,11 @@ pub struct TagRecord {
     pub agreed: bool,
     /// When that was recorded.
     pub at: Option<Timestamp>,
-    /// Digests that were announced since, and that a crash or a lost answer may have left there; the oldest first.
+    /// Digests that were announced since, and that a crash or a lost answer may have left there;
+    /// the oldest first.
     pub intended: Vec<Digest>,
-    /// What production named when the place was last reported as drift or existing, while no decision has settled that.
+    /// What production named when the place was last reported as drift or existing, while no
+    /// decision has settled that.
     pub reported: Option<Digest>,
 }
 
@@ -116,7 +120,8 @@ impl TagRecord {
         self.digest.as_ref() != Some(digest) && self.intended.contains(digest)
     }
 
-    /// Whether a listing that shows `listed` may show what was there before our own write, or before what was reported.
+    /// Whether a listing that shows `listed` may show what was there before our own write, or
+    /// before what was reported.
     pub fn may_be_behind(&self, listed: Option<Digest>, now: Timestamp) -> bool {
         let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < LISTINGS_LAG;
         let was_just_written =
@@ -125,8 +130,8 @@ impl TagRecord {
         was_just_written || was_reported_otherwise || !self.intended.is_empty()
     }
 
-    /// What is to be learnt when both sides name `digest`. What was reported as drift or existing under this very digest
-    /// stays as it is: staging came to it, and nobody decided.
+    /// What to record when both sides name `digest`. A tag that was reported as drift or existing
+    /// under this digest stays reported: staging reached that digest without a decision.
     pub fn on_equality(&self, digest: &Digest) -> EqualityUpdate {
         if self.is_found(digest) {
             return EqualityUpdate::Written;
@@ -169,7 +174,7 @@ pub struct RunFacts {
     pub host: String,
 }
 
-/// A job whose newest row is trouble.
+/// A job with a newest row other than promoted or up to date.
 #[derive(Clone, Debug)]
 pub struct UnsettledJob {
     /// Its name.
@@ -196,7 +201,8 @@ impl Ledger {
         })
     }
 
-    /// The same ledger, which refuses every intent once the state folder is no longer the one that was locked.
+    /// The same ledger, which refuses every intent once the state folder is no longer the one that
+    /// was locked.
     pub fn guarded_by(self, lock: &StateLock) -> Result<Ledger, Error> {
         let unavailable = |error: io::Error| {
             let (path, reason) = (lock.folder().join(FILE), error.to_string());
@@ -216,7 +222,8 @@ impl Ledger {
         self.folder.as_ref().map_or(Ok(()), FolderCheck::check)
     }
 
-    /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks on the disk.
+    /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks
+    /// on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
         let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
         Ok(store.map(|store| Ledger {
@@ -233,7 +240,8 @@ impl Ledger {
         }
     }
 
-    /// The ledger on a simulator's disk, served as long as the future is polled: see [`Store::on_disk`].
+    /// The ledger on a simulator's disk, served as long as the future is polled: see
+    /// [`Store::on_disk`].
     pub fn on_disk(disk: &Disk) -> (Ledger, impl Future<Output = ()> + Send + use<>) {
         let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
         (
@@ -272,8 +280,8 @@ impl Ledger {
             .map_err(unreadable)
     }
 
-    /// Records what both sides agree on, each only if the ledger still knows what it knew then. Intents before an agreement no
-    /// longer count.
+    /// Records what both sides agree on, each only if the ledger still knows what it knew then.
+    /// Intents before an agreement no longer count.
     pub async fn agree(
         &self,
         origin: &Origin,
@@ -296,7 +304,8 @@ impl Ledger {
         self.store.write(act).await.map_err(unwritable)
     }
 
-    /// Records that an announced digest was found at `place`: it is what we wrote last. Intents before it no longer count.
+    /// Records that an announced digest was found at `place`: it is what we wrote last. Intents
+    /// before it no longer count.
     pub async fn found(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
         let (place, digest) = (place.clone(), *digest);
         self.store
@@ -305,7 +314,8 @@ impl Ledger {
             .map_err(unwritable)
     }
 
-    /// Announces that `place` is about to be moved to `digest`. Returns whether that had not been announced before.
+    /// Announces that `place` is about to be moved to `digest`. Returns whether that had not been
+    /// announced before.
     ///
     /// # Errors
     /// When that is not on disk, where the next process finds it.
@@ -331,8 +341,9 @@ impl Ledger {
             .map_err(unwritable)
     }
 
-    /// Adds a row when a settled job says something that the last row of its key does not: see [`is_news`]. With `written`,
-    /// the place now names that digest by our hand, in the same instant as the row. Returns whether a row was added.
+    /// Adds a row when a settled job says something that the last row of its key does not: see
+    /// [`is_news`]. With `written`, the place now names that digest by our hand, in the same
+    /// instant as the row. Returns whether a row was added.
     pub async fn record(
         &self,
         key: &Key,
@@ -370,7 +381,8 @@ impl Ledger {
             .map_err(unreadable)
     }
 
-    /// The jobs of a destination repository whose newest row is trouble: neither promoted nor up to date.
+    /// The jobs of a destination repository with a newest row that is neither promoted nor up to
+    /// date.
     pub async fn troubled(
         &self,
         origin: &Origin,
@@ -392,9 +404,10 @@ impl Ledger {
     }
 }
 
-/// Whether a settled job tells more than the last row of its key. A promotion always does: it moved a tag. A dry run never
-/// does: nothing happened. To be up to date with what was just promoted is no news, unless a signature or another referrer has
-/// been brought since; else a change of the result, of either digest, of the class of the error or of the reasons is.
+/// Whether a settled job tells more than the last row of its key. A promotion always does: it moved
+/// a tag. A dry run never does: nothing happened. To be up to date with what was just promoted is
+/// no news, unless a signature or another referrer has been brought since; else a change of the
+/// result, of either digest, of the class of the error or of the reasons is.
 pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
     let class = |settled: &Settled| settled.error.as_ref().map(|trouble| trouble.class.clone());
     let Some(last) = last else {

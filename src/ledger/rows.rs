@@ -89,7 +89,7 @@ pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> 
     .optional()
 }
 
-/// The jobs of a destination repository whose newest word is trouble.
+/// The jobs of a destination repository with a newest row that is neither promoted nor up to date.
 pub(super) fn troubled(
     db: &Connection,
     origin: &str,

@@ -1,6 +1,7 @@
 //! The ledger's tables.
 //!
-//! Texts throughout, so that a person with `sqlite3` can read them; times are milliseconds since 1970.
+//! Texts throughout, so that a person with `sqlite3` can read them; times are milliseconds since
+//! 1970.
 
 use crate::sqlite::Schema;
 

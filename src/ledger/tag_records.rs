@@ -1,4 +1,5 @@
-//! What is known of production tags: what we wrote or both sides agreed on, what was announced, what was reported.
+//! What is known of production tags: what we wrote or both sides agreed on, what was announced,
+//! what was reported.
 
 use std::collections::HashMap;
 
@@ -74,7 +75,8 @@ fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<TagRecord> {
     })
 }
 
-/// An earlier intent stays: its answer may have been lost, and then the place names it still. Returns whether it is new.
+/// An earlier intent stays: its answer may have been lost, and then the place names it still.
+/// Returns whether it is new.
 pub(super) fn intend(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite::Result<bool> {
     let [origin, repository, tag] = names(place);
     let known = db
@@ -117,7 +119,8 @@ pub(super) fn wrote(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite
     knows(db, place, digest, false)
 }
 
-/// The place is known to name `digest`, if the ledger still knows what it knew when the sides were asked.
+/// The place is known to name `digest`, if the ledger still knows what it knew when the sides were
+/// asked.
 pub(super) fn agree(
     db: &Connection,
     place: &TagId,

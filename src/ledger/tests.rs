@@ -308,7 +308,8 @@ async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
     }
 }
 
-/// The answer to the write of 2 was lost, and a person went back to 1: 2 must not count as intended any more.
+/// The answer to the write of 2 was lost, and a person went back to 1: 2 must not count as intended
+/// any more.
 #[tokio::test]
 async fn an_intent_that_arrived_or_was_overtaken_counts_no_more() {
     let ledger = Ledger::in_memory();

@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::digest::Digest;
 use super::media_type::MediaType;
 
-/// What a manifest says of a piece of content. The size is a claim until the bytes have been counted.
+/// What a manifest says of a piece of content. The size is a claim until the bytes have been
+/// counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {

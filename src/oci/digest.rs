@@ -1,7 +1,8 @@
 //! Digests: the algorithm and the hash, parsed once and compared as bytes.
 //!
-//! A value of [`Digest`] can always be verified: an algorithm that this build cannot compute is refused while
-//! parsing, so nothing later has to ask. Grammar: OCI image specification, `descriptor.md`, section "Digests".
+//! A value of [`Digest`] can always be verified: an algorithm that this build cannot compute is
+//! refused while parsing, so nothing later has to ask. Grammar: OCI image specification,
+//! `descriptor.md`, section "Digests".
 
 use std::fmt;
 use std::str::FromStr;
@@ -182,7 +183,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A running hash whose state can be written down and taken up again by another process.
+/// A running hash. Its state can be saved and restored by another process.
 #[derive(Clone)]
 pub enum Hasher {
     /// A running SHA-256.
@@ -226,8 +227,9 @@ impl Hasher {
         state
     }
 
-    /// Takes a saved state up again. `None` when it was written in another format or is damaged in a way that
-    /// shows; damage that does not show ends in a digest mismatch, never in wrong content.
+    /// Takes a saved state up again. `None` when it was written in another format or is damaged in
+    /// a way that shows; damage that does not show ends in a digest mismatch, never in wrong
+    /// content.
     pub fn restore(algorithm: Algorithm, state: &[u8]) -> Option<Hasher> {
         let (&format, state) = state.split_first()?;
         if format != STATE_FORMAT {

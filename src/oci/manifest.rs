@@ -1,13 +1,15 @@
 //! Manifests and indexes: raw bytes kept verbatim, and what they refer to, read tolerantly.
 //!
-//! The bytes are never written again from a parsed form: what goes to production is what staging sent. Parsing only
-//! answers which content belongs to the manifest. Unknown fields and media types pass; a digest that cannot be verified,
-//! a document that says two different things of itself, and schema 1 do not. Image specification, `manifest.md` and
-//! `image-index.md`.
+//! The bytes are never written again from a parsed form: what goes to production is what staging
+//! sent. Parsing only answers which content belongs to the manifest. Unknown fields and media types
+//! pass; a digest that cannot be verified, a document that says two different things of itself, and
+//! schema 1 do not. Image specification, `manifest.md` and `image-index.md`.
 //!
-//! A document that tools read differently is no image: one that lists both manifests and layers, or that has a field whose
-//! name differs from a known one only in case (CVE-2021-41190; Go's JSON decoder ignores case). What one tool verifies
-//! another would then pull.
+//! A document that tools read differently is refused: one with both manifests and layers, or with a
+//! field name that differs from a known one only in case (CVE-2021-41190,
+//! <https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh>; Go's
+//! JSON decoder ignores case). Otherwise one tool could verify content that another tool does not
+//! pull.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -153,7 +155,8 @@ struct Platform {
 }
 
 impl Manifest {
-    /// Reads a manifest. `served` is the `Content-Type` it came with, `algorithm` the one to name its bytes by.
+    /// Reads a manifest. `served` is the `Content-Type` it came with, `algorithm` the one to name
+    /// its bytes by.
     ///
     /// # Errors
     /// See [`Error`]; each says what is wrong with the document, not where it came from.
@@ -247,8 +250,8 @@ fn is_generic(media_type: &MediaType) -> bool {
     )
 }
 
-/// Without any word on the type the shape decides (distribution specification, section on content negotiation). Artifact
-/// manifests name their type always: a document with `blobs` alone is none.
+/// Without any word on the type the shape decides (distribution specification, section on content
+/// negotiation). Artifact manifests name their type always: a document with `blobs` alone is none.
 fn by_shape(document: &Document) -> Result<MediaType, Error> {
     let text = match document {
         Document {
@@ -331,7 +334,8 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
     }
 }
 
-/// Refuses a document with a field, of its own or of one of its descriptors, that differs from a known one only in case.
+/// Refuses a document with a field, of its own or of one of its descriptors, that differs from a
+/// known one only in case.
 fn fields_are_clear(bytes: &[u8]) -> Result<(), Error> {
     let mut ambiguous = None;
     let fields = Fields {
@@ -346,7 +350,7 @@ fn fields_are_clear(bytes: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// The fields that say what content belongs to a document, and those that descriptors have.
+/// The fields that refer to content, and the fields of descriptors.
 const KNOWN_FIELDS: [&str; 14] = [
     "schemaVersion",
     "mediaType",
@@ -455,7 +459,8 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 }
 
-/// The known field as which a decoder that ignores case reads this one. Go folds two more letters: `ſ` is an s, `K` a k.
+/// The known field as which a decoder that ignores case reads this one. Go folds two more letters:
+/// `ſ` is an s, `K` a k.
 fn looks_like(field: &str) -> Option<&'static str> {
     let folded = |text: &str| text.replace('ſ', "s").to_lowercase();
     KNOWN_FIELDS

@@ -25,8 +25,8 @@ pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v
 /// What blob bodies are sent as.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
-/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another list may answer
-/// with another document, and so with another digest.
+/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another
+/// list may answer with another document, and so with another digest.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.oci.image.manifest.v1+json, \
@@ -89,8 +89,8 @@ impl MediaType {
         }
     }
 
-    /// Whether a layer of this type is normally fetched from elsewhere and not held by registries. Decided by the
-    /// type alone: the image specification forbids to take `urls` as the sign.
+    /// Whether a layer of this type is normally fetched from elsewhere and not held by registries.
+    /// Decided by the type alone: the image specification forbids to take `urls` as the sign.
     pub fn is_foreign_layer(&self) -> bool {
         self.0
             .starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
@@ -99,8 +99,8 @@ impl MediaType {
                 .starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
     }
 
-    /// Whether a descriptor of this type in an index surely names a blob: layers and configs, which some indexes
-    /// (build caches) list directly.
+    /// Whether a descriptor of this type in an index surely names a blob: layers and configs, which
+    /// some indexes (build caches) list directly.
     pub fn is_surely_blob(&self) -> bool {
         self.0.starts_with("application/vnd.oci.image.layer.")
             || self.0.starts_with("application/vnd.docker.image.rootfs.")

@@ -1,7 +1,8 @@
 //! Names: registry host, repository, tag, and the references that people write.
 //!
-//! Each type is valid by construction. Grammar: OCI distribution specification, "Pulling manifests"; the total length
-//! limit of 255 characters for host and repository is the convention of all clients.
+//! Each type is valid by construction. Grammar: OCI distribution specification, "Pulling
+//! manifests"; the total length limit of 255 characters for host and repository is the convention
+//! of all clients.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -132,7 +133,8 @@ impl Tag {
         format!("sha256:{}", &encoded[..64]).parse().ok()
     }
 
-    /// This fallback tag, and with the endings of cosign the tags of its subject's signatures, attestations and SBOMs.
+    /// This fallback tag, and with the endings of cosign the tags of its subject's signatures,
+    /// attestations and SBOMs.
     pub fn with_usual_endings(&self) -> Vec<Tag> {
         COMPANION_ENDINGS
             .iter()
@@ -140,9 +142,10 @@ impl Tag {
             .collect()
     }
 
-    /// Whether this tag belongs to the content of another image: the referrers fallback, or a signature,
-    /// attestation or SBOM by cosign's naming. The endings are a closed list, and so at most four tags travel with a subject:
-    /// a tag with another ending is an ordinary one, which the rules of its route choose or leave out.
+    /// Whether this tag belongs to the content of another image: the referrers fallback, or a
+    /// signature, attestation or SBOM by cosign's naming. The endings are a closed list, and so at
+    /// most four tags travel with a subject: a tag with another ending is an ordinary one, which
+    /// the rules of its route choose or leave out.
     pub fn travels_with_subject(&self) -> bool {
         let Some(rest) = self
             .0
@@ -284,7 +287,8 @@ impl From<Digest> for Target {
     }
 }
 
-/// `host/repository[:tag][@digest]`. With both, the digest says which content and the tag which name.
+/// `host/repository[:tag][@digest]`. With both, the digest says which content and the tag which
+/// name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference {
     /// The registry.

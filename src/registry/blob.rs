@@ -22,8 +22,8 @@ use crate::fault::Fault;
 use crate::oci::{Descriptor, Digest};
 
 impl Repository {
-    /// Asks with HEAD; where that is refused or not allowed, as storage services do with addresses signed for GET, with a
-    /// GET of one byte.
+    /// Asks with HEAD; where that is refused or not allowed, as storage services do with addresses
+    /// signed for GET, with a GET of one byte.
     pub(super) async fn blob_presence(&self, digest: &Digest) -> Result<Presence, Fault> {
         let about = self.about("ask for the blob", &format!("@{digest}"));
         let answer = self
@@ -72,8 +72,8 @@ impl Repository {
         Ok(Presence::Present { size })
     }
 
-    /// The bytes from `offset` on. A registry that ignores the range sends the whole blob: the body then leaves out the
-    /// first `offset` bytes.
+    /// The bytes from `offset` on. A registry that ignores the range sends the whole blob: the body
+    /// then leaves out the first `offset` bytes.
     pub(super) async fn blob_bytes(
         &self,
         blob: &Descriptor,
@@ -125,7 +125,8 @@ impl Repository {
         })
     }
 
-    /// A refusal of a read. A storage service refuses when its signed address has run out: the registry gives a new one.
+    /// A refusal of a read. A storage service refuses when its signed address has run out: the
+    /// registry gives a new one.
     async fn read_refused(&self, answer: Answer, about: &ErrorContext) -> Fault {
         let (foreign, host) = (answer.host_kind == HostKind::Foreign, host_of(&answer.url));
         let refusal = self.transport().refusal(answer).await;
@@ -160,7 +161,8 @@ impl Repository {
     }
 }
 
-/// Checks that an answer is about to send the bytes from `start` to the end of a blob of `size` bytes, as they are.
+/// Checks that an answer is about to send the bytes from `start` to the end of a blob of `size`
+/// bytes, as they are.
 fn whole_and_plain(
     answer: &Answer,
     start: u64,
@@ -241,7 +243,8 @@ pub(super) fn number(text: &str) -> Option<u64> {
         .then(|| text.parse().ok())?
 }
 
-/// The bytes of a blob as they come: counted, bounded, and never waited for longer than `idle` at a time.
+/// The bytes of a blob as they come: counted, bounded, and never waited for longer than `idle` at a
+/// time.
 struct BlobReader {
     inner: Body,
     skip: u64,

@@ -1,8 +1,9 @@
 //! The body of an upload, watched: what was taken, when, and how it ended.
 //!
-//! The connection takes the body; the request waits for the answer. Between them stands a [`BodyMonitor`]: it tells a stall of
-//! the destination from a slow source, keeps the source's own failure, and stops the body once nobody wants it any more
-//! (answers may come early, requests may be dropped).
+//! The connection takes the body; the request waits for the answer. Between them stands a
+//! [`BodyMonitor`]: it tells a stall of the destination from a slow source, keeps the source's own
+//! failure, and stops the body once nobody wants it any more (answers may come early, requests may
+//! be dropped).
 
 use std::fmt;
 use std::future::Future;
@@ -79,7 +80,8 @@ impl BodyMonitor {
         self.state().flow = Flow::Paused;
     }
 
-    /// Ends when the destination has let a deadline pass: `idle` between two takes, `close` after the last.
+    /// Ends when the destination has let a deadline pass: `idle` between two takes, `close` after
+    /// the last.
     pub(super) async fn overdue(&self, idle: Duration, close: Duration) -> Overdue {
         loop {
             let now = Instant::now();
@@ -131,7 +133,8 @@ pub(super) struct MonitoredBody {
     sent: IntCounter,
 }
 
-/// Puts `body`, which must be `length` bytes long, under watch; every byte taken is counted in `sent`.
+/// Puts `body`, which must be `length` bytes long, under watch; every byte taken is counted in
+/// `sent`.
 pub(super) fn watched(
     body: BlobBody,
     length: u64,

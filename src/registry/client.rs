@@ -1,8 +1,9 @@
 //! The HTTP clients of one registry: trust, proxies, connections.
 //!
-//! Three of them. `api` speaks HTTP/2 where it can; `blob` speaks HTTP/1.1 only, since one connection for each body is
-//! faster than many bodies on one. `foreign` goes where answers lead: it never holds the registry's client certificate.
-//! None follows redirects, keeps cookies, or decompresses.
+//! Three of them. `api` speaks HTTP/2 where it can; `blob` speaks HTTP/1.1 only, since one
+//! connection for each body is faster than many bodies on one. `foreign` goes where answers lead:
+//! it never holds the registry's client certificate. None follows redirects, keeps cookies, or
+//! decompresses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::Deadlines;
 use super::redirect::{AddressGuard, HostKind, Resolver, Resolves};
 use crate::fault::Fault;
 
-/// Whom a registry trusts and who it is to them.
+/// The certificates to trust, and the client certificate to present.
 #[derive(Clone, Default)]
 pub struct Tls {
     /// Certificates in PEM that are trusted besides the system's.
@@ -64,11 +65,12 @@ struct ClientConfig {
 }
 
 impl Clients {
-    /// Builds the clients of the registry called `name` at `url`. `realms` says whether token servers elsewhere are named,
-    /// which speak https even when the registry does not.
+    /// Builds the clients of the registry called `name` at `url`. `realms` says whether token
+    /// servers elsewhere are named, which speak https even when the registry does not.
     ///
     /// # Errors
-    /// Certificates or keys that do not parse, and a system without CA certificates when https needs them.
+    /// Certificates or keys that do not parse, and a system without CA certificates when https
+    /// needs them.
     pub(super) fn new(
         name: &str,
         url: &Url,

@@ -1,8 +1,8 @@
 //! Statuses and wire codes → a [`Fault`] with a class and a way out, in one table.
 //!
-//! The status decides first, with two exceptions: a code that says "too many requests" is a reason to wait under any
-//! status, and a code that says "not retryable" beats a 5xx (distribution answers 500 with MANIFEST_BLOB_UNKNOWN).
-//! Texts of peers are clipped; queries of URLs are never shown.
+//! The status decides first, with two exceptions: a code that says "too many requests" is a reason
+//! to wait under any status, and a code that says "not retryable" beats a 5xx (distribution answers
+//! 500 with MANIFEST_BLOB_UNKNOWN). Texts of peers are clipped; queries of URLs are never shown.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -125,8 +125,8 @@ struct Document {
 }
 
 impl Refusal {
-    /// Reads an answer. The body may be JSON of the specification, other JSON, XML of a storage service, HTML, text or
-    /// nothing.
+    /// Reads an answer. The body may be JSON of the specification, other JSON, XML of a storage
+    /// service, HTML, text or nothing.
     ///
     /// `secrets` have been sent with the request, and are nowhere in what is read.
     pub(super) fn read(
@@ -174,7 +174,7 @@ impl Refusal {
 
     /// The class.
     pub(super) fn class(&self) -> Class {
-        // Who says that it is asked too often but not when to return is given a moment.
+        // A 429 without `Retry-After` still asks for a pause.
         let after = self.after.or((self.status() == 429).then_some(MOMENT));
         class_of(
             self.status(),
@@ -187,7 +187,8 @@ impl Refusal {
     pub(super) fn fault(&self, about: &ErrorContext) -> Fault {
         let class = self.class();
         let mut text = self.status().to_string();
-        // The entry that decides comes first: distribution puts UNKNOWN before the code that explains.
+        // The entry that decides comes first: distribution puts UNKNOWN before the code that
+        // explains.
         let telling = self
             .entries
             .iter()
@@ -259,7 +260,7 @@ pub(super) fn class_of<'a>(
     after: Option<Duration>,
 ) -> Class {
     let waits = Class::Retryable { after };
-    // Who says "too many" asks for time, whether or not he says how much.
+    // Too many requests: the caller has to wait, even when the registry names no time.
     let asks = Class::Retryable {
         after: after.or(Some(Duration::ZERO)),
     };
@@ -298,13 +299,14 @@ fn code_class(code: &str) -> Option<Class> {
         | "SIZE_INVALID"
         | "TAG_INVALID" => Class::Rejected,
         "UNSUPPORTED" | "PAGINATION_NUMBER_INVALID" | "RANGE_INVALID" => Class::Rejected,
-        // UNKNOWN and UNAVAILABLE are no reasons, and codes outside the specification are no promises.
+        // UNKNOWN and UNAVAILABLE are no reasons, and codes outside the specification are no
+        // promises.
         _ => return None,
     };
     Some(class)
 }
 
-/// `Retry-After` in seconds or as a date, else the `RateLimit-Reset` of those who send that instead; at most an hour.
+/// `Retry-After` in seconds or as a date, else `RateLimit-Reset`; at most an hour.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let Some(text) = text("retry-after") else {
@@ -427,7 +429,8 @@ pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
     bytes.get(start) == Some(&b'<')
 }
 
-/// A request that got no answer, or an answer that broke off: told by what caused it. `when` follows the sentence.
+/// A request that got no answer, or an answer that broke off: told by what caused it. `when`
+/// follows the sentence.
 pub(super) fn broken(error: reqwest::Error, about: &ErrorContext, host: &str, when: &str) -> Fault {
     let error = error.without_url();
     if let Some(refused) = cause::<Refused>(&error) {

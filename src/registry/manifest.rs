@@ -1,7 +1,8 @@
 //! Manifests: what a tag names, the bytes, and writing them (end-3, end-7).
 //!
-//! HEAD and GET send the same `Accept`: with another list a registry may answer with another document. Bytes are kept as
-//! they came, and every digest that a registry claims for them is compared with theirs.
+//! HEAD and GET send the same `Accept`: with another list a registry may answer with another
+//! document. Bytes are kept as they came, and every digest that a registry claims for them is
+//! compared with theirs.
 
 use std::collections::HashSet;
 
@@ -25,7 +26,8 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const MOST_MISSING: usize = 1000;
 
 impl Repository {
-    /// What `target` names, by HEAD; by GET where HEAD is not allowed or does not say why it is refused.
+    /// What `target` names, by HEAD; by GET where HEAD is not allowed or does not say why it is
+    /// refused.
     pub(super) async fn head_manifest(&self, target: &Target) -> Result<Option<Resolved>, Fault> {
         let about = self.about_manifest("ask for the manifest", target);
         let answer = self
@@ -145,7 +147,8 @@ fn resolved(answer: &Answer, target: &Target, about: &ErrorContext) -> Result<Re
     })
 }
 
-/// The digest that an answer claims. Of an algorithm that we do not know it is no claim; malformed it is a lie.
+/// The digest that an answer claims. Of an algorithm that we do not know it is no claim; malformed
+/// it is a lie.
 pub(super) fn claimed_digest(
     answer: &Answer,
     about: &ErrorContext,
@@ -164,8 +167,8 @@ pub(super) fn claimed_digest(
     }
 }
 
-/// Refuses an answer that claims another digest of the same algorithm. Of another algorithm is no contradiction:
-/// distribution answers sha512 requests with the sha256 of the content.
+/// Refuses an answer that claims another digest of the same algorithm. Of another algorithm is no
+/// contradiction: distribution answers sha512 requests with the sha256 of the content.
 pub(super) fn agrees(answer: &Answer, digest: &Digest, about: &ErrorContext) -> Result<(), Fault> {
     match claimed_digest(answer, about)? {
         Some(claimed) if claimed.algorithm() == digest.algorithm() && claimed != *digest => {

@@ -171,7 +171,8 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Creates the counters of the registry called `name` at 0, so that the first failure is already an increase.
+    /// Creates the counters of the registry called `name` at 0, so that the first failure is
+    /// already an increase.
     pub fn prepare(&self, name: &str) {
         self.names.take_up(name);
         for operation in Operation::ALL {
@@ -185,7 +186,8 @@ impl Metrics {
         }
     }
 
-    /// One call of a control plane: the AWS action, its status if it got an answer, and how long that took.
+    /// One call of a control plane: the AWS action, its status if it got an answer, and how long
+    /// that took.
     pub fn action(
         &self,
         registry: &str,
@@ -205,7 +207,8 @@ impl Metrics {
         }
     }
 
-    /// Forgets the registries that are not in `known`. Their requests that still run bring nothing back.
+    /// Forgets the registries that are not in `known`. Their requests that still run bring nothing
+    /// back.
     pub fn retain(&self, known: &HashSet<&str>) {
         self.names.retain(known);
         let gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("registry"));

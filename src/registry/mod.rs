@@ -1,8 +1,9 @@
 //! The client of the OCI distribution protocol.
 //!
-//! One request per function (two where the protocol asks for a second look): no retries, no waiting beyond a request's own
-//! deadlines, no memory of jobs. What can happen normally is a value; a [`Fault`] names the registry, the repository and
-//! the way out. Nothing that works like a password (credentials, upload locations, queries of signed addresses) is shown.
+//! One request per function (two where the protocol asks for a second look): no retries, no waiting
+//! beyond a request's own deadlines, no memory of jobs. What can happen normally is a value; a
+//! [`Fault`] names the registry, the repository and the way out. Nothing that works like a password
+//! (credentials, upload locations, queries of signed addresses) is shown.
 //!
 //! | file | what is there |
 //! |---|---|
@@ -64,11 +65,11 @@ pub struct Settings {
     pub name: String,
     /// `https://host[:port]` or `http://host[:port]`.
     pub url: Url,
-    /// Who we are there.
+    /// The credentials.
     pub credentials: auth::Credentials,
     /// Its kind, where the host name does not tell.
     pub kind: Option<Kind>,
-    /// Whom to trust and what to show.
+    /// The certificates to trust, and the client certificate.
     pub tls: Tls,
     /// Hosts of token servers beyond the registry's own domain.
     pub token_realms: Vec<String>,
@@ -89,7 +90,8 @@ pub struct Deadlines {
     pub work: Duration,
     /// Between two reads of a blob's body, and between two takes of an upload's.
     pub idle: Duration,
-    /// From the last byte of an upload to its answer: some registries hash the whole blob meanwhile.
+    /// From the last byte of an upload to its answer: some registries hash the whole blob
+    /// meanwhile.
     pub close: Duration,
 }
 
@@ -120,8 +122,8 @@ impl Registry {
     /// A client of the registry. Connects to nothing.
     ///
     /// # Errors
-    /// An address that is not `http(s)://host[:port]`, certificates that do not parse, or no CA certificates at all on
-    /// this system where https needs them.
+    /// An address that is not `http(s)://host[:port]`, certificates that do not parse, or no CA
+    /// certificates at all on this system where https needs them.
     pub fn new(settings: Settings, metrics: &Metrics) -> Result<Registry, Fault> {
         let Settings {
             name,
@@ -208,12 +210,13 @@ impl Registry {
         &self.transport().rate_limit
     }
 
-    /// Who we are there, where the credentials tell.
+    /// The principal at the registry, where the credentials tell it.
     pub fn user(&self) -> Option<String> {
         self.transport().authorizer.user()
     }
 
-    /// One of its repositories. On Docker Hub a name of one part is an official image and lives under `library`.
+    /// One of its repositories. On Docker Hub a name of one part is an official image and lives
+    /// under `library`.
     pub fn repository(&self, name: RepositoryName) -> Repository {
         let official = self.profile().kind == Kind::DockerHub && !name.as_str().contains('/');
         let longer = official

@@ -1,7 +1,7 @@
 //! What each kind of registry does differently, as data.
 //!
-//! A kind is recognised from the host name or said in the config. An unknown host is `generic`, host_kind choices are safe
-//! with every registry that keeps to the distribution specification.
+//! A kind is recognised from the host name or said in the config. An unknown host is `generic`,
+//! host_kind choices are safe with every registry that keeps to the distribution specification.
 
 use std::fmt;
 use std::str::FromStr;
@@ -88,7 +88,8 @@ impl Kind {
         }
     }
 
-    /// The kind behind a host name (without port, any case). Hosts that people name themselves are `generic`.
+    /// The kind behind a host name (without port, any case). Hosts that people name themselves are
+    /// `generic`.
     pub fn recognise(host: &str) -> Kind {
         let host = host.to_ascii_lowercase();
         let under = |domain: &str| {
@@ -159,7 +160,8 @@ impl Kind {
         }
     }
 
-    /// What runs as a service, keeps its lists in a database or a cache, or is not known, is asked for each tag.
+    /// What runs as a service, keeps its lists in a database or a cache, or is not known, is asked
+    /// for each tag.
     fn lists_what_is_there(self) -> bool {
         matches!(
             self,
@@ -169,8 +171,8 @@ impl Kind {
 
     fn upload(self) -> UploadStyle {
         match self {
-            // Artifactory used to refuse a whole blob in the closing request; Azure limits its size. Both take the one
-            // PATCH that every Docker client sends.
+            // Artifactory used to refuse a whole blob in the closing request; Azure limits its
+            // size. Both take the one PATCH that every Docker client sends.
             Kind::Artifactory | Kind::Acr => UploadStyle::Stream,
             _ => UploadStyle::Whole,
         }
@@ -179,8 +181,9 @@ impl Kind {
     fn resume(self) -> Resume {
         match self {
             Kind::Ecr | Kind::EcrPublic => Resume::Journal,
-            // distribution 2 and its descendants destroy a session when it is asked about after a cut; GHCR overwrites
-            // earlier chunks; Azure, Google, Artifactory and Nexus do not take a second piece.
+            // distribution 2 and its descendants destroy a session when it is asked about after a
+            // cut; GHCR overwrites earlier chunks; Azure, Google, Artifactory and Nexus do not take
+            // a second piece.
             Kind::Distribution2 | Kind::Harbor | Kind::Gitlab | Kind::Ghcr => Resume::Never,
             Kind::Acr | Kind::Gar | Kind::Artifactory | Kind::Nexus => Resume::Never,
             _ => Resume::Status,
@@ -197,8 +200,8 @@ impl Kind {
     }
 }
 
-/// The private registries of Amazon: twelve digits, `.dkr.ecr` or `.dkr-ecr`, with or without `-fips`, a region and one
-/// of Amazon's domains.
+/// The private registries of Amazon: twelve digits, `.dkr.ecr` or `.dkr-ecr`, with or without
+/// `-fips`, a region and one of Amazon's domains.
 fn is_ecr(host: &str) -> bool {
     const DOMAINS: [&str; 9] = [
         "amazonaws.com",
@@ -254,7 +257,7 @@ pub struct Profile {
     pub kind: Kind,
     /// What the engine plans by.
     pub abilities: Abilities,
-    /// Whether the referrers endpoint may be there: where it never is, nobody asks.
+    /// Whether the registry may have the referrers endpoint. When false, it is not requested.
     pub keeps_referrers: bool,
     /// How often its operator lets us ask.
     pub quotas: Quotas,

@@ -1,7 +1,8 @@
 //! What the headers of an answer say that the registry still allows.
 //!
-//! `RateLimit-Remaining: 76;w=21600` and `RateLimit-Limit: 100;w=21600` as Docker Hub sends them, `RateLimit-Reset` as the
-//! drafts of the header have it, and the same names after `X-`, where the reset is mostly a time and not a duration.
+//! `RateLimit-Remaining: 76;w=21600` and `RateLimit-Limit: 100;w=21600` as Docker Hub sends them,
+//! `RateLimit-Reset` as the drafts of the header have it, and the same names after `X-`, where the
+//! reset is mostly a time and not a duration.
 
 use std::time::Duration;
 

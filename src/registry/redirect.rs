@@ -1,15 +1,18 @@
 //! Where a request may go next, and whether our credentials may go with it.
 //!
-//! Credentials belong to one scheme, host and port. Redirects and upload locations elsewhere are followed without them;
-//! refused are another scheme than http and https, a downgrade to http, names and passwords in the address, metadata
-//! addresses, and other addresses inside (loopback, link-local, private) unless the registry itself answers from there.
+//! Credentials belong to one scheme, host and port. Redirects and upload locations elsewhere are
+//! followed without them; refused are another scheme than http and https, a downgrade to http,
+//! names and passwords in the address, metadata addresses, and other addresses inside (loopback,
+//! link-local, private) unless the registry itself answers from there.
 //!
-//! Literal addresses are judged by [`AddressGuard::judge`], names when they are resolved, by [`Resolver`]: the connection goes to
-//! the addresses that were judged. Where the registry is counts by the address that an answer came from, after TLS, and the
-//! least inside one of all answers: the registry's DNS may name any address, but cannot answer from it.
+//! Literal addresses are judged by [`AddressGuard::judge`], names when they are resolved, by
+//! [`Resolver`]: the connection goes to the addresses that were judged. Where the registry is
+//! counts by the address that an answer came from, after TLS, and the least inside one of all
+//! answers: the registry's DNS may name any address, but cannot answer from it.
 //!
-//! Behind a proxy of the environment names are resolved at the proxy. They are resolved here before ([`AddressGuard::admit`]), and
-//! refused where that gives an address inside; what does not resolve here is the proxy's to judge.
+//! Behind a proxy of the environment names are resolved at the proxy. They are resolved here before
+//! ([`AddressGuard::admit`]), and refused where that gives an address inside; what does not resolve
+//! here is the proxy's to judge.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -99,7 +102,8 @@ impl Reach {
     }
 }
 
-/// Ranges that no public server has: shared by carriers, of protocols, of benchmarks, reserved (RFC 6890).
+/// Ranges that no public server has: shared by carriers, of protocols, of benchmarks, reserved (RFC
+/// 6890).
 fn is_special([first, second, third, _]: [u8; 4]) -> bool {
     (first == 100 && second & 0xc0 == 64)
         || (first, second, third) == (192, 0, 0)
@@ -107,7 +111,8 @@ fn is_special([first, second, third, _]: [u8; 4]) -> bool {
         || first >= 240
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped, compatible, behind a translator (RFC 6052, RFC 8215), or of 6to4.
+/// The IPv4 address that an IPv6 address leads to: mapped, compatible, behind a translator (RFC
+/// 6052, RFC 8215), or of 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = address.segments();
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -119,10 +124,12 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Whether clouds answer there with what only the machine itself may know: its credentials, its configuration, its DNS.
+/// Whether clouds answer there with what only the machine itself may know: its credentials, its
+/// configuration, its DNS.
 ///
-/// Amazon: 169.254.169.0/24, 169.254.170.0/24 (containers) and fd00:ec2::/32; Azure: 168.63.129.16; Google: fd20:ce::254;
-/// Alibaba: 100.100.100.200; Oracle: 192.0.0.192; Scaleway: 169.254.42.42. The others answer at 169.254.169.254.
+/// Amazon: 169.254.169.0/24, 169.254.170.0/24 (containers) and fd00:ec2::/32; Azure: 168.63.129.16;
+/// Google: fd20:ce::254; Alibaba: 100.100.100.200; Oracle: 192.0.0.192; Scaleway: 169.254.42.42.
+/// The others answer at 169.254.169.254.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -192,7 +199,7 @@ pub(super) enum Refused {
 pub(super) enum HostKind {
     /// The registry's own scheme, host and port: credentials may go there.
     Own,
-    /// Somebody else's.
+    /// Another scheme, host or port: credentials must not go there.
     Foreign,
 }
 
@@ -287,7 +294,8 @@ impl AddressGuard {
         }
     }
 
-    /// Judges the name in `to` before a request goes there, where a proxy resolves it and [`Resolver`] does not.
+    /// Judges the name in `to` before a request goes there, where a proxy resolves it and
+    /// [`Resolver`] does not.
     pub(super) async fn admit(&self, to: &Url) -> Result<(), Refused> {
         let Some(Host::Domain(name)) = to.host() else {
             return Ok(());
@@ -309,7 +317,8 @@ impl AddressGuard {
         }
     }
 
-    /// The least inside address that the registry has answered from; before any answer, what its name itself says.
+    /// The least inside address that the registry has answered from; before any answer, what its
+    /// name itself says.
     fn reach(&self) -> Reach {
         Reach::from_bits(self.reach.load(Ordering::Relaxed))
             .unwrap_or_else(|| Reach::of_literal(&self.base))
@@ -335,7 +344,7 @@ impl AddressGuard {
         }
     }
 
-    /// The registry's own name, and those that the config lists.
+    /// The registry's own name, and the names that the config lists.
     fn is_trusted(&self, name: &str) -> bool {
         self.base.host_str() == Some(name) || self.listed.iter().any(|listed| listed == name)
     }
@@ -364,13 +373,15 @@ impl AddressGuard {
 /// Which names a client resolves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resolves {
-    /// That of the registry, and those of its token servers.
+    /// The names of the registry and of its token servers.
     Own,
-    /// Those that answers lead to. The registry's own is one of them: another port of it may be anything.
+    /// The names that answers lead to. This includes the registry's own name: another port on it
+    /// may be another service.
     Foreign,
 }
 
-/// Resolves names by the system's means and lets [`AddressGuard`] judge the outcome, which is what is connected to.
+/// Resolves names by the system's means and lets [`AddressGuard`] judge the outcome, which is what
+/// is connected to.
 pub(super) struct Resolver {
     pub(super) guard: Arc<AddressGuard>,
     pub(super) resolves: Resolves,
@@ -410,7 +421,8 @@ impl Hops {
         }
     }
 
-    /// Takes note of the address that the answer of a foreign host came from; behind a proxy that is not known.
+    /// Takes note of the address that the answer of a foreign host came from; behind a proxy that
+    /// is not known.
     pub(super) fn answered_from(&mut self, address: Option<SocketAddr>, guard: &AddressGuard) {
         let known = address.filter(|_| !guard.is_proxied(self.at()));
         self.reach = self
@@ -612,7 +624,8 @@ mod tests {
         );
     }
 
-    /// A registry host_kind name resolved to a public address and to 127.0.0.1 could redirect to this machine.
+    /// A registry host_kind name resolved to a public address and to 127.0.0.1 could redirect to
+    /// this machine.
     #[test]
     fn a_registry_counts_as_inside_only_while_all_answers_come_from_there() {
         let guard = AddressGuard::new(url("https://registry.example/"));

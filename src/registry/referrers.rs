@@ -1,8 +1,9 @@
 //! Referrers: the manifests that name another one as their subject (end-12).
 //!
-//! Whether a registry has this endpoint is learnt from answers that speak of the endpoint itself: a list says that it has,
-//! and for a while an answer that knows no such path says that it has not. A 400 or 404 that speaks of the repository or the
-//! manifest (Quay gives one for a subject that it lacks), or that says nothing, holds for this question alone.
+//! Whether a registry has this endpoint is learnt from answers that speak of the endpoint itself: a
+//! list says that it has, and for a while an answer that knows no such path says that it has not. A
+//! 400 or 404 that speaks of the repository or the manifest (Quay gives one for a subject that it
+//! lacks), or that says nothing, holds for this question alone.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Listings: tags, repositories, and the pages both come in (end-8 and `_catalog`).
 //!
-//! The next page is where `Link` says, to the letter; its absence is the only end. A link to another host is refused, and
-//! so is one to the page just read. How many pages are read is bounded by the caller. Entries are bounded while they are
-//! decoded: what a page has beyond the bound is skipped, never held, and the page is refused.
+//! The next page is where `Link` says, to the letter; its absence is the only end. A link to
+//! another host is refused, and so is one to the page just read. How many pages are read is bounded
+//! by the caller. Entries are bounded while they are decoded: what a page has beyond the bound is
+//! skipped, never held, and the page is refused.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,7 +24,8 @@ use crate::endpoint::{Cursor, Page, Tag};
 use crate::fault::Fault;
 use crate::oci::{self, RepositoryName};
 
-/// Most pages that a caller should read of one listing: a million entries of a registry that sends a thousand each.
+/// Most pages that a caller should read of one listing: a million entries of a registry that sends
+/// a thousand each.
 pub const MAX_PAGES: usize = 1000;
 /// Largest page, in bytes. Registries without pages send everything at once.
 const MAX_PAGE: usize = 8 * 1024 * 1024;

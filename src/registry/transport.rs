@@ -1,7 +1,8 @@
 //! One request: credentials, one challenge round, redirects, deadlines, counting.
 //!
-//! The only place that sends. Credentials go to the registry's own scheme, host and port and nowhere else. A body that was
-//! streamed is never sent twice: when its credentials turn out to be stale they are renewed, and the attempt is lost.
+//! The only place that sends. Credentials go to the registry's own scheme, host and port and
+//! nowhere else. A body that was streamed is never sent twice: when its credentials turn out to be
+//! stale they are renewed, and the attempt is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -239,7 +240,8 @@ impl Transport {
         url
     }
 
-    /// Sends `call`; follows redirects and answers one challenge. Whatever status comes back in the end is an answer.
+    /// Sends `call`; follows redirects and answers one challenge. Whatever status comes back in the
+    /// end is an answer.
     pub(super) async fn call(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         let mut hops = Hops::new(call.url.clone());
         let mut host_kind = self.judge(call)?;
@@ -293,7 +295,8 @@ impl Transport {
         }
     }
 
-    /// Sends a body of `length` bytes once. The answer's body has been read; the flag says whether all was taken.
+    /// Sends a body of `length` bytes once. The answer's body has been read; the flag says whether
+    /// all was taken.
     ///
     /// # Errors
     /// The body's own failure comes out as it is.

@@ -1,8 +1,8 @@
 //! Upload sessions: opened, filled, closed, asked about, given up (end-4a, 5, 6, 11, 13, 14).
 //!
-//! A session's location is used as the registry gave it: resolved against the address of the answer, its query untouched.
-//! It may lie on another host, which then gets no credentials, and it is judged again before each use, since it may have
-//! been written down by another process.
+//! A session's location is used as the registry gave it: resolved against the address of the
+//! answer, its query untouched. It may lie on another host, which then gets no credentials, and it
+//! is judged again before each use, since it may have been written down by another process.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
@@ -24,12 +24,13 @@ use crate::oci::{Algorithm, Digest, RepositoryName};
 const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 /// Largest minimum that a registry may ask for: a greater one would be an attack on memory.
 const MOST_CHUNK_MIN: u64 = 1 << 30;
-/// Registries bound the length of an address far below this; some of Google's are several kilobytes.
+/// Registries bound the length of an address far below this; some of Google's are several
+/// kilobytes.
 const MOST_LOCATION: usize = 32 * 1024;
 
 impl Repository {
-    /// Opens a session, offering `from` as a mount source. A mount that is refused, whatever the reason, is followed by a
-    /// plain opening request.
+    /// Opens a session, offering `from` as a mount source. A mount that is refused, whatever the
+    /// reason, is followed by a plain opening request.
     pub(super) async fn open(
         &self,
         digest: &Digest,
@@ -148,7 +149,8 @@ impl Repository {
                 &format!("{offset}-{}", offset + length - 1),
             );
         }
-        // A registry that got the blob on another way may say so before it has taken all of this one.
+        // A registry that got the blob on another way may say so before it has taken all of this
+        // one.
         let (answer, _) = self.send_body(call, length, body).await?;
         match answer.status.as_u16() {
             200 | 201 | 204 => {
@@ -253,7 +255,8 @@ impl Repository {
             .on(ClientKind::Blob)
     }
 
-    /// Sends a body; nothing to send can be sent again, so it gets the ordinary road with its challenge round.
+    /// Sends a body. An empty body can be sent twice, so it goes through `call`, which answers a
+    /// challenge.
     async fn send_body(
         &self,
         call: Call<'_>,
@@ -381,7 +384,8 @@ fn held(answer: &Answer) -> Option<u64> {
         .filter(|held| *held > 0)
 }
 
-/// `Range: 0-<last>`, with or without a unit: the length held. `0-0` right after opening means nothing at all.
+/// `Range: 0-<last>`, with or without a unit: the length held. `0-0` right after opening means
+/// nothing at all.
 fn upload_range(text: &str) -> Option<u64> {
     let text = text
         .strip_prefix("bytes")

@@ -1,8 +1,9 @@
 //! The disk of a simulator: one database in memory that outlives the processes which open it.
 //!
-//! The store over it is the same as over a file, but its two queues are one future instead of two threads. Dropping that
-//! future is the death of the process: what was queued is lost. Each group of requests takes the time that the simulator says. A
-//! power cut takes back the commits since the last sync, unless the schema is durable.
+//! The store over it is the same as over a file, but its two queues are one future instead of two
+//! threads. Dropping that future is the death of the process: what was queued is lost. Each group
+//! of requests takes the time that the simulator says. A power cut takes back the commits since the
+//! last sync, unless the schema is durable.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +27,8 @@ struct Inner {
     behaviour: Box<dyn Behaviour>,
 }
 
-/// How a disk behaves: asked for each group of requests, the `number`-th of its queue_kind since the store was opened.
+/// How a disk behaves: asked for each group of requests, the `number`-th of its queue_kind since
+/// the store was opened.
 pub trait Behaviour: Send + Sync + 'static {
     /// Requests that share one transaction, at most.
     fn group(&self) -> usize {

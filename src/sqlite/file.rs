@@ -17,13 +17,13 @@ use crate::state;
 pub struct Schema {
     /// Names its threads.
     pub name: &'static str,
-    /// Whether a commit outlives a loss of power. Without it the last commits may be lost then, and nothing is broken; a
-    /// process that dies loses none either way.
+    /// Whether a commit outlives a loss of power. Without it the last commits may be lost then, and
+    /// nothing is broken; a process that dies loses none either way.
     pub durable: bool,
     /// Written into the file, so that no other program's database is taken for ours.
     pub application: i32,
-    /// Each brings the database from the version that is its place in the list to the next. What has been released is
-    /// never edited, only added to.
+    /// Each brings the database from the version that is its place in the list to the next. What
+    /// has been released is never edited, only added to.
     pub migrations: &'static [&'static str],
 }
 
@@ -87,8 +87,8 @@ pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connecti
     Ok((writing, reading))
 }
 
-/// Opens a database that is there and changes nothing of it; `None`: it is not there. One of an older version is read into
-/// memory and brought to the newest there.
+/// Opens a database that is there and changes nothing of it; `None`: it is not there. One of an
+/// older version is read into memory and brought to the newest there.
 pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connection>, OpenError> {
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -100,7 +100,8 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
         Ok(_) => {}
     }
     let sorted = |error| classify(path, &error);
-    // Without a log no process has it open, and reading it as unchangeable leaves no files of a log behind.
+    // Without a log no process has it open, and reading it as unchangeable leaves no files of a log
+    // behind.
     let immutable = if with_suffix(path, "-wal").exists() {
         ""
     } else {
@@ -129,7 +130,8 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
     Ok(Some(copy))
 }
 
-/// The path with the links of its folder followed and that of the file itself left, for SQLite to refuse.
+/// The path with the links of its folder followed and that of the file itself left, for SQLite to
+/// refuse.
 fn real(path: &Path) -> Result<PathBuf, OpenError> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(unavailable(path, "it is no file"));
@@ -178,8 +180,8 @@ pub(super) fn bring_up(connection: &Connection, schema: &Schema) -> rusqlite::Re
     migrate(connection, schema)
 }
 
-/// Moves a database that cannot be used out of the way, with its log, over one that was moved there before. Returns where
-/// it is now.
+/// Moves a database that cannot be used out of the way, with its log, over one that was moved there
+/// before. Returns where it is now.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     make_private(path)?;
     let aside = with_suffix(path, ".aside");
@@ -207,7 +209,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// SQLite gives the log and its index the mode of the database, so the database must be private before it is opened.
+/// SQLite gives the log and its index the mode of the database, so the database must be private
+/// before it is opened.
 fn create(path: &Path) -> Result<(), OpenError> {
     let unusable = |error| unavailable(path, error);
     if let Some(folder) = path

@@ -1,20 +1,24 @@
-//! SQLite beside an async program: one thread writes, one reads, nobody else waits for a disk.
+//! SQLite for an async program: one thread writes, one thread reads, no other thread waits for the
+//! disk.
 //!
-//! The writing thread owns the writing connection. Requests reach it through a bounded channel; it takes up to
-//! [`GROUP`] at a time into one transaction, so that a commit, durable or not ([`Schema::durable`]), is paid once for all of them. A request
-//! that fails is undone alone; when the commit fails, all of its group fail and nothing of it remains. The reading
-//! thread has a read-only connection and sees whole commits only.
+//! The writing thread owns the writing connection. Requests reach it through a bounded channel; it
+//! takes up to [`GROUP`] at a time into one transaction, so that a commit, durable or not
+//! ([`Schema::durable`]), is paid once for all of them. A request that fails is undone alone; when
+//! the commit fails, all of its group fail and nothing of it remains. The reading thread has a
+//! read-only connection and sees whole commits only.
 //!
-//! **A read sees every write that was accepted before it**, whoever asked: it waits until the writer has settled as many
-//! requests as had been accepted by then.
+//! **A read sees every write that was accepted before it**, from any handle: it waits until the
+//! writer has settled as many requests as had been accepted by then.
 //!
-//! Each thread runs an async function (`queues`). A simulator runs the same functions as one future over a [`Disk`] of its own,
-//! with delays, kills and power cuts.
+//! Each thread runs an async function (`queues`). A simulator runs the same functions as one future
+//! over a [`Disk`] of its own, with delays, kills and power cuts.
 //!
-//! A database in memory has no threads: its requests take microseconds and run where they are made, so a paused clock,
-//! which leaps ahead whenever nothing but another thread is waited for, stands still over them.
+//! A database in memory has no threads: its requests take microseconds and run where they are made,
+//! so a paused clock, which leaps ahead whenever nothing but another thread is waited for, stands
+//! still over them.
 //!
-//! The threads end when the last handle is dropped or at [`Store::close`]; what was accepted is committed first.
+//! The threads end when the last handle is dropped or at [`Store::close`]; what was accepted is
+//! committed first.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -36,7 +40,7 @@ use task::{Task, Work};
 /// Requests that share one transaction, at most.
 pub const GROUP: usize = 256;
 
-/// Requests that wait for a thread, at most; whoever has more waits for room.
+/// Capacity of each queue; further callers wait for room.
 const WAITING: usize = 1024;
 
 /// Why a request came to nothing. Nothing of it remains.
@@ -70,8 +74,8 @@ enum Storage {
 }
 
 impl Store {
-    /// Opens the database at `path`, created when it is missing, and brings it to the newest version of `schema`. Blocks
-    /// on the disk: for the time before the runtime has work.
+    /// Opens the database at `path`, created when it is missing, and brings it to the newest
+    /// version of `schema`. Blocks on the disk: for the time before the runtime has work.
     pub fn open(path: &Path, schema: &Schema) -> Result<Store, OpenError> {
         let (writing, reading) = file::open(path, schema)?;
         let file: Arc<str> = path.display().to_string().into();
@@ -87,8 +91,8 @@ impl Store {
         })
     }
 
-    /// Opens the database of a simulator's disk. Nothing happens before the future is polled; dropping it loses what was
-    /// accepted and not yet committed.
+    /// Opens the database of a simulator's disk. Nothing happens before the future is polled;
+    /// dropping it loses what was accepted and not yet committed.
     pub fn on_disk(
         disk: &Disk,
         schema: &Schema,
@@ -107,8 +111,9 @@ impl Store {
         )
     }
 
-    /// Opens a database that is there to read it: every write fails, and nothing of it changes. `None`: it is not there. It
-    /// has no threads, so that a request blocks its caller on the disk: for commands that read a little and end.
+    /// Opens a database that is there to read it: every write fails, and nothing of it changes.
+    /// `None`: it is not there. It has no threads, so that a request blocks its caller on the disk:
+    /// for commands that read a little and end.
     pub fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Store>, OpenError> {
         let Some(connection) = file::open_to_read(path, schema)? else {
             return Ok(None);
@@ -120,7 +125,7 @@ impl Store {
         }))
     }
 
-    /// A database that nobody else sees and that ends with its last handle.
+    /// A private database that ends with its last handle.
     pub fn in_memory(schema: &Schema) -> Store {
         let connection =
             file::in_memory(schema).expect("a database in memory opens and its schema is right");
@@ -140,7 +145,8 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    /// Has `act` run soon and waits only for room in the channel; `settle` hears what came of it, on the writing thread.
+    /// Has `act` run soon and waits only for room in the channel; `settle` hears what came of it,
+    /// on the writing thread.
     pub async fn queue<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -156,7 +162,8 @@ impl Store {
         }
     }
 
-    /// Runs `act`, which only reads, on one state of the database: with every write in it that was accepted before.
+    /// Runs `act`, which only reads, on one state of the database: with every write in it that was
+    /// accepted before.
     pub async fn read<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -172,8 +179,8 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    /// Commits what was accepted, refuses what comes later, from this and every other handle, and waits until the file is
-    /// left.
+    /// Commits what was accepted, refuses what comes later, from this and every other handle, and
+    /// waits until the file is left.
     pub async fn close(&self) {
         match &self.storage {
             Storage::Memory(connection) => drop(lock(connection).take()),
@@ -212,7 +219,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Nobody listens any more when the caller was cancelled: what it asked for is done all the same.
+/// A cancelled caller has dropped its receiver; its request runs all the same.
 fn reply_to<T>(reply: oneshot::Sender<T>) -> impl FnOnce(T) {
     move |outcome| {
         let _ = reply.send(outcome);

@@ -19,7 +19,8 @@ use super::{GROUP, WAITING, lock};
 pub(super) struct Queues {
     writer: mpsc::Sender<Request>,
     reader: mpsc::Sender<Request>,
-    /// Writes accepted so far. Raised before a write enters the channel, so it is never below the place of a write in it.
+    /// Writes accepted so far. Raised before a write enters the channel, so it is never below the
+    /// place of a write in it.
     accepted: Arc<AtomicU64>,
     settled: Arc<Settled>,
 }
@@ -29,7 +30,7 @@ enum Request {
     Close,
 }
 
-/// How many writes have settled. Those that wait for one are woken in the order in which they came.
+/// How many writes have settled. Waiters are woken in the order of their arrival.
 #[derive(Default)]
 struct Settled {
     count: AtomicU64,
@@ -51,7 +52,8 @@ struct Server {
 }
 
 impl Queues {
-    /// Serves each queue_kind on a thread of its own, until the last handle is dropped or the queues are closed.
+    /// Serves each queue_kind on a thread of its own, until the last handle is dropped or the
+    /// queues are closed.
     pub(super) fn on_threads(
         file: &Arc<str>,
         name: &str,
@@ -71,7 +73,8 @@ impl Queues {
             .spawn(move || {
                 let connection = writer.connection.clone();
                 context.block_on(writer.serve());
-                // The last connection to leave folds the write-ahead log into the database: that has to be this one.
+                // The last connection to leave folds the write-ahead log into the database: that
+                // has to be this one.
                 let _ = reads.join();
                 drop(connection);
                 drop(lives);
@@ -138,7 +141,8 @@ impl Queues {
         Ok(())
     }
 
-    /// Queues a read, once every write is settled that was accepted before. Fails when the reader has ended.
+    /// Queues a read, once every write is settled that was accepted before. Fails when the reader
+    /// has ended.
     pub(super) async fn read(&self, task: Box<dyn Work>) -> Result<(), Closed> {
         let accepted = self.accepted.load(Ordering::SeqCst);
         self.settled.reached(accepted).await;

@@ -85,7 +85,8 @@ pub(super) fn settle(
     }
 }
 
-/// Runs a group in one transaction. `Ok` tells the fate of each; `Err` says that nothing of the group remains.
+/// Runs a group in one transaction. `Ok` tells the fate of each; `Err` says that nothing of the
+/// group remains.
 fn together(
     connection: &Connection,
     group: &mut [Box<dyn Work>],

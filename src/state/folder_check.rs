@@ -1,8 +1,9 @@
 //! Whether the state folder is still the one that was locked.
 //!
-//! A lock and a database outlive their names: after `rm -r` of the folder, or after another one was put in its place, the
-//! process would write to files that nothing else sees, and a second daemon could lock the new folder. So files are
-//! compared by device and inode with what their paths lead to now.
+//! A lock and a database outlive their names: after `rm -r` of the folder, or after another one was
+//! put in its place, the process would write to files that nothing else sees, and a second daemon
+//! could lock the new folder. So files are compared by device and inode with what their paths lead
+//! to now.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -10,8 +11,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Compares the files of a locked state folder with those that are there now. Cheap to clone; a check costs a few
-/// microseconds.
+/// Compares the files of a locked state folder with the files at the same paths now. Cheap to
+/// clone; a check takes a few microseconds.
 #[derive(Clone, Debug)]
 pub struct FolderCheck {
     folder: Arc<Path>,
@@ -32,7 +33,8 @@ pub struct FolderReplaced {
     path: PathBuf,
 }
 
-/// What tells a file from all others. The kernel does not give an inode's number away while the file is open.
+/// What tells a file from all others. The kernel does not give an inode's number away while the
+/// file is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -57,8 +59,8 @@ impl FolderCheck {
         }
     }
 
-    /// Watches over another file of the folder, too. It must stay open in this process: it is not opened here, since closing
-    /// it would end the locks that SQLite holds on it.
+    /// Watches over another file of the folder, too. It must stay open in this process: it is not
+    /// opened here, since closing it would end the locks that SQLite holds on it.
     ///
     /// # Errors
     /// When there is no such file.

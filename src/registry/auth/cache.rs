@@ -1,5 +1,5 @@
-//! The tokens of one registry, by the exact set of scopes: some registries refuse a token of another set, and a token of
-//! everything would outgrow their headers.
+//! The tokens of one registry, by the exact set of scopes: some registries refuse a token of
+//! another set, and a token of everything would outgrow their headers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ pub(super) struct Slot {
     pub(super) challenge: Option<(TokenServer, Arc<[String]>)>,
     /// The one request that may be under way.
     pub(super) renewal: Arc<SingleFlight<Arc<Token>>>,
-    /// What is known led nowhere: the registry is to be asked how to authorize before it is used again.
+    /// What is known led nowhere: the registry is to be asked how to authorize before it is used
+    /// again.
     pub(super) in_doubt: bool,
     paused: Option<Instant>,
     used: u64,

@@ -24,7 +24,8 @@ pub(super) enum Challenge {
     },
 }
 
-/// The best challenge of all the lines: the first Bearer that names a realm, else Basic. What cannot be read is passed over.
+/// The best challenge of all the lines: the first Bearer that names a realm, else Basic. What
+/// cannot be read is passed over.
 pub(super) fn best(headers: &HeaderMap) -> Option<Challenge> {
     let lines = headers.get_all(WWW_AUTHENTICATE).iter().take(MOST_LINES);
     let lines = lines

@@ -56,7 +56,8 @@ pub enum Credentials {
     },
     /// A token that the registry itself takes, sent with each request.
     Bearer(SecretString),
-    /// The Docker configuration, read again when it changes, and the credential helpers that it names.
+    /// The Docker configuration, read again when it changes, and the credential helpers that it
+    /// names.
     DockerConfig(docker::Store),
     /// Passwords that a control plane issues (Amazon ECR).
     Issued(Arc<dyn PasswordSource>),
@@ -77,7 +78,8 @@ impl Credentials {
         }
     }
 
-    /// The same after `refused` was refused: read, run or asked for again where that may bring another.
+    /// The same after `refused` was refused: read, run or asked for again where that may bring
+    /// another.
     pub(super) async fn login_after(
         &self,
         refused: &Login,
@@ -102,7 +104,8 @@ impl Credentials {
         }
     }
 
-    /// Whether a person's password is behind them, which a registry may lock after too many wrong tries.
+    /// Whether a person's password is behind them, which a registry may lock after too many wrong
+    /// tries.
     pub(super) fn can_be_locked(&self) -> bool {
         matches!(
             self,

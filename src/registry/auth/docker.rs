@@ -1,9 +1,10 @@
-//! The Docker configuration and its kin: `config.json` of Docker, `auth.json` of Podman and Skopeo, and credential helpers.
+//! The Docker configuration and its kin: `config.json` of Docker, `auth.json` of Podman and Skopeo,
+//! and credential helpers.
 //!
-//! Per file `credHelpers` beats `credsStore` beats `auths`; a helper that has nothing leaves the word to `auths`, and a file
-//! that has nothing to the next. Keys may hold a scheme and `/v1/` or `/v2/`, all of which is ignored, or a path below the
-//! host: the longest that matches wins. A file that is not there is passed over; one that cannot be read is a fault that names
-//! it.
+//! Per file `credHelpers` beats `credsStore` beats `auths`; a helper that has nothing leaves the
+//! word to `auths`, and a file that has nothing to the next. Keys may hold a scheme and `/v1/` or
+//! `/v2/`, all of which is ignored, or a path below the host: the longest that matches wins. A file
+//! that is not there is passed over; one that cannot be read is a fault that names it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -48,8 +49,8 @@ struct CachedFile {
 }
 
 impl Store {
-    /// A store over `paths`, the first that knows a registry has it. `helper_path` is where helpers are looked for, written
-    /// like `$PATH`; without it where the process looks for programs.
+    /// A store over `paths`, the first that knows a registry has it. `helper_path` is where helpers
+    /// are looked for, written like `$PATH`; without it where the process looks for programs.
     pub fn new(paths: Vec<PathBuf>, helper_path: Option<OsString>) -> Store {
         Store(Arc::new(Inner {
             paths,
@@ -182,7 +183,8 @@ async fn state(path: &Path) -> io::Result<Option<(SystemTime, u64)>> {
             Err(io::Error::other("it is a pipe, not a regular file"))
         }
         Ok(metadata) => Ok(Some((metadata.modified()?, metadata.len()))),
-        // A sandbox hides home folders by denying them; a file that we may not read is denied later, when it is opened.
+        // A sandbox hides home folders by denying them; a file that we may not read is denied
+        // later, when it is opened.
         Err(error)
             if matches!(
                 error.kind(),
@@ -273,7 +275,7 @@ impl File {
 }
 
 impl Auth {
-    /// `None`: the entry is a mark that somebody logged in, and the secret is elsewhere.
+    /// `None`: the entry only marks a login; a credential helper holds the secret.
     fn login(&self) -> Result<Option<Login>, &'static str> {
         let filled = |secret: &Option<SecretString>| {
             secret

@@ -1,7 +1,9 @@
-//! Credential helpers: programs named `docker-credential-<name>` that hand out the credentials of a registry.
+//! Credential helpers: programs named `docker-credential-<name>` that hand out the credentials of a
+//! registry.
 //!
-//! The name of the registry goes in, JSON comes out. A helper gets 30 seconds and may answer 64 KiB; its answer is kept for
-//! five minutes, its failure for five seconds, and one run serves all who wait for it.
+//! A helper reads the registry's name and writes JSON. It has 30 seconds and may write 64 KiB. Its
+//! answer is cached for five minutes, its failure for five seconds, and one run serves all
+//! concurrent callers.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -39,7 +41,7 @@ pub(super) struct Helpers {
 
 type Outcome = Result<Option<Login>, Arc<Fault>>;
 
-/// Where those meet who want the same registry of the same helper.
+/// The last answer of one helper for one registry, and the run in progress.
 #[derive(Default)]
 struct CachedHelper {
     run_once: SingleFlight<Option<Login>>,
@@ -160,7 +162,7 @@ async fn ask(
     read(name, status, &said)
 }
 
-/// Runs the helper; whoever drops this future ends it.
+/// Runs the helper. Dropping the future kills the process.
 async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, Vec<u8>), Fault> {
     let broken = |error: std::io::Error| {
         Fault::new(
@@ -240,8 +242,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Puts a helper into `folder`. Another process writes it: a program that this one holds open, be it in a child of another
-    /// test that has not come to its own program yet, cannot be run.
+    /// Puts a helper into `folder`. Another process writes it: a program that this one holds open,
+    /// be it in a child of another test that has not come to its own program yet, cannot be run.
     pub(in super::super) fn script(folder: &tempfile::TempDir, name: &str, body: &str) {
         let path = folder.path().join(format!("docker-credential-{name}"));
         let mut writer = std::process::Command::new("sh");

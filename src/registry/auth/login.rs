@@ -22,7 +22,8 @@ pub(super) enum Login {
         username: String,
         password: SecretString,
     },
-    /// A refresh token for the token server; some servers take it as the password of `username` too.
+    /// A refresh token for the token server; some servers take it as the password of `username`
+    /// too.
     Identity {
         username: Option<String>,
         token: SecretString,
@@ -48,7 +49,7 @@ impl Login {
         matches!(self, Login::Anonymous)
     }
 
-    /// Who this is, for people.
+    /// The user, for messages.
     pub(super) fn user(&self) -> String {
         match self {
             Login::Anonymous => "anonymous".to_owned(),
@@ -62,7 +63,8 @@ impl Login {
         }
     }
 
-    /// The header that shows it to the registry itself, without a token server. `None`: there is no such header.
+    /// The header that shows it to the registry itself, without a token server. `None`: there is no
+    /// such header.
     pub(super) fn direct(&self) -> Result<Option<HeaderValue>, Fault> {
         match self {
             Login::Basic { username, password } => basic(username, password).map(Some),

@@ -1,5 +1,5 @@
-//! What we remember of logins that were tried: those that a server refused are not shown again for a while, so that nobody's
-//! account gets locked by a daemon that knocks all night with an old password.
+//! Backoff for refused logins. A login that a server refused is not sent again for a while: many
+//! failed attempts with an old password can lock the account.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -39,8 +39,8 @@ impl LoginBackoff {
     /// Leave to show the login for `scopes`.
     ///
     /// # Errors
-    /// `Auth` with the words of the refusal, while it rests. When the rest is over, one caller may try; the others are
-    /// still refused.
+    /// `Auth` with the words of the refusal, while it rests. When the rest is over, one caller may
+    /// try; the others are still refused.
     pub(super) fn check(&mut self, login: u64, scopes: &Scopes) -> Result<(), Fault> {
         for key in [(login, None), (login, Some(scopes.clone()))] {
             let Some(refusal) = self.refused.get_mut(&key) else {
@@ -70,8 +70,9 @@ impl LoginBackoff {
         self.proven.insert(login);
     }
 
-    /// The login was refused: altogether, or for `scopes` only. Returns what [`LoginBackoff::check`] says from now on: whoever
-    /// compares the first refusal with later ones finds the same words.
+    /// Records that the login was refused, altogether or for `scopes` only. Returns the fault that
+    /// [`LoginBackoff::check`] returns from now on, so that the first refusal and later ones have
+    /// the same text.
     pub(super) fn refuse(&mut self, login: u64, scopes: Option<&Scopes>, text: &str) -> Fault {
         if scopes.is_none() {
             self.doubt(login);

@@ -1,12 +1,13 @@
 //! Authorization at one registry, and the only owner of credentials.
 //!
-//! A request asks [`Authorizer::header`] what to send, and [`Authorizer::answer`] once when it was refused. Credentials go to the
-//! registry itself and to token servers that `realm` accepts, over https, or over http where that stays on this machine or the
-//! config says `insecure`. Once the registry has named its token server, tokens are fetched ahead of every request, one at a
-//! time for each set of scopes, and renewed before they end.
+//! A request asks [`Authorizer::header`] what to send, and [`Authorizer::answer`] once when it was
+//! refused. Credentials go to the registry itself and to token servers that `realm` accepts, over
+//! https, or over http where that stays on this machine or the config says `insecure`. Once the
+//! registry has named its token server, tokens are fetched ahead of every request, one at a time
+//! for each set of scopes, and renewed before they end.
 //!
-//! A user's password that was refused rests (see `login_backoff`): everybody gets the same answer from memory meanwhile. A
-//! password that nobody has accepted yet is tried once, not by thirty requests at the same moment.
+//! A refused user password is not sent again for a while (see `login_backoff`); requests get the
+//! remembered refusal meanwhile. An unproven password is sent by one request at a time.
 //!
 //! | known so far | credentials | sent ahead | after a 401 |
 //! |---|---|---|---|
@@ -54,7 +55,8 @@ use super::redirect::AddressGuard;
 use crate::fault::{Class, Fault};
 use crate::random;
 
-/// How long a token must have been good before its refusal is taken for its end and not for a final no.
+/// How long a token must have been good before its refusal is taken for its end and not for a final
+/// no.
 const SECOND_TRY: Duration = Duration::from_secs(60);
 /// How long a token that the registry takes directly is used before its source is looked at again.
 const DIRECT_LIFE: Duration = Duration::from_secs(300);
@@ -105,7 +107,8 @@ struct Inner {
     secrets: Secrets,
     hashing: RandomState,
     state: Mutex<AuthState>,
-    /// Held while a password is tried that nobody has accepted yet; holds the last failure that said nothing of the password.
+    /// Held while an unproven password is tried. Contains the last failure that did not concern the
+    /// password.
     trial: tokio::sync::Mutex<Option<(Instant, Fault)>>,
 }
 
@@ -161,11 +164,12 @@ impl Authorizer {
         }))
     }
 
-    /// What to send with a request that needs `scopes`. `None`: nothing; either nothing is known yet, or there is nothing to
-    /// show.
+    /// What to send with a request that needs `scopes`. `None`: nothing; either nothing is known
+    /// yet, or there is nothing to show.
     ///
     /// # Errors
-    /// `Auth` when the credentials cannot be had, are refused or must not be sent; `Retryable` when the token server is away.
+    /// `Auth` when the credentials cannot be had, are refused or must not be sent; `Retryable` when
+    /// the token server is away.
     pub async fn header(&self, scopes: &Scopes) -> Result<Option<HeaderValue>, Fault> {
         match self.0.scheme(scopes) {
             Some(Scheme::Bearer(server)) => self.0.token(scopes, &server, None).await,
@@ -175,11 +179,13 @@ impl Authorizer {
         }
     }
 
-    /// What to send instead of `rejected` after a 401, or after a 403 that says that a token has expired; `challenges` are
-    /// the headers of that answer. `None`: nothing better can be had, the refusal stands. The request is sent once more at most.
+    /// What to send instead of `rejected` after a 401, or after a 403 that says that a token has
+    /// expired; `challenges` are the headers of that answer. `None`: nothing better can be had, the
+    /// refusal stands. The request is sent once more at most.
     ///
     /// # Errors
-    /// As [`Authorizer::header`]; `Auth` too when the registry names a token server that it must not name.
+    /// As [`Authorizer::header`]; `Auth` too when the registry names a token server that it must
+    /// not name.
     pub async fn answer(
         &self,
         scopes: &Scopes,
@@ -208,7 +214,7 @@ impl Authorizer {
         tokens.into_iter().chain(issued).min()
     }
 
-    /// Who we are there, as far as it is known: a user name, an ARN, or "anonymous".
+    /// The principal at the registry, if known: a user name, an ARN, or "anonymous".
     pub fn user(&self) -> Option<String> {
         match &self.0.settings.credentials {
             Credentials::Issued(source) if source.identity().is_some() => {
@@ -247,7 +253,8 @@ impl Inner {
         }
     }
 
-    /// Takes in the challenge of an answer; one without a challenge leaves what was known, or is made up for by asking `/v2/`.
+    /// Takes in the challenge of an answer; one without a challenge leaves what was known, or is
+    /// made up for by asking `/v2/`.
     async fn learn_scheme(
         &self,
         scopes: &Scopes,
@@ -366,14 +373,15 @@ impl Inner {
             self.prove_login(&login, scopes, &header).await?;
             return Ok(Some(header));
         }
-        // A password that was good may be so no more; a good one that lacks a right here stays good elsewhere.
+        // A password that was good may be so no more; a good one that lacks a right here stays good
+        // elsewhere.
         self.state().backoff.doubt(login.fingerprint(&self.hashing));
         self.prove_login(&login, scopes, &header)
             .await
             .map(|()| None)
     }
 
-    /// Makes sure that a password is shown to the registry once before it is shown by many requests at once.
+    /// Sends an unproven password once before concurrent requests may send it.
     async fn prove_login(
         &self,
         login: &Login,
@@ -392,7 +400,7 @@ impl Inner {
         trial.end(self.verify_login(login, scopes, header).await)
     }
 
-    /// Shows a login to the version check. Only a 401 that asks for a password is a word on the password.
+    /// Sends a login to the version check. Only a 401 that challenges for a password rejects it.
     async fn verify_login(
         &self,
         login: &Login,
@@ -417,8 +425,8 @@ impl Inner {
         Err(backoff.refuse(fingerprint, None, &text))
     }
 
-    /// Leave to try a login that nobody has accepted yet, one caller after the other; `None` for one that needs no trial.
-    /// Those who waited for a trial that came to nothing share its failure instead of trying the same again.
+    /// The exclusive right to try an unproven login; `None` when the login needs no trial. Callers
+    /// that waited for an inconclusive trial get its failure instead of trying again.
     async fn trial(&self, login: &Login) -> Result<Option<Trial<'_>>, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
         let needless = || login.is_anonymous() || self.state().backoff.is_proven(fingerprint);
@@ -471,11 +479,11 @@ impl Inner {
     }
 }
 
-/// The one try of a login that nobody has accepted yet.
+/// The exclusive right to try an unproven login.
 struct Trial<'a>(tokio::sync::MutexGuard<'a, Option<(Instant, Fault)>>);
 
 impl Trial<'_> {
-    /// Ends it; a failure that says nothing of the login is left for those who wait.
+    /// Ends the trial. A retryable failure is left for the waiting callers.
     fn end<T>(mut self, result: Result<T, Fault>) -> Result<T, Fault> {
         if let Err(fault) = &result
             && fault.class().is_retryable()
@@ -524,8 +532,9 @@ impl Inner {
         }
     }
 
-    /// A token that has not ended outlives a failure to renew it, unless the registry has refused it. Without one the
-    /// registry is asked for its challenge again before the next request: it may have moved its token server.
+    /// A token that has not ended outlives a failure to renew it, unless the registry has refused
+    /// it. Without one the registry is asked for its challenge again before the next request: it
+    /// may have moved its token server.
     fn survivor(
         &self,
         scopes: &Scopes,

@@ -1,10 +1,11 @@
 //! Where a token may be asked for.
 //!
-//! A challenge comes from the registry, or from whoever sits in front of it, and our credentials go where it points. So a realm
-//! must be https (http only where the registry itself is plain http), carry no user information, and be the registry's own
-//! host, a host of the same registrable domain, or one that the config lists. Addresses are nobody's relatives: only the
-//! registry's own counts, or one that is listed; link-local addresses, where the metadata services of clouds live, are never
-//! taken from a list.
+//! A challenge comes from the registry or from a proxy in front of it, and our credentials go where
+//! it points. So a realm must be https (http only if the registry itself is plain http), carry no
+//! user information, and be the registry's own host, a host of the same registrable domain, or a
+//! host that the config lists. An IP address has no domain: only the registry's own address or a
+//! listed one is accepted. Link-local addresses are never accepted, since cloud metadata services
+//! answer there.
 
 use std::net::IpAddr;
 
@@ -12,8 +13,9 @@ use url::{Host, Url};
 
 use crate::fault::{Class, Fault, clip};
 
-/// Domains of clouds under which strangers have names and that the public suffix list (<https://publicsuffix.org>) does not
-/// know as such, or only in part: a host there is related to itself only.
+/// Domains of clouds under which strangers have names and that the public suffix list
+/// (<https://publicsuffix.org>) does not know as such, or only in part: a host there is related to
+/// itself only.
 const SHARED: [&str; 18] = [
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -35,7 +37,8 @@ const SHARED: [&str; 18] = [
     "sslip.io",
 ];
 
-/// The realm of a challenge of the registry `registry` at `origin`, when a token may be asked for there.
+/// The realm of a challenge of the registry `registry` at `origin`, when a token may be asked for
+/// there.
 ///
 /// # Errors
 /// `Auth`, saying which rule it breaks and what to set.
@@ -125,7 +128,8 @@ fn related(host: &Host, own: &Host) -> bool {
     registrable(own).is_some_and(|domain| registrable(host) == Some(domain))
 }
 
-/// The part of a name that one owner holds, by the public suffix list. `None` where nothing but the name itself is sure.
+/// The part of a name that one owner holds, by the public suffix list. `None` where nothing but the
+/// name itself is sure.
 fn registrable(host: &str) -> Option<&str> {
     let below = |domain: &&str| {
         host.strip_suffix(*domain)
@@ -134,7 +138,8 @@ fn registrable(host: &str) -> Option<&str> {
     if SHARED.iter().any(below) || host.split('.').any(str::is_empty) {
         return None;
     }
-    // One service's hosts differ in the label before the region there, and strangers' buckets live beside it.
+    // One service's hosts differ in the label before the region there, and strangers' buckets live
+    // beside it.
     if let Some(rest) = host.strip_suffix(".aliyuncs.com") {
         let start = rest.rfind('.').map_or(0, |dot| dot + 1);
         return Some(&host[start..]);

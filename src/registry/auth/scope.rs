@@ -12,8 +12,9 @@ const LONGEST_DEMANDED: usize = 400;
 /// The one scope that ECR Public demands; it names no repository.
 const PUBLIC_ECR: &str = "aws";
 
-/// A set of `repository:<name>:<actions>` and `registry:catalog:*`, without duplicates. The order is part of it, since some
-/// token servers look at the first scope only; it is sorted but for a mount, host_kind target comes first.
+/// A set of `repository:<name>:<actions>` and `registry:catalog:*`, without duplicates. The order
+/// is part of it, since some token servers look at the first scope only; it is sorted but for a
+/// mount, host_kind target comes first.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Scopes(Arc<[String]>);
 
@@ -60,8 +61,9 @@ impl Scopes {
             .find_map(|scope| Some(scope.strip_prefix("repository:")?.rsplit_once(':')?.0))
     }
 
-    /// The scopes to ask for when the registry's challenge demands `demanded`: what it wants beyond ours comes first, as
-    /// long as it allows no action that ours does not. Proxies that rewrite paths know their repositories by other names.
+    /// The scopes to ask for when the registry's challenge demands `demanded`: what it wants beyond
+    /// ours comes first, as long as it allows no action that ours does not. Proxies that rewrite
+    /// paths know their repositories by other names.
     pub(super) fn with_demanded(&self, demanded: &str) -> Vec<String> {
         let allowed: Vec<&str> = self.iter().flat_map(actions).collect();
         let extra = demanded

@@ -1,9 +1,10 @@
 //! What was sent to a registry and must not come back in its words.
 //!
-//! A registry, or a proxy that debugs, may repeat a request's headers in its answer. Whatever it says is scrubbed of every
-//! credential that went there, in the encodings that it was sent in and in those that texts are usually put in, before it
-//! becomes part of a failure: peers' texts before they are cut ([`Secrets::scrub`]), and every failure of a registry as a
-//! whole once more ([`Secrets::scrub_fault`]).
+//! A registry or a debugging proxy may repeat request headers in its answer. Every credential that
+//! was sent there is removed from the answer, in the encodings of the request and in the usual
+//! encodings of text, before the answer becomes part of a failure: peers' texts before they are cut
+//! ([`Secrets::scrub`]), and every failure of a registry as a whole once more
+//! ([`Secrets::scrub_fault`]).
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -19,7 +20,7 @@ use url::{Url, form_urlencoded};
 
 use crate::fault::{Fault, clip};
 
-/// Credentials that are remembered: those sent last.
+/// The most recently sent credentials that are remembered.
 const MOST_CREDENTIALS: usize = 128;
 /// Secret parts of addresses that are remembered.
 const MOST_OF_ADDRESSES: usize = 128;
@@ -64,7 +65,7 @@ impl Secrets {
         }
     }
 
-    /// A request is about to go to an address that an answer named: whoever has it may do what it allows.
+    /// A request is about to go to an address from an answer. The address itself may grant access.
     pub(in crate::registry) fn sent_to(&self, url: &Url) {
         let is_secret = |text: &str| {
             text.len() >= SHORTEST_OF_ADDRESS
@@ -242,7 +243,8 @@ fn fully_percent_encoded(secret: &str) -> String {
     secret.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// What the base64 of a longer text shows of a secret that stands `offset` bytes after a multiple of three.
+/// What the base64 of a longer text shows of a secret that stands `offset` bytes after a multiple
+/// of three.
 fn within_base64(secret: &str, offset: usize) -> Option<String> {
     let encoded = STANDARD_NO_PAD.encode([&vec![0; offset], secret.as_bytes()].concat());
     // Characters that the neighbours have a share in say nothing.

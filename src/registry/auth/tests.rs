@@ -634,7 +634,8 @@ fn identity(entry: &str) -> (tempfile::TempDir, Authorizer) {
     )
 }
 
-/// ECR Public: the token server is the registry itself, and names a scope that no other registry has.
+/// ECR Public: the token server is the registry itself, and names a scope that no other registry
+/// has.
 #[tokio::test]
 async fn the_public_ecr_gives_tokens_to_anybody_and_to_those_who_have_logged_in() {
     for (credentials, shown) in [(Credentials::Anonymous, None), (joe(), Some(basic_joe()))] {

@@ -1,7 +1,9 @@
 //! One request to a token server, and what its answer means.
 //!
-//! The GET form with repeated `scope` for user names and for nobody; the OAuth2 form for identity tokens, with the GET form
-//! behind it where a user name is known. Redirects are not followed: they could lead our credentials anywhere.
+//! GET with repeated `scope` for user names and anonymous access
+//! (<https://distribution.github.io/distribution/spec/auth/token/>); the OAuth2 POST for identity
+//! tokens, then GET if a user name is known. Redirects are not followed: they could send our
+//! credentials to any host.
 
 use std::time::Duration;
 
@@ -88,7 +90,7 @@ pub(super) struct Request<'a> {
     pub(super) service: Option<&'a str>,
     /// What the token is to allow, the most important first.
     pub(super) scopes: &'a [String],
-    /// Whom it is for.
+    /// The login that the token is for.
     pub(super) login: &'a Login,
     /// What must not come back in the answer's words.
     pub(super) secrets: &'a Secrets,
@@ -109,8 +111,8 @@ impl Request<'_> {
     /// Asks, in the form that suits the login.
     ///
     /// # Errors
-    /// `Retryable` when the server is away, busy or silent for `deadline`; `Auth` and `Rejected` for answers that make no
-    /// sense.
+    /// `Retryable` when the server is away, busy or silent for `deadline`; `Auth` and `Rejected`
+    /// for answers that make no sense.
     pub(super) async fn send(
         &self,
         http: &reqwest::Client,
@@ -317,7 +319,8 @@ struct Reply {
 }
 
 impl Reply {
-    /// The peer's own reason, as `": reason"`, fit for a message. Nothing else of a body is ever quoted.
+    /// The peer's own reason, as `": reason"`, fit for a message. Nothing else of a body is ever
+    /// quoted.
     fn said(&self, secrets: &Secrets) -> String {
         let text = |value: &Value| {
             value

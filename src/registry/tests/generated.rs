@@ -1,4 +1,5 @@
-//! The client against peers that answer anything: generated statuses, headers and bodies, judged by plain rules written here.
+//! The client against peers that answer anything: generated statuses, headers and bodies, judged by
+//! plain rules written here.
 
 use std::collections::BTreeSet;
 
@@ -189,7 +190,8 @@ fn any_answer() -> impl Strategy<Value = Answered> {
     })
 }
 
-/// Runs `check` against a peer that says each generated thing, with a client that has not talked to it before.
+/// Runs `check` against a peer that says each generated thing, with a client that has not talked to
+/// it before.
 fn against<T: std::fmt::Debug>(
     cases: impl Strategy<Value = T>,
     check: impl AsyncFn(&Repository, &dyn Fn(Answered), T) -> Result<(), TestCaseError>,
@@ -221,7 +223,8 @@ fn against<T: std::fmt::Debug>(
     run.unwrap();
 }
 
-/// An image has a config and no list of manifests, an index such a list and nothing else; neither has a field in another case.
+/// An image has a config and no list of manifests, an index such a list and nothing else; neither
+/// has a field in another case.
 fn may_be_carried(document: &Value) -> bool {
     let has = |field: &str| !document[field].is_null();
     let is_image = has("config") && !has("manifests");

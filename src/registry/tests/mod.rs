@@ -1,4 +1,5 @@
-//! The client against small servers on loopback that answer as told and write down what they were asked.
+//! The client against small servers on loopback that answer as told and write down what they were
+//! asked.
 
 mod generated;
 mod reads;
