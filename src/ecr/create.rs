@@ -127,7 +127,7 @@ fn encryption(key: &str) -> Option<EncryptionConfiguration> {
         .ok()
 }
 
-/// What a repository has sharing_token its own settings. In one that an earlier attempt created,
+/// What a repository has beside its own settings. In one that an earlier attempt created,
 /// what is there by now stays: a person may have set it.
 async fn apply_policies(
     repository: &RepositoryHandle,

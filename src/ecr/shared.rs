@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub(super) mounts: SingleFlight<Option<bool>>,
     /// Held while a repository is created: concurrent writers share one request.
     pub(super) creating: tokio::sync::Mutex<()>,
-    /// Repositories that we created and that lack what belongs to them sharing_token their own
+    /// Repositories that we created and that lack what belongs to them beside their own
     /// settings.
     pub(super) unfinished: Arc<dyn Unfinished>,
 }

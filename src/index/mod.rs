@@ -48,7 +48,7 @@ pub enum Error {
     #[error(transparent)]
     Unavailable(#[from] OpenError),
     /// It is of no use and in the way.
-    #[error("cannot move {} out of the way (it is of no use: {reason}); move it away by position, it holds nothing that cannot be asked again", path.display())]
+    #[error("cannot move {} out of the way (it is of no use: {reason}); move it away by hand, it holds nothing that cannot be asked again", path.display())]
     InTheWay {
         /// The file.
         path: PathBuf,

@@ -37,7 +37,7 @@ struct State {
 enum Phase {
     /// The connection has been given something and has not come back for more since then.
     Handed(Instant),
-    /// The connection waits for the source, host_kind deadlines are its own.
+    /// The connection waits for the source, which has its own deadlines.
     Waiting,
     /// The connection has all of it.
     Whole(Instant),

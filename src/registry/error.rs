@@ -219,7 +219,7 @@ impl Refusal {
         }
         let text = match self.status() {
             401 => format!("{registry} does not accept the credentials; check them"),
-            // IAM names the action, the resource, and host_kind policy it is.
+            // IAM names the action, the resource, and the policy.
             403 if self.mentions("resource-based policy") => {
                 format!(
                     "the repository's policy in {registry} allows it to others only: add us there (`blobferry iam` prints it)"

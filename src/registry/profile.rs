@@ -1,7 +1,7 @@
 //! What each kind of registry does differently, as data.
 //!
 //! A kind is recognised from the host name or said in the config. An unknown host is `generic`,
-//! host_kind choices are safe with every registry that keeps to the distribution specification.
+//! with settings that are safe for every registry that keeps to the distribution specification.
 
 use std::fmt;
 use std::str::FromStr;

@@ -624,7 +624,7 @@ mod tests {
         );
     }
 
-    /// A registry host_kind name resolved to a public address and to 127.0.0.1 could redirect to
+    /// A registry name that resolves to a public address and to 127.0.0.1 could redirect to
     /// this machine.
     #[test]
     fn a_registry_counts_as_inside_only_while_all_answers_come_from_there() {

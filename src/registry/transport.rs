@@ -89,7 +89,7 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// A header host_kind value is made of our own digits and letters.
+    /// A header with a value of our own digits and letters.
     pub(super) fn text(self, name: HeaderName, value: &str) -> Call<'a> {
         self.header(
             name,

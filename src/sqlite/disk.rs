@@ -27,7 +27,7 @@ struct Inner {
     behaviour: Box<dyn Behaviour>,
 }
 
-/// How a disk behaves: asked for each group of requests, the `number`-th of its queue_kind since
+/// How a disk behaves: asked for each group of requests, the `number`-th of its queue since
 /// the store was opened.
 pub trait Behaviour: Send + Sync + 'static {
     /// Requests that share one transaction, at most.

@@ -40,7 +40,7 @@ struct Settled {
 /// The writer lives as long as this.
 struct WriterGuard(Arc<Settled>);
 
-/// Serves one queue_kind.
+/// Serves one queue.
 struct Server {
     queue_kind: QueueKind,
     connection: Arc<Mutex<Connection>>,
@@ -52,7 +52,7 @@ struct Server {
 }
 
 impl Queues {
-    /// Serves each queue_kind on a thread of its own, until the last handle is dropped or the
+    /// Serves each queue on a thread of its own, until the last handle is dropped or the
     /// queues are closed.
     pub(super) fn on_threads(
         file: &Arc<str>,
@@ -167,7 +167,7 @@ impl Queues {
     }
 }
 
-/// The queue_kind is closed.
+/// The queue is closed.
 #[derive(Debug)]
 pub(super) struct Closed;
 

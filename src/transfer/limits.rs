@@ -236,13 +236,13 @@ impl Lane {
         *self
             .rate_limit
             .lock()
-            .expect("nothing panics while it holds the rate_limit") = rate_limit;
+            .expect("nothing panics while it holds the rate limit") = rate_limit;
     }
 
     fn rate_limit(&self) -> RateLimit {
         self.rate_limit
             .lock()
-            .expect("nothing panics while it holds the rate_limit")
+            .expect("nothing panics while it holds the rate limit")
             .clone()
     }
 

@@ -42,7 +42,7 @@ fn token_body(password: &str, expires: i64) -> String {
     )
 }
 
-/// A login host_kind client stands already, with keys of its own instead of the default chain's.
+/// A login with a ready client that uses fixed keys instead of the default chain.
 fn login(plane: &ControlPlane) -> Login {
     let login = Login::new(Settings::default(), HOST);
     let config = aws_sdk_ecr::Config::builder()

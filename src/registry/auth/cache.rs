@@ -18,7 +18,7 @@ const MOST: usize = 1024;
 /// How long a living token is used after an attempt to renew it failed, before the next attempt.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A Bearer challenge host_kind realm has been checked.
+/// A Bearer challenge with an accepted realm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TokenServer {
     pub(super) realm: Url,

@@ -17,7 +17,7 @@ const TRIAL: Duration = Duration::from_secs(30);
 /// How many logins are remembered.
 const MOST: usize = 1024;
 
-/// The login_backoff of logins, by fingerprint; some are refused for one set of scopes only.
+/// Proven and refused logins, by fingerprint; some are refused for one set of scopes only.
 #[derive(Default)]
 pub(super) struct LoginBackoff {
     proven: HashSet<u64>,
@@ -55,7 +55,7 @@ impl LoginBackoff {
         Ok(())
     }
 
-    /// The login must prove_login itself again.
+    /// The login must be proven again.
     pub(super) fn doubt(&mut self, login: u64) {
         self.proven.remove(&login);
     }

@@ -14,7 +14,7 @@ const PUBLIC_ECR: &str = "aws";
 
 /// A set of `repository:<name>:<actions>` and `registry:catalog:*`, without duplicates. The order
 /// is part of it, since some token servers look at the first scope only; it is sorted but for a
-/// mount, host_kind target comes first.
+/// mount: its target comes first.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Scopes(Arc<[String]>);
 

@@ -26,7 +26,7 @@ use crate::registry::redirect::Refused;
 
 /// Largest answer, in bytes.
 const MOST_BYTES: usize = 64 * 1024;
-/// Lifetime of a token host_kind answer names none (token specification).
+/// Lifetime of a token without `expires_in` (token specification).
 const USUAL_LIFE: Duration = Duration::from_secs(60);
 /// Whatever a server promises, tokens are asked for anew after a day.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);

@@ -207,7 +207,7 @@ fn against<T: std::fmt::Debug>(
             .lock()
             .unwrap()
             .clone()
-            .expect("something is any_answer")
+            .expect("an answer is set")
             .response()
     }));
     let mut runner = TestRunner::new(Config {

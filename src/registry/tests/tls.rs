@@ -1,4 +1,4 @@
-//! Trust: host_kind certificate is believed, and what is said when it is not.
+//! Trust: which certificates are accepted, and the error for the others.
 
 use rcgen::{
     CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
