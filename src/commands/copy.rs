@@ -116,7 +116,7 @@ async fn copied(
         .progress
         .jobs_planned
         .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let job = way.job(request, (&from, &to), actor, (started, clock));
+    let job = way.job(request, (&from, &to), actor, started);
     let facts = async {
         let elsewhere = names_another(parts, &way.source, &from, stop).await?;
         Ok::<_, Fault>((elsewhere, companions(parts, &from, stop).await?))
@@ -221,7 +221,7 @@ impl Way {
         request: &Copy,
         (from, to): (&Repository, &Repository),
         actor: Actor,
-        (look_began, seen_at): (Timestamp, Instant),
+        look_began: Timestamp,
     ) -> Job {
         let place = TagId {
             origin: to.origin().clone(),
@@ -242,7 +242,8 @@ impl Way {
             source: TagState::Unknown,
             destination: TagState::Unknown,
             destination_via: ObservedVia::Tag,
-            seen_at,
+            source_at: None,
+            destination_at: Instant::now(),
             look_began,
             fresh: false,
             cause: Cause::Cli,

@@ -573,7 +573,8 @@ impl Step<'_> {
                 .map_or(TagState::Unknown, TagState::At),
             destination: listed.seen_there(there),
             destination_via: listed.destination_via,
-            seen_at: listed.at,
+            source_at: self.from.abilities().current_lists.then_some(listed.at),
+            destination_at: listed.at,
             look_began: self.began,
             fresh: listed
                 .destination

@@ -246,9 +246,11 @@ pub struct Job {
     pub destination: TagState,
     /// What the look asked the destination for.
     pub destination_via: ObservedVia,
-    /// When the older of the two was asked for, on tokio's clock; without meaning where nothing
-    /// was.
-    pub seen_at: tokio::time::Instant,
+    /// When the source was asked about the tag, on tokio's clock. `None`: it was not asked, or only
+    /// a listing that may lag has answered.
+    pub source_at: Option<tokio::time::Instant>,
+    /// When the destination was asked; without meaning where it was not.
+    pub destination_at: tokio::time::Instant,
     /// When the look began: what hints have seen since then needs no asking.
     pub look_began: Timestamp,
     /// The destination listing was empty: skip existence checks for anything not in the index.

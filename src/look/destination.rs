@@ -64,8 +64,10 @@ struct Compared {
     destination: TagState,
     /// What production was asked for.
     destination_via: ObservedVia,
-    /// When the older of the two was asked for.
-    at: Instant,
+    /// When the source was asked about the tag. `None`: only a listing that may lag has answered.
+    source_at: Option<Instant>,
+    /// When production was asked.
+    destination_at: Instant,
     /// Whether production's digest comes from the index.
     by_hint: bool,
 }
@@ -77,7 +79,8 @@ impl Compared {
             source,
             destination,
             destination_via: ObservedVia::Tag,
-            at: Instant::now(),
+            source_at: None,
+            destination_at: Instant::now(),
             by_hint: false,
         }
     }
@@ -633,6 +636,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
         let there = self.list.as_ref().and_then(|list| *list.get(called)?);
         let may_be_behind = self.may_be_behind(called, there);
+        let source_at = if listed.is_some() {
+            self.listed_at()
+        } else {
+            Some(self.shared.map_or(now, |_| self.listing.at))
+        };
         if !may_be_behind
             && self
                 .list
@@ -653,7 +661,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 source,
                 destination: TagState::Absent,
                 destination_via,
-                at: self.listing.at,
+                source_at,
+                destination_at: self.listing.at,
                 by_hint: false,
             });
         }
@@ -664,24 +673,29 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             }
         };
         let there = there.filter(|_| !may_be_behind);
-        let at = if listed.is_some() || there.is_some() || self.shared.is_some() {
-            self.listing.at
-        } else {
-            now
-        };
         let hint = if there.is_none() {
             self.fresh_hint(called)
         } else {
             None
         };
         if let Some(known) = there.or(hint) {
-            let destination = TagState::At(known);
-            return Ok(Compared {
+            let compared = Compared {
                 source: source.await?,
-                destination,
+                destination: TagState::At(known),
                 destination_via: ObservedVia::List,
-                at,
+                source_at,
+                destination_at: self.listing.at,
                 by_hint: hint.is_some(),
+            };
+            if compared.equal().is_none() || !self.is_troubled_behind_list(tag) {
+                return Ok(compared);
+            }
+            return Ok(Compared {
+                destination_at: Instant::now(),
+                destination: self.resolve(&self.side.repository, called, tally).await?,
+                destination_via: ObservedVia::Tag,
+                by_hint: false,
+                ..compared
             });
         }
         let (source, destination) =
@@ -690,9 +704,16 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             source,
             destination,
             destination_via: ObservedVia::Tag,
-            at,
+            source_at,
+            destination_at: now,
             by_hint: false,
         })
+    }
+
+    /// When staging's listing answered for its tags. `None`: the listing may lag behind them.
+    fn listed_at(&self) -> Option<Instant> {
+        let is_current = self.source.abilities().current_lists;
+        is_current.then_some(self.listing.at)
     }
 
     /// Whether production's listing may predate an earlier write. Then the tag itself is asked.
@@ -703,6 +724,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .known
                 .get(tag)
                 .is_some_and(|known| known.may_be_behind(listed, clock::now()))
+    }
+
+    /// Whether the tag's last result was trouble at a registry whose listing may lag. A listing
+    /// that predates the trouble does not end it.
+    fn is_troubled_behind_list(&self, tag: &Tag) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        !is_current && self.look.topology.engine.is_in_trouble(&self.key(tag))
     }
 
     /// Production's digest by the index, if it is recent. It proves only that nothing is to be
@@ -878,21 +906,25 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         Some(tagged)
     }
 
+    fn key(&self, tag: &Tag) -> Key {
+        Key {
+            route: self.look.route.name.clone(),
+            source: self.look.repository.clone(),
+            tag: tag.clone(),
+            destination: self.place(tag),
+        }
+    }
+
     fn job(&self, tag: &Tag, compared: &Compared) -> Job {
         let look = self.look;
-        let place = self.place(tag);
         Job {
-            key: Key {
-                route: look.route.name.clone(),
-                source: look.repository.clone(),
-                tag: tag.clone(),
-                destination: place,
-            },
+            key: self.key(tag),
             rules: look.route.rules_for(tag),
             source: compared.source,
             destination: compared.destination,
             destination_via: compared.destination_via,
-            seen_at: compared.at,
+            source_at: compared.source_at,
+            destination_at: compared.destination_at,
             look_began: self.began,
             fresh: self.list.as_ref().is_some_and(DestinationTags::is_empty),
             cause: look.request.cause,

@@ -6,20 +6,22 @@
 //! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
 //! | [`Judge`](Step::Judge) | asks the rules in force; gates come here | admit |
 //! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
-//! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging, then production, once each, where the answer is old | send, or the plan again |
+//! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging and production at once, one attempt each, where the answer is old | send, or the plan again |
 //! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
 //! | [`Repair`](Step::Repair) | brings content that the registry misses | judge |
 //! | [`Pause`](Step::Pause) | waits after a refusal, a lost answer or a late one | judge |
 //!
 //! Before each send production's answer is at most [`Settings::fresh`](super::Settings::fresh) old,
 //! and between the two only memory is read. Staging's answer lasts five times as long, so two
-//! registries that refuse every other request do not make each other's answers expire. A naming
-//! permit is held during the resolves and the PUT alone.
+//! registries that refuse every other request do not make each other's answers expire. A listing
+//! that may lag is no answer of staging. A naming permit is held during the resolves and the PUT
+//! alone.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::limits::{Errand, NamingPermit, Traffic};
@@ -70,6 +72,9 @@ pub(super) enum Named {
     /// A side or the rules in force changed: the new facts. Nothing was named.
     Again(Box<TagFacts>),
 }
+
+/// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
+type Answer = Result<Option<(Option<Digest>, Instant)>, Fault>;
 
 enum Step {
     Prepare,
@@ -259,39 +264,41 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Ask)
     }
 
-    /// Resolves staging's tag, then production's, so that production's answer is the younger one.
+    /// Resolves the tag at each side whose answer is too old.
     async fn ask(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
         let target = trip.engine.limits.lane(trip.destination.origin());
         let permit =
             stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
-        if self.asks_source() {
-            let source = trip.engine.limits.lane(trip.source.origin());
-            if source.admitted_in(Traffic::Manifests) > SOON {
-                return Ok(self.late("staging's turn came late"));
+        let source = trip.engine.limits.lane(trip.source.origin());
+        let asks_source = self.asks_source();
+        let asks_destination = self.asks_destination();
+        if asks_source && source.admitted_in(Traffic::Manifests) > SOON {
+            return Ok(self.late("staging's turn came late"));
+        }
+        if asks_destination && target.admitted_in(Traffic::Manifests) > SOON {
+            return Ok(self.late("production's turn came late"));
+        }
+        let (source, destination) = self.answers(asks_source, asks_destination).await;
+        // An answer counts, whatever came of the other question.
+        let destination = destination.map(|answer| {
+            if let Some((digest, at)) = answer {
+                self.facts.answered(digest, at);
             }
-            let Some(answer) = self.within(self.source_digest()).await? else {
-                return Ok(self.late("staging answered late"));
-            };
-            match answer {
-                Ok(digest) => (self.facts.source, self.facts.source_at) = (digest, Instant::now()),
-                Err(fault) => return self.failed(fault),
+        });
+        match source {
+            Ok(None) => {}
+            Ok(Some((digest, at))) => {
+                self.facts.source = digest;
+                self.facts.source_at = Some(at);
             }
+            Err(fault) => return self.failed(fault),
         }
         if self.facts.source != self.naming.planned.source {
             return Ok(self.again());
         }
-        if self.asks_destination() {
-            if target.admitted_in(Traffic::Manifests) > SOON {
-                return Ok(self.late("production's turn came late"));
-            }
-            let Some(answer) = self.within(self.destination_digest()).await? else {
-                return Ok(self.late("production answered late"));
-            };
-            match answer {
-                Ok((digest, at)) => self.facts.answered(digest, at),
-                Err(fault) => return self.failed(fault),
-            }
+        if let Err(fault) = destination {
+            return self.failed(fault);
         }
         if self.may_have_arrived && self.facts.destination == Some(self.digest()) {
             return Ok(self.moved().await);
@@ -302,10 +309,28 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Send(permit))
     }
 
+    /// Asks both sides at once, so that neither answer ages during the other request. After a
+    /// failed round staging is asked first: a registry that refuses every other request would
+    /// always refuse the same side.
+    async fn answers(&self, asks_source: bool, asks_destination: bool) -> (Answer, Answer) {
+        let source = asks_source.then(|| self.within(self.source_digest(), "staging"));
+        let source = OptionFuture::from(source).map(Option::transpose);
+        let destination =
+            asks_destination.then(|| self.within(self.destination_digest(), "production"));
+        let destination = OptionFuture::from(destination).map(Option::transpose);
+        if self.rounds == 1 {
+            return futures::join!(source, destination);
+        }
+        match source.await {
+            Err(fault) => (Err(fault), Ok(None)),
+            answer => (answer, destination.await),
+        }
+    }
+
     /// Sends the PUT. Between production's answer and it only memory is read.
     async fn send(&mut self, permit: NamingPermit) -> Result<Step, Fault> {
         let trip = self.trip;
-        let until = self.facts.destination_at + trip.engine.settings.fresh;
+        let until = self.fresh_until();
         loop {
             let Ok(turn) = timeout_at(until, stoppable(&trip.stop.abort, permit.turn())).await
             else {
@@ -431,18 +456,18 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         })))
     }
 
-    /// Ends a round whose answers or permits came too late. The next round asks again.
+    /// Ends a round whose permit came too late. The next round asks again.
     fn late(&self, why: &str) -> Step {
+        Step::Pause(self.lateness(why))
+    }
+
+    fn lateness(&self, why: &str) -> Fault {
         let text = format!(
             "{} could not be named while what was asked about it was fresh: {why}",
             self.reference()
         );
-        Step::Pause(Fault::new(
-            Class::Retryable {
-                after: Some(Duration::ZERO),
-            },
-            text,
-        ))
+        let after = Some(Duration::ZERO);
+        Fault::new(Class::Retryable { after }, text)
     }
 
     fn failed(&self, fault: Fault) -> Result<Step, Fault> {
@@ -470,13 +495,25 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         self.trip.engine.settings.fresh * 5
     }
 
-    fn asks_source(&self) -> bool {
-        let is_asked = match self.naming.origin {
+    /// Whether staging must still name what the plan goes by.
+    fn needs_source(&self) -> bool {
+        match self.naming.origin {
             NameOrigin::Job => self.trip.job.pinned.is_none(),
             NameOrigin::Companion(_) => true,
             NameOrigin::List => false,
-        };
-        is_asked && self.facts.source_at.elapsed() > self.lasting()
+        }
+    }
+
+    fn asks_source(&self) -> bool {
+        let lasting = self.lasting();
+        self.needs_source() && self.facts.source_at.is_none_or(|at| at.elapsed() > lasting)
+    }
+
+    /// When the first of the answers that the name goes by is too old.
+    fn fresh_until(&self) -> Instant {
+        let production = self.facts.destination_at + self.trip.engine.settings.fresh;
+        let staging = self.facts.source_at.filter(|_| self.needs_source());
+        staging.map_or(production, |at| production.min(at + self.lasting()))
     }
 
     fn asks_destination(&self) -> bool {
@@ -489,26 +526,29 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
     }
 
-    /// An answer, if it came in time.
-    async fn within<T>(&self, question: impl Future<Output = T>) -> Result<Option<T>, Fault> {
-        let answer = stoppable(&self.trip.stop.abort, timeout(self.lasting(), question)).await?;
-        Ok(answer.ok())
+    /// The answer of one side. One that takes longer than it would last is not waited for.
+    async fn within<T>(
+        &self,
+        question: impl Future<Output = Result<T, Fault>>,
+        side: &str,
+    ) -> Result<T, Fault> {
+        stoppable(&self.trip.stop.abort, timeout(self.lasting(), question))
+            .await?
+            .unwrap_or_else(|_| Err(self.lateness(&format!("{side} answered late"))))
     }
 
-    async fn source_digest(&self) -> Result<Option<Digest>, Fault> {
+    async fn source_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
         let tag = match self.naming.origin {
             NameOrigin::Companion(tag) => tag,
             NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
         };
         let trip = self.trip;
-        trip.engine
-            .resolve_tag_once(
-                &trip.source,
-                tag,
-                trip.naming_errand(Traffic::Manifests),
-                trip.stop,
-            )
-            .await
+        let errand = trip.naming_errand(Traffic::Manifests);
+        let digest = trip
+            .engine
+            .resolve_tag_once(&trip.source, tag, errand, trip.stop)
+            .await?;
+        Ok((digest, Instant::now()))
     }
 
     async fn destination_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {

@@ -17,9 +17,10 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::Promotion;
-use super::claims::Subject;
+use super::claims::{Claim, Subject};
 use super::limits::{Errand, Traffic};
 use super::name::{NameOrigin, Named, Naming};
 use super::pages::{List, Reading};
@@ -447,6 +448,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; a
     /// change made in production stays.
     async fn copy_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
+        // Several tags may name the subject: without a claim their jobs write the same tag.
+        let _alone = match tag.subject() {
+            Some(subject) => Some(self.claim_beside(tag, &subject).await?),
+            None => None,
+        };
+        let asked = Instant::now();
         let (source, destination) = match self.job.companions {
             Companions::Listed(_) => {
                 futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?
@@ -458,7 +465,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             },
         };
         let place = self.place_beside(tag);
-        let mut facts = TagFacts::of_now(source, destination);
+        let mut facts = TagFacts::asked_at(asked, source, destination);
         for _ in 0..ROUNDS {
             let Some(digest) = facts.source else {
                 return Ok(None);
@@ -515,6 +522,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             "{tag} of {} moved {ROUNDS} times while it was carried",
             self.source.address()
         )))
+    }
+
+    /// One job at a time looks at a tag beside `subject` and moves it.
+    async fn claim_beside(&self, tag: &Tag, subject: &Digest) -> Result<Claim, Fault> {
+        let TagId {
+            origin, repository, ..
+        } = self.place_beside(tag);
+        let claimed = Subject::Tag(origin, repository, tag.clone());
+        let claimant = self.claimant(subject);
+        let claim = self.engine.claims.take(claimed, &claimant);
+        stoppable(&self.stop.drain, claim).await
     }
 
     fn place_beside(&self, tag: &Tag) -> TagId {
@@ -587,25 +605,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         referrers: &[Manifest],
     ) -> Result<(), Fault> {
         let tag = Tag::fallback(subject);
-        let (origin, repository) = (
-            self.destination.origin().clone(),
-            self.destination.repository().clone(),
-        );
-        let place = TagId {
-            origin: origin.clone(),
-            repository: repository.clone(),
-            tag: tag.clone(),
-        };
-        let claimant = self.claimant(subject);
-        let claim = self
-            .engine
-            .claims
-            .take(Subject::Tag(origin, repository, tag.clone()), &claimant);
-        let _alone = stoppable(&self.stop.drain, claim).await?;
+        let place = self.place_beside(&tag);
+        let _alone = self.claim_beside(&tag, subject).await?;
         let staged = self.staged_list(subject).await?;
         for _ in 0..WRITES {
+            let asked = Instant::now();
             let current = self.fallback_there(&tag).await?;
-            let planned = TagFacts::of_now(None, current.as_ref().map(|current| current.digest));
+            let digest = current.as_ref().map(|current| current.digest);
+            let planned = TagFacts::asked_at(asked, None, digest);
             let Some(index) = merged(current.as_ref(), referrers)? else {
                 return Ok(());
             };

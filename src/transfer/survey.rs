@@ -33,7 +33,8 @@ pub(super) struct Observation {
     source: TagState,
     destination: TagState,
     destination_via: ObservedVia,
-    at: Instant,
+    source_at: Option<Instant>,
+    destination_at: Instant,
 }
 
 impl Observation {
@@ -43,7 +44,8 @@ impl Observation {
             source: job.source,
             destination: job.destination,
             destination_via: job.destination_via,
-            at: job.seen_at,
+            source_at: job.source_at,
+            destination_at: job.destination_at,
         }
     }
 
@@ -54,7 +56,8 @@ impl Observation {
             source,
             destination,
             destination_via: ObservedVia::Tag,
-            at: Instant::now(),
+            source_at: None,
+            destination_at: Instant::now(),
         }
     }
 }
@@ -66,8 +69,8 @@ pub(super) struct TagFacts {
     pub(super) source: Option<Digest>,
     /// P.
     pub(super) destination: Option<Digest>,
-    /// When the source was asked.
-    pub(super) source_at: Instant,
+    /// When the source was asked about the tag. `None`: only a list that may lag behind has told.
+    pub(super) source_at: Option<Instant>,
     /// When the destination was asked.
     pub(super) destination_at: Instant,
     /// What the destination was asked for.
@@ -77,15 +80,17 @@ pub(super) struct TagFacts {
 }
 
 impl TagFacts {
-    /// Facts from answers of both sides about the tag itself.
-    pub(super) fn of_now(source: Option<Digest>, destination: Option<Digest>) -> TagFacts {
-        let now = Instant::now();
-        let (source_at, destination_at) = (now, now);
+    /// Facts from answers of both sides about the tag itself. They were asked at `asked` or later.
+    pub(super) fn asked_at(
+        asked: Instant,
+        source: Option<Digest>,
+        destination: Option<Digest>,
+    ) -> TagFacts {
         TagFacts {
             source,
             destination,
-            source_at,
-            destination_at,
+            source_at: Some(asked),
+            destination_at: asked,
             destination_via: ObservedVia::Tag,
             manifest: None,
         }
@@ -137,12 +142,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut manifest = None;
         let now = Instant::now();
         let source_at = if observation.source == TagState::Unknown {
-            now
+            Some(now)
         } else {
-            observation.at
+            observation.source_at
         };
         let is_asked = observation.destination == TagState::Unknown;
-        let destination_at = if is_asked { now } else { observation.at };
+        let destination_at = if is_asked {
+            now
+        } else {
+            observation.destination_at
+        };
         let destination_via = if is_asked {
             ObservedVia::Tag
         } else {
