@@ -437,7 +437,6 @@ fn a_digest_in_conflict_is_refused_by_name_as_well() {
 /// Uploads with a shared read and without one took permits in different orders: with few permits and refused mounts everything
 /// stood still.
 #[test]
-#[ignore = "red until its cure is there"]
 fn many_tags_pass_through_few_permits() {
     for (concurrency, tags) in [(Some(2), 46), (Some(8), 90), (None, 90)] {
         play(move || async move {
@@ -495,7 +494,6 @@ fn many_tags_pass_through_few_permits() {
 
 /// One staging registry dripped, or asked for 700 s: it held all permits, and nothing came from any other.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_sick_source_holds_up_no_other() {
     for sick in [Sick::Drip(15_000), Sick::Busy(700)] {
         play(move || async move {
@@ -529,7 +527,6 @@ fn a_sick_source_holds_up_no_other() {
 
 /// A hotfix that was asked for by name waited behind a backfill, also of its own repository.
 #[test]
-#[ignore = "red until its cure is there"]
 fn what_is_asked_for_by_name_overtakes_a_backfill() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -604,7 +601,6 @@ fn is_large(image: &Image) -> bool {
 
 /// One tag of a repository was refused at its PUT: from then on the repository was looked at every few minutes only.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_refused_tag_slows_no_other() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
@@ -624,7 +620,6 @@ fn a_refused_tag_slows_no_other() {
 
 /// A body that panicked while it was polled poisoned the read that it shared, and ended the process.
 #[test]
-#[ignore = "red until its cure is there"]
 fn a_panic_ends_one_look_alone() {
     play(|| async {
         let mut stage = Stage::new(Kind::Gar);

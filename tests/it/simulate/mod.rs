@@ -1,7 +1,14 @@
 //! The simulator: the real engine over registries in memory that misbehave, with people beside it, on a clock that leaps.
 //! Every seed is a world; an oracle reads its trace and says which promises were broken.
 //!
-//! `SIMULATE_SEEDS=A..B` plays these seeds, `SIMULATE_SECONDS=N` new ones for so long. A seed that fails prints its story.
+//! | variable | seeds that are played |
+//! |---|---|
+//! | none | the same few at every run, for at most [`USUAL`] |
+//! | `SIMULATE_SECONDS=N` | new ones, for so long |
+//! | `SIMULATE_SEEDS=A..B` | these |
+//!
+//! A seed that fails prints its story and the command that repeats it. With `SIMULATE_ALL` the others are played all the
+//! same, and a table says how often each promise was broken.
 
 mod chance;
 mod found;
@@ -15,109 +22,178 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use world::Outcome;
+
 /// Seeds that failed once, after the code or the oracle was mended.
 const ONCE_FAILED: &[u64] = &[];
-/// Seeds of a usual run.
-const SEEDS: u64 = 100;
+/// The seeds of a usual run.
+const SEEDS: Range<u64> = 1000..1500;
+/// How long a usual run may take.
+const USUAL: Duration = Duration::from_secs(15);
 /// Each so many-th seed is played twice.
 const TWICE: u64 = 20;
 
 #[test]
 fn seeds_that_failed_once_keep_every_promise() {
-    keep_every_promise(ONCE_FAILED.iter().copied());
+    Run::new(None).keeps_every_promise(ONCE_FAILED.iter().copied());
 }
 
 #[test]
-#[ignore = "the code does not keep them all yet"]
 fn new_seeds_keep_every_promise() {
     if let Some(seeds) = seeds_asked_for() {
-        keep_every_promise(seeds);
-        return;
+        return Run::new(None).keeps_every_promise(seeds);
     }
-    // New ones at every run; a failure says which.
-    let first = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_nanos() as u64)
-        & 0xffff_ffff_ffff;
-    let seconds = std::env::var("SIMULATE_SECONDS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let start = Instant::now();
-    let enough = |played| {
-        seconds.map_or(played >= SEEDS, |seconds| {
-            start.elapsed() >= Duration::from_secs(seconds)
-        })
-    };
-    keep_every_promise(
-        (first..)
-            .enumerate()
-            .take_while(|(played, _)| !enough(*played as u64))
-            .map(|(_, seed)| seed),
-    );
+    match seconds_asked_for() {
+        Some(seconds) => {
+            let base = new_base();
+            println!("seeds from {base}");
+            Run::new(Some(Duration::from_secs(seconds))).keeps_every_promise(base..);
+        }
+        None => Run::new(Some(USUAL)).keeps_every_promise(SEEDS),
+    }
+}
+
+/// A number that no run had before: the milliseconds since 1970, with room for the seeds of one run.
+fn new_base() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64 * 100)
+}
+
+fn seconds_asked_for() -> Option<u64> {
+    let text = std::env::var("SIMULATE_SECONDS").ok()?;
+    Some(text.parse().expect("SIMULATE_SECONDS is a number"))
 }
 
 fn seeds_asked_for() -> Option<Range<u64>> {
     let text = std::env::var("SIMULATE_SEEDS").ok()?;
-    let (from, to) = text
-        .split_once("..")
-        .expect("SIMULATE_SEEDS is written A..B");
-    let number = |text: &str| {
-        text.parse()
-            .expect("SIMULATE_SEEDS is written A..B, with numbers")
-    };
-    Some(number(from)..number(to))
+    let numbers = text.split_once("..").and_then(|(from, to)| {
+        let from = from.parse().ok()?;
+        Some(from..to.parse().ok()?)
+    });
+    Some(numbers.expect("SIMULATE_SEEDS is written A..B, with numbers"))
 }
 
-/// Plays seeds until one breaks a promise, or, with `SIMULATE_ALL`, all of them, and then says how often each was broken.
-#[track_caller]
-fn keep_every_promise(seeds: impl Iterator<Item = u64>) {
-    let (start, all) = (Instant::now(), std::env::var_os("SIMULATE_ALL").is_some());
-    let (mut played, mut entries, mut first) = (0_u64, 0, None);
-    let mut broken = BTreeMap::<&str, Vec<u64>>::new();
-    for seed in seeds {
-        played += 1;
-        let outcome = world::play(seed);
-        entries += outcome.entries.len();
-        let promises: BTreeSet<&str> = outcome
-            .findings
-            .iter()
-            .map(|finding| finding.promise)
-            .collect();
+/// Plays seeds on all processors until one breaks a promise, the seeds end, or the time is over.
+struct Run {
+    began: Instant,
+    most: Option<Duration>,
+    /// Broken promises end nothing.
+    all: bool,
+    tally: Mutex<Tally>,
+}
+
+/// What came of the seeds that were played.
+#[derive(Default)]
+struct Tally {
+    played: u64,
+    entries: usize,
+    /// Each broken promise with its seeds.
+    broken: BTreeMap<String, Vec<u64>>,
+    /// The first seed that failed, and its story.
+    first: Option<(u64, String)>,
+}
+
+impl Run {
+    fn new(most: Option<Duration>) -> Run {
+        Run {
+            began: Instant::now(),
+            most,
+            all: std::env::var_os("SIMULATE_ALL").is_some(),
+            tally: Mutex::default(),
+        }
+    }
+
+    #[track_caller]
+    fn keeps_every_promise(self, seeds: impl Iterator<Item = u64> + Send) {
+        let seeds = Mutex::new(seeds);
+        let next = || seeds.lock().expect("it does not panic").next();
+        let players = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..players {
+                scope.spawn(|| {
+                    while let Some(seed) = (!self.is_over()).then(next).flatten() {
+                        let outcome = catch_unwind(AssertUnwindSafe(|| play(seed)));
+                        self.add(seed, outcome.ok());
+                    }
+                });
+            }
+        });
+        self.report();
+    }
+
+    fn is_over(&self) -> bool {
+        let has_failed = self.tally().first.is_some() && !self.all;
+        has_failed || self.most.is_some_and(|most| self.began.elapsed() >= most)
+    }
+
+    /// Adds what came of a seed; `None`: it panicked.
+    fn add(&self, seed: u64, outcome: Option<Outcome>) {
+        let mut tally = self.tally();
+        tally.played += 1;
+        let Some(outcome) = outcome else {
+            let promise = "nothing panics".to_owned();
+            tally.broken.entry(promise).or_default().push(seed);
+            tally
+                .first
+                .get_or_insert((seed, "it panics, see above".into()));
+            return;
+        };
+        tally.entries += outcome.entries.len();
+        let findings = outcome.findings.iter();
+        let promises: BTreeSet<&str> = findings.map(|finding| finding.promise).collect();
         for promise in promises {
-            let seeds = broken.entry(promise).or_default();
+            let seeds = tally.broken.entry(promise.to_owned()).or_default();
             seeds.push(seed);
-            if all && seeds.len() == 1 {
+            if self.all && seeds.len() == 1 {
                 println!("{}", outcome.story_of(promise).unwrap_or_default());
             }
         }
-        first = first.or_else(|| outcome.story());
-        if first.is_some() && !all {
-            break;
+        if let Some(story) = outcome.story() {
+            tally.first.get_or_insert((seed, story));
         }
-        if seed.is_multiple_of(TWICE) {
-            assert_eq!(
-                world::play(seed).hash,
-                outcome.hash,
-                "seed {seed} played twice gives two traces"
+    }
+
+    #[track_caller]
+    fn report(&self) {
+        let tally = self.tally();
+        let Tally {
+            played, entries, ..
+        } = *tally;
+        let seconds = self.began.elapsed().as_secs_f64();
+        println!("{played} seeds with {entries} events in {seconds:.1} s");
+        for (promise, seeds) in &tally.broken {
+            let (count, first) = (seeds.len(), &seeds[..seeds.len().min(8)]);
+            println!("{count:>6} of {played}: {promise}; seeds {first:?}");
+        }
+        if let Some((seed, story)) = &tally.first {
+            let next = seed + 1;
+            panic!(
+                "seed {seed}: {story}\nSIMULATE_SEEDS={seed}..{next} cargo test --test it -- simulate::new"
             );
         }
     }
-    println!(
-        "{played} seeds with {entries} events in {:.1} s",
-        start.elapsed().as_secs_f64()
-    );
-    for (promise, seeds) in &broken {
-        println!(
-            "{:>6} of {played}: {promise}; seeds {:?}",
-            seeds.len(),
-            &seeds[..seeds.len().min(5)]
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().expect("nothing panics while it counts")
+    }
+}
+
+/// Plays a seed, some twice.
+fn play(seed: u64) -> Outcome {
+    let outcome = world::play(seed);
+    if seed.is_multiple_of(TWICE) {
+        let again = world::play(seed).hash;
+        assert_eq!(
+            again, outcome.hash,
+            "seed {seed} played twice gives two traces"
         );
     }
-    if let Some(story) = first {
-        panic!("{story}");
-    }
+    outcome
 }

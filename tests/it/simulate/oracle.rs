@@ -96,6 +96,9 @@ struct Change {
 /// What a tag named by an answer, and when that arrived.
 type Told = (Duration, Option<Digest>);
 
+/// Announced writes, and what the tag named then.
+type Intents = BTreeSet<(Digest, Option<Digest>)>;
+
 /// What a process was told of a tag.
 #[derive(Clone, Copy)]
 struct View {
@@ -117,23 +120,31 @@ struct List {
 #[derive(Clone, Default)]
 struct Known {
     written: Option<Digest>,
-    intents: BTreeSet<Digest>,
+    intents: Intents,
     /// What a kill leaves open.
     maybe: BTreeSet<Digest>,
     /// Production's digest that was reported as drift or existing.
     reported: Option<Digest>,
     changed: Duration,
-    before: Option<(Option<Digest>, BTreeSet<Digest>)>,
+    before: Option<(Option<Digest>, Intents)>,
 }
 
 impl Known {
     fn is_ours(&self, digest: &Digest) -> bool {
-        self.written == Some(*digest)
-            || self.intents.contains(digest)
-            || self.maybe.contains(digest)
+        self.written == Some(*digest) || self.is_intended(digest) || self.maybe.contains(digest)
     }
 
-    fn is_known(&self) -> bool {
+    fn is_intended(&self, digest: &Digest) -> bool {
+        self.intents.iter().any(|(intended, _)| intended == digest)
+    }
+
+    /// Whether there is an L. A write that was announced is none while the tag names what it named before.
+    fn is_known_over(&self, production: Option<Digest>) -> bool {
+        let may_have_arrived = self.intents.iter().any(|(_, over)| *over != production);
+        self.written.is_some() || may_have_arrived || !self.maybe.is_empty()
+    }
+
+    fn may_be_known(&self) -> bool {
         self.written.is_some() || !self.intents.is_empty() || !self.maybe.is_empty()
     }
 
@@ -235,10 +246,12 @@ impl Oracle {
                 }
             }
             Event::Configured { process, rules } => {
-                drop(self.rules.insert(*process, rules.clone()))
+                self.rules.insert(*process, rules.clone());
             }
             Event::Killed { process } => self.killed(*process),
-            Event::Stopped { process } => drop(self.alive.remove(process)),
+            Event::Stopped { process } => {
+                self.alive.remove(process);
+            }
             Event::Sent { request, call } => {
                 self.requests.insert(*request, (self.at, call.clone()));
                 self.sent(call);
@@ -272,7 +285,9 @@ impl Oracle {
             Event::Hopeless { registry, digest } => {
                 self.hopeless.insert((registry.clone(), *digest));
             }
-            Event::Closed { place } => drop(self.closed.insert(place.clone())),
+            Event::Closed { place } => {
+                self.closed.insert(place.clone());
+            }
             Event::Calm => self.calm = Some(self.at),
             Event::Left { registry, sessions } => {
                 let text = format!("{sessions} at {registry}");
@@ -293,7 +308,9 @@ impl Oracle {
         {
             if let Some((written, intents)) = known.before.take() {
                 known.maybe.extend(written);
-                known.maybe.extend(intents);
+                known
+                    .maybe
+                    .extend(intents.into_iter().map(|(intended, _)| intended));
             }
         }
     }
@@ -321,7 +338,11 @@ impl Oracle {
         } else {
             self.judge_name(call.process, &place, digest)
         }
-        self.ledger.entry(place).or_default().intents.insert(digest);
+        let over = self
+            .evidence(call.process, &place)
+            .and_then(|view| view.digest);
+        let known = self.ledger.entry(place).or_default();
+        known.intents.insert((digest, over));
     }
 
     /// The newest that a process was told of a production tag.
@@ -441,8 +462,7 @@ impl Oracle {
                 Some(place),
                 "staging's last answer was another digest".into(),
             ),
-            // Staging is asked first, where its answer is too old by then, and production after it.
-            Some(view) if self.at - view.arrived > STAGING_LASTS + PRODUCTION_LASTS => {
+            Some(view) if self.at - view.arrived > STAGING_LASTS => {
                 let text = format!(
                     "staging's answer was {} ms old",
                     (self.at - view.arrived).as_millis()
@@ -468,7 +488,7 @@ impl Oracle {
                 digest,
                 view.digest,
                 ours,
-                known.is_known(),
+                known.is_known_over(view.digest),
             );
             self.judge_cell(place, moving, cell);
         }
@@ -555,7 +575,7 @@ impl Oracle {
             digest,
             view.digest,
             ours,
-            known.is_known(),
+            known.is_known_over(view.digest),
         );
         self.judge_cell(place, true, cell);
     }
@@ -604,7 +624,7 @@ impl Oracle {
                 self.accepted.insert((place.clone(), digest));
                 self.ledger.entry(place).or_default().wrote(at, digest);
             }
-            (Operation::Tags, _, Answer::Listed { tags, last }) => {
+            (Operation::Tags, _, Answer::Listed { tags, first, last }) => {
                 let list = self
                     .lists
                     .entry((
@@ -612,7 +632,7 @@ impl Oracle {
                         (call.registry.clone(), call.repository.clone()),
                     ))
                     .or_default();
-                if list.complete || list.sent.is_zero() {
+                if *first {
                     *list = List {
                         sent,
                         ..List::default()
@@ -688,7 +708,7 @@ impl Oracle {
             if known.reported.is_some_and(|reported| reported != there) {
                 known.reported = None;
             }
-            let is_intent = known.intents.contains(&there) && known.written != Some(there);
+            let is_intent = known.is_intended(&there) && known.written != Some(there);
             let is_agreed = staging == Some(there)
                 && known.reported != Some(there)
                 && known.written != Some(there);
@@ -886,12 +906,12 @@ impl Oracle {
             staging,
             production,
             surely_ours,
-            known.is_known(),
+            known.may_be_known(),
         );
         if cell == Cell::Promote {
             let text = format!(
                 "staging and production still differ (L is known: {})",
-                known.is_known()
+                known.may_be_known()
             );
             self.find(ARRIVES, Some(&destination), text);
         }

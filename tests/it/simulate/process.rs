@@ -31,6 +31,8 @@ use super::trace::{Event, Place, Rules, Trace};
 
 /// How often the rows of the ledger are read into the trace.
 const READ: Duration = Duration::from_secs(1);
+/// A row is written at most so many readings after the last that the trace saw of its job.
+const READINGS: u32 = 4;
 
 /// What a process is like: drawn once for a world.
 #[derive(Clone, Copy, Debug)]
@@ -273,6 +275,11 @@ impl Process {
         }
     }
 
+    /// Which one it is.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
     /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
     pub fn ask(&self, scope: Scope, cause: Cause) {
         let handle = self.handle.clone();
@@ -410,8 +417,15 @@ fn route(rules: &Rules) -> Route {
 
 /// Reads rows of the ledger into the trace for as long as its process lives.
 async fn read_rows(process: u32, ledger: Ledger, read: Arc<Mutex<u64>>, trace: Trace) {
+    let (mut length, mut left) = (0, READINGS);
     loop {
-        read_new_rows(process, &ledger, &read, &trace).await;
+        if trace.length() != length {
+            (length, left) = (trace.length(), READINGS);
+        }
+        if left > 0 {
+            left -= 1;
+            read_new_rows(process, &ledger, &read, &trace).await;
+        }
         tokio::time::sleep(READ).await;
     }
 }

@@ -61,9 +61,11 @@ pub struct Call {
 pub enum Answer {
     /// What a tag or digest names.
     Names(Option<Digest>),
-    /// A page of tags with their digests as far as it says so; `None`: there is no such repository. `last`: no page follows.
+    /// A page of tags with their digests as far as it says so; `None`: there is no such repository. `first`: no page came
+    /// before, `last`: none follows.
     Listed {
         tags: Option<Vec<(Arc<str>, Option<Digest>)>>,
+        first: bool,
         last: bool,
     },
     /// A manifest was accepted, refused as immutable, or refused for missing content.
@@ -265,6 +267,11 @@ impl Trace {
     /// All that happened so far.
     pub fn entries(&self) -> Vec<Entry> {
         self.state().entries.clone()
+    }
+
+    /// How many things have happened.
+    pub fn length(&self) -> usize {
+        self.state().entries.len()
     }
 
     /// The names of digests.

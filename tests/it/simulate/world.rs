@@ -23,6 +23,10 @@ use super::trace::{Entry, Event, Operation, Place, Rules, Trace};
 
 /// How long everything may take to become equal once all is calm.
 const CALM: Duration = Duration::from_secs(45 * 60);
+/// How long everything is calm at least.
+const SHORT_CALM: Duration = Duration::from_secs(20);
+/// How long some worlds go on when all is equal.
+const AFTERWARDS: Duration = Duration::from_secs(20 * 60);
 
 /// What came of a seed.
 pub struct Outcome {
@@ -52,8 +56,7 @@ impl Outcome {
         let finding = self.findings.first()?;
         let story = story::tell(&self.entries, &self.names, finding);
         Some(format!(
-            "seed {} breaks {} promises. The first:\n{story}",
-            self.seed,
+            "{} broken promises. The first:\n{story}",
             self.findings.len()
         ))
     }
@@ -320,18 +323,27 @@ impl World {
             .iter()
             .for_each(|registry| registry.set(|settings| settings.busy_every = None));
         trace.note(Event::Calm);
-        let mut waited = Duration::from_secs(20);
-        while waited < CALM
-            && !(trace.now() >= within + waited && oracle::is_settled(&trace.entries()))
-        {
-            tokio::time::sleep_until(trace.moment(within + waited)).await;
-            waited *= 2;
-        }
-        let number = process.stop().await;
-        for registry in registries
+        let steady: Vec<&Registry> = registries
             .iter()
             .filter(|registry| registry.settings().is_steady())
-        {
+            .collect();
+        let number = process.number();
+        let is_idle = || {
+            let sessions = steady.iter().map(|registry| registry.open_sessions(number));
+            sessions.sum::<usize>() == 0 && oracle::is_settled(&trace.entries())
+        };
+        let mut waited = SHORT_CALM;
+        tokio::time::sleep_until(trace.moment(within + waited)).await;
+        while waited < CALM && !is_idle() {
+            waited *= 2;
+            tokio::time::sleep_until(trace.moment(within + waited)).await;
+        }
+        // What comes again and again shows in a long time without events.
+        if chance.of("afterwards").percent(10) {
+            tokio::time::sleep(AFTERWARDS).await;
+        }
+        process.stop().await;
+        for registry in steady {
             let sessions = registry.open_sessions(number);
             if sessions > 0 {
                 trace.note(Event::Left {

@@ -355,6 +355,7 @@ impl Source for Repository {
                 next,
             }))
         };
+        let first = cursor.is_none();
         let answer = |page: &Option<Page<endpoint::Tag>>| {
             let shown = |page: &Page<endpoint::Tag>| {
                 page.entries
@@ -365,6 +366,7 @@ impl Source for Repository {
             let last = page.as_ref().is_none_or(|page| page.next.is_none());
             Answer::Listed {
                 tags: page.as_ref().map(shown),
+                first,
                 last,
             }
         };
