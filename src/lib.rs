@@ -48,6 +48,7 @@ pub mod state;
 pub mod status;
 pub mod telemetry;
 pub mod transfer;
+pub mod user;
 pub mod watch;
 
 /// The revision that was built, as the build script found it; `unknown` outside of a repository.

@@ -36,6 +36,8 @@ pub enum Peer {
     Socket {
         /// The user.
         uid: u32,
+        /// The user that logged in, as far as that is known.
+        login_uid: Option<u32>,
     },
 }
 
@@ -44,7 +46,7 @@ impl Peer {
     pub(super) fn client_key(self) -> ClientKey {
         match self {
             Peer::Tcp(address) => ClientKey::Network(network(address.ip())),
-            Peer::Socket { uid } => ClientKey::User(uid),
+            Peer::Socket { uid, .. } => ClientKey::User(uid),
         }
     }
 }
@@ -195,7 +197,7 @@ impl Rules {
     ) -> Result<Actor, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
         match (context.peer, context.secret_check) {
-            (Peer::Tcp(_), SecretCheck::Valid) => Ok(Actor("secret".into())),
+            (Peer::Tcp(_), SecretCheck::Valid) => Ok(Actor::named("secret")),
             (Peer::Tcp(_), secret_check) if self.secret.is_set() => Err(unauthorized(secret_check)),
             (_, secret_check)
                 if secret_check != SecretCheck::Valid && came_through_proxy(headers) =>
@@ -205,9 +207,11 @@ impl Rules {
                     "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
                 )
             }
-            (Peer::Socket { uid }, _) => Ok(Actor(format!("uid:{uid}").into())),
+            (Peer::Socket { uid, login_uid }, _) => {
+                Ok(Actor::named(crate::user::principal(uid, login_uid)))
+            }
             (Peer::Tcp(address), _) if guard == Guard::Look && is_loopback(address.ip()) => Ok(
-                Actor(format!("address:{}", address.ip().to_canonical()).into()),
+                Actor::named(format!("address:{}", address.ip().to_canonical())),
             ),
             _ => forbidden(
                 "no_secret",

@@ -16,7 +16,7 @@ use super::App;
 use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use super::sync::{acquire_wait_permit, collected};
-use crate::job::{Actor, Report};
+use crate::job::{Actor, Remarks, Report};
 use crate::oci::Digest;
 
 /// What is to be copied or promoted.
@@ -35,6 +35,8 @@ pub struct CopyRequest {
     pub replace: Option<Digest>,
     /// Plan, but touch nothing.
     pub dry_run: bool,
+    /// What the caller says of itself and of the act.
+    pub remarks: Remarks,
 }
 
 /// Makes what is ordered; dropped, it stops.
@@ -65,6 +67,7 @@ pub(super) async fn copies(
         .map_err(late)??;
     let request: CopyRequest = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let actor = actor.saying(request.remarks.clone());
     let report = (app.services.copies)(request, actor).await?;
     Ok(Json(report).into_response())
 }

@@ -31,6 +31,7 @@ use super::answer::Refusal;
 use super::connections::{ActiveRequest, ConnectionLimits, ConnectionSlot, Connections};
 use super::write_timeout::WriteTimeout;
 use super::{Deadlines, Peer, Services, Settings, router};
+use crate::user;
 
 /// Connections over TCP.
 const TCP: ConnectionLimits = ConnectionLimits {
@@ -253,8 +254,12 @@ impl Listener for ControlSocket {
             match timeout(SOCKET_CHECK, listener.accept()).await {
                 Ok(accepted) => {
                     let (stream, _) = accepted?;
-                    let uid = stream.peer_cred()?.uid();
-                    return Ok((stream, Peer::Socket { uid }));
+                    let credentials = stream.peer_cred()?;
+                    let peer = Peer::Socket {
+                        uid: credentials.uid(),
+                        login_uid: credentials.pid().and_then(user::login_uid),
+                    };
+                    return Ok((stream, peer));
                 }
                 Err(_) => self.restore(),
             }

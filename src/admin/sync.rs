@@ -22,7 +22,7 @@ use super::App;
 use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
 use crate::fault::clip;
-use crate::job::{Actor, Cause, Report, Trouble};
+use crate::job::{Actor, Cause, Remark, Remarks, Report, Trouble};
 use crate::look::PassOptions;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::watch::{Busy, Run, Scope};
@@ -52,6 +52,10 @@ struct SyncRequest {
     wait: bool,
     dry_run: bool,
     all: bool,
+    /// The name that the caller gives itself.
+    actor: Option<Remark>,
+    /// The reason of the act.
+    reason: Option<Remark>,
 }
 
 /// `POST /v1/sync`.
@@ -76,6 +80,10 @@ pub(super) async fn sync(
         waits: body.wait,
     };
     let missing = missing(&app, &body);
+    let actor = actor.saying(Remarks {
+        reason: body.reason,
+        claimed_actor: body.actor,
+    });
     let scope = Scope {
         routes: body.route,
         repository: body.repository,

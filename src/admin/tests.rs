@@ -25,7 +25,10 @@ const REMOTE: Peer = Peer::Tcp(SocketAddr::new(
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
     5000,
 ));
-const SOCKET: Peer = Peer::Socket { uid: 1000 };
+const SOCKET: Peer = Peer::Socket {
+    uid: 4_000_000_001,
+    login_uid: None,
+};
 
 fn services() -> (Services, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(64);
@@ -520,7 +523,7 @@ async fn an_event_says_who_and_why() {
         ),
         (LOOPBACK_6, Settings::default(), Cause::Ping, "address:::1"),
         (REMOTE, secret("word"), Cause::Ping, "secret"),
-        (SOCKET, secret("word"), Cause::Cli, "uid:1000"),
+        (SOCKET, secret("word"), Cause::Cli, "uid:4000000001"),
     ] {
         let (services, events) = services();
         let watcher = watcher(events, 1, found());

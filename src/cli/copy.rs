@@ -6,6 +6,7 @@ use super::delegate;
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
+use super::remarks::Said;
 use super::{Arguments, Failure, environment};
 use crate::admin::CopyRequest;
 use crate::commands;
@@ -48,6 +49,8 @@ pub(super) struct Copy {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    said: Said,
 }
 
 impl Copy {
@@ -64,6 +67,7 @@ impl Copy {
             replace: self.replace,
             dry_run: self.dry_run,
             state: arguments.state.clone(),
+            remarks: self.said.remarks(),
         };
         let options = arguments.repeated();
         // One reference was named: that it is up to date is the answer, not noise.
@@ -75,6 +79,7 @@ impl Copy {
             expect: self.expect,
             replace: self.replace,
             dry_run: self.dry_run,
+            remarks: self.said.remarks(),
         };
         if let Some(report) = delegate::by_daemon(arguments, &delegated, mode.clone(), show).await?
         {

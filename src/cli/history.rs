@@ -142,6 +142,7 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
             .map(|error| &error.text)
             .chain(&job.reasons)
             .cloned()
+            .chain(said(job))
             .collect::<Vec<_>>()
             .join("; ");
         [
@@ -161,6 +162,18 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
         ["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"],
         cells,
     )
+}
+
+/// What the caller said, and that it is the caller who says it; or that there is no text any more.
+fn said(job: &Settled) -> impl Iterator<Item = String> {
+    let remarks = &job.actor.remarks;
+    let claim = remarks.claimed_actor.as_ref();
+    let reason = remarks.reason.as_ref();
+    claim
+        .map(|name| format!("says to be {name}"))
+        .into_iter()
+        .chain(reason.map(|reason| format!("says: {reason}")))
+        .chain(job.expired.then(|| "text expired".to_owned()))
 }
 
 /// What production names now, and what it named or what staging names where that is another digest.
@@ -232,7 +245,7 @@ mod tests {
             line.starts_with("1970-01-01 00:00:00 UTC  failed  prod.example/prod-demo-app:v7  staging: sha256:121212121212"),
             "{line}"
         );
-        assert!(line.ends_with("cli by uid:1000  because"), "{line}");
+        assert!(line.ends_with("cli by user:alice  because"), "{line}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! stdout carries results, stderr carries logs and progress. Exit codes, the first that applies: 2 usage or
 //! configuration · 130 interrupted · 3 authentication · 1 at least one job failed · 4 nothing failed, but something is in
-//! conflict, drifted or refused by a rule · 5 what was named is not there or is excluded · 0 everything else.
+//! conflict, drifted, refused by a rule, or asked for by name and held or waiting · 5 what was named is not there or is excluded · 0 everything else.
 
+mod changes;
 mod check;
 mod completions;
 mod copy;
@@ -15,6 +16,7 @@ mod output;
 mod pass;
 mod progress;
 mod promote;
+mod remarks;
 mod run;
 mod schema;
 mod socket;
@@ -445,6 +447,9 @@ mod tests {
             "--log-format json run -q",
             "sync",
             "sync one two --tag v1 --dry-run --json --all",
+            "sync --actor alice --reason CHG-17",
+            "sync --dry-run -c other.yaml --changes",
+            "promote --actor alice --reason CHG-17",
             "copy host.example/app:v1 other.example/app:v1",
             &format!(
                 "copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"
@@ -469,6 +474,7 @@ mod tests {
             "fly",
             "run extra",
             "sync --tag .bad",
+            "sync --changes",
             "copy one",
             "copy a.example/b:c d.example/e:f --expect abc",
             "promote --all-tags --imagedefinitions i.json",

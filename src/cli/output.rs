@@ -223,9 +223,9 @@ fn way_out(options: &str, job: &Settled) -> Option<String> {
 }
 
 /// What kept a whole repository or route from being looked at.
-pub(super) fn trouble(style: Style, trouble: &Trouble) -> String {
+pub(super) fn trouble(style: Style, trouble: &str) -> String {
     let word = style.paint(Outcome::Failed, &format!("{:<WORD$}", "trouble"));
-    format!("{word} {}", trouble_text(Some(trouble)))
+    format!("{word} {}", clean(trouble))
 }
 
 fn trouble_text(trouble: Option<&Trouble>) -> String {
@@ -448,7 +448,7 @@ pub(super) mod tests {
             digest: Some(Digest::Sha256([0x12; 32])),
             previous_digest: None,
             cause: Cause::Cli,
-            actor: Actor("uid:1000".into()),
+            actor: Actor::named("user:alice"),
             result,
             reasons: Vec::new(),
             error: None,
@@ -465,6 +465,8 @@ pub(super) mod tests {
             requests: 11,
             duration_seconds: 0.84,
             unguarded: false,
+            expired: false,
+            gates: Vec::new(),
         }
     }
 

@@ -10,6 +10,7 @@ use super::delegate;
 use super::output::Lines;
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
+use super::remarks::Said;
 use super::{Arguments, Failure, environment};
 use crate::admin::CopyRequest;
 use crate::commands;
@@ -62,6 +63,8 @@ pub(super) struct Promote {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    said: Said,
 }
 
 fn container(text: &str) -> Result<(String, String), String> {
@@ -110,6 +113,7 @@ impl Promote {
             expect,
             replace,
             dry_run,
+            remarks: self.said.remarks(),
         };
         let report = match delegate::by_daemon(arguments, &delegated, mode.clone(), show).await? {
             Some(report) => {
@@ -149,6 +153,7 @@ impl Promote {
             replace: self.replace,
             dry_run: self.dry_run,
             state: arguments.state.clone(),
+            remarks: self.said.remarks(),
         };
         match self.images.len() {
             0 => request
@@ -286,6 +291,7 @@ mod tests {
                 .collect(),
             dry_run: false,
             json: false,
+            said: Said::default(),
         }
     }
 

@@ -8,14 +8,16 @@ use http::StatusCode;
 use indicatif::MultiProgress;
 use serde_json::{Value, json};
 
+use super::changes::compare;
 use super::output::{Lines, plural};
 use super::pass::{Show, Signals, follow};
 use super::progress::{Display, ProgressMode};
+use super::remarks::Said;
 use super::socket::{Socket, refusal};
 use super::{Arguments, Failure};
 use crate::commands;
 use crate::config::Config;
-use crate::job::Report;
+use crate::job::{Remarks, Report};
 use crate::look::PassOptions;
 use crate::oci::Tag;
 use crate::status::board::Status;
@@ -32,6 +34,8 @@ const GLANCE: Duration = Duration::from_secs(1);
   blobferry sync --dry-run --all        what would happen to every tag
   blobferry sync --json | jq .totals    the report for programs
   blobferry sync --dry-run -c new.yaml  what another config would do
+  blobferry sync --dry-run -c new.yaml --changes
+                                        only what it would do otherwise
 
 stdout has a line for each change or trouble and the totals, or with --json the
 report alone; stderr has the progress: bars on a terminal, else a heartbeat. The
@@ -40,7 +44,7 @@ them, the second stops at once.")]
 pub(super) struct Sync {
     /// Only these routes
     #[arg(value_name = "ROUTE")]
-    routes: Vec<String>,
+    pub(super) routes: Vec<String>,
     /// Only this tag; may be said more than once
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Tag>,
@@ -53,6 +57,11 @@ pub(super) struct Sync {
     /// List what is up to date as well
     #[arg(long)]
     all: bool,
+    /// With --dry-run -c FILE: list what differs from what the running daemon would do
+    #[arg(long, requires = "dry_run", conflicts_with = "all")]
+    changes: bool,
+    #[command(flatten)]
+    said: Said,
 }
 
 impl Sync {
@@ -65,6 +74,10 @@ impl Sync {
         let options = arguments.repeated();
         let show = Show::new(self.json, self.all, &options);
         let mode = ProgressMode::of(arguments.quiet > 0, screen);
+        if self.changes {
+            let config = self.compared(arguments)?;
+            return compare(self, &config, mode, show, lines).await;
+        }
         if let Some(config) = self.plan_of_its_own(arguments).await? {
             return self.run_here(&config, show, mode, lines).await;
         }
@@ -76,6 +89,16 @@ impl Sync {
         let config = arguments.config()?;
         known(&self.routes, config.routes.iter().map(|route| &*route.name))?;
         self.run_here(&config, show, mode, lines).await
+    }
+
+    /// The config that `--changes` compares with the daemon's.
+    fn compared(&self, arguments: &Arguments) -> Result<Config, Failure> {
+        if arguments.config.is_none() {
+            return Err(Failure::usage(
+                "--changes compares another config with the daemon's: name it with -c FILE",
+            ));
+        }
+        arguments.config()
     }
 
     /// The config of a dry run that a running daemon would not plan with, because it was started with another one.
@@ -104,18 +127,14 @@ impl Sync {
         mode: ProgressMode,
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
-        let scope = Scope {
-            routes: self.routes.clone(),
-            tags: self.tags.clone(),
-            ..Scope::default()
-        };
         let options = PassOptions {
             dry_run: self.dry_run,
             all: self.all,
             waits: true,
         };
         follow(show, mode, lines, |observer, stop| {
-            commands::sync(config, scope, options, observer, stop)
+            let remarks = self.said.remarks();
+            commands::sync(config, self.scope(), options, remarks, observer, stop)
         })
         .await
         .map(|report| report.exit_code)
@@ -145,9 +164,26 @@ impl Sync {
             .transpose()
     }
 
+    /// What is looked at.
+    pub(super) fn scope(&self) -> Scope {
+        Scope {
+            routes: self.routes.clone(),
+            tags: self.tags.clone(),
+            ..Scope::default()
+        }
+    }
+
+    pub(super) fn tag_names(&self) -> Vec<&str> {
+        self.tags.iter().map(Tag::as_str).collect()
+    }
+
     fn request(&self) -> Value {
-        let tags: Vec<&str> = self.tags.iter().map(Tag::as_str).collect();
-        json!({"route": self.routes, "tag": tags, "wait": true, "dry_run": self.dry_run, "all": self.all})
+        let Remarks {
+            reason,
+            claimed_actor,
+        } = self.said.remarks();
+        json!({"route": self.routes, "tag": self.tag_names(), "wait": true, "dry_run": self.dry_run, "all": self.all,
+            "actor": claimed_actor, "reason": reason})
     }
 }
 
@@ -197,7 +233,7 @@ async fn glance(socket: &Socket) -> String {
 }
 
 /// Refuses a route that the config does not have.
-fn known<'a>(
+pub(super) fn known<'a>(
     asked: &[String],
     routes: impl Iterator<Item = &'a str> + Clone,
 ) -> Result<(), Failure> {

@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Report, TagId, TagRules, TagState,
-    Totals,
+    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, TagId, TagRules,
+    TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
@@ -42,6 +42,8 @@ pub struct Copy {
     pub dry_run: bool,
     /// A state folder, for hints and the ledger.
     pub state: Option<PathBuf>,
+    /// What the caller says of itself and of the act.
+    pub remarks: Remarks,
 }
 
 /// Copies one reference, with what a config knows of its hosts.
@@ -68,7 +70,7 @@ pub async fn copy(
         &request,
         &way,
         &settle,
-        caller(),
+        caller(request.remarks.clone()),
         env,
         &stop_of(stop),
     )

@@ -23,10 +23,11 @@ pub use self::probe::probe;
 pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};
 pub use self::sync::sync;
-use crate::job::{Actor, Progress, Settled};
+use crate::job::{Actor, Progress, Remarks, Settled};
 use crate::parts;
 use crate::state;
 use crate::transfer::Stop;
+use crate::user;
 
 /// Why a command cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +70,9 @@ fn stop_of(stop: CancellationToken) -> Stop {
     }
 }
 
-/// Who runs this process.
-fn caller() -> Actor {
-    use std::os::unix::fs::MetadataExt as _;
-    match std::fs::metadata("/proc/self") {
-        Ok(process) => Actor(format!("uid:{}", process.uid()).into()),
-        Err(_) => Actor("cli".into()),
-    }
+/// The user of this process, with what the command line says.
+fn caller(remarks: Remarks) -> Actor {
+    let uid = rustix::process::getuid().as_raw();
+    let process = rustix::process::getpid().as_raw_pid();
+    Actor::named(user::principal(uid, user::login_uid(process))).saying(remarks)
 }

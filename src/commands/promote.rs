@@ -27,8 +27,8 @@ use crate::ecr;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Report, Settled, TagId,
-    TagRules, TagState, Trouble,
+    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled,
+    TagId, TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
@@ -52,6 +52,8 @@ pub struct Promote {
     pub dry_run: bool,
     /// A state folder, for hints and the ledger.
     pub state: Option<PathBuf>,
+    /// What the caller says of itself and of the act.
+    pub remarks: Remarks,
 }
 
 impl Promote {
@@ -235,7 +237,7 @@ pub async fn promote(
         &request,
         &ways,
         &settle,
-        &caller(),
+        &caller(request.remarks.clone()),
         env,
         &stop_of(stop),
     )

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::stores;
 use super::{Error, Observer, caller, stop_of};
 use crate::config::Config;
-use crate::job::Report;
+use crate::job::{Remarks, Report};
 use crate::ledger;
 use crate::look::PassOptions;
 use crate::transfer::Settle;
@@ -21,6 +21,7 @@ pub async fn sync(
     config: &Config,
     scope: Scope,
     options: PassOptions,
+    remarks: Remarks,
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<Report, Error> {
@@ -39,7 +40,7 @@ pub async fn sync(
         &topology,
         &scope,
         options,
-        caller(),
+        caller(remarks),
         &settle,
         &stop_of(stop),
     )

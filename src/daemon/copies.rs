@@ -8,7 +8,7 @@ use tokio::sync::watch as channel;
 
 use crate::admin::{CopyHandler, CopyRequest, Refusal};
 use crate::commands::{self, Context, Copy, Error, Promote};
-use crate::job::{Actor, Report};
+use crate::job::{Actor, Remarks, Report};
 use crate::look::topology::Topology;
 use crate::parts::Parts;
 use crate::transfer::Stop;
@@ -41,6 +41,7 @@ async fn fulfil(
         expect,
         replace,
         dry_run,
+        remarks: _,
     } = request;
     if is_copy {
         let [(source, destination)] = <[_; 1]>::try_from(images)
@@ -52,6 +53,7 @@ async fn fulfil(
             replace,
             dry_run,
             state: None,
+            remarks: Remarks::default(),
         };
         let report = commands::copy_as_daemon(context, request, actor, stop)
             .await
@@ -65,6 +67,7 @@ async fn fulfil(
         replace,
         dry_run,
         state: None,
+        remarks: Remarks::default(),
     };
     commands::promote_as_daemon(context, request, actor, stop)
         .await

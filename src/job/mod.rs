@@ -2,6 +2,7 @@
 //!
 //! Names and shapes here are the ones of reports, the ledger and the HTTP API.
 
+mod actor;
 mod progress;
 mod report;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::actor::{Actor, NotARemark, Remark, Remarks};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
 pub use self::report::{Failure, Look, NamedTag, Report, Settled, Totals, Trouble};
 use crate::endpoint::{Abilities, Origin};
@@ -135,23 +137,6 @@ impl Rank {
 pub const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How long a job waits for a registry's time if its caller waits for the answer.
 pub const LONG_WAIT: Duration = Duration::from_secs(300);
-
-/// The principal that caused a job: `uid:1000`, `address:127.0.0.1`, `secret`, `daemon`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Actor(pub Arc<str>);
-
-impl Actor {
-    /// The daemon itself.
-    pub fn daemon() -> Actor {
-        Actor("daemon".into())
-    }
-}
-
-impl fmt::Display for Actor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What happens to a production tag with another digest that we never wrote.
 #[derive(

@@ -65,7 +65,8 @@ pub struct Settled {
     pub previous_digest: Option<Digest>,
     /// Why.
     pub cause: Cause,
-    /// The principal that caused the job.
+    /// The principal, and what it said.
+    #[serde(flatten)]
     pub actor: Actor,
     /// What came of it.
     pub result: Outcome,
@@ -76,6 +77,9 @@ pub struct Settled {
     /// The failure of this very attempt, for what decides when to try again.
     #[serde(skip)]
     pub failure: Option<Failure>,
+    /// Verdicts of gates. A route has no gates yet: the list is empty.
+    #[serde(default)]
+    pub gates: Vec<serde_json::Value>,
     /// Its blobs.
     pub blobs: BlobCounts,
     /// Its referrers and companion tags.
@@ -92,6 +96,26 @@ pub struct Settled {
     /// Of `copy` and `promote`: no route's rules covered it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unguarded: bool,
+    /// Of a row of the ledger: it is older than `daemon.retention`, and its texts are gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+}
+
+impl Settled {
+    /// The same without the texts that people and registries wrote. What is kept says what happened, to what, and by which
+    /// principal.
+    pub fn without_texts(self) -> Settled {
+        Settled {
+            actor: Actor::named(self.actor.name),
+            reasons: Vec::new(),
+            error: self.error.map(|error| Trouble {
+                text: String::new(),
+                ..error
+            }),
+            expired: true,
+            ..self
+        }
+    }
 }
 
 /// What a look at one source repository and its destinations came to.
@@ -219,16 +243,16 @@ pub struct Report {
     pub exit_code: u8,
     /// Counts.
     pub totals: Totals,
-    /// What could not be looked at, or was named and is not there.
+    /// What could not be looked at, or was named and is not there, in words.
     #[serde(default)]
-    pub trouble: Vec<Trouble>,
+    pub trouble: Vec<String>,
     /// What changed or is in trouble; with `all` every tag and destination.
     pub jobs: Vec<Settled>,
 }
 
 impl Report {
-    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3
-    /// authentication, 1 failed, 4 conflict, drift or refused, 5 nothing there, 0.
+    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3 authentication, 1 failed,
+    /// 4 conflict, drift, refused, or asked for by name and held or waiting, 5 nothing there, 0.
     pub fn new(
         run_id: &str,
         started: Timestamp,
@@ -246,13 +270,17 @@ impl Report {
             trouble: Vec::new(),
             jobs: Vec::new(),
         };
-        let mut found = false;
+        let mut verdict = Verdict::default();
+        let mut trouble = Vec::new();
         let mut named: BTreeMap<Tag, (bool, Vec<String>)> = BTreeMap::new();
         for look in looks {
             report.totals.merge(&look.totals);
+            verdict.found |= look.found;
+            if !look.named.is_empty() {
+                verdict.named_and_blocked |= look.totals.held + look.totals.waiting > 0;
+            }
             report.jobs.extend(look.jobs);
-            report.trouble.extend(look.trouble);
-            found |= look.found;
+            trouble.extend(look.trouble);
             for tag in look.named {
                 let entry = named.entry(tag.name).or_default();
                 match tag.missing {
@@ -266,10 +294,9 @@ impl Report {
             .into_values()
             .filter(|(is_found, _)| !is_found)
             .flat_map(|(_, texts)| texts);
-        report
-            .trouble
-            .extend(missing.take(MOST_MISSING).map(Trouble::not_found));
-        report.exit_code = report.judge(found);
+        trouble.extend(missing.take(MOST_MISSING).map(Trouble::not_found));
+        report.exit_code = verdict.exit_code(&report, &trouble);
+        report.trouble = trouble.into_iter().map(|trouble| trouble.text).collect();
         report
     }
 
@@ -278,31 +305,45 @@ impl Report {
         if self.exit_code == 0 && !missing.is_empty() {
             self.exit_code = 5;
         }
-        self.trouble.extend(missing);
+        self.trouble
+            .extend(missing.into_iter().map(|trouble| trouble.text));
         self
     }
+}
 
-    fn judge(&self, found: bool) -> u8 {
+/// What decides on the exit code beside totals and trouble.
+#[derive(Default)]
+struct Verdict {
+    /// Whether any source repository that was asked for is there.
+    found: bool,
+    /// Whether a tag that was asked for by its name is held or waiting.
+    named_and_blocked: bool,
+}
+
+impl Verdict {
+    fn exit_code(&self, report: &Report, trouble: &[Trouble]) -> u8 {
         let errors = || {
-            self.jobs
+            report
+                .jobs
                 .iter()
                 .filter_map(|job| job.error.as_ref())
-                .chain(&self.trouble)
+                .chain(trouble)
         };
         let class = |name: &str| errors().any(|error| error.class == name);
         let failed = |trouble: &Trouble| {
             ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class)
         };
-        let totals = &self.totals;
+        let totals = &report.totals;
+        let is_against_a_rule = totals.conflict + totals.drift + totals.refused > 0;
         if totals.interrupted > 0 || class(Class::Cancelled.name()) {
             130
         } else if class(Class::Auth.name()) {
             3
-        } else if totals.failed > 0 || self.trouble.iter().any(failed) {
+        } else if totals.failed > 0 || trouble.iter().any(failed) {
             1
-        } else if totals.conflict + totals.drift + totals.refused > 0 {
+        } else if is_against_a_rule || self.named_and_blocked {
             4
-        } else if !found || class(Class::NotFound.name()) {
+        } else if !self.found || class(Class::NotFound.name()) {
             5
         } else {
             0
@@ -407,6 +448,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_or_waits_ends_with_4_only_where_it_was_asked_for_by_name() {
+        let exit_code = |totals: Totals, is_named: bool| {
+            let tag = NamedTag {
+                name: "v1".parse().unwrap(),
+                missing: None,
+            };
+            let look = Look {
+                totals,
+                found: true,
+                named: Vec::from_iter(is_named.then_some(tag)),
+                ..Look::default()
+            };
+            Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, [look]).exit_code
+        };
+        for outcome in [Outcome::Held, Outcome::Waiting] {
+            let mut totals = Totals::default();
+            totals.add(outcome);
+            assert_eq!(exit_code(totals, false), 0, "{outcome}");
+            assert_eq!(exit_code(totals, true), 4, "{outcome}");
+            totals.add(Outcome::Failed);
+            assert_eq!(exit_code(totals, true), 1, "{outcome}");
+        }
+    }
+
+    #[test]
     fn a_tag_is_missed_only_when_no_repository_has_it() {
         let look = |tags: &[(&str, Option<&str>)]| {
             let named = |(name, missing): &(&str, Option<&str>)| NamedTag {
@@ -424,15 +490,8 @@ mod tests {
             look(&[("v1", Some("b lacks v1")), ("v2", Some("b lacks v2"))]),
         ];
         let report = Report::new("r", Timestamp::UNIX_EPOCH, Duration::ZERO, looks);
-        let texts: Vec<&str> = report
-            .trouble
-            .iter()
-            .map(|trouble| trouble.text.as_str())
-            .collect();
-        assert_eq!(
-            (texts, report.exit_code),
-            (vec!["a lacks v2", "b lacks v2"], 5)
-        );
+        assert_eq!(report.trouble, ["a lacks v2", "b lacks v2"]);
+        assert_eq!(report.exit_code, 5);
         let report = Report::new(
             "r",
             Timestamp::UNIX_EPOCH,

@@ -220,6 +220,8 @@ fn shown(job: &Job, names: &Names, completion: &Completion) -> Settled {
         requests: completion.cost.requests,
         duration_seconds: (completion.took.as_secs_f64() * 1000.0).round() / 1000.0,
         unguarded: false,
+        expired: false,
+        gates: Vec::new(),
     }
 }
 

@@ -364,6 +364,8 @@ mod tests {
             requests: 0,
             duration_seconds: 0.0,
             unguarded: false,
+            expired: false,
+            gates: Vec::new(),
         }
     }
 

@@ -189,6 +189,8 @@ mod tests {
             error: None,
             failure: None,
             unguarded: false,
+            expired: false,
+            gates: Vec::new(),
             blobs: Default::default(),
             referrers: Default::default(),
             bytes_sent: 0,

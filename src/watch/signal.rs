@@ -23,7 +23,7 @@ pub async fn looks(mut signals: Signal, handle: Handle, stop: CancellationToken)
             .ask(
                 Scope::default(),
                 Cause::Signal,
-                Actor("signal".into()),
+                Actor::named("signal"),
                 PassOptions::default(),
             )
             .await
