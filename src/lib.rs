@@ -18,7 +18,8 @@
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads), [`state`] (the
 //! state folder), [`single_flight`] (one run of a piece of work for all its callers), [`telemetry`] (logs),
-//! [`metrics`] (series that end), [`clock`] (the time of day) and [`random`].
+//! [`metrics`] (series that end), [`clock`] (the time of day), [`random`] and [`user`]
+//! (the names of users).
 
 pub mod admin;
 pub mod backend;

@@ -13,6 +13,8 @@ use super::units::duration_within;
 
 /// Longest time between two looks.
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(8760 * 3600);
 
 /// The daemon's own settings.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub struct Daemon {
     pub verify: Duration,
     /// Time for running transfers to reach a checkpoint at shutdown.
     pub grace: Duration,
+    /// How long the ledger keeps the texts of rows that are no promotions.
+    pub retention: Duration,
     /// Bearer token of the HTTP API.
     pub secret: Option<SecretString>,
 }
@@ -47,6 +51,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let poll = key("poll").map_or(Some(Some(Duration::from_secs(60))), |item| item.parse(poll));
     let verify = key("verify").map_or(Some(Duration::from_secs(3600)), |item| item.parse(interval));
     let grace = key("grace").map_or(Some(Duration::from_secs(30)), |item| item.parse(grace));
+    let retention = key("retention").map_or(Some(YEAR), |item| item.parse(retention));
     let secret = key("secret_file").map_or(Some(None), |item| item.secret().map(Some));
     if let Some(keys) = keys {
         Section::finish(keys, |_| false);
@@ -57,6 +62,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
         poll: poll?,
         verify: verify?,
         grace: grace?,
+        retention: retention?,
         secret: secret?,
     })
 }
@@ -88,6 +94,10 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn grace(text: &str) -> Result<Duration, String> {
     duration_within(text, Duration::ZERO, Duration::from_secs(3600))
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    duration_within(text, DAY, 100 * YEAR)
 }
 
 fn standard_state(item: &Item<'_>) -> Option<PathBuf> {

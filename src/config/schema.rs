@@ -50,6 +50,8 @@ struct Daemon {
     verify: Option<String>,
     /// Time for running transfers to reach a checkpoint at shutdown. Default: 30s.
     grace: Option<String>,
+    /// How long the ledger keeps the texts of rows that are no promotions. Default: 8760h.
+    retention: Option<String>,
     /// File with the bearer token of the HTTP API.
     secret_file: Option<String>,
 }

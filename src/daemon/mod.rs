@@ -172,6 +172,8 @@ struct Running {
     helpers: JoinSet<()>,
     server: JoinSet<()>,
     server_stop: CancellationToken,
+    /// How long the ledger keeps texts.
+    retention: channel::Sender<Duration>,
     /// What the sockets were bound with; the secret is the one that the server goes by.
     served: admin::Settings,
 }
@@ -201,6 +203,8 @@ impl Running {
         ));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
+        let retention = channel::Sender::new(config.daemon.retention);
+        helpers.spawn(parts.ledger.clone().drop_old_texts(retention.subscribe()));
         helpers.spawn(parts.clone().watch_state_folder(board.clone()));
         helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
@@ -218,6 +222,7 @@ impl Running {
             helpers,
             server,
             server_stop,
+            retention,
             served,
         };
         running.show_config();
@@ -304,6 +309,7 @@ impl Running {
             hash = config.hash,
             "the config was read again"
         );
+        self.retention.send_replace(config.daemon.retention);
         self.config = config;
         self.topology.send_replace(Arc::new(topology));
         self.parts.watch.reloaded(true);

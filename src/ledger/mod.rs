@@ -1,6 +1,7 @@
 //! The ledger: what happened, and what is known of each production tag.
 //!
-//! Append-only rows, one for each change of a job's result, and for each place in a destination the
+//! Append-only rows, one for each change of a job's result (old ones lose their texts: see
+//! [`Ledger::drop_old_texts`]), and for each place in a destination the
 //! digest that we wrote or that both sides agreed on. The plan distinguishes these tags from tags
 //! that people changed, so losing the ledger makes the daemon more careful, never less: a tag that
 //! differs then counts as existing. For the same reason it is never set aside by itself: an
@@ -26,10 +27,12 @@ use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
+mod retention;
 mod rows;
 mod schema;
 mod tag_records;
 
+pub use retention::Step;
 pub use rows::{Query, Row};
 
 /// The file in the state folder.
@@ -422,7 +425,7 @@ pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
             result != before
                 || settled.digest != last.digest
                 || settled.previous_digest != last.previous_digest
-                || settled.reasons != last.reasons
+                || (settled.reasons != last.reasons && !last.expired)
                 || class(settled) != class(last)
         }
     }

@@ -63,8 +63,7 @@ pub(super) fn add(
             .insert([&*key.route, key.source.as_str(), key.tag.as_str(), origin, repository, tag])?
         }
     };
-    let json = serde_json::to_string(settled)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let json = json(settled)?;
     let RunFacts {
         run_id,
         config_hash,
@@ -76,6 +75,22 @@ pub(super) fn add(
     )?
     .execute(params![job, clock::now().as_millisecond(), run_id, host, config_hash, version, json])
     .map(drop)
+}
+
+/// A settled job as a row keeps it.
+pub(super) fn json(settled: &Settled) -> rusqlite::Result<String> {
+    serde_json::to_string(settled)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// The next rows, at most `limit`.
+pub(super) fn after(db: &Connection, id: u64, limit: u32) -> rusqlite::Result<Vec<Row>> {
+    let query = Query {
+        after: id,
+        limit,
+        ..Query::default()
+    };
+    page(db, &query)
 }
 
 pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {

@@ -26,7 +26,7 @@ const VERSION_1: &str = "
     CREATE INDEX jobs_by_source ON jobs (source);
     CREATE INDEX jobs_by_repository ON jobs (repository);
 
-    -- a row for each change of a job's result; never changed, never deleted
+    -- a row for each change of a job's result; never deleted, and never changed but that an old one loses its texts
     CREATE TABLE outcomes (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         job INTEGER NOT NULL REFERENCES jobs (id),

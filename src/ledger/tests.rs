@@ -6,6 +6,8 @@ use crate::endpoint::Origin;
 use crate::fault::Class;
 use crate::job::{Actor, BlobCounts, Cause, Trouble};
 
+mod retention;
+
 fn digest(n: u8) -> Digest {
     Digest::sha256(&[n])
 }
@@ -49,6 +51,8 @@ fn settled(result: Outcome, n: u8) -> Settled {
         requests: 3,
         duration_seconds: 0.25,
         unguarded: false,
+        expired: false,
+        gates: Vec::new(),
     }
 }
 

@@ -89,8 +89,10 @@ fn what_is_not_said_has_the_documented_default() {
         poll,
         verify,
         grace,
+        retention,
         secret,
     } = config.daemon;
+    assert_eq!(retention, Duration::from_secs(8760 * 3600));
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(state, Path::new("/state"));
     assert_eq!(
@@ -128,7 +130,7 @@ fn what_is_not_said_has_the_documented_default() {
 #[test]
 fn everything_said_arrives() {
     let config = parse(
-        "daemon: {listen: \"off\", state: here, poll: off, verify: 2h, grace: 1m 5s, secret_file: '${SECRETS}/secret'}\n\
+        "daemon: {listen: \"off\", state: here, poll: off, verify: 2h, grace: 1m 5s, retention: 48h, secret_file: '${SECRETS}/secret'}\n\
          registries:\n\
          \x20 s:\n\
          \x20   url: http://s.example:5000\n\
@@ -154,6 +156,7 @@ fn everything_said_arrives() {
         (daemon.state.as_path(), daemon.grace),
         (Path::new("/nowhere/here"), Duration::from_secs(65))
     );
+    assert_eq!(daemon.retention, Duration::from_secs(48 * 3600));
     assert_eq!(
         daemon.secret.as_ref().unwrap().expose_secret(),
         "open sesame"

@@ -1,0 +1,161 @@
+//! The clock is set: rows grow a year older in no time.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::watch;
+
+use super::*;
+use crate::clock;
+use crate::job::Remarks;
+
+const YEAR: SignedDuration = SignedDuration::from_hours(8760);
+
+fn with_texts(result: Outcome, n: u8) -> Settled {
+    let remarks = Remarks {
+        reason: Some("because of joe@example".parse().unwrap()),
+        claimed_actor: Some("joe".parse().unwrap()),
+    };
+    Settled {
+        reasons: vec!["a reason".into()],
+        error: Some(Trouble {
+            class: "auth".into(),
+            text: "a text of a registry".into(),
+        }),
+        actor: Actor::named("user:alice").saying(remarks),
+        ..settled(result, n)
+    }
+}
+
+async fn record(ledger: &Ledger, tag: &str, settled: &Settled) {
+    let is_new = ledger
+        .record(&key("app", tag), settled, facts(), None)
+        .await;
+    assert!(is_new.unwrap());
+}
+
+async fn rows(ledger: &Ledger) -> Vec<Row> {
+    let query = Query {
+        limit: 1000,
+        ..Query::default()
+    };
+    ledger.page(query).await.unwrap()
+}
+
+fn simulate() {
+    clock::simulate("2026-01-01T00:00:00Z".parse().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_rows_lose_their_texts_and_keep_what_happened() {
+    simulate();
+    let ledger = Ledger::in_memory();
+    record(&ledger, "v1", &with_texts(Outcome::Failed, 1)).await;
+    record(&ledger, "v2", &with_texts(Outcome::Promoted, 2)).await;
+    clock::step(YEAR);
+    record(&ledger, "v3", &with_texts(Outcome::Conflict, 3)).await;
+    let before = rows(&ledger).await;
+    clock::step(SignedDuration::from_secs(1));
+    let limit = clock::now() - YEAR;
+    let step = ledger.drop_texts_before(limit, 0).await.unwrap();
+    assert_eq!(
+        step,
+        Step {
+            read_to: 2,
+            is_more: false
+        }
+    );
+
+    let after = rows(&ledger).await;
+    let json = |row: &Row| serde_json::to_value(row).unwrap();
+    let mut expected = json(&before[0]);
+    expected["reason"] = serde_json::Value::Null;
+    expected["reasons"] = serde_json::json!([]);
+    expected["error"]["text"] = "".into();
+    expected["expired"] = true.into();
+    expected.as_object_mut().unwrap().remove("claimed_actor");
+    assert_eq!(
+        json(&after[0]),
+        expected,
+        "number, time, result, digests and class stay"
+    );
+    assert_eq!(
+        json(&after[1]),
+        json(&before[1]),
+        "a promotion is never cut"
+    );
+    assert_eq!(
+        json(&after[2]),
+        json(&before[2]),
+        "a young row keeps its texts"
+    );
+
+    // What goes on as before is no news because its texts are gone; another digest is.
+    let again = |settled: Settled| {
+        let ledger = ledger.clone();
+        async move {
+            ledger
+                .record(&key("app", "v1"), &settled, facts(), None)
+                .await
+                .unwrap()
+        }
+    };
+    assert!(!again(with_texts(Outcome::Failed, 1)).await);
+    assert!(again(with_texts(Outcome::Failed, 9)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_reads_a_bounded_number_of_rows_and_the_next_goes_on_from_there() {
+    simulate();
+    let ledger = Ledger::in_memory();
+    for n in 0..1100 {
+        record(&ledger, &format!("v{n}"), &with_texts(Outcome::Failed, 1)).await;
+    }
+    clock::step(YEAR + SignedDuration::from_secs(1));
+    let limit = clock::now() - YEAR;
+    let mut read_to = 0;
+    for expected in [500, 1000] {
+        let step = ledger.drop_texts_before(limit, read_to).await.unwrap();
+        assert_eq!(
+            step,
+            Step {
+                read_to: expected,
+                is_more: true
+            }
+        );
+        read_to = step.read_to;
+    }
+    let cut = rows(&ledger)
+        .await
+        .iter()
+        .filter(|row| row.settled.expired)
+        .count();
+    assert_eq!(cut, 1000);
+    let last = ledger.drop_texts_before(limit, read_to).await.unwrap();
+    assert_eq!(
+        last,
+        Step {
+            read_to: 1100,
+            is_more: false
+        }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_goes_by_the_retention_that_is_in_force() {
+    simulate();
+    let ledger = Ledger::in_memory();
+    record(&ledger, "v1", &with_texts(Outcome::Failed, 1)).await;
+    let (retention, in_force) = watch::channel(YEAR.unsigned_abs());
+    let task = tokio::spawn(ledger.clone().drop_old_texts(in_force));
+    let is_cut = async || rows(&ledger).await[0].settled.expired;
+    let round = Duration::from_secs(3700);
+
+    clock::step(SignedDuration::from_hours(8000));
+    tokio::time::sleep(round).await;
+    assert!(!is_cut().await, "younger than a year");
+    retention.send_replace(Duration::from_secs(24 * 3600));
+    tokio::time::sleep(round).await;
+    assert!(is_cut().await, "older than a day");
+    task.abort();
+}
