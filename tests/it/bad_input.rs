@@ -76,7 +76,7 @@ fn first_error(run: &Run) -> Value {
         .find(|error| !error.is_null())
         .cloned();
     error
-        .or_else(|| report["trouble"].get(0).cloned())
+        .or_else(|| Some(json!({"text": report["trouble"].get(0)?})))
         .unwrap_or_else(|| panic!("no error in {report:#}\n{}", run.stderr))
 }
 

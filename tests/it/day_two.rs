@@ -206,6 +206,81 @@ async fn another_config_is_planned_with_beside_the_daemon() {
     assert_eq!(status["routes"][0]["name"], "app");
 }
 
+/// The plan of another config differs by one tag more and one tag less; what both do alike is not listed.
+#[tokio::test]
+async fn changes_are_what_another_config_would_do_otherwise() {
+    let stage =
+        Stage::with_route(Program::Distribution2, json!({"tags": {"include": ["v*"]}})).await;
+    let daemon = stage.ferry.start_ready().await;
+    for (number, tag) in ["v1", "v2", "w1"].into_iter().enumerate() {
+        let image = Image::oci(number as u64, &[1000]);
+        stage.push().push("app", tag, &image).await;
+    }
+    let other =
+        stage.config(|config| config.route("app", json!({"tags": {"include": ["v1", "w*"]}})));
+    let other = other.daemon("state", json!(stage.ferry.path("state")));
+    let path = stage.ferry.file("other.yaml", &other.text_of());
+    let compare = ["sync", "--dry-run", "-c", &path, "--changes"];
+    let run = stage
+        .ferry
+        .run(&[&compare[..], &["--json"]].concat())
+        .await
+        .expect(0);
+    let changes = run.report()["changes"].clone();
+    let there = |tag: &str| format!("{}/app:{tag}", stage.target.address());
+    let planned = json!({"route": "app", "result": "planned"});
+    assert_eq!(changes.as_array().map(Vec::len), Some(2), "{changes:#}");
+    for (change, tag, [theirs, ours]) in [
+        (&changes[0], "v2", [&planned, &Value::Null]),
+        (&changes[1], "w1", [&Value::Null, &planned]),
+    ] {
+        assert_eq!(change["destination"], there(tag), "{changes:#}");
+        assert_eq!(
+            [&change["daemon"], &change["other"]],
+            [theirs, ours],
+            "{changes:#}"
+        );
+    }
+    let text = stage.ferry.run(&compare).await.expect(0).stdout;
+    assert!(text.ends_with("2 tags treated otherwise\n"), "{text}");
+    assert_eq!(text.lines().count(), 3, "{text}");
+    stage.there().assert_lacks("app", "v1", &[]).await;
+
+    let own = stage.ferry.path("blobferry.yaml").display().to_string();
+    let same = ["sync", "--dry-run", "-c", &own, "--changes"];
+    let text = stage.ferry.run(&same).await.expect(0).stdout;
+    assert_eq!(text, "no tag is treated otherwise\n");
+    // A registry that cannot be read is no answer to the question.
+    stage.source.always(Kind::Tags, Reply::status(403));
+    let blind = stage.ferry.run(&compare).await;
+    assert!(
+        blind.code != 0 && blind.stdout.contains("not everything could be seen"),
+        "{blind:?}"
+    );
+    stage
+        .ferry
+        .run(&["sync", "--dry-run", "--changes"])
+        .await
+        .expect(2);
+    drop(daemon);
+}
+
+#[tokio::test]
+async fn changes_need_a_daemon_to_compare_with() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let path = stage.ferry.path("blobferry.yaml").display().to_string();
+    let run = stage
+        .ferry
+        .run(&["sync", "--dry-run", "-c", &path, "--changes"])
+        .await
+        .expect(1);
+    assert!(
+        run.stderr.contains("no daemon is running"),
+        "{}",
+        run.stderr
+    );
+}
+
 #[tokio::test]
 async fn a_daemon_whose_socket_is_gone_is_not_taken_for_none() {
     let stage = Stage::new(Program::Distribution2).await;

@@ -163,13 +163,13 @@ fn wrong(run: &Run, ecr: &Ecr) -> Vec<String> {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|job| &job["error"]);
+        .map(|job| &job["error"]["text"]);
     let texts = report["trouble"]
         .as_array()
         .into_iter()
         .flatten()
         .chain(jobs)
-        .filter_map(|trouble| trouble["text"].as_str());
+        .filter_map(|text| text.as_str());
     let digest = regex::Regex::new("sha256:[0-9a-f]{64}").expect("a pattern");
     let masked = |text: &str| {
         digest

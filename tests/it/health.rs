@@ -263,12 +263,8 @@ async fn what_is_named_and_not_there_is_said_in_words() {
             match said {
                 None => assert_eq!(trouble, json!([]), "{ask} {tags:?}"),
                 Some(said) => {
-                    assert_eq!(
-                        trouble[0]["class"], "not_found",
-                        "{ask} {tags:?}: {trouble}"
-                    );
                     assert!(
-                        trouble[0]["text"].as_str().unwrap().contains(said),
+                        trouble[0].as_str().unwrap().contains(said),
                         "{ask} {tags:?}: {trouble}"
                     );
                 }
@@ -294,7 +290,7 @@ async fn what_is_named_and_not_there_is_said_in_words() {
             "{ask}: {report:#}"
         );
         assert!(
-            report["trouble"][0]["text"]
+            report["trouble"][0]
                 .as_str()
                 .is_some_and(|text| text.contains(said)),
             "{ask}: {report:#}"

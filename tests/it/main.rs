@@ -37,6 +37,7 @@ mod promote;
 mod referrers;
 mod refused;
 mod reload;
+mod remarks;
 mod resting;
 mod running;
 mod scripted;

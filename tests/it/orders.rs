@@ -233,8 +233,7 @@ async fn every_tag_of_an_empty_repository_is_nothing_that_is_there() {
         .expect(5);
     let trouble = &run.report()["trouble"][0];
     assert!(
-        trouble["class"] == "not_found"
-            && trouble["text"].as_str().unwrap().contains("has no tags"),
+        trouble.as_str().unwrap().contains("has no tags"),
         "{trouble}"
     );
 }
@@ -252,7 +251,7 @@ async fn a_source_layout_without_an_index_is_trouble_and_not_empty() {
     let there = format!("layout:{}", ferry.path("there").display());
     ferry.write_config(&Config::pair(&root, &there));
     let run = ferry.sync(&[]).await.expect(1);
-    let text = run.report()["trouble"][0]["text"]
+    let text = run.report()["trouble"][0]
         .as_str()
         .unwrap_or_default()
         .to_owned();
@@ -274,7 +273,7 @@ async fn check_online_refuses_the_names_that_a_look_refuses() {
             .await;
     }
     let looked = stage.ferry.sync(&["--dry-run"]).await.expect(4);
-    let refused = looked.report()["trouble"][0]["text"]
+    let refused = looked.report()["trouble"][0]
         .as_str()
         .expect("a reason")
         .to_owned();

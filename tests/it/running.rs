@@ -441,11 +441,6 @@ async fn sync_beside_the_daemon_goes_through_it() {
         (1, &json!("promoted"))
     );
     assert_eq!(run.job("v1")["cause"], "cli");
-    assert!(
-        run.job("v1")["actor"].as_str().unwrap().starts_with("uid:"),
-        "{}",
-        run.stdout
-    );
     stage.there().assert_holds("app", "v1", &image).await;
     let counted = daemon
         .metric(

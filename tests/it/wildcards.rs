@@ -116,7 +116,7 @@ async fn of_two_sources_that_meet_the_second_waits_until_the_first_is_gone() {
     staging.push("b/app", "v3", &second);
     let (status, report) = daemon.ping(json!({"wait": true})).await;
     assert_eq!(status, 409, "{report:#}");
-    let text = report["trouble"][0]["text"].as_str().unwrap_or_default();
+    let text = report["trouble"][0].as_str().unwrap_or_default();
     assert!(
         text.contains("app and a/app (route a) would both be promoted to production/app"),
         "{report:#}"

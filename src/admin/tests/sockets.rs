@@ -169,7 +169,9 @@ async fn the_control_socket_is_its_owners_and_names_the_user() {
     assert!(!running.socket.exists(), "removed at the end");
     drop(running.services);
     let uid = std::fs::metadata("/proc/self").unwrap().uid();
-    assert_eq!(watcher.await.unwrap(), [(Cause::Cli, format!("uid:{uid}"))]);
+    let login_uid = crate::user::login_uid(std::process::id().cast_signed());
+    let principal = crate::user::principal(uid, login_uid);
+    assert_eq!(watcher.await.unwrap(), [(Cause::Cli, principal)]);
 }
 
 async fn bind_at(socket: &Path) -> Result<Bound, Error> {

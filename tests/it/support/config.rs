@@ -65,6 +65,11 @@ impl Config {
         self
     }
 
+    /// The text of this config alone.
+    pub fn text_of(&self) -> String {
+        serde_json::to_string_pretty(&self.body).expect("JSON of strings")
+    }
+
     pub(super) fn write(&self, listen: &str, state: &str) -> String {
         if let Some(text) = &self.text {
             return text.clone();
