@@ -41,6 +41,7 @@ mod reload;
 mod remarks;
 mod resting;
 mod running;
+mod sandbox;
 mod scripted;
 mod seams;
 mod sessions;

@@ -22,6 +22,8 @@ pub struct Ferry {
     port: u16,
     environment: Vec<(String, String)>,
     program: PathBuf,
+    /// Words before the program.
+    wrapper: Vec<String>,
 }
 
 /// What came of a run.
@@ -43,6 +45,7 @@ impl Ferry {
             port: free_port(),
             environment: Vec::new(),
             program,
+            wrapper: Vec::new(),
         };
         std::fs::create_dir(ferry.path("home")).expect("a home in the scratch directory");
         ferry.write_config(config);
@@ -224,6 +227,19 @@ impl Ferry {
 
     /// Runs a line of a shell in which the program is called `blobferry`; returns its exit code.
     pub async fn shell(&self, line: &str) -> i32 {
+        let mut command = self.command_with_program_in_path("sh");
+        command.args(["-ec", line]).stdin(Stdio::null());
+        let status = timeout(DEADLINE, command.status())
+            .await
+            .expect("the shell ends in time");
+        status
+            .expect("the shell starts")
+            .code()
+            .expect("an exit code")
+    }
+
+    /// Another program, which finds this one as `blobferry`.
+    pub(super) fn command_with_program_in_path(&self, other: &str) -> Command {
         let bin = self.path("bin");
         if !bin.exists() {
             std::fs::create_dir(&bin).expect("a folder in the scratch directory");
@@ -235,24 +251,14 @@ impl Ferry {
             bin.display(),
             std::env::var("PATH").unwrap_or_default()
         );
-        let mut command = Command::new("sh");
+        let mut command = Command::new(other);
         command
-            .args(["-ec", line])
             .env_clear()
             .env("PATH", path)
             .env("HOME", self.path("home"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(self.scratch.path()).kill_on_drop(true);
         command
-            .current_dir(self.scratch.path())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let status = timeout(DEADLINE, command.status())
-            .await
-            .expect("the shell ends in time");
-        status
-            .expect("the shell starts")
-            .code()
-            .expect("an exit code")
     }
 
     /// The same with the program as it is shipped: what it needs of memory is a matter of the build.
@@ -278,9 +284,21 @@ impl Ferry {
         daemon
     }
 
+    /// Runs the program behind these words, which run what follows them.
+    pub fn within(mut self, wrapper: Vec<String>) -> Ferry {
+        self.wrapper = wrapper;
+        self
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut words = self
+            .wrapper
+            .iter()
+            .map(AsRef::as_ref)
+            .chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().expect("at least the program"));
         command
+            .args(words)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command
