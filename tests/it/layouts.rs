@@ -1,5 +1,8 @@
 //! Folders of OCI image layouts are registries too: there and back without a changed byte, readable by others.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use serde_json::json;
 
 use crate::support::*;
@@ -234,4 +237,53 @@ async fn copy_reads_and_writes_one_layout() {
         .await
         .expect(0);
     registry.client().assert_holds("other", "v1", &image).await;
+}
+
+/// Every folder and file below, with its mode.
+fn modes(folder: &Path) -> Vec<(String, bool, u32)> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut modes = Vec::new();
+    for entry in entries.map(|entry| entry.unwrap()) {
+        let (path, metadata) = (entry.path(), entry.metadata().unwrap());
+        let mode = metadata.permissions().mode() & 0o7777;
+        modes.push((path.display().to_string(), metadata.is_dir(), mode));
+        if metadata.is_dir() {
+            modes.extend(self::modes(&path));
+        }
+    }
+    modes
+}
+
+/// Layouts are read by others, under another group or user: the umask says by which.
+#[tokio::test]
+async fn files_and_folders_of_a_layout_respect_the_umask() {
+    let registry = Registry::distribution2();
+    let image = Image::index(&[Image::oci(1, &[4000, 20]), Image::oci(2, &[100_000])]);
+    registry.client().push("app", "v1", &image).await;
+    for (umask, of_files, of_folders) in [
+        ("0027", 0o640, 0o750),
+        ("0022", 0o644, 0o755),
+        ("0077", 0o600, 0o700),
+    ] {
+        let line = format!("umask {umask}; exec \"$@\"");
+        let words = ["sh", "-c", &line, "sh"].map(str::to_owned);
+        let ferry = Ferry::bare().within(words.into());
+        let there = ferry.path("there");
+        let config = Config::new()
+            .registry("staging", &registry.url())
+            .registry("production", &format!("layout:{}", there.display()));
+        ferry.write_config(&config.route("app", json!({})));
+        ferry.sync(&[]).await.expect(0);
+        layout::assert_holds(&there.join("app"), "v1", &image);
+        let modes = modes(&there);
+        assert!(modes.len() > 6, "{modes:#?}");
+        for (path, is_folder, mode) in modes {
+            let expected = if is_folder { of_folders } else { of_files };
+            assert_eq!(
+                format!("{mode:o}"),
+                format!("{expected:o}"),
+                "{umask}: {path}"
+            );
+        }
+    }
 }
