@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use http::header::AUTHORIZATION;
 use serde_json::{Value, json};
 
 use crate::support::ecr::HOME;
 use crate::support::image::unique;
+use crate::support::scripted::{Answer, Scripted};
 use crate::support::*;
 
 const MIB: usize = 1024 * 1024;
@@ -798,4 +800,41 @@ async fn a_check_warns_probes_and_creates_nothing() {
         run.stdout
     );
     assert_eq!(ecr.settings("absent"), None);
+}
+
+/// Beside an emulator's control plane any host on loopback counts as ECR, one that is nothing of the kind among them.
+#[tokio::test]
+async fn a_host_that_the_emulator_rule_takes_for_ecr_gets_the_token_only_after_it_asks() {
+    let ecr = demo().await;
+    let image = Image::oci(1, &[1000]);
+    for asks in [false, true] {
+        ecr.forget_log();
+        let host = Scripted::start();
+        host.push("staging-demo-app", "latest", &image);
+        host.on(
+            move |asked| match asked.headers.contains_key(AUTHORIZATION) {
+                false if asks => {
+                    let challenge = "Basic realm=\"https://elsewhere.test/\",service=\"other\"";
+                    Answer::Reply(Reply::status(401).header("www-authenticate", challenge))
+                }
+                _ => Answer::Pass,
+            },
+        );
+        let address = host.url().replace("http://", "");
+        let ferry = pipeline(&ecr).with_env("DOCKER_REG", &address);
+        ferry.run(&["promote"]).await.expect(0);
+        assert_eq!(
+            host.tagged("prod-demo-app", "latest").as_deref(),
+            Some(image.digest())
+        );
+        let shown = host
+            .log()
+            .iter()
+            .filter(|record| record.headers.contains_key(AUTHORIZATION))
+            .count();
+        assert_eq!(shown > 0, asks, "{:#?}", host.log());
+        assert_eq!(ecr.count("GetAuthorizationToken"), usize::from(asks));
+        let first = &host.log()[0];
+        assert!(!first.headers.contains_key(AUTHORIZATION), "{first:?}");
+    }
 }
