@@ -11,9 +11,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
+use crate::support::authority::Authority;
 use crate::support::scripted::{Answer, Scripted, Settings};
 use crate::support::*;
 
@@ -90,28 +92,28 @@ impl Inside {
     ];
 
     async fn start() -> Inside {
+        Inside::behind(None).await
+    }
+
+    /// Each connection counts, also one that ends before TLS is spoken.
+    async fn behind(tls: Option<TlsAcceptor>) -> Inside {
         let hits: Arc<Mutex<BTreeMap<SocketAddr, Vec<String>>>> = Arc::default();
         for address in Inside::ADDRESSES {
             let address = SocketAddr::new(address.parse().unwrap(), Inside::PORT);
             let listener = TcpListener::bind(address)
                 .await
                 .expect("an address of the namespace");
-            let hits = hits.clone();
+            let (hits, tls) = (hits.clone(), tls.clone());
             tokio::spawn(async move {
-                while let Ok((mut stream, _)) = listener.accept().await {
-                    let mut head = vec![0; 2000];
-                    let length = stream.read(&mut head).await.unwrap_or(0);
-                    let line = String::from_utf8_lossy(&head[..length])
-                        .lines()
-                        .next()
-                        .unwrap_or_default()
-                        .to_owned();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let line = match &tls {
+                        None => first_line(stream).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => first_line(stream).await,
+                            Err(error) => format!("no TLS: {error}"),
+                        },
+                    };
                     hits.lock().unwrap().entry(address).or_default().push(line);
-                    let _ = stream
-                        .write_all(
-                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-                        )
-                        .await;
                 }
             });
         }
@@ -123,31 +125,51 @@ impl Inside {
     }
 }
 
-/// Where a hostile registry tries to send us: literal, by name, by its own name at another port.
-fn targets() -> Vec<String> {
-    let hosts = [
-        "127.0.0.1",
-        "localhost",
-        "loopback.inside",
-        "10.66.0.5",
-        "private.inside",
-        "169.254.169.254",
-        "metadata.inside",
-        "168.63.129.16",
-        "[fd00:ec2::254]",
-        "[::ffff:127.0.0.1]",
-        "mixed.test",
-        "mixed-metadata.test",
-    ];
-    hosts
+/// Reads a request, answers with nothing, and returns the request's first line.
+async fn first_line(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    let mut head = vec![0; 2000];
+    let length = stream.read(&mut head).await.unwrap_or(0);
+    let _ = stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        .await;
+    String::from_utf8_lossy(&head[..length])
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Hosts inside: literal, by name, by the registry's own name at another port.
+const HOSTS_INSIDE: [&str; 12] = [
+    "127.0.0.1",
+    "localhost",
+    "loopback.inside",
+    "10.66.0.5",
+    "private.inside",
+    "169.254.169.254",
+    "metadata.inside",
+    "168.63.129.16",
+    "[fd00:ec2::254]",
+    "[::ffff:127.0.0.1]",
+    "mixed.test",
+    "mixed-metadata.test",
+];
+
+/// Where a hostile registry tries to send us.
+fn targets(scheme: &str) -> impl Iterator<Item = String> {
+    HOSTS_INSIDE
         .iter()
-        .map(|host| format!("http://{host}:{}/steal", Inside::PORT))
-        .collect()
+        .map(move |host| format!("{scheme}://{host}:{}/steal", Inside::PORT))
 }
 
 #[test]
 fn no_answer_of_a_registry_leads_inside() {
     in_a_namespace("within::no_answer_leads_inside");
+}
+
+#[test]
+fn no_answer_of_a_registry_leads_inside_over_https() {
+    in_a_namespace("within::no_answer_leads_inside_over_https");
 }
 
 #[test]
@@ -192,7 +214,7 @@ mod within {
         ] {
             let reading = Ferry::new(&Config::pair(registry, &honest.url()));
             let writing = Ferry::new(&Config::pair(&honest.url(), registry));
-            for target in targets() {
+            for target in targets("http") {
                 for kinds in [
                     &[Kind::BlobGet][..],
                     &[Kind::ManifestHead, Kind::ManifestGet],
@@ -266,6 +288,86 @@ mod within {
         assert_eq!(hits.len(), 1, "{hits:?}");
     }
 
+    /// Hosts inside that hold a certificate of an authority that is trusted are inside all the same.
+    #[tokio::test]
+    #[ignore = "runs in a namespace of its own"]
+    async fn no_answer_leads_inside_over_https() {
+        is_in_the_namespace();
+        let authority = Authority::new();
+        let inside_names: Vec<&str> = HOSTS_INSIDE
+            .iter()
+            .map(|host| host.trim_matches(['[', ']']))
+            .collect();
+        let inside = Inside::behind(Some(authority.server(&inside_names))).await;
+        let names = ["registry.test", "mixed.test", "mixed-metadata.test"];
+        let hostile = Scripted::tls_at("198.51.100.10:443", authority.server(&names));
+        let honest = Scripted::start();
+        let image = Image::oci(1, &[3000]);
+        hostile.push("app", "v1", &image);
+        honest.push("app", "v1", &image);
+        let pair = |from: (&str, &str), to: (&str, &str)| {
+            let ferry = Ferry::new(&Config::new());
+            let trust = json!({"ca_file": ferry.file("ca.pem", &authority.pem())});
+            let keys = |url: &str| match url.starts_with("https:") {
+                true => trust.clone(),
+                false => json!({}),
+            };
+            let config = Config::new()
+                .registry_with(from.0, from.1, keys(from.1))
+                .registry_with(to.0, to.1, keys(to.1));
+            ferry.write_config(&config.route("app", json!({})));
+            ferry
+        };
+        for name in names {
+            let url = format!("https://{name}");
+            let reading = pair(("staging", &url), ("production", &honest.url()));
+            let writing = pair(("staging", &honest.url()), ("production", &url));
+            for target in targets("https") {
+                redirects(&hostile, &[Kind::BlobGet], &target);
+                honest.untag("app", "v1");
+                honest.remove("app", &image.blobs[1].digest);
+                assert_ne!(reading.sync(&[]).await.code, 0, "{url} GET {target}");
+                honest.push("app", "v1", &image);
+
+                let location = target.clone();
+                hostile.calm();
+                hostile.untag("app", "v1");
+                hostile.remove("app", &image.blobs[1].digest);
+                hostile.on(move |asked| match asked.kind {
+                    Kind::UploadPost => {
+                        Answer::Reply(Reply::status(202).header("location", &location))
+                    }
+                    _ => Answer::Pass,
+                });
+                assert_ne!(writing.sync(&[]).await.code, 0, "{url} PUT {target}");
+                hostile.push("app", "v1", &image);
+            }
+        }
+        assert_eq!(inside.hits(), BTreeMap::new());
+        assert!(hostile.count(Kind::BlobGet) > 0 && hostile.count(Kind::UploadPost) > 0);
+
+        // A registry on this machine may send us there, and the certificate is believed: what counts hits does count.
+        let local = Scripted::tls_at("127.0.0.1:8443", authority.server(&["127.0.0.1"]));
+        local.push("app", "v2", &image);
+        let own = format!("https://127.0.0.1:{}/own", Inside::PORT);
+        redirects(&local, &[Kind::BlobGet], &own);
+        honest.remove("app", &image.blobs[1].digest);
+        pair(
+            ("staging", "https://127.0.0.1:8443"),
+            ("production", &honest.url()),
+        )
+        .sync(&[])
+        .await;
+        let hits = inside.hits();
+        assert!(
+            hits.values()
+                .flatten()
+                .any(|line| line.starts_with("GET /own")),
+            "{hits:?}"
+        );
+        assert_eq!(hits.len(), 1, "{hits:?}");
+    }
+
     #[tokio::test]
     #[ignore = "runs in a namespace of its own"]
     async fn no_answer_leads_inside_through_a_proxy() {
@@ -278,7 +380,7 @@ mod within {
         proxy.push("app", "v1", &image);
         let ferry = Ferry::new(&Config::pair("http://registry.test", &honest.url()))
             .with_env("http_proxy", "http://198.51.100.10:3128");
-        for target in targets() {
+        for target in targets("http") {
             redirects(&proxy, &[Kind::BlobGet], &target);
             assert_ne!(ferry.sync(&[]).await.code, 0, "{target}");
         }

@@ -3,6 +3,7 @@
 //! Faults live in the network between real programs. Nothing here uses blobferry's own code: what the tests compare with
 //! must not be wrong in the same way.
 
+pub mod authority;
 pub mod client;
 pub mod config;
 pub mod daemon;

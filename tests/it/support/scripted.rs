@@ -36,10 +36,12 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 
 use super::image::{Document, Image, OCI_INDEX, sha256};
 use super::proxy::Kind;
@@ -191,6 +193,15 @@ impl Scripted {
 
     /// The same at an address of the test's choice.
     pub fn at(address: &str, settings: Settings) -> Scripted {
+        Scripted::listening(address, settings, None)
+    }
+
+    /// The same behind TLS.
+    pub fn tls_at(address: &str, tls: TlsAcceptor) -> Scripted {
+        Scripted::listening(address, Settings::default(), Some(tls))
+    }
+
+    fn listening(address: &str, settings: Settings, tls: Option<TlsAcceptor>) -> Scripted {
         let listener = std::net::TcpListener::bind(address).expect("an address of this machine");
         listener
             .set_nonblocking(true)
@@ -201,7 +212,7 @@ impl Scripted {
         let listener = TcpListener::from_std(listener).expect("a test runs in a runtime");
         let shared = Arc::new(Shared::default());
         shared.state().settings = settings;
-        tokio::spawn(accept(listener, shared.clone()));
+        tokio::spawn(accept(listener, tls, shared.clone()));
         Scripted { address, shared }
     }
 
@@ -378,22 +389,36 @@ impl Scripted {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
         while connections.try_join_next().is_some() {}
-        let shared = shared.clone();
+        let (tls, shared) = (tls.clone(), shared.clone());
         connections.spawn(async move {
-            let service = service_fn(move |request| serve(shared.clone(), request));
-            // An error here is a break that a script or the client made.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match tls {
+                None => converse(stream, shared).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        converse(stream, shared).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    shared: Arc<Shared>,
+) {
+    let service = service_fn(move |request| serve(shared.clone(), request));
+    // An error here is a break that a script or the client made.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn serve(
