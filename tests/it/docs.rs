@@ -517,3 +517,71 @@ fn links_lead_somewhere() {
     }
     assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
 }
+
+/// The names of all tests below `folder`, with their modules: `guard::no_answer_of_a_registry_leads_inside`.
+fn tests_below(folder: &Path, module: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{error}"));
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        let stem = path.file_stem().expect("a name").to_string_lossy();
+        let inner = match &*stem {
+            "main" | "lib" | "mod" => module.to_owned(),
+            stem => format!("{module}{stem}::"),
+        };
+        if path.is_dir() {
+            names.extend(tests_below(&path, &inner));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(tests_in(&read(&path), &inner));
+        }
+    }
+    names
+}
+
+/// The tests of a file. Those of an inner module, which is indented, have its name before theirs.
+fn tests_in(text: &str, module: &str) -> Vec<String> {
+    let mut inner = String::new();
+    let mut is_marked = false;
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let code = line.trim_start();
+        let is_indented = code.len() < line.len();
+        if let Some(name) = line
+            .strip_prefix("mod ")
+            .and_then(|rest| rest.strip_suffix(" {"))
+        {
+            inner = format!("{name}::");
+        } else if line == "}" {
+            inner.clear();
+        }
+        is_marked |= code.starts_with("#[test]") || code.starts_with("#[tokio::test");
+        let function = code.trim_start_matches("async ").strip_prefix("fn ");
+        if let (true, Some(function)) = (is_marked, function) {
+            is_marked = false;
+            let name = function.split('(').next().unwrap_or_default();
+            let place = if is_indented { &*inner } else { "" };
+            names.push(format!("{module}{place}{name}"));
+        }
+    }
+    names
+}
+
+#[test]
+fn every_test_that_the_security_page_names_exists() {
+    let mut tests = tests_below(&top().join("tests/it"), "");
+    tests.extend(tests_below(&top().join("src"), ""));
+    assert!(tests.len() > 500, "found {} only", tests.len());
+    let page = read("docs/security.md");
+    let threats: Vec<Vec<&str>> = rows(&page).skip(1).collect();
+    assert!(threats.len() > 20, "{threats:#?}");
+    for threat in threats {
+        let [_, _, tested_by] = threat[..] else {
+            panic!("not three cells: {threat:?}")
+        };
+        let named: Vec<&str> = code_spans(tested_by).collect();
+        assert!(!named.is_empty(), "tested by nothing: {threat:?}");
+        for name in named {
+            let is_script = name.starts_with("tests/") && top().join(name).is_file();
+            assert!(is_script || tests.contains(name), "there is no {name}");
+        }
+    }
+}
