@@ -62,7 +62,8 @@ async fn every_act_tells_its_principal_and_what_the_caller_said() {
                 .expect(0);
             assert_eq!(facts(&run.job(&tag)), expected, "{act} {beside_a_daemon}");
         }
-        let history = stage.ferry.run(&["history", "--json"]).await.expect(0);
+        let history = stage.ferry.run(&["history", "--json"]).await;
+        assert_eq!(history.code, 0, "{}", history.stderr);
         let rows: Vec<Value> = history
             .stdout
             .lines()
