@@ -1,6 +1,7 @@
 //! The users of this machine: the name behind a user id, and the person behind root.
 //!
-//! Names come from `/etc/passwd` alone. A user of a directory service that the file does not list keeps its number.
+//! Names come from `/etc/passwd` alone. A user of a directory service that the file does not list
+//! keeps its number.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -11,15 +12,15 @@ const MOST_PASSWD: u64 = 4 << 20;
 /// What the kernel says where no login was recorded.
 const NO_LOGIN: u32 = u32::MAX;
 
-/// What a process of user `uid` is called in reports: `user:alice`. Root is the user that logged in, as the kernel's audit
-/// recorded it, else `user:root`. `uid:1000`: the user has no name.
+/// What a process of user `uid` is called in reports: `user:alice`. Root is the user that logged
+/// in, as the kernel's audit recorded it, else `user:root`. `uid:1000`: the user has no name.
 pub fn principal(uid: u32, login_uid: Option<u32>) -> String {
     let passwd = read(Path::new("/etc/passwd"), MOST_PASSWD).unwrap_or_default();
     called(uid, login_uid, &passwd)
 }
 
-/// The user id with which process `pid` logged in, kept by the kernel through `su` and `sudo`. `None`: it is not recorded, or
-/// this process may not know.
+/// The user id with which process `pid` logged in, kept by the kernel through `su` and `sudo`.
+/// `None`: it is not recorded, or this process may not know.
 pub fn login_uid(pid: i32) -> Option<u32> {
     let path = format!("/proc/{pid}/loginuid");
     recorded(&read(Path::new(&path), 32)?)

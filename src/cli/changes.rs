@@ -1,5 +1,6 @@
-//! `sync --dry-run -c OTHER --changes`: what another config would do otherwise than the running daemon's. Both plan at the
-//! same time, each by its own config: the daemon over its socket, the other here. What differs is listed.
+//! `sync --dry-run -c OTHER --changes`: what another config would do otherwise than the running
+//! daemon's. Both plan at the same time, each by its own config: the daemon over its socket, the
+//! other here. What differs is listed.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,8 @@ struct Plan {
     result: Outcome,
 }
 
-/// A tag and destination with which the two configs would do different things; `None`: nothing at all.
+/// A tag and destination with which the two configs would do different things; `None`: nothing at
+/// all.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Change {
     source: String,
@@ -148,7 +150,8 @@ fn changes(daemon: Option<&Report>, other: &Report) -> Vec<Change> {
         .collect()
 }
 
-/// The first exit code that says that not everything was seen, else 0: a difference is an answer and no failure.
+/// The first exit code that says that not everything was seen, else 0: a difference is an answer
+/// and no failure.
 fn incomplete(exit_codes: impl Iterator<Item = u8> + Clone) -> u8 {
     [130, 3, 1]
         .into_iter()

@@ -1,8 +1,9 @@
 //! Arguments in, exit code out.
 //!
-//! stdout carries results, stderr carries logs and progress. Exit codes, the first that applies: 2 usage or
-//! configuration · 130 interrupted · 3 authentication · 1 at least one job failed · 4 nothing failed, but something is in
-//! conflict, drifted, refused by a rule, or asked for by name and held or waiting · 5 what was named is not there or is excluded · 0 everything else.
+//! stdout carries results, stderr carries logs and progress. Exit codes, the first that applies: 2
+//! usage or configuration · 130 interrupted · 3 authentication · 1 at least one job failed · 4
+//! nothing failed, but something is in conflict, drifted, refused by a rule, or asked for by name
+//! and held or waiting · 5 what was named is not there or is excluded · 0 everything else.
 
 mod changes;
 mod check;

@@ -1,4 +1,5 @@
-//! `--actor` and `--reason`: what a caller says of itself and of its act, for reports and the ledger.
+//! `--actor` and `--reason`: what a caller says of itself and of its act, for reports and the
+//! ledger.
 
 use clap::Args;
 

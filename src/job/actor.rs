@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Bytes of a remark at most.
 const MOST_REMARK: usize = 1000;
 
-/// The principal that caused a job. Only [`Actor::name`] is established; the rest is what the caller said beside it.
+/// The principal that caused a job. Only [`Actor::name`] is established; the rest is what the
+/// caller said beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Actor {
     /// Established by blobferry itself: `user:alice`, `address:127.0.0.1`, `secret`, `daemon`.
@@ -17,7 +18,7 @@ pub struct Actor {
     pub name: Arc<str>,
     /// What the caller says.
     #[serde(flatten)]
-    pub remarks: Remarks,
+    pub remarks: Arc<Remarks>,
 }
 
 /// What a caller says of itself and of its act. It is stored as said and counts for nothing.
@@ -41,7 +42,7 @@ impl Actor {
     pub fn named(name: impl Into<Arc<str>>) -> Actor {
         Actor {
             name: name.into(),
-            remarks: Remarks::default(),
+            remarks: Arc::default(),
         }
     }
 
@@ -52,7 +53,10 @@ impl Actor {
 
     /// The same principal with what it said.
     pub fn saying(self, remarks: Remarks) -> Actor {
-        Actor { remarks, ..self }
+        Actor {
+            remarks: Arc::new(remarks),
+            ..self
+        }
     }
 }
 

@@ -102,8 +102,8 @@ pub struct Settled {
 }
 
 impl Settled {
-    /// The same without the texts that people and registries wrote. What is kept says what happened, to what, and by which
-    /// principal.
+    /// The same without the texts that people and registries wrote. What is kept says what
+    /// happened, to what, and by which principal.
     pub fn without_texts(self) -> Settled {
         Settled {
             actor: Actor::named(self.actor.name),
@@ -251,8 +251,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3 authentication, 1 failed,
-    /// 4 conflict, drift, refused, or asked for by name and held or waiting, 5 nothing there, 0.
+    /// Puts looks together. The exit code is the first that applies: 130 interrupted, 3
+    /// authentication, 1 failed, 4 conflict, drift, refused, or asked for by name and held or
+    /// waiting, 5 nothing there, 0.
     pub fn new(
         run_id: &str,
         started: Timestamp,

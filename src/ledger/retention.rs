@@ -1,7 +1,8 @@
-//! Texts of old rows: what people and registries wrote is dropped after `daemon.retention`; the row and its number stay.
+//! Texts of old rows: what people and registries wrote is dropped after `daemon.retention`; the row
+//! and its number stay.
 //!
-//! Promotions keep all they say, whatever their age. One task drops the texts, a bounded number of rows at a time, so that
-//! no other write waits for long.
+//! Promotions keep all they say, whatever their age. One task drops the texts, a bounded number of
+//! rows at a time, so that no other write waits for long.
 
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ impl Ledger {
         }
     }
 
-    /// Drops the texts of the next rows after `read_to` that were recorded before `limit` and are no promotions.
+    /// Drops the texts of the next rows after `read_to` that were recorded before `limit` and are
+    /// no promotions.
     pub async fn drop_texts_before(&self, limit: Timestamp, read_to: u64) -> Result<Step, Fault> {
         self.store
             .write(move |db| step(db, limit, read_to))

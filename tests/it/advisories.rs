@@ -9,7 +9,8 @@ fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs the script with a `cargo-deny` that says how it was called and ends with `verdict`; `None`: without one.
+/// Runs the script with a `cargo-deny` that says how it was called and ends with `verdict`; `None`:
+/// without one.
 fn run(verdict: Option<i32>) -> Output {
     let scratch = tempfile::tempdir().unwrap();
     let bin = scratch.path().join("bin");

@@ -206,7 +206,8 @@ async fn another_config_is_planned_with_beside_the_daemon() {
     assert_eq!(status["routes"][0]["name"], "app");
 }
 
-/// The plan of another config differs by one tag more and one tag less; what both do alike is not listed.
+/// The plan of another config differs by one tag more and one tag less; what both do alike is not
+/// listed.
 #[tokio::test]
 async fn changes_are_what_another_config_would_do_otherwise() {
     let stage =

@@ -518,7 +518,8 @@ fn links_lead_somewhere() {
     assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
 }
 
-/// The names of all tests below `folder`, with their modules: `guard::no_answer_of_a_registry_leads_inside`.
+/// The names of all tests below `folder`, with their modules:
+/// `guard::no_answer_of_a_registry_leads_inside`.
 fn tests_below(folder: &Path, module: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{error}"));

@@ -802,7 +802,8 @@ async fn a_check_warns_probes_and_creates_nothing() {
     assert_eq!(ecr.settings("absent"), None);
 }
 
-/// Beside an emulator's control plane any host on loopback counts as ECR, one that is nothing of the kind among them.
+/// Beside an emulator's control plane any host on loopback counts as ECR, one that is nothing of
+/// the kind among them.
 #[tokio::test]
 async fn a_host_that_the_emulator_rule_takes_for_ecr_gets_the_token_only_after_it_asks() {
     let ecr = demo().await;

@@ -288,7 +288,8 @@ mod within {
         assert_eq!(hits.len(), 1, "{hits:?}");
     }
 
-    /// Hosts inside that hold a certificate of an authority that is trusted are inside all the same.
+    /// Hosts inside that hold a certificate of an authority that is trusted are inside all the
+    /// same.
     #[tokio::test]
     #[ignore = "runs in a namespace of its own"]
     async fn no_answer_leads_inside_over_https() {
@@ -346,7 +347,8 @@ mod within {
         assert_eq!(inside.hits(), BTreeMap::new());
         assert!(hostile.count(Kind::BlobGet) > 0 && hostile.count(Kind::UploadPost) > 0);
 
-        // A registry on this machine may send us there, and the certificate is believed: what counts hits does count.
+        // A registry on this machine may send us there, and the certificate is believed: what
+        // counts hits does count.
         let local = Scripted::tls_at("127.0.0.1:8443", authority.server(&["127.0.0.1"]));
         local.push("app", "v2", &image);
         let own = format!("https://127.0.0.1:{}/own", Inside::PORT);

@@ -1,5 +1,5 @@
-//! Each act has the principal that blobferry established, and beside it what the caller said: in reports, in the ledger, in
-//! `history`, with a daemon and without.
+//! Each act has the principal that blobferry established, and beside it what the caller said: in
+//! reports, in the ledger, in `history`, with a daemon and without.
 
 use std::process::Command;
 

@@ -1,7 +1,9 @@
-//! The unit's sandbox, tried: the built binary does its work with what the unit leaves it, and nothing beyond.
+//! The unit's sandbox, tried: the built binary does its work with what the unit leaves it, and
+//! nothing beyond.
 //!
-//! `bwrap` makes what systemd makes of these options: `ProtectSystem=strict` with one writable folder, `PrivateTmp=`,
-//! `PrivateDevices=`, `NoNewPrivileges=`, no capabilities, `RemoveIPC=`, `ProtectHostname=`. The unit's own values go in.
+//! `bwrap` makes what systemd makes of these options: `ProtectSystem=strict` with one writable
+//! folder, `PrivateTmp=`, `PrivateDevices=`, `NoNewPrivileges=`, no capabilities, `RemoveIPC=`,
+//! `ProtectHostname=`. The unit's own values go in.
 
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -21,7 +23,8 @@ fn value(key: &str) -> &'static str {
         .unwrap_or_else(|| panic!("the unit sets {key}"))
 }
 
-/// The words before a command that put it into the sandbox. The command's process id is written into the state folder.
+/// The words before a command that put it into the sandbox. The command's process id is written
+/// into the state folder.
 fn sandbox(scratch: &Path, state: &Path) -> Vec<String> {
     let inside = format!(
         "umask {}; ulimit -c {}; echo $$ > \"$0/pid\"; exec \"$@\"",
