@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::operation::describe_images::DescribeImagesOutput;
 use aws_sdk_ecr::types::{
     DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter,
     ImageTagMutability, LayerAvailability, Repository, TagStatus,
@@ -77,22 +78,8 @@ impl Control {
         cursor: Option<&str>,
         tally: Option<&Tally>,
     ) -> Result<Answer<Option<Images>>, Fault> {
-        let filter = DescribeImagesFilter::builder()
-            .tag_status(TagStatus::Tagged)
-            .image_status(ImageStatusFilter::Any)
-            .build();
         let answer = self
-            .call("DescribeImages", repository.as_str(), tally, |client| {
-                let request = client
-                    .describe_images()
-                    .repository_name(repository.as_str())
-                    .set_registry_id(self.account());
-                request
-                    .filter(filter)
-                    .max_results(PAGE)
-                    .set_next_token(cursor.map(str::to_owned))
-                    .send()
-            })
+            .describe_images(repository, TagStatus::Tagged, cursor, tally)
             .await;
         or_denied(
             answer,
@@ -110,22 +97,8 @@ impl Control {
         cursor: Option<&str>,
         tally: Option<&Tally>,
     ) -> Result<Answer<Option<Page<ListedManifest>>>, Fault> {
-        let filter = DescribeImagesFilter::builder()
-            .tag_status(TagStatus::Any)
-            .image_status(ImageStatusFilter::Any)
-            .build();
         let answer = self
-            .call("DescribeImages", repository.as_str(), tally, |client| {
-                let request = client
-                    .describe_images()
-                    .repository_name(repository.as_str())
-                    .set_registry_id(self.account());
-                request
-                    .filter(filter)
-                    .max_results(PAGE)
-                    .set_next_token(cursor.map(str::to_owned))
-                    .send()
-            })
+            .describe_images(repository, TagStatus::Any, cursor, tally)
             .await;
         or_denied(
             answer,
@@ -133,6 +106,32 @@ impl Control {
             |answer| Some(manifests(answer.image_details(), answer.next_token.clone())),
             None,
         )
+    }
+
+    /// One page of the images, archived ones included.
+    async fn describe_images(
+        &self,
+        repository: &RepositoryName,
+        tagged: TagStatus,
+        cursor: Option<&str>,
+        tally: Option<&Tally>,
+    ) -> Result<DescribeImagesOutput, Refusal> {
+        let filter = DescribeImagesFilter::builder()
+            .tag_status(tagged)
+            .image_status(ImageStatusFilter::Any)
+            .build();
+        self.call("DescribeImages", repository.as_str(), tally, |client| {
+            let request = client
+                .describe_images()
+                .repository_name(repository.as_str())
+                .set_registry_id(self.account());
+            request
+                .filter(filter)
+                .max_results(PAGE)
+                .set_next_token(cursor.map(str::to_owned))
+                .send()
+        })
+        .await
     }
 
     /// The digest of the manifest that a tag names (DescribeImages). `None`: there is no such tag.
