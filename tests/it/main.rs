@@ -16,6 +16,7 @@ mod docs;
 mod documents;
 mod ecr;
 mod ecr_daemon;
+mod ecr_created;
 mod ecr_data;
 mod ecr_rights;
 mod ecr_trouble;

@@ -19,7 +19,7 @@ mod data;
 mod parts;
 
 use super::image::{OCI_MANIFEST, sha256};
-use super::{Client, Registry};
+use super::{Client, Gate, Registry};
 
 /// The account whose user runs the program, unless it assumes a role.
 pub const HOME: &str = "123456789012";
@@ -76,6 +76,8 @@ pub struct Ways {
     pub ends_once: bool,
     /// Roles called `closed` may be assumed after all.
     pub opens_roles: bool,
+    /// Calls of this action of the control plane wait at the gate, and are never acted on.
+    pub holds: Option<(&'static str, Gate)>,
 }
 
 /// One act on either plane.

@@ -52,6 +52,11 @@ impl Shared {
         {
             return refuse(400, code, "as it says");
         }
+        let held = self.state().ways.holds.clone();
+        if let Some((_, gate)) = held.filter(|(held, _)| *held == action) {
+            gate.pass().await;
+            return refuse(500, "ServerException", "it was held");
+        }
         let account = asked["registryId"].as_str().unwrap_or(&self.account);
         let missing = || {
             format!(
