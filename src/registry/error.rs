@@ -172,8 +172,27 @@ impl Refusal {
         self.mentions("authorization token has expired")
     }
 
+    /// Whether it says that an amount of storage or of objects is used up. Registries say so with 403 (Harbor, Quay, GitLab,
+    /// GitHub), 412 (older Harbor) or 413; a 429 speaks of requests.
+    fn says_quota(&self) -> bool {
+        const WORDS: [&str; 5] = [
+            "quota",
+            "storage limit",
+            "configured upper limit",
+            "storage space",
+            "maximum storage",
+        ];
+        let may_be =
+            (400..=499).contains(&self.status()) && !matches!(self.status(), 401 | 404 | 429);
+        may_be && !self.has("TOOMANYREQUESTS") && WORDS.iter().any(|words| self.mentions(words))
+    }
+
     /// The class.
     pub(super) fn class(&self) -> Class {
+        // Understood and refused: no right is missing.
+        if self.says_quota() {
+            return Class::Rejected;
+        }
         // A 429 without `Retry-After` still asks for a pause.
         let after = self.after.or((self.status() == 429).then_some(MOMENT));
         class_of(
@@ -215,6 +234,11 @@ impl Refusal {
         if self.has("NAME_UNKNOWN") && about.writes {
             return Some(format!(
                 "the repository does not exist in {registry}; create it"
+            ));
+        }
+        if self.says_quota() {
+            return Some(format!(
+                "the quota of {registry} is used up; free space there, or have the quota raised"
             ));
         }
         let text = match self.status() {
@@ -643,6 +667,46 @@ mod tests {
                 .to_string()
                 .contains("create it")
         );
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_is_no_missing_right_and_no_large_body() {
+        let full = [
+            (
+                403,
+                r#"{"errors":[{"code":"DENIED","message":"adding 2.1 GiB of storage resource, which when updated to current usage of 9.4 GiB will exceed the configured upper limit of 10.0 GiB."}]}"#,
+            ),
+            (
+                403,
+                r#"{"errors":[{"code":"DENIED","detail":{},"message":"Quota has been exceeded on namespace"}]}"#,
+            ),
+            (
+                412,
+                r#"{"errors":[{"code":"PRECONDITION","message":"quota exceeded"}]}"#,
+            ),
+            (413, "the storage limit of this plan is reached"),
+        ];
+        for (status, body) in full {
+            let fault = refusal(status, body).fault(&about().writing());
+            assert_eq!(fault.class(), Class::Rejected, "{fault}");
+            let text = fault.to_string();
+            assert!(text.contains("have the quota raised"), "{text}");
+            assert!(
+                !text.contains("grant it") && !text.contains("request body"),
+                "{text}"
+            );
+        }
+        let requests = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"Quota exceeded for quota metric 'Requests'"}]}"#;
+        for status in [403, 429] {
+            let fault = refusal(status, requests).fault(&about());
+            assert!(fault.class().is_retryable(), "{fault}");
+            assert!(
+                !fault.to_string().contains("have the quota raised"),
+                "{fault}"
+            );
+        }
+        let forbidden = refusal(403, r#"{"errors":[{"code":"DENIED"}]}"#).fault(&about());
+        assert_eq!(forbidden.class(), Class::Auth);
     }
 
     #[test]

@@ -60,6 +60,15 @@ async fn a_layer_beyond_the_quota_is_sent_once_in_a_pass_and_again_when_a_person
             "{}",
             run.stdout
         );
+        assert_eq!(run.code, 1, "{status}: no credentials are at fault");
+        if status != 507 {
+            assert!(
+                run.stdout.contains("have the quota raised"),
+                "{}",
+                run.stdout
+            );
+        }
+        assert!(!run.stdout.contains("grant it"), "{}", run.stdout);
         assert!(
             sent(&production) < 3 * LAYER as u64,
             "{status}: {} bytes were sent",
