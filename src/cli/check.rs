@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::output::{Lines, Style, clean, plural};
+use super::lines::Lines;
+use super::output::{Style, clean, plural};
 use super::{Arguments, Failure};
 use crate::commands::{self, Check as Finding};
 use crate::fault::Class;

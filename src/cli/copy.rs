@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::delegate;
-use super::output::Lines;
+use super::lines::Lines;
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::remarks::Said;

@@ -6,7 +6,8 @@ use clap::Args;
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
-use super::output::{self, Lines, Style};
+use super::lines::Lines;
+use super::output::{self, Style};
 use super::pass::Signals;
 use super::{Failure, environment};
 use crate::demo::{self, DemoEvent};

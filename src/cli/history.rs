@@ -4,7 +4,8 @@ use clap::Args;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::output::{Lines, screen_width, short, table};
+use super::lines::Lines;
+use super::output::{screen_width, short, table};
 use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::Lines;
+use super::lines::Lines;
 use super::{Arguments, Failure};
 use crate::config::{Config, RegistryKind};
 use crate::ecr;

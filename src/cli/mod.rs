@@ -13,6 +13,7 @@ mod delegate;
 mod demo;
 mod history;
 mod iam;
+mod lines;
 mod output;
 mod pass;
 mod progress;
@@ -27,17 +28,20 @@ mod sync;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use futures::FutureExt as _;
 use indicatif::MultiProgress;
+use tokio::time::timeout;
 use tracing::Level;
 
 use crate::config::{Config, StatePath, state_path};
 use crate::fault::without_passwords;
 use crate::telemetry;
 
-use output::Lines;
+use lines::Lines;
+use pass::Signals;
 use progress::ProgressMode;
 
 /// The version, with the revision that was built.
@@ -104,6 +108,11 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
+
+/// The exit code of a command that a signal has ended.
+const INTERRUPTED: u8 = 130;
+/// How long a stdout that is not read may hold up the end after a signal.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 const DEFAULT_CONFIG: &str = "/etc/blobferry/blobferry.yaml";
 
@@ -203,7 +212,7 @@ impl Failure {
     }
 
     fn interrupted(text: impl std::fmt::Display) -> Failure {
-        Failure::said(130, text)
+        Failure::said(INTERRUPTED, text)
     }
 }
 
@@ -261,12 +270,28 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut lines = Lines::stdout();
     let screen = arguments.draws_bars().then(MultiProgress::new);
     start_logs(&arguments, screen.clone())?;
-    let code = dispatch(&arguments, &mut lines, screen).await?;
-    lines.close().map_err(|error| {
-        Failure::new(
-            1,
-            anyhow::Error::new(error).context("stdout cannot be written"),
-        )
+    let result = dispatch(&arguments, &mut lines, screen).await;
+    finish(lines, result).await
+}
+
+/// Waits until the reader of stdout has everything. No lock is held any more, and a signal ends the waiting.
+async fn finish(lines: Lines, result: Result<u8, Failure>) -> Result<u8, Failure> {
+    let mut signals = Signals::listen()?;
+    let is_aborted = matches!(&result, Err(failure) if failure.code == INTERRUPTED);
+    let wait = if is_aborted {
+        LAST_LINES
+    } else {
+        Duration::MAX
+    };
+    let written = tokio::select! {
+        biased;
+        written = timeout(wait, lines.close()) => written.unwrap_or(Ok(())),
+        () = signals.next() => return Err(Failure::interrupted("stdout was not read to its end")),
+    };
+    let code = result?;
+    written.map_err(|error| {
+        let error = anyhow::Error::new(error).context("stdout cannot be written");
+        Failure::new(1, error)
     })?;
     Ok(code)
 }

@@ -1,7 +1,6 @@
-//! What people read: lines on stdout, and how outcomes, totals, sizes and times are written. Pure functions, but for
-//! [`Lines`].
+//! What people read: how outcomes, totals, sizes and times are written. Pure functions.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
@@ -9,69 +8,6 @@ use jiff::Timestamp;
 
 use crate::job::{BlobCounts, Outcome, Report, Settled, Totals, Trouble};
 use crate::oci::Digest;
-
-/// stdout, or what stands in for it. A reader that goes away is no failure: the rest is not written, the work goes on.
-pub struct Lines {
-    out: Box<dyn Write + Send>,
-    closed: bool,
-    error: Option<io::Error>,
-}
-
-impl Lines {
-    /// The program's stdout.
-    pub fn stdout() -> Lines {
-        Lines::to(io::stdout())
-    }
-
-    /// Another writer.
-    pub fn to(out: impl Write + Send + 'static) -> Lines {
-        Lines {
-            out: Box::new(out),
-            closed: false,
-            error: None,
-        }
-    }
-
-    /// Writes a line.
-    pub fn line(&mut self, text: impl AsRef<str>) {
-        self.write(format!("{}\n", text.as_ref()).as_bytes());
-    }
-
-    /// Writes a JSON document.
-    pub fn json(&mut self, value: &impl serde::Serialize) {
-        match serde_json::to_string_pretty(value) {
-            Ok(text) => self.line(text),
-            Err(error) => self.error = Some(error.into()),
-        }
-    }
-
-    /// Writes a JSON document on one line.
-    pub fn json_line(&mut self, value: &impl serde::Serialize) {
-        match serde_json::to_string(value) {
-            Ok(text) => self.line(text),
-            Err(error) => self.error = Some(error.into()),
-        }
-    }
-
-    /// Writes bytes as they are.
-    pub fn write(&mut self, bytes: &[u8]) {
-        if self.closed {
-            return;
-        }
-        if let Err(error) = self.out.write_all(bytes).and_then(|()| self.out.flush()) {
-            self.closed = true;
-            self.error = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
-        }
-    }
-
-    /// Tells whether everything was written that somebody wanted to read.
-    ///
-    /// # Errors
-    /// The first failure but a reader that went away.
-    pub fn close(self) -> io::Result<()> {
-        self.error.map_or(Ok(()), Err)
-    }
-}
 
 /// What the reader's screen can show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,6 +126,10 @@ fn facts(job: &Settled) -> String {
             format!("holds {there}, {} names {digest}", clean(&job.source))
         }
         Outcome::Failed => trouble_text(job.error.as_ref()),
+        Outcome::UpToDate if job.referrers.copied > 0 => {
+            let carried = plural(job.referrers.copied, "referrer");
+            format!("{digest}  ({carried} carried later)")
+        }
         Outcome::UpToDate | Outcome::Refused | Outcome::Waiting | Outcome::Held => digest,
         Outcome::Gone if job.reasons.is_empty() => {
             format!(
@@ -632,28 +572,6 @@ pub(super) mod tests {
         assert_eq!(relative(None, now), "never");
         assert_eq!(relative(at(999_988), now), "12 s ago");
         assert_eq!(relative(at(1_000_125), now), "in 2 min 5 s");
-    }
-
-    #[test]
-    fn a_reader_that_goes_away_ends_the_writing_only() {
-        struct Closed(io::ErrorKind);
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(self.0.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        for (kind, fine) in [
-            (io::ErrorKind::BrokenPipe, true),
-            (io::ErrorKind::StorageFull, false),
-        ] {
-            let mut lines = Lines::to(Closed(kind));
-            lines.line("one");
-            lines.line("two");
-            assert_eq!(lines.close().is_ok(), fine);
-        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use super::output::{self, Lines, Style};
+use super::lines::Lines;
+use super::output::{self, Style};
 use super::progress::{Display, ProgressMode, TICK, say};
 use crate::commands::{self, Observer};
 use crate::job::{Outcome, Report, Settled};
@@ -37,7 +38,8 @@ impl<'a> Show<'a> {
 
     /// Prints a settled job, unless nobody wants to read it.
     fn settled(&self, lines: &mut Lines, job: &Settled) {
-        if !self.json && (self.all || job.result != Outcome::UpToDate) {
+        let is_news = job.result != Outcome::UpToDate || job.referrers.copied > 0;
+        if !self.json && (self.all || is_news) {
             lines.line(output::settled(self.style, self.options, job));
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::delegate;
-use super::output::Lines;
+use super::lines::Lines;
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::remarks::Said;

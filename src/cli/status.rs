@@ -3,7 +3,8 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::output::{Lines, Style, clean, plural, relative, screen_width, seconds, table, totals};
+use super::lines::Lines;
+use super::output::{Style, clean, plural, relative, screen_width, seconds, table, totals};
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;

@@ -9,7 +9,8 @@ use indicatif::MultiProgress;
 use serde_json::{Value, json};
 
 use super::changes::compare;
-use super::output::{Lines, plural};
+use super::lines::Lines;
+use super::output::plural;
 use super::pass::{Show, Signals, follow};
 use super::progress::{Display, ProgressMode};
 use super::remarks::Said;

@@ -225,6 +225,15 @@ impl Ferry {
             .expect("the program starts")
     }
 
+    /// The same with a stdout of the test's own.
+    pub fn spawn_printing_to(&self, arguments: &[&str], stdout: Stdio) -> Child {
+        self.command(arguments)
+            .stdout(stdout)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts")
+    }
+
     /// Runs a line of a shell in which the program is called `blobferry`; returns its exit code.
     pub async fn shell(&self, line: &str) -> i32 {
         let mut command = self.command_with_program_in_path("sh");
@@ -460,13 +469,7 @@ impl Daemon {
 
     /// Sends a signal by name, such as `USR1`.
     pub async fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid.to_string())
-            .status()
-            .await
-            .expect("kill runs");
-        assert!(sent.success(), "the daemon is not there to be told {name}");
+        send_signal(self.pid, name).await;
     }
 
     /// Waits for the end; returns the exit code. Panics when it takes longer than a minute.
@@ -494,6 +497,24 @@ impl Drop for Daemon {
             );
         }
     }
+}
+
+/// Sends a signal by name, such as `USR1`, to a process that the test has started.
+pub async fn send_signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status()
+        .await
+        .expect("kill runs");
+    assert!(sent.success(), "the process is not there to be told {name}");
+}
+
+/// Waits for the end of a command; returns the exit code, -1 after a signal. Panics when it takes longer than a minute.
+pub async fn end_of(child: &mut Child) -> i32 {
+    let status = timeout(Duration::from_secs(60), child.wait()).await;
+    let status = status.expect("the command ends within 60 s");
+    status.expect("waiting for a child").code().unwrap_or(-1)
 }
 
 /// `VmHWM` of a process, in bytes.
