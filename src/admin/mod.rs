@@ -47,6 +47,7 @@ pub use copies::{CopyHandler, CopyRequest};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
+use crate::state::FolderCheck;
 use crate::telemetry::Changes;
 use crate::watch;
 
@@ -57,6 +58,8 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// The control socket's path. `None`: no control socket.
     pub socket: Option<PathBuf>,
+    /// Tells whether the socket's folder is still the daemon's own: only there is a deleted socket made again.
+    pub folder: Option<FolderCheck>,
     /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
     pub secret: Secret,
     /// How long clients may take.

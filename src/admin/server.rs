@@ -31,6 +31,7 @@ use super::answer::Refusal;
 use super::connections::{ActiveRequest, ConnectionLimits, ConnectionSlot, Connections};
 use super::write_timeout::WriteTimeout;
 use super::{Deadlines, Peer, Services, Settings, router};
+use crate::state::FolderCheck;
 use crate::user;
 
 /// Connections over TCP.
@@ -119,7 +120,7 @@ pub async fn bind(settings: &Settings) -> Result<Bound, Error> {
         None => None,
     };
     let socket = match &settings.socket {
-        Some(path) => Some(bind_socket(path).await?),
+        Some(path) => Some(bind_socket(path, settings.folder.clone()).await?),
         None => None,
     };
     Ok(Bound {
@@ -188,7 +189,7 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> 
     Ok((listener, address))
 }
 
-async fn bind_socket(path: &Path) -> Result<ControlSocket, Error> {
+async fn bind_socket(path: &Path, folder: Option<FolderCheck>) -> Result<ControlSocket, Error> {
     clear(path).await?;
     let failed = |source| Error::Socket {
         path: path.into(),
@@ -197,6 +198,7 @@ async fn bind_socket(path: &Path) -> Result<ControlSocket, Error> {
     let (listener, file) = listen_at(path).map_err(failed)?;
     Ok(ControlSocket {
         path: path.into(),
+        folder,
         listener: Mutex::new(Arc::new(listener)),
         file: Mutex::new(file),
     })
@@ -216,6 +218,7 @@ fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 #[derive(Debug)]
 struct ControlSocket {
     path: PathBuf,
+    folder: Option<FolderCheck>,
     listener: Mutex<Arc<UnixListener>>,
     file: Mutex<SocketFile>,
 }
@@ -225,7 +228,12 @@ impl ControlSocket {
     fn restore(&self) {
         let is_gone = fs::symlink_metadata(&self.path)
             .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if !is_gone {
+        let is_in_own_folder = || {
+            self.folder
+                .as_ref()
+                .is_none_or(|folder| folder.check().is_ok())
+        };
+        if !is_gone || !is_in_own_folder() {
             return;
         }
         match listen_at(&self.path) {

@@ -23,7 +23,7 @@ use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::look::topology::Topology;
 use crate::parts::{self, Parts};
-use crate::state::{self, StateLock};
+use crate::state::{self, FolderCheck, StateLock};
 use crate::status::Board;
 use crate::status::board::{ConfigStatus, RegistryStatus};
 use crate::transfer::Stop;
@@ -47,6 +47,9 @@ pub enum Error {
     /// The sockets cannot be bound.
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    /// The state folder was removed or replaced while the daemon ran, and did not come back.
+    #[error(transparent)]
+    StateLost(#[from] state::FolderReplaced),
     /// The kernel refuses a signal handler.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -59,6 +62,8 @@ impl Error {
             Error::Parts(error) => error.exit_code(),
             // The port may be free at the next start.
             Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
+            // The next start begins with the folder that is there then.
+            Error::StateLost(_) => 1,
             Error::Config(_) | Error::State(_) | Error::Admin(_) => 2,
         }
     }
@@ -80,7 +85,7 @@ pub async fn run(
     let config = load()?;
     let lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&lock)?;
-    let settings = admin_settings(&config);
+    let settings = admin_settings(&config, Some(lock.check()));
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
@@ -105,14 +110,14 @@ pub async fn run(
         // Who wanted to know may have gone.
         let _ = ready.send(address);
     }
-    running.serve(signals, load, stop).await;
-    Ok(())
+    running.serve(signals, load, stop).await
 }
 
-fn admin_settings(config: &Config) -> admin::Settings {
+fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settings {
     admin::Settings {
         listen: config.daemon.listen,
         socket: Some(control_socket(config)),
+        folder,
         secret: admin::Secret::new(config.daemon.secret.clone()),
         deadlines: admin::Deadlines::default(),
     }
@@ -176,6 +181,8 @@ struct Running {
     retention: channel::Sender<Duration>,
     /// What the sockets were bound with; the secret is the one that the server goes by.
     served: admin::Settings,
+    /// Cancelled when the state folder is gone for good.
+    lost: CancellationToken,
 }
 
 impl Running {
@@ -205,7 +212,12 @@ impl Running {
         helpers.spawn(parts.clone().prune_index());
         let retention = channel::Sender::new(config.daemon.retention);
         helpers.spawn(parts.ledger.clone().drop_old_texts(retention.subscribe()));
-        helpers.spawn(parts.clone().watch_state_folder(board.clone()));
+        let lost = CancellationToken::new();
+        helpers.spawn(
+            parts
+                .clone()
+                .watch_state_folder(board.clone(), lost.clone()),
+        );
         helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
@@ -224,6 +236,7 @@ impl Running {
             server_stop,
             retention,
             served,
+            lost,
         };
         running.show_config();
         running
@@ -256,11 +269,24 @@ impl Running {
         mut signals: Signals,
         load: impl Fn() -> Result<Config, config::Error>,
         stop: CancellationToken,
-    ) {
-        while let Some(Asked::Reload) = stop.run_until_cancelled(signals.next()).await {
-            self.reload(&load);
+    ) -> Result<(), Error> {
+        let lost = self.lost.clone();
+        let ledger = self.parts.ledger.clone();
+        loop {
+            let asked = stop.run_until_cancelled(lost.run_until_cancelled(signals.next()));
+            match asked.await {
+                Some(Some(Asked::Reload)) => self.reload(&load),
+                Some(Some(Asked::Stop) | None) | None => break,
+            }
         }
+        let folder = if lost.is_cancelled() {
+            ledger.check_folder()
+        } else {
+            Ok(())
+        };
+        drop(ledger);
         self.drain(&mut signals).await;
+        Ok(folder?)
     }
 
     /// Reads the config again. A bad one is refused and the old one stays.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::{StoreMetrics, build_info};
@@ -69,6 +70,8 @@ pub struct Parts {
 
 /// How often a vanished state folder is looked for beside the intents, which all look themselves.
 const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
+/// A daemon without its state folder ends after so long: a folder that was moved may be put back until then.
+const FOLDER_AWAY: Duration = Duration::from_secs(20);
 
 impl Parts {
     /// Opens the stores in a state folder whose lock is held.
@@ -337,21 +340,29 @@ impl Parts {
         }
     }
 
-    /// Says when the state folder vanishes or is replaced, and when it is back, until dropped.
-    pub(crate) async fn watch_state_folder(self, board: Board) {
-        let mut is_held = true;
+    /// Says when the state folder vanishes or is replaced, and when it is back. Cancels `lost` when it stays away.
+    pub(crate) async fn watch_state_folder(self, board: Board, lost: CancellationToken) {
+        let mut gone_since = None;
         loop {
             tokio::time::sleep(FOLDER_CHECKED_EVERY).await;
             let checked = self.ledger.check_folder();
-            if checked.is_ok() == is_held {
+            if gone_since.is_some_and(|since: Instant| since.elapsed() >= FOLDER_AWAY)
+                && checked.is_err()
+            {
+                lost.cancel();
+                return;
+            }
+            if checked.is_err() == gone_since.is_some() {
                 continue;
             }
-            is_held = checked.is_ok();
-            self.store.show_folder(is_held);
+            gone_since = checked.is_err().then(Instant::now);
+            self.store.show_folder(checked.is_ok());
+            self.watch.set_without_state(checked.is_err());
             match &checked {
                 Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
                 Err(gone) => {
-                    tracing::error!(error = %gone, "the state folder is not ours any more")
+                    let ends_in_seconds = FOLDER_AWAY.as_secs();
+                    tracing::error!(error = %gone, ends_in_seconds, "the state folder is not ours any more")
                 }
             }
             board

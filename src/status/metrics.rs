@@ -1,6 +1,7 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub struct Metrics {
     queue_oldest: Gauge,
     config_last_reload_successful: IntGauge,
     state: Arc<Mutex<State>>,
+    /// Whether the state folder is gone.
+    without_state: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -191,6 +194,7 @@ impl Metrics {
                 "Whether the newest reading of the config was accepted."
             ),
             state: Arc::default(),
+            without_state: Arc::default(),
         })
     }
 
@@ -454,10 +458,23 @@ impl Metrics {
         }
     }
 
+    /// The state folder is gone, or there again. Without it nothing is named, so no route is up.
+    pub fn set_without_state(&self, is_without: bool) {
+        self.without_state.store(is_without, Ordering::Relaxed);
+        let state = self.lock();
+        for ((route, registry), place) in &state.destinations {
+            self.show([route, registry], place);
+        }
+    }
+
+    fn is_without_state(&self) -> bool {
+        self.without_state.load(Ordering::Relaxed)
+    }
+
     fn show(&self, labels: [&str; 2], place: &DestinationState) {
         self.route_up
             .with_label_values(&labels)
-            .set(place.is_up().into());
+            .set((place.is_up() && !self.is_without_state()).into());
         let sum = &place.sum;
         let values = [
             sum.up_to_date + sum.promoted,
@@ -504,7 +521,9 @@ impl Metrics {
             .filter_map(DestinationState::oldest)
             .min();
         RouteState {
-            up: state.has_route(route) && state.places_of(route).all(DestinationState::is_up),
+            up: state.has_route(route)
+                && state.places_of(route).all(DestinationState::is_up)
+                && !self.is_without_state(),
             pending: state
                 .places_of(route)
                 .map(DestinationState::only_pending)

@@ -1,5 +1,7 @@
 //! The state folder vanishes under a running daemon.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use serde_json::json;
 
 use crate::support::*;
@@ -49,10 +51,12 @@ async fn without_its_state_folder_the_daemon_names_nothing_and_says_so() {
             .then_some(())
     })
     .await;
+    let up = [("route", "app"), ("destination", "production")];
+    assert_eq!(daemon.metric("blobferry_route_up", &up).await, Some(0.0));
     assert_eq!(
         daemon.get("/healthz").await.status(),
         200,
-        "a restart is the operator's decision"
+        "it gives the folder some time to come back"
     );
     assert!(
         daemon
@@ -62,21 +66,54 @@ async fn without_its_state_folder_the_daemon_names_nothing_and_says_so() {
         daemon.log()
     );
 
-    // A second daemon takes the folder's place. It promotes; the first one still does not.
-    let other = second_daemon(&stage);
-    let mut beside = other.start_ready().await;
+    assert_eq!(daemon.ended().await, 1, "systemd starts it again");
+    assert!(daemon.log().contains("was removed or replaced"));
+    assert_eq!(stage.there().digest("app", "v2").await, None);
+    assert!(
+        !stage.ferry.path("state").exists(),
+        "nothing was made in its place"
+    );
+    let mut daemon = stage.ferry.start_ready().await;
     stage.there().assert_holds("app", "v2", &second).await;
+    daemon.signal("TERM").await;
+    assert_eq!(daemon.ended().await, 0);
+}
+
+/// Another daemon takes the folder's place: the socket in it is its own, and the first daemon names nothing and ends.
+#[tokio::test]
+async fn a_daemon_whose_folder_is_anothers_leaves_the_folder_alone() {
+    let stage = Stage::new(Program::Distribution3).await;
     stage
         .push()
-        .push("app", "v3", &Image::oci(3, &[1000]))
+        .push("app", "v0", &Image::oci(0, &[1000]))
         .await;
-    assert_eq!(daemon.ping(json!({"wait": true, "tag": "v3"})).await.0, 502);
-    assert_eq!(stage.there().digest("app", "v3").await, None);
-    assert_eq!(beside.ping(json!({"wait": true, "tag": "v3"})).await.0, 200);
-    for daemon in [&mut daemon, &mut beside] {
-        daemon.signal("TERM").await;
-        assert_eq!(daemon.ended().await, 0);
-    }
+    let mut first = stage.ferry.start_ready().await;
+    std::fs::remove_dir_all(stage.ferry.path("state")).expect("the folder is there");
+    let other = second_daemon(&stage);
+    let mut second = other.start_ready().await;
+    let socket = stage.ferry.path("state").join("control.sock");
+    std::fs::remove_file(&socket).expect("it can be deleted");
+    let remade = eventually("the second daemon makes its socket again", async || {
+        std::fs::metadata(&socket).ok()
+    })
+    .await;
+    stage
+        .push()
+        .push("app", "v1", &Image::oci(1, &[1000]))
+        .await;
+    assert_eq!(first.ended().await, 1);
+    assert_eq!(stage.there().digest("app", "v1").await, None);
+    assert_eq!(
+        std::fs::metadata(&socket)
+            .expect("the socket is there")
+            .ino(),
+        remade.ino()
+    );
+
+    let run = stage.ferry.sync(&[]).await.expect(0);
+    assert_eq!(run.total("promoted"), 1, "the second daemon answers");
+    second.signal("TERM").await;
+    assert_eq!(second.ended().await, 0);
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     let settings = Settings {
         listen,
         socket: Some(socket.clone()),
+        folder: None,
         deadlines,
         secret: Secret::default(),
     };
