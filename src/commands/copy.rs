@@ -17,11 +17,12 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, TagId, TagRules,
+    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled, TagId, TagRules,
     TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
+use crate::transfer::companions::Addresses;
 use crate::transfer::limits::Traffic;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
@@ -123,7 +124,7 @@ async fn copied(
         let elsewhere = names_another(parts, &way.source, &from, stop).await?;
         Ok::<_, Fault>((elsewhere, companions(parts, &from, stop).await?))
     };
-    let (job, completion) = match facts.await {
+    let (job, mut completion) = match facts.await {
         Ok((Some(reason), _)) => (job, gone(reason)),
         Ok((None, companions)) => {
             let job = Job {
@@ -138,16 +139,32 @@ async fn copied(
         }
         Err(fault) => (job, Completion::failed(fault, 0)),
     };
-    let mut settled = parts
+    let addresses = Addresses {
+        source: &from.address(),
+        destination: &to.address(),
+        registry: "destination",
+    };
+    let companions = std::mem::take(&mut completion.companions);
+    let kept = parts
+        .engine()
+        .settle_companions(settle, &job, addresses, companions)
+        .await;
+    let settled = parts
         .engine()
         .settle(settle, &job, &way.names(&from, &to), completion)
         .await;
-    settled.unguarded = !context.is_routed(&way.destination);
+    let unguarded = !context.is_routed(&way.destination);
+    let looks = [settled].into_iter().chain(kept).map(|settled| {
+        as_look(Settled {
+            unguarded,
+            ..settled
+        })
+    });
     Ok(Report::new(
         &settle.facts.run_id,
         started,
         clock.elapsed(),
-        [as_look(settled)],
+        looks,
     ))
 }
 
@@ -276,7 +293,7 @@ impl Way {
     }
 }
 
-fn as_look(settled: crate::job::Settled) -> Look {
+fn as_look(settled: Settled) -> Look {
     let mut totals = Totals::default();
     totals.add(settled.result);
     let found = settled.result != Outcome::Gone;

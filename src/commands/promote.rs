@@ -33,6 +33,7 @@ use crate::job::{
 use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
 use crate::registry::profile::Kind;
+use crate::transfer::companions::Addresses;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop, limits};
@@ -301,6 +302,7 @@ async fn promoted(
             stop,
             actor,
             began: started,
+            kept: Mutex::default(),
         };
         let unguarded = !context.is_routed(&way.to);
         async move {
@@ -369,6 +371,8 @@ struct Step<'a> {
     stop: &'a Stop,
     actor: &'a Actor,
     began: Timestamp,
+    /// Companion tags that stay as they are.
+    kept: Mutex<Vec<Settled>>,
 }
 
 /// What the listings show.
@@ -500,7 +504,7 @@ impl Step<'_> {
             .progress
             .jobs_planned
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let completion = match self.equal_by_lists(&mut job, listed).await {
+        let mut completion = match self.equal_by_lists(&mut job, listed).await {
             Ok(Some(digest)) => Completion::equal(digest, 0),
             Ok(None) => {
                 engine
@@ -509,6 +513,19 @@ impl Step<'_> {
             }
             Err(fault) => Completion::failed(fault, 0),
         };
+        let addresses = Addresses {
+            source: &self.from.address(),
+            destination: &self.to.address(),
+            registry: "destination",
+        };
+        let companions = std::mem::take(&mut completion.companions);
+        let kept = engine
+            .settle_companions(self.settle, &job, addresses, companions)
+            .await;
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(kept);
         self.settled(&job, tag, there, completion).await
     }
 
@@ -598,8 +615,13 @@ impl Step<'_> {
     }
 
     fn look(&self, settled: impl IntoIterator<Item = Settled>) -> Look {
+        let mut kept =
+            std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        // Several tags may name one image.
+        kept.sort_by(|one, other| one.destination.cmp(&other.destination));
+        kept.dedup_by(|one, other| one.destination == other.destination);
         let mut look = Look {
-            jobs: settled.into_iter().collect(),
+            jobs: settled.into_iter().chain(kept).collect(),
             ..Look::default()
         };
         look.jobs.iter().for_each(|job| look.totals.add(job.result));

@@ -23,8 +23,10 @@ use crate::ledger::{Agreement, EqualityUpdate, TagRecord, UnsettledJob};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
 use crate::status::metrics::DestinationLabels;
+use crate::transfer::companions::{Addresses, CompanionOutcome};
 use crate::transfer::limits::Traffic;
 use crate::transfer::plan::{self, Decision, Facts, Order};
+use crate::transfer::resolve::Attempts;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Found};
 
@@ -56,6 +58,18 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) refused: Arc<HashSet<Digest>>,
     /// The result of [`DestinationLook::compare_manifests`].
     pub(super) behind: tokio::sync::OnceCell<Option<HashSet<Digest>>>,
+    /// What jobs have found of companion tags.
+    pub(super) companions: SeenCompanions,
+}
+
+/// Companion tags that the jobs of a look have asked about.
+#[derive(Default)]
+pub(super) struct SeenCompanions {
+    asked: Mutex<HashSet<Tag>>,
+    /// Those that stay as they are, and are not in the report yet.
+    kept: Mutex<Vec<Settled>>,
+    /// See [`DestinationLook::unread_companions`].
+    unread: std::sync::OnceLock<HashSet<Digest>>,
 }
 
 /// The digests of a tag on both sides, as far as the look knows them.
@@ -153,6 +167,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             agreements: Mutex::default(),
             refused: Arc::default(),
             behind: tokio::sync::OnceCell::new(),
+            companions: SeenCompanions::default(),
         }
     }
 
@@ -186,13 +201,16 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                     if stays_pending(settled.result) {
                         found.pending.push(tag);
                     }
-                    if self.look.request.options.all || settled.result != Outcome::UpToDate {
+                    let is_news =
+                        settled.result != Outcome::UpToDate || settled.referrers.copied > 0;
+                    if self.look.request.options.all || is_news {
                         found.jobs.push(*settled);
                     }
                 }
             }
         }
         self.record_agreements(1).await;
+        self.report_companions(found);
         if !equal.is_empty() && !self.look.request.options.dry_run {
             let (origin, repository) = (
                 self.side.repository.origin(),
@@ -279,6 +297,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             )
             .await;
         completion.cost.requests += tally.requests();
+        self.settle_companions(&job, std::mem::take(&mut completion.companions))
+            .await;
         if completion.outcome == Outcome::Promoted {
             look.topology.metrics.arrived(labels, look.repository, tag);
         }
@@ -288,6 +308,95 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .waits_no_more(labels, look.repository, tag);
         }
         self.settle(&job, completion).await
+    }
+
+    /// Settles the companions that a job has looked at, each once in a look: several tags may name one image.
+    async fn settle_companions(&self, job: &Job, companions: Vec<CompanionOutcome>) {
+        let new: Vec<CompanionOutcome> = {
+            let mut asked = self
+                .companions
+                .asked
+                .lock()
+                .expect("nothing panics while it notes");
+            companions
+                .into_iter()
+                .filter(|companion| asked.insert(companion.tag.clone()))
+                .collect()
+        };
+        let addresses = Addresses {
+            source: &self.source.address(),
+            destination: &self.side.repository.address(),
+            registry: &self.side.registry,
+        };
+        let kept = self
+            .look
+            .topology
+            .engine
+            .settle_companions(self.look.settle, job, addresses, new)
+            .await;
+        self.companions
+            .kept
+            .lock()
+            .expect("nothing panics while it notes")
+            .extend(kept);
+    }
+
+    /// The subjects of companions that an earlier process has found to stay as they are: this one asks about them once.
+    fn unread_companions(&self) -> &HashSet<Digest> {
+        self.companions.unread.get_or_init(|| {
+            let engine = &self.look.topology.engine;
+            let route = &self.look.route.name;
+            let origin = self.side.repository.origin();
+            let repository = self.side.repository.repository();
+            let there = (origin, repository);
+            let read: HashSet<Tag> = engine
+                .kept_companions(route, self.look.repository, there)
+                .into_iter()
+                .map(|(tag, _)| tag)
+                .collect();
+            engine
+                .troubled_tags(route, origin, repository)
+                .iter()
+                .filter(|tag| self.listing.companions.contains_key(*tag) && !read.contains(*tag))
+                .filter_map(Tag::subject)
+                .collect()
+        })
+    }
+
+    /// Reports the companions that stay as they are, as this look has found them.
+    fn report_companions(&self, found: &mut DestinationResult) {
+        let kept = std::mem::take(
+            &mut *self
+                .companions
+                .kept
+                .lock()
+                .expect("nothing panics while it notes"),
+        );
+        for settled in kept {
+            found.totals.add(settled.result);
+            found.jobs.push(settled);
+        }
+    }
+
+    /// Reports the companions that an earlier look has found to stay as they are, and that this one had no reason to ask about.
+    pub(super) fn report_kept_companions(&self, found: &mut DestinationResult) {
+        let destination = &self.side.repository;
+        let kept = self.look.topology.engine.kept_companions(
+            &self.look.route.name,
+            self.look.repository,
+            (destination.origin(), destination.repository()),
+        );
+        let asked = self
+            .companions
+            .asked
+            .lock()
+            .expect("nothing panics while it notes");
+        for (tag, settled) in kept {
+            if self.listing.companions.contains_key(&tag) && !asked.contains(&tag) {
+                found.totals.add(settled.result);
+                found.jobs.push(settled);
+            }
+        }
     }
 
     /// The state of every chosen tag while production does not answer: staging's present digest
@@ -700,6 +809,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
         let (source, destination) =
             futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
+        if destination == TagState::Absent && self.is_listed_now(called) {
+            return Err(self.contradiction(called));
+        }
         Ok(Compared {
             source,
             destination,
@@ -714,6 +826,28 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     fn listed_at(&self) -> Option<Instant> {
         let is_current = self.source.abilities().current_lists;
         is_current.then_some(self.listing.at)
+    }
+
+    /// Whether production's list shows the tag, where lists are made from what the registry holds at that moment.
+    fn is_listed_now(&self, tag: &Tag) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        let is_listed = || {
+            self.list
+                .as_ref()
+                .is_some_and(|list| list.contains_key(tag))
+        };
+        is_current && is_listed()
+    }
+
+    /// The list shows the tag, and its manifest is answered with 404: it was deleted between the two questions, or what it
+    /// names cannot be served. Nothing is written over what is not known; the next look asks both again.
+    fn contradiction(&self, tag: &Tag) -> Fault {
+        let address = self.side.repository.address();
+        Fault::retryable(format!(
+            "{address} lists the tag {tag}, but answers that its manifest does not exist: what the tag names is not known, so \
+             it is left alone. If this stays, the registry has lost the manifest or cannot serve it: repair or delete the tag \
+             there"
+        ))
     }
 
     /// Whether production's listing may predate an earlier write. Then the tag itself is asked.
@@ -780,7 +914,13 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .of_look()
             .within(self.look.request.max_wait());
         let resolved = engine
-            .resolve_tag(&repository.counted(tally), tag, errand, self.look.stop)
+            .resolve_tag(
+                &repository.counted(tally),
+                tag,
+                errand,
+                Attempts::Retried,
+                self.look.stop,
+            )
             .await?;
         Ok(resolved.map_or(TagState::Absent, TagState::At))
     }
@@ -814,6 +954,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .take_while(|tag| tag.as_str().starts_with(stem.as_str()))
             .filter(|tag| missing(tag));
         if new.any(|tag| !engine.has_tried(origin, repository, tag)) {
+            return true;
+        }
+        if self.unread_companions().contains(digest) {
             return true;
         }
         let at_once = look.request.cause == Cause::Cli || !look.request.tags.is_empty();

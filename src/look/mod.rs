@@ -444,6 +444,9 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             ..view
         };
         view.reconcile(moving, &mut found).await;
+        if self.is_whole() {
+            view.report_kept_companions(&mut found);
+        }
         found
     }
 

@@ -25,8 +25,10 @@ pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v
 /// What blob bodies are sent as.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
-/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another
-/// list may answer with another document, and so with another digest.
+/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another list may answer
+/// with another document, and so with another digest. The range at the end is for tags whose type is not listed here:
+/// distribution answers those with 404, as if there were no such tag. It is the least wanted, so that no registry prefers a
+/// converted document to a listed type.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.oci.image.manifest.v1+json, \
@@ -34,7 +36,8 @@ application/vnd.docker.distribution.manifest.v2+json, \
 application/vnd.docker.distribution.manifest.v1+prettyjws, \
 application/vnd.docker.distribution.manifest.v1+json, \
 application/vnd.oci.artifact.manifest.v1+json, \
-application/vnd.cncf.oras.artifact.manifest.v1+json";
+application/vnd.cncf.oras.artifact.manifest.v1+json, \
+*/*;q=0.1";
 
 /// A media type without its parameters, lower case.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -152,7 +155,10 @@ mod tests {
 
     #[test]
     fn every_accepted_type_has_a_kind() {
-        for text in ACCEPT.split(", ") {
+        let listed = ACCEPT
+            .strip_suffix(", */*;q=0.1")
+            .expect("any other type is accepted last");
+        for text in listed.split(", ") {
             assert_ne!(MediaType::new(text).kind(), Kind::Other, "{text}");
         }
     }

@@ -15,6 +15,7 @@ mod bounds;
 mod carry;
 mod chunk;
 mod claims;
+pub mod companions;
 mod fan_out;
 pub mod health;
 pub mod limits;
@@ -25,7 +26,7 @@ pub mod pages;
 pub mod plan;
 mod referrers;
 mod refusals;
-mod resolve;
+pub mod resolve;
 mod resume;
 pub mod retry;
 mod send;
@@ -49,6 +50,7 @@ use self::absent::Absent;
 use self::admission::Ticket;
 pub use self::bounds::{Bounds, SharedReads};
 use self::claims::{Claim, Claimant, Claims, Lead, Motion, Subject};
+use self::companions::{CompanionOutcome, KeptCompanions};
 use self::fan_out::{FanOut, GroupMember};
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -120,6 +122,7 @@ pub struct Engine {
     absent: Absent,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
+    kept_companions: KeptCompanions,
     refusals: Refusals,
     tried: Arc<Mutex<HashSet<TagId>>>,
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
@@ -148,6 +151,8 @@ pub struct Completion {
     pub took: Duration,
     /// Whether naming reached its bound of rounds or time: the queue looks again later.
     pub gave_up: bool,
+    /// What came of the companion tags that it has looked at.
+    pub companions: Vec<CompanionOutcome>,
 }
 
 /// An intended digest that production turned out to name.
@@ -222,6 +227,7 @@ impl Engine {
             absent: Absent::default(),
             fan_out,
             troubled: Arc::default(),
+            kept_companions: KeptCompanions::default(),
             refusals: Refusals::default(),
             tried: Arc::default(),
             unproven: Arc::default(),
@@ -408,6 +414,7 @@ impl Engine {
             found: Mutex::default(),
             rules: Mutex::new(job.rules),
             gave_up: AtomicBool::new(false),
+            companions: Mutex::default(),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed to keep the caller's future small.
@@ -442,6 +449,17 @@ impl Completion {
             previous: Some(digest),
             fault: None,
             ..Completion::empty(cost)
+        }
+    }
+
+    /// What a job has found of a companion tag.
+    fn of_companion(companion: CompanionOutcome) -> Completion {
+        Completion {
+            outcome: companion.result,
+            digest: companion.digest,
+            previous: companion.there,
+            reasons: companion.reason.into_iter().collect(),
+            ..Completion::empty(Cost::default())
         }
     }
 
@@ -483,6 +501,7 @@ impl Completion {
             found: None,
             took: Duration::ZERO,
             gave_up: false,
+            companions: Vec::new(),
         }
     }
 }
@@ -516,6 +535,8 @@ struct Promotion<'a, S, D> {
     rules: Mutex<TagRules>,
     /// Whether naming reached its bound of rounds or time.
     gave_up: AtomicBool,
+    /// What came of the companion tags so far.
+    companions: Mutex<Vec<CompanionOutcome>>,
 }
 
 #[derive(Default)]
@@ -577,9 +598,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Runs the rounds of the job. Each starts from facts; if staging moved in it, it names
     /// nothing.
     async fn promote(&self, observation: survey::Observation) -> Result<Story, Broken> {
-        let mut facts = self
-            .survey_tag(observation)
+        // Nothing has been carried yet: a signal ends the question at once.
+        let mut facts = stoppable(&self.stop.drain, self.survey_tag(observation))
             .await
+            .flatten()
             .map_err(|fault| self.broken(fault, None))?;
         let rounds = self.engine.settings.bounds.rounds;
         for _ in 0..rounds {
@@ -706,6 +728,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
         let found = *self.found.lock().expect("nothing panics while it notes");
         let gave_up = self.gave_up.load(Ordering::Relaxed);
+        let companions = std::mem::take(
+            &mut *self
+                .companions
+                .lock()
+                .expect("nothing panics while it notes"),
+        );
         match story {
             Ok(Story {
                 outcome,
@@ -726,6 +754,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     found,
                     took,
                     gave_up,
+                    companions,
                 }
             }
             Err(Broken {
@@ -739,6 +768,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 found,
                 took,
                 gave_up,
+                companions,
                 reasons: told,
                 ..Completion::failed(fault, requests)
             },

@@ -25,6 +25,7 @@ use futures::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::limits::{Errand, NamingPermit, Traffic};
+use super::resolve::Attempts;
 use super::retry::{self, stoppable};
 use super::survey::{Image, TagFacts};
 use super::{Promotion, refusals};
@@ -546,7 +547,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let errand = trip.naming_errand(Traffic::Manifests);
         let digest = trip
             .engine
-            .resolve_tag_once(&trip.source, tag, errand, trip.stop)
+            .resolve_tag(&trip.source, tag, errand, Attempts::Once, trip.stop)
             .await?;
         Ok((digest, Instant::now()))
     }
@@ -563,7 +564,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let errand = trip.naming_errand(Traffic::Manifests);
         let digest = trip
             .engine
-            .resolve_tag_once(&trip.destination, tag, errand, trip.stop)
+            .resolve_tag(&trip.destination, tag, errand, Attempts::Once, trip.stop)
             .await?;
         Ok((digest, Instant::now()))
     }

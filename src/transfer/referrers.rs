@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::Promotion;
 use super::claims::{Claim, Subject};
+use super::companions::CompanionOutcome;
 use super::limits::{Errand, Traffic};
 use super::name::{NameOrigin, Named, Naming};
 use super::pages::{List, Reading};
@@ -29,7 +30,7 @@ use super::retry::stoppable;
 use super::survey::{Image, TagFacts};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Companions, ReferrerOutcome, TagId, TagRules};
+use crate::job::{Companions, Outcome, ReferrerOutcome, TagId, TagRules};
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Tag, Target};
 
@@ -478,10 +479,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 Decision::UpToDate => {
                     self.agree(&place, tag, digest, true).await?;
                     self.count_referrer(&digest, ReferrerOutcome::Present);
+                    self.companion_is_equal(tag, digest);
                     return Ok(Some(digest));
                 }
                 decision => {
-                    tracing::debug!(destination = %self.destination.address(), %tag, ?decision, "a tag beside the image stays as it is");
+                    self.companion_stays(tag, &facts, decision);
                     return Ok(Some(digest));
                 }
             }
@@ -503,9 +505,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 Err(fault) => Err(fault),
             };
             match named {
-                Ok(Named::Moved) => self.count_referrer(&digest, ReferrerOutcome::Copied),
+                Ok(Named::Moved) => {
+                    self.count_referrer(&digest, ReferrerOutcome::Copied);
+                    self.companion_is_equal(tag, digest);
+                }
                 Ok(Named::Immutable) => {
-                    tracing::warn!(destination = %self.destination.address(), %tag, "the registry keeps a tag beside the image immutable; exempt sha256-* there");
+                    let reason = "the registry keeps the tag immutable; exempt sha256-* there, so that signatures can be added";
+                    self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
                 }
                 Ok(Named::Again(newer)) => {
                     facts = *newer;
@@ -533,6 +539,33 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let claimant = self.claimant(subject);
         let claim = self.engine.claims.take(claimed, &claimant);
         stoppable(&self.stop.drain, claim).await
+    }
+
+    fn companion_is_equal(&self, tag: &Tag, digest: Digest) {
+        self.note_companion(CompanionOutcome {
+            tag: tag.clone(),
+            result: Outcome::UpToDate,
+            digest: Some(digest),
+            there: Some(digest),
+            reason: None,
+        });
+    }
+
+    fn companion_stays(&self, tag: &Tag, facts: &TagFacts, decision: Decision) {
+        let (result, reason) = match decision {
+            Decision::Conflict(reason) => (Outcome::Conflict, reason),
+            Decision::Drift(reason) => (Outcome::Drift, reason),
+            Decision::Existing(reason) => (Outcome::Existing, reason),
+            Decision::Refused(reason) => (Outcome::Refused, reason),
+            Decision::UpToDate | Decision::Promote | Decision::Gone => return,
+        };
+        self.note_companion(CompanionOutcome {
+            tag: tag.clone(),
+            result,
+            digest: facts.source,
+            there: facts.destination,
+            reason: Some(reason),
+        });
     }
 
     fn place_beside(&self, tag: &Tag) -> TagId {

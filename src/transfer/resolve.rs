@@ -6,11 +6,21 @@ use crate::endpoint::{Resolved, Source};
 use crate::fault::Fault;
 use crate::oci::{Digest, Manifest, Tag, Target};
 
+/// How often the question about a tag is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempts {
+    /// Without another try: the caller asks again by rules of its own.
+    Once,
+    /// Until the retry settings give up.
+    Retried,
+}
+
 impl Engine {
     /// The digest that `tag` names in `repository`. `None`: there is no such tag.
     ///
-    /// Without a digest from the registry the manifest is read: the bytes tell the digest, and the
-    /// registry tells whether it converted them (see [`Source::pushed_digest`]).
+    /// Where the registry claims no digest, the manifest is read: only the bytes tell, and only the registry knows whether it
+    /// has converted them (see [`Source::pushed_digest`]). `attempts` counts for the first question. The questions that follow
+    /// it are part of its answer and are always retried: a registry that refuses every other request would never answer else.
     ///
     /// # Errors
     /// As [`Engine::ask`].
@@ -19,84 +29,58 @@ impl Engine {
         repository: &R,
         tag: &Tag,
         errand: Errand,
+        attempts: Attempts,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
         let target = Target::Tag(tag.clone());
-        let (origin, registry) = (repository.origin(), repository.registry());
-        if !repository.tells_digests() {
-            return self.digest_of_bytes(repository, tag, errand, stop).await;
-        }
-        match self
-            .ask(origin, registry, errand, stop, || {
-                repository.resolve(&target)
-            })
-            .await?
-        {
-            None => Ok(None),
-            Some(Resolved {
-                digest: Some(digest),
-                ..
-            }) => Ok(Some(digest)),
-            Some(Resolved { digest: None, .. }) => {
-                self.digest_of_bytes(repository, tag, errand, stop).await
-            }
-        }
-    }
-
-    /// As [`resolve_tag`](Engine::resolve_tag), but the request for the tag is sent once. If only
-    /// the bytes tell the digest, the requests that follow are repeated after a refusal: a registry
-    /// that refuses every other request would never answer otherwise.
-    ///
-    /// # Errors
-    /// The failure of the request, or as [`Engine::ask`].
-    pub async fn resolve_tag_once<R: Source>(
-        &self,
-        repository: &R,
-        tag: &Tag,
-        errand: Errand,
-        stop: &Stop,
-    ) -> Result<Option<Digest>, Fault> {
-        let target = Target::Tag(tag.clone());
-        let (origin, registry) = (repository.origin(), repository.registry());
-        if !repository.tells_digests() {
-            let read = self
-                .ask_once(origin, registry, errand, stop, repository.manifest(&target))
+        if repository.tells_digests() {
+            let resolve = || repository.resolve(&target);
+            let resolved = self
+                .attempt(attempts, repository, errand, stop, resolve)
                 .await?;
-            return self.as_pushed(repository, tag, read, errand, stop).await;
-        }
-        match self
-            .ask_once(origin, registry, errand, stop, repository.resolve(&target))
-            .await?
-        {
-            None => Ok(None),
-            Some(Resolved {
-                digest: Some(digest),
-                ..
-            }) => Ok(Some(digest)),
-            Some(Resolved { digest: None, .. }) => {
-                self.digest_of_bytes(repository, tag, errand, stop).await
+            match resolved {
+                None => return Ok(None),
+                Some(Resolved {
+                    digest: Some(digest),
+                    ..
+                }) => return Ok(Some(digest)),
+                Some(Resolved { digest: None, .. }) => {}
             }
         }
-    }
-
-    async fn digest_of_bytes<R: Source>(
-        &self,
-        repository: &R,
-        tag: &Tag,
-        errand: Errand,
-        stop: &Stop,
-    ) -> Result<Option<Digest>, Fault> {
-        let target = Target::Tag(tag.clone());
-        let (origin, registry) = (repository.origin(), repository.registry());
+        let is_first = !repository.tells_digests();
+        let attempts = if is_first {
+            attempts
+        } else {
+            Attempts::Retried
+        };
+        let read = || repository.manifest(&target);
         let read = self
-            .ask(origin, registry, errand, stop, || {
-                repository.manifest(&target)
-            })
+            .attempt(attempts, repository, errand, stop, read)
             .await?;
         self.as_pushed(repository, tag, read, errand, stop).await
     }
 
-    /// The digest under which a manifest that was read by tag had been pushed.
+    async fn attempt<R, T, F>(
+        &self,
+        attempts: Attempts,
+        repository: &R,
+        errand: Errand,
+        stop: &Stop,
+        mut act: impl FnMut() -> F,
+    ) -> Result<T, Fault>
+    where
+        R: Source,
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let origin = repository.origin();
+        let registry = repository.registry();
+        match attempts {
+            Attempts::Once => self.ask_once(origin, registry, errand, stop, act()).await,
+            Attempts::Retried => self.ask(origin, registry, errand, stop, act).await,
+        }
+    }
+
+    /// The digest under which the manifest was pushed that was read by its tag.
     async fn as_pushed<R: Source>(
         &self,
         repository: &R,

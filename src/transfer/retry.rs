@@ -215,15 +215,20 @@ where
         engine.settings.retry.within(most)
     });
     let mut budget = Budget::new(settings);
+    // A look only asks: a signal ends its question at once. What a job has begun may finish.
+    let ends = if errand.look {
+        &stop.drain
+    } else {
+        &stop.abort
+    };
     loop {
         budget.excuse(opened(lane, errand.traffic, &budget.left(), stop).await?);
         let asked = Instant::now();
-        let Ok(turn) = stoppable(&stop.abort, lane.turn_within(errand, settings.hinted)).await?
-        else {
+        let Ok(turn) = stoppable(ends, lane.turn_within(errand, settings.hinted)).await? else {
             continue;
         };
         metrics.waited.request(asked);
-        let result = stoppable(&stop.abort, act()).await?;
+        let result = stoppable(ends, act()).await?;
         metrics.rate_limited(registry, turn.learn(&result));
         drop(turn);
         let fault = match result {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::limits::{Errand, Traffic};
 use super::plan::{self, Decision, Facts, Order};
+use super::resolve::Attempts;
 use super::{Found, Promotion};
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
@@ -216,7 +217,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             replace: job.replace,
             refused,
         };
-        Ok(plan::decide(rules, &facts, &order))
+        let decision = plan::decide(rules, &facts, &order);
+        if decision == Decision::Promote && ledger_agrees {
+            self.note_open_intents(&known);
+        }
+        Ok(decision)
+    }
+
+    /// Says that an earlier write has no known outcome although production names what it named before. The write did not
+    /// arrive, or it arrived and was taken back by hand: both give the same facts, and the tag moves again.
+    fn note_open_intents(&self, known: &TagRecord) {
+        let Some(intended) = known.intended.last() else {
+            return;
+        };
+        self.note_reason(format!(
+            "an earlier request to move the tag to {intended} got no answer, and production names what it named before: the \
+             tag moves again; if a person had moved it back, see \"lost answers\" in the operations guide"
+        ));
     }
 
     /// The ledger's record of a production tag. A write that succeeded although its answer was lost
@@ -479,7 +496,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) async fn source_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         let resolved = self
             .engine
-            .resolve_tag(&self.source, tag, self.manifests_errand(), self.stop)
+            .resolve_tag(
+                &self.source,
+                tag,
+                self.manifests_errand(),
+                Attempts::Retried,
+                self.stop,
+            )
             .await;
         if resolved
             .as_ref()
@@ -493,7 +516,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// The destination digest of a tag.
     pub(super) async fn destination_digest(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         self.engine
-            .resolve_tag(&self.destination, tag, self.manifests_errand(), self.stop)
+            .resolve_tag(
+                &self.destination,
+                tag,
+                self.manifests_errand(),
+                Attempts::Retried,
+                self.stop,
+            )
             .await
     }
 

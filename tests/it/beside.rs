@@ -177,7 +177,8 @@ async fn a_sig_tag_that_changed_and_the_signature_of_an_attestation_arrive_by_sy
         &beside(image.digest(), ".sig"),
         &Image::oci(7, &[60]),
     );
-    ferry.sync(&[]).await.expect(0);
+    let run = ferry.sync(&[]).await.expect(4);
+    assert_eq!(run.total("drift"), 1, "and is reported");
     assert_eq!(
         production
             .tagged("app", &beside(image.digest(), ".sig"))

@@ -59,22 +59,7 @@ async fn a_rollback_by_hand_after_a_lost_answer_stays() {
     staging.push("app", "latest", &first);
     ferry.sync(&[]).await.expect(0);
     staging.push("app", "latest", &second);
-    let asked_after = production.clone();
-    production.on(move |asked| {
-        let is_latest = asked.path.ends_with("/manifests/latest");
-        let was_written = || {
-            asked_after
-                .tagged("app", "latest")
-                .is_some_and(|digest| digest != Image::oci(1, &[100]).digest())
-        };
-        match asked.kind {
-            Kind::ManifestPut if is_latest => Answer::Lose,
-            Kind::ManifestHead | Kind::ManifestGet if is_latest && was_written() => {
-                Answer::Reply(Reply::status(504))
-            }
-            _ => Answer::Pass,
-        }
-    });
+    loses_answers_about_latest(&production, &first);
     ferry.sync(&[]).await.expect(1);
     assert_eq!(
         production.tagged("app", "latest").as_deref(),
@@ -99,6 +84,144 @@ async fn a_rollback_by_hand_after_a_lost_answer_stays() {
             Some(first.digest())
         );
     }
+}
+
+/// Production applies the write of `latest`, loses the answer, and does not answer about the tag any more.
+fn loses_answers_about_latest(production: &Scripted, before: &Image) {
+    let asked_after = production.clone();
+    let before = before.digest().to_owned();
+    production.on(move |asked| {
+        let is_latest = asked.path.ends_with("/manifests/latest");
+        let was_written = || {
+            asked_after
+                .tagged("app", "latest")
+                .is_some_and(|digest| digest != before)
+        };
+        match asked.kind {
+            Kind::ManifestPut if is_latest => Answer::Lose,
+            Kind::ManifestHead | Kind::ManifestGet if is_latest && was_written() => {
+                Answer::Reply(Reply::status(504))
+            }
+            _ => Answer::Pass,
+        }
+    });
+}
+
+/// A write that was applied, whose answer was lost, and that a person took back before production was asked again leaves the
+/// same facts as a write that never arrived. The tag moves again, and says why: a promotion that does not happen would be worse.
+#[tokio::test]
+async fn a_rollback_by_hand_before_a_lost_answer_was_asked_about_is_promoted_over_and_told() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let ferry = pair(&staging, &production);
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    staging.push("app", "latest", &first);
+    ferry.sync(&[]).await.expect(0);
+    staging.push("app", "latest", &second);
+    loses_answers_about_latest(&production, &first);
+    ferry.sync(&[]).await.expect(1);
+    assert_eq!(
+        production.tagged("app", "latest").as_deref(),
+        Some(second.digest())
+    );
+
+    production.tag("app", "latest", first.digest());
+    production.calm();
+    let job = ferry.sync(&[]).await.expect(0).job("latest");
+    assert_eq!(job["result"], "promoted", "{job:#}");
+    assert!(
+        job["reasons"].to_string().contains("got no answer"),
+        "{job:#}"
+    );
+    assert_eq!(
+        production.tagged("app", "latest").as_deref(),
+        Some(second.digest())
+    );
+
+    // The answer is known now: the next rollback by hand is drift.
+    production.tag("app", "latest", first.digest());
+    let run = ferry.sync(&[]).await.expect(4);
+    assert_eq!(run.job("latest")["result"], "drift", "{}", run.stdout);
+}
+
+/// A write that was refused with an answer did not happen: nothing is said of it when the tag moves later.
+#[tokio::test]
+async fn a_write_that_was_refused_with_an_answer_leaves_no_doubt() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let ferry = pair(&staging, &production);
+    let (first, second) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    staging.push("app", "latest", &first);
+    ferry.sync(&[]).await.expect(0);
+    staging.push("app", "latest", &second);
+    production.on(|asked| match asked.kind {
+        Kind::ManifestPut if asked.reference() == "latest" => Answer::Reply(Reply::status(403)),
+        _ => Answer::Pass,
+    });
+    ferry.sync(&[]).await.expect(3);
+    production.calm();
+    let job = ferry.sync(&[]).await.expect(0).job("latest");
+    assert_eq!(
+        (&job["result"], &job["reasons"]),
+        (&json!("promoted"), &json!([])),
+        "{job:#}"
+    );
+}
+
+/// A registry answers about a tag with 404 when the document's type is not accepted, and later whatever is accepted.
+#[tokio::test]
+async fn a_listed_tag_that_is_answered_with_404_is_not_overwritten() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let config = Config::pair(&staging.url(), &production.url()).registry_with(
+        "production",
+        &production.url(),
+        json!({"kind": "distribution3"}),
+    );
+    let (ours, theirs) = (Image::oci(1, &[100]), Image::oci(2, &[200]));
+    staging.push("app", "v1", &ours);
+    production.push("app", "v1", &theirs);
+    let unknown = || {
+        let body =
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest type not accepted"}]}"#;
+        Answer::Reply(Reply::status(404).body("application/json", body))
+    };
+    let is_v1 = |asked: &Asked| {
+        matches!(asked.kind, Kind::ManifestHead | Kind::ManifestGet) && asked.reference() == "v1"
+    };
+    let takes_any = |asked: &Asked| {
+        let accepted = asked.headers.get_all("accept").iter();
+        accepted
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.contains("*/*"))
+    };
+    production.on(move |asked| match is_v1(asked) && !takes_any(asked) {
+        true => unknown(),
+        false => Answer::Pass,
+    });
+    let run = Ferry::new(&config).sync(&[]).await.expect(0);
+    assert_eq!((run.total("existing"), run.total("promoted")), (1, 0));
+
+    production.on(move |asked| match is_v1(asked) {
+        true => unknown(),
+        false => Answer::Pass,
+    });
+    let ferry = Ferry::new(&config);
+    let run = ferry.sync(&[]).await.expect(1);
+    let job = run.job("v1");
+    let text = job["error"]["text"].as_str().unwrap_or_default();
+    assert!(text.contains("lists the tag v1"), "{job:#}");
+    assert_eq!(
+        production.tagged("app", "v1").as_deref(),
+        Some(theirs.digest())
+    );
+    assert_eq!(production.count(Kind::ManifestPut), 0);
+
+    // A tag that the list does not show either is absent.
+    production.calm();
+    production.untag("app", "v1");
+    ferry.sync(&[]).await.expect(0);
+    assert_eq!(
+        production.tagged("app", "v1").as_deref(),
+        Some(ours.digest())
+    );
 }
 
 /// The PUT of a fixed tag is told to come back in three seconds, and a person pushes the tag meanwhile.

@@ -1,0 +1,148 @@
+//! Companion tags that stay as they are: reported like any other tag, beside the image that they belong to.
+//!
+//! A job settles its image; what it finds of a companion (`sha256-<hex>.sig` and the like) is settled under a name of its own.
+//! A look that does not ask about an image again hands out what was found last, so that a report does not depend on how a
+//! look came to happen.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::settle::Names;
+use super::{Completion, Engine, Promotion, Settle};
+use crate::endpoint::{Destination, Origin, Source};
+use crate::job::{Job, Key, Outcome, Settled, TagId};
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// Most companions that are remembered as kept.
+const MOST: usize = 10_000;
+
+/// What a job found of a companion tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompanionOutcome {
+    /// The tag, the same on both sides.
+    pub tag: Tag,
+    /// What came of it: up to date, or why it stays.
+    pub result: Outcome,
+    /// What staging names.
+    pub digest: Option<Digest>,
+    /// What production names.
+    pub there: Option<Digest>,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+/// The addresses of both sides of a job, and the destination registry's label.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses<'a> {
+    /// `host/repository` of the source.
+    pub source: &'a str,
+    /// `host/repository` of the destination.
+    pub destination: &'a str,
+    /// The destination's name in the config.
+    pub registry: &'a str,
+}
+
+/// Companions that stay as they are, by route and destination. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeptCompanions(Arc<Mutex<BTreeMap<(Arc<str>, String), KeptCompanion>>>);
+
+#[derive(Clone, Debug)]
+struct KeptCompanion {
+    key: Key,
+    settled: Settled,
+}
+
+impl KeptCompanions {
+    fn note(&self, key: &Key, settled: &Settled) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = (key.route.clone(), settled.destination.clone());
+        if settled.result == Outcome::UpToDate {
+            kept.remove(&name);
+        } else if kept.len() < MOST {
+            let key = key.clone();
+            let settled = settled.clone();
+            kept.insert(name, KeptCompanion { key, settled });
+        }
+    }
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Notes what came of a companion tag, once.
+    pub(super) fn note_companion(&self, outcome: CompanionOutcome) {
+        let mut noted = self
+            .companions
+            .lock()
+            .expect("nothing panics while it notes");
+        if noted.iter().all(|other| other.tag != outcome.tag) {
+            noted.push(outcome);
+        }
+    }
+}
+
+impl Engine {
+    /// Settles the companions that a job has looked at. Returns those that stay as they are; an end of trouble is recorded.
+    pub async fn settle_companions(
+        &self,
+        settle: &Settle,
+        job: &Job,
+        addresses: Addresses<'_>,
+        companions: Vec<CompanionOutcome>,
+    ) -> Vec<Settled> {
+        let mut kept = Vec::new();
+        for companion in companions {
+            let tag = companion.tag.clone();
+            let destination = TagId {
+                tag: tag.clone(),
+                ..job.key.destination.clone()
+            };
+            let key = Key {
+                tag: tag.clone(),
+                destination,
+                ..job.key.clone()
+            };
+            let is_well = companion.result == Outcome::UpToDate;
+            if is_well && !self.is_in_trouble(&key) {
+                continue;
+            }
+            let names = Names {
+                source: format!("{}:{tag}", addresses.source),
+                destination: format!("{}:{tag}", addresses.destination),
+                registry: addresses.registry.into(),
+            };
+            let job = Job { key, ..job.clone() };
+            settle.progress.jobs_planned.fetch_add(1, Ordering::Relaxed);
+            let completion = Completion::of_companion(companion);
+            let settled = self.settle(settle, &job, &names, completion).await;
+            self.kept_companions.note(&job.key, &settled);
+            if !is_well {
+                kept.push(settled);
+            }
+        }
+        kept
+    }
+
+    /// The companions of a source repository that were found to stay as they are at a destination.
+    pub fn kept_companions(
+        &self,
+        route: &Arc<str>,
+        source: &RepositoryName,
+        destination: (&Origin, &RepositoryName),
+    ) -> Vec<(Tag, Settled)> {
+        let kept = self
+            .kept_companions
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_there = |key: &Key| {
+            key.source == *source
+                && key.destination.origin == *destination.0
+                && key.destination.repository == *destination.1
+        };
+        kept.range((route.clone(), String::new())..)
+            .take_while(|((of, _), _)| of == route)
+            .filter(|(_, kept)| is_there(&kept.key))
+            .map(|(_, kept)| (kept.key.tag.clone(), kept.settled.clone()))
+            .collect()
+    }
+}

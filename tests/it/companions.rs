@@ -1,0 +1,160 @@
+//! Tags that travel with an image, through the program: one that stays as it is is reported, and what came later is told.
+
+use serde_json::json;
+
+use crate::support::scripted::Answer;
+use crate::support::*;
+
+/// An image under `v1` with cosign's signature beside it.
+struct Signed {
+    staging: Scripted,
+    production: Scripted,
+    image: Image,
+    tag: String,
+}
+
+impl Signed {
+    fn new() -> Signed {
+        let (staging, production) = (Scripted::start(), Scripted::start());
+        let image = Image::oci(1, &[100]);
+        staging.push("app", "v1", &image);
+        let tag = format!("{}.sig", image.digest().replace(':', "-"));
+        Signed {
+            staging,
+            production,
+            image,
+            tag,
+        }
+    }
+
+    fn sign(&self, seed: u64) -> Image {
+        let signature = Image::oci(seed, &[10]);
+        self.staging.push("app", &self.tag, &signature);
+        signature
+    }
+
+    fn config(&self) -> Config {
+        Config::pair(&self.staging.url(), &self.production.url())
+    }
+
+    fn signature_there(&self) -> Option<String> {
+        self.production.tagged("app", &self.tag)
+    }
+}
+
+#[tokio::test]
+async fn a_signature_that_a_person_replaced_stays_and_is_reported_as_drift() {
+    let signed = Signed::new();
+    signed.sign(10);
+    let ferry = Ferry::new(&signed.config().daemon("poll", json!("1s")));
+    ferry.sync(&[]).await.expect(0);
+    let theirs = Image::oci(11, &[11]);
+    signed.production.push("app", &signed.tag, &theirs);
+    signed.sign(12);
+    for _ in 0..2 {
+        let run = ferry.sync(&[]).await.expect(4);
+        assert_eq!((run.total("drift"), run.total("up_to_date")), (1, 1));
+        let job = run.job(&signed.tag);
+        assert_eq!(job["result"], "drift", "{job:#}");
+        assert!(
+            job["reasons"].to_string().contains("someone moved"),
+            "{job:#}"
+        );
+    }
+    let shown = ferry.run(&["sync"]).await.expect(4);
+    assert!(shown.stdout.contains(&signed.tag), "{}", shown.stdout);
+    assert_eq!(signed.signature_there().as_deref(), Some(theirs.digest()));
+
+    // Polls that have no reason to ask about the image report it all the same.
+    let mut daemon = ferry.start_ready().await;
+    let polled = signed.staging.count(Kind::Tags);
+    signed.staging.seen(Kind::Tags, polled + 3).await;
+    let drift = [("route", "app"), ("state", "drift")];
+    assert_eq!(daemon.metric("blobferry_tags", &drift).await, Some(1.0));
+
+    // Staging comes to the same signature: nothing stays behind.
+    signed.staging.push("app", &signed.tag, &theirs);
+    let (status, report) = daemon.ping(json!({"wait": true, "tag": "v1"})).await;
+    assert_eq!((status, &report["totals"]["drift"]), (200, &json!(0)));
+    let polled = signed.staging.count(Kind::Tags);
+    signed.staging.seen(Kind::Tags, polled + 3).await;
+    assert_eq!(daemon.metric("blobferry_tags", &drift).await, Some(0.0));
+    daemon.signal("TERM").await;
+    assert_eq!(daemon.ended().await, 0);
+}
+
+#[tokio::test]
+async fn a_signature_that_was_there_before_is_existing_and_no_failure() {
+    let signed = Signed::new();
+    signed.sign(10);
+    let theirs = Image::oci(11, &[11]);
+    signed.production.push("app", &signed.tag, &theirs);
+    let run = Ferry::new(&signed.config()).sync(&[]).await.expect(0);
+    assert_eq!((run.total("promoted"), run.total("existing")), (1, 1));
+    assert_eq!(run.job(&signed.tag)["result"], "existing");
+    assert_eq!(signed.signature_there().as_deref(), Some(theirs.digest()));
+}
+
+#[tokio::test]
+async fn a_signature_that_the_registry_keeps_immutable_is_a_conflict_under_every_command() {
+    let signed = Signed::new();
+    let first = signed.sign(10);
+    let ferry = Ferry::new(&signed.config());
+    ferry.sync(&[]).await.expect(0);
+    signed.sign(12);
+    let tag = signed.tag.clone();
+    signed.production.on(move |asked| match asked.kind {
+        Kind::ManifestPut if asked.reference() == tag => {
+            let body = r#"{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}"#;
+            Answer::Reply(Reply::status(400).body("application/json", body))
+        }
+        _ => Answer::Pass,
+    });
+    let run = ferry.sync(&[]).await.expect(4);
+    assert_eq!((run.total("conflict"), run.total("up_to_date")), (1, 1));
+    let job = run.job(&signed.tag);
+    assert!(
+        job["reasons"].to_string().contains("exempt sha256-*"),
+        "{job:#}"
+    );
+
+    let source = format!("http://{}/app:v1", signed.staging.host());
+    let target = format!("http://{}/app:v1", signed.production.host());
+    for command in ["copy", "promote"] {
+        let run = ferry
+            .run(&[command, &source, &target, "--json"])
+            .await
+            .expect(4);
+        assert_eq!(run.job(&signed.tag)["result"], "conflict", "{command}");
+    }
+    assert_eq!(signed.signature_there().as_deref(), Some(first.digest()));
+    assert_eq!(
+        signed.production.tagged("app", "v1").as_deref(),
+        Some(signed.image.digest())
+    );
+}
+
+#[tokio::test]
+async fn a_signature_that_comes_later_is_told_by_sync() {
+    let signed = Signed::new();
+    let ferry = Ferry::new(&signed.config());
+    ferry.sync(&[]).await.expect(0);
+    let late = signed.sign(10);
+    let run = ferry.run(&["sync"]).await.expect(0);
+    assert!(
+        run.stdout.contains(":v1") && run.stdout.contains("1 referrer carried later"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(signed.signature_there().as_deref(), Some(late.digest()));
+    let run = ferry.run(&["sync"]).await.expect(0);
+    assert!(!run.stdout.contains(":v1"), "no news: {}", run.stdout);
+
+    signed.sign(12);
+    let job = ferry.sync(&[]).await.expect(0).job("v1");
+    assert_eq!(
+        (&job["result"], &job["referrers"]["copied"]),
+        (&json!("up_to_date"), &json!(1)),
+        "{job:#}"
+    );
+}
