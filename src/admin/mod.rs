@@ -58,7 +58,8 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// The control socket's path. `None`: no control socket.
     pub socket: Option<PathBuf>,
-    /// Tells whether the socket's folder is still the daemon's own: only there is a deleted socket made again.
+    /// Tells whether the socket's folder is still the daemon's own: only there is a deleted socket
+    /// made again.
     pub folder: Option<FolderCheck>,
     /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
     pub secret: Secret,

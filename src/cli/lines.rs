@@ -1,4 +1,5 @@
-//! stdout: a thread of its own writes it. A reader that does not read holds up nothing else: no lock, no signal, no transfer.
+//! stdout: a thread of its own writes it. A reader that does not read holds up nothing else: no
+//! lock, no signal, no transfer.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
@@ -13,7 +14,8 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 type Output = Box<dyn Write + Send>;
 
-/// stdout, or what stands in for it. A reader that goes away is no failure: the rest is not written, the work goes on.
+/// stdout, or what stands in for it. A reader that goes away is no failure: the rest is not
+/// written, the work goes on.
 pub struct Lines {
     output: Option<Output>,
     writer: Option<Writer>,

@@ -274,7 +274,8 @@ pub async fn run(arguments: Arguments) -> Result<u8, Failure> {
     finish(lines, result).await
 }
 
-/// Waits until the reader of stdout has everything. No lock is held any more, and a signal ends the waiting.
+/// Waits until the reader of stdout has everything. No lock is held any more, and a signal ends the
+/// waiting.
 async fn finish(lines: Lines, result: Result<u8, Failure>) -> Result<u8, Failure> {
     let mut signals = Signals::listen()?;
     let is_aborted = matches!(&result, Err(failure) if failure.code == INTERRUPTED);

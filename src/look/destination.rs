@@ -310,7 +310,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         self.settle(&job, completion).await
     }
 
-    /// Settles the companions that a job has looked at, each once in a look: several tags may name one image.
+    /// Settles the companions that a job has looked at, each once in a look: several tags may name
+    /// one image.
     async fn settle_companions(&self, job: &Job, companions: Vec<CompanionOutcome>) {
         let new: Vec<CompanionOutcome> = {
             let mut asked = self
@@ -341,7 +342,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .extend(kept);
     }
 
-    /// The subjects of companions that an earlier process has found to stay as they are: this one asks about them once.
+    /// The subjects of companions that an earlier process has found to stay as they are: this one
+    /// asks about them once.
     fn unread_companions(&self) -> &HashSet<Digest> {
         self.companions.unread.get_or_init(|| {
             let engine = &self.look.topology.engine;
@@ -378,7 +380,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
     }
 
-    /// Reports the companions that an earlier look has found to stay as they are, and that this one had no reason to ask about.
+    /// Reports the companions that an earlier look has found to stay as they are, and that this one
+    /// had no reason to ask about.
     pub(super) fn report_kept_companions(&self, found: &mut DestinationResult) {
         let destination = &self.side.repository;
         let kept = self.look.topology.engine.kept_companions(
@@ -828,7 +831,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         is_current.then_some(self.listing.at)
     }
 
-    /// Whether production's list shows the tag, where lists are made from what the registry holds at that moment.
+    /// Whether production's list shows the tag, where lists are made from what the registry holds
+    /// at that moment.
     fn is_listed_now(&self, tag: &Tag) -> bool {
         let is_current = self.side.repository.abilities().current_lists;
         let is_listed = || {
@@ -839,8 +843,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         is_current && is_listed()
     }
 
-    /// The list shows the tag, and its manifest is answered with 404: it was deleted between the two questions, or what it
-    /// names cannot be served. Nothing is written over what is not known; the next look asks both again.
+    /// The list shows the tag, and its manifest is answered with 404: it was deleted between the
+    /// two questions, or what it names cannot be served. Nothing is written over what is not known;
+    /// the next look asks both again.
     fn contradiction(&self, tag: &Tag) -> Fault {
         let address = self.side.repository.address();
         Fault::retryable(format!(

@@ -25,10 +25,11 @@ pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v
 /// What blob bodies are sent as.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
-/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another list may answer
-/// with another document, and so with another digest. The range at the end is for tags whose type is not listed here:
-/// distribution answers those with 404, as if there were no such tag. It is the least wanted, so that no registry prefers a
-/// converted document to a listed type.
+/// The `Accept` header of every manifest request, HEAD and GET alike: a registry that sees another
+/// list may answer with another document, and so with another digest. The range at the end is for
+/// tags whose type is not listed here: distribution answers those with 404, as if there were no
+/// such tag. It is the least wanted, so that no registry prefers a converted document to a listed
+/// type.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.oci.image.manifest.v1+json, \

@@ -70,7 +70,8 @@ pub struct Parts {
 
 /// How often a vanished state folder is looked for beside the intents, which all look themselves.
 const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
-/// A daemon without its state folder ends after so long: a folder that was moved may be put back until then.
+/// A daemon without its state folder ends after so long: a folder that was moved may be put back
+/// until then.
 const FOLDER_AWAY: Duration = Duration::from_secs(20);
 
 impl Parts {
@@ -340,7 +341,8 @@ impl Parts {
         }
     }
 
-    /// Says when the state folder vanishes or is replaced, and when it is back. Cancels `lost` when it stays away.
+    /// Says when the state folder vanishes or is replaced, and when it is back. Cancels `lost` when
+    /// it stays away.
     pub(crate) async fn watch_state_folder(self, board: Board, lost: CancellationToken) {
         let mut gone_since = None;
         loop {

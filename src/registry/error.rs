@@ -172,8 +172,8 @@ impl Refusal {
         self.mentions("authorization token has expired")
     }
 
-    /// Whether it says that an amount of storage or of objects is used up. Registries say so with 403 (Harbor, Quay, GitLab,
-    /// GitHub), 412 (older Harbor) or 413; a 429 speaks of requests.
+    /// Whether it says that an amount of storage or of objects is used up. Registries say so with
+    /// 403 (Harbor, Quay, GitLab, GitHub), 412 (older Harbor) or 413; a 429 speaks of requests.
     fn says_quota(&self) -> bool {
         const WORDS: [&str; 5] = [
             "quota",

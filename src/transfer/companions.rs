@@ -1,8 +1,9 @@
-//! Companion tags that stay as they are: reported like any other tag, beside the image that they belong to.
+//! Companion tags that stay as they are: reported like any other tag, beside the image that they
+//! belong to.
 //!
-//! A job settles its image; what it finds of a companion (`sha256-<hex>.sig` and the like) is settled under a name of its own.
-//! A look that does not ask about an image again hands out what was found last, so that a report does not depend on how a
-//! look came to happen.
+//! A job settles its image; what it finds of a companion (`sha256-<hex>.sig` and the like) is
+//! settled under a name of its own. A look that does not ask about an image again hands out what
+//! was found last, so that a report does not depend on how a look came to happen.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -81,7 +82,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 }
 
 impl Engine {
-    /// Settles the companions that a job has looked at. Returns those that stay as they are; an end of trouble is recorded.
+    /// Settles the companions that a job has looked at. Returns those that stay as they are; an end
+    /// of trouble is recorded.
     pub async fn settle_companions(
         &self,
         settle: &Settle,

@@ -18,9 +18,10 @@ pub enum Attempts {
 impl Engine {
     /// The digest that `tag` names in `repository`. `None`: there is no such tag.
     ///
-    /// Where the registry claims no digest, the manifest is read: only the bytes tell, and only the registry knows whether it
-    /// has converted them (see [`Source::pushed_digest`]). `attempts` counts for the first question. The questions that follow
-    /// it are part of its answer and are always retried: a registry that refuses every other request would never answer else.
+    /// Where the registry claims no digest, the manifest is read: only the bytes tell, and only the
+    /// registry knows whether it has converted them (see [`Source::pushed_digest`]). `attempts`
+    /// counts for the first question. The questions that follow it are part of its answer and are
+    /// always retried: a registry that refuses every other request would never answer else.
     ///
     /// # Errors
     /// As [`Engine::ask`].

@@ -224,8 +224,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(decision)
     }
 
-    /// Says that an earlier write has no known outcome although production names what it named before. The write did not
-    /// arrive, or it arrived and was taken back by hand: both give the same facts, and the tag moves again.
+    /// Says that an earlier write has no known outcome although production names what it named
+    /// before. The write did not arrive, or it arrived and was taken back by hand: both give the
+    /// same facts, and the tag moves again.
     fn note_open_intents(&self, known: &TagRecord) {
         let Some(intended) = known.intended.last() else {
             return;

@@ -1,4 +1,5 @@
-//! Tags that travel with an image, through the program: one that stays as it is is reported, and what came later is told.
+//! Tags that travel with an image, through the program: one that stays as it is is reported, and
+//! what came later is told.
 
 use serde_json::json;
 

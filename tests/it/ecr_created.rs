@@ -10,8 +10,8 @@ use crate::support::*;
 const POLICY: &str = "{\"Statement\": [2]}";
 const LIFECYCLE: &str = "{\"rules\": [1]}";
 
-/// Killed between creating the repository and each of the two calls that set it up, the daemon sets it up at its next start,
-/// and then promotes.
+/// Killed between creating the repository and each of the two calls that set it up, the daemon sets
+/// it up at its next start, and then promotes.
 #[tokio::test]
 async fn a_kill_between_creating_a_repository_and_setting_it_up_leaves_nothing_undone() {
     for action in ["PutLifecyclePolicy", "SetRepositoryPolicy"] {

@@ -86,7 +86,8 @@ async fn a_rollback_by_hand_after_a_lost_answer_stays() {
     }
 }
 
-/// Production applies the write of `latest`, loses the answer, and does not answer about the tag any more.
+/// Production applies the write of `latest`, loses the answer, and does not answer about the tag
+/// any more.
 fn loses_answers_about_latest(production: &Scripted, before: &Image) {
     let asked_after = production.clone();
     let before = before.digest().to_owned();
@@ -107,8 +108,9 @@ fn loses_answers_about_latest(production: &Scripted, before: &Image) {
     });
 }
 
-/// A write that was applied, whose answer was lost, and that a person took back before production was asked again leaves the
-/// same facts as a write that never arrived. The tag moves again, and says why: a promotion that does not happen would be worse.
+/// A write that was applied, whose answer was lost, and that a person took back before production
+/// was asked again leaves the same facts as a write that never arrived. The tag moves again, and
+/// says why: a promotion that does not happen would be worse.
 #[tokio::test]
 async fn a_rollback_by_hand_before_a_lost_answer_was_asked_about_is_promoted_over_and_told() {
     let (staging, production) = (Scripted::start(), Scripted::start());
@@ -143,7 +145,8 @@ async fn a_rollback_by_hand_before_a_lost_answer_was_asked_about_is_promoted_ove
     assert_eq!(run.job("latest")["result"], "drift", "{}", run.stdout);
 }
 
-/// A write that was refused with an answer did not happen: nothing is said of it when the tag moves later.
+/// A write that was refused with an answer did not happen: nothing is said of it when the tag moves
+/// later.
 #[tokio::test]
 async fn a_write_that_was_refused_with_an_answer_leaves_no_doubt() {
     let (staging, production) = (Scripted::start(), Scripted::start());
@@ -166,7 +169,8 @@ async fn a_write_that_was_refused_with_an_answer_leaves_no_doubt() {
     );
 }
 
-/// A registry answers about a tag with 404 when the document's type is not accepted, and later whatever is accepted.
+/// A registry answers about a tag with 404 when the document's type is not accepted, and later
+/// whatever is accepted.
 #[tokio::test]
 async fn a_listed_tag_that_is_answered_with_404_is_not_overwritten() {
     let (staging, production) = (Scripted::start(), Scripted::start());

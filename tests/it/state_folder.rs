@@ -79,7 +79,8 @@ async fn without_its_state_folder_the_daemon_names_nothing_and_says_so() {
     assert_eq!(daemon.ended().await, 0);
 }
 
-/// Another daemon takes the folder's place: the socket in it is its own, and the first daemon names nothing and ends.
+/// Another daemon takes the folder's place: the socket in it is its own, and the first daemon names
+/// nothing and ends.
 #[tokio::test]
 async fn a_daemon_whose_folder_is_anothers_leaves_the_folder_alone() {
     let stage = Stage::new(Program::Distribution3).await;

@@ -109,7 +109,8 @@ async fn lines_that_found_no_room_are_counted_and_the_rest_is_flushed() {
     );
 }
 
-/// The work is done and the state is free while the results wait to be read; a signal ends the waiting.
+/// The work is done and the state is free while the results wait to be read; a signal ends the
+/// waiting.
 #[tokio::test]
 async fn a_stdout_that_is_not_read_holds_no_lock_and_no_signal() {
     for command in ["sync", "copy", "promote"] {

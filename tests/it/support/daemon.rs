@@ -510,7 +510,8 @@ pub async fn send_signal(pid: u32, name: &str) {
     assert!(sent.success(), "the process is not there to be told {name}");
 }
 
-/// Waits for the end of a command; returns the exit code, -1 after a signal. Panics when it takes longer than a minute.
+/// Waits for the end of a command; returns the exit code, -1 after a signal. Panics when it takes
+/// longer than a minute.
 pub async fn end_of(child: &mut Child) -> i32 {
     let status = timeout(Duration::from_secs(60), child.wait()).await;
     let status = status.expect("the command ends within 60 s");
