@@ -46,7 +46,10 @@ pub struct Addresses<'a> {
 
 /// Companions that stay as they are, by route and destination. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeptCompanions(Arc<Mutex<BTreeMap<(Arc<str>, String), KeptCompanion>>>);
+pub(super) struct KeptCompanions(Arc<Mutex<ByDestination>>);
+
+/// By route, and by the destination as reports show it.
+type ByDestination = BTreeMap<(Arc<str>, String), KeptCompanion>;
 
 #[derive(Clone, Debug)]
 struct KeptCompanion {
