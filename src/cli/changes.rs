@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Failure;
-use super::output::{Lines, clean, plural};
+use super::lines::Lines;
+use super::output::{clean, plural};
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::socket::{Socket, not_running};

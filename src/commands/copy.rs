@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled, TagId, TagRules,
-    TagState, Totals,
+    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled, TagId,
+    TagRules, TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
