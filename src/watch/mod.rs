@@ -7,6 +7,7 @@ mod pass;
 mod pending;
 mod polls;
 pub mod queue;
+pub mod receiver;
 pub mod resting;
 mod route_health;
 mod run;
