@@ -1,4 +1,4 @@
-//! Who may: pure rules over a request's head, and the two layers that apply them.
+//! Access: pure rules over a request's head, and the two layers that apply them.
 //!
 //! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or `Sec-Fetch-Site` is refused.
 //!    Over TCP, `Host` must be an IP address or `localhost`, which no rebound name can be; any other name needs the secret.
@@ -25,6 +25,7 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::answer::Refusal;
 use super::connections::ClientKey;
+use super::routes::ROUTES;
 use crate::job::{Actor, Cause};
 
 /// Where a request came in.
@@ -63,13 +64,14 @@ pub enum Guard {
 }
 
 impl Guard {
-    /// What `method` on `path` needs. What is not listed here decides.
+    /// What `method` on `path` needs: the guard of its route; without a route, reading looks and
+    /// everything else decides.
     pub fn of(method: &Method, path: &str) -> Guard {
-        match path {
-            "/metrics" | "/healthz" | "/readyz" => Guard::Open,
-            "/v1/sync" => Guard::Look,
-            _ if method == Method::GET || method == Method::HEAD => Guard::Look,
-            _ => Guard::Decide,
+        let route = ROUTES.iter().find(|route| route.takes(path));
+        match route {
+            Some(route) => route.guard,
+            None if method == Method::GET || method == Method::HEAD => Guard::Look,
+            None => Guard::Decide,
         }
     }
 }
@@ -185,7 +187,7 @@ impl Rules {
         Ok(context)
     }
 
-    /// Who it is, when that one may.
+    /// The actor of a request that its credentials allow.
     ///
     /// # Errors
     /// 401 where the secret would help, 403 where it is not even configured.
@@ -243,7 +245,7 @@ pub(super) async fn admit(
         return Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
-            "nobody knows where this request came in",
+            "the request carries no peer",
         )
         .into_response();
     };
@@ -308,7 +310,7 @@ fn tell_secrets(app: &App, context: AuthContext) {
     }
 }
 
-/// The address, or for IPv6 its /64: whoever has one address there has them all.
+/// The address, or for IPv6 its /64: a host with one address of a /64 can take every other.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

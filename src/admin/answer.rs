@@ -8,10 +8,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
+use super::routes;
 use crate::fault::{Class, Fault, clip};
-
-/// The paths, as the 404 names them.
-const PATHS: &str = "GET /metrics, GET /healthz, GET /readyz, GET /v1/status, GET /v1/promotions, POST /v1/sync, GET /v1/runs/ID";
 
 /// A request that is not fulfilled: `{"error":{"code","text"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +87,9 @@ impl IntoResponse for Refusal {
 /// No such path: says which there are.
 pub async fn unknown_path(method: Method, uri: Uri) -> Refusal {
     let text = format!(
-        "there is no {method} {}; there are {PATHS}",
-        clip(uri.path(), 200)
+        "there is no {method} {}; there are {}",
+        clip(uri.path(), 200),
+        routes::listed()
     );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", text)
 }

@@ -1,5 +1,5 @@
-//! `POST /v1/copies`: copies and promotions that a command line copies, over the control socket alone. The daemon holds its
-//! state folder, so a command beside it could not tell it what was written.
+//! `POST /v1/copies`: copies and promotions for a command line, over the control socket alone. The
+//! daemon locks its state folder, so a command of its own could not record what it wrote.
 
 use std::sync::Arc;
 

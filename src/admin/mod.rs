@@ -1,24 +1,14 @@
-//! HTTP over TCP and over the control socket: metrics, health, status, triggers. It sends events and reads snapshots; it
-//! decides nothing.
+//! HTTP over TCP and over the control socket: metrics, health, status, triggers. It sends events and
+//! reads snapshots; it decides nothing. [`ROUTES`] lists the routes with their guards; any other path
+//! is a 404 that names them.
 //!
-//! | route | answers | guard |
-//! |---|---|---|
-//! | `GET /metrics` | the metrics, Prometheus' text format 0.0.4 | open |
-//! | `GET /healthz` | 200: alive | open |
-//! | `GET /readyz` | 200, or 503 with the reason | open |
-//! | `GET /v1/status` | the board | look |
-//! | `GET /v1/promotions?after=&limit=&repository=&tag=&newest=` | `{"promotions":[…]}`, the ledger | look |
-//! | `POST /v1/sync` | 202 `{"run_id","queued"}`, or with `"wait":true` the report | look |
-//! | `POST /v1/copies` | the report of a copy or promotion; over the control socket only | decide |
-//! | `GET /v1/runs/ID` | 202 while it runs, then 200 and the report | look |
-//! | anything else | 404 that names the paths | look for GET, else decide |
+//! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
+//! the bearer secret; while no secret is configured, loopback peers may look too, since a look is
+//! harmless. *Decide* always needs the socket or the secret. [`access`] has the rules, and refuses
+//! pages in browsers everywhere.
 //!
-//! *Open* is for anyone who reaches the listener. *Look* needs the control socket or the bearer secret; while no secret is
-//! configured it is also for peers on loopback, since a look is harmless. *Decide* always needs the socket or the secret.
-//! [`access`] has the rules, and keeps pages in browsers out of everything.
-//!
-//! What goes wrong is `{"error":{"code","text"}}` with the status that says so. Connections, waiting requests, header time,
-//! body time and size, and unread answers are all bounded.
+//! An error is `{"error":{"code","text"}}` with its status. Connections, waiting requests, header
+//! time, body time and size, and unread answers are bounded.
 
 pub mod access;
 mod answer;
@@ -26,6 +16,7 @@ pub mod client;
 mod connections;
 mod copies;
 mod health;
+mod routes;
 mod server;
 mod status;
 mod sync;
@@ -38,12 +29,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, any, get, post};
+use axum::routing::any;
 use tokio::sync::Semaphore;
 
-pub use access::{Peer, Secret};
+pub use access::{Guard, Peer, Secret};
 pub use answer::Refusal;
 pub use copies::{CopyHandler, CopyRequest};
+pub use routes::{ROUTES, Route};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
@@ -51,7 +43,7 @@ use crate::state::FolderCheck;
 use crate::telemetry::Changes;
 use crate::watch;
 
-/// Where to listen, and for whom.
+/// Where to listen, and the secret of the API.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The TCP address; port 0 takes a free one. `None`: no TCP.
@@ -139,16 +131,17 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     let app = Arc::new(App::new(services, settings));
     // Inside the method's choice: a method that no route has is answered 405, credentials or not.
     let guard = from_fn_with_state(app.clone(), access::guard);
-    let guarded = |methods: MethodRouter<Arc<App>>| methods.route_layer(guard.clone());
-    Router::new()
-        .route("/metrics", get(status::metrics))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/v1/status", guarded(get(status::status)))
-        .route("/v1/promotions", guarded(get(status::promotions)))
-        .route("/v1/sync", guarded(post(sync::sync)))
-        .route("/v1/copies", guarded(post(copies::copies)))
-        .route("/v1/runs/{id}", guarded(get(sync::run)))
+    let mut router = Router::new();
+    for route in &ROUTES {
+        let handler = (route.handler)();
+        router = match route.guard {
+            Guard::Open => router.route(route.path, handler),
+            Guard::Look | Guard::Decide => {
+                router.route(route.path, handler.route_layer(guard.clone()))
+            }
+        };
+    }
+    router
         .method_not_allowed_fallback(answer::wrong_method)
         .fallback_service(any(answer::unknown_path).layer(guard.clone()))
         .layer(from_fn_with_state(app.clone(), access::admit))

@@ -303,6 +303,38 @@ fn the_configuration_page_has_every_key_of_the_schema_and_no_other() {
 }
 
 #[test]
+fn the_http_page_has_every_route_with_its_guard() {
+    use blobferry::admin::{Guard, ROUTES};
+    let page = read("docs/http.md");
+    let written: BTreeSet<(&str, &str)> = rows(&page)
+        .filter(|row| row[0].starts_with("`GET /") || row[0].starts_with("`POST /"))
+        .map(|row| {
+            (
+                row[0].trim_matches('`'),
+                row[2].split(' ').next().unwrap_or(""),
+            )
+        })
+        .collect();
+    let routes: Vec<(String, &str)> = ROUTES
+        .iter()
+        .map(|route| {
+            let guard = match route.guard {
+                Guard::Open => "anyone",
+                Guard::Look => "look",
+                Guard::Decide => "decide",
+            };
+            let path = route.path.replace("{id}", "ID");
+            (format!("{} {path}", route.method), guard)
+        })
+        .collect();
+    let expected: BTreeSet<(&str, &str)> = routes
+        .iter()
+        .map(|(request, guard)| (request.as_str(), *guard))
+        .collect();
+    assert_eq!(written, expected);
+}
+
+#[test]
 fn the_metrics_page_has_every_metric_as_it_is() {
     let page = read("docs/metrics.md");
     let written: BTreeMap<&str, (&str, &str)> = rows(&page)
