@@ -306,7 +306,7 @@ fn tell_secrets(app: &App, context: AuthContext) {
     };
     let network = network(address.ip());
     if app.reported_secrets.changed(&network.to_string(), state) && state == "wrong" {
-        tracing::warn!(peer = %network, "a wrong bearer secret was secret_check");
+        tracing::warn!(peer = %network, "a wrong bearer secret was shown");
     }
 }
 

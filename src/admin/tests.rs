@@ -169,7 +169,7 @@ async fn access_follows_the_table() {
         (&open, "GET /", LOOPBACK, "", 404),
         (&open, "POST /v1/decide", LOOPBACK, "", 403),
         (&open, "POST /v1/decide", SOCKET, "", 404),
-        // Copies: the socket alone, whatever is secret_check.
+        // Copies: the socket alone, whatever is shown.
         (&open, "POST /v1/copies", LOOPBACK, "", 403),
         (&closed, "POST /v1/copies", REMOTE, "secret: word", 403),
         (&open, "POST /v1/copies", SOCKET, "", 400),
