@@ -245,9 +245,11 @@ impl State {
         self.first == 0 && !matches!(self.source, SharedSource::Failed(..))
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.bytes >= self.bounds.window
-            || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows
+    /// Whether nothing more may be read before kept frames are dropped.
+    pub(super) fn is_blocked(&self) -> bool {
+        let is_full = self.bytes >= self.bounds.window
+            || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows;
+        is_full && !self.frames.is_empty()
     }
 
     fn push(&mut self, bytes: Bytes) {
@@ -295,9 +297,13 @@ impl State {
             && (self.bytes >= self.bounds.linger
                 || self.kept.load(Ordering::Relaxed) >= self.bounds.all_windows / 2)
         {
-            self.lingers = false;
-            self.trim();
+            self.end_lingering();
         }
+    }
+
+    pub(super) fn end_lingering(&mut self) {
+        self.lingers = false;
+        self.trim();
     }
 
     /// Drops slow readers, and readers queued for an upload permit of `destination` that the reader
@@ -313,7 +319,7 @@ impl State {
     }
 
     /// Drops the slowest readers: the expected ones that did not join, else the ones that hold the
-    /// window.
+    /// window. Frames that do not linger are kept for one of them.
     pub(super) fn drop_slowest(&mut self) -> BTreeSet<Expected> {
         let mut slow = std::mem::take(&mut self.expected);
         if slow.is_empty() {
@@ -327,6 +333,7 @@ impl State {
                 );
             }
         }
+        debug_assert!(!slow.is_empty(), "frames are kept for no reader");
         self.trim();
         slow
     }

@@ -1,5 +1,6 @@
 //! A reader of a shared read.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use super::Expected;
 use super::read::{Read, SharedSource, State};
 use crate::fault::{Class, Fault};
 use crate::transfer::admission::{ReadingPermit, Share};
@@ -54,6 +56,7 @@ impl Reader {
         !self.read.lock().readers.contains_key(&self.number)
     }
 
+    /// Each turn of the loop ends it, takes a step of the source, or makes room in a full window.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         let read = self.read.clone();
         let mut state = read.lock();
@@ -82,15 +85,11 @@ impl Reader {
             }
             state.stop_lingering();
             read.wakers.register(cx.waker());
-            if state.is_full() && !state.frames.is_empty() {
-                self.drop_queued_readers(&mut state);
-                if state.is_full() && !state.frames.is_empty() {
-                    ready!(self.poll_slow_readers(&mut state, cx));
-                    let missing = state.drop_slowest();
-                    drop(state);
-                    read.fan_out.note_slow(&read.group, missing);
-                    state = read.lock();
-                }
+            if state.is_blocked() {
+                let missing = ready!(self.poll_room(&mut state, cx));
+                drop(state);
+                read.fan_out.note_slow(&read.group, missing);
+                state = read.lock();
             } else {
                 let waker = Waker::from(read.wakers.clone());
                 ready!(state.poll_source(&mut Context::from_waker(&waker)));
@@ -107,6 +106,20 @@ impl Reader {
             place.next += 1;
         }
         state.trim();
+    }
+
+    /// Makes room in a full window for a reader that has taken all of it: ends lingering, then drops
+    /// queued readers, then waits for slow readers and drops them. Returns the slow ones.
+    fn poll_room(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<BTreeSet<Expected>> {
+        state.end_lingering();
+        if state.is_blocked() {
+            self.drop_queued_readers(state);
+        }
+        if !state.is_blocked() {
+            return Poll::Ready(BTreeSet::new());
+        }
+        ready!(self.poll_slow_readers(state, cx));
+        Poll::Ready(state.drop_slowest())
     }
 
     fn drop_queued_readers(&self, state: &mut State) {

@@ -300,3 +300,32 @@ async fn what_one_repository_lacks_another_may_hold() {
         "it asks its own repository"
     );
 }
+
+/// The only reader has taken all 8 MiB of a full window, and the start may linger for 16 MiB. Such
+/// a reader once looped within one poll: it dropped nothing and read nothing.
+#[tokio::test(start_paused = true)]
+async fn a_full_window_ends_lingering() {
+    let bounds = SharedReads {
+        window: 8 * MIB,
+        linger: 16 * MIB,
+        all_windows: 64 * MIB,
+        ..SharedReads::default()
+    };
+    let fan_out = FanOut::new(bounds, &Admission::default());
+    let count = Arc::default();
+    let digest = Digest::sha256(b"x");
+    let (only, other) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    only.needs(&digest);
+    let reader = only
+        .reader(&digest, 30 << 20, || source(30, &count))
+        .unwrap();
+    let start = Instant::now();
+    assert_eq!(drain(reader).await.unwrap(), 30 * MIB);
+    assert!(
+        start.elapsed().is_zero(),
+        "it waited for an unannounced job"
+    );
+    assert_eq!(count.load(Ordering::Relaxed), 30 * MIB);
+    drop((only, other));
+    assert_empty(&fan_out);
+}
