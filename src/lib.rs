@@ -18,11 +18,12 @@
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads), [`state`] (the
 //! state folder), [`single_flight`] (one run of a piece of work for all its callers), [`telemetry`] (logs),
-//! [`metrics`] (series that end), [`clock`] (the time of day), [`random`] and [`user`]
-//! (the names of users).
+//! [`metrics`] (series that end), [`clock`] (the time of day), [`random`], [`backoff`] (waits that
+//! double) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod backend;
+pub mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod commands;

@@ -23,7 +23,7 @@ use crate::job::{
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
 use crate::transfer::companions::Addresses;
-use crate::transfer::limits::Traffic;
+use crate::transfer::limits::RequestClass;
 use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop};
@@ -182,7 +182,7 @@ pub(super) async fn names_another(
     let read = parts.engine().ask(
         from.origin(),
         from.registry(),
-        Traffic::Manifests,
+        RequestClass::Manifests,
         stop,
         || {
             let (from, target) = (from.clone(), target.clone());

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Kinds of requests that registries limit apart from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Traffic {
+pub enum RequestClass {
     /// Lists of tags, repositories and referrers.
     Listing,
     /// Manifests that are read or asked for.
@@ -54,9 +54,9 @@ struct Count {
 
 impl RateLimit {
     /// Notes what an answer to such a request said.
-    pub fn note(&self, traffic: Traffic, said: RateLimitHeader) {
+    pub fn note(&self, class: RequestClass, said: RateLimitHeader) {
         let now = Instant::now();
-        let count = &mut self.lock()[traffic as usize];
+        let count = &mut self.lock()[class as usize];
         let length = said.window.unwrap_or_default();
         let is_same = |(since, before): &(Instant, u64)| {
             said.remaining <= *before && now < *since + length.min(LONGEST * 24)
@@ -72,8 +72,8 @@ impl RateLimit {
     }
 
     /// How long such requests would be refused, as far as the registry has said.
-    pub fn spent_for(&self, traffic: Traffic) -> Duration {
-        let until = self.lock()[traffic as usize].spent_until;
+    pub fn spent_for(&self, class: RequestClass) -> Duration {
+        let until = self.lock()[class as usize].spent_until;
         until
             .map(|until| until.saturating_duration_since(Instant::now()))
             .unwrap_or_default()
@@ -110,34 +110,34 @@ mod tests {
         ];
         for (said, seconds) in table {
             let rate_limit = RateLimit::default();
-            rate_limit.note(Traffic::Manifests, said);
+            rate_limit.note(RequestClass::Manifests, said);
             assert_eq!(
-                rate_limit.spent_for(Traffic::Manifests).as_secs(),
+                rate_limit.spent_for(RequestClass::Manifests).as_secs(),
                 seconds,
                 "{said:?}"
             );
-            assert!(rate_limit.spent_for(Traffic::Blobs).is_zero());
+            assert!(rate_limit.spent_for(RequestClass::Blobs).is_zero());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_window_is_counted_from_its_first_answer() {
         let rate_limit = RateLimit::default();
-        rate_limit.note(Traffic::Listing, said(2, None, Some(60)));
+        rate_limit.note(RequestClass::Listing, said(2, None, Some(60)));
         tokio::time::advance(Duration::from_secs(40)).await;
-        rate_limit.note(Traffic::Listing, said(0, None, Some(60)));
-        assert_eq!(rate_limit.spent_for(Traffic::Listing).as_secs(), 20);
+        rate_limit.note(RequestClass::Listing, said(0, None, Some(60)));
+        assert_eq!(rate_limit.spent_for(RequestClass::Listing).as_secs(), 20);
         tokio::time::advance(Duration::from_secs(25)).await;
-        assert!(rate_limit.spent_for(Traffic::Listing).is_zero());
-        rate_limit.note(Traffic::Listing, said(0, None, Some(60)));
+        assert!(rate_limit.spent_for(RequestClass::Listing).is_zero());
+        rate_limit.note(RequestClass::Listing, said(0, None, Some(60)));
         assert_eq!(
-            rate_limit.spent_for(Traffic::Listing).as_secs(),
+            rate_limit.spent_for(RequestClass::Listing).as_secs(),
             60,
             "another window"
         );
-        rate_limit.note(Traffic::Listing, said(3, None, Some(60)));
+        rate_limit.note(RequestClass::Listing, said(3, None, Some(60)));
         assert!(
-            rate_limit.spent_for(Traffic::Listing).is_zero(),
+            rate_limit.spent_for(RequestClass::Listing).is_zero(),
             "there is more already"
         );
     }

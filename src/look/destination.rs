@@ -24,7 +24,7 @@ use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
 use crate::status::metrics::DestinationLabels;
 use crate::transfer::companions::{Addresses, CompanionOutcome};
-use crate::transfer::limits::Traffic;
+use crate::transfer::limits::RequestClass;
 use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::resolve::Attempts;
 use crate::transfer::settle::Names;
@@ -586,8 +586,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         if engine.is_unproven(&place, &digest) {
             return false;
         }
-        let (source, errand) = (self.source.counted(tally), Traffic::Manifests.of_look());
-        let proven = match engine.read_tag(&source, tag, errand, self.look.stop).await {
+        let (source, priority) = (
+            self.source.counted(tally),
+            RequestClass::Manifests.of_look(),
+        );
+        let proven = match engine
+            .read_tag(&source, tag, priority, self.look.stop)
+            .await
+        {
             Ok(read) => read == Some(digest),
             Err(fault) if fault.class() == Class::Corrupt => {
                 engine.metrics.mismatched(self.source.registry());
@@ -915,14 +921,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         tally: &Arc<Tally>,
     ) -> Result<TagState, Fault> {
         let engine = &self.look.topology.engine;
-        let errand = Traffic::Manifests
+        let priority = RequestClass::Manifests
             .of_look()
             .within(self.look.request.max_wait());
         let resolved = engine
             .resolve_tag(
                 &repository.counted(tally),
                 tag,
-                errand,
+                priority,
                 Attempts::Retried,
                 self.look.stop,
             )

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 
 use super::metrics::Operation;
-use crate::endpoint::rate_limit::{RateLimitHeader, Traffic};
+use crate::endpoint::rate_limit::{RateLimitHeader, RequestClass};
 
 /// What an answer says; `None`: nothing that could be understood.
 pub(super) fn rate_limit_header(headers: &HeaderMap, now: Timestamp) -> Option<RateLimitHeader> {
@@ -55,18 +55,20 @@ fn until(text: &str, now: Timestamp) -> Option<Duration> {
 }
 
 /// What a request counts as.
-pub(super) fn traffic_of(operation: Operation) -> Option<Traffic> {
+pub(super) fn request_class(operation: Operation) -> Option<RequestClass> {
     match operation {
-        Operation::TagList | Operation::Catalog | Operation::ReferrerList => Some(Traffic::Listing),
-        Operation::ManifestGet | Operation::ManifestHead => Some(Traffic::Manifests),
-        Operation::BlobGet | Operation::BlobHead => Some(Traffic::Blobs),
+        Operation::TagList | Operation::Catalog | Operation::ReferrerList => {
+            Some(RequestClass::Listing)
+        }
+        Operation::ManifestGet | Operation::ManifestHead => Some(RequestClass::Manifests),
+        Operation::BlobGet | Operation::BlobHead => Some(RequestClass::Blobs),
         Operation::UploadOpen
         | Operation::BlobMount
         | Operation::UploadChunk
         | Operation::UploadFinish
         | Operation::UploadStatus
-        | Operation::UploadCancel => Some(Traffic::Uploads),
-        Operation::ManifestPut => Some(Traffic::Writes),
+        | Operation::UploadCancel => Some(RequestClass::Uploads),
+        Operation::ManifestPut => Some(RequestClass::Writes),
         Operation::Ping | Operation::Token | Operation::Redirect => None,
     }
 }

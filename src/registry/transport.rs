@@ -21,7 +21,7 @@ use super::body::{self, BodyMonitor, Overdue};
 use super::client::{ClientKind, Clients};
 use super::error::{ErrorContext, Refusal, broken};
 use super::metrics::{Meter, Operation};
-use super::rate_limit_headers::{rate_limit_header, traffic_of};
+use super::rate_limit_headers::{rate_limit_header, request_class};
 use super::redirect::{AddressGuard, Hops, HostKind, Refused};
 use crate::clock;
 use crate::endpoint::rate_limit::RateLimit;
@@ -557,10 +557,10 @@ impl Transport {
         if hop.host_kind == HostKind::Own {
             self.guard.answered_from(response.remote_addr());
         }
-        if let (HostKind::Own, Some(traffic)) = (hop.host_kind, traffic_of(hop.operation))
+        if let (HostKind::Own, Some(class)) = (hop.host_kind, request_class(hop.operation))
             && let Some(header) = rate_limit_header(response.headers(), clock::now())
         {
-            self.rate_limit.note(traffic, header);
+            self.rate_limit.note(class, header);
         }
         Ok(response)
     }

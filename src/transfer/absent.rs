@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Promotion;
-use super::limits::Traffic;
+use super::limits::RequestClass;
 use crate::endpoint::{Destination, Origin, Source};
 use crate::oci::{RepositoryName, Tag};
 
@@ -126,14 +126,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The destination's tags, if one page holds them all.
     async fn only_page(&self) -> Listed {
-        let (destination, errand) = (&self.destination, self.naming_errand(Traffic::Listing));
+        let (destination, priority) = (
+            &self.destination,
+            self.naming_priority(RequestClass::Listing),
+        );
         let page = destination.tags(None);
         match self
             .engine
             .ask_once(
                 destination.origin(),
                 destination.registry(),
-                errand,
+                priority,
                 self.stop,
                 page,
             )

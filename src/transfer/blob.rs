@@ -3,44 +3,27 @@
 //! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for
 //! its manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while
 //! waiting for a claim or for the next try.
-//!
-//! An upload that fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Promotion;
-use super::admission::BodyPermit;
 use super::claims::{Following, Leading, Subject};
-use super::fan_out::Reader;
-use super::limits::{self, Errand, Traffic};
+use super::limits::RequestClass;
 use super::refusals;
 use super::resume::UploadState;
-use super::retry::{Budget, opened, stoppable};
-use super::verify::{Checkpoint, Opening, VerifiedBlob, Watchers};
-use crate::endpoint::{Begin, BlobBody, Destination, Mount, Presence, Resume, Source};
+use super::retry::stoppable;
+use crate::endpoint::{Begin, Destination, Mount, Presence, Resume, Source};
 use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
-use crate::job::{ActiveBlob, BlobOutcome};
+use crate::job::BlobOutcome;
 use crate::oci::{Descriptor, Digest, RepositoryName};
 
 /// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
 /// How long somebody's manifest is waited for.
 const NEAR: Duration = Duration::from_secs(600);
-
-/// What is left of the patience with one blob.
-struct Patience {
-    budget: Budget,
-    /// The most that the registry has ever held of it.
-    best: u64,
-    /// Whether it has been fetched afresh because it came corrupt.
-    afresh: bool,
-}
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Makes the destination repository hold the blob.
@@ -135,7 +118,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// The same of content that came corrupt from our source.
-    fn corruption_of(&self, digest: &Digest) -> refusals::Subject {
+    pub(super) fn corruption_of(&self, digest: &Digest) -> refusals::Subject {
         let source = Some((
             self.source.origin().clone(),
             self.source.repository().clone(),
@@ -158,7 +141,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Remembers a refusal that moving the bytes again would not change.
-    fn note_refusal(&self, blob: &Descriptor, state: &UploadState, fault: &Fault) {
+    pub(super) fn note_refusal(&self, blob: &Descriptor, state: &UploadState, fault: &Fault) {
         let (refusals, class) = (&self.engine.refusals, fault.class());
         match class {
             Class::Corrupt if state.source_failed => {
@@ -256,7 +239,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn ask_whether_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
         match self
-            .ask_destination(Traffic::Blobs, |destination| async move {
+            .ask_destination(RequestClass::Blobs, |destination| async move {
                 destination.has_blob(&digest).await
             })
             .await?
@@ -394,343 +377,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         from: Option<&RepositoryName>,
     ) -> Result<Begin, Fault> {
         let digest = blob.digest;
-        self.ask_destination(Traffic::Uploads, |destination| {
+        self.ask_destination(RequestClass::Uploads, |destination| {
             let from = from.cloned();
             async move { destination.begin_upload(&digest, from.as_ref()).await }
         })
         .await
-    }
-
-    /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
-    pub(super) async fn send(
-        &self,
-        blob: &Descriptor,
-        mut state: UploadState,
-    ) -> Result<BlobOutcome, Fault> {
-        self.journal_opening(blob, &state).await;
-        let mut patience = Patience {
-            budget: Budget::new(self.engine.settings.retry.holding()),
-            best: state.held,
-            afresh: false,
-        };
-        let mut shown = None;
-        let resumed = loop {
-            let resumed = state.resumed;
-            match self.send_once(blob, &mut state, &mut shown).await {
-                Ok(()) => break resumed,
-                Err(fault) if state.paused => {
-                    self.wait_until_open(blob, &mut state, fault, &mut patience)
-                        .await?
-                }
-                Err(fault) => match self.recover(blob, state, fault, &mut patience).await? {
-                    Some(next) => state = next,
-                    // The cut came after the registry had closed the session.
-                    None => break resumed,
-                },
-            }
-        };
-        self.engine
-            .index
-            .close_upload(
-                self.destination.origin(),
-                self.destination.repository(),
-                &blob.digest,
-            )
-            .await;
-        self.engine.refusals.forget(&self.refusal_of(&blob.digest));
-        self.engine
-            .refusals
-            .forget(&self.corruption_of(&blob.digest));
-        self.remember_blob(blob).await;
-        Ok(BlobOutcome::Copied { resumed })
-    }
-
-    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
-    async fn recover(
-        &self,
-        blob: &Descriptor,
-        state: UploadState,
-        fault: Fault,
-        patience: &mut Patience,
-    ) -> Result<Option<UploadState>, Fault> {
-        match fault.class() {
-            Class::Corrupt if !patience.afresh => {
-                patience.afresh = true;
-                self.start_over(blob, state).await.map(Some)
-            }
-            class @ Class::Retryable { .. } if !state.source_failed => {
-                match patience.budget.next(class) {
-                    Some(wait) => self.go_on_later(blob, state, fault, wait, patience).await,
-                    None => self.give_up(blob, state, fault).await,
-                }
-            }
-            _ => self.give_up(blob, state, fault).await,
-        }
-    }
-
-    /// Waits without the permits of a body until the destination takes uploads again.
-    async fn wait_until_open(
-        &self,
-        blob: &Descriptor,
-        state: &mut UploadState,
-        fault: Fault,
-        patience: &mut Patience,
-    ) -> Result<(), Fault> {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        state.paused = false;
-        match opened(&lane, Traffic::Uploads, &patience.budget.left(), self.stop).await {
-            Ok(waited) => patience.budget.excuse(waited),
-            Err(cancelled) if cancelled.class() == Class::Cancelled => return Err(cancelled),
-            Err(_) if !self.can_be_taken_up(blob) => {
-                self.drop_upload(blob, state.upload.clone()).await;
-                return Err(fault);
-            }
-            Err(_) => return Err(fault),
-        }
-        Ok(())
-    }
-
-    async fn go_on_later(
-        &self,
-        blob: &Descriptor,
-        state: UploadState,
-        fault: Fault,
-        wait: Duration,
-        patience: &mut Patience,
-    ) -> Result<Option<UploadState>, Fault> {
-        self.engine
-            .metrics
-            .retried(self.destination.registry(), fault.class());
-        tracing::debug!(destination = %self.destination.address(), blob = %blob.digest, error = %fault.chain(), "an upload broke off");
-        stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
-        let next = self.go_on(blob, state).await?;
-        if let Some(next) = next.as_ref().filter(|next| next.held > patience.best) {
-            patience.best = next.held;
-            patience.budget.progress();
-        }
-        Ok(next)
-    }
-
-    /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
-    async fn give_up(
-        &self,
-        blob: &Descriptor,
-        state: UploadState,
-        fault: Fault,
-    ) -> Result<Option<UploadState>, Fault> {
-        let blamed = if state.source_failed {
-            self.source.registry()
-        } else {
-            self.destination.registry()
-        };
-        self.engine.metrics.health.heard(blamed, Some(&fault));
-        self.note_refusal(blob, &state, &fault);
-        let wrong = matches!(
-            fault.class(),
-            Class::Corrupt | Class::Rejected | Class::NotFound
-        );
-        if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
-            self.drop_upload(blob, state.upload).await;
-        }
-        Err(fault)
-    }
-
-    /// All that moving one blob takes, once both registries let us. A shared read has one right to read for all.
-    async fn permit(&self, size: u64, reader: Option<&Reader>) -> Result<BodyPermit, Fault> {
-        let source = self.engine.limits.lane(self.source.origin());
-        let destination = self.engine.limits.lane(self.destination.origin());
-        let patience = &self.engine.settings.retry.holding();
-        let is_large = size > limits::SMALL;
-        loop {
-            opened(&source, Traffic::Blobs, patience, self.stop).await?;
-            opened(&destination, Traffic::Uploads, patience, self.stop).await?;
-            let asked = Instant::now();
-            let mut permit = stoppable(
-                &self.stop.drain,
-                self.ticket.body(is_large, reader.map(Reader::share)),
-            )
-            .await?;
-            self.engine.metrics.waited.body(asked);
-            let is_open = source.closed_for(Traffic::Blobs).is_zero()
-                && destination.closed_for(Traffic::Uploads).is_zero();
-            if is_open && reader.is_none_or(|reader| reader.admit(permit.reading.take())) {
-                return Ok(permit);
-            }
-        }
-    }
-
-    /// The right to move the blob, and from its start on a seat in a shared read, if there is one. Whoever loses the seat while
-    /// standing in line takes another one, with all who lost theirs.
-    async fn admitted(
-        &self,
-        blob: &Descriptor,
-        from_start: bool,
-    ) -> Result<(Option<Reader>, BodyPermit), Fault> {
-        if !from_start {
-            self.member.settled(&blob.digest);
-        }
-        loop {
-            let reader = || {
-                self.member
-                    .reader(&blob.digest, blob.size, || self.opener(blob.clone(), None))
-            };
-            let reader = if from_start { reader() } else { None };
-            let permit = self.permit(blob.size, reader.as_ref()).await?;
-            if !reader.as_ref().is_some_and(Reader::is_lost) {
-                return Ok((reader, permit));
-            }
-        }
-    }
-
-    /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
-    /// waiting for the next.
-    async fn send_once(
-        &self,
-        blob: &Descriptor,
-        state: &mut UploadState,
-        shown: &mut Option<Arc<ActiveBlob>>,
-    ) -> Result<(), Fault> {
-        let from_start = state.held == 0 && state.checkpoints.is_empty();
-        let (reader, _permit) = self.admitted(blob, from_start).await?;
-        let (sender, checkpoints) = mpsc::unbounded_channel();
-        let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let verified = self.verified(blob, state, reader, sender.clone(), progress);
-        let start = state.held;
-        state.held_before = start;
-        let sent = self
-            .send_body(blob, state, &verified, sender, checkpoints)
-            .await;
-        self.sent
-            .fetch_add(verified.passed().saturating_sub(start), Ordering::Relaxed);
-        state.passed = verified.passed();
-        state.source_failed = verified.source_fault().is_some();
-        match (sent, verified.source_fault()) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(fault)) => Err(self.blame_source(fault)),
-            (Err(fault), None) => Err(fault),
-        }
-    }
-
-    fn show(&self, blob: &Descriptor) -> Arc<ActiveBlob> {
-        self.progress
-            .bytes_planned
-            .fetch_add(blob.size, Ordering::Relaxed);
-        Arc::new(self.progress.start_blob(
-            format!("{} {}", self.destination.repository(), blob.digest.short()),
-            blob.size,
-        ))
-    }
-
-    fn blame_source(&self, fault: Fault) -> Fault {
-        if fault.class() == Class::Corrupt {
-            self.engine.metrics.mismatched(self.source.registry());
-        }
-        fault
-    }
-
-    fn verified(
-        &self,
-        blob: &Descriptor,
-        state: &UploadState,
-        reader: Option<Reader>,
-        sender: mpsc::UnboundedSender<Checkpoint>,
-        progress: Arc<ActiveBlob>,
-    ) -> VerifiedBlob {
-        let lane = |origin| Some(self.engine.limits.lane(origin));
-        // What is read once is counted and paid for once.
-        let reads = reader.as_ref().is_none_or(|reader| reader.is_first);
-        let lanes = [
-            lane(self.source.origin()).filter(|_| reads),
-            lane(self.destination.origin())
-                .filter(|_| self.source.origin() != self.destination.origin()),
-        ];
-        let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
-        let watchers = Watchers {
-            checkpoints: sender,
-            every: self.engine.settings.bounds.checkpoint,
-            progress: Some(progress),
-            read,
-        };
-        VerifiedBlob::new(
-            blob.clone(),
-            state.greatest_checkpoint(blob),
-            state.held,
-            self.opener(blob.clone(), reader),
-            lanes,
-            watchers,
-        )
-    }
-
-    /// Opens the source at an offset, first of all by the seat in a shared read; opens it again with patience that starts
-    /// anew whenever bytes have come.
-    fn opener(&self, blob: Descriptor, mut reader: Option<Reader>) -> super::verify::Open {
-        // What waits here holds the permit of a body.
-        let settings = self.engine.settings.retry.holding();
-        let (source, metrics) = (self.source.clone(), self.engine.metrics.clone());
-        let (stop, lane) = (self.stop.clone(), self.engine.limits.lane(source.origin()));
-        let rank = self.ticket.rank();
-        let mut budget = Budget::new(settings);
-        let mut last = None;
-        Box::new(move |offset| {
-            if let Some(reader) = reader.take() {
-                last = Some(offset);
-                return Box::pin(std::future::ready(Ok(BlobBody::new(reader))));
-            }
-            let wait = match last.replace(offset) {
-                None => Some(Duration::ZERO),
-                Some(before) => {
-                    if before < offset {
-                        budget.progress();
-                    }
-                    budget.next(Class::RETRYABLE)
-                }
-            };
-            let (source, blob, metrics, mut budget) = (
-                source.clone(),
-                blob.clone(),
-                metrics.clone(),
-                budget.clone(),
-            );
-            let (stop, lane) = (stop.clone(), lane.clone());
-            let opening: Opening = Box::pin(async move {
-                let Some(mut wait) = wait else {
-                    return Err(Fault::retryable(format!(
-                        "{} breaks off again and again at byte {offset}",
-                        source.address()
-                    )));
-                };
-                loop {
-                    stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
-                    budget.excuse(opened(&lane, Traffic::Blobs, &budget.left(), &stop).await?);
-                    let errand = Errand::from(Traffic::Blobs).ranked(rank);
-                    let asked = Instant::now();
-                    let Ok(turn) = lane.turn_within(errand, settings.hinted).await else {
-                        continue;
-                    };
-                    metrics.waited.request(asked);
-                    let read = source.read_blob(&blob, offset).await;
-                    metrics.rate_limited(source.registry(), turn.learn(&read));
-                    drop(turn);
-                    match read {
-                        Ok(Some(body)) => return Ok::<BlobBody, Fault>(body),
-                        Ok(None) => {
-                            return Err(Fault::not_found(format!(
-                                "{} lists it but does not have it; push the image again",
-                                source.address()
-                            )));
-                        }
-                        Err(fault) => match budget.next(fault.class()) {
-                            Some(next) => {
-                                metrics.retried(source.registry(), fault.class());
-                                wait = next;
-                            }
-                            None => return Err(fault),
-                        },
-                    }
-                }
-            });
-            opening
-        })
     }
 
     pub(super) async fn remember_blob(&self, blob: &Descriptor) {

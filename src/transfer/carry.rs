@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Promotion;
-use super::limits::Traffic;
+use super::limits::RequestClass;
 use super::survey::Image;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
@@ -115,7 +115,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         for _ in 0..self.engine.settings.bounds.repairs {
             match self
-                .ask_destination(Traffic::Writes, write)
+                .ask_destination(RequestClass::Writes, write)
                 .await
                 .map_err(note)?
             {
@@ -124,7 +124,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             }
         }
         match self
-            .ask_destination(Traffic::Writes, write)
+            .ask_destination(RequestClass::Writes, write)
             .await
             .map_err(note)?
         {

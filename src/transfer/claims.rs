@@ -1,11 +1,11 @@
-//! Claims: who is busy with what, so that nothing is moved twice.
+//! Claims: which job is busy with what, so that nothing is moved twice.
 //!
 //! A claim is taken in turn, what is asked for by name first, and ends when its guard is dropped. The holder of an upload
 //! claim never waits for another claim, and no claim is waited for with the permit of a body or a request: no circle. A holder
 //! is as urgent as what waits for it, and one that hardly moves loses what waits for it and has another source.
 //!
-//! Where a mount needs a committed manifest, whoever uploads a blob first leads, until a manifest of its job is there. Jobs are
-//! numbered when they first lead or follow, and only a lower number is followed; whoever waits for a leader holds no claim:
+//! Where a mount needs a committed manifest, the first job to upload a blob leads, until a manifest of its own is there. Jobs
+//! are numbered when they first lead or follow, and only a lower number is followed; a job that waits for a leader holds no claim:
 //! no circle either.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,7 +27,7 @@ use crate::oci::{Digest, RepositoryName, Tag};
 /// What can be claimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// A blob or manifest of one repository: nobody else asks for it, mounts it or uploads it there meanwhile.
+    /// A blob or manifest of one repository: no other job asks for it, mounts it or uploads it there meanwhile.
     Content(Origin, RepositoryName, Digest),
     /// The first upload of a blob to a registry: the others wait, and mount it.
     Upload(Origin, Digest),
@@ -148,7 +148,7 @@ struct Leader {
     ended: CancellationToken,
 }
 
-/// Who uploads a blob to a registry first.
+/// Which job uploads a blob to a registry first.
 #[derive(Debug)]
 pub enum Leading {
     /// This job, until the value is dropped.
@@ -293,7 +293,7 @@ impl Claims {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes the lead over a blob, unless somebody has it.
+    /// Takes the lead over a blob, unless another job has it.
     pub fn lead(
         &self,
         number: u64,
@@ -532,7 +532,7 @@ mod tests {
             )
         };
         let Leading::Ours(ours) = lead(second, "b") else {
-            panic!("nobody had it")
+            panic!("it was free")
         };
         assert_eq!(ours.digest(), &digest);
         assert!(matches!(lead(first, "a"), Leading::Later));

@@ -33,6 +33,8 @@ mod send;
 pub mod settle;
 pub mod stall;
 mod survey;
+mod suspended;
+mod upload;
 pub mod verify;
 
 use std::collections::{BTreeMap, HashSet};
@@ -54,7 +56,7 @@ use self::companions::{CompanionOutcome, KeptCompanions};
 use self::fan_out::{FanOut, GroupMember};
 pub use self::health::Health;
 pub use self::limits::Limits;
-use self::limits::{Errand, Traffic};
+use self::limits::{RequestClass, RequestPriority};
 pub use self::metrics::Metrics;
 use self::name::{NameOrigin, Named, Naming};
 use self::plan::Decision;
@@ -62,6 +64,7 @@ use self::refusals::Refusals;
 pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
 pub use self::settle::Settle;
+use self::suspended::SuspendedNames;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
@@ -126,6 +129,7 @@ pub struct Engine {
     refusals: Refusals,
     tried: Arc<Mutex<HashSet<TagId>>>,
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
+    suspended: SuspendedNames,
 }
 
 /// The result of a job, before it is settled.
@@ -153,6 +157,17 @@ pub struct Completion {
     pub gave_up: bool,
     /// What came of the companion tags that it has looked at.
     pub companions: Vec<CompanionOutcome>,
+    /// Whether something was brought that is there for good.
+    pub has_progressed: bool,
+}
+
+fn asks_for_time(closed_for: Duration) -> Fault {
+    let text = format!(
+        "the registry asked for no such requests in the next {} s",
+        closed_for.as_secs()
+    );
+    let after = Some(closed_for);
+    Fault::new(Class::Retryable { after }, text)
 }
 
 /// An intended digest that production turned out to name.
@@ -231,6 +246,7 @@ impl Engine {
             refusals: Refusals::default(),
             tried: Arc::default(),
             unproven: Arc::default(),
+            suspended: SuspendedNames::default(),
         }
     }
 
@@ -250,14 +266,14 @@ impl Engine {
         &self,
         origin: &Origin,
         registry: &str,
-        errand: impl Into<Errand>,
+        priority: impl Into<RequestPriority>,
         stop: &Stop,
         act: impl FnMut() -> F,
     ) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        retry(self, &self.limits.lane(origin), registry, errand, stop, act).await
+        retry(self, &self.limits.of(origin), registry, priority, stop, act).await
     }
 
     /// Sends a request once the limiter allows it, without retries.
@@ -268,16 +284,19 @@ impl Engine {
         &self,
         origin: &Origin,
         registry: &str,
-        errand: impl Into<Errand>,
+        priority: impl Into<RequestPriority>,
         stop: &Stop,
         request: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
-        let lane = self.limits.lane(origin);
+        let limiter = self.limits.of(origin);
         let asked = Instant::now();
-        let turn = stoppable(&stop.abort, lane.turn(errand)).await?;
+        let acquired = limiter.acquire_within(priority.into(), self.settings.retry.hold);
+        let permit = stoppable(&stop.abort, acquired)
+            .await?
+            .map_err(asks_for_time)?;
         self.metrics.waited.request(asked);
         let result = stoppable(&stop.abort, request).await?;
-        self.metrics.rate_limited(registry, turn.learn(&result));
+        self.metrics.rate_limited(registry, permit.record(&result));
         self.metrics.health.heard(registry, result.as_ref().err());
         result
     }
@@ -336,36 +355,40 @@ impl Engine {
         progress: &Arc<Progress>,
         stop: &Stop,
     ) -> Completion {
-        let (started, mut waited, mut cost) = (Instant::now(), Duration::ZERO, Cost::default());
+        let started = Instant::now();
+        let hold = self.settings.retry.hold;
+        let mut waited = Duration::ZERO;
+        let mut cost = Cost::default();
         loop {
+            let began = Instant::now();
             let completion = self
                 .run_once(job, source, destination, progress, stop)
                 .await;
             cost = cost.plus(&completion.cost);
-            let hold = self.settings.retry.hold;
+            if completion.has_progressed {
+                waited = Duration::ZERO;
+            }
+            // The wait for permits is not the registry's.
+            waited += began.elapsed().min(hold);
             let may_wait = job.max_wait > hold && !completion.gave_up;
-            let wait = completion
-                .retry_after()
-                .filter(|wait| may_wait && waited + *wait <= job.max_wait);
-            let Some(wait) = wait else {
-                return Completion {
-                    cost,
-                    took: started.elapsed(),
-                    ..completion
-                };
+            let wait = completion.retry_after().filter(|_| may_wait);
+            let wait = wait.filter(|wait| waited + *wait <= job.max_wait);
+            let is_resumed = match wait {
+                Some(wait) => {
+                    waited += wait;
+                    let slept = stoppable(&stop.drain, tokio::time::sleep(wait)).await;
+                    slept.is_ok()
+                }
+                None => false,
             };
-            if stoppable(&stop.drain, tokio::time::sleep(wait))
-                .await
-                .is_err()
-            {
+            if !is_resumed {
+                let took = started.elapsed();
                 return Completion {
                     cost,
-                    took: started.elapsed(),
+                    took,
                     ..completion
                 };
             }
-            // The run itself has waited up to `hold` with its permits.
-            waited += wait + hold;
         }
     }
 
@@ -415,6 +438,7 @@ impl Engine {
             rules: Mutex::new(job.rules),
             gave_up: AtomicBool::new(false),
             companions: Mutex::default(),
+            has_progressed: AtomicBool::new(false),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed to keep the caller's future small.
@@ -502,6 +526,7 @@ impl Completion {
             took: Duration::ZERO,
             gave_up: false,
             companions: Vec::new(),
+            has_progressed: false,
         }
     }
 }
@@ -537,6 +562,8 @@ struct Promotion<'a, S, D> {
     gave_up: AtomicBool,
     /// What came of the companion tags so far.
     companions: Mutex<Vec<CompanionOutcome>>,
+    /// Whether something was brought that is there for good.
+    has_progressed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -734,6 +761,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .lock()
                 .expect("nothing panics while it notes"),
         );
+        let has_progressed = self.has_progressed.load(Ordering::Relaxed);
         match story {
             Ok(Story {
                 outcome,
@@ -755,6 +783,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     took,
                     gave_up,
                     companions,
+                    has_progressed,
                 }
             }
             Err(Broken {
@@ -769,6 +798,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 took,
                 gave_up,
                 companions,
+                has_progressed,
                 reasons: told,
                 ..Completion::failed(fault, requests)
             },
@@ -794,19 +824,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Sends a request to the source, with limits and retries.
-    async fn ask_source<T, F>(&self, traffic: Traffic, act: impl Fn(S) -> F) -> Result<T, Fault>
+    async fn ask_source<T, F>(&self, class: RequestClass, act: impl Fn(S) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let source = &self.source;
-        let errand = Errand::from(traffic)
-            .ranked(self.ticket.rank())
+        let priority = RequestPriority::from(class)
+            .of_job(&self.ticket)
             .within(self.engine.settings.retry.hold);
         self.engine
             .ask(
                 source.origin(),
                 source.registry(),
-                errand,
+                priority,
                 self.stop,
                 || act(source.clone()),
             )
@@ -816,21 +846,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Sends a request to the destination, with limits and retries.
     async fn ask_destination<T, F>(
         &self,
-        traffic: Traffic,
+        class: RequestClass,
         act: impl Fn(D) -> F,
     ) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
         let destination = &self.destination;
-        let errand = Errand::from(traffic)
-            .ranked(self.ticket.rank())
+        let priority = RequestPriority::from(class)
+            .of_job(&self.ticket)
             .within(self.engine.settings.retry.hold);
         self.engine
             .ask(
                 destination.origin(),
                 destination.registry(),
-                errand,
+                priority,
                 self.stop,
                 || act(destination.clone()),
             )
@@ -877,6 +907,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         if !matches!(outcome, BlobOutcome::Copied { .. }) {
             add(&self.spared, size);
+        }
+        if outcome != BlobOutcome::Present {
+            self.has_progressed.store(true, Ordering::Relaxed);
         }
         self.engine.metrics.blob(
             &self.job.key.route,

@@ -15,7 +15,8 @@
 //! and between the two only memory is read. Staging's answer lasts five times as long, so two
 //! registries that refuse every other request do not make each other's answers expire. A listing
 //! that may lag is no answer of staging. A naming permit is held during the resolves and the PUT
-//! alone.
+//! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes on
+//! counts its rounds on.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,10 +25,11 @@ use futures::FutureExt as _;
 use futures::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::limits::{Errand, NamingPermit, Traffic};
+use super::limits::{NamingPermit, RequestClass, RequestPriority};
 use super::resolve::Attempts;
-use super::retry::{self, stoppable};
+use super::retry::{RetryState, stoppable};
 use super::survey::{Image, TagFacts};
+use super::suspended::Rounds;
 use super::{Promotion, refusals};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
@@ -36,9 +38,8 @@ use crate::oci::{Digest, Tag, Target};
 
 /// Most rounds of one naming.
 const ROUNDS: u32 = 10;
-/// Longest duration of one naming.
-const LONGEST: Duration = Duration::from_secs(300);
-/// Longest wait for a limiter with a naming permit held.
+/// Longest time for which a registry takes no questions, with a naming permit held. A token is waited
+/// for: the questions under a naming permit have the next one.
 const SOON: Duration = Duration::from_millis(500);
 
 /// A tag and its new manifest.
@@ -94,10 +95,9 @@ struct Namer<'a, S, D> {
     naming: Naming<'a>,
     /// The newest answers of both sides.
     facts: TagFacts,
-    began: Instant,
-    rounds: u32,
+    rounds: Rounds,
     repairs: usize,
-    budget: retry::Budget,
+    state: RetryState,
     /// Whether this job made the intent, so that it may remove it.
     is_new_intent: bool,
     /// Whether a PUT was sent that is not known to have been refused.
@@ -110,11 +110,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut namer = Namer {
             trip: self,
             facts: naming.planned.clone(),
+            rounds: self.engine.suspended.resume(naming.place),
             naming,
-            began: Instant::now(),
-            rounds: 0,
             repairs: 0,
-            budget: retry::Budget::new(self.engine.settings.retry),
+            state: RetryState::new(self.engine.settings.retry),
             is_new_intent: false,
             may_have_arrived: false,
         };
@@ -215,7 +214,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// Reads the rules in force, without a permit. Gates are judged here.
     fn judge(&mut self) -> Result<Step, Fault> {
-        self.rounds += 1;
+        self.rounds.count += 1;
         Ok(if self.rules_hold()? {
             Step::Admit
         } else {
@@ -233,34 +232,40 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// Waits until the limiters admit all requests of this round, with only the job permit held.
     async fn admit(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
-        let target = trip.engine.limits.lane(trip.destination.origin());
-        let source = trip.engine.limits.lane(trip.source.origin());
-        let mut waits = vec![(&target, Traffic::Writes)];
+        let target = trip.engine.limits.of(trip.destination.origin());
+        let source = trip.engine.limits.of(trip.source.origin());
+        let mut waits = vec![(&target, RequestClass::Writes)];
         if self.asks_source() {
-            waits.push((&source, Traffic::Manifests));
+            waits.push((&source, RequestClass::Manifests));
         }
         if self.asks_destination() {
-            waits.push((&target, Traffic::Manifests));
+            waits.push((&target, RequestClass::Manifests));
         }
-        for (lane, traffic) in waits {
-            let wait = lane.admitted_in(traffic);
-            if wait.is_zero() {
-                continue;
+        for (limiter, class) in waits {
+            while !limiter.admitted_in(class).is_zero() {
+                let wait = limiter.admitted_in(class);
+                if wait > trip.engine.settings.retry.hold || wait >= self.rounds.time_left() {
+                    let text = format!(
+                        "{} may not be written in the next {} s",
+                        self.reference(),
+                        wait.as_secs()
+                    );
+                    let after = Some(wait);
+                    let fault = Fault::new(Class::Retryable { after }, text);
+                    return self.wait_or_suspend(fault, wait).await;
+                }
+                let stop = if wait > SOON {
+                    &trip.stop.drain
+                } else {
+                    &trip.stop.abort
+                };
+                // The class may be closed for longer meanwhile.
+                let hold = trip.engine.settings.retry.hold;
+                let admitted = timeout(hold, limiter.until_admitted(class));
+                if stoppable(stop, admitted).await?.is_ok() {
+                    break;
+                }
             }
-            if wait > self.time_left() {
-                let text = format!(
-                    "{} may not be written in the next {} s",
-                    self.reference(),
-                    wait.as_secs()
-                );
-                return Err(Fault::new(Class::Retryable { after: Some(wait) }, text));
-            }
-            let stop = if wait > SOON {
-                &trip.stop.drain
-            } else {
-                &trip.stop.abort
-            };
-            stoppable(stop, lane.until_admitted(traffic)).await?;
         }
         Ok(Step::Ask)
     }
@@ -268,16 +273,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// Resolves the tag at each side whose answer is too old.
     async fn ask(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
-        let target = trip.engine.limits.lane(trip.destination.origin());
+        let target = trip.engine.limits.of(trip.destination.origin());
         let permit =
             stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
-        let source = trip.engine.limits.lane(trip.source.origin());
+        let source = trip.engine.limits.of(trip.source.origin());
         let asks_source = self.asks_source();
         let asks_destination = self.asks_destination();
-        if asks_source && source.admitted_in(Traffic::Manifests) > SOON {
+        if asks_source && source.closed_for(RequestClass::Manifests) > SOON {
             return Ok(self.late("staging's turn came late"));
         }
-        if asks_destination && target.admitted_in(Traffic::Manifests) > SOON {
+        if asks_destination && target.closed_for(RequestClass::Manifests) > SOON {
             return Ok(self.late("production's turn came late"));
         }
         let (source, destination) = self.answers(asks_source, asks_destination).await;
@@ -319,7 +324,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let destination =
             asks_destination.then(|| self.within(self.destination_digest(), "production"));
         let destination = OptionFuture::from(destination).map(Option::transpose);
-        if self.rounds == 1 {
+        if self.rounds.count == 1 {
             return futures::join!(source, destination);
         }
         match source.await {
@@ -333,11 +338,12 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let trip = self.trip;
         let until = self.fresh_until();
         loop {
-            let Ok(turn) = timeout_at(until, stoppable(&trip.stop.abort, permit.turn())).await
+            let Ok(request) =
+                timeout_at(until, stoppable(&trip.stop.abort, permit.request())).await
             else {
                 return Ok(self.late("the turn to write came late"));
             };
-            let turn = turn?;
+            let request = request?;
             if Instant::now() > until {
                 return Ok(self.late("the turn to write came late"));
             }
@@ -354,8 +360,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .await?;
             trip.engine
                 .metrics
-                .rate_limited(trip.destination.registry(), turn.learn(&put));
-            drop(turn);
+                .rate_limited(trip.destination.registry(), request.record(&put));
+            drop(request);
             let fault = match put {
                 Ok(Put::Accepted { .. }) => {
                     trip.engine
@@ -392,7 +398,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                     .heard(trip.destination.registry(), Some(&fault));
                 return Err(fault);
             }
-            if !is_refusal || Instant::now() + permit.turn_in() > until {
+            if !is_refusal || Instant::now() + permit.admitted_in() > until {
                 return Ok(Step::Pause(fault));
             }
             trip.engine
@@ -411,23 +417,45 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Judge)
     }
 
-    /// Waits before the next round, or gives up: by the budget of retries, by rounds, or by time.
+    /// Waits before the next round, or gives up: by the count of failures, by rounds, or by time.
     async fn pause(&mut self, fault: Fault) -> Result<Step, Fault> {
-        let trip = self.trip;
-        let registry = trip.destination.registry();
-        let wait = self.budget.next(fault.class());
-        let Some(wait) = wait.filter(|wait| self.rounds < ROUNDS && *wait < self.time_left())
-        else {
-            trip.gave_up.store(true, Ordering::Relaxed);
-            trip.engine.metrics.health.heard(registry, Some(&fault));
-            return Err(fault);
+        let registry = self.trip.destination.registry();
+        let Some(wait) = self.state.next(fault.class()) else {
+            return Err(self.gives_up(fault));
         };
-        trip.engine.metrics.retried(registry, fault.class());
+        self.trip.engine.metrics.retried(registry, fault.class());
         tracing::debug!(registry, tag = %self.naming.place.tag, error = %fault.chain(), "the tag is asked about and written again");
-        let waiting = Instant::now();
+        self.wait_or_suspend(fault, wait).await
+    }
+
+    /// Waits for the next round. What takes long is not waited for with the job's permit and its claims in hand: the job
+    /// ends, and the one that takes the name up at its time counts the rounds on.
+    async fn wait_or_suspend(&mut self, fault: Fault, wait: Duration) -> Result<Step, Fault> {
+        let trip = self.trip;
+        if self.rounds.count >= ROUNDS || wait >= self.rounds.time_left() {
+            return Err(self.gives_up(fault));
+        }
+        if wait > trip.engine.settings.retry.hold {
+            trip.engine
+                .suspended
+                .suspend(self.naming.place, self.rounds);
+            let after = Some(wait);
+            return Err(Fault::new(Class::Retryable { after }, fault.chain()));
+        }
         stoppable(&trip.stop.drain, tokio::time::sleep(wait)).await?;
-        self.budget.excuse(waiting.elapsed());
         Ok(Step::Judge)
+    }
+
+    /// As often and as long as one job may: the queue looks again later, and counts anew.
+    fn gives_up(&self, fault: Fault) -> Fault {
+        self.trip.gave_up.store(true, Ordering::Relaxed);
+        let registry = self.trip.destination.registry();
+        self.trip
+            .engine
+            .metrics
+            .health
+            .heard(registry, Some(&fault));
+        fault
     }
 
     /// The manifest is there under its tag.
@@ -487,10 +515,6 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         )
     }
 
-    fn time_left(&self) -> Duration {
-        LONGEST.saturating_sub(self.began.elapsed())
-    }
-
     /// How long staging's answer lasts, and the longest time an answer may take.
     fn lasting(&self) -> Duration {
         self.trip.engine.settings.fresh * 5
@@ -544,10 +568,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
         };
         let trip = self.trip;
-        let errand = trip.naming_errand(Traffic::Manifests);
+        let priority = trip.naming_priority(RequestClass::Manifests);
         let digest = trip
             .engine
-            .resolve_tag(&trip.source, tag, errand, Attempts::Once, trip.stop)
+            .resolve_tag(&trip.source, tag, priority, Attempts::Once, trip.stop)
             .await?;
         Ok((digest, Instant::now()))
     }
@@ -561,10 +585,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             return Ok((None, at));
         }
         let trip = self.trip;
-        let errand = trip.naming_errand(Traffic::Manifests);
+        let priority = trip.naming_priority(RequestClass::Manifests);
         let digest = trip
             .engine
-            .resolve_tag(&trip.destination, tag, errand, Attempts::Once, trip.stop)
+            .resolve_tag(&trip.destination, tag, priority, Attempts::Once, trip.stop)
             .await?;
         Ok((digest, Instant::now()))
     }
@@ -572,10 +596,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// A request under a naming permit.
-    pub(super) fn naming_errand(&self, traffic: Traffic) -> Errand {
-        Errand {
+    pub(super) fn naming_priority(&self, class: RequestClass) -> RequestPriority {
+        RequestPriority {
             is_naming: true,
-            ..Errand::from(traffic).ranked(self.job.rank)
+            ..RequestPriority::from(class).of_job(&self.ticket)
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::limits::{Errand, Traffic};
+use super::limits::{RequestClass, RequestPriority};
 use super::{Engine, Stop};
 use crate::endpoint::{self, Cursor, Origin, Page, Source};
 use crate::fault::Fault;
@@ -39,7 +39,7 @@ pub struct List<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
     /// The limiter class of its requests.
-    pub errand: Errand,
+    pub priority: RequestPriority,
     /// Most entries.
     pub most: usize,
 }
@@ -48,7 +48,7 @@ impl Reading {
     /// Options of a look: its requests wait for the registry at most `max_wait`.
     pub fn of_look(max_wait: Duration) -> Reading {
         Reading {
-            errand: Traffic::Listing.of_look().within(max_wait),
+            priority: RequestClass::Listing.of_look().within(max_wait),
             most: MOST,
         }
     }
@@ -185,7 +185,7 @@ impl Engine {
         let mut barren = 0;
         loop {
             let page = self
-                .ask(origin, registry, reading.errand, stop, || {
+                .ask(origin, registry, reading.priority, stop, || {
                     read(cursor.clone())
                 })
                 .await?;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::Promotion;
 use super::claims::{Claim, Subject};
 use super::companions::CompanionOutcome;
-use super::limits::{Errand, Traffic};
+use super::limits::{RequestClass, RequestPriority};
 use super::name::{NameOrigin, Named, Naming};
 use super::pages::{List, Reading};
 use super::plan::{self, Decision, Facts, Order};
@@ -367,8 +367,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     fn reading(&self, most: usize) -> Reading {
         Reading {
-            errand: Errand::from(Traffic::Listing)
-                .ranked(self.ticket.rank())
+            priority: RequestPriority::from(RequestClass::Listing)
+                .of_job(&self.ticket)
                 .within(self.engine.settings.retry.hold),
             most,
         }
@@ -380,7 +380,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let target = target.clone();
             async move { destination.manifest(&target).await }
         };
-        self.ask_destination(Traffic::Manifests, read).await
+        self.ask_destination(RequestClass::Manifests, read).await
     }
 
     /// The referrers of `subject` at the source. The first job that needs it finds out whether the

@@ -1,6 +1,6 @@
 //! Resolves a tag to its digest, for looks and jobs.
 
-use super::limits::Errand;
+use super::limits::RequestPriority;
 use super::{Engine, Stop};
 use crate::endpoint::{Resolved, Source};
 use crate::fault::Fault;
@@ -29,7 +29,7 @@ impl Engine {
         &self,
         repository: &R,
         tag: &Tag,
-        errand: Errand,
+        priority: RequestPriority,
         attempts: Attempts,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
@@ -37,7 +37,7 @@ impl Engine {
         if repository.tells_digests() {
             let resolve = || repository.resolve(&target);
             let resolved = self
-                .attempt(attempts, repository, errand, stop, resolve)
+                .attempt(attempts, repository, priority, stop, resolve)
                 .await?;
             match resolved {
                 None => return Ok(None),
@@ -56,16 +56,16 @@ impl Engine {
         };
         let read = || repository.manifest(&target);
         let read = self
-            .attempt(attempts, repository, errand, stop, read)
+            .attempt(attempts, repository, priority, stop, read)
             .await?;
-        self.as_pushed(repository, tag, read, errand, stop).await
+        self.as_pushed(repository, tag, read, priority, stop).await
     }
 
     async fn attempt<R, T, F>(
         &self,
         attempts: Attempts,
         repository: &R,
-        errand: Errand,
+        priority: RequestPriority,
         stop: &Stop,
         mut act: impl FnMut() -> F,
     ) -> Result<T, Fault>
@@ -76,8 +76,8 @@ impl Engine {
         let origin = repository.origin();
         let registry = repository.registry();
         match attempts {
-            Attempts::Once => self.ask_once(origin, registry, errand, stop, act()).await,
-            Attempts::Retried => self.ask(origin, registry, errand, stop, act).await,
+            Attempts::Once => self.ask_once(origin, registry, priority, stop, act()).await,
+            Attempts::Retried => self.ask(origin, registry, priority, stop, act).await,
         }
     }
 
@@ -87,14 +87,14 @@ impl Engine {
         repository: &R,
         tag: &Tag,
         read: Option<Manifest>,
-        errand: Errand,
+        priority: RequestPriority,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
         let Some(read) = read.map(|manifest| manifest.digest) else {
             return Ok(None);
         };
         let (origin, registry) = (repository.origin(), repository.registry());
-        self.ask(origin, registry, errand, stop, || {
+        self.ask(origin, registry, priority, stop, || {
             repository.pushed_digest(tag, &read)
         })
         .await
@@ -109,13 +109,13 @@ impl Engine {
         &self,
         repository: &R,
         tag: &Tag,
-        errand: Errand,
+        priority: RequestPriority,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
         let (origin, registry) = (repository.origin(), repository.registry());
         let read = async |target: Target| {
             let manifest = self
-                .ask(origin, registry, errand, stop, || {
+                .ask(origin, registry, priority, stop, || {
                     repository.manifest(&target)
                 })
                 .await?;
@@ -125,7 +125,7 @@ impl Engine {
             return Ok(None);
         };
         match self
-            .ask(origin, registry, errand, stop, || {
+            .ask(origin, registry, priority, stop, || {
                 repository.pushed_digest(tag, &served)
             })
             .await?

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Promotion;
-use super::limits::Traffic;
+use super::limits::RequestClass;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
 use crate::endpoint::{Begin, Destination, Offset, Resume, Source, Upload};
@@ -272,7 +272,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
         let presence = self
-            .ask_destination(Traffic::Blobs, |destination| async move {
+            .ask_destination(RequestClass::Blobs, |destination| async move {
                 destination.has_blob(&digest).await
             })
             .await?;
@@ -317,7 +317,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     .map(|offset| (offset, upload))
             }
         };
-        let (offset, newer) = self.ask_destination(Traffic::Uploads, read).await?;
+        let (offset, newer) = self.ask_destination(RequestClass::Uploads, read).await?;
         *upload = newer;
         Ok(offset)
     }

@@ -1,7 +1,7 @@
 //! Retry: the one place that decides whether to try again, and when.
 //!
 //! Failures are counted without progress: a byte that arrived or an answer that helped starts the count anew. A peer that
-//! asks for time gets it, also from those whom it has not asked; being told to wait costs time, not tries. What is not
+//! asks for time gets it, also from callers that it has not asked; being told to wait costs time, not tries. What is not
 //! retryable is never tried again.
 
 use std::fmt;
@@ -13,14 +13,15 @@ use tokio::time::Instant;
 use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
-use super::limits::{Errand, Lane, Traffic};
+use super::limits::{RegistryLimiter, RequestPriority};
+use super::{Engine, Metrics};
+use crate::backoff::Backoff;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
 use crate::job::{Job, Key, SHORT_WAIT, TagRules};
 use crate::random;
 
-/// How patient to be.
+/// How often and how long to try.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Tries after the first that may fail in a row.
@@ -30,9 +31,9 @@ pub struct Settings {
     /// The longest wait of our own choice.
     pub longest: Duration,
     /// No new try starts after so long without progress, unless the peer asked for the wait.
-    pub patience: Duration,
+    pub max_elapsed: Duration,
     /// How long peers may make us wait in all, without progress.
-    pub hinted: Duration,
+    pub max_server_delay: Duration,
     /// How long a job waits for a registry's time, without progress, with its permit and its claims in hand.
     pub hold: Duration,
 }
@@ -41,7 +42,7 @@ impl Settings {
     /// The same with shorter waits for a registry's time.
     pub fn within(self, most: Duration) -> Settings {
         Settings {
-            hinted: self.hinted.min(most),
+            max_server_delay: self.max_server_delay.min(most),
             ..self
         }
     }
@@ -49,6 +50,10 @@ impl Settings {
     /// For a job that holds its permit and its claims.
     pub fn holding(self) -> Settings {
         self.within(self.hold)
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.first, self.longest)
     }
 }
 
@@ -58,8 +63,8 @@ impl Default for Settings {
             attempts: 5,
             first: Duration::from_millis(400),
             longest: Duration::from_secs(20),
-            patience: Duration::from_secs(40),
-            hinted: Duration::from_secs(15 * 60),
+            max_elapsed: Duration::from_secs(40),
+            max_server_delay: Duration::from_secs(15 * 60),
             hold: SHORT_WAIT,
         }
     }
@@ -67,24 +72,27 @@ impl Default for Settings {
 
 /// Counts failures without progress.
 #[derive(Clone, Debug)]
-pub struct Budget {
+pub struct RetryState {
     settings: Settings,
     failures: u32,
     since: Option<Instant>,
-    hinted_since: Option<Instant>,
-    /// Waits because others were told to, without progress.
+    /// Waits that the peer asked us for.
+    delayed: Duration,
+    /// Waits because the peer asked others, and answers that it gave to others by then.
     excused: Duration,
+    answers: u64,
 }
 
-impl Budget {
-    /// A budget of which nothing is used.
-    pub fn new(settings: Settings) -> Budget {
-        Budget {
+impl RetryState {
+    /// Nothing has failed yet.
+    pub fn new(settings: Settings) -> RetryState {
+        RetryState {
             settings,
             failures: 0,
             since: None,
-            hinted_since: None,
+            delayed: Duration::ZERO,
             excused: Duration::ZERO,
+            answers: 0,
         }
     }
 
@@ -92,7 +100,7 @@ impl Budget {
     pub fn progress(&mut self) {
         self.failures = 0;
         self.since = None;
-        self.hinted_since = None;
+        self.delayed = Duration::ZERO;
         self.excused = Duration::ZERO;
     }
 
@@ -102,43 +110,42 @@ impl Budget {
             return None;
         };
         match after {
-            Some(after) => self.hinted_wait(after),
+            Some(after) => self.server_delay(after),
             None => self.own_wait(),
         }
     }
 
-    fn hinted_wait(&mut self, after: Duration) -> Option<Duration> {
-        let wait = jittered_up(after.max(self.settings.first));
-        let since = *self.hinted_since.get_or_insert_with(Instant::now);
-        (since.elapsed() + wait <= self.settings.hinted).then_some(wait)
-    }
-
-    /// Time that passed because others were told to wait does not count against our own patience, but as long as peers may make
-    /// us wait.
-    pub fn excuse(&mut self, waited: Duration) {
-        self.excused += waited;
-        self.since = self.since.map(|since| since + waited);
-    }
-
-    /// The settings, without the waits that are used up.
-    pub fn left(&self) -> Settings {
-        Settings {
-            hinted: self.settings.hinted.saturating_sub(self.excused),
-            ..self.settings
-        }
+    /// The time that the peer asked for: it costs time, not tries.
+    fn server_delay(&mut self, after: Duration) -> Option<Duration> {
+        let wait = jittered_up(self.settings.backoff().hinted(after));
+        self.delayed += wait;
+        self.since = self.since.map(|since| since + wait);
+        (self.delayed <= self.settings.max_server_delay).then_some(wait)
     }
 
     fn own_wait(&mut self) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
         self.failures += 1;
-        if self.failures > self.settings.attempts || since.elapsed() >= self.settings.patience {
+        if self.failures > self.settings.attempts || since.elapsed() >= self.settings.max_elapsed {
             return None;
         }
-        let doubled = self
-            .settings
-            .first
-            .saturating_mul(1 << (self.failures - 1).min(16));
-        Some(jittered_down(doubled.min(self.settings.longest)))
+        Some(jittered_down(self.settings.backoff().wait(self.failures)))
+    }
+
+    /// Time that passed because others were told to wait counts neither as a try nor as our own time, but only so much of it
+    /// is waited in which the peer answers nothing at all.
+    fn excuse(&mut self, waited: Duration, answers: u64) {
+        if answers != self.answers {
+            self.answers = answers;
+            self.excused = Duration::ZERO;
+        }
+        self.excused += waited;
+        self.since = self.since.map(|since| since + waited);
+    }
+
+    /// How long a class may be closed to be waited for.
+    fn left(&self) -> Duration {
+        self.settings.max_server_delay.saturating_sub(self.excused)
     }
 }
 
@@ -194,83 +201,131 @@ impl fmt::Debug for CurrentRules {
     }
 }
 
-/// Tries until it works, the budget is used up, or `stop` says to stop: draining ends the waits, aborting all. Each try is
-/// sent in its turn, and everybody in the lane learns from what comes of it.
+/// Tries until it works, nothing is left to try with, or `stop` says to stop: draining ends the waits, aborting all. Each
+/// try is sent in its turn, and the registry's limiter records what comes of it.
 ///
 /// # Errors
 /// The last failure, or one of class `Cancelled`.
 pub async fn retry<T, F>(
     engine: &Engine,
-    lane: &Lane,
+    limiter: &RegistryLimiter,
     registry: &str,
-    errand: impl Into<Errand>,
+    priority: impl Into<RequestPriority>,
     stop: &Stop,
-    mut act: impl FnMut() -> F,
+    act: impl FnMut() -> F,
 ) -> Result<T, Fault>
 where
     F: Future<Output = Result<T, Fault>>,
 {
-    let (errand, metrics) = (errand.into(), &engine.metrics);
-    let settings = errand.max_wait.map_or(engine.settings.retry, |most| {
-        engine.settings.retry.within(most)
-    });
-    let mut budget = Budget::new(settings);
-    // A look only asks: a signal ends its question at once. What a job has begun may finish.
-    let ends = if errand.look {
-        &stop.drain
-    } else {
-        &stop.abort
+    let priority = priority.into();
+    let settings = engine.settings.retry;
+    let settings = priority
+        .max_wait
+        .map_or(settings, |most| settings.within(most));
+    let retry = Retry {
+        metrics: &engine.metrics,
+        limiter,
+        registry,
+        priority,
+        stop,
     };
-    loop {
-        budget.excuse(opened(lane, errand.traffic, &budget.left(), stop).await?);
-        let asked = Instant::now();
-        let Ok(turn) = stoppable(ends, lane.turn_within(errand, settings.hinted)).await? else {
-            continue;
-        };
-        metrics.waited.request(asked);
-        let result = stoppable(ends, act()).await?;
-        metrics.rate_limited(registry, turn.learn(&result));
-        drop(turn);
-        let fault = match result {
-            Ok(value) => {
-                metrics.health.heard(registry, None);
-                return Ok(value);
-            }
-            Err(fault) => fault,
-        };
-        let Some(wait) = budget.next(fault.class()) else {
-            metrics.health.heard(registry, Some(&fault));
-            return Err(fault);
-        };
-        metrics.retried(registry, fault.class());
-        tracing::debug!(registry, error = %fault.chain(), wait_seconds = wait.as_secs_f64(), "trying again");
-        stoppable(&stop.drain, tokio::time::sleep(wait)).await?;
-    }
+    retry.send(&mut RetryState::new(settings), act).await
 }
 
-/// Waits until the registry lets us send such requests again; returns how long that took.
-///
-/// # Errors
-/// A retryable one when that is longer than we are patient; `Cancelled` when we drain.
-pub async fn opened(
-    lane: &Lane,
-    traffic: Traffic,
-    settings: &Settings,
-    stop: &Stop,
-) -> Result<Duration, Fault> {
-    let left = lane.closed_for(traffic);
-    if left > settings.hinted {
-        let text = format!(
-            "the registry asked for no such requests in the next {} s; it will be looked at again later",
-            left.as_secs()
-        );
-        return Err(Fault::new(Class::Retryable { after: Some(left) }, text));
+/// Requests of one kind to one registry, sent until one works.
+pub(super) struct Retry<'a> {
+    pub(super) metrics: &'a Metrics,
+    pub(super) limiter: &'a RegistryLimiter,
+    pub(super) registry: &'a str,
+    pub(super) priority: RequestPriority,
+    pub(super) stop: &'a Stop,
+}
+
+impl Retry<'_> {
+    /// See [`retry`].
+    pub(super) async fn send<T, F>(
+        &self,
+        state: &mut RetryState,
+        mut act: impl FnMut() -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        // A look only asks: a signal ends its request at once. What a job has begun may finish.
+        let ends = if self.priority.is_look {
+            &self.stop.drain
+        } else {
+            &self.stop.abort
+        };
+        loop {
+            self.opened(state).await?;
+            let asked = Instant::now();
+            let acquired = self.limiter.acquire_within(self.priority, state.left());
+            let Ok(permit) = stoppable(ends, acquired).await? else {
+                continue;
+            };
+            self.metrics.waited.request(asked);
+            let result = stoppable(ends, act()).await?;
+            self.metrics
+                .rate_limited(self.registry, permit.record(&result));
+            drop(permit);
+            let fault = match result {
+                Ok(value) => {
+                    self.metrics.health.heard(self.registry, None);
+                    return Ok(value);
+                }
+                Err(fault) => fault,
+            };
+            if !self.wait_after(state, &fault).await? {
+                self.metrics.health.heard(self.registry, Some(&fault));
+                return Err(fault);
+            }
+        }
     }
-    let start = Instant::now();
-    if !left.is_zero() {
-        stoppable(&stop.drain, lane.opens(traffic)).await?;
+
+    /// Waits before the next try. `false`: it is not tried again.
+    ///
+    /// # Errors
+    /// `Cancelled` when we drain.
+    pub(super) async fn wait_after(
+        &self,
+        state: &mut RetryState,
+        fault: &Fault,
+    ) -> Result<bool, Fault> {
+        let Some(wait) = state.next(fault.class()) else {
+            return Ok(false);
+        };
+        self.metrics.retried(self.registry, fault.class());
+        let (registry, wait_seconds) = (self.registry, wait.as_secs_f64());
+        tracing::debug!(registry, error = %fault.chain(), wait_seconds, "trying again");
+        stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
+        Ok(true)
     }
-    Ok(start.elapsed())
+
+    /// Waits until the registry takes such requests again.
+    ///
+    /// # Errors
+    /// A retryable one when that takes longer than is waited for; `Cancelled` when we drain.
+    pub(super) async fn opened(&self, state: &mut RetryState) -> Result<(), Fault> {
+        let class = self.priority.class;
+        let closed_for = self.limiter.closed_for(class);
+        if closed_for.is_zero() {
+            return Ok(());
+        }
+        state.excuse(Duration::ZERO, self.limiter.answers(class));
+        if closed_for > state.left() {
+            let text = format!(
+                "the registry asked for no such requests in the next {} s; it will be looked at again later",
+                closed_for.as_secs()
+            );
+            let after = Some(closed_for);
+            return Err(Fault::new(Class::Retryable { after }, text));
+        }
+        let start = Instant::now();
+        stoppable(&self.stop.drain, self.limiter.opens(class)).await?;
+        state.excuse(start.elapsed(), self.limiter.answers(class));
+        Ok(())
+    }
 }
 
 /// Waits for `future` unless `stop` comes first.
@@ -290,24 +345,25 @@ pub fn stoppable<F: Future>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transfer::limits::RequestClass;
 
     #[tokio::test(start_paused = true)]
     async fn a_budget_ends_by_count_or_by_time() {
-        let mut budget = Budget::new(Settings::default());
-        let waits: Vec<_> = std::iter::from_fn(|| budget.next(Class::RETRYABLE)).collect();
+        let mut state = RetryState::new(Settings::default());
+        let waits: Vec<_> = std::iter::from_fn(|| state.next(Class::RETRYABLE)).collect();
         assert_eq!(waits.len(), 5);
         assert!(waits.windows(2).all(|pair| pair[1] >= pair[0] / 2));
-        budget.progress();
-        assert!(budget.next(Class::RETRYABLE).is_some());
+        state.progress();
+        assert!(state.next(Class::RETRYABLE).is_some());
         tokio::time::advance(Duration::from_secs(41)).await;
-        assert!(budget.next(Class::RETRYABLE).is_none());
+        assert!(state.next(Class::RETRYABLE).is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_comes_back_before_the_time_that_was_named() {
-        let mut budget = Budget::new(Settings::default());
+    async fn no_caller_comes_back_before_the_time_that_was_named() {
+        let mut state = RetryState::new(Settings::default());
         for _ in 0..10 {
-            let wait = budget
+            let wait = state
                 .next(Class::Retryable {
                     after: Some(Duration::from_secs(30)),
                 })
@@ -318,7 +374,7 @@ mod tests {
             );
         }
         assert!(
-            budget
+            state
                 .next(Class::Retryable {
                     after: Some(Duration::from_secs(3600))
                 })
@@ -335,15 +391,15 @@ mod tests {
             Class::Rejected,
             Class::Cancelled,
         ] {
-            assert_eq!(Budget::new(Settings::default()).next(class), None);
+            assert_eq!(RetryState::new(Settings::default()).next(class), None);
         }
-        let (engine, lane) = idle_engine();
+        let (engine, limiter) = idle_engine();
         let mut tries = 0;
         let result: Result<(), Fault> = retry(
             &engine,
-            &lane,
+            &limiter,
             "r",
-            Traffic::Manifests,
+            RequestClass::Manifests,
             &Stop::default(),
             || {
                 tries += 1;
@@ -360,7 +416,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_last_word_of_a_registry_tells_whether_it_is_up() {
-        let (engine, lane) = idle_engine();
+        let (engine, limiter) = idle_engine();
         engine.metrics.health.prepare("r");
         let up = || engine.metrics.health.of("r").unwrap().up;
         let stop = Stop::default();
@@ -373,12 +429,12 @@ mod tests {
                 Ok(())
             })
         };
-        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act)
+        retry(&engine, &limiter, "r", RequestClass::Manifests, &stop, act)
             .await
             .unwrap();
         assert_eq!(up(), Some(true));
         let act = || std::future::ready(Err::<(), _>(Fault::retryable("reset")));
-        retry(&engine, &lane, "r", Traffic::Manifests, &stop, act)
+        retry(&engine, &limiter, "r", RequestClass::Manifests, &stop, act)
             .await
             .unwrap_err();
         assert_eq!(up(), Some(false));
@@ -386,37 +442,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_when_we_are_asked_to_stop() {
-        let (engine, lane) = idle_engine();
+        let (engine, limiter) = idle_engine();
         let stop = Stop::default();
         let act = || std::future::ready(Err::<(), _>(busy(60)));
         let (result, ()) = tokio::join!(
-            retry(&engine, &lane, "r", Traffic::Manifests, &stop, act),
+            retry(&engine, &limiter, "r", RequestClass::Manifests, &stop, act),
             async { stop.drain.cancel() }
         );
         assert_eq!(result.unwrap_err().class(), Class::Cancelled);
         let stop = Stop::default();
         let held = || std::future::ready(Ok(()));
         let (result, ()) = tokio::join!(
-            retry(&engine, &lane, "r", Traffic::Manifests, &stop, held),
+            retry(&engine, &limiter, "r", RequestClass::Manifests, &stop, held),
             async { stop.drain.cancel() }
         );
         assert_eq!(
             result.unwrap_err().class(),
             Class::Cancelled,
-            "whoever waits for others' sake stops as well"
+            "a caller that was not asked to wait stops as well"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_one_is_told_all_keep_to() {
-        let (engine, lane) = idle_engine();
+    async fn retry_after_holds_for_every_caller() {
+        let (engine, limiter) = idle_engine();
         let start = Instant::now();
         let mut told = false;
         let first = retry(
             &engine,
-            &lane,
+            &limiter,
             "r",
-            Traffic::Manifests,
+            RequestClass::Manifests,
             &Stop::default(),
             || {
                 std::future::ready(if std::mem::replace(&mut told, true) {
@@ -429,7 +485,7 @@ mod tests {
         .await;
         assert!(first.unwrap() >= Duration::from_secs(60));
         let stop = Stop::default();
-        let other = retry(&engine, &lane, "r", Traffic::Writes, &stop, || {
+        let other = retry(&engine, &limiter, "r", RequestClass::Writes, &stop, || {
             std::future::ready(Ok::<_, Fault>(()))
         });
         let before = Instant::now();
@@ -441,17 +497,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_beyond_all_patience_is_said_at_once() {
-        let (engine, lane) = idle_engine();
-        lane.turn(Traffic::Manifests)
+    async fn a_wait_that_is_too_long_is_said_at_once() {
+        let (engine, limiter) = idle_engine();
+        limiter
+            .acquire(RequestClass::Manifests)
             .await
-            .learn(&Err::<(), _>(busy(3600)));
+            .record(&Err::<(), _>(busy(3600)));
         let act = || async { panic!("sent before its time") };
         let result: Result<(), Fault> = retry(
             &engine,
-            &lane,
+            &limiter,
             "r",
-            Traffic::Manifests,
+            RequestClass::Manifests,
             &Stop::default(),
             act,
         )
@@ -471,7 +528,7 @@ mod tests {
         )
     }
 
-    fn idle_engine() -> (Engine, std::sync::Arc<Lane>) {
+    fn idle_engine() -> (Engine, std::sync::Arc<RegistryLimiter>) {
         let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
         let (index, ledger) = (
             crate::index::Index::in_memory(),
@@ -484,9 +541,9 @@ mod tests {
             Default::default(),
             metrics,
         );
-        let lane = engine
+        let limiter = engine
             .limits
-            .lane(&crate::endpoint::Origin::new("http://127.0.0.1:1"));
-        (engine, lane)
+            .of(&crate::endpoint::Origin::new("http://127.0.0.1:1"));
+        (engine, limiter)
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Promotion;
 use super::chunk::Chunks;
-use super::limits::Traffic;
+use super::limits::RequestClass;
 use super::resume::UploadState;
 use super::stall::{self, Wait, Watch};
 use super::verify::{Checkpoint, VerifiedBlob};
@@ -239,8 +239,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let closed_for = self
             .engine
             .limits
-            .lane(self.destination.origin())
-            .closed_for(Traffic::Uploads);
+            .of(self.destination.origin())
+            .closed_for(RequestClass::Uploads);
         *paused = !closed_for.is_zero();
         match *paused {
             true => Err(Fault::new(
@@ -259,13 +259,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         verified: &VerifiedBlob,
         request: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
-        let lane = self.engine.limits.lane(self.destination.origin());
-        let turn = lane.part(Traffic::Uploads).await;
+        let limiter = self.engine.limits.of(self.destination.origin());
+        let permit = limiter.acquire_for_body(RequestClass::Uploads).await;
         let result = request.await;
         if verified.source_fault().is_none() {
             self.engine
                 .metrics
-                .rate_limited(self.destination.registry(), turn.learn(&result));
+                .rate_limited(self.destination.registry(), permit.record(&result));
         }
         result
     }

@@ -58,7 +58,7 @@ pub(super) struct Sample {
 }
 
 impl Clock {
-    /// A clock that waits for nobody yet.
+    /// A clock that does not wait yet.
     pub(super) fn start() -> Clock {
         Clock {
             wait: Wait::Else,
@@ -108,7 +108,7 @@ impl Watch {
         }
     }
 
-    /// Takes a sample. Some when less than the floor moved over the last window: for whom that was waited most.
+    /// Takes a sample. `Some` when less than the floor moved over the last window: the side that was waited for most.
     pub(super) fn see(&mut self, now: Sample) -> Option<Wait> {
         let waited =
             |sample: &Sample| (now.source + now.destination) - (sample.source + sample.destination);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_or_waits_for_nobody_is_left_alone() {
+    fn a_transfer_that_moves_or_waits_for_no_side_is_left_alone() {
         assert_eq!(calls_out(|_| 11_000, |_| true, |_| true), None);
         assert_eq!(
             calls_out(|_| 0, |_| true, |_| false),

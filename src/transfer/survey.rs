@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
-use super::limits::{Errand, Traffic};
+use super::limits::{RequestClass, RequestPriority};
 use super::plan::{self, Decision, Facts, Order};
 use super::resolve::Attempts;
 use super::{Found, Promotion};
@@ -298,7 +298,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let read = self
             .engine
-            .read_tag(&self.source, tag, self.manifests_errand(), self.stop)
+            .read_tag(&self.source, tag, self.manifests_priority(), self.stop)
             .await;
         let proven = match read {
             Ok(read) => read == Some(digest),
@@ -432,7 +432,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let target = Target::Digest(*digest);
         let held = self
-            .ask_destination(Traffic::Manifests, |destination| {
+            .ask_destination(RequestClass::Manifests, |destination| {
                 let target = target.clone();
                 async move { destination.resolve(&target).await }
             })
@@ -454,7 +454,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     pub(super) async fn source_manifest(&self, target: Target) -> Result<Option<Manifest>, Fault> {
         let read = self
-            .ask_source(Traffic::Manifests, |source| {
+            .ask_source(RequestClass::Manifests, |source| {
                 let target = target.clone();
                 async move { source.manifest(&target).await }
             })
@@ -473,7 +473,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let Some(manifest) = self.source_manifest(tag.clone().into()).await? else {
             return Ok(None);
         };
-        let pushed = self.ask_source(Traffic::Manifests, |source| {
+        let pushed = self.ask_source(RequestClass::Manifests, |source| {
             let (tag, read) = (tag.clone(), manifest.digest);
             async move { source.pushed_digest(&tag, &read).await }
         });
@@ -500,7 +500,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .resolve_tag(
                 &self.source,
                 tag,
-                self.manifests_errand(),
+                self.manifests_priority(),
                 Attempts::Retried,
                 self.stop,
             )
@@ -520,16 +520,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .resolve_tag(
                 &self.destination,
                 tag,
-                self.manifests_errand(),
+                self.manifests_priority(),
                 Attempts::Retried,
                 self.stop,
             )
             .await
     }
 
-    pub(super) fn manifests_errand(&self) -> Errand {
-        Errand::from(Traffic::Manifests)
-            .ranked(self.ticket.rank())
+    pub(super) fn manifests_priority(&self) -> RequestPriority {
+        RequestPriority::from(RequestClass::Manifests)
+            .of_job(&self.ticket)
             .within(self.engine.settings.retry.hold)
     }
 

@@ -19,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-use super::limits::Lane;
+use super::limits::RegistryLimiter;
 use super::metrics::Meter;
 use super::stall::{Clock, Sample, Wait};
 use crate::endpoint::BlobBody;
@@ -75,7 +75,7 @@ struct State {
     /// The offset of the requested checkpoint, and the checkpoint once it is reached.
     mark: u64,
     marked: Option<Checkpoint>,
-    lanes: [Option<Arc<Lane>>; 2],
+    limiters: [Option<Arc<RegistryLimiter>>; 2],
     pause: Option<Pin<Box<Sleep>>>,
     watchers: Watchers,
     fault: Option<(Class, String)>,
@@ -97,7 +97,7 @@ impl VerifiedBlob {
         from: Checkpoint,
         skip_to: u64,
         mut open: Open,
-        lanes: [Option<Arc<Lane>>; 2],
+        limiters: [Option<Arc<RegistryLimiter>>; 2],
         watchers: Watchers,
     ) -> VerifiedBlob {
         let reader = Reader::Opening(open(from.offset));
@@ -111,7 +111,7 @@ impl VerifiedBlob {
             marked: None,
             hasher: Some(from.hasher),
             ready: VecDeque::new(),
-            lanes,
+            limiters,
             pause: None,
             watchers,
             fault: None,
@@ -303,10 +303,10 @@ impl State {
             read.add(bytes);
         }
         let wait = self
-            .lanes
+            .limiters
             .iter()
             .flatten()
-            .map(|lane| lane.bandwidth(bytes))
+            .map(|limiter| limiter.bandwidth(bytes))
             .max()
             .unwrap_or_default();
         if !wait.is_zero() {

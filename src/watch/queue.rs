@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::fault::{Class, Fault};
 use crate::job::{Cause, Look, Totals, Trouble};
 use crate::look::LookRequest;
@@ -66,8 +67,7 @@ pub struct Waiting {
 /// Delays before another look at a repository in trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryDelays {
-    first: Duration,
-    longest: Duration,
+    backoff: Backoff,
     /// Whether they also delay polls. Requests and events are never delayed.
     holds_polls: bool,
 }
@@ -75,34 +75,28 @@ pub struct RetryDelays {
 impl RetryDelays {
     /// Single tags are in trouble: the other tags must not wait long for their poll.
     pub const TAGS: RetryDelays = RetryDelays {
-        first: Duration::from_secs(15),
-        longest: Duration::from_secs(4 * 60),
+        backoff: Backoff::new(Duration::from_secs(15), Duration::from_secs(4 * 60)),
         holds_polls: true,
     };
     /// The repository could not be looked at.
     pub const WHOLE: RetryDelays = RetryDelays {
-        first: Duration::from_secs(15),
-        longest: Duration::from_secs(15 * 60),
+        backoff: Backoff::new(Duration::from_secs(15), Duration::from_secs(15 * 60)),
         holds_polls: true,
     };
     /// A registry refuses the credentials, which rarely passes by itself.
     pub const SLOW: RetryDelays = RetryDelays {
-        first: Duration::from_secs(60),
-        longest: Duration::from_secs(15 * 60),
+        backoff: Backoff::new(Duration::from_secs(60), Duration::from_secs(15 * 60)),
         holds_polls: true,
     };
     /// The repository does not exist yet: the next poll finds the first push.
     pub const ABSENT: RetryDelays = RetryDelays {
-        first: Duration::from_secs(15),
-        longest: Duration::from_secs(15 * 60),
+        backoff: Backoff::new(Duration::from_secs(15), Duration::from_secs(15 * 60)),
         holds_polls: false,
     };
 
     /// The delay after this number of failures, at least one; doubles each time.
     fn wait(self, failures: u32) -> Duration {
-        self.first
-            .saturating_mul(1 << (failures.max(1) - 1).min(10))
-            .min(self.longest)
+        self.backoff.wait(failures)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::fault::Class;
 use crate::job::{Cause, Look, Outcome, Settled};
 use crate::look::{LeftAlone, LookRequest};
@@ -139,8 +140,7 @@ fn wait(class: Class, failures: u32) -> Duration {
         // A permanent refusal: only a change helps, and polls notice changes.
         Class::Rejected => (5 * 60, 60 * 60),
     };
-    let doubled = 1_u64 << (failures.max(1) - 1).min(10);
-    Duration::from_secs((first * doubled).min(longest))
+    Backoff::new(Duration::from_secs(first), Duration::from_secs(longest)).wait(failures)
 }
 
 #[cfg(test)]

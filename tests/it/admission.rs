@@ -314,36 +314,50 @@ async fn a_hotfix_by_name_does_not_wait_for_a_backfill() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_panic_in_a_read_fails_its_job_and_no_other() {
+/// `panics` plans a panic in the first read of a blob that two destinations share.
+async fn assert_a_panic_poisons_nothing(panics: impl FnOnce(&World, &Descriptor)) {
     let world = World::new();
     let second = Registry::new("second");
     let layer = world.layer("app", 1, 300 * KIB);
-    world.image("app", "v1", &[layer]);
+    world.image("app", "v1", std::slice::from_ref(&layer));
     let other = world.layer("other", 2, 300 * KIB);
     world.image("other", "v1", &[other]);
-    world.staging.before_next(Operation::ReadBlob, |_| {
-        panic!("a part of the program fails")
-    });
+    panics(&world, &layer);
     let both = [&world.production, &second].map(|to| {
         let job = job(&world, to, "app", "v1", Rank::New);
         tokio::spawn(bring(world.clone(), world.staging.clone(), to.clone(), job))
     });
     let endings = futures::future::join_all(both).await;
     assert_promoted(&world.promote("other", "v1").await);
-    assert!(
-        endings
-            .iter()
-            .any(|completion| completion.as_ref().unwrap().outcome == Outcome::Failed),
-        "nothing panicked"
-    );
+    let is_failed = |ending: &Completion| ending.outcome == Outcome::Failed;
+    let mut endings = endings
+        .iter()
+        .map(|ending| ending.as_ref().expect("no job aborts"));
+    assert!(endings.any(is_failed), "nothing panicked");
     for to in [&world.production, &second] {
         let job = job(&world, to, "app", "v1", Rank::New);
         let again = bring(world.clone(), world.staging.clone(), to.clone(), job).await;
-        assert!(
-            matches!(again.outcome, Outcome::Promoted | Outcome::UpToDate),
-            "{again:?}"
-        );
+        let is_done = matches!(again.outcome, Outcome::Promoted | Outcome::UpToDate);
+        assert!(is_done, "{again:?}");
         assert_eq!(to.tagged("app", "v1"), world.staging.tagged("app", "v1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_read_fails_its_job_and_no_other() {
+    assert_a_panic_poisons_nothing(|world, _| {
+        let panics = |_: &Registry| panic!("a part of the program fails");
+        world.staging.before_next(Operation::ReadBlob, panics);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_poll_of_a_body_fails_its_job_and_no_other() {
+    for after in [0, 100_000] {
+        assert_a_panic_poisons_nothing(|world, layer| {
+            world.staging.panic_next_read(&layer.digest, after);
+        })
+        .await;
     }
 }

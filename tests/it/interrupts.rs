@@ -7,7 +7,7 @@ use std::time::Duration;
 use blobferry::endpoint::Source as _;
 use blobferry::fault::{Class, Fault};
 use blobferry::transfer::Stop;
-use blobferry::transfer::limits::{Errand, Traffic};
+use blobferry::transfer::limits::{RequestClass, RequestPriority};
 use tokio::time::{Instant, timeout};
 
 use crate::engine::World;
@@ -16,12 +16,18 @@ use crate::support::scripted::Answer;
 use crate::support::*;
 
 /// Asks staging a question that is never answered.
-async fn ask_in_vain(world: &World, errand: Errand, stop: &Stop) -> Fault {
+async fn ask_in_vain(world: &World, priority: RequestPriority, stop: &Stop) -> Fault {
     let staging = world.staging.repository("app");
     let engine = &world.engine;
     let question = || pending::<Result<(), Fault>>();
     engine
-        .ask(staging.origin(), staging.registry(), errand, stop, question)
+        .ask(
+            staging.origin(),
+            staging.registry(),
+            priority,
+            stop,
+            question,
+        )
         .await
         .expect_err("no answer comes")
 }
@@ -30,7 +36,7 @@ async fn ask_in_vain(world: &World, errand: Errand, stop: &Stop) -> Fault {
 async fn a_look_that_waits_for_an_answer_ends_when_the_drain_begins() {
     let world = World::new();
     let stop = Stop::default();
-    let asking = ask_in_vain(&world, Traffic::Listing.of_look(), &stop);
+    let asking = ask_in_vain(&world, RequestClass::Listing.of_look(), &stop);
     let began = Instant::now();
     let interrupt = async {
         tokio::task::yield_now().await;
@@ -45,7 +51,7 @@ async fn a_look_that_waits_for_an_answer_ends_when_the_drain_begins() {
 async fn what_a_job_has_begun_goes_on_while_it_drains_and_ends_when_it_aborts() {
     let world = World::new();
     let stop = Stop::default();
-    let mut asking = std::pin::pin!(ask_in_vain(&world, Traffic::Manifests.into(), &stop));
+    let mut asking = std::pin::pin!(ask_in_vain(&world, RequestClass::Manifests.into(), &stop));
     stop.drain.cancel();
     timeout(Duration::from_secs(60), &mut asking)
         .await

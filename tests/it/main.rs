@@ -4,6 +4,7 @@ mod support;
 
 mod absent;
 mod admission;
+mod admission_program;
 mod advisories;
 mod askers;
 mod bad_input;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blobferry::fault::Class;
 use blobferry::job::{
-    Companions, Drift, Existing, Job, ObservedVia, Outcome, Settled, TagRules, TagState,
+    Companions, Drift, Existing, Job, ObservedVia, Outcome, SHORT_WAIT, Settled, TagRules, TagState,
 };
 use blobferry::ledger::{Query, RunFacts};
 use blobferry::oci::{Digest, Manifest, Tag};
@@ -577,6 +577,40 @@ async fn a_name_that_is_refused_again_and_again_is_given_up_for_now() {
         began.elapsed()
     );
     assert_eq!(world.production.tagged("app", "v1"), None);
+}
+
+/// Each PUT is refused for longer than a job holds its permits: the job ends, and the queue runs it again at that time. The
+/// rounds once began anew with every run, so that such a name was never given up.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_waits_without_its_job_is_counted_on() {
+    let world = World::new();
+    world.image("app", "v1", &[]);
+    (0..11).for_each(|_| world.production.fail_next(Operation::PutManifest, busy(20)));
+    let job = Job {
+        max_wait: SHORT_WAIT,
+        ..world.fixed_job("v1")
+    };
+    let began = Instant::now();
+    let mut runs = 0;
+    loop {
+        let asked = Instant::now();
+        let ending = world.run(&job).await;
+        runs += 1;
+        assert_failed(&ending, Class::RETRYABLE);
+        assert!(asked.elapsed() < 5 * SECOND, "it waited with its permits");
+        let after = ending.retry_after().expect("it says when");
+        assert!(after >= 19 * SECOND, "{after:?}");
+        if ending.gave_up {
+            break;
+        }
+        advance(after).await;
+    }
+    assert_eq!((runs, world.puts("v1")), (10, 10));
+    assert!(began.elapsed() <= 300 * SECOND, "{:?}", began.elapsed());
+    advance(30 * SECOND).await;
+    assert!(!world.run(&job).await.gave_up, "a new count has begun");
+    advance(30 * SECOND).await;
+    assert_eq!(world.run(&job).await.outcome, Outcome::Promoted);
 }
 
 /// Nothing was sent: a person who pushes the same image later has pushed it, and another one is not drift.

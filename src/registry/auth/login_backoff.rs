@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::scope::Scopes;
+use crate::backoff::Backoff;
 use crate::fault::{Class, Fault};
 
-/// How long a refused login rests at first, and at most.
-const REST: Duration = Duration::from_secs(60);
-const LONGEST_REST: Duration = Duration::from_secs(600);
+/// How long a refused login rests.
+const REST: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(600));
 /// How long one try may keep the others waiting for its result.
 const TRIAL: Duration = Duration::from_secs(30);
 /// How many logins are remembered.
@@ -26,7 +26,8 @@ pub(super) struct LoginBackoff {
 
 struct Refusal {
     until: Instant,
-    rest: Duration,
+    /// How often it was refused in a row.
+    count: u32,
     text: String,
 }
 
@@ -80,16 +81,16 @@ impl LoginBackoff {
         self.make_room();
         let now = Instant::now();
         let refusal = Refusal {
-            until: now + REST,
-            rest: REST,
+            until: now + REST.wait(1),
+            count: 1,
             text: text.to_owned(),
         };
         let refusal = self
             .refused
             .entry((login, scopes.cloned()))
             .and_modify(|refusal| {
-                refusal.rest = (refusal.rest * 2).min(LONGEST_REST);
-                refusal.until = now + refusal.rest;
+                refusal.count = refusal.count.saturating_add(1);
+                refusal.until = now + REST.wait(refusal.count);
                 text.clone_into(&mut refusal.text);
             })
             .or_insert(refusal);

@@ -6,25 +6,29 @@
 //! A holder waits only for what comes later in this order, so that no circle closes: job, content claim, upload claim of the
 //! same digest, body, request. A naming permit is taken with no claim and no body held.
 
+mod fair_order;
 mod naming;
 mod pools;
 mod pulse;
+mod requests;
 mod wakers;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::fair_order::RequestQueue;
 pub use self::naming::NamingPermit;
 pub(super) use self::naming::NamingQueue;
 pub use self::pools::Settings;
 use self::pools::{Flow, Grant, Held, Pools, Want};
 pub(super) use self::pools::{Room, Side};
 pub use self::pulse::Pulse;
+pub(super) use self::requests::{Ask, Requests};
 pub(super) use self::wakers::Wakers;
 use crate::endpoint::Origin;
 use crate::job::Rank;
@@ -33,6 +37,8 @@ use crate::job::Rank;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Admission {
     state: Arc<Mutex<State>>,
+    /// How often a job has become more urgent: requests that wait look again.
+    raises: Arc<AtomicU64>,
     pulse: Arc<Pulse>,
 }
 
@@ -66,6 +72,7 @@ impl Admission {
         };
         Admission {
             state: Arc::new(Mutex::new(state)),
+            raises: Arc::default(),
             pulse: Arc::default(),
         }
     }
@@ -106,6 +113,17 @@ impl Admission {
         })
     }
 
+    /// The queue in which the requests of a job stand now.
+    pub(super) fn queue_of(&self, ticket: u64) -> Option<RequestQueue> {
+        let (flow, rank) = self.lock().pools.queue_of(ticket)?;
+        Some((Some(flow), rank))
+    }
+
+    /// How often a job has become more urgent.
+    pub(super) fn raises(&self) -> u64 {
+        self.raises.load(Ordering::Relaxed)
+    }
+
     /// The registry has room for so many bodies from now on.
     pub(super) fn set_room(&self, origin: &Origin, side: Side, room: Room) {
         let mut state = self.lock();
@@ -139,6 +157,11 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    /// Its number, for requests.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// How urgent the job is by now.
     pub(super) fn rank(&self) -> Rank {
         let rank = self.rank.load(Ordering::Relaxed);
@@ -157,6 +180,7 @@ impl Ticket {
         state.pools.raise(self.id, rank, Instant::now());
         state.pump();
         drop(state);
+        self.admission.raises.fetch_add(1, Ordering::Relaxed);
         let behind: Vec<_> = self.behind().iter().filter_map(Weak::upgrade).collect();
         behind.iter().for_each(|holder| holder.raise(rank));
     }
@@ -266,7 +290,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// The source has been read to its end: nobody needs the right to read any more.
+    /// The source has been read to its end: no body needs the right to read any more.
     pub(super) fn free(&self) {
         let mut state = self.admission.lock();
         state.pools.free_share(self.id);

@@ -1,7 +1,7 @@
 //! Naming permits of one registry: how many jobs ask about their tag for the last time and move it at once.
 //!
 //! A permit is granted by rank, then to the job that has been at it for longest. The wait for the rate limiters comes
-//! before, without a permit: [`Lane::until_admitted`].
+//! before, without a permit: [`RegistryLimiter::until_admitted`].
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::wakers::Wakers;
 use crate::job::Rank;
-use crate::transfer::limits::{Errand, Lane, Traffic, Turn};
+use crate::transfer::limits::{RegistryLimiter, RequestClass, RequestPermit, RequestPriority};
 
 /// The pure core: which requests for a naming permit are granted.
 #[derive(Debug, Default)]
@@ -78,38 +78,41 @@ impl State {
 /// The permit to ask about a tag for the last time and to move it, until dropped.
 #[derive(Debug)]
 pub struct NamingPermit {
-    lane: Arc<Lane>,
+    limiter: Arc<RegistryLimiter>,
 }
 
 impl NamingPermit {
     /// How long the registry's limits hold up the PUT; zero: it would go at once.
-    pub fn turn_in(&self) -> Duration {
-        self.lane.admitted_in(Traffic::Writes)
+    pub fn admitted_in(&self) -> Duration {
+        self.limiter.admitted_in(RequestClass::Writes)
     }
 
-    /// The permit for the PUT. It stands in the line of its class like any other request: the rate limiters do not yet give
-    /// it the next token.
-    pub async fn turn(&self) -> Turn<'_> {
-        self.lane
-            .turn(Errand {
-                is_naming: true,
-                ..Errand::from(Traffic::Writes)
-            })
-            .await
+    /// The permit for the PUT: it has the next token of its class.
+    pub async fn request(&self) -> RequestPermit<'_> {
+        let priority = RequestPriority {
+            is_naming: true,
+            ..RequestPriority::from(RequestClass::Writes)
+        };
+        self.limiter.acquire(priority).await
     }
 }
 
 impl Drop for NamingPermit {
     fn drop(&mut self) {
-        let mut state = self.lane.names().lock();
+        let mut state = self.limiter.names().lock();
         state.core.release();
-        state.pump(self.lane.names_at_once());
+        state.pump(self.limiter.names_at_once());
     }
 }
 
-impl Lane {
+impl RegistryLimiter {
+    /// There may be more permits than before.
+    pub(in crate::transfer) fn grant_names(&self) {
+        self.names().lock().pump(self.names_at_once());
+    }
+
     /// Waits for a naming permit. `since` is when the job began to wait for its name: it keeps its place over all rounds.
-    pub async fn naming(self: &Arc<Lane>, rank: Rank, since: Instant) -> NamingPermit {
+    pub async fn naming(self: &Arc<RegistryLimiter>, rank: Rank, since: Instant) -> NamingPermit {
         let id = {
             let mut state = self.names().lock();
             state.next += 1;
@@ -119,7 +122,7 @@ impl Lane {
             id
         };
         Waiting {
-            lane: Some(self.clone()),
+            limiter: Some(self.clone()),
             rank,
             since,
             id,
@@ -128,19 +131,21 @@ impl Lane {
     }
 
     /// A naming permit, if one is free and no other job waits for it.
-    pub fn try_naming(self: &Arc<Lane>) -> Option<NamingPermit> {
+    pub fn try_naming(self: &Arc<RegistryLimiter>) -> Option<NamingPermit> {
         let mut state = self.names().lock();
         if !state.core.waiting.is_empty() || state.core.held >= self.names_at_once() {
             return None;
         }
         state.core.held += 1;
-        Some(NamingPermit { lane: self.clone() })
+        Some(NamingPermit {
+            limiter: self.clone(),
+        })
     }
 }
 
 struct Waiting {
     /// Taken when the permit is.
-    lane: Option<Arc<Lane>>,
+    limiter: Option<Arc<RegistryLimiter>>,
     rank: Rank,
     since: Instant,
     id: u64,
@@ -151,31 +156,33 @@ impl Future for Waiting {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NamingPermit> {
         let id = self.id;
-        let lane = self.lane.take().expect("it is not polled after its end");
-        let mut state = lane.names().lock();
+        let limiter = self.limiter.take().expect("it is not polled after its end");
+        let mut state = limiter.names().lock();
         if state.core.granted.remove(&id) {
             state.wakers.forget(id);
             drop(state);
-            return Poll::Ready(NamingPermit { lane });
+            return Poll::Ready(NamingPermit { limiter });
         }
         state.wakers.wait(id, cx.waker());
         drop(state);
-        self.lane = Some(lane);
+        self.limiter = Some(limiter);
         Poll::Pending
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let Some(lane) = self.lane.take() else { return };
-        let mut state = lane.names().lock();
+        let Some(limiter) = self.limiter.take() else {
+            return;
+        };
+        let mut state = limiter.names().lock();
         state.wakers.forget(self.id);
         if state.core.granted.remove(&self.id) {
             state.core.release();
         } else {
             state.core.cancel(self.rank, self.since, self.id);
         }
-        state.pump(lane.names_at_once());
+        state.pump(limiter.names_at_once());
     }
 }
 
@@ -190,25 +197,25 @@ mod tests {
     use crate::registry::profile::Quotas;
     use crate::transfer::limits::{Limits, Settings};
 
-    fn lane(settings: Settings) -> Arc<Lane> {
+    fn limiter(settings: Settings) -> Arc<RegistryLimiter> {
         let limits = Limits::default();
         let origin = Origin::new("http://127.0.0.1:1");
         limits.set(&origin, settings);
-        limits.lane(&origin)
+        limits.of(&origin)
     }
 
     #[tokio::test(start_paused = true)]
     async fn permits_go_by_rank_then_to_the_oldest_and_survive_dropped_waiters() {
-        let lane = lane(Settings {
+        let limiter = limiter(Settings {
             concurrency: Some(3),
             ..Settings::default()
         });
         let now = Instant::now();
-        let first = lane.naming(Rank::Backfill, now).await;
-        assert!(lane.try_naming().is_none(), "a third of three is one");
-        let mut late = pin!(lane.naming(Rank::Event, now + Duration::from_secs(9)));
-        let mut early = pin!(lane.naming(Rank::Event, now + Duration::from_secs(1)));
-        let mut named = Box::pin(lane.naming(Rank::Named, now + Duration::from_secs(20)));
+        let first = limiter.naming(Rank::Backfill, now).await;
+        assert!(limiter.try_naming().is_none(), "a third of three is one");
+        let mut late = pin!(limiter.naming(Rank::Event, now + Duration::from_secs(9)));
+        let mut early = pin!(limiter.naming(Rank::Event, now + Duration::from_secs(1)));
+        let mut named = Box::pin(limiter.naming(Rank::Named, now + Duration::from_secs(20)));
         assert!(
             poll!(&mut late).is_pending()
                 && poll!(&mut early).is_pending()
@@ -242,7 +249,7 @@ mod tests {
                 ..Settings::default()
             };
             assert_eq!(
-                lane(settings).names_at_once(),
+                limiter(settings).names_at_once(),
                 at_once,
                 "{concurrency:?} at once, {writes:?} a second"
             );

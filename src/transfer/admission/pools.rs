@@ -46,7 +46,7 @@ impl Default for Settings {
 
 /// What jobs are fair to each other by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Flow {
+pub(in crate::transfer) struct Flow {
     pub(super) route: Arc<str>,
     pub(super) source: Origin,
     pub(super) destination: Origin,
@@ -188,8 +188,8 @@ pub(super) struct Pools {
 }
 
 impl Rank {
-    /// A permit-second of this rank counts so many times.
-    fn cost(self) -> u64 {
+    /// A permit-second or a request of this rank counts so many times.
+    pub(super) fn cost(self) -> u64 {
         match self {
             Rank::Named | Rank::Event => 1,
             Rank::New => 2,
@@ -327,6 +327,11 @@ impl Pools {
         };
         count_down(&mut self.flows, &flow);
         self.forget_unused(&flow);
+    }
+
+    /// The queue of a job, by how urgent it is now.
+    pub(super) fn queue_of(&self, ticket: u64) -> Option<Queue> {
+        self.tickets.get(&ticket).cloned()
     }
 
     /// Forgets what a flow has had once it has no jobs any more.

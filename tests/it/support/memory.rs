@@ -152,6 +152,7 @@ enum ReadFault {
     CutAfter(u64),
     Corrupt,
     SlowAfter(u64, u64),
+    PanicAfter(u64),
 }
 
 /// A call that waits until the test lets it go on. Dropping it lets it go on too.
@@ -287,6 +288,13 @@ impl Registry {
             .entry(*digest)
             .or_default()
             .push_back(ReadFault::SlowAfter(after, rate));
+    }
+
+    /// The body of the next read of the blob panics when it is polled after so many bytes.
+    pub fn panic_next_read(&self, digest: &Digest, after: u64) {
+        let mut state = self.state();
+        let faults = state.read_faults.entry(*digest).or_default();
+        faults.push_back(ReadFault::PanicAfter(after));
     }
 
     /// After so many bytes the next upload body is taken at only `rate` bytes a second.

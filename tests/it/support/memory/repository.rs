@@ -360,11 +360,13 @@ impl Source for Repository {
             rest: bytes.slice(offset as usize..),
             cut: None,
             slow: None,
+            panic: None,
             pause: None,
         };
         match planned {
             Some(ReadFault::CutAfter(after)) => frames.cut = Some(after),
             Some(ReadFault::SlowAfter(after, rate)) => frames.slow = Some((after, rate)),
+            Some(ReadFault::PanicAfter(after)) => frames.panic = Some(after),
             _ => {}
         }
         lost.map_or(Ok(Some(BlobBody::new(frames))), Err)
@@ -522,6 +524,7 @@ struct Frames {
     rest: Bytes,
     cut: Option<u64>,
     slow: Option<(u64, u64)>,
+    panic: Option<u64>,
     pause: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
@@ -540,6 +543,7 @@ impl Body for Frames {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
+        assert_ne!(self.panic, Some(0), "a part of the program fails");
         if self.cut == Some(0) {
             self.rest.clear();
             self.cut = None;
@@ -553,6 +557,7 @@ impl Body for Frames {
             .map_or(FRAME, |left| FRAME.min(left as usize))
             .min(self.rest.len());
         self.cut = self.cut.map(|left| left - most as u64);
+        self.panic = self.panic.map(|left| left.saturating_sub(most as u64));
         if let Some((after, _)) = &mut self.slow {
             *after = after.saturating_sub(most as u64);
         }

@@ -1,0 +1,353 @@
+//! The promises of the pure core for requests.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::endpoint::Origin;
+use crate::transfer::admission::pools::Flow;
+
+const RANKS: [Rank; 4] = [Rank::Named, Rank::Event, Rank::New, Rank::Backfill];
+const CLASSES: [RequestClass; 5] = [
+    RequestClass::Listing,
+    RequestClass::Manifests,
+    RequestClass::Blobs,
+    RequestClass::Uploads,
+    RequestClass::Writes,
+];
+
+fn requests(most: usize, quota: Option<f64>, rate: Option<f64>, now: Instant) -> Requests {
+    let limiters = CLASSES.map(|_| ClassLimiter::new(most, quota, now));
+    Requests::new(limiters, SharedLimiter::new(most, rate, now))
+}
+
+fn queue(route: &str, rank: Rank) -> RequestQueue {
+    let flow = Flow {
+        route: route.into(),
+        source: Origin::new("http://s"),
+        destination: Origin::new("http://d"),
+    };
+    (Some(Arc::new(flow)), rank)
+}
+
+fn ask(class: RequestClass, route: &str, rank: Rank) -> Ask {
+    Ask {
+        class,
+        is_look: false,
+        is_naming: false,
+        is_sent: true,
+        ticket: None,
+        queue: queue(route, rank),
+        max_wait: Duration::MAX,
+    }
+}
+
+/// Asks all, then answers one request after the other; the queues in the order in which they were served.
+fn served(requests: &mut Requests, now: Instant) -> Vec<(u64, RequestQueue)> {
+    let mut served = Vec::new();
+    while let Some((id, ask)) = requests.grant(now) {
+        requests.release(ask.class);
+        served.push((id, ask.queue));
+    }
+    served
+}
+
+fn count(served: &[(u64, RequestQueue)], queue: &RequestQueue) -> usize {
+    served.iter().filter(|(_, other)| other == queue).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_name_goes_first_then_each_by_its_weight_and_the_oldest_of_a_queue() {
+    let now = Instant::now();
+    let mut requests = requests(1, None, None, now);
+    for rank in [Rank::Backfill, Rank::New, Rank::Event] {
+        for _ in 0..200 {
+            requests.ask(ask(RequestClass::Writes, "r", rank));
+        }
+    }
+    let named = requests.ask(ask(RequestClass::Writes, "r", Rank::Named));
+    let served = served(&mut requests, now);
+    assert_eq!(served[0].0, named);
+    let first = &served[1..131];
+    let shares =
+        [Rank::Event, Rank::New, Rank::Backfill].map(|rank| count(first, &queue("r", rank)));
+    assert_eq!(shares, [80, 40, 10]);
+    for rank in RANKS {
+        let of_rank: Vec<u64> = served
+            .iter()
+            .filter(|(_, queue)| queue.1 == rank)
+            .map(|(id, _)| *id)
+            .collect();
+        assert!(of_rank.is_sorted(), "{rank:?}");
+    }
+    assert_eq!(served.len(), 601);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flows_of_one_rank_take_turns_whatever_waits_in_each() {
+    let now = Instant::now();
+    let mut requests = requests(1, None, None, now);
+    for _ in 0..500 {
+        requests.ask(ask(RequestClass::Manifests, "large", Rank::New));
+    }
+    let large = served_after(&mut requests, 100, now);
+    assert_eq!(large.len(), 100);
+    for _ in 0..10 {
+        requests.ask(ask(RequestClass::Manifests, "small", Rank::New));
+    }
+    let served = served_after(&mut requests, 22, now);
+    assert_eq!(count(&served, &queue("small", Rank::New)), 10, "{served:?}");
+}
+
+fn served_after(requests: &mut Requests, most: usize, now: Instant) -> Vec<(u64, RequestQueue)> {
+    let mut served = Vec::new();
+    while served.len() < most
+        && let Some((id, ask)) = requests.grant(now)
+    {
+        requests.release(ask.class);
+        served.push((id, ask.queue));
+    }
+    served
+}
+
+/// What one class did alone gives it no debt in another, and what it could not use gives it little credit.
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_was_alone_is_not_starved_by_one_that_had_to_wait() {
+    let now = Instant::now();
+    let mut requests = requests(1, None, None, now);
+    requests
+        .class_mut(RequestClass::Writes)
+        .close(Duration::from_secs(60), now);
+    for _ in 0..2000 {
+        requests.ask(ask(RequestClass::Writes, "waits", Rank::New));
+        requests.ask(ask(RequestClass::Blobs, "busy", Rank::New));
+    }
+    assert_eq!(served(&mut requests, now).len(), 2000);
+    for _ in 0..50 {
+        requests.ask(ask(RequestClass::Blobs, "busy", Rank::New));
+    }
+    let later = now + Duration::from_secs(61);
+    let served = served_after(&mut requests, 200, later);
+    assert_eq!(count(&served, &queue("busy", Rank::New)), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_under_a_naming_permit_has_the_next_token_of_its_class() {
+    let now = Instant::now();
+    let mut requests = requests(8, Some(1.0), None, now);
+    for rank in RANKS {
+        for _ in 0..10 {
+            requests.ask(ask(RequestClass::Writes, "r", rank));
+        }
+    }
+    assert!(requests.grant(now).is_some());
+    assert!(requests.grant(now).is_none(), "one token is saved up");
+    let put = requests.ask(Ask {
+        is_naming: true,
+        ..ask(RequestClass::Writes, "r", Rank::Backfill)
+    });
+    let next = requests.next_time(now).expect("a token comes");
+    assert_eq!(requests.grant(next).map(|(id, _)| id), Some(put));
+    assert!(requests.grant(next).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_takes_nothing_and_is_answered_before_others_take_the_token() {
+    let now = Instant::now();
+    let mut requests = requests(8, Some(1.0), None, now);
+    assert!(requests.ask(ask(RequestClass::Writes, "r", Rank::New)) > 0);
+    assert!(requests.grant(now).is_some());
+    let sent = requests.ask(ask(RequestClass::Writes, "r", Rank::Named));
+    let probe = requests.ask(Ask {
+        is_sent: false,
+        ..ask(RequestClass::Writes, "r", Rank::Backfill)
+    });
+    let next = requests.next_time(now).expect("a token comes");
+    let granted: Vec<u64> = std::iter::from_fn(|| requests.grant(next))
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(granted, [probe, sent]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_class_that_waits_for_its_time_holds_up_no_other() {
+    let now = Instant::now();
+    let mut requests = requests(1, None, None, now);
+    requests
+        .class_mut(RequestClass::Writes)
+        .close(Duration::from_secs(700), now);
+    for _ in 0..80 {
+        requests.ask(ask(RequestClass::Writes, "sick", Rank::Named));
+    }
+    requests.ask(ask(RequestClass::Manifests, "well", Rank::Backfill));
+    assert_eq!(
+        count(&served(&mut requests, now), &queue("well", Rank::Backfill)),
+        1
+    );
+    assert_eq!(
+        requests.next_time(now),
+        Some(now + Duration::from_secs(700))
+    );
+    assert_eq!(requests.runnable(now), 0, "none of them could go");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_becomes_urgent_takes_its_waiting_requests_along() {
+    let now = Instant::now();
+    let mut requests = requests(1, None, None, now);
+    for _ in 0..50 {
+        requests.ask(ask(RequestClass::Writes, "r", Rank::Backfill));
+    }
+    let raised = requests.ask(Ask {
+        ticket: Some(7),
+        ..ask(RequestClass::Writes, "r", Rank::Backfill)
+    });
+    requests.reorder(|ticket| (ticket == 7).then(|| queue("r", Rank::Named)));
+    assert_eq!(requests.grant(now).map(|(id, _)| id), Some(raised));
+}
+
+/// What a random run does next.
+#[derive(Clone, Debug)]
+enum Step {
+    Ask {
+        class: usize,
+        flow: usize,
+        rank: usize,
+        is_naming: bool,
+    },
+    Answer(usize),
+    Cancel(usize),
+    GiveBack(usize),
+    Close {
+        class: usize,
+        millis: u64,
+    },
+    Congested(usize),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ask = (
+        0usize..5,
+        0usize..3,
+        0usize..4,
+        proptest::bool::weighted(0.1),
+    );
+    prop_oneof![
+        6 => ask.prop_map(|(class, flow, rank, is_naming)| Step::Ask { class, flow, rank, is_naming }),
+        4 => (0usize..100).prop_map(Step::Answer),
+        1 => (0usize..100).prop_map(Step::Cancel),
+        1 => (0usize..100).prop_map(Step::GiveBack),
+        1 => (0usize..5, 0u64..2000).prop_map(|(class, millis)| Step::Close { class, millis }),
+        1 => (0usize..5).prop_map(Step::Congested),
+        3 => (1u64..500).prop_map(Step::Wait),
+    ]
+}
+
+/// Grants all that may go; checks that no limit is exceeded and that the order is kept.
+fn grant_all(
+    requests: &mut Requests,
+    out: &mut Vec<(u64, Ask)>,
+    waiting: &mut BTreeMap<u64, Ask>,
+    now: Instant,
+) -> Result<(), TestCaseError> {
+    while let Some((id, ask)) = requests.grant(now) {
+        let class = requests.class(ask.class);
+        prop_assert!(class.closed_for(now).is_zero(), "sent before its time");
+        prop_assert!(
+            requests.shared().out() <= 4,
+            "the shared window is exceeded"
+        );
+        waiting.remove(&id);
+        let goes_before = |other: &Ask| LineKey::of(other).tier < LineKey::of(&ask).tier;
+        let passed = waiting
+            .values()
+            .any(|other| other.class == ask.class && goes_before(other));
+        prop_assert!(!passed, "{ask:?} went before what goes first");
+        let older = waiting.iter().any(|(number, other)| {
+            *number < id && other.class == ask.class && LineKey::of(other) == LineKey::of(&ask)
+        });
+        prop_assert!(!older, "{ask:?} went before an older one of its queue");
+        let of_class = out
+            .iter()
+            .filter(|(_, other)| other.class == ask.class)
+            .count();
+        prop_assert!(of_class < class.width().max(1), "the window is exceeded");
+        out.push((id, ask));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens: no limit is exceeded, the order is kept, everything that waits is sent in the end, and nothing is
+    /// left behind.
+    #[test]
+    fn everything_is_sent_in_order_and_within_the_limits(steps in proptest::collection::vec(step(), 1..200)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut now = Instant::now();
+            let mut requests = requests(4, Some(20.0), Some(50.0), now);
+            let (mut out, mut waiting) = (Vec::<(u64, Ask)>::new(), BTreeMap::<u64, Ask>::new());
+            for step in steps {
+                match step {
+                    Step::Ask { class, flow, rank, is_naming } => {
+                        let route = ["a", "b", "c"][flow];
+                        let ask = Ask { is_naming, ..ask(CLASSES[class], route, RANKS[rank]) };
+                        let id = requests.ask(ask.clone());
+                        waiting.insert(id, ask);
+                    }
+                    Step::Answer(at) if !out.is_empty() => {
+                        let (_, ask) = out.remove(at % out.len());
+                        let epoch = requests.class(ask.class).epoch();
+                        requests.class_mut(ask.class).helped(epoch);
+                        requests.release(ask.class);
+                    }
+                    Step::Cancel(at) if !waiting.is_empty() => {
+                        let id = *waiting.keys().nth(at % waiting.len()).expect("it is there");
+                        waiting.remove(&id);
+                        requests.cancel(id);
+                    }
+                    Step::GiveBack(at) if !out.is_empty() => {
+                        let (id, ask) = out.remove(at % out.len());
+                        requests.ask_again(id, ask.clone(), now);
+                        waiting.insert(id, ask);
+                    }
+                    Step::Close { class, millis } => {
+                        requests.class_mut(CLASSES[class]).close(Duration::from_millis(millis), now);
+                    }
+                    Step::Congested(class) => {
+                        let limits = requests.class_mut(CLASSES[class]);
+                        let epoch = limits.epoch();
+                        // Those that are out may be more than the window is wide now: as many as it was before.
+                        if out.iter().all(|(_, ask)| ask.class != CLASSES[class]) {
+                            limits.congested(epoch, None, now);
+                        }
+                    }
+                    Step::Wait(millis) => now += Duration::from_millis(millis),
+                    Step::Answer(_) | Step::Cancel(_) | Step::GiveBack(_) => {}
+                }
+                grant_all(&mut requests, &mut out, &mut waiting, now)?;
+            }
+            for _ in 0..10_000 {
+                for (_, ask) in out.drain(..) {
+                    requests.release(ask.class);
+                }
+                if waiting.is_empty() {
+                    break;
+                }
+                grant_all(&mut requests, &mut out, &mut waiting, now)?;
+                if out.is_empty() {
+                    now = requests.next_time(now).expect("what waits is told when its time comes");
+                }
+            }
+            prop_assert!(waiting.is_empty(), "{} were never sent", waiting.len());
+            prop_assert_eq!(requests.shared().out(), 0);
+            prop_assert!(requests.asks.is_empty() && requests.oldest().is_none());
+            prop_assert!(requests.classes.iter().all(|class| class.lines.is_empty() && class.probes.is_empty()));
+            Ok(())
+        })?;
+    }
+}

@@ -1,0 +1,313 @@
+//! Pace: when the next request of one class may go to one registry, and how many at once.
+//!
+//! - A registry that asks for time gets it from every caller: a closed [`ClassLimiter`] admits no request.
+//! - Congestion halves the number of requests at once, an answer that helps widens it again by a part of one. What was
+//!   sent before the last halving says nothing new: at most one halving for each epoch.
+//! - Documented quotas hold for every second, whenever it begins: next to nothing is saved up.
+//!
+//! Nothing here waits. [`Requests`](super::admission::Requests) decides which request takes what is free.
+
+mod aimd_window;
+mod token_bucket;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(super) use self::aimd_window::AimdWindow;
+pub(super) use self::token_bucket::TokenBucket;
+use crate::backoff::Backoff;
+
+/// The waits where a registry says "too much" and names no time.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+/// The part of a quota that looks may use up: the rest is left to jobs, here and elsewhere.
+const LOOKS: f64 = 0.25;
+/// The part of a quota that comes by in a second: with [`AT_ONCE`] it stays below the quota by a twentieth, so that requests
+/// that left in time do not break it when those before them were late by as much as 50 ms.
+const STEADY: f64 = 0.9;
+/// The part of a quota that may be used at once.
+const AT_ONCE: f64 = 0.05;
+
+/// Counts halvings: an answer belongs to the epoch in which its request was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+/// The limits of one class of requests to one registry.
+#[derive(Debug)]
+pub(super) struct ClassLimiter {
+    epoch: u64,
+    /// No request is admitted before.
+    closed_until: Instant,
+    /// Refusals without a time since the last answer that helped.
+    refusals: u32,
+    /// Answers that helped.
+    helped: u64,
+    window: AimdWindow,
+    quota: Option<TokenBucket>,
+    looks: Option<TokenBucket>,
+}
+
+impl ClassLimiter {
+    /// A limiter for `most` requests at once and `quota` a second.
+    pub(super) fn new(most: usize, quota: Option<f64>, now: Instant) -> ClassLimiter {
+        ClassLimiter {
+            epoch: 0,
+            closed_until: now,
+            refusals: 0,
+            helped: 0,
+            window: AimdWindow::new(most),
+            quota: quota.map(|quota| bucket(quota, now)),
+            looks: quota.map(|quota| bucket(quota * LOOKS, now)),
+        }
+    }
+
+    /// Other limits from now on. What the registry asked for and what of the same quota was used stays.
+    pub(super) fn reconfigure(&mut self, most: usize, quota: Option<f64>, now: Instant) {
+        self.window.resize(most);
+        let rate = self.quota.as_ref().map(TokenBucket::rate);
+        if rate != quota.map(|quota| quota * STEADY) {
+            self.quota = quota.map(|quota| bucket(quota, now));
+            self.looks = quota.map(|quota| bucket(quota * LOOKS, now));
+        }
+    }
+
+    /// How long no request is admitted because the registry asked for it.
+    pub(super) fn closed_for(&self, now: Instant) -> Duration {
+        self.closed_until.saturating_duration_since(now)
+    }
+
+    /// When requests are admitted again.
+    pub(super) fn closed_until(&self) -> Instant {
+        self.closed_until
+    }
+
+    /// How long a request has to wait for a time to come: the registry's own, the quota's, and that of the looks' part.
+    pub(super) fn ready_in(&self, is_look: bool, now: Instant) -> Duration {
+        let looks = self.looks.as_ref().filter(|_| is_look);
+        let buckets = self.quota.as_ref().into_iter().chain(looks);
+        let ready_in = buckets.map(|bucket| bucket.ready_in(now)).max();
+        self.closed_for(now).max(ready_in.unwrap_or_default())
+    }
+
+    /// Whether one more request may be under way.
+    pub(super) fn has_room(&self) -> bool {
+        self.window.has_room()
+    }
+
+    /// A request is admitted.
+    pub(super) fn take(&mut self, is_look: bool, now: Instant) {
+        self.window.take();
+        for bucket in self.buckets(is_look) {
+            bucket.take(now);
+        }
+    }
+
+    /// An admitted request was not sent.
+    pub(super) fn give_back(&mut self, is_look: bool, now: Instant) {
+        self.window.give_back();
+        for bucket in self.buckets(is_look) {
+            bucket.give_back(now);
+        }
+    }
+
+    /// A request has been answered.
+    pub(super) fn release(&mut self) {
+        self.window.give_back();
+    }
+
+    fn buckets(&mut self, is_look: bool) -> impl Iterator<Item = &mut TokenBucket> {
+        let looks = self.looks.as_mut().filter(|_| is_look);
+        self.quota.as_mut().into_iter().chain(looks)
+    }
+
+    /// How many requests may be under way.
+    pub(super) fn width(&self) -> usize {
+        self.window.width()
+    }
+
+    /// The epoch of a request that is sent now.
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    /// How many answers have helped so far.
+    pub(super) fn answers(&self) -> u64 {
+        self.helped
+    }
+
+    /// An answer helped.
+    pub(super) fn helped(&mut self, epoch: Epoch) {
+        if epoch.0 == self.epoch {
+            self.refusals = 0;
+        }
+        self.helped += 1;
+        self.window.widen();
+    }
+
+    /// A request met congestion. `after` is the time that the registry asked for: zero when it asked without naming one,
+    /// `None` when it just failed. Returns by how much longer the class is closed now.
+    pub(super) fn congested(
+        &mut self,
+        epoch: Epoch,
+        after: Option<Duration>,
+        now: Instant,
+    ) -> Duration {
+        let is_news = epoch.0 == self.epoch;
+        if is_news {
+            self.epoch += 1;
+            self.window.halve();
+        }
+        let wait = match after {
+            Some(Duration::ZERO) if is_news => {
+                self.refusals = self.refusals.saturating_add(1);
+                BACKOFF.wait(self.refusals)
+            }
+            after => after.unwrap_or_default(),
+        };
+        self.close(wait, now)
+    }
+
+    /// No request is admitted for so long. Returns by how much longer that is than before.
+    pub(super) fn close(&mut self, wait: Duration, now: Instant) -> Duration {
+        let before = self.closed_until.max(now);
+        let until = now + wait;
+        self.closed_until = self.closed_until.max(until);
+        until.saturating_duration_since(before)
+    }
+}
+
+fn bucket(quota: f64, now: Instant) -> TokenBucket {
+    TokenBucket::new(quota * STEADY, (quota * AT_ONCE).max(1.0), now)
+}
+
+/// The limits of all requests to one registry together.
+#[derive(Debug)]
+pub(super) struct SharedLimiter {
+    most: usize,
+    out: usize,
+    pace: Option<TokenBucket>,
+}
+
+impl SharedLimiter {
+    /// `most` requests at once, `rate` a second.
+    pub(super) fn new(most: usize, rate: Option<f64>, now: Instant) -> SharedLimiter {
+        SharedLimiter {
+            most,
+            out: 0,
+            pace: rate.map(|rate| TokenBucket::new(rate, rate.max(1.0), now)),
+        }
+    }
+
+    /// Other limits from now on.
+    pub(super) fn reconfigure(&mut self, most: usize, rate: Option<f64>, now: Instant) {
+        self.most = most;
+        if self.pace.as_ref().map(TokenBucket::rate) != rate {
+            self.pace = rate.map(|rate| TokenBucket::new(rate, rate.max(1.0), now));
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.out < self.most
+    }
+
+    /// How long until the pace allows one more request.
+    pub(super) fn ready_in(&self, now: Instant) -> Duration {
+        let pace = self.pace.as_ref();
+        pace.map(|pace| pace.ready_in(now)).unwrap_or_default()
+    }
+
+    pub(super) fn take(&mut self, now: Instant) {
+        self.out += 1;
+        if let Some(pace) = &mut self.pace {
+            pace.take(now);
+        }
+    }
+
+    /// An admitted request was not sent.
+    pub(super) fn give_back(&mut self, now: Instant) {
+        self.out -= 1;
+        if let Some(pace) = &mut self.pace {
+            pace.give_back(now);
+        }
+    }
+
+    /// A request has been answered.
+    pub(super) fn release(&mut self) {
+        self.out -= 1;
+    }
+
+    /// How many requests are under way.
+    #[cfg(test)]
+    pub(super) fn out(&self) -> usize {
+        self.out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_time_that_a_registry_asked_for_stands() {
+        let now = Instant::now();
+        let mut limiter = ClassLimiter::new(4, None, now);
+        let epoch = limiter.epoch();
+        assert_eq!(limiter.congested(epoch, Some(TEN), now), TEN);
+        assert_eq!(limiter.congested(epoch, Some(TEN / 2), now), Duration::ZERO);
+        assert_eq!(limiter.closed_for(now), TEN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn congestion_halves_once_for_each_epoch_and_answers_widen() {
+        let now = Instant::now();
+        let mut limiter = ClassLimiter::new(16, None, now);
+        let epoch = limiter.epoch();
+        for _ in 0..16 {
+            limiter.congested(epoch, None, now);
+        }
+        assert_eq!(limiter.width(), 8);
+        for _ in 0..8 {
+            limiter.helped(limiter.epoch());
+        }
+        assert_eq!(limiter.width(), 9);
+        for _ in 0..10 {
+            limiter.congested(limiter.epoch(), None, now);
+        }
+        assert_eq!(limiter.width(), 1, "one may always go");
+        for _ in 0..200 {
+            limiter.helped(limiter.epoch());
+        }
+        assert_eq!(limiter.width(), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_names_no_time_is_given_more_and_more() {
+        let mut now = Instant::now();
+        let mut limiter = ClassLimiter::new(4, None, now);
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            waits.push(limiter.congested(limiter.epoch(), Some(Duration::ZERO), now));
+            now = limiter.closed_until();
+        }
+        assert_eq!(waits, [1, 2, 3, 4].map(|refusals| BACKOFF.wait(refusals)));
+        limiter.helped(limiter.epoch());
+        let wait = limiter.congested(limiter.epoch(), Some(Duration::ZERO), now);
+        assert_eq!(wait, BACKOFF.wait(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_keep_what_was_asked_for_and_what_was_used() {
+        let now = Instant::now();
+        let mut limiter = ClassLimiter::new(8, Some(10.0), now);
+        limiter.take(false, now);
+        limiter.close(TEN, now);
+        limiter.reconfigure(4, Some(10.0), now);
+        assert_eq!((limiter.width(), limiter.closed_for(now)), (4, TEN));
+        assert!(limiter.ready_in(false, now + TEN).is_zero());
+        limiter.reconfigure(4, Some(1.0), now + TEN);
+        limiter.take(false, now + TEN);
+        assert!(!limiter.ready_in(false, now + TEN).is_zero());
+    }
+}
