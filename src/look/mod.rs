@@ -7,74 +7,34 @@
 
 mod destination;
 pub mod discover;
+mod listing;
+mod request;
 pub mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{MaybeDone, maybe_done};
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use self::destination::{DestinationLook, SourceDigests};
+use self::listing::{DestinationList, Listing};
+pub use self::request::{LookRequest, PassOptions};
 use self::topology::{Side, Topology};
 use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
-use crate::index::TagHint;
-use crate::job::{self, Actor, Cause, Look, NamedTag, Settled, TagId, Totals, Trouble};
-use crate::ledger::TagRecord;
+use crate::job::{Look, NamedTag, Settled, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
 use crate::status::metrics::{Coverage, DestinationLabels};
-use crate::transfer::pages::ListedTags;
 use crate::transfer::{Settle, Stop};
-
-/// Options of a pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PassOptions {
-    /// Plan, but touch nothing.
-    pub dry_run: bool,
-    /// List tags that are up to date as well.
-    pub all: bool,
-    /// The caller waits for the answer, so jobs wait for a registry's `Retry-After`.
-    pub waits: bool,
-}
 
 /// Failures that a poll reports again without a new attempt, by destination address.
 pub type LeftAlone = BTreeMap<String, Settled>;
-
-/// The request for a look.
-#[derive(Clone, Debug)]
-pub struct LookRequest {
-    /// Only these tags; empty means all.
-    pub tags: Vec<Tag>,
-    /// A digest that the tag is expected to have.
-    pub digest: Option<Digest>,
-    /// The cause.
-    pub cause: Cause,
-    /// The actor.
-    pub actor: Actor,
-    /// The options.
-    pub options: PassOptions,
-    /// The name of the pass.
-    pub run_id: String,
-}
-
-impl LookRequest {
-    /// The longest wait of a job for a registry's `Retry-After`.
-    pub fn max_wait(&self) -> Duration {
-        if self.cause == Cause::Cli || self.options.waits {
-            job::LONG_WAIT
-        } else {
-            job::SHORT_WAIT
-        }
-    }
-}
 
 /// One look.
 pub struct RepositoryLook<'a, B: Repositories> {
@@ -98,21 +58,6 @@ pub struct RepositoryLook<'a, B: Repositories> {
 
 /// A destination's tags, with their digests where its listing shows them.
 type DestinationTags = HashMap<Tag, Option<Digest>>;
-
-/// A source repository's tags.
-struct Listing {
-    at: Instant,
-    tags: ListedTags,
-    chosen: Vec<Tag>,
-    /// Other tags that the rules select, if the request names tags.
-    siblings: Vec<Tag>,
-    companions: Arc<BTreeMap<Tag, Option<Digest>>>,
-    excluded: u64,
-}
-
-/// The tags of a destination. `Ok(None)`: the request names its tags, so nothing was listed.
-/// `Ok(Some(None))`: the destination has no list.
-type DestinationList = Result<Option<Option<DestinationTags>>, Fault>;
 
 /// The result of a future that may have completed already.
 async fn ended<F: Future + Unpin>(mut future: MaybeDone<F>) -> F::Output {
@@ -300,73 +245,6 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         }
     }
 
-    async fn list_source(
-        &self,
-        source: &B::Repository,
-        sides: &[Side<B::Repository>],
-    ) -> Result<Option<Listing>, Fault> {
-        let at = Instant::now();
-        let Some(tags) = self
-            .topology
-            .engine
-            .tags(source, self.request.max_wait(), self.stop)
-            .await?
-        else {
-            return Ok(None);
-        };
-        // Tags that a route wrote into its own source are not sources again.
-        let own = |tag: &&Tag| {
-            !sides
-                .iter()
-                .any(|side| side.is_itself(source) && side.naming.made(tag))
-        };
-        let choice = self.route.selection.choose(tags.keys().filter(own));
-        let wanted = |tag: &Tag| self.request.tags.is_empty() || self.request.tags.contains(tag);
-        let named_but_left_out = self
-            .request
-            .tags
-            .iter()
-            .filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag))
-            .count();
-        let excluded = if self.request.tags.is_empty() {
-            choice.excluded
-        } else {
-            named_but_left_out
-        };
-        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) =
-            choice.chosen.into_iter().partition(wanted);
-        chosen.sort_unstable();
-        let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject());
-        let companions = companions
-            .map(|(tag, listed)| (tag.clone(), listed.digest))
-            .collect();
-        Ok(Some(Listing {
-            at,
-            chosen,
-            siblings,
-            companions: Arc::new(companions),
-            excluded: excluded as u64,
-            tags,
-        }))
-    }
-
-    /// The tags of a destination. `None`: the request names its tags.
-    async fn list_destination(&self, side: &Side<B::Repository>) -> DestinationList {
-        if !self.request.tags.is_empty() {
-            return Ok(None);
-        }
-        let tags = self
-            .topology
-            .engine
-            .tags(&side.repository, self.request.max_wait(), self.stop)
-            .await?;
-        Ok(Some(tags.map(|tags| {
-            tags.into_iter()
-                .map(|(tag, listed)| (tag, listed.digest))
-                .collect()
-        })))
-    }
-
     /// Looks at one destination and runs a job for each difference.
     async fn look_at(
         &self,
@@ -457,69 +335,6 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             "route {}: {tag} would be too long a tag under its name in {address}",
             self.route.name
         )))
-    }
-
-    /// Loads the tags in trouble from the ledger. The routine poll relies on the memory of this
-    /// process.
-    async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
-        if self.request.cause.trusts_hints() {
-            return Ok(());
-        }
-        let engine = &self.topology.engine;
-        let troubled = engine
-            .ledger
-            .troubled(side.repository.origin(), side.repository.repository())
-            .await?;
-        engine.remember_trouble(troubled.into_iter().map(|row| row.key));
-        Ok(())
-    }
-
-    /// The ledger's records of production's tags, read in one query for a whole repository.
-    async fn known(
-        &self,
-        side: &Side<B::Repository>,
-        listing: &Listing,
-    ) -> Result<HashMap<Tag, TagRecord>, Fault> {
-        let (ledger, origin) = (&self.topology.engine.ledger, side.repository.origin());
-        if self.request.tags.is_empty() {
-            return ledger
-                .written_in(origin, side.repository.repository())
-                .await;
-        }
-        let mut known = HashMap::new();
-        for tag in listing
-            .chosen
-            .iter()
-            .filter_map(|tag| side.naming.name(tag))
-        {
-            let (origin, repository) = (origin.clone(), side.repository.repository().clone());
-            let written = ledger
-                .written(&TagId {
-                    origin,
-                    repository,
-                    tag: tag.clone(),
-                })
-                .await?;
-            known.insert(tag, written);
-        }
-        Ok(known)
-    }
-
-    /// The index's hints of production's tags: only for the routine poll, and without tags that
-    /// last differed.
-    async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
-        if !self.request.cause.trusts_hints() {
-            return HashMap::new();
-        }
-        let (engine, origin, repository) = (
-            &self.topology.engine,
-            side.repository.origin(),
-            side.repository.repository(),
-        );
-        let troubled = engine.troubled_tags(&self.route.name, origin, repository);
-        let mut hints = engine.index.tags(origin, repository).await;
-        hints.retain(|tag, _| !troubled.contains(tag));
-        hints
     }
 
     fn blind(&self, fault: Fault) -> DestinationResult {

@@ -1,5 +1,7 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
+mod destination;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +13,7 @@ use prometheus::{
 };
 use tokio::time::Instant;
 
+use self::destination::DestinationState;
 use crate::clock;
 use crate::fault::Class;
 use crate::job::{Cause, Outcome, Totals, Trouble};
@@ -74,43 +77,8 @@ pub struct DestinationLabels<'a> {
     pub to: &'a Arc<str>,
 }
 
-/// What is known of a route in one registry.
-#[derive(Debug, Default)]
-struct DestinationState {
-    /// The entries of the route's `to` in this registry.
-    to: BTreeSet<Arc<str>>,
-    repositories: BTreeMap<RepositoryKey, RepositoryState>,
-    /// The sum over the repositories.
-    sum: Totals,
-    /// Ways that have not been seen whole by their last look.
-    unseen: usize,
-    /// The repositories with an incomplete last look.
-    blind: usize,
-    /// The repositories of the route could not be found.
-    undiscovered: bool,
-    /// Some repositories of the route were refused.
-    refused: bool,
-    /// A look at the route has ended.
-    looked: bool,
-    /// Pending tags on all repositories.
-    pending: usize,
-}
-
 /// A source repository and an entry of the route's `to`.
 type RepositoryKey = (RepositoryName, Arc<str>);
-
-/// What is known of a source repository, seen from one destination.
-#[derive(Debug, Default)]
-struct RepositoryState {
-    /// Totals of the last look that saw everything.
-    totals: Totals,
-    /// The last look saw everything.
-    seen: bool,
-    /// The last look could not see everything.
-    blind: bool,
-    /// Since when a tag is known to differ.
-    pending: BTreeMap<Tag, Instant>,
-}
 
 impl Metrics {
     /// Registers the instruments.
@@ -651,118 +619,6 @@ impl DestinationLabels<'_> {
 
     fn key(&self, repository: &RepositoryName) -> RepositoryKey {
         (repository.clone(), self.to.clone())
-    }
-}
-
-impl DestinationState {
-    fn known(&mut self, key: &RepositoryKey) -> &mut RepositoryState {
-        if !self.repositories.contains_key(key) {
-            self.unseen += 1;
-        }
-        self.repositories.entry(key.clone()).or_default()
-    }
-
-    /// Keeps only these repositories, and forgets destinations that the route no longer has.
-    fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
-        let DestinationState {
-            to,
-            repositories,
-            sum,
-            unseen,
-            blind,
-            pending,
-            ..
-        } = self;
-        for (_, known) in
-            repositories.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry))
-        {
-            sum.subtract(&known.totals);
-            *unseen -= usize::from(!known.seen);
-            *blind -= usize::from(known.blind);
-            *pending -= known.pending.len();
-        }
-    }
-
-    fn set_seen(&mut self, key: &RepositoryKey, seen: bool) {
-        let known = self.known(key);
-        let seen_before = std::mem::replace(&mut known.seen, seen);
-        let blind_before = std::mem::replace(&mut known.blind, !seen);
-        self.unseen = self.unseen + usize::from(seen_before) - usize::from(seen);
-        self.blind = self.blind + usize::from(!seen) - usize::from(blind_before);
-    }
-
-    fn set_totals(&mut self, key: &RepositoryKey, totals: &Totals) {
-        let before = std::mem::replace(&mut self.known(key).totals, *totals);
-        self.sum.subtract(&before);
-        self.sum.merge(totals);
-    }
-
-    /// Sets the pending tags, at most `room` of them. Tags that were pending keep their time.
-    fn set_pending(&mut self, key: &RepositoryKey, tags: &[Tag], room: usize) {
-        let before = std::mem::take(&mut self.known(key).pending);
-        self.pending -= before.len();
-        let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
-        let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
-        let pending: BTreeMap<Tag, Instant> = tags
-            .iter()
-            .take(room)
-            .map(|tag| (tag.clone(), since(tag)))
-            .collect();
-        self.pending += pending.len();
-        self.known(key).pending = pending;
-    }
-
-    /// Whether the tag was not pending before.
-    fn note_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> bool {
-        let pending = &mut self.known(key).pending;
-        let is_new = !pending.contains_key(tag);
-        if is_new {
-            pending.insert(tag.clone(), Instant::now());
-        }
-        self.pending += usize::from(is_new);
-        is_new
-    }
-
-    /// Since when the tag was pending, if it was.
-    fn drop_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
-        let since = self
-            .repositories
-            .get_mut(key)
-            .and_then(|known| known.pending.remove(tag));
-        self.pending -= usize::from(since.is_some());
-        since
-    }
-
-    /// Since when the tag is pending, if it is.
-    fn pending_since(&self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
-        self.repositories.get(key)?.pending.get(tag).copied()
-    }
-
-    /// Pending tags that are in no other state.
-    fn only_pending(&self) -> u64 {
-        (self.pending as u64).saturating_sub(self.sum.failed + self.sum.waiting + self.sum.held)
-    }
-
-    fn oldest(&self) -> Option<Instant> {
-        // Called after every look: the cost must not grow with repositories that have no pending
-        // tags.
-        if self.pending == 0 {
-            return None;
-        }
-        self.repositories
-            .values()
-            .flat_map(|known| known.pending.values())
-            .min()
-            .copied()
-    }
-
-    /// Whether the newest look at every repository was complete, as far as there was one.
-    fn is_up(&self) -> bool {
-        self.looked && self.blind == 0 && !self.undiscovered && !self.refused
-    }
-
-    fn has_success(&self) -> bool {
-        self.is_up() && self.unseen == 0 && self.pending == 0 && is_success(&self.sum)
     }
 }
 

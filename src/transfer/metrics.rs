@@ -1,6 +1,8 @@
 //! What the engine counts. Labels come from the config or from closed sets; repositories are
 //! capped.
 
+mod throughput;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use prometheus::{
 };
 use tokio::time::Instant;
 
+pub use self::throughput::Meter;
+use self::throughput::Rate;
 use super::health::Health;
 use crate::fault::Class;
 use crate::job::{BlobOutcome, Outcome, ReferrerOutcome};
@@ -18,8 +22,6 @@ use crate::metrics::{LabelNames, forget_series};
 
 /// Most destination repositories with series of their own; further ones count as `other`.
 const REPOSITORIES: usize = 1000;
-/// The window of the throughput gauges.
-const WINDOW: Duration = Duration::from_secs(10);
 
 /// Buckets of a promotion's duration: from a few manifests to many gigabytes over a slow link.
 const PROMOTION_SECONDS: [f64; 14] = [
@@ -57,14 +59,6 @@ pub struct Metrics {
     registries: LabelNames,
     repositories: Arc<Mutex<HashSet<String>>>,
     rates: Arc<Mutex<Vec<Rate>>>,
-}
-
-#[derive(Debug)]
-struct Rate {
-    key: String,
-    gauge: Gauge,
-    window: [(u64, u64); WINDOW.as_secs() as usize],
-    started: Instant,
 }
 
 impl Metrics {
@@ -414,30 +408,6 @@ impl Metrics {
     }
 }
 
-impl Rate {
-    fn second(&self) -> u64 {
-        self.started.elapsed().as_secs() + 1
-    }
-
-    fn add(&mut self, bytes: u64) {
-        let second = self.second();
-        let slot = &mut self.window[(second % WINDOW.as_secs()) as usize];
-        if slot.0 != second {
-            *slot = (second, 0);
-        }
-        slot.1 += bytes;
-    }
-
-    fn per_second(&self) -> f64 {
-        let now = self.second();
-        let recent = self
-            .window
-            .iter()
-            .filter(|(second, _)| *second + WINDOW.as_secs() > now);
-        recent.map(|(_, bytes)| *bytes as f64).sum::<f64>() / WINDOW.as_secs_f64()
-    }
-}
-
 /// Waiting times for permits, by kind. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Waited {
@@ -484,106 +454,5 @@ impl Drop for InFlight {
     }
 }
 
-/// Counts bytes for a throughput gauge.
-#[derive(Clone, Debug)]
-pub struct Meter {
-    rates: Arc<Mutex<Vec<Rate>>>,
-    at: usize,
-}
-
-impl Meter {
-    /// Counts bytes.
-    pub fn add(&self, bytes: u64) {
-        if let Some(rate) = self
-            .rates
-            .lock()
-            .expect("nothing panics while it counts")
-            .get_mut(self.at)
-        {
-            rate.add(bytes);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn throughput_is_that_of_the_last_ten_seconds() {
-        let metrics = Metrics::new(&Registry::new()).unwrap();
-        let meter = metrics.meter("production", "sent");
-        let other = metrics.meter("production", "read");
-        meter.add(1000);
-        tokio::time::advance(Duration::from_secs(5)).await;
-        metrics.meter("production", "sent").add(500);
-        other.add(7);
-        metrics.refresh();
-        assert_eq!(
-            metrics
-                .throughput
-                .with_label_values(&["production", "sent"])
-                .get(),
-            150.0
-        );
-        tokio::time::advance(Duration::from_secs(7)).await;
-        metrics.refresh();
-        assert_eq!(
-            metrics
-                .throughput
-                .with_label_values(&["production", "sent"])
-                .get(),
-            50.0
-        );
-    }
-
-    #[test]
-    fn what_the_config_no_longer_has_leaves_no_series_and_gets_none() {
-        let registry = Registry::new();
-        let metrics = Metrics::new(&registry).unwrap();
-        let count = |label: &str| {
-            let families = registry.gather();
-            let metrics = families.iter().flat_map(|family| family.get_metric());
-            metrics
-                .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
-                .count()
-        };
-        metrics.prepare_route("r", ["p", "q"].into_iter());
-        metrics.prepare_registry("p");
-        let job = || {
-            metrics.counted("r", "p", Outcome::Promoted);
-            metrics.promoted(
-                "r",
-                "p",
-                "app",
-                Duration::from_secs(1),
-                Some(Duration::from_secs(2)),
-            );
-            metrics.blob("r", "p", BlobOutcome::Mounted, 1);
-            metrics.mismatched("p");
-            metrics.retried("p", Class::Auth);
-            metrics.stalled("p", "read");
-            metrics.rate_limited("p", Duration::from_secs(1));
-            metrics.meter("p", "sent").add(1);
-            metrics.refresh();
-        };
-        job();
-        metrics.retain(&HashSet::from([("r", "q")]), &HashSet::from(["q"]));
-        job();
-        assert_eq!((count("p"), count("app")), (0, 0));
-        assert!(count("q") > 0 && count("r") > 0);
-        metrics.retain(&HashSet::new(), &HashSet::new());
-        job();
-        assert_eq!(count("r"), 0);
-    }
-
-    #[test]
-    fn repositories_past_the_cap_share_a_series() {
-        let metrics = Metrics::new(&Registry::new()).unwrap();
-        for n in 0..REPOSITORIES + 5 {
-            metrics.prepare_repository("r", "d", &format!("repo-{n}"));
-        }
-        assert_eq!(metrics.bounded("repo-1"), "repo-1");
-        assert_eq!(metrics.bounded("one-more"), "other");
-    }
-}
+mod tests;

@@ -4,7 +4,9 @@
 //! Some capacity is reserved for looks that are asked for by name, so a long backfill does not
 //! delay them.
 
+mod follow_up;
 mod query;
+mod show;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,19 +16,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
+use self::follow_up::{again, pace};
 use self::query::{Pending, RouteQuery};
 use super::event::{Event, Scope};
 use super::handle::run_id;
 use super::pending::PendingEvents;
 use super::polls::{PollKey, Polls};
 use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting, fruitless};
-use super::resting::{RestingTags, TooMany};
+use super::resting::RestingTags;
 use super::route_health::RouteHealth;
 use crate::backend::Backend;
-use crate::clock;
 use crate::endpoint::Repositories;
-use crate::fault::{Class, Fault};
-use crate::job::{Actor, Cause, Look, Outcome, Progress, Settled, Totals, Trouble};
+use crate::fault::Fault;
+use crate::job::{Actor, Cause, Look, Progress};
 use crate::ledger::RunFacts;
 use crate::look::PassOptions;
 use crate::look::discover::{Discovered, Owners, Reading};
@@ -34,7 +36,7 @@ use crate::look::topology::{Settings, Topology};
 use crate::look::{LookRequest, RepositoryLook};
 use crate::oci::RepositoryName;
 use crate::route::{Route, Template};
-use crate::status::board::{Board, RouteStatus};
+use crate::status::board::Board;
 use crate::telemetry::Changes;
 use crate::transfer::retry::CurrentRules;
 use crate::transfer::{Settle, Stop};
@@ -185,57 +187,6 @@ impl<B: Repositories> Watch<B> {
         self.work();
     }
 
-    fn show_routes(&self, topology: &Topology<B>) {
-        self.board.update(|status| {
-            let before = std::mem::take(&mut status.routes);
-            let mut before: HashMap<String, RouteStatus> = before
-                .into_iter()
-                .map(|entry| (entry.name.clone(), entry))
-                .collect();
-            status.routes = topology
-                .routes
-                .0
-                .iter()
-                .map(|route| {
-                    let kept = before.remove(&*route.name).unwrap_or_default();
-                    let to = route
-                        .to
-                        .iter()
-                        .map(|to| format!("{}/{}", to.registry(), to.repository()))
-                        .collect();
-                    RouteStatus {
-                        name: route.name.to_string(),
-                        from: format!("{}/{}", route.from.registry(), route.from.repository()),
-                        to,
-                        ..kept
-                    }
-                })
-                .collect();
-        });
-        self.show_ready();
-    }
-
-    fn show_ready(&self) {
-        let ready = self.route_health.is_ready();
-        self.board.update(|status| status.ready = ready);
-    }
-
-    fn show_queue(&mut self) {
-        let (now, (depth, running, oldest)) = (Instant::now(), self.queue.counts());
-        let (shown_depth, shown_running, at) = self.shown;
-        if (depth, running) == (shown_depth, shown_running) && now.duration_since(at) < SHOWN_EVERY
-        {
-            return;
-        }
-        self.shown = (depth, running, now);
-        self.topology().metrics.queue(depth, oldest);
-        self.board.update(|status| {
-            status.queue.depth = depth;
-            status.queue.running = running;
-            status.queue.oldest_seconds = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());
-        });
-    }
-
     /// The next time at which the loop must wake.
     fn next_wake(&self) -> Instant {
         let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
@@ -279,27 +230,6 @@ impl<B: Repositories> Watch<B> {
                 reply: None,
             });
         }
-    }
-
-    fn show_next_look(&self, name: &Arc<str>) {
-        let now = Instant::now();
-        let key = self.topology().route(name).map(PollKey::of);
-        let poll = key.and_then(|key| self.polls.next_of(&key));
-        let next = self.held(name).filter(|held| *held > now).or(poll);
-        let wait = next.map(|next| next.duration_since(now));
-        let next = wait.and_then(|wait| clock::now().checked_add(wait).ok());
-        self.board
-            .update_route(name, |route| route.next_look = next);
-    }
-
-    /// Until when trouble delays the polls of a literal route.
-    fn held(&self, name: &Arc<str>) -> Option<Instant> {
-        let repository = self.topology().route(name)?.from.literal()?;
-        self.queue.held(&LookKey {
-            route: name.clone(),
-            repository,
-            dry_run: false,
-        })
     }
 
     /// Ends a task, also one that panicked.
@@ -462,147 +392,6 @@ impl<B: Repositories> Watch<B> {
             let _ = asker.send(look.clone());
         }
     }
-
-    /// Records failed tags, and queues a look at them for the end of their rest if the repository
-    /// itself is well.
-    fn note_failures(
-        &mut self,
-        key: &LookKey,
-        request: &LookRequest,
-        look: &Look,
-        is_well: bool,
-        now: Instant,
-    ) -> Result<(), TooMany> {
-        let failed = look.jobs.iter().any(|job| job.result == Outcome::Failed);
-        if !failed && !self.resting.contains_key(key) {
-            return Ok(());
-        }
-        let resting = self.resting.entry(key.clone()).or_default();
-        let noted = resting.note(request, look, now);
-        match resting.next() {
-            Some((tags, at)) if is_well => self.queue.add_at(
-                key.clone(),
-                LookRequest {
-                    tags,
-                    digest: None,
-                    ..again(request)
-                },
-                at,
-                now,
-            ),
-            Some(_) => {}
-            None => drop(self.resting.remove(key)),
-        }
-        noted
-    }
-
-    fn log_trouble(&self, key: &LookKey, look: &Look) {
-        let text = look
-            .trouble
-            .iter()
-            .map(|trouble| trouble.text.as_str())
-            .collect::<Vec<_>>()
-            .join("; ");
-        let changed = self
-            .changes
-            .changed(&format!("{} {}", key.route, key.repository), &text);
-        match (changed, text.is_empty()) {
-            (true, false) => {
-                tracing::warn!(route = &*key.route, repository = %key.repository, error = text, "could not look")
-            }
-            (true, true) => {
-                tracing::info!(route = &*key.route, repository = %key.repository, "looking works again")
-            }
-            (false, _) => {}
-        }
-    }
-
-    /// Updates the state of the route. Only a look at a whole repository tells its health; a dry
-    /// run tells nothing.
-    fn note_looked(&mut self, key: &LookKey, whole: bool, trouble: &[Trouble]) {
-        if key.dry_run {
-            return;
-        }
-        if whole {
-            self.route_health
-                .looked(&key.route, &key.repository, trouble);
-        }
-        let totals = self.topology().metrics.totals(&key.route);
-        let (now, trouble) = (clock::now(), self.route_health.trouble(&key.route));
-        let has_success = self.topology().metrics.has_success(&key.route);
-        self.board.update_route(&key.route, |entry| {
-            entry.last_look = Some(now);
-            entry.tags = Totals {
-                up_to_date: totals.up_to_date + totals.promoted,
-                promoted: 0,
-                ..totals
-            };
-            if whole && trouble.is_empty() && has_success {
-                entry.last_success = Some(now);
-            }
-            entry.trouble = trouble;
-        });
-        self.show_standing(&key.route);
-        self.show_next_look(&key.route);
-        self.show_ready();
-    }
-}
-
-impl<B: Repositories> Watch<B> {
-    fn show_standing(&self, route: &Arc<str>) {
-        let route_health = self.topology().metrics.standing(route);
-        self.board.update_route(route, |entry| {
-            entry.up = Some(route_health.up);
-            entry.pending = route_health.pending;
-            entry.pending_since = route_health
-                .oldest_pending
-                .and_then(|age| clock::now().checked_sub(age).ok());
-        });
-    }
-}
-
-/// The daemon's own look after one in trouble, as strict as that one.
-fn again(request: &LookRequest) -> LookRequest {
-    let cause = if request.cause.trusts_hints() {
-        Cause::Poll
-    } else {
-        Cause::Verify
-    };
-    LookRequest {
-        cause,
-        actor: Actor::daemon(),
-        options: PassOptions::default(),
-        run_id: run_id(),
-        ..request.clone()
-    }
-}
-
-/// The delays for another look at the whole repository, if its trouble may pass by itself.
-fn pace(look: &Look) -> Option<RetryDelays> {
-    let whole = |class: Class| {
-        look.trouble
-            .iter()
-            .any(|trouble| trouble.class == class.name())
-    };
-    if whole(Class::Auth) || is_locked_out(look) {
-        Some(RetryDelays::SLOW)
-    } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
-        Some(RetryDelays::WHOLE)
-    } else {
-        whole(Class::NotFound).then_some(RetryDelays::ABSENT)
-    }
-}
-
-/// Whether a registry accepts nothing: more than one tag was refused for lack of rights, and none
-/// succeeded.
-fn is_locked_out(look: &Look) -> bool {
-    let is_refused = |job: &&Settled| {
-        job.failure
-            .as_ref()
-            .is_some_and(|failure| failure.class == Class::Auth)
-    };
-    let went_well = look.totals.promoted + look.totals.up_to_date;
-    went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
 }
 
 /// The name of the registry pair of a route.

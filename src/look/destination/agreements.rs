@@ -1,0 +1,129 @@
+//! Agreements: equal tags that the ledger does not know yet.
+
+use std::sync::Arc;
+
+use super::{Compared, DestinationLook};
+use crate::endpoint::{Repositories, Source, Tally};
+use crate::fault::{Class, Fault};
+use crate::ledger::{Agreement, EqualityUpdate};
+use crate::oci::{Digest, Tag};
+use crate::transfer::Found;
+use crate::transfer::limits::RequestClass;
+
+impl<B: Repositories> DestinationLook<'_, B> {
+    /// Records in the ledger that both sides name `digest`. Returns an earlier write that is found
+    /// this way.
+    pub(super) async fn learn(
+        &self,
+        tag: &Tag,
+        digest: Digest,
+        compared: &Compared,
+        tally: &Arc<Tally>,
+    ) -> Option<Found> {
+        // A hint does not confirm itself.
+        if compared.by_hint || self.look.request.options.dry_run {
+            return None;
+        }
+        let called = self.there(tag);
+        let known = self.known.get(&called).cloned().unwrap_or_default();
+        match known.on_equality(&digest) {
+            EqualityUpdate::None => None,
+            EqualityUpdate::Written => {
+                let found = self
+                    .look
+                    .topology
+                    .engine
+                    .ledger
+                    .found(&self.place(tag), &digest)
+                    .await;
+                self.noted(found).map(|()| Found {
+                    digest,
+                    previous: known.digest,
+                })
+            }
+            EqualityUpdate::Agreed => {
+                if !self.look.route.selection.is_moving(tag)
+                    || self.proves(tag, digest, tally).await
+                {
+                    let agreement = Agreement {
+                        tag: called,
+                        digest,
+                        known,
+                    };
+                    self.agreements
+                        .lock()
+                        .expect("nothing panics while it notes")
+                        .push(agreement);
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether the source proves by the bytes that its moving tag names `digest`. A registry's
+    /// claim about a digest proves nothing. A source without proof is not asked again for that
+    /// digest.
+    pub(super) async fn proves(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> bool {
+        let (engine, place) = (&self.look.topology.engine, self.place(tag));
+        if engine.is_unproven(&place, &digest) {
+            return false;
+        }
+        let (source, priority) = (
+            self.source.counted(tally),
+            RequestClass::Manifests.of_look(),
+        );
+        let proven = match engine
+            .read_tag(&source, tag, priority, self.look.stop)
+            .await
+        {
+            Ok(read) => read == Some(digest),
+            Err(fault) if fault.class() == Class::Corrupt => {
+                engine.metrics.mismatched(self.source.registry());
+                false
+            }
+            Err(fault) => {
+                tracing::debug!(source = self.source_name(tag), error = %fault.chain(), "the manifest of an equal tag could not be read");
+                return false;
+            }
+        };
+        if !proven {
+            engine.note_unproven(&place, &digest);
+        }
+        proven
+    }
+
+    /// Writes the collected agreements once there are `least` of them.
+    pub(super) async fn record_agreements(&self, least: usize) {
+        let agreements = {
+            let mut agreements = self
+                .agreements
+                .lock()
+                .expect("nothing panics while it notes");
+            if agreements.len() < least {
+                Vec::new()
+            } else {
+                std::mem::take(&mut *agreements)
+            }
+        };
+        if !agreements.is_empty() {
+            let (origin, repository) = (
+                self.side.repository.origin(),
+                self.side.repository.repository(),
+            );
+            self.noted(
+                self.look
+                    .topology
+                    .engine
+                    .ledger
+                    .agree(origin, repository, agreements)
+                    .await,
+            );
+        }
+    }
+
+    /// Logs a failed write. The next look tries again.
+    pub(super) fn noted(&self, written: Result<(), Fault>) -> Option<()> {
+        let told = |fault: &Fault| tracing::error!(destination = %self.side.repository.address(), error = %fault.chain(), "the ledger could not be written");
+        written.inspect_err(told).ok()
+    }
+}

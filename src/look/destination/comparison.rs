@@ -1,0 +1,227 @@
+//! The comparison of a tag: the digests of both sides.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::DestinationLook;
+use crate::clock;
+use crate::endpoint::{Destination, Repositories, Source, Tally};
+use crate::fault::Fault;
+use crate::job::{ObservedVia, TagState};
+use crate::oci::{Digest, Tag};
+use crate::transfer::limits::RequestClass;
+use crate::transfer::resolve::Attempts;
+
+/// Digests of source tags that several destinations need. Each is asked for once.
+#[derive(Default)]
+pub(in crate::look) struct SourceDigests(
+    tokio::sync::Mutex<HashMap<Tag, Arc<tokio::sync::OnceCell<Option<Digest>>>>>,
+);
+
+/// The digests of a tag on both sides, as far as the look knows them.
+pub(super) struct Compared {
+    pub(super) source: TagState,
+    pub(super) destination: TagState,
+    /// What production was asked for.
+    pub(super) destination_via: ObservedVia,
+    /// When the source was asked about the tag. `None`: only a listing that may lag has answered.
+    pub(super) source_at: Option<Instant>,
+    /// When production was asked.
+    pub(super) destination_at: Instant,
+    /// Whether production's digest comes from the index.
+    pub(super) by_hint: bool,
+}
+
+impl Compared {
+    pub(super) fn nothing() -> Compared {
+        let (source, destination) = (TagState::Unknown, TagState::Unknown);
+        Compared {
+            source,
+            destination,
+            destination_via: ObservedVia::Tag,
+            source_at: None,
+            destination_at: Instant::now(),
+            by_hint: false,
+        }
+    }
+
+    pub(super) fn equal(&self) -> Option<Digest> {
+        self.source
+            .digest()
+            .filter(|_| self.source == self.destination)
+    }
+
+    /// What a job may act on: an answer of production, never a hint.
+    pub(super) fn without_hint(self) -> Compared {
+        if self.by_hint {
+            Compared {
+                destination: TagState::Unknown,
+                by_hint: false,
+                ..self
+            }
+        } else {
+            self
+        }
+    }
+}
+
+impl<B: Repositories> DestinationLook<'_, B> {
+    /// Compares both sides. The source digest of a tag that production lacks stays unknown: its job
+    /// reads the manifest anyway.
+    pub(super) async fn compare(&self, tag: &Tag, tally: &Arc<Tally>) -> Result<Compared, Fault> {
+        let now = Instant::now();
+        let called = &self.there(tag);
+        let listed = self.listing.tags.get(tag).and_then(|listed| listed.digest);
+        let there = self.list.as_ref().and_then(|list| *list.get(called)?);
+        let may_be_behind = self.may_be_behind(called, there);
+        let source_at = if listed.is_some() {
+            self.listed_at()
+        } else {
+            Some(self.shared.map_or(now, |_| self.listing.at))
+        };
+        if !may_be_behind
+            && self
+                .list
+                .as_ref()
+                .is_some_and(|list| !list.contains_key(called))
+        {
+            let source = match (listed, self.shared) {
+                (Some(digest), _) => TagState::At(digest),
+                (None, Some(_)) => self.source_digest(tag, tally).await?,
+                (None, None) => TagState::Unknown,
+            };
+            let destination_via = if self.has_list {
+                ObservedVia::List
+            } else {
+                ObservedVia::MissingList
+            };
+            return Ok(Compared {
+                source,
+                destination: TagState::Absent,
+                destination_via,
+                source_at,
+                destination_at: self.listing.at,
+                by_hint: false,
+            });
+        }
+        let source = async {
+            match listed {
+                Some(digest) => Ok(TagState::At(digest)),
+                None => self.source_digest(tag, tally).await,
+            }
+        };
+        let there = there.filter(|_| !may_be_behind);
+        let hint = if there.is_none() {
+            self.fresh_hint(called)
+        } else {
+            None
+        };
+        if let Some(known) = there.or(hint) {
+            let compared = Compared {
+                source: source.await?,
+                destination: TagState::At(known),
+                destination_via: ObservedVia::List,
+                source_at,
+                destination_at: self.listing.at,
+                by_hint: hint.is_some(),
+            };
+            if compared.equal().is_none() || !self.is_troubled_behind_list(tag) {
+                return Ok(compared);
+            }
+            return Ok(Compared {
+                destination_at: Instant::now(),
+                destination: self.resolve(&self.side.repository, called, tally).await?,
+                destination_via: ObservedVia::Tag,
+                by_hint: false,
+                ..compared
+            });
+        }
+        let (source, destination) =
+            futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
+        if destination == TagState::Absent && self.is_listed_now(called) {
+            return Err(self.contradiction(called));
+        }
+        Ok(Compared {
+            source,
+            destination,
+            destination_via: ObservedVia::Tag,
+            source_at,
+            destination_at: now,
+            by_hint: false,
+        })
+    }
+
+    /// Whether production's listing may predate an earlier write. Then the tag itself is asked.
+    pub(super) fn may_be_behind(&self, tag: &Tag, listed: Option<Digest>) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        !is_current
+            && self
+                .known
+                .get(tag)
+                .is_some_and(|known| known.may_be_behind(listed, clock::now()))
+    }
+
+    /// Production's digest by the index, if it is recent. It proves only that nothing is to be
+    /// done. A tag reported as drift or existing gets no hint.
+    pub(super) fn fresh_hint(&self, tag: &Tag) -> Option<Digest> {
+        if self
+            .known
+            .get(tag)
+            .is_some_and(|known| known.reported.is_some())
+        {
+            return None;
+        }
+        let hint = self.hints.get(tag)?;
+        let age = self.began.duration_since(hint.seen).as_secs();
+        let trust =
+            i64::try_from(self.look.topology.engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
+        (0..trust).contains(&age).then_some(hint.digest)
+    }
+
+    pub(super) async fn source_digest(
+        &self,
+        tag: &Tag,
+        tally: &Arc<Tally>,
+    ) -> Result<TagState, Fault> {
+        let Some(shared) = self.shared else {
+            return self.resolve(self.source, tag, tally).await;
+        };
+        let cell = shared
+            .0
+            .lock()
+            .await
+            .entry(tag.clone())
+            .or_default()
+            .clone();
+        let digest = cell
+            .get_or_try_init(|| async {
+                Ok::<_, Fault>(self.resolve(self.source, tag, tally).await?.digest())
+            })
+            .await?;
+        Ok(digest.map_or(TagState::Absent, TagState::At))
+    }
+
+    pub(super) async fn resolve(
+        &self,
+        repository: &B::Repository,
+        tag: &Tag,
+        tally: &Arc<Tally>,
+    ) -> Result<TagState, Fault> {
+        let engine = &self.look.topology.engine;
+        let priority = RequestClass::Manifests
+            .of_look()
+            .within(self.look.request.max_wait());
+        let resolved = engine
+            .resolve_tag(
+                &repository.counted(tally),
+                tag,
+                priority,
+                Attempts::Retried,
+                self.look.stop,
+            )
+            .await?;
+        Ok(resolved.map_or(TagState::Absent, TagState::At))
+    }
+}

@@ -1,0 +1,81 @@
+//! The estimate of a destination that does not answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::DestinationLook;
+use crate::endpoint::{Repositories, Source};
+use crate::job::{Outcome, TagState};
+use crate::ledger::UnsettledJob;
+use crate::look::Estimate;
+use crate::oci::Tag;
+
+/// Most moving tags that staging is asked about while production does not answer.
+pub(super) const MOST_ASKED: usize = 100;
+
+impl<B: Repositories> DestinationLook<'_, B> {
+    /// The state of every chosen tag while production does not answer: staging's present digest
+    /// against production's last known digest and the last trouble.
+    pub(in crate::look) async fn estimate(&self) -> Estimate {
+        let look = self.look;
+        let (origin, repository) = (
+            self.side.repository.origin(),
+            self.side.repository.repository(),
+        );
+        let troubled = look
+            .topology
+            .engine
+            .ledger
+            .troubled(origin, repository)
+            .await
+            .unwrap_or_default();
+        let of_this_route = |row: &UnsettledJob| {
+            row.key.route == look.route.name && row.key.source == *look.repository
+        };
+        let troubled: BTreeMap<Tag, Outcome> = troubled
+            .into_iter()
+            .filter(of_this_route)
+            .map(|row| (row.key.tag, row.result))
+            .collect();
+        let mut estimate = Estimate::default();
+        let mut asked = 0;
+        for tag in &self.listing.chosen {
+            let Some(called) = self.side.naming.name(tag) else {
+                continue;
+            };
+            let known = self.hints.get(&called).map(|hint| hint.digest);
+            let named = match self.listing.tags.get(tag).and_then(|listed| listed.digest) {
+                // A fixed tag that was promoted still names the same digest.
+                None if known.is_some() && !look.route.selection.is_moving(tag) => known,
+                None if known.is_some() && asked < MOST_ASKED => {
+                    asked += 1;
+                    self.source_digest(tag, &Arc::default())
+                        .await
+                        .ok()
+                        .and_then(TagState::digest)
+                        .or(known)
+                }
+                listed => listed,
+            };
+            let state = match troubled.get(tag) {
+                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None
+                    if known.is_some() && known == named =>
+                {
+                    Some(Outcome::UpToDate)
+                }
+                Some(
+                    trouble @ (Outcome::Conflict
+                    | Outcome::Drift
+                    | Outcome::Existing
+                    | Outcome::Refused),
+                ) => Some(*trouble),
+                _ => None,
+            };
+            match state {
+                Some(outcome) => estimate.totals.add(outcome),
+                None => estimate.pending.push(tag.clone()),
+            }
+        }
+        estimate
+    }
+}

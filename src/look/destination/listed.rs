@@ -1,0 +1,47 @@
+//! Listed tags that answer 404.
+
+use tokio::time::Instant;
+
+use super::DestinationLook;
+use crate::endpoint::{Destination, Repositories, Source};
+use crate::fault::Fault;
+use crate::oci::Tag;
+
+impl<B: Repositories> DestinationLook<'_, B> {
+    /// When staging's listing answered for its tags. `None`: the listing may lag behind them.
+    pub(super) fn listed_at(&self) -> Option<Instant> {
+        let is_current = self.source.abilities().current_lists;
+        is_current.then_some(self.listing.at)
+    }
+
+    /// Whether production's list shows the tag, where lists are made from what the registry holds
+    /// at that moment.
+    pub(super) fn is_listed_now(&self, tag: &Tag) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        let is_listed = || {
+            self.list
+                .as_ref()
+                .is_some_and(|list| list.contains_key(tag))
+        };
+        is_current && is_listed()
+    }
+
+    /// The list shows the tag, and its manifest is answered with 404: it was deleted between the
+    /// two questions, or what it names cannot be served. Nothing is written over what is not known;
+    /// the next look asks both again.
+    pub(super) fn contradiction(&self, tag: &Tag) -> Fault {
+        let address = self.side.repository.address();
+        Fault::retryable(format!(
+            "{address} lists the tag {tag}, but answers that its manifest does not exist: what the tag names is not known, so \
+             it is left alone. If this stays, the registry has lost the manifest or cannot serve it: repair or delete the tag \
+             there"
+        ))
+    }
+
+    /// Whether the tag's last result was trouble at a registry whose listing may lag. A listing
+    /// that predates the trouble does not end it.
+    pub(super) fn is_troubled_behind_list(&self, tag: &Tag) -> bool {
+        let is_current = self.side.repository.abilities().current_lists;
+        !is_current && self.look.topology.engine.is_in_trouble(&self.key(tag))
+    }
+}

@@ -1,0 +1,114 @@
+//! Routes with sources that can share a destination.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::endpoint::{Origin, Repositories};
+use crate::look::topology::Topology;
+use crate::route::{Route, Template};
+
+/// For each route the registries of wildcard routes, itself or before it, whose sources can share a
+/// destination with it, as far as the templates tell.
+pub(super) fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Arc<str>>> {
+    let routes: Vec<(&Route, Vec<Shape<'_>>)> = topology
+        .routes
+        .0
+        .iter()
+        .map(|route| {
+            (
+                route,
+                route
+                    .to
+                    .iter()
+                    .map(|to| Shape::of(topology.backend(to.registry()).origin(), to.repository()))
+                    .collect(),
+            )
+        })
+        .collect();
+    let awaited_by = |(position, (route, shapes)): (usize, &(&Route, Vec<Shape<'_>>))| {
+        let mut awaits = BTreeSet::new();
+        if may_meet_itself(route) {
+            awaits.insert(route.from.registry().clone());
+        }
+        for (earlier, theirs) in &routes[..position] {
+            let registry = earlier.from.registry();
+            if !earlier.from.is_literal()
+                && !awaits.contains(registry)
+                && Shape::any_meet(shapes, theirs)
+            {
+                awaits.insert(registry.clone());
+            }
+        }
+        awaits
+    };
+    routes.iter().enumerate().map(awaited_by).collect()
+}
+
+/// Whether two sources of one route can share a destination: a template leaves a capture unused.
+pub(super) fn may_meet_itself(route: &Route) -> bool {
+    let is_unused =
+        |to: &Template, number: usize| !to.repository().contains(&format!("{{{number}}}"));
+    route
+        .to
+        .iter()
+        .any(|to| (1..=route.from.wildcards()).any(|number| is_unused(to, number)))
+}
+
+/// The literal start and end of a template.
+pub(super) struct Shape<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) start: &'a str,
+    pub(super) end: &'a str,
+}
+
+impl<'a> Shape<'a> {
+    pub(super) fn of(origin: &'a Origin, template: &'a str) -> Shape<'a> {
+        let start = template.split('{').next().unwrap_or_default();
+        let end = template.rsplit('}').next().unwrap_or_default();
+        Shape { origin, start, end }
+    }
+
+    pub(super) fn any_meet(ours: &[Shape<'_>], theirs: &[Shape<'_>]) -> bool {
+        ours.iter()
+            .any(|one| theirs.iter().any(|other| one.may_meet(other)))
+    }
+
+    /// Whether both literal starts and both literal ends are compatible.
+    pub(super) fn may_meet(&self, other: &Shape<'_>) -> bool {
+        (self.start.starts_with(other.start) || other.start.starts_with(self.start))
+            && (self.end.ends_with(other.end) || other.end.ends_with(self.end))
+            && self.origin == other.origin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_that_differ_in_what_is_written_out_do_not_meet() {
+        let (here, elsewhere) = (
+            Origin::new("https://production.example"),
+            Origin::new("https://other.example"),
+        );
+        for (one, other, meet) in [
+            ("prod/{1}", "prod/{1}", true),
+            ("prod/{1}", "prod/a-{1}", true),
+            ("prod/{1}", "test/{1}", false),
+            ("{1}-a", "{1}-b", false),
+            ("prod/app", "prod/{1}", true),
+            ("prod/app", "prod/web", false),
+        ] {
+            let meets = |one, other| Shape::of(&here, one).may_meet(&Shape::of(&here, other));
+            assert_eq!(
+                (meets(one, other), meets(other, one)),
+                (meet, meet),
+                "{one} {other}"
+            );
+            assert!(
+                !Shape::of(&here, one).may_meet(&Shape::of(&elsewhere, other)),
+                "another registry"
+            );
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What a look reads before it compares: tag lists, ledger records and hints.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{DestinationTags, RepositoryLook};
+use crate::endpoint::{Repositories, Source};
+use crate::fault::Fault;
+use crate::index::TagHint;
+use crate::job::TagId;
+use crate::ledger::TagRecord;
+use crate::look::topology::Side;
+use crate::oci::{Digest, Tag};
+use crate::transfer::pages::ListedTags;
+
+/// A source repository's tags.
+pub(super) struct Listing {
+    pub(super) at: Instant,
+    pub(super) tags: ListedTags,
+    pub(super) chosen: Vec<Tag>,
+    /// Other tags that the rules select, if the request names tags.
+    pub(super) siblings: Vec<Tag>,
+    pub(super) companions: Arc<BTreeMap<Tag, Option<Digest>>>,
+    pub(super) excluded: u64,
+}
+
+/// The tags of a destination. `Ok(None)`: the request names its tags, so nothing was listed.
+/// `Ok(Some(None))`: the destination has no list.
+pub(super) type DestinationList = Result<Option<Option<DestinationTags>>, Fault>;
+
+impl<B: Repositories> RepositoryLook<'_, B> {
+    pub(super) async fn list_source(
+        &self,
+        source: &B::Repository,
+        sides: &[Side<B::Repository>],
+    ) -> Result<Option<Listing>, Fault> {
+        let at = Instant::now();
+        let Some(tags) = self
+            .topology
+            .engine
+            .tags(source, self.request.max_wait(), self.stop)
+            .await?
+        else {
+            return Ok(None);
+        };
+        // Tags that a route wrote into its own source are not sources again.
+        let own = |tag: &&Tag| {
+            !sides
+                .iter()
+                .any(|side| side.is_itself(source) && side.naming.made(tag))
+        };
+        let choice = self.route.selection.choose(tags.keys().filter(own));
+        let wanted = |tag: &Tag| self.request.tags.is_empty() || self.request.tags.contains(tag);
+        let named_but_left_out = self
+            .request
+            .tags
+            .iter()
+            .filter(|tag| tags.contains_key(*tag) && !choice.chosen.contains(tag))
+            .count();
+        let excluded = if self.request.tags.is_empty() {
+            choice.excluded
+        } else {
+            named_but_left_out
+        };
+        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) =
+            choice.chosen.into_iter().partition(wanted);
+        chosen.sort_unstable();
+        let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject());
+        let companions = companions
+            .map(|(tag, listed)| (tag.clone(), listed.digest))
+            .collect();
+        Ok(Some(Listing {
+            at,
+            chosen,
+            siblings,
+            companions: Arc::new(companions),
+            excluded: excluded as u64,
+            tags,
+        }))
+    }
+
+    /// The tags of a destination. `None`: the request names its tags.
+    pub(super) async fn list_destination(&self, side: &Side<B::Repository>) -> DestinationList {
+        if !self.request.tags.is_empty() {
+            return Ok(None);
+        }
+        let tags = self
+            .topology
+            .engine
+            .tags(&side.repository, self.request.max_wait(), self.stop)
+            .await?;
+        Ok(Some(tags.map(|tags| {
+            tags.into_iter()
+                .map(|(tag, listed)| (tag, listed.digest))
+                .collect()
+        })))
+    }
+
+    /// Loads the tags in trouble from the ledger. The routine poll relies on the memory of this
+    /// process.
+    pub(super) async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
+        if self.request.cause.trusts_hints() {
+            return Ok(());
+        }
+        let engine = &self.topology.engine;
+        let troubled = engine
+            .ledger
+            .troubled(side.repository.origin(), side.repository.repository())
+            .await?;
+        engine.remember_trouble(troubled.into_iter().map(|row| row.key));
+        Ok(())
+    }
+
+    /// The ledger's records of production's tags, read in one query for a whole repository.
+    pub(super) async fn known(
+        &self,
+        side: &Side<B::Repository>,
+        listing: &Listing,
+    ) -> Result<HashMap<Tag, TagRecord>, Fault> {
+        let (ledger, origin) = (&self.topology.engine.ledger, side.repository.origin());
+        if self.request.tags.is_empty() {
+            return ledger
+                .written_in(origin, side.repository.repository())
+                .await;
+        }
+        let mut known = HashMap::new();
+        for tag in listing
+            .chosen
+            .iter()
+            .filter_map(|tag| side.naming.name(tag))
+        {
+            let (origin, repository) = (origin.clone(), side.repository.repository().clone());
+            let written = ledger
+                .written(&TagId {
+                    origin,
+                    repository,
+                    tag: tag.clone(),
+                })
+                .await?;
+            known.insert(tag, written);
+        }
+        Ok(known)
+    }
+
+    /// The index's hints of production's tags: only for the routine poll, and without tags that
+    /// last differed.
+    pub(super) async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
+        if !self.request.cause.trusts_hints() {
+            return HashMap::new();
+        }
+        let (engine, origin, repository) = (
+            &self.topology.engine,
+            side.repository.origin(),
+            side.repository.repository(),
+        );
+        let troubled = engine.troubled_tags(&self.route.name, origin, repository);
+        let mut hints = engine.index.tags(origin, repository).await;
+        hints.retain(|tag, _| !troubled.contains(tag));
+        hints
+    }
+}

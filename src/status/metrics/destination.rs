@@ -1,0 +1,157 @@
+//! The tags of one route at one destination.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{RepositoryKey, is_success};
+use crate::job::Totals;
+use crate::oci::{RepositoryName, Tag};
+
+/// What is known of a route in one registry.
+#[derive(Debug, Default)]
+pub(super) struct DestinationState {
+    /// The entries of the route's `to` in this registry.
+    pub(super) to: BTreeSet<Arc<str>>,
+    pub(super) repositories: BTreeMap<RepositoryKey, RepositoryState>,
+    /// The sum over the repositories.
+    pub(super) sum: Totals,
+    /// Ways that have not been seen whole by their last look.
+    pub(super) unseen: usize,
+    /// The repositories with an incomplete last look.
+    pub(super) blind: usize,
+    /// The repositories of the route could not be found.
+    pub(super) undiscovered: bool,
+    /// Some repositories of the route were refused.
+    pub(super) refused: bool,
+    /// A look at the route has ended.
+    pub(super) looked: bool,
+    /// Pending tags on all repositories.
+    pub(super) pending: usize,
+}
+
+/// What is known of a source repository, seen from one destination.
+#[derive(Debug, Default)]
+pub(super) struct RepositoryState {
+    /// Totals of the last look that saw everything.
+    pub(super) totals: Totals,
+    /// The last look saw everything.
+    pub(super) seen: bool,
+    /// The last look could not see everything.
+    pub(super) blind: bool,
+    /// Since when a tag is known to differ.
+    pub(super) pending: BTreeMap<Tag, Instant>,
+}
+
+impl DestinationState {
+    pub(super) fn known(&mut self, key: &RepositoryKey) -> &mut RepositoryState {
+        if !self.repositories.contains_key(key) {
+            self.unseen += 1;
+        }
+        self.repositories.entry(key.clone()).or_default()
+    }
+
+    /// Keeps only these repositories, and forgets destinations that the route no longer has.
+    pub(super) fn keep(&mut self, is_kept: impl Fn(&RepositoryName) -> bool) {
+        let DestinationState {
+            to,
+            repositories,
+            sum,
+            unseen,
+            blind,
+            pending,
+            ..
+        } = self;
+        for (_, known) in
+            repositories.extract_if(.., |(name, entry), _| !is_kept(name) || !to.contains(entry))
+        {
+            sum.subtract(&known.totals);
+            *unseen -= usize::from(!known.seen);
+            *blind -= usize::from(known.blind);
+            *pending -= known.pending.len();
+        }
+    }
+
+    pub(super) fn set_seen(&mut self, key: &RepositoryKey, seen: bool) {
+        let known = self.known(key);
+        let seen_before = std::mem::replace(&mut known.seen, seen);
+        let blind_before = std::mem::replace(&mut known.blind, !seen);
+        self.unseen = self.unseen + usize::from(seen_before) - usize::from(seen);
+        self.blind = self.blind + usize::from(!seen) - usize::from(blind_before);
+    }
+
+    pub(super) fn set_totals(&mut self, key: &RepositoryKey, totals: &Totals) {
+        let before = std::mem::replace(&mut self.known(key).totals, *totals);
+        self.sum.subtract(&before);
+        self.sum.merge(totals);
+    }
+
+    /// Sets the pending tags, at most `room` of them. Tags that were pending keep their time.
+    pub(super) fn set_pending(&mut self, key: &RepositoryKey, tags: &[Tag], room: usize) {
+        let before = std::mem::take(&mut self.known(key).pending);
+        self.pending -= before.len();
+        let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
+        let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
+        let pending: BTreeMap<Tag, Instant> = tags
+            .iter()
+            .take(room)
+            .map(|tag| (tag.clone(), since(tag)))
+            .collect();
+        self.pending += pending.len();
+        self.known(key).pending = pending;
+    }
+
+    /// Whether the tag was not pending before.
+    pub(super) fn note_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> bool {
+        let pending = &mut self.known(key).pending;
+        let is_new = !pending.contains_key(tag);
+        if is_new {
+            pending.insert(tag.clone(), Instant::now());
+        }
+        self.pending += usize::from(is_new);
+        is_new
+    }
+
+    /// Since when the tag was pending, if it was.
+    pub(super) fn drop_pending(&mut self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
+        let since = self
+            .repositories
+            .get_mut(key)
+            .and_then(|known| known.pending.remove(tag));
+        self.pending -= usize::from(since.is_some());
+        since
+    }
+
+    /// Since when the tag is pending, if it is.
+    pub(super) fn pending_since(&self, key: &RepositoryKey, tag: &Tag) -> Option<Instant> {
+        self.repositories.get(key)?.pending.get(tag).copied()
+    }
+
+    /// Pending tags that are in no other state.
+    pub(super) fn only_pending(&self) -> u64 {
+        (self.pending as u64).saturating_sub(self.sum.failed + self.sum.waiting + self.sum.held)
+    }
+
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        // Called after every look: the cost must not grow with repositories that have no pending
+        // tags.
+        if self.pending == 0 {
+            return None;
+        }
+        self.repositories
+            .values()
+            .flat_map(|known| known.pending.values())
+            .min()
+            .copied()
+    }
+
+    /// Whether the newest look at every repository was complete, as far as there was one.
+    pub(super) fn is_up(&self) -> bool {
+        self.looked && self.blind == 0 && !self.undiscovered && !self.refused
+    }
+
+    pub(super) fn has_success(&self) -> bool {
+        self.is_up() && self.unseen == 0 && self.pending == 0 && is_success(&self.sum)
+    }
+}

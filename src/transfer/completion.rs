@@ -1,0 +1,231 @@
+//! The result and the cost of a job.
+
+use std::time::Duration;
+
+use super::survey::{Image, TagFacts};
+use crate::fault::{Class, Fault};
+use crate::job::Outcome;
+use crate::oci::Digest;
+use crate::transfer::companions::CompanionOutcome;
+use crate::transfer::plan::Decision;
+
+/// The result of a job, before it is settled.
+#[derive(Debug)]
+pub struct Completion {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Staging's digest.
+    pub digest: Option<Digest>,
+    /// Production's digest before the job.
+    pub previous: Option<Digest>,
+    /// The reasons, for the report.
+    pub reasons: Vec<String>,
+    /// The failure, if it failed.
+    pub fault: Option<Fault>,
+    /// The cost.
+    pub cost: Cost,
+    /// The digest that this job wrote to the production tag.
+    pub written: Option<Digest>,
+    /// A write of an earlier job that succeeded although its answer was lost.
+    pub found: Option<Found>,
+    /// The duration.
+    pub took: Duration,
+    /// Whether naming reached its bound of rounds or time: the queue looks again later.
+    pub gave_up: bool,
+    /// What came of the companion tags that it has looked at.
+    pub companions: Vec<CompanionOutcome>,
+    /// Whether something was brought that is there for good.
+    pub has_progressed: bool,
+}
+
+/// An intended digest that production turned out to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The digest.
+    pub digest: Digest,
+    /// The ledger's digest before.
+    pub previous: Option<Digest>,
+}
+
+/// The cost of a job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Blobs by outcome.
+    pub blobs: crate::job::BlobCounts,
+    /// Referrers and companion tags by outcome.
+    pub referrers: crate::job::ReferrerCounts,
+    /// Blob bytes sent to the destination.
+    pub bytes_sent: u64,
+    /// Sizes of present and mounted blobs.
+    pub bytes_spared: u64,
+    /// Requests on both sides.
+    pub requests: u64,
+}
+
+impl Cost {
+    /// The sum of two runs of one job. The second run finds present what the first one copied.
+    pub(super) fn plus(self, other: &Cost) -> Cost {
+        let brought = self.blobs.mounted + self.blobs.copied;
+        let referrers = crate::job::ReferrerCounts {
+            copied: self.referrers.copied + other.referrers.copied,
+            present: other
+                .referrers
+                .present
+                .saturating_sub(self.referrers.copied),
+        };
+        let blobs = crate::job::BlobCounts {
+            present: other.blobs.present.saturating_sub(brought),
+            mounted: self.blobs.mounted + other.blobs.mounted,
+            copied: self.blobs.copied + other.blobs.copied,
+            resumed: self.blobs.resumed + other.blobs.resumed,
+        };
+        Cost {
+            blobs,
+            referrers,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_spared: other.bytes_spared.saturating_sub(self.bytes_sent),
+            requests: self.requests + other.requests,
+        }
+    }
+}
+
+impl Completion {
+    /// Both sides name `digest`.
+    pub fn equal(digest: Digest, requests: u64) -> Completion {
+        let cost = Cost {
+            requests,
+            ..Cost::default()
+        };
+        Completion {
+            outcome: Outcome::UpToDate,
+            digest: Some(digest),
+            previous: Some(digest),
+            fault: None,
+            ..Completion::empty(cost)
+        }
+    }
+
+    /// What a job has found of a companion tag.
+    pub(super) fn of_companion(companion: CompanionOutcome) -> Completion {
+        Completion {
+            outcome: companion.result,
+            digest: companion.digest,
+            previous: companion.there,
+            reasons: companion.reason.into_iter().collect(),
+            ..Completion::empty(Cost::default())
+        }
+    }
+
+    /// The registry's `Retry-After`, if it named one.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.fault.as_ref()?.class() {
+            Class::Retryable { after } => after,
+            _ => None,
+        }
+    }
+
+    /// A failure, or an interruption.
+    pub fn failed(fault: Fault, requests: u64) -> Completion {
+        let outcome = if fault.class() == Class::Cancelled {
+            Outcome::Interrupted
+        } else {
+            Outcome::Failed
+        };
+        let fault = (outcome == Outcome::Failed).then_some(fault);
+        Completion {
+            outcome,
+            fault,
+            ..Completion::empty(Cost {
+                requests,
+                ..Cost::default()
+            })
+        }
+    }
+
+    pub(super) fn empty(cost: Cost) -> Completion {
+        Completion {
+            outcome: Outcome::Failed,
+            digest: None,
+            previous: None,
+            reasons: Vec::new(),
+            fault: None,
+            cost,
+            written: None,
+            found: None,
+            took: Duration::ZERO,
+            gave_up: false,
+            companions: Vec::new(),
+            has_progressed: false,
+        }
+    }
+}
+
+/// A job that ended without a fault.
+pub(super) struct Story {
+    pub(super) outcome: Outcome,
+    pub(super) digest: Option<Digest>,
+    pub(super) previous: Option<Digest>,
+    pub(super) reasons: Vec<String>,
+    pub(super) written: Option<Digest>,
+}
+
+/// A job that ended with a fault, and the facts known by then.
+pub(super) struct Broken {
+    pub(super) fault: Fault,
+    pub(super) digest: Option<Digest>,
+    pub(super) previous: Option<Digest>,
+}
+
+impl Story {
+    pub(super) fn untouched(decision: Decision, facts: &TagFacts) -> Story {
+        let (outcome, reason) = match decision {
+            Decision::UpToDate | Decision::Promote => (Outcome::UpToDate, None),
+            Decision::Conflict(reason) => (Outcome::Conflict, Some(reason)),
+            Decision::Drift(reason) => (Outcome::Drift, Some(reason)),
+            Decision::Existing(reason) => (Outcome::Existing, Some(reason)),
+            Decision::Refused(reason) => (Outcome::Refused, Some(reason)),
+            Decision::Gone => (Outcome::Gone, None),
+        };
+        Story {
+            outcome,
+            digest: facts.source,
+            previous: facts.destination,
+            reasons: reason.into_iter().collect(),
+            written: None,
+        }
+    }
+
+    pub(super) fn planned(facts: &TagFacts) -> Story {
+        Story {
+            outcome: Outcome::Planned,
+            digest: facts.source,
+            previous: facts.destination,
+            reasons: Vec::new(),
+            written: None,
+        }
+    }
+
+    pub(super) fn immutable(facts: &TagFacts, production: Digest) -> Story {
+        let reason = format!(
+            "the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there"
+        );
+        Story {
+            outcome: Outcome::Conflict,
+            digest: facts.source,
+            previous: Some(production),
+            reasons: vec![reason],
+            written: None,
+        }
+    }
+
+    pub(super) fn promoted(facts: &TagFacts, image: &Image) -> Story {
+        let written = Some(image.top.digest);
+        Story {
+            outcome: Outcome::Promoted,
+            digest: written,
+            previous: facts.destination,
+            reasons: Vec::new(),
+            written,
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! One job while it runs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::survey::{Image, Observation, TagFacts};
+use super::{Broken, Completion, Cost, Engine, Found, Story};
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
+use crate::job::{BlobOutcome, Job, ObservedVia, Progress, TagRules};
+use crate::oci::Digest;
+use crate::transfer::admission::Ticket;
+use crate::transfer::claims::{Claim, Claimant, Lead, Motion, Subject};
+use crate::transfer::companions::CompanionOutcome;
+use crate::transfer::fan_out::GroupMember;
+use crate::transfer::limits::{RequestClass, RequestPriority};
+use crate::transfer::name::{NameOrigin, Named, Naming};
+use crate::transfer::plan::Decision;
+use crate::transfer::retry::Stop;
+use crate::transfer::retry::stoppable;
+
+/// One job while it runs.
+pub(super) struct Promotion<'a, S, D> {
+    pub(super) engine: &'a Engine,
+    pub(super) job: &'a Job,
+    pub(super) source: S,
+    pub(super) destination: D,
+    pub(super) progress: &'a Arc<Progress>,
+    pub(super) stop: &'a Stop,
+    pub(super) member: GroupMember,
+    /// Its rank in the queues for permits.
+    pub(super) ticket: Arc<Ticket>,
+    /// Its order among jobs that share blobs, from the first blob they shared.
+    pub(super) number: OnceLock<u64>,
+    /// Blobs that other jobs mount once a manifest refers to them.
+    pub(super) leads: Mutex<Vec<Lead>>,
+    /// Progress of the blobs that other jobs may wait for.
+    pub(super) motions: Mutex<BTreeMap<Digest, Arc<Motion>>>,
+    pub(super) started: Instant,
+    pub(super) sent: AtomicU64,
+    pub(super) spared: AtomicU64,
+    pub(super) counts: Counts,
+    /// Reasons to report for any outcome.
+    pub(super) reasons: Mutex<Vec<String>>,
+    /// A write of an earlier job that turned out to have arrived.
+    pub(super) found: Mutex<Option<Found>>,
+    /// The rules of the last plan.
+    pub(super) rules: Mutex<TagRules>,
+    /// Whether naming reached its bound of rounds or time.
+    pub(super) gave_up: AtomicBool,
+    /// What came of the companion tags so far.
+    pub(super) companions: Mutex<Vec<CompanionOutcome>>,
+    /// Whether something was brought that is there for good.
+    pub(super) has_progressed: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) present: AtomicU64,
+    pub(super) mounted: AtomicU64,
+    pub(super) copied: AtomicU64,
+    pub(super) resumed: AtomicU64,
+    pub(super) referrers_present: AtomicU64,
+    pub(super) referrers_copied: AtomicU64,
+    pub(super) referrers_refused: AtomicU64,
+    /// Referrers and companions already counted: a job may meet one twice.
+    pub(super) referrers: Mutex<HashSet<Digest>>,
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
+    /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
+    /// discarded if another job held the tag meanwhile.
+    pub(super) async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
+        let place = &self.job.key.destination;
+        let subject = Subject::Tag(
+            place.origin.clone(),
+            place.repository.clone(),
+            place.tag.clone(),
+        );
+        let motion = Arc::default();
+        let claimant = Claimant {
+            ticket: self.ticket.clone(),
+            source: self.source.origin().clone(),
+            motion,
+        };
+        let mut take = std::pin::pin!(self.engine.claims.take(subject, &claimant));
+        match std::future::poll_fn(|cx| Poll::Ready(take.as_mut().poll(cx))).await {
+            Poll::Ready(claim) => Ok((claim, Observation::of(self.job))),
+            Poll::Pending => Ok((
+                stoppable(&self.stop.abort, take).await?,
+                Observation::none(),
+            )),
+        }
+    }
+
+    /// Runs the rounds of the job. Each starts from facts; if staging moved in it, it names
+    /// nothing.
+    pub(super) async fn promote(&self, observation: Observation) -> Result<Story, Broken> {
+        // Nothing has been carried yet: a signal ends the question at once.
+        let mut facts = stoppable(&self.stop.drain, self.survey_tag(observation))
+            .await
+            .flatten()
+            .map_err(|fault| self.broken(fault, None))?;
+        let rounds = self.engine.settings.bounds.rounds;
+        for _ in 0..rounds {
+            let known = facts.clone();
+            let failed = |fault| self.broken(fault, Some(&known));
+            let decision = self.decide(&facts).await.map_err(failed)?;
+            if decision == Decision::UpToDate && !self.job.dry_run {
+                self.equal(&facts).await.map_err(failed)?;
+            }
+            if decision != Decision::Promote {
+                self.remember_difference(&facts).await;
+                return Ok(Story::untouched(decision, &facts));
+            }
+            if self.job.dry_run {
+                return Ok(Story::planned(&facts));
+            }
+            let image = self.survey_image(&mut facts).await.map_err(failed)?;
+            let Some(image) = image else { continue };
+            self.carry(&image).await.map_err(failed)?;
+            let naming = Naming {
+                place: &self.job.key.destination,
+                origin: NameOrigin::Job,
+                image: &image,
+                planned: &facts,
+            };
+            facts = match self.move_tag(naming).await.map_err(failed)? {
+                Named::Moved => return Ok(Story::promoted(&facts, &image)),
+                Named::Immutable => {
+                    return self
+                        .refused_as_immutable(&image, &facts)
+                        .await
+                        .map_err(failed);
+                }
+                Named::Again(newer) => *newer,
+            };
+        }
+        let text = format!(
+            "staging moved {} {rounds} times while it was carried",
+            self.source_reference()
+        );
+        Err(self.broken(Fault::retryable(text), Some(&facts)))
+    }
+
+    /// Records that both sides name the same digest, and copies referrers that came later.
+    pub(super) async fn equal(&self, facts: &TagFacts) -> Result<(), Fault> {
+        let key = &self.job.key;
+        if let Some(digest) = facts.source {
+            self.agree(
+                &key.destination,
+                &key.tag,
+                digest,
+                self.planned_rules().moving,
+            )
+            .await?;
+        }
+        self.copy_late_referrers(facts).await
+    }
+
+    /// Production differs and stays so: updates the index's hint.
+    pub(super) async fn remember_difference(&self, facts: &TagFacts) {
+        if facts.destination != facts.source
+            && facts.destination_via == ObservedVia::Tag
+            && !self.job.dry_run
+        {
+            self.remember_tag(facts.destination).await;
+        }
+    }
+
+    /// The registry refuses to change the tag at all, so its digest tells success from conflict.
+    pub(super) async fn refused_as_immutable(
+        &self,
+        image: &Image,
+        facts: &TagFacts,
+    ) -> Result<Story, Fault> {
+        let seen = self.survey_tag(Observation::none()).await?;
+        match seen.destination {
+            Some(production) if production == image.top.digest => {
+                self.equal(&seen).await?;
+                Ok(Story::untouched(Decision::UpToDate, facts))
+            }
+            Some(production) => Ok(Story::immutable(facts, production)),
+            None => Err(Fault::rejected(format!(
+                "{} is refused as immutable, but there is no such tag",
+                self.destination_reference()
+            ))),
+        }
+    }
+
+    pub(super) fn broken(&self, fault: Fault, facts: Option<&TagFacts>) -> Broken {
+        let digest = facts
+            .and_then(|facts| facts.source)
+            .or(self.job.source.digest());
+        let previous = facts
+            .and_then(|facts| facts.destination)
+            .or(self.job.destination.digest());
+        Broken {
+            fault,
+            digest,
+            previous,
+        }
+    }
+
+    pub(super) fn end(&self, story: Result<Story, Broken>, requests: u64) -> Completion {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let blobs = crate::job::BlobCounts {
+            present: count(&self.counts.present),
+            mounted: count(&self.counts.mounted),
+            copied: count(&self.counts.copied),
+            resumed: count(&self.counts.resumed),
+        };
+        let referrers = crate::job::ReferrerCounts {
+            copied: count(&self.counts.referrers_copied),
+            present: count(&self.counts.referrers_present),
+        };
+        let cost = Cost {
+            blobs,
+            referrers,
+            bytes_sent: count(&self.sent),
+            bytes_spared: count(&self.spared),
+            requests,
+        };
+        let took = self.started.elapsed();
+        let told =
+            std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
+        let found = *self.found.lock().expect("nothing panics while it notes");
+        let gave_up = self.gave_up.load(Ordering::Relaxed);
+        let companions = std::mem::take(
+            &mut *self
+                .companions
+                .lock()
+                .expect("nothing panics while it notes"),
+        );
+        let has_progressed = self.has_progressed.load(Ordering::Relaxed);
+        match story {
+            Ok(Story {
+                outcome,
+                digest,
+                previous,
+                mut reasons,
+                written,
+            }) => {
+                reasons.extend(told);
+                Completion {
+                    outcome,
+                    digest,
+                    previous,
+                    reasons,
+                    fault: None,
+                    cost,
+                    written,
+                    found,
+                    took,
+                    gave_up,
+                    companions,
+                    has_progressed,
+                }
+            }
+            Err(Broken {
+                fault,
+                digest,
+                previous,
+            }) => Completion {
+                digest,
+                previous,
+                cost,
+                found,
+                took,
+                gave_up,
+                companions,
+                has_progressed,
+                reasons: told,
+                ..Completion::failed(fault, requests)
+            },
+        }
+    }
+
+    /// This job as the claimant of a blob or of a referrers request.
+    pub(super) fn claimant(&self, digest: &Digest) -> Claimant {
+        Claimant {
+            ticket: self.ticket.clone(),
+            source: self.source.origin().clone(),
+            motion: self.motion(digest),
+        }
+    }
+
+    pub(super) fn motion(&self, digest: &Digest) -> Arc<Motion> {
+        self.motions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(*digest)
+            .or_default()
+            .clone()
+    }
+
+    /// Sends a request to the source, with limits and retries.
+    pub(super) async fn ask_source<T, F>(
+        &self,
+        class: RequestClass,
+        act: impl Fn(S) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let source = &self.source;
+        let priority = RequestPriority::from(class)
+            .of_job(&self.ticket)
+            .within(self.engine.settings.retry.hold);
+        self.engine
+            .ask(
+                source.origin(),
+                source.registry(),
+                priority,
+                self.stop,
+                || act(source.clone()),
+            )
+            .await
+    }
+
+    /// Sends a request to the destination, with limits and retries.
+    pub(super) async fn ask_destination<T, F>(
+        &self,
+        class: RequestClass,
+        act: impl Fn(D) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let destination = &self.destination;
+        let priority = RequestPriority::from(class)
+            .of_job(&self.ticket)
+            .within(self.engine.settings.retry.hold);
+        self.engine
+            .ask(
+                destination.origin(),
+                destination.registry(),
+                priority,
+                self.stop,
+                || act(destination.clone()),
+            )
+            .await
+    }
+
+    /// Whether a hint from `seen` can be trusted without a request.
+    pub(super) fn trusts(&self, seen: Timestamp) -> bool {
+        let age = self.job.look_began.duration_since(seen).as_secs();
+        age <= 0
+            || (self.job.cause.trusts_hints()
+                && (age as u64) < self.engine.settings.trust.as_secs())
+    }
+
+    /// Adds a reason to the report, once.
+    pub(super) fn note_reason(&self, reason: String) {
+        let mut reasons = self.reasons.lock().expect("nothing panics while it notes");
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+
+    pub(super) fn source_reference(&self) -> String {
+        format!("{}:{}", self.source.address(), self.job.key.tag)
+    }
+
+    pub(super) fn destination_reference(&self) -> String {
+        format!(
+            "{}:{}",
+            self.destination.address(),
+            self.job.key.destination.tag
+        )
+    }
+
+    pub(super) fn count_blob(&self, outcome: BlobOutcome, size: u64) {
+        let add = |counter: &AtomicU64, by| counter.fetch_add(by, Ordering::Relaxed);
+        match outcome {
+            BlobOutcome::Present => add(&self.counts.present, 1),
+            BlobOutcome::Mounted => add(&self.counts.mounted, 1),
+            BlobOutcome::Copied { resumed } => {
+                add(&self.counts.resumed, resumed.into());
+                add(&self.counts.copied, 1)
+            }
+        };
+        if !matches!(outcome, BlobOutcome::Copied { .. }) {
+            add(&self.spared, size);
+        }
+        if outcome != BlobOutcome::Present {
+            self.has_progressed.store(true, Ordering::Relaxed);
+        }
+        self.engine.metrics.blob(
+            &self.job.key.route,
+            self.destination.registry(),
+            outcome,
+            size,
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! Companion tags: tags that travel with their subject.
+
+use tokio::time::Instant;
+
+use crate::endpoint::{Destination, Source};
+use crate::fault::{Class, Fault};
+use crate::job::{Companions, Outcome, ReferrerOutcome, TagId, TagRules};
+use crate::oci::{Digest, Tag};
+use crate::transfer::Promotion;
+use crate::transfer::claims::{Claim, Subject};
+use crate::transfer::companions::CompanionOutcome;
+use crate::transfer::name::{NameOrigin, Named, Naming};
+use crate::transfer::plan::{self, Decision, Facts, Order};
+use crate::transfer::retry::stoppable;
+use crate::transfer::survey::TagFacts;
+
+/// Rounds of a companion: a side may move it while it is carried.
+pub(super) const ROUNDS: usize = 5;
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; a
+    /// change made in production stays.
+    pub(super) async fn copy_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
+        // Several tags may name the subject: without a claim their jobs write the same tag.
+        let _alone = match tag.subject() {
+            Some(subject) => Some(self.claim_beside(tag, &subject).await?),
+            None => None,
+        };
+        let asked = Instant::now();
+        let (source, destination) = match self.job.companions {
+            Companions::Listed(_) => {
+                futures::try_join!(self.source_digest(tag), self.destination_digest(tag))?
+            }
+            // In most cases there is none.
+            Companions::Unlisted => match self.source_digest(tag).await? {
+                Some(digest) => (Some(digest), self.destination_digest(tag).await?),
+                None => return Ok(None),
+            },
+        };
+        let place = self.place_beside(tag);
+        let mut facts = TagFacts::asked_at(asked, source, destination);
+        for _ in 0..ROUNDS {
+            let Some(digest) = facts.source else {
+                return Ok(None);
+            };
+            match self
+                .decide_companion(&place, digest, facts.destination)
+                .await?
+            {
+                Decision::Promote => {}
+                Decision::UpToDate => {
+                    self.agree(&place, tag, digest, true).await?;
+                    self.count_referrer(&digest, ReferrerOutcome::Present);
+                    self.companion_is_equal(tag, digest);
+                    return Ok(Some(digest));
+                }
+                decision => {
+                    self.companion_stays(tag, &facts, decision);
+                    return Ok(Some(digest));
+                }
+            }
+            let Some(manifest) = self.source_manifest(digest.into()).await? else {
+                return Ok(None);
+            };
+            let image = self.walk(manifest).await?;
+            let named = match self.carry_content(&image).await {
+                Ok(()) => {
+                    let origin = NameOrigin::Companion(tag);
+                    self.move_tag(Naming {
+                        place: &place,
+                        origin,
+                        image: &image,
+                        planned: &facts,
+                    })
+                    .await
+                }
+                Err(fault) => Err(fault),
+            };
+            match named {
+                Ok(Named::Moved) => {
+                    self.count_referrer(&digest, ReferrerOutcome::Copied);
+                    self.companion_is_equal(tag, digest);
+                }
+                Ok(Named::Immutable) => {
+                    let reason = "the registry keeps the tag immutable; exempt sha256-* there, so that signatures can be added";
+                    self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
+                }
+                Ok(Named::Again(newer)) => {
+                    facts = *newer;
+                    continue;
+                }
+                Err(fault) if fault.class() == Class::Rejected => {
+                    self.referrer_is_refused(&image.top, &fault)
+                }
+                Err(fault) => return Err(fault),
+            }
+            return Ok(Some(digest));
+        }
+        Err(Fault::retryable(format!(
+            "{tag} of {} moved {ROUNDS} times while it was carried",
+            self.source.address()
+        )))
+    }
+
+    /// One job at a time looks at a tag beside `subject` and moves it.
+    pub(super) async fn claim_beside(&self, tag: &Tag, subject: &Digest) -> Result<Claim, Fault> {
+        let TagId {
+            origin, repository, ..
+        } = self.place_beside(tag);
+        let claimed = Subject::Tag(origin, repository, tag.clone());
+        let claimant = self.claimant(subject);
+        let claim = self.engine.claims.take(claimed, &claimant);
+        stoppable(&self.stop.drain, claim).await
+    }
+
+    pub(super) fn companion_is_equal(&self, tag: &Tag, digest: Digest) {
+        self.note_companion(CompanionOutcome {
+            tag: tag.clone(),
+            result: Outcome::UpToDate,
+            digest: Some(digest),
+            there: Some(digest),
+            reason: None,
+        });
+    }
+
+    pub(super) fn companion_stays(&self, tag: &Tag, facts: &TagFacts, decision: Decision) {
+        let (result, reason) = match decision {
+            Decision::Conflict(reason) => (Outcome::Conflict, reason),
+            Decision::Drift(reason) => (Outcome::Drift, reason),
+            Decision::Existing(reason) => (Outcome::Existing, reason),
+            Decision::Refused(reason) => (Outcome::Refused, reason),
+            Decision::UpToDate | Decision::Promote | Decision::Gone => return,
+        };
+        self.note_companion(CompanionOutcome {
+            tag: tag.clone(),
+            result,
+            digest: facts.source,
+            there: facts.destination,
+            reason: Some(reason),
+        });
+    }
+
+    pub(super) fn place_beside(&self, tag: &Tag) -> TagId {
+        let (origin, repository) = (
+            self.destination.origin().clone(),
+            self.destination.repository().clone(),
+        );
+        TagId {
+            origin,
+            repository,
+            tag: tag.clone(),
+        }
+    }
+
+    pub(super) async fn decide_companion(
+        &self,
+        place: &TagId,
+        source: Digest,
+        destination: Option<Digest>,
+    ) -> Result<Decision, Fault> {
+        let (known, _) = self.known(place, destination).await?;
+        let facts = Facts {
+            source: Some(source),
+            destination,
+            ledger_known: known.known(),
+            ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
+        };
+        let rules = TagRules {
+            moving: true,
+            ..TagRules::default()
+        };
+        let order = Order {
+            explicit: self.job.explicit,
+            ..Order::default()
+        };
+        Ok(plan::decide(rules, &facts, &order))
+    }
+}

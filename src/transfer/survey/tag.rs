@@ -1,0 +1,341 @@
+//! The survey of a tag: the digests on both sides, and what the ledger knows.
+
+use tokio::time::Instant;
+
+use crate::endpoint::{Destination, Source};
+use crate::fault::{Class, Fault};
+use crate::job::{Job, ObservedVia, TagId, TagState};
+use crate::ledger::{Agreement, EqualityUpdate, TagRecord};
+use crate::oci::{Digest, Manifest, Tag};
+use crate::transfer::limits::RequestClass;
+use crate::transfer::plan::{self, Decision, Facts, Order};
+use crate::transfer::resolve::Attempts;
+use crate::transfer::{Found, Promotion};
+
+/// The observed digests of a tag on both sides, and when.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::transfer) struct Observation {
+    pub(super) source: TagState,
+    pub(super) destination: TagState,
+    pub(super) destination_via: ObservedVia,
+    pub(super) source_at: Option<Instant>,
+    pub(super) destination_at: Instant,
+}
+
+impl Observation {
+    /// The observation of the look.
+    pub(in crate::transfer) fn of(job: &Job) -> Observation {
+        Observation {
+            source: job.source,
+            destination: job.destination,
+            destination_via: job.destination_via,
+            source_at: job.source_at,
+            destination_at: job.destination_at,
+        }
+    }
+
+    /// No observation: both sides are asked.
+    pub(in crate::transfer) fn none() -> Observation {
+        let (source, destination) = (TagState::Unknown, TagState::Unknown);
+        Observation {
+            source,
+            destination,
+            destination_via: ObservedVia::Tag,
+            source_at: None,
+            destination_at: Instant::now(),
+        }
+    }
+}
+
+/// The facts about a tag.
+#[derive(Clone, Debug)]
+pub(in crate::transfer) struct TagFacts {
+    /// S.
+    pub(in crate::transfer) source: Option<Digest>,
+    /// P.
+    pub(in crate::transfer) destination: Option<Digest>,
+    /// When the source was asked about the tag. `None`: only a list that may lag behind has told.
+    pub(in crate::transfer) source_at: Option<Instant>,
+    /// When the destination was asked.
+    pub(in crate::transfer) destination_at: Instant,
+    /// What the destination was asked for.
+    pub(in crate::transfer) destination_via: ObservedVia,
+    /// The manifest, when asking for S has read it already.
+    pub(in crate::transfer) manifest: Option<Manifest>,
+}
+
+impl TagFacts {
+    /// Facts from answers of both sides about the tag itself. They were asked at `asked` or later.
+    pub(in crate::transfer) fn asked_at(
+        asked: Instant,
+        source: Option<Digest>,
+        destination: Option<Digest>,
+    ) -> TagFacts {
+        TagFacts {
+            source,
+            destination,
+            source_at: Some(asked),
+            destination_at: asked,
+            destination_via: ObservedVia::Tag,
+            manifest: None,
+        }
+    }
+
+    /// Records the destination's answer about the tag itself.
+    pub(in crate::transfer) fn answered(&mut self, destination: Option<Digest>, at: Instant) {
+        self.destination = destination;
+        self.destination_at = at;
+        self.destination_via = ObservedVia::Tag;
+    }
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Asks both sides for unknown facts.
+    pub(in crate::transfer) async fn survey_tag(
+        &self,
+        observation: Observation,
+    ) -> Result<TagFacts, Fault> {
+        let mut manifest = None;
+        let now = Instant::now();
+        let source_at = if observation.source == TagState::Unknown {
+            Some(now)
+        } else {
+            observation.source_at
+        };
+        let is_asked = observation.destination == TagState::Unknown;
+        let destination_at = if is_asked {
+            now
+        } else {
+            observation.destination_at
+        };
+        let destination_via = if is_asked {
+            ObservedVia::Tag
+        } else {
+            observation.destination_via
+        };
+        let source = match observation.source {
+            _ if self.job.pinned.is_some() => self.job.pinned,
+            TagState::At(digest) => Some(digest),
+            TagState::Absent => None,
+            // A tag that production lacks has its manifest read anyway: one request instead of two.
+            TagState::Unknown
+                if observation.destination == TagState::Absent && !self.job.dry_run =>
+            {
+                manifest = self.tagged_manifest(&self.job.key.tag).await?;
+                manifest.as_ref().map(|manifest| manifest.digest)
+            }
+            TagState::Unknown => self.own_source_digest().await?,
+        };
+        let destination = match observation.destination {
+            TagState::At(digest) => Some(digest),
+            TagState::Absent => None,
+            TagState::Unknown => {
+                self.destination_digest(&self.job.key.destination.tag)
+                    .await?
+            }
+        };
+        Ok(TagFacts {
+            source,
+            destination,
+            source_at,
+            destination_at,
+            destination_via,
+            manifest,
+        })
+    }
+
+    /// Decides by the facts, the ledger and the order.
+    pub(in crate::transfer) async fn decide(&self, facts: &TagFacts) -> Result<Decision, Fault> {
+        let job = self.job;
+        let rules = self.rules_in_force()?;
+        *self.rules.lock().expect("nothing panics while it notes") = rules;
+        let (known, found) = self.known(&job.key.destination, facts.destination).await?;
+        if found.is_some() {
+            *self.found.lock().expect("nothing panics while it notes") = found;
+        }
+        let ledger_agrees = facts
+            .destination
+            .is_some_and(|production| known.is_ours(&production));
+        let ledger_known = known.known();
+        let facts = Facts {
+            source: facts.source,
+            destination: facts.destination,
+            ledger_known,
+            ledger_agrees,
+        };
+        let refused = facts
+            .source
+            .is_some_and(|source| job.refused.contains(&source));
+        let order = Order {
+            explicit: job.explicit,
+            expect: job.expect,
+            replace: job.replace,
+            refused,
+        };
+        let decision = plan::decide(rules, &facts, &order);
+        if decision == Decision::Promote && ledger_agrees {
+            self.note_open_intents(&known);
+        }
+        Ok(decision)
+    }
+
+    /// The ledger's record of a production tag. A write that succeeded although its answer was lost
+    /// is recorded first: a later intent must not hide it.
+    pub(in crate::transfer) async fn known(
+        &self,
+        place: &TagId,
+        production: Option<Digest>,
+    ) -> Result<(TagRecord, Option<Found>), Fault> {
+        let ledger = &self.engine.ledger;
+        let known = ledger.written(place).await?;
+        let Some(digest) =
+            production.filter(|production| known.is_found(production) && !self.job.dry_run)
+        else {
+            return Ok((known, None));
+        };
+        ledger.found(place, &digest).await?;
+        let found = Found {
+            digest,
+            previous: known.digest,
+        };
+        Ok((ledger.written(place).await?, Some(found)))
+    }
+
+    /// Records in the ledger that both sides name `digest`, if that is new. A registry's claim
+    /// about a digest proves nothing, so the manifest of a moving tag is read and hashed before. An
+    /// explicit act neither uses nor makes agreements.
+    pub(in crate::transfer) async fn agree(
+        &self,
+        place: &TagId,
+        tag: &Tag,
+        digest: Digest,
+        moving: bool,
+    ) -> Result<(), Fault> {
+        if self.job.explicit {
+            return Ok(());
+        }
+        let known = self.engine.ledger.written(place).await?;
+        match known.on_equality(&digest) {
+            EqualityUpdate::None => Ok(()),
+            EqualityUpdate::Written => self.engine.ledger.found(place, &digest).await,
+            EqualityUpdate::Agreed if moving && !self.proves(place, tag, digest).await? => Ok(()),
+            EqualityUpdate::Agreed => {
+                let agreement = Agreement {
+                    tag: place.tag.clone(),
+                    digest,
+                    known,
+                };
+                self.engine
+                    .ledger
+                    .agree(&place.origin, &place.repository, vec![agreement])
+                    .await
+            }
+        }
+    }
+
+    /// Whether the source proves by the bytes that its tag names `digest`.
+    pub(super) async fn proves(
+        &self,
+        place: &TagId,
+        tag: &Tag,
+        digest: Digest,
+    ) -> Result<bool, Fault> {
+        if self.engine.is_unproven(place, &digest) {
+            return Ok(false);
+        }
+        let read = self
+            .engine
+            .read_tag(&self.source, tag, self.manifests_priority(), self.stop)
+            .await;
+        let proven = match read {
+            Ok(read) => read == Some(digest),
+            Err(fault) if fault.class() == Class::Corrupt => {
+                self.engine.metrics.mismatched(self.source.registry());
+                false
+            }
+            Err(fault) => return Err(fault),
+        };
+        if !proven {
+            self.engine.note_unproven(place, &digest);
+        }
+        Ok(proven)
+    }
+
+    /// The manifest of a tag at the source, as it was pushed.
+    pub(super) async fn tagged_manifest(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
+        let Some(manifest) = self.source_manifest(tag.clone().into()).await? else {
+            return Ok(None);
+        };
+        let pushed = self.ask_source(RequestClass::Manifests, |source| {
+            let (tag, read) = (tag.clone(), manifest.digest);
+            async move { source.pushed_digest(&tag, &read).await }
+        });
+        match pushed.await? {
+            Some(digest) if digest == manifest.digest => Ok(Some(manifest)),
+            Some(digest) => self.source_manifest(digest.into()).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The source digest of the job's own tag, or the pinned digest.
+    pub(in crate::transfer) async fn own_source_digest(&self) -> Result<Option<Digest>, Fault> {
+        if self.job.pinned.is_some() {
+            Ok(self.job.pinned)
+        } else {
+            self.source_digest(&self.job.key.tag).await
+        }
+    }
+
+    /// The source digest of a tag.
+    pub(in crate::transfer) async fn source_digest(
+        &self,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, Fault> {
+        let resolved = self
+            .engine
+            .resolve_tag(
+                &self.source,
+                tag,
+                self.manifests_priority(),
+                Attempts::Retried,
+                self.stop,
+            )
+            .await;
+        if resolved
+            .as_ref()
+            .is_err_and(|fault| fault.class() == Class::Corrupt)
+        {
+            self.engine.metrics.mismatched(self.source.registry());
+        }
+        resolved
+    }
+
+    /// The destination digest of a tag.
+    pub(in crate::transfer) async fn destination_digest(
+        &self,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, Fault> {
+        self.engine
+            .resolve_tag(
+                &self.destination,
+                tag,
+                self.manifests_priority(),
+                Attempts::Retried,
+                self.stop,
+            )
+            .await
+    }
+
+    /// Says that an earlier write has no known outcome although production names what it named
+    /// before. The write did not arrive, or it arrived and was taken back by hand: both give the
+    /// same facts, and the tag moves again.
+    fn note_open_intents(&self, known: &TagRecord) {
+        let Some(intended) = known.intended.last() else {
+            return;
+        };
+        self.note_reason(format!(
+            "an earlier request to move the tag to {intended} got no answer, and production names what it named before: the \
+             tag moves again; if a person had moved it back, see \"lost answers\" in the operations guide"
+        ));
+    }
+}

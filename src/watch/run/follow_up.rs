@@ -1,0 +1,92 @@
+//! Looks that follow a look in trouble.
+
+use tokio::time::Instant;
+
+use super::Watch;
+use crate::endpoint::Repositories;
+use crate::fault::Class;
+use crate::job::{Actor, Cause, Look, Outcome, Settled};
+use crate::look::LookRequest;
+use crate::look::PassOptions;
+use crate::watch::handle::run_id;
+use crate::watch::queue::{LookKey, RetryDelays};
+use crate::watch::resting::TooMany;
+
+impl<B: Repositories> Watch<B> {
+    /// Records failed tags, and queues a look at them for the end of their rest if the repository
+    /// itself is well.
+    pub(super) fn note_failures(
+        &mut self,
+        key: &LookKey,
+        request: &LookRequest,
+        look: &Look,
+        is_well: bool,
+        now: Instant,
+    ) -> Result<(), TooMany> {
+        let failed = look.jobs.iter().any(|job| job.result == Outcome::Failed);
+        if !failed && !self.resting.contains_key(key) {
+            return Ok(());
+        }
+        let resting = self.resting.entry(key.clone()).or_default();
+        let noted = resting.note(request, look, now);
+        match resting.next() {
+            Some((tags, at)) if is_well => self.queue.add_at(
+                key.clone(),
+                LookRequest {
+                    tags,
+                    digest: None,
+                    ..again(request)
+                },
+                at,
+                now,
+            ),
+            Some(_) => {}
+            None => drop(self.resting.remove(key)),
+        }
+        noted
+    }
+}
+
+/// The daemon's own look after one in trouble, as strict as that one.
+pub(super) fn again(request: &LookRequest) -> LookRequest {
+    let cause = if request.cause.trusts_hints() {
+        Cause::Poll
+    } else {
+        Cause::Verify
+    };
+    LookRequest {
+        cause,
+        actor: Actor::daemon(),
+        options: PassOptions::default(),
+        run_id: run_id(),
+        ..request.clone()
+    }
+}
+
+/// The delays for another look at the whole repository, if its trouble may pass by itself.
+pub(super) fn pace(look: &Look) -> Option<RetryDelays> {
+    let whole = |class: Class| {
+        look.trouble
+            .iter()
+            .any(|trouble| trouble.class == class.name())
+    };
+    if whole(Class::Auth) || is_locked_out(look) {
+        Some(RetryDelays::SLOW)
+    } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
+        Some(RetryDelays::WHOLE)
+    } else {
+        whole(Class::NotFound).then_some(RetryDelays::ABSENT)
+    }
+}
+
+/// Whether a registry accepts nothing: more than one tag was refused for lack of rights, and none
+/// succeeded.
+pub(super) fn is_locked_out(look: &Look) -> bool {
+    let is_refused = |job: &&Settled| {
+        job.failure
+            .as_ref()
+            .is_some_and(|failure| failure.class == Class::Auth)
+    };
+    let went_well = look.totals.promoted + look.totals.up_to_date;
+    went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
+}
