@@ -91,6 +91,9 @@ pub struct TagRecord {
     /// Digests that were announced since, and that a crash or a lost answer may have left there;
     /// the oldest first.
     pub intended: Vec<Digest>,
+    /// What production named when each of `intended` was announced, where that is one digest: while
+    /// production names it, none of them has arrived.
+    pub replaced: Option<Digest>,
     /// What production named when the place was last reported as drift or existing, while no
     /// decision has settled that.
     pub reported: Option<Digest>,
@@ -113,9 +116,11 @@ impl TagRecord {
         self.digest.as_ref() == Some(digest) || self.is_found(digest)
     }
 
-    /// Whether anything is known of the place.
-    pub fn known(&self) -> bool {
-        self.digest.is_some() || !self.intended.is_empty()
+    /// Whether anything is known of the place, which names `production`. An announced write is
+    /// nothing while production names what it named before.
+    pub fn is_known(&self, production: Option<&Digest>) -> bool {
+        let may_have_arrived = self.replaced.is_none() || self.replaced.as_ref() != production;
+        self.digest.is_some() || (!self.intended.is_empty() && may_have_arrived)
     }
 
     /// Whether production naming `digest` shows that an announced write arrived.
@@ -317,16 +322,21 @@ impl Ledger {
             .map_err(unwritable)
     }
 
-    /// Announces that `place` is about to be moved to `digest`. Returns whether that had not been
-    /// announced before.
+    /// Announces that `place`, which names `replaces`, is about to be moved to `digest`. Returns
+    /// whether that had not been announced before.
     ///
     /// # Errors
     /// When that is not on disk, where the next process finds it.
-    pub async fn intend(&self, place: &TagId, digest: &Digest) -> Result<bool, Fault> {
+    pub async fn intend(
+        &self,
+        place: &TagId,
+        digest: &Digest,
+        replaces: Option<Digest>,
+    ) -> Result<bool, Fault> {
         let (place, digest) = (place.clone(), *digest);
         let is_new = self
             .store
-            .write(move |db| tag_records::intend(db, &place, &digest))
+            .write(move |db| tag_records::intend(db, &place, &digest, replaces.as_ref()))
             .await
             .map_err(unwritable)?;
         // After the write: a folder that vanished before it is noticed as well.

@@ -9,7 +9,7 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "ledger",
     durable: true,
     application: 0x62_66_6c_67,
-    migrations: &[VERSION_1, VERSION_2],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3],
 };
 
 const VERSION_1: &str = "
@@ -77,4 +77,9 @@ const VERSION_2: &str = "
         FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
         WHERE json_extract(newest.settled, '$.result') IN ('drift', 'existing')
             AND json_extract(newest.settled, '$.previous_digest') IS NOT NULL;
+";
+
+const VERSION_3: &str = "
+    -- what the place named when the digest was announced; null where that is not known, or where it named nothing
+    ALTER TABLE intents ADD COLUMN replaces TEXT;
 ";

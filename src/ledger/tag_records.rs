@@ -21,10 +21,12 @@ pub(super) fn of_place(db: &Connection, place: &TagId) -> rusqlite::Result<TagRe
         .query_row(names(place), |row| recorded(row, 0))
         .optional()?
         .unwrap_or_default();
-    known.intended = db
-        .prepare_cached("SELECT digest FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id")?
-        .query_map(names(place), |row| parsed(row, 0))?
-        .collect::<rusqlite::Result<_>>()?;
+    let mut intents = db.prepare_cached(
+        "SELECT digest, replaces FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id",
+    )?;
+    for intent in intents.query_map(names(place), |row| intent(row, 0))? {
+        known.add(intent?);
+    }
     known.reported = db
         .prepare_cached(
             "SELECT digest FROM reported WHERE origin = ?1 AND repository = ?2 AND tag = ?3",
@@ -47,14 +49,15 @@ pub(super) fn of_repository(
             Ok((parsed::<Tag>(row, 0)?, recorded(row, 1)?))
         })?
         .collect::<rusqlite::Result<HashMap<Tag, TagRecord>>>()?;
-    let tagged = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, parsed::<Digest>(row, 1)?));
     let mut intents = db.prepare_cached(
-        "SELECT tag, digest FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id",
+        "SELECT tag, digest, replaces FROM intents WHERE origin = ?1 AND repository = ?2 ORDER BY id",
     )?;
-    for intent in intents.query_map([origin, repository], tagged)? {
-        let (tag, digest) = intent?;
-        known.entry(tag).or_default().intended.push(digest);
+    let intended = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, intent(row, 1)?));
+    for intended in intents.query_map([origin, repository], intended)? {
+        let (tag, intent) = intended?;
+        known.entry(tag).or_default().add(intent);
     }
+    let tagged = |row: &Row<'_>| Ok((parsed::<Tag>(row, 0)?, parsed::<Digest>(row, 1)?));
     let mut reports = db
         .prepare_cached("SELECT tag, digest FROM reported WHERE origin = ?1 AND repository = ?2")?;
     for report in reports.query_map([origin, repository], tagged)? {
@@ -75,23 +78,63 @@ fn recorded(row: &Row<'_>, column: usize) -> rusqlite::Result<TagRecord> {
     })
 }
 
-/// An earlier intent stays: its answer may have been lost, and then the place names it still.
-/// Returns whether it is new.
-pub(super) fn intend(db: &Connection, place: &TagId, digest: &Digest) -> rusqlite::Result<bool> {
+/// An announced digest, and what the place named then.
+struct Intent {
+    digest: Digest,
+    replaces: Option<Digest>,
+}
+
+/// The columns `digest, replaces`, from `column` on.
+fn intent(row: &Row<'_>, column: usize) -> rusqlite::Result<Intent> {
+    let replaces: Option<String> = row.get(column + 1)?;
+    Ok(Intent {
+        digest: parsed(row, column)?,
+        replaces: replaces
+            .map(|_| parsed(row, column + 1))
+            .transpose()?,
+    })
+}
+
+impl TagRecord {
+    /// Adds an intent, the oldest first.
+    fn add(&mut self, intent: Intent) {
+        let is_first = self.intended.is_empty();
+        self.replaced = intent
+            .replaces
+            .filter(|replaces| is_first || self.replaced.as_ref() == Some(replaces));
+        self.intended.push(intent.digest);
+    }
+}
+
+/// An earlier intent stays: its answer may have been lost, and then the place names it still. One
+/// that was announced over another digest may have arrived over that. Returns whether it is new.
+pub(super) fn intend(
+    db: &Connection,
+    place: &TagId,
+    digest: &Digest,
+    replaces: Option<&Digest>,
+) -> rusqlite::Result<bool> {
     let [origin, repository, tag] = names(place);
-    let known = db
-        .prepare_cached("SELECT 1 FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4")?
-        .exists(params![origin, repository, tag, digest.to_string()])?;
+    let earlier = db
+        .prepare_cached(
+            "SELECT digest, replaces FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND digest = ?4",
+        )?
+        .query_row(params![origin, repository, tag, digest.to_string()], |row| intent(row, 0))
+        .optional()?;
+    let replaces = replaces.filter(|replaces| {
+        let earlier = earlier.as_ref();
+        earlier.is_none_or(|earlier| earlier.replaces.as_ref() == Some(replaces))
+    });
     db.prepare_cached(
-        "INSERT OR REPLACE INTO intents (origin, repository, tag, digest) VALUES (?1, ?2, ?3, ?4)",
+        "INSERT OR REPLACE INTO intents (origin, repository, tag, digest, replaces) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute(params![origin, repository, tag, digest.to_string()])?;
+    .execute(params![origin, repository, tag, digest.to_string(), replaces.map(Digest::to_string)])?;
     db.prepare_cached(
         "DELETE FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 AND id NOT IN (
              SELECT id FROM intents WHERE origin = ?1 AND repository = ?2 AND tag = ?3 ORDER BY id DESC LIMIT ?4)",
     )?
     .execute(params![origin, repository, tag, MOST_INTENDED])?;
-    Ok(!known)
+    Ok(earlier.is_none())
 }
 
 pub(super) fn forget_intent(

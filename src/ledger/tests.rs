@@ -93,7 +93,7 @@ fn what_is_ours_is_what_was_written_or_may_have_been() {
         ),
     ];
     for (written, known, ours) in table {
-        assert_eq!(written.known(), known, "{written:?}");
+        assert_eq!(written.is_known(Some(&digest(4))), known, "{written:?}");
         assert_eq!(
             [1, 2, 3].map(|n| written.is_ours(&digest(n))),
             ours,
@@ -110,7 +110,7 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
 
     let ledger = reopened();
     assert_eq!(ledger.written(&place).await.unwrap(), TagRecord::default());
-    ledger.intend(&place, &digest(1)).await.unwrap();
+    ledger.intend(&place, &digest(1), None).await.unwrap();
     drop(ledger);
     let ledger = reopened();
     assert_eq!(
@@ -121,7 +121,7 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
         }
     );
 
-    ledger.intend(&place, &digest(2)).await.unwrap();
+    ledger.intend(&place, &digest(2), None).await.unwrap();
     let failed = settled(Outcome::Failed, 2);
     ledger.record(&key, &failed, facts(), None).await.unwrap();
     drop(ledger);
@@ -159,12 +159,12 @@ async fn intents_of_a_place_are_bounded() {
     let ledger = Ledger::in_memory();
     for n in 0..=100 {
         ledger
-            .intend(&place("app", "latest"), &digest(n))
+            .intend(&place("app", "latest"), &digest(n), None)
             .await
             .unwrap();
     }
     ledger
-        .intend(&place("app", "v1"), &digest(0))
+        .intend(&place("app", "v1"), &digest(0), None)
         .await
         .unwrap();
     let intended = ledger
@@ -265,7 +265,7 @@ async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
             .unwrap_or_default()
     };
     // A job writes while the look goes on.
-    ledger.intend(&places[2], &digest(9)).await.unwrap();
+    ledger.intend(&places[2], &digest(9), None).await.unwrap();
     let agreements = ["v1", "v2", "v3"].map(|tag| agreement(tag, digest(1), of(tag)));
     ledger
         .agree(&origin, &repository, agreements.into())
@@ -320,7 +320,7 @@ async fn an_intent_that_arrived_or_was_overtaken_counts_no_more() {
     let place = place("prod-app", "latest");
     ledger.found(&place, &digest(1)).await.unwrap();
     for n in [2, 3, 4] {
-        ledger.intend(&place, &digest(n)).await.unwrap();
+        ledger.intend(&place, &digest(n), None).await.unwrap();
     }
     ledger.found(&place, &digest(3)).await.unwrap();
     let known = ledger.written(&place).await.unwrap();
@@ -728,7 +728,7 @@ async fn what_was_recorded_survives_a_close_and_later_requests_are_refused() {
     let other = ledger.clone();
     ledger.close().await;
     let fault = other
-        .intend(&place("app", "v1"), &digest(1))
+        .intend(&place("app", "v1"), &digest(1), None)
         .await
         .unwrap_err();
     assert_eq!(fault.class(), Class::RETRYABLE);
@@ -788,5 +788,54 @@ async fn a_ledger_that_cannot_be_used_is_refused_and_left_alone() {
         .all(|word| text.contains(word));
         assert!(names_all, "{text}");
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+}
+
+#[test]
+fn an_intent_alone_makes_nothing_known_while_production_names_what_it_named_before() {
+    let record = |digest, replaced| TagRecord {
+        digest,
+        intended: vec![Digest::sha256(b"ours")],
+        replaced,
+        ..TagRecord::default()
+    };
+    let table = [
+        ("nothing has moved", record(None, Some(digest(1))), false),
+        ("it named another", record(None, Some(digest(2))), true),
+        ("it named nothing", record(None, None), true),
+        (
+            "a write is known",
+            record(Some(digest(3)), Some(digest(1))),
+            true,
+        ),
+    ];
+    for (name, record, known) in table {
+        assert_eq!(record.is_known(Some(&digest(1))), known, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn intents_over_one_digest_remember_it() {
+    let ledger = Ledger::in_memory();
+    let place = place("app", "latest");
+    let read = async || {
+        let alone = ledger.written(&place).await.unwrap();
+        let all = ledger.written_in(&place.origin, &place.repository);
+        assert_eq!(all.await.unwrap()[&place.tag], alone);
+        alone.replaced
+    };
+    let table = [
+        (2, Some(1), Some(1), "announced over 1"),
+        (2, Some(1), Some(1), "again"),
+        (3, Some(1), Some(1), "another over the same"),
+        (2, Some(4), None, "it may have arrived over 1, or over 4"),
+    ];
+    for (intended, replaces, expected, name) in table {
+        let replaces = replaces.map(digest);
+        ledger
+            .intend(&place, &digest(intended), replaces)
+            .await
+            .unwrap();
+        assert_eq!(read().await, expected.map(digest), "{name}");
     }
 }

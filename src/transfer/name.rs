@@ -205,7 +205,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .trip
             .engine
             .ledger
-            .intend(self.naming.place, &digest)
+            .intend(self.naming.place, &digest, self.naming.planned.destination)
             .await?;
         // Without one the PUT itself asks for it.
         stoppable(&self.trip.stop.abort, self.trip.destination.prepare_push()).await?;

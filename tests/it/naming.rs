@@ -638,7 +638,7 @@ async fn a_write_that_was_never_sent_leaves_no_intent() {
         .written(&job.key.destination)
         .await
         .unwrap();
-    assert!(!known.known() && known.intended.is_empty(), "{known:?}");
+    assert!(!known.is_known(None) && known.intended.is_empty(), "{known:?}");
 }
 
 /// Agreement: both sides named it when it was first seen, so a change is drift, and staging's next push is promoted.
@@ -678,4 +678,44 @@ async fn equal_sides_are_agreed_on() {
         };
         assert_eq!(world.settled(&job()).await.result, expected);
     }
+}
+
+/// `existing: adopt` takes over a moving tag, and the PUT fails: the intent alone made the tag known, and the next look
+/// reported drift for ever.
+#[tokio::test(start_paused = true)]
+async fn a_failed_adoption_is_no_drift() {
+    let world = World::new();
+    let image = world.image("app", "latest", &[]);
+    let theirs = world.by_hand("theirs");
+    world.production.tag("app", "latest", &theirs.digest);
+    (0..20).for_each(|_| {
+        world
+            .production
+            .fail_next(Operation::PutManifest, Class::RETRYABLE)
+    });
+    let job = || Job {
+        rules: TagRules {
+            moving: true,
+            existing: Existing::Adopt,
+            ..FIXED
+        },
+        look_began: blobferry::clock::now(),
+        ..world.job("app", "latest")
+    };
+    assert_eq!(world.settled(&job()).await.result, Outcome::Failed);
+    assert_eq!(
+        world.production.tagged("app", "latest"),
+        Some(theirs.digest)
+    );
+    let production = calm(&world.production);
+    let kept = Job {
+        rules: TagRules {
+            moving: true,
+            ..FIXED
+        },
+        ..job()
+    };
+    assert_eq!(world.settled(&kept).await.result, Outcome::Existing);
+    assert_eq!(world.settled(&job()).await.result, Outcome::Promoted);
+    assert_eq!(production.tagged("app", "latest"), Some(image.digest));
 }

@@ -57,19 +57,25 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 }
                 listed => listed,
             };
+            let is_equal = known.is_some() && known == named;
             let state = match troubled.get(tag) {
-                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None
-                    if known.is_some() && known == named =>
-                {
-                    Some(Outcome::UpToDate)
-                }
                 Some(
                     trouble @ (Outcome::Conflict
                     | Outcome::Drift
                     | Outcome::Existing
                     | Outcome::Refused),
                 ) => Some(*trouble),
-                _ => None,
+                Some(Outcome::Failed | Outcome::Waiting | Outcome::Held) | None => {
+                    is_equal.then_some(Outcome::UpToDate)
+                }
+                // No trouble that a ledger keeps, or one that another look settles.
+                Some(
+                    Outcome::Promoted
+                    | Outcome::UpToDate
+                    | Outcome::Gone
+                    | Outcome::Planned
+                    | Outcome::Interrupted,
+                ) => None,
             };
             match state {
                 Some(outcome) => estimate.totals.add(outcome),

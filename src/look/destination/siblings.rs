@@ -88,7 +88,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let facts = Facts {
             source: Some(digest),
             destination,
-            ledger_known: known.known(),
+            ledger_known: known.is_known(destination.as_ref()),
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
         let decision = plan::decide(self.look.route.rules_for(tag), &facts, &Order::default());

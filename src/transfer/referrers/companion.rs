@@ -162,7 +162,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let facts = Facts {
             source: Some(source),
             destination,
-            ledger_known: known.known(),
+            ledger_known: known.is_known(destination.as_ref()),
             ledger_agrees: destination.is_some_and(|there| known.is_ours(&there)),
         };
         let rules = TagRules {

@@ -156,7 +156,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let ledger_agrees = facts
             .destination
             .is_some_and(|production| known.is_ours(&production));
-        let ledger_known = known.known();
+        let ledger_known = known.is_known(facts.destination.as_ref());
         let facts = Facts {
             source: facts.source,
             destination: facts.destination,
