@@ -108,6 +108,23 @@ impl Stage {
         self.library.image()
     }
 
+    /// An image with a layer of more than a megabyte.
+    fn large_image(&mut self) -> Image {
+        self.library = Library::new(Chance::new(5), &self.trace, 3_000_000);
+        std::iter::repeat_with(|| self.library.image())
+            .find(is_large)
+            .expect("some are large")
+    }
+
+    /// Starts a process with an image in staging, and waits until all its tags have arrived.
+    async fn starts_with(&mut self, image: &Image, tags: &[&str]) {
+        self.push(image, tags);
+        self.start();
+        for called in tags {
+            self.arrives(image, called, 20).await;
+        }
+    }
+
     /// Pushes an image to staging under some tags.
     fn push(&self, image: &Image, tags: &[&str]) {
         self.push_to(&self.staging, "app", image, tags);
@@ -269,9 +286,7 @@ fn a_rollback_after_lost_answers_stays() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
         let (old, new) = (stage.image(), stage.image());
-        stage.push(&old, &["latest"]);
-        stage.start();
-        stage.arrives(&old, "latest", 20).await;
+        stage.starts_with(&old, &["latest"]).await;
         stage.pass(10).await;
         stage
             .production
@@ -298,9 +313,7 @@ fn a_rollback_after_a_kill_stays() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
         let (old, new) = (stage.image(), stage.image());
-        stage.push(&old, &["latest"]);
-        stage.start();
-        stage.arrives(&old, "latest", 20).await;
+        stage.starts_with(&old, &["latest"]).await;
         stage.pass(10).await;
         stage.push(&new, &["latest"]);
         stage
@@ -395,9 +408,7 @@ fn a_lost_state_makes_careful() {
     play(|| async {
         let mut stage = Stage::new(Kind::Distribution3);
         let (ours, theirs, newer) = (stage.image(), stage.image(), stage.image());
-        stage.push(&ours, &["latest"]);
-        stage.start();
-        stage.arrives(&ours, "latest", 20).await;
+        stage.starts_with(&ours, &["latest"]).await;
         stage.pass(10).await;
         // The person's image was once pushed to staging, too: staging still holds it.
         stage.push(&theirs, &["other"]);
@@ -421,9 +432,7 @@ fn a_digest_in_conflict_is_refused_by_name_as_well() {
         let mut stage = Stage::new(Kind::Distribution3);
         stage.nature.poll = Duration::from_secs(600);
         let (first, second) = (stage.image(), stage.image());
-        stage.push(&first, &["v1", "latest"]);
-        stage.start();
-        stage.arrives(&first, "latest", 20).await;
+        stage.starts_with(&first, &["v1", "latest"]).await;
         stage.pass(60).await;
         stage.push(&second, &["v1", "latest"]);
         stage.pass(60).await;
@@ -573,10 +582,7 @@ fn a_dead_session_is_replaced() {
             play(move || async move {
                 let mut stage = Stage::new(kind);
                 stage.nature.bounds.checkpoint = 64 * 1024;
-                stage.library = Library::new(Chance::new(5), &stage.trace, 3_000_000);
-                let large = std::iter::repeat_with(|| stage.library.image())
-                    .find(is_large)
-                    .expect("some are large");
+                let large = stage.large_image();
                 stage
                     .production
                     .set(|settings| settings.rate = Some(500_000));
@@ -645,10 +651,7 @@ fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
         stage
             .production
             .set(|settings| settings.quota = Some(1_000_000));
-        stage.library = Library::new(Chance::new(5), &stage.trace, 3_000_000);
-        let large = std::iter::repeat_with(|| stage.library.image())
-            .find(is_large)
-            .expect("some are large");
+        let large = stage.large_image();
         let size: u64 = large
             .blobs
             .iter()
@@ -722,9 +725,7 @@ fn late_signatures_arrive_by_sync() {
         let (old, new) = (stage.library.signature(None), stage.library.signature(None));
         push(&stage.staging, &name("app"), &first);
         stage.push(&old, &[&beside]);
-        stage.push(&image, &["v1"]);
-        stage.start();
-        stage.arrives(&image, "v1", 20).await;
+        stage.starts_with(&image, &["v1"]).await;
         stage.pass(60).await;
         let second = stage.library.signature(Some(&image.top));
         let of_signature = stage.library.signature(Some(&first.top));
@@ -793,9 +794,7 @@ fn drift_stays_reported_until_it_is_over() {
         let mut stage = Stage::new(Kind::Distribution3);
         stage.nature.verify = Duration::from_secs(3600);
         let (ours, theirs) = (stage.image(), stage.image());
-        stage.push(&ours, &["latest"]);
-        stage.start();
-        stage.arrives(&ours, "latest", 20).await;
+        stage.starts_with(&ours, &["latest"]).await;
         stage.pass(20).await;
         stage.push_by_hand(&theirs, &["latest"]);
         stage.sync();

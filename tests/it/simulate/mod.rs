@@ -31,8 +31,25 @@ use tokio::time::Instant;
 
 use world::Outcome;
 
-/// Seeds that failed once, after the code or the oracle was mended.
-const ONCE_FAILED: &[u64] = &[];
+/// Seeds that failed once, with what was wrong.
+const ONCE_FAILED: &[u64] = &[
+    // Two jobs wrote the tag of one signature.
+    1256, // The oracle took a write that had been announced as one that had arrived.
+    1322, // A list that lagged behind ended a conflict.
+    1353,
+    // A digest from a list of staging that lagged behind was named without a question.
+    3007,
+    3035,
+    3036,
+    3039,
+    // The same; the oracle also gave a list the time of one that was given up before.
+    3008,
+    3027,
+    // The oracle forgot the ledger at every start after one loss.
+    179601328737364,
+    // The oracle took a session that a drain keeps for one that was forgotten.
+    179601328737108,
+];
 /// The seeds of a usual run.
 const SEEDS: Range<u64> = 1000..1500;
 /// How long a usual run may take.

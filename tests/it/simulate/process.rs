@@ -2,6 +2,7 @@
 //! killed, stopped, started again on what it left behind, and given another config.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -114,8 +115,8 @@ pub struct Stores {
     slow: bool,
     /// The newest row of the ledger that is in the trace.
     read: Arc<Mutex<u64>>,
-    /// No state was lost before.
-    is_kept: bool,
+    /// No state was lost since the last process started.
+    is_kept: AtomicBool,
 }
 
 impl Stores {
@@ -128,14 +129,14 @@ impl Stores {
             chance,
             slow,
             read: Arc::default(),
-            is_kept: true,
+            is_kept: AtomicBool::new(true),
         }
     }
 
     /// Somebody deletes the state folder.
     pub fn lose(&mut self) {
         *self = Stores {
-            is_kept: false,
+            is_kept: AtomicBool::new(false),
             ..Stores::new(self.chance, self.slow)
         };
     }
@@ -237,7 +238,7 @@ impl Process {
         let Setting { stores, trace, .. } = setting;
         trace.note(Event::Started {
             process: number,
-            ledger: stores.is_kept,
+            ledger: stores.is_kept.swap(true, Ordering::Relaxed),
         });
         trace.note(Event::Configured {
             process: number,

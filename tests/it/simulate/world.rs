@@ -141,6 +141,10 @@ impl World {
                 registries.push(Registry::new(&name, settings, chance, &trace));
             }
         }
+        // Drawn for itself: the other worlds stay as they were.
+        if chance.of("panics").percent(8) {
+            registries.iter().for_each(panics_at_times);
+        }
         let routes = drawn_routes(&mut draw, &registries);
         let largest = draw.pick(&[3_000, 50_000, 200_000]);
         let library = Library::new(chance, &trace, largest);
@@ -338,13 +342,17 @@ impl World {
             waited *= 2;
             tokio::time::sleep_until(trace.moment(within + waited)).await;
         }
+        // A drain keeps sessions that a later process goes on with; here nothing was under way for long.
+        let left: Vec<(&Registry, usize)> = steady
+            .iter()
+            .map(|registry| (*registry, registry.open_sessions(number)))
+            .collect();
         // What comes again and again shows in a long time without events.
         if chance.of("afterwards").percent(10) {
             tokio::time::sleep(AFTERWARDS).await;
         }
         process.stop().await;
-        for registry in steady {
-            let sessions = registry.open_sessions(number);
+        for (registry, sessions) in left {
             if sessions > 0 {
                 trace.note(Event::Left {
                     registry: registry.name().clone(),
@@ -430,6 +438,13 @@ fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Set
         settings.sick = Some((sick, within));
     }
     settings
+}
+
+/// Bodies that are read from a registry in trouble may panic as well.
+fn panics_at_times(registry: &Registry) {
+    registry.set(|settings| {
+        settings.trouble.kinds.push(TroubleKind::Panic);
+    });
 }
 
 fn drawn_trouble(draw: &mut Draw) -> Vec<TroubleKind> {

@@ -851,7 +851,10 @@ impl Body for Reading {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let begun = self.read > 0 || self.rest.len() <= FRAME;
-        assert!(!(self.panics && begun), "a panic that the seed has drawn");
+        if self.panics && begun {
+            // As a panic, but without a report on standard error: it is no failure of the test.
+            std::panic::resume_unwind(Box::new("a panic that the seed has drawn"));
+        }
         if self.cut.is_some_and(|cut| self.read >= cut) {
             self.rest.clear();
             self.cut = None;
