@@ -89,9 +89,7 @@ fn intent(row: &Row<'_>, column: usize) -> rusqlite::Result<Intent> {
     let replaces: Option<String> = row.get(column + 1)?;
     Ok(Intent {
         digest: parsed(row, column)?,
-        replaces: replaces
-            .map(|_| parsed(row, column + 1))
-            .transpose()?,
+        replaces: replaces.map(|_| parsed(row, column + 1)).transpose()?,
     })
 }
 

@@ -151,7 +151,7 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
         tag: "v1".parse().unwrap(),
         ..place
     };
-    assert!(!reopened().written(&elsewhere).await.unwrap().known());
+    assert!(!reopened().written(&elsewhere).await.unwrap().is_known(None));
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ pub mod health;
 pub mod limits;
 pub mod metrics;
 mod name;
+mod newest;
 mod pace;
 pub mod pages;
 pub mod plan;
@@ -60,6 +61,7 @@ pub use self::health::Health;
 pub use self::limits::Limits;
 use self::limits::RequestPriority;
 pub use self::metrics::Metrics;
+use self::newest::NewestAnswers;
 use self::promotion::{Counts, Promotion};
 use self::refusals::Refusals;
 pub use self::retry::Stop;
@@ -124,6 +126,7 @@ pub struct Engine {
     started: Timestamp,
     claims: Claims,
     absent: Absent,
+    newest: NewestAnswers,
     fan_out: FanOut,
     troubled: Arc<Mutex<HashSet<Key>>>,
     kept_companions: KeptCompanions,
@@ -161,6 +164,7 @@ impl Engine {
             started: clock::now(),
             claims: Claims::default(),
             absent: Absent::default(),
+            newest: NewestAnswers::default(),
             fan_out,
             troubled: Arc::default(),
             kept_companions: KeptCompanions::default(),

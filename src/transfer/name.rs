@@ -14,7 +14,8 @@
 //! Before each send production's answer is at most [`Settings::fresh`](super::Settings::fresh) old,
 //! and between the two only memory is read. Staging's answer lasts five times as long, so two
 //! registries that refuse every other request do not make each other's answers expire. A listing
-//! that may lag is no answer of staging. A naming permit is held during the resolves and the PUT
+//! that may lag is no answer of staging. An answer that another job of the process got later and
+//! that differs is a reason to ask again. A naming permit is held during the resolves and the PUT
 //! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes on
 //! counts its rounds on.
 
@@ -350,6 +351,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             if !self.rules_hold()? {
                 return Ok(self.again());
             }
+            if self.is_source_overtaken() || self.is_destination_overtaken() {
+                return Ok(self.late("another job has a newer answer"));
+            }
             let earlier = std::mem::replace(&mut self.may_have_arrived, true);
             let target = Target::Tag(self.naming.place.tag.clone());
             let put = stoppable(
@@ -461,6 +465,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// The manifest is there under its tag.
     async fn moved(&self) -> Step {
         let (trip, image, place) = (self.trip, self.naming.image, self.naming.place);
+        let digest = Some(image.top.digest);
+        trip.engine
+            .newest
+            .note(&trip.destination, &place.tag, digest, Instant::now());
         trip.committed(&image.top, Put::Accepted { subject: false })
             .await;
         match self.naming.origin {
@@ -529,9 +537,39 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         }
     }
 
+    /// Whether another look or job of this process has a newer answer of staging that differs.
+    fn is_source_overtaken(&self) -> bool {
+        let (trip, source) = (self.trip, self.facts.source);
+        let newest = &trip.engine.newest;
+        let at = self.facts.source_at.filter(|_| self.needs_source());
+        at.is_some_and(|at| newest.differs(&trip.source, self.source_tag(), source, at))
+    }
+
+    /// Whether another look or job of this process has a newer answer of production that differs:
+    /// it may have written the tag itself.
+    fn is_destination_overtaken(&self) -> bool {
+        let (trip, facts) = (self.trip, &self.facts);
+        let newest = &trip.engine.newest;
+        let tag = &self.naming.place.tag;
+        newest.differs(
+            &trip.destination,
+            tag,
+            facts.destination,
+            facts.destination_at,
+        )
+    }
+
+    fn source_tag(&self) -> &Tag {
+        match self.naming.origin {
+            NameOrigin::Companion(tag) => tag,
+            NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
+        }
+    }
+
     fn asks_source(&self) -> bool {
         let lasting = self.lasting();
-        self.needs_source() && self.facts.source_at.is_none_or(|at| at.elapsed() > lasting)
+        let is_old = self.facts.source_at.is_none_or(|at| at.elapsed() > lasting);
+        self.needs_source() && (is_old || self.is_source_overtaken())
     }
 
     /// When the first of the answers that the name goes by is too old.
@@ -548,6 +586,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .is_answer(self.trip.destination.abilities());
         !is_answer
             || self.may_have_arrived
+            || self.is_destination_overtaken()
             || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
     }
 
@@ -563,34 +602,28 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     async fn source_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
-        let tag = match self.naming.origin {
-            NameOrigin::Companion(tag) => tag,
-            NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
-        };
         let trip = self.trip;
+        let tag = self.source_tag();
         let priority = trip.naming_priority(RequestClass::Manifests);
-        let digest = trip
-            .engine
-            .resolve_tag(&trip.source, tag, priority, Attempts::Once, trip.stop)
-            .await?;
-        Ok((digest, Instant::now()))
+        trip.engine
+            .resolve_tag_at(&trip.source, tag, priority, Attempts::Once, trip.stop)
+            .await
     }
 
     async fn destination_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
         let tag = &self.naming.place.tag;
         if self.naming.planned.destination.is_none()
             && !self.may_have_arrived
+            && !self.is_destination_overtaken()
             && let Some(at) = self.trip.listed_absent(tag).await
         {
             return Ok((None, at));
         }
         let trip = self.trip;
         let priority = trip.naming_priority(RequestClass::Manifests);
-        let digest = trip
-            .engine
-            .resolve_tag(&trip.destination, tag, priority, Attempts::Once, trip.stop)
-            .await?;
-        Ok((digest, Instant::now()))
+        trip.engine
+            .resolve_tag_at(&trip.destination, tag, priority, Attempts::Once, trip.stop)
+            .await
     }
 }
 

@@ -1,5 +1,7 @@
 //! Resolves a tag to its digest, for looks and jobs.
 
+use tokio::time::Instant;
+
 use super::limits::RequestPriority;
 use super::{Engine, Stop};
 use crate::endpoint::{Resolved, Source};
@@ -33,6 +35,35 @@ impl Engine {
         attempts: Attempts,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
+        let answer = self.resolve_tag_at(repository, tag, priority, attempts, stop);
+        Ok(answer.await?.0)
+    }
+
+    /// As [`Engine::resolve_tag`], with the time when the answer about the tag came. The questions
+    /// that follow do not make it younger.
+    pub(super) async fn resolve_tag_at<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        priority: RequestPriority,
+        attempts: Attempts,
+        stop: &Stop,
+    ) -> Result<(Option<Digest>, Instant), Fault> {
+        let (digest, at) = self
+            .ask_tag(repository, tag, priority, attempts, stop)
+            .await?;
+        self.newest.note(repository, tag, digest, at);
+        Ok((digest, at))
+    }
+
+    async fn ask_tag<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        priority: RequestPriority,
+        attempts: Attempts,
+        stop: &Stop,
+    ) -> Result<(Option<Digest>, Instant), Fault> {
         let target = Target::Tag(tag.clone());
         if repository.tells_digests() {
             let resolve = || repository.resolve(&target);
@@ -40,11 +71,11 @@ impl Engine {
                 .attempt(attempts, repository, priority, stop, resolve)
                 .await?;
             match resolved {
-                None => return Ok(None),
+                None => return Ok((None, Instant::now())),
                 Some(Resolved {
                     digest: Some(digest),
                     ..
-                }) => return Ok(Some(digest)),
+                }) => return Ok((Some(digest), Instant::now())),
                 Some(Resolved { digest: None, .. }) => {}
             }
         }
@@ -58,7 +89,9 @@ impl Engine {
         let read = self
             .attempt(attempts, repository, priority, stop, read)
             .await?;
-        self.as_pushed(repository, tag, read, priority, stop).await
+        let at = Instant::now();
+        let pushed = self.as_pushed(repository, tag, read, priority, stop);
+        Ok((pushed.await?, at))
     }
 
     async fn attempt<R, T, F>(

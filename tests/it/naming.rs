@@ -638,7 +638,10 @@ async fn a_write_that_was_never_sent_leaves_no_intent() {
         .written(&job.key.destination)
         .await
         .unwrap();
-    assert!(!known.is_known(None) && known.intended.is_empty(), "{known:?}");
+    assert!(
+        !known.is_known(None) && known.intended.is_empty(),
+        "{known:?}"
+    );
 }
 
 /// Agreement: both sides named it when it was first seen, so a change is drift, and staging's next push is promoted.
@@ -718,4 +721,26 @@ async fn a_failed_adoption_is_no_drift() {
     assert_eq!(world.settled(&kept).await.result, Outcome::Existing);
     assert_eq!(world.settled(&job()).await.result, Outcome::Promoted);
     assert_eq!(production.tagged("app", "latest"), Some(image.digest));
+}
+
+/// A look has asked staging, and three seconds later another one of the same process is told a newer digest.
+#[tokio::test(start_paused = true)]
+async fn a_newer_answer_of_another_look_counts() {
+    let world = World::new();
+    let old = world.image("app", "v1", &[]);
+    let job = Job {
+        source: TagState::At(old.digest),
+        source_at: Some(Instant::now()),
+        ..world.fixed_job("v1")
+    };
+    advance(3 * SECOND).await;
+    let new = world.image("app", "v1", &[world.layer("app", 2, 10)]);
+    let other = Job {
+        dry_run: true,
+        ..world.fixed_job("v1")
+    };
+    assert_eq!(world.run(&other).await.outcome, Outcome::Planned);
+    assert_promoted(&world.run(&job).await);
+    world.assert_arrived("app", "v1", &new);
+    assert_eq!(world.puts("v1"), 1, "the older digest was never named");
 }

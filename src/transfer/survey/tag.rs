@@ -121,8 +121,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             TagState::Unknown
                 if observation.destination == TagState::Absent && !self.job.dry_run =>
             {
-                manifest = self.tagged_manifest(&self.job.key.tag).await?;
-                manifest.as_ref().map(|manifest| manifest.digest)
+                let tag = &self.job.key.tag;
+                manifest = self.tagged_manifest(tag).await?;
+                let digest = manifest.as_ref().map(|manifest| manifest.digest);
+                let newest = &self.engine.newest;
+                newest.note(&self.source, tag, digest, Instant::now());
+                digest
             }
             TagState::Unknown => self.own_source_digest().await?,
         };

@@ -15,6 +15,7 @@ mod found;
 mod oracle;
 mod people;
 mod process;
+mod progress;
 mod registry;
 mod story;
 mod trace;
@@ -155,11 +156,11 @@ impl Run {
         let mut tally = self.tally();
         tally.played += 1;
         let Some(outcome) = outcome else {
-            let promise = "nothing panics".to_owned();
+            let promise = "nothing panics or stands still".to_owned();
             tally.broken.entry(promise).or_default().push(seed);
             tally
                 .first
-                .get_or_insert((seed, "it panics, see above".into()));
+                .get_or_insert((seed, "it panics or stands still, see above".into()));
             return;
         };
         tally.entries += outcome.entries.len();

@@ -10,6 +10,7 @@ use blobferry::oci::Digest;
 use tokio::time::Instant;
 
 use super::chance::Fnv;
+use super::progress;
 
 /// A tag's home: registry, repository, tag.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -239,12 +240,14 @@ impl Trace {
 
     /// Notes what happened just now.
     pub fn note(&self, event: Event) {
+        progress::made();
         let at = self.now();
         self.state().entries.push(Entry { at, event });
     }
 
     /// Notes a request that leaves; returns its number.
     pub fn sent(&self, call: Call) -> u64 {
+        progress::made();
         let at = self.now();
         let mut state = self.state();
         state.requests += 1;

@@ -17,6 +17,7 @@ use super::chance::{Chance, Draw};
 use super::oracle::{self, Finding};
 use super::people::{self, Deed, Library, People};
 use super::process::{Nature, Process, Setting, Stores};
+use super::progress;
 use super::registry::{Referrers, Registry, Settings, Sick, Trouble, TroubleKind};
 use super::story;
 use super::trace::{Entry, Event, Operation, Place, Rules, Trace};
@@ -87,17 +88,13 @@ where
     T: Send + 'static,
     F: Future<Output = T>,
 {
-    let thread = std::thread::spawn(move || {
+    progress::watched(progress::STILL, move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build();
         runtime.expect("a runtime needs nothing").block_on(make())
-    });
-    match thread.join() {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    })
 }
 
 /// A world before it begins.

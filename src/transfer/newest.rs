@@ -1,0 +1,72 @@
+//! The newest answers about tags, of staging and of production: a job does not name a tag by an
+//! older answer while another look or job of the same process has a newer one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::endpoint::{Origin, Source};
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// Most tags that are kept. Beyond that all are forgotten: each job still asks by itself.
+const KEPT: usize = 4096;
+
+/// The newest answer about each tag. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct NewestAnswers(Arc<Mutex<BTreeMap<Key, Answer>>>);
+
+type Key = (Origin, RepositoryName, Tag);
+
+#[derive(Clone, Copy)]
+struct Answer {
+    digest: Option<Digest>,
+    at: Instant,
+}
+
+impl NewestAnswers {
+    /// Records an answer that came at `at`.
+    pub(super) fn note<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        digest: Option<Digest>,
+        at: Instant,
+    ) {
+        let mut answers = self.lock();
+        if answers.len() >= KEPT {
+            answers.clear();
+        }
+        let answer = answers
+            .entry(key(repository, tag))
+            .or_insert(Answer { digest, at });
+        if answer.at <= at {
+            *answer = Answer { digest, at };
+        }
+    }
+
+    /// Whether an answer came after `at` that is not `digest`.
+    pub(super) fn differs<R: Source>(
+        &self,
+        repository: &R,
+        tag: &Tag,
+        digest: Option<Digest>,
+        at: Instant,
+    ) -> bool {
+        self.lock()
+            .get(&key(repository, tag))
+            .is_some_and(|newest| newest.at > at && newest.digest != digest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Answer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key<R: Source>(repository: &R, tag: &Tag) -> Key {
+    (
+        repository.origin().clone(),
+        repository.repository().clone(),
+        tag.clone(),
+    )
+}
