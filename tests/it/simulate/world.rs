@@ -138,8 +138,7 @@ impl World {
                 registries.push(Registry::new(&name, settings, chance, &trace));
             }
         }
-        // Drawn for itself: the other worlds stay as they were.
-        if chance.of("panics").percent(8) {
+        if has_panics(chance) {
             registries.iter().for_each(panics_at_times);
         }
         let routes = drawn_routes(&mut draw, &registries);
@@ -324,9 +323,10 @@ impl World {
             .iter()
             .for_each(|registry| registry.set(|settings| settings.busy_every = None));
         trace.note(Event::Calm);
+        // A look that panics leaves its upload sessions behind, as a kill does.
         let steady: Vec<&Registry> = registries
             .iter()
-            .filter(|registry| registry.settings().is_steady())
+            .filter(|registry| registry.settings().is_steady() && !has_panics(chance))
             .collect();
         let number = process.number();
         let is_idle = || {
@@ -435,6 +435,11 @@ fn drawn_registry(draw: &mut Draw, is_production: bool, within: Duration) -> Set
         settings.sick = Some((sick, within));
     }
     settings
+}
+
+/// Whether bodies panic in this world. Drawn for itself: the other worlds stay as they were.
+fn has_panics(chance: Chance) -> bool {
+    chance.of("panics").percent(8)
 }
 
 /// Bodies that are read from a registry in trouble may panic as well.
