@@ -424,12 +424,12 @@ impl Step<'_> {
         let (source, destination) = match (source, destination) {
             (Ok(Some(source)), Ok(destination)) => (source, destination),
             (Ok(None), _) => {
-                return fruitless(&Fault::not_found(format!(
+                return Look::failed(&Fault::not_found(format!(
                     "{} does not exist",
                     self.from.address()
                 )));
             }
-            (Err(fault), _) | (_, Err(fault)) => return fruitless(&fault),
+            (Err(fault), _) | (_, Err(fault)) => return Look::failed(&fault),
         };
         let companions = companions(&source);
         let destination_via = if destination.is_some() {
@@ -669,14 +669,6 @@ fn companions(tags: &ListedTags) -> Companions {
 
 fn is_moving(tag: &Tag) -> bool {
     tag.as_str() == "latest"
-}
-
-/// A step that could not see anything.
-fn fruitless(fault: &Fault) -> Look {
-    Look {
-        trouble: vec![Trouble::from(fault)],
-        ..Look::default()
-    }
 }
 
 #[cfg(test)]

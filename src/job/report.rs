@@ -133,6 +133,33 @@ pub struct Look {
     pub named: Vec<NamedTag>,
 }
 
+impl Look {
+    /// A look that failed as a whole.
+    pub fn failed(fault: &Fault) -> Look {
+        Look {
+            trouble: vec![Trouble::from(fault)],
+            ..Look::default()
+        }
+    }
+
+    /// A look that will not take place: the daemon stops, or the config no longer has the route.
+    pub fn interrupted() -> Look {
+        let text =
+            "interrupted before its turn: the daemon stops, or the config no longer has the route";
+        Look {
+            totals: Totals {
+                interrupted: 1,
+                ..Totals::default()
+            },
+            trouble: vec![Trouble {
+                class: Class::Cancelled.name().into(),
+                text: text.into(),
+            }],
+            ..Look::default()
+        }
+    }
+}
+
 /// A tag that was asked for by name, as one source repository knows it.
 #[derive(Clone, Debug)]
 pub struct NamedTag {

@@ -1,7 +1,7 @@
 //! The topology of a config: backends, routes, and the engine. A new config replaces it as a whole;
 //! running looks keep the topology they began with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,6 +128,48 @@ impl<B: Repositories> Topology<B> {
             .iter()
             .any(leads_there);
         is_wanted.then(|| route.rules_for(&key.tag))
+    }
+
+    /// The routes of those names, or of all names if there are none, in the order of the config.
+    /// With a repository: only its owners, each with the repository.
+    pub fn matching(
+        &self,
+        names: &[String],
+        repository: Option<&RepositoryName>,
+    ) -> Vec<(&Route, Option<RepositoryName>)> {
+        let routes = self
+            .positions(names, repository)
+            .into_iter()
+            .map(|position| &self.routes.0[position]);
+        match repository {
+            None => routes.map(|route| (route, None)).collect(),
+            Some(name) => routes
+                .filter(|route| self.owns(route, name))
+                .map(|route| (route, Some(name.clone())))
+                .collect(),
+        }
+    }
+
+    fn positions(&self, names: &[String], repository: Option<&RepositoryName>) -> BTreeSet<usize> {
+        match (names, repository) {
+            ([], None) => (0..self.routes.0.len()).collect(),
+            ([], Some(repository)) => self
+                .backends
+                .keys()
+                .filter_map(|registry| self.routes.position_of(registry, repository))
+                .collect(),
+            (names, _) => names
+                .iter()
+                .filter_map(|name| self.routes.position(name))
+                .collect(),
+        }
+    }
+
+    /// Whether the route is the owner of a repository in its registry.
+    fn owns(&self, route: &Route, repository: &RepositoryName) -> bool {
+        self.routes
+            .of(route.from.registry(), repository)
+            .is_some_and(|owner| owner.name == route.name)
     }
 
     /// The source repository of a look.

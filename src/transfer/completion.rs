@@ -120,7 +120,9 @@ impl Completion {
     pub fn retry_after(&self) -> Option<Duration> {
         match self.fault.as_ref()?.class() {
             Class::Retryable { after } => after,
-            _ => None,
+            Class::Auth | Class::NotFound | Class::Corrupt | Class::Rejected | Class::Cancelled => {
+                None
+            }
         }
     }
 
@@ -158,26 +160,9 @@ impl Completion {
             has_progressed: false,
         }
     }
-}
 
-/// A job that ended without a fault.
-pub(super) struct Story {
-    pub(super) outcome: Outcome,
-    pub(super) digest: Option<Digest>,
-    pub(super) previous: Option<Digest>,
-    pub(super) reasons: Vec<String>,
-    pub(super) written: Option<Digest>,
-}
-
-/// A job that ended with a fault, and the facts known by then.
-pub(super) struct Broken {
-    pub(super) fault: Fault,
-    pub(super) digest: Option<Digest>,
-    pub(super) previous: Option<Digest>,
-}
-
-impl Story {
-    pub(super) fn untouched(decision: Decision, facts: &TagFacts) -> Story {
+    /// The decision leaves the tag as it is.
+    pub(super) fn untouched(decision: Decision, facts: &TagFacts) -> Completion {
         let (outcome, reason) = match decision {
             Decision::UpToDate | Decision::Promote => (Outcome::UpToDate, None),
             Decision::Conflict(reason) => (Outcome::Conflict, Some(reason)),
@@ -186,46 +171,50 @@ impl Story {
             Decision::Refused(reason) => (Outcome::Refused, Some(reason)),
             Decision::Gone => (Outcome::Gone, None),
         };
-        Story {
+        Completion {
             outcome,
-            digest: facts.source,
-            previous: facts.destination,
             reasons: reason.into_iter().collect(),
-            written: None,
+            ..Completion::of(facts)
         }
     }
 
-    pub(super) fn planned(facts: &TagFacts) -> Story {
-        Story {
+    /// A dry run would promote.
+    pub(super) fn planned(facts: &TagFacts) -> Completion {
+        Completion {
             outcome: Outcome::Planned,
-            digest: facts.source,
-            previous: facts.destination,
-            reasons: Vec::new(),
-            written: None,
+            ..Completion::of(facts)
         }
     }
 
-    pub(super) fn immutable(facts: &TagFacts, production: Digest) -> Story {
+    /// The registry keeps the tag immutable at `production`.
+    pub(super) fn immutable(facts: &TagFacts, production: Digest) -> Completion {
         let reason = format!(
             "the registry keeps the tag immutable at {production}; push the content under a new tag, or allow the tag to move there"
         );
-        Story {
+        Completion {
             outcome: Outcome::Conflict,
-            digest: facts.source,
             previous: Some(production),
             reasons: vec![reason],
-            written: None,
+            ..Completion::of(facts)
         }
     }
 
-    pub(super) fn promoted(facts: &TagFacts, image: &Image) -> Story {
+    /// The tag names the image now.
+    pub(super) fn promoted(facts: &TagFacts, image: &Image) -> Completion {
         let written = Some(image.top.digest);
-        Story {
+        Completion {
             outcome: Outcome::Promoted,
             digest: written,
-            previous: facts.destination,
-            reasons: Vec::new(),
             written,
+            ..Completion::of(facts)
+        }
+    }
+
+    fn of(facts: &TagFacts) -> Completion {
+        Completion {
+            digest: facts.source,
+            previous: facts.destination,
+            ..Completion::empty(Cost::default())
         }
     }
 }

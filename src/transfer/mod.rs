@@ -54,7 +54,6 @@ use self::absent::Absent;
 pub use self::bounds::{Bounds, SharedReads};
 use self::claims::Claims;
 use self::companions::KeptCompanions;
-use self::completion::{Broken, Story};
 pub use self::completion::{Completion, Cost, Found};
 use self::fan_out::FanOut;
 pub use self::health::Health;
@@ -367,20 +366,14 @@ impl Engine {
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed to keep the caller's future small.
-        let claimed = async {
-            let (_claim, observation) = promotion
-                .claim_tag()
-                .await
-                .map_err(|stopped| promotion.broken(stopped, None))?;
-            promotion.promote(observation).await
-        };
-        let story = match AssertUnwindSafe(claimed).catch_unwind().boxed().await {
-            Ok(story) => story,
-            Err(_) => Err(promotion.broken(
-                Fault::retryable("a part of the program panicked; the log says where"),
-                None,
-            )),
-        };
-        promotion.end(story, tally.requests())
+        let ended = AssertUnwindSafe(promotion.run())
+            .catch_unwind()
+            .boxed()
+            .await;
+        let completion = ended.unwrap_or_else(|_| {
+            let text = "a part of the program panicked; the log says where";
+            promotion.failed(Fault::retryable(text), None)
+        });
+        promotion.completed(completion, tally.requests())
     }
 }

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::survey::{Image, Observation, TagFacts};
-use super::{Broken, Completion, Cost, Engine, Found, Story};
+use super::{Completion, Cost, Engine, Found};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
-use crate::job::{BlobOutcome, Job, ObservedVia, Progress, TagRules};
+use crate::job::{BlobCounts, BlobOutcome, Job, ObservedVia, Progress, ReferrerCounts, TagRules};
 use crate::oci::Digest;
 use crate::transfer::admission::Ticket;
 use crate::transfer::claims::{Claim, Claimant, Lead, Motion, Subject};
@@ -59,6 +59,19 @@ pub(super) struct Promotion<'a, S, D> {
     pub(super) has_progressed: AtomicBool,
 }
 
+/// The result of one round.
+enum Round {
+    Complete(Box<Completion>),
+    /// A side moved: the new facts.
+    Again(Box<TagFacts>),
+}
+
+impl Round {
+    fn complete(completion: Completion) -> Round {
+        Round::Complete(Box::new(completion))
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) present: AtomicU64,
@@ -76,7 +89,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Claims the destination tag: a look at one tag may run beside a look at the whole repository.
     /// Taken with the job permit held, so no queued job claims a tag. The look's observation is
     /// discarded if another job held the tag meanwhile.
-    pub(super) async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
+    async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
         let place = &self.job.key.destination;
         let subject = Subject::Tag(
             place.origin.clone(),
@@ -99,54 +112,66 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
+    /// Claims the destination tag and runs the job.
+    pub(super) async fn run(&self) -> Completion {
+        match self.claim_tag().await {
+            Ok((_claim, observation)) => self.promote(observation).await,
+            Err(stopped) => self.failed(stopped, None),
+        }
+    }
+
     /// Runs the rounds of the job. Each starts from facts; if staging moved in it, it names
     /// nothing.
-    pub(super) async fn promote(&self, observation: Observation) -> Result<Story, Broken> {
+    async fn promote(&self, observation: Observation) -> Completion {
         // Nothing has been carried yet: a signal ends the question at once.
-        let mut facts = stoppable(&self.stop.drain, self.survey_tag(observation))
-            .await
-            .flatten()
-            .map_err(|fault| self.broken(fault, None))?;
+        let surveyed = stoppable(&self.stop.drain, self.survey_tag(observation)).await;
+        let mut facts = match surveyed.flatten() {
+            Ok(facts) => facts,
+            Err(fault) => return self.failed(fault, None),
+        };
         let rounds = self.engine.settings.bounds.rounds;
         for _ in 0..rounds {
-            let known = facts.clone();
-            let failed = |fault| self.broken(fault, Some(&known));
-            let decision = self.decide(&facts).await.map_err(failed)?;
-            if decision == Decision::UpToDate && !self.job.dry_run {
-                self.equal(&facts).await.map_err(failed)?;
+            match self.round(facts.clone()).await {
+                Ok(Round::Complete(completion)) => return *completion,
+                Ok(Round::Again(newer)) => facts = *newer,
+                Err(fault) => return self.failed(fault, Some(&facts)),
             }
-            if decision != Decision::Promote {
-                self.remember_difference(&facts).await;
-                return Ok(Story::untouched(decision, &facts));
-            }
-            if self.job.dry_run {
-                return Ok(Story::planned(&facts));
-            }
-            let image = self.survey_image(&mut facts).await.map_err(failed)?;
-            let Some(image) = image else { continue };
-            self.carry(&image).await.map_err(failed)?;
-            let naming = Naming {
-                place: &self.job.key.destination,
-                origin: NameOrigin::Job,
-                image: &image,
-                planned: &facts,
-            };
-            facts = match self.move_tag(naming).await.map_err(failed)? {
-                Named::Moved => return Ok(Story::promoted(&facts, &image)),
-                Named::Immutable => {
-                    return self
-                        .refused_as_immutable(&image, &facts)
-                        .await
-                        .map_err(failed);
-                }
-                Named::Again(newer) => *newer,
-            };
         }
         let text = format!(
             "staging moved {} {rounds} times while it was carried",
             self.source_reference()
         );
-        Err(self.broken(Fault::retryable(text), Some(&facts)))
+        self.failed(Fault::retryable(text), Some(&facts))
+    }
+
+    /// One round: decides, carries and names.
+    async fn round(&self, mut facts: TagFacts) -> Result<Round, Fault> {
+        let decision = self.decide(&facts).await?;
+        if decision == Decision::UpToDate && !self.job.dry_run {
+            self.equal(&facts).await?;
+        }
+        if decision != Decision::Promote {
+            self.remember_difference(&facts).await;
+            return Ok(Round::complete(Completion::untouched(decision, &facts)));
+        }
+        if self.job.dry_run {
+            return Ok(Round::complete(Completion::planned(&facts)));
+        }
+        let Some(image) = self.survey_image(&mut facts).await? else {
+            return Ok(Round::Again(Box::new(facts)));
+        };
+        self.carry(&image).await?;
+        let naming = Naming {
+            place: &self.job.key.destination,
+            origin: NameOrigin::Job,
+            image: &image,
+            planned: &facts,
+        };
+        Ok(match self.move_tag(naming).await? {
+            Named::Moved => Round::complete(Completion::promoted(&facts, &image)),
+            Named::Immutable => Round::complete(self.refused_as_immutable(&image, &facts).await?),
+            Named::Again(newer) => Round::Again(newer),
+        })
     }
 
     /// Records that both sides name the same digest, and copies referrers that came later.
@@ -179,14 +204,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         image: &Image,
         facts: &TagFacts,
-    ) -> Result<Story, Fault> {
+    ) -> Result<Completion, Fault> {
         let seen = self.survey_tag(Observation::none()).await?;
         match seen.destination {
             Some(production) if production == image.top.digest => {
                 self.equal(&seen).await?;
-                Ok(Story::untouched(Decision::UpToDate, facts))
+                Ok(Completion::untouched(Decision::UpToDate, facts))
             }
-            Some(production) => Ok(Story::immutable(facts, production)),
+            Some(production) => Ok(Completion::immutable(facts, production)),
             None => Err(Fault::rejected(format!(
                 "{} is refused as immutable, but there is no such tag",
                 self.destination_reference()
@@ -194,91 +219,59 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    pub(super) fn broken(&self, fault: Fault, facts: Option<&TagFacts>) -> Broken {
+    /// The completion of a failed job, with the facts known by then.
+    pub(super) fn failed(&self, fault: Fault, facts: Option<&TagFacts>) -> Completion {
         let digest = facts
             .and_then(|facts| facts.source)
             .or(self.job.source.digest());
         let previous = facts
             .and_then(|facts| facts.destination)
             .or(self.job.destination.digest());
-        Broken {
-            fault,
+        Completion {
             digest,
             previous,
+            ..Completion::failed(fault, 0)
         }
     }
 
-    pub(super) fn end(&self, story: Result<Story, Broken>, requests: u64) -> Completion {
+    /// Adds the cost, the reasons and the rest of what the job recorded on its way.
+    pub(super) fn completed(&self, completion: Completion, requests: u64) -> Completion {
+        let mut reasons = completion.reasons;
+        reasons.append(&mut self.reasons.lock().expect("nothing panics while it notes"));
+        let mut companions = self
+            .companions
+            .lock()
+            .expect("nothing panics while it notes");
+        Completion {
+            reasons,
+            cost: self.cost(requests),
+            found: *self.found.lock().expect("nothing panics while it notes"),
+            took: self.started.elapsed(),
+            gave_up: self.gave_up.load(Ordering::Relaxed),
+            companions: std::mem::take(&mut *companions),
+            has_progressed: self.has_progressed.load(Ordering::Relaxed),
+            ..completion
+        }
+    }
+
+    fn cost(&self, requests: u64) -> Cost {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let blobs = crate::job::BlobCounts {
+        let blobs = BlobCounts {
             present: count(&self.counts.present),
             mounted: count(&self.counts.mounted),
             copied: count(&self.counts.copied),
             resumed: count(&self.counts.resumed),
         };
-        let referrers = crate::job::ReferrerCounts {
+        let referrers = ReferrerCounts {
             copied: count(&self.counts.referrers_copied),
             present: count(&self.counts.referrers_present),
         };
-        let cost = Cost {
+        Cost {
             blobs,
             referrers,
             bytes_sent: count(&self.sent),
             bytes_spared: count(&self.spared),
             requests,
-        };
-        let took = self.started.elapsed();
-        let told =
-            std::mem::take(&mut *self.reasons.lock().expect("nothing panics while it notes"));
-        let found = *self.found.lock().expect("nothing panics while it notes");
-        let gave_up = self.gave_up.load(Ordering::Relaxed);
-        let companions = std::mem::take(
-            &mut *self
-                .companions
-                .lock()
-                .expect("nothing panics while it notes"),
-        );
-        let has_progressed = self.has_progressed.load(Ordering::Relaxed);
-        match story {
-            Ok(Story {
-                outcome,
-                digest,
-                previous,
-                mut reasons,
-                written,
-            }) => {
-                reasons.extend(told);
-                Completion {
-                    outcome,
-                    digest,
-                    previous,
-                    reasons,
-                    fault: None,
-                    cost,
-                    written,
-                    found,
-                    took,
-                    gave_up,
-                    companions,
-                    has_progressed,
-                }
-            }
-            Err(Broken {
-                fault,
-                digest,
-                previous,
-            }) => Completion {
-                digest,
-                previous,
-                cost,
-                found,
-                took,
-                gave_up,
-                companions,
-                has_progressed,
-                reasons: told,
-                ..Completion::failed(fault, requests)
-            },
         }
     }
 

@@ -49,7 +49,7 @@ impl Engine {
         names: &Names,
         completion: Completion,
     ) -> Settled {
-        let settled = shown(job, names, &completion);
+        let settled = report_entry(job, names, &completion);
         self.metrics
             .counted(&job.key.route, &names.registry, settled.result);
         if settled.result == Outcome::Promoted {
@@ -119,8 +119,14 @@ impl Engine {
         match result {
             Outcome::Promoted | Outcome::UpToDate => troubled.remove(&job.key),
             Outcome::Planned | Outcome::Interrupted => troubled.contains(&job.key),
-            _ if troubled.len() >= TROUBLED => false,
-            _ => !troubled.insert(job.key.clone()),
+            Outcome::Conflict
+            | Outcome::Drift
+            | Outcome::Existing
+            | Outcome::Refused
+            | Outcome::Gone
+            | Outcome::Waiting
+            | Outcome::Held
+            | Outcome::Failed => troubled.len() < TROUBLED && !troubled.insert(job.key.clone()),
         }
     }
 
@@ -148,7 +154,7 @@ impl Engine {
             .record(&job.key, &promoted, (*settle.facts).clone(), None)
             .await
         {
-            Ok(_) if settle.listener.is_none() => tell(&promoted),
+            Ok(_) if settle.listener.is_none() => log_settled(&promoted),
             Ok(_) => {}
             Err(fault) => self.unwritable(&promoted, &fault),
         }
@@ -172,7 +178,15 @@ impl Engine {
         let lasting = match settled.result {
             Outcome::Planned | Outcome::Interrupted => false,
             Outcome::UpToDate => was_in_trouble || settled.referrers.copied > 0,
-            _ => true,
+            Outcome::Promoted
+            | Outcome::Conflict
+            | Outcome::Drift
+            | Outcome::Existing
+            | Outcome::Refused
+            | Outcome::Gone
+            | Outcome::Waiting
+            | Outcome::Held
+            | Outcome::Failed => true,
         };
         if !lasting {
             return;
@@ -188,14 +202,14 @@ impl Engine {
             .await
         {
             // A listener reports the job itself.
-            Ok(true) if settle.listener.is_none() => tell(settled),
+            Ok(true) if settle.listener.is_none() => log_settled(settled),
             Ok(_) => {}
             Err(fault) => self.unwritable(settled, &fault),
         }
     }
 }
 
-fn shown(job: &Job, names: &Names, completion: &Completion) -> Settled {
+fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
     Settled {
         route: job.key.route.to_string(),
         source: names.source.clone(),
@@ -225,7 +239,7 @@ fn shown(job: &Job, names: &Names, completion: &Completion) -> Settled {
     }
 }
 
-fn tell(settled: &Settled) {
+fn log_settled(settled: &Settled) {
     let Settled {
         route,
         source,
@@ -262,6 +276,14 @@ fn tell(settled: &Settled) {
         Outcome::Failed => {
             tracing::warn!(route, source, destination, digest, %cause, error, "failed")
         }
-        _ => tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted"),
+        Outcome::Conflict
+        | Outcome::Drift
+        | Outcome::Refused
+        | Outcome::Waiting
+        | Outcome::Held
+        | Outcome::Planned
+        | Outcome::Interrupted => {
+            tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted")
+        }
     }
 }

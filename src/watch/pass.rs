@@ -8,8 +8,6 @@ use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use super::event::Scope;
-use super::queue::fruitless;
-use super::run::matching;
 use crate::clock;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
@@ -43,7 +41,7 @@ pub async fn pass<B: Repositories>(
         options,
         run_id: settle.facts.run_id.clone(),
     };
-    let asked = matching(topology, scope);
+    let asked = topology.matching(&scope.routes, scope.repository.as_ref());
     discover_all(topology, &asked, &mut owners, stop, &mut looks)
         .boxed()
         .await;
@@ -131,7 +129,7 @@ async fn discover_all<B: Repositories>(
                     .filter(|route| *route.from.registry() == registry);
                 looks.extend(of_it.map(|route| {
                     let text = format!("route {}: {}", route.name, fault.chain());
-                    fruitless(&Fault::new(fault.class(), text))
+                    Look::failed(&Fault::new(fault.class(), text))
                 }));
             }
         }

@@ -26,8 +26,6 @@ use self::entry::{Entry, Position, Running, is_poll};
 pub use self::entry::{LookSender, Waiting};
 pub use self::strides::Capacity;
 use self::strides::{RegistryPairs, StrideKey};
-use crate::fault::{Class, Fault};
-use crate::job::{Look, Totals, Trouble};
 use crate::look::LookRequest;
 use crate::oci::RepositoryName;
 
@@ -299,33 +297,6 @@ impl Queue {
         if ready.is_empty() {
             self.ready.remove(&stride_key);
         }
-    }
-}
-
-/// A look that could not be, because of this.
-pub fn fruitless(fault: &Fault) -> Look {
-    Look {
-        trouble: vec![Trouble::from(fault)],
-        ..Look::default()
-    }
-}
-
-/// A look that will not be: the daemon stops, or the config no longer has the route.
-pub fn interrupted() -> Look {
-    let totals = Totals {
-        interrupted: 1,
-        ..Totals::default()
-    };
-    let text =
-        "interrupted before its turn: the daemon stops, or the config no longer has the route"
-            .into();
-    Look {
-        totals,
-        trouble: vec![Trouble {
-            class: Class::Cancelled.name().into(),
-            text,
-        }],
-        ..Look::default()
     }
 }
 

@@ -22,7 +22,7 @@ use super::event::{Event, Scope};
 use super::handle::run_id;
 use super::pending::PendingEvents;
 use super::polls::{PollKey, Polls};
-use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting, fruitless};
+use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting};
 use super::resting::RestingTags;
 use super::route_health::RouteHealth;
 use crate::backend::Backend;
@@ -264,7 +264,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, request, senders, is_beside, fruitless(&panicked())),
+            ) => self.settled(key, request, senders, is_beside, Look::failed(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -418,45 +418,6 @@ fn polled<B: Repositories>(topology: &Topology<B>, key: &PollKey) -> Vec<Arc<str
                 .iter()
                 .filter(of_it)
                 .map(|route| route.name.clone())
-                .collect()
-        }
-    }
-}
-
-/// The routes of a scope, in the order of the config, each with the scope's repository if it has
-/// one. A repository counts only for the route that owns it.
-pub(super) fn matching<'a, B: Repositories>(
-    topology: &'a Topology<B>,
-    scope: &Scope,
-) -> Vec<(&'a Route, Option<RepositoryName>)> {
-    let positions: BTreeSet<usize> = match (scope.routes.is_empty(), &scope.repository) {
-        (false, _) => scope
-            .routes
-            .iter()
-            .filter_map(|name| topology.routes.position(name))
-            .collect(),
-        (true, None) => (0..topology.routes.0.len()).collect(),
-        (true, Some(name)) => topology
-            .backends
-            .keys()
-            .filter_map(|registry| topology.routes.position_of(registry, name))
-            .collect(),
-    };
-    let routes = positions
-        .into_iter()
-        .map(|position| &topology.routes.0[position]);
-    match &scope.repository {
-        None => routes.map(|route| (route, None)).collect(),
-        Some(name) => {
-            let has_it = |route: &&Route| {
-                topology
-                    .routes
-                    .of(route.from.registry(), name)
-                    .is_some_and(|owner| owner.name == route.name)
-            };
-            routes
-                .filter(has_it)
-                .map(|route| (route, Some(name.clone())))
                 .collect()
         }
     }

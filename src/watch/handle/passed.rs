@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::job::{Look, Outcome, Report, Settled};
-use crate::watch::queue::interrupted;
 
 /// The results of a pass. Looks are shared with other passes.
 #[derive(Clone, Debug)]
@@ -47,7 +46,7 @@ impl Passed {
         let mut count = 0;
         while count < queued {
             let Some(look) = settled.recv().await else {
-                self.take(Arc::new(interrupted()));
+                self.take(Arc::new(Look::interrupted()));
                 break;
             };
             self.take(look);

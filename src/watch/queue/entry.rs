@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{StrideKey, fruitless, interrupted};
+use super::StrideKey;
 use crate::fault::Fault;
 use crate::job::{Cause, Look};
 use crate::look::LookRequest;
@@ -94,7 +94,7 @@ impl Entry {
             // here.
             let text = "too many different digests are expected of this repository at once; ask again in a moment";
             senders.into_iter().for_each(|senders| {
-                drop(senders.send(Arc::new(fruitless(&Fault::retryable(text)))))
+                drop(senders.send(Arc::new(Look::failed(&Fault::retryable(text)))))
             });
             return;
         }
@@ -225,7 +225,7 @@ impl Waiting {
 
     /// Reports to all receivers that the look will not take place.
     pub fn interrupt(self) {
-        let look = Arc::new(interrupted());
+        let look = Arc::new(Look::interrupted());
         for asker in self.senders {
             // The caller may be gone.
             let _ = asker.send(look.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Done, Task, Watch, matching};
+use super::{Done, Task, Watch};
 use crate::clock;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
@@ -56,7 +56,7 @@ impl<B: Repositories> Watch<B> {
     pub(super) fn take(&mut self, event: Event) {
         let topology = self.topology();
         let scope = event.scope.clone();
-        let matching = matching(&topology, &scope);
+        let matching = topology.matching(&scope.routes, scope.repository.as_ref());
         if matching.is_empty() {
             return self.acknowledge(event, 0);
         }
