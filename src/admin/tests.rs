@@ -114,7 +114,8 @@ fn found() -> Look {
 #[tokio::test]
 async fn access_follows_the_table() {
     // No secret, a secret; then `secret: …` in a row sends that bearer secret.
-    let (open, closed) = (Settings::default(), secret("word"));
+    let open = Settings::default();
+    let closed = secret("word");
     let rows: &[(&Settings, &str, Peer, &str, u16)] = &[
         // Metrics and health: anyone, by any name from beyond loopback.
         (&open, "GET /metrics", REMOTE, "", 200),

@@ -62,7 +62,8 @@ pub(super) async fn compare(
         daemons_plan(sync, &socket, &theirs),
         own_plan(sync, config, mode, show)
     );
-    let (theirs, other) = (theirs?, other?);
+    let theirs = theirs?;
+    let other = other?;
     let changes = changes(theirs.as_ref(), &other);
     let reports = || theirs.iter().chain([&other]);
     let exit_code = incomplete(reports().map(|report| report.exit_code));

@@ -112,7 +112,8 @@ fn facts(job: &Settled) -> String {
                 .as_ref()
                 .map(|before| format!(" (was {})", short(before)))
                 .unwrap_or_default();
-            let (sent, time) = (bytes(job.bytes_sent), seconds(job.duration_seconds));
+            let sent = bytes(job.bytes_sent);
+            let time = seconds(job.duration_seconds);
             format!(
                 "{digest}{before}  ({}; {sent} in {time})",
                 blobs(&job.blobs)

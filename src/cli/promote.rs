@@ -302,10 +302,8 @@ mod tests {
                 .containers(destinations.iter().copied())
                 .is_ok()
         };
-        let (a, b) = (
-            "prod.example:5000/a/app:v1",
-            "https://prod.example:5000/b/app@sha256:00",
-        );
+        let a = "prod.example:5000/a/app:v1";
+        let b = "https://prod.example:5000/b/app@sha256:00";
         assert!(check(&[], &[a, "prod.example/other"]));
         assert!(!check(&[], &[a, b]));
         assert!(check(&[("b/app", "second")], &[a, b]));

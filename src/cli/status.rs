@@ -292,7 +292,8 @@ mod tests {
             running: 1,
             oldest_seconds: 90.0,
         };
-        let (source, destination) = ("s.example/app:v1".into(), "p.example/app:v1".into());
+        let source = "s.example/app:v1".into();
+        let destination = "p.example/app:v1".into();
         board.jobs = vec![JobStatus {
             route: "demo-app".into(),
             source,

@@ -114,7 +114,8 @@ async fn copied(
     };
     let from = open(&way.source, Side::Source, "source")?;
     let to = open(&way.destination, Side::Destination, "destination")?;
-    let (started, clock) = (clock::now(), Instant::now());
+    let started = clock::now();
+    let clock = Instant::now();
     settle
         .progress
         .jobs_planned
@@ -185,7 +186,8 @@ pub(super) async fn names_another(
         RequestClass::Manifests,
         stop,
         || {
-            let (from, target) = (from.clone(), target.clone());
+            let from = from.clone();
+            let target = target.clone();
             async move { from.manifest(&target).await }
         },
     );

@@ -43,10 +43,8 @@ impl Address {
             return Some(Address::Layout(path.into()));
         }
         let url: Url = text.parse().ok()?;
-        let (host, port) = (
-            url.host_str()?.to_ascii_lowercase(),
-            url.port_or_known_default()?,
-        );
+        let host = url.host_str()?.to_ascii_lowercase();
+        let port = url.port_or_known_default()?;
         Some(Address::Remote {
             scheme: url.scheme().to_owned(),
             host,

@@ -179,7 +179,8 @@ impl Probe {
         let Err(_) = broken else {
             return Err(Fault::rejected("half a body was taken for a whole one"));
         };
-        let (mut offset, mut last) = (Offset::Unknown, None);
+        let mut offset = Offset::Unknown;
+        let mut last = None;
         for _ in 0..20 {
             offset = self.there.upload_offset(&mut upload).await?;
             if last == Some(offset) {

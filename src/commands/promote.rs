@@ -185,7 +185,8 @@ fn pairs<'a>(
     to: &'a str,
 ) -> Result<impl Iterator<Item = (&'a str, &'a str)>, Error> {
     let split = |text: &'a str| text.split(',').map(str::trim).collect::<Vec<_>>();
-    let (from, to) = (split(from), split(to));
+    let from = split(from);
+    let to = split(to);
     let plain = |name: &&&str| name.parse::<crate::oci::RepositoryName>().is_err();
     if let Some(bad) = from.iter().chain(&to).find(plain) {
         return Err(Error::Usage(format!(
@@ -290,7 +291,8 @@ async fn promoted(
         })?;
         open.push((way, from, to));
     }
-    let (started, clock) = (clock::now(), Instant::now());
+    let started = clock::now();
+    let clock = Instant::now();
     let steps = open.iter().map(|(way, from, to)| {
         let step = Step {
             parts,

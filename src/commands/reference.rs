@@ -47,7 +47,8 @@ impl FromStr for Named {
             Some(("https", rest)) => (Some("https"), rest),
             Some(("docker", rest)) => (None, rest),
             Some((other, _)) => {
-                let (text, other) = (shown(text, 300), clip(other, 20));
+                let text = shown(text, 300);
+                let other = clip(other, 20);
                 return Err(format!(
                     "\"{text}\": {other}:// is not known (http://, https://, docker://, or layout:PATH:tag)"
                 ));

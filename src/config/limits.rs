@@ -99,7 +99,8 @@ fn bandwidth(item: &Item<'_>) -> Option<Plan> {
 fn window(item: &Item<'_>) -> Option<Window> {
     let mut section = item.section()?;
     let days = optional(&section.item("days"), days);
-    let (from, to) = (section.item("from"), section.item("to"));
+    let from = section.item("from");
+    let to = section.item("to");
     let rate = section
         .required("rate", "bytes in a second (50MiB), or off for no limit")
         .and_then(|item| item.parse(amount));
@@ -129,7 +130,8 @@ fn times(from: &Item<'_>, to: &Item<'_>) -> Option<(u16, u16)> {
         from.parse(|text| time(text, DAY - 1)),
         to.parse(|text| time(text, DAY)),
     );
-    let (begin, end) = (begin?, end?);
+    let begin = begin?;
+    let end = end?;
     if begin == end {
         to.wrong("is the time at which the window begins; leave both away for the whole day");
         return None;

@@ -76,13 +76,11 @@ fn origin(kind: &RegistryKind) -> Origin {
 }
 
 pub(super) fn read(item: Item<'_>) -> Read {
-    let (mut read, mut logins) = (
-        Read {
-            registries: BTreeMap::new(),
-            names: Vec::new(),
-        },
-        Vec::new(),
-    );
+    let mut read = Read {
+        registries: BTreeMap::new(),
+        names: Vec::new(),
+    };
+    let mut logins = Vec::new();
     let Some(section) = item.section() else {
         return read;
     };
@@ -319,12 +317,15 @@ fn remote(
     let kind = optional(&keys.kind, |item| item.one_of(kinds()));
     let token_realms = optional(&keys.token_realms, realms).map(Option::unwrap_or_default);
     let insecure = optional(&keys.insecure, Item::truth).map(Option::unwrap_or_default);
-    let (credentials, insecure) = (credentials?, insecure?);
+    let credentials = credentials?;
+    let insecure = insecure?;
     if travels_in_plain_text(&url, &credentials) && !insecure {
         url_item.wrong("would carry credentials in plain text: use https, or say insecure: true");
         return None;
     }
-    let (kind, tls, token_realms) = (kind?, tls?, token_realms?);
+    let kind = kind?;
+    let tls = tls?;
+    let token_realms = token_realms?;
     Some(registry::Settings {
         name: name.to_owned(),
         url,

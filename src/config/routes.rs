@@ -440,7 +440,8 @@ fn check_order(routes: &[Written<'_>]) {
             } else {
                 "put this route first"
             };
-            let (number, name) = (first.number, &first.route.name);
+            let number = first.number;
+            let name = &first.route.name;
             written.from.wrong(format!(
                 "is never asked: routes[{number}] (\"{name}\") has the repository first; {way_out}"
             ));
@@ -470,7 +471,8 @@ fn check_meetings(routes: &[Written<'_>], origins: &Origins) {
                     item.wrong("is named twice in this route")
                 }
                 Some(first) => {
-                    let (number, name) = (first.number, &first.route.name);
+                    let number = first.number;
+                    let name = &first.route.name;
                     item.wrong(format!(
                         "already is a destination of routes[{number}] (\"{name}\")"
                     ));
@@ -493,7 +495,8 @@ fn check_circles(routes: &[Written<'_>], origins: &Origins) {
             let itself =
                 |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
             if let Some(reader) = routes.iter().filter(|other| !itself(other)).find(reads) {
-                let (number, name) = (reader.number, &reader.route.name);
+                let number = reader.number;
+                let name = &reader.route.name;
                 item.wrong(format!(
                     "is read by routes[{number}] (\"{name}\"): copies would be copied again"
                 ));

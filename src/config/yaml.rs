@@ -132,7 +132,8 @@ fn slice(location: Location, source: &str) -> &str {
         .byte_offset()
         .zip(span.byte_len())
         .and_then(|(offset, length)| {
-            let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+            let offset = usize::try_from(offset).ok()?;
+            let length = usize::try_from(length).ok()?;
             source.get(offset..offset.checked_add(length)?)
         });
     range.unwrap_or_default().trim()

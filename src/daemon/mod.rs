@@ -194,11 +194,9 @@ impl Running {
         served: admin::Settings,
         look_signals: Signal,
     ) -> Running {
-        let (board, stop, server_stop) = (
-            Board::over(parts.health()),
-            Stop::default(),
-            CancellationToken::new(),
-        );
+        let board = Board::over(parts.health());
+        let stop = Stop::default();
+        let server_stop = CancellationToken::new();
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(topology);
         let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
@@ -243,7 +241,8 @@ impl Running {
     }
 
     fn show_config(&self) {
-        let (config, topology) = (&self.config, self.topology.borrow().clone());
+        let config = &self.config;
+        let topology = self.topology.borrow().clone();
         self.board.update(|status| {
             status.version = env!("CARGO_PKG_VERSION").into();
             status.started.get_or_insert(clock::now());

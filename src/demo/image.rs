@@ -258,7 +258,8 @@ mod tests {
     #[test]
     fn rounds_share_the_base_and_nothing_else_of_weight() {
         let sample = Sample::new(7);
-        let (first, second) = (sample.image(1), sample.image(2));
+        let first = sample.image(1);
+        let second = sample.image(2);
         let shared = first
             .blobs
             .iter()

@@ -148,7 +148,8 @@ pub async fn run(
             .ok()
             .flatten()
             .ok_or_else(|| anyhow!("the daemon does not listen"))?;
-        let (staging_host, production_host) = (staging.host(), production.host());
+        let staging_host = staging.host();
+        let production_host = production.host();
         let place = Place {
             staging: staging_host,
             production: production_host,

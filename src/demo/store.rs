@@ -560,7 +560,8 @@ mod tests {
 
     #[test]
     fn a_manifest_without_its_content_does_not_enter() {
-        let (store, home) = (Store::new(1 << 24), name("app"));
+        let store = Store::new(1 << 24);
+        let home = name("app");
         let image = Sample::new(1).image(1);
         let refused = store.put_manifest(&home, &tag("v1").into(), None, image.index.clone());
         assert!(matches!(refused, Err(Refusal::ContentUnknown(_))));
@@ -575,7 +576,8 @@ mod tests {
 
     #[test]
     fn forgotten_tags_give_their_room_back_and_leave_the_rest_whole() {
-        let (store, home) = (Store::new(1 << 24), name("app"));
+        let store = Store::new(1 << 24);
+        let home = name("app");
         let sample = Sample::new(1);
         push(&store, &home, &sample.image(1), &["v1", "latest"]);
         let one = store.used();
@@ -596,7 +598,8 @@ mod tests {
 
     #[test]
     fn the_capacity_is_never_exceeded() {
-        let (store, home) = (Store::new(100), name("app"));
+        let store = Store::new(100);
+        let home = name("app");
         store.put_blob(&home, Bytes::from(vec![1; 60])).unwrap();
         store
             .put_blob(&name("other"), Bytes::from(vec![1; 60]))
@@ -618,7 +621,8 @@ mod tests {
 
     #[test]
     fn an_upload_with_the_wrong_digest_ends_and_leaves_nothing() {
-        let (store, home) = (Store::new(100), name("app"));
+        let store = Store::new(100);
+        let home = name("app");
         let id = store.begin(&home).unwrap();
         store.append(&home, id, 0, b"right").unwrap();
         assert_eq!(

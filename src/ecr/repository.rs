@@ -389,7 +389,8 @@ impl Repository {
     /// A repository that was created a moment ago may not be known everywhere yet; one that is
     /// missing says what to do.
     fn explain_missing(&self, fault: Fault) -> Fault {
-        let (missing, name) = (fault.class() == Class::NotFound, self.inner.repository());
+        let missing = fault.class() == Class::NotFound;
+        let name = self.inner.repository();
         let created = self.shared().known().there.get(name).copied().flatten();
         match created {
             _ if !missing => fault,

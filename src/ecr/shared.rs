@@ -205,7 +205,8 @@ impl Shared {
         fault: Fault,
     ) -> Fault {
         const TELLING: [&str; 3] = ["authorized to perform", "ecr:GetAuthorizationToken", "sts:"];
-        let (said, login) = (fault.chain(), self.control.login());
+        let said = fault.chain();
+        let login = self.control.login();
         if TELLING.iter().any(|words| said.contains(words)) {
             return fault;
         }

@@ -84,7 +84,8 @@ impl Index {
 
     /// Repositories of a registry that may hold a blob, at most so many, the newest seen first.
     pub async fn holders(&self, origin: &Origin, digest: &Digest, most: usize) -> Vec<BlobHolder> {
-        let (origin, digest) = (origin.clone(), *digest);
+        let origin = origin.clone();
+        let digest = *digest;
         self.read(move |db| {
             let mut holders = db.prepare_cached(
                 "SELECT name, committed FROM blobs JOIN repositories ON id = repository

@@ -161,7 +161,8 @@ impl Index {
         repository: &RepositoryName,
         act: impl FnOnce(&Connection, i64) -> rusqlite::Result<()> + Send + 'static,
     ) {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         self.queue(move |db| act(db, number(db, &origin, &repository)?))
             .await;
     }
@@ -183,7 +184,8 @@ impl Index {
         repository: &RepositoryName,
         act: impl FnOnce(&Connection, i64) -> rusqlite::Result<T> + Send + 'static,
     ) -> T {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         self.read(move |db| match known_number(db, &origin, &repository)? {
             Some(number) => act(db, number),
             None => Ok(T::default()),

@@ -93,7 +93,8 @@ impl Index {
     /// call looks at a bounded part of each table and the next call goes on from there: called now
     /// and then, it comes round.
     pub async fn prune(&self, older_than: Timestamp) {
-        let (positions, older_than) = (self.positions.clone(), older_than.as_millisecond());
+        let positions = self.positions.clone();
+        let older_than = older_than.as_millisecond();
         self.queue(move |db| {
             let mut positions = positions
                 .0

@@ -33,7 +33,8 @@ async fn tick() {
 
 #[tokio::test]
 async fn a_blob_is_known_where_it_was_seen_and_nowhere_else() {
-    let (index, app) = (Index::in_memory(), repository("app"));
+    let index = Index::in_memory();
+    let app = repository("app");
     assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
     index
         .remember_blobs(
@@ -120,7 +121,8 @@ async fn holders_come_newest_first_and_stay_committed() {
 
 #[tokio::test]
 async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
-    let (index, app) = (Index::in_memory(), repository("app"));
+    let index = Index::in_memory();
+    let app = repository("app");
     index
         .remember_manifests(&origin(), &app, vec![digest(1)], true)
         .await;
@@ -187,7 +189,8 @@ async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
 
 #[tokio::test]
 async fn a_hint_from_the_future_is_none() {
-    let (index, app) = (Index::in_memory(), repository("app"));
+    let index = Index::in_memory();
+    let app = repository("app");
     index
         .remember_blobs(&origin(), &app, vec![(digest(1), 10)], false)
         .await;
@@ -207,7 +210,8 @@ async fn a_hint_from_the_future_is_none() {
 #[tokio::test]
 async fn an_upload_is_found_again_by_the_next_process() {
     let folder = tempfile::tempdir().unwrap();
-    let (app, blob) = (repository("app"), digest(1));
+    let app = repository("app");
+    let blob = digest(1);
     let index = Index::open(folder.path()).unwrap().index;
     index
         .open_upload(
@@ -274,7 +278,8 @@ async fn an_upload_is_found_again_by_the_next_process() {
 
 #[tokio::test]
 async fn the_old_is_forgotten_and_the_rest_counted() {
-    let (index, app) = (Index::in_memory(), repository("app"));
+    let index = Index::in_memory();
+    let app = repository("app");
     let hints = || (0..25_000).map(|n| (digest(n), n)).collect();
     index.remember_blobs(&origin(), &app, hints(), false).await;
     index.remember_blobs(&origin(), &app, hints(), true).await;
@@ -375,7 +380,8 @@ async fn what_cannot_be_used_is_set_aside() {
 
 #[tokio::test]
 async fn a_database_that_fails_is_an_index_that_does_not_know() {
-    let (index, app) = (Index::in_memory(), repository("app"));
+    let index = Index::in_memory();
+    let app = repository("app");
     index
         .remember_blobs(&origin(), &app, vec![(digest(1), 1)], false)
         .await;
@@ -425,7 +431,8 @@ async fn fifty_thousand_hints_in_many_requests_are_all_there() {
 async fn a_repository_that_is_not_set_up_is_known_to_the_next_process() {
     use crate::ecr::Unfinished as _;
     let folder = tempfile::tempdir().unwrap();
-    let (made, other) = (repository("made"), repository("other"));
+    let made = repository("made");
+    let other = repository("other");
     let index = Index::open(folder.path()).unwrap().index;
     assert!(!index.is_noted(&origin(), &made).await);
     index.note(&origin(), &made).await;

@@ -16,7 +16,8 @@ use crate::oci::RepositoryName;
 impl ecr::Unfinished for Index {
     /// Waited for: the repository is created right after it.
     fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()> {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         async move {
             let noted = self.store.write(move |db| {
                 let repository = number(db, &origin, &repository)?;
@@ -51,7 +52,8 @@ impl ecr::Unfinished for Index {
         origin: &'a Origin,
         repository: &'a RepositoryName,
     ) -> BoxFuture<'a, ()> {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         async move {
             let cleared = self.store.write(move |db| {
                 let Some(repository) = known_number(db, &origin, &repository)? else {

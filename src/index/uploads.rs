@@ -74,7 +74,8 @@ impl Index {
         size: u64,
         location: &str,
     ) {
-        let (digest, location) = (*digest, location.to_owned());
+        let digest = *digest;
+        let location = location.to_owned();
         self.queue_in(origin, repository, move |db, repository| {
             close(db, repository, &digest)?;
             db.prepare_cached("INSERT INTO uploads (repository, digest, size, location, opened) VALUES (?1, ?2, ?3, ?4, ?5)")?
@@ -92,7 +93,8 @@ impl Index {
         digest: &Digest,
         location: &str,
     ) {
-        let (digest, location) = (*digest, location.to_owned());
+        let digest = *digest;
+        let location = location.to_owned();
         self.queue_in(origin, repository, move |db, repository| {
             relocate(db, repository, &digest, &location)
         })
@@ -130,7 +132,9 @@ impl Index {
     /// The closing request is about to be sent. Returns when that is on the disk (or the disk has
     /// failed).
     pub async fn finishing(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
-        let (origin, repository, digest) = (origin.clone(), repository.clone(), *digest);
+        let origin = origin.clone();
+        let repository = repository.clone();
+        let digest = *digest;
         let noted = self.store.write(move |db| {
             let Some(repository) = super::known_number(db, &origin, &repository)? else {
                 return Ok(());

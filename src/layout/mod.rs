@@ -290,7 +290,8 @@ impl Source for Repository {
                 self.address()
             )));
         }
-        let (subject, root) = (*subject, self.root.clone());
+        let subject = *subject;
+        let root = self.root.clone();
         let entries = self
             .act(move |store| root.0.subjects.referrers(store, &subject))
             .await?;
@@ -403,7 +404,8 @@ impl Destination for Repository {
         length: u64,
         body: BlobBody,
     ) -> Result<Sent, Fault> {
-        let (digest, location) = (*digest, upload.location.clone());
+        let digest = *digest;
+        let location = upload.location.clone();
         let session = match self
             .act(move |store| upload::open(store, &location, offset))
             .await?
@@ -436,7 +438,8 @@ impl Destination for Repository {
 
     async fn put_manifest(&self, target: &Target, manifest: &Manifest) -> Result<Put, Fault> {
         let subject = manifest.subject.is_some();
-        let (target, manifest) = (target.clone(), manifest.clone());
+        let target = target.clone();
+        let manifest = manifest.clone();
         let (stored, target, manifest) = self
             .act(move |store| {
                 Ok((

@@ -438,7 +438,8 @@ mod tests {
 
     #[test]
     fn a_link_out_of_the_root_is_never_followed() {
-        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("secret"), "x").unwrap();
         symlink(outside.path(), root.path().join("evil")).unwrap();
         let through = store(root.path(), "evil/app");
@@ -517,7 +518,8 @@ mod tests {
     #[test]
     fn the_lock_has_one_holder() {
         let root = tempfile::tempdir().unwrap();
-        let (one, other) = (store(root.path(), "app"), store(root.path(), "app"));
+        let one = store(root.path(), "app");
+        let other = store(root.path(), "app");
         let held = one.try_lock().unwrap();
         assert!(held.is_some());
         assert!(other.try_lock().unwrap().is_none());

@@ -297,7 +297,8 @@ mod tests {
     fn sessions_of_long_ago_are_removed_and_others_stay() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::below(root.path(), &"app".parse().unwrap());
-        let (old, young) = (begin(&store).unwrap(), begin(&store).unwrap());
+        let old = begin(&store).unwrap();
+        let young = begin(&store).unwrap();
         let file = File::options()
             .write(true)
             .open(root.path().join("app/.uploads").join(&old))

@@ -62,7 +62,9 @@ pub(super) fn repositories(
 }
 
 fn walk(root: &Path) -> Result<(Vec<RepositoryName>, usize), Fault> {
-    let (mut names, mut invalid, mut entered) = (Vec::new(), 0, 0);
+    let mut names = Vec::new();
+    let mut invalid = 0;
+    let mut entered = 0;
     let mut ahead: Vec<(PathBuf, Option<RepositoryName>)> = vec![(root.into(), None)];
     while let Some((folder, above)) = ahead.pop() {
         entered += 1;
@@ -146,7 +148,8 @@ mod tests {
 
     #[test]
     fn layouts_are_found_and_nothing_else() {
-        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
         for path in [
             "team/app",
             "team/app/web",

@@ -213,7 +213,8 @@ impl Ledger {
     /// was locked.
     pub fn guarded_by(self, lock: &StateLock) -> Result<Ledger, Error> {
         let unavailable = |error: io::Error| {
-            let (path, reason) = (lock.folder().join(FILE), error.to_string());
+            let path = lock.folder().join(FILE);
+            let reason = error.to_string();
             Error::Unavailable(OpenError::Unavailable { path, reason })
         };
         Ok(Ledger {
@@ -281,7 +282,8 @@ impl Ledger {
         origin: &Origin,
         repository: &RepositoryName,
     ) -> Result<HashMap<Tag, TagRecord>, Fault> {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         self.store
             .read(move |db| tag_records::of_repository(db, origin.as_str(), repository.as_str()))
             .await
@@ -296,7 +298,8 @@ impl Ledger {
         repository: &RepositoryName,
         agreements: Vec<Agreement>,
     ) -> Result<(), Fault> {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         let act = move |db: &Connection| {
             let place = |tag| TagId {
                 origin: origin.clone(),
@@ -315,7 +318,8 @@ impl Ledger {
     /// Records that an announced digest was found at `place`: it is what we wrote last. Intents
     /// before it no longer count.
     pub async fn found(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
-        let (place, digest) = (place.clone(), *digest);
+        let place = place.clone();
+        let digest = *digest;
         self.store
             .write(move |db| tag_records::wrote(db, &place, &digest))
             .await
@@ -333,7 +337,8 @@ impl Ledger {
         digest: &Digest,
         replaces: Option<Digest>,
     ) -> Result<bool, Fault> {
-        let (place, digest) = (place.clone(), *digest);
+        let place = place.clone();
+        let digest = *digest;
         let is_new = self
             .store
             .write(move |db| tag_records::intend(db, &place, &digest, replaces.as_ref()))
@@ -347,7 +352,8 @@ impl Ledger {
 
     /// Takes an announcement back: nothing was sent.
     pub async fn forget_intent(&self, place: &TagId, digest: &Digest) -> Result<(), Fault> {
-        let (place, digest) = (place.clone(), *digest);
+        let place = place.clone();
+        let digest = *digest;
         self.store
             .write(move |db| tag_records::forget_intent(db, &place, &digest))
             .await
@@ -364,7 +370,8 @@ impl Ledger {
         facts: RunFacts,
         written: Option<Digest>,
     ) -> Result<bool, Fault> {
-        let (key, settled) = (key.clone(), settled.clone());
+        let key = key.clone();
+        let settled = settled.clone();
         let act = move |db: &Connection| {
             if let Some(digest) = written {
                 tag_records::wrote(db, &key.destination, &digest)?;
@@ -401,7 +408,8 @@ impl Ledger {
         origin: &Origin,
         repository: &RepositoryName,
     ) -> Result<Vec<UnsettledJob>, Fault> {
-        let (origin, repository) = (origin.clone(), repository.clone());
+        let origin = origin.clone();
+        let repository = repository.clone();
         self.store
             .read(move |db| rows::troubled(db, origin.as_str(), repository.as_str()))
             .await

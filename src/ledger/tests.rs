@@ -105,7 +105,8 @@ fn what_is_ours_is_what_was_written_or_may_have_been() {
 #[tokio::test]
 async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
     let folder = tempfile::tempdir().unwrap();
-    let (key, place) = (key("app", "latest"), place("prod-app", "latest"));
+    let key = key("app", "latest");
+    let place = place("prod-app", "latest");
     let reopened = || Ledger::open(folder.path()).unwrap();
 
     let ledger = reopened();
@@ -183,7 +184,8 @@ fn equality_teaches_the_ledger_only_what_it_does_not_know() {
         reported,
         ..TagRecord::default()
     };
-    let (old, equal) = (digest(1), digest(2));
+    let old = digest(1);
+    let equal = digest(2);
     let table = [
         (
             "nothing is known",

@@ -146,10 +146,8 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         self.record_agreements(1).await;
         self.report_companions(found);
         if !equal.is_empty() && !self.look.request.options.dry_run {
-            let (origin, repository) = (
-                self.side.repository.origin(),
-                self.side.repository.repository(),
-            );
+            let origin = self.side.repository.origin();
+            let repository = self.side.repository.repository();
             self.look
                 .topology
                 .engine

@@ -119,7 +119,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         side: &Side<B::Repository>,
         listing: &Listing,
     ) -> Result<HashMap<Tag, TagRecord>, Fault> {
-        let (ledger, origin) = (&self.topology.engine.ledger, side.repository.origin());
+        let ledger = &self.topology.engine.ledger;
+        let origin = side.repository.origin();
         if self.request.tags.is_empty() {
             return ledger
                 .written_in(origin, side.repository.repository())
@@ -131,7 +132,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .iter()
             .filter_map(|tag| side.naming.name(tag))
         {
-            let (origin, repository) = (origin.clone(), side.repository.repository().clone());
+            let origin = origin.clone();
+            let repository = side.repository.repository().clone();
             let written = ledger
                 .written(&TagId {
                     origin,
@@ -150,11 +152,9 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         if !self.request.cause.trusts_hints() {
             return HashMap::new();
         }
-        let (engine, origin, repository) = (
-            &self.topology.engine,
-            side.repository.origin(),
-            side.repository.repository(),
-        );
+        let engine = &self.topology.engine;
+        let origin = side.repository.origin();
+        let repository = side.repository.repository();
         let troubled = engine.troubled_tags(&self.route.name, origin, repository);
         let mut hints = engine.index.tags(origin, repository).await;
         hints.retain(|tag, _| !troubled.contains(tag));

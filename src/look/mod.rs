@@ -187,7 +187,8 @@ impl<B: Repositories> RepositoryLook<'_, B> {
 
     /// The result for a tag that the request names.
     fn named(&self, source: &B::Repository, listing: &Listing, tag: &Tag) -> NamedTag {
-        let (route, address) = (&self.route.name, source.address());
+        let route = &self.route.name;
+        let address = source.address();
         let missing = match (listing.chosen.contains(tag), listing.tags.contains_key(tag)) {
             (true, _) => None,
             (false, true) => Some(format!(

@@ -196,7 +196,8 @@ impl<B: Repositories> Topology<B> {
             let there = self
                 .backend(template.registry())
                 .destination(name, &route.create, source);
-            let (registry, to) = (template.registry().clone(), template.to_string().into());
+            let registry = template.registry().clone();
+            let to = template.to_string().into();
             Ok(Side {
                 registry,
                 to,

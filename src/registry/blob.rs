@@ -107,11 +107,9 @@ impl Repository {
     }
 
     fn reading(&self, answer: Answer, skip: u64, left: u64, about: ErrorContext) -> BlobBody {
-        let (host, idle, read) = (
-            host_of(&answer.url),
-            self.transport().deadlines.idle,
-            self.transport().meter.read.clone(),
-        );
+        let host = host_of(&answer.url);
+        let idle = self.transport().deadlines.idle;
+        let read = self.transport().meter.read.clone();
         BlobBody::new(BlobReader {
             inner: answer.into_body(),
             skip,
@@ -128,14 +126,16 @@ impl Repository {
     /// A refusal of a read. A storage service refuses when its signed address has run out: the
     /// registry gives a new one.
     async fn read_refused(&self, answer: Answer, about: &ErrorContext) -> Fault {
-        let (foreign, host) = (answer.host_kind == HostKind::Foreign, host_of(&answer.url));
+        let foreign = answer.host_kind == HostKind::Foreign;
+        let host = host_of(&answer.url);
         let refusal = self.transport().refusal(answer).await;
         if foreign && matches!(refusal.status(), 400 | 401 | 403) {
             let code = refusal
                 .entries
                 .first()
                 .map_or("without a code", |entry| entry.code.as_str());
-            let (status, code) = (refusal.status(), crate::fault::clip(code, 60));
+            let status = refusal.status();
+            let code = crate::fault::clip(code, 60);
             return about.retryable(format!(
                 "the storage at {host} answers {status} {code}; its signed address may have run out"
             ));

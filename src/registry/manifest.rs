@@ -304,7 +304,8 @@ mod tests {
 
     #[test]
     fn missing_content_is_named_whatever_the_status() {
-        let (one, two) = (Digest::sha256(b"1"), Digest::of(Algorithm::Sha512, b"2"));
+        let one = Digest::sha256(b"1");
+        let two = Digest::of(Algorithm::Sha512, b"2");
         let own = manifest().digest;
         let table = [
             (
@@ -359,7 +360,8 @@ mod tests {
         let read = |bytes: &Bytes, target: &Target, claimed| {
             verified(bytes.clone(), target, claimed, None, &about)
         };
-        let (bytes, digest) = (manifest().bytes, manifest().digest);
+        let bytes = manifest().bytes;
+        let digest = manifest().digest;
         assert_eq!(read(&bytes, &tag(), Some(digest)).unwrap().digest, digest);
         assert_eq!(
             read(&bytes, &tag(), Some(Digest::of(Algorithm::Sha512, &bytes)))

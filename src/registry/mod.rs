@@ -161,11 +161,9 @@ impl Registry {
             deadline: deadlines.answer,
         };
         let authorizer = Authorizer::guarded(authorizer, clients.api.clone(), guard.clone());
-        let (meter, host, origin) = (
-            metrics.meter(&name),
-            host_of(&base).into(),
-            Origin::new(&base.origin().ascii_serialization()),
-        );
+        let meter = metrics.meter(&name);
+        let host = host_of(&base).into();
+        let origin = Origin::new(&base.origin().ascii_serialization());
         let transport = Transport {
             name: name.into(),
             host,
@@ -223,7 +221,8 @@ impl Registry {
             .then(|| format!("library/{name}").parse().ok())
             .flatten();
         let name = longer.unwrap_or(name);
-        let (pull, push) = (Arc::new(Scopes::pull(&name)), Arc::new(Scopes::push(&name)));
+        let pull = Arc::new(Scopes::pull(&name));
+        let push = Arc::new(Scopes::push(&name));
         Repository {
             registry: self.clone(),
             name,

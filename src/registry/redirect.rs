@@ -389,7 +389,8 @@ pub(super) struct Resolver {
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (guard, resolves) = (self.guard.clone(), self.resolves);
+        let guard = self.guard.clone();
+        let resolves = self.resolves;
         let name = name.as_str().to_ascii_lowercase();
         Box::pin(async move {
             let addresses: Vec<SocketAddr> =

@@ -108,10 +108,8 @@ impl Repository {
         answer: Answer,
         about: &ErrorContext,
     ) -> Result<Option<Page<Descriptor>>, Fault> {
-        let (moved, served) = (
-            answer.moved,
-            MediaType::new(answer.header(header::CONTENT_TYPE).unwrap_or_default()),
-        );
+        let moved = answer.moved;
+        let served = MediaType::new(answer.header(header::CONTENT_TYPE).unwrap_or_default());
         let (bytes, next) = read_page(&self.registry, asked, answer, about).await?;
         // Some registries lead unknown paths to a page for people.
         if moved && (looks_like_html(&bytes) || served.as_str() == "text/html") {

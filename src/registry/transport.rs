@@ -187,7 +187,8 @@ impl Answer {
             Content::Read(bytes) => bytes.clone(),
             Content::Coming(_) => Bytes::new(),
         };
-        let (headers, url) = (self.headers.clone(), self.url.clone());
+        let headers = self.headers.clone();
+        let url = self.url.clone();
         Answer {
             status: self.status,
             headers,

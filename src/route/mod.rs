@@ -94,7 +94,8 @@ mod tests {
         let route = |label: &str, from: &str| {
             let from = Pattern::parse(from).unwrap();
             let to = vec![Template::parse("p/x", &from).unwrap()];
-            let (existing, drift) = (Existing::Adopt, Drift::Keep);
+            let existing = Existing::Adopt;
+            let drift = Drift::Keep;
             let selection = Selection {
                 moving: vec!["latest".parse().unwrap()],
                 ..Selection::default()

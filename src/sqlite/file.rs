@@ -187,7 +187,8 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let aside = with_suffix(path, ".aside");
     // The log first: a crash in between must not leave it to the database that starts afresh.
     for part in ["-wal", "-shm", ""] {
-        let (from, to) = (with_suffix(path, part), with_suffix(&aside, part));
+        let from = with_suffix(path, part);
+        let to = with_suffix(&aside, part);
         match fs::rename(&from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&to)?,
             other => other?,

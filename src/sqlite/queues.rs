@@ -60,7 +60,8 @@ impl Queues {
         writing: Connection,
         reading: Connection,
     ) -> io::Result<Queues> {
-        let (writing, reading) = (Arc::new(Mutex::new(writing)), Arc::new(Mutex::new(reading)));
+        let writing = Arc::new(Mutex::new(writing));
+        let reading = Arc::new(Mutex::new(reading));
         let (queues, writer, reader) = Queues::new(file, [writing, reading], None);
         let lives = WriterGuard(queues.settled.clone());
         let context = runtime::Builder::new_current_thread().build()?;
@@ -115,10 +116,8 @@ impl Queues {
             disk: disk.clone(),
         };
         let [writing, reading] = connections;
-        let (writes, reads) = (
-            server(QueueKind::Write, writing, writes),
-            server(QueueKind::Read, reading, reads),
-        );
+        let writes = server(QueueKind::Write, writing, writes);
+        let reads = server(QueueKind::Read, reading, reads);
         (
             Queues {
                 writer,

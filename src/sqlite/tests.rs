@@ -204,7 +204,8 @@ async fn a_killed_process_loses_what_was_queued_and_keeps_what_was_committed() {
 #[tokio::test(start_paused = true)]
 async fn a_power_cut_goes_back_to_the_last_sync_unless_the_schema_is_durable() {
     for (durable, kept) in [(false, 3), (true, 5)] {
-        let (disk, schema) = (Disk::new(Slow), Schema { durable, ..ONE });
+        let disk = Disk::new(Slow);
+        let schema = Schema { durable, ..ONE };
         let (store, served) = Store::on_disk(&disk, &schema);
         let served = tokio::spawn(served);
         for n in 0..5 {

@@ -126,10 +126,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The destination's tags, if one page holds them all.
     async fn only_page(&self) -> Listed {
-        let (destination, priority) = (
-            &self.destination,
-            self.naming_priority(RequestClass::Listing),
-        );
+        let destination = &self.destination;
+        let priority = self.naming_priority(RequestClass::Listing);
         let page = destination.tags(None);
         match self
             .engine

@@ -176,7 +176,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let is_meant = |digest: &Digest| named.is_empty() || named.contains(digest);
         let own = manifest.blobs.iter().filter(|blob| is_meant(&blob.digest));
         let blobs: Vec<Descriptor> = own.cloned().collect();
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let origin = self.destination.origin();
+        let repository = self.destination.repository();
         tracing::debug!(destination = %self.destination.address(), manifest = %manifest.digest, blobs = blobs.len(), "the registry misses content; bringing it again");
         self.engine
             .index

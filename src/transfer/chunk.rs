@@ -51,7 +51,9 @@ mod tests {
     /// Sends `total` bytes over a link; returns the part of the time spent waiting over the last
     /// half, and the last size.
     fn transfer(mut chunks: Chunks, total: u64, latency: f64, rate: f64) -> (f64, u64) {
-        let (mut sent, mut spent, mut waited) = (0, 0.0, 0.0);
+        let mut sent = 0;
+        let mut spent = 0.0;
+        let mut waited = 0.0;
         while sent < total {
             let length = chunks.size().min(total - sent);
             let sending = length as f64 / rate;

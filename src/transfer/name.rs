@@ -194,7 +194,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     async fn prepare(&mut self) -> Result<Step, Fault> {
-        let (trip, digest) = (self.trip, self.digest());
+        let trip = self.trip;
+        let digest = self.digest();
         if let Some(fault) =
             trip.engine
                 .refusals
@@ -412,7 +413,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     async fn repair(&mut self, missing: &[Digest]) -> Result<Step, Fault> {
-        let (image, trip) = (self.naming.image, self.trip);
+        let image = self.naming.image;
+        let trip = self.trip;
         if self.repairs == trip.engine.settings.bounds.repairs {
             return Err(trip.misses(&image.top, missing));
         }
@@ -464,7 +466,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// The manifest is there under its tag.
     async fn moved(&self) -> Step {
-        let (trip, image, place) = (self.trip, self.naming.image, self.naming.place);
+        let trip = self.trip;
+        let image = self.naming.image;
+        let place = self.naming.place;
         let digest = Some(image.top.digest);
         trip.engine
             .newest
@@ -539,7 +543,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// Whether another look or job of this process has a newer answer of staging that differs.
     fn is_source_overtaken(&self) -> bool {
-        let (trip, source) = (self.trip, self.facts.source);
+        let trip = self.trip;
+        let source = self.facts.source;
         let newest = &trip.engine.newest;
         let at = self.facts.source_at.filter(|_| self.needs_source());
         at.is_some_and(|at| newest.differs(&trip.source, self.source_tag(), source, at))
@@ -548,7 +553,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// Whether another look or job of this process has a newer answer of production that differs:
     /// it may have written the tag itself.
     fn is_destination_overtaken(&self) -> bool {
-        let (trip, facts) = (self.trip, &self.facts);
+        let trip = self.trip;
+        let facts = &self.facts;
         let newest = &trip.engine.newest;
         let tag = &self.naming.place.tag;
         newest.differs(

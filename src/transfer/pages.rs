@@ -98,7 +98,8 @@ impl Engine {
         stop: &Stop,
     ) -> Result<Option<ListedTags>, Fault> {
         let mut tags = ListedTags::new();
-        let (origin, registry) = (repository.origin(), repository.registry());
+        let origin = repository.origin();
+        let registry = repository.registry();
         let list = List {
             what: repository.address(),
             origin,
@@ -123,7 +124,8 @@ impl Engine {
         stop: &Stop,
     ) -> Result<Option<HashMap<Digest, Option<Digest>>>, Fault> {
         let mut manifests = HashMap::new();
-        let (origin, registry) = (repository.origin(), repository.registry());
+        let origin = repository.origin();
+        let registry = repository.registry();
         let list = List {
             what: repository.address(),
             origin,
@@ -237,10 +239,8 @@ mod tests {
 
     fn engine() -> Engine {
         let metrics = crate::transfer::Metrics::new(&prometheus::Registry::new()).unwrap();
-        let (index, ledger) = (
-            crate::index::Index::in_memory(),
-            crate::ledger::Ledger::in_memory(),
-        );
+        let index = crate::index::Index::in_memory();
+        let ledger = crate::ledger::Ledger::in_memory();
         Engine::new(
             Default::default(),
             index,
@@ -362,8 +362,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_list_ends_with_the_time_that_its_registry_asks_for() {
-        let (engine, origin) = (engine(), Origin::new("http://127.0.0.1:1"));
-        let (what, stop) = ("the tags".to_owned(), Stop::default());
+        let engine = engine();
+        let origin = Origin::new("http://127.0.0.1:1");
+        let what = "the tags".to_owned();
+        let stop = Stop::default();
         let list = List {
             what,
             origin: &origin,

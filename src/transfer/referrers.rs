@@ -108,7 +108,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn mark_checked(&self, subject: &Digest) {
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let origin = self.destination.origin();
+        let repository = self.destination.repository();
         self.engine
             .index
             .mark_checked(origin, repository, subject)
@@ -143,7 +144,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .try_collect()
             .await?;
         self.mark_checked(&subject).await;
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let origin = self.destination.origin();
+        let repository = self.destination.repository();
         self.engine.note_tried(origin, repository, companions);
         Ok(listed
             .into_iter()

@@ -126,7 +126,8 @@ impl Engine {
         let Some(read) = read.map(|manifest| manifest.digest) else {
             return Ok(None);
         };
-        let (origin, registry) = (repository.origin(), repository.registry());
+        let origin = repository.origin();
+        let registry = repository.registry();
         self.ask(origin, registry, priority, stop, || {
             repository.pushed_digest(tag, &read)
         })
@@ -145,7 +146,8 @@ impl Engine {
         priority: RequestPriority,
         stop: &Stop,
     ) -> Result<Option<Digest>, Fault> {
-        let (origin, registry) = (repository.origin(), repository.registry());
+        let origin = repository.origin();
+        let registry = repository.registry();
         let read = async |target: Target| {
             let manifest = self
                 .ask(origin, registry, priority, stop, || {

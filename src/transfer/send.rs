@@ -77,14 +77,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Ends when too few bytes move, with the side that causes the wait.
     async fn stalled(&self, blob: &Descriptor, verified: &VerifiedBlob) -> Wait {
         let start = verified.sample();
-        let (mut watch, mut before) = (Watch::new(self.engine.settings.stall, start), start);
+        let mut watch = Watch::new(self.engine.settings.stall, start);
+        let mut before = start;
         let motion = self.motion(&blob.digest);
         loop {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             let now = verified.sample();
             let waits_for_source =
                 now.source - before.source > now.destination - before.destination;
-            let (passed, stall) = (verified.passed(), &self.engine.settings.stall);
+            let passed = verified.passed();
+            let stall = &self.engine.settings.stall;
             motion.note(
                 passed,
                 blob.size.saturating_sub(passed),
@@ -142,7 +144,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     let (began, before, held) =
                         (Instant::now(), request.verified.sample(), *request.held);
                     self.chunk(blob, &mut request, chunks.size()).await?;
-                    let (took, after) = (began.elapsed(), request.verified.sample());
+                    let took = began.elapsed();
+                    let after = request.verified.sample();
                     let moving = (after.source + after.destination)
                         .saturating_sub(before.source + before.destination);
                     chunks.acknowledged(*request.held - held, took, took.saturating_sub(moving));

@@ -145,7 +145,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     fn lies(&self, child: &Descriptor, found: usize) -> Fault {
         self.engine.metrics.mismatched(self.source.registry());
-        let (address, Descriptor { digest, size, .. }) = (self.source.address(), child);
+        let address = self.source.address();
+        let Descriptor { digest, size, .. } = child;
         Fault::corrupt(format!(
             "the index in {address} says that manifest {digest} has {size} bytes, but it has {found}; push the image again"
         ))
@@ -186,7 +187,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) async fn remember_manifests(&self, digests: Vec<Digest>) {
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let origin = self.destination.origin();
+        let repository = self.destination.repository();
         self.engine
             .index
             .remember_manifests(origin, repository, digests, true)

@@ -138,7 +138,9 @@ impl Handle {
     ) -> Result<Ticket, Busy> {
         let (queued, queued_count) = oneshot::channel();
         let (looks, settled) = mpsc::unbounded_channel();
-        let (started, id, received) = (clock::now(), run_id(), Instant::now());
+        let started = clock::now();
+        let id = run_id();
+        let received = Instant::now();
         let event = Event {
             scope,
             cause,
@@ -161,7 +163,8 @@ impl Handle {
             brief: false,
         };
         self.remember(run.clone());
-        let (handle, blank) = (self.clone(), Passed::begun(started, options.all));
+        let handle = self.clone();
+        let blank = Passed::begun(started, options.all);
         tokio::spawn(async move {
             // The pass is no longer kept, and its ticket is dropped.
             tokio::select! {

@@ -31,8 +31,11 @@ pub async fn pass<B: Repositories>(
     settle: &Settle,
     stop: &Stop,
 ) -> Report {
-    let (started, clock) = (clock::now(), Instant::now());
-    let (board, mut owners, mut looks) = (Board::default(), Owners::new(topology), Vec::new());
+    let started = clock::now();
+    let clock = Instant::now();
+    let board = Board::default();
+    let mut owners = Owners::new(topology);
+    let mut looks = Vec::new();
     let request = LookRequest {
         tags: scope.tags.clone(),
         digest: scope.digest,
@@ -64,7 +67,9 @@ pub async fn pass<B: Repositories>(
     }
     let left_alone = LeftAlone::new();
     let each = stream::iter(&places).map(|(route, repository)| {
-        let (request, board, left_alone) = (&request, &board, &left_alone);
+        let request = &request;
+        let board = &board;
+        let left_alone = &left_alone;
         async move {
             let look = RepositoryLook {
                 topology,

@@ -162,7 +162,9 @@ mod tests {
     use crate::watch::Scope;
 
     fn event() -> Event {
-        let (scope, options, actor) = (Scope::default(), PassOptions::default(), Actor::daemon());
+        let scope = Scope::default();
+        let options = PassOptions::default();
+        let actor = Actor::daemon();
         Event {
             scope,
             cause: Cause::Ping,

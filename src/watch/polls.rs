@@ -81,7 +81,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_comes_up_at_once_and_then_at_its_pace() {
-        let (mut polls, start, pace) = (Polls::default(), Instant::now(), Duration::from_secs(60));
+        let mut polls = Polls::default();
+        let start = Instant::now();
+        let pace = Duration::from_secs(60);
         let keys = [
             PollKey::Route("one".into()),
             PollKey::Catalog("staging".into()),

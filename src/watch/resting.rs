@@ -117,7 +117,8 @@ impl RestingTags {
         let first = self.0.values().map(|resting| resting.until).min()?;
         let at = first + TOGETHER;
         let due = self.0.values().filter(|resting| resting.until <= at);
-        let (mut tags, mut last) = (Vec::new(), first);
+        let mut tags = Vec::new();
+        let mut last = first;
         for resting in due {
             last = last.max(resting.until);
             if !tags.contains(&resting.tag) {
@@ -151,7 +152,8 @@ mod tests {
 
     fn ask(tags: &[&str]) -> LookRequest {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
-        let (actor, options) = (Actor::daemon(), PassOptions::default());
+        let actor = Actor::daemon();
+        let options = PassOptions::default();
         LookRequest {
             tags,
             digest: None,
@@ -238,7 +240,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_names_its_time_is_asked_at_that_time() {
-        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
         let after = |seconds| Class::Retryable {
             after: Some(Duration::from_secs(seconds)),
         };
@@ -258,7 +261,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn people_and_events_try_at_once() {
-        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
         resting
             .note(&ask(&[]), &look(&[failed("v1", Class::Rejected)]), now)
             .unwrap();
@@ -270,7 +274,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_well_again_is_forgotten_and_what_was_not_seen_is_not() {
-        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
         let both = look(&[failed("v1", REFUSED), failed("v2", REFUSED)]);
         resting.note(&ask(&[]), &both, now).unwrap();
         resting.note(&ask(&["v2"]), &look(&[]), now).unwrap();
@@ -290,7 +295,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_remembered_is_bounded() {
-        let (mut resting, now) = (RestingTags::default(), Instant::now());
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
         let jobs: Vec<_> = (0..=MOST)
             .map(|number| failed(&format!("v{number}"), REFUSED))
             .collect();

@@ -189,7 +189,8 @@ impl<B: Repositories> Watch<B> {
 
     /// The next time at which the loop must wake.
     fn next_wake(&self) -> Instant {
-        let (now, (depth, _, _)) = (Instant::now(), self.queue.counts());
+        let now = Instant::now();
+        let (depth, _, _) = self.queue.counts();
         let show = (depth > 0).then(|| self.shown.2 + SHOWN_EVERY);
         let far = now + Duration::from_secs(3600);
         [self.polls.next(), self.queue.next(), show]
@@ -201,7 +202,8 @@ impl<B: Repositories> Watch<B> {
 
     /// Starts the polls that are due.
     fn poll(&mut self) {
-        let (topology, now) = (self.topology(), Instant::now());
+        let topology = self.topology();
+        let now = Instant::now();
         let pace = topology.intervals.poll.unwrap_or(topology.intervals.verify);
         while let Some((key, is_first)) = self.polls.take_due(now, pace) {
             let cause = match (is_first, topology.intervals.poll) {
@@ -277,7 +279,8 @@ impl<B: Repositories> Watch<B> {
 
     /// Starts looks as far as the capacity allows.
     fn start_looks(&mut self) {
-        let (topology, now) = (self.topology(), Instant::now());
+        let topology = self.topology();
+        let now = Instant::now();
         let Settings {
             looks, reserved, ..
         } = topology.settings;
@@ -302,7 +305,8 @@ impl<B: Repositories> Watch<B> {
     }
 
     fn spawn_look(&mut self, topology: Arc<Topology<B>>, key: LookKey, waiting: Waiting) {
-        let (board, progress) = (self.board.clone(), self.progress.clone());
+        let board = self.board.clone();
+        let progress = self.progress.clone();
         let withdrawn = topology
             .withdrawn
             .get(&key.route)
@@ -367,7 +371,8 @@ impl<B: Repositories> Watch<B> {
         is_beside: bool,
         look: Look,
     ) {
-        let (mut pace, now) = (pace(&look), Instant::now());
+        let mut pace = pace(&look);
+        let now = Instant::now();
         if !key.dry_run && !self.stop.drain.is_cancelled() {
             if self
                 .note_failures(&key, &request, &look, pace.is_none(), now)

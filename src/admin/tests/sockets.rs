@@ -33,7 +33,8 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     };
     let (services, events) = services();
     let bound = bind(&settings).await.unwrap();
-    let (address, stop) = (bound.address().unwrap(), CancellationToken::new());
+    let address = bound.address().unwrap();
+    let stop = CancellationToken::new();
     let served = tokio::spawn(bound.serve(services.clone(), stop.clone()));
     let running = Running {
         address,
@@ -231,7 +232,8 @@ async fn stopping_lets_open_requests_end_within_a_bound() {
             async move { client::request(&socket, Method::POST, "/v1/sync", body, None).await },
         )
     };
-    let (first, second) = (ask(running.socket.clone()), ask(running.socket.clone()));
+    let first = ask(running.socket.clone());
+    let second = ask(running.socket.clone());
     let held = [events.recv().await.unwrap(), events.recv().await.unwrap()];
     running.stop.cancel();
     let [one, other] = held;

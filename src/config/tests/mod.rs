@@ -283,11 +283,9 @@ fn defaults_fill_in_key_by_key_and_anchors_work() {
         };
         let selection = &route.selection;
         let newest = selection.newest.map_or(0, |newest| newest.get());
-        let (include, exclude, moving) = (
-            texts(&selection.include),
-            texts(&selection.exclude),
-            texts(&selection.moving),
-        );
+        let include = texts(&selection.include);
+        let exclude = texts(&selection.exclude);
+        let moving = texts(&selection.moving);
         (
             format!("{include}|{exclude}|{moving}|{newest}"),
             route.drift,

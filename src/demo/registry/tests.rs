@@ -51,7 +51,8 @@ impl Door {
     }
 
     async fn upload(&self, repository: &str, content: &[u8]) -> Digest {
-        let (location, digest) = (self.begin(repository).await, Digest::sha256(content));
+        let location = self.begin(repository).await;
+        let digest = Digest::sha256(content);
         let response = self
             .send(
                 Method::PUT,
@@ -186,7 +187,8 @@ async fn a_chunked_upload_tells_its_true_end() {
 #[tokio::test]
 async fn content_that_is_not_what_its_digest_says_is_refused() {
     let door = Door::open().await;
-    let (location, wrong) = (door.begin("app").await, Digest::sha256(b"other"));
+    let location = door.begin("app").await;
+    let wrong = Digest::sha256(b"other");
     let refused = door
         .send(
             Method::PUT,

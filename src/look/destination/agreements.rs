@@ -64,14 +64,13 @@ impl<B: Repositories> DestinationLook<'_, B> {
     /// claim about a digest proves nothing. A source without proof is not asked again for that
     /// digest.
     pub(super) async fn proves(&self, tag: &Tag, digest: Digest, tally: &Arc<Tally>) -> bool {
-        let (engine, place) = (&self.look.topology.engine, self.place(tag));
+        let engine = &self.look.topology.engine;
+        let place = self.place(tag);
         if engine.is_unproven(&place, &digest) {
             return false;
         }
-        let (source, priority) = (
-            self.source.counted(tally),
-            RequestClass::Manifests.of_look(),
-        );
+        let source = self.source.counted(tally);
+        let priority = RequestClass::Manifests.of_look();
         let proven = match engine
             .read_tag(&source, tag, priority, self.look.stop)
             .await
@@ -106,10 +105,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
             }
         };
         if !agreements.is_empty() {
-            let (origin, repository) = (
-                self.side.repository.origin(),
-                self.side.repository.repository(),
-            );
+            let origin = self.side.repository.origin();
+            let repository = self.side.repository.repository();
             self.noted(
                 self.look
                     .topology

@@ -36,7 +36,8 @@ pub(super) struct Compared {
 
 impl Compared {
     pub(super) fn nothing() -> Compared {
-        let (source, destination) = (TagState::Unknown, TagState::Unknown);
+        let source = TagState::Unknown;
+        let destination = TagState::Unknown;
         Compared {
             source,
             destination,

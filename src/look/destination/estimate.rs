@@ -18,10 +18,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
     /// against production's last known digest and the last trouble.
     pub(in crate::look) async fn estimate(&self) -> Estimate {
         let look = self.look;
-        let (origin, repository) = (
-            self.side.repository.origin(),
-            self.side.repository.repository(),
-        );
+        let origin = self.side.repository.origin();
+        let repository = self.side.repository.repository();
         let troubled = look
             .topology
             .engine

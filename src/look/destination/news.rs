@@ -36,10 +36,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 .as_ref()
                 .is_some_and(|list| !list.contains_key(tag))
         };
-        let (origin, repository) = (
-            self.side.repository.origin(),
-            self.side.repository.repository(),
-        );
+        let origin = self.side.repository.origin();
+        let repository = self.side.repository.repository();
         let mut new = companions
             .take_while(|tag| tag.as_str().starts_with(stem.as_str()))
             .filter(|tag| missing(tag));
@@ -80,7 +78,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
     /// about.
     pub(super) async fn compare_manifests(&self) -> Option<HashSet<Digest>> {
         let there_by_tag = self.list.as_ref()?;
-        let (engine, stop) = (&self.look.topology.engine, self.look.stop);
+        let engine = &self.look.topology.engine;
+        let stop = self.look.stop;
         let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
         let here = engine
             .listed_manifests(self.source, stop)

@@ -87,10 +87,8 @@ mod tests {
 
     #[test]
     fn templates_that_differ_in_what_is_written_out_do_not_meet() {
-        let (here, elsewhere) = (
-            Origin::new("https://production.example"),
-            Origin::new("https://other.example"),
-        );
+        let here = Origin::new("https://production.example");
+        let elsewhere = Origin::new("https://other.example");
         for (one, other, meet) in [
             ("prod/{1}", "prod/{1}", true),
             ("prod/{1}", "prod/a-{1}", true),

@@ -181,7 +181,8 @@ impl Owners {
                 .owner(destination)
                 .filter(|owner| (owner.route, &owner.source) != (route, source));
             if let Some(owner) = owner {
-                let (other, theirs) = (&topology.routes.0[owner.route].name, &owner.source);
+                let other = &topology.routes.0[owner.route].name;
+                let theirs = &owner.source;
                 return Err(refused(format!(
                     "route {name}: {source} and {theirs} (route {other}) would both be promoted to {}; {source} is left out",
                     address()

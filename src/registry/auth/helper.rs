@@ -69,8 +69,11 @@ impl Helpers {
         if let Some(last) = cached.last().filter(|_| !afresh) {
             return last.map_err(|fault| fault.duplicate());
         }
-        let (program, server) = (self.program(name).await?, server.to_owned());
-        let (name, deadline, kept) = (name.to_owned(), self.deadline, Arc::clone(&cached));
+        let program = self.program(name).await?;
+        let server = server.to_owned();
+        let name = name.to_owned();
+        let deadline = self.deadline;
+        let kept = Arc::clone(&cached);
         let run = || async move {
             let result = ask(&name, program, &server, deadline).await;
             kept.keep(&result);

@@ -129,7 +129,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_login_rests_longer_each_time_and_is_then_tried_once() {
-        let (mut backoff, scopes) = (LoginBackoff::default(), Scopes::none());
+        let mut backoff = LoginBackoff::default();
+        let scopes = Scopes::none();
         let mut rests = Vec::new();
         for _ in 0..6 {
             backoff.refuse(1, None, "refused");

@@ -81,7 +81,8 @@ pub struct Settings {
 impl Settings {
     /// The usual settings: no foreign token server, nothing insecure, 15 seconds.
     pub fn new(registry: impl Into<String>, origin: Url, credentials: Credentials) -> Settings {
-        let (registry, deadline) = (registry.into(), Duration::from_secs(15));
+        let registry = registry.into();
+        let deadline = Duration::from_secs(15);
         Settings {
             registry,
             origin,
@@ -151,7 +152,8 @@ impl Authorizer {
             .origin
             .port()
             .map_or(host.to_owned(), |port| format!("{host}:{port}"));
-        let (hashing, trial) = (random::unpredictable(), tokio::sync::Mutex::new(None));
+        let hashing = random::unpredictable();
+        let trial = tokio::sync::Mutex::new(None);
         Authorizer(Arc::new(Inner {
             settings,
             host,
@@ -340,7 +342,8 @@ impl Inner {
         if url.scheme() == "https" || local || self.settings.insecure {
             return Ok(());
         }
-        let (registry, origin) = (&self.settings.registry, url.origin().ascii_serialization());
+        let registry = &self.settings.registry;
+        let origin = url.origin().ascii_serialization();
         let text = format!(
             "credentials of {registry} are not sent over plain http: {what} is {origin}; use https, or set insecure: true"
         );
@@ -458,10 +461,8 @@ impl Inner {
         if let Some(header) = header {
             request = request.header(AUTHORIZATION, header);
         }
-        let (registry, seconds) = (
-            &self.settings.registry,
-            self.settings.deadline.as_secs_f32(),
-        );
+        let registry = &self.settings.registry;
+        let seconds = self.settings.deadline.as_secs_f32();
         let late = |_| {
             Fault::retryable(format!(
                 "registry {registry} did not answer GET /v2/ within {seconds} s"
@@ -521,8 +522,10 @@ impl Inner {
         {
             return Ok(None);
         }
-        let (inner, second_try) = (Arc::clone(self), refused.is_some());
-        let (wanted, server) = (scopes.clone(), server.clone());
+        let inner = Arc::clone(self);
+        let second_try = refused.is_some();
+        let wanted = scopes.clone();
+        let server = server.clone();
         let fetched = renewal
             .join(|| async move { inner.fetch(&wanted, &server, second_try).await })
             .await;
@@ -548,7 +551,8 @@ impl Inner {
             .filter(|token| Some(&token.header) != rejected)
         {
             Some(token) => {
-                let (registry, error) = (&self.settings.registry, fault.chain());
+                let registry = &self.settings.registry;
+                let error = fault.chain();
                 tracing::debug!(%registry, %scopes, %error, "a token cannot be renewed; it is used until it ends");
                 Ok(token.header.clone())
             }
@@ -624,11 +628,9 @@ impl Inner {
                 |(_, wanted)| Arc::clone(wanted),
             )
         };
-        let (registry, realm, service) = (
-            self.settings.registry.as_str(),
-            &server.realm,
-            server.service.as_deref(),
-        );
+        let registry = self.settings.registry.as_str();
+        let realm = &server.realm;
+        let service = server.service.as_deref();
         if let Some(guard) = &self.guard {
             guard
                 .admit(realm)

@@ -242,7 +242,8 @@ async fn nobody_gets_tokens_too() {
 async fn many_callers_make_one_request() {
     let server = Server::of_tokens(300).await;
     let authorizer = authorizer(joe());
-    let (scopes, headers) = (Scopes::none(), bearer_challenge(&server.url));
+    let scopes = Scopes::none();
+    let headers = bearer_challenge(&server.url);
     let answers = (0..20).map(|_| authorizer.answer(&scopes, &headers, None));
     for answer in futures::future::join_all(answers).await {
         assert_eq!(text(answer.unwrap()), "Bearer token-1");
@@ -254,7 +255,8 @@ async fn many_callers_make_one_request() {
 async fn a_caller_who_leaves_takes_nobody_along() {
     let server = Server::of_tokens(300).await;
     let authorizer = authorizer(joe());
-    let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
+    let scopes = pull("a");
+    let headers = bearer_challenge(&server.url);
     let mut first = Box::pin(authorizer.answer(&scopes, &headers, None));
     assert!(futures::poll!(&mut first).is_pending());
     let mut second = Box::pin(authorizer.answer(&scopes, &headers, None));
@@ -323,7 +325,8 @@ async fn tokens_are_renewed_before_they_end_and_outlive_a_failing_renewal() {
 async fn a_token_refused_twice_is_a_final_no() {
     let server = Server::of_tokens(300).await;
     let authorizer = authorizer(joe());
-    let (scopes, headers) = (pull("a"), bearer_challenge(&server.url));
+    let scopes = pull("a");
+    let headers = bearer_challenge(&server.url);
     let first = authorizer.answer(&scopes, &headers, None).await.unwrap();
     let second = authorizer
         .answer(&scopes, &headers, first.as_ref())
@@ -480,7 +483,8 @@ async fn a_silent_token_server_is_given_up() {
     };
     let authorizer = Authorizer::new(settings, client());
     let headers = bearer_challenge(&realm);
-    let (a, b) = (pull("a"), pull("b"));
+    let a = pull("a");
+    let b = pull("b");
     let (one, other) = tokio::join!(
         authorizer.answer(&a, &headers, None),
         authorizer.answer(&b, &headers, None)

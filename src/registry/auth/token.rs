@@ -195,7 +195,8 @@ impl Request<'_> {
                 .because(error.without_url()),
         };
         let mut response = request.send().await.map_err(lost)?;
-        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        let status = response.status();
+        let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
         while let Some(bytes) = response.chunk().await.map_err(lost)? {
             if body.len() + bytes.len() > MOST_BYTES {

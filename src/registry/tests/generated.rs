@@ -201,7 +201,8 @@ fn against<T: std::fmt::Debug>(
         .build()
         .unwrap();
     let next = Arc::new(Mutex::new(None::<Answered>));
-    let (say, shown) = (next.clone(), next.clone());
+    let say = next.clone();
+    let shown = next.clone();
     let server = runtime.block_on(Server::start(move |_| {
         shown
             .lock()

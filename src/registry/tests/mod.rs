@@ -71,10 +71,8 @@ impl Server {
         answer: impl Fn(&Asked) -> Response<Answer> + Clone + Send + Sync + 'static,
     ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, asked) = (
-            listener.local_addr().unwrap(),
-            Arc::<Mutex<Vec<Asked>>>::default(),
-        );
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::<Mutex<Vec<Asked>>>::default();
         let seen = asked.clone();
         let router = axum::Router::new().fallback(move |request: Request| {
             let asked = Asked {

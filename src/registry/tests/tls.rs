@@ -92,7 +92,8 @@ fn registry(server: &Server, scheme: &str, tls: Tls) -> Result<Registry, Fault> 
 
 #[tokio::test]
 async fn a_certificate_is_trusted_by_its_authority() {
-    let (ours, other) = (authority(), authority());
+    let ours = authority();
+    let other = authority();
     let server = serve(&ours, false).await;
     let trusting = |issuer: &Issuer| Tls {
         ca_pem: Some(issuer.as_ref().pem().into_bytes()),

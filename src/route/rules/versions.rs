@@ -146,7 +146,8 @@ pub(super) fn holds(comparator: &Comparator, version: &Version) -> bool {
 }
 
 pub(super) fn floor(comparator: &Comparator) -> Version {
-    let (minor, patch) = (comparator.minor.unwrap_or(0), comparator.patch.unwrap_or(0));
+    let minor = comparator.minor.unwrap_or(0);
+    let patch = comparator.patch.unwrap_or(0);
     Version {
         major: comparator.major,
         minor,

@@ -91,7 +91,8 @@ impl DestinationState {
     pub(super) fn set_pending(&mut self, key: &RepositoryKey, tags: &[Tag], room: usize) {
         let before = std::mem::take(&mut self.known(key).pending);
         self.pending -= before.len();
-        let (now, room) = (Instant::now(), room.saturating_sub(self.pending));
+        let now = Instant::now();
+        let room = room.saturating_sub(self.pending);
         let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
         let pending: BTreeMap<Tag, Instant> = tags
             .iter()

@@ -219,7 +219,8 @@ fn a_repository_that_could_not_be_seen_is_no_success() {
 #[tokio::test(start_paused = true)]
 async fn waiting_starts_when_the_difference_is_known_and_outlasts_an_outage() {
     let bench = Bench::new();
-    let (repository, tag) = (name("a"), tags(&["v1"]).remove(0));
+    let repository = name("a");
+    let tag = tags(&["v1"]).remove(0);
     bench.metrics.differs(bench.labels(), &repository, &tag);
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(

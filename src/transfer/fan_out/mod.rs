@@ -127,10 +127,8 @@ impl FanOut {
         let mut table = self.lock();
         table.next += 1;
         *table.readers.entry(source.clone()).or_default() += 1;
-        let (number, group) = (
-            table.next,
-            table.groups.entry(key.clone()).or_default().clone(),
-        );
+        let number = table.next;
+        let group = table.groups.entry(key.clone()).or_default().clone();
         group.lock().members.insert(number, destination.clone());
         GroupMember {
             fan_out: self.clone(),

@@ -51,7 +51,8 @@ async fn drain(reader: Reader) -> Result<usize, Fault> {
 
 #[tokio::test(start_paused = true)]
 async fn each_byte_is_read_once_for_all() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|name| enter(&fan_out, name));
     let readers = members.each_ref().map(|member| {
@@ -70,7 +71,8 @@ async fn each_byte_is_read_once_for_all() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_alone_reads_alone() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
     let only = enter(&fan_out, "a");
     assert!(
@@ -88,13 +90,12 @@ async fn whoever_is_alone_reads_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_small_blob_waits_for_those_who_come_later() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
-    let (early, late, never) = (
-        enter(&fan_out, "a"),
-        enter(&fan_out, "b"),
-        enter(&fan_out, "c"),
-    );
+    let early = enter(&fan_out, "a");
+    let late = enter(&fan_out, "b");
+    let never = enter(&fan_out, "c");
     assert_eq!(
         drain(
             early
@@ -120,13 +121,12 @@ async fn a_small_blob_waits_for_those_who_come_later() {
 
 #[tokio::test(start_paused = true)]
 async fn who_lags_is_left_behind_after_a_while() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
-    let (fast, stuck, missing) = (
-        enter(&fan_out, "a"),
-        enter(&fan_out, "b"),
-        enter(&fan_out, "c"),
-    );
+    let fast = enter(&fan_out, "a");
+    let stuck = enter(&fan_out, "b");
+    let missing = enter(&fan_out, "c");
     let reader = fast
         .reader(&digest, 100 << 20, || source(100, &count))
         .unwrap();
@@ -155,9 +155,11 @@ async fn who_lags_is_left_behind_after_a_while() {
 
 #[tokio::test(start_paused = true)]
 async fn who_leaves_is_not_waited_for() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
-    let (fast, gone) = (enter(&fan_out, "a"), enter(&fan_out, "b"));
+    let fast = enter(&fan_out, "a");
+    let gone = enter(&fan_out, "b");
     let reader = fast
         .reader(&digest, 30 << 20, || source(30, &count))
         .unwrap();
@@ -188,7 +190,8 @@ fn assert_empty(fan_out: &FanOut) {
 
 #[tokio::test(start_paused = true)]
 async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|app| of_app(&fan_out, app));
     members[0].needs(&digest);
@@ -220,9 +223,11 @@ async fn repositories_that_need_the_bytes_share_a_read_whatever_their_names_are(
 
 #[tokio::test(start_paused = true)]
 async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
-    let (early, late) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    let early = of_app(&fan_out, "a");
+    let late = of_app(&fan_out, "b");
     early.needs(&digest);
     let reader = early
         .reader(&digest, 100 << 20, || source(100, &count))
@@ -250,7 +255,8 @@ async fn the_start_lingers_for_those_of_whom_nobody_knows_and_nobody_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_anew() {
-    let (fan_out, count) = (FanOut::default(), Arc::default());
+    let fan_out = FanOut::default();
+    let count = Arc::default();
     let digest = Digest::sha256(b"x");
     let members = ["a", "b", "c"].map(|app| of_app(&fan_out, app));
     members.iter().for_each(|member| member.needs(&digest));
@@ -287,7 +293,8 @@ async fn who_stands_in_line_for_the_same_registry_is_not_waited_for_and_sits_ane
 async fn what_one_repository_lacks_another_may_hold() {
     let fan_out = FanOut::default();
     let digest = Digest::sha256(b"x");
-    let (lacking, holding) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    let lacking = of_app(&fan_out, "a");
+    let holding = of_app(&fan_out, "b");
     lacking.needs(&digest);
     holding.needs(&digest);
     let gone = || -> Open { Box::new(|_| Box::pin(async { Err(Fault::not_found("gone")) })) };
@@ -314,7 +321,8 @@ async fn a_full_window_ends_lingering() {
     let fan_out = FanOut::new(bounds, &Admission::default());
     let count = Arc::default();
     let digest = Digest::sha256(b"x");
-    let (only, other) = (of_app(&fan_out, "a"), of_app(&fan_out, "b"));
+    let only = of_app(&fan_out, "a");
+    let other = of_app(&fan_out, "b");
     only.needs(&digest);
     let reader = only
         .reader(&digest, 30 << 20, || source(30, &count))

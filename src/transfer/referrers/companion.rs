@@ -141,10 +141,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) fn place_beside(&self, tag: &Tag) -> TagId {
-        let (origin, repository) = (
-            self.destination.origin().clone(),
-            self.destination.repository().clone(),
-        );
+        let origin = self.destination.origin().clone();
+        let repository = self.destination.repository().clone();
         TagId {
             origin,
             repository,

@@ -34,7 +34,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         state: &UploadState,
     ) {
         if self.is_journalled(blob) && state.checkpoints.is_empty() {
-            let (origin, repository) = (self.destination.origin(), self.destination.repository());
+            let origin = self.destination.origin();
+            let repository = self.destination.repository();
             self.engine
                 .index
                 .open_upload(
@@ -54,7 +55,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         checkpoint: &Checkpoint,
     ) {
         if self.is_journalled(blob) {
-            let (origin, repository) = (self.destination.origin(), self.destination.repository());
+            let origin = self.destination.origin();
+            let repository = self.destination.repository();
             self.engine
                 .index
                 .checkpoint(
@@ -80,8 +82,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if !self.is_journalled(blob) {
             return;
         }
-        let (index, location) = (&self.engine.index, upload.location.clone());
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
+        let index = &self.engine.index;
+        let location = upload.location.clone();
+        let origin = self.destination.origin();
+        let repository = self.destination.repository();
         match end {
             Some(end) => {
                 index

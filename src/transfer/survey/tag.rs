@@ -36,7 +36,8 @@ impl Observation {
 
     /// No observation: both sides are asked.
     pub(in crate::transfer) fn none() -> Observation {
-        let (source, destination) = (TagState::Unknown, TagState::Unknown);
+        let source = TagState::Unknown;
+        let destination = TagState::Unknown;
         Observation {
             source,
             destination,
@@ -271,7 +272,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(None);
         };
         let pushed = self.ask_source(RequestClass::Manifests, |source| {
-            let (tag, read) = (tag.clone(), manifest.digest);
+            let tag = tag.clone();
+            let read = manifest.digest;
             async move { source.pushed_digest(&tag, &read).await }
         });
         match pushed.await? {

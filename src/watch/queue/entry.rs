@@ -212,10 +212,8 @@ impl Waiting {
         self.request.options.all |= request.options.all;
         self.request.options.waits |= request.options.waits;
         // The stricter cause wins, whichever came first.
-        let (ours, theirs) = (
-            self.request.cause.trusts_hints(),
-            request.cause.trusts_hints(),
-        );
+        let ours = self.request.cause.trusts_hints();
+        let theirs = request.cause.trusts_hints();
         if (ours && !theirs) || (ours == theirs && rank < self.rank) {
             (self.request.cause, self.request.actor, self.request.run_id) =
                 (request.cause, request.actor, request.run_id);

@@ -38,7 +38,8 @@ const ONLY_BY_NAME: Capacity = Capacity {
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_pings_cost_one_extra_look() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
     let (running, _) = queue.start(now, ANY).unwrap();
     let (sender, _receiver) = mpsc::unbounded_channel();
@@ -63,7 +64,8 @@ async fn a_hundred_pings_cost_one_extra_look() {
 
 #[tokio::test(start_paused = true)]
 async fn a_narrow_question_is_answered_by_a_wide_look_unless_it_was_asked_by_name() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add(key("a"), ask(Cause::Webhook, &["v1"]), None, now);
     queue.add(key("a"), ask(Cause::Webhook, &["v2", "v1"]), None, now);
     assert_eq!(queue.entries[&key("a")].waiting[0].request.tags.len(), 2);
@@ -86,7 +88,8 @@ async fn a_narrow_question_is_answered_by_a_wide_look_unless_it_was_asked_by_nam
 
 #[tokio::test(start_paused = true)]
 async fn what_trusts_hints_does_not_weaken_what_does_not() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
     queue.add(key("a"), ask(Cause::Verify, &[]), None, now);
     assert_eq!(
@@ -108,7 +111,8 @@ async fn what_trusts_hints_does_not_weaken_what_does_not() {
 
 #[tokio::test(start_paused = true)]
 async fn order_is_by_who_asks_then_by_age() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add(key("backfill"), ask(Cause::Start, &[]), None, now);
     queue.add(key("poll"), ask(Cause::Poll, &[]), None, now);
     queue.add(
@@ -136,7 +140,9 @@ async fn order_is_by_who_asks_then_by_age() {
 #[tokio::test(start_paused = true)]
 async fn trouble_is_looked_at_again_ever_more_slowly() {
     let waits = |pace: RetryDelays| {
-        let (mut queue, mut now, mut waits) = (Queue::default(), Instant::now(), Vec::new());
+        let mut queue = Queue::default();
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
         queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
         for _ in 0..8 {
             let (running, _) = queue.start(now, ANY).unwrap();
@@ -179,7 +185,8 @@ async fn people_and_events_do_not_wait_for_trouble_to_pass() {
         Cause::Queue,
         Cause::Start,
     ] {
-        let (mut queue, now) = (Queue::default(), Instant::now());
+        let mut queue = Queue::default();
+        let now = Instant::now();
         queue.add_later(key("a"), ask(Cause::Poll, &[]), RetryDelays::WHOLE, now);
         queue.add(key("a"), ask(Cause::Verify, &[]), None, now);
         assert!(queue.start(now, ANY).is_none(), "a poll waits");
@@ -188,7 +195,8 @@ async fn people_and_events_do_not_wait_for_trouble_to_pass() {
         queue.settled(&running, false, true, now);
         assert!(queue.entries.is_empty(), "{cause}: one look answers both");
     }
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add_later(key("a"), ask(Cause::Poll, &[]), RetryDelays::ABSENT, now);
     queue.add(key("a"), ask(Cause::Poll, &[]), None, now);
     assert!(
@@ -199,7 +207,8 @@ async fn people_and_events_do_not_wait_for_trouble_to_pass() {
 
 #[tokio::test(start_paused = true)]
 async fn expectations_of_different_digests_stay_apart() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     let expecting = |text: &str| LookRequest {
         digest: Some(crate::oci::Digest::sha256(text.as_bytes())),
         ..ask(Cause::Ping, &["v1"])
@@ -241,7 +250,8 @@ async fn expectations_of_different_digests_stay_apart() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_for_by_name_runs_beside_a_look_at_everything() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     queue.add(key("a"), ask(Cause::Start, &[]), None, now);
     let (backfill, waiting) = queue.start(now, ANY).unwrap();
     assert!(!waiting.is_beside);
@@ -308,7 +318,8 @@ fn in_lane(pair: &str, repository: usize) -> LookKey {
 
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
-    let (mut queue, now) = (with_pairs(&["sick", "well"]), Instant::now());
+    let mut queue = with_pairs(&["sick", "well"]);
+    let now = Instant::now();
     let capacity = Capacity {
         all: 16,
         by_name: 4,
@@ -336,7 +347,8 @@ async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
             .is_some_and(|(key, _)| &*key.route == "well")
     );
 
-    let (mut queue, now) = (with_pairs(&["sick", "well"]), Instant::now());
+    let mut queue = with_pairs(&["sick", "well"]);
+    let now = Instant::now();
     (0..100)
         .for_each(|number| queue.add(in_lane("sick", number), ask(Cause::Start, &[]), None, now));
     assert_eq!(std::iter::from_fn(|| queue.start(now, capacity)).count(), 6);
@@ -347,7 +359,8 @@ async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
             .is_some_and(|(key, _)| &*key.route == "well")
     );
 
-    let (mut queue, now) = (with_pairs(&["only"]), Instant::now());
+    let mut queue = with_pairs(&["only"]);
+    let now = Instant::now();
     (0..100)
         .for_each(|number| queue.add(in_lane("only", number), ask(Cause::Start, &[]), None, now));
     assert_eq!(
@@ -359,7 +372,8 @@ async fn a_registry_that_does_not_answer_leaves_places_to_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn events_new_pushes_and_backfills_take_turns() {
-    let (mut queue, now) = (with_pairs(&["one"]), Instant::now());
+    let mut queue = with_pairs(&["one"]);
+    let now = Instant::now();
     for number in 0..100 {
         for (position, cause) in [(0, Cause::Webhook), (100, Cause::Poll), (200, Cause::Start)] {
             queue.add(
@@ -387,7 +401,8 @@ async fn events_new_pushes_and_backfills_take_turns() {
 
 #[tokio::test(start_paused = true)]
 async fn lanes_take_turns_however_much_one_of_them_asks() {
-    let (mut queue, now) = (with_pairs(&["busy", "quiet"]), Instant::now());
+    let mut queue = with_pairs(&["busy", "quiet"]);
+    let now = Instant::now();
     (0..50).for_each(|number| queue.add(in_lane("busy", number), ask(Cause::Poll, &[]), None, now));
     for _ in 0..5 {
         queue.start(now, ANY);
@@ -406,7 +421,8 @@ async fn lanes_take_turns_however_much_one_of_them_asks() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_forgotten_is_told_as_interrupted() {
-    let (mut queue, now) = (Queue::default(), Instant::now());
+    let mut queue = Queue::default();
+    let now = Instant::now();
     let (sender, mut told) = mpsc::unbounded_channel();
     queue.add(key("a"), ask(Cause::Ping, &[]), Some(sender), now);
     queue.retain(|_| false, now);

@@ -96,7 +96,9 @@ impl<B: Repositories> Watch<B> {
             topology: topology.clone(),
         };
         let before = self.owners.catalog(registry);
-        let (topology, registry, stop) = (topology.clone(), registry.clone(), self.stop.clone());
+        let topology = topology.clone();
+        let registry = registry.clone();
+        let stop = self.stop.clone();
         let spawned = self.tasks.spawn(async move {
             Done::Discovered(read_catalog(&*topology, &registry, &before, &stop).await)
         });
@@ -440,7 +442,8 @@ impl<B: Repositories> Watch<B> {
     /// Turns a poll into a verifying look if the last one is long ago. Each repository has its own
     /// time, which spreads them evenly.
     fn sharpened(&mut self, key: &LookKey, cause: Cause) -> Cause {
-        let (verify, now) = (self.topology().intervals.verify, Instant::now());
+        let verify = self.topology().intervals.verify;
+        let now = Instant::now();
         let verified = self.verified.entry(key.route.clone()).or_default();
         let is_due = |last: &Instant| now.duration_since(*last) >= verify;
         match cause {

@@ -51,7 +51,8 @@ impl<B: Repositories> Watch<B> {
     }
 
     pub(super) fn show_queue(&mut self) {
-        let (now, (depth, running, oldest)) = (Instant::now(), self.queue.counts());
+        let now = Instant::now();
+        let (depth, running, oldest) = self.queue.counts();
         let (shown_depth, shown_running, at) = self.shown;
         if (depth, running) == (shown_depth, shown_running) && now.duration_since(at) < SHOWN_EVERY
         {
@@ -119,7 +120,8 @@ impl<B: Repositories> Watch<B> {
                 .looked(&key.route, &key.repository, trouble);
         }
         let totals = self.topology().metrics.totals(&key.route);
-        let (now, trouble) = (clock::now(), self.route_health.trouble(&key.route));
+        let now = clock::now();
+        let trouble = self.route_health.trouble(&key.route);
         let has_success = self.topology().metrics.has_success(&key.route);
         self.board.update_route(&key.route, |entry| {
             entry.last_look = Some(now);

@@ -15,7 +15,8 @@ async fn a_password_is_proven_before_many_requests_carry_it() {
     })
     .await;
     let authorizer = Authorizer::new(settings(registry.url.as_str(), joe()), client());
-    let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
+    let scopes = pull("a");
+    let basic = challenge("Basic realm=\"r\"");
     for answer in
         futures::future::join_all((0..10).map(|_| authorizer.answer(&scopes, &basic, None))).await
     {
@@ -77,7 +78,8 @@ async fn a_wrong_password_is_shown_to_the_registry_once() {
 async fn a_password_that_was_good_and_is_no_more_is_found_out_once() {
     let registry = Server::start(|count, _| json(if count == 1 { 200 } else { 401 }, "")).await;
     let authorizer = Authorizer::new(settings(registry.url.as_str(), joe()), client());
-    let (scopes, basic) = (pull("a"), challenge("Basic realm=\"r\""));
+    let scopes = pull("a");
+    let basic = challenge("Basic realm=\"r\"");
     let header = authorizer.answer(&scopes, &basic, None).await.unwrap();
     for answer in futures::future::join_all(
         (0..10).map(|_| authorizer.answer(&scopes, &basic, header.as_ref())),
