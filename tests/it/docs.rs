@@ -311,7 +311,7 @@ fn the_http_page_has_every_route_with_its_guard() {
         .map(|row| {
             (
                 row[0].trim_matches('`'),
-                row[2].split(' ').next().unwrap_or(""),
+                row[2].split([' ', ',']).next().unwrap_or(""),
             )
         })
         .collect();

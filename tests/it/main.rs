@@ -55,6 +55,7 @@ mod stalls;
 mod state_folder;
 mod storm;
 mod table;
+mod terminal;
 mod tools;
 mod unchanged;
 mod unit;

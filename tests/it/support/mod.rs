@@ -18,6 +18,7 @@ pub mod rules;
 pub mod scripted;
 pub mod skopeo;
 pub mod stage;
+pub mod terminal;
 pub mod token;
 
 use std::net::TcpListener;
