@@ -15,7 +15,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
@@ -25,7 +25,7 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::answer::Refusal;
 use super::connections::ClientKey;
-use super::routes::ROUTES;
+use super::routes::Guard;
 use crate::job::{Actor, Cause};
 
 /// Where a request came in.
@@ -48,30 +48,6 @@ impl Peer {
         match self {
             Peer::Tcp(address) => ClientKey::Network(network(address.ip())),
             Peer::Socket { uid, .. } => ClientKey::User(uid),
-        }
-    }
-}
-
-/// What a request needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guard {
-    /// Nothing.
-    Open,
-    /// The socket, the secret, or loopback while there is no secret.
-    Look,
-    /// The socket or the secret.
-    Decide,
-}
-
-impl Guard {
-    /// What `method` on `path` needs: the guard of its route; without a route, reading looks and
-    /// everything else decides.
-    pub fn of(method: &Method, path: &str) -> Guard {
-        let route = ROUTES.iter().find(|route| route.takes(path));
-        match route {
-            Some(route) => route.guard,
-            None if method == Method::GET || method == Method::HEAD => Guard::Look,
-            None => Guard::Decide,
         }
     }
 }

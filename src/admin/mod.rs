@@ -29,13 +29,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::any;
+use axum::routing::{MethodRouter, any, get, post};
 use tokio::sync::Semaphore;
 
-pub use access::{Guard, Peer, Secret};
+pub use access::{Peer, Secret};
 pub use answer::Refusal;
 pub use copies::{CopyHandler, CopyRequest};
-pub use routes::{ROUTES, Route};
+use routes::Endpoint;
+pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
 
 use crate::ledger::Ledger;
@@ -133,7 +134,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     let guard = from_fn_with_state(app.clone(), access::guard);
     let mut router = Router::new();
     for route in &ROUTES {
-        let handler = (route.handler)();
+        let handler = handler(route.endpoint);
         router = match route.guard {
             Guard::Open => router.route(route.path, handler),
             Guard::Look | Guard::Decide => {
@@ -147,6 +148,19 @@ pub fn router(services: Services, settings: &Settings) -> Router {
         .layer(from_fn_with_state(app.clone(), access::admit))
         .layer(from_fn(answer::shield))
         .with_state(app)
+}
+
+fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
+    match endpoint {
+        Endpoint::Metrics => get(status::metrics),
+        Endpoint::Alive => get(health::alive),
+        Endpoint::Ready => get(health::ready),
+        Endpoint::Status => get(status::status),
+        Endpoint::Promotions => get(status::promotions),
+        Endpoint::Sync => post(sync::sync),
+        Endpoint::Copies => post(copies::copies),
+        Endpoint::Run => get(sync::run),
+    }
 }
 
 #[cfg(test)]

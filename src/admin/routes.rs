@@ -1,12 +1,44 @@
-//! The HTTP routes: method, path, guard and handler of each. The router, the access check, the 404
-//! and the test of `docs/http.md` read this one table.
+//! The HTTP routes: method, path and guard of each. The router, the access check, the 404 and the
+//! test of `docs/http.md` read this one table.
 
-use std::sync::Arc;
+use axum::http::Method;
 
-use axum::routing::{MethodRouter, get, post};
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing.
+    Open,
+    /// The socket, the secret, or loopback while there is no secret.
+    Look,
+    /// The socket or the secret.
+    Decide,
+}
 
-use super::access::Guard;
-use super::{App, copies, health, status, sync};
+impl Guard {
+    /// What `method` on `path` needs: the guard of its route; without a route, reading looks and
+    /// everything else decides.
+    pub fn of(method: &Method, path: &str) -> Guard {
+        let route = ROUTES.iter().find(|route| route.takes(path));
+        match route {
+            Some(route) => route.guard,
+            None if method == Method::GET || method == Method::HEAD => Guard::Look,
+            None => Guard::Decide,
+        }
+    }
+}
+
+/// What answers a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Metrics,
+    Alive,
+    Ready,
+    Status,
+    Promotions,
+    Sync,
+    Copies,
+    Run,
+}
 
 /// A route of the HTTP API.
 pub struct Route {
@@ -16,7 +48,7 @@ pub struct Route {
     pub path: &'static str,
     /// What a request needs.
     pub guard: Guard,
-    pub(super) handler: fn() -> MethodRouter<Arc<App>>,
+    pub(super) endpoint: Endpoint,
 }
 
 /// All of them.
@@ -25,49 +57,49 @@ pub const ROUTES: [Route; 8] = [
         method: "GET",
         path: "/metrics",
         guard: Guard::Open,
-        handler: || get(status::metrics),
+        endpoint: Endpoint::Metrics,
     },
     Route {
         method: "GET",
         path: "/healthz",
         guard: Guard::Open,
-        handler: || get(health::alive),
+        endpoint: Endpoint::Alive,
     },
     Route {
         method: "GET",
         path: "/readyz",
         guard: Guard::Open,
-        handler: || get(health::ready),
+        endpoint: Endpoint::Ready,
     },
     Route {
         method: "GET",
         path: "/v1/status",
         guard: Guard::Look,
-        handler: || get(status::status),
+        endpoint: Endpoint::Status,
     },
     Route {
         method: "GET",
         path: "/v1/promotions",
         guard: Guard::Look,
-        handler: || get(status::promotions),
+        endpoint: Endpoint::Promotions,
     },
     Route {
         method: "POST",
         path: "/v1/sync",
         guard: Guard::Look,
-        handler: || post(sync::sync),
+        endpoint: Endpoint::Sync,
     },
     Route {
         method: "POST",
         path: "/v1/copies",
         guard: Guard::Decide,
-        handler: || post(copies::copies),
+        endpoint: Endpoint::Copies,
     },
     Route {
         method: "GET",
         path: "/v1/runs/{id}",
         guard: Guard::Look,
-        handler: || get(sync::run),
+        endpoint: Endpoint::Run,
     },
 ];
 

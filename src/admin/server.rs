@@ -26,9 +26,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::access::Guard;
 use super::answer::Refusal;
 use super::connections::{ActiveRequest, ConnectionLimits, ConnectionSlot, Connections};
+use super::routes::Guard;
 use super::write_timeout::WriteTimeout;
 use super::{Deadlines, Peer, Services, Settings, router};
 use crate::state::FolderCheck;

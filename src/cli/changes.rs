@@ -4,16 +4,17 @@
 
 use std::collections::BTreeMap;
 
+use indicatif::MultiProgress;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Failure;
 use super::lines::Lines;
 use super::output::{clean, plural};
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::socket::{Socket, not_running};
 use super::sync::{Sync, known, report};
+use super::{Arguments, Failure};
 use crate::commands;
 use crate::config::{Config, StatePath};
 use crate::job::{Outcome, Remarks, Report};
@@ -37,14 +38,17 @@ struct Change {
     other: Option<Plan>,
 }
 
-/// Compares the plan of `config` with that of the daemon on the same state folder.
+/// Compares the plan of the named config with that of the daemon on the same state folder.
 pub(super) async fn compare(
     sync: &Sync,
-    config: &Config,
-    mode: ProgressMode,
-    show: Show<'_>,
+    arguments: &Arguments,
     lines: &mut Lines,
+    screen: Option<MultiProgress>,
 ) -> Result<u8, Failure> {
+    let config = &sync.compared(arguments)?;
+    let options = arguments.repeated();
+    let show = Show::new(sync.json, sync.all, &options);
+    let mode = ProgressMode::of(arguments.quiet > 0, screen);
     let socket = Socket::in_state(&config.daemon.state);
     let Some(status) = socket.read("/v1/status").await? else {
         return Err(not_running(&StatePath {

@@ -304,6 +304,11 @@ async fn dispatch(
 ) -> Result<u8, Failure> {
     match &arguments.command {
         Command::Run => run::run(arguments).boxed_local().await,
+        Command::Sync(command) if command.changes => {
+            changes::compare(command, arguments, lines, screen)
+                .boxed_local()
+                .await
+        }
         Command::Sync(command) => command.run(arguments, lines, screen).boxed_local().await,
         Command::Copy(command) => {
             command

@@ -8,7 +8,6 @@ use http::StatusCode;
 use indicatif::MultiProgress;
 use serde_json::{Value, json};
 
-use super::changes::compare;
 use super::lines::Lines;
 use super::output::plural;
 use super::pass::{Show, Signals, follow};
@@ -54,13 +53,13 @@ pub(super) struct Sync {
     dry_run: bool,
     /// Print the report as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// List what is up to date as well
     #[arg(long)]
-    all: bool,
+    pub(super) all: bool,
     /// With --dry-run -c FILE: list what differs from what the running daemon would do
     #[arg(long, requires = "dry_run", conflicts_with = "all")]
-    changes: bool,
+    pub(super) changes: bool,
     #[command(flatten)]
     said: Said,
 }
@@ -75,10 +74,6 @@ impl Sync {
         let options = arguments.repeated();
         let show = Show::new(self.json, self.all, &options);
         let mode = ProgressMode::of(arguments.quiet > 0, screen);
-        if self.changes {
-            let config = self.compared(arguments)?;
-            return compare(self, &config, mode, show, lines).await;
-        }
         if let Some(config) = self.plan_of_its_own(arguments).await? {
             return self.run_here(&config, show, mode, lines).await;
         }
@@ -93,7 +88,7 @@ impl Sync {
     }
 
     /// The config that `--changes` compares with the daemon's.
-    fn compared(&self, arguments: &Arguments) -> Result<Config, Failure> {
+    pub(super) fn compared(&self, arguments: &Arguments) -> Result<Config, Failure> {
         if arguments.config.is_none() {
             return Err(Failure::usage(
                 "--changes compares another config with the daemon's: name it with -c FILE",

@@ -14,9 +14,9 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::auth::Secrets;
 use super::rate_limit_headers::reset;
 use super::redirect::Refused;
+use super::secrets::Secrets;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
 

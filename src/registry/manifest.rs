@@ -269,7 +269,7 @@ mod tests {
             StatusCode::from_u16(status).unwrap(),
             &HeaderMap::new(),
             body.as_bytes(),
-            &crate::registry::auth::Secrets::default(),
+            &crate::registry::secrets::Secrets::default(),
         )
     }
 

@@ -25,6 +25,7 @@ pub mod profile;
 mod rate_limit_headers;
 mod redirect;
 mod referrers;
+mod secrets;
 mod tags;
 mod transport;
 mod upload;

@@ -215,7 +215,7 @@ mod tests {
                 status,
                 &HeaderMap::new(),
                 body.as_bytes(),
-                &crate::registry::auth::Secrets::default(),
+                &crate::registry::secrets::Secrets::default(),
             ))
         };
         assert!(speaks(404, "404 page not found\n"));

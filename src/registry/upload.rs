@@ -483,7 +483,7 @@ mod tests {
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 &HeaderMap::new(),
                 body.as_bytes(),
-                &crate::registry::auth::Secrets::default(),
+                &crate::registry::secrets::Secrets::default(),
             ))
         };
         assert_eq!(

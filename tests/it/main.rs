@@ -29,6 +29,7 @@ mod guard;
 mod health;
 mod interrupts;
 mod kill;
+mod layers;
 mod layout;
 mod layouts;
 mod lists;

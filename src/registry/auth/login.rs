@@ -6,8 +6,8 @@ use std::hash::{BuildHasher, Hash as _, Hasher as _, RandomState};
 use http::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::secrets;
 use crate::fault::{Class, Fault};
+use crate::registry::secrets;
 
 /// The user name that marks a password as an identity token.
 pub(super) const TOKEN_USER: &str = "<token>";

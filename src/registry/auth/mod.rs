@@ -25,7 +25,6 @@ mod login;
 mod login_backoff;
 mod realm;
 mod scope;
-mod secrets;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -44,7 +43,6 @@ use url::Url;
 
 pub use self::credentials::{Credentials, IssuedPassword, PasswordSource};
 pub use self::scope::Scopes;
-pub(super) use self::secrets::Secrets;
 
 use self::cache::{Cache, Slot, TokenServer};
 use self::challenge::Challenge;
@@ -54,6 +52,7 @@ use self::token::{Answer, Token};
 use super::redirect::AddressGuard;
 use crate::fault::{Class, Fault};
 use crate::random;
+use crate::registry::secrets::Secrets;
 
 /// How long a token must have been good before its refusal is taken for its end and not for a final
 /// no.

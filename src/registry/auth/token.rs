@@ -18,11 +18,11 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::login::{self, Login};
-use super::secrets::Secrets;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
 use crate::registry::error::cause;
 use crate::registry::redirect::Refused;
+use crate::registry::secrets::Secrets;
 
 /// Largest answer, in bytes.
 const MOST_BYTES: usize = 64 * 1024;

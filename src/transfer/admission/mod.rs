@@ -7,7 +7,6 @@
 //! same digest, body, request. A naming permit is taken with no claim and no body held.
 
 mod fair_order;
-mod naming;
 mod pools;
 mod pulse;
 mod requests;
@@ -22,8 +21,6 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::fair_order::RequestQueue;
-pub use self::naming::NamingPermit;
-pub(super) use self::naming::NamingQueue;
 pub use self::pools::Settings;
 use self::pools::{Flow, Grant, Held, Pools, Want};
 pub(super) use self::pools::{Room, Side};

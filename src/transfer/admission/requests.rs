@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fair_order::{FairOrder, RequestQueue};
+use crate::endpoint::rate_limit::RequestClass;
 use crate::job::Rank;
-use crate::transfer::limits::RequestClass;
 use crate::transfer::pace::{ClassLimiter, SharedLimiter};
 
 /// What waits.

@@ -214,7 +214,7 @@ impl GroupMember {
         if let Some(reader) = table
             .reads
             .get(&key)
-            .and_then(|read| read.join(self, size, slow))
+            .and_then(|read| Reader::join(read, self, size, slow))
         {
             return Some(reader);
         }
@@ -232,7 +232,7 @@ impl GroupMember {
             open(),
         );
         table.reads.insert(key, read.clone());
-        read.join(self, size, slow)
+        Reader::join(&read, self, size, slow)
     }
 
     /// The other destinations of the group that may still need the blob. This one is no longer

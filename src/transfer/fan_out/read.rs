@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::reader::Reader;
 use super::{Expected, FanOut, GroupMember, ReadGroup, ReadKey};
 use crate::endpoint::{BlobBody, Origin};
 use crate::fault::{Class, Fault};
@@ -166,13 +165,8 @@ impl Read {
         state.permit = None;
     }
 
-    /// Joins at the start, if that is still kept.
-    pub(super) fn join(
-        self: &Arc<Read>,
-        member: &GroupMember,
-        size: u64,
-        slow: bool,
-    ) -> Option<Reader> {
+    /// The number of a reader that joins at the start, if that is still kept.
+    pub(super) fn join(&self, member: &GroupMember, size: u64, slow: bool) -> Option<u64> {
         let mut state = self.lock();
         if !state.has_start() || (state.size != size && state.next_reader > 0) {
             return None;
@@ -199,15 +193,7 @@ impl Read {
                 slow,
             },
         );
-        let is_foreign = member.key.1 != self.repository;
-        Some(Reader {
-            read: self.clone(),
-            number,
-            left: size,
-            timer: None,
-            is_first: number == 0,
-            is_foreign,
-        })
+        Some(number)
     }
 
     /// Keeps the start for an expected reader, if it is still kept.

@@ -10,24 +10,43 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::Expected;
+use super::GroupMember;
 use super::read::{Read, SharedSource, State};
 use crate::fault::{Class, Fault};
 use crate::transfer::admission::{ReadingPermit, Share};
 
 /// One destination's reader of a shared read: a body from the start of the blob.
 pub(in crate::transfer) struct Reader {
-    pub(super) read: Arc<Read>,
-    pub(super) number: u64,
-    pub(super) left: u64,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    read: Arc<Read>,
+    number: u64,
+    left: u64,
+    timer: Option<Pin<Box<Sleep>>>,
     /// Whether it opened the read: metrics of the read are counted for it.
     pub(in crate::transfer) is_first: bool,
     /// Whether its own source is another repository than the one that is read: a failure there may
     /// not apply here.
-    pub(super) is_foreign: bool,
+    is_foreign: bool,
 }
 
 impl Reader {
+    /// Joins `read` at its start, if that is still kept.
+    pub(super) fn join(
+        read: &Arc<Read>,
+        member: &GroupMember,
+        size: u64,
+        slow: bool,
+    ) -> Option<Reader> {
+        let number = read.join(member, size, slow)?;
+        Some(Reader {
+            read: read.clone(),
+            number,
+            left: size,
+            timer: None,
+            is_first: number == 0,
+            is_foreign: member.key.1 != read.repository,
+        })
+    }
+
     /// The shared read, for admission.
     pub(in crate::transfer) fn share(&self) -> &Share {
         &self.read.share

@@ -4,16 +4,19 @@
 //! adaptive concurrency); the pace of the config, its concurrency and its bandwidth hold for all classes together. Permits are
 //! held for the length of one request or one body, and never while waiting for a time to come or for another job.
 
+mod naming;
+mod naming_queue;
 mod priority;
 mod registry_limiter;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::naming::NamingPermit;
 pub use self::priority::RequestPriority;
 pub use self::registry_limiter::{RegistryLimiter, RequestPermit};
+pub use super::admission::Settings as Permits;
 use super::admission::{Admission, Pulse};
-pub use super::admission::{NamingPermit, Settings as Permits};
 use super::bandwidth::Plan;
 use crate::endpoint::Origin;
 use crate::endpoint::rate_limit::RateLimit;

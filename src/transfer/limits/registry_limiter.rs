@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::naming_queue::NamingQueue;
 use super::{JOBS, REQUESTS, RequestClass, RequestPriority, Settings};
 use crate::endpoint::Origin;
 use crate::endpoint::rate_limit::RateLimit;
 use crate::fault::{Class, Fault};
-use crate::transfer::admission::{Admission, Ask, NamingQueue, Requests, Room, Side, Wakers};
+use crate::transfer::admission::{Admission, Ask, Requests, Room, Side, Wakers};
 use crate::transfer::bandwidth::Meter;
 use crate::transfer::pace::{ClassLimiter, Epoch, SharedLimiter};
 

@@ -1,79 +1,18 @@
-//! Naming permits of one registry: how many jobs ask about their tag for the last time and move it at once.
+//! Naming permits of one registry: how many jobs ask about their tag for the last time and move it at
+//! once.
 //!
-//! A permit is granted by rank, then to the job that has been at it for longest. The wait for the rate limiters comes
-//! before, without a permit: [`RegistryLimiter::until_admitted`].
+//! A permit is granted by rank, then to the job that waits for its name the longest. The wait for the
+//! rate limiters comes before, without a permit: [`RegistryLimiter::until_admitted`].
 
-use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::wakers::Wakers;
+use super::{RegistryLimiter, RequestClass, RequestPermit, RequestPriority};
 use crate::job::Rank;
-use crate::transfer::limits::{RegistryLimiter, RequestClass, RequestPermit, RequestPriority};
-
-/// The pure core: which requests for a naming permit are granted.
-#[derive(Debug, Default)]
-struct Naming {
-    held: usize,
-    /// Granted, not yet taken.
-    granted: BTreeSet<u64>,
-    waiting: BTreeSet<(Rank, Instant, u64)>,
-}
-
-impl Naming {
-    fn ask(&mut self, rank: Rank, since: Instant, id: u64) {
-        self.waiting.insert((rank, since, id));
-    }
-
-    fn cancel(&mut self, rank: Rank, since: Instant, id: u64) {
-        self.waiting.remove(&(rank, since, id));
-    }
-
-    fn release(&mut self) {
-        self.held -= 1;
-    }
-
-    /// The next request that is granted while at most `limit` permits are out.
-    fn grant(&mut self, limit: usize) -> Option<u64> {
-        if self.held >= limit {
-            return None;
-        }
-        let (_, _, id) = self.waiting.pop_first()?;
-        self.held += 1;
-        Some(id)
-    }
-}
-
-/// The naming permits of one registry.
-#[derive(Debug, Default)]
-pub(in crate::transfer) struct NamingQueue(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    core: Naming,
-    wakers: Wakers,
-    next: u64,
-}
-
-impl NamingQueue {
-    /// No step under this lock leaves the state half changed, so a poisoned lock is as good as any.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn pump(&mut self, limit: usize) {
-        while let Some(id) = self.core.grant(limit) {
-            self.core.granted.insert(id);
-            self.wakers.wake(id);
-        }
-    }
-}
 
 /// The permit to ask about a tag for the last time and to move it, until dropped.
 #[derive(Debug)]
