@@ -50,6 +50,10 @@ const ONCE_FAILED: &[u64] = &[
     179601328737364,
     // The oracle took a session that a drain keeps for one that was forgotten.
     179601328737108,
+    179601328737168, // A job went by its own older answer of staging, though another look had a newer one.
+    179601543474205, // A job wrote a tag again that another had just written.
+    179601543474616, // A wait after staging's answer made the answer younger.
+    179601543474012, // The oracle took the sessions of a look that panicked for forgotten ones.
 ];
 /// The seeds of a usual run.
 const SEEDS: Range<u64> = 1000..1500;
