@@ -7,8 +7,7 @@
 //! Everything that is written to stderr goes through a bounded queue to a thread of its own: a stderr that is not read
 //! stops nothing. Lines that find no room are dropped and counted.
 //!
-//! [`Changes`] is for trouble that lasts: it is told when it changes, not each time it is met. [`forget_series`] ends the
-//! series of what is no more, and [`Names`] keeps them from coming back.
+//! [`Changes`] is for trouble that lasts: it is logged when it changes, not at each occurrence.
 
 mod changes;
 mod stderr;

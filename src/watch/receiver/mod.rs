@@ -1,25 +1,25 @@
 //! Reads push notifications of registries: what was pushed, and when.
 //!
 //! A notification is only a hint where to look (principle: the tag is resolved again with our own
-//! credentials), so digests in a body are read past. [`secret::Secret::admits`] checks the sender first,
+//! credentials), so digests in a body are read past. [`secret::Secrets::check`] checks the sender first,
 //! on the raw bytes; [`Kind::read`] then turns headers and body into a [`Delivery`]. Both are pure:
 //! nothing here waits, logs or looks.
 //!
 //! | kind | sender |
 //! |---|---|
-//! | [`acr`] | Azure container registry: webhook and Event Grid |
-//! | [`artifactory`] | JFrog Artifactory |
-//! | [`distribution`] | distribution 2.8 and 3, GitLab's registry |
-//! | [`dockerhub`] | Docker Hub |
-//! | [`ecr`] | Amazon ECR through EventBridge, plain, in an SNS envelope or as CloudEvents |
-//! | [`gar`] | Google Artifact Registry through Pub/Sub push, wrapped and unwrapped |
-//! | [`generic`] | any script: `{"repository", "tag"}` |
-//! | [`ghcr`] | GitHub's registry |
-//! | [`gitea`] | Gitea and Forgejo |
-//! | [`harbor`] | Harbor, default and CloudEvents payload |
-//! | [`nexus`] | Sonatype Nexus |
-//! | [`quay`] | Quay |
-//! | [`zot`] | zot, CloudEvents in binary and structured mode |
+//! | `acr` | Azure container registry: webhook and Event Grid |
+//! | `artifactory` | JFrog Artifactory |
+//! | `distribution` | distribution 2.8 and 3, GitLab's registry |
+//! | `dockerhub` | Docker Hub |
+//! | `ecr` | Amazon ECR through EventBridge, plain, in an SNS envelope or as CloudEvents |
+//! | `gar` | Google Artifact Registry through Pub/Sub push, wrapped and unwrapped |
+//! | `generic` | any script: `{"repository", "tag"}` |
+//! | `ghcr` | GitHub's registry |
+//! | `gitea` | Gitea and Forgejo |
+//! | `harbor` | Harbor, default and CloudEvents payload |
+//! | `nexus` | Sonatype Nexus |
+//! | `quay` | Quay |
+//! | `zot` | zot, CloudEvents in binary and structured mode |
 
 mod acr;
 mod artifactory;
