@@ -206,11 +206,9 @@ fn blobs(counts: &BlobCounts) -> String {
 pub(super) fn closing(report: &Report, all: bool) -> String {
     let sum = |of: fn(&Settled) -> u64| report.jobs.iter().map(of).sum::<u64>();
     let mut facts = vec![seconds(report.duration_seconds)];
-    let (sent, spared, requests) = (
-        sum(|job| job.bytes_sent),
-        sum(|job| job.bytes_spared),
-        sum(|job| job.requests),
-    );
+    let sent = sum(|job| job.bytes_sent);
+    let spared = sum(|job| job.bytes_spared);
+    let requests = sum(|job| job.requests);
     facts.extend((sent > 0).then(|| format!("{} sent", bytes(sent))));
     facts.extend((spared > 0).then(|| format!("{} spared", bytes(spared))));
     facts.extend((requests > 0).then(|| plural(requests, "request")));

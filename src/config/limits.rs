@@ -126,10 +126,9 @@ fn complain<T>(item: &Item<'_>, key: &str, text: &str) -> Option<T> {
 }
 
 fn times(from: &Item<'_>, to: &Item<'_>) -> Option<(u16, u16)> {
-    let (begin, end) = (
-        from.parse(|text| time(text, DAY - 1)),
-        to.parse(|text| time(text, DAY)),
-    );
+    // Both are parsed before either ends the function, so that both are reported.
+    let begin = from.parse(|text| time(text, DAY - 1));
+    let end = to.parse(|text| time(text, DAY));
     let begin = begin?;
     let end = end?;
     if begin == end {

@@ -353,7 +353,8 @@ impl Destination for Repository {
         digest: &Digest,
         from: Option<&RepositoryName>,
     ) -> Result<Begin, Fault> {
-        let (digest, from) = (*digest, from.and_then(|from| self.sibling(from)));
+        let digest = *digest;
+        let from = from.and_then(|from| self.sibling(from));
         let begun = self.act(move |store| {
             let held = match from {
                 Some(from) => from.blob(&digest)?,

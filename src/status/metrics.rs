@@ -582,16 +582,25 @@ fn now() -> f64 {
 
 /// Whether every chosen tag is in production, or left alone there by the rules.
 fn is_success(totals: &Totals) -> bool {
-    let is_fine = |outcome: &Outcome| {
-        matches!(
-            outcome,
-            Outcome::Promoted | Outcome::UpToDate | Outcome::Gone | Outcome::Existing
-        )
-    };
     Outcome::ALL
         .iter()
-        .filter(|outcome| !is_fine(outcome))
+        .filter(|outcome| !is_settled(outcome))
         .all(|outcome| totals.of(*outcome) == 0)
+}
+
+/// Whether a tag with this outcome is in production, or left alone there by the rules.
+fn is_settled(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Promoted | Outcome::UpToDate | Outcome::Gone | Outcome::Existing => true,
+        Outcome::Conflict
+        | Outcome::Drift
+        | Outcome::Refused
+        | Outcome::Waiting
+        | Outcome::Held
+        | Outcome::Planned
+        | Outcome::Interrupted
+        | Outcome::Failed => false,
+    }
 }
 
 impl State {

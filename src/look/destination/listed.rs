@@ -18,12 +18,11 @@ impl<B: Repositories> DestinationLook<'_, B> {
     /// at that moment.
     pub(super) fn is_listed_now(&self, tag: &Tag) -> bool {
         let is_current = self.side.repository.abilities().current_lists;
-        let is_listed = || {
-            self.list
+        is_current
+            && self
+                .list
                 .as_ref()
                 .is_some_and(|list| list.contains_key(tag))
-        };
-        is_current && is_listed()
     }
 
     /// The list shows the tag, and its manifest is answered with 404: it was deleted between the

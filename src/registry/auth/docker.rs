@@ -282,14 +282,13 @@ impl Auth {
                 .clone()
                 .filter(|secret| !secret.expose_secret().is_empty())
         };
-        let (mut username, mut password) = (
-            self.username.clone().filter(|name| !name.is_empty()),
-            filled(&self.password),
-        );
+        let mut username = self.username.clone().filter(|name| !name.is_empty());
+        let mut password = filled(&self.password);
         if let Some(auth) = filled(&self.auth) {
             let (name, word) = decode(auth.expose_secret())
                 .ok_or("holds an auth that is not base64 of user:password")?;
-            (username, password) = (Some(name).filter(|name| !name.is_empty()), Some(word));
+            username = Some(name).filter(|name| !name.is_empty());
+            password = Some(word);
         }
         if let Some(token) = filled(&self.registrytoken) {
             return Ok(Some(Login::Bearer(token)));

@@ -93,11 +93,13 @@ impl DestinationState {
         self.pending -= before.len();
         let now = Instant::now();
         let room = room.saturating_sub(self.pending);
-        let since = |tag: &Tag| before.get(tag).copied().unwrap_or(now);
         let pending: BTreeMap<Tag, Instant> = tags
             .iter()
             .take(room)
-            .map(|tag| (tag.clone(), since(tag)))
+            .map(|tag| {
+                let since = before.get(tag).copied().unwrap_or(now);
+                (tag.clone(), since)
+            })
             .collect();
         self.pending += pending.len();
         self.known(key).pending = pending;

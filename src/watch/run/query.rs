@@ -350,12 +350,10 @@ impl<B: Repositories> Watch<B> {
             received,
             reply,
         } = &pending.event;
-        let (senders, cause, options, received) = (
-            reply.as_ref().map(|reply| reply.looks.clone()),
-            *cause,
-            *options,
-            *received,
-        );
+        let senders = reply.as_ref().map(|reply| reply.looks.clone());
+        let cause = *cause;
+        let options = *options;
+        let received = *received;
         let tags = scope.tags.clone();
         let request = LookRequest {
             tags,
@@ -445,12 +443,11 @@ impl<B: Repositories> Watch<B> {
         let verify = self.topology().intervals.verify;
         let now = Instant::now();
         let verified = self.verified.entry(key.route.clone()).or_default();
-        let is_due = |last: &Instant| now.duration_since(*last) >= verify;
         match cause {
             Cause::Poll
                 if verified
                     .get(&key.repository)
-                    .is_some_and(|last| !is_due(last)) =>
+                    .is_some_and(|last| now.duration_since(*last) < verify) =>
             {
                 Cause::Poll
             }
