@@ -1,8 +1,10 @@
-//! What is done for every byte, every tag and every blob: the verifying stream, the plan, the index.
+//! What is done for every byte, every tag and every blob: the verifying stream, the plan, the
+//! index.
 //!
-//! `cargo bench --bench hot [-- FILTER]`. First three ways over the same frames are set side by side, in turn: the machine's
-//! bare SHA-256, the verifying stream, and what it replaces, a stream that copies each frame before it hashes it. The ratios
-//! of the best rounds are printed; a verifying stream above [`MOST`] fails the bench.
+//! `cargo bench --bench hot [-- FILTER]`. First three ways over the same frames are set side by
+//! side, in turn: the machine's bare SHA-256, the verifying stream, and what it replaces, a stream
+//! that copies each frame before it hashes it. The ratios of the best rounds are printed; a
+//! verifying stream above [`MOST`] fails the bench.
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -32,7 +34,8 @@ const PASSING: usize = 32 * 1024 * 1024;
 const FRAME: usize = 400 * 1024;
 /// Bytes of a frame of a connection that hands over little at a time, such as one with TLS.
 const SMALL_FRAME: usize = 16 * 1024;
-/// Rounds of each, in turn, after the first: many short ones, so that the best are those that nothing has disturbed.
+/// Rounds of each, in turn, after the first: many short ones, so that the best are those that
+/// nothing has disturbed.
 const ROUNDS: usize = 29;
 /// The most that the verifying stream may cost, bare SHA-256 being one.
 const MOST: f64 = 1.10;
@@ -120,7 +123,8 @@ fn body(frame: usize) -> BlobBody {
     )))
 }
 
-/// The stream that anybody would write first: each frame is copied to a buffer of its own, hashed, and handed on.
+/// The stream that anybody would write first: each frame is copied to a buffer of its own, hashed,
+/// and handed on.
 async fn plain(frame: usize) {
     let mut body = body(frame);
     let (mut hasher, mut passed) = (Sha256::new(), 0);

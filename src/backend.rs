@@ -1,5 +1,5 @@
-//! Any place that holds images: a registry or a folder of layouts, behind one type, so that a route can lead from one to the
-//! other.
+//! Any place that holds images: a registry or a folder of layouts, behind one type, so that a route
+//! can lead from one to the other.
 
 use std::sync::Arc;
 
@@ -101,8 +101,8 @@ macro_rules! either {
     };
 }
 
-/// As above, for requests. The way through the AWS SDK is long, and its future large: boxed, it does not make the requests
-/// to all other registries as large.
+/// As above, for requests. The way through the AWS SDK is long, and its future large: boxed, it
+/// does not make the requests to all other registries as large.
 macro_rules! ask {
     ($self:ident, $repository:ident => $call:expr) => {
         match $self {

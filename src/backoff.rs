@@ -22,7 +22,8 @@ impl Backoff {
         self.first.saturating_mul(factor).min(self.longest)
     }
 
-    /// A server's hint, raised to the first wait: a server that names no time at all is not asked in a tight loop.
+    /// A server's hint, raised to the first wait: a server that names no time at all is not asked
+    /// in a tight loop.
     pub fn hinted(self, hint: Duration) -> Duration {
         hint.max(self.first)
     }

@@ -16,10 +16,10 @@
 //! | 1 | [`endpoint`], [`route`], [`job`] | source and destination; rules and patterns, pure; plain data |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
-//! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads), [`state`] (the
-//! state folder), [`single_flight`] (one run of a piece of work for all its callers), [`telemetry`] (logs),
-//! [`metrics`] (series that end), [`clock`] (the time of day), [`random`], [`backoff`] (waits that
-//! double) and [`user`] (the names of users).
+//! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
+//! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
+//! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
+//! [`random`], [`backoff`] (waits that double) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod backend;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 
-/// Drops the series whose labels `gone` says are gone.
+/// Drops the series with labels for which `gone` holds.
 pub fn forget_series<T: MetricVecBuilder>(
     vec: &MetricVec<T>,
     gone: impl Fn(&dyn Fn(&str) -> String) -> bool,
@@ -18,14 +18,15 @@ pub fn forget_series<T: MetricVecBuilder>(
             .map(|label| (label.name(), label.value()))
             .collect();
         if gone(&|name| labels.get(name).copied().unwrap_or_default().to_owned()) {
-            // It was just there; whoever dropped it meanwhile wanted the same.
+            // It was there a moment ago; another drop in the meantime has the same effect.
             let _ = vec.remove(&labels);
         }
     }
 }
 
-/// LabelNames that labels may have. What still runs for a name that was given up is counted nowhere: it must not bring the series
-/// back. A name that was never heard of is no such name. Cheap to clone.
+/// LabelNames that labels may have. What still runs for a name that was given up is counted
+/// nowhere: it must not bring the series back. A name that was never heard of is no such name.
+/// Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LabelNames(Arc<Mutex<HashMap<String, bool>>>);
 

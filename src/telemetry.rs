@@ -1,11 +1,13 @@
-//! Logs: one line for each event, on stderr, bounded in length, as text for people or as JSON for machines.
+//! Logs: one line for each event, on stderr, bounded in length, as text for people or as JSON for
+//! machines.
 //!
-//! A line's message is constant; the facts are fields, those of the spans around it included. Whatever a peer said is
-//! escaped, so an event never becomes two lines. Under systemd the level goes in front as `<6>` and the journal keeps the
-//! time. Dependencies speak only from warn on; below debug they never do, since there they print headers.
+//! A line's message is constant; the facts are fields, those of the spans around it included.
+//! Whatever a peer said is escaped, so an event never becomes two lines. Under systemd the level
+//! goes in front as `<6>` and the journal keeps the time. Dependencies speak only from warn on;
+//! below debug they never do, since there they print headers.
 //!
-//! Everything that is written to stderr goes through a bounded queue to a thread of its own: a stderr that is not read
-//! stops nothing. Lines that find no room are dropped and counted.
+//! Everything that is written to stderr goes through a bounded queue to a thread of its own: a
+//! stderr that is not read stops nothing. Lines that find no room are dropped and counted.
 //!
 //! [`Changes`] is for trouble that lasts: it is logged when it changes, not at each occurrence.
 
@@ -78,7 +80,7 @@ pub enum Error {
         /// Why.
         source: Box<tracing_subscriber::filter::ParseError>,
     },
-    /// Somebody else has set up logs in this process.
+    /// Logs are set up in this process already.
     #[error("logs are already set up")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
@@ -94,8 +96,8 @@ pub fn start(settings: Settings) -> Result<(), Error> {
     start_with(settings, Box::new(to_stderr))
 }
 
-/// Logs to `sink`: for a terminal that has other things on it, such as progress bars. Panics are logged, too, past the sink:
-/// it may be what panicked.
+/// Logs to `sink`: for a terminal that has other things on it, such as progress bars. Panics are
+/// logged, too, past the sink: it may be what panicked.
 ///
 /// # Errors
 /// As [`start`].
@@ -115,7 +117,8 @@ static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     IntCounter::new("blobferry_log_lines_dropped_total", help).expect("the name is a name")
 });
 
-/// A descriptor of its own: the lock of the standard library's stderr would be held while a write blocks.
+/// A descriptor of its own: the lock of the standard library's stderr would be held while a write
+/// blocks.
 static STDERR: LazyLock<Stderr> = LazyLock::new(|| {
     let note = Box::new(|lines| {
         let fields = Fields {
@@ -148,8 +151,8 @@ pub fn to_stderr(line: &[u8]) {
     STDERR.line(line);
 }
 
-/// Writes a line of the program itself that is no event: the error that ends it, progress without a terminal. It is plain
-/// text, or an object where logs are, and no filter leaves it out.
+/// Writes a line of the program itself that is no event: the error that ends it, progress without a
+/// terminal. It is plain text, or an object where logs are, and no filter leaves it out.
 pub fn say(level: Level, text: &str) {
     let format = *FORMAT.get_or_init(Format::default);
     let line = match format {

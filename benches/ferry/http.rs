@@ -1,6 +1,8 @@
-//! Where requests begin and end in the bytes of an HTTP/1.1 client, and which of them a link answers by itself.
+//! Where requests begin and end in the bytes of an HTTP/1.1 client, and which of them a link
+//! answers by itself.
 //!
-//! A head is held back until it is whole, so that a refused request never reaches the registry, not even in part.
+//! A head is held back until it is whole, so that a refused request never reaches the registry, not
+//! even in part.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -33,7 +35,8 @@ impl Default for Part {
 }
 
 impl Requests {
-    /// Takes a piece and gives what of it goes on. `refuse` is asked once for each request, with its head.
+    /// Takes a piece and gives what of it goes on. `refuse` is asked once for each request, with
+    /// its head.
     pub fn pass(&mut self, piece: Vec<u8>, mut refuse: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
         if let (Part::Body(left) | Part::Chunk(left), false) = (&mut self.state, self.refused)
             && *left > piece.len() as u64
@@ -129,7 +132,8 @@ fn body_of(head: &str) -> Part {
     }
 }
 
-/// A time in which every other request is refused: one with a number of seconds, the next with a date.
+/// A time in which every other request is refused: one with a number of seconds, the next with a
+/// date.
 pub struct Storm {
     lasts: Duration,
     sky: Mutex<Sky>,

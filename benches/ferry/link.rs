@@ -1,8 +1,9 @@
-//! A link in front of a registry: every connection through it has its latency, shares its bandwidth, and is counted.
+//! A link in front of a registry: every connection through it has its latency, shares its
+//! bandwidth, and is counted.
 //!
-//! Bytes are paid for on a wire that all connections of a direction share, first come, first served, and are handed on
-//! half a round trip later. Nobody spins: waiting is sleeping. In a storm the link answers some requests by itself, after a
-//! round trip like any other.
+//! Bytes are paid for on a wire that all connections of a direction share, first come, first
+//! served, and are handed on half a round trip later. Nobody spins: waiting is sleeping. In a storm
+//! the link answers some requests by itself, after a round trip like any other.
 
 use std::ops::AddAssign;
 use std::sync::Arc;

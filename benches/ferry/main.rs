@@ -1,8 +1,9 @@
 //! The end-to-end bench: blobferry and the peers that are installed, between real registries.
 //!
-//! `cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE] [SCENARIO…]]`. Every pass ends
-//! with a comparison of all digests. On loopback a first run goes through links that only count and is not timed; the timed
-//! ones go without the links, which would take part of the machine.
+//! `cargo bench --bench ferry [-- [--quick] [--runs N] [--tools A,B] [--scratch DIR] [--out FILE]
+//! [SCENARIO…]]`. Every pass ends with a comparison of all digests. On loopback a first run goes
+//! through links that only count and is not timed; the timed ones go without the links, which would
+//! take part of the machine.
 
 mod ask;
 mod http;
@@ -60,7 +61,8 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let ended = runtime.block_on(async {
-        // Whoever is dropped here kills its programs and removes its files, which may lie in memory.
+        // Whoever is dropped here kills its programs and removes its files, which may lie in
+        // memory.
         tokio::select! {
             ended = measure(&ask, &program) => ended,
             () = asked_to_end() => Err("interrupted".into()),
@@ -155,7 +157,8 @@ struct Bench<'a> {
 #[derive(Default)]
 struct Account {
     passes: [Vec<Run>; 2],
-    /// What passed when the tool last went through links: on loopback it is timed without them, and has one pass.
+    /// What passed when the tool last went through links: on loopback it is timed without them, and
+    /// has one pass.
     counted: [Passed; 2],
     broken: Option<String>,
 }

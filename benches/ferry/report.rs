@@ -7,7 +7,8 @@ use crate::registry::Program;
 use crate::scratch::Scratch;
 use crate::tools::Tool;
 
-/// A report that grows. The file is complete after each addition, so that a bench that is cut short loses nothing.
+/// A report that grows. The file is complete after each addition, so that a bench that is cut short
+/// loses nothing.
 pub struct Report {
     file: Option<PathBuf>,
     text: String,

@@ -247,7 +247,8 @@ fn images(own: usize) -> Vec<(String, String, Image)> {
         .collect()
 }
 
-/// Applications on a shared base of 100 MiB, every other one for two platforms, each of which has a base.
+/// Applications on a shared base of 100 MiB, every other one for two platforms, each of which has a
+/// base.
 fn applications(apps: u64, versions: u64, own: usize) -> Vec<(String, String, Image)> {
     let base = |platform: u64| -> Vec<Blob> {
         let share = if own < 2 * MIB { MIB / 4 } else { 10 * MIB };

@@ -1,4 +1,5 @@
-//! Where the registries keep their files: in memory when there is room, since else it is the disk's journal that is measured.
+//! Where the registries keep their files: in memory when there is room, since else it is the disk's
+//! journal that is measured.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

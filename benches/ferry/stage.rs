@@ -66,7 +66,8 @@ pub struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Starts the destinations of `scenario` in `place`. Without `links` the tools reach the registries directly.
+    /// Starts the destinations of `scenario` in `place`. Without `links` the tools reach the
+    /// registries directly.
     pub async fn set(
         program: &Program,
         place: &Place,

@@ -1,4 +1,5 @@
-//! The tools that are compared: each copies all tags of some repositories from one registry to others.
+//! The tools that are compared: each copies all tags of some repositories from one registry to
+//! others.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,11 +1,13 @@
 //! Access: pure rules over a request's head, and the two layers that apply them.
 //!
-//! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or `Sec-Fetch-Site` is refused.
-//!    Over TCP, `Host` must be an IP address or `localhost`, which no rebound name can be; any other name needs the secret.
-//!    Metrics and health take any name from peers beyond loopback, so that they can be scraped by name.
-//! 2. [`Rules::actor`], on guarded paths: the control socket, whose file mode is the credential, or the bearer secret; while
-//!    no secret is configured also a loopback peer, unless the request came through a proxy, behind which everybody is
-//!    loopback.
+//! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or
+//!    `Sec-Fetch-Site` is refused. Over TCP, `Host` must be an IP address or `localhost`, which no
+//!    rebound name can be; any other name needs the secret. Metrics and health accept any name from
+//!    peers beyond loopback, so that they can be scraped by name.
+//! 2. [`Rules::actor`], on guarded paths: the control socket, where the file mode is the
+//!    credential, or the bearer secret. While no secret is configured, a loopback peer is accepted
+//!    as well, but no request that came through a proxy: behind a proxy every client is a loopback
+//!    peer.
 //!
 //! No answer ever carries a CORS header.
 
@@ -72,7 +74,8 @@ pub struct AuthContext {
     pub secret_check: SecretCheck,
 }
 
-/// The bearer secret, or that there is none. Clones share it: what is put in place holds from the next request on.
+/// The bearer secret, or that there is none. Clones share it: what is put in place holds from the
+/// next request on.
 #[derive(Clone, Debug, Default)]
 pub struct Secret(Arc<RwLock<Option<SecretString>>>);
 
@@ -131,7 +134,8 @@ impl Rules {
     /// Keeps browsers' pages and rebound names out.
     ///
     /// # Errors
-    /// 403 for a page, 421 for a name that is not ours, 400 for a `Host` that is missing, doubled or broken.
+    /// 403 for a page, 421 for a name that is not ours, 400 for a `Host` that is missing, doubled
+    /// or broken.
     pub fn admit(
         &self,
         peer: Peer,

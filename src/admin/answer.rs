@@ -103,7 +103,8 @@ pub async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
 }
 
-/// Around everything: a panic in a route is answered 500, and no answer is cached, guessed at or embedded by a browser.
+/// Around everything: a panic in a route is answered 500, and no answer is cached, guessed at or
+/// embedded by a browser.
 pub async fn shield(request: Request, next: Next) -> Response {
     let path = clip(request.uri().path(), 200);
     let mut response = AssertUnwindSafe(next.run(request))

@@ -22,7 +22,7 @@ const MOST_ANSWER: usize = 64 << 20;
 /// The daemon did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens there.
+    /// No process listens there.
     #[error("no daemon is running: nothing answers at {}", socket.display())]
     NotRunning {
         /// The socket.
@@ -33,7 +33,7 @@ pub enum Error {
     Denied {
         /// The socket.
         socket: PathBuf,
-        /// The user whose it is, or the nearest folder's above it that can be seen.
+        /// The owner of the socket, or of the nearest folder above it that can be read.
         owner: Option<u32>,
     },
     /// The daemon was there, but its answer was not.
@@ -46,8 +46,9 @@ pub enum Error {
     },
 }
 
-/// Sends one request and reads the answer, whatever its status: at most 64 MiB of JSON; an empty body is `null`.
-/// `path_and_query` is in its encoded form. Without a deadline it waits as long as the daemon lives.
+/// Sends one request and reads the answer, whatever its status: at most 64 MiB of JSON; an empty
+/// body is `null`. `path_and_query` is in its encoded form. Without a deadline it waits as long as
+/// the daemon lives.
 ///
 /// # Errors
 /// [`Error`] when there is no whole answer.

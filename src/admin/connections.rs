@@ -1,10 +1,12 @@
-//! The connections of a listener: how many there are, of which client, and which one goes when there are too many.
+//! The connections of a listener: how many there are, of which client, and which one goes when
+//! there are too many.
 //!
-//! A connection is *open* while no head of a request is complete on it: just made, silent, or idle between two requests. One
-//! that is open can be closed at any time without harm; one that is *busy* cannot. So a new connection is always taken: in
-//! the place of the oldest open one of its own client when that has too many of them, or of the oldest open one at all when
-//! every place is taken. Connections on which no request was ever answered go first. A client never has all limits, and only
-//! requests for health and metrics may take the last ones.
+//! A connection is *open* while no head of a request is complete on it: just made, silent, or idle
+//! between two requests. One that is open can be closed at any time without harm; one that is
+//! *busy* cannot. So a new connection is always taken: in the place of the oldest open one of its
+//! own client when that has too many of them, or of the oldest open one at all when every place is
+//! taken. Connections on which no request was ever answered go first. A client never has all
+//! limits, and only requests for health and metrics may take the last ones.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -88,7 +90,8 @@ impl Connections {
         }
     }
 
-    /// Takes a connection of `client`, in the place of another if it must be. `None`: the client has as many as it may, all busy.
+    /// Takes a connection of `client`, in the place of another if it must be. `None`: the client
+    /// has as many as it may, all busy.
     pub(super) fn admit(&self, client: ClientKey) -> Option<ConnectionSlot> {
         let ConnectionLimits {
             total,
@@ -167,7 +170,8 @@ pub(super) struct ConnectionSlot {
 }
 
 impl ConnectionSlot {
-    /// The head of a request is complete. `None`: every place that is not kept for probes is taken, and it is no probe.
+    /// The head of a request is complete. `None`: every place that is not kept for probes is taken,
+    /// and it is no probe.
     pub(super) fn start_request(&self, is_probe: bool) -> Option<ActiveRequest> {
         let mut table = self.shared.lock();
         let most = self.shared.limits.total - self.shared.limits.reserved_for_probes;

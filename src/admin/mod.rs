@@ -1,6 +1,6 @@
-//! HTTP over TCP and over the control socket: metrics, health, status, triggers. It sends events and
-//! reads snapshots; it decides nothing. [`ROUTES`] lists the routes with their guards; any other path
-//! is a 404 that names them.
+//! HTTP over TCP and over the control socket: metrics, health, status, triggers. It sends events
+//! and reads snapshots; it decides nothing. [`ROUTES`] lists the routes with their guards; any
+//! other path is a 404 that names them.
 //!
 //! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
 //! the bearer secret; while no secret is configured, loopback peers may look too, since a look is
@@ -63,8 +63,8 @@ pub struct Settings {
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// For a request's head, counted from the connection's start or the end of the answer before it; so an idle connection
-    /// ends after this long.
+    /// For a request's head, counted from the connection's start or the end of the answer before
+    /// it; so an idle connection ends after this long.
     pub header: Duration,
     /// For a request's body.
     pub body: Duration,
@@ -101,7 +101,8 @@ pub struct Services {
     pub before_scrape: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Waited-for passes at once for each peer: fewer than its connections, so that waiting never locks out a scrape.
+/// Waited-for passes at once for each peer: fewer than its connections, so that waiting never locks
+/// out a scrape.
 const WAITING: usize = 32;
 
 /// What every route shares.
@@ -127,7 +128,8 @@ impl App {
     }
 }
 
-/// The routes behind their guards. Each request must carry its [`Peer`] as an extension: one without is answered 500.
+/// The routes behind their guards. Each request must carry its [`Peer`] as an extension: one
+/// without is answered 500.
 pub fn router(services: Services, settings: &Settings) -> Router {
     let app = Arc::new(App::new(services, settings));
     // Inside the method's choice: a method that no route has is answered 405, credentials or not.

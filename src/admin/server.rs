@@ -1,5 +1,5 @@
-//! The two listeners: bound before anything is spawned, a bounded number of connections each, every connection under
-//! deadlines, all of them ended when the server stops.
+//! The two listeners: bound before anything is spawned, a bounded number of connections each, every
+//! connection under deadlines, all of them ended when the server stops.
 
 use std::fs;
 use std::io;
@@ -52,7 +52,8 @@ const SOCKET: ConnectionLimits = ConnectionLimits {
 const MOST_HEADERS: usize = 64;
 /// Bytes of a request's head at most.
 const MOST_HEAD: usize = 32 << 10;
-/// Pause after the kernel refuses to hand out a connection, most likely for want of file descriptors.
+/// Pause after the kernel refuses to hand out a connection, most likely for want of file
+/// descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often an idle control socket looks whether its file is still there.
@@ -102,8 +103,8 @@ pub struct Bound {
     settings: Settings,
 }
 
-/// Binds what the settings name. The control socket gets mode 0600 before anybody can connect; the file of a dead daemon
-/// is replaced.
+/// Binds what the settings name. The control socket gets mode 0600 before anybody can connect; the
+/// file of a dead daemon is replaced.
 ///
 /// # Errors
 /// [`Error`], and then nothing stays bound.
@@ -136,7 +137,8 @@ impl Bound {
         self.tcp.as_ref().map(|(_, address)| *address)
     }
 
-    /// Serves until `stop`, then lets open requests end within [`Deadlines::stop`] and removes the control socket.
+    /// Serves until `stop`, then lets open requests end within [`Deadlines::stop`] and removes the
+    /// control socket.
     pub async fn serve(self, services: Services, stop: CancellationToken) {
         let router = router(services, &self.settings);
         let deadlines = self.settings.deadlines;
@@ -208,13 +210,13 @@ fn listen_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     let file = SocketFile::new(path)?;
-    // Nobody can connect before `listen`, so there is no moment with another mode.
+    // No client can connect before `listen`, so the socket never has another mode.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok((socket.listen(SOCKET.total as u32)?, file))
 }
 
-/// The control socket. While no connection comes in, its file is looked for every few seconds: one that was deleted is
-/// made again, since without it the daemon cannot be asked anything.
+/// The control socket. While no connection comes in, its file is looked for every few seconds: one
+/// that was deleted is made again, since without it the daemon cannot be asked anything.
 #[derive(Debug)]
 struct ControlSocket {
     path: PathBuf,

@@ -111,7 +111,7 @@ fn cause(peer: Peer) -> Cause {
     }
 }
 
-/// Counts a request whose body could not be taken.
+/// Counts a request with a body that could not be read.
 fn count(app: &App, peer: Peer, refusal: &Refusal) {
     let result = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE {
         "too_large"

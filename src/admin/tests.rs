@@ -358,7 +358,7 @@ async fn access_follows_the_table() {
             "host: b.example|secret: word|origin: https://b.example",
             202,
         ),
-        // Proxies make everybody loopback.
+        // Behind a proxy every client is a loopback peer.
         (
             &open,
             "GET /v1/status",

@@ -1,4 +1,5 @@
-//! A stream whose peer must take what is written within a deadline: a client that stops reading cannot hold a connection.
+//! A stream with a deadline for each write: a client that stops reading cannot hold a
+//! connection.
 
 use std::io;
 use std::pin::Pin;

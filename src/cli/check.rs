@@ -1,4 +1,5 @@
-//! `check`: the config is right, which repository falls to which route, and whether the registries let us in.
+//! `check`: the config is right, which repository falls to which route, and whether the registries
+//! let us in.
 
 use clap::Args;
 
@@ -23,7 +24,8 @@ pub(super) struct Check {
     /// Ask every registry: who are we there, may we read, may we write
     #[arg(long)]
     online: bool,
-    /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing is documented
+    /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing
+    /// is documented
     #[arg(long, value_name = "REPOSITORY", requires = "online")]
     probe_repository: Option<String>,
 }

@@ -1,5 +1,6 @@
-//! What `copy` and `promote` have in common: a running daemon whose routes lead to the destination does it, since it alone
-//! can note what was written; else the command itself, with what the config knows of the hosts.
+//! The common part of `copy` and `promote`: a running daemon with a route to the destination makes
+//! the copy, since it alone can record what was written. Without one, the command makes it, with
+//! the credentials of the config.
 
 use http::StatusCode;
 
@@ -35,8 +36,8 @@ pub(super) async fn by_daemon(
     }
 }
 
-/// The config, where there is one: these commands need none. One that was named must be right; one that is found and cannot
-/// be used is left out, and the command says so.
+/// The config, where there is one: these commands need none. One that was named must be right; one
+/// that is found and cannot be used is left out, and the command says so.
 pub(super) fn config(arguments: &Arguments) -> Result<Option<Config>, Failure> {
     if arguments.config.is_some() {
         return arguments.config().map(Some);

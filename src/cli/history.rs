@@ -165,7 +165,7 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     )
 }
 
-/// What the caller said, and that it is the caller who says it; or that there is no text any more.
+/// The claimed actor and reason, marked as claimed; or a note that the text was dropped.
 fn said(job: &Settled) -> impl Iterator<Item = String> {
     let remarks = &job.actor.remarks;
     let claim = remarks.claimed_actor.as_ref();

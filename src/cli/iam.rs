@@ -49,7 +49,8 @@ const MODEL: [&str; 3] = [
     "GetLifecyclePolicy",
     "GetRepositoryPolicy",
 ];
-/// What a repository's own policy does not give to others: it is not there yet, or would hand itself over.
+/// What a repository's own policy does not give to others: it is not there yet, or would hand
+/// itself over.
 const OWN: [&str; 4] = [
     "CreateRepository",
     "PutLifecyclePolicy",

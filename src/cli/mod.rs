@@ -81,7 +81,8 @@ Examples:
   first line of a config, for editors with a YAML language server:
   # yaml-language-server: $schema=./blobferry.schema.json";
 
-/// Mirrors container images from a staging registry to production: every byte hashed, every blob once, the tag last.
+/// Mirrors container images from a staging registry to production: every byte hashed, every blob
+/// once, the tag last.
 #[derive(Debug, Parser)]
 #[command(name = "blobferry", version = VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Arguments {
@@ -93,7 +94,8 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
 
-    /// How logs on stderr are written; BLOBFERRY_LOG filters them, as in "info,blobferry::registry=debug"
+    /// How logs on stderr are written; BLOBFERRY_LOG filters them, as in
+    /// "info,blobferry::registry=debug"
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
@@ -156,7 +158,8 @@ fn log_format(arguments: &[OsString]) -> LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the config again
+    /// Run the daemon until SIGTERM or SIGINT; SIGUSR1 looks at everything now, SIGHUP reads the
+    /// config again
     #[command(after_help = RUN)]
     Run,
     /// Make one pass over the routes, asking both sides; a running daemon does it, if there is one
@@ -239,7 +242,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     let format = log_format(&arguments);
     telemetry::say_as(format.into());
     Arguments::try_parse_from(&arguments).map_err(|error| {
-        // The message repeats what was written: it is made again from arguments that are fit to be printed.
+        // The message repeats what was written: it is made again from arguments that are fit to be
+        // printed.
         let fit = arguments
             .iter()
             .map(|argument| without_passwords(&argument.to_string_lossy()).replace('\n', "\\n"));
@@ -362,7 +366,8 @@ impl Arguments {
             .unwrap_or_else(|| DEFAULT_CONFIG.into())
     }
 
-    /// The options that a command must repeat to work with the same config and state, each with a space in front.
+    /// The options that a command must repeat to work with the same config and state, each with a
+    /// space in front.
     fn repeated(&self) -> String {
         let option = |name: &str, value: &Option<PathBuf>| {
             value
@@ -386,7 +391,8 @@ impl Arguments {
         })
     }
 
-    /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to be quiet.
+    /// Whether moving bars are drawn: for a command that has some, on a terminal, unless asked to
+    /// be quiet.
     fn draws_bars(&self) -> bool {
         let moves = matches!(
             self.command,
@@ -438,7 +444,8 @@ fn start_logs(arguments: &Arguments, screen: Option<MultiProgress>) -> Result<()
     started.map_err(|error| Failure::new(2, error))
 }
 
-/// systemd names the journal's stream in `JOURNAL_STREAM`; a child with another stderr inherits the variable all the same.
+/// systemd names the journal's stream in `JOURNAL_STREAM`; a child with another stderr inherits the
+/// variable all the same.
 fn stderr_is_the_journal() -> bool {
     use std::os::unix::fs::MetadataExt;
     let Some(named) = environment("JOURNAL_STREAM") else {

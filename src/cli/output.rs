@@ -58,7 +58,8 @@ impl Style {
     }
 }
 
-/// Whether a stream shows colours: a terminal that is not dumb, and nobody said no (<https://no-color.org>).
+/// Whether a stream shows colours: a terminal that is not dumb, without `NO_COLOR`
+/// (<https://no-color.org>).
 pub(super) fn color(stream: &impl IsTerminal) -> bool {
     let said_no = super::environment("NO_COLOR").is_some_and(|value| !value.is_empty());
     stream.is_terminal() && !said_no && super::environment("TERM").is_none_or(|term| term != "dumb")
@@ -222,7 +223,8 @@ pub(super) fn closing(report: &Report, all: bool) -> String {
     format!("{counts} ({})", facts.join(", "))
 }
 
-/// The counts that are not zero; with `all` also what the rules leave out and what only the destination has.
+/// The counts that are not zero; with `all` also what the rules leave out and what only the
+/// destination has.
 pub(super) fn totals(totals: &Totals, all: bool) -> String {
     let count =
         |count: u64, word: &str| (count > 0).then(|| format!("{count} {}", word.replace('_', " ")));
@@ -239,7 +241,8 @@ pub(super) fn totals(totals: &Totals, all: bool) -> String {
         .join(", ")
 }
 
-/// Columns without borders; on a screen that they do not fit, a paragraph for each row. An empty table is no text.
+/// Columns without borders; on a screen that they do not fit, a paragraph for each row. An empty
+/// table is no text.
 pub(super) fn table<const N: usize>(
     width: Option<usize>,
     header: [&str; N],

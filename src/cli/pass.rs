@@ -1,4 +1,5 @@
-//! One pass in this process, as `sync` and `copy` make it: outcomes as they come, progress, signals, the closing line.
+//! One pass in this process, as `sync` and `copy` make it: outcomes as they come, progress,
+//! signals, the closing line.
 
 use std::future::Future;
 use std::pin::pin;
@@ -22,7 +23,8 @@ pub(super) struct Show<'a> {
     /// What is up to date as well.
     pub(super) all: bool,
     pub(super) style: Style,
-    /// The options of this command line that a command must repeat which is printed as a way out; with a space in front.
+    /// The options of this command line that a command must repeat which is printed as a way out;
+    /// with a space in front.
     pub(super) options: &'a str,
 }
 
@@ -36,7 +38,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Prints a settled job, unless nobody wants to read it.
+    /// Prints a settled job, unless the options leave it out.
     fn settled(&self, lines: &mut Lines, job: &Settled) {
         let is_news = job.result != Outcome::UpToDate || job.referrers.copied > 0;
         if !self.json && (self.all || is_news) {
@@ -55,7 +57,7 @@ impl<'a> Show<'a> {
         lines.line(output::closing(report, self.all));
     }
 
-    /// Prints a report that somebody else has put together.
+    /// Prints a report of another process.
     pub(super) fn report(&self, lines: &mut Lines, report: &Report) {
         for job in &report.jobs {
             self.settled(lines, job);
@@ -66,8 +68,8 @@ impl<'a> Show<'a> {
 
 /// Runs the pass that `work` makes; its report comes back.
 ///
-/// The first signal cancels `stop`: blobs finish their chunk, the rest is reported as interrupted. The second one drops the
-/// work.
+/// The first signal cancels `stop`: blobs finish their chunk, the rest is reported as interrupted.
+/// The second one drops the work.
 ///
 /// # Errors
 /// The pass could not be made, or a second signal ended it.

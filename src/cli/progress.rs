@@ -1,4 +1,5 @@
-//! How far a pass is, on stderr: bars on a terminal, else a heartbeat after ten seconds without a word.
+//! How far a pass is, on stderr: bars on a terminal, else a heartbeat after ten seconds without a
+//! word.
 
 use std::collections::VecDeque;
 use std::io;
@@ -97,7 +98,7 @@ impl Display {
         }
     }
 
-    /// Tells what somebody else is doing.
+    /// Shows what another process does.
     pub(super) fn note(&mut self, text: &str) {
         match &mut self.shape {
             Shape::Bars(bars) => bars.overall.set_message(text.to_owned()),
@@ -222,7 +223,8 @@ impl Rate {
 struct Bars {
     screen: MultiProgress,
     overall: ProgressBar,
-    /// One for each blob that is shown, and those that have none at the moment: taking a bar away for good draws at once.
+    /// One for each blob that is shown, and those that have none at the moment: taking a bar away
+    /// for good draws at once.
     slots: Vec<ProgressBar>,
     spare: Vec<ProgressBar>,
     more: ProgressBar,
@@ -324,8 +326,8 @@ impl Terminal {
 }
 
 impl TermLike for Terminal {
-    /// Narrower than the screen: the terminal echoes `^C` behind the last line, and an echo that wraps would move the lines
-    /// that are to be cleared.
+    /// Narrower than the screen: the terminal echoes `^C` behind the last line, and an echo that
+    /// wraps would move the lines that are to be cleared.
     fn width(&self) -> u16 {
         self.screen.size().1.saturating_sub(ECHO).max(1)
     }

@@ -54,7 +54,8 @@ pub(super) struct Promote {
     /// Write imagedefinitions.json for a deploy stage, by digest, if all went well
     #[arg(long, value_name = "FILE", conflicts_with_all = ["all_tags", "dry_run"])]
     imagedefinitions: Option<PathBuf>,
-    /// The container that takes the image of a production repository; default: the last part of its name
+    /// The container that takes the image of a production repository; default: the last part of its
+    /// name
     #[arg(long, value_name = "REPOSITORY=NAME", value_parser = container, requires = "imagedefinitions")]
     container: Vec<(String, String)>,
     /// Print what would be done, and touch nothing

@@ -54,7 +54,8 @@ impl Socket {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
-    /// Asks for something that can be done without a daemon as well. `None`: no daemon runs, or it is not for us.
+    /// Asks for something that can be done without a daemon as well. `None`: no daemon runs, or it
+    /// is not for us.
     ///
     /// # Errors
     /// The daemon went away before it answered.
@@ -70,7 +71,8 @@ impl Socket {
         }
     }
 
-    /// Why nothing answers although a process holds the state folder: none may use the state beside it.
+    /// Why nothing answers although a process holds the state folder: none may use the state beside
+    /// it.
     fn absent(&self) -> Option<Failure> {
         let folder = self.0.parent()?;
         let process = match state::holder(folder)? {

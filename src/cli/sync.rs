@@ -1,4 +1,5 @@
-//! `sync`: one pass over the routes. Beside a running daemon the daemon makes it, since only one process may use a state.
+//! `sync`: one pass over the routes. Beside a running daemon the daemon makes it, since only one
+//! process may use a state.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -97,7 +98,8 @@ impl Sync {
         arguments.config()
     }
 
-    /// The config of a dry run that a running daemon would not plan with, because it was started with another one.
+    /// The config of a dry run that a running daemon would not plan with, because it was started
+    /// with another one.
     async fn plan_of_its_own(&self, arguments: &Arguments) -> Result<Option<Config>, Failure> {
         if !self.dry_run || arguments.config.is_none() {
             return Ok(None);
@@ -183,7 +185,8 @@ impl Sync {
     }
 }
 
-/// Waits for an answer of the daemon and shows meanwhile what it is doing; `left` is said when a signal ends the waiting.
+/// Waits for an answer of the daemon and shows meanwhile what it is doing; `left` is said when a
+/// signal ends the waiting.
 pub(super) async fn at_work<T>(
     socket: &Socket,
     mode: ProgressMode,

@@ -30,7 +30,7 @@ pub struct Check {
     pub text: String,
     /// The class of the failure.
     pub class: Option<Class>,
-    /// It works, but somebody should look at it.
+    /// It works, but the operator should look at it.
     pub warns: bool,
 }
 
@@ -54,7 +54,7 @@ impl Check {
         }
     }
 
-    /// Something that works and that somebody should look at.
+    /// Something that works and that the operator should look at.
     pub fn warning(name: String, text: &str) -> Check {
         Check {
             name,
@@ -66,8 +66,8 @@ impl Check {
     }
 }
 
-/// Tries every registry, and for every route to read from its sources and to write to its destinations: an upload is opened
-/// and cancelled, nothing else is changed.
+/// Tries every registry, and for every route to read from its sources and to write to its
+/// destinations: an upload is opened and cancelled, nothing else is changed.
 pub async fn check_online(config: &Config) -> Vec<Check> {
     let built: Result<(Parts, Topology), parts::Error> = Parts::in_memory().and_then(|parts| {
         parts
@@ -94,7 +94,8 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
         ));
         checks.extend(mounts(&topology, backend).await);
     }
-    // Which repositories a route may carry depends on those of all routes: a look judges them in the same way.
+    // Which repositories a route may carry depends on those of all routes: a look judges them in
+    // the same way.
     let mut owners = Owners::new(&topology);
     let mut failed = BTreeMap::new();
     let wild = topology
@@ -134,7 +135,8 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// What a route finds, refuses, and may read and write; of many repositories the first few are tried.
+/// What a route finds, refuses, and may read and write; of many repositories the first few are
+/// tried.
 async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec<Check> {
     let name = || format!("route {}", route.name);
     let count = found.repositories.len();

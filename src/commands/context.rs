@@ -1,4 +1,5 @@
-//! With what an explicit act works: the stores, and what a config knows of the places that references name.
+//! With what an explicit act works: the stores, and what a config knows of the places that
+//! references name.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,8 +30,8 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// For a command that runs by itself. What is written where a route of the config leads must be known to the daemon, so
-    /// there the config's state is used, unless another one is named.
+    /// For a command that runs by itself. What is written where a route of the config leads must be
+    /// known to the daemon, so there the config's state is used, unless another one is named.
     ///
     /// # Errors
     /// When a state folder that was named cannot be used, or a registry's settings do not work.
@@ -138,7 +139,8 @@ impl Context {
     }
 }
 
-/// The stores of a state folder, or ones that remember nothing. A dry run needs no lock, since it writes nothing.
+/// The stores of a state folder, or ones that remember nothing. A dry run needs no lock, since it
+/// writes nothing.
 pub(super) fn stores(
     state: Option<&Path>,
     dry_run: bool,

@@ -31,7 +31,8 @@ use crate::transfer::{Completion, Settle, Stop};
 /// What is to be copied.
 #[derive(Clone, Debug)]
 pub struct Copy {
-    /// `host/repository:tag`, `host/repository@digest`, `docker://…`, `http://…`, or `layout:PATH:tag`.
+    /// `host/repository:tag`, `host/repository@digest`, `docker://…`, `http://…`, or
+    /// `layout:PATH:tag`.
     pub source: String,
     /// The same; without a tag, the source's.
     pub destination: String,
@@ -50,7 +51,8 @@ pub struct Copy {
 /// Copies one reference, with what a config knows of its hosts.
 ///
 /// # Errors
-/// When a reference or the state folder is unusable; what goes wrong with the copy is in the report.
+/// When a reference or the state folder is unusable; what goes wrong with the copy is in the
+/// report.
 pub async fn copy(
     request: Copy,
     config: Option<&Config>,
@@ -169,7 +171,8 @@ async fn copied(
     ))
 }
 
-/// Why a source that is named by tag and digest is not there: the tag names another digest, or nothing.
+/// Why a source that is named by tag and digest is not there: the tag names another digest, or
+/// nothing.
 pub(super) async fn names_another(
     parts: &Parts,
     named: &Named,
@@ -307,7 +310,8 @@ fn as_look(settled: Settled) -> Look {
     }
 }
 
-/// Signatures and fallback lists in the source's listing. A registry that does not list tags has none that could be found.
+/// Signatures and fallback lists in the source's listing. A registry that does not list tags has
+/// none that could be found.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
     let tags = match parts
         .engine()

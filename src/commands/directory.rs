@@ -1,4 +1,5 @@
-//! What a config knows of the places that references name: which of its registries one is, and whether a route leads there.
+//! What a config knows of the places that references name: which of its registries one is, and
+//! whether a route leads there.
 
 use std::path::PathBuf;
 
@@ -81,8 +82,8 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// The registry's name in the config and the repository there. Where one address has several names, the one whose routes
-    /// read or write that repository.
+    /// The registry's name in the config and the repository there. Where one address has several
+    /// names, the one whose routes read or write that repository.
     pub(super) fn find(&self, named: &Named, side: Side) -> Option<(&'a str, RepositoryName)> {
         let found: Vec<_> = self
             .registries

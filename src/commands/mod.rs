@@ -1,5 +1,5 @@
-//! The commands that work without a daemon: one pass, copy, promote, check, probe. They build the same parts, act once and
-//! close them.
+//! The commands that work without a daemon: one pass, copy, promote, check, probe. They build the
+//! same parts, act once and close them.
 
 mod check;
 mod context;
@@ -53,7 +53,7 @@ impl Error {
     }
 }
 
-/// Who watches a command that runs in this process.
+/// The observer of a command that runs in this process.
 #[derive(Clone, Debug)]
 pub struct Observer {
     /// How far things are.

@@ -1,5 +1,6 @@
-//! `check --online --probe-repository`: what a registry does where its documentation is silent, tried in a throw-away
-//! repository. It leaves a few blobs and small images there and deletes nothing.
+//! `check --online --probe-repository`: what a registry does where its documentation is silent,
+//! tried in a throw-away repository. It leaves a few blobs and small images there and deletes
+//! nothing.
 
 use bytes::Bytes;
 use futures::FutureExt as _;

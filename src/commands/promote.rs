@@ -1,9 +1,11 @@
-//! `promote`: the step of a release pipeline that takes images from staging to production, without a config file.
+//! `promote`: the step of a release pipeline that takes images from staging to production, without
+//! a config file.
 //!
-//! An explicit act of a person or a build, like `copy`: a moving tag (`latest`) moves, any other tag that names another digest
-//! is a conflict unless the act names what it replaces. Fixed tags go before moving ones; a digest in conflict is refused
-//! under the moving tags of that repository. Every tag: both sides are listed, and what the listings show to be equal costs no
-//! request of its own. One tag: it and what belongs to its image are asked for by name, and nothing is listed.
+//! An explicit act of a person or a build, like `copy`: a moving tag (`latest`) moves, any other
+//! tag that names another digest is a conflict unless the act names what it replaces. Fixed tags go
+//! before moving ones; a digest in conflict is refused under the moving tags of that repository.
+//! Every tag: both sides are listed, and what the listings show to be equal costs no request of its
+//! own. One tag: it and what belongs to its image are asked for by name, and nothing is listed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -58,8 +60,9 @@ pub struct Promote {
 }
 
 impl Promote {
-    /// Adds what the environment of a build asks for: `DOCKER_REG` (or `STAGING_REG` and `PROD_REG`), `STAGING_IMAGE_NAME` and
-    /// `PROD_IMAGE_NAME` (comma-separated pairs), `IMAGE_TAG` (absent: `latest`; `*`: every tag), `IMAGE_DIGEST`.
+    /// Adds what the environment of a build asks for: `DOCKER_REG` (or `STAGING_REG` and
+    /// `PROD_REG`), `STAGING_IMAGE_NAME` and `PROD_IMAGE_NAME` (comma-separated pairs), `IMAGE_TAG`
+    /// (absent: `latest`; `*`: every tag), `IMAGE_DIGEST`.
     ///
     /// # Errors
     /// Names every variable that is missing, or says what is wrong with one.
@@ -218,7 +221,8 @@ struct Way {
 /// Promotes.
 ///
 /// # Errors
-/// When a reference, the environment or the state folder is unusable; what goes wrong on the way is in the report.
+/// When a reference, the environment or the state folder is unusable; what goes wrong on the way is
+/// in the report.
 pub async fn promote(
     request: Promote,
     config: Option<&Config>,
@@ -325,10 +329,11 @@ async fn promoted(
     ))
 }
 
-/// Who we are at the hosts of one run: one login for each, whichever side it is on.
+/// The credentials at the hosts of one run: one login for each host, on either side.
 struct Hosts<'a> {
     env: Env<'a>,
-    /// Where ECR's control plane is, if not where the region says: a private endpoint, or an emulator.
+    /// Where ECR's control plane is, if not where the region says: a private endpoint, or an
+    /// emulator.
     endpoint: Option<String>,
     logins: Mutex<BTreeMap<String, ecr::Login>>,
 }
@@ -340,7 +345,7 @@ impl Hosts<'_> {
             .as_ref()
             .is_some_and(|endpoint| ecr::host::is_emulated(host, endpoint));
         let is_assumed = match ecr::host::recognise(host.name()) {
-            // Anybody may read there; who may write has logged in as at any other registry.
+            // Reads are anonymous there; writes need a login as at any other registry.
             Some(ecr) if ecr.public => return known_by(host, self.env),
             Some(_) => false,
             None if is_emulated => true,
@@ -380,7 +385,7 @@ struct Step<'a> {
 /// What the listings show.
 struct Listed {
     source: ListedTags,
-    /// `None`: nobody has listed it.
+    /// `None`: not listed.
     destination: Option<ListedTags>,
     destination_via: ObservedVia,
     companions: Companions,
@@ -547,7 +552,8 @@ impl Step<'_> {
             .await
     }
 
-    /// What both listings name, if nothing travels with it. A listing that may be behind our own write says nothing.
+    /// What both listings name, if nothing travels with it. A listing that may be behind our own
+    /// write says nothing.
     async fn equal_by_lists(
         &self,
         job: &mut Job,

@@ -160,7 +160,7 @@ pub(super) struct Known {
     pub(super) kind: Option<Kind>,
 }
 
-/// Who we are at a host is found from its name.
+/// The credentials of a host are found by its name.
 pub(super) fn known_by(host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Known {
     let credentials = match ecr::host::recognise(host.name()) {
         // Anybody may read the public registry, and writes to it with the Docker config.

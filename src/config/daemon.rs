@@ -23,7 +23,8 @@ pub struct Daemon {
     pub listen: Option<SocketAddr>,
     /// The folder of index, ledger and control socket.
     pub state: PathBuf,
-    /// How often each route is looked at without being asked; `None`: only by the sweep of `verify`.
+    /// How often each route is looked at without being asked; `None`: only by the sweep of
+    /// `verify`.
     pub poll: Option<Duration>,
     /// How often production itself is asked instead of the index.
     pub verify: Duration,

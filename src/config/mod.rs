@@ -1,8 +1,8 @@
 //! The config file as typed settings.
 //!
-//! One YAML file says everything; [`Config::load`] reads it, the secrets it names and the variables it uses, and from then
-//! on nobody reads a file or the environment for settings. What is wrong with the file is told all at once, each
-//! [`Problem`] with file, line, column and key. Secrets never show in problems.
+//! [`Config::load`] reads the YAML file, the secret files that it names and the variables that it
+//! uses. No other module reads a file or the environment for settings. All mistakes are reported
+//! together, each [`Problem`] with file, line, column and key. Problems never contain secrets.
 //!
 //! | file | what is there |
 //! |---|---|
@@ -57,7 +57,8 @@ pub type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
 pub struct Config {
     /// The file, as it was named.
     pub path: PathBuf,
-    /// The first 12 hexadecimal characters of the SHA-256 of the file's text: tells two configs apart in history.
+    /// The first 12 hexadecimal characters of the SHA-256 of the file's text: tells two configs
+    /// apart in history.
     pub hash: String,
     /// The daemon's own settings.
     pub daemon: Daemon,
@@ -85,7 +86,7 @@ impl Config {
         Config::parse(&text, path, env)
     }
 
-    /// Takes `text` for the content of the file `path`, from whose folder relative paths start.
+    /// Parses `text` as the content of the file `path`. Relative paths start in its folder.
     ///
     /// # Errors
     /// [`Error`], with everything that is wrong.

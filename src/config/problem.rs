@@ -119,7 +119,8 @@ impl Problems {
     }
 }
 
-/// The nearest of `known`: a word within a typing error or two, or one that goes on where `word` ends.
+/// The nearest of `known`: a word within a typing error or two, or one that goes on where `word`
+/// ends.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word
         .chars()

@@ -1,4 +1,4 @@
-//! `registries`: where images live, who we are there, how much we ask of them.
+//! `registries`: where images live, our credentials there, and limits of requests.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -284,7 +284,8 @@ fn address(item: &Item<'_>) -> Option<Address> {
     }
 }
 
-/// A URL of host and port and nothing else. The text is not repeated in complaints where it may hold a password.
+/// A URL of host and port and nothing else. The text is not repeated in complaints where it may
+/// hold a password.
 fn web_address(text: &str) -> Result<Url, &'static str> {
     const EXPECTED: &str = "is not https://host[:port], http://host[:port] or layout:/path";
     let url = Url::parse(text).map_err(|_| EXPECTED)?;
@@ -339,7 +340,8 @@ fn remote(
 }
 
 fn travels_in_plain_text(url: &Url, credentials: &Credentials) -> bool {
-    // The Docker config may hold nothing for this host: the request that would send something is refused instead.
+    // The Docker config may hold nothing for this host: the request that would send something is
+    // refused instead.
     let sends = matches!(
         credentials,
         Credentials::Basic { .. } | Credentials::Bearer(_) | Credentials::Issued(_)
@@ -416,7 +418,7 @@ fn found_auth(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<Auth> {
         (true, false) => Some(Auth::Basic),
         (false, true) => Some(Auth::Bearer),
         (false, false) => {
-            // Anybody may read the public ECR; whoever writes there has logged in as at any other registry.
+            // The public ECR allows anonymous reads; writes need a login as at any other registry.
             let ecr = ecr::host::recognise(host).is_some_and(|host| !host.public);
             Some(if ecr { Auth::Ecr } else { Auth::DockerConfig })
         }

@@ -1,4 +1,5 @@
-//! `routes` and their `defaults`: what goes where, under which rules; and what cannot be right between them.
+//! `routes` and their `defaults`: what goes where, under which rules; and what cannot be right
+//! between them.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -303,7 +304,8 @@ fn check_exemptions(item: &Item<'_>, route: &Route) {
                 .choose(std::iter::once(&tag))
                 .chosen
                 .is_empty(),
-            // Of a pattern only its own text can be compared; of a range or an expression nothing can.
+            // Of a pattern only its own text can be compared; of a range or an expression nothing
+            // can.
             Err(_) => !text.starts_with("semver:") && !text.starts_with('/'),
         };
         if is_taken && !is_exempt(text) {
@@ -449,7 +451,8 @@ fn check_order(routes: &[Written<'_>]) {
     }
 }
 
-/// A place that a route writes to: the origin where it is known, so that two names of one registry are one place.
+/// A place that a route writes to: the origin where it is known, so that two names of one registry
+/// are one place.
 fn place(registry: &str, origins: &Origins) -> Origin {
     origins
         .get(registry)
@@ -491,7 +494,8 @@ fn check_circles(routes: &[Written<'_>], origins: &Origins) {
                 place(other.route.from.registry(), origins) == here
                     && template.may_feed(&other.route.from)
             };
-            // Under other names the copies of a repository may lie in it: they are never sources of their own route.
+            // Under other names the copies of a repository may lie in it: they are never sources of
+            // their own route.
             let itself =
                 |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
             if let Some(reader) = routes.iter().filter(|other| !itself(other)).find(reads) {

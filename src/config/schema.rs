@@ -41,8 +41,8 @@ struct File {
 struct Daemon {
     /// Address and port of metrics, health, status and triggers, or `off`. Default: 127.0.0.1:9464.
     listen: Option<String>,
-    /// Folder of index.db, ledger.db and control.sock. Default: $STATE_DIRECTORY, else /var/lib/blobferry for root, else
-    /// the user's XDG state folder.
+    /// Folder of index.db, ledger.db and control.sock. Default: $STATE_DIRECTORY, else
+    /// /var/lib/blobferry for root, else the user's XDG state folder.
     state: Option<String>,
     /// How often each route is looked at without being asked, or `off`. Default: 60s.
     poll: Option<String>,
@@ -59,10 +59,11 @@ struct Daemon {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct Registry {
-    /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image layouts.
+    /// `https://host[:port]`, `http://host[:port]`, or `layout:/path` for a folder of OCI image
+    /// layouts.
     url: String,
-    /// Who we are there. Default: basic or bearer when their keys are given; ecr for the hosts of private ECR
-    /// registries; else the Docker config and its credential helpers, else anonymous.
+    /// Who we are there. Default: basic or bearer when their keys are given; ecr for the hosts of
+    /// private ECR registries; else the Docker config and its credential helpers, else anonymous.
     auth: Option<Auth>,
     /// For `auth: basic`.
     username: Option<String>,
@@ -87,7 +88,8 @@ struct Registry {
     concurrency: Option<Number>,
     /// Requests in a second, on average.
     requests_per_second: Option<Number>,
-    /// Bytes in a second: `50MiB`; or windows, of which the first that holds counts. Default: no limit.
+    /// Bytes in a second: `50MiB`; or windows, of which the first that holds counts. Default: no
+    /// limit.
     bandwidth: Option<Bandwidth>,
     /// AWS region, where the host does not tell it.
     region: Option<String>,
@@ -95,7 +97,8 @@ struct Registry {
     role_arn: Option<String>,
     /// External ID for assuming the role.
     external_id: Option<String>,
-    /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with the id of a CodeBuild build.
+    /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with
+    /// the id of a CodeBuild build.
     role_session_name: Option<String>,
     /// Profile of the AWS config.
     aws_profile: Option<String>,
@@ -208,8 +211,8 @@ struct Template {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct Tags {
-    /// A tag passes when one of these matches: a tag, a glob, `semver:>=1.2 <3`, or `/regular expression/`. Required, here or
-    /// in defaults.
+    /// A tag passes when one of these matches: a tag, a glob, `semver:>=1.2 <3`, or `/regular
+    /// expression/`. Required, here or in defaults.
     include: Option<OneOrMany>,
     /// A tag that one of these matches does not pass: always wins.
     exclude: Option<OneOrMany>,

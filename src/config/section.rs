@@ -1,4 +1,5 @@
-//! Reading mappings key by key: every complaint knows its place, and a key that nobody asks for is unknown.
+//! Reading mappings key by key: every problem has a position, and a key that no reader takes is
+//! unknown.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -261,7 +262,7 @@ fn kind(node: &Node) -> &'static str {
     }
 }
 
-/// A mapping whose keys are asked for one by one.
+/// A mapping that is read key by key.
 pub(super) struct Section<'a> {
     item: Item<'a>,
     entries: &'a [Entry],
@@ -293,7 +294,7 @@ impl<'a> Section<'a> {
         &self.item
     }
 
-    /// The keys and values of a mapping whose keys are the user's own.
+    /// The keys and values of a mapping with keys of the user's own.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Item<'a>)> {
         self.entries
             .iter()
@@ -307,7 +308,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Complains about every key that nobody has asked for, except those that `own` takes for the user's own.
+    /// Reports every key that no reader has taken, except keys that `own` accepts as the user's
+    /// own.
     pub(super) fn finish(self, own: impl Fn(&str) -> bool) {
         for entry in self.entries {
             let key = entry.key.as_str();

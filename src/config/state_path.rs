@@ -1,8 +1,9 @@
 //! Where the daemon of a config keeps its state, for commands that need nothing else of the file.
 //!
-//! `status`, `history` and `sync` beside a daemon run in shells that lack the daemon's variables and secrets, and while an
-//! edit of the file is half done. So only `daemon.state` is read here: other keys may be wrong, variables of other values
-//! unset, and a syntax error outside of `daemon` does no harm.
+//! `status`, `history` and `sync` beside a daemon run in shells that lack the daemon's variables
+//! and secrets, and while an edit of the file is half done. So only `daemon.state` is read here:
+//! other keys may be wrong, variables of other values unset, and a syntax error outside of `daemon`
+//! does no harm.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -21,8 +22,8 @@ pub struct StatePath {
     pub doubt: Option<String>,
 }
 
-/// Reads `daemon.state` of the config file at `path`. `None`: the file does not say it and there is no default, because
-/// none of `STATE_DIRECTORY`, `XDG_STATE_HOME` and `HOME` is set.
+/// Reads `daemon.state` of the config file at `path`. `None`: the file does not say it and there is
+/// no default, because none of `STATE_DIRECTORY`, `XDG_STATE_HOME` and `HOME` is set.
 pub fn state_path(path: &Path, env: &Env<'_>) -> Option<StatePath> {
     let standard = || daemon::standard_folder(env);
     match read(path).and_then(|text| written(&text, path, env)) {

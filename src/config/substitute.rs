@@ -1,7 +1,9 @@
-//! Variables of the environment in values: `${VAR}`, `${VAR:-default}`, `${VAR:?message}`; `$${` is a plain `${`.
+//! Variables of the environment in values: `${VAR}`, `${VAR:-default}`, `${VAR:?message}`; `$${` is
+//! a plain `${`.
 //!
-//! Only values that the config uses are substituted, never comments or keys, and what a variable brings in is not looked at
-//! again. A `$` without a brace is itself, so regular expressions may end in one.
+//! Only values that the config uses are substituted, never comments or keys, and what a variable
+//! brings in is not looked at again. A `$` without a brace is itself, so regular expressions may
+//! end in one.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,8 @@
-//! A YAML document as a tree in which every key and value knows its place.
+//! A YAML document as a tree with the position of every key and value.
 //!
-//! Scalars stay as they were written: `1.10` is the text `1.10`, whoever wants a number asks for one. Repeated keys are
-//! kept, so that their complaint can name the place. Aliases and merge keys are followed, within bounds.
+//! Scalars stay as written: `1.10` is the text `1.10` until a reader parses it as a number.
+//! Repeated keys are kept, so that the problem can name their position. Aliases and merge keys are
+//! followed, within bounds.
 
 use std::fmt;
 
@@ -90,7 +91,8 @@ pub(super) fn parse(text: &str) -> Result<Node, (Position, String)> {
     }
 }
 
-/// A value as the parser gives it; what looks like a bool or a number is read from the source text afterwards.
+/// A value as the parser gives it; what looks like a bool or a number is read from the source text
+/// afterwards.
 enum Raw {
     Null,
     Plain,

@@ -1,4 +1,5 @@
-//! Copies and promotions that the daemon makes for a command line: it alone holds its state, and what it writes it knows.
+//! Copies and promotions that the daemon makes for a command line: it alone holds its state, and
+//! what it writes it knows.
 
 use std::sync::Arc;
 

@@ -1,9 +1,11 @@
 //! The daemon: builds every part, runs them, drains them.
 //!
-//! Start: lock the state folder, open the stores, bind the sockets, tell systemd, then look. Nothing outside this machine is
-//! waited for. SIGHUP reads the config again; a bad one changes nothing. SIGTERM and SIGINT drain: readiness turns 503, watchers
-//! end, running blobs end at a checkpoint, jobs that only have manifests left finish; at the end of `grace`, or on a second
-//! signal, the rest is dropped. The stores close after their last writer, the HTTP server stops last.
+//! Start: lock the state folder, open the stores, bind the sockets, tell systemd, then look.
+//! Nothing outside this machine is waited for. SIGHUP reads the config again; a bad one changes
+//! nothing. SIGTERM and SIGINT drain: readiness turns 503, watchers end, running blobs end at a
+//! checkpoint, jobs that only have manifests left finish; at the end of `grace`, or on a second
+//! signal, the rest is dropped. The stores close after their last writer, the HTTP server stops
+//! last.
 
 mod copies;
 
@@ -69,8 +71,9 @@ impl Error {
     }
 }
 
-/// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready` is told the address of the
-/// HTTP listener once everything is bound. `stop` drains it like SIGTERM.
+/// Runs the daemon until it has drained. `load` reads the config, now and on every SIGHUP. `ready`
+/// is told the address of the HTTP listener once everything is bound. `stop` drains it like
+/// SIGTERM.
 ///
 /// # Errors
 /// When it cannot start; once it runs, it ends well.
@@ -107,7 +110,7 @@ pub async fn run(
     }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     if let Some(ready) = ready {
-        // Who wanted to know may have gone.
+        // The caller may have gone.
         let _ = ready.send(address);
     }
     running.serve(signals, load, stop).await
@@ -123,7 +126,8 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
     }
 }
 
-/// The settings that differ from those that the daemon was started with, and that only a restart can change.
+/// The settings that differ from those that the daemon was started with, and that only a restart
+/// can change.
 fn needs_restart(config: &Config, served: &admin::Settings) -> Vec<&'static str> {
     let listen = (config.daemon.listen != served.listen).then_some("listen");
     let state = (Some(control_socket(config)) != served.socket).then_some("state");
@@ -399,7 +403,8 @@ fn services(parts: &Parts, handle: Handle, copies: admin::CopyHandler) -> admin:
     }
 }
 
-/// Tells systemd that we are alive, as often as it wants to hear it, unless transfers stand still that could run.
+/// Tells systemd that we are alive, as often as it wants to hear it, unless transfers stand still
+/// that could run.
 async fn feed_watchdog(limits: crate::transfer::Limits) {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return;

@@ -1,5 +1,6 @@
-//! A small image that looks like a real one: two platforms over one shared base layer, a new application layer each round,
-//! a list of packages that refers to it, and real digests all through.
+//! A small image that looks like a real one: two platforms over one shared base layer, a new
+//! application layer each round, a list of packages that refers to it, and real digests all
+//! through.
 
 use bytes::Bytes;
 use serde_json::{Value, json};

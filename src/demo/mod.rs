@@ -1,8 +1,8 @@
-//! The demo: two registries on loopback ports inside this process, a sample image that changes every few seconds, and the
-//! daemon between them, as it would run anywhere else.
+//! The demo: two registries on loopback ports inside this process, a sample image that changes
+//! every few seconds, and the daemon between them, as it would run anywhere else.
 //!
-//! What happens is told as [`DemoEvent`]s. At the end production is compared with staging and hashed again; nothing is left
-//! behind.
+//! What happens is told as [`DemoEvent`]s. At the end production is compared with staging and
+//! hashed again; nothing is left behind.
 
 pub mod image;
 pub mod registry;
@@ -47,7 +47,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait at the end for what was pushed to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where everything is, for people who want to look themselves.
+/// The addresses and paths of the demonstration.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// `host:port` of the staging registry.
@@ -168,12 +168,13 @@ pub async fn run(
         biased;
         summary = &mut stage => {
             daemon_stop.cancel();
-            // It drains; what it would say of that, nobody waits for longer than this.
+            // It drains; its last output is awaited no longer than this.
             let _ = tokio::time::timeout(DEADLINE, daemon).await;
             summary
         }
         ended = &mut daemon => match ended {
-            // A signal is for the daemon as well as for us: it has drained, what arrived is compared.
+            // A signal is for the daemon as well as for us: it has drained, what arrived is
+            // compared.
             Ok(()) if stop.is_cancelled() => stage.await,
             Ok(()) => Err(anyhow!("the daemon has stopped")),
             Err(error) => Err(anyhow::Error::new(error).context("the daemon")),
@@ -201,7 +202,7 @@ impl Folder {
         let now = crate::clock::now().as_nanosecond();
         let path =
             std::env::temp_dir().join(format!("blobferry-demo-{}-{now:x}", std::process::id()));
-        // Fails when somebody has put something there.
+        // Fails when the folder is not empty.
         fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Folder(path))
     }
@@ -312,7 +313,8 @@ impl<'a> Stage<'a> {
     /// Tells what has come into the ledger.
     async fn watch(&mut self, tell: &mut impl FnMut(DemoEvent)) {
         let path = format!("/v1/promotions?after={}&limit=100", self.seen);
-        // A daemon that is about to end does not answer any more: the comparison at the end will tell.
+        // A daemon that is about to end does not answer any more: the comparison at the end will
+        // tell.
         let Ok((_, body)) =
             client::request(&self.socket, Method::GET, &path, None, Some(DEADLINE)).await
         else {
@@ -382,7 +384,8 @@ impl<'a> Stage<'a> {
             .all(|tag| self.compare(tag) == Comparison::Equal)
     }
 
-    /// Compares both sides, and hashes production again. What a pass that was `cut_short` did not bring yet is no fault.
+    /// Compares both sides, and hashes production again. What a pass that was `cut_short` did not
+    /// bring yet is no fault.
     fn summary(&mut self, cut_short: bool) -> Summary {
         for tag in self.tags() {
             match (

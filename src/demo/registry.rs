@@ -1,5 +1,5 @@
-//! An OCI registry on a loopback port, inside this process, its content in memory: distribution specification 1.1 with
-//! mounts, chunked uploads, ranges, pages and referrers.
+//! An OCI registry on a loopback port, inside this process, its content in memory: distribution
+//! specification 1.1 with mounts, chunked uploads, ranges, pages and referrers.
 //!
 //! | request | answer |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | `GET /v2/NAME/tags/list` | the tags, in pages |
 //! | `GET /v2/NAME/referrers/DIGEST` | an index; filtered by `artifactType` |
 //!
-//! Anonymous, for loopback only: whoever can reach the port may write, up to the capacity.
+//! Anonymous, for loopback only: any client of the port may write, up to the capacity.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -248,7 +248,8 @@ fn tags(store: &Store, name: &RepositoryName, query: &Query) -> Answer {
     ))
 }
 
-/// The entries after `last` by their key, at most `n`, and the query of the next page. The entries are sorted by key.
+/// The entries after `last` by their key, at most `n`, and the query of the next page. The entries
+/// are sorted by key.
 fn page<T>(
     mut entries: Vec<T>,
     key: impl Fn(&T) -> String,
@@ -317,7 +318,8 @@ fn blob(store: &Store, name: &RepositoryName, digest: &Digest, headers: &HeaderM
     }
 }
 
-/// One range of bytes as start and end. `None`: no range of a form that must be honoured. `Some(None)`: outside.
+/// One range of bytes as start and end. `None`: no range of a form that must be honoured.
+/// `Some(None)`: outside.
 fn byte_range(text: &str, size: usize) -> Option<Option<(usize, usize)>> {
     let (start, end) = text.strip_prefix("bytes=")?.split_once('-')?;
     let (start, end) = match (start.parse::<usize>(), end.parse::<usize>()) {
@@ -561,7 +563,8 @@ fn artifact_type(manifest: &Manifest) -> Option<String> {
     own.or_else(config).map(str::to_owned)
 }
 
-/// The state of an upload session. `0-0` stands for nothing as well as for one byte: that is the convention.
+/// The state of an upload session. `0-0` stands for nothing as well as for one byte: that is the
+/// convention.
 fn session(status: StatusCode, name: &RepositoryName, id: u64, held: u64) -> Response {
     let location = format!("/v2/{name}/blobs/uploads/{id:x}");
     let range = format!("0-{}", held.saturating_sub(1));

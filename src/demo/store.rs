@@ -1,7 +1,8 @@
-//! What an embedded registry holds: blobs, manifests, tags and open uploads, in memory and never more than its capacity.
+//! What an embedded registry holds: blobs, manifests, tags and open uploads, in memory and never
+//! more than its capacity.
 //!
-//! Content enters under its own digest only, after it has been hashed; a manifest enters only when everything it lists is
-//! in its repository. A blob that several repositories hold is kept once.
+//! Content enters under its own digest only, after it has been hashed; a manifest enters only when
+//! everything it lists is in its repository. A blob that several repositories hold is kept once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +23,8 @@ pub struct Store {
     state: Arc<Mutex<State>>,
 }
 
-/// Why something does not enter the store; the registry's error codes of the distribution specification.
+/// Why something does not enter the store; the registry's error codes of the distribution
+/// specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The content is not what its digest says.
@@ -224,7 +226,8 @@ impl Store {
     /// Writes a manifest under a tag or its digest.
     ///
     /// # Errors
-    /// [`Refusal::ManifestInvalid`], [`Refusal::DigestInvalid`], [`Refusal::ContentUnknown`], [`Refusal::Full`].
+    /// [`Refusal::ManifestInvalid`], [`Refusal::DigestInvalid`], [`Refusal::ContentUnknown`],
+    /// [`Refusal::Full`].
     pub fn put_manifest(
         &self,
         repository: &RepositoryName,
@@ -309,8 +312,8 @@ impl Store {
         self.lock().used
     }
 
-    /// Walks from what `tag` names to every blob below it and hashes all of it again. The count of documents and blobs
-    /// comes back.
+    /// Walks from what `tag` names to every blob below it and hashes all of it again. The count of
+    /// documents and blobs comes back.
     ///
     /// # Errors
     /// What is missing or damaged, as a sentence.
@@ -473,7 +476,8 @@ impl Repository {
         blobs.chain(children).map(|missing| missing.digest).next()
     }
 
-    /// Everything below `roots`, with the manifests that name something of it as their subject, and all below those.
+    /// Everything below `roots`, with the manifests that name something of it as their subject, and
+    /// all below those.
     fn reachable(&self, roots: impl IntoIterator<Item = Digest>) -> BTreeSet<Digest> {
         let mut reached = BTreeSet::new();
         let mut next: Vec<Digest> = roots.into_iter().collect();

@@ -3,13 +3,17 @@
 //! A [`Root`] is a folder of layouts, one for each repository:
 //! `root/team/app/{oci-layout,index.json,blobs}`; or it is one layout. What is kept:
 //!
-//! - Tags are the entries of `index.json`; all content, manifests too, is under `blobs/algorithm/encoded`.
+//! - Tags are the entries of `index.json`; all content, manifests too, is under
+//!   `blobs/algorithm/encoded`.
 //! - A file appears whole and synced or not at all; the tag is the last file written.
-//! - `index.json` is changed under a lock that works between processes (`.lock`); what others wrote into it stays.
-//! - Upload sessions are files under `.uploads` and outlive the process. [`Destination::finish_upload`] takes the caller's
-//!   word for the digest of a blob that comes whole in one request, once its length is right; bytes of earlier requests
-//!   are read back and hashed.
-//! - A mount is a hard link. Nothing is ever deleted but upload sessions that nothing has written to for a day.
+//! - `index.json` is changed under a lock that works between processes (`.lock`); what others wrote
+//!   into it stays.
+//! - Upload sessions are files under `.uploads` and outlive the process.
+//!   [`Destination::finish_upload`] takes the caller's word for the digest of a blob that comes
+//!   whole in one request, once its length is right; bytes of earlier requests are read back and
+//!   hashed.
+//! - A mount is a hard link. Nothing is ever deleted but upload sessions that nothing has written
+//!   to for a day.
 //! - Nothing outside the root is read or written, whatever symbolic links say.
 //!
 //! The file system is used on blocking threads only. A listing is one page.

@@ -75,7 +75,7 @@ const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
 const FOLDER_AWAY: Duration = Duration::from_secs(20);
 
 impl Parts {
-    /// Opens the stores in a state folder whose lock is held.
+    /// Opens the stores in a locked state folder.
     pub(crate) fn open(lock: &StateLock) -> Result<Parts, Error> {
         let state = lock.folder();
         let opened = Index::open(state)?;
@@ -85,7 +85,8 @@ impl Parts {
         Parts::over(opened.index, Ledger::open(state)?.guarded_by(lock)?)
     }
 
-    /// Parts for a dry run: they read the ledger of a state folder, if there is one, and write nothing anywhere.
+    /// Parts for a dry run: they read the ledger of a state folder, if there is one, and write
+    /// nothing anywhere.
     pub(crate) fn to_read(state: &Path) -> Result<Parts, Error> {
         let ledger = Ledger::open_to_read(state)?.unwrap_or_else(Ledger::in_memory);
         Parts::over(Index::in_memory(), ledger)
@@ -300,8 +301,8 @@ impl Parts {
         }
     }
 
-    /// Forgets the series of routes, destinations and registries that are no more, and ends the jobs of routes that are no
-    /// more, or read or write elsewhere now, before their tag.
+    /// Forgets the series of routes, destinations and registries that are no more, and ends the
+    /// jobs of routes that are no more, or read or write elsewhere now, before their tag.
     pub(crate) fn withdraw(&self, before: &Topology, now: &Topology) {
         let routes = &now.routes.0;
         let places = routes
@@ -372,7 +373,7 @@ impl Parts {
         }
     }
 
-    /// Lets the index forget hints that nobody has confirmed for a long time, until dropped.
+    /// Prunes old unconfirmed hints of the index, until dropped.
     pub(crate) async fn prune_index(self) {
         const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 90);
         loop {
@@ -397,7 +398,8 @@ impl Parts {
     }
 }
 
-/// Whether what a route did before is still wanted: it reads the same, and writes all that it wrote.
+/// Whether what a route did before is still wanted: it reads the same, and writes all that it
+/// wrote.
 fn holds_still(before: &Route, now: &Route) -> bool {
     let reads_same = before.from.registry() == now.from.registry()
         && before.from.repository() == now.from.repository();

@@ -2,7 +2,7 @@
 //!
 //! The connection takes the body; the request waits for the answer. Between them stands a
 //! [`BodyMonitor`]: it tells a stall of the destination from a slow source, keeps the source's own
-//! failure, and stops the body once nobody wants it any more (answers may come early, requests may
+//! failure, and stops the body once no reader is left (answers may come early, requests may
 //! be dropped).
 
 use std::fmt;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
-/// Remembers the last state of things, so that trouble is told once for each change. Bounded: when it is full, the thing
-/// that changed longest ago is forgotten, and would be told again.
+/// Remembers the last state of things, so that trouble is told once for each change. Bounded: when
+/// it is full, the thing that changed longest ago is forgotten, and would be told again.
 #[derive(Debug)]
 pub struct Changes {
     most: usize,
@@ -28,9 +28,9 @@ impl Changes {
         }
     }
 
-    /// Whether `key` is in another `state` than when last asked about. Numbers do not count: a time or a count in the words of
-    /// a peer would make every meeting news. The empty state, all is well, is no news of a thing
-    /// that was never in trouble.
+    /// Whether `key` is in another `state` than when last asked about. Numbers do not count: a time
+    /// or a count in the words of a peer would make every meeting news. The empty state, all is
+    /// well, is no news of a thing that was never in trouble.
     pub fn changed(&self, key: &str, state: &str) -> bool {
         let mut states = self.states.lock().expect("no panic while looking up");
         if state.is_empty() {

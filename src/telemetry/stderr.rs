@@ -1,8 +1,9 @@
 //! stderr, written by a thread of its own.
 //!
-//! What reads stderr may stop reading: a pipe holds 64 KiB, a journal may hang, a terminal may be stopped. The program never
-//! waits for it: texts go into a queue that is bounded in bytes. When the queue is full, lines are dropped and counted, and
-//! the place where they are missing says how many there were. At exit, [`Stderr::flush`] gives the reader a bounded time.
+//! What reads stderr may stop reading: a pipe holds 64 KiB, a journal may hang, a terminal may be
+//! stopped. The program never waits for it: texts go into a queue that is bounded in bytes. When
+//! the queue is full, lines are dropped and counted, and the place where they are missing says how
+//! many there were. At exit, [`Stderr::flush`] gives the reader a bounded time.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -50,7 +51,8 @@ enum Entry {
 }
 
 impl Stderr {
-    /// Starts the thread that writes to `out`. Without a thread, which the system may refuse, every text is dropped.
+    /// Starts the thread that writes to `out`. Without a thread, which the system may refuse, every
+    /// text is dropped.
     pub(super) fn start(
         out: impl Write + Send + 'static,
         dropped_total: IntCounter,
@@ -62,7 +64,8 @@ impl Stderr {
             dropped_total,
         });
         let of_thread = shared.clone();
-        // An error leaves the queue without a writer: it fills up, and lines are counted as dropped.
+        // An error leaves the queue without a writer: it fills up, and lines are counted as
+        // dropped.
         let _ = thread::Builder::new()
             .name("stderr".into())
             .spawn(move || of_thread.write_all(out, &note));
@@ -186,7 +189,8 @@ impl Entry {
     }
 }
 
-/// As `write_all`, and goes on when the descriptor was made non-blocking by another process that shares it.
+/// As `write_all`, and goes on when the descriptor was made non-blocking by another process that
+/// shares it.
 fn write(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {

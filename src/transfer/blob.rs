@@ -1,8 +1,9 @@
-//! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one → send → hint.
+//! One blob: claim → trust a fresh hint or ask → mount, take up an upload of before or open one →
+//! send → hint.
 //!
-//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the others wait for it, or for
-//! its manifest where a mount needs one, and mount. The session that a refused mount leaves is used. No permit is held while
-//! waiting for a claim or for the next try.
+//! A blob that many jobs need moves once to each registry that mounts: the first job uploads, the
+//! others wait for it, or for its manifest where a mount needs one, and mount. The session that a
+//! refused mount leaves is used. No permit is held while waiting for a claim or for the next try.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::oci::{Descriptor, Digest, RepositoryName};
 
 /// Holders of a blob that are looked at for one that may be offered as mount source.
 const HOLDERS: usize = 8;
-/// How long somebody's manifest is waited for.
+/// How long a job waits for another job's manifest.
 const NEAR: Duration = Duration::from_secs(600);
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -58,7 +59,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let mut offers = self.offers(blob).await;
             let mut turn = None;
             if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
-                // Nobody holds it: the first to claim the upload sends it, the others wait here and mount.
+                // No repository holds it: the first job that claims the upload sends it, the others
+                // wait here and mount.
                 turn = stoppable(
                     &self.stop.drain,
                     take(Subject::Upload(origin.clone(), blob.digest)),
@@ -73,7 +75,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let Some(leader) = self.leader(blob, near).await else {
                 return self.send_all(blob, stored).await;
             };
-            // Whoever waits here holds nothing that the leader may need.
+            // A waiting job holds no permit that the leader may need.
             drop(one);
             if leader.has_other_source {
                 near = near.min(Instant::now() + stall.window);
@@ -158,7 +160,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// Whose manifest is worth waiting for, since it lets the blob be mounted. Otherwise others may wait for ours.
+    /// The job to wait for, since its manifest lets the blob be mounted. Without one, other jobs
+    /// may wait for ours.
     async fn leader(&self, blob: &Descriptor, near: Instant) -> Option<Following> {
         let waits = self.destination.abilities().mount == Mount::Committed
             && blob.size >= self.engine.settings.bounds.worth_waiting;
@@ -187,8 +190,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         None
     }
 
-    /// Makes the destination repository hold a blob that it said to hold, or was believed to, and then missed: nobody is
-    /// believed or asked any more.
+    /// Sends a blob that the destination repository, or a hint, claimed to be there and that a
+    /// manifest then missed. Neither hint nor HEAD is trusted any more.
     pub(super) async fn resend_blob(&self, blob: &Descriptor) -> Result<(), Fault> {
         let content = Subject::Content(
             self.destination.origin().clone(),
@@ -212,8 +215,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(())
     }
 
-    /// Whether the repository holds the blob: by a hint that needs no asking, or by its own word. Not asked where nobody
-    /// has seen anything yet, nor where the request that opens an upload asks at the same time.
+    /// Whether the repository holds the blob: by a fresh hint, else by a HEAD. No HEAD is sent to a
+    /// repository without any known content, nor where the request that opens an upload answers the
+    /// same question.
     async fn is_held(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let hint = self
             .engine
@@ -302,7 +306,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         offers
     }
 
-    /// Offers a mount source. A refusal leaves a session: it is used, unless an earlier process left one with bytes in it.
+    /// Offers a mount source. A refusal leaves a session: it is used, unless an earlier process
+    /// left one with bytes in it.
     async fn mount(
         &self,
         blob: &Descriptor,
@@ -328,7 +333,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// The content of a mount is what its digest says; the length is compared with what was learnt when it came here.
+    /// The content of a mount is what its digest says; the length is compared with what was learnt
+    /// when it came here.
     async fn mounted(
         &self,
         blob: &Descriptor,
@@ -348,7 +354,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(BlobOutcome::Mounted)
     }
 
-    /// Opens an upload, with the own repository as mount source where that asks whether the blob is there.
+    /// Opens an upload, with the own repository as mount source where that asks whether the blob is
+    /// there.
     async fn upload_afresh(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
         let own = self
             .destination
@@ -358,7 +365,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         match self.open_upload(blob, own.as_ref()).await? {
             Begin::Session(upload) => self.send(blob, UploadState::fresh(upload)).await,
             Begin::Mounted if own.is_none() => Err(self.mounts_unasked()),
-            // It was there, but nobody has said how long it is.
+            // It was there, but no answer told its length.
             Begin::Mounted if self.ask_whether_held(blob).await? => Ok(BlobOutcome::Present),
             Begin::Mounted => Err(Fault::retryable("it was there and is gone")),
         }

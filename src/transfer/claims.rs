@@ -1,12 +1,13 @@
 //! Claims: which job is busy with what, so that nothing is moved twice.
 //!
-//! A claim is taken in turn, what is asked for by name first, and ends when its guard is dropped. The holder of an upload
-//! claim never waits for another claim, and no claim is waited for with the permit of a body or a request: no circle. A holder
-//! is as urgent as what waits for it, and one that hardly moves loses what waits for it and has another source.
+//! A claim is taken in turn, what is asked for by name first, and ends when its guard is dropped.
+//! The holder of an upload claim never waits for another claim, and no claim is waited for with the
+//! permit of a body or a request: no circle. A holder is as urgent as what waits for it, and one
+//! that hardly moves loses what waits for it and has another source.
 //!
-//! Where a mount needs a committed manifest, the first job to upload a blob leads, until a manifest of its own is there. Jobs
-//! are numbered when they first lead or follow, and only a lower number is followed; a job that waits for a leader holds no claim:
-//! no circle either.
+//! Where a mount needs a committed manifest, the first job to upload a blob leads, until a manifest
+//! of its own is there. Jobs are numbered when they first lead or follow, and only a lower number
+//! is followed; a job that waits for a leader holds no claim: no circle either.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
@@ -27,7 +28,8 @@ use crate::oci::{Digest, RepositoryName, Tag};
 /// What can be claimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// A blob or manifest of one repository: no other job asks for it, mounts it or uploads it there meanwhile.
+    /// A blob or manifest of one repository: no other job asks for it, mounts it or uploads it
+    /// there meanwhile.
     Content(Origin, RepositoryName, Digest),
     /// The first upload of a blob to a registry: the others wait, and mount it.
     Upload(Origin, Digest),
@@ -77,7 +79,8 @@ pub struct Motion(Mutex<Moved>);
 
 #[derive(Debug)]
 struct Moved {
-    /// When it was looked at, and how much had moved by then; the first one is the latest that is a window old.
+    /// When it was looked at, and how much had moved by then; the first one is the latest that is a
+    /// window old.
     samples: VecDeque<(Instant, u64)>,
     /// Bytes that are left, and whether it waits for its source more than for its destination.
     left: u64,
@@ -114,8 +117,8 @@ impl Motion {
         }
     }
 
-    /// Whether a job with another source goes on without it: too little has moved over a window, or a slow source would keep
-    /// it for longer than a window.
+    /// Whether a job with another source goes on without it: too little has moved over a window, or
+    /// a slow source would keep it for longer than a window.
     pub fn is_slow(&self, stall: &stall::Settings) -> bool {
         let state = self.lock();
         let Some((began, before)) = state.samples.front().copied() else {
@@ -144,7 +147,8 @@ struct Leader {
     number: u64,
     repository: RepositoryName,
     source: Origin,
-    /// Cancelled when the lead is given up; wakes those that follow in the order in which they came.
+    /// Cancelled when the lead is given up; wakes those that follow in the order in which they
+    /// came.
     ended: CancellationToken,
 }
 
@@ -194,7 +198,8 @@ impl Claims {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the claim. What is asked for by name goes first, and its holder becomes as urgent as what waits for it.
+    /// Waits for the claim. What is asked for by name goes first, and its holder becomes as urgent
+    /// as what waits for it.
     pub async fn take(&self, subject: Subject, claimant: &Claimant) -> Claim {
         let number = self.ask(&subject, claimant);
         Waiting {
@@ -204,7 +209,8 @@ impl Claims {
         .await
     }
 
-    /// Waits for the claim, but not for a holder with another source that hardly moves. `None`: go on without the claim.
+    /// Waits for the claim, but not for a holder with another source that hardly moves. `None`: go
+    /// on without the claim.
     pub async fn take_unless_slow(
         &self,
         subject: Subject,

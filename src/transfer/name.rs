@@ -16,8 +16,8 @@
 //! registries that refuse every other request do not make each other's answers expire. A listing
 //! that may lag is no answer of staging. An answer that another job of the process got later and
 //! that differs is a reason to ask again. A naming permit is held during the resolves and the PUT
-//! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes on
-//! counts its rounds on.
+//! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes
+//! on counts its rounds on.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,8 +39,8 @@ use crate::oci::{Digest, Tag, Target};
 
 /// Most rounds of one naming.
 const ROUNDS: u32 = 10;
-/// Longest time for which a registry takes no questions, with a naming permit held. A token is waited
-/// for: the questions under a naming permit have the next one.
+/// Longest time for which a registry takes no questions, with a naming permit held. A token is
+/// waited for: the questions under a naming permit have the next one.
 const SOON: Duration = Duration::from_millis(500);
 
 /// A tag and its new manifest.
@@ -434,8 +434,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         self.wait_or_suspend(fault, wait).await
     }
 
-    /// Waits for the next round. What takes long is not waited for with the job's permit and its claims in hand: the job
-    /// ends, and the one that takes the name up at its time counts the rounds on.
+    /// Waits for the next round. What takes long is not waited for with the job's permit and its
+    /// claims in hand: the job ends, and the one that takes the name up at its time counts the
+    /// rounds on.
     async fn wait_or_suspend(&mut self, fault: Fault, wait: Duration) -> Result<Step, Fault> {
         let trip = self.trip;
         if self.rounds.count >= ROUNDS || wait >= self.rounds.time_left() {

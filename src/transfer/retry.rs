@@ -1,8 +1,8 @@
 //! Retry: the one place that decides whether to try again, and when.
 //!
-//! Failures are counted without progress: a byte that arrived or an answer that helped starts the count anew. A peer that
-//! asks for time gets it, also from callers that it has not asked; being told to wait costs time, not tries. What is not
-//! retryable is never tried again.
+//! Failures are counted without progress: a byte that arrived or an answer that helped starts the
+//! count anew. A peer that asks for time gets it, also from callers that it has not asked; being
+//! told to wait costs time, not tries. What is not retryable is never tried again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ pub struct Settings {
     pub max_elapsed: Duration,
     /// How long peers may make us wait in all, without progress.
     pub max_server_delay: Duration,
-    /// How long a job waits for a registry's time, without progress, with its permit and its claims in hand.
+    /// How long a job waits for a registry's time, without progress, with its permit and its claims
+    /// in hand.
     pub hold: Duration,
 }
 
@@ -132,8 +133,8 @@ impl RetryState {
         Some(jittered_down(self.settings.backoff().wait(self.failures)))
     }
 
-    /// Time that passed because others were told to wait counts neither as a try nor as our own time, but only so much of it
-    /// is waited in which the peer answers nothing at all.
+    /// Time that passed because others were told to wait counts neither as a try nor as our own
+    /// time, but only so much of it is waited in which the peer answers nothing at all.
     fn excuse(&mut self, waited: Duration, answers: u64) {
         if answers != self.answers {
             self.answers = answers;
@@ -149,7 +150,8 @@ impl RetryState {
     }
 }
 
-/// Between the hint and a quarter more, so that many waiters do not return in one instant, and none before its time.
+/// Between the hint and a quarter more, so that many waiters do not return in one instant, and none
+/// before its time.
 fn jittered_up(wait: Duration) -> Duration {
     wait + wait.mul_f64(0.25 * random::fraction())
 }
@@ -162,7 +164,8 @@ fn jittered_down(wait: Duration) -> Duration {
 /// When to stop: gently, or at once.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// Begin nothing long: running blobs end at their last checkpoint, jobs that have only manifests left finish.
+    /// Begin nothing long: running blobs end at their last checkpoint, jobs that have only
+    /// manifests left finish.
     pub drain: CancellationToken,
     /// Drop everything.
     pub abort: CancellationToken,
@@ -201,8 +204,9 @@ impl fmt::Debug for CurrentRules {
     }
 }
 
-/// Tries until it works, nothing is left to try with, or `stop` says to stop: draining ends the waits, aborting all. Each
-/// try is sent in its turn, and the registry's limiter records what comes of it.
+/// Tries until it works, nothing is left to try with, or `stop` says to stop: draining ends the
+/// waits, aborting all. Each try is sent in its turn, and the registry's limiter records what comes
+/// of it.
 ///
 /// # Errors
 /// The last failure, or one of class `Cancelled`.

@@ -1,7 +1,8 @@
-//! Stalls: whose turn it is on a road, and when so little moves that the transfer is cut and tried again later.
+//! Stalls: which side of a transfer is awaited, and when so little moves that the transfer is cut
+//! and tried again later.
 //!
-//! Only time in which a side was to act counts: not our own waits for bandwidth, not the wait for the answer to a request
-//! that has all its bytes, which has a limit of its own.
+//! Only time in which a side was to act counts: not our own waits for bandwidth, not the wait for
+//! the answer to a request that has all its bytes, which has a limit of its own.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -108,7 +109,8 @@ impl Watch {
         }
     }
 
-    /// Takes a sample. `Some` when less than the floor moved over the last window: the side that was waited for most.
+    /// Takes a sample. `Some` when less than the floor moved over the last window: the side that
+    /// was waited for most.
     pub(super) fn see(&mut self, now: Sample) -> Option<Wait> {
         let waited =
             |sample: &Sample| (now.source + now.destination) - (sample.source + sample.destination);
@@ -158,7 +160,7 @@ mod tests {
         assert_eq!(clock.spent(), (SECOND * 6, SECOND * 3));
     }
 
-    /// Feeds one sample a second; returns the second in which the watch calls out, and whom it blames.
+    /// Feeds one sample a second; returns the second of the stall, and the side that stalls.
     fn calls_out(
         bytes: impl Fn(u32) -> u64,
         source_waits: impl Fn(u32) -> bool,

@@ -1,4 +1,5 @@
-//! Names that wait for a registry's time without their job: what is kept of each is how often and how long it was tried.
+//! Names that wait for a registry's time without their job: what is kept of each is how often and
+//! how long it was tried.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +36,8 @@ impl Rounds {
     }
 }
 
-/// Names whose jobs ended to wait for a registry's time: the jobs that take them up count on. Cheap to clone.
+/// Names whose jobs ended to wait for a registry's time: the jobs that take them up count on. Cheap
+/// to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SuspendedNames(Arc<Mutex<BTreeMap<TagId, Rounds>>>);
 

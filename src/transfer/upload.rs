@@ -1,7 +1,9 @@
-//! One upload: the attempts that carry a blob through its session, and what follows each that fails.
+//! One upload: the attempts that carry a blob through its session, and what follows each that
+//! fails.
 //!
-//! An attempt holds the permits of a body; the waits between attempts hold none. An upload that fails is left behind only
-//! where it can be gone on with: what is small, corrupt or kept nowhere is cancelled.
+//! An attempt holds the permits of a body; the waits between attempts hold none. An upload that
+//! fails is left behind only where it can be gone on with: what is small, corrupt or kept nowhere
+//! is cancelled.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +34,8 @@ struct Attempts {
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Sends the blob through a session, from where it stands; goes on after cuts as far as the registry allows.
+    /// Sends the blob through a session, from where it stands; goes on after cuts as far as the
+    /// registry allows.
     pub(super) async fn send(
         &self,
         blob: &Descriptor,
@@ -84,7 +87,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is there all the same.
+    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is
+    /// there all the same.
     async fn recover(
         &self,
         blob: &Descriptor,
@@ -159,7 +163,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// All that moving one blob takes, once both registries let us. A shared read has one right to read for all.
+    /// All that moving one blob takes, once both registries let us. A shared read has one right to
+    /// read for all.
     async fn permit(&self, size: u64, reader: Option<&Reader>) -> Result<BodyPermit, Fault> {
         let source = self.engine.limits.of(self.source.origin());
         let destination = self.engine.limits.of(self.destination.origin());
@@ -183,14 +188,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if reader.is_none_or(|reader| reader.admit(permit.reading.take())) {
                 return Ok(permit);
             }
-            // The body that has the right to read for all has not begun, and may not be polled before this one waits: asking
-            // for a part of that right again would go on without end.
+            // The body that has the right to read for all has not begun, and may not be polled
+            // before this one waits: asking for a part of that right again would go on without end.
             share = None;
         }
     }
 
-    /// The right to move the blob, and from its start on a reader in a shared read, if there is one. An upload that loses its
-    /// reader while it waits takes another one, with all others that lost theirs.
+    /// The right to move the blob, and from its start on a reader in a shared read, if there is
+    /// one. An upload that loses its reader while it waits takes another one, with all others that
+    /// lost theirs.
     async fn admitted(
         &self,
         blob: &Descriptor,
@@ -212,8 +218,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// One attempt from where the session stands to the end of the blob. Permits are held for its length only, not while
-    /// waiting for the next.
+    /// One attempt from where the session stands to the end of the blob. Permits are held for its
+    /// length only, not while waiting for the next.
     async fn send_once(
         &self,
         blob: &Descriptor,
@@ -291,8 +297,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         )
     }
 
-    /// Opens the source at an offset, first of all by the reader in a shared read. It is opened again whenever it breaks off;
-    /// bytes that have come in between are progress.
+    /// Opens the source at an offset, first of all by the reader in a shared read. It is opened
+    /// again whenever it breaks off; bytes that have come in between are progress.
     fn opener(&self, blob: Descriptor, mut reader: Option<Reader>) -> super::verify::Open {
         // What waits here holds the permit of a body.
         let state = RetryState::new(self.engine.settings.retry.holding());

@@ -1,4 +1,5 @@
-//! Tags that production lacks are asked about again before they are named: many at once by one list, few one by one.
+//! Tags that production lacks are asked about again before they are named: many at once by one
+//! list, few one by one.
 
 use std::time::Duration;
 
@@ -99,7 +100,8 @@ async fn a_list_that_shows_a_tag_after_all_or_is_too_long_names_nothing_by_itsel
     }
 }
 
-/// A registry takes ten manifests a second, and forty tags come at once: each is asked about right before it is named.
+/// A registry takes ten manifests a second, and forty tags come at once: each is asked about right
+/// before it is named.
 #[tokio::test(start_paused = true)]
 async fn where_turns_to_write_are_rare_no_tag_is_named_by_old_facts() {
     let world = World::new();

@@ -1,4 +1,5 @@
-//! No source, destination or backfill holds up another: permits over registries in memory and a clock that stands still.
+//! No source, destination or backfill holds up another: permits over registries in memory and a
+//! clock that stands still.
 
 use std::time::Duration;
 
@@ -51,8 +52,8 @@ fn limit(world: &World, registry: &Registry, concurrency: usize) {
         .set(registry.repository("app").origin(), settings);
 }
 
-/// Refused mounts leave sessions that are sent through alone; the other destination shares its reads. With few permits the two
-/// ways once waited for each other in a circle.
+/// Refused mounts leave sessions that are sent through alone; the other destination shares its
+/// reads. With few permits the two ways once waited for each other in a circle.
 async fn assert_all_finish(concurrency: usize, tags: usize) {
     let world = World::new();
     let second = Registry::new("second");

@@ -1,4 +1,5 @@
-//! No source, destination or backfill holds up another: the built program before registries that are slow, busy or sick.
+//! No source, destination or backfill holds up another: the built program before registries that
+//! are slow, busy or sick.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -44,9 +45,10 @@ fn puts(log: &[Record], repository: &str, tag: &str) -> Vec<usize> {
     (0..log.len()).filter(|at| is_put(&log[*at])).collect()
 }
 
-/// Two destinations share the reads of one route. At the second one every layer is believed to be elsewhere: its mounts are
-/// refused, and the sessions that a refusal leaves are sent through alone. So permits are taken in two orders. With few of
-/// them the two ways once waited for each other in a circle.
+/// Two destinations share the reads of one route. At the second one every layer is believed to be
+/// elsewhere: its mounts are refused, and the sessions that a refusal leaves are sent through
+/// alone. So permits are taken in two orders. With few of them the two ways once waited for each
+/// other in a circle.
 async fn assert_all_end(keys: Value, tags: u64, after: u64) {
     let staging = Scripted::start();
     let (production, second) = (Scripted::start(), Scripted::start());
@@ -212,7 +214,8 @@ async fn eighty_tags_that_are_to_wait_for_long_hold_up_no_other_source() {
     );
 }
 
-/// How many requests production answered between the first one of a hotfix and its PUT, and how many tags had been named.
+/// How many requests production answered between the first one of a hotfix and its PUT, and how
+/// many tags had been named.
 async fn beside_a_backfill(repository: &str) -> (usize, usize) {
     let (staging, production) = (Scripted::start(), Scripted::start());
     let mut config = Config::new()
@@ -341,7 +344,8 @@ async fn slow_uploads(registry: &Scripted) -> String {
     format!("http://{address}")
 }
 
-/// Prints how long a hotfix by name takes beside a backfill of 768 tags, each with a layer that takes 10 s to upload.
+/// Prints how long a hotfix by name takes beside a backfill of 768 tags, each with a layer that
+/// takes 10 s to upload.
 #[tokio::test]
 #[ignore = "a measurement: run it by its name with --nocapture"]
 async fn measure_a_hotfix_beside_a_backfill_over_slow_uploads() {

@@ -11,7 +11,8 @@ fn wild(name: &str, from: &str, to: &str) -> Value {
     json!({"name": name, "from": from, "to": to, "tags": {"include": ["*"]}})
 }
 
-/// Two asked and waited when the daemon was told to stop; they were answered as if nothing had matched.
+/// Two asked and waited when the daemon was told to stop; they were answered as if nothing had
+/// matched.
 #[tokio::test]
 async fn whoever_waits_at_a_drain_or_a_reload_is_told_of_an_interruption() {
     let stage = Stage::build(Program::Distribution3, |config| {
@@ -56,7 +57,8 @@ async fn whoever_waits_at_a_drain_or_a_reload_is_told_of_an_interruption() {
     assert_eq!(daemon.ended().await, 0);
 }
 
-/// Two wildcard routes meet in one destination. A request that named the second source went around the refusal.
+/// Two wildcard routes meet in one destination. A request that named the second source went around
+/// the refusal.
 #[tokio::test]
 async fn a_source_that_is_second_in_a_destination_is_refused_even_by_name() {
     let stage = Stage::build(Program::Distribution3, |config| {
@@ -153,7 +155,8 @@ async fn a_hundred_pings_share_their_walk_through_the_catalog() {
     assert!(walks <= 10, "{walks} walks through the catalog");
 }
 
-/// Thirteen repositories are being filled from a slow staging, and somebody asks for another one by name.
+/// Thirteen repositories are being filled from a slow staging, and somebody asks for another one by
+/// name.
 #[tokio::test]
 async fn a_backfill_leaves_room_for_whoever_asks_by_name() {
     let stage = Stage::build(Program::Distribution3, |config| {

@@ -1,5 +1,5 @@
-//! Registries that lie, stall and break off. Whatever they do: a clear error in bounded time, nothing named, no corrupt
-//! blob finished, no credential on another host.
+//! Registries that lie, stall and break off. Whatever they do: a clear error in bounded time,
+//! nothing named, no corrupt blob finished, no credential on another host.
 
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ impl Scene {
         );
     }
 
-    /// Runs, expects this class of error about `registry`, and that production saw nothing of the tag and the layer.
+    /// Runs, expects this class of error about `registry`, and that production saw nothing of the
+    /// tag and the layer.
     async fn fails(&self, class: &[&str], registry: &str) -> Run {
         let run = self.stage.sync().await;
         assert_ne!(run.code, 0, "{}", run.said());

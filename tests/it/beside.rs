@@ -1,4 +1,5 @@
-//! What travels beside an image: it arrives late, in other registries' ways, or not at all, and is counted.
+//! What travels beside an image: it arrives late, in other registries' ways, or not at all, and is
+//! counted.
 
 use serde_json::json;
 
@@ -188,8 +189,8 @@ async fn a_sig_tag_that_changed_and_the_signature_of_an_attestation_arrive_by_sy
     );
 }
 
-/// Quay answers 400 or 404 about a subject that it lacks. It was taken for a registry without the endpoint: the next image went
-/// out unsigned, and fallback tags appeared.
+/// Quay answers 400 or 404 about a subject that it lacks. It was taken for a registry without the
+/// endpoint: the next image went out unsigned, and fallback tags appeared.
 #[tokio::test]
 async fn an_answer_about_a_subject_says_nothing_about_the_endpoint() {
     for (status, code) in [

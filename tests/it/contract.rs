@@ -1,7 +1,8 @@
 //! What every destination promises, one suite for all: registries, layout, memory.
 //!
-//! A backend brings a function that gives it a repository by name; all repositories of one run belong to one registry and are
-//! empty at first. What a backend declares in its abilities is held against it, what it does not declare is not asked for.
+//! A backend brings a function that gives it a repository by name; all repositories of one run
+//! belong to one registry and are empty at first. What a backend declares in its abilities is held
+//! against it, what it does not declare is not asked for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

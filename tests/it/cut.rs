@@ -1,5 +1,5 @@
-//! Connections that break, at many bytes and in every phase, on either side: one `sync` always finishes, and sends no more
-//! than the registry's kind makes necessary.
+//! Connections that break, at many bytes and in every phase, on either side: one `sync` always
+//! finishes, and sends no more than the registry's kind makes necessary.
 
 use serde_json::json;
 
@@ -15,7 +15,8 @@ const KINDS: [(Program, &str); 2] = [
     (Program::Distribution2, "distribution2"),
 ];
 
-/// Where bodies are cut: at the start, within and between frames, at a checkpoint, before and after the last byte.
+/// Where bodies are cut: at the start, within and between frames, at a checkpoint, before and after
+/// the last byte.
 const POINTS: [u64; 10] = [
     0,
     1,

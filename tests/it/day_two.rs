@@ -1,4 +1,5 @@
-//! What an operator does beside a running daemon works from any shell, whatever has become of the config on disk.
+//! What an operator does beside a running daemon works from any shell, whatever has become of the
+//! config on disk.
 
 use std::path::Path;
 

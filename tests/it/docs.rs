@@ -1,5 +1,6 @@
-//! The pages tell the truth: configs parse, commands and their options exist, tables have every key and every metric, error
-//! texts are those of the program, alert rules are sound, links lead somewhere.
+//! The pages tell the truth: configs parse, commands and their options exist, tables have every key
+//! and every metric, error texts are those of the program, alert rules are sound, links lead
+//! somewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -109,7 +110,8 @@ fn blobferry(arguments: &[&str], credentials: &Path) -> Output {
     command.output().expect("the program starts")
 }
 
-/// Writes the files that a config names, beside it or among the credentials, and asks the program about it.
+/// Writes the files that a config names, beside it or among the credentials, and asks the program
+/// about it.
 fn checked(name: &str, config: &str) {
     let scratch = TempDir::with_prefix("blobferry-docs-").expect("a scratch directory");
     let folder = scratch.path();

@@ -1,4 +1,5 @@
-//! Documents that are not images are refused, whatever they are served as; tags that only look like companions are not carried.
+//! Documents that are not images are refused, whatever they are served as; tags that only look like
+//! companions are not carried.
 
 use serde_json::{Value, json};
 

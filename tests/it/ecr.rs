@@ -233,8 +233,9 @@ async fn one_tag_is_promoted_by_name_with_its_signatures_and_nothing_is_listed()
         ecr.actions(),
         ["BatchGetImage".into(), "GetAuthorizationToken".into()].into()
     );
-    // ECR names no digest: each tag that is there takes a HEAD, a GET and a HEAD by digest on each side. The image is read once
-    // more, and four names are asked for on behalf of each of its three manifests.
+    // ECR names no digest: each tag that is there takes a HEAD, a GET and a HEAD by digest on each
+    // side. The image is read once more, and four names are asked for on behalf of each of its
+    // three manifests.
     assert!(
         ecr.count("BatchGetImage") <= 30,
         "{} requests for an image of two platforms",

@@ -1,5 +1,5 @@
-//! ECR's troubles in the running daemon: what is wrong is told once when it begins and once when it ends, the registry counts
-//! as down meanwhile, and the other routes go on.
+//! ECR's troubles in the running daemon: what is wrong is told once when it begins and once when it
+//! ends, the registry counts as down meanwhile, and the other routes go on.
 
 use serde_json::{Value, json};
 
@@ -351,8 +351,8 @@ async fn a_registry_that_throttles_is_waited_for_without_a_word() {
     assert!(waited.is_some_and(|seconds| seconds > 0.0), "{waited:?}");
 }
 
-/// The time from push to production is told for what was pushed while the daemon ran: what lay there before says nothing of
-/// its speed.
+/// The time from push to production is told for what was pushed while the daemon ran: what lay
+/// there before says nothing of its speed.
 #[tokio::test]
 async fn the_way_from_push_to_production_is_timed_for_pushes_that_we_saw() {
     let mut pair = Pair::new(|config| config).await;

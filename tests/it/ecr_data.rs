@@ -1,5 +1,5 @@
-//! ECR's data plane when processes are killed, connections break and addresses run out: two accounts, each with a fake ECR
-//! behind a proxy.
+//! ECR's data plane when processes are killed, connections break and addresses run out: two
+//! accounts, each with a fake ECR behind a proxy.
 
 use serde_json::json;
 
@@ -16,7 +16,8 @@ const MIB: u64 = 1024 * 1024;
 /// What the fake keeps of a broken body comes in whole parts of this length.
 const PART: u64 = 2 * MIB;
 
-/// Staging and production in two accounts, watched from both sides. Control planes are asked past the proxies.
+/// Staging and production in two accounts, watched from both sides. Control planes are asked past
+/// the proxies.
 struct Accounts {
     staging: Ecr,
     production: Ecr,

@@ -1,5 +1,5 @@
-//! What AWS must allow: the policies that are printed and those of the pipeline name the actions and repositories that ECR has
-//! seen used, each of them and no other. Nothing deletes.
+//! What AWS must allow: the policies that are printed and those of the pipeline name the actions
+//! and repositories that ECR has seen used, each of them and no other. Nothing deletes.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +46,8 @@ fn rights(policy: &Value) -> Vec<Right> {
     rights
 }
 
-/// Whether a right covers what was done. What is done to no repository needs the right to do it anywhere.
+/// Whether a right covers what was done. What is done to no repository needs the right to do it
+/// anywhere.
 fn covers((action, pattern): &Right, (used, repository): &(String, String)) -> bool {
     let matches = |pattern: &str| match pattern.split_once('*') {
         None => pattern == repository,
@@ -57,8 +58,8 @@ fn covers((action, pattern): &Right, (used, repository): &(String, String)) -> b
     action == used && pattern.as_deref().map_or(repository.is_empty(), matches)
 }
 
-/// What was used. An account that only the config names is compared with the registry's own list where a repository is missing:
-/// hosts of ECR name theirs, and a refusal changes nothing.
+/// What was used. An account that only the config names is compared with the registry's own list
+/// where a repository is missing: hosts of ECR name theirs, and a refusal changes nothing.
 fn used(ecr: &Ecr) -> BTreeSet<(String, String)> {
     ecr.used()
         .into_iter()
@@ -111,8 +112,8 @@ async fn printed(ferry: &Ferry) -> Value {
     policies
 }
 
-/// The identity may do what was used, and the repositories let it in from another account with the same, except for what only
-/// their own account gives.
+/// The identity may do what was used, and the repositories let it in from another account with the
+/// same, except for what only their own account gives.
 fn assert_policy_is_exact(policies: &Value, registry: &str, ecr: &Ecr) {
     const OWN: [&str; 4] = [
         "CreateRepository",

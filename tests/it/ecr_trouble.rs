@@ -1,4 +1,5 @@
-//! What goes wrong with ECR: each is a clear error that names the principal, the action and the resource, and nothing is written.
+//! What goes wrong with ECR: each is a clear error that names the principal, the action and the
+//! resource, and nothing is written.
 
 use std::collections::BTreeSet;
 
@@ -73,7 +74,8 @@ async fn a_control_plane_that_is_away_holds_up_nothing_else() {
     );
 }
 
-/// The first requests for every action of both planes are throttled while a build promotes two repositories.
+/// The first requests for every action of both planes are throttled while a build promotes two
+/// repositories.
 #[tokio::test]
 async fn a_storm_on_both_planes_fails_no_job() {
     let ecr = demo().await;
@@ -120,7 +122,8 @@ async fn a_storm_on_both_planes_fails_no_job() {
     }
 }
 
-/// A repository has been created, then AWS throttles what belongs to it: the next attempt finds the repository there.
+/// A repository has been created, then AWS throttles what belongs to it: the next attempt finds the
+/// repository there.
 #[tokio::test]
 async fn a_repository_is_furnished_whatever_is_throttled_on_the_way() {
     let ecr = demo().await;
@@ -156,7 +159,8 @@ const BUILDER: &str = "arn:aws:iam::123456789012:user/builder";
 const STAGING: &str = "arn:aws:ecr:eu-west-1:123456789012:repository/staging-demo-app";
 const PRODUCTION: &str = "arn:aws:ecr:eu-west-1:123456789012:repository/prod-demo-app";
 
-/// What went wrong, once for each cause: the troubles of the report and of its jobs, without addresses and digests.
+/// What went wrong, once for each cause: the troubles of the report and of its jobs, without
+/// addresses and digests.
 fn wrong(run: &Run, ecr: &Ecr) -> Vec<String> {
     let report = run.report();
     let jobs = report["jobs"]
@@ -316,7 +320,8 @@ async fn a_repository_policy_that_allows_reading_only_is_told_as_such() {
     promotion_is_refused(&ecr, &format!("{doing}: {denied} {why}; {way_out}")).await;
 }
 
-/// A registry of another region, or of an account that never heard of us, refuses the token itself and says little.
+/// A registry of another region, or of an account that never heard of us, refuses the token itself
+/// and says little.
 #[tokio::test]
 async fn a_registry_that_refuses_the_token_is_told_with_who_asked_for_what() {
     let who = format!("ecr:BatchGetImage as {BUILDER} on {STAGING}");
@@ -431,7 +436,8 @@ async fn without_credentials_or_a_way_to_aws_the_text_says_what_is_missing() {
     );
 }
 
-/// A lifecycle policy takes an image while it is read: nothing is named, the others go on, and a push brings it again.
+/// A lifecycle policy takes an image while it is read: nothing is named, the others go on, and a
+/// push brings it again.
 #[tokio::test]
 async fn an_image_that_vanishes_in_mid_copy_is_named_nowhere() {
     let ecr = demo().await;
@@ -466,7 +472,8 @@ async fn an_image_that_vanishes_in_mid_copy_is_named_nowhere() {
         .await;
 }
 
-/// Pages come in no order, and a tag that moves meanwhile shows twice: then the tag itself is asked.
+/// Pages come in no order, and a tag that moves meanwhile shows twice: then the tag itself is
+/// asked.
 #[tokio::test]
 async fn unordered_pages_lose_no_tag_and_name_nothing_old() {
     let ecr = demo().await;
@@ -523,7 +530,8 @@ async fn promoting_every_tag_names_nothing_old_either() {
         .await;
 }
 
-/// For a while after our own write DescribeImages shows what was there before. It decides neither drift nor equality.
+/// For a while after our own write DescribeImages shows what was there before. It decides neither
+/// drift nor equality.
 #[tokio::test]
 async fn a_list_that_is_behind_our_own_write_decides_nothing() {
     let ecr = demo().await;

@@ -1,4 +1,5 @@
-//! What ECR and AWS's credential providers say is told as what it is: whose fault, whether another try helps, and the way out.
+//! What ECR and AWS's credential providers say is told as what it is: whose fault, whether another
+//! try helps, and the way out.
 
 use serde_json::{Value, json};
 
@@ -23,8 +24,8 @@ fn of_profile(ecr: &Ecr, profile: &str) -> Ferry {
         .with_env("PROD_IMAGE_NAME", "prod-demo-app")
 }
 
-/// Expired sessions and failing credential programs were taken for network trouble: nine seconds of retries, exit code 1, and
-/// advice about proxies.
+/// Expired sessions and failing credential programs were taken for network trouble: nine seconds of
+/// retries, exit code 1, and advice about proxies.
 #[tokio::test]
 async fn credentials_that_no_provider_gives_are_authentication_and_name_the_way_out() {
     let ecr = demo().await;

@@ -1,5 +1,5 @@
-//! What the engine promises, over registries in memory and a clock that stands still: order, bytes, requests, and what is left
-//! when something goes wrong.
+//! What the engine promises, over registries in memory and a clock that stands still: order, bytes,
+//! requests, and what is left when something goes wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,7 +79,8 @@ impl World {
         }
     }
 
-    /// So many bytes per second from staging: under a clock that leaps, an exact place in time for every byte.
+    /// So many bytes per second from staging: under a clock that leaps, an exact place in time for
+    /// every byte.
     pub fn slowly(self, bandwidth: usize) -> World {
         let origin = self.staging.repository("app").origin().clone();
         self.engine.limits.set(

@@ -86,7 +86,8 @@ async fn a_slow_and_a_dead_destination_do_not_hold_back_the_healthy_one() {
     let image = Image::oci(1, &[40 * MIB, 1000]);
     fan.staging.client().push("app", "v1", &image).await;
     let [healthy, slow, dead] = &fan.targets;
-    // One takes a part of the layer and then nothing until the healthy one is done; the other never answers an upload.
+    // One takes a part of the layer and then nothing until the healthy one is done; the other never
+    // answers an upload.
     let gate = Gate::closed();
     let layer = image.blobs[1]
         .digest

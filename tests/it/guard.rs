@@ -266,7 +266,8 @@ mod within {
         assert_eq!(inside.hits(), BTreeMap::new());
         assert!(!hostile.log().is_empty(), "the registry itself was asked");
 
-        // A registry on this machine may send us to another port of it: what counts hits does count.
+        // A registry on this machine may send us to another port of it: what counts hits does
+        // count.
         let local = Scripted::start();
         local.push("app", "v2", &image);
         redirects(

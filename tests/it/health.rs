@@ -1,4 +1,5 @@
-//! What the numbers say of a route: whether it is looked at, what waits, and since when. Each story was told wrong once.
+//! What the numbers say of a route: whether it is looked at, what waits, and since when. Each story
+//! was told wrong once.
 
 use serde_json::{Value, json};
 
@@ -39,7 +40,8 @@ async fn looks(daemon: &Daemon, result: &str) -> f64 {
         .expect("a series")
 }
 
-/// A route whose repository is mistyped showed `failed` 0, `registry_up` 1, ready, and raised no alert.
+/// A route whose repository is mistyped showed `failed` 0, `registry_up` 1, ready, and raised no
+/// alert.
 #[tokio::test]
 async fn a_route_whose_repository_does_not_exist_is_not_up() {
     let stage = Stage::with_route(Program::Distribution2, json!({"from": "staging/ap"})).await;
@@ -94,7 +96,8 @@ async fn a_route_whose_repository_does_not_exist_is_not_up() {
     );
 }
 
-/// With production down and a new version waiting, the numbers said `3 up to date`, and that nothing was pending.
+/// With production down and a new version waiting, the numbers said `3 up to date`, and that
+/// nothing was pending.
 #[tokio::test]
 async fn what_waits_while_production_is_down_is_counted_from_stagings_side() {
     let stage = Stage::new(Program::Distribution2).await;

@@ -1,8 +1,9 @@
-//! Killed at any point, the program goes on where it was: no tag is early, nothing is corrupt, and what is sent or read again
-//! stays within what the registry's kind allows.
+//! Killed at any point, the program goes on where it was: no tag is early, nothing is corrupt, and
+//! what is sent or read again stays within what the registry's kind allows.
 //!
-//! The points are chosen by a fixed seed and found by the bytes that pass the proxy. What the process had written into its
-//! sockets still arrives after its death, as it does over a real network.
+//! The points are chosen by a fixed seed and found by the bytes that pass the proxy. What the
+//! process had written into its sockets still arrives after its death, as it does over a real
+//! network.
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +48,8 @@ pub async fn killed_at(ferry: &Ferry, gate: &Gate) {
     gate.open();
 }
 
-/// Bytes that half-sent uploads of the repository hold on the registry's disk, once that stands still.
+/// Bytes that half-sent uploads of the repository hold on the registry's disk, once that stands
+/// still.
 pub async fn kept(registry: &Registry, repository: &str) -> u64 {
     let uploads = registry
         .data()

@@ -1,5 +1,5 @@
-//! The table of layers in `src/lib.rs` is what the code does: a module uses lower layers alone, and no
-//! two rooms, nor two files of one room, use each other.
+//! The table of layers in `src/lib.rs` is what the code does: a module uses lower layers alone, and
+//! no two rooms, nor two files of one room, use each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -130,7 +130,8 @@ fn a_module_uses_only_lower_layers() {
     assert!(wrong.is_empty(), "the first uses the second: {wrong:#?}");
 }
 
-/// Whether a module may use another. What is in no layer is beside them, or an item of the crate's root.
+/// Whether a module may use another. What is in no layer is beside them, or an item of the crate's
+/// root.
 fn is_lower(layers: &BTreeMap<String, u8>, from: &str, to: &str) -> bool {
     let Some(theirs) = layers.get(to) else {
         return true;
@@ -141,8 +142,8 @@ fn is_lower(layers: &BTreeMap<String, u8>, from: &str, to: &str) -> bool {
     }
 }
 
-/// A folder and the files in it: a parent may use its children and a child what its parent declares;
-/// siblings that use each other are one topic in two places.
+/// A folder and the files in it: a parent may use its children and a child what its parent
+/// declares; siblings that use each other are one topic in two places.
 #[test]
 fn no_two_modules_use_each_other() {
     let sources = sources();

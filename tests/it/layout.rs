@@ -312,7 +312,8 @@ async fn referrers_are_found_as_other_tools_keep_them() {
     };
     let (tagged, hidden) = (signature("tagged"), signature("under the fallback tag"));
     put(&repository, &tag("signature"), &tagged).await;
-    // By digest and without a name in the index: other tools list it in the fallback tag's index alone.
+    // By digest and without a name in the index: other tools list it in the fallback tag's index
+    // alone.
     std::fs::write(
         folder
             .path()

@@ -1,4 +1,5 @@
-//! Folders of OCI image layouts are registries too: there and back without a changed byte, readable by others.
+//! Folders of OCI image layouts are registries too: there and back without a changed byte, readable
+//! by others.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -147,7 +148,8 @@ async fn a_manifest_that_is_missing_or_short_at_the_destination_is_not_up_to_dat
     assert_eq!(ferry.sync(&[]).await.expect(0).total("up_to_date"), 1);
 }
 
-/// Tools that read a layout look for referrers under the fallback tag: no endpoint lists them there.
+/// Tools that read a layout look for referrers under the fallback tag: no endpoint lists them
+/// there.
 #[tokio::test]
 async fn a_layout_lists_referrers_under_the_tag_that_other_tools_read() {
     let staging = Scripted::start();

@@ -7,7 +7,8 @@ use serde_json::json;
 use crate::support::prometheus::{Prometheus, lint};
 use crate::support::*;
 
-/// One line for each metric: name, kind, labels in order; `maybe` in front of one that has no series before its event.
+/// One line for each metric: name, kind, labels in order; `maybe` in front of one that has no
+/// series before its event.
 const AGREED: &str = include_str!("metrics.txt");
 
 #[derive(Debug, PartialEq, Eq)]
@@ -198,7 +199,8 @@ async fn what_a_reload_takes_away_leaves_no_numbers() {
     .await;
 }
 
-/// Bytes still came in for a registry that the config had no more, and its series were back after the next scrape.
+/// Bytes still came in for a registry that the config had no more, and its series were back after
+/// the next scrape.
 #[tokio::test]
 async fn what_still_runs_for_a_registry_that_is_gone_brings_no_numbers_back() {
     let stage = Stage::new(Program::Distribution3).await;

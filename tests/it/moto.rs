@@ -1,4 +1,5 @@
-//! The control plane's half of ECR against moto, which nobody here wrote: the fake cannot drift into our own beliefs.
+//! The control plane's half of ECR against moto, which nobody here wrote: the fake cannot drift
+//! into our own beliefs.
 //!
 //! moto has no data plane: a real registry with the password that moto hands out stands beside it.
 

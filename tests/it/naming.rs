@@ -1,5 +1,5 @@
-//! A tag is named by what is true at that moment: whatever was lost, refused, hidden or changed on the way, a person's tag
-//! stays, and a name that may move arrives in bounded time.
+//! A tag is named by what is true at that moment: whatever was lost, refused, hidden or changed on
+//! the way, a person's tag stays, and a name that may move arrives in bounded time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,9 +93,10 @@ impl World {
     }
 }
 
-/// 1. `latest` is promoted at D1. 2. Staging moves to D2; the PUT is applied, and no answer comes back, neither to it nor to
-///    any question after it. 3. A later pass finds both sides equal. 4. A person goes back to D1 by hand. That was taken for what
-///    we wrote last, and moved to D2 again.
+/// 1. `latest` is promoted at D1. 2. Staging moves to D2; the PUT is applied, and no answer comes
+///    back, neither to it nor to any question after it. 3. A later pass finds both sides equal. 4.
+///    A person goes back to D1 by hand. That was taken for what we wrote last, and moved to D2
+///    again.
 #[tokio::test(start_paused = true)]
 async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
     let world = World::new();
@@ -197,7 +198,8 @@ async fn a_fixed_tag_that_a_person_pushes_while_ours_is_told_to_wait_stays() {
     );
 }
 
-/// The registry misses a layer at the PUT, and bringing it again takes ten seconds; meanwhile a person pushes the tag.
+/// The registry misses a layer at the PUT, and bringing it again takes ten seconds; meanwhile a
+/// person pushes the tag.
 #[tokio::test(start_paused = true)]
 async fn a_fixed_tag_that_a_person_pushes_while_content_is_repaired_stays() {
     let world = World::new();
@@ -315,7 +317,8 @@ fn with_companion(job: Job, tag: &str) -> Job {
     }
 }
 
-/// A person puts a signature of their own there while ours is told to wait, and once more while it is carried.
+/// A person puts a signature of their own there while ours is told to wait, and once more while it
+/// is carried.
 #[tokio::test(start_paused = true)]
 async fn a_companion_that_a_person_pushes_meanwhile_stays() {
     let world = World::new();
@@ -364,7 +367,8 @@ async fn a_companion_that_a_person_rolled_back_stays() {
     );
 }
 
-/// Another client adds to the fallback list while our write of it is told to wait: both entries are there afterwards.
+/// Another client adds to the fallback list while our write of it is told to wait: both entries are
+/// there afterwards.
 #[tokio::test(start_paused = true)]
 async fn a_fallback_list_keeps_what_another_client_added_meanwhile() {
     let world = World::new();
@@ -400,7 +404,8 @@ async fn a_fallback_list_keeps_what_another_client_added_meanwhile() {
     );
 }
 
-/// Staging's HEAD says that its tag names what production names, and it never had that image. Then it shows its own.
+/// Staging's HEAD says that its tag names what production names, and it never had that image. Then
+/// it shows its own.
 #[tokio::test(start_paused = true)]
 async fn a_source_that_only_claims_a_digest_gets_nothing_replaced() {
     let world = World::new();
@@ -448,7 +453,8 @@ async fn a_source_that_only_claims_a_digest_gets_nothing_replaced() {
     );
 }
 
-/// A config is read while a job runs: the registry's address was mended, or the tag is excluded now.
+/// A config is read while a job runs: the registry's address was mended, or the tag is excluded
+/// now.
 #[tokio::test(start_paused = true)]
 async fn a_running_job_names_nothing_that_the_config_in_force_does_not_allow() {
     let mut world = World::new();
@@ -501,8 +507,8 @@ async fn a_running_job_is_planned_again_when_its_rules_change() {
     );
 }
 
-/// Both sides refuse every other request for a while. Each name is written by what production answered at most two seconds
-/// before, and all arrive in bounded time.
+/// Both sides refuse every other request for a while. Each name is written by what production
+/// answered at most two seconds before, and all arrive in bounded time.
 #[tokio::test(start_paused = true)]
 async fn a_storm_on_both_sides_costs_time_and_no_name() {
     for wait in [1, 3] {
@@ -579,8 +585,9 @@ async fn a_name_that_is_refused_again_and_again_is_given_up_for_now() {
     assert_eq!(world.production.tagged("app", "v1"), None);
 }
 
-/// Each PUT is refused for longer than a job holds its permits: the job ends, and the queue runs it again at that time. The
-/// rounds once began anew with every run, so that such a name was never given up.
+/// Each PUT is refused for longer than a job holds its permits: the job ends, and the queue runs it
+/// again at that time. The rounds once began anew with every run, so that such a name was never
+/// given up.
 #[tokio::test(start_paused = true)]
 async fn a_name_that_waits_without_its_job_is_counted_on() {
     let world = World::new();
@@ -613,7 +620,8 @@ async fn a_name_that_waits_without_its_job_is_counted_on() {
     assert_eq!(world.run(&job).await.outcome, Outcome::Promoted);
 }
 
-/// Nothing was sent: a person who pushes the same image later has pushed it, and another one is not drift.
+/// Nothing was sent: a person who pushes the same image later has pushed it, and another one is not
+/// drift.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_never_sent_leaves_no_intent() {
     let world = World::new();
@@ -644,7 +652,8 @@ async fn a_write_that_was_never_sent_leaves_no_intent() {
     );
 }
 
-/// Agreement: both sides named it when it was first seen, so a change is drift, and staging's next push is promoted.
+/// Agreement: both sides named it when it was first seen, so a change is drift, and staging's next
+/// push is promoted.
 #[tokio::test(start_paused = true)]
 async fn equal_sides_are_agreed_on() {
     for rules in [
@@ -683,8 +692,8 @@ async fn equal_sides_are_agreed_on() {
     }
 }
 
-/// `existing: adopt` takes over a moving tag, and the PUT fails: the intent alone made the tag known, and the next look
-/// reported drift for ever.
+/// `existing: adopt` takes over a moving tag, and the PUT fails: the intent alone made the tag
+/// known, and the next look reported drift for ever.
 #[tokio::test(start_paused = true)]
 async fn a_failed_adoption_is_no_drift() {
     let world = World::new();
@@ -723,7 +732,8 @@ async fn a_failed_adoption_is_no_drift() {
     assert_eq!(production.tagged("app", "latest"), Some(image.digest));
 }
 
-/// A look has asked staging, and three seconds later another one of the same process is told a newer digest.
+/// A look has asked staging, and three seconds later another one of the same process is told a
+/// newer digest.
 #[tokio::test(start_paused = true)]
 async fn a_newer_answer_of_another_look_counts() {
     let world = World::new();

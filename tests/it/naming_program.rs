@@ -1,4 +1,5 @@
-//! What is promised about names, through the program: registries that hide, lose, lie or refuse, and people who push by hand.
+//! What is promised about names, through the program: registries that hide, lose, lie or refuse,
+//! and people who push by hand.
 
 use serde_json::{Value, json};
 
@@ -49,8 +50,9 @@ async fn config_hash(daemon: &Daemon) -> String {
         .to_owned()
 }
 
-/// 1. Staging moves `latest` to the second image; the PUT is applied, and no answer about the tag comes back any more. 2. A later
-///    pass finds both sides equal. 3. A person goes back to the first image by hand: that stays.
+/// 1. Staging moves `latest` to the second image; the PUT is applied, and no answer about the tag
+///    comes back any more. 2. A later pass finds both sides equal. 3. A person goes back to the
+///    first image by hand: that stays.
 #[tokio::test]
 async fn a_rollback_by_hand_after_a_lost_answer_stays() {
     let (staging, production) = (Scripted::start(), Scripted::start());
@@ -228,7 +230,8 @@ async fn a_listed_tag_that_is_answered_with_404_is_not_overwritten() {
     );
 }
 
-/// The PUT of a fixed tag is told to come back in three seconds, and a person pushes the tag meanwhile.
+/// The PUT of a fixed tag is told to come back in three seconds, and a person pushes the tag
+/// meanwhile.
 #[tokio::test]
 async fn a_fixed_tag_pushed_by_hand_while_ours_waits_stays() {
     let (staging, production) = (Scripted::start(), Scripted::start());
@@ -330,8 +333,8 @@ async fn a_tag_that_the_list_hides_is_not_overwritten_by_any_command() {
     }
 }
 
-/// Staging answers every HEAD with the digest that production names, for `latest` and for production's own signature. It has
-/// neither image.
+/// Staging answers every HEAD with the digest that production names, for `latest` and for
+/// production's own signature. It has neither image.
 #[tokio::test]
 async fn a_source_that_says_yes_to_everything_gets_nothing_replaced() {
     let (staging, production) = (Scripted::start(), Scripted::start());
@@ -394,7 +397,8 @@ async fn a_lost_state_leaves_what_a_person_changed() {
     );
 }
 
-/// While a layer is on its way the config is mended: another address of production, or the tag is excluded now.
+/// While a layer is on its way the config is mended: another address of production, or the tag is
+/// excluded now.
 #[tokio::test]
 async fn a_reload_counts_for_a_job_that_runs() {
     for excluded in [false, true] {
@@ -434,7 +438,8 @@ async fn a_reload_counts_for_a_job_that_runs() {
         .await;
         gate.open();
         staging.calm();
-        // A pass by the new config: it ends after the job that ran, since looks of one repository do not overlap.
+        // A pass by the new config: it ends after the job that ran, since looks of one repository
+        // do not overlap.
         daemon.ping(json!({"wait": true})).await;
         assert_eq!(production.tagged("app", "v1"), None, "excluded: {excluded}");
         assert_eq!(other.tagged("app", "v1").is_some(), !excluded);

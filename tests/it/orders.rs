@@ -1,4 +1,5 @@
-//! Explicit acts: what `sync` prints as the way out works as it is printed, and what it writes is known from then on.
+//! Explicit acts: what `sync` prints as the way out works as it is printed, and what it writes is
+//! known from then on.
 
 use serde_json::json;
 
@@ -86,7 +87,8 @@ async fn the_printed_command_works(stage: &Stage, new: &Image, options: &[&str])
     );
 }
 
-/// `sync` printed a copy that ended with 401, because it ignored the config; and after it worked, the next push was drift.
+/// `sync` printed a copy that ended with 401, because it ignored the config; and after it worked,
+/// the next push was drift.
 #[tokio::test]
 async fn the_way_out_of_a_conflict_works_as_printed_and_is_known_without_a_daemon() {
     let stage = behind_passwords().await;

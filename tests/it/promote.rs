@@ -1,4 +1,5 @@
-//! What is tagged in staging is in production, byte for byte, and it costs what it must and no more.
+//! What is tagged in staging is in production, byte for byte, and it costs what it must and no
+//! more.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,7 +10,8 @@ async fn a_refused_config_changes_nothing_of_what_runs() {
     let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
     let daemon = ferry.start_ready().await;
 
-    // The registries are built in the order of their names: the third one is no good, when the others have been built.
+    // The registries are built in the order of their names: the third one is no good, when the
+    // others have been built.
     let broken = ferry.file(
         "broken.pem",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",

@@ -1,5 +1,5 @@
-//! A side that moves less than the floor is cut and tried again, and it is that side which is named and counted: engines
-//! between registries in memory, under a clock that stands still.
+//! A side that moves less than the floor is cut and tried again, and it is that side which is named
+//! and counted: engines between registries in memory, under a clock that stands still.
 
 use std::sync::Arc;
 use std::time::Duration;

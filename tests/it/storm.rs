@@ -207,7 +207,8 @@ async fn a_pace_of_the_config_is_kept() {
 #[tokio::test]
 async fn who_says_that_nothing_is_left_is_not_asked_before_there_is_more() {
     let (stage, corpus) = stage().await;
-    // As Docker Hub counts: its 5th answer is the last of a window of 2 s; whoever comes earlier would be refused.
+    // As Docker Hub counts: its 5th answer is the last of a window of 2 s; whoever comes earlier
+    // would be refused.
     let window = Duration::from_secs(2);
     let left =
         |remaining: &str| Act::Header("ratelimit-remaining", Some(format!("{remaining};w=2")));
@@ -227,7 +228,8 @@ async fn who_says_that_nothing_is_left_is_not_asked_before_there_is_more() {
         (&stage.target, &puts[..], 2),
     ] {
         let log = proxy.of(kinds);
-        // Of those under way together, the log does not say which one was told: none was before the first of their answers.
+        // Of those under way together, the log does not say which one was told: none was before the
+        // first of their answers.
         let answers = log
             .iter()
             .filter_map(|entry| entry.answered_at)

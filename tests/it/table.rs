@@ -1,5 +1,6 @@
-//! What happens to a tag, cell by cell, against real registries: as the program remembers, after its index is lost, and
-//! after its ledger is lost. Losing the index changes nothing; losing the ledger makes it more careful, never less.
+//! What happens to a tag, cell by cell, against real registries: as the program remembers, after
+//! its index is lost, and after its ledger is lost. Losing the index changes nothing; losing the
+//! ledger makes it more careful, never less.
 
 use serde_json::json;
 
@@ -496,8 +497,9 @@ async fn a_digest_in_conflict_is_refused_under_moving_tags_too() {
     }
 }
 
-/// `latest` alone is asked for right after a push that also overwrote `v1`: no pass has seen that conflict yet. When `v1` is put
-/// right, neither the rows of the ledger nor a new name of the route stand in the way.
+/// `latest` alone is asked for right after a push that also overwrote `v1`: no pass has seen that
+/// conflict yet. When `v1` is put right, neither the rows of the ledger nor a new name of the route
+/// stand in the way.
 #[tokio::test]
 async fn a_moving_tag_by_name_is_held_to_the_conflicts_of_now() {
     let scene = Stage::new(Program::Distribution3).await;

@@ -1,4 +1,5 @@
-//! The systemd unit is one that systemd takes, is hardened, and gives the daemon the time that it needs.
+//! The systemd unit is one that systemd takes, is hardened, and gives the daemon the time that it
+//! needs.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -14,7 +14,8 @@ const PAGE: usize = 100;
 /// Readings take so many requests.
 const PAGES: usize = 3;
 
-/// Sixty routes `staging/team-N/**`, five repositories for each of them, in three pages of a catalog.
+/// Sixty routes `staging/team-N/**`, five repositories for each of them, in three pages of a
+/// catalog.
 fn teams() -> (Scripted, Scripted, Config) {
     let staging = Scripted::with(Settings {
         page: PAGE,

@@ -1,10 +1,12 @@
 //! Admission: the order in which jobs, bodies, requests and names get their permits.
 //!
-//! Each kind has a pure core: events and the time in, grants out. A thin shell around it keeps the wakers and hands out
-//! permits. Dropping a waiter or a permit is always safe: its place or its share is given to the next one.
+//! Each kind has a pure core: events and the time in, grants out. A thin shell around it keeps the
+//! wakers and hands out permits. Dropping a waiter or a permit is always safe: its place or its
+//! share is given to the next one.
 //!
-//! A holder waits only for what comes later in this order, so that no circle closes: job, content claim, upload claim of the
-//! same digest, body, request. A naming permit is taken with no claim and no body held.
+//! A holder waits only for what comes later in this order, so that no circle closes: job, content
+//! claim, upload claim of the same digest, body, request. A naming permit is taken with no claim
+//! and no body held.
 
 mod fair_order;
 mod pools;
@@ -214,7 +216,8 @@ impl Ticket {
         }
     }
 
-    /// Waits for all that a body needs. `is_large`: it needs a slot; `share`: the shared read that it belongs to.
+    /// Waits for all that a body needs. `is_large`: it needs a slot; `share`: the shared read that
+    /// it belongs to.
     pub(super) async fn body(&self, is_large: bool, share: Option<&Share>) -> BodyPermit {
         let want = Want::Body {
             slot: is_large,

@@ -1,12 +1,16 @@
 //! The pure core for jobs and bodies: which of the tasks that wait get a permit now.
 //!
-//! - A body gets what it needs at once or nothing: the right to read from its source, the right to write to its destination,
-//!   and a slot where it is large. Of a read that several destinations share, one body has the right to read for all.
-//! - What is asked for by name goes first. The others share the permits by time: a queue (flow and rank) that has had fewer
-//!   permit-seconds for its weight goes first, the oldest request of a queue before the younger ones.
-//! - Above the limits go four jobs and bodies that are asked for by name, and one for each registry at which nothing runs; a
-//!   limit that is configured, or that congestion has set, holds for these too.
-//! - A body that was passed over for long has the next free share of each of its registries kept for it, for a short time.
+//! - A body gets what it needs at once or nothing: the right to read from its source, the right to
+//!   write to its destination, and a slot where it is large. Of a read that several destinations
+//!   share, one body has the right to read for all.
+//! - What is asked for by name goes first. The others share the permits by time: a queue (flow and
+//!   rank) that has had fewer permit-seconds for its weight goes first, the oldest request of a
+//!   queue before the younger ones.
+//! - Above the limits go four jobs and bodies that are asked for by name, and one for each registry
+//!   at which nothing runs; a limit that is configured, or that congestion has set, holds for these
+//!   too.
+//! - A body that was passed over for long has the next free share of each of its registries kept
+//!   for it, for a short time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -221,7 +225,8 @@ impl Line {
     }
 }
 
-/// A grant counts like a permit that is held for so many microseconds: where nothing is held for long, turns are shared.
+/// A grant counts like a permit that is held for so many microseconds: where nothing is held for
+/// long, turns are shared.
 const GRANT: u64 = 1000;
 
 impl Pool {
@@ -619,7 +624,8 @@ impl Pools {
         })
     }
 
-    /// Whether one more body fits into a side of a registry: within its limit, above it, or not at all.
+    /// Whether one more body fits into a side of a registry: within its limit, above it, or not at
+    /// all.
     fn fits(&self, origin: &Origin, side: Side, kept: Option<&Kept>) -> Option<bool> {
         let moving = self
             .moving

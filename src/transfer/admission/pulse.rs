@@ -9,7 +9,8 @@ use tokio::time::Instant;
 /// Tasks that could run stand still when nothing has happened for so long.
 const STILL: Duration = Duration::from_secs(60);
 
-/// When a task last got a permit, a byte, an answer or an error, and how many requests are under way.
+/// When a task last got a permit, a byte, an answer or an error, and how many requests are under
+/// way.
 #[derive(Debug)]
 pub struct Pulse {
     start: Instant,
@@ -50,8 +51,8 @@ impl Pulse {
         self.beat();
     }
 
-    /// Whether tasks that could run get nothing any more, while `waiting` of them wait for permits: no request is under way, and
-    /// nothing has happened for a minute. To be asked regularly.
+    /// Whether tasks that could run get nothing any more, while `waiting` of them wait for permits:
+    /// no request is under way, and nothing has happened for a minute. To be asked regularly.
     pub fn stands_still(&self, waiting: usize) -> bool {
         let mut since = self
             .waiting_since

@@ -1,9 +1,11 @@
 //! The pure core for requests to one registry: which of those that wait is sent next.
 //!
-//! - A request takes all that it needs at once: a place in the window of its class and in the shared one, and a token of
-//!   every quota that counts it. Nothing is held while one of them is missing.
-//! - A PUT under a naming permit goes first, then what is asked for by name. The others share by weight: a queue (flow and
-//!   rank) that has sent less for its weight goes first, the oldest request of a queue before the younger ones.
+//! - A request takes all that it needs at once: a place in the window of its class and in the
+//!   shared one, and a token of every quota that counts it. Nothing is held while one of them is
+//!   missing.
+//! - A PUT under a naming permit goes first, then what is asked for by name. The others share by
+//!   weight: a queue (flow and rank) that has sent less for its weight goes first, the oldest
+//!   request of a queue before the younger ones.
 //! - A class that waits for a time to come holds up no other class.
 //! - A probe asks when a class admits requests, and takes nothing.
 
@@ -99,7 +101,8 @@ impl Class {
         }
     }
 
-    /// How long until time alone lets something go that waits here. `None`: nothing waits for a time.
+    /// How long until time alone lets something go that waits here. `None`: nothing waits for a
+    /// time.
     fn ready_in(&self, shared: &SharedLimiter, now: Instant) -> Option<Duration> {
         let waits = [false, true].map(|is_look| {
             let has_probe = !is_look && !self.probes.is_empty();

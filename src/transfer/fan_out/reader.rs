@@ -127,8 +127,8 @@ impl Reader {
         state.trim();
     }
 
-    /// Makes room in a full window for a reader that has taken all of it: ends lingering, then drops
-    /// queued readers, then waits for slow readers and drops them. Returns the slow ones.
+    /// Makes room in a full window for a reader that has taken all of it: ends lingering, then
+    /// drops queued readers, then waits for slow readers and drops them. Returns the slow ones.
     fn poll_room(&mut self, state: &mut State, cx: &mut Context<'_>) -> Poll<BTreeSet<Expected>> {
         state.end_lingering();
         if state.is_blocked() {

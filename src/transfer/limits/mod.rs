@@ -1,8 +1,9 @@
 //! Limits: which request may be sent to which registry, and when.
 //!
-//! One [`RegistryLimiter`] per registry. Each class of requests has limits of its own there (quota, back-off that all share,
-//! adaptive concurrency); the pace of the config, its concurrency and its bandwidth hold for all classes together. Permits are
-//! held for the length of one request or one body, and never while waiting for a time to come or for another job.
+//! One [`RegistryLimiter`] per registry. Each class of requests has limits of its own there (quota,
+//! back-off that all share, adaptive concurrency); the pace of the config, its concurrency and its
+//! bandwidth hold for all classes together. Permits are held for the length of one request or one
+//! body, and never while waiting for a time to come or for another job.
 
 mod naming;
 mod naming_queue;
@@ -45,7 +46,8 @@ impl Settings {
 
 /// Requests at once to a registry of which the config says nothing.
 pub const REQUESTS: usize = 64;
-/// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take round trips, not memory.
+/// Blobs of at most so many bytes are bounded by the requests of their registries alone: they take
+/// round trips, not memory.
 pub const SMALL: u64 = 64 * 1024;
 /// Jobs that run at once.
 pub const JOBS: usize = 64;
@@ -74,8 +76,8 @@ impl Limits {
         self.admission.pulse()
     }
 
-    /// Whether tasks that could run have got no permit, byte, answer or error for a minute: a watchdog should know. To be asked
-    /// regularly.
+    /// Whether tasks that could run have got no permit, byte, answer or error for a minute: a
+    /// watchdog should know. To be asked regularly.
     pub fn stand_still(&self) -> bool {
         let limiters: Vec<Arc<RegistryLimiter>> = self.lock().values().cloned().collect();
         let requests: usize = limiters.iter().map(|limiter| limiter.runnable()).sum();
@@ -83,7 +85,8 @@ impl Limits {
             .stands_still(self.admission.waiting() + requests)
     }
 
-    /// Sets what the config says of a registry. What the registry asked for, and what waits and is under way, stays.
+    /// Sets what the config says of a registry. What the registry asked for, and what waits and is
+    /// under way, stays.
     pub fn set(&self, origin: &Origin, settings: Settings) {
         self.of(origin).reconfigure(settings);
     }

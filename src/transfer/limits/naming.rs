@@ -1,8 +1,8 @@
-//! Naming permits of one registry: how many jobs ask about their tag for the last time and move it at
-//! once.
+//! Naming permits of one registry: how many jobs ask about their tag for the last time and move it
+//! at once.
 //!
-//! A permit is granted by rank, then to the job that waits for its name the longest. The wait for the
-//! rate limiters comes before, without a permit: [`RegistryLimiter::until_admitted`].
+//! A permit is granted by rank, then to the job that waits for its name the longest. The wait for
+//! the rate limiters comes before, without a permit: [`RegistryLimiter::until_admitted`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ impl RegistryLimiter {
         self.names().lock().pump(self.names_at_once());
     }
 
-    /// Waits for a naming permit. `since` is when the job began to wait for its name: it keeps its place over all rounds.
+    /// Waits for a naming permit. `since` is when the job began to wait for its name: it keeps its
+    /// place over all rounds.
     pub async fn naming(self: &Arc<RegistryLimiter>, rank: Rank, since: Instant) -> NamingPermit {
         let id = {
             let mut state = self.names().lock();

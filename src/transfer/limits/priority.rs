@@ -18,7 +18,8 @@ pub struct RequestPriority {
     pub rank: Rank,
     /// The job that it belongs to: as urgent as that is by the time it is sent.
     pub(in crate::transfer) ticket: Option<u64>,
-    /// How long it may wait for a registry's time, without progress; `None`: as long as the retry settings say.
+    /// How long it may wait for a registry's time, without progress; `None`: as long as the retry
+    /// settings say.
     pub max_wait: Option<Duration>,
     /// Whether it is sent under a naming permit: it has the next token of the rate limiters.
     pub is_naming: bool,

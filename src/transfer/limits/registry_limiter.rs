@@ -1,8 +1,9 @@
 //! The limits of one registry, and the permits for requests to it.
 //!
-//! A request waits in one line with all others to the registry; [`Requests`] decides which goes next. One of the waiting
-//! requests keeps the timer for all: it wakes when time alone lets the next one go. Dropping a waiter or a permit is always
-//! safe: its place, its share or the timer goes to the next one.
+//! A request waits in one line with all others to the registry; [`Requests`] decides which goes
+//! next. One of the waiting requests keeps the timer for all: it wakes when time alone lets the
+//! next one go. Dropping a waiter or a permit is always safe: its place, its share or the timer
+//! goes to the next one.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -224,7 +225,8 @@ impl RegistryLimiter {
         }
     }
 
-    /// The permit to send one request, unless the registry asks for more than `max_wait` before it. The error is that time.
+    /// The permit to send one request, unless the registry asks for more than `max_wait` before it.
+    /// The error is that time.
     pub async fn acquire_within(
         &self,
         priority: RequestPriority,
@@ -234,14 +236,16 @@ impl RegistryLimiter {
         Ok(RequestPermit::new(self, priority.class, epoch, true))
     }
 
-    /// The permit of a request that belongs to a body: the body's own permit counts it. Sent when its class is open.
+    /// The permit of a request that belongs to a body: the body's own permit counts it. Sent when
+    /// its class is open.
     pub async fn acquire_for_body(&self, class: RequestClass) -> RequestPermit<'_> {
         self.opens(class).await;
         let epoch = self.lock().requests.class(class).epoch();
         RequestPermit::new(self, class, epoch, false)
     }
 
-    /// Waits until the rate limiters admit such a request. Nothing is taken, and nothing has to be held meanwhile.
+    /// Waits until the rate limiters admit such a request. Nothing is taken, and nothing has to be
+    /// held meanwhile.
     pub async fn until_admitted(&self, class: RequestClass) {
         let priority = RequestPriority::from(class);
         while self.wait(priority, Duration::MAX, false).await.is_err() {}
@@ -278,8 +282,8 @@ impl RegistryLimiter {
         names_in_time(&self.lock().settings) < JOBS
     }
 
-    /// How long the limits of this registry hold up such a request: its quota, the pace, a time that the registry named.
-    /// Zero: it would go at once, unless too many are under way.
+    /// How long the limits of this registry hold up such a request: its quota, the pace, a time
+    /// that the registry named. Zero: it would go at once, unless too many are under way.
     pub fn admitted_in(&self, class: RequestClass) -> Duration {
         let now = Instant::now();
         let state = self.lock();
@@ -287,7 +291,8 @@ impl RegistryLimiter {
         class.max(state.requests.shared().ready_in(now))
     }
 
-    /// How many answers to such requests have helped so far: while others get answers, the registry is at work.
+    /// How many answers to such requests have helped so far: while others get answers, the registry
+    /// is at work.
     pub fn answers(&self, class: RequestClass) -> u64 {
         self.lock().requests.class(class).answers()
     }
@@ -297,8 +302,8 @@ impl RegistryLimiter {
         self.lock().requests.runnable(Instant::now())
     }
 
-    /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a second, at most a third of
-    /// the requests that may run at once, at least one.
+    /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a
+    /// second, at most a third of the requests that may run at once, at least one.
     pub fn names_at_once(&self) -> usize {
         let state = self.lock();
         let most = state.settings.concurrency() / 3;
@@ -320,8 +325,9 @@ impl RegistryLimiter {
     }
 }
 
-/// How many tags can be moved in half a second, at least one: as many as manifests may be written, and requests sent.
-/// Moving one takes three requests (each side is asked, the tag is written), and a tenth of the pace stays unused.
+/// How many tags can be moved in half a second, at least one: as many as manifests may be written,
+/// and requests sent. Moving one takes three requests (each side is asked, the tag is written), and
+/// a tenth of the pace stays unused.
 fn names_in_time(settings: &Settings) -> usize {
     let writes = settings.quotas.writes.map_or(f64::INFINITY, f64::from);
     let requests = settings.requests_per_second.unwrap_or(f64::INFINITY) / 3.0;
@@ -354,8 +360,8 @@ impl<'a> RequestPermit<'a> {
         }
     }
 
-    /// Records what came of the request. Returns by how much longer its class is closed now because the registry asked for
-    /// it, or said that nothing is left.
+    /// Records what came of the request. Returns by how much longer its class is closed now because
+    /// the registry asked for it, or said that nothing is left.
     pub fn record<T>(&self, result: &Result<T, Fault>) -> Duration {
         let now = Instant::now();
         let spent_for = self.limiter.rate_limit().spent_for(self.class);

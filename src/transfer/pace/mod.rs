@@ -1,11 +1,14 @@
 //! Pace: when the next request of one class may go to one registry, and how many at once.
 //!
-//! - A registry that asks for time gets it from every caller: a closed [`ClassLimiter`] admits no request.
-//! - Congestion halves the number of requests at once, an answer that helps widens it again by a part of one. What was
-//!   sent before the last halving says nothing new: at most one halving for each epoch.
+//! - A registry that asks for time gets it from every caller: a closed [`ClassLimiter`] admits no
+//!   request.
+//! - Congestion halves the number of requests at once, an answer that helps widens it again by a
+//!   part of one. What was sent before the last halving says nothing new: at most one halving for
+//!   each epoch.
 //! - Documented quotas hold for every second, whenever it begins: next to nothing is saved up.
 //!
-//! Nothing here waits. [`Requests`](super::admission::Requests) decides which request takes what is free.
+//! Nothing here waits. [`Requests`](super::admission::Requests) decides which request takes what is
+//! free.
 
 mod aimd_window;
 mod token_bucket;
@@ -22,8 +25,9 @@ use crate::backoff::Backoff;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
 /// The part of a quota that looks may use up: the rest is left to jobs, here and elsewhere.
 const LOOKS: f64 = 0.25;
-/// The part of a quota that comes by in a second: with [`AT_ONCE`] it stays below the quota by a twentieth, so that requests
-/// that left in time do not break it when those before them were late by as much as 50 ms.
+/// The part of a quota that comes by in a second: with [`AT_ONCE`] it stays below the quota by a
+/// twentieth, so that requests that left in time do not break it when those before them were late
+/// by as much as 50 ms.
 const STEADY: f64 = 0.9;
 /// The part of a quota that may be used at once.
 const AT_ONCE: f64 = 0.05;
@@ -61,7 +65,8 @@ impl ClassLimiter {
         }
     }
 
-    /// Other limits from now on. What the registry asked for and what of the same quota was used stays.
+    /// Other limits from now on. What the registry asked for and what of the same quota was used
+    /// stays.
     pub(super) fn reconfigure(&mut self, most: usize, quota: Option<f64>, now: Instant) {
         self.window.resize(most);
         let rate = self.quota.as_ref().map(TokenBucket::rate);
@@ -81,7 +86,8 @@ impl ClassLimiter {
         self.closed_until
     }
 
-    /// How long a request has to wait for a time to come: the registry's own, the quota's, and that of the looks' part.
+    /// How long a request has to wait for a time to come: the registry's own, the quota's, and that
+    /// of the looks' part.
     pub(super) fn ready_in(&self, is_look: bool, now: Instant) -> Duration {
         let looks = self.looks.as_ref().filter(|_| is_look);
         let buckets = self.quota.as_ref().into_iter().chain(looks);
@@ -144,8 +150,9 @@ impl ClassLimiter {
         self.window.widen();
     }
 
-    /// A request met congestion. `after` is the time that the registry asked for: zero when it asked without naming one,
-    /// `None` when it just failed. Returns by how much longer the class is closed now.
+    /// A request met congestion. `after` is the time that the registry asked for: zero when it
+    /// asked without naming one, `None` when it just failed. Returns by how much longer the class
+    /// is closed now.
     pub(super) fn congested(
         &mut self,
         epoch: Epoch,

@@ -1,5 +1,5 @@
-//! CloudEvents over HTTP in both modes: attributes in `ce-` headers with the data as body (binary), or
-//! one JSON document (structured).
+//! CloudEvents over HTTP in both modes: attributes in `ce-` headers with the data as body (binary),
+//! or one JSON document (structured).
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 
 use http::HeaderMap;

@@ -1,7 +1,8 @@
 //! distribution's notifications, which GitLab's registry sends as well.
 //! <https://distribution.github.io/distribution/about/notifications/>
 //!
-//! One envelope may hold unrelated events. Blobs raise `push` events, too; our own pulls raise `pull`.
+//! One envelope may hold unrelated events. Blobs raise `push` events, too; our own pulls raise
+//! `pull`.
 
 use serde::Deserialize;
 

@@ -1,7 +1,8 @@
 //! Docker Hub's webhooks.
 //! <https://docs.docker.com/docker-hub/repos/manage/webhooks/>
 //!
-//! A push of several platforms is several calls (<https://github.com/docker/hub-feedback/issues/2148>).
+//! A push of several platforms is several calls
+//! (<https://github.com/docker/hub-feedback/issues/2148>).
 
 use serde::Deserialize;
 

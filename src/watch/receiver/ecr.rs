@@ -1,5 +1,5 @@
-//! Amazon ECR's events through EventBridge: plain, in an SNS envelope, or as CloudEvents made by an input
-//! transformer. <https://docs.aws.amazon.com/AmazonECR/latest/userguide/ecr-eventbridge.html>
+//! Amazon ECR's events through EventBridge: plain, in an SNS envelope, or as CloudEvents made by an
+//! input transformer. <https://docs.aws.amazon.com/AmazonECR/latest/userguide/ecr-eventbridge.html>
 //!
 //! | detail type | is about |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! Our own shape, for scripts and pipelines: `{"repository": "team/app", "tag": "v1"}`, or `tags` with a
-//! list; `pushed_at` (RFC 3339) and `pusher` where they are known.
+//! Our own shape, for scripts and pipelines: `{"repository": "team/app", "tag": "v1"}`, or `tags`
+//! with a list; `pushed_at` (RFC 3339) and `pusher` where they are known.
 
 use serde::Deserialize;
 

@@ -1,8 +1,9 @@
 //! GitHub's webhooks for packages, from GHCR.
 //! <https://docs.github.com/en/webhooks/webhook-events-and-payloads#package>
 //!
-//! Accepted are the events `package` and `registry_package`, since organisations get one or the other.
-//! An older shape has the tag as `version` (<https://github.com/google/go-github/issues/2033>).
+//! Accepted are the events `package` and `registry_package`, since organisations get one or the
+//! other. An older shape has the tag as `version`
+//! (<https://github.com/google/go-github/issues/2033>).
 
 use http::HeaderMap;
 use serde::Deserialize;

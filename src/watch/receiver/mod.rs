@@ -1,9 +1,9 @@
 //! Reads push notifications of registries: what was pushed, and when.
 //!
 //! A notification is only a hint where to look (principle: the tag is resolved again with our own
-//! credentials), so digests in a body are read past. [`secret::Secrets::check`] checks the sender first,
-//! on the raw bytes; [`Kind::read`] then turns headers and body into a [`Delivery`]. Both are pure:
-//! nothing here waits, logs or looks.
+//! credentials), so digests in a body are read past. [`secret::Secrets::check`] checks the sender
+//! first, on the raw bytes; [`Kind::read`] then turns headers and body into a [`Delivery`]. Both
+//! are pure: nothing here waits, logs or looks.
 //!
 //! | kind | sender |
 //! |---|---|

@@ -10,9 +10,9 @@
 //! | others | `Authorization` (bare, `Bearer`, or the password of `Basic`), `X-Webhook-Secret`, `X-JFrog-Event-Auth` |
 //! | quay, dockerhub, acr, ecr | also `?secret=`, since these senders cannot set every header |
 //!
-//! Signatures cover the raw bytes and are checked before the body is parsed. Every comparison takes the
-//! same time for right and wrong values. Two secrets may be valid at once, so that one can replace the
-//! other without a lost event.
+//! Signatures cover the raw bytes and are checked before the body is parsed. Every comparison takes
+//! the same time for right and wrong values. Two secrets may be valid at once, so that one can
+//! replace the other without a lost event.
 
 use std::fmt;
 

@@ -506,7 +506,8 @@ fn ecr_events_arrive_plain_in_an_envelope_or_transformed() {
     assert_eq!(pushes[0].aws.as_ref().unwrap().region, "us-west-2");
 }
 
-/// Whether the push of a referrer raises `ECR Referrer Action` is not documented: both readings work.
+/// Whether the push of a referrer raises `ECR Referrer Action` is not documented: both readings
+/// work.
 #[test]
 fn ecr_pushes_restored_images_referrers_and_scans_are_reasons_to_look() {
     let event = |kind: &str, detail: Value| {

@@ -1,5 +1,5 @@
-//! Connections to ECR that break, at many bytes and in every phase, on either side: one `sync` always finishes, and of what
-//! ECR has kept nothing is sent again.
+//! Connections to ECR that break, at many bytes and in every phase, on either side: one `sync`
+//! always finishes, and of what ECR has kept nothing is sent again.
 
 use serde_json::json;
 
@@ -7,7 +7,8 @@ use super::{Accounts, MIB, PART};
 use crate::support::*;
 
 const SIZE: u64 = 9 * MIB;
-/// Where and how bodies are cut: at the start, within and between parts, at a checkpoint, before and after the last byte.
+/// Where and how bodies are cut: at the start, within and between parts, at a checkpoint, before
+/// and after the last byte.
 const POINTS: [(u64, Cut); 10] = [
     (0, Cut::Fin),
     (1, Cut::Reset),

@@ -1,13 +1,14 @@
-//! Killed at any point of an upload to ECR, the program goes on where ECR stands. ECR keeps whole parts and tells its offset
-//! only by refusing a part in the wrong place: that is asked for until two answers agree, the hasher goes on from the last
-//! checkpoint, and what is sent or read again is what was under way.
+//! Killed at any point of an upload to ECR, the program goes on where ECR stands. ECR keeps whole
+//! parts and tells its offset only by refusing a part in the wrong place: that is asked for until
+//! two answers agree, the hasher goes on from the last checkpoint, and what is sent or read again
+//! is what was under way.
 
 use super::{Accounts, MIB, PART};
 use crate::kill::{Dice, kept, killed_at};
 use crate::support::*;
 
-/// What a kill may cost in bytes sent or read again: the rest of a part, the way back to a checkpoint, and what waits in
-/// sockets.
+/// What a kill may cost in bytes sent or read again: the rest of a part, the way back to a
+/// checkpoint, and what waits in sockets.
 const BOUND: u64 = 32 * MIB;
 
 impl Accounts {
@@ -115,7 +116,8 @@ async fn a_kill_before_the_answer_to_the_closing_request_costs_no_byte() {
     );
 }
 
-/// The bytes of a dead process come in before, between and after the questions of the next one, or while it sends.
+/// The bytes of a dead process come in before, between and after the questions of the next one, or
+/// while it sends.
 #[tokio::test]
 async fn bytes_of_a_dead_process_that_still_arrive_spoil_nothing() {
     let size = 24 * MIB;
@@ -140,7 +142,8 @@ async fn bytes_of_a_dead_process_that_still_arrive_spoil_nothing() {
         gate.arrived(1).await;
         dead.signal("KILL").await;
         dead.ended().await;
-        // The new process sends the config, which the dead one may have brought already, and then goes on with the layer.
+        // The new process sends the config, which the dead one may have brought already, and then
+        // goes on with the layer.
         let (kind, count) = sign;
         let daemon = accounts.ferry.start().await;
         eventually("the new process is that far", async || {

@@ -1,4 +1,5 @@
-//! Mounts on ECR need a committed manifest: of jobs that share a base one sends it, the others wait for its manifest.
+//! Mounts on ECR need a committed manifest: of jobs that share a base one sends it, the others wait
+//! for its manifest.
 
 use serde_json::json;
 

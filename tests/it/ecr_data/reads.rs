@@ -1,5 +1,6 @@
-//! What ECR gives to read: blobs by signed addresses of a storage that end, manifests that are converted when they are asked
-//! for by tag; and passwords that end while a large layer is under way.
+//! What ECR gives to read: blobs by signed addresses of a storage that end, manifests that are
+//! converted when they are asked for by tag; and passwords that end while a large layer is under
+//! way.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +32,8 @@ async fn a_signed_address_that_runs_out_is_asked_for_anew_and_the_read_goes_on()
     let image = Image::oci(1, &[size as usize]);
     let layer = &image.blobs[1].digest;
     accounts.push("v1", &image).await;
-    // The read breaks off three times; between them two fresh addresses have run out before they are used.
+    // The read breaks off three times; between them two fresh addresses have run out before they
+    // are used.
     let expired = || Reply::status(403).body("application/xml", RUN_OUT);
     let on = |number| Rule::on(&[Kind::BlobGet]).path(layer).from(number).times(1);
     storage.rule(on(0).act(Act::CutAnswer(5 * MIB, Cut::Fin)));
@@ -127,7 +129,8 @@ async fn production_gets_the_bytes_that_were_pushed_even_where_tags_are_converte
     accounts.ferry.sync(&[]).await.expect(0);
     accounts.there().assert_holds("app", "v1", &image).await;
 
-    // Without a listing that tells digests the tag has to be read: then its digest is asked for, and nothing is guessed.
+    // Without a listing that tells digests the tag has to be read: then its digest is asked for,
+    // and nothing is guessed.
     let second = Image::oci(2, &[600]);
     accounts.push("v2", &second).await;
     accounts
@@ -167,8 +170,8 @@ async fn a_pipeline_step_promotes_what_was_pushed_even_where_tags_are_converted(
     assert_eq!(ecr.count("PutImage"), 1);
 }
 
-/// The password ends at a first request for a layer, at one in the middle, at a question where ECR stands, and when the rest
-/// is sent.
+/// The password ends at a first request for a layer, at one in the middle, at a question where ECR
+/// stands, and when the rest is sent.
 #[tokio::test]
 async fn a_password_that_ends_while_layers_are_under_way_fails_no_job() {
     for uses in [4, 7, 10, 14] {

@@ -1,7 +1,8 @@
-//! Draws: every number that a simulated world needs comes from a hash of the seed and of what it is for.
+//! Draws: every number that a simulated world needs comes from a hash of the seed and of what it is
+//! for.
 //!
-//! A fault is drawn for (seed, registry, operation, target, n-th), so a seed that fails goes on failing when the code before
-//! that request changes a little.
+//! A fault is drawn for (seed, registry, operation, target, n-th), so a seed that fails goes on
+//! failing when the code before that request changes a little.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
@@ -16,7 +17,8 @@ impl Chance {
         Chance(seed)
     }
 
-    /// The numbers for one purpose: the same for the same seed and purpose, whatever else was drawn.
+    /// The numbers for one purpose: the same for the same seed and purpose, whatever else was
+    /// drawn.
     pub fn of(&self, purpose: impl Hash) -> Draw {
         let mut hasher = Fnv::default();
         self.0.hash(&mut hasher);
@@ -68,7 +70,8 @@ fn mixed(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// A hash that is the same in every process and on every machine (FNV-1a); the standard library's is seeded anew each time.
+/// A hash that is the same in every process and on every machine (FNV-1a); the standard library's
+/// is seeded anew each time.
 #[derive(Clone, Debug)]
 pub struct Fnv(u64);
 

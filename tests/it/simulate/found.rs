@@ -279,8 +279,9 @@ fn play<F: Future<Output = ()>>(script: impl FnOnce() -> F + Send + 'static) {
     on_a_fresh_clock(script);
 }
 
-/// Every answer to the PUT of `latest` was lost, though it was applied. Later looks saw both sides equal and recorded nothing.
-/// When a person rolled back, the older digest still counted as ours, and the rollback was undone.
+/// Every answer to the PUT of `latest` was lost, though it was applied. Later looks saw both sides
+/// equal and recorded nothing. When a person rolled back, the older digest still counted as ours,
+/// and the rollback was undone.
 #[test]
 fn a_rollback_after_lost_answers_stays() {
     play(|| async {
@@ -331,7 +332,8 @@ fn a_rollback_after_a_kill_stays() {
     });
 }
 
-/// The PUT was told to come back in 12 s. A person pushed the fixed tag to production meanwhile; it was overwritten.
+/// The PUT was told to come back in 12 s. A person pushed the fixed tag to production meanwhile; it
+/// was overwritten.
 #[test]
 fn a_put_that_is_sent_again_asks_production_again() {
     play(|| async {
@@ -375,7 +377,8 @@ fn a_list_that_lags_says_nothing_about_absence() {
     }
 }
 
-/// Staging said yes to any digest that it was asked about: production's own `latest` and its own signature were replaced.
+/// Staging said yes to any digest that it was asked about: production's own `latest` and its own
+/// signature were replaced.
 #[test]
 fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
     play(|| async {
@@ -402,7 +405,8 @@ fn a_source_that_says_yes_changes_nothing_of_what_was_there() {
     });
 }
 
-/// Drift was kept. Then the state was deleted, and the next look overwrote what the person had put there.
+/// Drift was kept. Then the state was deleted, and the next look overwrote what the person had put
+/// there.
 #[test]
 fn a_lost_state_makes_careful() {
     play(|| async {
@@ -425,7 +429,8 @@ fn a_lost_state_makes_careful() {
     });
 }
 
-/// `latest` was asked for by name while its digest was in conflict under a fixed tag of the same push: it was promoted.
+/// `latest` was asked for by name while its digest was in conflict under a fixed tag of the same
+/// push: it was promoted.
 #[test]
 fn a_digest_in_conflict_is_refused_by_name_as_well() {
     play(|| async {
@@ -443,8 +448,8 @@ fn a_digest_in_conflict_is_refused_by_name_as_well() {
     });
 }
 
-/// Uploads with a shared read and without one took permits in different orders: with few permits and refused mounts everything
-/// stood still.
+/// Uploads with a shared read and without one took permits in different orders: with few permits
+/// and refused mounts everything stood still.
 #[test]
 fn many_tags_pass_through_few_permits() {
     for (concurrency, tags) in [(Some(2), 46), (Some(8), 90), (None, 90)] {
@@ -501,7 +506,8 @@ fn many_tags_pass_through_few_permits() {
     }
 }
 
-/// One staging registry dripped, or asked for 700 s: it held all permits, and nothing came from any other.
+/// One staging registry dripped, or asked for 700 s: it held all permits, and nothing came from any
+/// other.
 #[test]
 fn a_sick_source_holds_up_no_other() {
     for sick in [Sick::Drip(15_000), Sick::Busy(700)] {
@@ -605,7 +611,8 @@ fn is_large(image: &Image) -> bool {
     image.blobs.iter().any(|(_, bytes)| bytes.len() > 1_000_000)
 }
 
-/// One tag of a repository was refused at its PUT: from then on the repository was looked at every few minutes only.
+/// One tag of a repository was refused at its PUT: from then on the repository was looked at every
+/// few minutes only.
 #[test]
 fn a_refused_tag_slows_no_other() {
     play(|| async {
@@ -624,7 +631,8 @@ fn a_refused_tag_slows_no_other() {
     });
 }
 
-/// A body that panicked while it was polled poisoned the read that it shared, and ended the process.
+/// A body that panicked while it was polled poisoned the read that it shared, and ended the
+/// process.
 #[test]
 fn a_panic_ends_one_look_alone() {
     play(|| async {
@@ -750,8 +758,8 @@ fn late_signatures_arrive_by_sync() {
     });
 }
 
-/// A registry answered 404 for the referrers of a subject that it lacked: taken as "no such endpoint", later images went out
-/// unsigned, and stray fallback tags appeared.
+/// A registry answered 404 for the referrers of a subject that it lacked: taken as "no such
+/// endpoint", later images went out unsigned, and stray fallback tags appeared.
 #[test]
 fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
     play(|| async {
@@ -787,7 +795,8 @@ fn a_subject_that_is_missing_says_nothing_about_the_endpoint() {
     });
 }
 
-/// A drift that had just been reported became "equal again" at the next poll, which believed a hint.
+/// A drift that had just been reported became "equal again" at the next poll, which believed a
+/// hint.
 #[test]
 fn drift_stays_reported_until_it_is_over() {
     play(|| async {

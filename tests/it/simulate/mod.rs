@@ -1,5 +1,6 @@
-//! The simulator: the real engine over registries in memory that misbehave, with people beside it, on a clock that leaps.
-//! Every seed is a world; an oracle reads its trace and says which promises were broken.
+//! The simulator: the real engine over registries in memory that misbehave, with people beside it,
+//! on a clock that leaps. Every seed is a world; an oracle reads its trace and says which promises
+//! were broken.
 //!
 //! | variable | seeds that are played |
 //! |---|---|
@@ -7,8 +8,8 @@
 //! | `SIMULATE_SECONDS=N` | new ones, for so long |
 //! | `SIMULATE_SEEDS=A..B` | these |
 //!
-//! A seed that fails prints its story and the command that repeats it. With `SIMULATE_ALL` the others are played all the
-//! same, and a table says how often each promise was broken.
+//! A seed that fails prints its story and the command that repeats it. With `SIMULATE_ALL` the
+//! others are played all the same, and a table says how often each promise was broken.
 
 mod chance;
 mod found;
@@ -82,7 +83,8 @@ fn new_seeds_keep_every_promise() {
     }
 }
 
-/// A number that no run had before: the milliseconds since 1970, with room for the seeds of one run.
+/// A number that no run had before: the milliseconds since 1970, with room for the seeds of one
+/// run.
 fn new_base() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64 * 100)

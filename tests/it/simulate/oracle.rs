@@ -1,8 +1,9 @@
 //! The oracle: reads a trace and says which promises were broken.
 //!
-//! It knows what the design promises and nothing of how the product keeps it: the table of what happens to a tag, agreement,
-//! intents and the rules of naming are written here a second time, from the text. What a process may know of a tag is what
-//! answers told it and what its ledger kept over kills.
+//! It knows what the design promises and nothing of how the product keeps it: the table of what
+//! happens to a tag, agreement, intents and the rules of naming are written here a second time,
+//! from the text. What a process may know of a tag is what answers told it and what its ledger kept
+//! over kills.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -138,7 +139,8 @@ impl Known {
         self.intents.iter().any(|(intended, _)| intended == digest)
     }
 
-    /// Whether there is an L. A write that was announced is none while the tag names what it named before.
+    /// Whether there is an L. A write that was announced is none while the tag names what it named
+    /// before.
     fn is_known_over(&self, production: Option<Digest>) -> bool {
         let may_have_arrived = self.intents.iter().any(|(_, over)| *over != production);
         self.written.is_some() || may_have_arrived || !self.maybe.is_empty()
@@ -369,7 +371,8 @@ impl Oracle {
             .max_by_key(|view| view.arrived)
     }
 
-    /// The newest that a process was told of a staging tag; a current list that names digests will do.
+    /// The newest that a process was told of a staging tag; a current list that names digests will
+    /// do.
     fn source_evidence(&self, process: u32, place: &Place) -> Option<View> {
         let told = self.views.get(&(process, place.clone())).copied();
         let lists = self
@@ -556,7 +559,8 @@ impl Oracle {
             .filter(|_| self.at.saturating_sub(change.at) > NOTICED)
     }
 
-    /// A tag beside an image follows the rules of a moving tag. A list of referrers is made here, not copied.
+    /// A tag beside an image follows the rules of a moving tag. A list of referrers is made here,
+    /// not copied.
     fn judge_companion(&mut self, process: u32, place: &Place, digest: Digest) {
         let Some(view) = self.judge_production(process, place) else {
             return;
@@ -682,7 +686,8 @@ impl Oracle {
             .push((self.at, view.digest));
     }
 
-    /// A process sees both sides of a tag: an intent that is found there was ours, and what is equal is agreed.
+    /// A process sees both sides of a tag: an intent that is found there was ours, and what is
+    /// equal is agreed.
     fn compare(&mut self, process: u32, place: &Place) {
         let at = self.at;
         let pairs: Vec<(Place, Place)> = self

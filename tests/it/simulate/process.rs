@@ -1,5 +1,6 @@
-//! A process of the product, run in the simulated world: the watch with its queue, looks, engine, index and ledger. It can be
-//! killed, stopped, started again on what it left behind, and given another config.
+//! A process of the product, run in the simulated world: the watch with its queue, looks, engine,
+//! index and ledger. It can be killed, stopped, started again on what it left behind, and given
+//! another config.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -285,7 +286,8 @@ impl Process {
     pub fn ask(&self, scope: Scope, cause: Cause) {
         let handle = self.handle.clone();
         tokio::spawn(async move {
-            // A process that is gone, or has too many events, does not look: nothing is promised then.
+            // A process that is gone, or has too many events, does not look: nothing is promised
+            // then.
             let _ = handle
                 .ask(scope, cause, Actor::daemon(), PassOptions::default())
                 .await;

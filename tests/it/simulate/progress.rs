@@ -1,5 +1,5 @@
-//! A simulated world makes progress: one that notes no event for a minute of the machine's time has failed, instead of
-//! hanging all tests.
+//! A simulated world makes progress: one that notes no event for a minute of the machine's time has
+//! failed, instead of hanging all tests.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

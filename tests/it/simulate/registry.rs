@@ -1,8 +1,9 @@
 //! A registry in memory that misbehaves as real ones do, at times that the seed draws.
 //!
-//! A request takes time to arrive and its answer takes time to come back. The registry acts in between, in a task of its own:
-//! what a process has sent may still happen after it was killed. Every request, every answer and every change of a tag is in
-//! the trace. The one thing that a registry here never does is answer a question about a tag with what is not so.
+//! A request takes time to arrive and its answer takes time to come back. The registry acts in
+//! between, in a task of its own: what a process has sent may still happen after it was killed.
+//! Every request, every answer and every change of a tag is in the trace. The one thing that a
+//! registry here never does is answer a question about a tag with what is not so.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,4 +1,5 @@
-//! Tells a trace in words, in order: what people did, what processes sent and were told, and what came of it.
+//! Tells a trace in words, in order: what people did, what processes sent and were told, and what
+//! came of it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,4 +1,5 @@
-//! The trace: all that happened in one simulated world, in order, with its virtual time. The oracle reads nothing else.
+//! The trace: all that happened in one simulated world, in order, with its virtual time. The oracle
+//! reads nothing else.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -62,8 +63,8 @@ pub struct Call {
 pub enum Answer {
     /// What a tag or digest names.
     Names(Option<Digest>),
-    /// A page of tags with their digests as far as it says so; `None`: there is no such repository. `first`: no page came
-    /// before, `last`: none follows.
+    /// A page of tags with their digests as far as it says so; `None`: there is no such repository.
+    /// `first`: no page came before, `last`: none follows.
     Listed {
         tags: Option<Vec<(Arc<str>, Option<Digest>)>>,
         first: bool,
@@ -91,7 +92,8 @@ pub enum By {
     Person,
 }
 
-/// The rules of a route as its process goes by them, for one source repository and one destination repository.
+/// The rules of a route as its process goes by them, for one source repository and one destination
+/// repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     pub route: Arc<str>,
@@ -129,7 +131,8 @@ fn matches_any(patterns: &[Arc<str>], tag: &str) -> bool {
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// A registry: whether its lists are always current, and whether it takes manifests with a subject.
+    /// A registry: whether its lists are always current, and whether it takes manifests with a
+    /// subject.
     Registry {
         name: Arc<str>,
         current_lists: bool,
@@ -180,7 +183,8 @@ pub enum Event {
     Killed { process: u32 },
     /// A process has drained.
     Stopped { process: u32 },
-    /// Upload sessions of the last process that are open in the end, at a registry that had no trouble.
+    /// Upload sessions of the last process that are open in the end, at a registry that had no
+    /// trouble.
     Left { registry: Arc<str>, sessions: usize },
     /// A job has come to something.
     Settled {

@@ -1,6 +1,7 @@
 //! A world: registries, people and processes, drawn from a seed, on a clock that leaps.
 //!
-//! Each seed runs on a fresh thread with a paused runtime of its own, so that nothing of one world reaches another.
+//! Each seed runs on a fresh thread with a paused runtime of its own, so that nothing of one world
+//! reaches another.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -339,7 +340,8 @@ impl World {
             waited *= 2;
             tokio::time::sleep_until(trace.moment(within + waited)).await;
         }
-        // A drain keeps sessions that a later process goes on with; here nothing was under way for long.
+        // A drain keeps sessions that a later process goes on with; here nothing was under way for
+        // long.
         let left: Vec<(&Registry, usize)> = steady
             .iter()
             .map(|registry| (*registry, registry.open_sessions(number)))

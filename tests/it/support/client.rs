@@ -135,7 +135,8 @@ impl Client {
         );
     }
 
-    /// The digest that a tag or digest names; `None` when it names nothing. The bytes are hashed here.
+    /// The digest that a tag or digest names; `None` when it names nothing. The bytes are hashed
+    /// here.
     pub async fn digest(&self, repository: &str, reference: &str) -> Option<String> {
         self.manifest(repository, reference)
             .await
@@ -230,7 +231,8 @@ impl Client {
         );
     }
 
-    /// Asserts that `repository:tag` is exactly this image: every manifest byte for byte, every blob with its digest.
+    /// Asserts that `repository:tag` is exactly this image: every manifest byte for byte, every
+    /// blob with its digest.
     pub async fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
         let named = self
             .manifest(repository, tag)

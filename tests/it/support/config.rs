@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-/// A config file. It is written as JSON, which is YAML too; [`Config::text`] takes any other text as it is.
+/// A config file. It is written as JSON, which is YAML too; [`Config::text`] takes any other text
+/// as it is.
 #[derive(Clone, Debug)]
 pub struct Config {
     body: Value,
@@ -18,7 +19,8 @@ impl Config {
         }
     }
 
-    /// The usual pair: everything tagged in staging's `app` goes to production's `app`; every tag is fixed but `latest`.
+    /// The usual pair: everything tagged in staging's `app` goes to production's `app`; every tag
+    /// is fixed but `latest`.
     pub fn pair(staging: &str, production: &str) -> Config {
         Config::new()
             .registry("staging", staging)
@@ -44,7 +46,8 @@ impl Config {
         self
     }
 
-    /// A route between repositories of the same name, for all tags; `more` adds keys or replaces them.
+    /// A route between repositories of the same name, for all tags; `more` adds keys or replaces
+    /// them.
     pub fn route(self, repository: &str, more: Value) -> Config {
         let usual = json!({"name": repository, "from": format!("staging/{repository}"), "to": format!("production/{repository}"),
             "tags": {"include": ["*"]}});

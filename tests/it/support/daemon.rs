@@ -1,4 +1,5 @@
-//! The program under test: the built binary with a config, a state folder and an environment of its own.
+//! The program under test: the built binary with a config, a state folder and an environment of its
+//! own.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -270,7 +271,8 @@ impl Ferry {
         command
     }
 
-    /// The same with the program as it is shipped: what it needs of memory is a matter of the build.
+    /// The same with the program as it is shipped: what it needs of memory is a matter of the
+    /// build.
     pub fn released(mut self) -> Ferry {
         let built = PathBuf::from(env!("CARGO_BIN_EXE_blobferry"));
         let target = built
@@ -448,7 +450,8 @@ impl Daemon {
             .expect("metrics are text")
     }
 
-    /// The value of a series, such as `blobferry_queue_depth` or with labels in braces; all given labels must be there.
+    /// The value of a series, such as `blobferry_queue_depth` or with labels in braces; all given
+    /// labels must be there.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let text = self.metrics().await;
         let wanted: Vec<String> = labels

@@ -1,7 +1,9 @@
-//! An ECR of our own making: control plane (JSON 1.1), STS, and a data plane with ECR's ways in front of a real registry.
+//! An ECR of our own making: control plane (JSON 1.1), STS, and a data plane with ECR's ways in
+//! front of a real registry.
 //!
-//! One [`Ecr`] is one account's registry in one region. Who calls is told from the signature's access key; passwords name the
-//! caller they were given to, so that every act on either plane is logged with its principal. Ways are switched by [`Ways`].
+//! One [`Ecr`] is one account's registry in one region. Who calls is told from the signature's
+//! access key; passwords name the caller they were given to, so that every act on either plane is
+//! logged with its principal. Ways are switched by [`Ways`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -36,7 +38,8 @@ pub struct Ways {
     pub admitted: Vec<String>,
     /// BLOB_MOUNTING.
     pub mounting: bool,
-    /// Requests that are answered with 429 or ThrottlingException before the next one is served, for each action anew.
+    /// Requests that are answered with 429 or ThrottlingException before the next one is served,
+    /// for each action anew.
     pub storm: usize,
     /// Passwords end after so many requests of the data plane.
     pub uses: Option<usize>,
@@ -56,7 +59,8 @@ pub struct Ways {
     pub because: &'static str,
     /// The data plane answers whoever shows a password with this status and body.
     pub bars: Option<(u16, &'static str)>,
-    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle policy at work.
+    /// This blob goes, with all that names it, when it is read for the first time: a lifecycle
+    /// policy at work.
     pub vanishes: Option<String>,
     /// Entries of a page of DescribeImages, whatever is asked for; 0: as many as are asked for.
     pub page: usize,
@@ -64,9 +68,11 @@ pub struct Ways {
     pub shows_again: Option<(String, String)>,
     /// DescribeImages of these repositories shows the tags of then.
     pub stale: BTreeMap<String, BTreeMap<String, String>>,
-    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over is lost.
+    /// Bodies of uploads are kept in whole parts of so many bytes: what a broken one has left over
+    /// is lost.
     pub parts: Option<u64>,
-    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its own.
+    /// Blobs are read from this host (`http://host:port`), each time by a signed address of its
+    /// own.
     pub storage: Option<String>,
     /// Manifests that are asked for by tag come converted, those asked for by digest never.
     pub converts: bool,
@@ -215,7 +221,8 @@ impl Ecr {
         self
     }
 
-    /// Tags of images without blobs in the registry behind: enough for looks that find nothing to do.
+    /// Tags of images without blobs in the registry behind: enough for looks that find nothing to
+    /// do.
     pub fn invent_tags(&self, repository: &str, tags: impl Iterator<Item = String>) {
         let mut state = self.shared.state();
         let kept = state

@@ -302,7 +302,8 @@ pub fn unique<'a>(blobs: impl Iterator<Item = &'a Blob>) -> Vec<&'a Blob> {
         .collect()
 }
 
-/// Applications built on one base: each has the base's layers and one of its own, in a few versions.
+/// Applications built on one base: each has the base's layers and one of its own, in a few
+/// versions.
 pub struct Corpus {
     pub apps: Vec<App>,
 }
@@ -314,7 +315,8 @@ pub struct App {
 }
 
 impl Corpus {
-    /// `apps` applications of `versions` versions on a base of layers of these sizes; own layers have `own` bytes.
+    /// `apps` applications of `versions` versions on a base of layers of these sizes; own layers
+    /// have `own` bytes.
     pub fn shared_base(
         seed: u64,
         apps: usize,

@@ -1,8 +1,9 @@
-//! A registry in memory, for tests of the engine: what it can is data, what goes wrong with it is data, and it keeps a log of
-//! every call.
+//! A registry in memory, for tests of the engine: what it can is data, what goes wrong with it is
+//! data, and it keeps a log of every call.
 //!
-//! Faults are one-shot and fire in the order in which they were set. A [`Hold`] stops a call before it does anything, so
-//! that a test decides what happens first; [`Registry::before_next`] changes the world at that very moment.
+//! Faults are one-shot and fire in the order in which they were set. A [`Hold`] stops a call before
+//! it does anything, so that a test decides what happens first; [`Registry::before_next`] changes
+//! the world at that very moment.
 
 #![allow(dead_code, reason = "each test uses the parts that it needs")]
 

@@ -1,7 +1,8 @@
-//! What the tests stand on: real registries, a proxy that breaks things, images with real digests, and the built binary.
+//! What the tests stand on: real registries, a proxy that breaks things, images with real digests,
+//! and the built binary.
 //!
-//! Faults live in the network between real programs. Nothing here uses blobferry's own code: what the tests compare with
-//! must not be wrong in the same way.
+//! Faults live in the network between real programs. Nothing here uses blobferry's own code: what
+//! the tests compare with must not be wrong in the same way.
 
 pub mod authority;
 pub mod client;
@@ -37,7 +38,8 @@ pub use scripted::Scripted;
 pub use stage::Stage;
 pub use token::TokenServer;
 
-/// Asks again and again until there is an answer; panics after 30 s. For states of other processes that send no event.
+/// Asks again and again until there is an answer; panics after 30 s. For states of other processes
+/// that send no event.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..600 {
         if let Some(answer) = ask().await {
@@ -48,8 +50,8 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
     panic!("{what}: not within 30 s");
 }
 
-/// A loopback port for a program that cannot tell which one it took. It lies below the ports that the kernel hands to
-/// outgoing connections, so nobody takes it meanwhile by chance.
+/// A loopback port for a program that cannot tell which one it took. It lies below the ports that
+/// the kernel hands to outgoing connections, so nobody takes it meanwhile by chance.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 64) as u16 * 180;

@@ -1,7 +1,8 @@
-//! An HTTP/1.1 reverse proxy in front of a registry that counts, logs, and breaks things by [`Rule`].
+//! An HTTP/1.1 reverse proxy in front of a registry that counts, logs, and breaks things by
+//! [`Rule`].
 //!
-//! Bodies stream through; nothing is buffered. Each connection of a client has connections of its own to the registry,
-//! one for each request, so a cut on one side is a cut on the other.
+//! Bodies stream through; nothing is buffered. Each connection of a client has connections of its
+//! own to the registry, one for each request, so a cut on one side is a cut on the other.
 
 use std::net::SocketAddr;
 use std::pin::Pin;

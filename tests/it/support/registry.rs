@@ -1,7 +1,7 @@
 //! A real registry on a loopback port of its own with a scratch directory, gone when dropped.
 //!
-//! The registry takes a free port itself and says so in its log: that line is the sign that it is ready, and two tests
-//! can never fight for a port.
+//! The registry takes a free port itself and says so in its log: that line is the sign that it is
+//! ready, and two tests can never fight for a port.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
@@ -265,7 +265,8 @@ fn htpasswd(scratch: &Path, login: &str) -> String {
     )
 }
 
-/// Where a program is; panics with the way to install it when it is nowhere. Tests are never skipped for want of a tool.
+/// Where a program is; panics with the way to install it when it is nowhere. Tests are never
+/// skipped for want of a tool.
 pub fn installed(names: &[&str], how: &str) -> PathBuf {
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)

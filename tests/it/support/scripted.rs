@@ -1,5 +1,5 @@
-//! A small registry over HTTP that a test programs: it serves the distribution API from memory with real digests, records
-//! every request, and lets the test put any answer in place of its own.
+//! A small registry over HTTP that a test programs: it serves the distribution API from memory with
+//! real digests, records every request, and lets the test put any answer in place of its own.
 //!
 //! ```ignore
 //! let staging = Scripted::start();
@@ -14,9 +14,10 @@
 //! assert_eq!(staging.count(Kind::Referrers), 1);
 //! ```
 //!
-//! Closures are asked newest first; the first answer that is not [`Answer::Pass`] counts. A closure is called before the
-//! request's body is read, without any lock held: it may change the registry through a clone. Content is changed directly
-//! with [`Scripted::push`], [`Scripted::put_document`], [`Scripted::tag`], [`Scripted::untag`] and [`Scripted::remove`].
+//! Closures are asked newest first; the first answer that is not [`Answer::Pass`] counts. A closure
+//! is called before the request's body is read, without any lock held: it may change the registry
+//! through a clone. Content is changed directly with [`Scripted::push`],
+//! [`Scripted::put_document`], [`Scripted::tag`], [`Scripted::untag`] and [`Scripted::remove`].
 //! [`Settings`] hold what a registry can do; what is wrong with it is said by closures.
 
 #![allow(dead_code, reason = "each test uses the parts that it needs")]
@@ -100,7 +101,8 @@ pub enum Answer {
     CutBody(u64),
     /// The connection breaks after so many bytes of the request's body; an upload keeps those.
     CutRequest(u64),
-    /// The request's body is taken up to so many bytes, and then nothing more happens; an upload keeps those.
+    /// The request's body is taken up to so many bytes, and then nothing more happens; an upload
+    /// keeps those.
     HangRequest(u64),
     /// The registry's own answer with this header.
     Header(&'static str, String),
@@ -369,7 +371,8 @@ impl Scripted {
         self.of(kind).iter().map(|record| record.received).sum()
     }
 
-    /// Waits until the requests so far are as wanted; looked at again at each arrival and answer. Panics after 60 s.
+    /// Waits until the requests so far are as wanted; looked at again at each arrival and answer.
+    /// Panics after 60 s.
     pub async fn until(&self, what: &str, mut wanted: impl FnMut(&[Record]) -> bool) {
         let mut arrivals = self.shared.arrivals.subscribe();
         let there = arrivals.wait_for(|_| wanted(&self.log()));

@@ -8,7 +8,8 @@ use tokio::process::Command;
 use super::image::sha256;
 use super::registry::installed;
 
-/// `skopeo inspect --raw` of `address/repository:tag` in a registry that speaks plain HTTP: the digest of what it says.
+/// `skopeo inspect --raw` of `address/repository:tag` in a registry that speaks plain HTTP: the
+/// digest of what it says.
 pub async fn raw_digest(reference: &str) -> String {
     let inspected = run(&[
         "inspect",
@@ -25,7 +26,8 @@ pub async fn raw_digest(reference: &str) -> String {
     sha256(&inspected.stdout)
 }
 
-/// `skopeo copy --all` between two references with their transports (`docker://…`, `oci:…`, `dir:…`).
+/// `skopeo copy --all` between two references with their transports (`docker://…`, `oci:…`,
+/// `dir:…`).
 pub async fn copy(source: &str, destination: &str) {
     let copied = run(&[
         "copy",

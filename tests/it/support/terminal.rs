@@ -1,5 +1,5 @@
-//! A program on a terminal: `script` gives it one, its output is drawn on a screen as a terminal draws it, and keys reach it as
-//! they reach a person's programs.
+//! A program on a terminal: `script` gives it one, its output is drawn on a screen as a terminal
+//! draws it, and keys reach it as they reach a person's programs.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -92,7 +92,8 @@ impl Terminal {
     }
 }
 
-/// A screen that scrolls never. It knows the sequences that programs with bars use; another one is an error.
+/// A screen that scrolls never. It knows the sequences that programs with bars use; another one is
+/// an error.
 #[derive(Default)]
 struct Screen {
     lines: Vec<Vec<char>>,

@@ -1,5 +1,5 @@
-//! A token server for registries with bearer authentication: real JWTs, signed with a key whose certificate the registry
-//! knows, and ways to misbehave.
+//! A token server for registries with bearer authentication: real JWTs, signed with a key whose
+//! certificate the registry knows, and ways to misbehave.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -221,7 +221,8 @@ fn access(scope: &str) -> Option<Value> {
     Some(json!({"type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>()}))
 }
 
-/// A JWT wants both numbers of the signature side by side, 32 bytes each; the key gives them in ASN.1.
+/// A JWT wants both numbers of the signature side by side, 32 bytes each; the key gives them in
+/// ASN.1.
 fn fixed_width(asn1: &[u8]) -> Vec<u8> {
     let mut rest = &asn1[2..];
     let mut both = Vec::with_capacity(64);

@@ -43,7 +43,8 @@ fn ask(class: RequestClass, route: &str, rank: Rank) -> Ask {
     }
 }
 
-/// Asks all, then answers one request after the other; the queues in the order in which they were served.
+/// Asks all, then answers one request after the other; the queues in the order in which they were
+/// served.
 fn served(requests: &mut Requests, now: Instant) -> Vec<(u64, RequestQueue)> {
     let mut served = Vec::new();
     while let Some((id, ask)) = requests.grant(now) {
@@ -111,7 +112,8 @@ fn served_after(requests: &mut Requests, most: usize, now: Instant) -> Vec<(u64,
     served
 }
 
-/// What one class did alone gives it no debt in another, and what it could not use gives it little credit.
+/// What one class did alone gives it no debt in another, and what it could not use gives it little
+/// credit.
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_was_alone_is_not_starved_by_one_that_had_to_wait() {
     let now = Instant::now();
@@ -282,8 +284,8 @@ fn grant_all(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens: no limit is exceeded, the order is kept, everything that waits is sent in the end, and nothing is
-    /// left behind.
+    /// Whatever happens: no limit is exceeded, the order is kept, everything that waits is sent in
+    /// the end, and nothing is left behind.
     #[test]
     fn everything_is_sent_in_order_and_within_the_limits(steps in proptest::collection::vec(step(), 1..200)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -321,7 +323,8 @@ proptest! {
                     Step::Congested(class) => {
                         let limits = requests.class_mut(CLASSES[class]);
                         let epoch = limits.epoch();
-                        // Those that are out may be more than the window is wide now: as many as it was before.
+                        // Those that are out may be more than the window is wide now: as many as it
+                        // was before.
                         if out.iter().all(|(_, ask)| ask.class != CLASSES[class]) {
                             limits.congested(epoch, None, now);
                         }

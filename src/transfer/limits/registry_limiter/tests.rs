@@ -259,8 +259,8 @@ fn caller() -> impl Strategy<Value = Caller> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Callers that give up at any time, granted or not, keeping the timer or not, take no wake-up with them: one that
-    /// waits for as long as it takes is served.
+    /// Callers that give up at any time, granted or not, keeping the timer or not, take no wake-up
+    /// with them: one that waits for as long as it takes is served.
     #[test]
     fn a_caller_that_gives_up_takes_no_wake_up_with_it(
         callers in proptest::collection::vec(caller(), 1..40),

@@ -150,7 +150,8 @@ impl Repository {
         )
     }
 
-    /// One request without a body that matters: it arrives, the registry acts, the answer comes back.
+    /// One request without a body that matters: it arrives, the registry acts, the answer comes
+    /// back.
     async fn ask<T: Send + 'static>(
         &self,
         operation: Operation,

@@ -171,7 +171,8 @@ impl Shared {
         }
     }
 
-    /// A closing request with a body sends a part, a mount reads from the other repository: rights of their own.
+    /// A closing request with a body sends a part, a mount reads from the other repository: rights
+    /// of their own.
     fn admit_more(
         &self,
         principal: &str,
@@ -260,7 +261,8 @@ impl Shared {
         response
     }
 
-    /// The manifest in Docker's format: another document with another digest, which nothing was ever pushed under.
+    /// The manifest in Docker's format: another document with another digest, which nothing was
+    /// ever pushed under.
     async fn converted(&self, path: &str) -> Response {
         let call = self
             .http
@@ -379,7 +381,8 @@ impl Shared {
             .into()
     }
 
-    /// A session: its status is 404, a chunk is answered with 201 and the end of the first one, a wrong start with 416.
+    /// A session: its status is 404, a chunk is answered with 201 and the end of the first one, a
+    /// wrong start with 416.
     async fn session(
         &self,
         repository: &str,

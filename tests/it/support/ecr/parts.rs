@@ -1,4 +1,5 @@
-//! Bodies of uploads as ECR keeps them: in whole parts, whatever becomes of the connection afterwards.
+//! Bodies of uploads as ECR keeps them: in whole parts, whatever becomes of the connection
+//! afterwards.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -19,8 +20,8 @@ pub(super) struct Writing<'a> {
 }
 
 impl Shared {
-    /// Keeps a body part by part. The bytes of a dead client count like those of a living one: who comes second with the
-    /// same part is told where the session stands.
+    /// Keeps a body part by part. The bytes of a dead client count like those of a living one: who
+    /// comes second with the same part is told where the session stands.
     pub(super) async fn in_parts(
         &self,
         mut at: Writing<'_>,

@@ -52,8 +52,8 @@ pub fn cut(how: Cut, reset: &AtomicBool) -> Broken {
     "cut by a rule".into()
 }
 
-/// `inner`, counted by `meter` and altered at `marks`. A body that ends before a mark never reaches it, except that a
-/// mark at its very end still acts.
+/// `inner`, counted by `meter` and altered at `marks`. A body that ends before a mark never reaches
+/// it, except that a mark at its very end still acts.
 pub fn tapped(inner: Incoming, mut marks: Vec<(u64, Mark)>, meter: Arc<AtomicU64>) -> Body {
     marks.sort_by_key(|(at, _)| *at);
     if marks.is_empty() {
@@ -126,7 +126,8 @@ impl Tap {
     }
 
     async fn cut(&self, how: Cut, reset: &AtomicBool) -> Broken {
-        // Give the connection its turns to write what has passed: the peer shall have exactly that much.
+        // Give the connection its turns to write what has passed: the peer shall have exactly that
+        // much.
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
