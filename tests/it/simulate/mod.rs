@@ -55,6 +55,7 @@ const ONCE_FAILED: &[u64] = &[
     179601543474205, // A job wrote a tag again that another had just written.
     179601543474616, // A wait after staging's answer made the answer younger.
     179601543474012, // The oracle took the sessions of a look that panicked for forgotten ones.
+    179601665319404, // The oracle took a row of a killed process for one of the next.
 ];
 /// The seeds of a usual run.
 const SEEDS: Range<u64> = 1000..1500;

@@ -736,18 +736,8 @@ impl Oracle {
             self.ledger.entry(destination.clone()).or_default().reported =
                 view.and_then(|view| view.digest);
         }
-        // A row is read a moment after it was written.
-        let told = self
-            .told
-            .get(&(process, destination.clone()))
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let lately = told
-            .iter()
-            .rposition(|(at, _)| *at + LATELY < self.at)
-            .unwrap_or(0);
-        let was_told = told[lately..].iter().any(|(_, told)| *told == digest);
-        let was_asked = !told.is_empty();
+        let was_told = self.was_told_lately(process, destination, digest);
+        let was_asked = self.told.contains_key(&(process, destination.clone()));
         if result == Outcome::UpToDate && was_asked && !was_told {
             let text = "production's last answer was another digest".into();
             self.find(
@@ -766,6 +756,23 @@ impl Oracle {
                 text,
             );
         }
+    }
+
+    /// Whether an answer lately told `digest` to the process, or to one before it: a row is read a
+    /// moment after it was written, and a row of a killed process at the start of the next.
+    fn was_told_lately(&self, process: u32, place: &Place, digest: Option<Digest>) -> bool {
+        (0..=process).any(|process| {
+            let told = self
+                .told
+                .get(&(process, place.clone()))
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let lately = told
+                .iter()
+                .rposition(|(at, _)| *at + LATELY < self.at)
+                .unwrap_or(0);
+            told[lately..].iter().any(|(_, told)| *told == digest)
+        })
     }
 
     fn moved(&mut self, place: &Place, to: Option<Digest>, by: By) {
