@@ -32,8 +32,11 @@ fn sandbox(scratch: &Path, state: &Path) -> Vec<String> {
         value("LimitCORE")
     );
     let [scratch, state] = [scratch, state].map(|path| path.display().to_string());
+    // The tree may lie below `/tmp`, which is empty inside.
+    let program = env!("CARGO_BIN_EXE_blobferry");
     let mut words: Vec<&str> = vec!["bwrap", "--ro-bind", "/", "/", "--tmpfs", "/tmp"];
     words.extend(["--dev", "/dev", "--proc", "/proc"]);
+    words.extend(["--ro-bind", program, program]);
     words.extend(["--ro-bind", &scratch, &scratch, "--bind", &state, &state]);
     words.extend(["--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"]);
     words.extend(["--new-session", "--die-with-parent", "--"]);
