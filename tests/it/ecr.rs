@@ -399,7 +399,7 @@ async fn a_token_that_ends_in_mid_transfer_is_replaced() {
     let ecr = demo().await;
     let image = Image::oci(1, &[2 * MIB, 3000, 4000, 5000]);
     ecr.client().push("staging-demo-app", "v1", &image).await;
-    ecr.ways(|ways| ways.uses = Some(14));
+    ecr.ways(|ways| (ways.uses, ways.ends_once) = (Some(14), true));
     let run = with_identity(Ferry::new(&one_account(&ecr, json!({}))), &ecr)
         .sync(&[])
         .await;
