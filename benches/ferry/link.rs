@@ -2,7 +2,7 @@
 //! bandwidth, and is counted.
 //!
 //! Bytes are paid for on a wire that all connections of a direction share, first come, first
-//! served, and are handed on half a round trip later. Nobody spins: waiting is sleeping. In a storm
+//! served, and are handed on half a round trip later. Nothing spins: a wait is a sleep. In a storm
 //! the link answers some requests by itself, after a round trip like any other.
 
 use std::ops::AddAssign;

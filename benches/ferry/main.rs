@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let ended = runtime.block_on(async {
-        // Whoever is dropped here kills its programs and removes its files, which may lie in
+        // Dropping a scenario kills its programs and removes its files, which may lie in
         // memory.
         tokio::select! {
             ended = measure(&ask, &program) => ended,

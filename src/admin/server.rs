@@ -103,8 +103,8 @@ pub struct Bound {
     settings: Settings,
 }
 
-/// Binds what the settings name. The control socket gets mode 0600 before anybody can connect; the
-/// file of a dead daemon is replaced.
+/// Binds what the settings name. The control socket gets mode 0600 before any client can connect;
+/// the file of a dead daemon is replaced.
 ///
 /// # Errors
 /// [`Error`], and then nothing stays bound.

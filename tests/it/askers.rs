@@ -155,8 +155,8 @@ async fn a_hundred_pings_share_their_walk_through_the_catalog() {
     assert!(walks <= 10, "{walks} walks through the catalog");
 }
 
-/// Thirteen repositories are being filled from a slow staging, and somebody asks for another one by
-/// name.
+/// Thirteen repositories are being filled from a slow staging, and a request asks for another one
+/// by name.
 #[tokio::test]
 async fn a_backfill_leaves_room_for_whoever_asks_by_name() {
     let stage = Stage::build(Program::Distribution3, |config| {

@@ -1,4 +1,4 @@
-//! The control plane's half of ECR against moto, which nobody here wrote: the fake cannot drift
+//! The control plane's half of ECR against moto, an independent program: the fake cannot drift
 //! into our own beliefs.
 //!
 //! moto has no data plane: a real registry with the password that moto hands out stands beside it.

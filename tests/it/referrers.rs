@@ -1,5 +1,5 @@
 //! What refers to an image (signatures, lists of parts) is in production before its tag, is written
-//! once, and never takes the place of what somebody else has put there.
+//! once, and never takes the place of what another job or a person has put there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

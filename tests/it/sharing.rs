@@ -1,5 +1,5 @@
-//! One read for all who need a blob now, over registries in memory and a clock that stands still:
-//! which bytes are read how often, and who waits for whom.
+//! One read for all destinations that need a blob now, over registries in memory and a clock that
+//! stands still: which bytes are read how often, and which of them wait.
 
 use std::time::Duration;
 

@@ -51,7 +51,7 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 }
 
 /// A loopback port for a program that cannot tell which one it took. It lies below the ports that
-/// the kernel hands to outgoing connections, so nobody takes it meanwhile by chance.
+/// the kernel hands to outgoing connections, so no other process takes it meanwhile by chance.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 64) as u16 * 180;
