@@ -21,14 +21,13 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use super::App;
 use super::answer::Refusal;
 use super::connections::ClientKey;
 use super::routes::Guard;
 use crate::job::{Actor, Cause};
+use crate::watch::receiver::secret::is_equal;
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,10 +302,8 @@ fn bears(value: &[u8], secret: &SecretString) -> bool {
     let Some((scheme, token)) = value.split_first_chunk::<7>() else {
         return false;
     };
-    // Digests have one length, so not even the secret's length shows in the time taken.
-    let ours = Sha256::digest(secret.expose_secret().as_bytes());
-    let theirs = Sha256::digest(token.trim_ascii());
-    scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(ours.as_slice().ct_eq(theirs.as_slice()))
+    let is_ours = is_equal(secret.expose_secret().as_bytes(), token.trim_ascii());
+    scheme.eq_ignore_ascii_case(b"bearer ") && is_ours
 }
 
 fn unauthorized(secret_check: SecretCheck) -> Refusal {

@@ -24,12 +24,12 @@ use super::topology::Side;
 use super::{DestinationResult, DestinationTags, Listing, RepositoryLook};
 use crate::clock;
 use crate::endpoint::{Repositories, Source, Tally};
+use crate::fault::Fault;
 use crate::index::TagHint;
 use crate::job::{Companions, Job, Key, Outcome, Rank, Settled, TagId, TagState};
 use crate::ledger::{Agreement, TagRecord};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
-use crate::status::metrics::DestinationLabels;
 use crate::transfer::Completion;
 use crate::transfer::settle::Names;
 
@@ -167,12 +167,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
         let compared = match self.compare(tag, &tally).await {
             Ok(compared) => compared,
-            Err(fault) => {
-                let job = self.job(tag, &Compared::nothing());
-                return self
-                    .settle(&job, Completion::failed(fault, tally.requests()))
-                    .await;
-            }
+            Err(fault) => return self.failed(tag, fault, &tally).await,
         };
         if let Some(digest) = compared.equal().filter(|digest| self.is_expected(digest))
             && !self.has_news(&digest).await
@@ -186,23 +181,26 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         }
         let refused = match self.refused_by_siblings(tag, &compared, &tally).await {
             Ok(refused) => refused,
-            Err(fault) => {
-                let job = self.job(tag, &Compared::nothing());
-                return self
-                    .settle(&job, Completion::failed(fault, tally.requests()))
-                    .await;
-            }
+            Err(fault) => return self.failed(tag, fault, &tally).await,
         };
         let job = Job {
             refused,
             ..self.job(tag, &compared.without_hint())
         };
+        self.run(tag, &job, &tally).await
+    }
+
+    /// Settles a tag that could not be compared.
+    async fn failed(&self, tag: &Tag, fault: Fault, tally: &Tally) -> Reconciled {
+        let job = self.job(tag, &Compared::nothing());
+        let completion = Completion::failed(fault, tally.requests());
+        self.settle(&job, completion).await
+    }
+
+    /// Runs the job of a tag that differs, and settles it.
+    async fn run(&self, tag: &Tag, job: &Job, tally: &Tally) -> Reconciled {
         let look = self.look;
-        let labels = DestinationLabels {
-            route: &look.route.name,
-            registry: &self.side.registry,
-            to: &self.side.to,
-        };
+        let labels = look.labels(self.side);
         if !job.dry_run {
             look.topology.metrics.differs(labels, look.repository, tag);
         }
@@ -220,16 +218,10 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let mut completion = look
             .topology
             .engine
-            .run(
-                &job,
-                self.source,
-                &self.side.repository,
-                progress,
-                look.stop,
-            )
+            .run(job, self.source, &self.side.repository, progress, look.stop)
             .await;
         completion.cost.requests += tally.requests();
-        self.settle_companions(&job, std::mem::take(&mut completion.companions))
+        self.settle_companions(job, std::mem::take(&mut completion.companions))
             .await;
         if completion.outcome == Outcome::Promoted {
             look.topology.metrics.arrived(labels, look.repository, tag);
@@ -239,7 +231,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .metrics
                 .waits_no_more(labels, look.repository, tag);
         }
-        self.settle(&job, completion).await
+        self.settle(job, completion).await
     }
 
     /// Whether both sides still name what they named when the job failed, as far as they were

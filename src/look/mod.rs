@@ -137,11 +137,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let mut excluded = listing.excluded;
         for (side, mut found) in sides.iter().zip(futures::future::join_all(each).await) {
             found.totals.excluded = std::mem::take(&mut excluded);
-            let labels = DestinationLabels {
-                route: &self.route.name,
-                registry: &side.registry,
-                to: &side.to,
-            };
+            let labels = self.labels(side);
             self.topology
                 .metrics
                 .looked(labels, self.repository, self.seen(&found));
@@ -351,6 +347,15 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 ..Totals::default()
             },
             ..DestinationResult::default()
+        }
+    }
+
+    /// The labels of a destination in metrics.
+    fn labels<'s>(&'s self, side: &'s Side<B::Repository>) -> DestinationLabels<'s> {
+        DestinationLabels {
+            route: &self.route.name,
+            registry: &side.registry,
+            to: &side.to,
         }
     }
 }

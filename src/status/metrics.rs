@@ -331,18 +331,12 @@ impl Metrics {
         repository: &RepositoryName,
         tag: &Tag,
     ) {
-        let mut state = self.lock();
-        let State {
-            destinations,
-            pending,
-        } = &mut *state;
-        let Some(place) = destination.place(destinations) else {
-            return;
-        };
-        if *pending < PENDING && place.note_pending(&destination.key(repository), tag) {
-            *pending += 1;
-        }
-        self.show([destination.route, destination.registry], place);
+        let key = destination.key(repository);
+        self.change(destination, |place, pending| {
+            if *pending < PENDING && place.note_pending(&key, tag) {
+                *pending += 1;
+            }
+        });
     }
 
     /// Records that nothing of a tag is left to promote.
@@ -352,6 +346,20 @@ impl Metrics {
         repository: &RepositoryName,
         tag: &Tag,
     ) {
+        let key = destination.key(repository);
+        self.change(destination, |place, pending| {
+            if place.drop_pending(&key, tag).is_some() {
+                *pending -= 1;
+            }
+        });
+    }
+
+    /// Changes a known destination and the count of all pending tags, and shows the result.
+    fn change(
+        &self,
+        destination: DestinationLabels<'_>,
+        act: impl FnOnce(&mut DestinationState, &mut usize),
+    ) {
         let mut state = self.lock();
         let State {
             destinations,
@@ -360,12 +368,7 @@ impl Metrics {
         let Some(place) = destination.place(destinations) else {
             return;
         };
-        if place
-            .drop_pending(&destination.key(repository), tag)
-            .is_some()
-        {
-            *pending -= 1;
-        }
+        act(place, pending);
         self.show([destination.route, destination.registry], place);
     }
 

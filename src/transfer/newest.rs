@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::endpoint::{Origin, Source};
-use crate::oci::{Digest, RepositoryName, Tag};
+use crate::endpoint::Source;
+use crate::job::TagId;
+use crate::oci::{Digest, Tag};
 
 /// Most tags that are kept. Beyond that all are forgotten: each job still asks by itself.
 const KEPT: usize = 4096;
 
 /// The newest answer about each tag. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct NewestAnswers(Arc<Mutex<BTreeMap<Key, Answer>>>);
-
-type Key = (Origin, RepositoryName, Tag);
+pub(super) struct NewestAnswers(Arc<Mutex<BTreeMap<TagId, Answer>>>);
 
 #[derive(Clone, Copy)]
 struct Answer {
@@ -58,15 +57,15 @@ impl NewestAnswers {
             .is_some_and(|newest| newest.at > at && newest.digest != digest)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Answer>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TagId, Answer>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn key<R: Source>(repository: &R, tag: &Tag) -> Key {
-    (
-        repository.origin().clone(),
-        repository.repository().clone(),
-        tag.clone(),
-    )
+fn key<R: Source>(repository: &R, tag: &Tag) -> TagId {
+    TagId {
+        origin: repository.origin().clone(),
+        repository: repository.repository().clone(),
+        tag: tag.clone(),
+    }
 }

@@ -302,19 +302,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let source = &self.source;
-        let priority = RequestPriority::from(class)
-            .of_job(&self.ticket)
-            .within(self.engine.settings.retry.hold);
-        self.engine
-            .ask(
-                source.origin(),
-                source.registry(),
-                priority,
-                self.stop,
-                || act(source.clone()),
-            )
-            .await
+        self.ask(&self.source, class, act).await
     }
 
     /// Sends a request to the destination, with limits and retries.
@@ -326,17 +314,28 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let destination = &self.destination;
+        self.ask(&self.destination, class, act).await
+    }
+
+    async fn ask<R: Source, T, F>(
+        &self,
+        repository: &R,
+        class: RequestClass,
+        act: impl Fn(R) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
         let priority = RequestPriority::from(class)
             .of_job(&self.ticket)
             .within(self.engine.settings.retry.hold);
         self.engine
             .ask(
-                destination.origin(),
-                destination.registry(),
+                repository.origin(),
+                repository.registry(),
                 priority,
                 self.stop,
-                || act(destination.clone()),
+                || act(repository.clone()),
             )
             .await
     }

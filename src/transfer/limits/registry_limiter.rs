@@ -115,10 +115,7 @@ impl RegistryLimiter {
         settings: Settings,
         admission: &Admission,
     ) -> RegistryLimiter {
-        let bandwidth = settings
-            .bandwidth
-            .clone()
-            .map(|plan| Arc::new(Meter::new(plan)));
+        let bandwidth = meter(&settings);
         let limiter = RegistryLimiter {
             origin: origin.clone(),
             admission: admission.clone(),
@@ -140,14 +137,10 @@ impl RegistryLimiter {
             return;
         }
         if state.settings.bandwidth != settings.bandwidth {
-            let meter = settings
-                .bandwidth
-                .clone()
-                .map(|plan| Arc::new(Meter::new(plan)));
             *self
                 .bandwidth
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner) = meter;
+                .unwrap_or_else(PoisonError::into_inner) = meter(&settings);
         }
         state.reconfigure(settings, now);
         state.pump(&self.admission, now);
@@ -323,6 +316,12 @@ impl RegistryLimiter {
             .clone();
         meter.map_or(Duration::ZERO, |meter| meter.take(bytes))
     }
+}
+
+/// The meter of the configured bandwidth.
+fn meter(settings: &Settings) -> Option<Arc<Meter>> {
+    let plan = settings.bandwidth.clone()?;
+    Some(Arc::new(Meter::new(plan)))
 }
 
 /// How many tags can be moved in half a second, at least one: as many as manifests may be written,
