@@ -63,7 +63,7 @@ impl KeptCompanions {
         let name = (key.route.clone(), settled.destination.clone());
         if settled.result == Outcome::UpToDate {
             kept.remove(&name);
-        } else if kept.len() < MOST {
+        } else if kept.len() < MOST || kept.contains_key(&name) {
             let key = key.clone();
             let settled = settled.clone();
             kept.insert(name, KeptCompanion { key, settled });
@@ -149,5 +149,72 @@ impl Engine {
             .filter(|(_, kept)| is_there(&kept.key))
             .map(|(_, kept)| (kept.key.tag.clone(), kept.settled.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Actor, Cause};
+
+    fn key(tag: &str) -> Key {
+        let tag: Tag = tag.parse().unwrap();
+        let repository: RepositoryName = "app".parse().unwrap();
+        let destination = TagId {
+            origin: Origin::new("http://p"),
+            repository: repository.clone(),
+            tag: tag.clone(),
+        };
+        Key {
+            route: "app".into(),
+            source: repository,
+            tag,
+            destination,
+        }
+    }
+
+    fn settled(tag: &str, result: Outcome) -> Settled {
+        Settled {
+            route: "app".into(),
+            source: format!("s/app:{tag}"),
+            destination: format!("p/app:{tag}"),
+            digest: None,
+            previous_digest: None,
+            cause: Cause::Poll,
+            actor: Actor::daemon(),
+            result,
+            reasons: Vec::new(),
+            error: None,
+            failure: None,
+            gates: Vec::new(),
+            blobs: Default::default(),
+            referrers: Default::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+            unguarded: false,
+            expired: false,
+        }
+    }
+
+    #[test]
+    fn a_full_table_still_updates_what_it_holds() {
+        let kept = KeptCompanions::default();
+        for number in 0..=MOST {
+            let tag = format!("v{number}");
+            kept.note(&key(&tag), &settled(&tag, Outcome::Drift));
+        }
+        let result = |tag: &str| {
+            let name = ("app".into(), format!("p/app:{tag}"));
+            let kept = kept.0.lock().unwrap();
+            kept.get(&name).map(|companion| companion.settled.result)
+        };
+        assert_eq!(result("v0"), Some(Outcome::Drift));
+        assert_eq!(result(&format!("v{MOST}")), None);
+        kept.note(&key("v0"), &settled("v0", Outcome::Conflict));
+        assert_eq!(result("v0"), Some(Outcome::Conflict));
+        kept.note(&key("v0"), &settled("v0", Outcome::UpToDate));
+        assert_eq!(result("v0"), None);
     }
 }
