@@ -10,6 +10,9 @@ use crate::support::*;
 
 const SAID_NOWHERE: &str = "hunter2";
 
+/// How long a pass may take against peers that never answer.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// A stage with one image in staging, and what must be true after a failure.
 struct Scene {
     stage: Stage,
@@ -25,6 +28,12 @@ impl Scene {
         let stage = Stage::new(Program::Distribution2).await;
         stage.push().push("app", "v1", &image).await;
         Scene { stage, image }
+    }
+
+    /// A pass that fails, though a peer never answers.
+    async fn fails_in_time(&self) -> Run {
+        let run = self.stage.ferry.run_within(PATIENCE, &["sync", "--json"]);
+        run.await.expect(1)
     }
 
     fn layer(&self) -> &Blob {
@@ -574,9 +583,7 @@ async fn with_tokens(manner: Manner) -> (TokenServer, Registry, Registry, Run) {
         .registry_with("staging", &staging.url(), login)
         .registry("production", &production.url());
     ferry.write_config(&config.route("app", json!({})));
-    let run = ferry
-        .run_within(Duration::from_secs(300), &["sync", "--json"])
-        .await;
+    let run = ferry.run_within(PATIENCE, &["sync", "--json"]).await;
     (tokens, staging, production, run)
 }
 
@@ -601,12 +608,7 @@ async fn peers_that_never_answer_do_not_hold_us() {
     let tags = async {
         let scene = Scene::new().await;
         scene.stage.source.always(Kind::Tags, Act::Silent);
-        let run = scene
-            .stage
-            .ferry
-            .run_within(Duration::from_secs(300), &["sync", "--json"])
-            .await
-            .expect(1);
+        let run = scene.fails_in_time().await;
         assert_names(
             first_error(&run)["text"].as_str().unwrap(),
             &["staging", "app"],
@@ -615,12 +617,7 @@ async fn peers_that_never_answer_do_not_hold_us() {
     let blobs = async {
         let scene = Scene::new().await;
         scene.break_layer(Act::Silent);
-        let run = scene
-            .stage
-            .ferry
-            .run_within(Duration::from_secs(300), &["sync", "--json"])
-            .await
-            .expect(1);
+        let run = scene.fails_in_time().await;
         assert_names(
             first_error(&run)["text"].as_str().unwrap(),
             &["staging", "app"],
@@ -634,12 +631,7 @@ async fn peers_that_never_answer_do_not_hold_us() {
     let uploads = async {
         let scene = Scene::new().await;
         scene.stage.target.always(Kind::UploadPost, Act::Silent);
-        let run = scene
-            .stage
-            .ferry
-            .run_within(Duration::from_secs(300), &["sync", "--json"])
-            .await
-            .expect(1);
+        let run = scene.fails_in_time().await;
         assert_names(
             first_error(&run)["text"].as_str().unwrap(),
             &["production", "app"],

@@ -160,19 +160,7 @@ async fn a_break_in_any_phase_is_waited_out() {
         stage.push().push("app", "v1", &image).await;
         for (proxy, kinds) in [(&stage.target, &target[..]), (&stage.source, &source[..])] {
             for kind in kinds {
-                proxy.once(*kind, Act::CutRequest(0, Cut::Reset));
-                proxy.rule(
-                    Rule::on(&[*kind])
-                        .from(1)
-                        .times(1)
-                        .act(Act::CutRequest(0, Cut::Fin)),
-                );
-                proxy.rule(
-                    Rule::on(&[*kind])
-                        .from(2)
-                        .times(1)
-                        .act(Act::CutAnswer(1, Cut::Fin)),
-                );
+                proxy.thrice(*kind);
             }
         }
         // The layer breaks in the middle as well, so that the state of its upload is asked for.

@@ -123,6 +123,14 @@ impl Inside {
     fn hits(&self) -> BTreeMap<SocketAddr, Vec<String>> {
         self.0.lock().unwrap().clone()
     }
+
+    /// One host alone was hit, by a request for `/own`.
+    fn assert_only_own(&self) {
+        let hits = self.hits();
+        let is_own = |line: &String| line.starts_with("GET /own");
+        assert!(hits.values().flatten().any(is_own), "{hits:?}");
+        assert_eq!(hits.len(), 1, "{hits:?}");
+    }
 }
 
 /// Reads a request, answers with nothing, and returns the request's first line.
@@ -279,14 +287,7 @@ mod within {
         Ferry::new(&Config::pair(&local.url(), &honest.url()))
             .sync(&[])
             .await;
-        let hits = inside.hits();
-        assert!(
-            hits.values()
-                .flatten()
-                .any(|line| line.starts_with("GET /own")),
-            "{hits:?}"
-        );
-        assert_eq!(hits.len(), 1, "{hits:?}");
+        inside.assert_only_own();
     }
 
     /// Hosts inside that hold a certificate of an authority that is trusted are inside all the
@@ -361,14 +362,7 @@ mod within {
         )
         .sync(&[])
         .await;
-        let hits = inside.hits();
-        assert!(
-            hits.values()
-                .flatten()
-                .any(|line| line.starts_with("GET /own")),
-            "{hits:?}"
-        );
-        assert_eq!(hits.len(), 1, "{hits:?}");
+        inside.assert_only_own();
     }
 
     #[tokio::test]

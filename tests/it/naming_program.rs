@@ -257,14 +257,13 @@ async fn a_fixed_tag_pushed_by_hand_while_ours_waits_stays() {
         production.tagged("app", "v1").as_deref(),
         Some(theirs.digest())
     );
-    assert_eq!(
-        production
-            .of(Kind::ManifestPut)
-            .iter()
-            .filter(|put| put.path.ends_with("/v1"))
-            .count(),
-        1
-    );
+    assert_eq!(writes_of_v1(&production), 1);
+}
+
+/// How often the tag `v1` was written, whatever came of it.
+fn writes_of_v1(production: &Scripted) -> usize {
+    let puts = production.of(Kind::ManifestPut);
+    puts.iter().filter(|put| put.path.ends_with("/v1")).count()
 }
 
 /// The tag is there by HEAD, and the list does not show it, or is not there at all.
@@ -322,14 +321,7 @@ async fn a_tag_that_the_list_hides_is_not_overwritten_by_any_command() {
             production.tagged("app", "v1").as_deref(),
             Some(theirs.digest())
         );
-        assert_eq!(
-            production
-                .of(Kind::ManifestPut)
-                .iter()
-                .filter(|put| put.path.ends_with("/v1"))
-                .count(),
-            0
-        );
+        assert_eq!(writes_of_v1(&production), 0);
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 
-use super::rules::{Act, Reply, Rule};
+use super::rules::{Act, Cut, Reply, Rule};
 use tap::{Body, Broken, Mark};
 
 mod tap;
@@ -208,6 +208,15 @@ impl Proxy {
     /// Breaks the next request of this kind.
     pub fn once(&self, kind: Kind, act: impl Into<Act>) {
         self.rule(Rule::on(&[kind]).times(1).act(act));
+    }
+
+    /// Breaks the next three requests of this kind: by a reset and by a close before anything is
+    /// sent, and by a close within the answer.
+    pub fn thrice(&self, kind: Kind) {
+        self.once(kind, Act::CutRequest(0, Cut::Reset));
+        let nth = |number| Rule::on(&[kind]).from(number).times(1);
+        self.rule(nth(1).act(Act::CutRequest(0, Cut::Fin)));
+        self.rule(nth(2).act(Act::CutAnswer(1, Cut::Fin)));
     }
 
     /// Forgets all rules and what came by.
