@@ -23,7 +23,7 @@ pub(super) struct RegistryPairs {
     pub(super) running: Vec<usize>,
     /// The pass value of each key: the lowest goes first.
     pub(super) passes: BTreeMap<StrideKey, u64>,
-    /// The pass value of the last start.
+    /// The highest pass value of a start: it never goes back.
     pub(super) pass: u64,
 }
 
@@ -74,7 +74,8 @@ impl RegistryPairs {
 
     pub(super) fn start(&mut self, stride_key: StrideKey) {
         if stride_key.rank > BY_NAME {
-            self.pass = self.pass_of(&stride_key);
+            // A pair that its cap held back has an old pass, and its unused share is lost.
+            self.pass = self.pass_of(&stride_key).max(self.pass);
             self.passes
                 .insert(stride_key, self.pass + stride(stride_key.rank));
         }

@@ -420,6 +420,44 @@ async fn lanes_take_turns_however_much_one_of_them_asks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pair_that_begins_after_a_blocked_one_has_started_takes_turns() {
+    let mut queue = with_pairs(&["blocked", "busy", "late"]);
+    let now = Instant::now();
+    let capacity = Capacity {
+        all: 16,
+        by_name: 4,
+    };
+    let add = |queue: &mut Queue, pair: &str| {
+        for number in 0..100 {
+            queue.add(in_lane(pair, number), ask(Cause::Poll, &[]), None, now);
+        }
+    };
+    add(&mut queue, "blocked");
+    let mut blocked: Vec<_> = std::iter::from_fn(|| queue.start(now, capacity)).collect();
+    assert_eq!(blocked.len(), 6, "its cap");
+    add(&mut queue, "busy");
+    for _ in 0..50 {
+        let (key, _) = queue.start(now, capacity).unwrap();
+        assert_eq!(&*key.route, "busy");
+        queue.settled(&key, false, true, now);
+    }
+    let (ended, _) = blocked.pop().unwrap();
+    queue.settled(&ended, false, true, now);
+    let (key, _) = queue.start(now, capacity).unwrap();
+    assert_eq!(&*key.route, "blocked", "its turn is the oldest");
+    add(&mut queue, "late");
+    let routes: Vec<String> = (0..10)
+        .map(|_| {
+            let (key, _) = queue.start(now, capacity).unwrap();
+            queue.settled(&key, false, true, now);
+            key.route.to_string()
+        })
+        .collect();
+    let late = routes.iter().filter(|route| *route == "late").count();
+    assert_eq!(late, 5, "{routes:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_forgotten_is_told_as_interrupted() {
     let mut queue = Queue::default();
     let now = Instant::now();
