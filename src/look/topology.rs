@@ -31,7 +31,7 @@ pub struct Intervals {
 pub struct Settings {
     /// Looks that run at once.
     pub looks: usize,
-    /// The part of `looks` that is reserved for looks that are asked for by name.
+    /// The part of `looks` that is reserved for looks that name their tags.
     pub reserved: usize,
     /// Tags of one destination that are compared and carried at once.
     pub tags: usize,

@@ -6,10 +6,11 @@
 //! everything. Requests that expect different digests are not merged: each has its own look, in
 //! order.
 //!
-//! Order: by name first, then event, new push and backfill in proportions of 8 to 4 to 1 (stride
-//! scheduling), each fair between registry pairs: the registries that routes connect. No pair takes
-//! all capacity while there are others, so a registry that does not answer delays only its own
-//! routes. Within a pair: first come, first served. Every step costs the logarithm of the waiting
+//! Order: requests that name tags first; then requests for whole repositories and events, new
+//! pushes, and backfill in proportions of 8 to 4 to 1 (stride scheduling), each fair between
+//! registry pairs: the registries that routes connect. No pair takes all capacity while there are
+//! others, so a registry that does not answer delays only its own routes. Within a pair: first
+//! come, first served. Every step costs the logarithm of the waiting
 //! entries, and a visit to each pair.
 
 mod delays;
@@ -22,15 +23,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 pub use self::delays::RetryDelays;
-use self::entry::{Entry, Position, Running, is_poll};
+use self::entry::{Entry, NAMED, Position, Running, is_poll};
 pub use self::entry::{LookSender, Waiting};
 pub use self::strides::Capacity;
 use self::strides::{RegistryPairs, StrideKey};
 use crate::look::LookRequest;
 use crate::oci::RepositoryName;
-
-/// The highest rank of requests by name.
-pub const BY_NAME: u8 = 1;
 
 /// The key of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -165,13 +163,14 @@ impl Queue {
                 .get(stride_key)
                 .and_then(|ready| ready.first())
                 .map(|(since, _)| *since);
-            // Requests by name are not subject to strides.
-            let pass = if stride_key.rank <= BY_NAME {
-                0
-            } else {
+            // Requests that name tags are not subject to strides.
+            let takes_turns = stride_key.rank != NAMED;
+            let pass = if takes_turns {
                 self.pairs.pass_of(stride_key)
+            } else {
+                0
             };
-            (stride_key.rank > BY_NAME, pass, stride_key.rank, since)
+            (takes_turns, pass, stride_key.rank, since)
         };
         self.ready
             .keys()

@@ -1,8 +1,8 @@
 //! The loop of the watch: takes events, keeps the queue, runs looks, and starts polls.
 //!
 //! Discoveries and looks run in a join set that the loop owns; the loop never waits for a registry.
-//! Some capacity is reserved for looks that are asked for by name, so a long backfill does not
-//! delay them.
+//! Some capacity is reserved for looks that name their tags, so a long backfill does not delay
+//! them.
 
 mod follow_up;
 mod query;

@@ -16,7 +16,8 @@ pub(super) const TAGS: usize = 256;
 /// Most waiting looks of one repository that expect different digests.
 pub(super) const APART: usize = 64;
 
-/// The rank of requests that name tags: they may run beside a look at everything.
+/// The rank of requests that name tags: they may run beside a look at everything, and use the
+/// reserved capacity.
 pub(super) const NAMED: u8 = 0;
 
 /// Receives the result of a look.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::BY_NAME;
+use super::entry::NAMED;
 
 /// The unit of stride scheduling: a rank within a registry pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +32,7 @@ pub(super) struct RegistryPairs {
 pub struct Capacity {
     /// In total.
     pub all: usize,
-    /// The part of `all` that is reserved for looks that are asked for by name.
+    /// The part of `all` that is reserved for looks that name their tags.
     pub by_name: usize,
 }
 
@@ -40,7 +40,7 @@ impl Capacity {
     /// Most running looks of one pair, if there are others.
     pub(super) fn per_pair(self, rank: u8) -> usize {
         let others = self.all.saturating_sub(self.by_name);
-        if rank <= BY_NAME {
+        if rank == NAMED {
             others.max(1)
         } else {
             others.div_ceil(2).max(1)
@@ -49,7 +49,7 @@ impl Capacity {
 
     /// Most running looks of all pairs.
     pub(super) fn in_total(self, rank: u8) -> usize {
-        if rank <= BY_NAME {
+        if rank == NAMED {
             self.all
         } else {
             self.all.saturating_sub(self.by_name)
@@ -73,7 +73,7 @@ impl RegistryPairs {
     }
 
     pub(super) fn start(&mut self, stride_key: StrideKey) {
-        if stride_key.rank > BY_NAME {
+        if stride_key.rank != NAMED {
             // A pair that its cap held back has an old pass, and its unused share is lost.
             self.pass = self.pass_of(&stride_key).max(self.pass);
             self.passes
@@ -92,7 +92,8 @@ impl RegistryPairs {
     }
 }
 
-/// The stride of a start: events start eight times, new pushes four times as often as a backfill.
+/// The stride of a start: wide requests and events start eight times, new pushes four times as
+/// often as a backfill.
 pub(super) fn stride(rank: u8) -> u64 {
     match rank {
         0..=2 => 1,
