@@ -92,7 +92,9 @@ impl RouteHealth {
 impl Route {
     fn note(&mut self, repository: Option<&RepositoryName>, trouble: &[Trouble]) {
         self.trouble.remove(&repository.cloned());
-        if !trouble.is_empty() && self.trouble.len() < REMEMBERED {
+        // The discovery's own trouble always has a place.
+        let has_room = repository.is_none() || self.trouble.len() < REMEMBERED;
+        if !trouble.is_empty() && has_room {
             let shown = trouble.iter().take(SHOWN).cloned().collect();
             self.trouble.insert(repository.cloned(), shown);
         }
@@ -153,5 +155,18 @@ mod tests {
         assert_eq!(texts(&standing), ["no catalog", "a is down"]);
         standing.discovered("one", &found(&["b"]));
         assert!(texts(&standing).is_empty(), "what is gone is in no trouble");
+    }
+
+    #[test]
+    fn the_trouble_of_the_discovery_has_a_place_beside_a_thousand_others() {
+        let mut standing = RouteHealth::default();
+        standing.adopt([&"one".into()].into_iter());
+        for number in 0..=REMEMBERED {
+            let name = format!("r{number}").parse().unwrap();
+            standing.looked("one", &name, &trouble("down"));
+        }
+        assert_eq!(standing.routes["one"].trouble.len(), REMEMBERED);
+        standing.undiscovered("one", &trouble("no catalog")[0]);
+        assert_eq!(standing.trouble("one")[0].text, "no catalog");
     }
 }
