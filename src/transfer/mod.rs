@@ -283,12 +283,15 @@ impl Engine {
         let hold = self.settings.retry.hold;
         let mut waited = Duration::ZERO;
         let mut cost = Cost::default();
+        let mut found = None;
         loop {
             let began = Instant::now();
             let completion = self
                 .run_once(job, source, destination, progress, stop)
                 .await;
             cost = cost.plus(&completion.cost);
+            // The ledger knows it by now: no later run finds it again.
+            found = found.or(completion.found);
             if completion.has_progressed {
                 waited = Duration::ZERO;
             }
@@ -309,6 +312,7 @@ impl Engine {
                 let took = started.elapsed();
                 return Completion {
                     cost,
+                    found,
                     took,
                     ..completion
                 };

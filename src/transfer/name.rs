@@ -79,6 +79,13 @@ pub(super) enum Named {
 /// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
 type Answer = Result<Option<(Option<Digest>, Instant)>, Fault>;
 
+/// The registry that a failed step is about.
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
+
 enum Step {
     Prepare,
     Judge,
@@ -86,7 +93,7 @@ enum Step {
     Ask,
     Send(NamingPermit),
     Repair(Vec<Digest>),
-    Pause(Fault),
+    Pause(Side, Fault),
     Done(Named),
 }
 
@@ -123,10 +130,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let has_moved = matches!(named, Ok(Named::Moved));
         if namer.is_new_intent && !namer.may_have_arrived && !has_moved {
             // The intent was never written: production naming it later is another client's doing.
-            self.engine
-                .ledger
-                .forget_intent(namer.naming.place, &namer.digest())
-                .await?;
+            let ledger = &self.engine.ledger;
+            let digest = namer.digest();
+            if let Err(fault) = ledger.forget_intent(namer.naming.place, &digest).await {
+                let tag = &namer.naming.place.tag;
+                tracing::warn!(%tag, error = %fault.chain(), "an intent that was not written stays in the ledger");
+            }
         }
         named
     }
@@ -174,7 +183,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 Step::Ask => self.ask().await?,
                 Step::Send(permit) => self.send(permit).await?,
                 Step::Repair(missing) => self.repair(&missing).await?,
-                Step::Pause(fault) => self.pause(fault).await?,
+                Step::Pause(side, fault) => self.pause(side, fault).await?,
                 Step::Done(named) => return Ok(named),
             };
         }
@@ -236,25 +245,19 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let trip = self.trip;
         let target = trip.engine.limits.of(trip.destination.origin());
         let source = trip.engine.limits.of(trip.source.origin());
-        let mut waits = vec![(&target, RequestClass::Writes)];
+        let mut waits = vec![(Side::Destination, &target, RequestClass::Writes)];
         if self.asks_source() {
-            waits.push((&source, RequestClass::Manifests));
+            waits.push((Side::Source, &source, RequestClass::Manifests));
         }
         if self.asks_destination() {
-            waits.push((&target, RequestClass::Manifests));
+            waits.push((Side::Destination, &target, RequestClass::Manifests));
         }
-        for (limiter, class) in waits {
+        for (side, limiter, class) in waits {
             while !limiter.admitted_in(class).is_zero() {
                 let wait = limiter.admitted_in(class);
                 if wait > trip.engine.settings.retry.hold || wait >= self.rounds.time_left() {
-                    let text = format!(
-                        "{} may not be written in the next {} s",
-                        self.reference(),
-                        wait.as_secs()
-                    );
-                    let after = Some(wait);
-                    let fault = Fault::new(Class::Retryable { after }, text);
-                    return self.wait_or_suspend(fault, wait).await;
+                    let fault = self.closed(side, wait);
+                    return self.wait_or_suspend(side, fault, wait).await;
                 }
                 let stop = if wait > SOON {
                     &trip.stop.drain
@@ -272,20 +275,51 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Ask)
     }
 
+    /// A registry admits no request for so long.
+    fn closed(&self, side: Side, wait: Duration) -> Fault {
+        let seconds = wait.as_secs();
+        let text = match side {
+            Side::Source => format!(
+                "{}:{} may not be read in the next {seconds} s",
+                self.trip.source.address(),
+                self.source_tag()
+            ),
+            Side::Destination => {
+                format!(
+                    "{} may not be written in the next {seconds} s",
+                    self.reference()
+                )
+            }
+        };
+        let after = Some(wait);
+        Fault::new(Class::Retryable { after }, text)
+    }
+
+    /// The registry of a side, as metrics and logs name it.
+    fn registry(&self, side: Side) -> &str {
+        match side {
+            Side::Source => self.trip.source.registry(),
+            Side::Destination => self.trip.destination.registry(),
+        }
+    }
+
     /// Resolves the tag at each side whose answer is too old.
     async fn ask(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
         let target = trip.engine.limits.of(trip.destination.origin());
-        let permit =
-            stoppable(&trip.stop.abort, target.naming(trip.job.rank, trip.started)).await?;
+        let permit = stoppable(
+            &trip.stop.abort,
+            target.naming(trip.ticket.rank(), trip.started),
+        )
+        .await?;
         let source = trip.engine.limits.of(trip.source.origin());
         let asks_source = self.asks_source();
         let asks_destination = self.asks_destination();
         if asks_source && source.closed_for(RequestClass::Manifests) > SOON {
-            return Ok(self.late("staging's turn came late"));
+            return Ok(self.late(Side::Source, "staging's turn came late"));
         }
         if asks_destination && target.closed_for(RequestClass::Manifests) > SOON {
-            return Ok(self.late("production's turn came late"));
+            return Ok(self.late(Side::Destination, "production's turn came late"));
         }
         let (source, destination) = self.answers(asks_source, asks_destination).await;
         // An answer counts, whatever came of the other question.
@@ -300,13 +334,13 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 self.facts.source = digest;
                 self.facts.source_at = Some(at);
             }
-            Err(fault) => return self.failed(fault),
+            Err(fault) => return self.failed(Side::Source, fault),
         }
         if self.facts.source != self.naming.planned.source {
             return Ok(self.again());
         }
         if let Err(fault) = destination {
-            return self.failed(fault);
+            return self.failed(Side::Destination, fault);
         }
         if self.may_have_arrived && self.facts.destination == Some(self.digest()) {
             return Ok(self.moved().await);
@@ -343,17 +377,17 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             let Ok(request) =
                 timeout_at(until, stoppable(&trip.stop.abort, permit.request())).await
             else {
-                return Ok(self.late("the turn to write came late"));
+                return Ok(self.late(Side::Destination, "the turn to write came late"));
             };
             let request = request?;
             if Instant::now() > until {
-                return Ok(self.late("the turn to write came late"));
+                return Ok(self.late(Side::Destination, "the turn to write came late"));
             }
             if !self.rules_hold()? {
                 return Ok(self.again());
             }
             if self.is_source_overtaken() || self.is_destination_overtaken() {
-                return Ok(self.late("another job has a newer answer"));
+                return Ok(self.late(Side::Destination, "another job has a newer answer"));
             }
             let earlier = std::mem::replace(&mut self.may_have_arrived, true);
             let target = Target::Tag(self.naming.place.tag.clone());
@@ -404,7 +438,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 return Err(fault);
             }
             if !is_refusal || Instant::now() + permit.admitted_in() > until {
-                return Ok(Step::Pause(fault));
+                return Ok(Step::Pause(Side::Destination, fault));
             }
             trip.engine
                 .metrics
@@ -424,23 +458,28 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     /// Waits before the next round, or gives up: by the count of failures, by rounds, or by time.
-    async fn pause(&mut self, fault: Fault) -> Result<Step, Fault> {
-        let registry = self.trip.destination.registry();
+    async fn pause(&mut self, side: Side, fault: Fault) -> Result<Step, Fault> {
         let Some(wait) = self.state.next(fault.class()) else {
-            return Err(self.gives_up(fault));
+            return Err(self.gives_up(side, fault));
         };
+        let registry = self.registry(side);
         self.trip.engine.metrics.retried(registry, fault.class());
         tracing::debug!(registry, tag = %self.naming.place.tag, error = %fault.chain(), "the tag is asked about and written again");
-        self.wait_or_suspend(fault, wait).await
+        self.wait_or_suspend(side, fault, wait).await
     }
 
     /// Waits for the next round. What takes long is not waited for with the job's permit and its
     /// claims in hand: the job ends, and the one that takes the name up at its time counts the
     /// rounds on.
-    async fn wait_or_suspend(&mut self, fault: Fault, wait: Duration) -> Result<Step, Fault> {
+    async fn wait_or_suspend(
+        &mut self,
+        side: Side,
+        fault: Fault,
+        wait: Duration,
+    ) -> Result<Step, Fault> {
         let trip = self.trip;
         if self.rounds.count >= ROUNDS || wait >= self.rounds.time_left() {
-            return Err(self.gives_up(fault));
+            return Err(self.gives_up(side, fault));
         }
         if wait > trip.engine.settings.retry.hold {
             trip.engine
@@ -454,9 +493,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     /// As often and as long as one job may: the queue looks again later, and counts anew.
-    fn gives_up(&self, fault: Fault) -> Fault {
+    fn gives_up(&self, side: Side, fault: Fault) -> Fault {
         self.trip.gave_up.store(true, Ordering::Relaxed);
-        let registry = self.trip.destination.registry();
+        let registry = self.registry(side);
         self.trip
             .engine
             .metrics
@@ -499,8 +538,8 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     /// Ends a round whose permit came too late. The next round asks again.
-    fn late(&self, why: &str) -> Step {
-        Step::Pause(self.lateness(why))
+    fn late(&self, side: Side, why: &str) -> Step {
+        Step::Pause(side, self.lateness(why))
     }
 
     fn lateness(&self, why: &str) -> Fault {
@@ -512,9 +551,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Fault::new(Class::Retryable { after }, text)
     }
 
-    fn failed(&self, fault: Fault) -> Result<Step, Fault> {
+    fn failed(&self, side: Side, fault: Fault) -> Result<Step, Fault> {
         if matches!(fault.class(), Class::Retryable { .. }) {
-            Ok(Step::Pause(fault))
+            Ok(Step::Pause(side, fault))
         } else {
             Err(fault)
         }

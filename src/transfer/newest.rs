@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,8 +11,11 @@ use crate::endpoint::Source;
 use crate::job::TagId;
 use crate::oci::{Digest, Tag};
 
-/// Most tags that are kept. Beyond that all are forgotten: each job still asks by itself.
-const KEPT: usize = 4096;
+/// Most tags that are kept. Beyond that a further tag is not recorded: each job still asks by
+/// itself.
+const KEPT: usize = 16_384;
+/// How long an answer counts: no job names a tag by an older one.
+const COUNTS: Duration = Duration::from_secs(10);
 
 /// The newest answer about each tag. Cheap to clone.
 #[derive(Clone, Default)]
@@ -32,15 +36,19 @@ impl NewestAnswers {
         digest: Option<Digest>,
         at: Instant,
     ) {
+        let key = key(repository, tag);
         let mut answers = self.lock();
-        if answers.len() >= KEPT {
-            answers.clear();
+        if let Some(answer) = answers.get_mut(&key) {
+            if answer.at <= at {
+                *answer = Answer { digest, at };
+            }
+            return;
         }
-        let answer = answers
-            .entry(key(repository, tag))
-            .or_insert(Answer { digest, at });
-        if answer.at <= at {
-            *answer = Answer { digest, at };
+        if answers.len() >= KEPT {
+            answers.retain(|_, answer| answer.at + COUNTS > at);
+        }
+        if answers.len() < KEPT {
+            answers.insert(key, Answer { digest, at });
         }
     }
 

@@ -160,6 +160,68 @@ async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
     );
 }
 
+/// 1. The PUT of D2 is applied, and no answer comes back. 2. The next pass finds it, while staging
+///    has moved on to D3. 3. Its PUT is told to wait for a minute, so the job runs again. The row
+///    of D2 got lost on the way.
+#[tokio::test(start_paused = true)]
+async fn a_write_found_before_a_long_wait_is_in_the_history() {
+    let world = World::new();
+    let second = world.image("app", "latest", &[world.layer("app", 2, 10)]);
+    world
+        .production
+        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
+    world.production.pass_next(Operation::Resolve);
+    (0..20).for_each(|_| {
+        world
+            .production
+            .fail_next(Operation::Resolve, Class::RETRYABLE)
+    });
+    let lost = world.settled(&world.job("app", "latest")).await;
+    assert_eq!(lost.result, Outcome::Failed);
+
+    let world = World {
+        production: calm(&world.production),
+        ..world.restarted()
+    };
+    let third = world.image("app", "latest", &[world.layer("app", 3, 10)]);
+    world.production.fail_next(Operation::PutManifest, busy(60));
+    let promoted = world.settled(&world.job("app", "latest")).await;
+    assert_eq!(promoted.result, Outcome::Promoted);
+    let history = world.history().await;
+    for image in [&second, &third] {
+        let row = (Outcome::Promoted, Some(image.digest));
+        assert!(history.contains(&row), "{history:?}");
+    }
+}
+
+/// Staging does not answer while a tag is named: that is no trouble of production.
+#[tokio::test(start_paused = true)]
+async fn a_silent_staging_is_not_production_s_trouble() {
+    let world = World::new();
+    for registry in ["staging", "production"] {
+        world.engine.metrics.health.prepare(registry);
+    }
+    world.image("app", "v1", &[]);
+    (0..3).for_each(|_| world.production.fail_next(Operation::PutManifest, busy(4)));
+    (0..100).for_each(|_| {
+        world
+            .staging
+            .fail_next(Operation::Resolve, Class::RETRYABLE)
+    });
+    let ending = world.run(&world.fixed_job("v1")).await;
+    assert_failed(&ending, Class::RETRYABLE);
+    let is_up = |registry| {
+        world
+            .engine
+            .metrics
+            .health
+            .of(registry)
+            .and_then(|heard| heard.up)
+    };
+    assert_eq!(is_up("staging"), Some(false));
+    assert_ne!(is_up("production"), Some(false));
+}
+
 /// The same registry, with nothing planned any more.
 fn calm(registry: &Registry) -> Registry {
     registry.forget_plans();

@@ -162,7 +162,7 @@ impl Ticket {
     }
 
     /// How urgent the job is by now.
-    pub(super) fn rank(&self) -> Rank {
+    pub(in crate::transfer) fn rank(&self) -> Rank {
         let rank = self.rank.load(Ordering::Relaxed);
         [Rank::Named, Rank::Event, Rank::New]
             .into_iter()
