@@ -52,14 +52,16 @@ fn name(uid: u32, passwd: &str) -> Option<&str> {
     })
 }
 
+/// The file's first `most` bytes; what is not UTF-8 is replaced, so that one odd name spoils no
+/// other.
 fn read(path: &Path, most: u64) -> Option<String> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     File::open(path)
         .ok()?
         .take(most)
-        .read_to_string(&mut text)
+        .read_to_end(&mut bytes)
         .ok()?;
-    Some(text)
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -88,6 +90,21 @@ second:x:1000:1000::/:/bin/sh
         ] {
             assert_eq!(called(uid, login, PASSWD), expected, "{uid} {login:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_spoils_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passwd");
+        std::fs::write(
+            &path,
+            b"odd\xff:x:7:7::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n",
+        )
+        .unwrap();
+        let text = read(&path, MOST_PASSWD).unwrap();
+        assert_eq!(called(1000, None, &text), "user:alice");
+        let cut = read(&path, 4).unwrap();
+        assert_eq!(called(1000, None, &cut), "uid:1000");
     }
 
     #[test]

@@ -18,7 +18,11 @@ impl Guard {
     /// What `method` on `path` needs: the guard of its route; without a route, reading looks and
     /// everything else decides.
     pub fn of(method: &Method, path: &str) -> Guard {
-        let route = ROUTES.iter().find(|route| route.takes(path));
+        let served = ROUTES
+            .iter()
+            .find(|route| route.takes(path) && route.serves(method));
+        // A method that no route of the path serves is answered 405 in any case.
+        let route = served.or_else(|| ROUTES.iter().find(|route| route.takes(path)));
         match route {
             Some(route) => route.guard,
             None if method == Method::GET || method == Method::HEAD => Guard::Look,
@@ -104,6 +108,11 @@ pub const ROUTES: [Route; 8] = [
 ];
 
 impl Route {
+    fn serves(&self, method: &Method) -> bool {
+        let is_head = method == Method::HEAD && self.method == "GET";
+        is_head || method.as_str() == self.method
+    }
+
     /// Whether `path` is one of this route.
     pub(super) fn takes(&self, path: &str) -> bool {
         match self.path.strip_suffix("{id}") {
