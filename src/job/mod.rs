@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::actor::{Actor, NotARemark, Remark, Remarks};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
-pub use self::report::{Failure, Look, NamedTag, Report, Settled, Totals, Trouble};
+pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble};
 use crate::endpoint::{Abilities, Origin};
 use crate::oci::{Digest, RepositoryName, Tag};
 

@@ -118,6 +118,16 @@ impl Settled {
     }
 }
 
+/// How much a look saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sight {
+    /// The lists of both sides.
+    #[default]
+    Full,
+    /// A list is missing: the look tells nothing about tags that it does not report.
+    Blind,
+}
+
 /// What a look at one source repository and its destinations came to.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
@@ -127,6 +137,8 @@ pub struct Look {
     pub totals: Totals,
     /// What ended the look before it could see all, by destination or for the source.
     pub trouble: Vec<Trouble>,
+    /// How much it saw.
+    pub sight: Sight,
     /// Whether any source repository that was asked for is there.
     pub found: bool,
     /// The tags that were asked for by name.
@@ -138,6 +150,7 @@ impl Look {
     pub fn failed(fault: &Fault) -> Look {
         Look {
             trouble: vec![Trouble::from(fault)],
+            sight: Sight::Blind,
             ..Look::default()
         }
     }
@@ -155,6 +168,7 @@ impl Look {
                 class: Class::Cancelled.name().into(),
                 text: text.into(),
             }],
+            sight: Sight::Blind,
             ..Look::default()
         }
     }

@@ -26,7 +26,7 @@ use self::topology::{Side, Topology};
 use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Look, NamedTag, Settled, Totals, Trouble};
+use crate::job::{Look, NamedTag, Settled, Sight, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
@@ -74,6 +74,7 @@ struct DestinationResult {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
+    sight: Sight,
     /// For a destination that did not answer: the state by staging alone.
     estimate: Option<Estimate>,
 }
@@ -144,6 +145,9 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             look.totals.merge(&found.totals);
             look.jobs.extend(found.jobs);
             look.trouble.extend(found.trouble);
+            if found.sight == Sight::Blind {
+                look.sight = Sight::Blind;
+            }
         }
         // A resting tag whose credentials were refused was not tried: the refusal holds.
         let is_refused = |job: &Settled| {
@@ -238,6 +242,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 class: fault.class().name().into(),
                 text,
             }],
+            sight: Sight::Blind,
             ..Look::default()
         }
     }
@@ -346,6 +351,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 interrupted,
                 ..Totals::default()
             },
+            sight: Sight::Blind,
             ..DestinationResult::default()
         }
     }

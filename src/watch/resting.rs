@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::fault::Class;
-use crate::job::{Cause, Look, Outcome, Settled};
+use crate::job::{Cause, Look, Outcome, Settled, Sight};
 use crate::look::{LeftAlone, LookRequest};
 use crate::oci::Tag;
 
@@ -75,7 +75,7 @@ impl RestingTags {
             .collect();
         // A tag that the look saw and does not report as failed is well or gone.
         let is_seen = |tag: &Tag| {
-            look.trouble.is_empty() && (request.tags.is_empty() || request.tags.contains(tag))
+            look.sight == Sight::Full && (request.tags.is_empty() || request.tags.contains(tag))
         };
         self.0.retain(|destination, resting| {
             failed.contains_key(destination.as_str()) || !is_seen(&resting.tag)
@@ -285,6 +285,7 @@ mod tests {
                 class: "retryable".into(),
                 text: "down".into(),
             }],
+            sight: Sight::Blind,
             ..Look::default()
         };
         resting.note(&ask(&[]), &blind, now).unwrap();

@@ -74,6 +74,7 @@ impl Passed {
             jobs: look.jobs.iter().filter(listed).cloned().collect(),
             totals: look.totals,
             trouble: look.trouble.clone(),
+            sight: look.sight,
             found: look.found,
             named: look.named.clone(),
         };

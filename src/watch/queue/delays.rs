@@ -28,6 +28,12 @@ impl RetryDelays {
         backoff: Backoff::new(Duration::from_secs(60), Duration::from_secs(15 * 60)),
         holds_polls: true,
     };
+    /// A list was refused in a way that rarely passes by itself. Polls go on; a tag that rests is
+    /// no reason to look earlier.
+    pub const REFUSED: RetryDelays = RetryDelays {
+        backoff: Backoff::new(Duration::from_secs(15), Duration::from_secs(15 * 60)),
+        holds_polls: false,
+    };
     /// The repository does not exist yet: the next poll finds the first push.
     pub const ABSENT: RetryDelays = RetryDelays {
         backoff: Backoff::new(Duration::from_secs(15), Duration::from_secs(15 * 60)),

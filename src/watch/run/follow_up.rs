@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::Watch;
 use crate::endpoint::Repositories;
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Settled};
+use crate::job::{Actor, Cause, Look, Outcome, Settled, Sight};
 use crate::look::LookRequest;
 use crate::look::PassOptions;
 use crate::watch::handle::run_id;
@@ -63,7 +63,8 @@ pub(super) fn again(request: &LookRequest) -> LookRequest {
     }
 }
 
-/// The delays for another look at the whole repository, if its trouble may pass by itself.
+/// The delays for another look at the whole repository, if its trouble may pass by itself. Each
+/// look that lacks a list has some, unless the look was stopped: its resting tags wait for it.
 pub(super) fn pace(look: &Look) -> Option<RetryDelays> {
     let whole = |class: Class| {
         look.trouble
@@ -74,8 +75,11 @@ pub(super) fn pace(look: &Look) -> Option<RetryDelays> {
         Some(RetryDelays::SLOW)
     } else if whole(Class::RETRYABLE) || whole(Class::Corrupt) {
         Some(RetryDelays::WHOLE)
+    } else if whole(Class::NotFound) {
+        Some(RetryDelays::ABSENT)
     } else {
-        whole(Class::NotFound).then_some(RetryDelays::ABSENT)
+        let is_refused = look.sight == Sight::Blind && whole(Class::Rejected);
+        is_refused.then_some(RetryDelays::REFUSED)
     }
 }
 

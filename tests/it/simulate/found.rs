@@ -631,6 +631,37 @@ fn a_refused_tag_slows_no_other() {
     });
 }
 
+/// A tag rested, and staging's list was refused: the end of the rest caused one look after another.
+#[test]
+fn a_list_that_is_refused_is_not_read_again_at_once_for_a_resting_tag() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        stage.nature.poll = Duration::from_secs(24 * 3600);
+        stage.nature.verify = stage.nature.poll;
+        stage
+            .production
+            .set(|settings| settings.denied = ["v1".to_owned()].into());
+        let image = stage.image();
+        stage.push(&image, &["v1"]);
+        stage.start();
+        stage.pass(30).await;
+        let rests_since = stage.trace.now();
+        assert!(!stage.results("v1").is_empty(), "it was tried");
+        stage.staging.plan(Operation::Tags, TroubleKind::Odd, 1_000);
+        stage.pass(600).await;
+        let asked = stage.requests(Operation::Tags, rests_since);
+        assert!(
+            (2..=12).contains(&asked),
+            "{asked} lists in ten minutes\n{}",
+            stage.story("v1")
+        );
+        stage.staging.forget_plans();
+        stage.production.set(|settings| settings.denied.clear());
+        stage.arrives(&image, "v1", 900).await;
+        stage.assert_promises_kept();
+    });
+}
+
 /// A body that panicked while it was polled poisoned the read that it shared, and ended the
 /// process.
 #[test]

@@ -100,6 +100,8 @@ pub enum TroubleKind {
     BusyFor(u64),
     /// 5xx.
     Broken,
+    /// An answer that another try cannot mend, such as a page of a proxy.
+    Odd,
     /// The connection breaks before the registry has read the request.
     Reset,
     /// The registry acts, and its answer is lost.
@@ -561,6 +563,7 @@ impl Fate {
             TroubleKind::Busy => Some(busy(None)),
             TroubleKind::BusyFor(seconds) => Some(busy(Some(Duration::from_secs(seconds)))),
             TroubleKind::Broken => Some(Fault::retryable("internal server error")),
+            TroubleKind::Odd => Some(Fault::rejected("the answer is no JSON")),
             TroubleKind::Reset => Some(Fault::retryable("connection reset")),
             _ => None,
         }
