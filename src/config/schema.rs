@@ -82,7 +82,12 @@ struct Registry {
     /// Whether credentials may travel over plain http beyond this machine. Default: false.
     insecure: Option<bool>,
     /// Overrides the recognised kind of registry.
-    #[schemars(schema_with = "kinds")]
+    // A field with `schema_with` counts as required, `Option` or not, unless it has a default.
+    #[schemars(
+        schema_with = "kinds",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     kind: Option<String>,
     /// Requests at once, 1 to 256.
     concurrency: Option<Number>,

@@ -12,27 +12,27 @@ use tempfile::TempDir;
 const METRICS: &str = include_str!("metrics.txt");
 
 /// A page, by its path from the top of the repository.
-struct Page {
-    path: PathBuf,
-    text: String,
+pub(crate) struct Page {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
 }
 
 /// A fenced block: what stands behind its fence, and its lines.
-struct Block {
-    info: String,
-    text: String,
+pub(crate) struct Block {
+    pub(crate) info: String,
+    pub(crate) text: String,
 }
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: impl AsRef<Path>) -> String {
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
     let path = top().join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
+pub(crate) fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(top().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
     let mut paths: Vec<_> = entries
@@ -44,7 +44,7 @@ fn files_in(folder: &str, ending: &str) -> Vec<PathBuf> {
     paths
 }
 
-fn pages() -> Vec<Page> {
+pub(crate) fn pages() -> Vec<Page> {
     let mut paths = files_in("docs", ".md");
     paths.extend(["README.md", "CHANGELOG.md"].map(PathBuf::from));
     paths
@@ -56,7 +56,7 @@ fn pages() -> Vec<Page> {
         .collect()
 }
 
-fn blocks(text: &str) -> Vec<Block> {
+pub(crate) fn blocks(text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut open: Option<Block> = None;
     for line in text.lines() {
@@ -100,7 +100,7 @@ fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     lines.map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
 }
 
-fn blobferry(arguments: &[&str], credentials: &Path) -> Output {
+pub(crate) fn blobferry(arguments: &[&str], credentials: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
     command
         .args(arguments)

@@ -47,6 +47,7 @@ mod remarks;
 mod resting;
 mod running;
 mod sandbox;
+mod schema;
 mod scripted;
 mod seams;
 mod sessions;
