@@ -169,11 +169,7 @@ async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec
             .flatten()
         {
             if tried.insert(side.repository.address()) {
-                let written = write(&side.repository).boxed_local().await;
-                checks.push(Check::of(
-                    format!("write {}", side.repository.address()),
-                    written,
-                ));
+                checks.push(write(&side.repository).boxed_local().await);
                 checks.extend(mutable(&side.repository).await);
             }
         }
@@ -251,8 +247,19 @@ async fn mutable(destination: &Repository) -> Option<Check> {
     }
 }
 
-async fn write(destination: &Repository) -> Result<String, Fault> {
-    // A check changes nothing: what the first promotion creates is not created here.
+/// A check changes nothing: what the first promotion creates is not created here.
+async fn write(destination: &Repository) -> Check {
+    let name = format!("write {}", destination.address());
+    if let Repository::Layout(layout) = destination {
+        return match layout.is_there().await {
+            Ok(false) => Check::warning(
+                name,
+                "this layout does not exist yet; the first promotion creates it",
+            ),
+            Ok(true) => Check::of(name, try_upload(destination).await),
+            Err(fault) => Check::of(name, Err(fault)),
+        };
+    }
     let (destination, creates) = match destination.clone() {
         Repository::Ecr(repository) => {
             let (repository, creates) = repository.as_it_is();
@@ -260,12 +267,13 @@ async fn write(destination: &Repository) -> Result<String, Fault> {
         }
         other => (other, false),
     };
-    match try_upload(&destination).await {
+    let tried = match try_upload(&destination).await {
         Err(fault) if creates && fault.class() == Class::NotFound => {
             Ok("does not exist; the first promotion creates it".into())
         }
         tried => tried,
-    }
+    };
+    Check::of(name, tried)
 }
 
 async fn try_upload(destination: &Repository) -> Result<String, Fault> {

@@ -172,6 +172,21 @@ struct IndexLock {
 }
 
 impl Repository {
+    /// Whether it is a layout already. Nothing is made.
+    ///
+    /// # Errors
+    /// When it cannot be read, and when it is not there and no write could make it.
+    pub async fn is_there(&self) -> Result<bool, Fault> {
+        self.act(|store| {
+            let is_there = store.is_layout()?;
+            if !is_there {
+                store.may_be_made()?;
+            }
+            Ok(is_there)
+        })
+        .await
+    }
+
     /// One act on the disk, counted, off the runtime's thread.
     async fn act<T: Send + 'static>(
         &self,

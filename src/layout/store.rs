@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
@@ -157,6 +157,18 @@ impl Store {
             "{} is an image layout of version {version} (supported: 1)",
             self.folder.display()
         )))
+    }
+
+    /// Whether a first write may make the folder: the nearest one above it that exists decides.
+    /// Nothing is made.
+    pub fn may_be_made(&self) -> Result<(), Fault> {
+        self.fit()?;
+        let mut above = self.folder.ancestors();
+        let Some(there) = above.find(|folder| folder.exists()) else {
+            return Ok(());
+        };
+        rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|error| fault("create a folder in", there, error.into()))
     }
 
     /// The index. `None`: the folder is no layout. A layout has an index, even where it holds

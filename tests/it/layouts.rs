@@ -289,3 +289,25 @@ async fn files_and_folders_of_a_layout_respect_the_umask() {
         }
     }
 }
+
+/// An operator mistyped a layout's folder; the check made it and said that all was well.
+#[tokio::test]
+async fn a_check_makes_no_layout_and_says_that_there_is_none() {
+    let ferry = Ferry::bare();
+    layout::write(&ferry.path("here/app"), &[("v1", &Image::oci(1, &[100]))]);
+    let url = |folder: &str| format!("layout:{}", ferry.path(folder).display());
+    let config = Config::new()
+        .registry("staging", &url("here"))
+        .registry("production", &url("nodisk"));
+    ferry.write_config(&config.route("app", json!({})));
+    let checked = ferry.run(&["check", "--online"]).await.expect(0);
+    let absent = "nodisk/app: this layout does not exist yet; the first promotion creates it";
+    let line = checked.stdout.lines().find(|line| line.ends_with(absent));
+    let is_warning = line.is_some_and(|line| line.starts_with("! ") || line.starts_with("warn "));
+    assert!(is_warning, "{}", checked.stdout);
+    assert!(!ferry.path("nodisk").exists());
+    ferry.sync(&[]).await.expect(0);
+    let checked = ferry.run(&["check", "--online"]).await.expect(0);
+    let opened = "nodisk/app: an upload can be opened and cancelled";
+    assert!(checked.stdout.contains(opened), "{}", checked.stdout);
+}
