@@ -355,15 +355,17 @@ impl Arguments {
     }
 
     fn config_path(&self) -> PathBuf {
-        let named = || {
+        self.named_config().unwrap_or_else(|| DEFAULT_CONFIG.into())
+    }
+
+    /// The config file that the option or the environment names.
+    fn named_config(&self) -> Option<PathBuf> {
+        let variable = || {
             environment("BLOBFERRY_CONFIG")
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
         };
-        self.config
-            .clone()
-            .or_else(named)
-            .unwrap_or_else(|| DEFAULT_CONFIG.into())
+        self.config.clone().or_else(variable)
     }
 
     /// The options that a command must repeat to work with the same config and state, each with a

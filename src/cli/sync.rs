@@ -1,6 +1,8 @@
 //! `sync`: one pass over the routes. Beside a running daemon the daemon makes it, since only one
 //! process may use a state.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -79,7 +81,8 @@ impl Sync {
             return self.run_here(&config, show, mode, lines).await;
         }
         let socket = Socket::in_state(&arguments.state_path()?.folder);
-        if let Some(report) = self.ask_daemon(&socket, mode.clone(), show).await? {
+        let named = arguments.named_config().filter(|_| !self.dry_run);
+        if let Some(report) = self.ask_daemon(&socket, named, mode.clone(), show).await? {
             show.report(lines, &report);
             return Ok(report.exit_code);
         }
@@ -101,16 +104,19 @@ impl Sync {
     /// The config of a dry run that a running daemon would not plan with, because it was started
     /// with another one.
     async fn plan_of_its_own(&self, arguments: &Arguments) -> Result<Option<Config>, Failure> {
-        if !self.dry_run || arguments.config.is_none() {
+        let named = arguments.named_config().filter(|_| self.dry_run);
+        let Some(named) = named else {
+            return Ok(None);
+        };
+        let socket = Socket::in_state(&arguments.state_path()?.folder);
+        let Some(status) = socket.read("/v1/status").await? else {
+            return Ok(None);
+        };
+        // The variable is set for every command: a broken edit must not hide the daemon.
+        if arguments.config.is_none() && is_same_file(&named, daemons_config(&status)) {
             return Ok(None);
         }
         let config = arguments.config()?;
-        let Some(status) = Socket::in_state(&config.daemon.state)
-            .read("/v1/status")
-            .await?
-        else {
-            return Ok(None);
-        };
         if status["config"]["hash"] == config.hash {
             return Ok(None);
         }
@@ -142,12 +148,16 @@ impl Sync {
     async fn ask_daemon(
         &self,
         socket: &Socket,
+        named: Option<PathBuf>,
         mode: ProgressMode,
         show: Show<'_>,
     ) -> Result<Option<Report>, Failure> {
         let Some(status) = socket.read("/v1/status").await? else {
             return Ok(None);
         };
+        if let Some(named) = named {
+            follows(&named, daemons_config(&status))?;
+        }
         if let Ok(status) = serde_json::from_value::<Status>(status) {
             known(
                 &self.routes,
@@ -229,6 +239,31 @@ async fn glance(socket: &Socket) -> String {
         ),
         None => "the daemon is at work".into(),
     }
+}
+
+fn daemons_config(status: &Value) -> &Path {
+    Path::new(status["config"]["path"].as_str().unwrap_or_default())
+}
+
+/// Refuses a config that the daemon does not follow: its own rules would run instead.
+fn follows(named: &Path, daemons: &Path) -> Result<(), Failure> {
+    if is_same_file(named, daemons) {
+        return Ok(());
+    }
+    Err(Failure::usage(format_args!(
+        "the running daemon uses {}, not {}; change that file and reload the daemon, or use --dry-run",
+        daemons.display(),
+        named.display()
+    )))
+}
+
+/// Whether two paths lead to one file, there or not.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((resolve(one), resolve(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    path.canonicalize().or_else(|_| std::path::absolute(path))
 }
 
 /// Refuses a route that the config does not have.

@@ -250,7 +250,9 @@ impl Running {
         self.board.update(|status| {
             status.version = env!("CARGO_PKG_VERSION").into();
             status.started.get_or_insert(clock::now());
-            let path = config.path.display().to_string();
+            // Absolute: its reader may stand in another folder.
+            let path = std::path::absolute(&config.path).unwrap_or_else(|_| config.path.clone());
+            let path = path.display().to_string();
             status.config = ConfigStatus {
                 path,
                 loaded: Some(clock::now()),

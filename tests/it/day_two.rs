@@ -207,6 +207,35 @@ async fn another_config_is_planned_with_beside_the_daemon() {
     assert_eq!(status["routes"][0]["name"], "app");
 }
 
+/// The pass of another config was ordered, and the daemon's rules ran without a word.
+#[tokio::test]
+async fn a_pass_of_another_config_is_refused_beside_the_daemon() {
+    let stage = Stage::new(Program::Distribution2).await;
+    stage
+        .push()
+        .push("app", "v1", &Image::oci(1, &[1000]))
+        .await;
+    let _daemon = stage.ferry.start_ready().await;
+    let own = stage.ferry.path("blobferry.yaml");
+    let text = std::fs::read_to_string(&own).expect("the config");
+    let other = stage.ferry.file("other.yaml", &text);
+    let refused = stage.ferry.run(&["sync", "-c", &other]).await.expect(2);
+    let words = format!(
+        "the running daemon uses {}, not {other}; change that file and reload the daemon, or use --dry-run",
+        own.display()
+    );
+    assert!(refused.stderr.contains(&words), "{}", refused.stderr);
+    let link = stage.ferry.path("link.yaml");
+    std::os::unix::fs::symlink(&own, &link).expect("a link");
+    let link = link.display().to_string();
+    stage.ferry.run(&["sync", "-c", &link]).await.expect(0);
+    stage
+        .ferry
+        .run(&["sync", "--dry-run", "-c", &other])
+        .await
+        .expect(0);
+}
+
 /// The plan of another config differs by one tag more and one tag less; what both do alike is not
 /// listed.
 #[tokio::test]
