@@ -158,7 +158,9 @@ fn way_out(options: &str, job: &Settled) -> Option<String> {
         clean(&job.destination)
     );
     match job.result {
-        Outcome::Conflict => Some(format!("push under a new tag; or replace it: {copy}")),
+        Outcome::Conflict => Some(format!(
+            "push under a new tag and put the old tag back in staging, or exclude it; or replace it: {copy}"
+        )),
         Outcome::Drift | Outcome::Existing => Some(format!("to put staging's image there: {copy}")),
         _ => None,
     }

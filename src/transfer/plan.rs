@@ -84,7 +84,7 @@ pub fn decide(rules: TagRules, facts: &Facts, order: &Order) -> Decision {
         return Decision::Promote;
     }
     let decision = if order.explicit {
-        explicit(rules, source, production)
+        explicit(rules, order, source, production)
     } else {
         by_rules(rules, facts, source, production)
     };
@@ -101,40 +101,54 @@ fn refused(source: Digest) -> Decision {
     ))
 }
 
-fn explicit(rules: TagRules, source: Digest, production: Digest) -> Decision {
-    if rules.moving {
-        Decision::Promote
-    } else {
-        Decision::Conflict(format!(
+fn explicit(rules: TagRules, order: &Order, source: Digest, production: Digest) -> Decision {
+    match order.replace {
+        _ if rules.moving => Decision::Promote,
+        Some(named) => Decision::Conflict(format!(
+            "--replace named {named}, but production names {production}; it stays"
+        )),
+        None => Decision::Conflict(format!(
             "production names {production}, not {source}; to move this fixed tag, say --replace {production}"
-        ))
+        )),
     }
 }
 
 fn by_rules(rules: TagRules, facts: &Facts, source: Digest, production: Digest) -> Decision {
     match (facts.ledger_known, facts.ledger_agrees) {
-        (true, true) => ours(rules, source, production),
-        (true, false) if rules.drift == Drift::Restore => ours(rules, source, production),
+        (true, true) => promote_moving(rules, moved_in_staging(source, production)),
+        (true, false) if rules.drift == Drift::Restore => {
+            promote_moving(rules, changed_in_production(source, production))
+        }
         (true, false) => Decision::Drift(drift_text(rules, source, production)),
         (false, _) => existing(rules, source, production),
     }
 }
 
-fn ours(rules: TagRules, source: Digest, production: Digest) -> Decision {
+fn promote_moving(rules: TagRules, conflict: String) -> Decision {
     if rules.moving {
         Decision::Promote
     } else {
-        Decision::Conflict(format!(
-            "staging moved a fixed tag to {source}, production keeps {production}; push the content under a new tag, list the tag under `moving`, or copy with --replace {production}"
-        ))
+        Decision::Conflict(conflict)
     }
+}
+
+fn moved_in_staging(source: Digest, production: Digest) -> String {
+    format!(
+        "staging moved a fixed tag to {source}, production keeps {production}; push the content under a new tag and put staging's old tag back (or exclude it): until then it stays a conflict, and a moving tag of the same digest is refused. Or list the tag under `moving`, or copy with --replace {production}"
+    )
+}
+
+fn changed_in_production(source: Digest, production: Digest) -> String {
+    format!(
+        "the fixed tag was changed in production to {production}, and `drift: restore` moves no fixed tag; to put {source} there, copy with --replace {production}"
+    )
 }
 
 fn existing(rules: TagRules, source: Digest, production: Digest) -> Decision {
     match (rules.moving, rules.existing) {
         (true, Existing::Adopt) => Decision::Promote,
         (false, Existing::Adopt) => Decision::Conflict(format!(
-            "production already names {production}, not {source}, and a fixed tag does not move"
+            "production names {production}, not {source}, and `existing: adopt` moves no fixed tag; to put {source} there, copy with --replace {production}"
         )),
         (_, Existing::Keep) => Decision::Existing(existing_text(rules, production)),
     }
@@ -149,7 +163,7 @@ fn drift_text(rules: TagRules, source: Digest, production: Digest) -> String {
         ""
     };
     format!(
-        "someone moved the production tag to {production}; it stays so. To put {source} there, {setting}copy it over by hand"
+        "the production tag was changed to {production}; it stays. To put {source} there, {setting}copy it over by hand"
     )
 }
 
@@ -159,7 +173,7 @@ fn existing_text(rules: TagRules, production: Digest) -> String {
     } else {
         ""
     };
-    format!("production named {production} before blobferry, and it stays so{setting}")
+    format!("production names {production}, which is not in the ledger; it stays{setting}")
 }
 
 #[cfg(test)]
@@ -320,6 +334,70 @@ mod tests {
                 &expect("s")
             )),
             Want::Promote
+        );
+    }
+
+    /// The reason of a decision that leaves production as it is.
+    fn reason(decision: Decision) -> String {
+        match decision {
+            Decision::Conflict(text)
+            | Decision::Drift(text)
+            | Decision::Existing(text)
+            | Decision::Refused(text) => text,
+            other => panic!("{other:?} has no reason"),
+        }
+    }
+
+    #[test]
+    fn a_stale_replace_is_told_with_both_digests() {
+        let facts = Facts {
+            source: Some(digest("s")),
+            destination: Some(digest("p")),
+            ledger_known: true,
+            ledger_agrees: true,
+        };
+        let order = Order {
+            explicit: true,
+            replace: Some(digest("other")),
+            ..Order::default()
+        };
+        assert_eq!(
+            reason(decide(TagRules::default(), &facts, &order)),
+            format!(
+                "--replace named {}, but production names {}; it stays",
+                digest("other"),
+                digest("p")
+            )
+        );
+    }
+
+    /// `drift: restore` on a fixed tag that was changed in production said that staging had moved
+    /// it.
+    #[test]
+    fn a_reason_names_the_side_that_changed() {
+        let facts = |ledger_known, ledger_agrees| Facts {
+            source: Some(digest("s")),
+            destination: Some(digest("p")),
+            ledger_known,
+            ledger_agrees,
+        };
+        let restore = TagRules {
+            drift: job::Drift::Restore,
+            ..TagRules::default()
+        };
+        let told = |rules, facts: &Facts| reason(decide(rules, facts, &Order::default()));
+        let (s, p) = (digest("s"), digest("p"));
+        assert!(told(restore, &facts(true, true)).starts_with(&format!(
+            "staging moved a fixed tag to {s}, production keeps {p}; "
+        )));
+        let restored = told(restore, &facts(true, false));
+        assert!(
+            restored.starts_with(&format!("the fixed tag was changed in production to {p}, ")),
+            "{restored}"
+        );
+        assert_eq!(
+            told(TagRules::default(), &facts(false, false)),
+            format!("production names {p}, which is not in the ledger; it stays")
         );
     }
 

@@ -58,7 +58,9 @@ async fn a_signature_that_a_person_replaced_stays_and_is_reported_as_drift() {
         let job = run.job(&signed.tag);
         assert_eq!(job["result"], "drift", "{job:#}");
         assert!(
-            job["reasons"].to_string().contains("someone moved"),
+            job["reasons"]
+                .to_string()
+                .contains("the production tag was changed"),
             "{job:#}"
         );
     }
