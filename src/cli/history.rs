@@ -5,13 +5,13 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::lines::Lines;
-use super::output::{screen_width, short, table};
+use super::output::{plural, screen_width, short, table};
 use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
 use crate::config::StatePath;
-use crate::job::{Outcome, Settled};
-use crate::ledger::{Ledger, Query, Row};
+use crate::job::{Actor, Outcome, Settled};
+use crate::ledger::{Content, Ledger, Query, Reload, Row, Verified};
 use crate::oci::Reference;
 
 /// Show what was promoted, and what was not and why
@@ -20,8 +20,11 @@ use crate::oci::Reference;
   blobferry history                      the newest rows, the last one newest
   blobferry history prod-demo-app:v7     what happened to one tag
   blobferry history --json --limit 1000  a JSON object on each line, every fact
+  blobferry history --verify             is every row as it was recorded
 
-A row stands for each change of a tag's result, not for each look.")]
+A row stands for each change of a tag's result, not for each look, and for each
+reading of the config. --verify checks the hashes that chain all rows, from the
+file; it ends with 1 and names the first row that is not as it was recorded.")]
 pub(super) struct History {
     /// Only this source or destination repository, or one tag of it; its host may stand in front
     #[arg(value_name = "REPO[:TAG]")]
@@ -32,6 +35,9 @@ pub(super) struct History {
     /// At most so many rows, the newest
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
+    /// Check that no row was changed or removed since it was recorded
+    #[arg(long, conflicts_with_all = ["repository", "json", "limit"])]
+    verify: bool,
 }
 
 impl History {
@@ -41,6 +47,9 @@ impl History {
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
+        if self.verify {
+            return verify(&state, lines).await;
+        }
         let mut rows = match Socket::in_state(&state.folder).read(&self.path()).await? {
             Some(body) => told(body)?,
             None => self.read(&state).await?,
@@ -64,15 +73,7 @@ impl History {
     }
 
     async fn read(&self, state: &StatePath) -> Result<Vec<Row>, Failure> {
-        let Some(ledger) =
-            Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))?
-        else {
-            if let Some(doubt) = &state.doubt {
-                say(&format!(
-                    "there is no ledger in {} (name another folder with --state DIR); {doubt}",
-                    state.folder.display()
-                ));
-            }
+        let Some(ledger) = open(state)? else {
             return Ok(Vec::new());
         };
         let rows = ledger
@@ -128,6 +129,44 @@ impl History {
     }
 }
 
+/// The ledger of the state folder, to read it. `None`: there is none.
+fn open(state: &StatePath) -> Result<Option<Ledger>, Failure> {
+    let ledger = Ledger::open_to_read(&state.folder).map_err(|error| Failure::new(2, error))?;
+    if let (None, Some(doubt)) = (&ledger, &state.doubt) {
+        say(&format!(
+            "there is no ledger in {} (name another folder with --state DIR); {doubt}",
+            state.folder.display()
+        ));
+    }
+    Ok(ledger)
+}
+
+/// Checks the chain of rows in the file, whether a daemon runs or not.
+async fn verify(state: &StatePath, lines: &mut Lines) -> Result<u8, Failure> {
+    let Some(ledger) = open(state)? else {
+        let folder = state.folder.display();
+        return Err(Failure::said(
+            5,
+            format_args!("there is no ledger in {folder}"),
+        ));
+    };
+    let verified = ledger.verify().await;
+    ledger.close().await;
+    match verified.map_err(|error| Failure::new(1, error))? {
+        Verified::Whole { rows, ledger, last } => {
+            let rows = plural(rows, "row");
+            lines.line(format!(
+                "{rows}, all as recorded; ledger {ledger}, last row {last}"
+            ));
+            Ok(0)
+        }
+        Verified::Broken { row, reason } => Err(Failure::said(
+            1,
+            format_args!("row {row} is not as it was recorded: {reason}"),
+        )),
+    }
+}
+
 fn told(mut body: Value) -> Result<Vec<Row>, Failure> {
     serde_json::from_value(body["promotions"].take()).map_err(|error| {
         Failure::said(1, format_args!("the daemon is of another version: {error}"))
@@ -136,27 +175,13 @@ fn told(mut body: Value) -> Result<Vec<Row>, Failure> {
 
 fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     let cells = rows.iter().map(|row| {
-        let job = &row.settled;
-        let why = job
-            .error
-            .iter()
-            .map(|error| &error.text)
-            .chain(&job.reasons)
-            .cloned()
-            .chain(said(job))
-            .collect::<Vec<_>>()
-            .join("; ");
-        [
-            row.at
-                .to_zoned(zone.clone())
-                .strftime("%Y-%m-%d %H:%M:%S %Z")
-                .to_string(),
-            job.result.name().replace('_', " "),
-            job.destination.clone(),
-            digests(job),
-            format!("{} by {}", job.cause, job.actor),
-            why,
-        ]
+        let at = row.at.to_zoned(zone.clone());
+        let at = at.strftime("%Y-%m-%d %H:%M:%S %Z").to_string();
+        let [result, destination, digests, cause, why] = match &row.content {
+            Content::Outcome(job) => of_job(job),
+            Content::Reload(reload) => of_reload(reload, &row.config_hash),
+        };
+        [at, result, destination, digests, cause, why]
     });
     table(
         width,
@@ -165,16 +190,49 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     )
 }
 
+/// The cells behind the time, of what came of a job.
+fn of_job(job: &Settled) -> [String; 5] {
+    let error = job.error.iter().map(|error| error.text.clone());
+    let reasons = job.reasons.iter().cloned();
+    let why = error.chain(reasons).chain(said(&job.actor, job.expired));
+    [
+        job.result.name().replace('_', " "),
+        job.destination.clone(),
+        digests(job),
+        format!("{} by {}", job.cause, job.actor),
+        why.collect::<Vec<_>>().join("; "),
+    ]
+}
+
+/// The same of a reading of the config.
+fn of_reload(reload: &Reload, in_force: &str) -> [String; 5] {
+    let result = if reload.accepted {
+        "config read"
+    } else {
+        "config refused"
+    };
+    let in_force = format!("config {in_force} is in force");
+    let why = reload.error.iter().cloned().chain([in_force]);
+    let why = why.chain(said(&reload.actor, reload.expired));
+    [
+        result.into(),
+        String::new(),
+        String::new(),
+        format!("reload by {}", reload.actor),
+        why.collect::<Vec<_>>().join("; "),
+    ]
+}
+
 /// The claimed actor and reason, marked as claimed; or a note that the text was dropped.
-fn said(job: &Settled) -> impl Iterator<Item = String> {
-    let remarks = &job.actor.remarks;
+fn said(actor: &Actor, is_expired: bool) -> impl Iterator<Item = String> {
+    let remarks = &actor.remarks;
     let claim = remarks.claimed_actor.as_ref();
     let reason = remarks.reason.as_ref();
     claim
         .map(|name| format!("says to be {name}"))
         .into_iter()
         .chain(reason.map(|reason| format!("says: {reason}")))
-        .chain(job.expired.then(|| "text expired".to_owned()))
+        .chain(is_expired.then(|| "text expired".to_owned()))
 }
 
 /// What production names now, and what it named or what staging names where that is another digest.
@@ -206,6 +264,7 @@ mod tests {
             repository: Some(text.into()),
             json: false,
             limit: 7,
+            verify: false,
         }
     }
 
@@ -238,7 +297,8 @@ mod tests {
             host: words(),
             config_hash: words(),
             version: words(),
-            settled,
+            hash: crate::oci::Digest::sha256(b"x"),
+            content: Content::Outcome(Box::new(settled)),
         };
         let page = page(&[row], None, &TimeZone::UTC);
         let line = page.lines().nth(1).unwrap();
@@ -294,7 +354,8 @@ mod tests {
             host: words(),
             config_hash: words(),
             version: words(),
-            settled,
+            hash: crate::oci::Digest::sha256(b"x"),
+            content: Content::Outcome(Box::new(settled)),
         };
         assert!(page(&[row], None, &TimeZone::UTC).contains(&"x".repeat(5000)));
     }

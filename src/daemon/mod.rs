@@ -23,6 +23,8 @@ use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
+use crate::job::Actor;
+use crate::ledger::Reload;
 use crate::look::topology::Topology;
 use crate::parts::{self, Parts};
 use crate::state::{self, FolderCheck, StateLock};
@@ -280,7 +282,7 @@ impl Running {
         loop {
             let asked = stop.run_until_cancelled(lost.run_until_cancelled(signals.next()));
             match asked.await {
-                Some(Some(Asked::Reload)) => self.reload(&load),
+                Some(Some(Asked::Reload)) => self.reload(&load).await,
                 Some(Some(Asked::Stop) | None) | None => break,
             }
         }
@@ -295,23 +297,42 @@ impl Running {
     }
 
     /// Reads the config again. A bad one is refused and the old one stays.
-    fn reload(&mut self, load: &impl Fn() -> Result<Config, config::Error>) {
+    async fn reload(&mut self, load: &impl Fn() -> Result<Config, config::Error>) {
         tell_systemd(&[
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now()
                 .unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
         let before = self.topology.borrow().clone();
-        match self.load(load, &before) {
-            Ok((config, topology)) => self.adopt(config, topology, &before),
+        let refused = match self.load(load, &before) {
+            Ok((config, topology)) => {
+                self.adopt(config, topology, &before);
+                None
+            }
             Err(error) => {
                 tracing::error!(%error, "the config was refused; the old one stays in force");
                 self.parts.watch.reloaded(false);
                 self.board
                     .update(|status| status.config.refused = Some(error.to_string()));
+                Some(error.to_string())
             }
-        }
+        };
+        self.record_reload(refused).await;
         tell_systemd(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// Adds the reading of the config to the ledger.
+    async fn record_reload(&self, error: Option<String>) {
+        let reload = Reload {
+            accepted: error.is_none(),
+            error,
+            actor: Actor::daemon(),
+            expired: false,
+        };
+        let facts = parts::facts(&self.config.hash);
+        if let Err(fault) = self.parts.ledger.reloaded(reload, facts).await {
+            tracing::error!(error = %fault.chain(), "the ledger could not be written");
+        }
     }
 
     fn load(

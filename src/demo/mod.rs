@@ -25,6 +25,7 @@ use crate::admin::client;
 use crate::config::Config;
 use crate::daemon;
 use crate::job::{Outcome, Settled};
+use crate::ledger::Content;
 use crate::oci::{Digest, RepositoryName, Tag};
 use image::Sample;
 use registry::Registry;
@@ -325,7 +326,9 @@ impl<'a> Stage<'a> {
         };
         for row in page.promotions {
             self.seen = self.seen.max(row.id);
-            let job = row.settled;
+            let Content::Outcome(job) = row.content else {
+                continue;
+            };
             self.summary.bytes_sent += job.bytes_sent;
             self.summary.bytes_spared += job.bytes_spared;
             if job.result == Outcome::UpToDate {
@@ -333,10 +336,7 @@ impl<'a> Stage<'a> {
             }
             self.summary.promoted += u64::from(job.result == Outcome::Promoted);
             let lag = self.lag(&job);
-            tell(DemoEvent::Settled {
-                job: Box::new(job),
-                lag,
-            });
+            tell(DemoEvent::Settled { job, lag });
         }
     }
 

@@ -15,6 +15,7 @@ pub(super) const SCHEMA: Schema = Schema {
     durable: false,
     application: 0x62_66_69_78,
     migrations: &[VERSION_1, VERSION_2],
+    fill: |_| Ok(()),
 };
 
 const VERSION_1: &str = "

@@ -101,23 +101,6 @@ pub struct Settled {
     pub expired: bool,
 }
 
-impl Settled {
-    /// The same without the texts that people and registries wrote. What is kept says what
-    /// happened, to what, and by which principal.
-    pub fn without_texts(self) -> Settled {
-        Settled {
-            actor: Actor::named(self.actor.name),
-            reasons: Vec::new(),
-            error: self.error.map(|error| Trouble {
-                text: String::new(),
-                ..error
-            }),
-            expired: true,
-            ..self
-        }
-    }
-}
-
 /// How much a look saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sight {

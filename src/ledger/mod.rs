@@ -1,8 +1,9 @@
 //! The ledger: what happened, and what is known of each production tag.
 //!
-//! Append-only rows, one for each change of a job's result (old ones lose their texts: see
-//! [`Ledger::drop_old_texts`]), and for each place in a destination the
-//! digest that we wrote or that both sides agreed on. The plan distinguishes these tags from tags
+//! Append-only rows, one for each change of a job's result and for each reading of the config, each
+//! with a hash that covers it and all earlier ones ([`Ledger::verify`]; old ones lose their texts:
+//! see [`Ledger::drop_old_texts`]). For each place in a destination the digest that we wrote or that
+//! both sides agreed on. The plan distinguishes these tags from tags
 //! that people changed, so losing the ledger makes the daemon more careful, never less: a tag that
 //! differs then counts as existing. For the same reason it is never set aside by itself: an
 //! unusable one is an error.
@@ -27,13 +28,15 @@ use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
+mod chain;
 mod retention;
 mod rows;
 mod schema;
 mod tag_records;
 
+pub use chain::Verified;
 pub use retention::Step;
-pub use rows::{Query, Row};
+pub use rows::{Content, Query, Reload, Row};
 
 /// The file in the state folder.
 const FILE: &str = "ledger.db";
@@ -383,12 +386,19 @@ impl Ledger {
                 tag_records::report(db, &key.destination, &there)?;
             }
             let last = rows::last(db, &key)?;
-            let news = is_news(last.as_ref().map(|row| &row.settled), &settled);
+            let news = is_news(last.as_ref().and_then(Row::settled), &settled);
             if news {
                 rows::add(db, &key, &settled, &facts)?;
             }
             Ok(news)
         };
+        self.store.write(act).await.map_err(unwritable)
+    }
+
+    /// Adds a row for a reading of the config.
+    pub async fn reloaded(&self, reload: Reload, facts: RunFacts) -> Result<(), Fault> {
+        let content = Content::Reload(Box::new(reload));
+        let act = move |db: &Connection| rows::append(db, &content, None, &facts).map(drop);
         self.store.write(act).await.map_err(unwritable)
     }
 

@@ -1,7 +1,7 @@
-//! Texts of old rows: what people and registries wrote is dropped after `daemon.retention`; the row
-//! and its number stay.
+//! Texts of old rows: what people and registries wrote is dropped after `daemon.retention`; the row,
+//! its number and its hash stay.
 //!
-//! Promotions keep all they say, whatever their age. One task drops the texts, a bounded number of
+//! Promotions, decisions and evidence keep all they say, whatever their age. One task drops the texts, a bounded number of
 //! rows at a time, so that no other write waits for long.
 
 use std::time::Duration;
@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
-use super::{Ledger, rows, unwritable};
+use super::rows::RawRow;
+use super::{Ledger, chain, unwritable};
 use crate::clock;
 use crate::fault::Fault;
-use crate::job::{Outcome, Settled};
 
 /// Rows that one step reads.
 const STRIDE: u32 = 500;
@@ -55,8 +55,8 @@ impl Ledger {
         }
     }
 
-    /// Drops the texts of the next rows after `read_to` that were recorded before `limit` and are
-    /// no promotions.
+    /// Drops the texts of the next rows after `read_to` that were recorded before `limit` and may
+    /// lose them.
     pub async fn drop_texts_before(&self, limit: Timestamp, read_to: u64) -> Result<Step, Fault> {
         self.store
             .write(move |db| step(db, limit, read_to))
@@ -74,32 +74,23 @@ fn limit(retention: Duration) -> Timestamp {
 }
 
 fn step(db: &Connection, limit: Timestamp, read_to: u64) -> rusqlite::Result<Step> {
-    let page = rows::after(db, read_to, STRIDE)?;
+    let after = i64::try_from(read_to).unwrap_or(i64::MAX);
+    let page = RawRow::page(db, after, STRIDE)?;
     let is_full = page.len() == STRIDE as usize;
     let mut step = Step {
         read_to,
         is_more: is_full,
     };
     for row in page {
-        if row.at >= limit {
+        if row.at >= limit.as_millisecond() {
             step.is_more = false;
             break;
         }
-        step.read_to = row.id;
-        if has_texts_to_drop(&row.settled) {
-            rewrite(db, row.id, row.settled.without_texts())?;
+        step.read_to = row.id.unsigned_abs();
+        if let Some(content) = chain::cut(&row.kind, &row.content)? {
+            db.prepare_cached("UPDATE rows SET content = ?2 WHERE id = ?1")?
+                .execute(params![row.id, content])?;
         }
     }
     Ok(step)
-}
-
-fn has_texts_to_drop(settled: &Settled) -> bool {
-    settled.result != Outcome::Promoted && !settled.expired
-}
-
-fn rewrite(db: &Connection, id: u64, settled: Settled) -> rusqlite::Result<()> {
-    let id = i64::try_from(id).unwrap_or(i64::MAX);
-    db.prepare_cached("UPDATE outcomes SET settled = ?2 WHERE id = ?1")?
-        .execute(params![id, rows::json(&settled)?])
-        .map(drop)
 }

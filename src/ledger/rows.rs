@@ -5,15 +5,17 @@ use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
+use super::chain::{self, ContentHashes};
 use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
 use crate::endpoint::Origin;
-use crate::job::{Key, Outcome, Settled, TagId};
+use crate::job::{Actor, Key, Outcome, Settled, TagId};
+use crate::oci::Digest;
 
-/// A change of a job's result.
+/// A row of the ledger.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// Rises from row to row.
+    /// Rises by one from row to row.
     pub id: u64,
     /// When it was recorded.
     pub at: Timestamp,
@@ -25,9 +27,74 @@ pub struct Row {
     pub config_hash: String,
     /// Version of the program.
     pub version: String,
-    /// What came of the job.
+    /// Covers the row and, through the hash of the row before, all earlier ones.
+    pub hash: Digest,
+    /// What was recorded.
     #[serde(flatten)]
-    pub settled: Settled,
+    pub content: Content,
+}
+
+/// What a row records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Content {
+    /// A change of a job's result.
+    Outcome(Box<Settled>),
+    /// A reading of the config while the daemon ran.
+    Reload(Box<Reload>),
+}
+
+/// A reading of the config while the daemon ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Whether it came into force; else the one before stays.
+    pub accepted: bool,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The principal, and what it said.
+    #[serde(flatten)]
+    pub actor: Actor,
+    /// Older than `daemon.retention`, without its texts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+}
+
+impl Row {
+    /// What came of a job, if the row records that.
+    pub fn settled(&self) -> Option<&Settled> {
+        match &self.content {
+            Content::Outcome(settled) => Some(settled),
+            Content::Reload(_) => None,
+        }
+    }
+}
+
+impl Content {
+    fn kind(&self) -> &'static str {
+        match self {
+            Content::Outcome(_) => chain::OUTCOME,
+            Content::Reload(_) => chain::RELOAD,
+        }
+    }
+
+    fn json(&self) -> rusqlite::Result<String> {
+        match self {
+            Content::Outcome(settled) => json(settled),
+            Content::Reload(reload) => json(reload),
+        }
+    }
+
+    fn parse(
+        kind: &str,
+        content: &str,
+    ) -> Result<Content, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(match kind {
+            chain::OUTCOME => Content::Outcome(serde_json::from_str(content)?),
+            chain::RELOAD => Content::Reload(serde_json::from_str(content)?),
+            unknown => return Err(format!("there are no rows of the kind {unknown}").into()),
+        })
+    }
 }
 
 /// Which rows, from where on.
@@ -45,8 +112,66 @@ pub struct Query {
     pub newest_first: bool,
 }
 
-const COLUMNS: &str = "outcomes.id, at, run_id, host, config_hash, version, settled";
+const COLUMNS: &str = "rows.id, at, run_id, host, config_hash, version, hash, kind, content";
 
+/// A row as its table holds it, with its job as an array of the six names.
+pub(super) struct RawRow {
+    pub(super) id: i64,
+    pub(super) kind: String,
+    pub(super) job: Option<String>,
+    pub(super) at: i64,
+    pub(super) run_id: String,
+    pub(super) host: String,
+    pub(super) config_hash: String,
+    pub(super) version: String,
+    pub(super) content: String,
+    pub(super) whole: String,
+    pub(super) kept: String,
+    pub(super) hash: String,
+}
+
+impl RawRow {
+    /// The next rows after `after`, at most `limit`.
+    pub(super) fn page(db: &Connection, after: i64, limit: u32) -> rusqlite::Result<Vec<RawRow>> {
+        db.prepare_cached(
+            "SELECT rows.id, kind, at, run_id, host, config_hash, version, content, whole, kept, hash,
+                job, route, source, tag, origin, repository, destination_tag
+            FROM rows LEFT JOIN jobs ON jobs.id = rows.job WHERE rows.id > ?1 ORDER BY rows.id LIMIT ?2",
+        )?
+        .query_map([after, limit.into()], RawRow::read)?
+        .collect()
+    }
+
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawRow> {
+        let job = match row.get::<_, Option<i64>>(11)? {
+            Some(_) => Some(json(&[
+                row.get::<_, String>(12)?,
+                row.get(13)?,
+                row.get(14)?,
+                row.get(15)?,
+                row.get(16)?,
+                row.get(17)?,
+            ])?),
+            None => None,
+        };
+        Ok(RawRow {
+            id: row.get(0)?,
+            kind: row.get(1)?,
+            job,
+            at: row.get(2)?,
+            run_id: row.get(3)?,
+            host: row.get(4)?,
+            config_hash: row.get(5)?,
+            version: row.get(6)?,
+            content: row.get(7)?,
+            whole: row.get(8)?,
+            kept: row.get(9)?,
+            hash: row.get(10)?,
+        })
+    }
+}
+
+/// Adds a row for a change of a job's result.
 pub(super) fn add(
     db: &Connection,
     key: &Key,
@@ -55,42 +180,92 @@ pub(super) fn add(
 ) -> rusqlite::Result<()> {
     let job = match job(db, key)? {
         Some(job) => job,
-        None => {
-            let [origin, repository, tag] = names(&key.destination);
-            db.prepare_cached(
+        None => db
+            .prepare_cached(
                 "INSERT INTO jobs (route, source, tag, origin, repository, destination_tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .insert([&*key.route, key.source.as_str(), key.tag.as_str(), origin, repository, tag])?
-        }
+            .insert(job_names(key))?,
     };
-    let json = json(settled)?;
+    let content = Content::Outcome(Box::new(settled.clone()));
+    append(db, &content, Some((job, key)), facts).map(drop)
+}
+
+/// Adds a row at the end of the chain. Returns its number.
+pub(super) fn append(
+    db: &Connection,
+    content: &Content,
+    job: Option<(i64, &Key)>,
+    facts: &RunFacts,
+) -> rusqlite::Result<u64> {
+    let kind = content.kind();
+    let content = content.json()?;
+    let hashes = ContentHashes::of(kind, &content)?;
+    let previous = chain::end(db)?;
+    let id: i64 = db
+        .prepare_cached(
+            "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'rows'",
+        )?
+        .query_row([], |row| row.get(0))?;
+    let names = job.map(|(_, key)| json(&job_names(key))).transpose()?;
     let RunFacts {
         run_id,
         config_hash,
         version,
         host,
-    } = facts;
-    db.prepare_cached(
-        "INSERT INTO outcomes (job, at, run_id, host, config_hash, version, settled) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?
-    .execute(params![job, clock::now().as_millisecond(), run_id, host, config_hash, version, json])
-    .map(drop)
-}
-
-/// A settled job as a row keeps it.
-pub(super) fn json(settled: &Settled) -> rusqlite::Result<String> {
-    serde_json::to_string(settled)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
-}
-
-/// The next rows, at most `limit`.
-pub(super) fn after(db: &Connection, id: u64, limit: u32) -> rusqlite::Result<Vec<Row>> {
-    let query = Query {
-        after: id,
-        limit,
-        ..Query::default()
+    } = facts.clone();
+    let row = RawRow {
+        id,
+        kind: kind.into(),
+        job: names,
+        at: clock::now().as_millisecond(),
+        run_id,
+        host,
+        config_hash,
+        version,
+        content,
+        whole: hashes.whole.to_string(),
+        kept: hashes.kept.to_string(),
+        hash: String::new(),
     };
-    page(db, &query)
+    let hash = chain::hash(&previous, &row).to_string();
+    let job = job.map(|(job, _)| job);
+    db.prepare_cached(
+        "INSERT INTO rows (id, kind, job, at, run_id, host, config_hash, version, content, whole, kept, hash)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?
+    .execute(params![
+        row.id,
+        row.kind,
+        job,
+        row.at,
+        row.run_id,
+        row.host,
+        row.config_hash,
+        row.version,
+        row.content,
+        row.whole,
+        row.kept,
+        hash
+    ])?;
+    Ok(id.unsigned_abs())
+}
+
+fn job_names(key: &Key) -> [&str; 6] {
+    let [origin, repository, tag] = names(&key.destination);
+    [
+        &key.route,
+        key.source.as_str(),
+        key.tag.as_str(),
+        origin,
+        repository,
+        tag,
+    ]
+}
+
+/// Something as a row keeps it.
+pub(super) fn json(content: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(content)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
@@ -98,7 +273,7 @@ pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> 
         return Ok(None);
     };
     db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM outcomes WHERE job = ?1 ORDER BY id DESC LIMIT 1"
+        "SELECT {COLUMNS} FROM rows WHERE job = ?1 ORDER BY id DESC LIMIT 1"
     ))?
     .query_row([job], row)
     .optional()
@@ -111,10 +286,10 @@ pub(super) fn troubled(
     repository: &str,
 ) -> rusqlite::Result<Vec<UnsettledJob>> {
     let sql = "SELECT jobs.route, jobs.source, jobs.tag, jobs.destination_tag,
-            json_extract(newest.settled, '$.result'), json_extract(newest.settled, '$.digest')
-        FROM jobs JOIN outcomes newest ON newest.id = (SELECT max(id) FROM outcomes WHERE job = jobs.id)
+            json_extract(newest.content, '$.result'), json_extract(newest.content, '$.digest')
+        FROM jobs JOIN rows newest ON newest.id = (SELECT max(id) FROM rows WHERE job = jobs.id)
         WHERE jobs.origin = ?1 AND jobs.repository = ?2
-            AND json_extract(newest.settled, '$.result') NOT IN ('promoted', 'up_to_date')";
+            AND json_extract(newest.content, '$.result') NOT IN ('promoted', 'up_to_date')";
     let text = |row: &rusqlite::Row<'_>, at: usize| row.get::<_, String>(at);
     let read = |row: &rusqlite::Row<'_>| {
         Ok([
@@ -178,11 +353,11 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
     } else {
         ("ASC", ">")
     };
-    let mut sql = format!("SELECT {COLUMNS} FROM outcomes WHERE true");
+    let mut sql = format!("SELECT {COLUMNS} FROM rows WHERE true");
     let mut values = Vec::new();
     if query.after > 0 {
         values.push(Value::from(i64::try_from(query.after).unwrap_or(i64::MAX)));
-        sql += &format!(" AND outcomes.id {beyond} ?{}", values.len());
+        sql += &format!(" AND rows.id {beyond} ?{}", values.len());
     }
     if let Some(repository) = &query.repository {
         values.push(Value::from(repository.clone()));
@@ -199,16 +374,15 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
         );
     }
     values.push(Value::from(query.limit.clamp(1, 1000)));
-    sql += &format!(" ORDER BY outcomes.id {order} LIMIT ?{}", values.len());
+    sql += &format!(" ORDER BY rows.id {order} LIMIT ?{}", values.len());
     (sql, values)
 }
 
 fn job(db: &Connection, key: &Key) -> rusqlite::Result<Option<i64>> {
-    let [origin, repository, tag] = names(&key.destination);
     db.prepare_cached(
         "SELECT id FROM jobs WHERE route = ?1 AND source = ?2 AND tag = ?3 AND origin = ?4 AND repository = ?5 AND destination_tag = ?6",
     )?
-    .query_row([&*key.route, key.source.as_str(), key.tag.as_str(), origin, repository, tag], |row| row.get(0))
+    .query_row(job_names(key), |row| row.get(0))
     .optional()
 }
 
@@ -222,8 +396,9 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         host: row.get(3)?,
         config_hash: row.get(4)?,
         version: row.get(5)?,
-        settled: serde_json::from_str(row.get_ref(6)?.as_str()?)
-            .map_err(|error| damaged(6, error.into()))?,
+        hash: parsed(row, 6)?,
+        content: Content::parse(row.get_ref(7)?.as_str()?, row.get_ref(8)?.as_str()?)
+            .map_err(|error| damaged(8, error))?,
     })
 }
 

@@ -9,7 +9,8 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "ledger",
     durable: true,
     application: 0x62_66_6c_67,
-    migrations: &[VERSION_1, VERSION_2, VERSION_3],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4],
+    fill: super::chain::seal,
 };
 
 const VERSION_1: &str = "
@@ -82,4 +83,29 @@ const VERSION_2: &str = "
 const VERSION_3: &str = "
     -- what the place named when the digest was announced; null where that is not known, or where it named nothing
     ALTER TABLE intents ADD COLUMN replaces TEXT;
+";
+
+const VERSION_4: &str = "
+    -- names this ledger; one row
+    CREATE TABLE identity (id TEXT NOT NULL) STRICT;
+
+    -- what happened; never deleted, and never changed but that an old row loses its texts
+    CREATE TABLE rows (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        job INTEGER REFERENCES jobs (id),
+        at INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        host TEXT NOT NULL,
+        config_hash TEXT NOT NULL,
+        version TEXT NOT NULL,
+        content TEXT NOT NULL,  -- JSON, as in reports
+        whole TEXT NOT NULL,  -- the hash of the content as it was recorded
+        kept TEXT NOT NULL,  -- the hash of the content without its texts
+        hash TEXT NOT NULL  -- covers all of the row, and the hash of the row before
+    ) STRICT;
+    INSERT INTO rows (id, kind, job, at, run_id, host, config_hash, version, content, whole, kept, hash)
+        SELECT id, 'outcome', job, at, run_id, host, config_hash, version, settled, '', '', '' FROM outcomes;
+    DROP TABLE outcomes;
+    CREATE INDEX rows_by_job ON rows (job, id);
 ";

@@ -6,6 +6,7 @@ use crate::endpoint::Origin;
 use crate::fault::Class;
 use crate::job::{Actor, BlobCounts, Cause, Trouble};
 
+mod chain;
 mod retention;
 
 fn digest(n: u8) -> Digest {
@@ -378,62 +379,6 @@ async fn what_was_reported_as_drift_or_existing_stays_so_until_something_is_writ
             None
         );
     }
-}
-
-/// A ledger as version 1 of the schema left it.
-#[tokio::test]
-async fn a_ledger_of_the_first_version_keeps_what_it_knows() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("ledger.db");
-    let key = key("app", "latest");
-    let written = TagId {
-        tag: "v1".parse().unwrap(),
-        ..key.destination.clone()
-    };
-    {
-        let db = Connection::open(&path).unwrap();
-        db.execute_batch(schema::SCHEMA.migrations[0]).unwrap();
-        db.pragma_update(None, "application_id", schema::SCHEMA.application)
-            .unwrap();
-        db.pragma_update(None, "user_version", 1).unwrap();
-        let mut drift = settled(Outcome::Drift, 2);
-        drift.previous_digest = Some(digest(3));
-        rows::add(&db, &key, &drift, &facts()).unwrap();
-        let [origin, repository, tag] = names(&written);
-        let values = rusqlite::params![
-            origin,
-            repository,
-            tag,
-            digest(1).to_string(),
-            1_700_000_000_000_i64
-        ];
-        db.execute(
-            "INSERT INTO written (origin, repository, tag, digest, at) VALUES (?1, ?2, ?3, ?4, ?5)",
-            values,
-        )
-        .unwrap();
-    }
-    let ledger = Ledger::open(folder.path()).unwrap();
-    let known = ledger.written(&written).await.unwrap();
-    assert_eq!(
-        (known.digest, known.agreed, known.reported),
-        (Some(digest(1)), false, None)
-    );
-    assert_eq!(
-        ledger.written(&key.destination).await.unwrap().reported,
-        Some(digest(3))
-    );
-    assert_eq!(
-        ids(
-            &ledger,
-            Query {
-                limit: 10,
-                ..Query::default()
-            }
-        )
-        .await,
-        [1]
-    );
 }
 
 /// 100,000 fixed tags that were equal when they were first seen.

@@ -25,6 +25,8 @@ pub struct Schema {
     /// Each brings the database from the version that is its place in the list to the next. What
     /// has been released is never edited, only added to.
     pub migrations: &'static [&'static str],
+    /// Fills in what SQL alone cannot, after the steps and in their transaction.
+    pub fill: fn(&Connection) -> rusqlite::Result<()>,
 }
 
 /// Why a database cannot be used.
@@ -293,6 +295,7 @@ fn migrate(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
         transaction.execute_batch(step)?;
     }
     if done < schema.migrations.len() {
+        (schema.fill)(&transaction)?;
         transaction.pragma_update(None, "application_id", schema.application)?;
         transaction.pragma_update(None, "user_version", schema.migrations.len() as i64)?;
     }

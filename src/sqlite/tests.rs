@@ -12,12 +12,17 @@ const ONE: Schema = Schema {
     durable: true,
     application: 7,
     migrations: &["CREATE TABLE numbers (n INTEGER PRIMARY KEY, word TEXT NOT NULL) STRICT;"],
+    fill: |_| Ok(()),
 };
 const TWO: Schema = Schema {
     migrations: &[
         ONE.migrations[0],
         "ALTER TABLE numbers ADD COLUMN note TEXT; UPDATE numbers SET note = 'from before';",
     ],
+    fill: |db| {
+        db.execute("UPDATE numbers SET word = upper(word)", [])
+            .map(drop)
+    },
     ..ONE
 };
 
@@ -231,11 +236,11 @@ async fn an_older_database_is_brought_forward() {
     store.close().await;
     let store = Store::open(&path, &TWO).unwrap();
     let note = store.read(|db| {
-        db.query_row("SELECT note FROM numbers WHERE n = 1", [], |row| {
+        db.query_row("SELECT note || word FROM numbers WHERE n = 1", [], |row| {
             row.get::<_, String>(0)
         })
     });
-    assert_eq!(note.await.unwrap(), "from before");
+    assert_eq!(note.await.unwrap(), "from beforeX");
     store.close().await;
     let error = Store::open(&path, &ONE).unwrap_err();
     assert!(

@@ -7,6 +7,7 @@ mod admission;
 mod admission_program;
 mod advisories;
 mod askers;
+mod audit;
 mod bad_input;
 mod beside;
 mod by_name;

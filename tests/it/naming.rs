@@ -65,7 +65,7 @@ impl World {
             .await
             .unwrap();
         rows.into_iter()
-            .map(|row| (row.settled.result, row.settled.digest))
+            .filter_map(|row| row.settled().map(|job| (job.result, job.digest)))
             .collect()
     }
 

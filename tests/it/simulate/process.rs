@@ -11,7 +11,7 @@ use blobferry::endpoint::{Create, Cursor, Origin, Page, Repositories};
 use blobferry::fault::Fault;
 use blobferry::index::Index;
 use blobferry::job::{Actor, Cause};
-use blobferry::ledger::{Ledger, Query, Row, RunFacts};
+use blobferry::ledger::{Content, Ledger, Query, Row, RunFacts};
 use blobferry::look::PassOptions;
 use blobferry::look::topology;
 use blobferry::look::topology::Intervals;
@@ -443,8 +443,11 @@ async fn read_new_rows(process: u32, ledger: &Ledger, read: &Mutex<u64>, trace: 
     let Ok(rows) = ledger.page(query).await else {
         return;
     };
-    for Row { id, settled, .. } in rows {
+    for Row { id, content, .. } in rows {
         *read.lock().expect("nothing panics while it reads") = id;
+        let Content::Outcome(settled) = content else {
+            continue;
+        };
         trace.note(Event::Settled {
             process,
             source: place(&settled.source),
