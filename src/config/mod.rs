@@ -30,7 +30,7 @@ mod yaml;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,7 +79,14 @@ impl Config {
         File::open(path)
             .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content))
             .map_err(|error| {
-                Error::whole(&file, format!("cannot read the config file: {error}"))
+                let way_out = match error.kind() {
+                    ErrorKind::NotFound => "; name another with -c FILE or BLOBFERRY_CONFIG",
+                    _ => "",
+                };
+                Error::whole(
+                    &file,
+                    format!("cannot read the config file: {error}{way_out}"),
+                )
             })?;
         let text = String::from_utf8(content)
             .map_err(|_| Error::whole(&file, "the config file is not UTF-8 text"))?;

@@ -6,7 +6,10 @@ use super::*;
 
 /// Whole files.
 const WHOLE: &[(&str, &str)] = &[
-    ("", "1:1: expected a mapping, found nothing"),
+    (
+        "",
+        "1:1: the file is empty; it needs `registries` and `routes`",
+    ),
     ("[]", "1:1: expected a mapping, found a list"),
     ("just text\n", "1:1: expected a mapping, found one value"),
     (
@@ -308,7 +311,7 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - from: stage/app\n    to: prod/app\n    tags: {include: x}\n",
-        "7:11: routes[0].from: there is no registry \"stage\"\n8:9: routes[0].to: there is no registry \"prod\"",
+        "7:11: routes[0].from: there is no registry \"stage\" (`registries` has: p, s)\n8:9: routes[0].to: there is no registry \"prod\" (`registries` has: p, s)",
     ),
     (
         "  - from: s/app-*\n    to: p/{2}\n    tags: {include: x}\n",
@@ -447,7 +450,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let absent = Config::load(Path::new("/nowhere/b.yaml"), &|_| None).unwrap_err();
     assert_eq!(
         absent.to_string(),
-        "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)"
+        "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2); name another with -c FILE or BLOBFERRY_CONFIG"
     );
 }
 
