@@ -541,6 +541,7 @@ pub(super) mod tests {
         );
         report.totals = Totals::default();
         report.jobs.clear();
+        report.exit_code = 0;
         assert_eq!(closing(&report, false), "no tags (4.2 s)");
         report.totals.excluded = 37;
         assert_eq!(

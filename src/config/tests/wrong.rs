@@ -311,7 +311,7 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - from: stage/app\n    to: prod/app\n    tags: {include: x}\n",
-        "7:11: routes[0].from: there is no registry \"stage\" (`registries` has: p, s)\n8:9: routes[0].to: there is no registry \"prod\" (`registries` has: p, s)",
+        "7:11: routes[0].from: there is no registry \"stage\" (`registries` has: p, r, s, same)\n8:9: routes[0].to: there is no registry \"prod\" (`registries` has: p, r, s, same)",
     ),
     (
         "  - from: s/app-*\n    to: p/{2}\n    tags: {include: x}\n",
