@@ -282,7 +282,7 @@ async fn what_is_named_and_not_there_is_said_in_words() {
         ),
         (
             json!({"wait": true, "repository": "absent"}),
-            "no route has such a source repository",
+            "no route has the source repository absent",
         ),
         (json!({"wait": true, "tag": "absent"}), "has no tag absent"),
     ] {
