@@ -9,7 +9,7 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "ledger",
     durable: true,
     application: 0x62_66_6c_67,
-    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5],
     fill: super::chain::seal,
 };
 
@@ -108,4 +108,10 @@ const VERSION_4: &str = "
         SELECT id, 'outcome', job, at, run_id, host, config_hash, version, settled, '', '', '' FROM outcomes;
     DROP TABLE outcomes;
     CREATE INDEX rows_by_job ON rows (job, id);
+";
+
+const VERSION_5: &str = "
+    -- one row: the last row that was read to drop its texts; the rows up to it are done
+    CREATE TABLE texts_dropped (read_to INTEGER NOT NULL) STRICT;
+    INSERT INTO texts_dropped (read_to) VALUES (0);
 ";
