@@ -40,7 +40,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let Some(tags) = self
             .topology
             .engine
-            .tags(source, self.request.max_wait(), self.stop)
+            .tags(source, self.request.reading(), self.stop)
             .await?
         else {
             return Ok(None);
@@ -89,7 +89,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let tags = self
             .topology
             .engine
-            .tags(&side.repository, self.request.max_wait(), self.stop)
+            .tags(&side.repository, self.request.reading(), self.stop)
             .await?;
         Ok(Some(tags.map(|tags| {
             tags.into_iter()

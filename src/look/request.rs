@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::job::{self, Actor, Cause};
+use crate::job::{self, Actor, Cause, Rank};
 use crate::oci::{Digest, Tag};
+use crate::transfer::limits::{RequestClass, RequestPriority};
+use crate::transfer::pages::Reading;
 
 /// Options of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,21 @@ pub struct LookRequest {
 }
 
 impl LookRequest {
+    /// How urgent its jobs and its own requests are.
+    pub fn rank(&self) -> Rank {
+        Rank::of(self.cause, !self.tags.is_empty())
+    }
+
+    /// What the look's own requests of a class keep to.
+    pub fn priority(&self, class: RequestClass) -> RequestPriority {
+        class.of_look().ranked(self.rank()).within(self.max_wait())
+    }
+
+    /// How the look reads lists.
+    pub fn reading(&self) -> Reading {
+        Reading::of(self.priority(RequestClass::Listing))
+    }
+
     /// The longest wait of a job for a registry's `Retry-After`.
     pub fn max_wait(&self) -> Duration {
         if self.cause == Cause::Cli || self.options.waits {

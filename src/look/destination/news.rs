@@ -80,14 +80,15 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let there_by_tag = self.list.as_ref()?;
         let engine = &self.look.topology.engine;
         let stop = self.look.stop;
+        let reading = self.look.request.reading();
         let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
         let here = engine
-            .listed_manifests(self.source, stop)
+            .listed_manifests(self.source, reading, stop)
             .await
             .inspect_err(failed)
             .ok()??;
         let there = engine
-            .listed_manifests(&self.side.repository, stop)
+            .listed_manifests(&self.side.repository, reading, stop)
             .await
             .inspect_err(failed)
             .ok()?

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::StrideKey;
 use crate::fault::Fault;
-use crate::job::{Cause, Look};
+use crate::job::{Cause, Look, Rank};
 use crate::look::LookRequest;
 
 /// Most single tags of one entry; beyond that it becomes a look at all tags.
@@ -15,10 +15,6 @@ pub(super) const TAGS: usize = 256;
 
 /// Most waiting looks of one repository that expect different digests.
 pub(super) const APART: usize = 64;
-
-/// The rank of requests that name tags: they may run beside a look at everything, and use the
-/// reserved capacity.
-pub(super) const NAMED: u8 = 0;
 
 /// Receives the result of a look.
 pub type LookSender = mpsc::UnboundedSender<Arc<Look>>;
@@ -36,7 +32,7 @@ pub struct Waiting {
     pub since: Instant,
     /// Whether it runs beside a look at everything.
     pub is_beside: bool,
-    pub(super) rank: u8,
+    pub(super) rank: Rank,
 }
 
 #[derive(Debug, Default)]
@@ -81,9 +77,9 @@ impl Entry {
         not_before: Instant,
         now: Instant,
     ) {
-        let rank = rank(&request);
+        let rank = request.rank();
         // A request by name neither waits for a look at everything nor becomes one.
-        let is_named = rank == NAMED;
+        let is_named = rank == Rank::Named;
         let fits = |waiting: &&mut Waiting| {
             waiting.request.digest == request.digest && waiting.is_named() == is_named
         };
@@ -183,13 +179,13 @@ impl Position {
 impl Waiting {
     /// Whether it names its tags.
     pub(super) fn is_named(&self) -> bool {
-        self.rank == NAMED && !self.request.tags.is_empty()
+        self.rank == Rank::Named && !self.request.tags.is_empty()
     }
 
     pub(super) fn merge(
         &mut self,
         request: LookRequest,
-        rank: u8,
+        rank: Rank,
         senders: Option<LookSender>,
         not_before: Instant,
     ) {
@@ -235,15 +231,4 @@ impl Waiting {
 /// Whether the request is the daemon's own.
 pub(super) fn is_poll(request: &LookRequest) -> bool {
     matches!(request.cause, Cause::Poll | Cause::Verify)
-}
-
-/// The rank of a request; lower goes first.
-pub(super) fn rank(request: &LookRequest) -> u8 {
-    match (request.cause, request.tags.is_empty()) {
-        (Cause::Cli | Cause::Ping | Cause::Signal, false) => 0,
-        (Cause::Cli | Cause::Ping | Cause::Signal, true) => 1,
-        (Cause::Webhook | Cause::Queue, _) => 2,
-        (Cause::Poll, _) => 3,
-        (Cause::Start | Cause::Verify, _) => 4,
-    }
 }
