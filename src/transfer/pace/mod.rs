@@ -141,13 +141,13 @@ impl ClassLimiter {
         self.helped
     }
 
-    /// An answer helped.
+    /// An answer helped. One to a request from before the last halving widens nothing.
     pub(super) fn helped(&mut self, epoch: Epoch) {
+        self.helped += 1;
         if epoch.0 == self.epoch {
             self.refusals = 0;
+            self.window.widen();
         }
-        self.helped += 1;
-        self.window.widen();
     }
 
     /// A request met congestion. `after` is the time that the registry asked for: zero when it
@@ -275,6 +275,14 @@ mod tests {
             limiter.congested(epoch, None, now);
         }
         assert_eq!(limiter.width(), 8);
+        for _ in 0..50 {
+            limiter.helped(epoch);
+        }
+        assert_eq!(
+            limiter.width(),
+            8,
+            "these were sent before the registry was congested"
+        );
         for _ in 0..8 {
             limiter.helped(limiter.epoch());
         }
