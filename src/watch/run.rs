@@ -5,6 +5,7 @@
 //! them.
 
 mod follow_up;
+mod gone;
 mod query;
 mod show;
 
@@ -70,6 +71,8 @@ pub struct Watch<B: Repositories = Backend> {
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
     resting: HashMap<LookKey, RestingTags>,
+    /// Repositories whose source was not there at their last look.
+    gone: BTreeSet<LookKey>,
     shown: (usize, usize, Instant),
     changes: Changes,
 }
@@ -115,6 +118,7 @@ impl<B: Repositories> Watch<B> {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             resting: HashMap::new(),
+            gone: BTreeSet::new(),
             shown: (usize::MAX, 0, Instant::now()),
             changes: Changes::new(TROUBLES),
         }
@@ -169,6 +173,8 @@ impl<B: Repositories> Watch<B> {
             .adopt(topology.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
+        self.gone.retain(|key| exists(&key.route));
+        topology.engine.retain_companions(|key| exists(&key.route));
         self.shown_discovered.clear();
         // A new config is a reason for a new attempt.
         self.resting.clear();
@@ -298,6 +304,7 @@ impl<B: Repositories> Watch<B> {
             } else {
                 self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
+                self.gone.remove(&key);
                 self.route_health.looked(&key.route, &key.repository, &[]);
                 self.show_ready();
             }
@@ -374,6 +381,7 @@ impl<B: Repositories> Watch<B> {
         let mut pace = pace(&look);
         let now = Instant::now();
         if !key.dry_run && !self.stop.drain.is_cancelled() {
+            self.note_source(&key, &look, pace);
             if self
                 .note_failures(&key, &request, &look, pace.is_none(), now)
                 .is_err()

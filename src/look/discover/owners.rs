@@ -60,6 +60,11 @@ impl Owners {
         self.catalogs.get(registry).cloned().unwrap_or_default()
     }
 
+    /// Whether the source is one of the route's, by its pattern or by the last reading.
+    pub fn knows(&self, route: usize, source: &RepositoryName) -> bool {
+        self.sources[route].contains_key(source)
+    }
+
     /// Applies changes of a reading. All of them come before [`Owners::read`], in any number of
     /// pieces.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {

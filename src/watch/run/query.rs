@@ -212,6 +212,9 @@ impl<B: Repositories> Watch<B> {
         let failed = read.as_ref().err().cloned();
         self.owners
             .read(&registry, read.ok().map(|(catalog, _)| catalog));
+        if failed.is_none() {
+            self.forget_gone(topology, &registry);
+        }
         let (asked, again) = self.pending_events.ended(&registry);
         if again {
             self.spawn_discovery(topology, &registry);
@@ -404,6 +407,9 @@ impl<B: Repositories> Watch<B> {
             if let Some(verified) = self.verified.get_mut(route) {
                 verified.retain(|name, _| discovered.repositories.contains(name));
             }
+            self.topology().engine.retain_companions(|kept| {
+                kept.route != *route || discovered.repositories.contains(&kept.source)
+            });
             self.board.update_route(route, |entry| {
                 entry.repositories = discovered.repositories.len()
             });
