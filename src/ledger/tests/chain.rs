@@ -185,7 +185,7 @@ async fn rows_that_are_chained_keep_their_hashes() {
     }
     let seal_changed = |db: &Connection| {
         db.execute("UPDATE rows SET content = '{}' WHERE id = 1", [])?;
-        chain::seal(db)
+        crate::ledger::chain::seal(db)
     };
     ledger.store.write(seal_changed).await.unwrap();
     let verified = ledger.verify().await.unwrap();
