@@ -4,8 +4,8 @@
 //!
 //! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
 //! the bearer secret; while no secret is configured, loopback peers may look too, since a look is
-//! harmless. *Decide* always needs the socket or the secret. [`access`] has the rules, and refuses
-//! pages in browsers everywhere.
+//! harmless. *Decide* always needs the socket or the secret. *Receiver* needs what the receiver's
+//! config says. [`access`] has the rules, and refuses pages in browsers everywhere.
 //!
 //! An error is `{"error":{"code","text"}}` with its status. Connections, waiting requests, header
 //! time, body time and size, and unread answers are bounded.
@@ -15,7 +15,9 @@ mod answer;
 pub mod client;
 mod connections;
 mod copies;
+mod events;
 mod health;
+mod receivers;
 mod routes;
 mod server;
 mod status;
@@ -35,6 +37,7 @@ use tokio::sync::Semaphore;
 pub use access::{Peer, Secret};
 pub use answer::Refusal;
 pub use copies::{CopyHandler, CopyRequest};
+pub use receivers::Receivers;
 use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
@@ -56,6 +59,8 @@ pub struct Settings {
     pub folder: Option<FolderCheck>,
     /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
     pub secret: Secret,
+    /// Which registries may notify us.
+    pub receivers: Receivers,
     /// How long clients may take.
     pub deadlines: Deadlines,
 }
@@ -109,7 +114,10 @@ const WAITING: usize = 32;
 struct App {
     services: Services,
     rules: access::Rules,
+    receivers: Receivers,
     deadlines: Deadlines,
+    /// Large bodies of notifications.
+    large_bodies: Semaphore,
     waiting_tcp: Arc<Semaphore>,
     waiting_socket: Arc<Semaphore>,
     reported_secrets: Changes,
@@ -120,6 +128,8 @@ impl App {
         App {
             services,
             rules: access::Rules::new(settings.secret.clone()),
+            receivers: settings.receivers.clone(),
+            large_bodies: Semaphore::new(events::LARGE_BODIES),
             deadlines: settings.deadlines,
             waiting_tcp: Arc::new(Semaphore::new(WAITING)),
             waiting_socket: Arc::new(Semaphore::new(WAITING)),
@@ -138,7 +148,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     for route in &ROUTES {
         let handler = handler(route.endpoint);
         router = match route.guard {
-            Guard::Open => router.route(route.path, handler),
+            Guard::Open | Guard::Receiver => router.route(route.path, handler),
             Guard::Look | Guard::Decide => {
                 router.route(route.path, handler.route_layer(guard.clone()))
             }
@@ -162,6 +172,7 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
         Endpoint::Sync => post(sync::sync),
         Endpoint::Copies => post(copies::copies),
         Endpoint::Run => get(sync::run),
+        Endpoint::Events => post(events::receive).options(events::permit),
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Guard {
     Look,
     /// The socket or the secret.
     Decide,
+    /// What the config says of the receiver.
+    Receiver,
 }
 
 impl Guard {
@@ -42,13 +44,14 @@ pub(super) enum Endpoint {
     Sync,
     Copies,
     Run,
+    Events,
 }
 
 /// A route of the HTTP API.
 pub struct Route {
     /// The method that it takes; GET includes HEAD.
     pub method: &'static str,
-    /// Its path; `{id}` stands for one segment.
+    /// Its path; `{id}` or `{name}` at its end stands for one segment.
     pub path: &'static str,
     /// What a request needs.
     pub guard: Guard,
@@ -56,7 +59,7 @@ pub struct Route {
 }
 
 /// All of them.
-pub const ROUTES: [Route; 8] = [
+pub const ROUTES: [Route; 9] = [
     Route {
         method: "GET",
         path: "/metrics",
@@ -105,6 +108,12 @@ pub const ROUTES: [Route; 8] = [
         guard: Guard::Look,
         endpoint: Endpoint::Run,
     },
+    Route {
+        method: "POST",
+        path: "/v1/events/{name}",
+        guard: Guard::Receiver,
+        endpoint: Endpoint::Events,
+    },
 ];
 
 impl Route {
@@ -115,8 +124,8 @@ impl Route {
 
     /// Whether `path` is one of this route.
     pub(super) fn takes(&self, path: &str) -> bool {
-        match self.path.strip_suffix("{id}") {
-            Some(prefix) => path
+        match self.path.split_once('{') {
+            Some((prefix, _)) => path
                 .strip_prefix(prefix)
                 .is_some_and(|id| !id.is_empty() && !id.contains('/')),
             None => path == self.path,
@@ -127,5 +136,6 @@ impl Route {
 /// The routes as the 404 lists them.
 pub(super) fn listed() -> String {
     let lines = ROUTES.map(|route| format!("{} {}", route.method, route.path));
-    lines.join(", ").replace("{id}", "ID")
+    let lines = lines.join(", ");
+    lines.replace("{id}", "ID").replace("{name}", "NAME")
 }

@@ -10,13 +10,14 @@
 //! | `substitute` | `${VAR}` in values |
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
 //! | `units` | durations and amounts |
-//! | `daemon`, `registries`, `limits`, `routes` | the three parts of the file; what a registry is spared |
+//! | `daemon`, `registries`, `limits`, `receivers`, `routes` | the parts of the file; what a registry is spared |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
 //! | `schema` | the file's shape as JSON schema, for editors |
 
 mod daemon;
 mod limits;
 mod problem;
+mod receivers;
 mod registries;
 mod routes;
 mod schema;
@@ -43,6 +44,7 @@ pub use state_path::{StatePath, state_path};
 
 use crate::oci::Digest;
 use crate::route::Route;
+use crate::watch::receiver;
 use problem::Problems;
 use section::{Item, Reader};
 
@@ -62,6 +64,8 @@ pub struct Config {
     pub hash: String,
     /// The daemon's own settings.
     pub daemon: Daemon,
+    /// Which registries may notify us.
+    pub receivers: Vec<receiver::settings::Settings>,
     /// By name.
     pub registries: BTreeMap<String, Registry>,
     /// In the order of the file: the first that matches has a repository. Not empty.
@@ -152,6 +156,10 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
     let registries = keys
         .required("registries", "name those that the routes read and write")
         .map(registries::read);
+    let receivers = keys.item("receivers");
+    let receivers = registries
+        .as_ref()
+        .and_then(|registries| receivers::read(receivers, registries));
     let defaults = keys.item("defaults");
     let routes = keys.required("routes", "say what goes where");
     let names = registries
@@ -165,6 +173,7 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         path: path.to_owned(),
         hash,
         daemon: daemon?,
+        receivers: receivers?,
         registries: registries?.registries,
         routes,
     })

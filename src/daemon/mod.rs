@@ -124,6 +124,7 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
         socket: Some(control_socket(config)),
         folder,
         secret: admin::Secret::new(config.daemon.secret.clone()),
+        receivers: admin::Receivers::new(config.receivers.clone()),
         deadlines: admin::Deadlines::default(),
     }
 }
@@ -355,6 +356,7 @@ impl Running {
         if self.served.secret.replace(config.daemon.secret.clone()) {
             tracing::info!("the bearer secret has changed; only the new one opens the HTTP API");
         }
+        self.served.receivers.replace(config.receivers.clone());
         self.parts.withdraw(before, &topology);
         tracing::info!(
             routes = config.routes.len(),

@@ -352,11 +352,17 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             replace: None,
             dry_run: look.request.options.dry_run,
             refused: self.refused.clone(),
-            pushed: self.listing.tags.get(tag).and_then(|listed| listed.pushed),
+            pushed: self.pushed(tag),
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: look.request.rank(),
             max_wait: look.request.max_wait(),
         }
+    }
+
+    /// When the tag was pushed, as the notification says; a listing may tell when the image was.
+    fn pushed(&self, tag: &Tag) -> Option<Timestamp> {
+        let told = self.look.request.pushed.get(tag).copied();
+        told.or_else(|| self.listing.tags.get(tag)?.pushed)
     }
 
     fn place(&self, tag: &Tag) -> TagId {

@@ -1,6 +1,9 @@
 //! Requests for looks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::job::{self, Actor, Cause, Rank};
 use crate::oci::{Digest, Tag};
@@ -33,6 +36,11 @@ pub struct LookRequest {
     pub options: PassOptions,
     /// The name of the pass.
     pub run_id: String,
+    /// Whether a fresh hint about production is good enough: for a poll, and where a push named no
+    /// tag.
+    pub trusts_hints: bool,
+    /// When tags were pushed, where a registry told.
+    pub pushed: BTreeMap<Tag, Timestamp>,
 }
 
 impl LookRequest {
@@ -49,6 +57,11 @@ impl LookRequest {
     /// How the look reads lists.
     pub fn reading(&self) -> Reading {
         Reading::of(self.priority(RequestClass::Listing))
+    }
+
+    /// Whether a registry told of a push.
+    pub fn is_notified(&self) -> bool {
+        matches!(self.cause, Cause::Webhook | Cause::Queue)
     }
 
     /// The longest wait of a job for a registry's `Retry-After`.

@@ -168,6 +168,7 @@ mod tests {
         let actor = Actor::daemon();
         Event {
             scope,
+            pushed: None,
             cause: Cause::Ping,
             actor,
             run_id: String::new(),

@@ -31,6 +31,10 @@ use crate::job::Rank;
 use crate::look::LookRequest;
 use crate::oci::RepositoryName;
 
+/// Most entries while notifications may add more: a sender can name any repository of a wildcard
+/// route.
+const NOTIFIED: usize = 100_000;
+
 /// The key of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LookKey {
@@ -57,6 +61,11 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Whether a notification may add a look with this key.
+    pub fn has_room(&self, key: &LookKey) -> bool {
+        self.entries.len() < NOTIFIED || self.entries.contains_key(key)
+    }
+
     /// Adds a request. Merges it with a waiting one.
     pub fn add(
         &mut self,
@@ -102,11 +111,18 @@ impl Queue {
     }
 
     /// Adds a look at a time, independent of polls.
-    pub fn add_at(&mut self, key: LookKey, request: LookRequest, at: Instant, now: Instant) {
+    pub fn add_at(
+        &mut self,
+        key: LookKey,
+        request: LookRequest,
+        senders: Option<LookSender>,
+        at: Instant,
+        now: Instant,
+    ) {
         self.entries
             .entry(key.clone())
             .or_default()
-            .add(request, None, at, now);
+            .add(request, senders, at, now);
         self.reposition(&key, now);
     }
 

@@ -6,6 +6,7 @@
 
 mod follow_up;
 mod gone;
+mod pushed;
 mod query;
 mod show;
 
@@ -85,7 +86,7 @@ enum Task<B: Repositories> {
     },
     Look {
         key: LookKey,
-        request: LookRequest,
+        request: Box<LookRequest>,
         senders: Vec<LookSender>,
         is_beside: bool,
     },
@@ -230,6 +231,7 @@ impl<B: Repositories> Watch<B> {
             };
             self.take(Event {
                 scope,
+                pushed: None,
                 cause,
                 actor: Actor::daemon(),
                 run_id: run_id(),
@@ -263,7 +265,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 Some(Done::Looked(look)),
-            ) => self.settled(key, request, senders, is_beside, look),
+            ) => self.settled(key, *request, senders, is_beside, look),
             (
                 Some(Task::Look {
                     key,
@@ -272,7 +274,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, request, senders, is_beside, Look::failed(&panicked())),
+            ) => self.settled(key, *request, senders, is_beside, Look::failed(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -334,7 +336,7 @@ impl<B: Repositories> Watch<B> {
         } = waiting;
         let task = Task::Look {
             key: key.clone(),
-            request: request.clone(),
+            request: Box::new(request.clone()),
             senders,
             is_beside,
         };

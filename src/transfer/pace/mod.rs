@@ -11,15 +11,14 @@
 //! free.
 
 mod aimd_window;
-mod token_bucket;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 pub(super) use self::aimd_window::AimdWindow;
-pub(super) use self::token_bucket::TokenBucket;
 use crate::backoff::Backoff;
+use crate::token_bucket::TokenBucket;
 
 /// The waits where a registry says "too much" and names no time.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));

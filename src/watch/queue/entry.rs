@@ -1,7 +1,9 @@
 //! Entries of the queue: the waiting and running looks of one source repository.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -9,6 +11,7 @@ use super::StrideKey;
 use crate::fault::Fault;
 use crate::job::{Cause, Look, Rank};
 use crate::look::LookRequest;
+use crate::oci::Tag;
 
 /// Most single tags of one entry; beyond that it becomes a look at all tags.
 pub(super) const TAGS: usize = 256;
@@ -80,8 +83,17 @@ impl Entry {
         let rank = request.rank();
         // A request by name neither waits for a look at everything nor becomes one.
         let is_named = rank == Rank::Named;
+        let is_wide = request.tags.is_empty();
+        let is_later = not_before > now;
+        // Neither makes the other early or wide: a look at tags that is due, and a look at
+        // everything that is due later.
+        let is_apart = |waiting: &Waiting| {
+            waiting.request.tags.is_empty() != is_wide && (waiting.not_before > now) != is_later
+        };
         let fits = |waiting: &&mut Waiting| {
-            waiting.request.digest == request.digest && waiting.is_named() == is_named
+            waiting.request.digest == request.digest
+                && waiting.is_named() == is_named
+                && !is_apart(waiting)
         };
         if let Some(waiting) = self.waiting.iter_mut().find(fits) {
             return waiting.merge(request, rank, senders, not_before);
@@ -209,13 +221,26 @@ impl Waiting {
         self.request.options.all |= request.options.all;
         self.request.options.waits |= request.options.waits;
         // The stricter cause wins, whichever came first.
-        let ours = self.request.cause.trusts_hints();
-        let theirs = request.cause.trusts_hints();
+        let ours = self.request.trusts_hints;
+        let theirs = request.trusts_hints;
         if (ours && !theirs) || (ours == theirs && rank < self.rank) {
             (self.request.cause, self.request.actor, self.request.run_id) =
                 (request.cause, request.actor, request.run_id);
         }
+        self.request.trusts_hints &= request.trusts_hints;
         self.rank = self.rank.min(rank);
+        self.merge_push_times(request.pushed);
+    }
+
+    /// A tag that was pushed twice counts from its newest push.
+    fn merge_push_times(&mut self, pushed: BTreeMap<Tag, Timestamp>) {
+        let ours = &mut self.request.pushed;
+        for (tag, at) in pushed {
+            if ours.len() < TAGS || ours.contains_key(&tag) {
+                let newest = ours.entry(tag).or_insert(at);
+                *newest = at.max(*newest);
+            }
+        }
     }
 
     /// Reports to all receivers that the look will not take place.
