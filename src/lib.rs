@@ -11,15 +11,15 @@
 //! | 6 | [`watch`] | poll, ping, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
-//! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes |
+//! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`backend`] | distribution client, image-layout directory, AWS control plane, any of them |
-//! | 1 | [`endpoint`], [`route`], [`job`] | source and destination; rules and patterns, pure; plain data |
+//! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
 //! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
-//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate) and [`user`] (the names of users).
+//! [`random`], [`backoff`] (waits that double) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod backend;
@@ -29,6 +29,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod decision;
 pub mod demo;
 pub mod ecr;
 pub mod endpoint;
@@ -49,7 +50,6 @@ pub mod sqlite;
 pub mod state;
 pub mod status;
 pub mod telemetry;
-pub mod token_bucket;
 pub mod transfer;
 pub mod user;
 pub mod watch;

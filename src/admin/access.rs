@@ -3,16 +3,16 @@
 //! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or
 //!    `Sec-Fetch-Site` is refused. Over TCP, `Host` must be an IP address or `localhost`, which no
 //!    rebound name can be; any other name needs the secret. Metrics and health accept any name from
-//!    peers beyond loopback, so that they can be scraped by name; receivers accept any name.
-//! 2. [`Rules::actor`], on guarded paths but receivers, which have proofs of their own: the control socket, where the file mode is the
-//!    credential, or the bearer secret. While no secret is configured, a loopback peer is accepted
+//!    peers beyond loopback, so that they can be scraped by name.
+//! 2. [`Rules::principal`], on guarded paths: the control socket, where the file mode is the
+//!    credential, or a bearer token. While no token is configured, a loopback peer may look
 //!    as well, but no request that came through a proxy: behind a proxy every client is a loopback
 //!    peer.
 //!
 //! No answer ever carries a CORS header.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
@@ -20,14 +20,14 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use secrecy::{ExposeSecret, SecretString};
 
 use super::App;
 use super::answer::Refusal;
 use super::connections::ClientKey;
 use super::routes::Guard;
+use super::tokens::Tokens;
+use crate::decision::{Principal, Rights};
 use crate::job::{Actor, Cause};
-use crate::watch::receiver::secret::is_equal;
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,61 +73,16 @@ pub struct AuthContext {
     pub secret_check: SecretCheck,
 }
 
-/// The bearer secret, or that there is none. Clones share it: what is put in place holds from the
-/// next request on.
-#[derive(Clone, Debug, Default)]
-pub struct Secret(Arc<RwLock<Option<SecretString>>>);
-
-impl Secret {
-    /// Starts with this one.
-    pub fn new(secret: Option<SecretString>) -> Secret {
-        Secret(Arc::new(RwLock::new(secret)))
-    }
-
-    /// Puts another one in place; returns whether it differs from the one before.
-    pub fn replace(&self, secret: Option<SecretString>) -> bool {
-        let text = |secret: &Option<SecretString>| {
-            secret
-                .as_ref()
-                .map(|secret| secret.expose_secret().to_owned())
-        };
-        let mut current = self
-            .0
-            .write()
-            .expect("nothing panics while it holds the secret");
-        let differs = text(&current) != text(&secret);
-        *current = secret;
-        differs
-    }
-
-    /// Whether there is one, but without characters.
-    pub(super) fn is_empty(&self) -> bool {
-        self.read()
-            .as_ref()
-            .is_some_and(|secret| secret.expose_secret().trim().is_empty())
-    }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.read().is_some()
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Option<SecretString>> {
-        self.0
-            .read()
-            .expect("nothing panics while it holds the secret")
-    }
-}
-
 /// The rules.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    secret: Secret,
+    tokens: Tokens,
 }
 
 impl Rules {
-    /// The rules with or without a secret.
-    pub fn new(secret: Secret) -> Rules {
-        Rules { secret }
+    /// The rules with or without tokens.
+    pub fn new(tokens: Tokens) -> Rules {
+        Rules { tokens }
     }
 
     /// Keeps browsers' pages and rebound names out.
@@ -152,9 +107,7 @@ impl Rules {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request("the request has no Host header"));
             }
-            // A receiver has a secret of its own, and a registry knows us by some name.
             let by_name = context.secret_check == SecretCheck::Valid
-                || guard == Guard::Receiver
                 || (guard == Guard::Open && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";
@@ -168,51 +121,61 @@ impl Rules {
         Ok(context)
     }
 
-    /// The actor of a request that its credentials allow.
+    /// The principal of a request that its credentials allow.
     ///
     /// # Errors
-    /// 401 where the secret would help, 403 where it is not even configured.
-    pub fn actor(
+    /// 401 where a token would help, 403 where none is even configured.
+    pub fn principal(
         &self,
         context: AuthContext,
         guard: Guard,
         headers: &HeaderMap,
-    ) -> Result<Actor, Refusal> {
+    ) -> Result<Principal, Refusal> {
         let forbidden = |code, text: &str| Err(Refusal::new(StatusCode::FORBIDDEN, code, text));
+        let shown = self.shown(headers);
         match (context.peer, context.secret_check) {
-            (Peer::Tcp(_), SecretCheck::Valid) => Ok(Actor::named("secret")),
-            (Peer::Tcp(_), secret_check) if self.secret.is_set() => Err(unauthorized(secret_check)),
+            (Peer::Tcp(_), secret_check) if self.tokens.is_set() => {
+                shown.ok_or_else(|| unauthorized(secret_check))
+            }
             (_, secret_check)
                 if secret_check != SecretCheck::Valid && came_through_proxy(headers) =>
             {
                 forbidden(
                     "forwarded",
-                    "requests through a proxy need the bearer secret: set daemon.secret_file and send it as `Authorization: Bearer …`",
+                    "requests through a proxy need a bearer token: set daemon.tokens or daemon.secret_file and send it as `Authorization: Bearer …`",
                 )
             }
             (Peer::Socket { uid, login_uid }, _) => {
-                Ok(Actor::named(crate::user::principal(uid, login_uid)))
+                let name = crate::user::principal(uid, login_uid);
+                Ok(Principal::new(name, Rights::all()))
             }
-            (Peer::Tcp(address), _) if guard == Guard::Look && is_loopback(address.ip()) => Ok(
-                Actor::named(format!("address:{}", address.ip().to_canonical())),
-            ),
+            (Peer::Tcp(address), _) if guard == Guard::Look && is_loopback(address.ip()) => {
+                let name = format!("address:{}", address.ip().to_canonical());
+                Ok(Principal::new(name, Rights::look()))
+            }
             _ => forbidden(
                 "no_secret",
-                "this needs a bearer secret and none is configured: set daemon.secret_file, or use the control socket",
+                "this needs a bearer token and none is configured: set daemon.tokens, or use the control socket",
             ),
         }
     }
 
-    fn secret_check(&self, headers: &HeaderMap) -> SecretCheck {
+    /// The principal of the token that a request shows.
+    fn shown(&self, headers: &HeaderMap) -> Option<Principal> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
-        let first = values.next();
-        let second = values.next();
-        match (&*self.secret.read(), first, second) {
-            (_, None, _) => SecretCheck::Missing,
-            (Some(secret), Some(value), None) if bears(value.as_bytes(), secret) => {
-                SecretCheck::Valid
-            }
-            _ => SecretCheck::Wrong,
+        let first = values.next()?;
+        let is_alone = values.next().is_none();
+        let principal = self.tokens.principal(first.as_bytes());
+        principal.filter(|_| is_alone)
+    }
+
+    fn secret_check(&self, headers: &HeaderMap) -> SecretCheck {
+        if !headers.contains_key(AUTHORIZATION) {
+            return SecretCheck::Missing;
+        }
+        match self.shown(headers) {
+            Some(_) => SecretCheck::Valid,
+            None => SecretCheck::Wrong,
         }
     }
 }
@@ -244,7 +207,7 @@ pub(super) async fn admit(
     }
 }
 
-/// On guarded paths: [`Rules::actor`].
+/// On guarded paths: [`Rules::principal`].
 pub(super) async fn guard(
     State(app): State<Arc<App>>,
     mut request: Request,
@@ -255,11 +218,13 @@ pub(super) async fn guard(
         .get::<AuthContext>()
         .expect("admit stands in front");
     let guard = Guard::of(request.method(), request.uri().path());
-    let verdict = app.rules.actor(context, guard, request.headers());
+    let verdict = app.rules.principal(context, guard, request.headers());
     tell_secrets(&app, context);
     match verdict {
-        Ok(actor) => {
+        Ok(principal) => {
+            let actor = Actor::named(principal.name.clone());
             request.extensions_mut().insert(actor);
+            request.extensions_mut().insert(principal);
             next.run(request).await
         }
         Err(refusal) => {
@@ -282,7 +247,7 @@ fn tell_secrets(app: &App, context: AuthContext) {
         return;
     };
     let state = match context.secret_check {
-        SecretCheck::Wrong if app.rules.secret.is_set() => "wrong",
+        SecretCheck::Wrong if app.rules.tokens.is_set() => "wrong",
         SecretCheck::Valid => "",
         SecretCheck::Wrong | SecretCheck::Missing => return,
     };
@@ -300,19 +265,13 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-fn bears(value: &[u8], secret: &SecretString) -> bool {
-    let Some((scheme, token)) = value.split_first_chunk::<7>() else {
-        return false;
-    };
-    let is_ours = is_equal(secret.expose_secret().as_bytes(), token.trim_ascii());
-    scheme.eq_ignore_ascii_case(b"bearer ") && is_ours
-}
-
 fn unauthorized(secret_check: SecretCheck) -> Refusal {
     let text = match secret_check {
-        SecretCheck::Wrong => "this is not the secret of daemon.secret_file",
+        SecretCheck::Wrong => {
+            "this is neither the secret of daemon.secret_file nor one of daemon.tokens"
+        }
         SecretCheck::Missing | SecretCheck::Valid => {
-            "send the secret of daemon.secret_file as `Authorization: Bearer …`"
+            "send the secret of daemon.secret_file or one of daemon.tokens as `Authorization: Bearer …`"
         }
     };
     Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", text)

@@ -3,9 +3,9 @@
 //! other path is a 404 that names them.
 //!
 //! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
-//! the bearer secret; while no secret is configured, loopback peers may look too, since a look is
-//! harmless. *Decide* always needs the socket or the secret. *Receiver* needs what the receiver's
-//! config says. [`access`] has the rules, and refuses pages in browsers everywhere.
+//! a bearer token; while no token is configured, loopback peers may look too, since a look is
+//! harmless. *Decide* always needs the socket or a token with the right. [`access`] has the rules, and refuses
+//! pages in browsers everywhere.
 //!
 //! An error is `{"error":{"code","text"}}` with its status. Connections, waiting requests, header
 //! time, body time and size, and unread answers are bounded.
@@ -15,13 +15,13 @@ mod answer;
 pub mod client;
 mod connections;
 mod copies;
-mod events;
+mod decisions;
 mod health;
-mod receivers;
 mod routes;
 mod server;
 mod status;
 mod sync;
+mod tokens;
 mod write_timeout;
 
 use std::net::SocketAddr;
@@ -34,13 +34,14 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, any, get, post};
 use tokio::sync::Semaphore;
 
-pub use access::{Peer, Secret};
+pub use access::Peer;
 pub use answer::Refusal;
 pub use copies::{CopyHandler, CopyRequest};
-pub use receivers::Receivers;
+pub use decisions::{DecisionAnswer, DecisionHandler, DecisionRequest};
 use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
+pub use tokens::{Token, Tokens};
 
 use crate::ledger::Ledger;
 use crate::state::FolderCheck;
@@ -57,10 +58,8 @@ pub struct Settings {
     /// Tells whether the socket's folder is still the daemon's own: only there is a deleted socket
     /// made again.
     pub folder: Option<FolderCheck>,
-    /// The bearer secret. Once there is one, loopback alone opens nothing but metrics and health.
-    pub secret: Secret,
-    /// Which registries may notify us.
-    pub receivers: Receivers,
+    /// The bearer tokens. Once there is one, loopback alone opens nothing but metrics and health.
+    pub tokens: Tokens,
     /// How long clients may take.
     pub deadlines: Deadlines,
 }
@@ -102,6 +101,8 @@ pub struct Services {
     pub metrics: prometheus::Registry,
     /// Makes copies and promotions.
     pub copies: CopyHandler,
+    /// Carries decisions out.
+    pub decisions: DecisionHandler,
     /// Refreshes gauges; called before each scrape, so it must be quick.
     pub before_scrape: Arc<dyn Fn() + Send + Sync>,
 }
@@ -114,10 +115,7 @@ const WAITING: usize = 32;
 struct App {
     services: Services,
     rules: access::Rules,
-    receivers: Receivers,
     deadlines: Deadlines,
-    /// Large bodies of notifications.
-    large_bodies: Semaphore,
     waiting_tcp: Arc<Semaphore>,
     waiting_socket: Arc<Semaphore>,
     reported_secrets: Changes,
@@ -127,9 +125,7 @@ impl App {
     fn new(services: Services, settings: &Settings) -> App {
         App {
             services,
-            rules: access::Rules::new(settings.secret.clone()),
-            receivers: settings.receivers.clone(),
-            large_bodies: Semaphore::new(events::LARGE_BODIES),
+            rules: access::Rules::new(settings.tokens.clone()),
             deadlines: settings.deadlines,
             waiting_tcp: Arc::new(Semaphore::new(WAITING)),
             waiting_socket: Arc::new(Semaphore::new(WAITING)),
@@ -148,7 +144,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     for route in &ROUTES {
         let handler = handler(route.endpoint);
         router = match route.guard {
-            Guard::Open | Guard::Receiver => router.route(route.path, handler),
+            Guard::Open => router.route(route.path, handler),
             Guard::Look | Guard::Decide => {
                 router.route(route.path, handler.route_layer(guard.clone()))
             }
@@ -171,8 +167,9 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
         Endpoint::Promotions => get(status::promotions),
         Endpoint::Sync => post(sync::sync),
         Endpoint::Copies => post(copies::copies),
+        Endpoint::Decide => post(decisions::decide),
+        Endpoint::Decisions => get(decisions::list),
         Endpoint::Run => get(sync::run),
-        Endpoint::Events => post(events::receive).options(events::permit),
     }
 }
 

@@ -8,12 +8,10 @@ use axum::http::Method;
 pub enum Guard {
     /// Nothing.
     Open,
-    /// The socket, the secret, or loopback while there is no secret.
+    /// The socket, a token, or loopback while there is no token.
     Look,
-    /// The socket or the secret.
+    /// The socket or a token, and the right that the act takes.
     Decide,
-    /// What the config says of the receiver.
-    Receiver,
 }
 
 impl Guard {
@@ -43,15 +41,16 @@ pub(super) enum Endpoint {
     Promotions,
     Sync,
     Copies,
+    Decide,
+    Decisions,
     Run,
-    Events,
 }
 
 /// A route of the HTTP API.
 pub struct Route {
     /// The method that it takes; GET includes HEAD.
     pub method: &'static str,
-    /// Its path; `{id}` or `{name}` at its end stands for one segment.
+    /// Its path; `{id}` stands for one segment.
     pub path: &'static str,
     /// What a request needs.
     pub guard: Guard,
@@ -59,7 +58,7 @@ pub struct Route {
 }
 
 /// All of them.
-pub const ROUTES: [Route; 9] = [
+pub const ROUTES: [Route; 10] = [
     Route {
         method: "GET",
         path: "/metrics",
@@ -103,16 +102,22 @@ pub const ROUTES: [Route; 9] = [
         endpoint: Endpoint::Copies,
     },
     Route {
+        method: "POST",
+        path: "/v1/decisions",
+        guard: Guard::Decide,
+        endpoint: Endpoint::Decide,
+    },
+    Route {
+        method: "GET",
+        path: "/v1/decisions",
+        guard: Guard::Look,
+        endpoint: Endpoint::Decisions,
+    },
+    Route {
         method: "GET",
         path: "/v1/runs/{id}",
         guard: Guard::Look,
         endpoint: Endpoint::Run,
-    },
-    Route {
-        method: "POST",
-        path: "/v1/events/{name}",
-        guard: Guard::Receiver,
-        endpoint: Endpoint::Events,
     },
 ];
 
@@ -124,8 +129,8 @@ impl Route {
 
     /// Whether `path` is one of this route.
     pub(super) fn takes(&self, path: &str) -> bool {
-        match self.path.split_once('{') {
-            Some((prefix, _)) => path
+        match self.path.strip_suffix("{id}") {
+            Some(prefix) => path
                 .strip_prefix(prefix)
                 .is_some_and(|id| !id.is_empty() && !id.contains('/')),
             None => path == self.path,
@@ -136,6 +141,5 @@ impl Route {
 /// The routes as the 404 lists them.
 pub(super) fn listed() -> String {
     let lines = ROUTES.map(|route| format!("{} {}", route.method, route.path));
-    let lines = lines.join(", ");
-    lines.replace("{id}", "ID").replace("{name}", "NAME")
+    lines.join(", ").replace("{id}", "ID")
 }

@@ -63,7 +63,7 @@ const SOCKET_CHECK: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The TCP address cannot be had.
-    #[error("cannot listen on {address} (set another `daemon.listen`, or `off`)")]
+    #[error("cannot listen on {address} (daemon.listen)")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -91,7 +91,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The secret has no characters.
-    #[error("the bearer secret is empty; put a long random word into daemon.secret_file")]
+    #[error(
+        "a bearer token is empty; put a long random word into daemon.secret_file and into each file of daemon.tokens"
+    )]
     EmptySecret,
 }
 
@@ -109,7 +111,7 @@ pub struct Bound {
 /// # Errors
 /// [`Error`], and then nothing stays bound.
 pub async fn bind(settings: &Settings) -> Result<Bound, Error> {
-    if settings.secret.is_empty() {
+    if settings.tokens.has_empty() {
         return Err(Error::EmptySecret);
     }
     let tcp = match settings.listen {

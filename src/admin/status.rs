@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::Refusal;
+use crate::clock;
 use crate::ledger;
 use crate::status::board::Status;
 
@@ -41,7 +42,10 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Ref
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Status> {
-    Json(app.services.watch.board().snapshot())
+    let mut status = app.services.watch.board().snapshot();
+    let in_force = app.services.ledger.known_decisions();
+    status.decisions = in_force.now(clock::now()).cloned().collect();
+    Json(status)
 }
 
 /// What `GET /v1/promotions` is asked.
@@ -98,6 +102,7 @@ pub(super) async fn promotions(
         repository,
         tag,
         newest_first,
+        only_decisions: false,
     };
     Ok(Json(Promotions {
         promotions: app.services.ledger.page(query).await?,

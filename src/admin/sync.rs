@@ -80,7 +80,6 @@ pub(super) async fn sync(
         waits: body.wait,
     };
     let missing = missing(&app, &body);
-    let nothing = nothing_matches(&missing, body.repository.as_ref());
     let actor = actor.saying(Remarks {
         reason: body.reason,
         claimed_actor: body.actor,
@@ -96,13 +95,13 @@ pub(super) async fn sync(
         let is_empty = ticket.run.queued == 0 && missing.is_empty();
         let report = ticket.settled().await.ok_or_else(Refusal::draining)?;
         let missing = if is_empty {
-            vec![Trouble::not_found(nothing)]
+            vec![Trouble::not_found(nothing_matches(&[]))]
         } else {
             missing
         };
         return Ok(settled(&Report::clone(&report).with_missing(missing)));
     }
-    queued(&ticket.run, nothing)
+    queued(&ticket.run, &missing)
 }
 
 fn cause(peer: Peer) -> Cause {
@@ -177,23 +176,17 @@ fn missing(app: &App, body: &SyncRequest) -> Vec<Trouble> {
 }
 
 /// What is said when no look was queued.
-fn nothing_matches(missing: &[Trouble], repository: Option<&RepositoryName>) -> String {
-    match (missing.first(), repository) {
-        (Some(missing), _) => missing.text.clone(),
-        (None, Some(name)) => {
-            format!("no route has the source repository {name}; `GET /v1/status` lists the routes")
-        }
-        (None, None) => "no route has a source repository; `GET /v1/status` shows why".into(),
+fn nothing_matches(missing: &[Trouble]) -> String {
+    match missing.first() {
+        Some(missing) => missing.text.clone(),
+        None => "nothing matches: no route has such a source repository; `GET /v1/status` lists the routes".into(),
     }
 }
 
-fn queued(run: &Run, nothing: String) -> Result<Response, Refusal> {
+fn queued(run: &Run, missing: &[Trouble]) -> Result<Response, Refusal> {
     if run.queued == 0 {
-        return Err(Refusal::new(
-            StatusCode::NOT_FOUND,
-            "nothing_matched",
-            nothing,
-        ));
+        let text = nothing_matches(missing);
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
     }
     let location = [(header::LOCATION, format!("/v1/runs/{}", run.id))];
     Ok((
@@ -284,7 +277,7 @@ pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let value = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())

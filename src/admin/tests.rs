@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::decision::{Principal, Rights};
 use crate::job::{Cause, Look, Totals, Trouble};
 use crate::status::Board;
 use crate::status::board::RouteStatus;
@@ -40,6 +41,12 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
         copies: Arc::new(|_, _| {
             Box::pin(async { Err(super::Refusal::bad_request("nothing is copied here")) })
         }),
+        decisions: Arc::new(|request, principal| {
+            Box::pin(async move {
+                let text = format!("{} by {}", request.kind, principal.name);
+                Err(super::Refusal::bad_request(text))
+            })
+        }),
         before_scrape: Arc::new(|| {}),
     };
     (services, received)
@@ -47,9 +54,17 @@ fn services() -> (Services, mpsc::Receiver<Event>) {
 
 fn secret(word: &str) -> Settings {
     Settings {
-        secret: Secret::new(Some(word.to_owned().into())),
+        tokens: Tokens::new(tokens(word)),
         ..Settings::default()
     }
+}
+
+fn tokens(word: &str) -> Vec<Token> {
+    vec![Token {
+        name: "secret".into(),
+        secret: word.to_owned().into(),
+        principal: Principal::new("secret", Rights::look()),
+    }]
 }
 
 fn request(method: &str, path: &str, peer: Peer) -> Request<Body> {
@@ -427,7 +442,7 @@ async fn access_follows_the_table() {
         let response = answer(&router, request).await;
         let row = format!(
             "{line} {peer:?} {headers:?} secret {}",
-            settings.secret.is_set()
+            settings.tokens.is_set()
         );
         assert_eq!(response.status().as_u16(), *expected, "{row}");
         assert!(
@@ -502,10 +517,10 @@ async fn a_new_secret_holds_from_the_next_request_on() {
         answer(&router, request).await.status().as_u16()
     };
     assert_eq!((status("old").await, status("new").await), (200, 401));
-    assert!(!settings.secret.replace(Some("old".to_owned().into())));
-    assert!(settings.secret.replace(Some("new".to_owned().into())));
+    assert!(!settings.tokens.replace(tokens("old")));
+    assert!(settings.tokens.replace(tokens("new")));
     assert_eq!((status("old").await, status("new").await), (401, 200));
-    assert!(settings.secret.replace(None));
+    assert!(settings.tokens.replace(Vec::new()));
     assert_eq!(
         status("new").await,
         403,
@@ -676,10 +691,6 @@ async fn nothing_matched_is_404_waited_for_or_not() {
         (status.as_u16(), &body["error"]["code"]),
         (404, &json!("nothing_matched"))
     );
-    let asked = r#"{"repository":"team/ap"}"#;
-    let (_, body) = read(answer(&router, post(LOOPBACK, asked)).await).await;
-    let text = body["error"]["text"].as_str().unwrap();
-    assert!(text.contains("source repository team/ap;"), "{text}");
     let (status, body) = read(answer(&router, post(LOOPBACK, "{\"wait\":true}")).await).await;
     assert_eq!((status.as_u16(), &body["exit_code"]), (404, &json!(5)));
 }

@@ -10,6 +10,7 @@ use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
 use crate::config::StatePath;
+use crate::decision::{Decision, Kind, RefusedDecision};
 use crate::job::{Actor, Outcome, Settled};
 use crate::ledger::{Content, Ledger, Query, Reload, Row, Verified};
 use crate::oci::Reference;
@@ -26,8 +27,7 @@ A row stands for each change of a tag's result, not for each look, and for each
 reading of the config. --verify checks the hashes that chain all rows, from the
 file; it ends with 1 and names the first row that is not as it was recorded.")]
 pub(super) struct History {
-    /// Only this source or destination repository, or one tag of it; its host may stand in front; a
-    /// layout is named as layout:PATH
+    /// Only this source or destination repository, or one tag of it; its host may stand in front
     #[arg(value_name = "REPO[:TAG]")]
     repository: Option<String>,
     /// Print a JSON object on each line
@@ -93,6 +93,7 @@ impl History {
             repository,
             tag,
             newest_first: true,
+            only_decisions: false,
         }
     }
 
@@ -181,6 +182,8 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
         let [result, destination, digests, cause, why] = match &row.content {
             Content::Outcome(job) => of_job(job),
             Content::Reload(reload) => of_reload(reload, &row.config_hash),
+            Content::Decision(kind, decision) => of_decision(row.id, *kind, decision),
+            Content::RefusedDecision(refused) => of_refused(refused),
         };
         [at, result, destination, digests, cause, why]
     });
@@ -220,6 +223,35 @@ fn of_reload(reload: &Reload, in_force: &str) -> [String; 5] {
         String::new(),
         String::new(),
         format!("reload by {}", reload.actor),
+        why.collect::<Vec<_>>().join("; "),
+    ]
+}
+
+/// The same of a decision.
+fn of_decision(id: u64, kind: Kind, decision: &Decision) -> [String; 5] {
+    let ends = decision.ends.iter().map(|id| format!("ends decision {id}"));
+    let until = decision.until.map(|until| format!("until {until}"));
+    let why = ends.chain(until).chain(said(&decision.actor, false));
+    let digest = decision.digest.as_ref().map(short).unwrap_or_default();
+    [
+        kind.to_string(),
+        decision.shown_target().to_owned(),
+        digest,
+        format!("decision {id} by {}", decision.actor),
+        why.collect::<Vec<_>>().join("; "),
+    ]
+}
+
+/// The same of a decision that was refused.
+fn of_refused(refused: &RefusedDecision) -> [String; 5] {
+    let why = [refused.text.clone()]
+        .into_iter()
+        .chain(said(&refused.actor, false));
+    [
+        format!("{} refused", refused.decision),
+        refused.target.clone(),
+        String::new(),
+        format!("decision by {}", refused.actor),
         why.collect::<Vec<_>>().join("; "),
     ]
 }

@@ -9,6 +9,7 @@ mod changes;
 mod check;
 mod completions;
 mod copy;
+mod decide;
 mod delegate;
 mod demo;
 mod history;
@@ -174,6 +175,12 @@ enum Command {
     Check(check::Check),
     /// Show what was promoted, and what was not and why
     History(history::History),
+    /// Hold: looks and carrying go on, no tag is named
+    Hold(decide::Hold),
+    /// End decisions: all with exactly this target, or the one with this number
+    Release(decide::Release),
+    /// Deny: this content is never carried, named or repaired, here or as part of anything
+    Deny(decide::Deny),
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
     /// Print the IAM policies that the config's ECR registries need
@@ -337,6 +344,9 @@ async fn dispatch(
         Command::Status(command) => command.run(arguments, lines).boxed_local().await,
         Command::Check(command) => command.run(arguments, lines).boxed_local().await,
         Command::History(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Hold(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Release(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Deny(command) => command.run(arguments, lines).boxed_local().await,
         Command::Demo(command) => command.run(lines).boxed_local().await,
         Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
@@ -503,6 +513,12 @@ mod tests {
             "check --online",
             "history",
             "history prod.example/app:v1 --limit 5 --json",
+            "history --verify",
+            "hold",
+            "hold production/app:v1 --until 36h --reason CHG-17 --actor alice",
+            "release",
+            "release 12 --json",
+            &format!("deny {digest} --reason CVE"),
             "demo --for 1m30s",
             "iam -c other.yaml",
             "schema",
@@ -523,6 +539,7 @@ mod tests {
             "promote --expect latest",
             "history --limit 0",
             "check --probe-repository staging/x",
+            "deny production/app:v1",
             "demo --for soon",
             "demo --for -3s",
             "completions cmd",

@@ -8,6 +8,7 @@ use super::output::{Style, clean, plural, relative, screen_width, seconds, table
 use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
+use crate::decision::Numbered;
 use crate::status::board::{RegistryStatus, RouteStatus, Status as Board};
 
 /// Show what the daemon is doing, each route's state, and what it will do next and when
@@ -57,6 +58,7 @@ fn page(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> St
     let sections = [
         head(board, now),
         routes(&board.routes, style, width, now),
+        decisions(&board.decisions, width, now),
         registries(&board.registries, width),
         running(board, style, width, now),
     ];
@@ -170,6 +172,27 @@ fn due(next: Timestamp, now: Timestamp) -> String {
     } else {
         relative(Some(next), now)
     }
+}
+
+fn decisions(decisions: &[Numbered], width: Option<usize>, now: Timestamp) -> String {
+    let rows = decisions.iter().map(|numbered| {
+        let decision = &numbered.decision;
+        let until = decision.until;
+        let reason = decision.actor.remarks.reason.as_ref();
+        [
+            numbered.id.to_string(),
+            numbered.kind.to_string(),
+            decision.shown_target().to_owned(),
+            decision.actor.to_string(),
+            until.map_or_else(|| "released".into(), |until| relative(Some(until), now)),
+            reason.map(ToString::to_string).unwrap_or_default(),
+        ]
+    });
+    table(
+        width,
+        ["DECISION", "KIND", "TARGET", "BY", "UNTIL", "REASON"],
+        rows,
+    )
 }
 
 fn registries(registries: &[RegistryStatus], width: Option<usize>) -> String {

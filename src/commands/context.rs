@@ -109,6 +109,13 @@ impl Context {
             .is_some_and(|topology| Directory::of_world(topology).is_routed(named))
     }
 
+    /// The routes of the config that lead there.
+    pub(super) fn routes_to(&self, named: &Named) -> Arc<[Arc<str>]> {
+        let topology = self.topology.as_deref();
+        let routes = topology.map(|topology| Directory::of_world(topology).routes_to(named));
+        routes.unwrap_or_default().into()
+    }
+
     /// How what comes of an act is recorded and shown.
     pub(super) fn settle(
         &self,

@@ -1,5 +1,6 @@
 //! One reference to another place, without a config file: an explicit act of a person.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,19 +17,16 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled,
-    TagId, TagRules, TagState, Totals,
+    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled, TagId,
+    TagRules, TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
 use crate::transfer::companions::Addresses;
 use crate::transfer::limits::RequestClass;
-use crate::transfer::pages::Reading;
+use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop};
-
-/// Most tags of a list that is read for one tag: a page or a few.
-const SHORT: usize = 1000;
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -124,7 +122,10 @@ async fn copied(
         .progress
         .jobs_planned
         .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let job = way.job(request, (&from, &to), actor, started);
+    let job = Job {
+        routes: context.routes_to(&way.destination),
+        ..way.job(request, (&from, &to), actor, started)
+    };
     let facts = async {
         let elsewhere = names_another(parts, &way.source, &from, stop).await?;
         Ok::<_, Fault>((elsewhere, companions(parts, &from, stop).await?))
@@ -132,7 +133,10 @@ async fn copied(
     let (job, mut completion) = match facts.await {
         Ok((Some(reason), _)) => (job, gone(reason)),
         Ok((None, companions)) => {
-            let job = Job { companions, ..job };
+            let job = Job {
+                companions: job::Companions::Listed(Arc::new(companions)),
+                ..job
+            };
             let completion = parts
                 .engine()
                 .run(&job, &from, &to, &settle.progress, stop)
@@ -258,6 +262,7 @@ impl Way {
                 tag: self.source_tag.clone(),
                 destination: place,
             },
+            routes: Arc::default(),
             rules: TagRules {
                 moving: self.tag.as_str() == "latest",
                 ..TagRules::default()
@@ -278,7 +283,7 @@ impl Way {
             dry_run: request.dry_run,
             refused: Arc::default(),
             pushed: None,
-            companions: Companions::Unlisted,
+            companions: job::Companions::Unlisted,
             rank: crate::job::Rank::Named,
             max_wait: crate::job::LONG_WAIT,
         }
@@ -309,21 +314,26 @@ fn as_look(settled: Settled) -> Look {
     }
 }
 
-/// Signatures and fallback lists beside the source. A short list shows them all at once; beside one
-/// tag among many, those of the image are asked for by their names.
+/// Signatures and fallback lists in the source's listing. A registry that does not list tags has
+/// none that could be found.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
-    let reading = Reading::by_name().at_most(SHORT);
-    let tags = match parts.engine().tags(source, reading, stop).await {
-        Ok(Some(tags)) => tags,
-        Ok(None) => return Ok(Companions::Unlisted),
+    let tags = match parts
+        .engine()
+        .tags(source, crate::job::LONG_WAIT, stop)
+        .await
+    {
+        Ok(tags) => tags.unwrap_or_default(),
         Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => {
-            return Ok(Companions::Unlisted);
+            ListedTags::new()
         }
         Err(fault) => return Err(fault),
     };
-    let companions = tags
+    Ok(tags
         .into_iter()
         .filter(|(tag, _)| tag.travels_with_subject())
-        .map(|(tag, listed)| (tag, listed.digest));
-    Ok(Companions::Listed(Arc::new(companions.collect())))
+        .map(|(tag, listed)| (tag, listed.digest))
+        .collect())
 }
+
+/// Tags that travel with their subject, with their digests as far as a listing tells.
+pub(super) type Companions = BTreeMap<Tag, Option<Digest>>;

@@ -2,6 +2,7 @@
 //! whether a route leads there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use regex::Regex;
 use url::Url;
@@ -98,11 +99,23 @@ impl<'a> Directory<'a> {
 
     /// Whether a route writes to the repository.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
-        let written = |(name, address): &(&str, Address)| {
-            repository_at(named, address)
-                .is_some_and(|repository| self.is_used(name, &repository, Side::Destination))
+        !self.routes_to(named).is_empty()
+    }
+
+    /// The routes that write to the repository.
+    pub(super) fn routes_to(&self, named: &Named) -> Vec<Arc<str>> {
+        let places: Vec<(&str, RepositoryName)> = self
+            .registries
+            .iter()
+            .filter_map(|(name, address)| Some((*name, repository_at(named, address)?)))
+            .collect();
+        let leads_there = |route: &&Route| {
+            places
+                .iter()
+                .any(|(registry, repository)| leads_to(route, registry, repository))
         };
-        self.registries.iter().any(written)
+        let leading = self.routes.iter().filter(leads_there);
+        leading.map(|route| route.name.clone()).collect()
     }
 
     fn is_used(&self, registry: &str, repository: &RepositoryName, side: Side) -> bool {
@@ -110,11 +123,17 @@ impl<'a> Directory<'a> {
             Side::Source => {
                 **route.from.registry() == *registry && route.from.captures(repository).is_some()
             }
-            Side::Destination => route.to.iter().any(|to| {
-                **to.registry() == *registry && may_name(to.repository(), repository.as_str())
-            }),
+            Side::Destination => leads_to(route, registry, repository),
         })
     }
+}
+
+/// Whether a route may write to a repository.
+fn leads_to(route: &Route, registry: &str, repository: &RepositoryName) -> bool {
+    route
+        .to
+        .iter()
+        .any(|to| **to.registry() == *registry && may_name(to.repository(), repository.as_str()))
 }
 
 /// The repository that a reference names at this address, if it is one there.
@@ -161,7 +180,7 @@ fn repository_at(named: &Named, address: &Address) -> Option<RepositoryName> {
 }
 
 /// Whether a template gives this name for some captures.
-fn may_name(template: &str, name: &str) -> bool {
+pub(super) fn may_name(template: &str, name: &str) -> bool {
     let mut pattern = String::from(r"\A");
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('{') {

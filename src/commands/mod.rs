@@ -4,10 +4,12 @@
 mod check;
 mod context;
 mod copy;
+mod decide;
 mod directory;
 mod probe;
 pub mod promote;
 mod reference;
+pub(crate) mod resolve;
 mod sync;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub use self::check::{Check, check_online};
 pub(crate) use self::context::Context;
 pub(crate) use self::copy::copy_as_daemon;
 pub use self::copy::{Copy, copy};
+pub use self::decide::{Decide, DecideError, decide};
 pub use self::probe::probe;
 pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};

@@ -36,7 +36,7 @@ use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
 use crate::registry::profile::Kind;
 use crate::transfer::companions::Addresses;
-use crate::transfer::pages::{ListedTags, Reading};
+use crate::transfer::pages::ListedTags;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop, limits};
 
@@ -307,10 +307,11 @@ async fn promoted(
             settle,
             stop,
             actor,
+            routes: context.routes_to(&way.to),
             began: started,
             kept: Mutex::default(),
         };
-        let unguarded = !context.is_routed(&way.to);
+        let unguarded = step.routes.is_empty();
         async move {
             let mut look = step.take().await;
             look.jobs
@@ -377,6 +378,8 @@ struct Step<'a> {
     settle: &'a Settle,
     stop: &'a Stop,
     actor: &'a Actor,
+    /// The routes that lead to the destination.
+    routes: Arc<[Arc<str>]>,
     began: Timestamp,
     /// Companion tags that stay as they are.
     kept: Mutex<Vec<Settled>>,
@@ -403,7 +406,7 @@ impl Step<'_> {
     async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
         self.parts
             .engine()
-            .tags(repository, Reading::by_name(), self.stop)
+            .tags(repository, crate::job::LONG_WAIT, self.stop)
             .await
     }
 
@@ -591,6 +594,7 @@ impl Step<'_> {
                 tag: tag.clone(),
                 destination: place,
             },
+            routes: self.routes.clone(),
             rules: TagRules {
                 moving: is_moving(there),
                 ..TagRules::default()

@@ -5,10 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
 use super::Env;
 use super::section::{Item, Section};
+use super::tokens::{self, Token};
 use super::units::duration_within;
 
 /// Longest time between two looks.
@@ -32,8 +31,8 @@ pub struct Daemon {
     pub grace: Duration,
     /// How long the ledger keeps the texts of rows that are no promotions.
     pub retention: Duration,
-    /// Bearer token of the HTTP API.
-    pub secret: Option<SecretString>,
+    /// Bearer tokens of the HTTP API.
+    pub tokens: Vec<Token>,
 }
 
 /// `None` after a complaint.
@@ -54,6 +53,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let grace = key("grace").map_or(Some(Duration::from_secs(30)), |item| item.parse(grace));
     let retention = key("retention").map_or(Some(YEAR), |item| item.parse(retention));
     let secret = key("secret_file").map_or(Some(None), |item| item.secret().map(Some));
+    let named = key("tokens").map_or(Some(Vec::new()), |item| tokens::read(&item));
     if let Some(keys) = keys {
         Section::finish(keys, |_| false);
     }
@@ -64,7 +64,11 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
         verify: verify?,
         grace: grace?,
         retention: retention?,
-        secret: secret?,
+        tokens: secret?
+            .map(Token::of_secret_file)
+            .into_iter()
+            .chain(named?)
+            .collect(),
     })
 }
 

@@ -12,7 +12,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::job::{Drift, Existing};
 use crate::registry::profile::Kind;
-use crate::watch::receiver;
 
 /// The JSON schema of the config file.
 pub fn schema() -> serde_json::Value {
@@ -30,8 +29,6 @@ struct File {
     daemon: Option<Daemon>,
     /// Where images live, by a name of your own.
     registries: BTreeMap<String, Registry>,
-    /// Which registries may notify us of pushes, by a name of your own: `POST /v1/events/NAME`.
-    receivers: Option<BTreeMap<String, Receiver>>,
     /// What a route says where it does not say it itself.
     defaults: Option<Defaults>,
     /// What goes where. The first route whose `from` matches a source repository has it.
@@ -55,8 +52,45 @@ struct Daemon {
     grace: Option<String>,
     /// How long the ledger keeps the texts of rows that are no promotions. Default: 8760h.
     retention: Option<String>,
-    /// File with the bearer token of the HTTP API.
+    /// File with a bearer token of the HTTP API that may look. Short for a token "secret".
     secret_file: Option<String>,
+    /// Bearer tokens of the HTTP API, by names of your own: the name is the actor in the ledger.
+    tokens: Option<BTreeMap<String, Token>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Token {
+    /// File with the token.
+    file: String,
+    /// What it may; looking is always among it.
+    may: OneOrManyRights,
+    /// Routes that its decisions may be about; `*` stands for any characters. Default: all, and
+    /// what is about no route.
+    routes: Option<OneOrMany>,
+    /// The user of this machine whose token it is: in the ledger both are one person.
+    user: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+enum OneOrManyRights {
+    One(Right),
+    Many(Vec<Right>),
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Right {
+    Look,
+    Hold,
+    Approve,
+    Deny,
+    Accept,
+    Rollback,
+    Override,
+    /// Hold, approve, deny, accept and rollback.
+    Decide,
 }
 
 #[derive(JsonSchema)]
@@ -116,24 +150,6 @@ struct Registry {
     identity: Option<String>,
     /// Address of ECR's control plane, for emulators and private endpoints.
     ecr_endpoint: Option<String>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct Receiver {
-    /// What sends.
-    #[schemars(schema_with = "receiver_kinds")]
-    kind: String,
-    /// The registry that notifications are about.
-    registry: String,
-    /// File with the secret of the sender; with two lines, both are valid.
-    secret_file: Option<String>,
-    /// Whether every client that reaches the listener may send. Default: false.
-    unauthenticated: Option<bool>,
-    /// Replaces the first part of a repository's name: `{docker-local: docker}`.
-    rewrite: Option<BTreeMap<String, String>>,
-    /// Notifications in a second, 1 to 100000. Default: 2000.
-    limit: Option<Number>,
 }
 
 /// One rate, or rates by day and time.
@@ -270,10 +286,6 @@ enum Word {
 enum Number {
     Number(f64),
     Text(String),
-}
-
-fn receiver_kinds(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "enum": receiver::Kind::ALL.map(receiver::Kind::name) })
 }
 
 fn kinds(_: &mut SchemaGenerator) -> Schema {

@@ -8,6 +8,7 @@
 //! last.
 
 mod copies;
+mod decisions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
+use crate::fault::Fault;
 use crate::job::Actor;
 use crate::ledger::Reload;
 use crate::look::topology::Topology;
@@ -54,6 +56,9 @@ pub enum Error {
     /// The state folder was removed or replaced while the daemon ran, and did not come back.
     #[error(transparent)]
     StateLost(#[from] state::FolderReplaced),
+    /// The decisions in force cannot be read.
+    #[error("{0}")]
+    Decisions(Fault),
     /// The kernel refuses a signal handler.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -66,6 +71,7 @@ impl Error {
             Error::Parts(error) => error.exit_code(),
             // The port may be free at the next start.
             Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
+            Error::Decisions(_) => 1,
             // The next start begins with the folder that is there then.
             Error::StateLost(_) => 1,
             Error::Config(_) | Error::State(_) | Error::Admin(_) => 2,
@@ -90,6 +96,7 @@ pub async fn run(
     let config = load()?;
     let lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&lock)?;
+    parts.ledger.in_force().await.map_err(Error::Decisions)?;
     let settings = admin_settings(&config, Some(lock.check()));
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
@@ -102,12 +109,12 @@ pub async fn run(
         routes = running.config.routes.len(),
         "started"
     );
-    if running.config.daemon.secret.is_none()
+    if running.config.daemon.tokens.is_empty()
         && address.is_some_and(|address| !address.ip().is_loopback())
     {
         tracing::warn!(
             listen,
-            "the API listens beyond loopback without a secret: others get metrics and health only (see `secret_file`)"
+            "the API listens beyond loopback without a token: others get metrics and health only (see `daemon.tokens`)"
         );
     }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
@@ -123,10 +130,19 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
         listen: config.daemon.listen,
         socket: Some(control_socket(config)),
         folder,
-        secret: admin::Secret::new(config.daemon.secret.clone()),
-        receivers: admin::Receivers::new(config.receivers.clone()),
+        tokens: admin::Tokens::new(tokens(config)),
         deadlines: admin::Deadlines::default(),
     }
+}
+
+/// The bearer tokens of a config.
+fn tokens(config: &Config) -> Vec<admin::Token> {
+    let token = |token: &config::Token| admin::Token {
+        name: token.name.clone(),
+        secret: token.secret.clone(),
+        principal: token.principal.clone(),
+    };
+    config.daemon.tokens.iter().map(token).collect()
 }
 
 /// The settings that differ from those that the daemon was started with, and that only a restart
@@ -186,7 +202,7 @@ struct Running {
     server_stop: CancellationToken,
     /// How long the ledger keeps texts.
     retention: channel::Sender<Duration>,
-    /// What the sockets were bound with; the secret is the one that the server goes by.
+    /// What the sockets were bound with; the tokens are those that the server goes by.
     served: admin::Settings,
     /// Cancelled when the state folder is gone for good.
     lost: CancellationToken,
@@ -226,9 +242,20 @@ impl Running {
         helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));
+        helpers.spawn(decisions::wake_at_ends(
+            parts.ledger.clone(),
+            sender.subscribe(),
+            handle.clone(),
+        ));
+        helpers.spawn(decisions::watch_denied(parts.ledger.clone(), {
+            let parts = parts.clone();
+            move |denied| parts.show_denied(denied)
+        }));
         let mut server = JoinSet::new();
         let copies = copies::handler(&parts, sender.subscribe(), stop.clone());
-        server.spawn(bound.serve(services(&parts, handle, copies), server_stop.clone()));
+        let decisions = decisions::handler(&parts.ledger, sender.subscribe(), handle.clone());
+        let services = services(&parts, handle, copies, decisions);
+        server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {
             parts,
             config,
@@ -353,10 +380,11 @@ impl Running {
                 "the config asks for another value than the running one; that takes a restart"
             );
         }
-        if self.served.secret.replace(config.daemon.secret.clone()) {
-            tracing::info!("the bearer secret has changed; only the new one opens the HTTP API");
+        if self.served.tokens.replace(tokens(&config)) {
+            tracing::info!(
+                "the bearer tokens have changed; only those of the config open the HTTP API"
+            );
         }
-        self.served.receivers.replace(config.receivers.clone());
         self.parts.withdraw(before, &topology);
         tracing::info!(
             routes = config.routes.len(),
@@ -416,7 +444,12 @@ async fn stop_asked_again(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::Stop) {}
 }
 
-fn services(parts: &Parts, handle: Handle, copies: admin::CopyHandler) -> admin::Services {
+fn services(
+    parts: &Parts,
+    handle: Handle,
+    copies: admin::CopyHandler,
+    decisions: admin::DecisionHandler,
+) -> admin::Services {
     let refreshed = parts.clone();
     let before_scrape = move || refreshed.refresh();
     admin::Services {
@@ -424,6 +457,7 @@ fn services(parts: &Parts, handle: Handle, copies: admin::CopyHandler) -> admin:
         ledger: parts.ledger.clone(),
         metrics: parts.registry.clone(),
         copies,
+        decisions,
         before_scrape: Arc::new(before_scrape),
     }
 }

@@ -65,11 +65,13 @@ pub enum Cause {
     Cli,
     /// The daemon's start, or a changed config.
     Start,
+    /// A decision, or the end of one.
+    Decision,
 }
 
 impl Cause {
     /// All causes, for series that exist from the start.
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 9] = [
         Cause::Poll,
         Cause::Verify,
         Cause::Ping,
@@ -78,6 +80,7 @@ impl Cause {
         Cause::Signal,
         Cause::Cli,
         Cause::Start,
+        Cause::Decision,
     ];
 
     /// The name in reports and metrics.
@@ -91,6 +94,7 @@ impl Cause {
             Cause::Signal => "signal",
             Cause::Cli => "cli",
             Cause::Start => "start",
+            Cause::Decision => "decision",
         }
     }
 
@@ -111,44 +115,25 @@ impl fmt::Display for Cause {
 pub enum Rank {
     /// Asked for by its name: it goes before all others.
     Named,
-    /// A person asks for whole repositories, or for all of them.
-    Request,
-    /// A registry told that there is something new.
+    /// A registry or a person told that there is something new.
     Event,
     /// Found by a poll.
     #[default]
     New,
-    /// Everything is looked at: after a start, by a sweep.
+    /// Everything is looked at: after a start, by a sweep, by a signal.
     Backfill,
 }
 
 impl Rank {
-    /// All of them, the most urgent first.
-    pub const ALL: [Rank; 5] = [
-        Rank::Named,
-        Rank::Request,
-        Rank::Event,
-        Rank::New,
-        Rank::Backfill,
-    ];
-
-    /// A look, a permit-second or a request of this rank counts so many times where ranks share.
-    pub fn cost(self) -> u64 {
-        match self {
-            Rank::Named | Rank::Request | Rank::Event => 1,
-            Rank::New => 2,
-            Rank::Backfill => 8,
-        }
-    }
-
     /// The rank of what has this cause; `is_named`: the cause names the tag.
     pub fn of(cause: Cause, is_named: bool) -> Rank {
         match cause {
-            Cause::Cli | Cause::Ping | Cause::Signal if is_named => Rank::Named,
-            Cause::Cli | Cause::Ping | Cause::Signal => Rank::Request,
-            Cause::Webhook | Cause::Queue => Rank::Event,
+            Cause::Cli | Cause::Ping if is_named => Rank::Named,
+            Cause::Cli | Cause::Ping | Cause::Webhook | Cause::Queue | Cause::Decision => {
+                Rank::Event
+            }
             Cause::Poll => Rank::New,
-            Cause::Verify | Cause::Start => Rank::Backfill,
+            Cause::Verify | Cause::Signal | Cause::Start => Rank::Backfill,
         }
     }
 }
@@ -244,6 +229,8 @@ impl ObservedVia {
 pub struct Job {
     /// Its name.
     pub key: Key,
+    /// The routes that lead to the destination, for decisions about routes.
+    pub routes: Arc<[Arc<str>]>,
     /// The rules of the route for this tag.
     pub rules: TagRules,
     /// What the look saw at the source.

@@ -7,7 +7,7 @@
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::rows::RawRow;
+use super::raw::RawRow;
 use super::{Ledger, unreadable};
 use crate::fault::Fault;
 use crate::job::Outcome;
@@ -117,10 +117,6 @@ pub(super) fn seal(db: &Connection) -> rusqlite::Result<()> {
         };
         after = last.id;
         for mut row in page {
-            if !row.hash.is_empty() {
-                previous = row.hash;
-                continue;
-            }
             let hashes = ContentHashes::of(&row.kind, &row.content)?;
             row.whole = hashes.whole.to_string();
             row.kept = hashes.kept.to_string();

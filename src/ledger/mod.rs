@@ -1,6 +1,7 @@
 //! The ledger: what happened, and what is known of each production tag.
 //!
-//! Append-only rows, one for each change of a job's result and for each reading of the config, each
+//! Append-only rows, one for each change of a job's result, each decision and each reading of the
+//! config, each
 //! with a hash that covers it and all earlier ones ([`Ledger::verify`]; old ones lose their texts:
 //! see [`Ledger::drop_old_texts`]). For each place in a destination the digest that we wrote or that
 //! both sides agreed on. The plan distinguishes these tags from tags
@@ -17,10 +18,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
 
+use crate::decision::{Candidate, Verdict};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Settled, TagId};
@@ -29,12 +32,15 @@ use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
 mod chain;
+mod decisions;
+mod raw;
 mod retention;
 mod rows;
 mod schema;
 mod tag_records;
 
 pub use chain::Verified;
+pub use decisions::{DeniedTag, Recorded, Sending};
 pub use retention::Step;
 pub use rows::{Content, Query, Reload, Row};
 
@@ -201,15 +207,28 @@ pub struct UnsettledJob {
 pub struct Ledger {
     store: Store,
     folder: Option<FolderCheck>,
+    decisions: Arc<decisions::Memory>,
+}
+
+/// What came of announcing a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intended {
+    /// It is announced.
+    Announced {
+        /// Whether it had not been announced before.
+        is_new: bool,
+    },
+    /// The decisions in force do not clear it: nothing is announced.
+    Stopped(Verdict),
 }
 
 impl Ledger {
     /// Opens `ledger.db` in the state folder, created when it is missing. Blocks on the disk.
     pub fn open(folder: &Path) -> Result<Ledger, Error> {
-        Ok(Ledger {
-            store: Store::open(&folder.join(FILE), &schema::SCHEMA)?,
-            folder: None,
-        })
+        Ok(Ledger::over(Store::open(
+            &folder.join(FILE),
+            &schema::SCHEMA,
+        )?))
     }
 
     /// The same ledger, which refuses every intent once the state folder is no longer the one that
@@ -238,31 +257,27 @@ impl Ledger {
     /// on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
         let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
-        Ok(store.map(|store| Ledger {
-            store,
-            folder: None,
-        }))
+        Ok(store.map(Ledger::over))
     }
 
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
-        Ledger {
-            store: Store::in_memory(&schema::SCHEMA),
-            folder: None,
-        }
+        Ledger::over(Store::in_memory(&schema::SCHEMA))
     }
 
     /// The ledger on a simulator's disk, served as long as the future is polled: see
     /// [`Store::on_disk`].
     pub fn on_disk(disk: &Disk) -> (Ledger, impl Future<Output = ()> + Send + use<>) {
         let (store, served) = Store::on_disk(disk, &schema::SCHEMA);
-        (
-            Ledger {
-                store,
-                folder: None,
-            },
-            served,
-        )
+        (Ledger::over(store), served)
+    }
+
+    fn over(store: Store) -> Ledger {
+        Ledger {
+            store,
+            folder: None,
+            decisions: Arc::default(),
+        }
     }
 
     /// Leaves the file. Every handle is closed by it, and what is asked of one later is refused.
@@ -329,28 +344,30 @@ impl Ledger {
             .map_err(unwritable)
     }
 
-    /// Announces that `place`, which names `replaces`, is about to be moved to `digest`. Returns
-    /// whether that had not been announced before.
+    /// Announces that a tag, which names `replaces`, is about to be named, unless a decision in
+    /// force stops that: they are read in the transaction that records the announcement.
     ///
     /// # Errors
     /// When that is not on disk, where the next process finds it.
     pub async fn intend(
         &self,
-        place: &TagId,
-        digest: &Digest,
+        candidate: Candidate,
         replaces: Option<Digest>,
-    ) -> Result<bool, Fault> {
-        let place = place.clone();
-        let digest = *digest;
-        let is_new = self
-            .store
-            .write(move |db| tag_records::intend(db, &place, &digest, replaces.as_ref()))
-            .await
-            .map_err(unwritable)?;
+    ) -> Result<Intended, Fault> {
+        let known = self.in_force().await?;
+        let act = move |db: &Connection| match decisions::judge(db, &known, &candidate)? {
+            Verdict::Clear => {
+                let Candidate { place, digest, .. } = &candidate;
+                let is_new = tag_records::intend(db, place, digest, replaces.as_ref())?;
+                Ok(Intended::Announced { is_new })
+            }
+            verdict => Ok(Intended::Stopped(verdict)),
+        };
+        let intended = self.store.write(act).await.map_err(unwritable)?;
         // After the write: a folder that vanished before it is noticed as well.
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
-        Ok(is_new)
+        Ok(intended)
     }
 
     /// Takes an announcement back: nothing was sent.

@@ -6,14 +6,17 @@ use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::chain::{self, ContentHashes};
+use super::raw::{RawRow, json};
 use super::{RunFacts, UnsettledJob, names};
 use crate::clock;
+use crate::decision::{Decision, Kind, RefusedDecision};
 use crate::endpoint::Origin;
 use crate::job::{Actor, Key, Outcome, Settled, TagId};
 use crate::oci::Digest;
 
 /// A row of the ledger.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "Shape", try_from = "Shape")]
 pub struct Row {
     /// Rises by one from row to row.
     pub id: u64,
@@ -30,18 +33,68 @@ pub struct Row {
     /// Covers the row and, through the hash of the row before, all earlier ones.
     pub hash: Digest,
     /// What was recorded.
-    #[serde(flatten)]
     pub content: Content,
 }
 
 /// What a row records.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Clone, Debug)]
 pub enum Content {
     /// A change of a job's result.
     Outcome(Box<Settled>),
     /// A reading of the config while the daemon ran.
     Reload(Box<Reload>),
+    /// A decision.
+    Decision(Kind, Box<Decision>),
+    /// A decision that was refused.
+    RefusedDecision(Box<RefusedDecision>),
+}
+
+/// A row as JSON: its facts, a `kind`, and the content beside them.
+#[derive(Clone, Serialize, Deserialize)]
+struct Shape {
+    id: u64,
+    at: Timestamp,
+    run_id: String,
+    host: String,
+    config_hash: String,
+    version: String,
+    hash: Digest,
+    kind: String,
+    #[serde(flatten)]
+    content: serde_json::Value,
+}
+
+impl From<Row> for Shape {
+    fn from(row: Row) -> Shape {
+        Shape {
+            id: row.id,
+            at: row.at,
+            run_id: row.run_id,
+            host: row.host,
+            config_hash: row.config_hash,
+            version: row.version,
+            hash: row.hash,
+            kind: row.content.kind().into(),
+            content: row.content.value().unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<Shape> for Row {
+    type Error = serde_json::Error;
+
+    fn try_from(shape: Shape) -> Result<Row, serde_json::Error> {
+        Ok(Row {
+            id: shape.id,
+            at: shape.at,
+            run_id: shape.run_id,
+            host: shape.host,
+            config_hash: shape.config_hash,
+            version: shape.version,
+            hash: shape.hash,
+            content: Content::parse(&shape.kind, &shape.content.to_string())?,
+        })
+    }
 }
 
 /// A reading of the config while the daemon ran.
@@ -65,7 +118,7 @@ impl Row {
     pub fn settled(&self) -> Option<&Settled> {
         match &self.content {
             Content::Outcome(settled) => Some(settled),
-            Content::Reload(_) => None,
+            Content::Reload(_) | Content::Decision(..) | Content::RefusedDecision(_) => None,
         }
     }
 }
@@ -75,6 +128,17 @@ impl Content {
         match self {
             Content::Outcome(_) => chain::OUTCOME,
             Content::Reload(_) => chain::RELOAD,
+            Content::Decision(kind, _) => kind.name(),
+            Content::RefusedDecision(_) => REFUSED_DECISION,
+        }
+    }
+
+    fn value(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Content::Outcome(settled) => serde_json::to_value(settled),
+            Content::Reload(reload) => serde_json::to_value(reload),
+            Content::Decision(_, decision) => serde_json::to_value(decision),
+            Content::RefusedDecision(refused) => serde_json::to_value(refused),
         }
     }
 
@@ -82,17 +146,21 @@ impl Content {
         match self {
             Content::Outcome(settled) => json(settled),
             Content::Reload(reload) => json(reload),
+            Content::Decision(_, decision) => json(decision),
+            Content::RefusedDecision(refused) => json(refused),
         }
     }
 
-    fn parse(
-        kind: &str,
-        content: &str,
-    ) -> Result<Content, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(match kind {
-            chain::OUTCOME => Content::Outcome(serde_json::from_str(content)?),
-            chain::RELOAD => Content::Reload(serde_json::from_str(content)?),
-            unknown => return Err(format!("there are no rows of the kind {unknown}").into()),
+    fn parse(kind: &str, content: &str) -> serde_json::Result<Content> {
+        Ok(match (kind, Kind::of_name(kind)) {
+            (chain::OUTCOME, _) => Content::Outcome(serde_json::from_str(content)?),
+            (chain::RELOAD, _) => Content::Reload(serde_json::from_str(content)?),
+            (REFUSED_DECISION, _) => Content::RefusedDecision(serde_json::from_str(content)?),
+            (_, Some(kind)) => Content::Decision(kind, serde_json::from_str(content)?),
+            (unknown, None) => {
+                let text = format!("there are no rows of the kind {unknown}");
+                return Err(serde::de::Error::custom(text));
+            }
         })
     }
 }
@@ -110,66 +178,14 @@ pub struct Query {
     pub tag: Option<String>,
     /// The newest first instead of the oldest.
     pub newest_first: bool,
+    /// Only decisions and refused ones.
+    pub only_decisions: bool,
 }
+
+/// The kind of a row for a decision that was refused.
+const REFUSED_DECISION: &str = "refused_decision";
 
 const COLUMNS: &str = "rows.id, at, run_id, host, config_hash, version, hash, kind, content";
-
-/// A row as its table holds it, with its job as an array of the six names.
-pub(super) struct RawRow {
-    pub(super) id: i64,
-    pub(super) kind: String,
-    pub(super) job: Option<String>,
-    pub(super) at: i64,
-    pub(super) run_id: String,
-    pub(super) host: String,
-    pub(super) config_hash: String,
-    pub(super) version: String,
-    pub(super) content: String,
-    pub(super) whole: String,
-    pub(super) kept: String,
-    pub(super) hash: String,
-}
-
-impl RawRow {
-    /// The next rows after `after`, at most `limit`.
-    pub(super) fn page(db: &Connection, after: i64, limit: u32) -> rusqlite::Result<Vec<RawRow>> {
-        db.prepare_cached(
-            "SELECT rows.id, kind, at, run_id, host, config_hash, version, content, whole, kept, hash,
-                job, route, source, tag, origin, repository, destination_tag
-            FROM rows LEFT JOIN jobs ON jobs.id = rows.job WHERE rows.id > ?1 ORDER BY rows.id LIMIT ?2",
-        )?
-        .query_map([after, limit.into()], RawRow::read)?
-        .collect()
-    }
-
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawRow> {
-        let job = match row.get::<_, Option<i64>>(11)? {
-            Some(_) => Some(json(&[
-                row.get::<_, String>(12)?,
-                row.get(13)?,
-                row.get(14)?,
-                row.get(15)?,
-                row.get(16)?,
-                row.get(17)?,
-            ])?),
-            None => None,
-        };
-        Ok(RawRow {
-            id: row.get(0)?,
-            kind: row.get(1)?,
-            job,
-            at: row.get(2)?,
-            run_id: row.get(3)?,
-            host: row.get(4)?,
-            config_hash: row.get(5)?,
-            version: row.get(6)?,
-            content: row.get(7)?,
-            whole: row.get(8)?,
-            kept: row.get(9)?,
-            hash: row.get(10)?,
-        })
-    }
-}
 
 /// Adds a row for a change of a job's result.
 pub(super) fn add(
@@ -260,12 +276,6 @@ fn job_names(key: &Key) -> [&str; 6] {
         repository,
         tag,
     ]
-}
-
-/// Something as a row keeps it.
-pub(super) fn json(content: &impl Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(content)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 pub(super) fn last(db: &Connection, key: &Key) -> rusqlite::Result<Option<Row>> {
@@ -361,36 +371,26 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
     }
     if let Some(repository) = &query.repository {
         values.push(Value::from(repository.clone()));
-        sql += &if repository.starts_with("layout:") {
-            of_layout(values.len())
-        } else {
-            format!(
-                " AND job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})",
-                values.len()
-            )
-        };
+        sql += &format!(
+            " AND (job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})
+                OR rows.id IN (SELECT row FROM decisions WHERE repository = ?{0}))",
+            values.len()
+        );
     }
     if let Some(tag) = &query.tag {
         values.push(Value::from(tag.clone()));
         sql += &format!(
-            " AND job IN (SELECT id FROM jobs WHERE tag = ?{0} OR destination_tag = ?{0})",
+            " AND (job IN (SELECT id FROM jobs WHERE tag = ?{0} OR destination_tag = ?{0})
+                OR rows.id IN (SELECT row FROM decisions WHERE tag = ?{0} OR tag IS NULL))",
             values.len()
         );
+    }
+    if query.only_decisions {
+        sql += " AND kind NOT IN ('outcome', 'reload')";
     }
     values.push(Value::from(query.limit.clamp(1, 1000)));
     sql += &format!(" ORDER BY rows.id {order} LIMIT ?{}", values.len());
     (sql, values)
-}
-
-/// Rows with a side in the layout that this parameter names by its path: jobs know a layout by its
-/// root.
-fn of_layout(parameter: usize) -> String {
-    let side = |name: &str| {
-        format!(
-            "instr(replace(json_extract(settled, '$.{name}'), '@', ':'), ?{parameter} || ':') = 1"
-        )
-    };
-    format!(" AND ({} OR {})", side("source"), side("destination"))
 }
 
 fn job(db: &Connection, key: &Key) -> rusqlite::Result<Option<i64>> {
@@ -413,7 +413,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         version: row.get(5)?,
         hash: parsed(row, 6)?,
         content: Content::parse(row.get_ref(7)?.as_str()?, row.get_ref(8)?.as_str()?)
-            .map_err(|error| damaged(8, error))?,
+            .map_err(|error| damaged(8, error.into()))?,
     })
 }
 

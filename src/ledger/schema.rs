@@ -111,7 +111,15 @@ const VERSION_4: &str = "
 ";
 
 const VERSION_5: &str = "
-    -- one row: the last row that was read to drop its texts; the rows up to it are done
-    CREATE TABLE texts_dropped (read_to INTEGER NOT NULL) STRICT;
-    INSERT INTO texts_dropped (read_to) VALUES (0);
+    -- decisions among the rows
+    CREATE TABLE decisions (
+        row INTEGER PRIMARY KEY REFERENCES rows (id),
+        repository TEXT,  -- where the target names exactly one
+        tag TEXT,
+        ended_by INTEGER REFERENCES rows (id)  -- null: in force until its own end
+    ) STRICT;
+    CREATE INDEX decisions_in_force ON decisions (row) WHERE ended_by IS NULL;
+
+    -- rises with each decision
+    ALTER TABLE identity ADD COLUMN decisions INTEGER NOT NULL DEFAULT 0;
 ";

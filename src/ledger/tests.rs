@@ -32,6 +32,17 @@ fn key(app: &str, tag: &str) -> Key {
     }
 }
 
+fn candidate(place: &TagId, digest: &Digest) -> Candidate {
+    Candidate {
+        routes: Arc::from(["app".into()]),
+        registry: "production".into(),
+        place: place.clone(),
+        beside: None,
+        digest: *digest,
+        contents: None,
+    }
+}
+
 fn settled(result: Outcome, n: u8) -> Settled {
     Settled {
         route: "app".into(),
@@ -112,7 +123,10 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
 
     let ledger = reopened();
     assert_eq!(ledger.written(&place).await.unwrap(), TagRecord::default());
-    ledger.intend(&place, &digest(1), None).await.unwrap();
+    ledger
+        .intend(candidate(&place, &digest(1)), None)
+        .await
+        .unwrap();
     drop(ledger);
     let ledger = reopened();
     assert_eq!(
@@ -123,7 +137,10 @@ async fn an_intent_outlives_a_crash_until_the_tag_is_known_to_have_moved() {
         }
     );
 
-    ledger.intend(&place, &digest(2), None).await.unwrap();
+    ledger
+        .intend(candidate(&place, &digest(2)), None)
+        .await
+        .unwrap();
     let failed = settled(Outcome::Failed, 2);
     ledger.record(&key, &failed, facts(), None).await.unwrap();
     drop(ledger);
@@ -161,12 +178,12 @@ async fn intents_of_a_place_are_bounded() {
     let ledger = Ledger::in_memory();
     for n in 0..=100 {
         ledger
-            .intend(&place("app", "latest"), &digest(n), None)
+            .intend(candidate(&place("app", "latest"), &digest(n)), None)
             .await
             .unwrap();
     }
     ledger
-        .intend(&place("app", "v1"), &digest(0), None)
+        .intend(candidate(&place("app", "v1"), &digest(0)), None)
         .await
         .unwrap();
     let intended = ledger
@@ -268,7 +285,10 @@ async fn agreement_is_recorded_only_if_the_ledger_is_as_the_look_read_it() {
             .unwrap_or_default()
     };
     // A job writes while the look goes on.
-    ledger.intend(&places[2], &digest(9), None).await.unwrap();
+    ledger
+        .intend(candidate(&places[2], &digest(9)), None)
+        .await
+        .unwrap();
     let agreements = ["v1", "v2", "v3"].map(|tag| agreement(tag, digest(1), of(tag)));
     ledger
         .agree(&origin, &repository, agreements.into())
@@ -323,7 +343,10 @@ async fn an_intent_that_arrived_or_was_overtaken_counts_no_more() {
     let place = place("prod-app", "latest");
     ledger.found(&place, &digest(1)).await.unwrap();
     for n in [2, 3, 4] {
-        ledger.intend(&place, &digest(n), None).await.unwrap();
+        ledger
+            .intend(candidate(&place, &digest(n)), None)
+            .await
+            .unwrap();
     }
     ledger.found(&place, &digest(3)).await.unwrap();
     let known = ledger.written(&place).await.unwrap();
@@ -675,7 +698,7 @@ async fn what_was_recorded_survives_a_close_and_later_requests_are_refused() {
     let other = ledger.clone();
     ledger.close().await;
     let fault = other
-        .intend(&place("app", "v1"), &digest(1), None)
+        .intend(candidate(&place("app", "v1"), &digest(1)), None)
         .await
         .unwrap_err();
     assert_eq!(fault.class(), Class::RETRYABLE);
@@ -780,7 +803,7 @@ async fn intents_over_one_digest_remember_it() {
     for (intended, replaces, expected, name) in table {
         let replaces = replaces.map(digest);
         ledger
-            .intend(&place, &digest(intended), replaces)
+            .intend(candidate(&place, &digest(intended)), replaces)
             .await
             .unwrap();
         assert_eq!(read().await, expected.map(digest), "{name}");

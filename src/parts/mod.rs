@@ -1,5 +1,6 @@
 //! Builds the parts: stores, instruments, engine, and the topology that a config describes.
 
+mod decisions;
 mod metrics;
 
 use std::collections::{BTreeMap, HashSet};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
@@ -65,6 +67,7 @@ pub struct Parts {
     pub(crate) watch: status::Metrics,
     wire: registry::Metrics,
     store: StoreMetrics,
+    decided: DecisionMetrics,
     engine: Engine,
 }
 
@@ -105,6 +108,7 @@ impl Parts {
         watch.reloaded(true);
         let wire = registry::Metrics::new(&registry)?;
         let store = StoreMetrics::new(&registry)?;
+        let decided = DecisionMetrics::new(&registry)?;
         build_info(&registry)?;
         crate::telemetry::count_dropped(&registry)?;
         registry.register(Box::new(
@@ -127,6 +131,7 @@ impl Parts {
             watch,
             wire,
             store,
+            decided,
             engine,
         })
     }
@@ -331,6 +336,12 @@ impl Parts {
     pub(crate) fn refresh(&self) {
         self.transfer.refresh();
         self.watch.refresh();
+        self.decided.show(&self.ledger.known_decisions());
+    }
+
+    /// Shows how many production tags name a denied digest.
+    pub(crate) fn show_denied(&self, tags: usize) {
+        self.decided.show_denied(tags);
     }
 
     /// Brings the gauges of the stores up to date, every now and then, until dropped.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Numbered;
 use crate::job::{Totals, Trouble};
 use crate::transfer::Health;
 
@@ -29,6 +30,9 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// Each registry.
     pub registries: Vec<RegistryStatus>,
+    /// The decisions in force.
+    #[serde(default)]
+    pub decisions: Vec<Numbered>,
     /// What is waiting.
     pub queue: QueueStatus,
     /// What is running now.

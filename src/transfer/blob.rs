@@ -29,7 +29,10 @@ const NEAR: Duration = Duration::from_secs(600);
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Makes the destination repository hold the blob.
     pub(super) async fn blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let brought = self.ensure_blob(blob).await;
+        let brought = match self.is_not_denied(&blob.digest) {
+            Ok(()) => self.ensure_blob(blob).await,
+            Err(denied) => Err(denied),
+        };
         self.member.settled(&blob.digest);
         let outcome = brought.map_err(|fault| self.about(blob, fault))?;
         self.count_blob(outcome, blob.size);
@@ -205,6 +208,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .take(content, &self.claimant(&blob.digest)),
         )
         .await?;
+        self.is_not_denied(&blob.digest)?;
         self.is_not_refused(blob)?;
         let sent = match self.open_upload(blob, None).await {
             Ok(Begin::Session(upload)) => self.send(blob, UploadState::fresh(upload)).await,

@@ -16,13 +16,8 @@ use crate::fault::{Class, Fault};
 use crate::oci::{Descriptor, Digest, Manifest, Target};
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Copies the image without its top manifest, and the referrers of the image.
-    pub(super) async fn carry(&self, image: &Image) -> Result<(), Fault> {
-        self.carry_content(image).await?;
-        self.copy_referrers(&image.subjects).await
-    }
-
-    /// Copies the blobs, then the manifests, each after its children.
+    /// Copies the image without its top manifest: the blobs, then the manifests, each after its
+    /// children.
     pub(super) async fn carry_content(&self, image: &Image) -> Result<(), Fault> {
         self.carry_blobs(&image.blobs).await?;
         let mut left: Vec<Manifest> = image.levels.iter().flatten().cloned().collect();
@@ -99,6 +94,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     .await
             }
         };
+        self.is_not_denied(&manifest.digest)?;
         let refusal = self.refusal_of(&manifest.digest);
         if let Some(fault) =
             self.engine

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::survey::{Image, TagFacts};
+use crate::decision::Block;
 use crate::fault::{Class, Fault};
 use crate::job::Outcome;
 use crate::oci::Digest;
@@ -174,6 +175,15 @@ impl Completion {
         Completion {
             outcome,
             reasons: reason.into_iter().collect(),
+            ..Completion::of(facts)
+        }
+    }
+
+    /// A decision keeps the tag from being named.
+    pub(super) fn blocked(block: Block, facts: &TagFacts) -> Completion {
+        Completion {
+            outcome: block.outcome,
+            reasons: block.reasons,
             ..Completion::of(facts)
         }
     }

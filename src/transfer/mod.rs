@@ -38,6 +38,7 @@ pub mod stall;
 mod survey;
 mod suspended;
 mod upload;
+mod verdict;
 pub mod verify;
 
 use std::collections::HashSet;
@@ -67,6 +68,7 @@ pub use self::retry::Stop;
 use self::retry::{retry, stoppable};
 pub use self::settle::Settle;
 use self::suspended::SuspendedNames;
+use self::verdict::KnownContents;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
@@ -133,6 +135,7 @@ pub struct Engine {
     tried: Arc<Mutex<HashSet<TagId>>>,
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
     suspended: SuspendedNames,
+    contents: KnownContents,
 }
 
 fn asks_for_time(closed_for: Duration) -> Fault {
@@ -171,6 +174,7 @@ impl Engine {
             tried: Arc::default(),
             unproven: Arc::default(),
             suspended: SuspendedNames::default(),
+            contents: KnownContents::default(),
         }
     }
 
@@ -367,6 +371,7 @@ impl Engine {
             gave_up: AtomicBool::new(false),
             companions: Mutex::default(),
             has_progressed: AtomicBool::new(false),
+            carried: Mutex::default(),
         };
         let _in_flight = self.metrics.in_flight();
         // Boxed to keep the caller's future small.

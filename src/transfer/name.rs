@@ -4,7 +4,7 @@
 //! | step | does | next |
 //! |---|---|---|
 //! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
-//! | [`Judge`](Step::Judge) | asks the rules in force; gates come here | admit |
+//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force; gates come here | admit |
 //! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
 //! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging and production at once, one attempt each, where the answer is old | send, or the plan again |
 //! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
@@ -31,10 +31,14 @@ use super::resolve::Attempts;
 use super::retry::{RetryState, stoppable};
 use super::survey::{Image, TagFacts};
 use super::suspended::Rounds;
+use super::verdict::Contents;
 use super::{Promotion, refusals};
+use crate::clock;
+use crate::decision::{Block, Candidate, Verdict};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{TagId, TagRules};
+use crate::ledger::Intended;
 use crate::oci::{Digest, Tag, Target};
 
 /// Most rounds of one naming.
@@ -51,6 +55,8 @@ pub(super) struct Naming<'a> {
     pub(super) origin: NameOrigin<'a>,
     /// Its new content, carried already.
     pub(super) image: &'a Image,
+    /// The digests of that content, where a decision is about a digest.
+    pub(super) contents: Option<Contents>,
     /// The facts of the plan.
     pub(super) planned: &'a TagFacts,
 }
@@ -72,6 +78,8 @@ pub(super) enum Named {
     Moved,
     /// The registry refuses to change the tag at all.
     Immutable,
+    /// A decision keeps the tag from being named.
+    Blocked(Block),
     /// A side or the rules in force changed: the new facts. Nothing was named.
     Again(Box<TagFacts>),
 }
@@ -204,7 +212,6 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     async fn prepare(&mut self) -> Result<Step, Fault> {
         let trip = self.trip;
-        let digest = self.digest();
         if let Some(fault) =
             trip.engine
                 .refusals
@@ -212,25 +219,53 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         {
             return Err(fault);
         }
-        self.is_new_intent = self
-            .trip
+        let replaces = self.naming.planned.destination;
+        match trip
             .engine
             .ledger
-            .intend(self.naming.place, &digest, self.naming.planned.destination)
-            .await?;
+            .intend(self.candidate(), replaces)
+            .await?
+        {
+            Intended::Announced { is_new } => self.is_new_intent = is_new,
+            Intended::Stopped(verdict) => return Ok(self.stopped(verdict)),
+        }
         // Without one the PUT itself asks for it.
         stoppable(&self.trip.stop.abort, self.trip.destination.prepare_push()).await?;
         Ok(Step::Judge)
     }
 
-    /// Reads the rules in force, without a permit. Gates are judged here.
+    /// Reads the rules and the decisions in force, without a permit. Gates are judged here.
     fn judge(&mut self) -> Result<Step, Fault> {
         self.rounds.count += 1;
-        Ok(if self.rules_hold()? {
-            Step::Admit
-        } else {
-            self.again()
+        if !self.rules_hold()? {
+            return Ok(self.again());
+        }
+        Ok(match self.verdict() {
+            Verdict::Clear => Step::Admit,
+            verdict => self.stopped(verdict),
         })
+    }
+
+    fn candidate(&self) -> Candidate {
+        let Naming {
+            place, contents, ..
+        } = &self.naming;
+        self.trip.candidate(place, self.digest(), contents.clone())
+    }
+
+    /// Whether the decisions in force clear the tag, by memory.
+    fn verdict(&self) -> Verdict {
+        let in_force = self.trip.engine.ledger.known_decisions();
+        in_force.judge(&self.candidate(), clock::now())
+    }
+
+    /// The end of a naming that is not cleared. Where the content has to be known first, the job
+    /// plans again and reads it.
+    fn stopped(&self, verdict: Verdict) -> Step {
+        match verdict {
+            Verdict::Blocked(block) => Step::Done(Named::Blocked(block)),
+            Verdict::Clear | Verdict::Unknown => self.again(),
+        }
     }
 
     /// Whether the rules in force are still those of the plan. Companions and lists only need the
@@ -389,6 +424,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             if self.is_source_overtaken() || self.is_destination_overtaken() {
                 return Ok(self.late(Side::Destination, "another job has a newer answer"));
             }
+            // The last look at the decisions: one that comes later waits for this request's answer.
+            let sending = match trip.engine.ledger.begin_send(&self.candidate()) {
+                Ok(sending) => sending,
+                Err(verdict) => return Ok(self.stopped(verdict)),
+            };
             let earlier = std::mem::replace(&mut self.may_have_arrived, true);
             let target = Target::Tag(self.naming.place.tag.clone());
             let put = stoppable(
@@ -397,6 +437,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                     .put_manifest(&target, &self.naming.image.top),
             )
             .await?;
+            drop(sending);
             trip.engine
                 .metrics
                 .rate_limited(trip.destination.registry(), request.record(&put));
@@ -453,6 +494,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             return Err(trip.misses(&image.top, missing));
         }
         self.repairs += 1;
+        // Nothing is repaired for a name that is not cleared any more.
+        if let verdict @ (Verdict::Blocked(_) | Verdict::Unknown) = self.verdict() {
+            return Ok(self.stopped(verdict));
+        }
         trip.repair(image, &image.top, missing).await?;
         Ok(Step::Judge)
     }

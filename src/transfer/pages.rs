@@ -5,6 +5,7 @@
 //! are read, since an absent entry would prove nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -12,7 +13,7 @@ use super::limits::{RequestClass, RequestPriority};
 use super::{Engine, Stop};
 use crate::endpoint::{self, Cursor, Origin, Page, Source};
 use crate::fault::Fault;
-use crate::job::{LONG_WAIT, Rank};
+use crate::job::LONG_WAIT;
 use crate::oci::{Digest, Tag};
 
 /// Most entries of one list; a longer one counts as endless.
@@ -44,28 +45,12 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// A whole list.
-    pub fn of(priority: RequestPriority) -> Reading {
+    /// Options of a look: its requests wait for the registry at most `max_wait`.
+    pub fn of_look(max_wait: Duration) -> Reading {
         Reading {
-            priority,
+            priority: RequestClass::Listing.of_look().within(max_wait),
             most: MOST,
         }
-    }
-
-    /// A whole list, for nothing that is asked for by name.
-    pub fn of_look() -> Reading {
-        Reading::of(RequestClass::Listing.of_look().within(LONG_WAIT))
-    }
-
-    /// A whole list, for what is asked for by name; the caller waits.
-    pub fn by_name() -> Reading {
-        let priority = RequestClass::Listing.of_look();
-        Reading::of(priority.ranked(Rank::Named).within(LONG_WAIT))
-    }
-
-    /// A list of at most so many entries.
-    pub fn at_most(self, most: usize) -> Reading {
-        Reading { most, ..self }
     }
 }
 
@@ -102,13 +87,14 @@ fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
 
 impl Engine {
     /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags.
+    /// Waits for the registry at most `max_wait`.
     ///
     /// # Errors
     /// Those of [`pages_read`](Engine::pages_read).
     pub async fn tags<S: Source>(
         &self,
         repository: &S,
-        reading: Reading,
+        max_wait: Duration,
         stop: &Stop,
     ) -> Result<Option<ListedTags>, Fault> {
         let mut tags = ListedTags::new();
@@ -121,6 +107,7 @@ impl Engine {
             stop,
         };
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
+        let reading = Reading::of_look(max_wait);
         let exists = self
             .pages_read(reading, list, read, |tag| note(&mut tags, tag))
             .await?;
@@ -130,11 +117,10 @@ impl Engine {
     /// All manifests of a repository with their subjects. `None`: the registry has no such list.
     ///
     /// # Errors
-    /// Those of [`pages_read`](Engine::pages_read).
+    /// Those of [`pages`](Engine::pages).
     pub async fn listed_manifests<S: Source>(
         &self,
         repository: &S,
-        reading: Reading,
         stop: &Stop,
     ) -> Result<Option<HashMap<Digest, Option<Digest>>>, Fault> {
         let mut manifests = HashMap::new();
@@ -152,7 +138,7 @@ impl Engine {
         let take = |listed: endpoint::ListedManifest| {
             manifests.insert(listed.digest, listed.subject).is_none()
         };
-        let exists = self.pages_read(reading, list, read, take).await?;
+        let exists = self.pages(list, read, take).await?;
         Ok(exists.then_some(manifests))
     }
 
@@ -169,7 +155,8 @@ impl Engine {
     where
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
-        self.pages_read(Reading::of_look(), list, read, take).await
+        self.pages_read(Reading::of_look(LONG_WAIT), list, read, take)
+            .await
     }
 
     /// Reads a list page by page. `take` gets every entry and returns whether it is new. Returns
@@ -242,7 +229,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::time::Duration;
 
     use super::*;
     use crate::fault::Class;
@@ -280,7 +266,7 @@ mod tests {
         };
         let reading = Reading {
             most,
-            ..Reading::of_look()
+            ..Reading::of_look(LONG_WAIT)
         };
         let next = |_| {
             asked.set(asked.get() + 1);
@@ -392,7 +378,7 @@ mod tests {
         let read = |_| std::future::ready(Err::<Option<Page<u64>>, _>(Fault::new(busy, "busy")));
         let began = tokio::time::Instant::now();
         let fault = engine
-            .pages_read(Reading::of_look(), list, read, |_| true)
+            .pages_read(Reading::of_look(LONG_WAIT), list, read, |_| true)
             .await
             .unwrap_err();
         assert!(matches!(

@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::survey::{Image, Observation, TagFacts};
+use super::verdict::Contents;
 use super::{Completion, Cost, Engine, Found};
+use crate::decision::Verdict;
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::job::{BlobCounts, BlobOutcome, Job, ObservedVia, Progress, ReferrerCounts, TagRules};
@@ -57,6 +59,8 @@ pub(super) struct Promotion<'a, S, D> {
     pub(super) companions: Mutex<Vec<CompanionOutcome>>,
     /// Whether something was brought that is there for good.
     pub(super) has_progressed: AtomicBool,
+    /// The digests of the image that is carried, as far as the survey has them.
+    pub(super) carried: Mutex<Option<Contents>>,
 }
 
 /// The result of one round.
@@ -134,7 +138,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             match self.round(facts.clone()).await {
                 Ok(Round::Complete(completion)) => return *completion,
                 Ok(Round::Again(newer)) => facts = *newer,
-                Err(fault) => return self.failed(fault, Some(&facts)),
+                Err(fault) => return self.failed_or_denied(fault, &facts),
             }
         }
         let text = format!(
@@ -155,23 +159,66 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(Round::complete(Completion::untouched(decision, &facts)));
         }
         if self.job.dry_run {
-            return Ok(Round::complete(Completion::planned(&facts)));
+            return self.planned(&facts).await.map(Round::complete);
         }
         let Some(image) = self.survey_image(&mut facts).await? else {
             return Ok(Round::Again(Box::new(facts)));
         };
-        self.carry(&image).await?;
+        let contents = self.contents(&image).await?;
+        self.note_carried(&image);
+        if let Some(block) = self.denial(contents.as_ref()) {
+            return Ok(Round::complete(Completion::blocked(block, &facts)));
+        }
+        self.carry_content(&image).await?;
+        // What travels beside the image waits with it.
+        if let Verdict::Blocked(block) = self.verdict(image.top.digest, contents.clone()) {
+            return Ok(Round::complete(Completion::blocked(block, &facts)));
+        }
+        self.copy_referrers(&image.subjects).await?;
         let naming = Naming {
             place: &self.job.key.destination,
             origin: NameOrigin::Job,
             image: &image,
+            contents,
             planned: &facts,
         };
         Ok(match self.move_tag(naming).await? {
             Named::Moved => Round::complete(Completion::promoted(&facts, &image)),
             Named::Immutable => Round::complete(self.refused_as_immutable(&image, &facts).await?),
+            Named::Blocked(block) => Round::complete(Completion::blocked(block, &facts)),
             Named::Again(newer) => Round::Again(newer),
         })
+    }
+
+    /// What a dry run says of a tag that would be promoted. Of an image that was not read only its
+    /// own digest is known.
+    async fn planned(&self, facts: &TagFacts) -> Result<Completion, Fault> {
+        let Some(digest) = facts.source else {
+            return Ok(Completion::planned(facts));
+        };
+        Ok(match self.block_beside(digest).await? {
+            Some(block) => Completion::blocked(block, facts),
+            None => Completion::planned(facts),
+        })
+    }
+
+    fn note_carried(&self, image: &Image) {
+        let below = image.levels.iter().flatten();
+        let digests = below
+            .map(|manifest| manifest.digest)
+            .chain(image.blobs.iter().map(|blob| blob.digest))
+            .chain([image.top.digest]);
+        let mut carried = self.carried.lock().expect("nothing panics while it notes");
+        *carried = Some(Arc::new(digests.collect()));
+    }
+
+    /// The completion of a job that failed; a denial of what it carried is told instead.
+    fn failed_or_denied(&self, fault: Fault, facts: &TagFacts) -> Completion {
+        let carried = self.carried.lock().expect("nothing panics while it notes");
+        match self.denial(carried.as_ref()) {
+            Some(block) => Completion::blocked(block, facts),
+            None => self.failed(fault, Some(facts)),
+        }
     }
 
     /// Records that both sides name the same digest, and copies referrers that came later.
@@ -185,6 +232,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 self.planned_rules().moving,
             )
             .await?;
+            if let Some(block) = self.block_beside(digest).await? {
+                self.note_reason(format!(
+                    "what belongs to the image waits: {}",
+                    block.reasons.join("; ")
+                ));
+                return Ok(());
+            }
         }
         self.copy_late_referrers(facts).await
     }

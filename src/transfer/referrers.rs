@@ -22,6 +22,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Promotion;
 use super::survey::{Image, TagFacts};
+use crate::decision::Block;
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
 use crate::job::ReferrerOutcome;
@@ -187,6 +188,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 continue;
             }
             let image = self.walk(manifest).await?;
+            let contents = self.contents(&image).await?;
+            if let Some(block) = self.denial(contents.as_ref()) {
+                self.referrer_is_denied(&image.top, block);
+                continue;
+            }
             let says_listed = match self.copy_by_digest(&image).await {
                 Ok(says_listed) => says_listed,
                 // ECR has refused some with 405 or 400:
@@ -225,6 +231,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             ));
         }
         tracing::debug!(destination = %self.destination.address(), referrer = %referrer.digest, error = %fault.chain(), "a referrer is refused");
+    }
+
+    fn referrer_is_denied(&self, referrer: &Manifest, block: Block) {
+        self.count_referrer(&referrer.digest, ReferrerOutcome::Refused);
+        block
+            .reasons
+            .into_iter()
+            .for_each(|reason| self.note_reason(reason));
     }
 
     fn count_referrer(&self, referrer: &Digest, outcome: ReferrerOutcome) {

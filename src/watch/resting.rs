@@ -161,8 +161,6 @@ mod tests {
             actor,
             options,
             run_id: String::new(),
-            trusts_hints: true,
-            pushed: BTreeMap::new(),
         }
     }
 

@@ -5,8 +5,6 @@
 //! them.
 
 mod follow_up;
-mod gone;
-mod pushed;
 mod query;
 mod show;
 
@@ -72,8 +70,6 @@ pub struct Watch<B: Repositories = Backend> {
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
     resting: HashMap<LookKey, RestingTags>,
-    /// Repositories whose source was not there at their last look.
-    gone: BTreeSet<LookKey>,
     shown: (usize, usize, Instant),
     changes: Changes,
 }
@@ -86,7 +82,7 @@ enum Task<B: Repositories> {
     },
     Look {
         key: LookKey,
-        request: Box<LookRequest>,
+        request: LookRequest,
         senders: Vec<LookSender>,
         is_beside: bool,
     },
@@ -119,7 +115,6 @@ impl<B: Repositories> Watch<B> {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             resting: HashMap::new(),
-            gone: BTreeSet::new(),
             shown: (usize::MAX, 0, Instant::now()),
             changes: Changes::new(TROUBLES),
         }
@@ -174,8 +169,6 @@ impl<B: Repositories> Watch<B> {
             .adopt(topology.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
-        self.gone.retain(|key| exists(&key.route));
-        topology.engine.retain_companions(|key| exists(&key.route));
         self.shown_discovered.clear();
         // A new config is a reason for a new attempt.
         self.resting.clear();
@@ -231,7 +224,6 @@ impl<B: Repositories> Watch<B> {
             };
             self.take(Event {
                 scope,
-                pushed: None,
                 cause,
                 actor: Actor::daemon(),
                 run_id: run_id(),
@@ -265,7 +257,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 Some(Done::Looked(look)),
-            ) => self.settled(key, *request, senders, is_beside, look),
+            ) => self.settled(key, request, senders, is_beside, look),
             (
                 Some(Task::Look {
                     key,
@@ -274,7 +266,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, *request, senders, is_beside, Look::failed(&panicked())),
+            ) => self.settled(key, request, senders, is_beside, Look::failed(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -306,7 +298,6 @@ impl<B: Repositories> Watch<B> {
             } else {
                 self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
-                self.gone.remove(&key);
                 self.route_health.looked(&key.route, &key.repository, &[]);
                 self.show_ready();
             }
@@ -336,7 +327,7 @@ impl<B: Repositories> Watch<B> {
         } = waiting;
         let task = Task::Look {
             key: key.clone(),
-            request: Box::new(request.clone()),
+            request: request.clone(),
             senders,
             is_beside,
         };
@@ -383,7 +374,6 @@ impl<B: Repositories> Watch<B> {
         let mut pace = pace(&look);
         let now = Instant::now();
         if !key.dry_run && !self.stop.drain.is_cancelled() {
-            self.note_source(&key, &look, pace);
             if self
                 .note_failures(&key, &request, &look, pace.is_none(), now)
                 .is_err()

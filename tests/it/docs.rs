@@ -120,7 +120,8 @@ fn checked(name: &str, config: &str) {
         .map(str::trim_start)
         .filter(|line| !line.starts_with('#'))
     {
-        let Some((key, value)) = line.split_once("_file: ") else {
+        let of_token = || Some(("token", line.strip_prefix("file: ")?));
+        let Some((key, value)) = line.split_once("_file: ").or_else(of_token) else {
             continue;
         };
         let value = value.split('#').next().unwrap_or_default().trim();
@@ -128,9 +129,10 @@ fn checked(name: &str, config: &str) {
             .strip_prefix("${CREDENTIALS_DIRECTORY")
             .map_or(value, |rest| rest.split_once("}/").expect("a path").1);
         let content = match key {
-            "ca" | "client_cert" => "-----BEGIN CERTIFICATE-----\n",
-            "client_key" => "-----BEGIN PRIVATE KEY-----\n",
-            _ => "hush\n",
+            "ca" | "client_cert" => "-----BEGIN CERTIFICATE-----\n".to_owned(),
+            "client_key" => "-----BEGIN PRIVATE KEY-----\n".to_owned(),
+            // No two tokens are the same.
+            _ => format!("hush {value}\n"),
         };
         let path = folder.join(value);
         std::fs::create_dir_all(path.parent().expect("a folder"))
@@ -324,9 +326,8 @@ fn the_http_page_has_every_route_with_its_guard() {
                 Guard::Open => "anyone",
                 Guard::Look => "look",
                 Guard::Decide => "decide",
-                Guard::Receiver => "receiver:",
             };
-            let path = route.path.replace("{id}", "ID").replace("{name}", "NAME");
+            let path = route.path.replace("{id}", "ID");
             (format!("{} {path}", route.method), guard)
         })
         .collect();

@@ -119,6 +119,7 @@ impl World {
         };
         Job {
             key,
+            routes: Arc::from(["app".into()]),
             rules: TagRules {
                 moving: true,
                 ..TagRules::default()

@@ -33,7 +33,6 @@ fn secrets() -> tempfile::TempDir {
         ("empty", ""),
         ("newline", "\n"),
         ("lines", "hunter2\nhunter3\n"),
-        ("three", "hunter2\nhunter3\nhunter4\n"),
         ("long", &long),
         ("password", "hunter2\n"),
         ("secret", "open sesame\r\n"),
@@ -91,7 +90,7 @@ fn what_is_not_said_has_the_documented_default() {
         verify,
         grace,
         retention,
-        secret,
+        tokens,
     } = config.daemon;
     assert_eq!(retention, Duration::from_secs(8760 * 3600));
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
@@ -100,7 +99,7 @@ fn what_is_not_said_has_the_documented_default() {
         (poll, verify),
         (Some(Duration::from_secs(60)), Duration::from_secs(3600))
     );
-    assert_eq!((grace, secret.is_none()), (Duration::from_secs(30), true));
+    assert_eq!((grace, tokens.is_empty()), (Duration::from_secs(30), true));
     assert_eq!(
         config.hash,
         &Digest::sha256(REST.as_bytes()).encoded()[..12]
@@ -158,10 +157,7 @@ fn everything_said_arrives() {
         (Path::new("/nowhere/here"), Duration::from_secs(65))
     );
     assert_eq!(daemon.retention, Duration::from_secs(48 * 3600));
-    assert_eq!(
-        daemon.secret.as_ref().unwrap().expose_secret(),
-        "open sesame"
-    );
+    assert_eq!(daemon.tokens[0].secret.expose_secret(), "open sesame");
     let RegistryKind::Remote(settings) = &config.registries["s"].kind else {
         panic!("{config:?}")
     };
@@ -403,13 +399,10 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 8] = [
+    let places: [Place; 7] = [
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
-        ("Receiver", |key| {
-            format!("registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{{key}}}}}\n")
-        }),
         ("Window", |key| {
             format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
         }),
@@ -517,28 +510,6 @@ proptest! {
         let damaged: String = text[..from].iter().copied().chain(typed.chars()).chain(text[to..].iter().copied()).collect();
         let _ = Config::parse(&damaged, &example, &|_| None);
     }
-}
-
-#[test]
-fn a_receiver_is_read_with_its_registry() {
-    let text = "registries:\n  e: {url: \"https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\"}\n  \
-                s: {url: \"https://s.example\"}\nreceivers:\n  pushes: {kind: ecr, registry: e, secret_file: \"${SECRETS}/lines\", limit: 7}\n  \
-                jfrog: {kind: artifactory, registry: s, unauthenticated: true, rewrite: {local: docker, bare: \"\"}}\n\
-                routes:\n  - {from: s/app, to: e/app, tags: {include: latest}}\n";
-    let config = parse(text);
-    let [pushes, jfrog] = &config.receivers[..] else {
-        panic!("two receivers")
-    };
-    assert_eq!(
-        (&*pushes.name, pushes.kind.name(), pushes.limit),
-        ("pushes", "ecr", 7)
-    );
-    let notifier = &pushes.notifier;
-    assert_eq!(notifier.account.as_deref(), Some("123456789012"));
-    assert_eq!(notifier.region.as_deref(), Some("eu-west-1"));
-    assert_eq!((jfrog.limit, &*jfrog.notifier.registry), (2000, "s"));
-    let renamed = jfrog.notifier.rewritten("local/team/app".parse().unwrap());
-    assert_eq!(renamed.as_str(), "docker/team/app");
 }
 
 #[test]

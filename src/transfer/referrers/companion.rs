@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use crate::decision::Block;
 use crate::endpoint::{Destination, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{Companions, Outcome, ReferrerOutcome, TagId, TagRules};
@@ -63,6 +64,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(None);
             };
             let image = self.walk(manifest).await?;
+            let contents = self.contents(&image).await?;
+            if let Some(block) = self.denial(contents.as_ref()) {
+                self.companion_is_blocked(tag, &facts, block);
+                return Ok(Some(digest));
+            }
             let named = match self.carry_content(&image).await {
                 Ok(()) => {
                     let origin = NameOrigin::Companion(tag);
@@ -70,6 +76,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                         place: &place,
                         origin,
                         image: &image,
+                        contents,
                         planned: &facts,
                     })
                     .await
@@ -85,6 +92,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     let reason = "the registry keeps the tag immutable; exempt sha256-* there, so that signatures can be added";
                     self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
                 }
+                Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
                 Ok(Named::Again(newer)) => {
                     facts = *newer;
                     continue;
@@ -137,6 +145,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             digest: facts.source,
             there: facts.destination,
             reason: Some(reason),
+        });
+    }
+
+    fn companion_is_blocked(&self, tag: &Tag, facts: &TagFacts, block: Block) {
+        self.note_companion(CompanionOutcome {
+            tag: tag.clone(),
+            result: block.outcome,
+            digest: facts.source,
+            there: facts.destination,
+            reason: Some(block.reasons.join("; ")),
         });
     }
 

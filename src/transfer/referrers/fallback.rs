@@ -2,6 +2,7 @@
 //! <https://github.com/opencontainers/distribution-spec/blob/main/spec.md#referrers-tag-schema>
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -88,10 +89,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 place: &place,
                 origin: NameOrigin::List,
                 image: &image,
+                // It names what was carried, and nothing that is denied is.
+                contents: Some(Arc::new(HashSet::from([image.top.digest]))),
                 planned: &planned,
             };
             match self.move_tag(naming).await? {
                 Named::Moved | Named::Again(_) => {}
+                // The list is written before what it lists counts as carried.
+                Named::Blocked(block) => {
+                    return Err(Fault::retryable(block.reasons.join("; ")));
+                }
                 Named::Immutable => {
                     return Err(Fault::rejected(format!(
                         "{} does not take the referrers list {tag}",

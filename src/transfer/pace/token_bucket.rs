@@ -11,7 +11,7 @@ const LONGEST: f64 = 3600.0;
 
 /// Tokens for requests.
 #[derive(Clone, Debug)]
-pub struct TokenBucket {
+pub(in crate::transfer) struct TokenBucket {
     rate: f64,
     most: f64,
     tokens: f64,
@@ -20,7 +20,7 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     /// `rate` a second, at most `most` saved up; full at the start.
-    pub fn new(rate: f64, most: f64, now: Instant) -> TokenBucket {
+    pub(in crate::transfer) fn new(rate: f64, most: f64, now: Instant) -> TokenBucket {
         TokenBucket {
             rate,
             most,
@@ -30,12 +30,12 @@ impl TokenBucket {
     }
 
     /// Tokens that come in a second.
-    pub fn rate(&self) -> f64 {
+    pub(in crate::transfer) fn rate(&self) -> f64 {
         self.rate
     }
 
     /// How long until a whole token is there.
-    pub fn ready_in(&self, now: Instant) -> Duration {
+    pub(in crate::transfer) fn ready_in(&self, now: Instant) -> Duration {
         let missing = 1.0 - self.tokens_at(now);
         if missing < ROUNDING {
             return Duration::ZERO;
@@ -44,13 +44,13 @@ impl TokenBucket {
     }
 
     /// Takes a token.
-    pub fn take(&mut self, now: Instant) {
+    pub(in crate::transfer) fn take(&mut self, now: Instant) {
         self.fill(now);
         self.tokens -= 1.0;
     }
 
     /// A token was taken for a request that was not sent.
-    pub fn give_back(&mut self, now: Instant) {
+    pub(in crate::transfer) fn give_back(&mut self, now: Instant) {
         self.fill(now);
         self.tokens = (self.tokens + 1.0).min(self.most);
     }

@@ -1,0 +1,125 @@
+//! Decisions: `POST /v1/decisions` and `GET /v1/decisions`.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::App;
+use super::answer::Refusal;
+use super::sync::{collected, is_json};
+use crate::clock;
+use crate::decision::{Kind, Numbered, Principal};
+use crate::job::Remark;
+use crate::ledger;
+
+/// Rows in one answer at most.
+const MOST_ROWS: u32 = 1000;
+
+/// What a person orders.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecisionRequest {
+    /// What is ordered.
+    pub kind: Kind,
+    /// What it is about; absent: everything.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Of a release: the number of the decision to end, instead of a target.
+    #[serde(default)]
+    pub id: Option<u64>,
+    /// When it ends: a time or a duration.
+    #[serde(default)]
+    pub until: Option<String>,
+    /// The reason of the act.
+    #[serde(default)]
+    pub reason: Option<Remark>,
+    /// The name that the caller gives itself.
+    #[serde(default)]
+    pub actor: Option<Remark>,
+}
+
+/// A decision that was recorded.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DecisionAnswer {
+    /// The decision.
+    #[serde(flatten)]
+    pub decision: Numbered,
+    /// Tags whose name was sent before and not answered since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_their_way: Vec<String>,
+}
+
+/// Carries decisions out.
+pub type DecisionHandler = Arc<
+    dyn Fn(DecisionRequest, Principal) -> BoxFuture<'static, Result<DecisionAnswer, Refusal>>
+        + Send
+        + Sync,
+>;
+
+/// `POST /v1/decisions`.
+pub(super) async fn decide(
+    State(app): State<Arc<App>>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let late = |_| {
+        Refusal::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "the body took too long",
+        )
+    };
+    let body = timeout(app.deadlines.body, collected(body))
+        .await
+        .map_err(late)??;
+    if !is_json(&head.headers) {
+        let text = "a decision needs `content-type: application/json`";
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            text,
+        ));
+    }
+    // Serde would take a list of the fields' values as well.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::bad_request("the body is not a JSON object"));
+    }
+    let request: DecisionRequest = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let answer = (app.services.decisions)(request, principal).await?;
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// What `GET /v1/decisions` is asked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Asked {
+    in_force: bool,
+}
+
+/// `GET /v1/decisions`.
+pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
+    let Query(asked) = Query::<Asked>::try_from_uri(&uri)
+        .map_err(|error| Refusal::bad_request(error.body_text()))?;
+    if asked.in_force {
+        let in_force = app.services.ledger.in_force().await?;
+        let decisions: Vec<&Numbered> = in_force.now(clock::now()).collect();
+        return Ok(Json(json!({"decisions": decisions})).into_response());
+    }
+    let query = ledger::Query {
+        limit: MOST_ROWS,
+        newest_first: true,
+        only_decisions: true,
+        ..ledger::Query::default()
+    };
+    let rows = app.services.ledger.page(query).await?;
+    Ok(Json(json!({"decisions": rows})).into_response())
+}

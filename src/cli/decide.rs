@@ -1,0 +1,227 @@
+//! `hold`, `release`, `deny`: what a person decides, by the daemon while one runs, else in the
+//! ledger.
+
+use clap::Args;
+use http::StatusCode;
+use serde_json::json;
+
+use super::lines::Lines;
+use super::output::clean;
+use super::remarks::Said;
+use super::socket::{Socket, refusal};
+use super::{Arguments, Failure};
+use crate::admin::DecisionAnswer;
+use crate::commands::{Decide, decide};
+use crate::decision::Kind;
+use crate::job::Remarks;
+use crate::oci::Digest;
+
+/// Hold: looks and carrying go on, no tag is named
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry hold                                        nothing is named any more
+  blobferry hold --until 2026-12-07T06:00:00+01:00      until Monday morning
+  blobferry hold production/prod-demo-app:v7 --until 2h one tag, for two hours
+  blobferry hold 'production/payments/**' --reason CHG-17
+  blobferry hold route:demo-app
+
+It is in force when this ends with 0: no tag that it covers is named after that,
+until `blobferry release` with the same target, or its own end.")]
+pub(super) struct Hold {
+    /// What to hold: [REGISTRY/]REPOSITORY[:TAG] of a destination (* and ** are wildcards),
+    /// route:NAME, or sha256:…; absent: everything
+    #[arg(value_name = "TARGET", default_value = "", hide_default_value = true)]
+    target: String,
+    /// When it ends by itself: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Deny: this content is never carried, named or repaired, here or as part of anything
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry deny sha256:… --reason 'CVE-2026-1 in the base layer'
+
+The digest may be that of a manifest, a config or a layer. Production tags that
+name it already stay as they are; they are counted in
+blobferry_denied_in_production and told in the log.")]
+pub(super) struct Deny {
+    /// The digest
+    #[arg(value_name = "DIGEST")]
+    digest: Digest,
+    /// When it ends by itself: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// End decisions: all with exactly this target, or the one with this number
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry release                                     ends `blobferry hold`
+  blobferry release production/prod-demo-app:v7
+  blobferry release 12                                  the decision of that number
+
+`blobferry status` lists the decisions in force with their numbers and targets.")]
+pub(super) struct Release {
+    /// The target as it was given, or the number of the decision; absent: what is about everything
+    #[arg(
+        value_name = "TARGET or ID",
+        default_value = "",
+        hide_default_value = true
+    )]
+    target: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    said: Said,
+    /// Print the row of the ledger as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Hold {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let request = Decide {
+            kind: Kind::Hold,
+            target: self.target.clone(),
+            id: None,
+            until: self.until.clone(),
+            remarks: self.common.said.remarks(),
+        };
+        self.common.order(request, arguments, lines).await
+    }
+}
+
+impl Deny {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let remarks = self.common.said.remarks();
+        if remarks.reason.is_none() {
+            return Err(Failure::usage(
+                "a denial needs a reason: give --reason TEXT",
+            ));
+        }
+        let request = Decide {
+            kind: Kind::Deny,
+            target: self.digest.to_string(),
+            id: None,
+            until: self.until.clone(),
+            remarks,
+        };
+        self.common.order(request, arguments, lines).await
+    }
+}
+
+impl Release {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let id = self.target.parse().ok();
+        let target = if id.is_some() { "" } else { &self.target };
+        let request = Decide {
+            kind: Kind::Release,
+            target: target.into(),
+            id,
+            until: None,
+            remarks: self.common.said.remarks(),
+        };
+        self.common.order(request, arguments, lines).await
+    }
+}
+
+impl Common {
+    async fn order(
+        &self,
+        request: Decide,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let state = arguments.state_path()?;
+        let socket = Socket::in_state(&state.folder);
+        let answer = match socket.act("/v1/decisions", body(&request)).await? {
+            Some((StatusCode::CREATED, body)) => serde_json::from_value(body).map_err(|error| {
+                Failure::said(1, format_args!("the daemon is of another version: {error}"))
+            })?,
+            Some((status, body)) => return Err(refused(status, &body)),
+            None => {
+                let recorded = decide(&state.folder, request).await;
+                let decision = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
+                DecisionAnswer {
+                    decision,
+                    on_their_way: Vec::new(),
+                }
+            }
+        };
+        if self.json {
+            lines.json_line(&answer);
+        } else {
+            lines.line(shown(&answer));
+        }
+        Ok(0)
+    }
+}
+
+fn body(request: &Decide) -> serde_json::Value {
+    let Remarks {
+        reason,
+        claimed_actor,
+    } = &request.remarks;
+    let target = Some(&request.target).filter(|target| !target.is_empty());
+    json!({"kind": request.kind, "target": target, "id": request.id, "until": request.until,
+        "reason": reason, "actor": claimed_actor})
+}
+
+/// The daemon's refusal, with the exit code of a decision.
+fn refused(status: StatusCode, body: &serde_json::Value) -> Failure {
+    let code = match status {
+        StatusCode::BAD_REQUEST => 2,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 3,
+        StatusCode::CONFLICT => 4,
+        StatusCode::NOT_FOUND => 5,
+        _ => 1,
+    };
+    let refusal = refusal(status, body);
+    Failure { code, ..refusal }
+}
+
+fn shown(answer: &DecisionAnswer) -> String {
+    let numbered = &answer.decision;
+    let decision = &numbered.decision;
+    let mut text = format!(
+        "decision {}: {} {}",
+        numbered.id,
+        numbered.kind,
+        clean(decision.shown_target())
+    );
+    if let Some(until) = decision.until {
+        text.push_str(&format!(" until {until}"));
+    }
+    if !decision.ends.is_empty() {
+        let ended: Vec<String> = decision.ends.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(", ends {}", ended.join(", ")));
+    }
+    for tag in &answer.on_their_way {
+        text.push_str(&format!(
+            "\n{} was sent before, and there is no answer yet: it may still be named",
+            clean(tag)
+        ));
+    }
+    text
+}

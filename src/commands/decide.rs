@@ -1,0 +1,113 @@
+//! Decisions without a daemon: they are written to the ledger, and the next daemon goes by them.
+
+use std::path::Path;
+
+use super::caller;
+use crate::clock;
+use crate::decision::{Decision, Kind, NotATarget, NotAnEnd, Numbered, Target, until};
+use crate::fault::Fault;
+use crate::job::Remarks;
+use crate::ledger::{self, Ledger};
+use crate::parts::facts;
+use crate::state::{self, StateLock};
+
+/// What is ordered.
+#[derive(Clone, Debug)]
+pub struct Decide {
+    /// What kind of decision.
+    pub kind: Kind,
+    /// What it is about; empty for everything.
+    pub target: String,
+    /// Of a release: the number of the decision to end.
+    pub id: Option<u64>,
+    /// When it ends.
+    pub until: Option<String>,
+    /// What the caller says of itself and of the act.
+    pub remarks: Remarks,
+}
+
+/// Why a decision was not recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum DecideError {
+    /// The target is none.
+    #[error(transparent)]
+    Target(#[from] NotATarget),
+    /// The end is none.
+    #[error("--until: {0}")]
+    Until(#[from] NotAnEnd),
+    /// A denial of something else than a digest.
+    #[error("a denial is of a digest: the sha256:… of a manifest, a config or a layer")]
+    NotADigest,
+    /// Nothing that could be released is in force.
+    #[error("no such decision is in force")]
+    NotInForce,
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The ledger cannot be read or written.
+    #[error("{0}")]
+    Fault(Fault),
+}
+
+impl DecideError {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            DecideError::Target(_) | DecideError::Until(_) | DecideError::NotADigest => 2,
+            DecideError::State(_) | DecideError::Ledger(_) => 2,
+            DecideError::NotInForce => 5,
+            DecideError::Fault(_) => 1,
+        }
+    }
+}
+
+impl From<Fault> for DecideError {
+    fn from(fault: Fault) -> DecideError {
+        DecideError::Fault(fault)
+    }
+}
+
+/// Records a decision in the ledger of a state folder that no process uses.
+///
+/// # Errors
+/// [`DecideError`], and then nothing was recorded.
+pub async fn decide(state: &Path, request: Decide) -> Result<Numbered, DecideError> {
+    let target: Target = request.target.parse()?;
+    if request.kind == Kind::Deny && target.digest().is_none() {
+        return Err(DecideError::NotADigest);
+    }
+    let end = request.until.as_deref();
+    let end = end.map(|text| until(text, clock::now())).transpose()?;
+    let lock = StateLock::acquire(state)?;
+    let ledger = Ledger::open(lock.folder())?.guarded_by(&lock)?;
+    let recorded = recorded(&ledger, request, target, end).await;
+    ledger.close().await;
+    recorded
+}
+
+async fn recorded(
+    ledger: &Ledger,
+    request: Decide,
+    target: Target,
+    until: Option<jiff::Timestamp>,
+) -> Result<Numbered, DecideError> {
+    let actor = caller(request.remarks);
+    if request.kind != Kind::Release {
+        let decision = Decision {
+            until,
+            ..Decision::about(&target, actor)
+        };
+        let recorded = ledger.decide(request.kind, decision, facts("")).await?;
+        return Ok(recorded.decision);
+    }
+    let in_force = ledger.in_force().await?;
+    let ended = in_force.ended_by(request.id, &target);
+    let about = ended.first().map(|numbered| numbered.target.clone());
+    let ids = ended.iter().map(|numbered| numbered.id).collect();
+    let decision = Decision::about(&about.ok_or(DecideError::NotInForce)?, actor);
+    let released = ledger.release(ids, decision, facts("")).await?;
+    released.ok_or(DecideError::NotInForce)
+}

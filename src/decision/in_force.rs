@@ -1,0 +1,352 @@
+//! The decisions in force, and what they say about naming a tag.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Kind, Target};
+use crate::endpoint::Origin;
+use crate::job::{Outcome, TagId};
+use crate::oci::Digest;
+
+/// A decision with its number in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Shape")]
+pub struct Numbered {
+    /// The number of its row.
+    pub id: u64,
+    /// When it was recorded.
+    pub at: Timestamp,
+    /// What it orders.
+    pub kind: Kind,
+    /// What was recorded.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// What it is about.
+    #[serde(skip)]
+    pub target: Target,
+}
+
+/// A decision as JSON.
+#[derive(Deserialize)]
+struct Shape {
+    id: u64,
+    at: Timestamp,
+    kind: Kind,
+    #[serde(flatten)]
+    decision: Decision,
+}
+
+impl From<Shape> for Numbered {
+    fn from(shape: Shape) -> Numbered {
+        Numbered::new(shape.id, shape.at, shape.kind, shape.decision)
+    }
+}
+
+impl Numbered {
+    /// A recorded decision.
+    pub fn new(id: u64, at: Timestamp, kind: Kind, decision: Decision) -> Numbered {
+        // A target that a later version wrote is unknown here; covering everything is the safe side.
+        let target = decision.target.parse().unwrap_or(Target::Everything);
+        let origin = decision.origin.as_deref().map(Origin::new);
+        Numbered {
+            id,
+            at,
+            kind,
+            target: target.at(origin),
+            decision,
+        }
+    }
+
+    /// Whether it keeps a tag from being named.
+    pub fn stops(&self, candidate: &Candidate) -> bool {
+        match self.kind {
+            Kind::Hold | Kind::Deny => candidate.is_covered(&self.target),
+            Kind::Release => false,
+        }
+    }
+
+    /// `held by user:alice until …: reason (decision 12)`.
+    fn reason(&self, verb: &str) -> String {
+        let actor = &self.decision.actor;
+        let until = self.decision.until;
+        let until = until.map_or_else(String::new, |until| format!(" until {until}"));
+        let said = actor.remarks.reason.as_ref();
+        let said = said.map_or_else(String::new, |reason| format!(": {reason}"));
+        let about = self.decision.shown_target();
+        format!(
+            "{about} is {verb} by {actor}{until}{said} (decision {})",
+            self.id
+        )
+    }
+}
+
+/// A tag that is about to be named.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The routes that lead to it.
+    pub routes: Arc<[Arc<str>]>,
+    /// The name of its registry in the config.
+    pub registry: Arc<str>,
+    /// The tag.
+    pub place: TagId,
+    /// The tag of the image that this one travels with.
+    pub beside: Option<TagId>,
+    /// What it is about to name.
+    pub digest: Digest,
+    /// The digests of all manifests, configs and layers of that. `None`: not known.
+    pub contents: Option<Arc<HashSet<Digest>>>,
+}
+
+impl Candidate {
+    fn has(&self, digest: &Digest) -> bool {
+        let contents = self.contents.as_ref();
+        self.digest == *digest || contents.is_some_and(|contents| contents.contains(digest))
+    }
+
+    fn is_covered(&self, target: &Target) -> bool {
+        match target {
+            Target::Digest(digest) => self.has(digest),
+            _ => [Some(&self.place), self.beside.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(|place| target.covers(&self.routes, &self.registry, place)),
+        }
+    }
+}
+
+/// Why a tag is not named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// What that comes to: refused or held.
+    pub outcome: Outcome,
+    /// All reasons, the deciding one first.
+    pub reasons: Vec<String>,
+}
+
+/// Whether a tag may be named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Clear,
+    /// It may not.
+    Blocked(Block),
+    /// What the image consists of has to be known first.
+    Unknown,
+}
+
+/// The decisions in force at some time.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// Rises with each change.
+    pub version: i64,
+    /// In the order of their numbers.
+    pub decisions: Vec<Numbered>,
+}
+
+impl InForce {
+    /// Those that have not expired.
+    pub fn now(&self, now: Timestamp) -> impl Iterator<Item = &Numbered> {
+        self.decisions
+            .iter()
+            .filter(move |numbered| !numbered.decision.has_expired(now))
+    }
+
+    /// Whether any is about a digest: then what an image consists of matters.
+    pub fn is_about_digests(&self, now: Timestamp) -> bool {
+        self.now(now)
+            .any(|numbered| matches!(numbered.target, Target::Digest(_)))
+    }
+
+    /// The denial of a digest.
+    pub fn denial(&self, digest: &Digest, now: Timestamp) -> Option<&Numbered> {
+        self.now(now).find(|numbered| {
+            numbered.kind == Kind::Deny && numbered.target == Target::Digest(*digest)
+        })
+    }
+
+    /// Why a denial keeps content from being carried, if one does.
+    pub fn denied<'d>(
+        &self,
+        digests: impl IntoIterator<Item = &'d Digest>,
+        now: Timestamp,
+    ) -> Option<Block> {
+        let denials = digests
+            .into_iter()
+            .filter_map(|digest| self.denial(digest, now));
+        let mut reasons: Vec<(u64, String)> = denials
+            .map(|numbered| (numbered.id, numbered.reason("denied")))
+            .collect();
+        reasons.sort();
+        reasons.dedup();
+        let reasons: Vec<String> = reasons.into_iter().map(|(_, reason)| reason).collect();
+        (!reasons.is_empty()).then_some(Block {
+            outcome: Outcome::Refused,
+            reasons,
+        })
+    }
+
+    /// Whether the tag may be named now: denials, then holds.
+    pub fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
+        if candidate.contents.is_none() && self.is_about_digests(now) {
+            return Verdict::Unknown;
+        }
+        let stopping = |kind: Kind| {
+            self.now(now)
+                .filter(move |numbered| numbered.kind == kind && numbered.stops(candidate))
+        };
+        let denials = stopping(Kind::Deny).map(|numbered| numbered.reason("denied"));
+        let mut reasons: Vec<String> = denials.collect();
+        let outcome = if reasons.is_empty() {
+            Outcome::Held
+        } else {
+            Outcome::Refused
+        };
+        reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held")));
+        if reasons.is_empty() {
+            return Verdict::Clear;
+        }
+        Verdict::Blocked(Block { outcome, reasons })
+    }
+
+    /// The decisions that a release ends: that of a number, or all with exactly that target.
+    pub fn ended_by(&self, id: Option<u64>, target: &Target) -> Vec<&Numbered> {
+        let target = target.to_string();
+        let is_meant = |numbered: &&Numbered| match id {
+            Some(id) => numbered.id == id,
+            None => numbered.decision.target == target,
+        };
+        self.decisions.iter().filter(is_meant).collect()
+    }
+
+    /// When the first of them ends by itself.
+    pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
+        self.now(now)
+            .filter_map(|numbered| numbered.decision.until)
+            .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Actor, Remarks};
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256(text.as_bytes())
+    }
+
+    fn candidate() -> Candidate {
+        let place = TagId {
+            origin: Origin::new("https://p.example"),
+            repository: "prod-app".parse().unwrap(),
+            tag: "v1".parse().unwrap(),
+        };
+        Candidate {
+            routes: Arc::from(["app".into()]),
+            registry: "production".into(),
+            place,
+            beside: None,
+            digest: digest("image"),
+            contents: Some(Arc::new([digest("layer")].into())),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn in_force(decisions: &[(Kind, &str, Option<i64>)]) -> InForce {
+        let numbered = |(n, (kind, text, until)): (usize, &(Kind, &str, Option<i64>))| {
+            let remarks = Remarks {
+                reason: Some("CVE".parse().unwrap()),
+                claimed_actor: None,
+            };
+            let target = text.parse().unwrap();
+            let decision = Decision {
+                until: until.map(at),
+                ..Decision::about(&target, Actor::named("user:alice").saying(remarks))
+            };
+            Numbered::new(n as u64 + 1, at(0), *kind, decision)
+        };
+        InForce {
+            version: 1,
+            decisions: decisions.iter().enumerate().map(numbered).collect(),
+        }
+    }
+
+    fn reasons(in_force: &InForce, candidate: &Candidate, second: i64) -> usize {
+        match in_force.judge(candidate, at(second)) {
+            Verdict::Blocked(block) => block.reasons.len(),
+            Verdict::Clear => 0,
+            Verdict::Unknown => panic!("what it consists of is known"),
+        }
+    }
+
+    #[test]
+    fn what_an_image_consists_of_matters_only_while_a_digest_is_denied() {
+        let unknown = Candidate {
+            contents: None,
+            ..candidate()
+        };
+        let held = in_force(&[(Kind::Hold, "other", None)]);
+        assert_eq!(held.judge(&unknown, at(1)), Verdict::Clear);
+        let other = digest("other").to_string();
+        let denied = in_force(&[(Kind::Deny, &other, Some(10))]);
+        assert_eq!(denied.judge(&unknown, at(9)), Verdict::Unknown);
+        assert_eq!(denied.judge(&candidate(), at(9)), Verdict::Clear);
+        assert_eq!(denied.judge(&unknown, at(10)), Verdict::Clear);
+    }
+
+    #[test]
+    fn a_denial_comes_before_a_hold_and_all_reasons_are_told() {
+        let layer = digest("layer").to_string();
+        let all = in_force(&[
+            (Kind::Hold, "prod-app:v1", None),
+            (Kind::Deny, &layer, None),
+            (Kind::Hold, "route:other", None),
+        ]);
+        let Verdict::Blocked(block) = all.judge(&candidate(), at(1)) else {
+            panic!("it is blocked");
+        };
+        assert_eq!(block.outcome, Outcome::Refused);
+        assert_eq!(
+            block.reasons,
+            [
+                format!("{layer} is denied by user:alice: CVE (decision 2)"),
+                "prod-app:v1 is held by user:alice: CVE (decision 1)".to_owned()
+            ]
+        );
+    }
+
+    #[test]
+    fn a_hold_covers_what_travels_beside_the_tag_that_it_names() {
+        let own = candidate();
+        let signature = Candidate {
+            place: TagId {
+                tag: "sha256-00.sig".parse().unwrap(),
+                ..own.place.clone()
+            },
+            beside: Some(own.place.clone()),
+            ..own
+        };
+        let held = in_force(&[(Kind::Hold, "production/prod-app:v1", None)]);
+        assert_eq!(reasons(&held, &signature, 1), 1);
+        let other = in_force(&[(Kind::Hold, "production/prod-app:v2", None)]);
+        assert_eq!(other.judge(&signature, at(1)), Verdict::Clear);
+    }
+
+    #[test]
+    fn a_decision_with_an_end_is_over_then() {
+        let held = in_force(&[
+            (Kind::Hold, "", Some(10)),
+            (Kind::Hold, "prod-app", Some(20)),
+        ]);
+        let count = |second| reasons(&held, &candidate(), second);
+        assert_eq!([9, 10, 20].map(count), [2, 1, 0]);
+        assert_eq!(held.next_end(at(9)), Some(at(10)));
+        assert_eq!(held.next_end(at(20)), None);
+    }
+}

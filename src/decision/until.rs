@@ -1,0 +1,64 @@
+//! When a decision ends: a time, or a duration from now.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::fault::clip;
+
+/// Why a text is no end of a decision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnEnd {
+    /// Neither a time nor a duration.
+    #[error("\"{0}\" is neither a time (2026-12-07T06:00:00+01:00) nor a duration (36h)")]
+    Unreadable(String),
+    /// It has passed.
+    #[error("{0} is in the past")]
+    Past(Timestamp),
+}
+
+/// The end that a text names.
+///
+/// # Errors
+/// When it names none, or one that has passed.
+pub fn until(text: &str, now: Timestamp) -> Result<Timestamp, NotAnEnd> {
+    let unreadable = || NotAnEnd::Unreadable(clip(text, 100));
+    let end = match text.trim().parse::<Timestamp>() {
+        Ok(end) => end,
+        Err(_) => {
+            let duration: SignedDuration = text.trim().parse().map_err(|_| unreadable())?;
+            now.checked_add(duration).map_err(|_| unreadable())?
+        }
+    };
+    if end <= now {
+        return Err(NotAnEnd::Past(end));
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_a_time_or_a_duration_and_lies_ahead() {
+        let now: Timestamp = "2026-12-04T12:00:00Z".parse().unwrap();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        for (text, expected) in [
+            ("2026-12-07T06:00:00Z", "2026-12-07T06:00:00Z"),
+            ("2026-12-07T06:00:00+01:00", "2026-12-07T05:00:00Z"),
+            ("36h", "2026-12-06T00:00:00Z"),
+            ("1h 30m", "2026-12-04T13:30:00Z"),
+        ] {
+            assert_eq!(until(text, now), Ok(at(expected)), "{text}");
+        }
+        for text in ["2026-12-04T12:00:00Z", "2020-01-01T00:00:00Z", "-1h", "0s"] {
+            assert!(matches!(until(text, now), Err(NotAnEnd::Past(_))), "{text}");
+        }
+        for text in ["", "monday", "2026-12-07", "36", "9999999999999h"] {
+            let found = until(text, now);
+            assert!(
+                matches!(found, Err(NotAnEnd::Unreadable(_))),
+                "{text}: {found:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Decisions in the ledger: rows of their own, and which of them are in force.
+//!
+//! What is in force is kept in memory, too: it is what a name is judged by directly before it is
+//! sent. A decision is in memory when its call returns, even if the caller is gone by then, and no
+//! name that it stops is on its way any more, as far as registries answer within [`SENDS_SETTLE`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::raw::json;
+use super::rows::{self, Content, parsed};
+use super::{Ledger, RunFacts, unreadable, unwritable};
+use crate::clock;
+use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};
+use crate::fault::Fault;
+use crate::job::TagId;
+
+/// How long a decision waits for names that were sent before it.
+const SENDS_SETTLE: Duration = Duration::from_secs(10);
+
+/// A decision that was recorded.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The decision.
+    pub decision: Numbered,
+    /// Tags whose name was sent before and not answered since: they may still move.
+    pub on_their_way: Vec<TagId>,
+}
+
+/// The decisions in force, and the names on their way.
+#[derive(Debug)]
+pub(super) struct Memory {
+    state: Mutex<State>,
+    send_ended: Notify,
+    version: watch::Sender<i64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None`: not read yet.
+    in_force: Option<Arc<InForce>>,
+    sends: BTreeMap<u64, Candidate>,
+    next: u64,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory {
+            state: Mutex::default(),
+            send_ended: Notify::new(),
+            version: watch::Sender::new(-1),
+        }
+    }
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn adopt(&self, in_force: InForce) {
+        let version = in_force.version;
+        let mut state = self.lock();
+        let is_older = |known: &Arc<InForce>| known.version >= version;
+        if !state.in_force.as_ref().is_some_and(is_older) {
+            state.in_force = Some(Arc::new(in_force));
+            self.version.send_replace(version);
+        }
+    }
+
+    /// The tags of names on their way that a decision stops.
+    fn sends_under(&self, decision: &Numbered) -> Vec<TagId> {
+        let state = self.lock();
+        let stopped = state.sends.values().filter(|sent| decision.stops(sent));
+        stopped.map(|sent| sent.place.clone()).collect()
+    }
+}
+
+/// A name on its way: dropped when it was answered.
+#[derive(Debug)]
+pub struct Sending {
+    memory: Arc<Memory>,
+    number: u64,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.memory.lock().sends.remove(&self.number);
+        self.memory.send_ended.notify_waiters();
+    }
+}
+
+impl Ledger {
+    /// The decisions in force.
+    pub async fn in_force(&self) -> Result<Arc<InForce>, Fault> {
+        if let Some(known) = self.decisions.lock().in_force.clone() {
+            return Ok(known);
+        }
+        let read = self.store.read(in_force).await.map_err(unreadable)?;
+        self.decisions.adopt(read);
+        Ok(self.known_decisions())
+    }
+
+    /// The decisions in force as far as they have been read: none before [`Ledger::in_force`].
+    pub fn known_decisions(&self) -> Arc<InForce> {
+        self.decisions.lock().in_force.clone().unwrap_or_default()
+    }
+
+    /// Changes with each decision.
+    pub fn decisions_version(&self) -> watch::Receiver<i64> {
+        self.decisions.version.subscribe()
+    }
+
+    /// Whether a tag may be named at this moment; if so it counts as on its way until the guard is
+    /// dropped. Reads memory alone.
+    pub fn begin_send(&self, candidate: &Candidate) -> Result<Sending, Verdict> {
+        let mut state = self.decisions.lock();
+        // An intent was recorded before, and that reads them.
+        let in_force = state.in_force.clone().ok_or(Verdict::Unknown)?;
+        match in_force.judge(candidate, clock::now()) {
+            Verdict::Clear => {}
+            verdict => return Err(verdict),
+        }
+        let number = state.next;
+        state.next += 1;
+        state.sends.insert(number, candidate.clone());
+        Ok(Sending {
+            memory: self.decisions.clone(),
+            number,
+        })
+    }
+
+    /// Records a decision. It is in force when this returns.
+    pub async fn decide(
+        &self,
+        kind: Kind,
+        decision: Decision,
+        facts: RunFacts,
+    ) -> Result<Recorded, Fault> {
+        let recorded = self
+            .change_decisions(move |db| add(db, kind, decision, &facts))
+            .await?;
+        let on_their_way = self.settled_sends(&recorded).await;
+        Ok(Recorded {
+            decision: recorded,
+            on_their_way,
+        })
+    }
+
+    /// Ends decisions: those of `ids` that are in force. `None`: none of them is.
+    pub async fn release(
+        &self,
+        ids: Vec<u64>,
+        decision: Decision,
+        facts: RunFacts,
+    ) -> Result<Option<Numbered>, Fault> {
+        self.change_decisions(move |db| {
+            let mut ends = Vec::new();
+            for id in ids {
+                if is_in_force(db, id)? {
+                    ends.push(id);
+                }
+            }
+            if ends.is_empty() {
+                return Ok(None);
+            }
+            let decision = Decision { ends, ..decision };
+            add(db, Kind::Release, decision, &facts).map(Some)
+        })
+        .await
+    }
+
+    /// Records that a decision was refused.
+    pub async fn refuse_decision(
+        &self,
+        refused: RefusedDecision,
+        facts: RunFacts,
+    ) -> Result<(), Fault> {
+        let act = move |db: &Connection| {
+            if is_repeated(db, &refused)? {
+                return Ok(());
+            }
+            let content = Content::RefusedDecision(Box::new(refused));
+            rows::append(db, &content, None, &facts).map(drop)
+        };
+        self.store.write(act).await.map_err(unwritable)
+    }
+
+    /// Runs a change and has memory follow once it is on disk, whether the caller waits or not.
+    async fn change_decisions<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (reply, answer) = oneshot::channel();
+        let act = move |db: &Connection| Ok((change(db)?, in_force(db)?));
+        let memory = self.decisions.clone();
+        let settle = move |outcome: Result<(T, InForce), _>| {
+            let outcome = outcome.map(|(changed, in_force)| {
+                memory.adopt(in_force);
+                changed
+            });
+            // The caller may be gone.
+            let _ = reply.send(outcome.map_err(unwritable));
+        };
+        self.store.queue(act, settle).await;
+        let gone = |_| Fault::retryable("the ledger was closed");
+        let changed = answer.await.map_err(gone)??;
+        self.check_folder()
+            .map_err(|gone| Fault::retryable(gone.to_string()))?;
+        Ok(changed)
+    }
+
+    /// Waits for the names on their way that a decision stops. Returns those that got no answer.
+    async fn settled_sends(&self, decision: &Numbered) -> Vec<TagId> {
+        let until = Instant::now() + SENDS_SETTLE;
+        loop {
+            let ended = self.decisions.send_ended.notified();
+            let left = self.decisions.sends_under(decision);
+            if left.is_empty() || timeout_at(until, ended).await.is_err() {
+                return left;
+            }
+        }
+    }
+}
+
+/// The verdict of the decisions on disk, in the transaction that records an intent. Those in memory
+/// are used where they are the same.
+pub(super) fn judge(
+    db: &Connection,
+    known: &InForce,
+    candidate: &Candidate,
+) -> rusqlite::Result<Verdict> {
+    let now = clock::now();
+    if version(db)? == known.version {
+        Ok(known.judge(candidate, now))
+    } else {
+        Ok(in_force(db)?.judge(candidate, now))
+    }
+}
+
+fn version(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached("SELECT decisions FROM identity")?
+        .query_row([], |row| row.get(0))
+}
+
+fn in_force(db: &Connection) -> rusqlite::Result<InForce> {
+    let mut rows = db.prepare_cached(
+        "SELECT rows.id, rows.at, rows.kind, rows.content FROM decisions JOIN rows ON rows.id = decisions.row
+        WHERE decisions.ended_by IS NULL ORDER BY decisions.row",
+    )?;
+    let decisions = rows.query_map([], numbered)?;
+    Ok(InForce {
+        version: version(db)?,
+        decisions: decisions.collect::<rusqlite::Result<_>>()?,
+    })
+}
+
+fn numbered(row: &rusqlite::Row<'_>) -> rusqlite::Result<Numbered> {
+    let damaged = |text: String| {
+        rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, text.into())
+    };
+    let kind: String = row.get(2)?;
+    let kind = Kind::of_name(&kind).ok_or_else(|| damaged(format!("no decision is a {kind}")))?;
+    let decision: Decision = serde_json::from_str(row.get_ref(3)?.as_str()?)
+        .map_err(|error| damaged(error.to_string()))?;
+    let at =
+        Timestamp::from_millisecond(row.get(1)?).map_err(|error| damaged(error.to_string()))?;
+    Ok(Numbered::new(
+        row.get::<_, i64>(0)?.unsigned_abs(),
+        at,
+        kind,
+        decision,
+    ))
+}
+
+fn is_in_force(db: &Connection, id: u64) -> rusqlite::Result<bool> {
+    let id = i64::try_from(id).unwrap_or(i64::MAX);
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM decisions WHERE row = ?1 AND ended_by IS NULL)",
+    )?
+    .query_row([id], |row| row.get(0))
+}
+
+fn add(
+    db: &Connection,
+    kind: Kind,
+    decision: Decision,
+    facts: &RunFacts,
+) -> rusqlite::Result<Numbered> {
+    let content = Content::Decision(kind, Box::new(decision.clone()));
+    let id = rows::append(db, &content, None, facts)?;
+    let row = i64::try_from(id).unwrap_or(i64::MAX);
+    let ended_by = (kind == Kind::Release).then_some(row);
+    db.prepare_cached(
+        "INSERT INTO decisions (row, repository, tag, ended_by) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![
+        row,
+        decision.repository.as_ref().map(|name| name.as_str()),
+        decision.tag.as_ref().map(|tag| tag.as_str()),
+        ended_by
+    ])?;
+    for ended in &decision.ends {
+        let ended = i64::try_from(*ended).unwrap_or(i64::MAX);
+        db.prepare_cached("UPDATE decisions SET ended_by = ?2 WHERE row = ?1")?
+            .execute([ended, row])?;
+    }
+    db.prepare_cached("UPDATE identity SET decisions = decisions + 1")?
+        .execute([])?;
+    Ok(Numbered::new(id, clock::now(), kind, decision))
+}
+
+/// Whether the same refusal is the newest row: a caller that tries again and again adds no rows.
+fn is_repeated(db: &Connection, refused: &RefusedDecision) -> rusqlite::Result<bool> {
+    let last = db
+        .prepare_cached(
+            "SELECT content FROM rows WHERE kind = 'refused_decision' ORDER BY id DESC LIMIT 1",
+        )?
+        .query_map([], |row| row.get::<_, String>(0))?
+        .next()
+        .transpose()?;
+    Ok(last.is_some_and(|last| json(refused).is_ok_and(|now| now == last)))
+}
+
+/// A production tag that names a denied digest, as far as looks have seen it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeniedTag {
+    /// The tag.
+    pub place: TagId,
+    /// What it names.
+    pub digest: crate::oci::Digest,
+}
+
+impl Ledger {
+    /// The production tags that are known to name one of the denied digests.
+    pub async fn denied_in_production(&self) -> Result<Vec<DeniedTag>, Fault> {
+        let now = clock::now();
+        let in_force = self.in_force().await?;
+        let denied: Vec<String> = in_force
+            .now(now)
+            .filter(|numbered| numbered.kind == Kind::Deny)
+            .filter_map(|numbered| numbered.target.digest())
+            .map(|digest| digest.to_string())
+            .collect();
+        if denied.is_empty() {
+            return Ok(Vec::new());
+        }
+        let act = move |db: &Connection| {
+            let denied = json(&denied)?;
+            db.prepare_cached(
+                "SELECT origin, repository, tag, digest FROM reported
+                    WHERE digest IN (SELECT value FROM json_each(?1))
+                UNION ALL
+                SELECT origin, repository, tag, digest FROM written
+                    WHERE digest IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (
+                        SELECT 1 FROM reported WHERE reported.origin = written.origin
+                            AND reported.repository = written.repository AND reported.tag = written.tag)
+                ORDER BY 1, 2, 3",
+            )?
+            .query_map([denied], |row| {
+                Ok(DeniedTag {
+                    place: TagId {
+                        origin: crate::endpoint::Origin::new(row.get_ref(0)?.as_str()?),
+                        repository: parsed(row, 1)?,
+                        tag: parsed(row, 2)?,
+                    },
+                    digest: parsed(row, 3)?,
+                })
+            })?
+            .collect()
+        };
+        self.store.read(act).await.map_err(unreadable)
+    }
+}

@@ -1,0 +1,48 @@
+//! What is shown of decisions.
+
+use prometheus::{IntGauge, IntGaugeVec, Opts};
+
+use crate::clock;
+use crate::decision::{InForce, Kind};
+
+/// The instruments of decisions.
+#[derive(Clone)]
+pub(super) struct DecisionMetrics {
+    in_force: IntGaugeVec,
+    denied: IntGauge,
+}
+
+impl DecisionMetrics {
+    pub(super) fn new(
+        registry: &prometheus::Registry,
+    ) -> Result<DecisionMetrics, prometheus::Error> {
+        let in_force = IntGaugeVec::new(
+            Opts::new(
+                "blobferry_decisions_in_force",
+                "Decisions in force by kind.",
+            ),
+            &["kind"],
+        )?;
+        let help = "Production tags that are known to name a denied digest.";
+        let denied = IntGauge::new("blobferry_denied_in_production", help)?;
+        registry.register(Box::new(in_force.clone()))?;
+        registry.register(Box::new(denied.clone()))?;
+        let metrics = DecisionMetrics { in_force, denied };
+        metrics.show(&InForce::default());
+        Ok(metrics)
+    }
+
+    pub(super) fn show(&self, in_force: &InForce) {
+        let now = clock::now();
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Release) {
+            let count = in_force.now(now).filter(|one| one.kind == kind).count();
+            self.in_force
+                .with_label_values(&[kind.name()])
+                .set(count as i64);
+        }
+    }
+
+    pub(super) fn show_denied(&self, tags: usize) {
+        self.denied.set(tags as i64);
+    }
+}

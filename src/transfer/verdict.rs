@@ -1,0 +1,158 @@
+//! Verdict: whether an image may be carried, and whether a tag may be named, now.
+//!
+//! The decisions in force are asked in the transaction that records the intent and, from memory,
+//! directly before each send. They may be about any manifest, config or layer of an image, so while
+//! one is about a digest, an image's manifests are all read before it is carried. Without one, none
+//! is read that carrying does not need.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Promotion;
+use super::limits::RequestClass;
+use super::survey::Image;
+use crate::clock;
+use crate::decision::{Block, Candidate, Verdict};
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
+use crate::job::TagId;
+use crate::oci::{Digest, Manifest, Target};
+
+/// Most images with a stored content.
+const MOST_IMAGES: usize = 1000;
+/// Most manifests of one image.
+const MOST_MANIFESTS: usize = 10_000;
+
+/// The digests of an image: its manifests, configs and layers.
+pub(super) type Contents = Arc<HashSet<Digest>>;
+
+/// The contents of images, by digest. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KnownContents(Arc<Mutex<HashMap<Digest, Contents>>>);
+
+impl KnownContents {
+    fn of(&self, digest: &Digest) -> Option<Contents> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(digest).cloned()
+    }
+
+    fn note(&self, digest: Digest, contents: Contents) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_IMAGES {
+            known.clear();
+        }
+        known.insert(digest, contents);
+    }
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// The digests of an image, while a decision in force is about a digest.
+    pub(super) async fn contents(&self, image: &Image) -> Result<Option<Contents>, Fault> {
+        let in_force = self.engine.ledger.in_force().await?;
+        if !in_force.is_about_digests(clock::now()) {
+            return Ok(None);
+        }
+        let top = image.top.digest;
+        if let Some(known) = self.engine.contents.of(&top) {
+            return Ok(Some(known));
+        }
+        let contents = Arc::new(self.all_digests(image).await?);
+        self.engine.contents.note(top, contents.clone());
+        Ok(Some(contents))
+    }
+
+    async fn all_digests(&self, image: &Image) -> Result<HashSet<Digest>, Fault> {
+        let surveyed = image.levels.iter().flatten();
+        let surveyed: HashMap<Digest, &Manifest> = surveyed
+            .map(|manifest| (manifest.digest, manifest))
+            .collect();
+        let mut digests = HashSet::from([image.top.digest]);
+        let mut manifests = 0;
+        let mut next = vec![image.top.clone()];
+        while let Some(manifest) = next.pop() {
+            manifests += 1;
+            if manifests > MOST_MANIFESTS {
+                let reference = self.source_reference();
+                let text = format!("{reference} has more than {MOST_MANIFESTS} manifests");
+                return Err(Fault::rejected(text));
+            }
+            digests.extend(manifest.blobs.iter().map(|blob| blob.digest));
+            for child in manifest.children {
+                let is_new = digests.insert(child.digest);
+                if !is_new || child.media_type.is_surely_blob() {
+                    continue;
+                }
+                match surveyed.get(&child.digest) {
+                    Some(manifest) => next.push((*manifest).clone()),
+                    None => next.extend(self.manifest_anywhere(child.digest).await?),
+                }
+            }
+        }
+        Ok(digests)
+    }
+
+    /// A manifest by its digest. Staging may have lost one that production holds. `None`: neither
+    /// has it under the type of a manifest, so it is a blob.
+    async fn manifest_anywhere(&self, digest: Digest) -> Result<Option<Manifest>, Fault> {
+        if let Some(manifest) = self.source_manifest(digest.into()).await? {
+            return Ok(Some(manifest));
+        }
+        let target = Target::Digest(digest);
+        self.ask_destination(RequestClass::Manifests, |destination| {
+            let target = target.clone();
+            async move { destination.manifest(&target).await }
+        })
+        .await
+    }
+
+    /// Why a denial keeps an image from being carried, if one does.
+    pub(super) fn denial(&self, contents: Option<&Contents>) -> Option<Block> {
+        let in_force = self.engine.ledger.known_decisions();
+        in_force.denied(contents?.iter(), clock::now())
+    }
+
+    /// Refuses a part of an image that was denied meanwhile.
+    pub(super) fn is_not_denied(&self, digest: &Digest) -> Result<(), Fault> {
+        let in_force = self.engine.ledger.known_decisions();
+        match in_force.denied([digest], clock::now()) {
+            Some(block) => Err(Fault::rejected(block.reasons.join("; "))),
+            None => Ok(()),
+        }
+    }
+
+    /// A tag that is about to name an image: the job's own, or one beside it.
+    pub(super) fn candidate(
+        &self,
+        place: &TagId,
+        digest: Digest,
+        contents: Option<Contents>,
+    ) -> Candidate {
+        let own = &self.job.key.destination;
+        Candidate {
+            routes: self.job.routes.clone(),
+            registry: self.destination.registry().into(),
+            place: place.clone(),
+            beside: (place != own).then(|| own.clone()),
+            digest,
+            contents,
+        }
+    }
+
+    /// Whether the job's own tag may name an image now.
+    pub(super) fn verdict(&self, digest: Digest, contents: Option<Contents>) -> Verdict {
+        let place = &self.job.key.destination;
+        let candidate = self.candidate(place, digest, contents);
+        let in_force = self.engine.ledger.known_decisions();
+        in_force.judge(&candidate, clock::now())
+    }
+
+    /// Why nothing is to be named beside an image that is in production, if so.
+    pub(super) async fn block_beside(&self, digest: Digest) -> Result<Option<Block>, Fault> {
+        self.engine.ledger.in_force().await?;
+        let contents = Arc::new(HashSet::from([digest]));
+        Ok(match self.verdict(digest, Some(contents)) {
+            Verdict::Blocked(block) => Some(block),
+            Verdict::Clear | Verdict::Unknown => None,
+        })
+    }
+}
