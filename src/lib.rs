@@ -19,7 +19,7 @@
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
 //! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
-//! [`random`], [`backoff`] (waits that double) and [`user`] (the names of users).
+//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod backend;
@@ -50,6 +50,7 @@ pub mod sqlite;
 pub mod state;
 pub mod status;
 pub mod telemetry;
+pub mod token_bucket;
 pub mod transfer;
 pub mod user;
 pub mod watch;

@@ -162,13 +162,20 @@ pub fn say(level: Level, text: &str) {
                 level,
                 "blobferry",
                 Fields {
-                    message: clip(text, MOST_LINE),
+                    message: clip_lines(text, MOST_LINE),
                     ..Fields::default()
                 },
             ) + "\n"
         }
     };
     to_stderr(line.as_bytes());
+}
+
+/// Line breaks stay: in JSON they end no line.
+fn clip_lines(text: &str, most: usize) -> String {
+    let text: String = text.chars().take(most).collect();
+    let lines: Vec<String> = text.split('\n').map(|line| clip(line, most)).collect();
+    lines.join("\n")
 }
 
 /// How [`say`] writes.

@@ -3,9 +3,10 @@
 //! 1. [`Rules::admit`], on every path: a page in a browser gets nothing. A foreign `Origin` or
 //!    `Sec-Fetch-Site` is refused. Over TCP, `Host` must be an IP address or `localhost`, which no
 //!    rebound name can be; any other name needs the secret. Metrics and health accept any name from
-//!    peers beyond loopback, so that they can be scraped by name.
-//! 2. [`Rules::principal`], on guarded paths: the control socket, where the file mode is the
-//!    credential, or a bearer token. While no token is configured, a loopback peer may look
+//!    peers beyond loopback, so that they can be scraped by name; receivers accept any name.
+//! 2. [`Rules::principal`], on guarded paths but receivers, which have proofs of their own: the
+//!    control socket, where the file mode is the credential, or a bearer token. While no token is
+//!    configured, a loopback peer may look
 //!    as well, but no request that came through a proxy: behind a proxy every client is a loopback
 //!    peer.
 //!
@@ -107,7 +108,9 @@ impl Rules {
             if hosts.is_empty() {
                 return Err(Refusal::bad_request("the request has no Host header"));
             }
+            // A receiver has a secret of its own, and a registry knows us by some name.
             let by_name = context.secret_check == SecretCheck::Valid
+                || guard == Guard::Receiver
                 || (guard == Guard::Open && !is_loopback(address.ip()));
             if !by_name && !hosts.iter().all(is_literal) {
                 let text = "this name is not known here; use the IP address or localhost, or show the secret";

@@ -71,7 +71,7 @@ impl IntoResponse for Refusal {
                     HeaderValue::from_static("Bearer realm=\"blobferry\""),
                 );
             }
-            StatusCode::SERVICE_UNAVAILABLE => {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // The rest of the body is not wanted.

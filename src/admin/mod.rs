@@ -4,8 +4,8 @@
 //!
 //! *Open* routes answer every client that reaches the listener. *Look* needs the control socket or
 //! a bearer token; while no token is configured, loopback peers may look too, since a look is
-//! harmless. *Decide* always needs the socket or a token with the right. [`access`] has the rules, and refuses
-//! pages in browsers everywhere.
+//! harmless. *Decide* always needs the socket or a token with the right. *Receiver* needs what the
+//! receiver's config says. [`access`] has the rules, and refuses pages in browsers everywhere.
 //!
 //! An error is `{"error":{"code","text"}}` with its status. Connections, waiting requests, header
 //! time, body time and size, and unread answers are bounded.
@@ -16,7 +16,9 @@ pub mod client;
 mod connections;
 mod copies;
 mod decisions;
+mod events;
 mod health;
+mod receivers;
 mod routes;
 mod server;
 mod status;
@@ -38,6 +40,7 @@ pub use access::Peer;
 pub use answer::Refusal;
 pub use copies::{CopyHandler, CopyRequest};
 pub use decisions::{DecisionAnswer, DecisionHandler, DecisionRequest};
+pub use receivers::Receivers;
 use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
@@ -60,6 +63,8 @@ pub struct Settings {
     pub folder: Option<FolderCheck>,
     /// The bearer tokens. Once there is one, loopback alone opens nothing but metrics and health.
     pub tokens: Tokens,
+    /// Which registries may notify us.
+    pub receivers: Receivers,
     /// How long clients may take.
     pub deadlines: Deadlines,
 }
@@ -115,7 +120,10 @@ const WAITING: usize = 32;
 struct App {
     services: Services,
     rules: access::Rules,
+    receivers: Receivers,
     deadlines: Deadlines,
+    /// Large bodies of notifications.
+    large_bodies: Semaphore,
     waiting_tcp: Arc<Semaphore>,
     waiting_socket: Arc<Semaphore>,
     reported_secrets: Changes,
@@ -126,6 +134,8 @@ impl App {
         App {
             services,
             rules: access::Rules::new(settings.tokens.clone()),
+            receivers: settings.receivers.clone(),
+            large_bodies: Semaphore::new(events::LARGE_BODIES),
             deadlines: settings.deadlines,
             waiting_tcp: Arc::new(Semaphore::new(WAITING)),
             waiting_socket: Arc::new(Semaphore::new(WAITING)),
@@ -144,7 +154,7 @@ pub fn router(services: Services, settings: &Settings) -> Router {
     for route in &ROUTES {
         let handler = handler(route.endpoint);
         router = match route.guard {
-            Guard::Open => router.route(route.path, handler),
+            Guard::Open | Guard::Receiver => router.route(route.path, handler),
             Guard::Look | Guard::Decide => {
                 router.route(route.path, handler.route_layer(guard.clone()))
             }
@@ -170,6 +180,7 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<App>> {
         Endpoint::Decide => post(decisions::decide),
         Endpoint::Decisions => get(decisions::list),
         Endpoint::Run => get(sync::run),
+        Endpoint::Events => post(events::receive).options(events::permit),
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Guard {
     Look,
     /// The socket or a token, and the right that the act takes.
     Decide,
+    /// What the config says of the receiver.
+    Receiver,
 }
 
 impl Guard {
@@ -44,13 +46,14 @@ pub(super) enum Endpoint {
     Decide,
     Decisions,
     Run,
+    Events,
 }
 
 /// A route of the HTTP API.
 pub struct Route {
     /// The method that it takes; GET includes HEAD.
     pub method: &'static str,
-    /// Its path; `{id}` stands for one segment.
+    /// Its path; `{id}` or `{name}` at its end stands for one segment.
     pub path: &'static str,
     /// What a request needs.
     pub guard: Guard,
@@ -58,7 +61,7 @@ pub struct Route {
 }
 
 /// All of them.
-pub const ROUTES: [Route; 10] = [
+pub const ROUTES: [Route; 11] = [
     Route {
         method: "GET",
         path: "/metrics",
@@ -119,6 +122,12 @@ pub const ROUTES: [Route; 10] = [
         guard: Guard::Look,
         endpoint: Endpoint::Run,
     },
+    Route {
+        method: "POST",
+        path: "/v1/events/{name}",
+        guard: Guard::Receiver,
+        endpoint: Endpoint::Events,
+    },
 ];
 
 impl Route {
@@ -129,8 +138,8 @@ impl Route {
 
     /// Whether `path` is one of this route.
     pub(super) fn takes(&self, path: &str) -> bool {
-        match self.path.strip_suffix("{id}") {
-            Some(prefix) => path
+        match self.path.split_once('{') {
+            Some((prefix, _)) => path
                 .strip_prefix(prefix)
                 .is_some_and(|id| !id.is_empty() && !id.contains('/')),
             None => path == self.path,
@@ -141,5 +150,6 @@ impl Route {
 /// The routes as the 404 lists them.
 pub(super) fn listed() -> String {
     let lines = ROUTES.map(|route| format!("{} {}", route.method, route.path));
-    lines.join(", ").replace("{id}", "ID")
+    let lines = lines.join(", ");
+    lines.replace("{id}", "ID").replace("{name}", "NAME")
 }

@@ -63,7 +63,7 @@ const SOCKET_CHECK: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The TCP address cannot be had.
-    #[error("cannot listen on {address} (daemon.listen)")]
+    #[error("cannot listen on {address} (set another `daemon.listen`, or `off`)")]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -80,6 +80,7 @@ pub(super) async fn sync(
         waits: body.wait,
     };
     let missing = missing(&app, &body);
+    let nothing = nothing_matches(&missing, body.repository.as_ref());
     let actor = actor.saying(Remarks {
         reason: body.reason,
         claimed_actor: body.actor,
@@ -95,13 +96,13 @@ pub(super) async fn sync(
         let is_empty = ticket.run.queued == 0 && missing.is_empty();
         let report = ticket.settled().await.ok_or_else(Refusal::draining)?;
         let missing = if is_empty {
-            vec![Trouble::not_found(nothing_matches(&[]))]
+            vec![Trouble::not_found(nothing)]
         } else {
             missing
         };
         return Ok(settled(&Report::clone(&report).with_missing(missing)));
     }
-    queued(&ticket.run, &missing)
+    queued(&ticket.run, nothing)
 }
 
 fn cause(peer: Peer) -> Cause {
@@ -176,17 +177,23 @@ fn missing(app: &App, body: &SyncRequest) -> Vec<Trouble> {
 }
 
 /// What is said when no look was queued.
-fn nothing_matches(missing: &[Trouble]) -> String {
-    match missing.first() {
-        Some(missing) => missing.text.clone(),
-        None => "nothing matches: no route has such a source repository; `GET /v1/status` lists the routes".into(),
+fn nothing_matches(missing: &[Trouble], repository: Option<&RepositoryName>) -> String {
+    match (missing.first(), repository) {
+        (Some(missing), _) => missing.text.clone(),
+        (None, Some(name)) => {
+            format!("no route has the source repository {name}; `GET /v1/status` lists the routes")
+        }
+        (None, None) => "no route has a source repository; `GET /v1/status` shows why".into(),
     }
 }
 
-fn queued(run: &Run, missing: &[Trouble]) -> Result<Response, Refusal> {
+fn queued(run: &Run, nothing: String) -> Result<Response, Refusal> {
     if run.queued == 0 {
-        let text = nothing_matches(missing);
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "nothing_matched", text));
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "nothing_matched",
+            nothing,
+        ));
     }
     let location = [(header::LOCATION, format!("/v1/runs/{}", run.id))];
     Ok((

@@ -691,6 +691,10 @@ async fn nothing_matched_is_404_waited_for_or_not() {
         (status.as_u16(), &body["error"]["code"]),
         (404, &json!("nothing_matched"))
     );
+    let asked = r#"{"repository":"team/ap"}"#;
+    let (_, body) = read(answer(&router, post(LOOPBACK, asked)).await).await;
+    let text = body["error"]["text"].as_str().unwrap();
+    assert!(text.contains("source repository team/ap;"), "{text}");
     let (status, body) = read(answer(&router, post(LOOPBACK, "{\"wait\":true}")).await).await;
     assert_eq!((status.as_u16(), &body["exit_code"]), (404, &json!(5)));
 }

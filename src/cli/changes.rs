@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::lines::Lines;
 use super::output::{clean, plural};
-use super::pass::{Show, follow};
+use super::pass::{Show, Signals, follow};
 use super::progress::ProgressMode;
 use super::socket::{Socket, not_running};
 use super::sync::{Sync, known, report};
@@ -62,10 +62,19 @@ pub(super) async fn compare(
     let theirs: Vec<&str> = status.routes.iter().map(|route| &*route.name).collect();
     let ours = config.routes.iter().map(|route| &*route.name);
     known(&sync.routes, theirs.iter().copied().chain(ours))?;
-    let (theirs, other) = futures::join!(
-        daemons_plan(sync, &socket, &theirs),
-        own_plan(sync, config, mode, show)
-    );
+    let mut signals = Signals::listen()?;
+    let both = async {
+        futures::join!(
+            daemons_plan(sync, &socket, &theirs),
+            own_plan(sync, config, mode, show)
+        )
+    };
+    // Plans touch nothing: there is no transfer to wait for.
+    let (theirs, other) = tokio::select! {
+        biased;
+        () = signals.next() => return Err(Failure::interrupted("aborted; nothing was touched")),
+        plans = both => plans,
+    };
     let theirs = theirs?;
     let other = other?;
     let changes = changes(theirs.as_ref(), &other);

@@ -89,12 +89,12 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
     text.push_str(&format!("\n  takes {}", falls_to(route, routes)));
     text.push_str(&format!("\n  tags {}", tags(&route.selection)));
     let existing = match route.existing {
-        Existing::Keep => "a production tag that was there before stays",
-        Existing::Adopt => "a production tag that was there before is adopted",
+        Existing::Keep => "a production tag that the ledger does not know stays",
+        Existing::Adopt => "a production tag that the ledger does not know is adopted",
     };
     let drift = match route.drift {
-        Drift::Keep => "one that somebody changed stays changed",
-        Drift::Restore => "one that somebody changed is restored",
+        Drift::Keep => "one that was changed there stays changed",
+        Drift::Restore => "one that was changed there is restored",
     };
     text.push_str(&format!("\n  {existing}, {drift}\n"));
     text
@@ -216,7 +216,7 @@ mod tests {
             describe(&routes.0[0], &routes, Style::default()),
             "all\n  staging/team/* -> production/{1}\n  takes every repository that matches\n  \
              tags latest, v*; not *-rc*; of versions the newest 10; moving: latest\n  \
-             a production tag that was there before stays, one that somebody changed is restored\n"
+             a production tag that the ledger does not know stays, one that was changed there is restored\n"
         );
         assert_eq!(
             falls_to(&routes.0[1], &routes),

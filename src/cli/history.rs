@@ -27,7 +27,8 @@ A row stands for each change of a tag's result, not for each look, and for each
 reading of the config. --verify checks the hashes that chain all rows, from the
 file; it ends with 1 and names the first row that is not as it was recorded.")]
 pub(super) struct History {
-    /// Only this source or destination repository, or one tag of it; its host may stand in front
+    /// Only this source or destination repository, or one tag of it; its host may stand in front; a
+    /// layout is named as layout:PATH
     #[arg(value_name = "REPO[:TAG]")]
     repository: Option<String>,
     /// Print a JSON object on each line

@@ -218,7 +218,14 @@ pub(super) fn closing(report: &Report, all: bool) -> String {
     let counts = totals(&report.totals, all);
     let counts = match (counts.is_empty(), report.exit_code) {
         (false, _) => counts,
+        (true, 5) if report.trouble.is_empty() => {
+            "no source repository matches `from` of a route; see `blobferry check --online`".into()
+        }
         (true, 5) => "nothing there that was named, or the rules leave it out".into(),
+        (true, 0) if report.totals.excluded > 0 => format!(
+            "no tags: the rules leave {} out; see `blobferry check`",
+            report.totals.excluded
+        ),
         (true, 0) => "no tags".into(),
         (true, _) => "nothing done".into(),
     };
@@ -534,7 +541,19 @@ pub(super) mod tests {
         );
         report.totals = Totals::default();
         report.jobs.clear();
+        report.exit_code = 0;
+        assert_eq!(closing(&report, false), "no tags (4.2 s)");
+        report.totals.excluded = 37;
+        assert_eq!(
+            closing(&report, false),
+            "no tags: the rules leave 37 out; see `blobferry check` (4.2 s)"
+        );
         report.exit_code = 5;
+        assert_eq!(
+            closing(&report, false),
+            "no source repository matches `from` of a route; see `blobferry check --online` (4.2 s)"
+        );
+        report.trouble = vec!["route app: x has no tag v1".into()];
         assert_eq!(
             closing(&report, false),
             "nothing there that was named, or the rules leave it out (4.2 s)"

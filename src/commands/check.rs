@@ -139,16 +139,14 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
 /// tried.
 async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec<Check> {
     let name = || format!("route {}", route.name);
-    let count = found.repositories.len();
-    let text = format!(
-        "{count} source {}",
-        if count == 1 {
-            "repository"
-        } else {
-            "repositories"
-        }
-    );
-    let mut checks = vec![Check::of(name(), Ok(text))];
+    let mut checks = vec![match found.repositories.len() {
+        0 => Check::warning(
+            name(),
+            &format!("no repository at {} matches `from`", route.from.registry()),
+        ),
+        1 => Check::of(name(), Ok("1 source repository".into())),
+        count => Check::of(name(), Ok(format!("{count} source repositories"))),
+    }];
     checks.extend(
         found
             .trouble

@@ -1,6 +1,5 @@
 //! One reference to another place, without a config file: an explicit act of a person.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,16 +16,19 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    self, Actor, Cause, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled, TagId,
-    TagRules, TagState, Totals,
+    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled,
+    TagId, TagRules, TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
 use crate::transfer::companions::Addresses;
 use crate::transfer::limits::RequestClass;
-use crate::transfer::pages::ListedTags;
+use crate::transfer::pages::Reading;
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop};
+
+/// Most tags of a list that is read for one tag: a page or a few.
+const SHORT: usize = 1000;
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -133,10 +135,7 @@ async fn copied(
     let (job, mut completion) = match facts.await {
         Ok((Some(reason), _)) => (job, gone(reason)),
         Ok((None, companions)) => {
-            let job = Job {
-                companions: job::Companions::Listed(Arc::new(companions)),
-                ..job
-            };
+            let job = Job { companions, ..job };
             let completion = parts
                 .engine()
                 .run(&job, &from, &to, &settle.progress, stop)
@@ -283,7 +282,7 @@ impl Way {
             dry_run: request.dry_run,
             refused: Arc::default(),
             pushed: None,
-            companions: job::Companions::Unlisted,
+            companions: Companions::Unlisted,
             rank: crate::job::Rank::Named,
             max_wait: crate::job::LONG_WAIT,
         }
@@ -314,26 +313,21 @@ fn as_look(settled: Settled) -> Look {
     }
 }
 
-/// Signatures and fallback lists in the source's listing. A registry that does not list tags has
-/// none that could be found.
+/// Signatures and fallback lists beside the source. A short list shows them all at once; beside one
+/// tag among many, those of the image are asked for by their names.
 async fn companions(parts: &Parts, source: &Repository, stop: &Stop) -> Result<Companions, Fault> {
-    let tags = match parts
-        .engine()
-        .tags(source, crate::job::LONG_WAIT, stop)
-        .await
-    {
-        Ok(tags) => tags.unwrap_or_default(),
+    let reading = Reading::by_name().at_most(SHORT);
+    let tags = match parts.engine().tags(source, reading, stop).await {
+        Ok(Some(tags)) => tags,
+        Ok(None) => return Ok(Companions::Unlisted),
         Err(fault) if matches!(fault.class(), Class::Rejected | Class::NotFound) => {
-            ListedTags::new()
+            return Ok(Companions::Unlisted);
         }
         Err(fault) => return Err(fault),
     };
-    Ok(tags
+    let companions = tags
         .into_iter()
         .filter(|(tag, _)| tag.travels_with_subject())
-        .map(|(tag, listed)| (tag, listed.digest))
-        .collect())
+        .map(|(tag, listed)| (tag, listed.digest));
+    Ok(Companions::Listed(Arc::new(companions.collect())))
 }
-
-/// Tags that travel with their subject, with their digests as far as a listing tells.
-pub(super) type Companions = BTreeMap<Tag, Option<Digest>>;

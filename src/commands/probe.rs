@@ -47,10 +47,13 @@ fn open(config: &Config, place: &str) -> Result<(Parts, Repository), Fault> {
     let topology = parts
         .topology(config, None)
         .map_err(|error| unusable(error.to_string()))?;
-    let backend = topology
-        .backends
-        .get(registry)
-        .ok_or_else(|| unusable(format!("there is no registry \"{registry}\" in the config")))?;
+    let backend = topology.backends.get(registry).ok_or_else(|| {
+        let known: Vec<&str> = topology.backends.keys().map(|name| &**name).collect();
+        unusable(format!(
+            "there is no registry \"{registry}\" (`registries` has: {})",
+            known.join(", ")
+        ))
+    })?;
     Ok((parts, backend.repository(name)))
 }
 

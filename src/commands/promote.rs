@@ -36,7 +36,7 @@ use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
 use crate::registry::profile::Kind;
 use crate::transfer::companions::Addresses;
-use crate::transfer::pages::ListedTags;
+use crate::transfer::pages::{ListedTags, Reading};
 use crate::transfer::settle::Names;
 use crate::transfer::{Completion, Settle, Stop, limits};
 
@@ -406,7 +406,7 @@ impl Step<'_> {
     async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
         self.parts
             .engine()
-            .tags(repository, crate::job::LONG_WAIT, self.stop)
+            .tags(repository, Reading::by_name(), self.stop)
             .await
     }
 

@@ -10,7 +10,7 @@
 //! | `substitute` | `${VAR}` in values |
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
 //! | `units` | durations and amounts |
-//! | `daemon`, `registries`, `limits`, `routes` | the three parts of the file; what a registry is spared |
+//! | `daemon`, `registries`, `limits`, `receivers`, `routes` | the parts of the file; what a registry is spared |
 //! | `tokens` | bearer tokens and their rights |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
 //! | `schema` | the file's shape as JSON schema, for editors |
@@ -18,6 +18,7 @@
 mod daemon;
 mod limits;
 mod problem;
+mod receivers;
 mod registries;
 mod routes;
 mod schema;
@@ -32,7 +33,7 @@ mod yaml;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +47,7 @@ pub use tokens::Token;
 
 use crate::oci::Digest;
 use crate::route::Route;
+use crate::watch::receiver;
 use problem::Problems;
 use section::{Item, Reader};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub hash: String,
     /// The daemon's own settings.
     pub daemon: Daemon,
+    /// Which registries may notify us.
+    pub receivers: Vec<receiver::settings::Settings>,
     /// By name.
     pub registries: BTreeMap<String, Registry>,
     /// In the order of the file: the first that matches has a repository. Not empty.
@@ -82,7 +86,14 @@ impl Config {
         File::open(path)
             .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content))
             .map_err(|error| {
-                Error::whole(&file, format!("cannot read the config file: {error}"))
+                let way_out = match error.kind() {
+                    ErrorKind::NotFound => "; name another with -c FILE or BLOBFERRY_CONFIG",
+                    _ => "",
+                };
+                Error::whole(
+                    &file,
+                    format!("cannot read the config file: {error}{way_out}"),
+                )
             })?;
         let text = String::from_utf8(content)
             .map_err(|_| Error::whole(&file, "the config file is not UTF-8 text"))?;
@@ -148,6 +159,10 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
     let registries = keys
         .required("registries", "name those that the routes read and write")
         .map(registries::read);
+    let receivers = keys.item("receivers");
+    let receivers = registries
+        .as_ref()
+        .and_then(|registries| receivers::read(receivers, registries));
     let defaults = keys.item("defaults");
     let routes = keys.required("routes", "say what goes where");
     let names = registries
@@ -161,6 +176,7 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         path: path.to_owned(),
         hash,
         daemon: daemon?,
+        receivers: receivers?,
         registries: registries?.registries,
         routes,
     })

@@ -8,6 +8,7 @@ use secrecy::SecretSlice;
 use url::Url;
 
 use super::limits::{Limits, limits};
+use super::problem::hint;
 use super::section::{Item, Section, optional};
 use crate::ecr;
 use crate::endpoint::Origin;
@@ -52,6 +53,16 @@ pub(super) struct Read {
 }
 
 impl Read {
+    /// Whether the config has a registry of that name; complains otherwise.
+    pub(super) fn check_name(&self, item: &Item<'_>, name: &str) -> bool {
+        let is_known = self.names.iter().any(|known| known == name);
+        if !is_known {
+            let near = hint(name, self.names.iter().map(String::as_str));
+            item.wrong(format!("there is no registry \"{}\"{near}", shown(name)));
+        }
+        is_known
+    }
+
     /// Every name, with the origin where it could be read: two names of one origin are one place.
     pub(super) fn origins(&self) -> BTreeMap<String, Option<Origin>> {
         self.names
@@ -100,7 +111,7 @@ pub(super) fn read(item: Item<'_>) -> Read {
     read
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     name.len() <= 64
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())

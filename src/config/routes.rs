@@ -383,9 +383,11 @@ fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {
         return true;
     }
     let near = hint(registry, origins.keys().map(String::as_str));
+    let known: Vec<&str> = origins.keys().map(String::as_str).collect();
     item.wrong(format!(
-        "there is no registry \"{}\"{near}",
-        crate::fault::clip(registry, 100)
+        "there is no registry \"{}\" (`registries` has: {}){near}",
+        crate::fault::clip(registry, 100),
+        crate::fault::clip(&known.join(", "), 300)
     ));
     false
 }

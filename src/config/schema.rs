@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::job::{Drift, Existing};
 use crate::registry::profile::Kind;
+use crate::watch::receiver;
 
 /// The JSON schema of the config file.
 pub fn schema() -> serde_json::Value {
@@ -29,6 +30,8 @@ struct File {
     daemon: Option<Daemon>,
     /// Where images live, by a name of your own.
     registries: BTreeMap<String, Registry>,
+    /// Which registries may notify us of pushes, by a name of your own: `POST /v1/events/NAME`.
+    receivers: Option<BTreeMap<String, Receiver>>,
     /// What a route says where it does not say it itself.
     defaults: Option<Defaults>,
     /// What goes where. The first route whose `from` matches a source repository has it.
@@ -150,6 +153,24 @@ struct Registry {
     identity: Option<String>,
     /// Address of ECR's control plane, for emulators and private endpoints.
     ecr_endpoint: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Receiver {
+    /// What sends.
+    #[schemars(schema_with = "receiver_kinds")]
+    kind: String,
+    /// The registry that notifications are about.
+    registry: String,
+    /// File with the secret of the sender; with two lines, both are valid.
+    secret_file: Option<String>,
+    /// Whether every client that reaches the listener may send. Default: false.
+    unauthenticated: Option<bool>,
+    /// Replaces the first part of a repository's name: `{docker-local: docker}`.
+    rewrite: Option<BTreeMap<String, String>>,
+    /// Notifications in a second, 1 to 100000. Default: 2000.
+    limit: Option<Number>,
 }
 
 /// One rate, or rates by day and time.
@@ -286,6 +307,10 @@ enum Word {
 enum Number {
     Number(f64),
     Text(String),
+}
+
+fn receiver_kinds(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": receiver::Kind::ALL.map(receiver::Kind::name) })
 }
 
 fn kinds(_: &mut SchemaGenerator) -> Schema {

@@ -173,7 +173,12 @@ impl<'a> Item<'a> {
     /// A mapping.
     pub(super) fn section(&self) -> Option<Section<'a>> {
         let Value::Map(entries) = &self.node.value else {
-            self.wrong(format!("expected a mapping, found {}", kind(self.node)));
+            let is_empty_file = self.key.is_empty() && matches!(self.node.value, Value::Null);
+            self.wrong(if is_empty_file {
+                "the file is empty; it needs `registries` and `routes`".into()
+            } else {
+                format!("expected a mapping, found {}", kind(self.node))
+            });
             return None;
         };
         let mut seen: HashMap<&str, &Entry> = HashMap::new();

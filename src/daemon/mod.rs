@@ -131,6 +131,7 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
         socket: Some(control_socket(config)),
         folder,
         tokens: admin::Tokens::new(tokens(config)),
+        receivers: admin::Receivers::new(config.receivers.clone()),
         deadlines: admin::Deadlines::default(),
     }
 }
@@ -385,6 +386,7 @@ impl Running {
                 "the bearer tokens have changed; only those of the config open the HTTP API"
             );
         }
+        self.served.receivers.replace(config.receivers.clone());
         self.parts.withdraw(before, &topology);
         tracing::info!(
             routes = config.routes.len(),

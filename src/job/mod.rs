@@ -115,25 +115,44 @@ impl fmt::Display for Cause {
 pub enum Rank {
     /// Asked for by its name: it goes before all others.
     Named,
-    /// A registry or a person told that there is something new.
+    /// A person asks for whole repositories, or for all of them.
+    Request,
+    /// A registry told that there is something new.
     Event,
     /// Found by a poll.
     #[default]
     New,
-    /// Everything is looked at: after a start, by a sweep, by a signal.
+    /// Everything is looked at: after a start, by a sweep.
     Backfill,
 }
 
 impl Rank {
+    /// All of them, the most urgent first.
+    pub const ALL: [Rank; 5] = [
+        Rank::Named,
+        Rank::Request,
+        Rank::Event,
+        Rank::New,
+        Rank::Backfill,
+    ];
+
+    /// A look, a permit-second or a request of this rank counts so many times where ranks share.
+    pub fn cost(self) -> u64 {
+        match self {
+            Rank::Named | Rank::Request | Rank::Event => 1,
+            Rank::New => 2,
+            Rank::Backfill => 8,
+        }
+    }
+
     /// The rank of what has this cause; `is_named`: the cause names the tag.
     pub fn of(cause: Cause, is_named: bool) -> Rank {
         match cause {
-            Cause::Cli | Cause::Ping if is_named => Rank::Named,
-            Cause::Cli | Cause::Ping | Cause::Webhook | Cause::Queue | Cause::Decision => {
-                Rank::Event
-            }
+            Cause::Cli | Cause::Ping | Cause::Signal if is_named => Rank::Named,
+            Cause::Cli | Cause::Ping | Cause::Signal => Rank::Request,
+            Cause::Webhook | Cause::Queue | Cause::Decision => Rank::Event,
             Cause::Poll => Rank::New,
-            Cause::Verify | Cause::Signal | Cause::Start => Rank::Backfill,
+            Cause::Verify | Cause::Start => Rank::Backfill,
         }
     }
 }

@@ -371,11 +371,15 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
     }
     if let Some(repository) = &query.repository {
         values.push(Value::from(repository.clone()));
-        sql += &format!(
-            " AND (job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})
-                OR rows.id IN (SELECT row FROM decisions WHERE repository = ?{0}))",
-            values.len()
-        );
+        sql += &if repository.starts_with("layout:") {
+            of_layout(values.len())
+        } else {
+            format!(
+                " AND (job IN (SELECT id FROM jobs WHERE source = ?{0} OR repository = ?{0})
+                    OR rows.id IN (SELECT row FROM decisions WHERE repository = ?{0}))",
+                values.len()
+            )
+        };
     }
     if let Some(tag) = &query.tag {
         values.push(Value::from(tag.clone()));
@@ -391,6 +395,17 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
     values.push(Value::from(query.limit.clamp(1, 1000)));
     sql += &format!(" ORDER BY rows.id {order} LIMIT ?{}", values.len());
     (sql, values)
+}
+
+/// Rows with a side in the layout that this parameter names by its path: jobs know a layout by its
+/// root.
+fn of_layout(parameter: usize) -> String {
+    let side = |name: &str| {
+        format!(
+            "instr(replace(json_extract(content, '$.{name}'), '@', ':'), ?{parameter} || ':') = 1"
+        )
+    };
+    format!(" AND ({} OR {})", side("source"), side("destination"))
 }
 
 fn job(db: &Connection, key: &Key) -> rusqlite::Result<Option<i64>> {

@@ -9,7 +9,9 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "ledger",
     durable: true,
     application: 0x62_66_6c_67,
-    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5],
+    migrations: &[
+        VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6,
+    ],
     fill: super::chain::seal,
 };
 
@@ -111,6 +113,12 @@ const VERSION_4: &str = "
 ";
 
 const VERSION_5: &str = "
+    -- one row: the last row that was read to drop its texts; the rows up to it are done
+    CREATE TABLE texts_dropped (read_to INTEGER NOT NULL) STRICT;
+    INSERT INTO texts_dropped (read_to) VALUES (0);
+";
+
+const VERSION_6: &str = "
     -- decisions among the rows
     CREATE TABLE decisions (
         row INTEGER PRIMARY KEY REFERENCES rows (id),

@@ -26,7 +26,7 @@ use crate::clock;
 use crate::endpoint::{Repositories, Source, Tally};
 use crate::fault::Fault;
 use crate::index::TagHint;
-use crate::job::{Companions, Job, Key, Outcome, Rank, Settled, TagId, TagState};
+use crate::job::{Companions, Job, Key, Outcome, Settled, TagId, TagState};
 use crate::ledger::{Agreement, TagRecord};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
@@ -115,10 +115,17 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         let mut equal = Vec::new();
         let at_once = self.look.topology.settings.tags;
         let mut tended = stream::iter(tags)
-            .map(|tag: Tag| async move { (self.tend_one(&tag).await, tag) }.boxed())
+            .map(|tag: Tag| {
+                let tended = async move {
+                    let tended = self.tend_one(&tag).await;
+                    // Within the stream: the other tags go on while the ledger writes.
+                    self.record_agreements(AGREEMENTS).await;
+                    (tended, tag)
+                };
+                tended.boxed()
+            })
             .buffer_unordered(at_once);
         while let Some((tended, tag)) = tended.next().await {
-            self.record_agreements(AGREEMENTS).await;
             match tended {
                 Reconciled::Equal { digest, by_hint } => {
                     found.totals.add(Outcome::UpToDate);
@@ -346,11 +353,17 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             replace: None,
             dry_run: look.request.options.dry_run,
             refused: self.refused.clone(),
-            pushed: self.listing.tags.get(tag).and_then(|listed| listed.pushed),
+            pushed: self.pushed(tag),
             companions: Companions::Listed(self.listing.companions.clone()),
-            rank: Rank::of(look.request.cause, !look.request.tags.is_empty()),
+            rank: look.request.rank(),
             max_wait: look.request.max_wait(),
         }
+    }
+
+    /// When the tag was pushed, as the notification says; a listing may tell when the image was.
+    fn pushed(&self, tag: &Tag) -> Option<Timestamp> {
+        let told = self.look.request.pushed.get(tag).copied();
+        told.or_else(|| self.listing.tags.get(tag)?.pushed)
     }
 
     fn place(&self, tag: &Tag) -> TagId {

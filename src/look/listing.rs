@@ -40,7 +40,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let Some(tags) = self
             .topology
             .engine
-            .tags(source, self.request.max_wait(), self.stop)
+            .tags(source, self.request.reading(), self.stop)
             .await?
         else {
             return Ok(None);
@@ -89,7 +89,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let tags = self
             .topology
             .engine
-            .tags(&side.repository, self.request.max_wait(), self.stop)
+            .tags(&side.repository, self.request.reading(), self.stop)
             .await?;
         Ok(Some(tags.map(|tags| {
             tags.into_iter()
@@ -101,7 +101,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     /// Loads the tags in trouble from the ledger. The routine poll relies on the memory of this
     /// process.
     pub(super) async fn recall_trouble(&self, side: &Side<B::Repository>) -> Result<(), Fault> {
-        if self.request.cause.trusts_hints() {
+        if self.request.trusts_hints {
             return Ok(());
         }
         let engine = &self.topology.engine;
@@ -149,7 +149,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
     /// The index's hints of production's tags: only for the routine poll, and without tags that
     /// last differed.
     pub(super) async fn hints(&self, side: &Side<B::Repository>) -> HashMap<Tag, TagHint> {
-        if !self.request.cause.trusts_hints() {
+        if !self.request.trusts_hints {
             return HashMap::new();
         }
         let engine = &self.topology.engine;

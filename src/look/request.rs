@@ -1,9 +1,14 @@
 //! Requests for looks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::job::{self, Actor, Cause};
+use jiff::Timestamp;
+
+use crate::job::{self, Actor, Cause, Rank};
 use crate::oci::{Digest, Tag};
+use crate::transfer::limits::{RequestClass, RequestPriority};
+use crate::transfer::pages::Reading;
 
 /// Options of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,9 +36,34 @@ pub struct LookRequest {
     pub options: PassOptions,
     /// The name of the pass.
     pub run_id: String,
+    /// Whether a fresh hint about production is good enough: for a poll, and where a push named no
+    /// tag.
+    pub trusts_hints: bool,
+    /// When tags were pushed, where a registry told.
+    pub pushed: BTreeMap<Tag, Timestamp>,
 }
 
 impl LookRequest {
+    /// How urgent its jobs and its own requests are.
+    pub fn rank(&self) -> Rank {
+        Rank::of(self.cause, !self.tags.is_empty())
+    }
+
+    /// What the look's own requests of a class keep to.
+    pub fn priority(&self, class: RequestClass) -> RequestPriority {
+        class.of_look().ranked(self.rank()).within(self.max_wait())
+    }
+
+    /// How the look reads lists.
+    pub fn reading(&self) -> Reading {
+        Reading::of(self.priority(RequestClass::Listing))
+    }
+
+    /// Whether a registry told of a push.
+    pub fn is_notified(&self) -> bool {
+        matches!(self.cause, Cause::Webhook | Cause::Queue)
+    }
+
     /// The longest wait of a job for a registry's `Retry-After`.
     pub fn max_wait(&self) -> Duration {
         if self.cause == Cause::Cli || self.options.waits {

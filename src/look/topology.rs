@@ -172,6 +172,18 @@ impl<B: Repositories> Topology<B> {
             .is_some_and(|owner| owner.name == route.name)
     }
 
+    /// The routes that read a repository, one for each name that its registry has in the config.
+    pub fn routes_reading(
+        &self,
+        origin: &Origin,
+        repository: &RepositoryName,
+    ) -> impl Iterator<Item = &Route> {
+        self.backends
+            .iter()
+            .filter(move |(_, backend)| backend.origin() == origin)
+            .filter_map(move |(name, _)| self.routes.of(name, repository))
+    }
+
     /// The source repository of a look.
     pub fn source(&self, route: &Route, repository: &RepositoryName) -> B::Repository {
         self.backend(route.from.registry())

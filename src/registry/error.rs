@@ -97,6 +97,8 @@ pub(super) struct Entry {
 pub(super) struct Refusal {
     status: StatusCode,
     after: Option<Duration>,
+    /// Whether the request had no credentials to send.
+    is_anonymous: bool,
     pub(super) entries: Vec<Entry>,
 }
 
@@ -142,6 +144,7 @@ impl Refusal {
         Refusal {
             status,
             after: retry_after(headers, clock::now()),
+            is_anonymous: secrets.is_empty(),
             entries,
         }
     }
@@ -242,6 +245,9 @@ impl Refusal {
             ));
         }
         let text = match self.status() {
+            401 if self.is_anonymous => format!(
+                "{registry} wants credentials; set `username` and `password_file`, or log in with `docker login`"
+            ),
             401 => format!("{registry} does not accept the credentials; check them"),
             // IAM names the action, the resource, and the policy.
             403 if self.mentions("resource-based policy") => {
@@ -643,7 +649,7 @@ mod tests {
     #[test]
     fn failures_name_the_way_out() {
         let table = [
-            (401, "", "check them"),
+            (401, "", "set `username` and `password_file`"),
             (
                 403,
                 r#"{"errors":[{"code":"DENIED","message":"no"}]}"#,
@@ -661,6 +667,11 @@ mod tests {
             let text = refusal(status, body).fault(&about().writing()).to_string();
             assert!(text.contains(words), "{text}");
         }
+        let secrets = Secrets::default();
+        secrets.sent("a password");
+        let refused = Refusal::read(StatusCode::UNAUTHORIZED, &HeaderMap::new(), b"", &secrets);
+        let text = refused.fault(&about()).to_string();
+        assert!(text.contains("check them"), "{text}");
         assert!(
             !refusal(404, "")
                 .fault(&about())

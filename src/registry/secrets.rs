@@ -58,6 +58,11 @@ struct Sent {
 }
 
 impl Secrets {
+    /// Whether no credential was sent.
+    pub(in crate::registry) fn is_empty(&self) -> bool {
+        self.lock().credentials.is_empty()
+    }
+
     /// A credential is about to be sent: a password, a token, or what stands in a header.
     pub(super) fn sent(&self, secret: &str) {
         if secret.len() >= SHORTEST {

@@ -293,6 +293,24 @@ impl Metrics {
         }
     }
 
+    /// Forgets a repository that is gone.
+    pub fn forget_repository(&self, route: &Arc<str>, repository: &RepositoryName) {
+        let mut state = self.lock();
+        let State {
+            destinations,
+            pending,
+        } = &mut *state;
+        for ((_, destination), place) in destinations
+            .iter_mut()
+            .filter(|((name, _), _)| name == route)
+        {
+            *pending -= place.pending;
+            place.keep(|name| name != repository);
+            *pending += place.pending;
+            self.show([route, destination], place);
+        }
+    }
+
     /// Records a failed discovery of the route: its repositories stay.
     pub fn undiscovered(&self, route: &Arc<str>) {
         let now = now();

@@ -127,6 +127,15 @@ impl Engine {
         kept
     }
 
+    /// Keeps only those companions that are still of use.
+    pub fn retain_companions(&self, is_of_use: impl Fn(&Key) -> bool) {
+        self.kept_companions
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, kept| is_of_use(&kept.key));
+    }
+
     /// The companions of a source repository that were found to stay as they are at a destination.
     pub fn kept_companions(
         &self,

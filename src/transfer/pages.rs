@@ -5,7 +5,6 @@
 //! are read, since an absent entry would prove nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -13,7 +12,7 @@ use super::limits::{RequestClass, RequestPriority};
 use super::{Engine, Stop};
 use crate::endpoint::{self, Cursor, Origin, Page, Source};
 use crate::fault::Fault;
-use crate::job::LONG_WAIT;
+use crate::job::{LONG_WAIT, Rank};
 use crate::oci::{Digest, Tag};
 
 /// Most entries of one list; a longer one counts as endless.
@@ -45,12 +44,28 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Options of a look: its requests wait for the registry at most `max_wait`.
-    pub fn of_look(max_wait: Duration) -> Reading {
+    /// A whole list.
+    pub fn of(priority: RequestPriority) -> Reading {
         Reading {
-            priority: RequestClass::Listing.of_look().within(max_wait),
+            priority,
             most: MOST,
         }
+    }
+
+    /// A whole list, for nothing that is asked for by name.
+    pub fn of_look() -> Reading {
+        Reading::of(RequestClass::Listing.of_look().within(LONG_WAIT))
+    }
+
+    /// A whole list, for what is asked for by name; the caller waits.
+    pub fn by_name() -> Reading {
+        let priority = RequestClass::Listing.of_look();
+        Reading::of(priority.ranked(Rank::Named).within(LONG_WAIT))
+    }
+
+    /// A list of at most so many entries.
+    pub fn at_most(self, most: usize) -> Reading {
+        Reading { most, ..self }
     }
 }
 
@@ -87,14 +102,13 @@ fn note(tags: &mut ListedTags, entry: endpoint::Tag) -> bool {
 
 impl Engine {
     /// All tags of a repository. `None`: it has no list, which does not prove that it has no tags.
-    /// Waits for the registry at most `max_wait`.
     ///
     /// # Errors
     /// Those of [`pages_read`](Engine::pages_read).
     pub async fn tags<S: Source>(
         &self,
         repository: &S,
-        max_wait: Duration,
+        reading: Reading,
         stop: &Stop,
     ) -> Result<Option<ListedTags>, Fault> {
         let mut tags = ListedTags::new();
@@ -107,7 +121,6 @@ impl Engine {
             stop,
         };
         let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
-        let reading = Reading::of_look(max_wait);
         let exists = self
             .pages_read(reading, list, read, |tag| note(&mut tags, tag))
             .await?;
@@ -117,10 +130,11 @@ impl Engine {
     /// All manifests of a repository with their subjects. `None`: the registry has no such list.
     ///
     /// # Errors
-    /// Those of [`pages`](Engine::pages).
+    /// Those of [`pages_read`](Engine::pages_read).
     pub async fn listed_manifests<S: Source>(
         &self,
         repository: &S,
+        reading: Reading,
         stop: &Stop,
     ) -> Result<Option<HashMap<Digest, Option<Digest>>>, Fault> {
         let mut manifests = HashMap::new();
@@ -138,7 +152,7 @@ impl Engine {
         let take = |listed: endpoint::ListedManifest| {
             manifests.insert(listed.digest, listed.subject).is_none()
         };
-        let exists = self.pages(list, read, take).await?;
+        let exists = self.pages_read(reading, list, read, take).await?;
         Ok(exists.then_some(manifests))
     }
 
@@ -155,8 +169,7 @@ impl Engine {
     where
         F: Future<Output = Result<Option<Page<T>>, Fault>>,
     {
-        self.pages_read(Reading::of_look(LONG_WAIT), list, read, take)
-            .await
+        self.pages_read(Reading::of_look(), list, read, take).await
     }
 
     /// Reads a list page by page. `take` gets every entry and returns whether it is new. Returns
@@ -229,6 +242,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::time::Duration;
 
     use super::*;
     use crate::fault::Class;
@@ -266,7 +280,7 @@ mod tests {
         };
         let reading = Reading {
             most,
-            ..Reading::of_look(LONG_WAIT)
+            ..Reading::of_look()
         };
         let next = |_| {
             asked.set(asked.get() + 1);
@@ -378,7 +392,7 @@ mod tests {
         let read = |_| std::future::ready(Err::<Option<Page<u64>>, _>(Fault::new(busy, "busy")));
         let began = tokio::time::Instant::now();
         let fault = engine
-            .pages_read(Reading::of_look(LONG_WAIT), list, read, |_| true)
+            .pages_read(Reading::of_look(), list, read, |_| true)
             .await
             .unwrap_err();
         assert!(matches!(

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -23,11 +24,24 @@ pub struct Scope {
     pub digest: Option<Digest>,
 }
 
+/// Where a registry says that something was pushed. With it, a [`Scope`] has tags alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushedTo {
+    /// The registry's name in the config.
+    pub registry: Arc<str>,
+    /// The names under which routes may know the repository, the likeliest first.
+    pub repositories: Vec<RepositoryName>,
+    /// When it was pushed.
+    pub at: Option<Timestamp>,
+}
+
 /// A reason to look.
 #[derive(Debug)]
 pub struct Event {
     /// The scope.
     pub scope: Scope,
+    /// The push that a registry told of.
+    pub pushed: Option<PushedTo>,
     /// The cause.
     pub cause: Cause,
     /// The actor.

@@ -6,6 +6,7 @@ mod passed;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -143,6 +144,7 @@ impl Handle {
         let received = Instant::now();
         let event = Event {
             scope,
+            pushed: None,
             cause,
             actor,
             run_id: id.clone(),
@@ -150,10 +152,7 @@ impl Handle {
             options,
             reply: Some(Reply { queued, looks }),
         };
-        self.events.try_send(event).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Busy::Full,
-            mpsc::error::TrySendError::Closed(_) => Busy::Draining,
-        })?;
+        self.send_event(event)?;
         let queued = queued_count.await.map_err(|_| Busy::Draining)?;
         let (passed, receiver) = watch::channel(None);
         let run = Run {
@@ -177,6 +176,22 @@ impl Handle {
             }
         });
         Ok(Ticket { run })
+    }
+
+    /// Sends an event, and waits so long for room.
+    pub(super) async fn send_within(&self, event: Event, wait: Duration) -> Result<(), Busy> {
+        let sent = self.events.send_timeout(event, wait).await;
+        sent.map_err(|error| match error {
+            mpsc::error::SendTimeoutError::Timeout(_) => Busy::Full,
+            mpsc::error::SendTimeoutError::Closed(_) => Busy::Draining,
+        })
+    }
+
+    fn send_event(&self, event: Event) -> Result<(), Busy> {
+        self.events.try_send(event).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Busy::Full,
+            mpsc::error::TrySendError::Closed(_) => Busy::Draining,
+        })
     }
 
     /// A recent pass.

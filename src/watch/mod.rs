@@ -1,8 +1,9 @@
-//! The watch: turns triggers into looks: poll · ping · signal → [`Event`] → [`queue`] →
-//! [`look`](crate::look).
+//! The watch: turns triggers into looks: poll · ping · notification · signal → [`Event`] →
+//! [`queue`] → [`look`](crate::look).
 
 pub mod event;
 mod handle;
+pub mod notification;
 mod pass;
 mod pending;
 mod polls;

@@ -1,6 +1,6 @@
 //! One pass over the topology, for commands that run without the daemon.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -43,6 +43,8 @@ pub async fn pass<B: Repositories>(
         actor,
         options,
         run_id: settle.facts.run_id.clone(),
+        trusts_hints: false,
+        pushed: BTreeMap::new(),
     };
     let asked = topology.matching(&scope.routes, scope.repository.as_ref());
     discover_all(topology, &asked, &mut owners, stop, &mut looks)

@@ -146,9 +146,10 @@ impl PendingEvents {
         }
     }
 
-    /// Drops all waiting events.
+    /// Drops all waiting events: no running reading answers any, and none follows it.
     pub fn clear(&mut self) {
         self.pending_events.clear();
+        self.rounds.clear();
     }
 }
 
@@ -167,6 +168,7 @@ mod tests {
         let actor = Actor::daemon();
         Event {
             scope,
+            pushed: None,
             cause: Cause::Ping,
             actor,
             run_id: String::new(),
@@ -211,5 +213,17 @@ mod tests {
                 .all(|(id, _)| pending_events.answered(id).is_some())
         );
         assert!(pending_events.len() == 0 && !pending_events.is_running(&registry));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_reading_follows_for_dropped_events() {
+        let mut pending_events = PendingEvents::default();
+        let (registry, route): (Arc<str>, Arc<str>) = ("staging".into(), "wild".into());
+        for _ in 0..2 {
+            let id = pending_events.open(event(), 1);
+            pending_events.join(&registry, id, route.clone());
+        }
+        pending_events.clear();
+        assert_eq!(pending_events.ended(&registry), (Vec::new(), false));
     }
 }

@@ -6,9 +6,9 @@
 //! everything. Requests that expect different digests are not merged: each has its own look, in
 //! order.
 //!
-//! Order: requests that name tags first; then requests for whole repositories and events, new
-//! pushes, and backfill in proportions of 8 to 4 to 1 (stride scheduling), each fair between
-//! registry pairs: the registries that routes connect. No pair takes all capacity while there are
+//! Order ([`Rank`]): requests that name tags first; then requests for whole repositories, events,
+//! new pushes, and backfill in proportions of 8 to 8 to 4 to 1 (stride scheduling), each fair
+//! between registry pairs: the registries that routes connect. No pair takes all capacity while there are
 //! others, so a registry that does not answer delays only its own routes. Within a pair: first
 //! come, first served. Every step costs the logarithm of the waiting
 //! entries, and a visit to each pair.
@@ -23,12 +23,17 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 pub use self::delays::RetryDelays;
-use self::entry::{Entry, NAMED, Position, Running, is_poll};
+use self::entry::{Entry, Position, Running, is_poll};
 pub use self::entry::{LookSender, Waiting};
 pub use self::strides::Capacity;
 use self::strides::{RegistryPairs, StrideKey};
+use crate::job::Rank;
 use crate::look::LookRequest;
 use crate::oci::RepositoryName;
+
+/// Most entries while notifications may add more: a sender can name any repository of a wildcard
+/// route.
+const NOTIFIED: usize = 100_000;
 
 /// The key of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +61,11 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Whether a notification may add a look with this key.
+    pub fn has_room(&self, key: &LookKey) -> bool {
+        self.entries.len() < NOTIFIED || self.entries.contains_key(key)
+    }
+
     /// Adds a request. Merges it with a waiting one.
     pub fn add(
         &mut self,
@@ -101,11 +111,18 @@ impl Queue {
     }
 
     /// Adds a look at a time, independent of polls.
-    pub fn add_at(&mut self, key: LookKey, request: LookRequest, at: Instant, now: Instant) {
+    pub fn add_at(
+        &mut self,
+        key: LookKey,
+        request: LookRequest,
+        senders: Option<LookSender>,
+        at: Instant,
+        now: Instant,
+    ) {
         self.entries
             .entry(key.clone())
             .or_default()
-            .add(request, None, at, now);
+            .add(request, senders, at, now);
         self.reposition(&key, now);
     }
 
@@ -164,7 +181,7 @@ impl Queue {
                 .and_then(|ready| ready.first())
                 .map(|(since, _)| *since);
             // Requests that name tags are not subject to strides.
-            let takes_turns = stride_key.rank != NAMED;
+            let takes_turns = stride_key.rank != Rank::Named;
             let pass = if takes_turns {
                 self.pairs.pass_of(stride_key)
             } else {
@@ -217,6 +234,18 @@ impl Queue {
             }
             self.reposition(&key, now);
         }
+    }
+
+    /// Forgets the failures of a repository, and the looks that only they call for.
+    pub fn forget(&mut self, key: &LookKey, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        (entry.failures, entry.held) = (0, None);
+        let is_asked_for =
+            |waiting: &Waiting| !waiting.senders.is_empty() || !is_poll(&waiting.request);
+        entry.waiting.retain(is_asked_for);
+        self.reposition(key, now);
     }
 
     /// Until when trouble delays the polls of a repository.

@@ -161,6 +161,8 @@ mod tests {
             actor,
             options,
             run_id: String::new(),
+            trusts_hints: true,
+            pushed: BTreeMap::new(),
         }
     }
 

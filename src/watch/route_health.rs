@@ -71,6 +71,13 @@ impl RouteHealth {
         entry.note(Some(repository), trouble);
     }
 
+    /// Forgets a repository that is gone.
+    pub fn forget(&mut self, route: &str, repository: &RepositoryName) {
+        if let Some(entry) = self.routes.get_mut(route) {
+            entry.trouble.remove(&Some(repository.clone()));
+        }
+    }
+
     /// Whether every route has been looked at once, with any result.
     pub fn is_ready(&self) -> bool {
         self.routes

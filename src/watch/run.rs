@@ -5,6 +5,8 @@
 //! them.
 
 mod follow_up;
+mod gone;
+mod pushed;
 mod query;
 mod show;
 
@@ -70,6 +72,8 @@ pub struct Watch<B: Repositories = Backend> {
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
     resting: HashMap<LookKey, RestingTags>,
+    /// Repositories whose source was not there at their last look.
+    gone: BTreeSet<LookKey>,
     shown: (usize, usize, Instant),
     changes: Changes,
 }
@@ -82,7 +86,7 @@ enum Task<B: Repositories> {
     },
     Look {
         key: LookKey,
-        request: LookRequest,
+        request: Box<LookRequest>,
         senders: Vec<LookSender>,
         is_beside: bool,
     },
@@ -115,6 +119,7 @@ impl<B: Repositories> Watch<B> {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             resting: HashMap::new(),
+            gone: BTreeSet::new(),
             shown: (usize::MAX, 0, Instant::now()),
             changes: Changes::new(TROUBLES),
         }
@@ -169,6 +174,8 @@ impl<B: Repositories> Watch<B> {
             .adopt(topology.routes.0.iter().map(|route| &route.name));
         self.queue.retain(|key| exists(&key.route), now);
         self.verified.retain(|route, _| exists(route));
+        self.gone.retain(|key| exists(&key.route));
+        topology.engine.retain_companions(|key| exists(&key.route));
         self.shown_discovered.clear();
         // A new config is a reason for a new attempt.
         self.resting.clear();
@@ -224,6 +231,7 @@ impl<B: Repositories> Watch<B> {
             };
             self.take(Event {
                 scope,
+                pushed: None,
                 cause,
                 actor: Actor::daemon(),
                 run_id: run_id(),
@@ -257,7 +265,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 Some(Done::Looked(look)),
-            ) => self.settled(key, request, senders, is_beside, look),
+            ) => self.settled(key, *request, senders, is_beside, look),
             (
                 Some(Task::Look {
                     key,
@@ -266,7 +274,7 @@ impl<B: Repositories> Watch<B> {
                     is_beside,
                 }),
                 _,
-            ) => self.settled(key, request, senders, is_beside, Look::failed(&panicked())),
+            ) => self.settled(key, *request, senders, is_beside, Look::failed(&panicked())),
             (Some(Task::Discovery { registry, topology }), Some(Done::Discovered(read))) => {
                 self.discovered(&registry, &topology, read)
             }
@@ -298,6 +306,7 @@ impl<B: Repositories> Watch<B> {
             } else {
                 self.queue.settled(&key, waiting.is_beside, true, now);
                 waiting.interrupt();
+                self.gone.remove(&key);
                 self.route_health.looked(&key.route, &key.repository, &[]);
                 self.show_ready();
             }
@@ -327,7 +336,7 @@ impl<B: Repositories> Watch<B> {
         } = waiting;
         let task = Task::Look {
             key: key.clone(),
-            request: request.clone(),
+            request: Box::new(request.clone()),
             senders,
             is_beside,
         };
@@ -374,6 +383,7 @@ impl<B: Repositories> Watch<B> {
         let mut pace = pace(&look);
         let now = Instant::now();
         if !key.dry_run && !self.stop.drain.is_cancelled() {
+            self.note_source(&key, &look, pace);
             if self
                 .note_failures(&key, &request, &look, pace.is_none(), now)
                 .is_err()

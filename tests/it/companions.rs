@@ -137,6 +137,28 @@ async fn a_signature_that_the_registry_keeps_immutable_is_a_conflict_under_every
     );
 }
 
+/// Every page of the source's list was read for one tag.
+#[tokio::test]
+async fn copy_of_one_tag_among_many_reads_a_few_pages_and_takes_its_signature_along() {
+    let signed = Signed::new();
+    let signature = signed.sign(10);
+    let staging = &signed.staging;
+    staging.set(|settings| settings.page = 100);
+    for number in 0..3000 {
+        staging.tag("app", &format!("w{number}"), signed.image.digest());
+    }
+    let ferry = Ferry::bare();
+    let source = format!("http://{}/app:v1", staging.host());
+    let target = format!("http://{}/app:v1", signed.production.host());
+    ferry.run(&["copy", &source, &target]).await.expect(0);
+    let pages = staging.count(Kind::Tags);
+    assert!(pages <= 11, "{pages} pages");
+    assert_eq!(
+        signed.signature_there().as_deref(),
+        Some(signature.digest())
+    );
+}
+
 #[tokio::test]
 async fn a_signature_that_comes_later_is_told_by_sync() {
     let signed = Signed::new();

@@ -326,8 +326,9 @@ fn the_http_page_has_every_route_with_its_guard() {
                 Guard::Open => "anyone",
                 Guard::Look => "look",
                 Guard::Decide => "decide",
+                Guard::Receiver => "receiver:",
             };
-            let path = route.path.replace("{id}", "ID");
+            let path = route.path.replace("{id}", "ID").replace("{name}", "NAME");
             (format!("{} {path}", route.method), guard)
         })
         .collect();

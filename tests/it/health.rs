@@ -282,7 +282,7 @@ async fn what_is_named_and_not_there_is_said_in_words() {
         ),
         (
             json!({"wait": true, "repository": "absent"}),
-            "no route has such a source repository",
+            "no route has the source repository absent",
         ),
         (json!({"wait": true, "tag": "absent"}), "has no tag absent"),
     ] {
@@ -365,9 +365,11 @@ async fn with_log_format_json_every_line_on_stderr_is_an_object() {
         for line in run.stderr.lines() {
             let object: Value = serde_json::from_str(line)
                 .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {line}"));
+            let message = object["message"].as_str().unwrap_or_default();
+            assert!(!message.is_empty() && object["level"] == "error", "{line}");
             assert!(
-                object["message"].is_string() && object["level"] == "error",
-                "{line}"
+                !message.contains("\\n"),
+                "an escape within an escape: {line}"
             );
         }
     }

@@ -60,6 +60,32 @@ async fn what_a_job_has_begun_goes_on_while_it_drains_and_ends_when_it_aborts() 
     assert_eq!(asking.await.class(), Class::Cancelled);
 }
 
+/// The comparison waited for the daemon's plan, which waited for a registry without an answer.
+#[tokio::test]
+async fn a_signal_ends_a_comparison_of_plans_at_once() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    let config = Config::pair(&staging.url(), &production.url());
+    let ferry = Ferry::new(&config);
+    let daemon = ferry.start_ready().await;
+    staging.on(|asked| match asked.kind {
+        Kind::Tags => Answer::Hang,
+        _ => Answer::Pass,
+    });
+    let before = staging.count(Kind::Tags);
+    let state = ferry.path("state").display().to_string();
+    let other = config
+        .daemon("state", state.into())
+        .daemon("verify", "2h".into());
+    let other = ferry.file("other.yaml", &other.text_of());
+    let arguments = ["sync", "--dry-run", "--changes", "-c", &other];
+    let mut child = ferry.spawn_printing_to(&arguments, Stdio::null());
+    staging.seen(Kind::Tags, before + 2).await;
+    send_signal(child.id().expect("it waits"), "INT").await;
+    assert_eq!(end_of(&mut child).await, 130);
+    drop(daemon);
+}
+
 #[tokio::test]
 async fn a_signal_during_a_listing_without_an_answer_ends_sync_as_interrupted() {
     let (staging, production) = (Scripted::start(), Scripted::start());

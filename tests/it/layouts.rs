@@ -290,6 +290,32 @@ async fn files_and_folders_of_a_layout_respect_the_umask() {
     }
 }
 
+/// `history` knew a layout by no name that the output of a pass shows.
+#[tokio::test]
+async fn history_knows_a_layout_by_its_address() {
+    let ferry = Ferry::bare();
+    layout::write(&ferry.path("here/app"), &[("v1", &Image::oci(1, &[100]))]);
+    let url = |folder: &str| format!("layout:{}", ferry.path(folder).display());
+    let config = Config::new()
+        .registry("staging", &url("here"))
+        .registry("production", &url("there"));
+    ferry.write_config(&config.route("app", json!({})));
+    ferry.sync(&[]).await.expect(0);
+    for side in ["here", "there"] {
+        for end in [":v1", ""] {
+            let named = format!("{}/app{end}", url(side));
+            let history = ferry.run(&["history", &named]).await.expect(0);
+            assert!(
+                history.stdout.contains("promoted"),
+                "{named}: {}",
+                history.stdout
+            );
+        }
+    }
+    let other = format!("{}/ap", url("there"));
+    ferry.run(&["history", &other]).await.expect(5);
+}
+
 /// An operator mistyped a layout's folder; the check made it and said that all was well.
 #[tokio::test]
 async fn a_check_makes_no_layout_and_says_that_there_is_none() {

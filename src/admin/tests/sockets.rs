@@ -25,6 +25,7 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     let socket = folder.path().join("control.sock");
     let listen = Some("127.0.0.1:0".parse().unwrap());
     let settings = Settings {
+        receivers: Receivers::default(),
         listen,
         socket: Some(socket.clone()),
         folder: None,

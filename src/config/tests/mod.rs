@@ -33,6 +33,7 @@ fn secrets() -> tempfile::TempDir {
         ("empty", ""),
         ("newline", "\n"),
         ("lines", "hunter2\nhunter3\n"),
+        ("three", "hunter2\nhunter3\nhunter4\n"),
         ("long", &long),
         ("password", "hunter2\n"),
         ("secret", "open sesame\r\n"),
@@ -399,10 +400,13 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 7] = [
+    let places: [Place; 8] = [
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
+        ("Receiver", |key| {
+            format!("registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{{key}}}}}\n")
+        }),
         ("Window", |key| {
             format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
         }),
@@ -510,6 +514,28 @@ proptest! {
         let damaged: String = text[..from].iter().copied().chain(typed.chars()).chain(text[to..].iter().copied()).collect();
         let _ = Config::parse(&damaged, &example, &|_| None);
     }
+}
+
+#[test]
+fn a_receiver_is_read_with_its_registry() {
+    let text = "registries:\n  e: {url: \"https://123456789012.dkr.ecr.eu-west-1.amazonaws.com\"}\n  \
+                s: {url: \"https://s.example\"}\nreceivers:\n  pushes: {kind: ecr, registry: e, secret_file: \"${SECRETS}/lines\", limit: 7}\n  \
+                jfrog: {kind: artifactory, registry: s, unauthenticated: true, rewrite: {local: docker, bare: \"\"}}\n\
+                routes:\n  - {from: s/app, to: e/app, tags: {include: latest}}\n";
+    let config = parse(text);
+    let [pushes, jfrog] = &config.receivers[..] else {
+        panic!("two receivers")
+    };
+    assert_eq!(
+        (&*pushes.name, pushes.kind.name(), pushes.limit),
+        ("pushes", "ecr", 7)
+    );
+    let notifier = &pushes.notifier;
+    assert_eq!(notifier.account.as_deref(), Some("123456789012"));
+    assert_eq!(notifier.region.as_deref(), Some("eu-west-1"));
+    assert_eq!((jfrog.limit, &*jfrog.notifier.registry), (2000, "s"));
+    let renamed = jfrog.notifier.rewritten("local/team/app".parse().unwrap());
+    assert_eq!(renamed.as_str(), "docker/team/app");
 }
 
 #[test]

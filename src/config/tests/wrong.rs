@@ -6,7 +6,10 @@ use super::*;
 
 /// Whole files.
 const WHOLE: &[(&str, &str)] = &[
-    ("", "1:1: expected a mapping, found nothing"),
+    (
+        "",
+        "1:1: the file is empty; it needs `registries` and `routes`",
+    ),
     ("[]", "1:1: expected a mapping, found a list"),
     ("just text\n", "1:1: expected a mapping, found one value"),
     (
@@ -36,7 +39,7 @@ const WHOLE: &[(&str, &str)] = &[
     ),
     (
         "registry: {}\n",
-        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, defaults, routes",
+        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, receivers, defaults, routes",
     ),
     (
         "registries: [a]\nroutes: {a: b}\n",
@@ -265,6 +268,50 @@ const REGISTRY: &[(&str, &str)] = &[
 ];
 
 /// Routes; the first stands at 7:3.
+/// A receiver; its keys stand at 2:7.
+const RECEIVER: &[(&str, &str)] = &[
+    (
+        "kind: harbour, registry: s, unauthenticated: true",
+        "2:13: receivers.r.kind: \"harbour\" is none of acr, artifactory, distribution, dockerhub, ecr, gar, generic, ghcr, gitea, harbor, nexus, quay, zot; did you mean \"harbor\"?",
+    ),
+    (
+        "kind: harbor, registry: q, unauthenticated: true",
+        "2:31: receivers.r.registry: there is no registry \"q\"",
+    ),
+    (
+        "kind: harbor, registry: s",
+        "2:6: receivers.r.secret_file: is missing: without it anyone may ask for looks (or say unauthenticated: true)",
+    ),
+    (
+        "kind: harbor, registry: s, secret_file: absent",
+        "2:47: receivers.r.secret_file: cannot read /nowhere/absent: No such file or directory (os error 2)",
+    ),
+    (
+        "kind: harbor, registry: s, secret_file: \"${SECRETS}/newline\"",
+        "2:47: receivers.r.secret_file: the secret file is empty; put a long random word into it",
+    ),
+    (
+        "kind: harbor, registry: s, secret_file: \"${SECRETS}/three\"",
+        "2:47: receivers.r.secret_file: the secret file has more than 2 lines; keep the new secret and the one before it",
+    ),
+    (
+        "kind: harbor, registry: s, secret_file: \"${SECRETS}/lines\", unauthenticated: true",
+        "2:84: receivers.r.unauthenticated: contradicts secret_file: keep one of the two",
+    ),
+    (
+        "kind: harbor, registry: s, unauthenticated: true, limit: 0",
+        "2:64: receivers.r.limit: \"0\" is not a number of notifications in a second (1 to 100000)",
+    ),
+    (
+        "kind: harbor, registry: s, unauthenticated: true, rewrite: {a/b: c}",
+        "2:67: receivers.r.rewrite.a/b: is not the first part of a repository's name",
+    ),
+    (
+        "registry: s, unauthenticated: true, rate: 1",
+        "2:6: receivers.r.kind: is missing: say what sends: distribution, harbor, ecr, …\n2:43: receivers.r.rate: unknown key; known here: kind, registry, rewrite, limit, secret_file, unauthenticated",
+    ),
+];
+
 const ROUTES: &[(&str, &str)] = &[
     (
         "  - from: s/app\n    to: p/app\n",
@@ -308,7 +355,7 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - from: stage/app\n    to: prod/app\n    tags: {include: x}\n",
-        "7:11: routes[0].from: there is no registry \"stage\"\n8:9: routes[0].to: there is no registry \"prod\"",
+        "7:11: routes[0].from: there is no registry \"stage\" (`registries` has: p, r, s, same)\n8:9: routes[0].to: there is no registry \"prod\" (`registries` has: p, r, s, same)",
     ),
     (
         "  - from: s/app-*\n    to: p/{2}\n    tags: {include: x}\n",
@@ -408,6 +455,13 @@ fn daemon_settings_that_are_wrong_are_refused_with_place_and_reason() {
 }
 
 #[test]
+fn receivers_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(RECEIVER, |keys| {
+        format!("receivers:\n  r: {{{keys}}}\n{REST}")
+    });
+}
+
+#[test]
 fn registries_that_are_wrong_are_refused_with_place_and_reason() {
     assert_complaints(REGISTRY, registry_file);
 }
@@ -447,7 +501,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let absent = Config::load(Path::new("/nowhere/b.yaml"), &|_| None).unwrap_err();
     assert_eq!(
         absent.to_string(),
-        "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2)"
+        "/nowhere/b.yaml: cannot read the config file: No such file or directory (os error 2); name another with -c FILE or BLOBFERRY_CONFIG"
     );
 }
 

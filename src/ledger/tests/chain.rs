@@ -173,3 +173,24 @@ async fn a_row_never_takes_the_place_of_one_that_was_removed() {
         "{verified:?}"
     );
 }
+
+/// A later step of the schema gave every row new hashes: what had been changed passed as recorded.
+#[tokio::test]
+async fn rows_that_are_chained_keep_their_hashes() {
+    let ledger = Ledger::in_memory();
+    for tag in ["v1", "v2"] {
+        let key = key("app", tag);
+        let settled = settled(Outcome::Promoted, 4);
+        ledger.record(&key, &settled, facts(), None).await.unwrap();
+    }
+    let seal_changed = |db: &Connection| {
+        db.execute("UPDATE rows SET content = '{}' WHERE id = 1", [])?;
+        crate::ledger::chain::seal(db)
+    };
+    ledger.store.write(seal_changed).await.unwrap();
+    let verified = ledger.verify().await.unwrap();
+    assert!(
+        matches!(verified, Verified::Broken { row: 1, .. }),
+        "{verified:?}"
+    );
+}

@@ -34,12 +34,22 @@ async fn record(ledger: &Ledger, tag: &str, settled: &Settled) {
     assert!(is_new.unwrap());
 }
 
-async fn rows(ledger: &Ledger) -> Vec<Row> {
-    let query = Query {
+fn all() -> Query {
+    Query {
         limit: 1000,
         ..Query::default()
-    };
-    ledger.page(query).await.unwrap()
+    }
+}
+
+async fn rows(ledger: &Ledger) -> Vec<Row> {
+    ledger.page(all()).await.unwrap()
+}
+
+/// Changes what is stored, as nothing in the program does.
+async fn write(ledger: &Ledger, sql: &str) {
+    let sql = sql.to_owned();
+    let act = move |db: &rusqlite::Connection| db.execute_batch(&sql);
+    ledger.store.write(act).await.unwrap();
 }
 
 fn is_cut(row: &Row) -> bool {
@@ -61,14 +71,7 @@ async fn old_rows_lose_their_texts_and_keep_what_happened() {
     let before = rows(&ledger).await;
     clock::step(SignedDuration::from_secs(1));
     let limit = clock::now() - YEAR;
-    let step = ledger.drop_texts_before(limit, 0).await.unwrap();
-    assert_eq!(
-        step,
-        Step {
-            read_to: 2,
-            is_more: false
-        }
-    );
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
 
     let after = rows(&ledger).await;
     let json = |row: &Row| serde_json::to_value(row).unwrap();
@@ -122,28 +125,81 @@ async fn a_step_reads_a_bounded_number_of_rows_and_the_next_goes_on_from_there()
     }
     clock::step(YEAR + SignedDuration::from_secs(1));
     let limit = clock::now() - YEAR;
-    let mut read_to = 0;
-    for expected in [500, 1000] {
-        let step = ledger.drop_texts_before(limit, read_to).await.unwrap();
-        assert_eq!(
-            step,
-            Step {
-                read_to: expected,
-                is_more: true
-            }
-        );
-        read_to = step.read_to;
+    let cut = async || rows(&ledger).await.iter().filter(|row| is_cut(row)).count();
+    for (step, texts) in [(Step::More, 500), (Step::More, 1000), (Step::End, 1100)] {
+        assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), step);
+        assert_eq!(cut().await, texts.min(1000), "of the first thousand");
     }
-    let cut = rows(&ledger).await.iter().filter(|row| is_cut(row)).count();
-    assert_eq!(cut, 1000);
-    let last = ledger.drop_texts_before(limit, read_to).await.unwrap();
-    assert_eq!(
-        last,
-        Step {
-            read_to: 1100,
-            is_more: false
-        }
-    );
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+}
+
+/// A row that a damaged disk or a later version left unreadable stopped the task for ever.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_cannot_be_read_stops_no_other() {
+    simulate();
+    let ledger = Ledger::in_memory();
+    for tag in ["v1", "v2", "v3"] {
+        record(&ledger, tag, &with_texts(Outcome::Failed, 1)).await;
+    }
+    write(&ledger, "UPDATE rows SET content = '{' WHERE id = 2").await;
+    clock::step(YEAR + SignedDuration::from_secs(1));
+    let limit = clock::now() - YEAR;
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+    let after = Query { after: 2, ..all() };
+    let rows = ledger.page(after).await.unwrap();
+    assert!(is_cut(&rows[0]));
+}
+
+/// A clock that once ran ahead left rows dated years later: everything after them kept its texts.
+#[tokio::test(start_paused = true)]
+async fn a_row_from_the_future_is_as_old_as_the_next() {
+    simulate();
+    let ledger = Ledger::in_memory();
+    for number in 0..600 {
+        record(
+            &ledger,
+            &format!("v{number}"),
+            &with_texts(Outcome::Failed, 1),
+        )
+        .await;
+    }
+    let ahead = "UPDATE rows SET at = at + 1000 * 86400000 WHERE id BETWEEN 10 AND 550";
+    write(&ledger, ahead).await;
+    let cut = async || rows(&ledger).await.iter().filter(|row| is_cut(row)).count();
+    clock::step(YEAR + SignedDuration::from_secs(1));
+    let limit = clock::now() - YEAR;
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::More);
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+    assert_eq!(cut().await, 600);
+
+    record(&ledger, "w1", &with_texts(Outcome::Failed, 1)).await;
+    write(&ledger, "UPDATE rows SET at = at + 86400000 WHERE id = 601").await;
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+    assert_eq!(cut().await, 600, "no older row follows: it may be young");
+}
+
+/// Each start read the whole ledger again.
+#[tokio::test(start_paused = true)]
+async fn the_next_process_goes_on_where_the_last_one_ended() {
+    simulate();
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).unwrap();
+    for tag in ["v1", "v2"] {
+        record(&ledger, tag, &with_texts(Outcome::Failed, 1)).await;
+    }
+    clock::step(YEAR + SignedDuration::from_secs(1));
+    let limit = clock::now() - YEAR;
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+    ledger.close().await;
+
+    let ledger = Ledger::open(folder.path()).unwrap();
+    let written = with_texts(Outcome::Failed, 1);
+    let json = serde_json::to_string(&written).unwrap();
+    let restored = format!("UPDATE rows SET content = '{json}' WHERE id = 1");
+    write(&ledger, &restored).await;
+    assert_eq!(ledger.drop_texts_before(limit).await.unwrap(), Step::End);
+    assert!(!is_cut(&rows(&ledger).await[0]), "it was not read");
+    ledger.close().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -70,7 +70,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             return false;
         }
         let source = self.source.counted(tally);
-        let priority = RequestClass::Manifests.of_look();
+        let priority = self.look.request.priority(RequestClass::Manifests);
         let proven = match engine
             .read_tag(&source, tag, priority, self.look.stop)
             .await

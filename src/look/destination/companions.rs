@@ -92,14 +92,23 @@ impl<B: Repositories> DestinationLook<'_, B> {
     }
 
     /// Reports the companions that an earlier look has found to stay as they are, and that this one
-    /// had no reason to ask about.
+    /// had no reason to ask about. Those that the source no longer lists are forgotten.
     pub(in crate::look) fn report_kept_companions(&self, found: &mut DestinationResult) {
         let destination = &self.side.repository;
-        let kept = self.look.topology.engine.kept_companions(
+        let engine = &self.look.topology.engine;
+        let kept = engine.kept_companions(
             &self.look.route.name,
             self.look.repository,
             (destination.origin(), destination.repository()),
         );
+        let is_listed = |(tag, _): &(Tag, Settled)| self.listing.companions.contains_key(tag);
+        if !kept.iter().all(is_listed) {
+            engine.retain_companions(|key| {
+                key.route != self.look.route.name
+                    || key.source != *self.look.repository
+                    || self.listing.companions.contains_key(&key.tag)
+            });
+        }
         let asked = self
             .companions
             .asked

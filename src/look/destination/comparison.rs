@@ -211,9 +211,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         tally: &Arc<Tally>,
     ) -> Result<TagState, Fault> {
         let engine = &self.look.topology.engine;
-        let priority = RequestClass::Manifests
-            .of_look()
-            .within(self.look.request.max_wait());
+        let priority = self.look.request.priority(RequestClass::Manifests);
         let resolved = engine
             .resolve_tag(
                 &repository.counted(tally),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::DestinationLook;
 use crate::endpoint::{Repositories, Source};
+use crate::fault::{Class, Fault};
 use crate::job::{Outcome, TagState};
 use crate::ledger::UnsettledJob;
 use crate::look::Estimate;
@@ -46,12 +47,12 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 // A fixed tag that was promoted still names the same digest.
                 None if known.is_some() && !look.route.selection.is_moving(tag) => known,
                 None if known.is_some() && asked < MOST_ASKED => {
-                    asked += 1;
-                    self.source_digest(tag, &Arc::default())
-                        .await
-                        .ok()
-                        .and_then(TagState::digest)
-                        .or(known)
+                    let answer = self.source_digest(tag, &Arc::default()).await;
+                    asked = match &answer {
+                        Err(fault) if fails_for_all(fault) => MOST_ASKED,
+                        _ => asked + 1,
+                    };
+                    answer.ok().and_then(TagState::digest).or(known)
                 }
                 listed => listed,
             };
@@ -81,5 +82,13 @@ impl<B: Repositories> DestinationLook<'_, B> {
             }
         }
         estimate
+    }
+}
+
+/// Whether other tags would fail like this one: the failure is about their registry.
+fn fails_for_all(fault: &Fault) -> bool {
+    match fault.class() {
+        Class::Retryable { .. } | Class::Auth | Class::Cancelled => true,
+        Class::NotFound | Class::Corrupt | Class::Rejected => false,
     }
 }

@@ -17,7 +17,7 @@ pub(super) const OWNERS: usize = 8;
 impl<B: Repositories> DestinationLook<'_, B> {
     /// Whether a referrer or companion of an equal tag may be missing. The listing shows new
     /// companions. The referrers API is asked by the verifying sweep, and at once by `sync` and for
-    /// tags named in the request: once for each digest, unless the source keeps no such lists or
+    /// tags named in the request or a notification: once for each digest, unless the source keeps no such lists or
     /// the lists of both repositories show nothing new.
     pub(super) async fn has_news(&self, digest: &Digest) -> bool {
         let look = self.look;
@@ -48,7 +48,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
             return true;
         }
         let at_once = look.request.cause == Cause::Cli || !look.request.tags.is_empty();
-        let may_ask = at_once || look.request.cause == Cause::Verify;
+        // A push without a tag may be a referrer: only the manifest lists tell whose, at a bounded
+        // cost.
+        let is_told = look.request.is_notified();
+        let may_ask = at_once || is_told || look.request.cause == Cause::Verify;
         let has_none =
             self.source.lists_referrers() == Some(false) && self.listing.companions.is_empty();
         if !may_ask || has_none {
@@ -57,7 +60,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let checked = engine.index.checked(origin, repository, digest).await;
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         let is_due = |at: Timestamp| {
-            if at_once {
+            if at_once || is_told {
                 at < self.began
             } else {
                 self.began.duration_since(at).as_secs() >= trust
@@ -70,7 +73,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .behind
             .get_or_init(|| self.compare_manifests().boxed())
             .await;
-        behind.as_ref().is_none_or(|images| images.contains(digest))
+        match behind {
+            Some(images) => images.contains(digest),
+            None => at_once || !is_told,
+        }
     }
 
     /// The tagged images for which the destination lacks a referrer or a companion, by the manifest
@@ -80,14 +86,15 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let there_by_tag = self.list.as_ref()?;
         let engine = &self.look.topology.engine;
         let stop = self.look.stop;
+        let reading = self.look.request.reading();
         let failed = |fault: &Fault| tracing::debug!(error = %fault.chain(), "the manifests of a repository could not be listed");
         let here = engine
-            .listed_manifests(self.source, stop)
+            .listed_manifests(self.source, reading, stop)
             .await
             .inspect_err(failed)
             .ok()??;
         let there = engine
-            .listed_manifests(&self.side.repository, stop)
+            .listed_manifests(&self.side.repository, reading, stop)
             .await
             .inspect_err(failed)
             .ok()?

@@ -8,7 +8,7 @@ use crate::endpoint::Repositories;
 use crate::job::Trouble;
 use crate::look::topology::Topology;
 use crate::oci::RepositoryName;
-use crate::route::claims::{Claimant, Claims};
+use crate::route::claims::{Claimant, Claims, DestinationKey};
 
 /// Which sources write to which destination repositories, as far as the sources are known. Valid
 /// for one config; a new config starts with its literal routes.
@@ -58,6 +58,16 @@ impl Owners {
     /// The catalog of a registry by its last reading.
     pub fn catalog(&self, registry: &str) -> Arc<Catalog> {
         self.catalogs.get(registry).cloned().unwrap_or_default()
+    }
+
+    /// Whether the source is one of the route's, by its pattern or by the last reading.
+    pub fn knows(&self, route: usize, source: &RepositoryName) -> bool {
+        self.sources[route].contains_key(source)
+    }
+
+    /// The source that is promoted to a repository, as far as the sources are known.
+    pub fn owner(&self, destination: &DestinationKey) -> Option<&Claimant> {
+        self.claims.owner(destination)
     }
 
     /// Applies changes of a reading. All of them come before [`Owners::read`], in any number of

@@ -220,7 +220,10 @@ impl Request<'_> {
         match status {
             200..=299 => self.grant(reply),
             401 if self.login.is_anonymous() => {
-                Ok(Answer::Denied(self.denial("wants credentials", &said)))
+                let denial = self.denial("wants credentials", &said);
+                Ok(Answer::Denied(format!(
+                    "{denial}; set `username` and `password_file`, or log in with `docker login`"
+                )))
             }
             401 => Ok(Answer::Refused(
                 self.denial("refuses the credentials", &said),
@@ -496,7 +499,7 @@ mod tests {
         }
         let anonymous = judged(&Login::Anonymous, 401, "");
         assert!(
-            matches!(anonymous, Ok(Answer::Denied(text)) if text.contains("wants credentials"))
+            matches!(anonymous, Ok(Answer::Denied(text)) if text.contains("wants credentials") && text.contains("docker login"))
         );
     }
 

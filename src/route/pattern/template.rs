@@ -52,11 +52,19 @@ impl Naming {
 
     /// Whether a tag has the prefix and the suffix of a renamed one.
     pub fn made(&self, tag: &Tag) -> bool {
-        let inner = tag
-            .as_str()
+        self.inner(tag).is_some()
+    }
+
+    /// The name at the source of a tag of the destination.
+    pub fn original(&self, tag: &Tag) -> Option<Tag> {
+        self.inner(tag)?.parse().ok()
+    }
+
+    fn inner<'t>(&self, tag: &'t Tag) -> Option<&'t str> {
+        tag.as_str()
             .strip_prefix(self.before.as_str())
-            .and_then(|rest| rest.strip_suffix(self.behind.as_str()));
-        inner.is_some_and(|inner| !inner.is_empty())
+            .and_then(|rest| rest.strip_suffix(self.behind.as_str()))
+            .filter(|inner| !inner.is_empty())
     }
 }
 

@@ -164,7 +164,7 @@ impl Ticket {
     /// How urgent the job is by now.
     pub(in crate::transfer) fn rank(&self) -> Rank {
         let rank = self.rank.load(Ordering::Relaxed);
-        [Rank::Named, Rank::Event, Rank::New]
+        Rank::ALL
             .into_iter()
             .find(|known| *known as u8 == rank)
             .unwrap_or(Rank::Backfill)

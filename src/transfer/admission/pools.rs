@@ -191,17 +191,6 @@ pub(super) struct Pools {
     next: u64,
 }
 
-impl Rank {
-    /// A permit-second or a request of this rank counts so many times.
-    pub(super) fn cost(self) -> u64 {
-        match self {
-            Rank::Named | Rank::Event => 1,
-            Rank::New => 2,
-            Rank::Backfill => 8,
-        }
-    }
-}
-
 impl Line {
     fn new(now_used: u64, now: Instant) -> Line {
         Line {
@@ -286,7 +275,7 @@ impl Pool {
 
     /// Forgets queues of a flow that has no jobs any more.
     fn forget(&mut self, flow: &Arc<Flow>) {
-        for rank in [Rank::Named, Rank::Event, Rank::New, Rank::Backfill] {
+        for rank in Rank::ALL {
             let queue = (flow.clone(), rank);
             if self
                 .lines

@@ -59,7 +59,7 @@ impl LineKey {
         let tier = match ask.queue.1 {
             _ if ask.is_naming => Tier::Naming,
             Rank::Named => Tier::Named,
-            Rank::Event | Rank::New | Rank::Backfill => Tier::Shared,
+            Rank::Request | Rank::Event | Rank::New | Rank::Backfill => Tier::Shared,
         };
         LineKey {
             tier,

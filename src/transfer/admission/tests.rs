@@ -399,10 +399,11 @@ fn a_body_between_two_busy_registries_has_its_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
-    let admission = Admission::new(super::Settings {
+    let settings = super::Settings {
         passed_over: 4,
         ..super::Settings::default()
-    });
+    };
+    let admission = Admission::new(settings);
     let firm = Room {
         limit: 1,
         is_firm: true,
@@ -422,14 +423,17 @@ async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
     let _held = dead.body(false, None).await;
     let stuck = tokio::spawn(async move { drop(stuck.body(false, None).await) });
     tokio::task::yield_now().await;
-    let start = Instant::now();
+    let mut waits = Vec::new();
     for _ in 0..20 {
+        let start = Instant::now();
         drop(well.body(false, None).await);
+        waits.push(start.elapsed());
     }
+    let kept: Vec<Duration> = waits.into_iter().filter(|wait| !wait.is_zero()).collect();
+    assert!(!kept.is_empty(), "something is kept for it");
     assert!(
-        start.elapsed() <= Duration::from_secs(40),
-        "{:?}",
-        start.elapsed()
+        kept.iter().all(|wait| *wait <= settings.kept_for),
+        "{kept:?}"
     );
     stuck.abort();
 }

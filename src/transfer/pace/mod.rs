@@ -11,15 +11,14 @@
 //! free.
 
 mod aimd_window;
-mod token_bucket;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 pub(super) use self::aimd_window::AimdWindow;
-pub(super) use self::token_bucket::TokenBucket;
 use crate::backoff::Backoff;
+use crate::token_bucket::TokenBucket;
 
 /// The waits where a registry says "too much" and names no time.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
@@ -141,13 +140,13 @@ impl ClassLimiter {
         self.helped
     }
 
-    /// An answer helped.
+    /// An answer helped. One to a request from before the last halving widens nothing.
     pub(super) fn helped(&mut self, epoch: Epoch) {
+        self.helped += 1;
         if epoch.0 == self.epoch {
             self.refusals = 0;
+            self.window.widen();
         }
-        self.helped += 1;
-        self.window.widen();
     }
 
     /// A request met congestion. `after` is the time that the registry asked for: zero when it
@@ -275,6 +274,14 @@ mod tests {
             limiter.congested(epoch, None, now);
         }
         assert_eq!(limiter.width(), 8);
+        for _ in 0..50 {
+            limiter.helped(epoch);
+        }
+        assert_eq!(
+            limiter.width(),
+            8,
+            "these were sent before the registry was congested"
+        );
         for _ in 0..8 {
             limiter.helped(limiter.epoch());
         }

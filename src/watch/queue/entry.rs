@@ -1,24 +1,23 @@
 //! Entries of the queue: the waiting and running looks of one source repository.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::StrideKey;
 use crate::fault::Fault;
-use crate::job::{Cause, Look};
+use crate::job::{Cause, Look, Rank};
 use crate::look::LookRequest;
+use crate::oci::Tag;
 
 /// Most single tags of one entry; beyond that it becomes a look at all tags.
 pub(super) const TAGS: usize = 256;
 
 /// Most waiting looks of one repository that expect different digests.
 pub(super) const APART: usize = 64;
-
-/// The rank of requests that name tags: they may run beside a look at everything, and use the
-/// reserved capacity.
-pub(super) const NAMED: u8 = 0;
 
 /// Receives the result of a look.
 pub type LookSender = mpsc::UnboundedSender<Arc<Look>>;
@@ -36,7 +35,7 @@ pub struct Waiting {
     pub since: Instant,
     /// Whether it runs beside a look at everything.
     pub is_beside: bool,
-    pub(super) rank: u8,
+    pub(super) rank: Rank,
 }
 
 #[derive(Debug, Default)]
@@ -81,11 +80,20 @@ impl Entry {
         not_before: Instant,
         now: Instant,
     ) {
-        let rank = rank(&request);
+        let rank = request.rank();
         // A request by name neither waits for a look at everything nor becomes one.
-        let is_named = rank == NAMED;
+        let is_named = rank == Rank::Named;
+        let is_wide = request.tags.is_empty();
+        let is_later = not_before > now;
+        // Neither makes the other early or wide: a look at tags that is due, and a look at
+        // everything that is due later.
+        let is_apart = |waiting: &Waiting| {
+            waiting.request.tags.is_empty() != is_wide && (waiting.not_before > now) != is_later
+        };
         let fits = |waiting: &&mut Waiting| {
-            waiting.request.digest == request.digest && waiting.is_named() == is_named
+            waiting.request.digest == request.digest
+                && waiting.is_named() == is_named
+                && !is_apart(waiting)
         };
         if let Some(waiting) = self.waiting.iter_mut().find(fits) {
             return waiting.merge(request, rank, senders, not_before);
@@ -183,13 +191,13 @@ impl Position {
 impl Waiting {
     /// Whether it names its tags.
     pub(super) fn is_named(&self) -> bool {
-        self.rank == NAMED && !self.request.tags.is_empty()
+        self.rank == Rank::Named && !self.request.tags.is_empty()
     }
 
     pub(super) fn merge(
         &mut self,
         request: LookRequest,
-        rank: u8,
+        rank: Rank,
         senders: Option<LookSender>,
         not_before: Instant,
     ) {
@@ -213,13 +221,26 @@ impl Waiting {
         self.request.options.all |= request.options.all;
         self.request.options.waits |= request.options.waits;
         // The stricter cause wins, whichever came first.
-        let ours = self.request.cause.trusts_hints();
-        let theirs = request.cause.trusts_hints();
+        let ours = self.request.trusts_hints;
+        let theirs = request.trusts_hints;
         if (ours && !theirs) || (ours == theirs && rank < self.rank) {
             (self.request.cause, self.request.actor, self.request.run_id) =
                 (request.cause, request.actor, request.run_id);
         }
+        self.request.trusts_hints &= request.trusts_hints;
         self.rank = self.rank.min(rank);
+        self.merge_push_times(request.pushed);
+    }
+
+    /// A tag that was pushed twice counts from its newest push.
+    fn merge_push_times(&mut self, pushed: BTreeMap<Tag, Timestamp>) {
+        let ours = &mut self.request.pushed;
+        for (tag, at) in pushed {
+            if ours.len() < TAGS || ours.contains_key(&tag) {
+                let newest = ours.entry(tag).or_insert(at);
+                *newest = at.max(*newest);
+            }
+        }
     }
 
     /// Reports to all receivers that the look will not take place.
@@ -235,15 +256,4 @@ impl Waiting {
 /// Whether the request is the daemon's own.
 pub(super) fn is_poll(request: &LookRequest) -> bool {
     matches!(request.cause, Cause::Poll | Cause::Verify)
-}
-
-/// The rank of a request; lower goes first.
-pub(super) fn rank(request: &LookRequest) -> u8 {
-    match (request.cause, request.tags.is_empty()) {
-        (Cause::Cli | Cause::Ping | Cause::Signal, false) => 0,
-        (Cause::Cli | Cause::Ping | Cause::Signal, true) => 1,
-        (Cause::Webhook | Cause::Queue | Cause::Decision, _) => 2,
-        (Cause::Poll, _) => 3,
-        (Cause::Start | Cause::Verify, _) => 4,
-    }
 }

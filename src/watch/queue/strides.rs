@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::entry::NAMED;
+use crate::job::Rank;
 
 /// The unit of stride scheduling: a rank within a registry pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StrideKey {
-    pub(super) rank: u8,
+    pub(super) rank: Rank,
     pub(super) pair: usize,
 }
 
@@ -38,9 +38,9 @@ pub struct Capacity {
 
 impl Capacity {
     /// Most running looks of one pair, if there are others.
-    pub(super) fn per_pair(self, rank: u8) -> usize {
+    pub(super) fn per_pair(self, rank: Rank) -> usize {
         let others = self.all.saturating_sub(self.by_name);
-        if rank == NAMED {
+        if rank == Rank::Named {
             others.max(1)
         } else {
             others.div_ceil(2).max(1)
@@ -48,8 +48,8 @@ impl Capacity {
     }
 
     /// Most running looks of all pairs.
-    pub(super) fn in_total(self, rank: u8) -> usize {
-        if rank == NAMED {
+    pub(super) fn in_total(self, rank: Rank) -> usize {
+        if rank == Rank::Named {
             self.all
         } else {
             self.all.saturating_sub(self.by_name)
@@ -73,11 +73,11 @@ impl RegistryPairs {
     }
 
     pub(super) fn start(&mut self, stride_key: StrideKey) {
-        if stride_key.rank != NAMED {
+        if stride_key.rank != Rank::Named {
             // A pair that its cap held back has an old pass, and its unused share is lost.
             self.pass = self.pass_of(&stride_key).max(self.pass);
             self.passes
-                .insert(stride_key, self.pass + stride(stride_key.rank));
+                .insert(stride_key, self.pass + stride_key.rank.cost());
         }
         if self.running.len() <= stride_key.pair {
             self.running.resize(stride_key.pair + 1, 0);
@@ -89,15 +89,5 @@ impl RegistryPairs {
         if let Some(running) = self.running.get_mut(pair) {
             *running = running.saturating_sub(1);
         }
-    }
-}
-
-/// The stride of a start: wide requests and events start eight times, new pushes four times as
-/// often as a backfill.
-pub(super) fn stride(rank: u8) -> u64 {
-    match rank {
-        0..=2 => 1,
-        3 => 2,
-        _ => 8,
     }
 }

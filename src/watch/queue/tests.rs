@@ -1,3 +1,4 @@
+mod pushes;
 mod shares;
 
 use std::time::Duration;
@@ -26,6 +27,8 @@ fn ask(cause: Cause, tags: &[&str]) -> LookRequest {
         actor: Actor::daemon(),
         options: PassOptions::default(),
         run_id: String::new(),
+        trusts_hints: cause.trusts_hints(),
+        pushed: BTreeMap::new(),
     }
 }
 

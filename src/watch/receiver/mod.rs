@@ -34,17 +34,22 @@ mod ghcr;
 mod gitea;
 mod harbor;
 mod nexus;
+mod notifier;
 mod quay;
 pub mod secret;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 mod zot;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use http::HeaderMap;
 use jiff::Timestamp;
+
+pub use self::notifier::Notifier;
 
 use crate::oci::{RepositoryName, Tag};
 
@@ -116,6 +121,21 @@ impl Kind {
             Kind::Nexus => "nexus",
             Kind::Quay => "quay",
             Kind::Zot => "zot",
+        }
+    }
+
+    /// Whether the sender's proof covers the body.
+    pub fn signs_body(self) -> bool {
+        match self {
+            Kind::Artifactory | Kind::Generic | Kind::Ghcr | Kind::Gitea | Kind::Nexus => true,
+            Kind::Acr
+            | Kind::Distribution
+            | Kind::Dockerhub
+            | Kind::Ecr
+            | Kind::Gar
+            | Kind::Harbor
+            | Kind::Quay
+            | Kind::Zot => false,
         }
     }
 
@@ -222,6 +242,30 @@ impl Push {
         }
     }
 
+    /// The pushes of one delivery, those to one repository as one: an index is pushed in parts.
+    pub fn merged(pushes: Vec<Push>) -> Vec<Push> {
+        let mut merged: Vec<Push> = Vec::new();
+        let mut positions: BTreeMap<_, usize> = BTreeMap::new();
+        for push in pushes {
+            let is_tagged = !push.tags.is_empty();
+            let key = (push.repositories.clone(), push.aws.clone(), is_tagged);
+            match positions.get(&key) {
+                Some(position) => merged[*position].absorb(push),
+                None => {
+                    positions.insert(key, merged.len());
+                    merged.push(push);
+                }
+            }
+        }
+        merged
+    }
+
+    fn absorb(&mut self, push: Push) {
+        self.tags.extend(push.tags);
+        self.pushed = self.pushed.max(push.pushed);
+        self.pusher = self.pusher.take().or(push.pusher);
+    }
+
     fn with_tag(mut self, tag: Option<Tag>) -> Push {
         self.tags.extend(tag);
         self
@@ -239,7 +283,7 @@ impl Push {
 }
 
 /// The ECR registry that an event is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AwsOrigin {
     /// The account.
     pub account: String,

@@ -37,6 +37,7 @@ impl<B: Repositories> Watch<B> {
                     digest: None,
                     ..again(request)
                 },
+                None,
                 at,
                 now,
             ),
@@ -49,7 +50,7 @@ impl<B: Repositories> Watch<B> {
 
 /// The daemon's own look after one in trouble, as strict as that one.
 pub(super) fn again(request: &LookRequest) -> LookRequest {
-    let cause = if request.cause.trusts_hints() {
+    let cause = if request.trusts_hints {
         Cause::Poll
     } else {
         Cause::Verify

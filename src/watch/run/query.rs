@@ -3,11 +3,13 @@
 //! Each step takes bounded time: a thousand routes or ten thousand repositories are handled in
 //! pieces, and other tasks run between them.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::pushed::UNTAGGED_DELAY;
 use super::{Done, Task, Watch};
 use crate::clock;
 use crate::endpoint::Repositories;
@@ -16,7 +18,7 @@ use crate::job::{Cause, Trouble};
 use crate::look::LookRequest;
 use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
 use crate::look::topology::Topology;
-use crate::oci::RepositoryName;
+use crate::oci::{RepositoryName, Tag};
 use crate::random;
 use crate::route::Route;
 use crate::watch::event::Event;
@@ -31,10 +33,33 @@ pub(super) struct RouteQuery {
     route: Arc<str>,
     /// Only this repository.
     repository: Option<RepositoryName>,
+    /// Other tags than those of the event.
+    tags: Option<Vec<Tag>>,
     /// The catalog could not be read.
     failed: Option<Trouble>,
     /// The answer so far.
     answer: Option<Answer>,
+}
+
+/// The look that an event asks for, at `tags` where they are not those of the event.
+fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
+    let of_event = &event.scope.tags;
+    let at = event.pushed.as_ref().and_then(|pushed| pushed.at);
+    let times = |at| of_event.iter().map(move |tag| (tag.clone(), at));
+    LookRequest {
+        tags: tags.unwrap_or(of_event).to_vec(),
+        digest: event.scope.digest,
+        cause: event.cause,
+        actor: event.actor.clone(),
+        options: event.options,
+        run_id: event.run_id.clone(),
+        trusts_hints: event.cause.trusts_hints(),
+        pushed: match tags {
+            // The time of a push to a destination.
+            Some(_) => BTreeMap::new(),
+            None => at.into_iter().flat_map(times).collect(),
+        },
+    }
 }
 
 /// An answer, given in one piece or several.
@@ -54,6 +79,9 @@ impl<B: Repositories> Watch<B> {
     /// Takes an event. Routes that are known without a catalog are queued at once; the others start
     /// a discovery.
     pub(super) fn take(&mut self, event: Event) {
+        if event.pushed.is_some() {
+            return self.take_push(event);
+        }
         let topology = self.topology();
         let scope = event.scope.clone();
         let matching = topology.matching(&scope.routes, scope.repository.as_ref());
@@ -64,6 +92,32 @@ impl<B: Repositories> Watch<B> {
         for (route, repository) in matching {
             self.ask_route(&topology, id, route, repository);
         }
+        self.work();
+    }
+
+    /// Takes the event of a push: its repositories are known.
+    fn take_push(&mut self, event: Event) {
+        let topology = self.topology();
+        let Some(pushed) = &event.pushed else {
+            return;
+        };
+        let looks = self.pushed_looks(&topology, pushed, &event.scope.tags);
+        if looks.is_empty() {
+            return self.acknowledge(event, 0);
+        }
+        if !looks.iter().all(|look| self.queue.has_room(&look.key())) {
+            return topology.metrics.event(event.cause, "limited");
+        }
+        let id = self.pending_events.open(event, looks.len());
+        let questions = looks.into_iter().map(|look| RouteQuery {
+            id,
+            route: look.route,
+            repository: Some(look.repository),
+            tags: look.source_tags,
+            failed: None,
+            answer: None,
+        });
+        self.questions.extend(questions);
         self.work();
     }
 
@@ -79,6 +133,7 @@ impl<B: Repositories> Watch<B> {
                 id,
                 route: route.name.clone(),
                 repository,
+                tags: None,
                 failed: None,
                 answer: None,
             };
@@ -212,6 +267,9 @@ impl<B: Repositories> Watch<B> {
         let failed = read.as_ref().err().cloned();
         self.owners
             .read(&registry, read.ok().map(|(catalog, _)| catalog));
+        if failed.is_none() {
+            self.forget_gone(topology, &registry);
+        }
         let (asked, again) = self.pending_events.ended(&registry);
         if again {
             self.spawn_discovery(topology, &registry);
@@ -227,6 +285,7 @@ impl<B: Repositories> Watch<B> {
                 id,
                 route,
                 repository: None,
+                tags: None,
                 failed,
                 answer: None,
             });
@@ -261,7 +320,7 @@ impl<B: Repositories> Watch<B> {
             .take(most)
             .cloned()
             .collect();
-        self.queue_looks(question.id, &question.route, &piece);
+        self.queue_looks(&question, &piece);
         let count = piece.len();
         match piece.into_iter().next_back() {
             Some(last) if discovered.repositories.last() != Some(&last) => {
@@ -337,43 +396,34 @@ impl<B: Repositories> Watch<B> {
         }
     }
 
-    fn queue_looks(&mut self, id: u64, route: &Arc<str>, repositories: &[RepositoryName]) {
-        let Some(pending) = self.pending_events.find(id) else {
+    fn queue_looks(&mut self, question: &RouteQuery, repositories: &[RepositoryName]) {
+        let Some(pending) = self.pending_events.find(question.id) else {
             return;
         };
-        let Event {
-            scope,
-            cause,
-            actor,
-            run_id,
-            options,
-            received,
-            reply,
-        } = &pending.event;
-        let senders = reply.as_ref().map(|reply| reply.looks.clone());
-        let cause = *cause;
-        let options = *options;
-        let received = *received;
-        let tags = scope.tags.clone();
-        let request = LookRequest {
-            tags,
-            digest: scope.digest,
-            cause,
-            actor: actor.clone(),
-            options,
-            run_id: run_id.clone(),
-        };
+        let event = &pending.event;
+        let senders = event.reply.as_ref().map(|reply| reply.looks.clone());
+        let received = event.received;
+        let is_untagged = event.pushed.is_some() && event.scope.tags.is_empty();
+        let request = request(event, question.tags.as_deref());
         for repository in repositories {
             let key = LookKey {
-                route: route.clone(),
+                route: question.route.clone(),
                 repository: repository.clone(),
-                dry_run: options.dry_run,
+                dry_run: request.options.dry_run,
             };
+            let cause = self.sharpened(&key, request.cause);
             let request = LookRequest {
-                cause: self.sharpened(&key, cause),
+                cause,
+                trusts_hints: cause.trusts_hints() || is_untagged,
                 ..request.clone()
             };
-            self.queue.add(key, request, senders.clone(), received);
+            if is_untagged {
+                let due = received + UNTAGGED_DELAY;
+                self.queue
+                    .add_at(key, request, senders.clone(), due, received);
+            } else {
+                self.queue.add(key, request, senders.clone(), received);
+            }
         }
     }
 
@@ -404,6 +454,9 @@ impl<B: Repositories> Watch<B> {
             if let Some(verified) = self.verified.get_mut(route) {
                 verified.retain(|name, _| discovered.repositories.contains(name));
             }
+            self.topology().engine.retain_companions(|kept| {
+                kept.route != *route || discovered.repositories.contains(&kept.source)
+            });
             self.board.update_route(route, |entry| {
                 entry.repositories = discovered.repositories.len()
             });

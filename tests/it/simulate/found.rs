@@ -662,6 +662,145 @@ fn a_list_that_is_refused_is_not_read_again_at_once_for_a_resting_tag() {
     });
 }
 
+/// A repository was deleted, and another that was asked for never was: both were looked at every
+/// quarter of an hour for ever, and the route stayed down.
+#[test]
+fn a_source_that_is_gone_is_forgotten() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        stage.nature.poll = Duration::from_secs(60);
+        stage.routes[0].source.1 = "*".into();
+        stage.routes[0].destination.1 = "prod-{1}".into();
+        let image = stage.image();
+        for repository in ["app", "old"] {
+            stage.push_to(&stage.staging, repository, &image, &["v1"]);
+        }
+        stage.start();
+        stage.arrives(&image, "v1", 20).await;
+        stage.staging.remove_repository(&name("old"));
+        let process = stage.process.as_ref().expect("it runs");
+        let is_up = || process.status().routes[0].up;
+        let asked_for = Scope {
+            repository: Some(name("never")),
+            ..Scope::default()
+        };
+        process.ask(asked_for, Cause::Webhook);
+        stage.pass(2).await;
+        assert_eq!(is_up(), Some(false), "it was looked at");
+        stage.pass(600).await;
+        let from = stage.trace.now();
+        stage.pass(4 * 3600).await;
+        assert_eq!(is_up(), Some(true));
+        let about_gone = |entry: &super::trace::Entry| matches!(&entry.event, Event::Sent { call, .. } if entry.at >= from && *call.repository != *"app" && *call.repository != *"prod-app");
+        let asked = stage.trace.entries().into_iter().filter(about_gone);
+        assert_eq!(asked.count(), 0, "requests about what is gone");
+        stage.push_to(&stage.staging, "never", &image, &["v1"]);
+        stage.pass(70).await;
+        let there = stage.production.tagged(&name("prod-never"), &tag("v1"));
+        assert_eq!(there, Some(image.top.digest), "the catalog lists it now");
+    });
+}
+
+/// Neither side answered: staging was asked about a hundred tags, one after the other, each until
+/// the retries ended.
+#[test]
+fn a_staging_that_answers_nothing_is_asked_about_one_tag() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        stage.routes[0].moving = vec!["m*".into()];
+        let image = stage.image();
+        let tags: Vec<String> = (0..60).map(|number| format!("m{number}")).collect();
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        stage.starts_with(&image, &tags).await;
+        stage.pass(20).await;
+        stage
+            .production
+            .plan(Operation::Tags, TroubleKind::Odd, 1_000);
+        stage
+            .staging
+            .plan(Operation::Resolve, TroubleKind::Broken, 10_000);
+        stage.pass(10).await;
+        let from = stage.trace.now();
+        stage.sync();
+        stage.pass(600).await;
+        let lists = stage.requests(Operation::Tags, from);
+        let asked = stage.requests(Operation::Resolve, from);
+        assert!(
+            (1..=10 * lists).contains(&asked),
+            "{asked} questions beside {lists} lists"
+        );
+    });
+}
+
+/// The ledger wrote what a thousand tags agreed on, and all other tags of the look stood still
+/// until it had.
+#[test]
+fn a_slow_ledger_holds_up_no_comparison() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        let image = stage.image();
+        let tags: Vec<String> = (0..1900).map(|number| format!("v{number}")).collect();
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        stage.push(&image, &tags);
+        stage.push_by_hand(&image, &tags);
+        stage.stores.slow_down(Duration::from_secs(60));
+        stage.start();
+        stage.pass(30).await;
+        let asked = stage.requests(Operation::Resolve, Duration::ZERO);
+        assert_eq!(asked, 2 * tags.len(), "each side is asked about each tag");
+    });
+}
+
+/// The questions of a look by name waited behind those of a look at everything.
+#[test]
+fn the_questions_of_a_look_by_name_go_first() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        stage.nature.poll = Duration::from_secs(600);
+        stage
+            .production
+            .set(|settings| settings.quotas.manifests = Some(8));
+        let image = stage.image();
+        let tags: Vec<String> = (0..300).map(|number| format!("v{number}")).collect();
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        stage.push(&image, &tags);
+        stage.push_by_hand(&image, &tags);
+        stage.start();
+        stage.pass(5).await;
+        let hotfix = stage.library.signature(None);
+        stage.push(&hotfix, &["hotfix"]);
+        stage.ask("hotfix");
+        stage.arrives(&hotfix, "hotfix", 10).await;
+    });
+}
+
+/// A signature that stayed as it was went on being kept in memory when its image was deleted.
+#[test]
+fn a_companion_that_is_gone_is_forgotten() {
+    play(|| async {
+        let mut stage = Stage::new(Kind::Distribution3);
+        let image = stage.image();
+        let beside = format!("sha256-{}.sig", image.top.digest.encoded());
+        let (ours, theirs) = (stage.library.signature(None), stage.library.signature(None));
+        stage.push(&ours, &[&beside]);
+        stage.push_by_hand(&theirs, &[&beside]);
+        stage.starts_with(&image, &["v1"]).await;
+        stage.pass(10).await;
+        let engine = stage.process.as_ref().expect("it runs").engine();
+        let repository = name("prod-app");
+        let there = (stage.production.origin(), &repository);
+        let kept = || {
+            engine
+                .kept_companions(&"app".into(), &name("app"), there)
+                .len()
+        };
+        assert_eq!(kept(), 1, "it stays as it is");
+        stage.staging.tag(&name("app"), &tag(&beside), None);
+        stage.pass(20).await;
+        assert_eq!(kept(), 0);
+    });
+}
+
 /// A body that panicked while it was polled poisoned the read that it shared, and ended the
 /// process.
 #[test]

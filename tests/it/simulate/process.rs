@@ -3,7 +3,7 @@
 //! another config.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use blobferry::route::{Pattern, Route, Routes, Template};
 use blobferry::sqlite::{Behaviour, Disk, QueueKind};
 use blobferry::status;
 use blobferry::status::Board;
+use blobferry::status::board::Status;
 use blobferry::transfer::limits::Settings as LaneSettings;
 use blobferry::transfer::{self, Bounds, Engine, Limits, SharedReads, Stop};
 use blobferry::watch::{Handle, Scope, Watch};
@@ -114,6 +115,8 @@ pub struct Stores {
     ledger: Disk,
     chance: Chance,
     slow: bool,
+    /// Milliseconds that each write takes at least.
+    writes_take: Arc<AtomicU64>,
     /// The newest row of the ledger that is in the trace.
     read: Arc<Mutex<u64>>,
     /// No state was lost since the last process started.
@@ -123,15 +126,31 @@ pub struct Stores {
 impl Stores {
     /// Empty ones.
     pub fn new(chance: Chance, slow: bool) -> Stores {
-        let disk = |name| Disk::new(Platter { name, chance, slow });
+        let writes_take = Arc::<AtomicU64>::default();
+        let disk = |name| {
+            let writes_take = writes_take.clone();
+            Disk::new(Platter {
+                name,
+                chance,
+                slow,
+                writes_take,
+            })
+        };
         Stores {
             index: disk("index"),
             ledger: disk("ledger"),
             chance,
             slow,
+            writes_take,
             read: Arc::default(),
             is_kept: AtomicBool::new(true),
         }
+    }
+
+    /// From now on each write takes so long.
+    pub fn slow_down(&self, writes_take: Duration) {
+        let millis = writes_take.as_millis() as u64;
+        self.writes_take.store(millis, Ordering::Relaxed);
     }
 
     /// Somebody deletes the state folder.
@@ -154,10 +173,17 @@ struct Platter {
     name: &'static str,
     chance: Chance,
     slow: bool,
+    writes_take: Arc<AtomicU64>,
 }
 
 impl Behaviour for Platter {
     fn delay(&self, queue_kind: QueueKind, number: u64) -> Duration {
+        if queue_kind == QueueKind::Write {
+            let least = self.writes_take.load(Ordering::Relaxed);
+            if least > 0 {
+                return Duration::from_millis(least);
+            }
+        }
         if !self.slow {
             return Duration::ZERO;
         }
@@ -225,12 +251,13 @@ pub struct Process {
     trace: Trace,
     stop: Stop,
     handle: Handle,
+    board: Board,
     watch: JoinHandle<()>,
     disks: JoinHandle<()>,
     reader: JoinHandle<()>,
     ledger: Ledger,
     read: Arc<Mutex<u64>>,
-    _world: channel::Sender<Arc<topology::Topology<Backend>>>,
+    topology: channel::Sender<Arc<topology::Topology<Backend>>>,
 }
 
 impl Process {
@@ -262,24 +289,35 @@ impl Process {
             read.clone(),
             (*trace).clone(),
         ));
-        let handle = Handle::new(events, board);
+        let handle = Handle::new(events, board.clone());
         Process {
             number,
             trace: (*trace).clone(),
             stop,
             handle,
+            board,
             watch,
             disks,
             reader,
             ledger,
             read,
-            _world: sender,
+            topology: sender,
         }
     }
 
     /// Which one it is.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// What it shows of itself.
+    pub fn status(&self) -> Status {
+        self.board.snapshot()
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> Engine {
+        self.topology.borrow().engine.clone()
     }
 
     /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
@@ -372,11 +410,14 @@ fn world(
             },
         )
     });
+    let routes = Routes::new(routes.iter().map(route).collect());
+    let seen = status::Metrics::new(&instruments).expect("a fresh registry takes all");
+    routes.0.iter().for_each(|route| seen.prepare(route));
     topology::Topology {
         backends: backends.collect(),
-        routes: Routes::new(routes.iter().map(route).collect()),
+        routes,
         engine: Engine::new(settings, index, ledger, limits, metrics),
-        metrics: status::Metrics::new(&instruments).expect("a fresh registry takes all"),
+        metrics: seen,
         facts: Arc::new(RunFacts::default()),
         intervals: Intervals {
             poll: Some(nature.poll),

@@ -374,6 +374,11 @@ impl Registry {
         content.manifests.remove(digest);
     }
 
+    /// Takes a whole repository away.
+    pub fn remove_repository(&self, repository: &RepositoryName) {
+        self.state().repositories.remove(repository);
+    }
+
     /// Gives every blob of that digest one wrong byte, or heals it.
     pub fn rot(&self, digest: &Digest) {
         if let Some(blob) = self.state().blobs.get_mut(digest) {

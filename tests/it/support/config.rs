@@ -62,6 +62,12 @@ impl Config {
         self
     }
 
+    /// A receiver of notifications about staging.
+    pub fn receiver(mut self, name: &str, more: Value) -> Config {
+        self.body["receivers"][name] = merged(json!({"registry": "staging"}), more);
+        self
+    }
+
     /// Sets a key of `daemon`.
     pub fn daemon(mut self, key: &str, value: Value) -> Config {
         self.body["daemon"][key] = value;

@@ -8,7 +8,6 @@ use super::*;
 use crate::endpoint::Origin;
 use crate::transfer::admission::pools::Flow;
 
-const RANKS: [Rank; 4] = [Rank::Named, Rank::Event, Rank::New, Rank::Backfill];
 const CLASSES: [RequestClass; 5] = [
     RequestClass::Listing,
     RequestClass::Manifests,
@@ -62,7 +61,7 @@ fn count(served: &[(u64, RequestQueue)], queue: &RequestQueue) -> usize {
 async fn by_name_goes_first_then_each_by_its_weight_and_the_oldest_of_a_queue() {
     let now = Instant::now();
     let mut requests = requests(1, None, None, now);
-    for rank in [Rank::Backfill, Rank::New, Rank::Event] {
+    for rank in [Rank::Backfill, Rank::New, Rank::Event, Rank::Request] {
         for _ in 0..200 {
             requests.ask(ask(RequestClass::Writes, "r", rank));
         }
@@ -70,11 +69,11 @@ async fn by_name_goes_first_then_each_by_its_weight_and_the_oldest_of_a_queue() 
     let named = requests.ask(ask(RequestClass::Writes, "r", Rank::Named));
     let served = served(&mut requests, now);
     assert_eq!(served[0].0, named);
-    let first = &served[1..131];
-    let shares =
-        [Rank::Event, Rank::New, Rank::Backfill].map(|rank| count(first, &queue("r", rank)));
-    assert_eq!(shares, [80, 40, 10]);
-    for rank in RANKS {
+    let first = &served[1..211];
+    let shares = [Rank::Request, Rank::Event, Rank::New, Rank::Backfill]
+        .map(|rank| count(first, &queue("r", rank)));
+    assert_eq!(shares, [80, 80, 40, 10]);
+    for rank in Rank::ALL {
         let of_rank: Vec<u64> = served
             .iter()
             .filter(|(_, queue)| queue.1 == rank)
@@ -82,7 +81,7 @@ async fn by_name_goes_first_then_each_by_its_weight_and_the_oldest_of_a_queue() 
             .collect();
         assert!(of_rank.is_sorted(), "{rank:?}");
     }
-    assert_eq!(served.len(), 601);
+    assert_eq!(served.len(), 801);
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +137,7 @@ async fn a_queue_that_was_alone_is_not_starved_by_one_that_had_to_wait() {
 async fn a_put_under_a_naming_permit_has_the_next_token_of_its_class() {
     let now = Instant::now();
     let mut requests = requests(8, Some(1.0), None, now);
-    for rank in RANKS {
+    for rank in Rank::ALL {
         for _ in 0..10 {
             requests.ask(ask(RequestClass::Writes, "r", rank));
         }
@@ -158,8 +157,8 @@ async fn a_put_under_a_naming_permit_has_the_next_token_of_its_class() {
 async fn a_probe_takes_nothing_and_is_answered_before_others_take_the_token() {
     let now = Instant::now();
     let mut requests = requests(8, Some(1.0), None, now);
-    assert!(requests.ask(ask(RequestClass::Writes, "r", Rank::New)) > 0);
-    assert!(requests.grant(now).is_some());
+    requests.ask(ask(RequestClass::Writes, "r", Rank::New));
+    assert!(requests.grant(now).is_some(), "one token is saved up");
     let sent = requests.ask(ask(RequestClass::Writes, "r", Rank::Named));
     let probe = requests.ask(Ask {
         is_sent: false,
@@ -209,6 +208,15 @@ async fn a_job_that_becomes_urgent_takes_its_waiting_requests_along() {
     assert_eq!(requests.grant(now).map(|(id, _)| id), Some(raised));
 }
 
+/// What a request of a random run is for.
+#[derive(Clone, Copy, Debug)]
+enum Sort {
+    Job,
+    Look,
+    Naming,
+    Probe,
+}
+
 /// What a random run does next.
 #[derive(Clone, Debug)]
 enum Step {
@@ -216,7 +224,7 @@ enum Step {
         class: usize,
         flow: usize,
         rank: usize,
-        is_naming: bool,
+        sort: Sort,
     },
     Answer(usize),
     Cancel(usize),
@@ -233,11 +241,11 @@ fn step() -> impl Strategy<Value = Step> {
     let ask = (
         0usize..5,
         0usize..3,
-        0usize..4,
-        proptest::bool::weighted(0.1),
+        0usize..5,
+        prop_oneof![5 => Just(Sort::Job), 3 => Just(Sort::Look), 1 => Just(Sort::Naming), 1 => Just(Sort::Probe)],
     );
     prop_oneof![
-        6 => ask.prop_map(|(class, flow, rank, is_naming)| Step::Ask { class, flow, rank, is_naming }),
+        6 => ask.prop_map(|(class, flow, rank, sort)| Step::Ask { class, flow, rank, sort }),
         4 => (0usize..100).prop_map(Step::Answer),
         1 => (0usize..100).prop_map(Step::Cancel),
         1 => (0usize..100).prop_map(Step::GiveBack),
@@ -247,11 +255,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A quarter of nine tenths of twenty in a second, and one at once.
+const LOOKS: usize = 6;
+
 /// Grants all that may go; checks that no limit is exceeded and that the order is kept.
 fn grant_all(
     requests: &mut Requests,
     out: &mut Vec<(u64, Ask)>,
     waiting: &mut BTreeMap<u64, Ask>,
+    looks: &mut Vec<(RequestClass, Instant)>,
     now: Instant,
 ) -> Result<(), TestCaseError> {
     while let Some((id, ask)) = requests.grant(now) {
@@ -262,13 +274,32 @@ fn grant_all(
             "the shared window is exceeded"
         );
         waiting.remove(&id);
-        let goes_before = |other: &Ask| LineKey::of(other).tier < LineKey::of(&ask).tier;
+        if !ask.is_sent {
+            continue;
+        }
+        if ask.is_look {
+            looks.push((ask.class, now));
+            let second = now - Duration::from_secs(1);
+            let lately = looks
+                .iter()
+                .filter(|(class, at)| *class == ask.class && *at > second)
+                .count();
+            prop_assert!(lately <= LOOKS, "{lately} requests of looks in a second");
+        }
+        // What keeps to the looks' part may have to wait where others need not.
+        let goes_before = |other: &Ask| {
+            let may_go = other.is_sent && (ask.is_look || !other.is_look);
+            may_go && LineKey::of(other).tier < LineKey::of(&ask).tier
+        };
         let passed = waiting
             .values()
             .any(|other| other.class == ask.class && goes_before(other));
         prop_assert!(!passed, "{ask:?} went before what goes first");
         let older = waiting.iter().any(|(number, other)| {
-            *number < id && other.class == ask.class && LineKey::of(other) == LineKey::of(&ask)
+            *number < id
+                && other.is_sent
+                && other.class == ask.class
+                && LineKey::of(other) == LineKey::of(&ask)
         });
         prop_assert!(!older, "{ask:?} went before an older one of its queue");
         let of_class = out
@@ -292,12 +323,19 @@ proptest! {
         runtime.block_on(async {
             let mut now = Instant::now();
             let mut requests = requests(4, Some(20.0), Some(50.0), now);
-            let (mut out, mut waiting) = (Vec::<(u64, Ask)>::new(), BTreeMap::<u64, Ask>::new());
+            let mut out = Vec::<(u64, Ask)>::new();
+            let mut waiting = BTreeMap::<u64, Ask>::new();
+            let mut looks = Vec::new();
             for step in steps {
                 match step {
-                    Step::Ask { class, flow, rank, is_naming } => {
+                    Step::Ask { class, flow, rank, sort } => {
                         let route = ["a", "b", "c"][flow];
-                        let ask = Ask { is_naming, ..ask(CLASSES[class], route, RANKS[rank]) };
+                        let ask = Ask {
+                            is_look: matches!(sort, Sort::Look),
+                            is_naming: matches!(sort, Sort::Naming),
+                            is_sent: !matches!(sort, Sort::Probe),
+                            ..ask(CLASSES[class], route, Rank::ALL[rank])
+                        };
                         let id = requests.ask(ask.clone());
                         waiting.insert(id, ask);
                     }
@@ -314,6 +352,10 @@ proptest! {
                     }
                     Step::GiveBack(at) if !out.is_empty() => {
                         let (id, ask) = out.remove(at % out.len());
+                        if ask.is_look {
+                            let last = looks.iter().rposition(|(class, _)| *class == ask.class);
+                            looks.remove(last.expect("it was granted"));
+                        }
                         requests.ask_again(id, ask.clone(), now);
                         waiting.insert(id, ask);
                     }
@@ -332,7 +374,7 @@ proptest! {
                     Step::Wait(millis) => now += Duration::from_millis(millis),
                     Step::Answer(_) | Step::Cancel(_) | Step::GiveBack(_) => {}
                 }
-                grant_all(&mut requests, &mut out, &mut waiting, now)?;
+                grant_all(&mut requests, &mut out, &mut waiting, &mut looks, now)?;
             }
             for _ in 0..10_000 {
                 for (_, ask) in out.drain(..) {
@@ -341,8 +383,8 @@ proptest! {
                 if waiting.is_empty() {
                     break;
                 }
-                grant_all(&mut requests, &mut out, &mut waiting, now)?;
-                if out.is_empty() {
+                grant_all(&mut requests, &mut out, &mut waiting, &mut looks, now)?;
+                if out.is_empty() && !waiting.is_empty() {
                     now = requests.next_time(now).expect("what waits is told when its time comes");
                 }
             }

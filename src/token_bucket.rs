@@ -11,7 +11,7 @@ const LONGEST: f64 = 3600.0;
 
 /// Tokens for requests.
 #[derive(Clone, Debug)]
-pub(in crate::transfer) struct TokenBucket {
+pub struct TokenBucket {
     rate: f64,
     most: f64,
     tokens: f64,
@@ -20,7 +20,7 @@ pub(in crate::transfer) struct TokenBucket {
 
 impl TokenBucket {
     /// `rate` a second, at most `most` saved up; full at the start.
-    pub(in crate::transfer) fn new(rate: f64, most: f64, now: Instant) -> TokenBucket {
+    pub fn new(rate: f64, most: f64, now: Instant) -> TokenBucket {
         TokenBucket {
             rate,
             most,
@@ -30,12 +30,12 @@ impl TokenBucket {
     }
 
     /// Tokens that come in a second.
-    pub(in crate::transfer) fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.rate
     }
 
     /// How long until a whole token is there.
-    pub(in crate::transfer) fn ready_in(&self, now: Instant) -> Duration {
+    pub fn ready_in(&self, now: Instant) -> Duration {
         let missing = 1.0 - self.tokens_at(now);
         if missing < ROUNDING {
             return Duration::ZERO;
@@ -44,13 +44,13 @@ impl TokenBucket {
     }
 
     /// Takes a token.
-    pub(in crate::transfer) fn take(&mut self, now: Instant) {
+    pub fn take(&mut self, now: Instant) {
         self.fill(now);
         self.tokens -= 1.0;
     }
 
     /// A token was taken for a request that was not sent.
-    pub(in crate::transfer) fn give_back(&mut self, now: Instant) {
+    pub fn give_back(&mut self, now: Instant) {
         self.fill(now);
         self.tokens = (self.tokens + 1.0).min(self.most);
     }

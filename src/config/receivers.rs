@@ -1,0 +1,152 @@
+//! `receivers`: which registries may notify us, and how their notifications are authenticated.
+
+use std::collections::BTreeMap;
+
+use super::registries::{self, Registry, RegistryKind, is_name};
+use super::section::{Item, Section, optional};
+use crate::ecr;
+use crate::fault::clip;
+use crate::oci::RepositoryName;
+use crate::watch::receiver::secret::Secrets;
+use crate::watch::receiver::settings::{Authentication, Settings};
+use crate::watch::receiver::{Kind, Notifier};
+
+/// Deliveries in a second that a receiver may be limited to at most.
+const HIGHEST_LIMIT: u32 = 100_000;
+
+pub(super) fn read(item: Option<Item<'_>>, registries: &registries::Read) -> Option<Vec<Settings>> {
+    let Some(item) = item else {
+        return Some(Vec::new());
+    };
+    let section = item.section()?;
+    let mut receivers = Vec::new();
+    for (name, item) in section.entries() {
+        if !is_name(name) {
+            section.wrong_key(name, "is not a name for a receiver (1 to 64 letters, digits, _ . -, starting with a letter or digit)");
+        }
+        receivers.push(receiver(name, &item, registries));
+    }
+    receivers.into_iter().collect()
+}
+
+fn receiver(name: &str, item: &Item<'_>, registries: &registries::Read) -> Option<Settings> {
+    let mut keys = item.section()?;
+    let kinds = || Kind::ALL.into_iter().map(|kind| (kind.name(), kind));
+    let kind = keys
+        .required("kind", "say what sends: distribution, harbor, ecr, …")
+        .and_then(|item| item.one_of(kinds()));
+    let notifier = notifier(&mut keys, registries);
+    let limit = optional(&keys.item("limit"), |item| item.parse(limit));
+    let authentication = authentication(&mut keys);
+    keys.finish(|_| false);
+    Some(Settings {
+        name: name.into(),
+        kind: kind?,
+        notifier: notifier?,
+        authentication: authentication?,
+        limit: limit?.unwrap_or(Settings::LIMIT),
+    })
+}
+
+/// The registry that the keys `registry` and `rewrite` describe.
+pub(super) fn notifier(keys: &mut Section<'_>, registries: &registries::Read) -> Option<Notifier> {
+    let registry = keys
+        .required("registry", "name the registry that notifications are about")
+        .and_then(|item| {
+            let name = item.word()?;
+            registries.check_name(&item, &name).then_some(name)
+        });
+    let rewrite = optional(&keys.item("rewrite"), rewrite);
+    let registry = registry?;
+    let origin = registries.registries.get(&registry).and_then(aws_origin);
+    let (account, region) = origin.unwrap_or_default();
+    Some(Notifier {
+        registry: registry.into(),
+        rewrite: rewrite?.unwrap_or_default(),
+        account,
+        region,
+    })
+}
+
+/// The AWS account and region of a registry, as far as its host or its keys tell.
+fn aws_origin(registry: &Registry) -> Option<(Option<String>, Option<String>)> {
+    let RegistryKind::Remote(settings) = &registry.kind else {
+        return None;
+    };
+    let login = ecr::Login::of(&settings.credentials)?;
+    let account = login.account().map(str::to_owned);
+    let region = login.region().map(str::to_owned);
+    Some((account, region))
+}
+
+fn rewrite(item: &Item<'_>) -> Option<BTreeMap<String, String>> {
+    let section = item.section()?;
+    let mut rewrite = BTreeMap::new();
+    for (from, item) in section.entries() {
+        if from.contains('/') || from.parse::<RepositoryName>().is_err() {
+            section.wrong_key(from, "is not the first part of a repository's name");
+        }
+        let to = item.parse(|text| match text {
+            "" => Ok(String::new()),
+            text => text
+                .parse::<RepositoryName>()
+                .map(|name| name.to_string())
+                .map_err(|error| error.to_string()),
+        })?;
+        rewrite.insert(from.to_owned(), to);
+    }
+    Some(rewrite)
+}
+
+fn limit(text: &str) -> Result<u32, String> {
+    text.parse::<u32>()
+        .ok()
+        .filter(|limit| (1..=HIGHEST_LIMIT).contains(limit))
+        .ok_or_else(|| {
+            format!(
+                "\"{}\" is not a number of notifications in a second (1 to {HIGHEST_LIMIT})",
+                clip(text, 100)
+            )
+        })
+}
+
+/// Exactly one way: a receiver without a secret is one on purpose.
+fn authentication(keys: &mut Section<'_>) -> Option<Authentication> {
+    let secret_file = keys.item("secret_file");
+    let unauthenticated = keys.item("unauthenticated");
+    let secrets = optional(&secret_file, secrets);
+    let is_open = optional(&unauthenticated, Item::truth).map(Option::unwrap_or_default);
+    match (secrets?, is_open?) {
+        (Some(secrets), false) => Some(Authentication::Secrets(secrets)),
+        (None, true) => Some(Authentication::Nothing),
+        (Some(_), true) => {
+            let text = "contradicts secret_file: keep one of the two";
+            unauthenticated.as_ref()?.wrong(text);
+            None
+        }
+        (None, false) => {
+            let text =
+                "is missing: without it anyone may ask for looks (or say unauthenticated: true)";
+            keys.itself().missing("secret_file", text);
+            None
+        }
+    }
+}
+
+fn secrets(item: &Item<'_>) -> Option<Secrets> {
+    let content = item.file()?;
+    let Ok(text) = str::from_utf8(&content) else {
+        item.wrong("the file holds no text");
+        return None;
+    };
+    let holds_controls = text
+        .lines()
+        .any(|line| line.trim_end_matches('\r').contains(char::is_control));
+    if holds_controls {
+        item.wrong("the file holds control characters");
+        return None;
+    }
+    Secrets::parse(text)
+        .map_err(|error| item.wrong(error.to_string()))
+        .ok()
+}

@@ -1,0 +1,166 @@
+//! Notifications of registries as events: which registry they are about, and what comes of them.
+//!
+//! A notification names repositories and tags; the watch finds the routes. A repository that a
+//! route reads is looked at under that route; one that a route writes to is looked at from its
+//! source, so that drift is seen at once. Nothing is remembered of a sender: a repeated
+//! notification is one more look at most, since the queue merges what waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::event::{Event, PushedTo, Reply, Scope};
+use super::handle::{Busy, Handle, run_id};
+use super::receiver::{Notifier, Push};
+use crate::fault::Class;
+use crate::job::{Actor, Cause, Look, Outcome, Remarks};
+use crate::look::PassOptions;
+
+/// How long a notification waits for room among the events: a sender gives up after some seconds,
+/// and not every one sends again.
+const ROOM: Duration = Duration::from_secs(1);
+
+/// What became of a notification.
+#[derive(Debug)]
+pub struct Followed {
+    queued: oneshot::Receiver<usize>,
+    looks: mpsc::UnboundedReceiver<Arc<Look>>,
+}
+
+/// What the looks of a notification came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// No route has the repository.
+    Ignored,
+    /// Every look has ended, and what it found is done or waits for a rule or a person.
+    Settled,
+    /// A look or one of its jobs failed.
+    Failed,
+    /// The daemon stopped before a look had ended.
+    Interrupted,
+}
+
+impl Followed {
+    /// Waits until every look has ended that started after the notification arrived.
+    pub async fn settled(mut self) -> Settlement {
+        let Ok(queued) = self.queued.await else {
+            return Settlement::Interrupted;
+        };
+        let mut settlement = match queued {
+            0 => Settlement::Ignored,
+            _ => Settlement::Settled,
+        };
+        for _ in 0..queued {
+            let Some(look) = self.looks.recv().await else {
+                return Settlement::Interrupted;
+            };
+            settlement = settlement.worse(&look);
+        }
+        settlement
+    }
+}
+
+impl Settlement {
+    /// This, or what the look came to if that is worse.
+    fn worse(self, look: &Look) -> Settlement {
+        let is_cancelled = |class: &str| class == Class::Cancelled.name();
+        let is_interrupted = look.totals.interrupted > 0
+            || look
+                .trouble
+                .iter()
+                .any(|trouble| is_cancelled(&trouble.class));
+        let has_failed =
+            !look.trouble.is_empty() || look.jobs.iter().any(|job| job.result == Outcome::Failed);
+        match self {
+            Settlement::Interrupted => self,
+            _ if is_interrupted => Settlement::Interrupted,
+            _ if has_failed => Settlement::Failed,
+            _ => self,
+        }
+    }
+}
+
+impl Handle {
+    /// Sends what a notification tells. Waits for room, but not for the watch to take it.
+    ///
+    /// # Errors
+    /// [`Busy`], and then nothing was sent.
+    pub async fn notify(
+        &self,
+        notifier: &Notifier,
+        cause: Cause,
+        principal: &str,
+        push: Push,
+    ) -> Result<(), Busy> {
+        self.send_push(notifier, cause, principal, push, None).await
+    }
+
+    /// As [`Handle::notify`], for a caller that waits for the result.
+    ///
+    /// # Errors
+    /// [`Busy`], and then nothing was sent.
+    pub async fn follow(
+        &self,
+        notifier: &Notifier,
+        cause: Cause,
+        principal: &str,
+        push: Push,
+    ) -> Result<Followed, Busy> {
+        let (queued, queued_count) = oneshot::channel();
+        let (looks, settled) = mpsc::unbounded_channel();
+        let reply = Some(Reply { queued, looks });
+        self.send_push(notifier, cause, principal, push, reply)
+            .await?;
+        Ok(Followed {
+            queued: queued_count,
+            looks: settled,
+        })
+    }
+
+    async fn send_push(
+        &self,
+        notifier: &Notifier,
+        cause: Cause,
+        principal: &str,
+        push: Push,
+        reply: Option<Reply>,
+    ) -> Result<(), Busy> {
+        if !notifier.speaks_for(push.aws.as_ref()) {
+            self.count(cause, "ignored");
+            if let Some(reply) = reply {
+                // The caller may be gone.
+                let _ = reply.queued.send(0);
+            }
+            return Ok(());
+        }
+        let repositories = push.repositories.into_iter();
+        let tags = push.tags.into_iter();
+        let remarks = Remarks {
+            reason: None,
+            claimed_actor: push.pusher.and_then(|pusher| pusher.parse().ok()),
+        };
+        let event = Event {
+            scope: Scope {
+                // A signature is pushed under a tag of its own: the listing shows whose it is.
+                tags: tags.filter(|tag| !tag.travels_with_subject()).collect(),
+                ..Scope::default()
+            },
+            pushed: Some(PushedTo {
+                registry: notifier.registry.clone(),
+                repositories: repositories.map(|name| notifier.rewritten(name)).collect(),
+                at: push.pushed,
+            }),
+            cause,
+            actor: Actor::named(principal).saying(remarks),
+            run_id: run_id(),
+            received: Instant::now(),
+            options: PassOptions::default(),
+            reply,
+        };
+        self.send_within(event, ROOM)
+            .await
+            .inspect_err(|_| self.count(cause, "limited"))
+    }
+}
