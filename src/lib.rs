@@ -12,7 +12,7 @@
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
-//! | 2 | [`registry`], [`layout`], [`ecr`], [`backend`] | distribution client, image-layout directory, AWS control plane, any of them |
+//! | 2 | [`registry`], [`layout`], [`ecr`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane and its credentials, any of them |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
@@ -22,6 +22,7 @@
 //! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate) and [`user`] (the names of users).
 
 pub mod admin;
+pub mod aws;
 pub mod backend;
 pub mod backoff;
 pub mod cli;

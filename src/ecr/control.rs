@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::login::Login;
-use super::refusal::Refusal;
+use crate::aws::Refusal;
 use crate::endpoint::{Cursor, ListedManifest, Page, Presence, Tag, Tally};
 use crate::fault::Fault;
 use crate::oci::{self, Digest, RepositoryName};

@@ -9,15 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_config::SdkConfig;
-use aws_config::profile::ProfileFileCredentialsProvider;
-use aws_config::provider_config::ProviderConfig;
-use aws_config::sts::AssumeRoleProvider;
-use aws_config::timeout::TimeoutConfig;
-use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::{
-    BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider,
-};
+use aws_sdk_ecr::config::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
@@ -30,7 +22,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::host::{self, EcrHost};
-use super::refusal::{Refusal, is_unknown_caller, refusal};
+use crate::aws::{Access, Identity, Refusal, is_unknown_caller, refusal};
 use crate::clock;
 use crate::fault::{Class, Fault};
 use crate::registry::auth::{Credentials, IssuedPassword, PasswordSource};
@@ -46,6 +38,9 @@ const LEAST_LIFE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(30);
 /// The longest life of a token. It bounds the error of a wrong clock.
 const MOST_LIFE: Duration = Duration::from_secs(12 * 3600);
+
+/// The key of the config for another endpoint, for advice.
+const ENDPOINT: &str = "ecr_endpoint";
 
 /// How to reach the control plane, all of it optional.
 #[derive(Clone, Debug, Default)]
@@ -303,7 +298,14 @@ impl Login {
         let client = self.0.client.get_or_try_init(|| self.0.connect()).await?;
         let answer = client.sts.get_caller_identity().send().await;
         let answer = answer.map_err(|error| {
-            refusal("sts:GetCallerIdentity", &error, &client.region, self.host()).fault
+            refusal(
+                "sts:GetCallerIdentity",
+                &error,
+                &client.region,
+                self.host(),
+                ENDPOINT,
+            )
+            .fault
         })?;
         match (answer.arn, answer.account) {
             (Some(arn), Some(account)) => Ok((arn, account)),
@@ -495,22 +497,16 @@ impl Inner {
             error,
             client.map_or("no region", |client| &client.region),
             &format!("{about}{who}"),
+            ENDPOINT,
         )
     }
 
     async fn connect(&self) -> Result<Client, Fault> {
-        let base = self.shared_config().await;
+        let base = self.access().load().await;
         let region = base.region().cloned().ok_or_else(|| {
             let text = format!("no AWS region is known for {}: set region", self.host);
             Fault::new(Class::Auth, text)
         })?;
-        let base = match &self.settings.role_arn {
-            Some(role) => {
-                let provider = SharedCredentialsProvider::new(self.assumed(role, &base).await);
-                base.into_builder().credentials_provider(provider).build()
-            }
-            None => base,
-        };
         let mut config = aws_sdk_ecr::config::Builder::from(&base);
         if let Some(endpoint) = &self.settings.endpoint {
             config = config.endpoint_url(endpoint);
@@ -525,61 +521,28 @@ impl Inner {
         })
     }
 
-    async fn shared_config(&self) -> SdkConfig {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_secs(5))
-            .operation_timeout(DEADLINE / 2)
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts);
-        let named = self.recognised.as_ref().map(|host| &host.region);
-        if let Some(region) = self.settings.region.as_ref().or(named) {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(profile) = &self.settings.profile {
-            loader = loader.profile_name(profile);
-        }
-        if self.recognised.as_ref().is_some_and(|host| host.fips) {
-            loader = loader.use_fips(true);
-        }
-        if self.recognised.as_ref().is_some_and(|host| host.dual_stack) {
-            loader = loader.use_dual_stack(true);
-        }
-        let base = loader.load().await;
-        match &self.settings.profile {
-            Some(profile) => of_profile(profile, base),
-            None => base,
+    fn access(&self) -> Access {
+        let Settings {
+            region,
+            role_arn,
+            external_id,
+            session_name,
+            profile,
+            ..
+        } = self.settings.clone();
+        let recognised = self.recognised.as_ref();
+        Access {
+            identity: Identity {
+                profile,
+                role_arn,
+                external_id,
+                session_name,
+            },
+            region: region.or_else(|| recognised.map(|host| host.region.clone())),
+            fips: recognised.is_some_and(|host| host.fips),
+            dual_stack: recognised.is_some_and(|host| host.dual_stack),
         }
     }
-
-    async fn assumed(&self, role: &str, base: &SdkConfig) -> AssumeRoleProvider {
-        let mut provider = AssumeRoleProvider::builder(role)
-            .session_name(self.settings.session_name.as_deref().unwrap_or("blobferry"))
-            .configure(base);
-        if let Some(id) = &self.settings.external_id {
-            provider = provider.external_id(id);
-        }
-        provider.build().await
-    }
-}
-
-/// The configuration with the credentials of `profile` and no others: the default chain would let
-/// the environment's go first.
-fn of_profile(profile: &str, base: SdkConfig) -> SdkConfig {
-    let config = ProviderConfig::without_region()
-        .with_region(base.region().cloned())
-        .with_use_fips(base.use_fips())
-        .with_use_dual_stack(base.use_dual_stack())
-        .with_behavior_version(Some(BehaviorVersion::v2026_01_12()))
-        .with_retry_config(RetryConfig::disabled());
-    let provider = ProfileFileCredentialsProvider::builder()
-        .profile_name(profile)
-        .configure(&config)
-        .build();
-    base.into_builder()
-        .credentials_provider(SharedCredentialsProvider::new(provider))
-        .build()
 }
 
 impl Held {

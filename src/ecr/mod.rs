@@ -9,7 +9,6 @@ mod create;
 mod handle;
 pub mod host;
 mod login;
-mod refusal;
 mod repository;
 mod shared;
 mod unfinished;

@@ -1,7 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::clock;
-use aws_sdk_ecr::config::Credentials;
+use aws_sdk_ecr::config::retry::RetryConfig;
+use aws_sdk_ecr::config::{BehaviorVersion, Credentials, Region};
 use secrecy::ExposeSecret as _;
 
 use super::*;
@@ -231,7 +232,8 @@ async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
     ] {
         let config = Login::new(Settings::default(), host)
             .0
-            .shared_config()
+            .access()
+            .load()
             .await;
         let uses = (
             config.use_dual_stack().unwrap_or(false),
@@ -242,7 +244,7 @@ async fn a_dual_stack_host_is_asked_about_at_the_dual_stack_control_plane() {
             profile: Some("build".into()),
             ..Settings::default()
         };
-        let config = Login::new(profile, host).0.shared_config().await;
+        let config = Login::new(profile, host).0.access().load().await;
         assert_eq!(
             config.use_dual_stack().unwrap_or(false),
             dual_stack,

@@ -21,20 +21,22 @@ const UNKNOWN: [&str; 5] = [
 ];
 
 /// A call that AWS refused, or that did not reach it.
-pub(super) struct Refusal {
+#[derive(Debug)]
+pub struct Refusal {
     /// The code that AWS gave; empty when there was no answer.
-    pub(super) code: String,
+    pub code: String,
     /// What it means for the caller.
-    pub(super) fault: Fault,
+    pub fault: Fault,
 }
 
-/// What a failed call of `action` means. `about` is the registry's host, or what was acted on
-/// there.
-pub(super) fn refusal<E, R>(
+/// What a failed call of `action` means. `about` is what was acted on; `endpoint` is the key of the
+/// config that sets another endpoint.
+pub fn refusal<E, R>(
     action: &str,
     error: &SdkError<E, R>,
     region: &str,
     about: &str,
+    endpoint: &str,
 ) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -58,11 +60,13 @@ where
     let (class, advice) = match classified {
         (class, "") if service.is_none() => (
             class,
-            "; check the way to AWS: network, proxy, VPC endpoints, `ecr_endpoint`",
+            "; check the way to AWS: network, proxy, VPC endpoints, `{endpoint}`",
         ),
         classified => classified,
     };
-    let advice = advice.replace("{action}", action);
+    let advice = advice
+        .replace("{action}", action)
+        .replace("{endpoint}", endpoint);
     Refusal {
         code,
         fault: Fault::new(
@@ -184,7 +188,7 @@ fn classify_credentials(said: &str) -> Option<(Class, &'static str)> {
 }
 
 /// Whether the code means that AWS does not recognise the caller.
-pub(super) fn is_unknown_caller(code: &str) -> bool {
+pub fn is_unknown_caller(code: &str) -> bool {
     UNKNOWN
         .iter()
         .chain(&EXPIRED)
@@ -246,7 +250,7 @@ fn classify(said: &str) -> (Class, &'static str) {
         ),
         _ if says(&ELSEWHERE) => (
             Class::Auth,
-            "; the endpoint is one of another region: check `region` and `ecr_endpoint`",
+            "; the endpoint is one of another region: check `region` and `{endpoint}`",
         ),
         _ if says(&UNKNOWN) => (
             Class::Auth,
