@@ -8,11 +8,11 @@
 //! | 9 | [`cli`], [`demo`] | arguments in, exit code out; two loopback registries and a sample |
 //! | 8 | [`commands`], [`daemon`] | copy, promote, check without a daemon; runs and drains the parts |
 //! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
-//! | 6 | [`watch`] | poll, ping, signal → event → queue → scheduling |
+//! | 6 | [`watch`] | poll, ping, receivers, queues, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
-//! | 2 | [`registry`], [`layout`], [`ecr`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane and its credentials, any of them |
+//! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
@@ -48,6 +48,7 @@ pub mod registry;
 pub mod route;
 pub mod single_flight;
 pub mod sqlite;
+pub mod sqs;
 pub mod state;
 pub mod status;
 pub mod telemetry;

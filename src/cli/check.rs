@@ -1,5 +1,5 @@
 //! `check`: the config is right, which repository falls to which route, and whether the registries
-//! let us in.
+//! and queues let us in.
 
 use clap::Args;
 
@@ -21,7 +21,7 @@ use crate::route::{Route, Routes};
 Ends with 0 when all is right, 2 when the config is not, 3 when a registry does
 not accept us, 1 when anything else fails.")]
 pub(super) struct Check {
-    /// Ask every registry: who are we there, may we read, may we write
+    /// Ask every registry: who are we there, may we read, may we write; and every queue: may we read
     #[arg(long)]
     online: bool,
     /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing
@@ -54,6 +54,15 @@ impl Check {
                 &Finding::warning(format!("route {}", route.name), &text),
                 style,
             ));
+        }
+        for queue in &config.queues {
+            let text = format!(
+                "queue {}\n  events of {} from {}\n",
+                clean(&queue.name),
+                clean(&queue.notifier.registry),
+                clean(&queue.queue.address.to_string())
+            );
+            lines.line(text);
         }
         let routes = plural(routes.0.len() as u64, "route");
         let registries =

@@ -1,4 +1,6 @@
-//! `iam`: the least that AWS must allow us, as policies for the registries of a config.
+//! `iam`: the least that AWS must allow us, as policies for the registries and queues of a config.
+
+mod queue;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +13,7 @@ use crate::config::{Config, RegistryKind};
 use crate::ecr;
 use crate::route::Create;
 
-/// Print the IAM policies that the config's ECR registries need
+/// Print the IAM policies that the config's ECR registries and queues need
 #[derive(Debug, Args)]
 #[command(
     after_help = "Prints one JSON object: for each ECR registry of the config the policy for the
@@ -19,7 +21,8 @@ identity that we use there, and, where that identity may belong to another
 account, the statement for the policy of each repository. The actions are the
 least that watching and promoting need; nothing allows deletion. Where the
 config has a `role_arn`, `assuming_policy` is for the identity that assumes it,
-and the others are for the role."
+and the others are for the role. A queue stands under queue:NAME, with the
+statement for the policy of the queue."
 )]
 pub(super) struct Iam {}
 
@@ -145,7 +148,7 @@ impl Iam {
         if policies.is_empty() {
             return Err(Failure::said(
                 5,
-                "the config has no private ECR registry: there is nothing to allow",
+                "the config has no private ECR registry and no queue: there is nothing to allow",
             ));
         }
         lines.json(&policies);
@@ -155,7 +158,13 @@ impl Iam {
 
 fn policies(config: &Config) -> BTreeMap<String, Value> {
     let of = |(name, used)| Some((String::clone(name), policy(login(config, name)?, used)));
-    uses(config).iter().filter_map(of).collect()
+    let queues = config.queues.iter();
+    let of_queues = queues.map(|queue| (queue::key(queue), queue::policies(queue)));
+    uses(config)
+        .iter()
+        .filter_map(of)
+        .chain(of_queues)
+        .collect()
 }
 
 /// What is done in each registry of the config that is ECR's.
@@ -263,10 +272,16 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
         "repository_policy": {"Version": "2012-10-17", "Statement": across},
     });
     if let Some(role) = login.role() {
-        let assume = json!({"Sid": "Assume", "Effect": "Allow", "Action": ["sts:AssumeRole"], "Resource": role});
-        policies["assuming_policy"] = json!({"Version": "2012-10-17", "Statement": [assume]});
+        policies["assuming_policy"] = assuming(role);
     }
     policies
+}
+
+/// For the identity that assumes a role.
+fn assuming(role: &str) -> Value {
+    let assume =
+        json!({"Sid": "Assume", "Effect": "Allow", "Action": ["sts:AssumeRole"], "Resource": role});
+    json!({"Version": "2012-10-17", "Statement": [assume]})
 }
 
 /// The same rights, given by the repository to an identity of another account.

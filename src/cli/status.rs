@@ -9,7 +9,7 @@ use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
 use crate::decision::Numbered;
-use crate::status::board::{RegistryStatus, RouteStatus, Status as Board};
+use crate::status::board::{MessageQueueStatus, RegistryStatus, RouteStatus, Status as Board};
 
 /// Show what the daemon is doing, each route's state, and what it will do next and when
 #[derive(Debug, Args)]
@@ -60,6 +60,7 @@ fn page(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> St
         routes(&board.routes, style, width, now),
         decisions(&board.decisions, width, now),
         registries(&board.registries, width),
+        queues(&board.queues, width, now),
         running(board, style, width, now),
     ];
     sections
@@ -208,6 +209,38 @@ fn registries(registries: &[RegistryStatus], width: Option<usize>) -> String {
     table(width, ["REGISTRY", "URL", "STATE"], rows)
 }
 
+fn queues(queues: &[MessageQueueStatus], width: Option<usize>, now: Timestamp) -> String {
+    let rows = queues.iter().map(|queue| {
+        let state = match (queue.up, &queue.trouble) {
+            (Some(true), None) => "up".into(),
+            (Some(true), Some(trouble)) => format!("up, but {trouble}"),
+            (Some(false), None) => "down".into(),
+            (Some(false), Some(trouble)) => format!("down: {trouble}"),
+            (None, _) => "no answer yet".into(),
+        };
+        let waiting = queue
+            .depth
+            .map_or_else(|| "unknown".into(), |depth| depth.to_string());
+        [
+            queue.name.clone(),
+            queue.registry.clone(),
+            waiting,
+            queue.in_hand.to_string(),
+            relative(queue.last_message, now),
+            state,
+        ]
+    });
+    let titles = [
+        "QUEUE",
+        "EVENTS OF",
+        "WAITING",
+        "IN HAND",
+        "LAST MESSAGE",
+        "STATE",
+    ];
+    table(width, titles, rows)
+}
+
 fn running(board: &Board, style: Style, width: Option<usize>, now: Timestamp) -> String {
     let queue = &board.queue;
     let mut text = format!(
@@ -310,6 +343,15 @@ mod tests {
         }];
         board.registries[0].up = Some(false);
         board.registries[0].trouble = Some("token refused".into());
+        board.queues = vec![MessageQueueStatus {
+            name: "pushes".into(),
+            registry: "staging".into(),
+            up: Some(false),
+            trouble: Some("sqs:ReceiveMessage in eu-west-1: denied".into()),
+            in_hand: 7,
+            last_message: Some(at(70)),
+            ..MessageQueueStatus::default()
+        }];
         board.queue = QueueStatus {
             depth: 2,
             running: 1,
@@ -330,6 +372,7 @@ mod tests {
             "\ndemo-app: auth: denied\u{fffd}",
             "1 conflict, 2 pending (the oldest to go has waited 1 min); as last known: the newest look was not complete",
             "down: token refused",
+            "pushes  staging    unknown  7        30 s ago      down: sqs:ReceiveMessage in eu-west-1: denied",
             "1 look running, 2 waiting (the oldest for 1 min 30 s)",
             "demo-app  s.example/app:v1 -> p.example/app:v1  4 s ago",
         ] {

@@ -1,10 +1,14 @@
-//! `check --online`: does every registry let us read and write what the routes need?
+//! `check --online`: does every registry let us read and write what the routes need, and can every
+//! queue be read?
+
+mod queues;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 
+use self::queues::check_queues;
 use crate::backend::{Backend, Repository};
 use crate::config::Config;
 use crate::endpoint::{Begin, Destination as _, Repositories as _, Source as _};
@@ -132,6 +136,7 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
             ),
         }
     }
+    checks.extend(check_queues(&config.queues).boxed_local().await);
     checks
 }
 

@@ -10,14 +10,17 @@
 //! | `substitute` | `${VAR}` in values |
 //! | `section` | mappings, read key by key; unknown keys; files and secrets |
 //! | `units` | durations and amounts |
-//! | `daemon`, `registries`, `limits`, `receivers`, `routes` | the parts of the file; what a registry is spared |
+//! | `daemon`, `registries`, `limits`, `receivers`, `queues`, `routes` | the parts of the file; what a registry is spared |
 //! | `tokens` | bearer tokens and their rights |
+//! | `aws` | what registries and queues say about AWS |
 //! | `state_path` | `daemon.state` alone, for commands that need nothing else |
 //! | `schema` | the file's shape as JSON schema, for editors |
 
+mod aws;
 mod daemon;
 mod limits;
 mod problem;
+mod queues;
 mod receivers;
 mod registries;
 mod routes;
@@ -47,7 +50,7 @@ pub use tokens::Token;
 
 use crate::oci::Digest;
 use crate::route::Route;
-use crate::watch::receiver;
+use crate::watch::{queue_consumer, receiver};
 use problem::Problems;
 use section::{Item, Reader};
 
@@ -69,6 +72,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// Which registries may notify us.
     pub receivers: Vec<receiver::settings::Settings>,
+    /// Queues of push events.
+    pub queues: Vec<queue_consumer::Settings>,
     /// By name.
     pub registries: BTreeMap<String, Registry>,
     /// In the order of the file: the first that matches has a repository. Not empty.
@@ -163,6 +168,10 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
     let receivers = registries
         .as_ref()
         .and_then(|registries| receivers::read(receivers, registries));
+    let queues = keys.item("queues");
+    let queues = registries
+        .as_ref()
+        .and_then(|registries| queues::read(queues, registries));
     let defaults = keys.item("defaults");
     let routes = keys.required("routes", "say what goes where");
     let names = registries
@@ -177,6 +186,7 @@ fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {
         hash,
         daemon: daemon?,
         receivers: receivers?,
+        queues: queues?,
         registries: registries?.registries,
         routes,
     })

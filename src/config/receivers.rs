@@ -58,14 +58,22 @@ pub(super) fn notifier(keys: &mut Section<'_>, registries: &registries::Read) ->
         });
     let rewrite = optional(&keys.item("rewrite"), rewrite);
     let registry = registry?;
-    let origin = registries.registries.get(&registry).and_then(aws_origin);
-    let (account, region) = origin.unwrap_or_default();
     Some(Notifier {
-        registry: registry.into(),
         rewrite: rewrite?.unwrap_or_default(),
+        ..notifier_for(&registry, registries)
+    })
+}
+
+/// A notifier that calls repositories as the registry does.
+pub(super) fn notifier_for(registry: &str, registries: &registries::Read) -> Notifier {
+    let origin = registries.registries.get(registry).and_then(aws_origin);
+    let (account, region) = origin.unwrap_or_default();
+    Notifier {
+        registry: registry.into(),
+        rewrite: BTreeMap::new(),
         account,
         region,
-    })
+    }
 }
 
 /// The AWS account and region of a registry, as far as its host or its keys tell.

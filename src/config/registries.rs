@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use secrecy::SecretSlice;
 use url::Url;
 
+use super::aws::{IdentityKeys, account, arn, endpoint, region};
 use super::limits::{Limits, limits};
 use super::problem::hint;
 use super::section::{Item, Section, optional};
@@ -58,7 +59,10 @@ impl Read {
         let is_known = self.names.iter().any(|known| known == name);
         if !is_known {
             let near = hint(name, self.names.iter().map(String::as_str));
-            item.wrong(format!("there is no registry \"{}\"{near}", shown(name)));
+            item.wrong(format!(
+                "there is no registry \"{}\"{near}",
+                crate::fault::clip(name, 100)
+            ));
         }
         is_known
     }
@@ -488,17 +492,13 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
     if keys.region.is_none() && recognised.is_none() {
         itself.missing("region", "is missing: the host does not tell it");
     }
-    for item in [&keys.external_id, &keys.role_session_name]
-        .into_iter()
-        .flatten()
-    {
-        if keys.role_arn.is_none() {
-            item.wrong("only means something with role_arn");
-        }
-    }
-    let session_name = optional(&keys.role_session_name, |item| item.parse(session_name));
-    let session_name =
-        session_name.map(|named| named.or_else(|| session_of_the_build(itself.reader().env)));
+    let identity_keys = IdentityKeys {
+        role_arn: &keys.role_arn,
+        external_id: &keys.external_id,
+        role_session_name: &keys.role_session_name,
+        aws_profile: &keys.aws_profile,
+    };
+    let credentials = identity_keys.read(itself);
     let region = optional(&keys.region, |item| {
         let region = item.parse(region)?;
         let there = recognised.as_ref().map(|host| &host.region);
@@ -508,9 +508,6 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
         }
         Some(region)
     });
-    let role_arn = optional(&keys.role_arn, |item| item.parse(arn));
-    let external_id = optional(&keys.external_id, Item::word);
-    let profile = optional(&keys.aws_profile, Item::word);
     let account = optional(&keys.account, |item| {
         let account = item.parse(account)?;
         let owner = recognised.as_ref().and_then(|host| host.account.as_ref());
@@ -524,101 +521,18 @@ fn ecr_settings(host: &str, keys: &Keys<'_>, itself: &Item<'_>) -> Option<ecr::S
     });
     let identity = optional(&keys.identity, |item| item.parse(arn));
     let endpoint = optional(&keys.ecr_endpoint, |item| item.parse(endpoint));
+    let credentials = credentials?;
     Some(ecr::Settings {
         region: region?,
-        role_arn: role_arn?,
-        external_id: external_id?,
-        session_name: session_name?,
-        profile: profile?,
+        role_arn: credentials.role_arn,
+        external_id: credentials.external_id,
+        session_name: credentials.session_name,
+        profile: credentials.profile,
         account: account?,
         identity: identity?,
         endpoint: endpoint?,
         is_assumed: false,
     })
-}
-
-fn region(text: &str) -> Result<String, String> {
-    let valid = !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "\"{}\" is not a region (example: eu-west-1)",
-            shown(text)
-        ))
-    }
-}
-
-/// The name of a role's session, as the audit trail shows it.
-fn session_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-    let valid = (2..=64).contains(&text.len()) && text.chars().all(fits);
-    let wrong = || {
-        format!(
-            "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
-            shown(text)
-        )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
-}
-
-/// Inside a build the audit trail shows which one it was.
-fn session_of_the_build(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
-    let build = env("CODEBUILD_BUILD_ID")?;
-    let name = format!("blobferry-{build}").replace(
-        |c: char| !(c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)),
-        "-",
-    );
-    Some(name.chars().take(64).collect())
-}
-
-fn arn(text: &str) -> Result<String, String> {
-    let valid = text.starts_with("arn:")
-        && text.split(':').count() >= 6
-        && !text.contains(char::is_whitespace);
-    let wrong = || {
-        format!(
-            "\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
-            shown(text)
-        )
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
-}
-
-fn account(text: &str) -> Result<String, String> {
-    let valid = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("\"{}\" is not an account (12 digits)", shown(text)))
-    }
-}
-
-fn endpoint(text: &str) -> Result<String, &'static str> {
-    let url = Url::parse(text)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let plain = url.filter(|url| {
-        url.username().is_empty() && url.password().is_none() && url.query().is_none()
-    });
-    plain
-        .map(|_| text.to_owned())
-        .ok_or("is not https://host[:port] or http://host[:port]")
-}
-
-fn shown(text: &str) -> String {
-    crate::fault::clip(text, 100)
 }
 
 fn tls(keys: &Keys<'_>, itself: &Item<'_>) -> Option<Tls> {

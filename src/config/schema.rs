@@ -32,6 +32,8 @@ struct File {
     registries: BTreeMap<String, Registry>,
     /// Which registries may notify us of pushes, by a name of your own: `POST /v1/events/NAME`.
     receivers: Option<BTreeMap<String, Receiver>>,
+    /// SQS queues of ECR's push events, by a name of your own.
+    queues: Option<BTreeMap<String, Queue>>,
     /// What a route says where it does not say it itself.
     defaults: Option<Defaults>,
     /// What goes where. The first route whose `from` matches a source repository has it.
@@ -171,6 +173,28 @@ struct Receiver {
     rewrite: Option<BTreeMap<String, String>>,
     /// Notifications in a second, 1 to 100000. Default: 2000.
     limit: Option<Number>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Queue {
+    /// The URL of the queue: `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`.
+    sqs: String,
+    /// The registry that its events are about.
+    registry: String,
+    /// Role to assume.
+    role_arn: Option<String>,
+    /// External ID for assuming the role.
+    external_id: Option<String>,
+    /// Names the role's session in the audit trail, 2 to 64 characters. Default: blobferry, with
+    /// the id of a CodeBuild build.
+    role_session_name: Option<String>,
+    /// Profile of the AWS config.
+    aws_profile: Option<String>,
+    /// AWS region, where the URL does not tell it.
+    region: Option<String>,
+    /// Address of SQS, for emulators and private endpoints. Default: the host of the URL.
+    endpoint: Option<String>,
 }
 
 /// One rate, or rates by day and time.

@@ -9,6 +9,7 @@
 
 mod copies;
 mod decisions;
+mod queues;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::queues::Consumers;
 use crate::admin;
 use crate::clock;
 use crate::config::{self, Config};
@@ -199,6 +201,7 @@ struct Running {
     stop: Stop,
     watch: JoinSet<()>,
     helpers: JoinSet<()>,
+    consumers: Consumers,
     server: JoinSet<()>,
     server_stop: CancellationToken,
     /// How long the ledger keeps texts.
@@ -224,6 +227,9 @@ impl Running {
         let (events, received) = mpsc::channel(EVENTS);
         let (sender, receiver) = channel::channel(topology);
         let handle = Handle::new(events, board.clone()).counted_by(parts.watch.clone());
+        let queue_metrics = parts.watch.queues.clone();
+        let mut consumers = Consumers::new(handle.clone(), queue_metrics, stop.drain.clone());
+        consumers.adopt(&config.queues);
         let mut helpers = JoinSet::new();
         helpers.spawn(crate::watch::signal::looks(
             look_signals,
@@ -265,6 +271,7 @@ impl Running {
             stop,
             watch,
             helpers,
+            consumers,
             server,
             server_stop,
             retention,
@@ -394,6 +401,7 @@ impl Running {
             "the config was read again"
         );
         self.retention.send_replace(config.daemon.retention);
+        self.consumers.adopt(&config.queues);
         self.config = config;
         self.topology.send_replace(Arc::new(topology));
         self.parts.watch.reloaded(true);
@@ -426,6 +434,7 @@ impl Running {
             let _ = tokio::time::timeout(Duration::from_secs(1), joined(&mut self.watch)).await;
             self.watch.shutdown().await;
         }
+        self.consumers.ended().await;
         self.helpers.shutdown().await;
         self.server_stop.cancel();
         joined(&mut self.server).await;

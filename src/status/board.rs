@@ -35,6 +35,9 @@ pub struct Status {
     pub decisions: Vec<Numbered>,
     /// What is waiting.
     pub queue: QueueStatus,
+    /// Each queue of push events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<MessageQueueStatus>,
     /// What is running now.
     pub jobs: Vec<JobStatus>,
 }
@@ -106,6 +109,27 @@ pub struct QueueStatus {
     pub running: usize,
     /// How long the oldest has waited, in seconds.
     pub oldest_seconds: f64,
+}
+
+/// A queue of push events, as far as it is known.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MessageQueueStatus {
+    /// Its name in the config.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// The registry that its events are about.
+    pub registry: String,
+    /// Whether messages can be received; unknown before the first answer.
+    pub up: Option<bool>,
+    /// What AWS said last, where a call fails.
+    pub trouble: Option<String>,
+    /// Messages that wait; unknown where AWS does not tell.
+    pub depth: Option<u64>,
+    /// Messages that are being worked on here.
+    pub in_hand: usize,
+    /// When a message last came.
+    pub last_message: Option<Timestamp>,
 }
 
 /// A running job.
@@ -192,6 +216,15 @@ impl Board {
             state.positions.insert(route.to_owned(), at);
         }
         change(&mut state.status.routes[at]);
+    }
+
+    /// Changes the entry of a queue of push events.
+    pub fn update_queue(&self, name: &str, change: impl FnOnce(&mut MessageQueueStatus)) {
+        let state = &mut *self.lock();
+        let mut queues = state.status.queues.iter_mut();
+        if let Some(entry) = queues.find(|entry| entry.name == name) {
+            change(entry);
+        }
     }
 
     /// Lists a running job until the guard is dropped.

@@ -1,6 +1,7 @@
 //! What the watch floor counts: looks, the state of tags, what waits.
 
 mod destination;
+pub mod queues;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{
-    Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry,
+    Error, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 use tokio::time::Instant;
 
 use self::destination::DestinationState;
+use self::queues::QueueMetrics;
 use crate::clock;
 use crate::fault::Class;
 use crate::job::{Cause, Outcome, Totals, Trouble};
@@ -50,8 +52,8 @@ pub struct Metrics {
     seen_to_production: HistogramVec,
     looks: IntCounterVec,
     events: IntCounterVec,
-    queue_depth: IntGauge,
-    queue_oldest: Gauge,
+    /// What waits in the queues.
+    pub queues: QueueMetrics,
     config_last_reload_successful: IntGauge,
     state: Arc<Mutex<State>>,
     /// Whether the state folder is gone.
@@ -150,12 +152,7 @@ impl Metrics {
                 "Events by source and what came of them.",
                 &["source", "result"]
             ),
-            queue_depth: register!(IntGauge, "queue_depth", "Looks that wait for their turn."),
-            queue_oldest: register!(
-                Gauge,
-                "queue_oldest_age_seconds",
-                "How long the oldest look has waited for its turn."
-            ),
+            queues: QueueMetrics::new(registry)?,
             config_last_reload_successful: register!(
                 IntGauge,
                 "config_last_reload_successful",
@@ -528,9 +525,8 @@ impl Metrics {
 
     /// The queue as it is now.
     pub fn queue(&self, depth: usize, oldest: Option<Instant>) {
-        self.queue_depth.set(depth as i64);
-        self.queue_oldest
-            .set(oldest.map_or(0.0, |since| since.elapsed().as_secs_f64()));
+        let age = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        self.queues.looks(depth, age);
     }
 
     /// Whether the newest reading of the config was accepted.
@@ -540,6 +536,7 @@ impl Metrics {
 
     /// Brings the ages up to date; called before a scrape.
     pub fn refresh(&self) {
+        self.queues.refresh();
         let state = self.lock();
         let mut oldest: BTreeMap<&str, f64> = BTreeMap::new();
         for ((route, _), place) in &state.destinations {

@@ -8,6 +8,7 @@ mod pass;
 mod pending;
 mod polls;
 pub mod queue;
+pub mod queue_consumer;
 pub mod receiver;
 pub mod resting;
 mod route_health;

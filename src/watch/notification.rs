@@ -15,8 +15,9 @@ use super::event::{Event, PushedTo, Reply, Scope};
 use super::handle::{Busy, Handle, run_id};
 use super::receiver::{Notifier, Push};
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Remarks};
+use crate::job::{Actor, Cause, Look, Outcome, Remarks, Settled};
 use crate::look::PassOptions;
+use crate::oci::Tag;
 
 /// How long a notification waits for room among the events: a sender gives up after some seconds,
 /// and not every one sends again.
@@ -25,6 +26,8 @@ const ROOM: Duration = Duration::from_secs(1);
 /// What became of a notification.
 #[derive(Debug)]
 pub struct Followed {
+    /// The tags that were pushed; empty: none was named.
+    tags: Vec<Tag>,
     queued: oneshot::Receiver<usize>,
     looks: mpsc::UnboundedReceiver<Arc<Look>>,
 }
@@ -36,7 +39,7 @@ pub enum Settlement {
     Ignored,
     /// Every look has ended, and what it found is done or waits for a rule or a person.
     Settled,
-    /// A look or one of its jobs failed.
+    /// A look failed, or its job for a tag that was pushed.
     Failed,
     /// The daemon stopped before a look had ended.
     Interrupted,
@@ -56,23 +59,24 @@ impl Followed {
             let Some(look) = self.looks.recv().await else {
                 return Settlement::Interrupted;
             };
-            settlement = settlement.worse(&look);
+            settlement = settlement.worse(&look, &self.tags);
         }
         settlement
     }
 }
 
 impl Settlement {
-    /// This, or what the look came to if that is worse.
-    fn worse(self, look: &Look) -> Settlement {
+    /// This, or what the look came to for these tags if that is worse. A look may be shared with
+    /// other notifications, whose tags do not count.
+    fn worse(self, look: &Look, tags: &[Tag]) -> Settlement {
         let is_cancelled = |class: &str| class == Class::Cancelled.name();
         let is_interrupted = look.totals.interrupted > 0
             || look
                 .trouble
                 .iter()
                 .any(|trouble| is_cancelled(&trouble.class));
-        let has_failed =
-            !look.trouble.is_empty() || look.jobs.iter().any(|job| job.result == Outcome::Failed);
+        let mut failed = look.jobs.iter().filter(|job| job.result == Outcome::Failed);
+        let has_failed = !look.trouble.is_empty() || failed.any(|job| is_about(job, tags));
         match self {
             Settlement::Interrupted => self,
             _ if is_interrupted => Settlement::Interrupted,
@@ -80,6 +84,17 @@ impl Settlement {
             _ => self,
         }
     }
+}
+
+/// Whether a job is about one of these tags, on either side.
+fn is_about(job: &Settled, tags: &[Tag]) -> bool {
+    let names = |address: &str, tag: &Tag| {
+        address
+            .strip_suffix(tag.as_str())
+            .is_some_and(|rest| rest.ends_with(':'))
+    };
+    let is_of = |tag: &Tag| names(&job.source, tag) || names(&job.destination, tag);
+    tags.is_empty() || tags.iter().any(is_of)
 }
 
 impl Handle {
@@ -111,9 +126,11 @@ impl Handle {
         let (queued, queued_count) = oneshot::channel();
         let (looks, settled) = mpsc::unbounded_channel();
         let reply = Some(Reply { queued, looks });
+        let tags = push.tags.clone();
         self.send_push(notifier, cause, principal, push, reply)
             .await?;
         Ok(Followed {
+            tags,
             queued: queued_count,
             looks: settled,
         })
@@ -162,5 +179,63 @@ impl Handle {
         self.send_within(event, ROOM)
             .await
             .inspect_err(|_| self.count(cause, "limited"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Fault;
+
+    fn job(tag: &str, result: Outcome) -> Settled {
+        Settled {
+            route: "app".into(),
+            source: format!("s.example:5000/app:{tag}"),
+            destination: format!("p.example:5000/app:prod-{tag}"),
+            digest: None,
+            previous_digest: None,
+            cause: Cause::Queue,
+            actor: Actor::daemon(),
+            result,
+            reasons: Vec::new(),
+            error: None,
+            failure: None,
+            unguarded: false,
+            expired: false,
+            gates: Vec::new(),
+            blobs: Default::default(),
+            referrers: Default::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+        }
+    }
+
+    /// A burst becomes one look: a tag that is refused must not keep the messages of the others.
+    #[test]
+    fn a_shared_look_counts_for_the_tags_that_were_pushed() {
+        let look = Look {
+            jobs: vec![job("v1", Outcome::Promoted), job("v2", Outcome::Failed)],
+            ..Look::default()
+        };
+        let of = |look: &Look, tags: &[&str]| {
+            let tags: Vec<Tag> = tags.iter().map(|tag| tag.parse().unwrap()).collect();
+            Settlement::Settled.worse(look, &tags)
+        };
+        assert_eq!(of(&look, &["v1"]), Settlement::Settled);
+        assert_eq!(of(&look, &["2"]), Settlement::Settled);
+        assert_eq!(of(&look, &["v2"]), Settlement::Failed);
+        assert_eq!(of(&look, &["v1", "v2"]), Settlement::Failed);
+        assert_eq!(
+            of(&look, &["prod-v2"]),
+            Settlement::Failed,
+            "of the destination"
+        );
+        assert_eq!(of(&look, &[]), Settlement::Failed, "no tag was named");
+        let blind = Look::failed(&Fault::retryable("down"));
+        assert_eq!(of(&blind, &["v1"]), Settlement::Failed);
+        let stopped = Look::interrupted();
+        assert_eq!(of(&stopped, &["v1"]), Settlement::Interrupted);
     }
 }

@@ -42,6 +42,7 @@ mod naming;
 mod naming_program;
 mod orders;
 mod promote;
+mod queues;
 mod receivers;
 mod referrers;
 mod refused;

@@ -3,93 +3,11 @@
 //!
 //! moto has no data plane: a real registry with the password that moto hands out stands beside it.
 
-use std::process::{Child, Command, Stdio};
-
 use serde_json::{Value, json};
 
 use crate::support::ecr::HOME;
-use crate::support::registry::installed;
+use crate::support::moto::Moto;
 use crate::support::*;
-
-/// A running moto.
-struct Moto {
-    child: Child,
-    url: String,
-    http: reqwest::Client,
-}
-
-impl Moto {
-    async fn start() -> Moto {
-        let program = installed(
-            &["moto_server", "../python/bin/moto_server"],
-            "pip install 'moto[server,ecr]' into target/tools/python",
-        );
-        let port = free_port();
-        let child = Command::new(program)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("moto starts");
-        let moto = Moto {
-            child,
-            url: format!("http://127.0.0.1:{port}"),
-            http: reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .expect("a client"),
-        };
-        eventually("moto answers", async || {
-            moto.http
-                .get(format!("{}/moto-api/data.json", moto.url))
-                .send()
-                .await
-                .ok()
-        })
-        .await;
-        moto
-    }
-
-    /// One call, signed for the look of it: moto finds its service there.
-    async fn call(&self, action: &str, body: Value) -> Value {
-        let signed = "AWS4-HMAC-SHA256 Credential=AKID/20261121/eu-west-1/ecr/aws4_request, SignedHeaders=host, Signature=0";
-        let request = self
-            .http
-            .post(&self.url)
-            .header("authorization", signed)
-            .header("content-type", "application/x-amz-json-1.1");
-        let request = request
-            .header(
-                "x-amz-target",
-                format!("AmazonEC2ContainerRegistry_V20150921.{action}"),
-            )
-            .body(body.to_string());
-        let answer = request.send().await.expect("moto answers");
-        let status = answer.status();
-        let text = answer.text().await.expect("an answer's body");
-        assert!(status.is_success(), "{action}: {status} {text}");
-        serde_json::from_str(&text).expect("JSON")
-    }
-
-    /// Tells moto of an image that the registry holds: it stores a digest that it is given.
-    async fn know(&self, repository: &str, tag: &str, image: &Image) {
-        let root = image.documents.last().expect("an image has a manifest");
-        let text = String::from_utf8(root.bytes.to_vec()).expect("a manifest is text");
-        self.call(
-            "PutImage",
-            json!({"repositoryName": repository, "imageTag": tag, "imageManifest": text, "imageManifestMediaType": root.media_type, "imageDigest": root.digest}),
-        )
-        .await;
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn registry() -> Registry {
     Program::Distribution3
@@ -102,15 +20,6 @@ fn client(registry: &Registry) -> Client {
     registry
         .client()
         .with_basic("AWS", &format!("{HOME}-auth-token"))
-}
-
-fn with_identity(ferry: Ferry, moto: &Moto) -> Ferry {
-    ferry
-        .with_env("AWS_ACCESS_KEY_ID", "AKIDBUILDER")
-        .with_env("AWS_SECRET_ACCESS_KEY", "secret-of-the-builder")
-        .with_env("AWS_REGION", "eu-west-1")
-        .with_env("AWS_ENDPOINT_URL_STS", &moto.url)
-        .with_env("AWS_EC2_METADATA_DISABLED", "true")
 }
 
 fn config(moto: &Moto, registry: &Registry, route: Value) -> Config {
@@ -140,7 +49,8 @@ async fn the_pipeline_step_runs_against_moto_and_a_real_registry() {
         moto.call("CreateRepository", json!({"repositoryName": repository}))
             .await;
     }
-    let ferry = with_identity(Ferry::bare(), &moto)
+    let ferry = Ferry::bare()
+        .with_aws_identity(&moto)
         .with_env("DOCKER_REG", registry.address())
         .with_env("AWS_ENDPOINT_URL_ECR", &moto.url)
         .with_env("STAGING_IMAGE_NAME", "staging-demo-app")
@@ -173,7 +83,8 @@ async fn what_moto_lists_is_what_is_promoted() {
         moto.know(repository, "v1", &old).await;
     }
     moto.know("staging-demo-app", "v2", &new).await;
-    let run = with_identity(Ferry::new(&config(&moto, &registry, json!({}))), &moto)
+    let run = Ferry::new(&config(&moto, &registry, json!({})))
+        .with_aws_identity(&moto)
         .sync(&[])
         .await
         .expect(0);
@@ -197,7 +108,8 @@ async fn moto_takes_the_repositories_that_are_created() {
     .await;
     moto.know("staging-demo-app", "v1", &image).await;
     let template = json!({"create": "template", "template": {"immutable": true, "except": ["latest"], "scan_on_push": true, "kms": true, "resource_tags": {"team": "demo"}}});
-    with_identity(Ferry::new(&config(&moto, &registry, template)), &moto)
+    Ferry::new(&config(&moto, &registry, template))
+        .with_aws_identity(&moto)
         .sync(&[])
         .await
         .expect(0);

@@ -210,6 +210,25 @@ fn everything_said_arrives() {
 }
 
 #[test]
+fn a_queue_has_the_region_of_its_url_unless_it_says_otherwise() {
+    let file = format!(
+        "queues:\n  near: {{sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/a, registry: s, aws_profile: build}}\n  \
+         far: {{sqs: http://127.0.0.1:5000/123456789012/b, registry: p, region: us-east-1, role_arn: 'arn:aws:iam::1:role/r', external_id: x}}\n{REST}"
+    );
+    let config = parse(&file);
+    let [near, far] = &config.queues[..] else {
+        panic!("{:?}", config.queues)
+    };
+    assert_eq!((&*near.name, &*near.notifier.registry), ("near", "s"));
+    assert_eq!(near.queue.region(), Some("eu-west-1"));
+    assert_eq!(near.queue.identity.profile.as_deref(), Some("build"));
+    assert_eq!((&*far.name, &*far.notifier.registry), ("far", "p"));
+    assert_eq!(far.queue.region(), Some("us-east-1"));
+    assert_eq!(far.queue.identity.external_id.as_deref(), Some("x"));
+    assert_eq!(far.queue.address.account(), Some("123456789012"));
+}
+
+#[test]
 fn auth_is_found_from_host_and_companions() {
     let table = [
         (
@@ -400,7 +419,7 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 8] = [
+    let places: [Place; 9] = [
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
@@ -409,6 +428,9 @@ fn the_schema_names_the_very_keys_that_are_read() {
         }),
         ("Window", |key| {
             format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
+        }),
+        ("Queue", |key| {
+            format!("registries: {{s: {{url: https://s.example}}}}\nqueues: {{q: {{{key}}}}}\n")
         }),
         ("Defaults", |key| format!("defaults: {{{key}}}\n")),
         ("Route", |key| format!("routes: [{{{key}}}]\n")),

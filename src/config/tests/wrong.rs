@@ -39,7 +39,7 @@ const WHOLE: &[(&str, &str)] = &[
     ),
     (
         "registry: {}\n",
-        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, receivers, defaults, routes",
+        "1:1: registries: is missing: name those that the routes read and write\n1:1: routes: is missing: say what goes where\n1:1: registry: unknown key; known here: daemon, registries, receivers, queues, defaults, routes",
     ),
     (
         "registries: [a]\nroutes: {a: b}\n",
@@ -431,6 +431,56 @@ const ROUTES: &[(&str, &str)] = &[
     ),
 ];
 
+/// Keys of a queue `q`, from line 7 and column 5 on.
+const QUEUES: &[(&str, &str)] = &[
+    (
+        "registry: s\n",
+        "7:5: queues.q.sqs: is missing: the URL of the queue",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n",
+        "7:5: queues.q.registry: is missing: the registry that its events are about",
+    ),
+    (
+        "sqs: ecr-pushes\n    registry: s\n",
+        "7:10: queues.q.sqs: is not the URL of a queue (https://sqs.REGION.amazonaws.com/ACCOUNT/NAME)",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: z\n",
+        "8:15: queues.q.registry: there is no registry \"z\"",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: folder\n",
+        "8:15: queues.q.registry: is a folder of layouts, which sends no events",
+    ),
+    (
+        "sqs: http://localhost:4566/000000000000/q\n    registry: s\n",
+        "7:5: queues.q.region: is missing: the URL does not tell it",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n    external_id: x\n    rgion: y\n",
+        "9:18: queues.q.external_id: only means something with role_arn\n10:5: queues.q.rgion: unknown key; did you mean \"region\"?",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n    endpoint: nowhere\n    region: Ireland\n    role_arn: x\n",
+        "9:15: queues.q.endpoint: is not https://host[:port] or http://host[:port]\n10:13: queues.q.region: \"Ireland\" is not a region (example: eu-west-1)\n11:15: queues.q.role_arn: \"x\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n  r:\n    sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: p\n",
+        "10:5: queues.r.sqs: is the URL of the queue q, too",
+    ),
+    (
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n  looks:\n    sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/r\n    registry: p\n",
+        "9:3: queues.looks: is not a name for a queue (1 to 64 letters, digits, _ . -, starting with a letter or digit; not looks)",
+    ),
+];
+
+fn queue_file(keys: &str) -> String {
+    let registries = "registries:\n  p: {url: https://p.example}\n  s: {url: https://s.example}\n  folder: {url: layout:/x}\n";
+    let routes = "routes:\n  - {from: s/app, to: p/app, tags: {include: latest}}\n";
+    format!("{registries}queues:\n  q:\n    {keys}{routes}")
+}
+
 fn routes_file(routes: &str) -> String {
     let registries = ["s", "p", "r"]
         .map(|name| format!("  {name}: {{url: https://{name}.example}}\n"))
@@ -464,6 +514,11 @@ fn receivers_that_are_wrong_are_refused_with_place_and_reason() {
 #[test]
 fn registries_that_are_wrong_are_refused_with_place_and_reason() {
     assert_complaints(REGISTRY, registry_file);
+}
+
+#[test]
+fn queues_that_are_wrong_are_refused_with_place_and_reason() {
+    assert_complaints(QUEUES, queue_file);
 }
 
 #[test]

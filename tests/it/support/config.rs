@@ -68,6 +68,18 @@ impl Config {
         self
     }
 
+    /// A queue of push events about staging.
+    pub fn queue(self, name: &str, url: &str) -> Config {
+        self.queue_with(name, url, json!({}))
+    }
+
+    /// A queue with more keys than its URL.
+    pub fn queue_with(mut self, name: &str, url: &str, more: Value) -> Config {
+        let usual = json!({"sqs": url, "registry": "staging", "region": "eu-west-1"});
+        self.body["queues"][name] = merged(usual, more);
+        self
+    }
+
     /// Sets a key of `daemon`.
     pub fn daemon(mut self, key: &str, value: Value) -> Config {
         self.body["daemon"][key] = value;

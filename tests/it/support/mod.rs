@@ -12,6 +12,7 @@ pub mod ecr;
 pub mod image;
 pub mod layout;
 pub mod memory;
+pub mod moto;
 pub mod prometheus;
 pub mod proxy;
 pub mod registry;

@@ -1,0 +1,121 @@
+//! What registries and queues say about AWS: region, account, credentials.
+
+use url::Url;
+
+use super::section::{Item, optional};
+use crate::aws::Identity;
+
+/// The keys that choose credentials.
+pub(super) struct IdentityKeys<'k, 'a> {
+    pub(super) role_arn: &'k Option<Item<'a>>,
+    pub(super) external_id: &'k Option<Item<'a>>,
+    pub(super) role_session_name: &'k Option<Item<'a>>,
+    pub(super) aws_profile: &'k Option<Item<'a>>,
+}
+
+impl IdentityKeys<'_, '_> {
+    /// `None` after a complaint. `itself` is what the keys belong to.
+    pub(super) fn read(&self, itself: &Item<'_>) -> Option<Identity> {
+        let of_a_role = [self.external_id, self.role_session_name];
+        for item in of_a_role.into_iter().flatten() {
+            if self.role_arn.is_none() {
+                item.wrong("only means something with role_arn");
+            }
+        }
+        let named = optional(self.role_session_name, |item| item.parse(session_name));
+        let of_the_build = || session_of_the_build(itself.reader().env);
+        let role_arn = optional(self.role_arn, |item| item.parse(arn));
+        let external_id = optional(self.external_id, Item::word);
+        let profile = optional(self.aws_profile, Item::word);
+        Some(Identity {
+            profile: profile?,
+            role_arn: role_arn?,
+            external_id: external_id?,
+            session_name: named?.or_else(of_the_build),
+        })
+    }
+}
+
+pub(super) fn region(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "\"{}\" is not a region (example: eu-west-1)",
+            shown(text)
+        ))
+    }
+}
+
+/// The name of a role's session, as the audit trail shows it.
+fn session_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    let valid = (2..=64).contains(&text.len()) && text.chars().all(fits);
+    let wrong = || {
+        format!(
+            "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
+            shown(text)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
+}
+
+/// Inside a build the audit trail shows which one it was.
+fn session_of_the_build(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let build = env("CODEBUILD_BUILD_ID")?;
+    let name = format!("blobferry-{build}").replace(
+        |c: char| !(c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)),
+        "-",
+    );
+    Some(name.chars().take(64).collect())
+}
+
+pub(super) fn arn(text: &str) -> Result<String, String> {
+    let valid = text.starts_with("arn:")
+        && text.split(':').count() >= 6
+        && !text.contains(char::is_whitespace);
+    let wrong = || {
+        format!(
+            "\"{}\" is not an ARN (example: arn:aws:iam::123456789012:role/promoter)",
+            shown(text)
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
+}
+
+pub(super) fn account(text: &str) -> Result<String, String> {
+    let valid = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("\"{}\" is not an account (12 digits)", shown(text)))
+    }
+}
+
+pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let plain = url.filter(|url| {
+        url.username().is_empty() && url.password().is_none() && url.query().is_none()
+    });
+    plain
+        .map(|_| text.to_owned())
+        .ok_or("is not https://host[:port] or http://host[:port]")
+}
+
+fn shown(text: &str) -> String {
+    crate::fault::clip(text, 100)
+}
