@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use jiff::SignedDuration;
 
 use crate::ecr;
 use crate::endpoint::{
@@ -185,6 +186,10 @@ impl Source for Repository {
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
         either!(self, repository => repository.abilities())
+    }
+
+    fn clock_skew(&self) -> Option<SignedDuration> {
+        either!(self, repository => repository.clock_skew())
     }
 
     async fn always_mounts(&self) -> bool {

@@ -10,7 +10,7 @@
 //! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
 //! | 6 | [`watch`] | poll, ping, receivers, queues, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
-//! | 4 | [`transfer`] | job → survey → plan → carry → verdict → name → outcome |
+//! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → outcome; the judgements before a name |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
@@ -19,7 +19,8 @@
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
 //! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
-//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate) and [`user`] (the names of users).
+//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`week`] (hours of the
+//! week) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod aws;
@@ -35,6 +36,7 @@ pub mod demo;
 pub mod ecr;
 pub mod endpoint;
 pub mod fault;
+pub mod gate;
 pub mod index;
 pub mod job;
 pub mod layout;
@@ -56,6 +58,7 @@ pub mod token_bucket;
 pub mod transfer;
 pub mod user;
 pub mod watch;
+pub mod week;
 
 /// The revision that was built, as the build script found it; `unknown` outside of a repository.
 pub const REVISION: &str = env!("BLOBFERRY_REVISION");

@@ -43,11 +43,9 @@ impl Check {
             lines.line(describe(route, &routes, style));
         }
         let warnings = routes.0.iter().flat_map(|route| {
-            route
-                .selection
-                .idle_rules()
-                .into_iter()
-                .map(move |text| (route, text))
+            let mut texts = route.selection.idle_rules();
+            texts.extend(route.gates.warnings());
+            texts.into_iter().map(move |text| (route, text))
         });
         for (route, text) in warnings {
             lines.line(shown(
@@ -105,7 +103,12 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
         Drift::Keep => "one that was changed there stays changed",
         Drift::Restore => "one that was changed there is restored",
     };
-    text.push_str(&format!("\n  {existing}, {drift}\n"));
+    text.push_str(&format!("\n  {existing}, {drift}"));
+    let gates: Vec<&str> = route.gates.kinds().iter().map(|gate| gate.name()).collect();
+    if !gates.is_empty() {
+        text.push_str(&format!("\n  gates {}", gates.join(", ")));
+    }
+    text.push('\n');
     text
 }
 
@@ -210,6 +213,7 @@ mod tests {
             existing: Existing::Keep,
             drift: Drift::Restore,
             create: Create::Never,
+            gates: Default::default(),
         }
     }
 

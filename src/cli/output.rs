@@ -418,6 +418,7 @@ pub(super) mod tests {
             unguarded: false,
             expired: false,
             gates: Vec::new(),
+            gated: None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::reference::Named;
 use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
-use crate::job::{Progress, Settled};
+use crate::job::{Gates, Progress, Settled};
 use crate::ledger::RunFacts;
 use crate::look::topology::Topology;
 use crate::parts::{Parts, facts};
@@ -114,6 +114,13 @@ impl Context {
         let topology = self.topology.as_deref();
         let routes = topology.map(|topology| Directory::of_world(topology).routes_to(named));
         routes.unwrap_or_default().into()
+    }
+
+    /// The gates of the route that leads there; none where no route does.
+    pub(super) fn gates(&self, named: &Named) -> Arc<Gates> {
+        let topology = self.topology.as_deref();
+        let route = topology.and_then(|topology| Directory::of_world(topology).route_to(named));
+        route.map(|route| route.gates.clone()).unwrap_or_default()
     }
 
     /// How what comes of an act is recorded and shown.

@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::endpoint::Source as _;
 use crate::fault::{Class, Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled,
-    TagId, TagRules, TagState, Totals,
+    Actor, Cause, Companions, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks, Report,
+    Settled, TagId, TagRules, TagState, Totals,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
@@ -126,6 +126,7 @@ async fn copied(
         .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let job = Job {
         routes: context.routes_to(&way.destination),
+        gates: context.gates(&way.destination),
         ..way.job(request, (&from, &to), actor, started)
     };
     let facts = async {
@@ -160,10 +161,11 @@ async fn copied(
         .await;
     let unguarded = !context.is_routed(&way.destination);
     let looks = [settled].into_iter().chain(kept).map(|settled| {
-        as_look(Settled {
+        let settled = Settled {
             unguarded,
             ..settled
-        })
+        };
+        as_look(settled, &way.source_tag)
     });
     Ok(Report::new(
         &settle.facts.run_id,
@@ -266,6 +268,7 @@ impl Way {
                 moving: self.tag.as_str() == "latest",
                 ..TagRules::default()
             },
+            gates: Arc::default(),
             source: TagState::Unknown,
             destination: TagState::Unknown,
             destination_via: ObservedVia::Tag,
@@ -301,12 +304,17 @@ impl Way {
     }
 }
 
-fn as_look(settled: Settled) -> Look {
+fn as_look(settled: Settled, tag: &Tag) -> Look {
+    let named = NamedTag {
+        name: tag.clone(),
+        missing: None,
+    };
     let mut totals = Totals::default();
     totals.add(settled.result);
     let found = settled.result != Outcome::Gone;
     Look {
         totals,
+        named: vec![named],
         jobs: vec![settled],
         found,
         ..Look::default()

@@ -118,6 +118,12 @@ impl<'a> Directory<'a> {
         leading.map(|route| route.name.clone()).collect()
     }
 
+    /// The first route that writes to the repository.
+    pub(super) fn route_to(&self, named: &Named) -> Option<&'a Route> {
+        let first = self.routes_to(named).into_iter().next()?;
+        self.routes.iter().find(|route| route.name == first)
+    }
+
     fn is_used(&self, registry: &str, repository: &RepositoryName, side: Side) -> bool {
         self.routes.iter().any(|route| match side {
             Side::Source => {

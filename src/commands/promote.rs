@@ -29,8 +29,8 @@ use crate::ecr;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::{Fault, shown};
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, ObservedVia, Outcome, Remarks, Report, Settled,
-    TagId, TagRules, TagState, Trouble,
+    Actor, Cause, Companions, Gates, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks,
+    Report, Settled, TagId, TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Host, Tag};
 use crate::parts::Parts;
@@ -310,6 +310,7 @@ async fn promoted(
             routes: context.routes_to(&way.to),
             began: started,
             kept: Mutex::default(),
+            gates: context.gates(&way.to),
         };
         let unguarded = step.routes.is_empty();
         async move {
@@ -383,6 +384,8 @@ struct Step<'a> {
     began: Timestamp,
     /// Companion tags that stay as they are.
     kept: Mutex<Vec<Settled>>,
+    /// Of the route that leads there.
+    gates: Arc<Gates>,
 }
 
 /// What the listings show.
@@ -420,12 +423,17 @@ impl Step<'_> {
         );
         let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await
         {
-            Ok(None) => return self.look([self.carry(tag, there, &listed, &Arc::default()).await]),
+            Ok(None) => {
+                return self.named(
+                    tag,
+                    [self.carry(tag, there, &listed, &Arc::default()).await],
+                );
+            }
             Ok(Some(reason)) => gone(reason),
             Err(fault) => Completion::failed(fault, 0),
         };
         let job = self.job(tag, there, &listed, &Arc::default());
-        self.look([self.settled(&job, tag, there, elsewhere).await])
+        self.named(tag, [self.settled(&job, tag, there, elsewhere).await])
     }
 
     /// Every tag, fixed ones first.
@@ -599,6 +607,7 @@ impl Step<'_> {
                 moving: is_moving(there),
                 ..TagRules::default()
             },
+            gates: self.gates.clone(),
             source: source
                 .and_then(|tag| tag.digest)
                 .map_or(TagState::Unknown, TagState::At),
@@ -623,6 +632,18 @@ impl Step<'_> {
             companions: listed.companions.clone(),
             rank: crate::job::Rank::Named,
             max_wait: crate::job::LONG_WAIT,
+        }
+    }
+
+    /// A look at a tag that was asked for by its name.
+    fn named(&self, tag: &Tag, settled: [Settled; 1]) -> Look {
+        let named = NamedTag {
+            name: tag.clone(),
+            missing: None,
+        };
+        Look {
+            named: vec![named],
+            ..self.look(settled)
         }
     }
 

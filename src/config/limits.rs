@@ -2,13 +2,13 @@
 
 use std::num::NonZeroUsize;
 
-use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 
 use super::section::{Item, Section, optional};
 use super::units;
 use crate::fault::clip;
-use crate::transfer::bandwidth::{DAY, Days, Plan, Window};
+use crate::transfer::bandwidth::{Plan, Window};
+use crate::week::{self, DAY, Days, Hours};
 
 /// Most requests at once to one registry.
 const MOST_AT_ONCE: usize = 256;
@@ -81,9 +81,11 @@ fn bandwidth(item: &Item<'_>) -> Option<Plan> {
         return None;
     }
     let windows: Vec<Option<Window>> = items.iter().map(window).collect();
-    let covered = windows
-        .iter()
-        .position(|window| window.as_ref().is_some_and(Window::is_always));
+    let covered = windows.iter().position(|window| {
+        window
+            .as_ref()
+            .is_some_and(|window| window.hours.is_always())
+    });
     if let Some(hidden) = covered.and_then(|covered| items.get(covered + 1)) {
         hidden.wrong(
             "never holds: the window before it always does, and the first that holds counts",
@@ -112,12 +114,12 @@ fn window(item: &Item<'_>) -> Option<Window> {
         (None, Some(_)) => complain(item, "from", "is missing: to needs it"),
     };
     let (from, to) = times?;
-    Some(Window {
+    let hours = Hours {
         days: days?.unwrap_or(Days::ALL),
         from,
         to,
-        rate: rate?,
-    })
+    };
+    Some(Window { hours, rate: rate? })
 }
 
 fn complain<T>(item: &Item<'_>, key: &str, text: &str) -> Option<T> {
@@ -127,37 +129,15 @@ fn complain<T>(item: &Item<'_>, key: &str, text: &str) -> Option<T> {
 
 fn times(from: &Item<'_>, to: &Item<'_>) -> Option<(u16, u16)> {
     // Both are parsed before either ends the function, so that both are reported.
-    let begin = from.parse(|text| time(text, DAY - 1));
-    let end = to.parse(|text| time(text, DAY));
+    let begin = from.parse(|text| week::time(text, DAY - 1));
+    let end = to.parse(|text| week::time(text, DAY));
     let begin = begin?;
     let end = end?;
-    if begin == end {
+    let span = week::span(begin, end);
+    if span.is_none() {
         to.wrong("is the time at which the window begins; leave both away for the whole day");
-        return None;
     }
-    // The end of the day is the start of the next.
-    Some((begin, if end == 0 { DAY } else { end }))
-}
-
-/// Minutes since midnight.
-fn time(text: &str, most: u16) -> Result<u16, String> {
-    let number = |text: &str| {
-        (text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()))
-            .then(|| text.parse().ok())?
-    };
-    let parts = text
-        .trim()
-        .split_once(':')
-        .and_then(|(hour, minute)| Some((number(hour)?, number(minute)?)));
-    let minutes = parts
-        .filter(|(_, minute): &(u16, u16)| *minute < 60)
-        .map(|(hour, minute)| hour * 60 + minute);
-    minutes.filter(|minutes| *minutes <= most).ok_or_else(|| {
-        format!(
-            "\"{}\" is not a time of day (example: 08:00)",
-            clip(text, 100)
-        )
-    })
+    span
 }
 
 fn amount(text: &str) -> Result<Option<u64>, String> {
@@ -176,70 +156,7 @@ fn days(item: &Item<'_>) -> Option<Days> {
         return None;
     }
     items.iter().try_fold(Days::NONE, |days, item| {
-        item.parse(stretch)
+        item.parse(week::stretch)
             .map(|(first, last)| days.and(first, last))
     })
-}
-
-fn stretch(text: &str) -> Result<(Weekday, Weekday), String> {
-    let (first, last) = text
-        .trim()
-        .split_once('-')
-        .unwrap_or((text.trim(), text.trim()));
-    let days = weekday(first.trim_end()).zip(weekday(last.trim_start()));
-    days.ok_or_else(|| {
-        format!(
-            "\"{}\" is no day and no stretch of days (examples: sat, mon-fri)",
-            clip(text, 100)
-        )
-    })
-}
-
-fn weekday(text: &str) -> Option<Weekday> {
-    let day = match text.to_ascii_lowercase().as_str() {
-        "mon" => Weekday::Monday,
-        "tue" => Weekday::Tuesday,
-        "wed" => Weekday::Wednesday,
-        "thu" => Weekday::Thursday,
-        "fri" => Weekday::Friday,
-        "sat" => Weekday::Saturday,
-        "sun" => Weekday::Sunday,
-        _ => return None,
-    };
-    Some(day)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_and_days_are_read_strictly() {
-        for (text, minutes) in [
-            ("00:00", 0),
-            ("08:30", 510),
-            (" 23:59 ", 1439),
-            ("24:00", 1440),
-        ] {
-            assert_eq!(time(text, DAY), Ok(minutes), "{text}");
-        }
-        for bad in [
-            "", "8:00", "08:60", "24:01", "25:00", "08", "08:00:00", "+8:00", "ab:cd", "99:99",
-        ] {
-            assert!(time(bad, DAY).is_err(), "{bad}");
-        }
-        assert!(
-            time("24:00", DAY - 1).is_err(),
-            "no window begins when the day is over"
-        );
-        assert_eq!(stretch("mon-fri"), Ok((Weekday::Monday, Weekday::Friday)));
-        assert_eq!(
-            stretch("Sat - mon"),
-            Ok((Weekday::Saturday, Weekday::Monday))
-        );
-        assert_eq!(stretch("sun"), Ok((Weekday::Sunday, Weekday::Sunday)));
-        for bad in ["", "monday", "mon-", "-", "mon-fri-sun", "mon,tue"] {
-            assert!(stretch(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -18,6 +18,7 @@
 
 mod aws;
 mod daemon;
+mod gates;
 mod limits;
 mod problem;
 mod queues;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::gates;
 use super::problem::hint;
 use super::section::{Item, Section};
 use crate::ecr;
@@ -31,6 +32,7 @@ struct Rules {
     drift: Option<Drift>,
     create: Option<Creates>,
     template: Option<Arc<ecr::Template>>,
+    gates: gates::Written,
 }
 
 /// How a missing repository comes to be, as it is written.
@@ -122,6 +124,10 @@ fn rules(keys: &mut Section<'_>) -> Rules {
     rules.drift = keys
         .item("drift")
         .and_then(|item| item.one_of([("keep", Drift::Keep), ("restore", Drift::Restore)]));
+    rules.gates = keys
+        .item("gates")
+        .map(|item| gates::read(&item))
+        .unwrap_or_default();
     rules
 }
 
@@ -359,6 +365,7 @@ fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &R
         existing,
         drift,
         create,
+        gates: gates::merged(own.gates, &defaults.gates),
     }
 }
 

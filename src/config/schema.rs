@@ -243,6 +243,8 @@ struct Defaults {
     create: Option<Create>,
     /// How repositories are set up that `create: template` makes.
     template: Option<Template>,
+    /// What must be so before a tag moves. Those of defaults and of a route merge gate by gate.
+    gates: Option<Gates>,
 }
 
 #[derive(JsonSchema)]
@@ -264,6 +266,8 @@ struct Route {
     create: Option<Create>,
     /// How repositories are set up that `create: template` makes.
     template: Option<Template>,
+    /// What must be so before a tag moves. Those of defaults and of a route merge gate by gate.
+    gates: Option<Gates>,
 }
 
 #[derive(JsonSchema)]
@@ -307,6 +311,66 @@ struct Tags {
     newest: Option<Number>,
     /// Tags that may name another digest later. Default: latest.
     moving: Option<OneOrMany>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Gates {
+    /// Artifact types that must be attached to the image.
+    referrers: Option<OneOrMany>,
+    /// How long ago staging must have been first seen to name the digest: `24h`.
+    min_age: Option<String>,
+    /// When tags move.
+    window: Option<OrOff<OpenWindow>>,
+    /// A program that judges: exit code 0 pass, 75 wait, any other refuse.
+    command: Option<OrOff<Program>>,
+    /// A service that judges: 200 with `{"verdict":"pass|wait|refuse","reason":"…"}`.
+    http: Option<OrOff<Service>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Program {
+    /// The program and its arguments. The question comes on its standard input, as JSON.
+    run: OneOrMany,
+    /// How long it may take, at most 5m. Default: 60s.
+    timeout: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Service {
+    /// Where the question is posted, as JSON.
+    url: String,
+    /// File with the bearer token that is sent along.
+    token_file: Option<String>,
+    /// How long it may take, at most 5m. Default: 10s.
+    timeout: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct OpenWindow {
+    /// The time zone of days and times: `Europe/Zurich`. Default: this machine's.
+    zone: Option<String>,
+    /// Hours in which tags move: `mon-fri 09:00-16:00`, or a list of such. Default: always.
+    open: Option<OneOrMany>,
+    /// Days on which none moves: `2026-12-24`, `2026-12-15/2027-01-05`, or a list of such.
+    closed: Option<OneOrMany>,
+}
+
+/// A gate, or `off` for none.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum OrOff<T> {
+    Gate(T),
+    Off(Off),
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Off {
+    Off,
 }
 
 /// One, or a list.

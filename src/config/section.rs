@@ -107,6 +107,11 @@ impl<'a> Item<'a> {
         })
     }
 
+    /// Whether it is this very word.
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        matches!(&self.node.value, Value::Text(text) if text.trim() == word)
+    }
+
     /// `true` or `false`.
     pub(super) fn truth(&self) -> Option<bool> {
         self.one_of([("true", true), ("false", false)])

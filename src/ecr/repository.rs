@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -636,6 +637,10 @@ impl Source for Repository {
 }
 
 impl Destination for Repository {
+    fn clock_skew(&self) -> Option<SignedDuration> {
+        self.inner.clock_skew()
+    }
+
     fn abilities(&self) -> Abilities {
         // The status of a session says nothing, but a chunk in the wrong place tells the true
         // offset.

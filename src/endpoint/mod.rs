@@ -7,6 +7,7 @@
 //! what should not happen is a [`Fault`]. A 404 alone means absent; every other failure is
 //! "unknown".
 
+mod clock_skew;
 pub mod rate_limit;
 
 use std::fmt;
@@ -18,8 +19,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
+pub use self::clock_skew::ClockSkew;
 use crate::fault::Fault;
 use crate::oci::{self, Descriptor, Digest, Manifest, MediaType, RepositoryName, Target};
 
@@ -408,6 +410,11 @@ pub trait Source: Clone + Send + Sync + 'static {
 pub trait Destination: Source {
     /// How it takes uploads.
     fn abilities(&self) -> Abilities;
+
+    /// Our clock minus the registry's, by its last answer. `None`: it has no clock.
+    fn clock_skew(&self) -> Option<SignedDuration> {
+        None
+    }
 
     /// Whether a mount of a blob that may be mounted surely works, so that it is worth waiting for.
     fn always_mounts(&self) -> impl Future<Output = bool> + Send {

@@ -3,8 +3,10 @@
 //! Names and shapes here are the ones of reports, the ledger and the HTTP API.
 
 mod actor;
+pub mod gates;
 mod progress;
 mod report;
+mod verdict;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -15,8 +17,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::actor::{Actor, NotARemark, Remark, Remarks};
+pub use self::gates::{GateKind, Gates};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
 pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble};
+pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
 use crate::endpoint::{Abilities, Origin};
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -252,6 +256,8 @@ pub struct Job {
     pub routes: Arc<[Arc<str>]>,
     /// The rules of the route for this tag.
     pub rules: TagRules,
+    /// The gates of the route.
+    pub gates: Arc<Gates>,
     /// What the look saw at the source.
     pub source: TagState,
     /// What the look saw at the destination.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, BlobCounts, Cause, Outcome, ReferrerCounts};
+use super::{Actor, BlobCounts, Cause, Gated, Judgement, Outcome, ReferrerCounts};
 use crate::fault::{Class, Fault};
 use crate::oci::{Digest, Tag};
 
@@ -77,9 +77,12 @@ pub struct Settled {
     /// The failure of this very attempt, for what decides when to try again.
     #[serde(skip)]
     pub failure: Option<Failure>,
-    /// Verdicts of gates. A route has no gates yet: the list is empty.
+    /// Verdicts of gates.
     #[serde(default)]
-    pub gates: Vec<serde_json::Value>,
+    pub gates: Vec<Judgement>,
+    /// That gates kept it from its tag, for what decides when to look again.
+    #[serde(skip)]
+    pub gated: Option<Gated>,
     /// Its blobs.
     pub blobs: BlobCounts,
     /// Its referrers and companion tags.

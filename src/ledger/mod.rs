@@ -33,6 +33,7 @@ use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
 mod chain;
 mod decisions;
+mod first_seen;
 mod raw;
 mod retention;
 mod rows;

@@ -10,7 +10,7 @@ pub(super) const SCHEMA: Schema = Schema {
     durable: true,
     application: 0x62_66_6c_67,
     migrations: &[
-        VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6,
+        VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7,
     ],
     fill: super::chain::seal,
 };
@@ -130,4 +130,15 @@ const VERSION_6: &str = "
 
     -- rises with each decision
     ALTER TABLE identity ADD COLUMN decisions INTEGER NOT NULL DEFAULT 0;
+";
+
+const VERSION_7: &str = "
+    -- when staging was first seen to name a digest, for the gate min_age
+    CREATE TABLE first_seen (
+        origin TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (origin, repository, digest)
+    ) STRICT, WITHOUT ROWID;
 ";

@@ -65,6 +65,7 @@ fn settled(result: Outcome, n: u8) -> Settled {
         unguarded: false,
         expired: false,
         gates: Vec::new(),
+        gated: None,
     }
 }
 

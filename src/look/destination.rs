@@ -338,6 +338,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             key: self.key(tag),
             routes: Arc::from([look.route.name.clone()]),
             rules: look.route.rules_for(tag),
+            gates: look.route.gates.clone(),
             source: compared.source,
             destination: compared.destination,
             destination_via: compared.destination_via,

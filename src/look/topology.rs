@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{self, Backend};
 use crate::endpoint::{Origin, Repositories, Source};
 use crate::fault::Fault;
-use crate::job::{Key, TagRules};
+use crate::job::Key;
 use crate::ledger::RunFacts;
 use crate::oci::RepositoryName;
 use crate::route::{Naming, Route, Routes};
 use crate::status::metrics::Metrics;
 use crate::transfer::Engine;
+use crate::transfer::retry::RulesInForce;
 
 /// Intervals of looks that no event asks for.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +108,7 @@ impl<B: Repositories> Topology<B> {
 
     /// The rules in force for a job whose source has this origin. `None`: this config has no such
     /// job.
-    pub fn rules_of(&self, key: &Key, source: &Origin) -> Option<TagRules> {
+    pub fn rules_of(&self, key: &Key, source: &Origin) -> Option<RulesInForce> {
         let route = self.route(&key.route)?;
         let owner = self.routes.of(route.from.registry(), &key.source)?;
         let reads =
@@ -127,7 +128,10 @@ impl<B: Repositories> Topology<B> {
             .ok()?
             .iter()
             .any(leads_there);
-        is_wanted.then(|| route.rules_for(&key.tag))
+        is_wanted.then(|| RulesInForce {
+            tag: route.rules_for(&key.tag),
+            gates: route.gates.clone(),
+        })
     }
 
     /// The routes of those names, or of all names if there are none, in the order of the config.

@@ -290,6 +290,8 @@ impl Parts {
                 &route.name,
                 route.to.iter().map(|template| &**template.registry()),
             );
+            self.transfer
+                .prepare_gates(&route.name, &route.gates.kinds());
             let literal = route.from.literal();
             for side in literal
                 .iter()
@@ -479,6 +481,7 @@ mod tests {
                 existing: Existing::Adopt,
                 drift: Drift::Keep,
                 create: Default::default(),
+                gates: Default::default(),
             }
         };
         let before = route("s/app", &["p/app"]);

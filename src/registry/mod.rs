@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use jiff::SignedDuration;
 use url::Url;
 
 use self::auth::{Authorizer, Scopes};
@@ -47,6 +48,7 @@ use self::metrics::Operation;
 use self::profile::{Kind, Profile};
 use self::redirect::AddressGuard;
 use self::transport::{Call, Transport, host_of};
+use crate::endpoint::ClockSkew;
 use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
@@ -175,6 +177,7 @@ impl Registry {
             deadlines,
             meter,
             rate_limit: RateLimit::default(),
+            clock_skew: ClockSkew::default(),
         };
         Ok(Registry(Arc::new(Shared {
             transport,
@@ -404,6 +407,10 @@ impl Source for Repository {
 impl Destination for Repository {
     fn abilities(&self) -> Abilities {
         self.registry.profile().abilities
+    }
+
+    fn clock_skew(&self) -> Option<SignedDuration> {
+        self.transport().clock_skew.get()
     }
 
     async fn prepare_push(&self) {

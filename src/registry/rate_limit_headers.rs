@@ -1,4 +1,4 @@
-//! What the headers of an answer say that the registry still allows.
+//! What the headers of an answer say: what the registry still allows, and what time it is there.
 //!
 //! `RateLimit-Remaining: 76;w=21600` and `RateLimit-Limit: 100;w=21600` as Docker Hub sends them,
 //! `RateLimit-Reset` as the drafts of the header have it, and the same names after `X-`, where the
@@ -33,6 +33,13 @@ pub(super) fn reset(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     ["ratelimit-reset", "x-ratelimit-reset"]
         .into_iter()
         .find_map(|name| until(text(name)?, now))
+}
+
+/// The time at which an answer was made: RFC 9110, section 6.6.1.
+pub(super) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(http::header::DATE)?.to_str().ok()?;
+    let zoned = jiff::fmt::rfc2822::parse(text).ok()?;
+    Some(zoned.timestamp())
 }
 
 /// `76;w=21600`: how many, and the window in seconds.
@@ -158,5 +165,26 @@ mod tests {
             let _ = rate_limit_header(&headers(&[("ratelimit-remaining", &value), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
             let _ = rate_limit_header(&headers(&[("ratelimit-remaining", "0"), ("ratelimit-limit", &value), ("ratelimit-reset", &value)]), now);
         }
+    }
+
+    #[test]
+    fn the_date_of_an_answer_is_read() {
+        let table = [
+            (
+                "Sun, 06 Nov 1994 08:49:37 GMT",
+                Some("1994-11-06T08:49:37Z"),
+            ),
+            (
+                "Mon, 30 Nov 2026 07:00:00 GMT",
+                Some("2026-11-30T07:00:00Z"),
+            ),
+            ("yesterday", None),
+            ("", None),
+        ];
+        for (text, expected) in table {
+            let expected = expected.map(|time| time.parse().unwrap());
+            assert_eq!(date(&headers(&[("date", text)])), expected, "{text}");
+        }
+        assert_eq!(date(&headers(&[])), None);
     }
 }

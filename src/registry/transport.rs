@@ -21,9 +21,10 @@ use super::body::{self, BodyMonitor, Overdue};
 use super::client::{ClientKind, Clients};
 use super::error::{ErrorContext, Refusal, broken};
 use super::metrics::{Meter, Operation};
-use super::rate_limit_headers::{rate_limit_header, request_class};
+use super::rate_limit_headers::{date, rate_limit_header, request_class};
 use super::redirect::{AddressGuard, Hops, HostKind, Refused};
 use crate::clock;
+use crate::endpoint::ClockSkew;
 use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{BlobBody, Tally};
 use crate::fault::Fault;
@@ -44,6 +45,8 @@ pub(super) struct Transport {
     pub(super) meter: Meter,
     /// What the registry says that it still allows.
     pub(super) rate_limit: RateLimit,
+    /// How far our clock is off the registry's.
+    pub(super) clock_skew: ClockSkew,
 }
 
 /// A request without a body, or with a small one that can be sent again.
@@ -557,6 +560,9 @@ impl Transport {
         observed.status = Some(response.status().as_u16());
         if hop.host_kind == HostKind::Own {
             self.guard.answered_from(response.remote_addr());
+            if let Some(date) = date(response.headers()) {
+                self.clock_skew.note(date, clock::now());
+            }
         }
         if let (HostKind::Own, Some(class)) = (hop.host_kind, request_class(hop.operation))
             && let Some(header) = rate_limit_header(response.headers(), clock::now())

@@ -143,6 +143,7 @@ mod tests {
             existing: Existing::Keep,
             drift: Drift::Keep,
             create: Default::default(),
+            gates: Default::default(),
         })
     }
 

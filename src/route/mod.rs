@@ -15,7 +15,7 @@ pub use self::pattern::{Naming, ParseError, Pattern, Template};
 
 use self::rules::Selection;
 pub use crate::endpoint::Create;
-use crate::job::{Drift, Existing, TagRules};
+use crate::job::{Drift, Existing, Gates, TagRules};
 use crate::oci::{RepositoryName, Tag};
 
 /// One entry of the config's `routes`.
@@ -35,6 +35,8 @@ pub struct Route {
     pub drift: Drift,
     /// What happens when a destination repository is missing.
     pub create: Create,
+    /// What must be so before a tag moves.
+    pub gates: Arc<Gates>,
 }
 
 impl Route {
@@ -108,6 +110,7 @@ mod tests {
                 existing,
                 drift,
                 create: Create::Never,
+                gates: Arc::default(),
             }
         };
         let routes = Routes::new(vec![

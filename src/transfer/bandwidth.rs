@@ -4,17 +4,15 @@
 //! the rate in force while it is paid. When a window ends, running transfers continue at the next
 //! rate, waits included.
 
-use crate::clock;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
 use tokio::time::Instant;
 
-/// Minutes of a day.
-pub const DAY: u16 = 24 * 60;
+use crate::clock;
+use crate::week::{DAY, Hours};
 
 /// Rates by time. Empty: no limit.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,72 +22,22 @@ pub struct Plan {
     zone: TimeZone,
 }
 
-/// A part of the week with its rate.
+/// Hours of the week with their rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// The days on which it begins.
-    pub days: Days,
-    /// Its first minute of the day, 0 to 1439.
-    pub from: u16,
-    /// Its end, a minute from 1 to 1440. An end not after `from` lies on the next day.
-    pub to: u16,
+    /// The hours.
+    pub hours: Hours,
     /// Bytes per second; `None`: no limit.
     pub rate: Option<u64>,
-}
-
-/// Days of the week.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Days(u8);
-
-impl Days {
-    /// All seven.
-    pub const ALL: Days = Days(0x7f);
-    /// None of them, to add to.
-    pub const NONE: Days = Days(0);
-
-    /// These and the days from `first` to `last` inclusive, across the week's end if `last` is
-    /// earlier.
-    #[must_use]
-    pub fn and(self, first: Weekday, last: Weekday) -> Days {
-        let count = last.since(first);
-        Days((0..=count).fold(self.0, |days, ahead| {
-            days | Days::bit(first.wrapping_add(ahead))
-        }))
-    }
-
-    /// Whether a day is one of them.
-    pub fn contains(self, day: Weekday) -> bool {
-        self.0 & Days::bit(day) != 0
-    }
-
-    fn bit(day: Weekday) -> u8 {
-        1 << day.to_monday_zero_offset()
-    }
 }
 
 impl Window {
     /// Always.
     pub const fn always(rate: Option<u64>) -> Window {
         Window {
-            days: Days::ALL,
-            from: 0,
-            to: DAY,
+            hours: Hours::ALL,
             rate,
         }
-    }
-
-    /// Whether it covers the whole week.
-    pub fn is_always(&self) -> bool {
-        self.days == Days::ALL && self.from == self.to % DAY
-    }
-
-    fn holds(&self, day: Weekday, minute: u16) -> bool {
-        let (today, since_yesterday) =
-            (self.days.contains(day), self.days.contains(day.previous()));
-        if self.from < self.to {
-            return today && (self.from..self.to).contains(&minute);
-        }
-        today && minute >= self.from || since_yesterday && minute < self.to
     }
 }
 
@@ -114,12 +62,12 @@ impl Plan {
         let rate = self
             .windows
             .iter()
-            .find(|window| window.holds(local.weekday(), minute))
+            .find(|window| window.hours.contains(local.weekday(), minute))
             .and_then(|window| window.rate);
         let edges = self
             .windows
             .iter()
-            .flat_map(|window| [window.from, window.to]);
+            .flat_map(|window| [window.hours.from, window.hours.to]);
         let next = edges.filter(|edge| *edge > minute).min().unwrap_or(DAY);
         let into = SignedDuration::new(i64::from(local.second()), local.subsec_nanosecond());
         let left = SignedDuration::from_mins(i64::from(next - minute)) - into;
@@ -246,18 +194,22 @@ fn burst(rate: Option<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use jiff::civil::date;
+    use jiff::civil::{Weekday, date};
     use tokio::time::{advance, sleep};
 
     use super::*;
+    use crate::week::Days;
 
     const MIB: u64 = 1024 * 1024;
 
     fn window(days: Days, from: u16, to: u16, rate: u64) -> Window {
-        Window {
+        let hours = Hours {
             days,
             from: from * 60,
             to: to * 60,
+        };
+        Window {
+            hours,
             rate: Some(rate),
         }
     }
@@ -310,25 +262,6 @@ mod tests {
             (Some(30), Some(30), Some(10), Some(10))
         );
         assert_eq!(rate(21, 23, 0).0, None, "the night of Saturday");
-    }
-
-    #[test]
-    fn always_is_always() {
-        let tenth = Window {
-            from: 600,
-            to: 600,
-            ..Window::always(None)
-        };
-        assert!(Window::always(Some(1)).is_always() && tenth.is_always());
-        assert!(
-            !window(weekdays(), 0, 24, 1).is_always() && !window(Days::ALL, 0, 23, 1).is_always()
-        );
-        for minute in [0, 599, 600, DAY - 1] {
-            assert!(
-                Window::always(None).holds(Weekday::Sunday, minute)
-                    && tenth.holds(Weekday::Sunday, minute)
-            );
-        }
     }
 
     /// Five seconds before eight on a Friday, then by the test's own clock.

@@ -196,6 +196,7 @@ mod tests {
             error: None,
             failure: None,
             gates: Vec::new(),
+            gated: None,
             blobs: Default::default(),
             referrers: Default::default(),
             bytes_sent: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::survey::{Image, TagFacts};
 use crate::decision::Block;
 use crate::fault::{Class, Fault};
-use crate::job::Outcome;
+use crate::job::{Judgement, Outcome};
 use crate::oci::Digest;
 use crate::transfer::companions::CompanionOutcome;
 use crate::transfer::plan::Decision;
@@ -37,6 +37,10 @@ pub struct Completion {
     pub companions: Vec<CompanionOutcome>,
     /// Whether something was brought that is there for good.
     pub has_progressed: bool,
+    /// What the gates came to.
+    pub gates: Vec<Judgement>,
+    /// Whether gates kept the job from its tag.
+    pub is_gated: bool,
 }
 
 /// An intended digest that production turned out to name.
@@ -159,6 +163,8 @@ impl Completion {
             gave_up: false,
             companions: Vec::new(),
             has_progressed: false,
+            gates: Vec::new(),
+            is_gated: false,
         }
     }
 
@@ -192,6 +198,15 @@ impl Completion {
     pub(super) fn planned(facts: &TagFacts) -> Completion {
         Completion {
             outcome: Outcome::Planned,
+            ..Completion::of(facts)
+        }
+    }
+
+    /// Gates keep the job from its tag.
+    pub(super) fn gated(facts: &TagFacts, outcome: Outcome) -> Completion {
+        Completion {
+            outcome,
+            is_gated: true,
             ..Completion::of(facts)
         }
     }

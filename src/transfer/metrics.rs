@@ -17,7 +17,7 @@ pub use self::throughput::Meter;
 use self::throughput::Rate;
 use super::health::Health;
 use crate::fault::Class;
-use crate::job::{BlobOutcome, Outcome, ReferrerOutcome};
+use crate::job::{BlobOutcome, GateKind, Outcome, ReferrerOutcome, Verdict};
 use crate::metrics::{LabelNames, forget_series};
 
 /// Most destination repositories with series of their own; further ones count as `other`.
@@ -38,6 +38,7 @@ pub const TO_PRODUCTION_SECONDS: [f64; 14] = [
 pub struct Metrics {
     promotions: IntCounterVec,
     outcomes: IntCounterVec,
+    gates: IntCounterVec,
     promotion_seconds: HistogramVec,
     push_to_production_seconds: HistogramVec,
     jobs_in_flight: IntGauge,
@@ -107,6 +108,11 @@ impl Metrics {
                 "outcomes_total",
                 "Settled jobs by what came of them.",
                 &["route", "destination", "result"],
+            )?,
+            gates: counters(
+                "gates_total",
+                "Settled jobs by the verdict of each gate that was judged.",
+                &["route", "gate", "verdict"],
             )?,
             promotion_seconds: histograms(
                 "promotion_duration_seconds",
@@ -188,6 +194,24 @@ impl Metrics {
         }
     }
 
+    /// Creates the series of a route's gates, at 0.
+    pub fn prepare_gates(&self, route: &str, gates: &[GateKind]) {
+        for gate in gates {
+            for verdict in Verdict::ALL {
+                let labels = [route, gate.name(), verdict.name()];
+                self.gates.with_label_values(&labels);
+            }
+        }
+    }
+
+    /// A gate was judged for a job that has settled.
+    pub fn judged(&self, route: &str, gate: GateKind, verdict: Verdict) {
+        if self.places().iter().any(|(known, _)| known == route) {
+            let labels = [route, gate.name(), verdict.name()];
+            self.gates.with_label_values(&labels).inc();
+        }
+    }
+
     /// Creates the promotion counter of a literal destination repository, at 0.
     pub fn prepare_repository(&self, route: &str, destination: &str, repository: &str) {
         self.promotions
@@ -229,6 +253,7 @@ impl Metrics {
         ]
         .into_iter()
         .for_each(|vec| forget_series(vec, no_place));
+        forget_series(&self.gates, no_route);
         [&self.promotion_seconds, &self.push_to_production_seconds]
             .into_iter()
             .for_each(|vec| forget_series(vec, no_route));

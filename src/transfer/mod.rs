@@ -18,6 +18,7 @@ mod claims;
 pub mod companions;
 mod completion;
 mod fan_out;
+mod gates;
 pub mod health;
 pub mod limits;
 pub mod metrics;
@@ -72,6 +73,7 @@ use self::verdict::KnownContents;
 use crate::clock;
 use crate::endpoint::{Destination, Origin, Source, Tally};
 use crate::fault::{Class, Fault};
+use crate::gate::http::Asker;
 use crate::index::Index;
 use crate::job::{Job, Key, Progress, TagId};
 use crate::ledger::Ledger;
@@ -136,6 +138,7 @@ pub struct Engine {
     unproven: Arc<Mutex<HashSet<(TagId, Digest)>>>,
     suspended: SuspendedNames,
     contents: KnownContents,
+    asker: Arc<Asker>,
 }
 
 fn asks_for_time(closed_for: Duration) -> Fault {
@@ -175,6 +178,7 @@ impl Engine {
             unproven: Arc::default(),
             suspended: SuspendedNames::default(),
             contents: KnownContents::default(),
+            asker: Arc::default(),
         }
     }
 
@@ -368,6 +372,8 @@ impl Engine {
             reasons: Mutex::default(),
             found: Mutex::default(),
             rules: Mutex::new(job.rules),
+            judged: Mutex::default(),
+            evidence: Mutex::default(),
             gave_up: AtomicBool::new(false),
             companions: Mutex::default(),
             has_progressed: AtomicBool::new(false),

@@ -4,7 +4,7 @@
 //! | step | does | next |
 //! |---|---|---|
 //! | [`Prepare`](Step::Prepare) | makes the intent durable, has the push token at hand | judge |
-//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force; gates come here | admit |
+//! | [`Judge`](Step::Judge) | asks the rules and the decisions in force, judges the gates | admit |
 //! | [`Admit`](Step::Admit) | waits for the rate limiters, with nothing but the job's permit | ask |
 //! | [`Ask`](Step::Ask) | takes a naming permit, resolves staging and production at once, one attempt each, where the answer is old | send, or the plan again |
 //! | [`Send`](Step::Send) | the PUT, repeated after a refusal while production's answer is fresh | done, repair, or pause |
@@ -19,6 +19,7 @@
 //! alone. A wait that is longer than the job holds its permit for ends the job; the job that goes
 //! on counts its rounds on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,9 +27,10 @@ use futures::FutureExt as _;
 use futures::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::gates::Permission;
 use super::limits::{NamingPermit, RequestClass, RequestPriority};
 use super::resolve::Attempts;
-use super::retry::{RetryState, stoppable};
+use super::retry::{RetryState, RulesInForce, stoppable};
 use super::survey::{Image, TagFacts};
 use super::suspended::Rounds;
 use super::verdict::Contents;
@@ -37,7 +39,8 @@ use crate::clock;
 use crate::decision::{Block, Candidate, Verdict};
 use crate::endpoint::{Destination, Put, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{TagId, TagRules};
+use crate::gate::question::Phase;
+use crate::job::{Gates, TagId, TagRules};
 use crate::ledger::Intended;
 use crate::oci::{Digest, Tag, Target};
 
@@ -82,6 +85,8 @@ pub(super) enum Named {
     Blocked(Block),
     /// A side or the rules in force changed: the new facts. Nothing was named.
     Again(Box<TagFacts>),
+    /// Gates keep the tag from moving. Nothing was named.
+    Gated,
 }
 
 /// What a tag names by the answer of one side, and when that came. `None`: the side was not asked.
@@ -153,6 +158,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// # Errors
     /// `Cancelled` when the config in force does not allow the job any more.
     pub(super) fn rules_in_force(&self) -> Result<TagRules, Fault> {
+        self.in_force().map(|rules| rules.tag)
+    }
+
+    /// The gates for the job by the config in force.
+    ///
+    /// # Errors
+    /// As [`Promotion::rules_in_force`].
+    pub(super) fn gates_in_force(&self) -> Result<Arc<Gates>, Fault> {
+        self.in_force().map(|rules| rules.gates)
+    }
+
+    fn in_force(&self) -> Result<RulesInForce, Fault> {
         let is_withdrawn = self.stop.withdrawn.is_cancelled();
         let rules = self
             .stop
@@ -186,7 +203,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         loop {
             step = match step {
                 Step::Prepare => self.prepare().await?,
-                Step::Judge => self.judge()?,
+                Step::Judge => self.judge().await?,
                 Step::Admit => self.admit().await?,
                 Step::Ask => self.ask().await?,
                 Step::Send(permit) => self.send(permit).await?,
@@ -234,15 +251,24 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         Ok(Step::Judge)
     }
 
-    /// Reads the rules and the decisions in force, without a permit. Gates are judged here.
-    fn judge(&mut self) -> Result<Step, Fault> {
+    /// Reads the rules and the decisions in force and judges the gates, without a permit of a
+    /// registry.
+    async fn judge(&mut self) -> Result<Step, Fault> {
         self.rounds.count += 1;
         if !self.rules_hold()? {
             return Ok(self.again());
         }
-        Ok(match self.verdict() {
-            Verdict::Clear => Step::Admit,
-            verdict => self.stopped(verdict),
+        if let verdict @ (Verdict::Blocked(_) | Verdict::Unknown) = self.verdict() {
+            return Ok(self.stopped(verdict));
+        }
+        let may_move = match self.naming.origin {
+            NameOrigin::Job => self.trip.judge(&self.facts, Phase::Name).await? == Permission::Name,
+            NameOrigin::Companion(_) | NameOrigin::List => self.trip.companions_may_move(),
+        };
+        Ok(if may_move {
+            Step::Admit
+        } else {
+            Step::Done(Named::Gated)
         })
     }
 
@@ -265,6 +291,14 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         match verdict {
             Verdict::Blocked(block) => Step::Done(Named::Blocked(block)),
             Verdict::Clear | Verdict::Unknown => self.again(),
+        }
+    }
+
+    /// Whether the verdicts of the gates that let the name begin still hold.
+    fn verdicts_hold(&self) -> Result<bool, Fault> {
+        match self.naming.origin {
+            NameOrigin::Job => self.trip.verdicts_hold(),
+            NameOrigin::Companion(_) | NameOrigin::List => Ok(true),
         }
     }
 
@@ -420,6 +454,9 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             }
             if !self.rules_hold()? {
                 return Ok(self.again());
+            }
+            if !self.verdicts_hold()? {
+                return Ok(Step::Judge);
             }
             if self.is_source_overtaken() || self.is_destination_overtaken() {
                 return Ok(self.late(Side::Destination, "another job has a newer answer"));

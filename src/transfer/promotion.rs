@@ -14,12 +14,16 @@ use super::{Completion, Cost, Engine, Found};
 use crate::decision::Verdict;
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
-use crate::job::{BlobCounts, BlobOutcome, Job, ObservedVia, Progress, ReferrerCounts, TagRules};
+use crate::gate::question::Phase;
+use crate::job::{
+    BlobCounts, BlobOutcome, Job, ObservedVia, Outcome, Progress, ReferrerCounts, TagRules,
+};
 use crate::oci::Digest;
 use crate::transfer::admission::Ticket;
 use crate::transfer::claims::{Claim, Claimant, Lead, Motion, Subject};
 use crate::transfer::companions::CompanionOutcome;
 use crate::transfer::fan_out::GroupMember;
+use crate::transfer::gates::{Evidence, Judged, Permission};
 use crate::transfer::limits::{RequestClass, RequestPriority};
 use crate::transfer::name::{NameOrigin, Named, Naming};
 use crate::transfer::plan::Decision;
@@ -53,6 +57,10 @@ pub(super) struct Promotion<'a, S, D> {
     pub(super) found: Mutex<Option<Found>>,
     /// The rules of the last plan.
     pub(super) rules: Mutex<TagRules>,
+    /// What the gates came to at last.
+    pub(super) judged: Mutex<Option<Judged>>,
+    /// What was gathered for them.
+    pub(super) evidence: Mutex<Evidence>,
     /// Whether naming reached its bound of rounds or time.
     pub(super) gave_up: AtomicBool,
     /// What came of the companion tags so far.
@@ -158,8 +166,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.remember_difference(&facts).await;
             return Ok(Round::complete(Completion::untouched(decision, &facts)));
         }
-        if self.job.dry_run {
-            return self.planned(&facts).await.map(Round::complete);
+        let permission = self.judge(&facts, Phase::Carry).await?;
+        if self.job.dry_run || permission == Permission::Nothing {
+            let planned = self.planned(&facts, permission).await?;
+            return Ok(Round::complete(planned));
         }
         let Some(image) = self.survey_image(&mut facts).await? else {
             return Ok(Round::Again(Box::new(facts)));
@@ -174,6 +184,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if let Verdict::Blocked(block) = self.verdict(image.top.digest, contents.clone()) {
             return Ok(Round::complete(Completion::blocked(block, &facts)));
         }
+        if permission == Permission::Carry {
+            return Ok(Round::complete(self.gated(&facts)));
+        }
         self.copy_referrers(&image.subjects).await?;
         let naming = Naming {
             place: &self.job.key.destination,
@@ -187,18 +200,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Named::Immutable => Round::complete(self.refused_as_immutable(&image, &facts).await?),
             Named::Blocked(block) => Round::complete(Completion::blocked(block, &facts)),
             Named::Again(newer) => Round::Again(newer),
+            Named::Gated => Round::complete(self.gated(&facts)),
         })
     }
 
-    /// What a dry run says of a tag that would be promoted. Of an image that was not read only its
-    /// own digest is known.
-    async fn planned(&self, facts: &TagFacts) -> Result<Completion, Fault> {
-        let Some(digest) = facts.source else {
-            return Ok(Completion::planned(facts));
+    /// What is said of a tag that would be promoted, before anything is carried. Of an image that
+    /// was not read only its own digest is known to the decisions.
+    async fn planned(&self, facts: &TagFacts, permission: Permission) -> Result<Completion, Fault> {
+        let block = match facts.source {
+            Some(digest) => self.block_beside(digest).await?,
+            None => None,
         };
-        Ok(match self.block_beside(digest).await? {
+        Ok(match block {
             Some(block) => Completion::blocked(block, facts),
-            None => Completion::planned(facts),
+            None if permission == Permission::Name => Completion::planned(facts),
+            None => self.gated(facts),
         })
     }
 
@@ -219,6 +235,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Some(block) => Completion::blocked(block, facts),
             None => self.failed(fault, Some(facts)),
         }
+    }
+
+    /// Gates keep the job from its tag.
+    fn gated(&self, facts: &TagFacts) -> Completion {
+        let judged = self.lock_judged();
+        let outcome = judged.as_ref().map_or(Outcome::Waiting, Judged::outcome);
+        Completion::gated(facts, outcome)
     }
 
     /// Records that both sides name the same digest, and copies referrers that came later.
@@ -292,6 +315,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) fn completed(&self, completion: Completion, requests: u64) -> Completion {
         let mut reasons = completion.reasons;
         reasons.append(&mut self.reasons.lock().expect("nothing panics while it notes"));
+        let judged = self.lock_judged().take();
+        // All reasons are shown; the first decides the result.
+        let is_kept_back =
+            completion.is_gated || matches!(completion.outcome, Outcome::Held | Outcome::Refused);
+        if let Some(judged) = judged.as_ref().filter(|_| is_kept_back) {
+            reasons.extend(judged.reasons());
+        }
         let mut companions = self
             .companions
             .lock()
@@ -304,6 +334,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             gave_up: self.gave_up.load(Ordering::Relaxed),
             companions: std::mem::take(&mut *companions),
             has_progressed: self.has_progressed.load(Ordering::Relaxed),
+            gates: judged.map(|judged| judged.judgements).unwrap_or_default(),
             ..completion
         }
     }

@@ -18,7 +18,7 @@ use super::{Engine, Metrics};
 use crate::backoff::Backoff;
 use crate::endpoint::Origin;
 use crate::fault::{Class, Fault};
-use crate::job::{Job, Key, SHORT_WAIT, TagRules};
+use crate::job::{Gates, Job, Key, SHORT_WAIT, TagRules};
 use crate::random;
 
 /// How often and how long to try.
@@ -180,21 +180,43 @@ pub struct Stop {
 pub struct CurrentRules(Option<Arc<RulesOf>>);
 
 /// The rules for a job from a source of that origin; `None`: there is no such job any more.
-type RulesOf = dyn Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync;
+type RulesOf = dyn Fn(&Key, &Origin) -> Option<RulesInForce> + Send + Sync;
+
+/// What the config in force says of a job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RulesInForce {
+    /// The rules for the tag.
+    pub tag: TagRules,
+    /// The gates of the route.
+    pub gates: Arc<Gates>,
+}
+
+impl From<TagRules> for RulesInForce {
+    fn from(tag: TagRules) -> RulesInForce {
+        let gates = Arc::default();
+        RulesInForce { tag, gates }
+    }
+}
 
 impl CurrentRules {
     /// Asks `rules` each time.
-    pub fn new(
-        rules: impl Fn(&Key, &Origin) -> Option<TagRules> + Send + Sync + 'static,
+    pub fn new<R: Into<RulesInForce>>(
+        rules: impl Fn(&Key, &Origin) -> Option<R> + Send + Sync + 'static,
     ) -> CurrentRules {
+        let rules = move |key: &Key, source: &Origin| rules(key, source).map(Into::into);
         CurrentRules(Some(Arc::new(rules)))
     }
 
     /// The rules for a job now. Where no config can change, those that it began with.
-    pub fn of(&self, job: &Job, source: &Origin) -> Option<TagRules> {
-        self.0
-            .as_ref()
-            .map_or(Some(job.rules), |rules| rules(&job.key, source))
+    pub fn of(&self, job: &Job, source: &Origin) -> Option<RulesInForce> {
+        let began_with = || RulesInForce {
+            tag: job.rules,
+            gates: job.gates.clone(),
+        };
+        match &self.0 {
+            Some(rules) => rules(&job.key, source),
+            None => Some(began_with()),
+        }
     }
 }
 

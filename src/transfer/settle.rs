@@ -11,7 +11,7 @@ use super::{Completion, Engine, Found};
 use crate::clock;
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::{BlobCounts, Failure, Job, Key, Outcome, Progress, Settled, Trouble};
+use crate::job::{BlobCounts, Failure, Gated, Job, Key, Outcome, Progress, Settled, Trouble};
 use crate::ledger::RunFacts;
 use crate::oci::{RepositoryName, Tag};
 
@@ -52,6 +52,10 @@ impl Engine {
         let settled = report_entry(job, names, &completion);
         self.metrics
             .counted(&job.key.route, &names.registry, settled.result);
+        for judged in &settled.gates {
+            self.metrics
+                .judged(&job.key.route, judged.gate, judged.verdict);
+        }
         if settled.result == Outcome::Promoted {
             let since_push = job
                 .pushed
@@ -235,8 +239,18 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
         duration_seconds: (completion.took.as_secs_f64() * 1000.0).round() / 1000.0,
         unguarded: false,
         expired: false,
-        gates: Vec::new(),
+        gated: gated(job, completion),
+        gates: completion.gates.clone(),
     }
+}
+
+/// When to look again at what gates kept from its tag.
+fn gated(job: &Job, completion: &Completion) -> Option<Gated> {
+    let not_passed = completion.gates.iter().filter(|judged| !judged.is_pass());
+    completion.is_gated.then(|| Gated {
+        tag: job.key.tag.clone(),
+        next: not_passed.map(|judged| judged.next).collect(),
+    })
 }
 
 fn log_settled(settled: &Settled) {

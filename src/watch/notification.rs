@@ -203,6 +203,7 @@ mod tests {
             unguarded: false,
             expired: false,
             gates: Vec::new(),
+            gated: None,
             blobs: Default::default(),
             referrers: Default::default(),
             bytes_sent: 0,

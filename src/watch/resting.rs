@@ -1,23 +1,38 @@
-//! Failed tags, and until when polls leave them alone.
+//! Failed tags, tags that gates keep back, and until when polls leave them alone.
 //!
 //! One refused tag must not delay the looks at its repository, nor be tried at every poll. A failed
 //! tag rests, for each destination separately: longer after each failure, or until the registry's
 //! `Retry-After`. A poll still compares a resting tag, and tries it earlier if a side changed. Only
 //! the daemon's own polls respect the rest.
+//!
+//! A tag that gates keep back rests until the first of them may judge otherwise: until its time,
+//! or, where evidence is missing, for an hour not at all and then for the interval of `verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::fault::Class;
-use crate::job::{Cause, Look, Outcome, Settled, Sight};
+use crate::job::{Cause, Failure, Gated, Look, NextJudgement, Outcome, Settled, Sight};
 use crate::look::{LeftAlone, LookRequest};
 use crate::oci::Tag;
 
 /// Most resting tags of one repository. Beyond that the whole repository is looked at less often.
 const MOST: usize = 256;
+/// As [`MOST`], of tags that gates keep back. Nothing is tried again for them before its time.
+const MOST_GATED: usize = 10_000;
+/// For so long missing evidence is looked for at each poll.
+const EVIDENCE: Duration = Duration::from_secs(3600);
+/// After so long a program or a service that judges is asked again.
+const SOON: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(30));
+/// Shortest rest of a tag that waits for a time.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Most tags of a look that names them; more are looked at with the whole repository.
+const MOST_NAMED: usize = 100;
 /// Tags with times this close are looked at together.
 const TOGETHER: Duration = Duration::from_secs(1);
 
@@ -25,7 +40,7 @@ const TOGETHER: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct RestingTags(BTreeMap<String, Resting>);
 
-/// A job that failed.
+/// A job that failed, or that gates keep from its tag.
 #[derive(Debug)]
 struct Resting {
     tag: Tag,
@@ -33,7 +48,13 @@ struct Resting {
     settled: Settled,
     /// Failures in a row.
     failures: u32,
+    /// Since when this digest is kept back.
+    since: Instant,
     until: Instant,
+    /// Whether the tag is looked at when its rest is over; else the next poll does.
+    wakes: bool,
+    /// Whether gates keep it back.
+    is_gated: bool,
 }
 
 /// Too many tags failed to keep each.
@@ -57,7 +78,7 @@ impl RestingTags {
             .collect()
     }
 
-    /// Records the result of a look.
+    /// Records the result of a look. `verify`: the longest rest of a tag that gates keep back.
     ///
     /// # Errors
     /// [`TooMany`], and then nothing rests.
@@ -65,12 +86,13 @@ impl RestingTags {
         &mut self,
         request: &LookRequest,
         look: &Look,
+        verify: Duration,
         now: Instant,
     ) -> Result<(), TooMany> {
-        let failed: BTreeMap<&str, &Settled> = look
+        let kept_back: BTreeMap<&str, &Settled> = look
             .jobs
             .iter()
-            .filter(|job| job.result == Outcome::Failed)
+            .filter(|job| is_kept_back(job.result))
             .map(|job| (job.destination.as_str(), job))
             .collect();
         // A tag that the look saw and does not report as failed is well or gone.
@@ -78,55 +100,116 @@ impl RestingTags {
             look.sight == Sight::Full && (request.tags.is_empty() || request.tags.contains(tag))
         };
         self.0.retain(|destination, resting| {
-            failed.contains_key(destination.as_str()) || !is_seen(&resting.tag)
+            match kept_back.get(destination.as_str()) {
+                // Refused for another reason than before.
+                Some(job) if job.result != Outcome::Failed => {
+                    job.gated.is_some() || resting.until > now
+                }
+                Some(_) => true,
+                None => !is_seen(&resting.tag),
+            }
         });
-        for (destination, job) in failed {
-            let Some(failure) = &job.failure else {
-                continue;
+        for (destination, job) in kept_back {
+            let before = self.0.get(destination);
+            let resting = match (&job.failure, &job.gated) {
+                (Some(failure), _) => Resting::failed(job, failure, before, now),
+                (None, Some(gated)) => Resting::gated(job, gated, before, verify, now),
+                // A repeated report is no new failure.
+                (None, None) => continue,
             };
-            let failures = self
-                .0
-                .get(destination)
-                .map_or(0, |resting| resting.failures)
-                + 1;
-            let until = now + wait(failure.class, failures);
-            // A repeated report is no new failure.
-            let settled = Settled {
-                failure: None,
-                ..job.clone()
-            };
-            self.0.insert(
-                destination.to_owned(),
-                Resting {
-                    tag: failure.tag.clone(),
-                    settled,
-                    failures,
-                    until,
-                },
-            );
+            self.0.insert(destination.to_owned(), resting);
         }
-        if self.0.len() > MOST {
+        let gated = self.0.values().filter(|resting| resting.is_gated).count();
+        if gated > MOST_GATED || self.0.len() - gated > MOST {
             self.0.clear();
             return Err(TooMany);
         }
         Ok(())
     }
 
-    /// The tags to try next, and when.
+    /// The tags to try next, and when; none: all of the repository.
     pub fn next(&self) -> Option<(Vec<Tag>, Instant)> {
-        let first = self.0.values().map(|resting| resting.until).min()?;
+        let waking = || self.0.values().filter(|resting| resting.wakes);
+        let first = waking().map(|resting| resting.until).min()?;
         let at = first + TOGETHER;
-        let due = self.0.values().filter(|resting| resting.until <= at);
-        let mut tags = Vec::new();
+        let due = waking().filter(|resting| resting.until <= at);
+        let mut tags = BTreeSet::new();
         let mut last = first;
         for resting in due {
             last = last.max(resting.until);
-            if !tags.contains(&resting.tag) {
-                tags.push(resting.tag.clone());
-            }
+            tags.insert(resting.tag.clone());
         }
-        Some((tags, last))
+        if tags.len() > MOST_NAMED {
+            tags.clear();
+        }
+        Some((tags.into_iter().collect(), last))
     }
+}
+
+impl Resting {
+    fn failed(job: &Settled, failure: &Failure, before: Option<&Resting>, now: Instant) -> Resting {
+        let failures = before.map_or(0, |before| before.failures) + 1;
+        Resting {
+            tag: failure.tag.clone(),
+            settled: reported(job),
+            failures,
+            since: now,
+            until: now + wait(failure.class, failures),
+            wakes: true,
+            is_gated: false,
+        }
+    }
+
+    fn gated(
+        job: &Settled,
+        gated: &Gated,
+        before: Option<&Resting>,
+        verify: Duration,
+        now: Instant,
+    ) -> Resting {
+        let same = before.filter(|before| before.is_gated && before.settled.digest == job.digest);
+        let since = same.map_or(now, |before| before.since);
+        let failures = same.map_or(0, |before| before.failures) + 1;
+        let rests = gated.next.iter().map(|next| match next {
+            NextJudgement::Verify => verify,
+            NextJudgement::Poll if now < since + EVIDENCE => Duration::ZERO,
+            NextJudgement::Soon if now < since + EVIDENCE => SOON.wait(failures),
+            NextJudgement::Poll | NextJudgement::Soon => verify,
+            NextJudgement::At(time) => until(*time).clamp(SHORTEST.min(verify), verify),
+        });
+        let rest = rests.min().unwrap_or(verify);
+        Resting {
+            tag: gated.tag.clone(),
+            settled: reported(job),
+            failures,
+            since,
+            until: now + rest,
+            wakes: !rest.is_zero(),
+            is_gated: true,
+        }
+    }
+}
+
+/// Whether jobs with this result may be left alone by polls.
+fn is_kept_back(result: Outcome) -> bool {
+    matches!(
+        result,
+        Outcome::Failed | Outcome::Waiting | Outcome::Refused
+    )
+}
+
+/// The report of a job, for looks that do not try again.
+fn reported(job: &Settled) -> Settled {
+    Settled {
+        failure: None,
+        gated: None,
+        ..job.clone()
+    }
+}
+
+/// The time from now until a time of day.
+fn until(time: Timestamp) -> Duration {
+    Duration::try_from(time.duration_since(clock::now())).unwrap_or_default()
 }
 
 /// How long a tag rests after this number of failures, at least one.
@@ -147,8 +230,10 @@ fn wait(class: Class, failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Actor, Failure, Trouble};
+    use crate::job::{Actor, Trouble};
     use crate::look::PassOptions;
+
+    const VERIFY: Duration = Duration::from_secs(3600);
 
     fn ask(tags: &[&str]) -> LookRequest {
         let tags = tags.iter().map(|tag| tag.parse().unwrap()).collect();
@@ -195,6 +280,7 @@ mod tests {
             unguarded: false,
             expired: false,
             gates: Vec::new(),
+            gated: None,
             blobs: Default::default(),
             referrers: Default::default(),
             bytes_sent: 0,
@@ -219,7 +305,7 @@ mod tests {
             (RestingTags::default(), Instant::now(), Vec::new());
         for _ in 0..6 {
             resting
-                .note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), now)
+                .note(&ask(&["v1"]), &look(&[failed("v1", REFUSED)]), VERIFY, now)
                 .unwrap();
             let (tags, until) = resting.next().unwrap();
             assert_eq!(tags, ["v1".parse().unwrap()]);
@@ -228,7 +314,7 @@ mod tests {
             let alone = resting.left_alone(Cause::Poll, now);
             assert_eq!(alone.keys().collect::<Vec<_>>(), ["p/app:v1"]);
             resting
-                .note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), now)
+                .note(&ask(&[]), &look(&[alone["p/app:v1"].clone()]), VERIFY, now)
                 .unwrap();
             assert_eq!(resting.next().unwrap().1, until);
             now = until;
@@ -252,7 +338,7 @@ mod tests {
             failed("v2", after(42)),
             failed("v3", after(90)),
         ];
-        resting.note(&ask(&[]), &look(&jobs), now).unwrap();
+        resting.note(&ask(&[]), &look(&jobs), VERIFY, now).unwrap();
         let (tags, at) = resting.next().unwrap();
         assert_eq!(
             (tags.len(), (at - now).as_secs()),
@@ -266,7 +352,12 @@ mod tests {
         let mut resting = RestingTags::default();
         let now = Instant::now();
         resting
-            .note(&ask(&[]), &look(&[failed("v1", Class::Rejected)]), now)
+            .note(
+                &ask(&[]),
+                &look(&[failed("v1", Class::Rejected)]),
+                VERIFY,
+                now,
+            )
             .unwrap();
         for cause in Cause::ALL {
             let polls = matches!(cause, Cause::Poll | Cause::Verify);
@@ -279,8 +370,10 @@ mod tests {
         let mut resting = RestingTags::default();
         let now = Instant::now();
         let both = look(&[failed("v1", REFUSED), failed("v2", REFUSED)]);
-        resting.note(&ask(&[]), &both, now).unwrap();
-        resting.note(&ask(&["v2"]), &look(&[]), now).unwrap();
+        resting.note(&ask(&[]), &both, VERIFY, now).unwrap();
+        resting
+            .note(&ask(&["v2"]), &look(&[]), VERIFY, now)
+            .unwrap();
         assert_eq!(resting.0.len(), 1, "v2 was looked at and is well");
         let blind = Look {
             trouble: vec![Trouble {
@@ -290,9 +383,9 @@ mod tests {
             sight: Sight::Blind,
             ..Look::default()
         };
-        resting.note(&ask(&[]), &blind, now).unwrap();
+        resting.note(&ask(&[]), &blind, VERIFY, now).unwrap();
         assert_eq!(resting.0.len(), 1, "nothing was seen");
-        resting.note(&ask(&[]), &look(&[]), now).unwrap();
+        resting.note(&ask(&[]), &look(&[]), VERIFY, now).unwrap();
         assert!(resting.is_empty());
     }
 
@@ -303,8 +396,132 @@ mod tests {
         let jobs: Vec<_> = (0..=MOST)
             .map(|number| failed(&format!("v{number}"), REFUSED))
             .collect();
-        assert_eq!(resting.note(&ask(&[]), &look(&jobs[..MOST]), now), Ok(()));
-        assert_eq!(resting.note(&ask(&[]), &look(&jobs), now), Err(TooMany));
+        assert_eq!(
+            resting.note(&ask(&[]), &look(&jobs[..MOST]), VERIFY, now),
+            Ok(())
+        );
+        assert_eq!(
+            resting.note(&ask(&[]), &look(&jobs), VERIFY, now),
+            Err(TooMany)
+        );
         assert!(resting.is_empty());
+    }
+
+    fn kept_back(tag: &str, next: &[NextJudgement]) -> Settled {
+        Settled {
+            destination: format!("p/app:{tag}"),
+            result: Outcome::Waiting,
+            digest: Some(crate::oci::Digest::sha256(b"one")),
+            gated: Some(Gated {
+                tag: tag.parse().unwrap(),
+                next: next.to_vec(),
+            }),
+            ..settled()
+        }
+    }
+
+    fn rest(resting: &RestingTags, now: Instant) -> Option<u64> {
+        resting.next().map(|(_, at)| (at - now).as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_time_rests_until_the_first_time_and_at_most_for_verify() {
+        clock::simulate("2026-11-30T12:00:00Z".parse().unwrap());
+        let now = Instant::now();
+        let at =
+            |seconds| NextJudgement::At(clock::now() + jiff::SignedDuration::from_secs(seconds));
+        for (next, expected) in [
+            (vec![at(90)], 90),
+            (vec![at(90), at(40)], 40),
+            (vec![at(-5)], 1),
+            (vec![at(86_400)], 3600),
+            (vec![NextJudgement::Verify], 3600),
+            (vec![NextJudgement::Verify, at(90)], 90),
+        ] {
+            let mut resting = RestingTags::default();
+            let look = look(&[kept_back("v1", &next)]);
+            resting.note(&ask(&[]), &look, VERIFY, now).unwrap();
+            assert_eq!(rest(&resting, now), Some(expected), "{next:?}");
+            assert_eq!(resting.left_alone(Cause::Verify, now).len(), 1);
+            assert!(resting.left_alone(Cause::Webhook, now).is_empty());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missing_evidence_is_looked_for_at_each_poll_for_an_hour_and_then_at_verify() {
+        let mut resting = RestingTags::default();
+        let mut now = Instant::now();
+        let waits = look(&[kept_back("v1", &[NextJudgement::Poll])]);
+        for _ in 0..60 {
+            resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+            assert_eq!(rest(&resting, now), None, "the polls are enough");
+            assert!(resting.left_alone(Cause::Poll, now).is_empty());
+            now += Duration::from_secs(60);
+        }
+        resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+        assert_eq!(rest(&resting, now), Some(3600));
+        assert_eq!(resting.left_alone(Cause::Poll, now).len(), 1);
+        let other = Settled {
+            digest: Some(crate::oci::Digest::sha256(b"other")),
+            ..waits.jobs[0].clone()
+        };
+        resting
+            .note(&ask(&[]), &look(&[other]), VERIFY, now)
+            .unwrap();
+        assert_eq!(rest(&resting, now), None, "another digest, another hour");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_program_judges_is_asked_again_after_seconds_and_later_at_verify() {
+        let mut resting = RestingTags::default();
+        let mut now = Instant::now();
+        let waits = look(&[kept_back("v1", &[NextJudgement::Soon])]);
+        let began = now;
+        let mut rests = Vec::new();
+        while now < began + EVIDENCE {
+            resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+            let seconds = rest(&resting, now).unwrap();
+            rests.push(seconds);
+            now += Duration::from_secs(seconds);
+        }
+        assert_eq!(rests[..4], [5, 10, 20, 30]);
+        assert!(rests[4..].iter().all(|seconds| *seconds == 30));
+        resting.note(&ask(&[]), &waits, VERIFY, now).unwrap();
+        assert_eq!(rest(&resting, now), Some(3600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tag_that_another_rule_refuses_rests_no_more() {
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
+        let gated = kept_back("v1", &[NextJudgement::Verify]);
+        let refused = Settled {
+            result: Outcome::Refused,
+            gated: None,
+            ..gated.clone()
+        };
+        resting
+            .note(&ask(&[]), &look(&[gated]), VERIFY, now)
+            .unwrap();
+        let repeated = look(&[refused]);
+        resting.note(&ask(&[]), &repeated, VERIFY, now).unwrap();
+        assert!(!resting.is_empty(), "a report without a new attempt");
+        let later = now + VERIFY;
+        resting.note(&ask(&[]), &repeated, VERIFY, later).unwrap();
+        assert!(resting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_tags_that_wait_are_looked_at_with_the_whole_repository() {
+        let mut resting = RestingTags::default();
+        let now = Instant::now();
+        let jobs: Vec<_> = (0..=MOST_GATED)
+            .map(|number| kept_back(&format!("v{number}"), &[NextJudgement::Verify]))
+            .collect();
+        let most = look(&jobs[..MOST_GATED]);
+        assert_eq!(resting.note(&ask(&[]), &most, VERIFY, now), Ok(()));
+        assert_eq!(resting.next(), Some((Vec::new(), now + VERIFY)));
+        let more = look(&jobs);
+        assert_eq!(resting.note(&ask(&[]), &more, VERIFY, now), Err(TooMany));
     }
 }

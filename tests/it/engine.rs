@@ -124,6 +124,7 @@ impl World {
                 moving: true,
                 ..TagRules::default()
             },
+            gates: Default::default(),
             source: TagState::Unknown,
             destination: TagState::Unknown,
             destination_via: ObservedVia::Tag,

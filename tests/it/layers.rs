@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// The modules that stand beside the layers, each with the layer that it may use.
-const BESIDE: [(&str, u8); 10] = [
+const BESIDE: [(&str, u8); 11] = [
     ("backoff", 0),
     ("clock", 0),
     ("metrics", 0),
@@ -19,6 +19,7 @@ const BESIDE: [(&str, u8); 10] = [
     ("telemetry", 0),
     ("token_bucket", 0),
     ("user", 0),
+    ("week", 0),
 ];
 
 /// One source file without its comments and tests.

@@ -27,6 +27,7 @@ mod ecr_trouble;
 mod ecr_truth;
 mod engine;
 mod fanout;
+mod gates;
 mod guard;
 mod health;
 mod interrupts;

@@ -18,7 +18,8 @@ struct Metric {
 }
 
 async fn at_work() -> (Stage, Daemon) {
-    let stage = Stage::new(Program::Distribution3).await;
+    let gates = json!({"gates": {"window": {"open": "mon-sun"}}});
+    let stage = Stage::with_route(Program::Distribution3, gates).await;
     stage
         .push()
         .push("app", "v1", &Image::oci(1, &[1000]))

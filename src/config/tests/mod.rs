@@ -14,7 +14,8 @@ use serde_json::Value;
 use super::*;
 use crate::job::{Drift, Existing};
 use crate::registry::auth::Credentials;
-use crate::transfer::bandwidth::{DAY, Days, Plan, Window};
+use crate::transfer::bandwidth::{Plan, Window};
+use crate::week::{DAY, Days, Hours};
 
 const REST: &str = "registries:\n  s: {url: https://s.example}\n  p: {url: https://p.example}\nroutes:\n\
     \x20 - {from: s/app, to: p/app, tags: {include: latest}}\n";
@@ -581,18 +582,22 @@ fn bandwidth_may_follow_the_week() {
     };
     let windows = [
         Window {
-            days: days(&[
-                (Weekday::Monday, Weekday::Thursday),
-                (Weekday::Sunday, Weekday::Sunday),
-            ]),
-            from: 22 * 60,
-            to: 6 * 60,
+            hours: Hours {
+                days: days(&[
+                    (Weekday::Monday, Weekday::Thursday),
+                    (Weekday::Sunday, Weekday::Sunday),
+                ]),
+                from: 22 * 60,
+                to: 6 * 60,
+            },
             rate: Some(1 << 20),
         },
         Window {
-            days: days(&[(Weekday::Saturday, Weekday::Saturday)]),
-            from: 8 * 60,
-            to: DAY,
+            hours: Hours {
+                days: days(&[(Weekday::Saturday, Weekday::Saturday)]),
+                from: 8 * 60,
+                to: DAY,
+            },
             rate: None,
         },
         Window::always(Some(5)),

@@ -36,6 +36,7 @@ fn route(name: &str, to: &[&str]) -> Route {
         existing: Existing::Adopt,
         drift: Drift::Keep,
         create: Default::default(),
+        gates: Default::default(),
     }
 }
 

@@ -93,6 +93,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     self.companion_stays(tag, &facts, Decision::Conflict(reason.into()));
                 }
                 Ok(Named::Blocked(block)) => self.companion_is_blocked(tag, &facts, block),
+                // The image's own judgement says why.
+                Ok(Named::Gated) => {}
                 Ok(Named::Again(newer)) => {
                     facts = *newer;
                     continue;

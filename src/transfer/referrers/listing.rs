@@ -133,7 +133,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The referrers of `subject` at the source. The first job that needs it finds out whether the
     /// registry lists referrers.
-    pub(super) async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+    pub(in crate::transfer) async fn list_referrers(
+        &self,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, Fault> {
         let source = &self.source;
         let mut asking = None;
         if source.lists_referrers().is_none() {

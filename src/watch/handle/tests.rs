@@ -23,6 +23,7 @@ fn job(result: Outcome, text: usize) -> Settled {
         unguarded: false,
         expired: false,
         gates: Vec::new(),
+        gated: None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::watch::queue::{LookKey, RetryDelays};
 use crate::watch::resting::TooMany;
 
 impl<B: Repositories> Watch<B> {
-    /// Records failed tags, and queues a look at them for the end of their rest if the repository
+    /// Records failed tags and tags that gates keep back, and queues a look at them for the end of their rest if the repository
     /// itself is well.
     pub(super) fn note_failures(
         &mut self,
@@ -23,12 +23,13 @@ impl<B: Repositories> Watch<B> {
         is_well: bool,
         now: Instant,
     ) -> Result<(), TooMany> {
-        let failed = look.jobs.iter().any(|job| job.result == Outcome::Failed);
-        if !failed && !self.resting.contains_key(key) {
+        let is_kept_back = |job: &Settled| job.result == Outcome::Failed || job.gated.is_some();
+        if !look.jobs.iter().any(is_kept_back) && !self.resting.contains_key(key) {
             return Ok(());
         }
+        let verify = self.topology().intervals.verify;
         let resting = self.resting.entry(key.clone()).or_default();
-        let noted = resting.note(request, look, now);
+        let noted = resting.note(request, look, verify, now);
         match resting.next() {
             Some((tags, at)) if is_well => self.queue.add_at(
                 key.clone(),
@@ -42,7 +43,8 @@ impl<B: Repositories> Watch<B> {
                 now,
             ),
             Some(_) => {}
-            None => drop(self.resting.remove(key)),
+            None if resting.is_empty() => drop(self.resting.remove(key)),
+            None => {}
         }
         noted
     }

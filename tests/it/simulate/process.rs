@@ -456,6 +456,7 @@ fn route(rules: &Rules) -> Route {
         existing: rules.existing,
         drift: rules.drift,
         create: Create::Never,
+        gates: Default::default(),
     }
 }
 

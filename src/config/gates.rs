@@ -1,0 +1,279 @@
+//! `gates` of a route and of `defaults`: read gate by gate, merged gate by gate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use url::Url;
+
+use super::section::{Item, Section, optional};
+use super::units;
+use crate::fault::clip;
+use crate::job::gates::{Command, Dates, GateKind, Gates, Http, Override, Token, Window};
+use crate::week::Hours;
+
+/// Longest `min_age`.
+const LONGEST_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Most entries of one list of a gate.
+const MOST: usize = 100;
+
+/// The gates as they are written: `None` where nothing is said, `Some(None)` for `off`.
+#[derive(Clone, Default)]
+pub(super) struct Written {
+    referrers: Option<Option<Vec<String>>>,
+    min_age: Option<Option<Duration>>,
+    window: Option<Option<Window>>,
+    command: Option<Option<Command>>,
+    http: Option<Option<Http>>,
+}
+
+/// Reads `gates`.
+pub(super) fn read(item: &Item<'_>) -> Written {
+    let Some(mut keys) = item.section() else {
+        return Written::default();
+    };
+    let written = Written {
+        referrers: gate(&mut keys, "referrers", referrers),
+        min_age: gate(&mut keys, "min_age", min_age),
+        window: gate(&mut keys, "window", window),
+        command: gate(&mut keys, "command", command),
+        http: gate(&mut keys, "http", http),
+    };
+    keys.finish(|_| false);
+    written
+}
+
+/// A gate of a route or of `defaults`; a mistake counts as nothing said.
+fn gate<T>(
+    keys: &mut Section<'_>,
+    key: &'static str,
+    read: impl FnOnce(&Item<'_>) -> Option<T>,
+) -> Option<Option<T>> {
+    let item = keys.item(key)?;
+    if item.is_word("off") {
+        return Some(None);
+    }
+    read(&item).map(Some)
+}
+
+/// The gates of a route: its own, else those of `defaults`, gate by gate.
+pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
+    let mut overrides = Vec::new();
+    let referrers = pick(
+        GateKind::Referrers,
+        own.referrers,
+        &defaults.referrers,
+        &mut overrides,
+    );
+    let min_age = pick(
+        GateKind::MinAge,
+        own.min_age,
+        &defaults.min_age,
+        &mut overrides,
+    );
+    let window = pick(
+        GateKind::Window,
+        own.window,
+        &defaults.window,
+        &mut overrides,
+    );
+    let command = pick(
+        GateKind::Command,
+        own.command,
+        &defaults.command,
+        &mut overrides,
+    );
+    let http = pick(GateKind::Http, own.http, &defaults.http, &mut overrides);
+    Arc::new(Gates {
+        command,
+        http,
+        referrers: referrers.unwrap_or_default(),
+        min_age,
+        window,
+        overrides,
+    })
+}
+
+fn pick<T: Clone>(
+    gate: GateKind,
+    own: Option<Option<T>>,
+    default: &Option<Option<T>>,
+    overrides: &mut Vec<Override>,
+) -> Option<T> {
+    let default = default.clone().flatten();
+    let Some(own) = own else {
+        return default;
+    };
+    if default.is_some() {
+        let is_dropped = own.is_none();
+        overrides.push(Override { gate, is_dropped });
+    }
+    own
+}
+
+fn referrers(item: &Item<'_>) -> Option<Vec<String>> {
+    let types: Vec<Option<String>> = entries(item)?
+        .iter()
+        .map(|item| item.parse(artifact_type))
+        .collect();
+    types.into_iter().collect()
+}
+
+/// The entries of a list that is neither empty nor long.
+fn entries<'a>(item: &Item<'a>) -> Option<Vec<Item<'a>>> {
+    let items = item.items();
+    if items.is_empty() || items.len() > MOST {
+        item.wrong(format!("has {} entries: give 1 to {MOST}", items.len()));
+        return None;
+    }
+    Some(items)
+}
+
+fn artifact_type(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_word = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'/')
+    };
+    let is_type = text.len() <= 255
+        && text
+            .split_once('/')
+            .is_some_and(|(kind, rest)| is_word(kind) && is_word(rest));
+    if is_type {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "\"{}\" is no artifact type (example: application/spdx+json)",
+        clip(text, 100)
+    ))
+}
+
+fn min_age(item: &Item<'_>) -> Option<Duration> {
+    item.parse(|text| units::duration_within(text, Duration::from_secs(1), LONGEST_AGE))
+}
+
+fn window(item: &Item<'_>) -> Option<Window> {
+    let mut keys = item.section()?;
+    let zone = keys.item("zone").map(|item| item.parse(zone));
+    let open = keys.item("open").map(|item| {
+        let hours = entries(&item)?
+            .into_iter()
+            .map(|item| item.parse(str::parse));
+        hours.collect::<Vec<Option<Hours>>>().into_iter().collect()
+    });
+    let closed = keys.item("closed").map(|item| {
+        let dates = entries(&item)?.into_iter().map(|item| item.parse(dates));
+        dates.collect::<Vec<Option<Dates>>>().into_iter().collect()
+    });
+    keys.finish(|_| false);
+    if open.is_none() && closed.is_none() {
+        item.wrong("says neither `open` nor `closed`: it would always be open");
+        return None;
+    }
+    Some(Window {
+        zone: zone.unwrap_or_else(|| Some(TimeZone::system()))?,
+        open: open.unwrap_or_else(|| Some(Vec::new()))?,
+        closed: closed.unwrap_or_else(|| Some(Vec::new()))?,
+    })
+}
+
+/// The variables that a command sees.
+const ENVIRONMENT: [&str; 2] = ["PATH", "LANG"];
+
+fn command(item: &Item<'_>) -> Option<Command> {
+    let mut keys = item.section()?;
+    let run = keys
+        .required("run", "the program and its arguments, as a list")
+        .and_then(|item| program(&item));
+    let timeout = timeout(&mut keys, Duration::from_secs(60));
+    keys.finish(|_| false);
+    let env = item.reader().env;
+    let environment = ENVIRONMENT
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), env(name)?)))
+        .collect();
+    Some(Command {
+        run: run?,
+        timeout: timeout?,
+        environment,
+    })
+}
+
+fn program(item: &Item<'_>) -> Option<Vec<String>> {
+    let words: Vec<Option<String>> = entries(item)?.iter().map(Item::text).collect();
+    let words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
+    let is_found = !words[0].is_empty() && (words[0].starts_with('/') || !words[0].contains('/'));
+    if words.iter().any(|word| word.contains('\0')) || !is_found {
+        item.wrong("names no program: give its whole path, or a name that is found in PATH");
+        return None;
+    }
+    Some(words)
+}
+
+fn timeout(keys: &mut Section<'_>, usual: Duration) -> Option<Duration> {
+    let Some(item) = keys.item("timeout") else {
+        return Some(usual);
+    };
+    item.parse(|text| {
+        units::duration_within(text, Duration::from_millis(100), Duration::from_secs(300))
+    })
+}
+
+fn http(item: &Item<'_>) -> Option<Http> {
+    let mut keys = item.section()?;
+    let url = keys
+        .required("url", "where the service is asked")
+        .and_then(|item| item.parse(url));
+    let token = optional(&keys.item("token_file"), |item| item.secret());
+    let timeout = timeout(&mut keys, Duration::from_secs(10));
+    keys.finish(|_| false);
+    Some(Http {
+        url: url?,
+        token: token?.map(Token::new),
+        timeout: timeout?,
+    })
+}
+
+fn url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text.trim()).ok();
+    let url = url.filter(|url| {
+        let is_http = matches!(url.scheme(), "http" | "https");
+        is_http && url.has_host() && url.username().is_empty() && url.password().is_none()
+    });
+    url.ok_or_else(|| {
+        format!(
+            "\"{}\" is no http or https address without a user (example: https://policy.example/gate)",
+            clip(text, 100)
+        )
+    })
+}
+
+fn zone(text: &str) -> Result<TimeZone, String> {
+    TimeZone::get(text.trim()).map_err(|_| {
+        format!(
+            "\"{}\" is no time zone that this system knows (example: Europe/Zurich)",
+            clip(text, 100)
+        )
+    })
+}
+
+/// `2026-12-24`, or `2026-12-15/2027-01-05`: both days belong to it.
+fn dates(text: &str) -> Result<Dates, String> {
+    let (first, last) = text.split_once('/').unwrap_or((text, text));
+    let day = |text: &str| {
+        let text = text.trim();
+        (text.len() == 10).then(|| text.parse::<Date>().ok())?
+    };
+    let dates = day(first)
+        .zip(day(last))
+        .filter(|(first, last)| first <= last);
+    dates.map(|(first, last)| Dates { first, last }).ok_or_else(|| {
+        format!(
+            "\"{}\" is no day and no stretch of days (examples: 2026-12-24, 2026-12-15/2027-01-05)",
+            clip(text, 100)
+        )
+    })
+}

@@ -1,0 +1,188 @@
+//! `http`: a service that judges. The question is posted to it, and it answers 200 with
+//! `{"verdict":"pass|wait|refuse","reason":"…"}`. Any other answer waits, and so does none.
+//!
+//! Redirects are not followed: the token goes to the address of the config alone.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::{Client, Response, StatusCode, header, redirect};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::fault::clip;
+use crate::job::gates::Http;
+use crate::job::{GateKind, Judgement, NextJudgement, Verdict};
+
+/// Largest answer, in bytes.
+const MOST: usize = 64 * 1024;
+/// Longest reason, in characters.
+const LONGEST_REASON: usize = 300;
+
+/// The client of all such gates; built when the first is asked.
+#[derive(Debug, Default)]
+pub struct Asker(OnceLock<Option<Client>>);
+
+/// What a service came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A verdict.
+    Verdict {
+        /// The verdict.
+        verdict: Verdict,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing that could be understood.
+    Unusable(String),
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    verdict: Verdict,
+    #[serde(default)]
+    reason: String,
+}
+
+impl Asker {
+    /// Asks the service of a gate.
+    pub async fn ask(&self, http: &Http, question: Vec<u8>) -> Reply {
+        let Some(client) = self.0.get_or_init(client) else {
+            return Reply::Unusable("no TLS: the system has no certificates".into());
+        };
+        match timeout(http.timeout, answered(client, http, question)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => Reply::Unusable(broken(&error)),
+            Err(_) => {
+                let seconds = http.timeout.as_secs_f32();
+                Reply::Unusable(format!("it did not answer within {seconds} s"))
+            }
+        }
+    }
+}
+
+fn client() -> Option<Client> {
+    let built = Client::builder()
+        .redirect(redirect::Policy::none())
+        .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build();
+    built.ok()
+}
+
+async fn answered(client: &Client, http: &Http, question: Vec<u8>) -> reqwest::Result<Reply> {
+    let mut request = client
+        .post(http.url.clone())
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .body(question);
+    if let Some(token) = &http.token {
+        request = request.bearer_auth(token.expose());
+    }
+    let response = request.send().await?;
+    let status = response.status();
+    if status != StatusCode::OK {
+        let text = format!("it answered {} instead of 200", status.as_u16());
+        return Ok(Reply::Unusable(text));
+    }
+    Ok(match body(response).await? {
+        Some(body) => read(&body),
+        None => Reply::Unusable(format!("its answer is longer than {} KiB", MOST / 1024)),
+    })
+}
+
+/// The body of an answer; `None`: it is too long.
+async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MOST {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+fn read(body: &[u8]) -> Reply {
+    match serde_json::from_slice(body) {
+        Ok(Answer { verdict, reason }) => Reply::Verdict {
+            verdict,
+            reason: clip(reason.trim(), LONGEST_REASON),
+        },
+        Err(_) => Reply::Unusable("its answer is no verdict".into()),
+    }
+}
+
+/// A failure without the address, which may hold what is secret.
+fn broken(error: &reqwest::Error) -> String {
+    let what = if error.is_connect() {
+        "cannot be reached"
+    } else {
+        "broke off"
+    };
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    let cause = cause.map(|cause| format!(": {cause}"));
+    clip(
+        &format!("it {what}{}", cause.unwrap_or_default()),
+        LONGEST_REASON,
+    )
+}
+
+/// The verdict of a service.
+pub fn judge(http: &Http, reply: Reply) -> Judgement {
+    let host = http.url.host_str().unwrap_or_default();
+    let (verdict, reason, evidence) = match reply {
+        Reply::Verdict { verdict, reason } if reason.is_empty() => {
+            let reason = format!("{host} says {}", verdict.name());
+            (verdict, reason, json!({"host": host}))
+        }
+        Reply::Verdict { verdict, reason } => (verdict, reason, json!({"host": host})),
+        Reply::Unusable(text) => (Verdict::Wait, format!("{host}: {text}"), Value::Null),
+    };
+    let next = match verdict {
+        Verdict::Wait => NextJudgement::Soon,
+        Verdict::Pass | Verdict::Refuse => NextJudgement::Verify,
+    };
+    Judgement {
+        gate: GateKind::Http,
+        verdict,
+        reason,
+        evidence,
+        next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_three_words_are_verdicts() {
+        for (body, expected) in [
+            (r#"{"verdict":"pass"}"#, Some(Verdict::Pass)),
+            (
+                r#"{"verdict":"wait","reason":"x","more":1}"#,
+                Some(Verdict::Wait),
+            ),
+            (
+                r#"{"verdict":"refuse","reason":"no"}"#,
+                Some(Verdict::Refuse),
+            ),
+            (r#"{"verdict":"PASS"}"#, None),
+            (r#"{"verdict":true}"#, None),
+            (r#"{"reason":"pass"}"#, None),
+            ("pass", None),
+            ("", None),
+        ] {
+            let found = match read(body.as_bytes()) {
+                Reply::Verdict { verdict, .. } => Some(verdict),
+                Reply::Unusable(_) => None,
+            };
+            assert_eq!(found, expected, "{body}");
+        }
+    }
+}

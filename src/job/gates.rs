@@ -1,0 +1,197 @@
+//! The gates of a route, as the config says them.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::week::Hours;
+
+/// The gates of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// Artifact types that are attached.
+    Referrers,
+    /// The time since staging was first seen to name the digest.
+    MinAge,
+    /// The hours of the week in which tags move.
+    Window,
+    /// A program that judges.
+    Command,
+    /// A service that judges.
+    Http,
+}
+
+impl GateKind {
+    /// All of them.
+    pub const ALL: [GateKind; 5] = [
+        GateKind::MinAge,
+        GateKind::Window,
+        GateKind::Referrers,
+        GateKind::Command,
+        GateKind::Http,
+    ];
+
+    /// The name in the config, in reports and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            GateKind::Referrers => "referrers",
+            GateKind::MinAge => "min_age",
+            GateKind::Window => "window",
+            GateKind::Command => "command",
+            GateKind::Http => "http",
+        }
+    }
+}
+
+impl GateKind {
+    /// Whether it judges evidence, without which nothing is carried. The others judge the time.
+    pub fn is_evidence(self) -> bool {
+        match self {
+            GateKind::Referrers | GateKind::Command | GateKind::Http => true,
+            GateKind::MinAge | GateKind::Window => false,
+        }
+    }
+}
+
+impl fmt::Display for GateKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What must be so before a tag moves. Empty: nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gates {
+    /// Artifact types that must be attached to the image.
+    pub referrers: Vec<String>,
+    /// How long ago the ledger first saw staging name the digest.
+    pub min_age: Option<Duration>,
+    /// When tags move.
+    pub window: Option<Window>,
+    /// A program that judges.
+    pub command: Option<Command>,
+    /// A service that judges.
+    pub http: Option<Http>,
+    /// What the route says otherwise than `defaults`: for `check`.
+    pub overrides: Vec<Override>,
+}
+
+/// When tags move, by the wall clock of a zone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    /// The zone.
+    pub zone: TimeZone,
+    /// The hours in which tags move; none: always.
+    pub open: Vec<Hours>,
+    /// Days on which none moves.
+    pub closed: Vec<Dates>,
+}
+
+/// Days from the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dates {
+    /// The first.
+    pub first: Date,
+    /// The last.
+    pub last: Date,
+}
+
+/// A program that judges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The program and its arguments; not empty.
+    pub run: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// All variables that it sees.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A service that judges.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Where it is asked.
+    pub url: Url,
+    /// The bearer token.
+    pub token: Option<Token>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// A token that is not printed.
+#[derive(Clone, Debug)]
+pub struct Token(SecretString);
+
+impl Token {
+    /// The token of a config.
+    pub fn new(token: SecretString) -> Token {
+        Token(token)
+    }
+
+    /// The token, for the request that sends it.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Token) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+/// A gate of `defaults` that a route changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The gate.
+    pub gate: GateKind,
+    /// Whether the route has none, instead of one of its own.
+    pub is_dropped: bool,
+}
+
+impl Gates {
+    /// The gates that are set, in the order in which they are judged.
+    pub fn kinds(&self) -> Vec<GateKind> {
+        let is_set = |kind: &GateKind| match kind {
+            GateKind::Referrers => !self.referrers.is_empty(),
+            GateKind::MinAge => self.min_age.is_some(),
+            GateKind::Window => self.window.is_some(),
+            GateKind::Command => self.command.is_some(),
+            GateKind::Http => self.http.is_some(),
+        };
+        GateKind::ALL.into_iter().filter(is_set).collect()
+    }
+
+    /// Whether a gate is set.
+    pub fn has(&self, gate: GateKind) -> bool {
+        self.kinds().contains(&gate)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.kinds().is_empty()
+    }
+
+    /// What the route changes of the gates of `defaults`, in words.
+    pub fn warnings(&self) -> Vec<String> {
+        let text = |changed: &Override| match changed.is_dropped {
+            true => format!("gates.{}: off drops the gate of defaults", changed.gate),
+            false => format!("gates.{} replaces the gate of defaults", changed.gate),
+        };
+        self.overrides.iter().map(text).collect()
+    }
+}
+
+impl Dates {
+    /// Whether a day is one of them.
+    pub fn contains(&self, day: Date) -> bool {
+        (self.first..=self.last).contains(&day)
+    }
+}

@@ -1,0 +1,358 @@
+//! Verdict: gathers the facts of the gates and keeps what they came to.
+//!
+//! Evidence is asked of staging. A gate that cannot be asked is a failure of its registry, never a
+//! pass. Directly before a tag moves only memory is read: the gates of the config in force, the
+//! time of day, and how old the verdicts are.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::Promotion;
+use super::retry::stoppable;
+use super::survey::TagFacts;
+use crate::clock;
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
+use crate::gate::question::{self, Phase, Question};
+use crate::gate::referrers::Attached;
+use crate::gate::{self, TimeFacts};
+use crate::job::{GateKind, Gates, Judgement, Outcome, Verdict};
+use crate::oci::{Digest, Manifest, MediaType};
+
+/// How long a verdict of a program or a service holds.
+const HOLDS: Duration = Duration::from_secs(60);
+
+/// What was gathered for the gates of a job. Manifests do not change under their digest.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Referrers; `None`: it names another subject.
+    referrers: BTreeMap<Digest, Option<Attached>>,
+    /// The media types of images.
+    media_types: BTreeMap<Digest, MediaType>,
+    /// Verdicts of programs and services, with the time at which they were asked for.
+    asked: BTreeMap<(Digest, GateKind, Phase), (Judgement, Instant)>,
+}
+
+/// What the gates came to.
+#[derive(Clone, Debug)]
+pub(super) struct Judged {
+    gates: Arc<Gates>,
+    first_seen: Option<Timestamp>,
+    pub(super) judgements: Vec<Judgement>,
+    /// When the oldest verdict of a program or a service was asked for.
+    asked: Option<Instant>,
+}
+
+/// What the verdicts allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permission {
+    /// The tag may move.
+    Name,
+    /// Only the time has not come: content may be carried.
+    Carry,
+    /// Nothing.
+    Nothing,
+}
+
+impl Judged {
+    /// Adds a verdict. Returns whether the next gate is to be judged.
+    fn add(&mut self, judgement: Judgement) -> bool {
+        let is_pass = judgement.is_pass();
+        self.judgements.push(judgement);
+        is_pass
+    }
+
+    /// Adds a verdict that was asked for at a time. Returns whether the next gate is to be judged.
+    fn add_asked(&mut self, (judgement, at): (Judgement, Instant)) -> bool {
+        self.asked = Some(self.asked.map_or(at, |asked| asked.min(at)));
+        self.add(judgement)
+    }
+
+    /// What the verdicts allow.
+    pub(super) fn permission(&self) -> Permission {
+        let not_passed = self.judgements.iter().filter(|judged| !judged.is_pass());
+        let blocks = |judged: &Judgement| judged.gate.is_evidence();
+        let mut permission = Permission::Name;
+        for judged in not_passed {
+            if blocks(judged) {
+                return Permission::Nothing;
+            }
+            permission = Permission::Carry;
+        }
+        permission
+    }
+
+    /// What a job comes to whose tag may not move.
+    pub(super) fn outcome(&self) -> Outcome {
+        let verdicts = self.judgements.iter().map(|judged| judged.verdict);
+        match verdicts.max() {
+            Some(Verdict::Refuse) => Outcome::Refused,
+            Some(Verdict::Wait | Verdict::Pass) | None => Outcome::Waiting,
+        }
+    }
+
+    /// Why the tag may not move.
+    pub(super) fn reasons(&self) -> Vec<String> {
+        let not_passed = self.judgements.iter().filter(|judged| !judged.is_pass());
+        not_passed
+            .map(|judged| format!("{}: {}", judged.gate, judged.reason))
+            .collect()
+    }
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// Judges the gates in force on the digest that staging names. Time comes first, since it is
+    /// cheap. While only the time is missing evidence is judged too, so that content may be
+    /// carried; directly before the tag it is not asked for in vain.
+    pub(super) async fn judge(&self, facts: &TagFacts, phase: Phase) -> Result<Permission, Fault> {
+        let gates = self.gates_in_force()?;
+        let Some(digest) = facts.source.filter(|_| !gates.is_empty()) else {
+            *self.lock_judged() = None;
+            return Ok(Permission::Name);
+        };
+        let first_seen = self.first_seen(&gates, digest).await?;
+        let time = self.time_facts(first_seen);
+        let mut judged = Judged {
+            judgements: gate::time_gates(&gates, &time),
+            first_seen,
+            gates,
+            asked: None,
+        };
+        if phase == Phase::Carry || judged.permission() == Permission::Name {
+            let evidence = self.judge_evidence(facts, digest, phase, &mut judged);
+            // Boxed to keep the job's future small.
+            evidence.boxed().await?;
+        }
+        let permission = judged.permission();
+        *self.lock_judged() = Some(judged);
+        Ok(permission)
+    }
+
+    /// Judges the evidence, the cheap gates first, until one does not pass.
+    async fn judge_evidence(
+        &self,
+        facts: &TagFacts,
+        digest: Digest,
+        phase: Phase,
+        judged: &mut Judged,
+    ) -> Result<(), Fault> {
+        let gates = judged.gates.clone();
+        let mut attached = None;
+        if !gates.referrers.is_empty() {
+            let found = self.attached(&digest).await?;
+            let judgement = gate::referrers::judge(&gates.referrers, &found);
+            attached = Some(found);
+            if !judged.add(judgement) {
+                return Ok(());
+            }
+        }
+        let asks = [GateKind::Command, GateKind::Http].map(|gate| gates.has(gate));
+        if asks == [false; 2] {
+            return Ok(());
+        }
+        if self.job.dry_run {
+            self.note_reason("a dry run asks neither `command` nor `http`".into());
+            return Ok(());
+        }
+        let attached = match attached {
+            Some(attached) => attached,
+            None => self.attached(&digest).await?,
+        };
+        let media_type = self.media_type(facts, digest).await?;
+        let question = Question {
+            schema: question::SCHEMA,
+            phase,
+            route: &self.job.key.route,
+            source: self.source_reference(),
+            destination: self.destination_reference(),
+            digest,
+            previous_digest: facts.destination,
+            media_type: media_type.as_str(),
+            referrers: &attached,
+        };
+        if let Some(command) = &gates.command {
+            let verdict = async {
+                let run = gate::command::run(command, &question.to_json()).await;
+                gate::command::judge(command, &run)
+            };
+            let verdict = self.ask_gate(GateKind::Command, &question, verdict);
+            if !judged.add_asked(verdict.await?) {
+                return Ok(());
+            }
+        }
+        if let Some(http) = &gates.http {
+            let verdict = async {
+                let reply = self.engine.asker.ask(http, question.to_json()).await;
+                gate::http::judge(http, reply)
+            };
+            let verdict = self.ask_gate(GateKind::Http, &question, verdict);
+            judged.add_asked(verdict.await?);
+        }
+        Ok(())
+    }
+
+    /// The verdict of a program or a service. One that lets the tag move holds for a while.
+    async fn ask_gate(
+        &self,
+        gate: GateKind,
+        question: &Question<'_>,
+        verdict: impl Future<Output = Judgement>,
+    ) -> Result<(Judgement, Instant), Fault> {
+        let key = (question.digest, gate, question.phase);
+        let known = self.lock_evidence().asked.get(&key).cloned();
+        if let Some(known) = known.filter(|(_, at)| at.elapsed() < HOLDS) {
+            return Ok(known);
+        }
+        let at = Instant::now();
+        let judgement = stoppable(&self.stop.drain, verdict).await?;
+        if judgement.is_pass() {
+            let known = (judgement.clone(), at);
+            self.lock_evidence().asked.insert(key, known);
+        }
+        Ok((judgement, at))
+    }
+
+    /// Whether the last verdicts still let the tag move: by the config in force, the time of day,
+    /// and their age. Without gates they do.
+    pub(super) fn verdicts_hold(&self) -> Result<bool, Fault> {
+        let gates = self.gates_in_force()?;
+        let judged = self.lock_judged();
+        let Some(judged) = judged.as_ref() else {
+            return Ok(gates.is_empty());
+        };
+        let is_old = judged.asked.is_some_and(|asked| asked.elapsed() >= HOLDS);
+        if is_old || judged.gates != gates || judged.permission() != Permission::Name {
+            return Ok(false);
+        }
+        let time = self.time_facts(judged.first_seen);
+        let judgements = gate::time_gates(&gates, &time);
+        Ok(judgements.iter().all(Judgement::is_pass))
+    }
+
+    /// Whether companions may be named: they follow the last verdicts on their image. What has none
+    /// is in production already.
+    pub(super) fn companions_may_move(&self) -> bool {
+        let judged = self.lock_judged();
+        judged
+            .as_ref()
+            .is_none_or(|judged| judged.permission() == Permission::Name)
+    }
+
+    pub(super) fn lock_judged(&self) -> MutexGuard<'_, Option<Judged>> {
+        self.judged.lock().expect("nothing panics while it notes")
+    }
+
+    fn lock_evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().expect("nothing panics while it notes")
+    }
+
+    fn time_facts(&self, first_seen: Option<Timestamp>) -> TimeFacts {
+        TimeFacts {
+            now: clock::now(),
+            skew: self.destination.clock_skew(),
+            first_seen,
+        }
+    }
+
+    /// When the ledger first saw staging name the digest; recorded now if it has not, unless our
+    /// clock is wrong.
+    async fn first_seen(&self, gates: &Gates, digest: Digest) -> Result<Option<Timestamp>, Fault> {
+        if gates.min_age.is_none() {
+            return Ok(None);
+        }
+        let is_recorded = !self.job.dry_run && !self.time_facts(None).is_skewed();
+        let repository = self.source.repository();
+        self.engine
+            .ledger
+            .first_seen(self.source.origin(), repository, &digest, is_recorded)
+            .await
+    }
+
+    /// The media type of an image, which may have been read already.
+    async fn media_type(&self, facts: &TagFacts, digest: Digest) -> Result<MediaType, Fault> {
+        let read = facts.manifest.as_ref();
+        if let Some(manifest) = read.filter(|manifest| manifest.digest == digest) {
+            let media_type = manifest.media_type.clone();
+            let known = media_type.clone();
+            self.lock_evidence().media_types.insert(digest, known);
+            return Ok(media_type);
+        }
+        if let Some(known) = self.lock_evidence().media_types.get(&digest) {
+            return Ok(known.clone());
+        }
+        let manifest = self.source_manifest(digest.into()).await?;
+        let media_type = manifest.map(|manifest| manifest.media_type);
+        media_type.ok_or_else(|| {
+            let address = self.source.address();
+            Fault::not_found(format!(
+                "{address} does not have manifest {digest} any more"
+            ))
+        })
+    }
+
+    /// What is attached to the image in staging. Lists have named wrong artifact types
+    /// (<https://github.com/sigstore/cosign/issues/4641>), so each manifest is read, once.
+    async fn attached(&self, subject: &Digest) -> Result<Vec<Attached>, Fault> {
+        let mut attached = Vec::new();
+        for referrer in self.list_referrers(subject).await? {
+            let known = self
+                .lock_evidence()
+                .referrers
+                .get(&referrer.digest)
+                .cloned();
+            let found = match known {
+                Some(known) => known,
+                None => self.read_referrer(subject, referrer.digest).await?,
+            };
+            attached.extend(found);
+        }
+        Ok(attached)
+    }
+
+    /// Reads a manifest that a list names as a referrer of `subject`.
+    async fn read_referrer(
+        &self,
+        subject: &Digest,
+        digest: Digest,
+    ) -> Result<Option<Attached>, Fault> {
+        let Some(manifest) = self.source_manifest(digest.into()).await? else {
+            return Ok(None);
+        };
+        let named = manifest.subject.as_ref().map(|named| named.digest);
+        let attached = (named == Some(*subject)).then(|| Attached {
+            digest,
+            artifact_type: artifact_type(&manifest),
+        });
+        let known = attached.clone();
+        self.lock_evidence().referrers.insert(digest, known);
+        Ok(attached)
+    }
+}
+
+/// The artifact type of a referrer, else the media type of its config: image specification,
+/// `manifest.md`.
+fn artifact_type(manifest: &Manifest) -> String {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Document {
+        artifact_type: String,
+        config: Config,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Config {
+        media_type: String,
+    }
+    let document: Document = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
+    if document.artifact_type.is_empty() {
+        document.config.media_type
+    } else {
+        document.artifact_type
+    }
+}

@@ -1,0 +1,107 @@
+//! Wrong gates in the config, and what `check` says of right ones.
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+fn config(defaults: Value, gates: Value) -> Config {
+    let text = json!({
+        "registries": {"s": {"url": "https://s.example"}, "p": {"url": "https://p.example"}},
+        "defaults": {"gates": defaults},
+        "routes": [{"name": "app", "from": "s/app", "to": "p/app", "tags": {"include": "*"}, "gates": gates}],
+    });
+    Config::text(&text.to_string())
+}
+
+#[tokio::test]
+async fn a_wrong_gate_is_named_with_its_key() {
+    for (gates, key, text) in [
+        (
+            json!({"min_ages": "1h"}),
+            "gates.min_ages",
+            "did you mean \"min_age\"",
+        ),
+        (
+            json!({"min_age": "soon"}),
+            "gates.min_age",
+            "is not a duration",
+        ),
+        (
+            json!({"min_age": "0s"}),
+            "gates.min_age",
+            "is not between 1s and",
+        ),
+        (
+            json!({"min_age": "9000h"}),
+            "gates.min_age",
+            "is not between 1s and",
+        ),
+        (json!({"referrers": []}), "gates.referrers", "give 1 to 100"),
+        (
+            json!({"referrers": "spdx"}),
+            "gates.referrers",
+            "is no artifact type",
+        ),
+        (
+            json!({"window": {}}),
+            "gates.window",
+            "neither `open` nor `closed`",
+        ),
+        (
+            json!({"window": {"zone": "Mars/Base", "open": "mon"}}),
+            "gates.window.zone",
+            "is no time zone",
+        ),
+        (
+            json!({"window": {"open": "mon 09:00"}}),
+            "gates.window.open",
+            "is no part of the week",
+        ),
+        (
+            json!({"window": {"open": ["mon", "xyz"]}}),
+            "gates.window.open[1]",
+            "no day",
+        ),
+        (
+            json!({"window": {"closed": "2026-13-01"}}),
+            "gates.window.closed",
+            "is no day",
+        ),
+        (
+            json!({"window": {"closed": "2026-12-02/2026-12-01"}}),
+            "gates.window.closed",
+            "is no day",
+        ),
+        (
+            json!({"window": {"opens": "mon"}}),
+            "gates.window.opens",
+            "did you mean \"open\"",
+        ),
+        (json!("off"), "gates", "expected a mapping"),
+    ] {
+        let ferry = Ferry::new(&config(json!({}), gates.clone()));
+        let run = ferry.run(&["check"]).await.expect(2);
+        let said = run.said();
+        let place = format!("routes[0].{key}");
+        assert!(
+            said.contains(&place) && said.contains(text),
+            "{gates}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn check_warns_of_gates_that_a_route_replaces_or_drops() {
+    let defaults = json!({"min_age": "24h", "referrers": "application/spdx+json", "window": {"open": "mon-fri"}});
+    let gates = json!({"min_age": "off", "window": {"open": "sat"}});
+    let ferry = Ferry::new(&config(defaults, gates));
+    let said = ferry.run(&["check"]).await.expect(0).said();
+    for text in [
+        "gates window, referrers",
+        "gates.min_age: off drops the gate of defaults",
+        "gates.window replaces the gate of defaults",
+    ] {
+        assert!(said.contains(text), "{said}");
+    }
+    assert!(!said.contains("gates.referrers"), "{said}");
+}
