@@ -12,8 +12,10 @@ mod copy;
 mod decide;
 mod delegate;
 mod demo;
+mod files;
 mod history;
 mod iam;
+mod junit;
 mod lines;
 mod output;
 mod pass;
@@ -506,7 +508,7 @@ mod tests {
                 "copy layout:/a:v1 http://h.example/b:v1 --expect {digest} --replace {digest} --state /s --dry-run --json"
             ),
             "promote",
-            "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --imagedefinitions i.json --container e=web",
+            "promote a.example/b:c d.example/e:f g.example/h i.example/j --report r.json --junit r.xml --imagedefinitions i.json --container e=web",
             "promote a.example/b d.example/e --all-tags --state /s",
             "status --json",
             "check --online --probe-repository staging/throw-away",

@@ -11,7 +11,7 @@ use super::lines::Lines;
 use super::pass::{Show, follow};
 use super::progress::ProgressMode;
 use super::remarks::Said;
-use super::{Arguments, Failure, environment};
+use super::{Arguments, Failure, environment, files, junit};
 use crate::admin::CopyRequest;
 use crate::commands;
 use crate::fault::shown;
@@ -51,6 +51,9 @@ pub(super) struct Promote {
     /// Write the report to this file, whatever came of it
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write the report as JUnit XML for a build server, whatever came of it
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
     /// Write imagedefinitions.json for a deploy stage, by digest, if all went well
     #[arg(long, value_name = "FILE", conflicts_with_all = ["all_tags", "dry_run"])]
     imagedefinitions: Option<PathBuf>,
@@ -130,14 +133,17 @@ impl Promote {
             }
         };
         if let Some(path) = &self.report {
-            written(path, &report)?;
+            write_json(path, &report)?;
+        }
+        if let Some(path) = &self.junit {
+            files::write(path, junit::document(&report).as_bytes())?;
         }
         if let Some(path) = self
             .imagedefinitions
             .as_ref()
             .filter(|_| report.exit_code == 0)
         {
-            written(path, &self.definitions(&report))?;
+            write_json(path, &self.definitions(&report))?;
         }
         Ok(report.exit_code)
     }
@@ -256,21 +262,11 @@ struct Definition {
     image_uri: String,
 }
 
-/// Writes a file as a whole: a reader sees all of it or the one before.
-fn written(path: &Path, content: &impl Serialize) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::new(
-            1,
-            anyhow::Error::new(error).context(format!("{} cannot be written", path.display())),
-        )
-    };
+/// Writes `content` as JSON for people and programs.
+fn write_json(path: &Path, content: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_vec_pretty(content).expect("plain data is JSON");
     text.push(b'\n');
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    std::fs::write(&beside, text)
-        .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(failed)
+    files::write(path, &text)
 }
 
 #[cfg(test)]
@@ -285,6 +281,7 @@ mod tests {
             expect: None,
             replace: None,
             report: None,
+            junit: None,
             imagedefinitions: None,
             container: container
                 .iter()

@@ -578,7 +578,16 @@ async fn promote_is_the_pipeline_step() {
         .with_env("STAGING_IMAGE_NAME", "staging-demo-app")
         .with_env("PROD_IMAGE_NAME", "prod-demo-app");
     let report = ferry.path("report.json").display().to_string();
-    ferry.run(&["promote", "--report", &report]).await.expect(0);
+    let junit = ferry.path("junit.xml").display().to_string();
+    ferry
+        .run(&["promote", "--report", &report, "--junit", &junit])
+        .await
+        .expect(0);
+    let junit = std::fs::read_to_string(junit).unwrap();
+    let counts =
+        "<testsuite name=\"blobferry\" tests=\"1\" failures=\"0\" errors=\"0\" skipped=\"0\"";
+    assert!(junit.contains(counts), "{junit}");
+    assert!(junit.contains("prod-demo-app:latest\""), "{junit}");
     registry
         .client()
         .assert_holds("prod-demo-app", "latest", &image)
@@ -592,6 +601,28 @@ async fn promote_is_the_pipeline_step() {
         "inside one registry everything is mounted"
     );
     assert_eq!(report["jobs"][0]["bytes_sent"], 0);
+}
+
+#[tokio::test]
+async fn a_conflict_is_a_failure_of_the_test_report() {
+    let registry = Registry::distribution3();
+    let client = registry.client();
+    client
+        .push("staging-app", "v1", &Image::oci(1, &[1000]))
+        .await;
+    client.push("prod-app", "v1", &Image::oci(2, &[1000])).await;
+    let ferry = Ferry::bare();
+    let reference = |repository| format!("{}/{repository}:v1", registry.address());
+    let source = reference("staging-app");
+    let destination = reference("prod-app");
+    let junit = ferry.path("junit.xml").display().to_string();
+    ferry
+        .run(&["promote", &source, &destination, "--junit", &junit])
+        .await
+        .expect(4);
+    let junit = std::fs::read_to_string(junit).unwrap();
+    assert!(junit.contains(" failures=\"1\" errors=\"0\""), "{junit}");
+    assert!(junit.contains("<failure type=\"conflict\""), "{junit}");
 }
 
 fn digest_of(path: &str) -> String {
