@@ -198,6 +198,11 @@ impl Claims {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing is claimed.
+    pub fn is_empty(&self) -> bool {
+        self.lock().entries.is_empty()
+    }
+
     /// Waits for the claim. What is asked for by name goes first, and its holder becomes as urgent
     /// as what waits for it.
     pub async fn take(&self, subject: Subject, claimant: &Claimant) -> Claim {

@@ -182,6 +182,11 @@ impl Engine {
         }
     }
 
+    /// Whether no job holds or waits for a permit or a claim.
+    pub fn is_idle(&self) -> bool {
+        self.limits.admission().is_idle() && self.claims.is_empty()
+    }
+
     /// The same engine under other settings.
     pub fn with(&self, settings: Settings) -> Engine {
         Engine {

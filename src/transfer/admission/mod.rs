@@ -90,6 +90,12 @@ impl Admission {
         self.lock().pools.waiting()
     }
 
+    /// Whether no job is there, and no permit is out.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.pools.is_idle() && state.granted.is_empty()
+    }
+
     /// A job of that route between these registries comes.
     pub(super) fn enter(
         &self,

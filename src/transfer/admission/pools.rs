@@ -483,7 +483,6 @@ impl Pools {
     }
 
     /// Whether nothing waits, nothing is out and no job is there.
-    #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         let nothing_out =
             |pool: &Pool| pool.out == 0 && pool.named_above == 0 && pool.lines.is_empty();

@@ -271,6 +271,7 @@ fn rules(app: &str, staging: &str, production: &str) -> Rules {
         moving: vec!["latest".into()],
         existing: Existing::Keep,
         drift: Drift::Keep,
+        wild: false,
     }
 }
 
@@ -821,7 +822,8 @@ fn a_panic_ends_one_look_alone() {
     });
 }
 
-/// The quota refused a blob when all of it had been sent: it was sent again at every look.
+/// The quota refused a blob when all of it had been sent: it was sent again at every look, and for
+/// every tag.
 #[test]
 fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
     play(|| async {
@@ -835,7 +837,7 @@ fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
             .iter()
             .map(|(_, bytes)| bytes.len() as u64)
             .sum();
-        stage.push(&large, &["v1"]);
+        stage.push(&large, &["v1", "v2", "v3", "v4", "v5", "v6"]);
         stage.start();
         stage.pass(120).await;
         let sent: u64 = stage

@@ -9,7 +9,8 @@
 //! | `SIMULATE_SEEDS=A..B` | these |
 //!
 //! A seed that fails prints its story and the command that repeats it. With `SIMULATE_ALL` the
-//! others are played all the same, and a table says how often each promise was broken.
+//! others are played all the same, and a table says how often each promise was broken. With
+//! `SIMULATE_TAG` the story is that of another tag than the one that it ends with.
 
 mod chance;
 mod found;

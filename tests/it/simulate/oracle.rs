@@ -27,6 +27,9 @@ const LATELY: Duration = Duration::from_secs(5);
 /// What was so for this time could have been noticed.
 const NOTICED: Duration = Duration::from_secs(30);
 
+/// A blob is refused for good at most so often in a calm time of less than two hours.
+const REFUSED: usize = 4;
+
 /// The promises of a calm time: they are broken until enough of it has passed.
 const ARRIVES: &str = "what may be equal is equal in the end";
 const FOLLOWS: &str = "referrers that come later arrive";
@@ -126,13 +129,17 @@ struct Known {
     maybe: BTreeSet<Digest>,
     /// Production's digest that was reported as drift or existing.
     reported: Option<Digest>,
+    /// What a list of production showed while staging named the same: agreed, if the process went
+    /// by that list.
+    listed: BTreeSet<Digest>,
     changed: Duration,
     before: Option<(Option<Digest>, Intents)>,
 }
 
 impl Known {
     fn is_ours(&self, digest: &Digest) -> bool {
-        self.written == Some(*digest) || self.is_intended(digest) || self.maybe.contains(digest)
+        let may_be = self.maybe.contains(digest) || self.listed.contains(digest);
+        self.written == Some(*digest) || self.is_intended(digest) || may_be
     }
 
     fn is_intended(&self, digest: &Digest) -> bool {
@@ -155,16 +162,22 @@ impl Known {
         self.changed = at;
         self.written = Some(digest);
         self.maybe.clear();
+        self.listed.clear();
         self.reported = None;
     }
 }
 
-/// What was sent of one blob to one repository.
+/// What came of the uploads of one blob to one repository.
 #[derive(Default)]
 struct Uploads {
-    bytes: u64,
     /// Refusals that another try does not mend, with their times.
     refused: Vec<Duration>,
+}
+
+impl Uploads {
+    fn refused_since(&self, from: Duration) -> usize {
+        self.refused.iter().filter(|at| **at > from).count()
+    }
 }
 
 /// What the table says.
@@ -259,7 +272,6 @@ impl Oracle {
                 self.sent(call);
             }
             Event::Answered { request, answer } => self.answered(*request, answer),
-            Event::Abandoned { request, bytes } => self.uploaded(*request, *bytes),
             Event::Moved { place, to, by, .. } => self.moved(place, *to, *by),
             Event::Attached {
                 registry,
@@ -295,7 +307,18 @@ impl Oracle {
                 let text = format!("{sessions} at {registry}");
                 self.find("no upload session is left", None, text);
             }
-            Event::BodyEnded { .. } | Event::Person { .. } => {}
+            Event::Held { process } => {
+                let text = format!("process {process} has ended with some");
+                self.find("no permit and no claim is left", None, text);
+            }
+            Event::Restless {
+                requests,
+                explained,
+            } => {
+                let text = format!("{requests} were sent, and polls explain {explained}");
+                self.find("requests in a calm time are bounded", None, text);
+            }
+            Event::Abandoned { .. } | Event::BodyEnded { .. } | Event::Person { .. } => {}
         }
     }
 
@@ -496,7 +519,7 @@ impl Oracle {
             self.judge_cell(place, moving, cell);
         }
         if rules.is_moving(&place.tag) {
-            self.judge_conflicts(&rules, place, digest);
+            self.judge_conflicts(process, &rules, place, digest);
         }
     }
 
@@ -518,7 +541,7 @@ impl Oracle {
     }
 
     /// A digest that is in conflict under a fixed tag gets no moving tag there.
-    fn judge_conflicts(&mut self, rules: &Rules, place: &Place, digest: Digest) {
+    fn judge_conflicts(&mut self, process: u32, rules: &Rules, place: &Place, digest: Digest) {
         let repository = |pair: &Repository, place: &Place| {
             pair.0 == place.registry && pair.1 == place.repository
         };
@@ -536,8 +559,10 @@ impl Oracle {
                 tag: source.tag.clone(),
                 ..place.clone()
             };
-            let (Some(staging), Some(production)) = (self.steady(&source), self.steady(&there))
-            else {
+            let (Some(staging), Some(production)) = (
+                self.noticed(process, rules, &source),
+                self.noticed(process, rules, &there),
+            ) else {
                 continue;
             };
             let ours = self
@@ -551,12 +576,13 @@ impl Oracle {
         }
     }
 
-    /// What a tag has named for so long that everybody could have noticed.
-    fn steady(&self, place: &Place) -> Option<Digest> {
+    /// What a tag has named for so long that a process could have noticed: its newest look at the
+    /// source began later.
+    fn noticed(&self, process: u32, rules: &Rules, place: &Place) -> Option<Digest> {
         let change = self.truth.get(place)?.last()?;
-        change
-            .to
-            .filter(|_| self.at.saturating_sub(change.at) > NOTICED)
+        let look = self.lists.get(&(process, rules.source.clone()))?;
+        let is_long_ago = self.at.saturating_sub(change.at) > NOTICED;
+        change.to.filter(|_| is_long_ago && look.sent > change.at)
     }
 
     /// A tag beside an image follows the rules of a moving tag. A list of referrers is made here,
@@ -644,9 +670,16 @@ impl Oracle {
                 }
                 list.tags.extend(tags.iter().flatten().cloned());
                 (list.arrived, list.complete) = (at, *last && tags.is_some());
-            }
-            (Operation::SendChunk | Operation::FinishUpload, _, Answer::Done { bytes }) => {
-                self.uploaded(request, *bytes)
+                for (tag, digest) in tags.iter().flatten() {
+                    if digest.is_some() {
+                        let place = Place {
+                            registry: call.registry.clone(),
+                            repository: call.repository.clone(),
+                            tag: tag.clone(),
+                        };
+                        self.compare_lists(call.process, &place);
+                    }
+                }
             }
             (
                 Operation::FinishUpload,
@@ -663,18 +696,6 @@ impl Oracle {
                     .push(at);
             }
             _ => {}
-        }
-    }
-
-    fn uploaded(&mut self, request: u64, bytes: u64) {
-        let Some((_, call)) = self.requests.get(&request) else {
-            return;
-        };
-        if let (Operation::SendChunk | Operation::FinishUpload, About::Content(digest)) =
-            (call.operation, &call.about)
-        {
-            let of = (call.registry.clone(), call.repository.clone());
-            self.uploads.entry((of, *digest)).or_default().bytes += bytes;
         }
     }
 
@@ -697,6 +718,7 @@ impl Oracle {
             .flatten()
             .filter_map(|rules| pair(rules, place))
             .collect();
+        self.compare_lists(process, place);
         for (source, destination) in pairs {
             let Some(there) = self
                 .views
@@ -721,6 +743,38 @@ impl Oracle {
                 known.wrote(at, there);
             }
         }
+    }
+
+    /// A process sees both sides of a tag, production by a list.
+    fn compare_lists(&mut self, process: u32, place: &Place) {
+        let pairs: Vec<(Place, Place)> = self
+            .rules
+            .get(&process)
+            .into_iter()
+            .flatten()
+            .filter_map(|rules| pair(rules, place))
+            .collect();
+        for (source, destination) in pairs {
+            let Some(there) = self.listed(process, &destination) else {
+                continue;
+            };
+            let told = self.views.get(&(process, source.clone()));
+            let told = told.and_then(|view| view.digest);
+            if told == Some(there) || self.listed(process, &source) == Some(there) {
+                let known = self.ledger.entry(destination).or_default();
+                known.listed.insert(there);
+            }
+        }
+    }
+
+    /// What the newest list of a process shows of a tag.
+    fn listed(&self, process: u32, place: &Place) -> Option<Digest> {
+        let repository = (place.registry.clone(), place.repository.clone());
+        *self
+            .lists
+            .get(&(process, repository))?
+            .tags
+            .get(&place.tag)?
     }
 
     fn settled(
@@ -852,8 +906,18 @@ impl Oracle {
 
     /// After a calm time everything that may be equal is equal.
     fn finish(&mut self) {
-        if self.calm.is_none() {
+        let Some(calm) = self.calm else {
             return;
+        };
+        let again: Vec<String> = self
+            .uploads
+            .iter()
+            .map(|((repository, _), uploads)| (repository, uploads.refused_since(calm)))
+            .filter(|(_, refused)| *refused > REFUSED)
+            .map(|(repository, refused)| format!("{refused} times by {}", repository.0))
+            .collect();
+        for text in again {
+            self.find("what is refused for good is not sent again", None, text);
         }
         let Some(rules) = self
             .alive

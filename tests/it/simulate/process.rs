@@ -27,6 +27,7 @@ use blobferry::transfer::{self, Bounds, Engine, Limits, SharedReads, Stop};
 use blobferry::watch::{Handle, Scope, Watch};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::chance::{Chance, Draw};
 use super::registry::{Registry, Repository};
@@ -320,6 +321,44 @@ impl Process {
         self.topology.borrow().engine.clone()
     }
 
+    /// Goes by other routes from now on.
+    pub fn reload(&self, rules: &[Rules]) {
+        let before = self.topology.borrow().clone();
+        let routes = routes(rules);
+        let goes_on = |route: &Route| {
+            let now = routes.named(&route.name);
+            now.is_some_and(|now| holds_still(route, now))
+        };
+        let (kept, gone): (Vec<&Route>, Vec<&Route>) =
+            before.routes.0.iter().partition(|route| goes_on(route));
+        let token = |route: &&Route| before.withdrawn.get(&route.name).cloned();
+        gone.iter()
+            .filter_map(token)
+            .for_each(|token| token.cancel());
+        let mut withdrawn: BTreeMap<Arc<str>, CancellationToken> = BTreeMap::new();
+        for route in &routes.0 {
+            let kept = kept.iter().find(|kept| kept.name == route.name);
+            let token = kept.and_then(token).unwrap_or_default();
+            withdrawn.insert(route.name.clone(), token);
+            before.metrics.prepare(route);
+        }
+        before.metrics.retain_routes(&routes);
+        self.trace.note(Event::Configured {
+            process: self.number,
+            rules: rules.to_vec(),
+        });
+        self.topology.send_replace(Arc::new(topology::Topology {
+            backends: before.backends.clone(),
+            routes,
+            engine: before.engine.clone(),
+            metrics: before.metrics.clone(),
+            facts: before.facts.clone(),
+            intervals: before.intervals,
+            settings: before.settings,
+            withdrawn,
+        }));
+    }
+
     /// Asks for a look, as a person or a notification does; what comes of it is not waited for.
     pub fn ask(&self, scope: Scope, cause: Cause) {
         let handle = self.handle.clone();
@@ -410,7 +449,12 @@ fn world(
             },
         )
     });
-    let routes = Routes::new(routes.iter().map(route).collect());
+    let routes = self::routes(routes);
+    let withdrawn = routes
+        .0
+        .iter()
+        .map(|route| (route.name.clone(), CancellationToken::new()));
+    let withdrawn = withdrawn.collect();
     let seen = status::Metrics::new(&instruments).expect("a fresh registry takes all");
     routes.0.iter().for_each(|route| seen.prepare(route));
     topology::Topology {
@@ -424,40 +468,76 @@ fn world(
             verify: nature.verify,
         },
         settings: nature.watch,
-        withdrawn: BTreeMap::new(),
+        withdrawn,
     }
 }
 
-fn route(rules: &Rules) -> Route {
-    let text = |pair: &(Arc<str>, Arc<str>)| format!("{}/{}", pair.0, pair.1);
-    let from = Pattern::parse(&text(&rules.source)).expect("a world writes routes well");
-    let to = Template::parse(&text(&rules.destination), &from).expect("a world writes routes well");
+/// The routes of a config. Rules of one route have their sources and tags in common.
+fn routes(all: &[Rules]) -> Routes {
+    let mut names: Vec<&Arc<str>> = all.iter().map(|rules| &rules.route).collect();
+    names.dedup();
+    let of = |name: &Arc<str>| {
+        let of_it: Vec<&Rules> = all.iter().filter(|rules| rules.route == *name).collect();
+        route(&of_it)
+    };
+    Routes::new(names.into_iter().map(of).collect())
+}
+
+fn route(all: &[&Rules]) -> Route {
+    let rules = all[0];
+    let text = |(registry, repository): &(Arc<str>, Arc<str>)| format!("{registry}/{repository}");
+    // A wildcard stands for the last part of both names.
+    let last = rules.source.1.rsplit('/').next().unwrap_or_default();
+    let wildcard = |name: String, written: &str| match rules.wild {
+        true => {
+            name.strip_suffix(last)
+                .expect("both sides end alike")
+                .to_owned()
+                + written
+        }
+        false => name,
+    };
+    let from = wildcard(text(&rules.source), "*");
+    let from = Pattern::parse(&from).expect("a world writes routes well");
+    let to = |rules: &&Rules| {
+        let to = wildcard(text(&rules.destination), "{1}");
+        Template::parse(&to, &from).expect("a world writes routes well")
+    };
     let tags = |patterns: &[Arc<str>]| -> Vec<TagRule> {
         patterns
             .iter()
             .map(|pattern| pattern.parse().expect("a world writes rules well"))
             .collect()
     };
-    let (include, exclude, moving) = (
-        tags(&rules.include),
-        tags(&rules.exclude),
-        tags(&rules.moving),
-    );
+    let selection = Selection {
+        include: tags(&rules.include),
+        exclude: tags(&rules.exclude),
+        newest: None,
+        moving: tags(&rules.moving),
+    };
     Route {
         name: rules.route.clone(),
+        to: all.iter().map(to).collect(),
         from,
-        to: vec![to],
-        selection: Selection {
-            include,
-            exclude,
-            newest: None,
-            moving,
-        },
+        selection,
         existing: rules.existing,
         drift: rules.drift,
         create: Create::Never,
         gates: Default::default(),
     }
+}
+
+/// Whether a route reads and writes where it did.
+fn holds_still(before: &Route, now: &Route) -> bool {
+    let places = |route: &Route| {
+        let to: Vec<String> = route.to.iter().map(ToString::to_string).collect();
+        (
+            route.from.registry().clone(),
+            route.from.repository().to_string(),
+            to,
+        )
+    };
+    places(before) == places(now)
 }
 
 /// Reads rows of the ledger into the trace for as long as its process lives.

@@ -105,6 +105,8 @@ pub struct Rules {
     pub moving: Vec<Arc<str>>,
     pub existing: Existing,
     pub drift: Drift,
+    /// The route is written with wildcards.
+    pub wild: bool,
 }
 
 impl Rules {
@@ -186,6 +188,10 @@ pub enum Event {
     /// Upload sessions of the last process that are open in the end, at a registry that had no
     /// trouble.
     Left { registry: Arc<str>, sessions: usize },
+    /// A process has drained, and its engine holds permits or claims.
+    Held { process: u32 },
+    /// In a calm time a process sent more requests than its polls explain.
+    Restless { requests: u64, explained: u64 },
     /// A job has come to something.
     Settled {
         process: u32,
@@ -279,6 +285,11 @@ impl Trace {
     /// How many things have happened.
     pub fn length(&self) -> usize {
         self.state().entries.len()
+    }
+
+    /// How many requests have left.
+    pub fn requests(&self) -> u64 {
+        self.state().requests
     }
 
     /// The names of digests.

@@ -123,6 +123,7 @@ enum Happening {
     Ask,
     Kill,
     Clock,
+    Reload,
 }
 
 impl World {
@@ -143,6 +144,7 @@ impl World {
             registries.iter().for_each(panics_at_times);
         }
         let routes = drawn_routes(&mut draw, &registries);
+        let routes = varied_routes(chance.of("routes"), routes, &registries);
         let largest = draw.pick(&[3_000, 50_000, 200_000]);
         let library = Library::new(chance, &trace, largest);
         let people = People::new(library, registries.clone(), routes.clone(), &trace);
@@ -210,22 +212,8 @@ impl World {
                 current_lists,
                 takes_artifacts,
             });
-            let here = routes
-                .iter()
-                .filter(|rules| rules.destination.0 == *registry.name());
-            for (rules, tag) in
-                here.flat_map(|rules| settings.denied.iter().map(move |tag| (rules, tag)))
-            {
-                let (registry, repository) = rules.destination.clone();
-                trace.note(Event::Closed {
-                    place: Place {
-                        registry,
-                        repository,
-                        tag: tag.as_str().into(),
-                    },
-                });
-            }
         }
+        note_closed(&trace, &registries, &routes);
         let mut stores = Stores::new(chance, slow_disk);
         let mut draw = chance.of("time");
         let mut happenings: Vec<(Duration, Happening)> = Vec::new();
@@ -251,20 +239,32 @@ impl World {
                 .into_iter()
                 .map(|at| (at, Happening::Clock)),
         );
+        let mut reload_draw = chance.of("reloads");
+        let reloads = if reload_draw.percent(30) {
+            reload_draw.between(1, 4)
+        } else {
+            0
+        };
+        happenings.extend(
+            people::moments(&mut reload_draw, reloads, within)
+                .into_iter()
+                .map(|at| (at, Happening::Reload)),
+        );
         happenings.sort_unstable();
-        let start = |number, stores: &Stores| {
+        let start = |number, stores: &Stores, routes: &[Rules]| {
             Process::start(
                 number,
                 &Setting {
                     stores,
                     nature,
                     registries: &registries,
-                    routes: &routes,
+                    routes,
                     trace: &trace,
                 },
             )
         };
-        let mut process = start(1, &stores);
+        let mut in_force = routes.clone();
+        let mut process = start(1, &stores, &in_force);
         for (nth, (at, happening)) in happenings.into_iter().enumerate() {
             tokio::time::sleep_until(trace.moment(at)).await;
             let mut draw = chance.of(("happening", nth));
@@ -315,7 +315,12 @@ impl World {
                         stores.lose();
                     }
                     tokio::time::sleep(draw.millis(0, 20_000)).await;
-                    process = start(number, &stores);
+                    process = start(number, &stores, &in_force);
+                }
+                Happening::Reload => {
+                    in_force = changed_routes(&mut draw, &routes, &registries);
+                    note_closed(&trace, &registries, &in_force);
+                    process.reload(&in_force);
                 }
             }
         }
@@ -348,9 +353,22 @@ impl World {
             .collect();
         // What comes again and again shows in a long time without events.
         if chance.of("afterwards").percent(10) {
+            let before = trace.requests();
             tokio::time::sleep(AFTERWARDS).await;
+            let requests = trace.requests() - before;
+            let explained = explained_requests(&nature, &registries);
+            if requests > explained {
+                trace.note(Event::Restless {
+                    requests,
+                    explained,
+                });
+            }
         }
+        let (engine, number) = (process.engine(), process.number());
         process.stop().await;
+        if !engine.is_idle() {
+            trace.note(Event::Held { process: number });
+        }
         for (registry, sessions) in left {
             if sessions > 0 {
                 trace.note(Event::Left {
@@ -360,6 +378,22 @@ impl World {
             }
         }
     }
+}
+
+/// How many requests the polls of a calm time may send: for each tag that there is a dozen, and for
+/// each repository another.
+fn explained_requests(nature: &Nature, registries: &[Registry]) -> u64 {
+    let repositories = registries.iter().flat_map(|registry| {
+        registry
+            .repositories()
+            .into_iter()
+            .map(move |name| (registry, name))
+    });
+    let each: usize = repositories
+        .map(|(registry, name)| 1 + registry.tags(&name).len())
+        .sum();
+    let polls = AFTERWARDS.as_secs() / nature.poll.as_secs().max(1) + 2;
+    polls * 12 * (each as u64 + 4)
 }
 
 /// Kinds of registries whose lists show at once what is there.
@@ -470,6 +504,57 @@ fn drawn_trouble(draw: &mut Draw) -> Vec<TroubleKind> {
     (0..draw.between(1, 5)).map(|_| draw.pick(&all)).collect()
 }
 
+/// Says which tags may not be written where the routes lead.
+fn note_closed(trace: &Trace, registries: &[Registry], routes: &[Rules]) {
+    for registry in registries {
+        let denied = registry.settings().denied;
+        let here = routes
+            .iter()
+            .filter(|rules| rules.destination.0 == *registry.name());
+        for (rules, tag) in here.flat_map(|rules| denied.iter().map(move |tag| (rules, tag))) {
+            let (registry, repository) = rules.destination.clone();
+            let tag = tag.as_str().into();
+            trace.note(Event::Closed {
+                place: Place {
+                    registry,
+                    repository,
+                    tag,
+                },
+            });
+        }
+    }
+}
+
+/// The routes of a world as another config writes them: tags are left out or move, a route leads
+/// elsewhere or is gone.
+fn changed_routes(draw: &mut Draw, routes: &[Rules], registries: &[Registry]) -> Vec<Rules> {
+    let changed = draw.pick(routes).route;
+    let names = registries.iter().map(|registry| registry.name().clone());
+    let production: Vec<Arc<str>> = names
+        .filter(|name| name.starts_with("production"))
+        .collect();
+    let change = draw.below(6);
+    let elsewhere = draw.pick(&production);
+    let mut routes = routes.to_vec();
+    for rules in routes.iter_mut().filter(|rules| rules.route == changed) {
+        match change {
+            0 => rules.exclude = vec!["v*".into()],
+            1 => rules.exclude = vec!["latest".into()],
+            2 => rules.moving = vec!["latest".into(), "v1*".into()],
+            3 => rules.drift = Drift::Restore,
+            4 => rules.destination.0 = elsewhere.clone(),
+            _ => {}
+        }
+    }
+    // Two destinations of one route may have become one.
+    let mut places = std::collections::BTreeSet::new();
+    routes.retain(|rules| places.insert(rules.destination.clone()));
+    if change == 5 && routes.iter().any(|rules| rules.route != changed) {
+        routes.retain(|rules| rules.route != changed);
+    }
+    routes
+}
+
 fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
     let names = registries.iter().map(|registry| registry.name().clone());
     let (staging, production): (Vec<Arc<str>>, Vec<Arc<str>>) =
@@ -499,9 +584,37 @@ fn drawn_routes(draw: &mut Draw, registries: &[Registry]) -> Vec<Rules> {
             moving,
             existing: draw.pick(&[Existing::Keep, Existing::Keep, Existing::Adopt]),
             drift: draw.pick(&[Drift::Keep, Drift::Keep, Drift::Restore]),
+            wild: false,
         }
     };
     (1..=count).map(route).collect()
+}
+
+/// Some routes have two destinations, and some are written with wildcards. Drawn for itself: the
+/// other worlds stay as they were.
+fn varied_routes(mut draw: Draw, routes: Vec<Rules>, registries: &[Registry]) -> Vec<Rules> {
+    let names = registries.iter().map(|registry| registry.name().clone());
+    let production: Vec<Arc<str>> = names
+        .filter(|name| name.starts_with("production"))
+        .collect();
+    let mut varied = Vec::new();
+    for mut rules in routes {
+        if draw.percent(20) {
+            rules.wild = true;
+            rules.source.1 = format!("{}/web", rules.source.1).into();
+            rules.destination.1 = format!("{}/web", rules.destination.1).into();
+        }
+        let second = draw.percent(20).then(|| Rules {
+            destination: (
+                draw.pick(&production),
+                format!("second-{}", rules.source.1).into(),
+            ),
+            ..rules.clone()
+        });
+        varied.push(rules);
+        varied.extend(second);
+    }
+    varied
 }
 
 /// The deeds that may happen in a world; some often, and not all in each.
