@@ -190,12 +190,6 @@ pub fn shown(text: &str, most: usize) -> String {
     if text.starts_with("layout:") {
         return clip(text, most);
     }
-    let names_a_digest = |rest: &str| {
-        let (algorithm, hex) = rest.split_once(':').unwrap_or_default();
-        algorithm.starts_with("sha")
-            && hex.len() >= 32
-            && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
     let mut ats = text
         .rmatch_indices('@')
         .map(|(at, _)| at)
@@ -207,10 +201,16 @@ pub fn shown(text: &str, most: usize) -> String {
     clip(&format!("{}[hidden]{}", &text[..scheme], &text[at..]), most)
 }
 
+fn names_a_digest(text: &str) -> bool {
+    let (algorithm, hex) = text.split_once(':').unwrap_or_default();
+    algorithm.starts_with("sha")
+        && hex.len() >= 32
+        && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// A message, line by line, with [`shown`] in place of every word that looks like an address with a
 /// password, and without control characters.
 pub fn without_passwords(message: &str) -> String {
-    let ends_a_word = |character: char| character.is_whitespace() || "\"'`(),".contains(character);
     let mut safe = String::with_capacity(message.len());
     for piece in message.split_inclusive(ends_a_word) {
         let (word, end) = match piece.char_indices().next_back() {
@@ -231,6 +231,10 @@ pub fn without_passwords(message: &str) -> String {
     safe
 }
 
+fn ends_a_word(character: char) -> bool {
+    character.is_whitespace() || "\"'`(),".contains(character)
+}
+
 fn holds_a_password(word: &str) -> bool {
     let Some((before, _)) = word.rsplit_once('@') else {
         return false;
@@ -241,11 +245,11 @@ fn holds_a_password(word: &str) -> bool {
 
 /// `NAME=` and `--option=` in front stay.
 fn hidden(word: &str) -> String {
-    let is_name = |name: &str| {
+    let named = word.split_once('=').filter(|(name, _)| {
         name.bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    match word.split_once('=').filter(|(name, _)| is_name(name)) {
+    });
+    match named {
         Some((name, value)) => format!("{name}={}", shown(value, usize::MAX)),
         None => shown(word, usize::MAX),
     }

@@ -1,9 +1,27 @@
-//! Metric series that end: of routes and registries that a config no longer has.
+//! How metrics are registered, and series that end: of routes and registries that a config no longer has.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
+use prometheus::{Error, Opts, Registry};
+
+/// The options of an instrument: its name begins with the program's.
+pub fn options(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("blobferry")
+}
+
+/// Registers an instrument.
+///
+/// # Errors
+/// When one of its name is registered already.
+pub fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    instrument: C,
+) -> Result<C, Error> {
+    registry.register(Box::new(instrument.clone()))?;
+    Ok(instrument)
+}
 
 /// Drops the series with labels for which `gone` holds.
 pub fn forget_series<T: MetricVecBuilder>(

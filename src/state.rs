@@ -69,21 +69,31 @@ pub struct StateLock {
     file: Arc<File>,
 }
 
+fn unusable(folder: &Path, source: io::Error) -> Error {
+    Error::Unusable {
+        folder: folder.into(),
+        source,
+    }
+}
+
+fn exposed(folder: &Path, problem: String) -> Error {
+    Error::Exposed {
+        folder: folder.into(),
+        problem,
+    }
+}
+
 impl StateLock {
     /// Takes the folder, which is created for this user alone when it is missing.
     pub fn acquire(folder: &Path) -> Result<StateLock, Error> {
-        let unusable = |source| Error::Unusable {
-            folder: folder.into(),
-            source,
-        };
-        create_folder(folder).map_err(unusable)?;
+        create_folder(folder).map_err(|source| unusable(folder, source))?;
         check_folder(folder)?;
-        make_file_private(&folder.join("lock")).map_err(unusable)?;
+        make_file_private(&folder.join("lock")).map_err(|source| unusable(folder, source))?;
         let mut file = open_lock(
             folder,
             OpenOptions::new().read(true).write(true).create(true),
         )
-        .map_err(unusable)?;
+        .map_err(|source| unusable(folder, source))?;
         match lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -92,11 +102,11 @@ impl StateLock {
                     holder: written_in(&mut file),
                 });
             }
-            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+            Err(TryLockError::Error(source)) => return Err(unusable(folder, source)),
         }
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(unusable)?;
+            .map_err(|source| unusable(folder, source))?;
         Ok(StateLock {
             folder: folder.into(),
             file: Arc::new(file),
@@ -136,31 +146,23 @@ pub fn create_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// [`Error::Exposed`] with the way out.
 pub fn check_folder(folder: &Path) -> Result<(), Error> {
-    let unusable = |source| Error::Unusable {
-        folder: folder.into(),
-        source,
-    };
-    let exposed = |problem| Error::Exposed {
-        folder: folder.into(),
-        problem,
-    };
     let user = geteuid().as_raw();
-    let named = fs::symlink_metadata(folder).map_err(unusable)?;
+    let named = fs::symlink_metadata(folder).map_err(|source| unusable(folder, source))?;
     if named.is_symlink() && !matches!(named.uid(), 0) && named.uid() != user {
         let problem = format!(
             "is a symbolic link of user {}: name the folder that it leads to",
             named.uid()
         );
-        return Err(exposed(problem));
+        return Err(exposed(folder, problem));
     }
-    let facts = fs::metadata(folder).map_err(unusable)?;
+    let facts = fs::metadata(folder).map_err(|source| unusable(folder, source))?;
     if facts.uid() != user {
         let problem = format!(
             "belongs to user {}, and this process runs as user {user}: run it as that user, or give this one a folder of \
              its own (--state, daemon.state)",
             facts.uid()
         );
-        return Err(exposed(problem));
+        return Err(exposed(folder, problem));
     }
     if is_writable_by_others(&facts) {
         let path = folder.display();
@@ -168,7 +170,7 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
             "can be written to by other users (mode {:04o}): chmod 700 {path}",
             facts.mode() & 0o7777
         );
-        return Err(exposed(problem));
+        return Err(exposed(folder, problem));
     }
     Ok(())
 }

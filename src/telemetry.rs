@@ -398,11 +398,17 @@ fn json(level: Level, target: &str, fields: Fields) -> String {
 
 /// A value in text: quoted and escaped unless it is one plain word.
 fn plain(value: &Value) -> String {
-    let is_plain = |character: char| {
-        !character.is_whitespace() && !character.is_control() && !"\"=\\".contains(character)
-    };
     match value {
-        Value::String(text) if !text.is_empty() && text.chars().all(is_plain) => text.clone(),
+        Value::String(text)
+            if !text.is_empty()
+                && text.chars().all(|character| {
+                    !character.is_whitespace()
+                        && !character.is_control()
+                        && !"\"=\\".contains(character)
+                }) =>
+        {
+            text.clone()
+        }
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }

@@ -146,39 +146,49 @@ fn classify_credentials(said: &str) -> Option<(Class, &'static str)> {
         "reset by peer",
         "dns error",
         "connect error",
-        "IDPCommunicationError",
-        "Throttl",
-        "TooManyRequests",
-        "RequestLimitExceeded",
-        "SlowDown",
-        "ServiceUnavailable",
-        "InternalFailure",
-        "InternalServer",
+        "idpcommunicationerror",
+        "throttl",
+        "toomanyrequests",
+        "requestlimitexceeded",
+        "slowdown",
+        "serviceunavailable",
+        "internalfailure",
+        "internalserver",
         "status: 5",
         "503",
     ];
     let lower = said.to_lowercase();
-    let says = |word: &str| lower.contains(&word.to_lowercase());
     // A chain that found nothing names every provider that it tried.
-    if says("no credentials found in chain") || PASSES.iter().any(|word| says(word)) {
-        return None;
-    }
-    let advice = if says("sts:AssumeRole ")
-        || lower.ends_with("sts:assumerole")
-        || says("AccessDenied")
+    if lower.contains("no credentials found in chain")
+        || PASSES.iter().any(|word| lower.contains(word))
     {
         return None;
-    } else if says("sso") {
+    }
+    let advice = if lower.contains("sts:assumerole ")
+        || lower.ends_with("sts:assumerole")
+        || lower.contains("accessdenied")
+    {
+        return None;
+    } else if lower.contains("sso") {
         "; sign in again: `aws sso login`, with --profile where `aws_profile` names one"
-    } else if says("login token") {
+    } else if lower.contains("login token") {
         "; sign in again: `aws login`, with --profile where `aws_profile` names one"
-    } else if says("web identity") || says("webidentity") || says("IdentityToken") {
+    } else if lower.contains("web identity")
+        || lower.contains("webidentity")
+        || lower.contains("identitytoken")
+    {
         "; check the file in AWS_WEB_IDENTITY_TOKEN_FILE, and the trust policy of the role in AWS_ROLE_ARN"
-    } else if says("credential process") || says("external process") || says("credential_process") {
+    } else if lower.contains("credential process")
+        || lower.contains("external process")
+        || lower.contains("credential_process")
+    {
         "; run the credential_process of the profile by hand: it must print credentials that are valid"
-    } else if says("ECS provider") || says("container") || says("HTTP provider") {
+    } else if lower.contains("ecs provider")
+        || lower.contains("container")
+        || lower.contains("http provider")
+    {
         "; check AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI, and the role of the task or pod"
-    } else if says("was not enabled") {
+    } else if lower.contains("was not enabled") {
         return None;
     } else {
         "; the AWS credentials cannot be loaded: check the profile, and the files that it or the environment names (such as \
@@ -193,6 +203,10 @@ pub fn is_unknown_caller(code: &str) -> bool {
         .iter()
         .chain(&EXPIRED)
         .any(|known| code.contains(known))
+}
+
+fn holds_any(said: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| said.contains(word))
 }
 
 /// The SDK has no closed list of codes and hides the credential chain's failures behind its
@@ -228,45 +242,44 @@ fn classify(said: &str) -> (Class, &'static str) {
     ];
     const ROLE: [&str; 1] = ["sts:AssumeRole"];
     const ELSEWHERE: [&str; 1] = ["Credential should be scoped"];
-    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     match said {
-        _ if says(&THROTTLED) => (
+        _ if holds_any(said, &THROTTLED) => (
             Class::Retryable {
                 after: Some(THROTTLE),
             },
             "",
         ),
-        _ if says(&PROFILE) => (
+        _ if holds_any(said, &PROFILE) => (
             Class::Auth,
             "; check aws_profile and the shared AWS configuration",
         ),
-        _ if says(&NONE_FOUND) => (
+        _ if holds_any(said, &NONE_FOUND) => (
             Class::Auth,
             "; give the process AWS credentials (instance or task role, environment, aws_profile), or set auth to something else",
         ),
-        _ if says(&EXPIRED) => (
+        _ if holds_any(said, &EXPIRED) => (
             Class::Auth,
             "; the AWS credentials have expired: renew them",
         ),
-        _ if says(&ELSEWHERE) => (
+        _ if holds_any(said, &ELSEWHERE) => (
             Class::Auth,
             "; the endpoint is one of another region: check `region` and `{endpoint}`",
         ),
-        _ if says(&UNKNOWN) => (
+        _ if holds_any(said, &UNKNOWN) => (
             Class::Auth,
             "; AWS does not accept the credentials: check the keys, the profile and this machine's clock",
         ),
-        _ if says(&ROLE) => (
+        _ if holds_any(said, &ROLE) => (
             Class::Auth,
             "; let the role's trust policy name us (check `external_id`, too), and allow us sts:AssumeRole on it",
         ),
-        _ if says(&DENIED) => (
+        _ if holds_any(said, &DENIED) => (
             Class::Auth,
             "; allow {action} there (`blobferry iam` prints what is needed)",
         ),
         // Another try is answered the same: a person changes the template, the key's policy or the
         // quota first.
-        _ if says(&FOR_GOOD) => (Class::Rejected, ""),
+        _ if holds_any(said, &FOR_GOOD) => (Class::Rejected, ""),
         _ => (Class::RETRYABLE, ""),
     }
 }

@@ -78,9 +78,9 @@ pub(super) async fn compare(
     let theirs = theirs?;
     let other = other?;
     let changes = changes(theirs.as_ref(), &other);
-    let reports = || theirs.iter().chain([&other]);
-    let exit_code = incomplete(reports().map(|report| report.exit_code));
-    let trouble: Vec<&String> = reports().flat_map(|report| &report.trouble).collect();
+    let reports: Vec<&Report> = theirs.iter().chain([&other]).collect();
+    let exit_code = incomplete(reports.iter().map(|report| report.exit_code));
+    let trouble: Vec<&String> = reports.iter().flat_map(|report| &report.trouble).collect();
     if show.json {
         let schema = 1;
         lines.json(&json!({"schema": schema, "exit_code": exit_code, "trouble": trouble, "changes": changes}));
@@ -175,17 +175,20 @@ fn incomplete(exit_codes: impl Iterator<Item = u8> + Clone) -> u8 {
 }
 
 fn line(change: &Change) -> String {
-    let said = |plan: &Option<Plan>| match plan {
-        Some(Plan { route, result }) => format!("{} ({route})", result.name().replace('_', " ")),
-        None => "nothing".into(),
-    };
     clean(&format!(
         "{} from {}: now {}, with the other config {}",
         change.destination,
         change.source,
-        said(&change.daemon),
-        said(&change.other)
+        planned(&change.daemon),
+        planned(&change.other)
     ))
+}
+
+fn planned(plan: &Option<Plan>) -> String {
+    match plan {
+        Some(Plan { route, result }) => format!("{} ({route})", result.name().replace('_', " ")),
+        None => "nothing".into(),
+    }
 }
 
 fn closing(count: usize, exit_code: u8) -> String {

@@ -114,14 +114,13 @@ fn describe(route: &Route, routes: &Routes, style: Style) -> String {
 
 /// Which repositories the route has: the first route that matches wins.
 fn falls_to(route: &Route, routes: &Routes) -> String {
-    let earlier = |other: &&Route| other.from.registry() == route.from.registry();
-    let before = || {
-        routes
-            .0
-            .iter()
-            .take_while(|other| other.name != route.name)
-            .filter(earlier)
-    };
+    let before: Vec<String> = routes
+        .0
+        .iter()
+        .take_while(|other| other.name != route.name)
+        .filter(|other| other.from.registry() == route.from.registry())
+        .map(|other| clean(&other.name))
+        .collect();
     match route.from.literal() {
         Some(name) => match routes.of(route.from.registry(), &name) {
             Some(first) if first.name != route.name => {
@@ -132,11 +131,10 @@ fn falls_to(route: &Route, routes: &Routes) -> String {
             }
             _ => format!("the repository {name}"),
         },
-        None if before().next().is_some() => {
-            let names: Vec<String> = before().map(|other| clean(&other.name)).collect();
+        None if !before.is_empty() => {
             format!(
                 "every repository that matches and does not fall to {}",
-                names.join(", ")
+                before.join(", ")
             )
         }
         None => "every repository that matches".into(),
@@ -144,13 +142,6 @@ fn falls_to(route: &Route, routes: &Routes) -> String {
 }
 
 fn tags(selection: &Selection) -> String {
-    let list = |rules: &[TagRule]| {
-        rules
-            .iter()
-            .map(|rule| clean(rule.as_str()))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     let mut text = list(&selection.include);
     if !selection.exclude.is_empty() {
         text.push_str(&format!("; not {}", list(&selection.exclude)));
@@ -163,6 +154,11 @@ fn tags(selection: &Selection) -> String {
         false => text.push_str(&format!("; moving: {}", list(&selection.moving))),
     }
     text
+}
+
+fn list(rules: &[TagRule]) -> String {
+    let rules: Vec<String> = rules.iter().map(|rule| clean(rule.as_str())).collect();
+    rules.join(", ")
 }
 
 fn shown(finding: &Finding, style: Style) -> String {
@@ -182,11 +178,13 @@ fn shown(finding: &Finding, style: Style) -> String {
 }
 
 fn exit_code(findings: &[Finding]) -> u8 {
-    let failed = || findings.iter().filter(|finding| !finding.ok);
-    match failed().count() {
-        0 => 0,
-        _ if failed().any(|finding| finding.class == Some(Class::Auth)) => 3,
-        _ => 1,
+    let mut failed = findings.iter().filter(|finding| !finding.ok).peekable();
+    if failed.peek().is_none() {
+        0
+    } else if failed.any(|finding| finding.class == Some(Class::Auth)) {
+        3
+    } else {
+        1
     }
 }
 

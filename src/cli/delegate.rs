@@ -20,8 +20,11 @@ pub(super) async fn by_daemon(
     mode: ProgressMode,
     show: Show<'_>,
 ) -> Result<Option<Report>, Failure> {
-    let known = || state_path(&arguments.config_path(), &environment).map(|state| state.folder);
-    let Some(folder) = arguments.state.clone().or_else(known) else {
+    let Some(folder) = arguments
+        .state
+        .clone()
+        .or_else(|| state_path(&arguments.config_path(), &environment).map(|state| state.folder))
+    else {
         return Ok(None);
     };
     let socket = Socket::in_state(&folder);

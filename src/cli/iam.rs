@@ -157,12 +157,11 @@ impl Iam {
 }
 
 fn policies(config: &Config) -> BTreeMap<String, Value> {
-    let of = |(name, used)| Some((String::clone(name), policy(login(config, name)?, used)));
     let queues = config.queues.iter();
     let of_queues = queues.map(|queue| (queue::key(queue), queue::policies(queue)));
     uses(config)
         .iter()
-        .filter_map(of)
+        .filter_map(|(name, used)| Some((String::clone(name), policy(login(config, name)?, used))))
         .chain(of_queues)
         .collect()
 }
@@ -287,12 +286,11 @@ fn assuming(role: &str) -> Value {
 /// The same rights, given by the repository to an identity of another account.
 fn shared(login: &ecr::Login, statement: &Value) -> Value {
     let who = login.identity().unwrap_or("arn:aws:iam::ACCOUNT:role/ROLE");
-    let given = |action: &&Value| !OWN.iter().any(|own| **action == format!("ecr:{own}"));
     let actions: Vec<&Value> = statement["Action"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter(given)
+        .filter(|action| !OWN.iter().any(|own| **action == format!("ecr:{own}")))
         .collect();
     json!({"Sid": statement["Sid"], "Effect": "Allow", "Principal": {"AWS": who}, "Action": actions})
 }

@@ -103,14 +103,12 @@ impl Lines {
         let (end, ended) = oneshot::channel();
         let pending = Arc::new(Pending::default());
         let shared = pending.clone();
-        let write = move || {
-            // The command may have ended without waiting for this.
-            let _ = end.send(write_all(output, &bytes, &shared));
-        };
         match std::thread::Builder::new()
             .name("stdout".into())
-            .spawn(write)
-        {
+            .spawn(move || {
+                // The command may have ended without waiting for this.
+                let _ = end.send(write_all(output, &bytes, &shared));
+            }) {
             Ok(_) => {
                 self.writer = Some(Writer {
                     queue,

@@ -138,25 +138,18 @@ impl From<LogFormat> for telemetry::Format {
 
 /// What `--log-format` says, for a command line that may not be readable as a whole.
 fn log_format(arguments: &[OsString]) -> LogFormat {
-    let after = |argument: &OsString| {
-        argument
-            .to_str()
-            .and_then(|text| text.strip_prefix("--log-format").map(str::to_owned))
-    };
-    let value = |(at, argument): (usize, &OsString)| match after(argument)?.as_str() {
-        "" => arguments.get(at + 1)?.to_str().map(str::to_owned),
-        value => value.strip_prefix('=').map(str::to_owned),
-    };
-    let is_json = arguments
-        .iter()
-        .enumerate()
-        .filter_map(value)
-        .any(|value| value == "json");
-    if is_json {
-        LogFormat::Json
-    } else {
-        LogFormat::Text
+    let mut words = arguments.iter().map(|argument| argument.to_str());
+    while let Some(word) = words.next() {
+        let value = match word.and_then(|word| word.strip_prefix("--log-format")) {
+            Some("") => words.next().flatten(),
+            Some(value) => value.strip_prefix('='),
+            None => None,
+        };
+        if value == Some("json") {
+            return LogFormat::Json;
+        }
     }
+    LogFormat::Text
 }
 
 #[derive(Debug, Subcommand)]
@@ -372,24 +365,21 @@ impl Arguments {
 
     /// The config file that the option or the environment names.
     fn named_config(&self) -> Option<PathBuf> {
-        let variable = || {
+        self.config.clone().or_else(|| {
             environment("BLOBFERRY_CONFIG")
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
-        };
-        self.config.clone().or_else(variable)
+        })
     }
 
     /// The options that a command must repeat to work with the same config and state, each with a
     /// space in front.
     fn repeated(&self) -> String {
-        let option = |name: &str, value: &Option<PathBuf>| {
-            value
-                .as_ref()
-                .map(|value| format!(" {name} {}", quoted(&value.display().to_string())))
-                .unwrap_or_default()
-        };
-        option("-c", &self.config) + &option("--state", &self.state)
+        [("-c", &self.config), ("--state", &self.state)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)))
+            .map(|(name, value)| format!(" {name} {}", quoted(&value.display().to_string())))
+            .collect()
     }
 
     /// The state folder for a command that needs nothing else of the config.
@@ -422,10 +412,8 @@ impl Arguments {
         } else {
             -1
         };
-        let step = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
-        step(self.verbose)
-            .saturating_add(base)
-            .saturating_sub(step(self.quiet))
+        let steps = i16::from(self.verbose) - i16::from(self.quiet) + base;
+        i8::try_from(steps).unwrap_or(if steps < 0 { i8::MIN } else { i8::MAX })
     }
 }
 
@@ -450,10 +438,10 @@ fn start_logs(arguments: &Arguments, screen: Option<MultiProgress>) -> Result<()
     };
     let started = match screen {
         None => telemetry::start(settings),
-        Some(screen) => {
-            let above = move |line: &[u8]| screen.suspend(|| telemetry::to_stderr(line));
-            telemetry::start_with(settings, Box::new(above))
-        }
+        Some(screen) => telemetry::start_with(
+            settings,
+            Box::new(move |line| screen.suspend(|| telemetry::to_stderr(line))),
+        ),
     };
     started.map_err(|error| Failure::new(2, error))
 }

@@ -1,7 +1,6 @@
 //! What people read: how outcomes, totals, sizes and times are written. Pure functions.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
@@ -188,15 +187,14 @@ fn blobs(counts: &BlobCounts) -> String {
         0 => String::new(),
         count => format!(" ({count} resumed)"),
     };
-    let part = |count: u64, word: &str| (count > 0).then(|| format!("{count} {word}"));
-    let copied = part(counts.copied, "copied").map(|text| text + &resumed);
     let parts: Vec<String> = [
-        copied,
-        part(counts.mounted, "mounted"),
-        part(counts.present, "present"),
+        (counts.copied, "copied", resumed.as_str()),
+        (counts.mounted, "mounted", ""),
+        (counts.present, "present", ""),
     ]
     .into_iter()
-    .flatten()
+    .filter(|(count, ..)| *count > 0)
+    .map(|(count, word, more)| format!("{count} {word}{more}"))
     .collect();
     if parts.is_empty() {
         "no blobs".into()
@@ -207,11 +205,10 @@ fn blobs(counts: &BlobCounts) -> String {
 
 /// The last line of a pass.
 pub(super) fn closing(report: &Report, all: bool) -> String {
-    let sum = |of: fn(&Settled) -> u64| report.jobs.iter().map(of).sum::<u64>();
     let mut facts = vec![seconds(report.duration_seconds)];
-    let sent = sum(|job| job.bytes_sent);
-    let spared = sum(|job| job.bytes_spared);
-    let requests = sum(|job| job.requests);
+    let sent: u64 = report.jobs.iter().map(|job| job.bytes_sent).sum();
+    let spared: u64 = report.jobs.iter().map(|job| job.bytes_spared).sum();
+    let requests: u64 = report.jobs.iter().map(|job| job.requests).sum();
     facts.extend((sent > 0).then(|| format!("{} sent", bytes(sent))));
     facts.extend((spared > 0).then(|| format!("{} spared", bytes(spared))));
     facts.extend((requests > 0).then(|| plural(requests, "request")));
@@ -285,19 +282,21 @@ pub(super) fn table<const N: usize>(
 
 /// The first cell as a heading, the others below it with the names of their columns.
 fn paragraphs<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let paragraph = |row: &[String; N]| {
-        let mut text = row[0].clone();
-        for (name, cell) in header
-            .iter()
-            .zip(row)
-            .skip(1)
-            .filter(|(_, cell)| !cell.is_empty())
-        {
-            text.push_str(&format!("\n  {}: {cell}", name.to_lowercase()));
-        }
-        text
-    };
-    rows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+    rows.iter()
+        .map(|row| {
+            let mut text = row[0].clone();
+            for (name, cell) in header
+                .iter()
+                .zip(row)
+                .skip(1)
+                .filter(|(_, cell)| !cell.is_empty())
+            {
+                text.push_str(&format!("\n  {}: {cell}", name.to_lowercase()));
+            }
+            text
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Columns of the screen on stdout; `None` when it is no screen.
@@ -363,33 +362,33 @@ fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
 /// A point in time as seen from `now`: `12 s ago`, `in 48 s`.
 pub(super) fn relative(at: Option<Timestamp>, now: Timestamp) -> String {
     let Some(at) = at else { return "never".into() };
-    let span = |duration: jiff::SignedDuration| {
-        let whole = Duration::try_from(duration).unwrap_or_default().as_secs();
-        seconds(whole.max(1) as f64).replace(".0 s", " s")
-    };
+    let span = at.duration_since(now).unsigned_abs().as_secs().max(1);
+    let span = seconds(span as f64).replace(".0 s", " s");
     if at <= now {
-        format!("{} ago", span(now.duration_since(at)))
+        format!("{span} ago")
     } else {
-        format!("in {}", span(at.duration_since(now)))
+        format!("in {span}")
     }
 }
 
 /// Peers and people write these texts: nothing in them may move the cursor.
 pub(super) fn clean(text: &str) -> String {
-    let mark = |char: char| match char {
-        '\n' | '\r' | '\t' => ' ',
-        // Marks that reorder what is shown are as good as control characters.
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-        char if char.is_control() => char::REPLACEMENT_CHARACTER,
-        char => char,
-    };
-    text.chars().map(mark).collect()
+    text.chars()
+        .map(|char| match char {
+            '\n' | '\r' | '\t' => ' ',
+            // Marks that reorder what is shown are as good as control characters.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+            char if char.is_control() => char::REPLACEMENT_CHARACTER,
+            char => char,
+        })
+        .collect()
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::job::{Actor, Cause};
+    use std::time::Duration;
 
     pub(in crate::cli) fn job(result: Outcome) -> Settled {
         Settled {

@@ -127,10 +127,13 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> Result<Signals, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(1, error));
+        Signals::of_kernel().map_err(|error| Failure::new(1, error))
+    }
+
+    fn of_kernel() -> std::io::Result<Signals> {
         Ok(Signals {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
         })
     }
 

@@ -231,26 +231,28 @@ struct Bars {
     style: ProgressStyle,
 }
 
+fn style(template: &str, characters: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("the templates are constant");
+    style.progress_chars(characters)
+}
+
 impl Bars {
     fn new(screen: MultiProgress, unicode: bool) -> Bars {
         let characters = if unicode { "━╸─" } else { "=>-" };
-        let style = |template: &str| {
-            let style = ProgressStyle::with_template(template).expect("the templates are constant");
-            style.progress_chars(characters)
-        };
         screen.set_draw_target(ProgressDrawTarget::term_like_with_hz(
             Box::new(Terminal::stderr()),
             10,
         ));
-        let overall = screen.add(ProgressBar::new(0).with_style(style("{bar:30} {wide_msg}")));
-        let more = screen.add(ProgressBar::new(0).with_style(style("  {wide_msg}")));
+        let overall =
+            screen.add(ProgressBar::new(0).with_style(style("{bar:30} {wide_msg}", characters)));
+        let more = screen.add(ProgressBar::new(0).with_style(style("  {wide_msg}", characters)));
         Bars {
             screen,
             overall,
             slots: Vec::new(),
             spare: Vec::new(),
             more,
-            style: style("  {bar:20} {wide_msg}"),
+            style: style("  {bar:20} {wide_msg}", characters),
         }
     }
 

@@ -126,10 +126,10 @@ impl Promote {
             }
             None => {
                 let config = delegate::config(arguments)?;
-                let work = |observer, stop| {
+                follow(show, mode, lines, |observer, stop| {
                     commands::promote(request, config.as_ref(), &environment, observer, stop)
-                };
-                follow(show, mode, lines, work).await?
+                })
+                .await?
             }
         };
         if let Some(path) = &self.report {
@@ -176,11 +176,10 @@ impl Promote {
 
     /// What production holds now, by digest, under the names of containers.
     fn definitions(&self, report: &Report) -> Vec<Definition> {
-        let there = |job: &&Settled| matches!(job.result, Outcome::Promoted | Outcome::UpToDate);
         report
             .jobs
             .iter()
-            .filter(there)
+            .filter(|job| matches!(job.result, Outcome::Promoted | Outcome::UpToDate))
             .filter_map(|job| self.definition(job))
             .collect()
     }
@@ -207,12 +206,12 @@ impl Promote {
                 "the container {twice} would get two images: give them names of their own (--container REPOSITORY=NAME)"
             )));
         }
-        let is_known = |key: &str| {
-            repositories
+        let unknown = self.container.iter().find(|(key, _)| {
+            !repositories
                 .iter()
                 .any(|repository| is_named(repository, key))
-        };
-        match self.container.iter().find(|(key, _)| !is_known(key)) {
+        });
+        match unknown {
             Some((key, _)) => Err(Failure::usage(format!(
                 "--container names {key}, to which nothing is promoted"
             ))),

@@ -8,13 +8,16 @@ use tokio_util::sync::CancellationToken;
 pub(super) async fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let path = arguments.config_path();
     let state = arguments.state.clone();
-    let load = move || {
-        let mut config = Config::load(&path, &environment)?;
-        config.daemon.state = state.clone().unwrap_or(config.daemon.state);
-        Ok(config)
-    };
-    daemon::run(load, None, CancellationToken::new())
-        .await
-        .map_err(|error| Failure::new(error.exit_code(), error))?;
+    daemon::run(
+        move || {
+            let mut config = Config::load(&path, &environment)?;
+            config.daemon.state = state.clone().unwrap_or(config.daemon.state);
+            Ok(config)
+        },
+        None,
+        CancellationToken::new(),
+    )
+    .await
+    .map_err(|error| Failure::new(error.exit_code(), error))?;
     Ok(0)
 }

@@ -143,20 +143,20 @@ pub async fn check_online(config: &Config) -> Vec<Check> {
 /// What a route finds, refuses, and may read and write; of many repositories the first few are
 /// tried.
 async fn of_route(topology: &Topology, route: &Route, found: &Discovered) -> Vec<Check> {
-    let name = || format!("route {}", route.name);
+    let name = format!("route {}", route.name);
     let mut checks = vec![match found.repositories.len() {
         0 => Check::warning(
-            name(),
+            name.clone(),
             &format!("no repository at {} matches `from`", route.from.registry()),
         ),
-        1 => Check::of(name(), Ok("1 source repository".into())),
-        count => Check::of(name(), Ok(format!("{count} source repositories"))),
+        1 => Check::of(name.clone(), Ok("1 source repository".into())),
+        count => Check::of(name.clone(), Ok(format!("{count} source repositories"))),
     }];
     checks.extend(
         found
             .trouble
             .iter()
-            .map(|trouble| Check::of(name(), Err(Fault::rejected(trouble.text.clone())))),
+            .map(|trouble| Check::of(name.clone(), Err(Fault::rejected(trouble.text.clone())))),
     );
     let mut tried = BTreeSet::new();
     for repository in found.repositories.iter().take(TRIED) {

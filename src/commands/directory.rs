@@ -57,16 +57,15 @@ impl Address {
 
 impl<'a> Directory<'a> {
     pub(super) fn of_config(config: &'a Config) -> Directory<'a> {
-        let address = |kind: &RegistryKind| match kind {
-            RegistryKind::Remote(settings) => Address::parse(settings.url.as_str()),
-            RegistryKind::Layout(path) => {
-                Address::parse(layout::Root::new("", path).origin().as_str())
-            }
-        };
-        let registries = config
-            .registries
-            .iter()
-            .filter_map(|(name, registry)| Some((name.as_str(), address(&registry.kind)?)));
+        let registries = config.registries.iter().filter_map(|(name, registry)| {
+            let address = match &registry.kind {
+                RegistryKind::Remote(settings) => Address::parse(settings.url.as_str()),
+                RegistryKind::Layout(path) => {
+                    Address::parse(layout::Root::new("", path).origin().as_str())
+                }
+            };
+            Some((name.as_str(), address?))
+        });
         Directory {
             registries: registries.collect(),
             routes: &config.routes,
@@ -109,12 +108,11 @@ impl<'a> Directory<'a> {
             .iter()
             .filter_map(|(name, address)| Some((*name, repository_at(named, address)?)))
             .collect();
-        let leads_there = |route: &&Route| {
+        let leading = self.routes.iter().filter(|route| {
             places
                 .iter()
                 .any(|(registry, repository)| leads_to(route, registry, repository))
-        };
-        let leading = self.routes.iter().filter(leads_there);
+        });
         leading.map(|route| route.name.clone()).collect()
     }
 

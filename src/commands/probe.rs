@@ -36,25 +36,28 @@ pub async fn probe(config: &Config, place: &str) -> Vec<Check> {
 }
 
 fn open(config: &Config, place: &str) -> Result<(Parts, Repository), Fault> {
-    let unusable = |text: String| Fault::rejected(text);
     let (registry, name) = place
         .split_once('/')
-        .ok_or_else(|| unusable(format!("\"{place}\" is not registry/repository")))?;
+        .ok_or_else(|| Fault::rejected(format!("\"{place}\" is not registry/repository")))?;
     let name: RepositoryName = name
         .parse()
-        .map_err(|error| unusable(format!("\"{place}\": {error}")))?;
-    let parts = Parts::in_memory().map_err(|error| unusable(error.to_string()))?;
+        .map_err(|error| Fault::rejected(format!("\"{place}\": {error}")))?;
+    let parts = Parts::in_memory().map_err(|error| Fault::rejected(error.to_string()))?;
     let topology = parts
         .topology(config, None)
-        .map_err(|error| unusable(error.to_string()))?;
+        .map_err(|error| Fault::rejected(error.to_string()))?;
     let backend = topology.backends.get(registry).ok_or_else(|| {
         let known: Vec<&str> = topology.backends.keys().map(|name| &**name).collect();
-        unusable(format!(
+        Fault::rejected(format!(
             "there is no registry \"{registry}\" (`registries` has: {})",
             known.join(", ")
         ))
     })?;
     Ok((parts, backend.repository(name)))
+}
+
+fn probe_name(what: &str) -> String {
+    format!("probe {what}")
 }
 
 struct Probe {
@@ -67,40 +70,48 @@ impl Probe {
     async fn run(&self) -> Vec<Check> {
         let chunks = self.content(b"chunks", 3 * PART + 1000);
         let mut checks = Vec::new();
-        let name = |what: &str| format!("probe {}", what);
         checks.push(Check::of(
-            name("chunks"),
+            probe_name("chunks"),
             self.chunks(&chunks).boxed().await,
         ));
-        checks.push(Check::of(name("cut"), self.cut().boxed().await));
+        checks.push(Check::of(probe_name("cut"), self.cut().boxed().await));
         checks.push(Check::of(
-            name("mount before the manifest"),
+            probe_name("mount before the manifest"),
             self.mount(&chunks).await,
         ));
         let first = self.image(&chunks, "first");
-        checks.push(Check::of(name("manifest"), self.tag(&first, "a").await));
         checks.push(Check::of(
-            name("mount after the manifest"),
-            self.mount(&chunks).await,
-        ));
-        checks.push(Check::of(
-            name("the same tag again"),
+            probe_name("manifest"),
             self.tag(&first, "a").await,
         ));
         checks.push(Check::of(
-            name("another image under the tag"),
+            probe_name("mount after the manifest"),
+            self.mount(&chunks).await,
+        ));
+        checks.push(Check::of(
+            probe_name("the same tag again"),
+            self.tag(&first, "a").await,
+        ));
+        checks.push(Check::of(
+            probe_name("another image under the tag"),
             self.tag(&self.image(&chunks, "second"), "a").await,
         ));
         checks.push(Check::of(
-            name("a manifest without its layer"),
+            probe_name("a manifest without its layer"),
             self.tag(&self.image(b"never sent", "third"), "b").await,
         ));
-        checks.push(Check::of(name("what a tag names"), self.named().await));
         checks.push(Check::of(
-            name("time of the push"),
+            probe_name("what a tag names"),
+            self.named().await,
+        ));
+        checks.push(Check::of(
+            probe_name("time of the push"),
             self.push_time(&first).boxed().await,
         ));
-        checks.push(Check::of(name("referrers"), self.referrers(&first).await));
+        checks.push(Check::of(
+            probe_name("referrers"),
+            self.referrers(&first).await,
+        ));
         checks
     }
 

@@ -67,17 +67,14 @@ impl Promote {
     /// # Errors
     /// Names every variable that is missing, or says what is wrong with one.
     pub fn of_environment(mut self, env: Env<'_>) -> Result<Promote, Error> {
-        let value = |name: &str| {
-            env(name)
-                .map(|text| text.trim().to_owned())
-                .filter(|text| !text.is_empty())
-        };
-        let registry = |own: &str| value(own).or_else(|| value("DOCKER_REG"));
+        let registry = value(env, "DOCKER_REG");
+        let staging = value(env, "STAGING_REG").or(registry.clone());
+        let production = value(env, "PROD_REG").or(registry);
         let found = [
-            ("STAGING_REG (or DOCKER_REG)", registry("STAGING_REG")),
-            ("PROD_REG (or DOCKER_REG)", registry("PROD_REG")),
-            ("STAGING_IMAGE_NAME", value("STAGING_IMAGE_NAME")),
-            ("PROD_IMAGE_NAME", value("PROD_IMAGE_NAME")),
+            ("STAGING_REG (or DOCKER_REG)", staging),
+            ("PROD_REG (or DOCKER_REG)", production),
+            ("STAGING_IMAGE_NAME", value(env, "STAGING_IMAGE_NAME")),
+            ("PROD_IMAGE_NAME", value(env, "PROD_IMAGE_NAME")),
         ];
         let missing: Vec<&str> = found
             .iter()
@@ -92,7 +89,7 @@ impl Promote {
             );
             return Err(Error::Usage(text));
         };
-        let tag = value("IMAGE_TAG").unwrap_or_else(|| "latest".into());
+        let tag = value(env, "IMAGE_TAG").unwrap_or_else(|| "latest".into());
         self.all_tags |= tag == "*";
         let end = if self.all_tags {
             String::new()
@@ -100,19 +97,18 @@ impl Promote {
             format!(":{}", named_tag(&tag)?)
         };
         let pairs = pairs(&from, &to)?;
-        let reference = |registry: &str, name: &str, end: &str| {
-            format!("{}/{name}{end}", registry.trim_end_matches('/'))
-        };
+        let staging = staging.trim_end_matches('/');
+        let production = production.trim_end_matches('/');
         self.images = pairs
             .map(|(from, to)| {
                 (
-                    reference(&staging, from, &end),
-                    reference(&production, to, &end),
+                    format!("{staging}/{from}{end}"),
+                    format!("{production}/{to}{end}"),
                 )
             })
             .collect();
         if self.expect.is_none() {
-            self.expect = value("IMAGE_DIGEST")
+            self.expect = value(env, "IMAGE_DIGEST")
                 .map(|text| expected(&text))
                 .transpose()?;
         }
@@ -159,8 +155,11 @@ impl Promote {
                 shown(destination, 300)
             )));
         }
-        let latest = || "latest".parse::<Tag>().expect("a constant tag");
-        let tag = from.tag().or(to.tag()).cloned().unwrap_or_else(latest);
+        let tag = from
+            .tag()
+            .or(to.tag())
+            .cloned()
+            .unwrap_or_else(|| "latest".parse::<Tag>().expect("a constant tag"));
         let tags = (!self.all_tags).then(|| (tag.clone(), to.tag().cloned().unwrap_or(tag)));
         Ok(Way {
             pinned: from.digest(),
@@ -183,15 +182,24 @@ fn expected(text: &str) -> Result<Digest, Error> {
 }
 
 /// Two comma-separated lists of one length.
+/// A variable of the environment that is set and not blank.
+fn value(env: Env<'_>, name: &str) -> Option<String> {
+    let text = env(name)?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 fn pairs<'a>(
     from: &'a str,
     to: &'a str,
 ) -> Result<impl Iterator<Item = (&'a str, &'a str)>, Error> {
-    let split = |text: &'a str| text.split(',').map(str::trim).collect::<Vec<_>>();
-    let from = split(from);
-    let to = split(to);
-    let plain = |name: &&&str| name.parse::<crate::oci::RepositoryName>().is_err();
-    if let Some(bad) = from.iter().chain(&to).find(plain) {
+    let from: Vec<&str> = from.split(',').map(str::trim).collect();
+    let to: Vec<&str> = to.split(',').map(str::trim).collect();
+    if let Some(bad) = from
+        .iter()
+        .chain(&to)
+        .find(|name| name.parse::<crate::oci::RepositoryName>().is_err())
+    {
         return Err(Error::Usage(format!(
             "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name",
             shown(bad, 100)
@@ -286,12 +294,13 @@ async fn promoted(
     };
     let mut open = Vec::new();
     for way in ways {
-        let known = |host: &Host| hosts.known(host);
         let from = context.repository(&way.from, Side::Source, |parts| {
-            way.from.open_with("source", parts, known)
+            way.from
+                .open_with("source", parts, |host| hosts.known(host))
         })?;
         let to = context.repository(&way.to, Side::Destination, |parts| {
-            way.to.open_with("destination", parts, known)
+            way.to
+                .open_with("destination", parts, |host| hosts.known(host))
         })?;
         open.push((way, from, to));
     }
@@ -353,15 +362,15 @@ impl Hosts<'_> {
             None if is_emulated => true,
             None => return known_by(host, self.env),
         };
-        let settings = || ecr::Settings {
-            endpoint: self.endpoint.clone(),
-            is_assumed,
-            ..ecr::Settings::default()
-        };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        let login = logins
-            .entry(host.to_string())
-            .or_insert_with(|| ecr::Login::new(settings(), host.as_ref()));
+        let login = logins.entry(host.to_string()).or_insert_with(|| {
+            let settings = ecr::Settings {
+                endpoint: self.endpoint.clone(),
+                is_assumed,
+                ..ecr::Settings::default()
+            };
+            ecr::Login::new(settings, host.as_ref())
+        });
         Known {
             credentials: login.clone().into(),
             kind: Some(Kind::Ecr),
@@ -480,12 +489,11 @@ impl Step<'_> {
             let text = format!("{} has no tags", self.from.address());
             look.trouble.push(Trouble::not_found(text));
         }
-        let alone = |tag: &&Tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject();
         look.totals.only_in_destination = listed
             .destination
             .iter()
             .flat_map(ListedTags::keys)
-            .filter(alone)
+            .filter(|tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject())
             .count() as u64;
         look.jobs.retain(|job| job.result != Outcome::UpToDate);
         look
@@ -498,12 +506,11 @@ impl Step<'_> {
         refused: HashSet<Digest>,
     ) -> Vec<Settled> {
         let refused = Arc::new(refused);
-        let carry = |tag: Tag| {
-            let refused = refused.clone();
-            async move { self.carry(&tag, &tag, listed, &refused).await }.boxed()
-        };
         stream::iter(tags)
-            .map(carry)
+            .map(|tag| {
+                let refused = refused.clone();
+                async move { self.carry(&tag, &tag, listed, &refused).await }.boxed()
+            })
             .buffered(limits::JOBS)
             .collect()
             .await

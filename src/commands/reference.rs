@@ -136,10 +136,10 @@ impl Named {
         parts: &Parts,
         known: impl FnOnce(&Host) -> Known,
     ) -> Result<Repository, Error> {
-        let name = |text: &str| RepositoryName::from_str(text).expect("a constant name");
         match self {
             Named::Layout { path, .. } => {
-                Ok(Backend::Layout(layout::Root::single(label, path)).repository(name("layout")))
+                let name = RepositoryName::from_str("layout").expect("a constant name");
+                Ok(Backend::Layout(layout::Root::single(label, path)).repository(name))
             }
             Named::Registry {
                 scheme, reference, ..

@@ -297,12 +297,15 @@ impl Running {
                 hash: config.hash.clone(),
                 refused: None,
             };
-            let shown = |backend: &crate::backend::Backend| RegistryStatus {
-                name: backend.name().into(),
-                url: backend.origin().to_string(),
-                ..RegistryStatus::default()
-            };
-            status.registries = topology.backends.values().map(shown).collect();
+            status.registries = topology
+                .backends
+                .values()
+                .map(|backend| RegistryStatus {
+                    name: backend.name().into(),
+                    url: backend.origin().to_string(),
+                    ..RegistryStatus::default()
+                })
+                .collect();
         });
     }
 
@@ -462,14 +465,13 @@ fn services(
     decisions: admin::DecisionHandler,
 ) -> admin::Services {
     let refreshed = parts.clone();
-    let before_scrape = move || refreshed.refresh();
     admin::Services {
         watch: handle,
         ledger: parts.ledger.clone(),
         metrics: parts.registry.clone(),
         copies,
         decisions,
-        before_scrape: Arc::new(before_scrape),
+        before_scrape: Arc::new(move || refreshed.refresh()),
     }
 }
 

@@ -356,22 +356,18 @@ impl<'a> Stage<'a> {
         let Some(named) = self.production.store().tagged(&self.to, tag) else {
             return Comparison::Behind;
         };
-        let digest = |tag: &Tag| {
-            self.staging
-                .store()
-                .tagged(&self.from, tag)
-                .map(|tagged| tagged.digest)
-        };
-        let was_staged = || {
-            self.tags()
-                .iter()
-                .any(|old| digest(old) == Some(named.digest))
-        };
         match staged {
             Some(staged) if staged.digest == named.digest => Comparison::Equal,
-            _ if was_staged() => Comparison::Behind,
+            _ if self.is_staged(named.digest) => Comparison::Behind,
             _ => Comparison::Foreign,
         }
+    }
+
+    fn is_staged(&self, digest: Digest) -> bool {
+        let store = self.staging.store();
+        let tags = self.tags();
+        let mut staged = tags.iter().filter_map(|tag| store.tagged(&self.from, tag));
+        staged.any(|manifest| manifest.digest == digest)
     }
 
     fn tags(&self) -> Vec<Tag> {

@@ -182,19 +182,11 @@ async fn respond(store: &Store, request: Request) -> Answer {
 fn place(uri: &Uri) -> Result<Place, Failure> {
     // Some clients write the colon of a digest as %3A.
     let path = uri.path().replace("%3A", ":").replace("%3a", ":");
-    let unknown = || {
-        Failure::new(
-            StatusCode::NOT_FOUND,
-            "UNSUPPORTED",
-            "there is no such endpoint",
-        )
-    };
     let path = path
         .strip_prefix("/v2")
-        .ok_or_else(unknown)?
+        .ok_or_else(no_endpoint)?
         .trim_matches('/');
     let parts: Vec<&str> = path.split('/').collect();
-    let name = |parts: &[&str]| -> Result<RepositoryName, Failure> { Ok(parts.join("/").parse()?) };
     match parts.as_slice() {
         [""] => Ok(Place::Base),
         ["_catalog"] => Ok(Place::Catalog),
@@ -209,8 +201,20 @@ fn place(uri: &Uri) -> Result<Place, Failure> {
         [rest @ .., "referrers", digest] => {
             Ok(Place::Referrers(name(rest)?, parse_digest(digest)?))
         }
-        _ => Err(unknown()),
+        _ => Err(no_endpoint()),
     }
+}
+
+fn name(parts: &[&str]) -> Result<RepositoryName, Failure> {
+    Ok(parts.join("/").parse()?)
+}
+
+fn no_endpoint() -> Failure {
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        "UNSUPPORTED",
+        "there is no such endpoint",
+    )
 }
 
 fn target(reference: &str) -> Result<Target, Failure> {
@@ -373,14 +377,13 @@ async fn finish(
     headers: &HeaderMap,
     body: Body,
 ) -> Answer {
-    let missing = || {
+    let digest = parse_digest(query.get("digest").ok_or_else(|| {
         Failure::new(
             StatusCode::BAD_REQUEST,
             "DIGEST_INVALID",
             "the closing request names no digest",
         )
-    };
-    let digest = parse_digest(query.get("digest").ok_or_else(missing)?)?;
+    })?)?;
     let offset = chunk_start(store, name, id, headers)?;
     receive(store, name, id, offset, body).await?;
     store.finish(name, id, &digest)?;
@@ -433,13 +436,16 @@ async fn receive(
     Ok(offset)
 }
 
+fn broken_upload(text: &str) -> Failure {
+    Failure::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", text)
+}
+
 async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Failure> {
-    let broken = |text: &str| Failure::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", text);
     loop {
         let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await;
-        match frame.map_err(|_| broken("the body stopped coming"))? {
+        match frame.map_err(|_| broken_upload("the body stopped coming"))? {
             None => return Ok(None),
-            Some(Err(_)) => return Err(broken("the body broke off")),
+            Some(Err(_)) => return Err(broken_upload("the body broke off")),
             Some(Ok(frame)) => {
                 if let Ok(chunk) = frame.into_data() {
                     return Ok(Some(chunk));
@@ -450,13 +456,12 @@ async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Failure> {
 }
 
 fn manifest(store: &Store, name: &RepositoryName, target: &Target, headers: &HeaderMap) -> Answer {
-    let unknown = || {
+    let manifest = store.manifest(name, target).ok_or_else(|| {
         Failure::unknown(
             "MANIFEST_UNKNOWN",
             &format!("{name} has no manifest {target}"),
         )
-    };
-    let manifest = store.manifest(name, target).ok_or_else(unknown)?;
+    })?;
     let digest = manifest.digest.to_string();
     let tag = format!("\"{digest}\"");
     let fields = [
@@ -555,12 +560,12 @@ fn artifact_type(manifest: &Manifest) -> Option<String> {
     let own = document["artifactType"]
         .as_str()
         .filter(|own| !own.is_empty());
-    let config = || {
+    own.or_else(|| {
         document["config"]["mediaType"]
             .as_str()
             .filter(|_| manifest.kind == Kind::Image)
-    };
-    own.or_else(config).map(str::to_owned)
+    })
+    .map(str::to_owned)
 }
 
 /// The state of an upload session. `0-0` stands for nothing as well as for one byte: that is the

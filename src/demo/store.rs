@@ -463,17 +463,18 @@ impl State {
 impl Repository {
     /// The first thing that `manifest` lists and the repository does not hold.
     fn missing(&self, manifest: &Manifest) -> Option<Digest> {
-        let blob = |digest: &Digest| self.blobs.contains(digest);
-        let child = |digest: &Digest| self.manifests.contains_key(digest) || blob(digest);
         let blobs = manifest
             .blobs
             .iter()
-            .filter(|layer| !layer.media_type.is_foreign_layer() && !blob(&layer.digest));
+            .filter(|blob| !blob.media_type.is_foreign_layer());
         let children = manifest
             .children
             .iter()
-            .filter(|entry| !child(&entry.digest));
-        blobs.chain(children).map(|missing| missing.digest).next()
+            .filter(|child| !self.manifests.contains_key(&child.digest));
+        blobs
+            .chain(children)
+            .map(|listed| listed.digest)
+            .find(|digest| !self.blobs.contains(digest))
     }
 
     /// Everything below `roots`, with the manifests that name something of it as their subject, and
@@ -499,16 +500,15 @@ impl Repository {
                     .chain(held)
                     .map(|entry| entry.digest),
             );
-            let about = |other: &&Manifest| {
-                other
-                    .subject
-                    .as_ref()
-                    .is_some_and(|subject| subject.digest == digest)
-            };
             next.extend(
                 self.manifests
                     .values()
-                    .filter(about)
+                    .filter(|other| {
+                        other
+                            .subject
+                            .as_ref()
+                            .is_some_and(|subject| subject.digest == digest)
+                    })
                     .map(|other| other.digest),
             );
         }

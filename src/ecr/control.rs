@@ -12,7 +12,7 @@ use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::describe_images::DescribeImagesOutput;
 use aws_sdk_ecr::types::{
     DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatus, ImageStatusFilter,
-    ImageTagMutability, LayerAvailability, Repository, TagStatus,
+    ImageTagMutability, Layer, LayerAvailability, Repository, TagStatus,
 };
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -151,15 +151,13 @@ impl Control {
                 request.image_ids(image).send()
             })
             .await;
-        let digest = |details: &[ImageDetail]| {
-            details
-                .first()
-                .and_then(|image| image.image_digest()?.parse().ok())
-        };
         or_denied(
             answer,
             "ImageNotFoundException",
-            |answer| digest(answer.image_details()),
+            |answer| {
+                let image = answer.image_details().first()?;
+                image.image_digest()?.parse().ok()
+            },
             None,
         )
     }
@@ -180,23 +178,19 @@ impl Control {
                     .send()
             })
             .await;
-        let page = |repositories: &[Repository], next| {
-            let names: Vec<Option<RepositoryName>> = repositories
-                .iter()
-                .map(|repository| repository.repository_name()?.parse().ok())
-                .collect();
-            let invalid = names.iter().filter(|name| name.is_none()).count();
-            Page {
-                entries: names.into_iter().flatten().collect(),
-                invalid,
-                next: next_cursor(next),
-            }
-        };
         match answer {
-            Ok(answer) => Ok(Answer::Given(page(
-                answer.repositories(),
-                answer.next_token.clone(),
-            ))),
+            Ok(answer) => {
+                let listed = answer.repositories();
+                let entries: Vec<RepositoryName> = listed
+                    .iter()
+                    .filter_map(|repository| repository.repository_name()?.parse().ok())
+                    .collect();
+                Ok(Answer::Given(Page {
+                    invalid: listed.len() - entries.len(),
+                    entries,
+                    next: next_cursor(answer.next_token.clone()),
+                }))
+            }
             Err(refusal) => denied(refusal),
         }
     }
@@ -249,21 +243,11 @@ impl Control {
                 },
             )
             .await;
-        let presence = |available: bool, size: Option<i64>| match available {
-            true => Presence::Present {
-                size: size.and_then(|size| u64::try_from(size).ok()),
-            },
-            false => Presence::Absent,
-        };
         match answer {
             Ok(answer) => {
                 let found = answer.layers().iter().filter_map(|layer| {
-                    let available =
-                        layer.layer_availability() == Some(&LayerAvailability::Available);
-                    Some((
-                        layer.layer_digest()?.parse().ok()?,
-                        presence(available, layer.layer_size()),
-                    ))
+                    let digest = layer.layer_digest()?.parse().ok()?;
+                    Some((digest, presence(layer)))
                 });
                 Ok(Answer::Given(found.collect()))
             }
@@ -521,17 +505,28 @@ fn images(details: &[ImageDetail], next: Option<String>) -> Images {
     Images { page, archived }
 }
 
+fn presence(layer: &Layer) -> Presence {
+    match layer.layer_availability() {
+        Some(LayerAvailability::Available) => Presence::Present {
+            size: layer.layer_size().and_then(|size| u64::try_from(size).ok()),
+        },
+        _ => Presence::Absent,
+    }
+}
+
 fn manifests(details: &[ImageDetail], next: Option<String>) -> Page<ListedManifest> {
-    let listed = |detail: &ImageDetail| {
-        let digest = detail.image_digest()?.parse().ok()?;
-        Some(ListedManifest {
-            digest,
-            subject: detail
-                .subject_manifest_digest()
-                .and_then(|subject| subject.parse().ok()),
+    let entries: Vec<ListedManifest> = details
+        .iter()
+        .filter_map(|detail| {
+            let digest = detail.image_digest()?.parse().ok()?;
+            Some(ListedManifest {
+                digest,
+                subject: detail
+                    .subject_manifest_digest()
+                    .and_then(|subject| subject.parse().ok()),
+            })
         })
-    };
-    let entries: Vec<ListedManifest> = details.iter().filter_map(listed).collect();
+        .collect();
     Page {
         invalid: details.len() - entries.len(),
         entries,

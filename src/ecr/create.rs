@@ -97,16 +97,22 @@ fn filled(request: Request, template: &Template) -> Request {
         (false, true) => ImageTagMutability::Mutable,
         (false, false) => ImageTagMutability::MutableWithExclusion,
     };
-    let filter = |text: &String| {
-        let filter = ImageTagMutabilityExclusionFilter::builder().filter(text);
-        filter
-            .filter_type(ImageTagMutabilityExclusionFilterType::Wildcard)
-            .build()
-            .ok()
-    };
-    let filters: Vec<_> = template.except.iter().filter_map(filter).collect();
-    let tag = |(key, value): &(String, String)| Tag::builder().key(key).value(value).build().ok();
-    let tags: Vec<_> = template.tags.iter().filter_map(tag).collect();
+    let filters: Vec<_> = template
+        .except
+        .iter()
+        .filter_map(|text| {
+            let filter = ImageTagMutabilityExclusionFilter::builder().filter(text);
+            filter
+                .filter_type(ImageTagMutabilityExclusionFilterType::Wildcard)
+                .build()
+                .ok()
+        })
+        .collect();
+    let tags: Vec<_> = template
+        .tags
+        .iter()
+        .filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok())
+        .collect();
     let scanning = ImageScanningConfiguration::builder()
         .scan_on_push(template.scan_on_push)
         .build();

@@ -436,16 +436,15 @@ impl Inner {
             );
             return Err(Fault::new(Class::Auth, text));
         }
-        let late = || {
-            Fault::retryable(format!(
-                "AWS gave no ECR token for {} within {} s",
-                self.host,
-                DEADLINE.as_secs()
-            ))
-        };
         let token = tokio::time::timeout(DEADLINE, self.call())
             .await
-            .map_err(|_| late())??;
+            .map_err(|_| {
+                Fault::retryable(format!(
+                    "AWS gave no ECR token for {} within {} s",
+                    self.host,
+                    DEADLINE.as_secs()
+                ))
+            })??;
         *self.held() = Some(Held::new(token.clone()));
         Ok(token)
     }
@@ -462,18 +461,17 @@ impl Inner {
                     .fault);
             }
         };
-        let unreadable = || {
-            let text = format!(
-                "ecr:GetAuthorizationToken in {} for {} answered without a usable token",
-                client.region, self.host
-            );
-            Fault::new(Class::Auth, text)
-        };
         answer
             .authorization_data()
             .first()
             .and_then(read)
-            .ok_or_else(unreadable)
+            .ok_or_else(|| {
+                let text = format!(
+                    "ecr:GetAuthorizationToken in {} for {} answered without a usable token",
+                    client.region, self.host
+                );
+                Fault::new(Class::Auth, text)
+            })
     }
 
     /// What a failed call means. Where AWS does not name the principal, the role or the access key

@@ -371,12 +371,11 @@ impl Repository {
             return Ok(());
         };
         let name = self.inner.repository();
-        let is_there = || self.shared().known().there.contains_key(name);
-        if is_there() {
+        if self.shared().is_there(name) {
             return Ok(());
         }
         let _alone = self.shared().creating.lock().await;
-        if is_there() {
+        if self.shared().is_there(name) {
             return Ok(());
         }
         let created = creation.ensure(&self.handle()).await?;

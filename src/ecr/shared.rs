@@ -131,6 +131,11 @@ impl Shared {
             .insert(name.clone(), (fault.chain(), Instant::now()));
     }
 
+    /// Whether the repository is known to be there.
+    pub(super) fn is_there(&self, name: &RepositoryName) -> bool {
+        self.known().there.contains_key(name)
+    }
+
     /// Notes that a manifest is there under its digest.
     pub(super) fn note_pushed(&self, repository: &RepositoryName, digest: &Digest) {
         let pushed = &mut self.known().pushed;
@@ -272,38 +277,43 @@ impl Shared {
             return None;
         }
         let shared = Arc::clone(self);
-        let ask = || async move {
-            match shared.control.mounts_blobs().await {
-                Ok(Answer::Given(mounts)) => {
-                    shared.known().mounts = Some((mounts, Instant::now()));
-                    Ok(Some(mounts))
+        self.mounts
+            .join(|| async move {
+                match shared.control.mounts_blobs().await {
+                    Ok(Answer::Given(mounts)) => {
+                        shared.known().mounts = Some((mounts, Instant::now()));
+                        Ok(Some(mounts))
+                    }
+                    Ok(Answer::Denied(_)) | Err(_) => {
+                        // Mounts are tried all the same: not knowing costs nothing.
+                        shared.known().denied.insert(ACTION, Instant::now());
+                        Ok(None)
+                    }
                 }
-                Ok(Answer::Denied(_)) | Err(_) => {
-                    // Mounts are tried all the same: not knowing costs nothing.
-                    shared.known().denied.insert(ACTION, Instant::now());
-                    Ok(None)
-                }
-            }
-        };
-        self.mounts.join(ask).await.ok().flatten()
+            })
+            .await
+            .ok()
+            .flatten()
     }
 }
 
 /// Whether a caller's ARN is the principal that a config names: a role's session is its role.
 fn is_same_principal(named: &str, caller: &str) -> bool {
-    let role = |arn: &str| {
-        let parts: Vec<&str> = arn.splitn(6, ':').collect();
-        let [_, _, service, _, account, resource] = parts[..] else {
-            return None;
-        };
-        let name = match service {
-            "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
-            "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
-            _ => return None,
-        };
-        Some((account.to_owned(), name.to_owned()))
-    };
     named == caller || role(named).is_some_and(|named| role(caller) == Some(named))
+}
+
+/// The account and the name of the role that an ARN names.
+fn role(arn: &str) -> Option<(&str, &str)> {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let [_, _, service, _, account, resource] = parts[..] else {
+        return None;
+    };
+    let name = match service {
+        "sts" => resource.strip_prefix("assumed-role/")?.split('/').next()?,
+        "iam" => resource.strip_prefix("role/")?.rsplit('/').next()?,
+        _ => return None,
+    };
+    Some((account, name))
 }
 
 #[cfg(test)]

@@ -58,16 +58,17 @@ impl RateLimit {
         let now = Instant::now();
         let count = &mut self.lock()[class as usize];
         let length = said.window.unwrap_or_default();
-        let is_same = |(since, before): &(Instant, u64)| {
-            said.remaining <= *before && now < *since + length.min(LONGEST * 24)
-        };
-        let since = count.window.filter(is_same).map_or(now, |(since, _)| since);
+        let since = count
+            .window
+            .filter(|(since, before)| {
+                said.remaining <= *before && now < *since + length.min(LONGEST * 24)
+            })
+            .map_or(now, |(since, _)| since);
         count.window = Some((since, said.remaining));
-        let left = || {
+        let wait = said.reset.map(|reset| reset.min(LONGEST)).or_else(|| {
             said.window
                 .map(|window| window.saturating_sub(now - since).min(UNSURE))
-        };
-        let wait = said.reset.map(|reset| reset.min(LONGEST)).or_else(left);
+        });
         count.spent_until = wait.filter(|_| said.remaining == 0).map(|wait| now + wait);
     }
 

@@ -71,15 +71,14 @@ impl Index {
         digests: &[Digest],
     ) -> HashMap<Digest, BlobHint> {
         let digests = digests.to_vec();
-        let known = move |db: &Connection, repository| {
-            let hint = |digest| Ok(blob(db, repository, &digest)?.map(|hint| (digest, hint)));
+        self.read_in(origin, repository, move |db, repository| {
             digests
                 .into_iter()
-                .map(hint)
+                .map(|digest| Ok(blob(db, repository, &digest)?.map(|hint| (digest, hint))))
                 .filter_map(Result::transpose)
                 .collect()
-        };
-        self.read_in(origin, repository, known).await
+        })
+        .await
     }
 
     /// Repositories of a registry that may hold a blob, at most so many, the newest seen first.
@@ -103,15 +102,16 @@ impl Index {
                             .map(|repository| (repository, row.get(1))))
                     },
                 )?;
-            let holder = |(repository, committed)| {
-                Ok(BlobHolder {
-                    repository,
-                    committed: committed?,
-                })
-            };
             found
                 .filter_map(Result::transpose)
-                .map(|found| found.and_then(holder))
+                .map(|found| {
+                    found.and_then(|(repository, committed)| {
+                        Ok(BlobHolder {
+                            repository,
+                            committed: committed?,
+                        })
+                    })
+                })
                 .collect()
         })
         .await
@@ -204,12 +204,11 @@ impl Index {
                  ON CONFLICT DO UPDATE SET seen = ?3, complete = max(complete, ?4)",
             )?;
             let now = now();
-            let mut each = |digest| {
+            digests.into_iter().try_for_each(&mut |digest| {
                 remember
                     .execute(params![StoredDigest(digest), repository, now, complete])
                     .map(drop)
-            };
-            digests.into_iter().try_for_each(&mut each)
+            })
         })
         .await;
     }
@@ -298,16 +297,15 @@ impl Index {
         self.read_in(origin, repository, |db, repository| {
             let mut tags =
                 db.prepare_cached("SELECT tag, digest, seen FROM tags WHERE repository = ?1")?;
-            let hint = |row: &rusqlite::Row<'_>| {
+            tags.query_map([repository], |row| {
                 let (tag, StoredDigest(digest), at) =
                     (parsed::<Tag>(row, 0)?, row.get(1)?, row.get(2)?);
                 Ok(tag
                     .zip(seen(at))
                     .map(|(tag, seen)| (tag, TagHint { digest, seen })))
-            };
-            tags.query_map([repository], hint)?
-                .filter_map(Result::transpose)
-                .collect()
+            })?
+            .filter_map(Result::transpose)
+            .collect()
         })
         .await
     }

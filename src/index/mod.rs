@@ -93,12 +93,11 @@ impl Index {
         let (store, set_aside) = match Store::open(&path, &schema::SCHEMA) {
             Err(useless @ (OpenError::Damaged { .. } | OpenError::Newer { .. })) => {
                 let reason = useless.to_string();
-                let in_the_way = |source| Error::InTheWay {
+                let aside = sqlite::set_aside(&path).map_err(|source| Error::InTheWay {
                     path: path.clone(),
                     reason: reason.clone(),
                     source,
-                };
-                let aside = sqlite::set_aside(&path).map_err(in_the_way)?;
+                })?;
                 (
                     Store::open(&path, &schema::SCHEMA)?,
                     Some(SetAside {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 
 use super::Index;
 
@@ -68,21 +68,22 @@ fn before_digests() -> WalkPosition {
 #[derive(Debug, Default)]
 pub(super) struct WalkPositions(Mutex<[Option<WalkPosition>; WALKS.len()]>);
 
+fn entries(count: &mut Statement<'_>, kind: &str) -> rusqlite::Result<u64> {
+    count
+        .query_row([kind], |row| row.get::<_, i64>(0))
+        .map(i64::unsigned_abs)
+}
+
 impl Index {
     /// How much it holds.
     pub async fn statistics(&self) -> Statistics {
         self.read(|db| {
             let mut count = db.prepare_cached("SELECT entries FROM counts WHERE kind = ?1")?;
-            let mut entries = |kind| {
-                count
-                    .query_row([kind], |row| row.get::<_, i64>(0))
-                    .map(i64::unsigned_abs)
-            };
             Ok(Statistics {
-                blobs: entries("blobs")?,
-                manifests: entries("manifests")?,
-                tags: entries("tags")?,
-                uploads: entries("uploads")?,
+                blobs: entries(&mut count, "blobs")?,
+                manifests: entries(&mut count, "manifests")?,
+                tags: entries(&mut count, "tags")?,
+                uploads: entries(&mut count, "uploads")?,
                 bytes: bytes(db)?,
             })
         })

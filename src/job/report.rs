@@ -1,6 +1,6 @@
 //! What came of jobs, looks and passes, as reports, the ledger and the HTTP API show it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -350,28 +350,28 @@ struct Verdict {
 
 impl Verdict {
     fn exit_code(&self, report: &Report, trouble: &[Trouble]) -> u8 {
-        let errors = || {
-            report
-                .jobs
-                .iter()
-                .filter_map(|job| job.error.as_ref())
-                .chain(trouble)
-        };
-        let class = |name: &str| errors().any(|error| error.class == name);
-        let failed = |trouble: &Trouble| {
-            ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class)
-        };
+        let classes: HashSet<&str> = report
+            .jobs
+            .iter()
+            .filter_map(|job| job.error.as_ref())
+            .chain(trouble)
+            .map(|error| &*error.class)
+            .collect();
         let totals = &report.totals;
         let is_against_a_rule = totals.conflict + totals.drift + totals.refused > 0;
-        if totals.interrupted > 0 || class(Class::Cancelled.name()) {
+        if totals.interrupted > 0 || classes.contains(Class::Cancelled.name()) {
             130
-        } else if class(Class::Auth.name()) {
+        } else if classes.contains(Class::Auth.name()) {
             3
-        } else if totals.failed > 0 || trouble.iter().any(failed) {
+        } else if totals.failed > 0
+            || trouble.iter().any(|trouble| {
+                ![Class::NotFound.name(), Trouble::REFUSED].contains(&&*trouble.class)
+            })
+        {
             1
         } else if is_against_a_rule || self.named_and_blocked {
             4
-        } else if !self.found || class(Class::NotFound.name()) {
+        } else if !self.found || classes.contains(Class::NotFound.name()) {
             5
         } else {
             0

@@ -66,13 +66,11 @@ struct Annotations {
 impl IndexJson {
     /// An index that lists nothing.
     pub fn empty() -> IndexJson {
-        let raw = |value: Value| {
-            serde_json::value::to_raw_value(&value).expect("a JSON value can be written")
-        };
-        let fields = [
-            ("schemaVersion".into(), raw(json!(2))),
-            ("mediaType".into(), raw(json!(OCI_INDEX))),
-        ];
+        let fields = [("schemaVersion", json!(2)), ("mediaType", json!(OCI_INDEX))];
+        let fields = fields.map(|(name, value)| {
+            let value = serde_json::value::to_raw_value(&value);
+            (name.into(), value.expect("a JSON value can be written"))
+        });
         IndexJson {
             fields: fields.into(),
             entries: Vec::new(),
@@ -169,8 +167,7 @@ impl IndexJson {
         descriptor: &Descriptor,
         mut keep: impl FnMut(&Digest) -> bool,
     ) -> bool {
-        let is_named = |entry: &Entry| entry.name.as_deref() == Some(tag.as_str());
-        let mut named = self.entries.iter().filter(|entry| is_named(entry));
+        let mut named = self.entries.iter().filter(|entry| entry.is_named(tag));
         if let (Some(entry), None) = (named.next(), named.next())
             && entry.descriptor.as_ref() == Ok(descriptor)
         {
@@ -178,7 +175,7 @@ impl IndexJson {
         }
         let (old, mut entries): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
             .into_iter()
-            .partition(is_named);
+            .partition(|entry| entry.is_named(tag));
         let kept = old
             .into_iter()
             .filter(|entry| entry.descriptor.as_ref().is_ok_and(|old| keep(&old.digest)));
@@ -200,28 +197,36 @@ impl IndexJson {
 
 /// A bare tag takes precedence over whole references that end in it, which other tools write.
 fn choose(tag: &Tag, entries: &[&Entry]) -> Option<Named> {
-    let is_bare = |entry: &&&Entry| entry.name.as_deref() == Some(tag.as_str());
-    let bare: Vec<&Entry> = entries.iter().filter(is_bare).copied().collect();
+    let bare: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| entry.is_named(tag))
+        .copied()
+        .collect();
     let candidates = if bare.is_empty() { entries } else { &bare };
     let (first, others) = candidates.split_first()?;
     let descriptor = match &first.descriptor {
         Ok(descriptor) => descriptor,
         Err(error) => return Some(Named::Unreadable(error.to_string())),
     };
-    let same = |entry: &&Entry| {
-        entry
-            .descriptor
-            .as_ref()
-            .is_ok_and(|other| other.digest == descriptor.digest)
-    };
-    Some(if others.iter().all(same) {
-        Named::One(descriptor.clone())
-    } else {
-        Named::Several
-    })
+    Some(
+        if others.iter().all(|entry| {
+            entry
+                .descriptor
+                .as_ref()
+                .is_ok_and(|other| other.digest == descriptor.digest)
+        }) {
+            Named::One(descriptor.clone())
+        } else {
+            Named::Several
+        },
+    )
 }
 
 impl Entry {
+    fn is_named(&self, tag: &Tag) -> bool {
+        self.name.as_deref() == Some(tag.as_str())
+    }
+
     fn parse(raw: Box<RawValue>) -> Result<Entry, serde_json::Error> {
         let shape: Shape = serde_json::from_str(raw.get())?;
         let media_type = MediaType::new(shape.media_type.as_deref().unwrap_or_default());

@@ -110,17 +110,15 @@ pub(super) fn read(store: &Store, target: &Target) -> Result<Option<Manifest>, F
 }
 
 fn named(store: &Store, tag: &Tag) -> Result<Option<Descriptor>, Fault> {
-    let file = || format!("{}/{INDEX}", store.folder().display());
+    let folder = store.folder().display();
     match store.index()?.and_then(|index| index.named(tag)) {
         None => Ok(None),
         Some(Named::One(descriptor)) => Ok(Some(descriptor)),
         Some(Named::Several) => Err(Fault::rejected(format!(
-            "{} gives the tag {tag} to manifests of different digests: leave one",
-            file()
+            "{folder}/{INDEX} gives the tag {tag} to manifests of different digests: leave one"
         ))),
         Some(Named::Unreadable(reason)) => Err(Fault::rejected(format!(
-            "the tag {tag} in {}: {reason}",
-            file()
+            "the tag {tag} in {folder}/{INDEX}: {reason}"
         ))),
     }
 }
@@ -247,14 +245,13 @@ pub(super) fn list(
 ) -> Result<(), Fault> {
     store.establish()?;
     let mut index = store.index()?.unwrap_or_else(IndexJson::empty);
-    let keep = |old: &Digest| {
-        verified(store, old, None).is_ok_and(|old| {
-            old.and_then(Result::ok)
-                .is_some_and(|old| must_be_listed(&old))
-        })
-    };
     let changed = match target {
-        Target::Tag(tag) => index.name(tag, descriptor, keep),
+        Target::Tag(tag) => index.name(tag, descriptor, |old| {
+            verified(store, old, None).is_ok_and(|old| {
+                old.and_then(Result::ok)
+                    .is_some_and(|old| must_be_listed(&old))
+            })
+        }),
         Target::Digest(_) => must_be_listed(manifest) && index.list(descriptor),
     };
     if changed {

@@ -55,6 +55,17 @@ pub(super) struct Found {
     pub size: u64,
 }
 
+fn too_large(path: &Path, most: u64) -> Fault {
+    Fault::rejected(format!("{} is larger than {most} bytes", path.display()))
+}
+
+fn irregular(path: &Path) -> Fault {
+    Fault::rejected(format!(
+        "{} is not a regular file: remove it",
+        path.display()
+    ))
+}
+
 impl Store {
     /// The layout at `root` itself.
     pub fn single(root: &Path) -> Store {
@@ -116,21 +127,15 @@ impl Store {
         let Some(found) = self.find(path)? else {
             return Ok(None);
         };
-        let too_large = || {
-            Fault::rejected(format!(
-                "{} is larger than {most} bytes",
-                found.path.display()
-            ))
-        };
         if found.size > most {
-            return Err(too_large());
+            return Err(too_large(&found.path, most));
         }
         let mut bytes = Vec::with_capacity(found.size as usize);
         let read =
             File::open(&found.path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
         read.map_err(|error| fault("read", &found.path, error))?;
         if bytes.len() as u64 > most {
-            Err(too_large())
+            Err(too_large(&found.path, most))
         } else {
             Ok(Some(bytes.into()))
         }
@@ -184,11 +189,10 @@ impl Store {
                 "{folder} is an image layout without {INDEX}: copy the whole layout again"
             )));
         };
-        let invalid = |error| {
+        IndexJson::parse(&bytes).map(Some).map_err(|error| {
             Fault::rejected(format!("{}/{INDEX} is not valid", self.folder.display()))
                 .because(error)
-        };
-        IndexJson::parse(&bytes).map(Some).map_err(invalid)
+        })
     }
 
     /// Makes the folder a layout where it is none. The index lock must be held.
@@ -278,12 +282,6 @@ impl Store {
     /// one has it. It is given back when the file is closed.
     pub fn try_lock(&self) -> Result<Option<File>, Fault> {
         let path = self.make_folder("")?.join(LOCK);
-        let irregular = || {
-            Fault::rejected(format!(
-                "{} is not a regular file: remove it",
-                path.display()
-            ))
-        };
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let file = OpenOptions::new()
             .write(true)
@@ -292,11 +290,11 @@ impl Store {
             .custom_flags(flags)
             .open(&path);
         let file = file.map_err(|error| match error.raw_os_error() {
-            Some(ELOOP | ENXIO) => irregular(),
+            Some(ELOOP | ENXIO) => irregular(&path),
             _ => fault("open", &path, error),
         })?;
         if !file.metadata().is_ok_and(|facts| facts.is_file()) {
-            return Err(irregular());
+            return Err(irregular(&path));
         }
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),

@@ -99,15 +99,14 @@ fn child_name(above: Option<&RepositoryName>, path: &Path) -> Option<RepositoryN
 }
 
 fn folders_in(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
-    let refused = |error| fault("list", folder, error);
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(refused(error)),
+        Err(error) => return Err(fault("list", folder, error)),
     };
     let mut folders = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(refused)?;
+        let entry = entry.map_err(|error| fault("list", folder, error))?;
         let name = entry.file_name();
         let hidden = name.as_encoded_bytes().starts_with(b".");
         if !hidden && name != BLOBS && entry.file_type().is_ok_and(|kind| kind.is_dir()) {

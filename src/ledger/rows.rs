@@ -400,12 +400,12 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
 /// Rows with a side in the layout that this parameter names by its path: jobs know a layout by its
 /// root.
 fn of_layout(parameter: usize) -> String {
-    let side = |name: &str| {
+    let sides = ["source", "destination"].map(|side| {
         format!(
-            "instr(replace(json_extract(content, '$.{name}'), '@', ':'), ?{parameter} || ':') = 1"
+            "instr(replace(json_extract(content, '$.{side}'), '@', ':'), ?{parameter} || ':') = 1"
         )
-    };
-    format!(" AND ({} OR {})", side("source"), side("destination"))
+    });
+    format!(" AND ({})", sides.join(" OR "))
 }
 
 fn job(db: &Connection, key: &Key) -> rusqlite::Result<Option<i64>> {

@@ -28,14 +28,6 @@ impl Algorithm {
             Algorithm::Sha512 => "sha512",
         }
     }
-
-    /// Length of the encoded part, in characters.
-    fn encoded_length(self) -> usize {
-        match self {
-            Algorithm::Sha256 => 64,
-            Algorithm::Sha512 => 128,
-        }
-    }
 }
 
 /// The identity of content: equal digests mean equal bytes.
@@ -105,44 +97,42 @@ impl FromStr for Digest {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let malformed = || ParseError::Malformed(clip(text));
-        let (name, encoded) = text.split_once(':').ok_or_else(malformed)?;
-        if !is_algorithm(name) || !is_encoded(encoded) {
-            return Err(malformed());
-        }
+        let Some((name, encoded)) = text
+            .split_once(':')
+            .filter(|(name, encoded)| is_algorithm(name) && is_encoded(encoded))
+        else {
+            return Err(ParseError::Malformed(clip(text)));
+        };
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
             other => return Err(ParseError::UnknownAlgorithm(clip(other))),
         };
-        let lower_hex = encoded
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if encoded.len() != algorithm.encoded_length() || !lower_hex {
-            return Err(malformed());
-        }
-        match algorithm {
+        let digest = match algorithm {
             Algorithm::Sha256 => decode(encoded).map(Digest::Sha256),
             Algorithm::Sha512 => decode(encoded).map(Digest::Sha512),
-        }
-        .ok_or_else(malformed)
+        };
+        digest.ok_or_else(|| ParseError::Malformed(clip(text)))
     }
 }
 
+/// Lower-case hex of the exact length.
 fn decode<const N: usize>(encoded: &str) -> Option<[u8; N]> {
+    if encoded.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return None;
+    }
     let mut bytes = [0; N];
     hex::decode_to_slice(encoded, &mut bytes).ok()?;
     Some(bytes)
 }
 
 fn is_algorithm(name: &str) -> bool {
-    let component = |part: &str| {
+    name.split(['+', '.', '_', '-']).all(|part| {
         !part.is_empty()
             && part
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    };
-    name.split(['+', '.', '_', '-']).all(component)
+    })
 }
 
 fn is_encoded(encoded: &str) -> bool {

@@ -293,16 +293,16 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
             40,
         )));
     }
-    let lacks = |lacks| {
-        Err(Error::NotOfItsType {
+    let lacks = match kind {
+        Kind::Index if document.manifests.is_none() => Some("manifests"),
+        Kind::Image if document.config.is_none() => Some("config"),
+        _ => None,
+    };
+    if let Some(lacks) = lacks {
+        return Err(Error::NotOfItsType {
             media_type: media_type.to_string(),
             lacks,
-        })
-    };
-    match kind {
-        Kind::Index if document.manifests.is_none() => return lacks("manifests"),
-        Kind::Image if document.config.is_none() => return lacks("config"),
-        _ => {}
+        });
     }
     let lists = matches!(document.manifests, Some(Some(_)));
     let foreign = match kind {
@@ -462,10 +462,10 @@ impl<'de> Visitor<'de> for Fields<'_> {
 /// The known field as which a decoder that ignores case reads this one. Go folds two more letters:
 /// `ſ` is an s, `K` a k.
 fn looks_like(field: &str) -> Option<&'static str> {
-    let folded = |text: &str| text.replace('ſ', "s").to_lowercase();
+    let folded = field.replace('ſ', "s").to_lowercase();
     KNOWN_FIELDS
         .into_iter()
-        .find(|known| field != *known && folded(field) == known.to_lowercase())
+        .find(|known| field != *known && folded == known.to_lowercase())
 }
 
 fn entries<const N: usize>(lists: [Option<Vec<Entry>>; N]) -> Result<Vec<Descriptor>, Error> {

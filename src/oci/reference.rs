@@ -96,17 +96,21 @@ impl FromStr for RepositoryName {
 }
 
 fn is_path_part(part: &str) -> bool {
-    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-        return false;
-    };
-    if !alphanumeric(first) || !alphanumeric(last) {
+    let ends = [bytes.first(), bytes.last()];
+    if !ends
+        .into_iter()
+        .all(|end| end.is_some_and(is_lower_alphanumeric))
+    {
         return false;
     }
-    bytes.split(alphanumeric).all(|separator| {
+    bytes.split(is_lower_alphanumeric).all(|separator| {
         matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|b| *b == b'-')
     })
+}
+
+fn is_lower_alphanumeric(byte: &u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
 /// A tag: a name that may point at another digest tomorrow.
@@ -154,11 +158,13 @@ impl Tag {
         else {
             return false;
         };
-        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let Some((encoded, ending)) = rest.split_at_checked(64) else {
             return false;
         };
-        encoded.bytes().all(hex) && COMPANION_ENDINGS.contains(&ending)
+        encoded
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            && COMPANION_ENDINGS.contains(&ending)
     }
 }
 
@@ -166,10 +172,11 @@ impl FromStr for Tag {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let head = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let tail = |byte: u8| head(byte) || byte == b'.' || byte == b'-';
-        let mut bytes = text.bytes();
-        let valid = text.len() <= 128 && bytes.next().is_some_and(head) && bytes.all(tail);
+        let valid = (1..=128).contains(&text.len())
+            && !text.starts_with(['.', '-'])
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
         if valid {
             Ok(Tag(text.into()))
         } else {
@@ -222,37 +229,35 @@ impl FromStr for Host {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let error = || ParseError::Host(clip(text));
         let lower = text.to_ascii_lowercase();
         let (name, port) = match lower.rsplit_once(':') {
             Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
             _ => (lower.as_str(), None),
         };
-        if port.is_some_and(|port| {
-            port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())
-        }) {
-            return Err(error());
-        }
-        let valid = match name
+        let is_port = port.is_none_or(|port| {
+            port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
+        });
+        let is_name = match name
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
         {
             Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
             None => name.len() <= 253 && name.split('.').all(is_label),
         };
-        if valid {
+        if is_name && is_port {
             Ok(Host(lower.into()))
         } else {
-            Err(error())
+            Err(ParseError::Host(clip(text)))
         }
     }
 }
 
 fn is_label(label: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     !label.is_empty()
         && label.len() <= 63
-        && label.bytes().all(inner)
+        && label
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         && !label.starts_with('-')
         && !label.ends_with('-')
 }

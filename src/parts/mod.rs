@@ -155,13 +155,12 @@ impl Parts {
             self.put_in_force(&backends[name], registry.limits.clone());
         }
         let kept = |route: &Route| {
-            let goes_on = |before: &&Topology| {
+            let before = before.filter(|before| {
                 before
                     .route(&route.name)
                     .is_some_and(|before| holds_still(before, route))
                     && stay_where_they_are(route, &before.backends, &backends)
-            };
-            let before = before.filter(goes_on);
+            });
             before
                 .and_then(|before| before.withdrawn.get(&route.name).cloned())
                 .unwrap_or_default()

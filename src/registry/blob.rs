@@ -265,15 +265,16 @@ impl BlobReader {
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
             self.waiting = false;
-            let broke = |error| {
-                broken(
-                    error,
-                    &self.about,
-                    &self.host,
-                    &format!(" with {} bytes to come", self.left),
-                )
-            };
-            return Poll::Ready(frame.map(|frame| frame.map_err(broke)));
+            return Poll::Ready(frame.map(|frame| {
+                frame.map_err(|error| {
+                    broken(
+                        error,
+                        &self.about,
+                        &self.host,
+                        &format!(" with {} bytes to come", self.left),
+                    )
+                })
+            }));
         }
         let due = Instant::now() + self.idle;
         let timer = self

@@ -4,7 +4,6 @@
 //! to wait under any status, and a code that says "not retryable" beats a 5xx (distribution answers
 //! 500 with MANIFEST_BLOB_UNKNOWN). Texts of peers are clipped; queries of URLs are never shown.
 
-use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
@@ -104,14 +103,10 @@ pub(super) struct Refusal {
 
 impl Entry {
     fn without(self, secrets: &Secrets) -> Entry {
-        let scrub = |text: String| match secrets.scrub(&text) {
-            Cow::Borrowed(_) => text,
-            Cow::Owned(scrubbed) => scrubbed,
-        };
         Entry {
-            code: scrub(self.code),
-            message: scrub(self.message),
-            detail: scrub(self.detail),
+            code: secrets.scrub(&self.code).into_owned(),
+            message: secrets.scrub(&self.message).into_owned(),
+            detail: secrets.scrub(&self.detail).into_owned(),
         }
     }
 }
@@ -162,11 +157,10 @@ impl Refusal {
     /// Whether a code, message or detail holds `words`, in any case.
     pub(super) fn mentions(&self, words: &str) -> bool {
         let words = words.to_ascii_lowercase();
-        let holds = |text: &String| text.to_ascii_lowercase().contains(&words);
         self.entries.iter().any(|entry| {
             [&entry.code, &entry.message, &entry.detail]
                 .into_iter()
-                .any(holds)
+                .any(|text| text.to_ascii_lowercase().contains(&words))
         })
     }
 
@@ -338,8 +332,10 @@ fn code_class(code: &str) -> Option<Class> {
 
 /// `Retry-After` in seconds or as a date, else `RateLimit-Reset`; at most an hour.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let Some(text) = text("retry-after") else {
+    let named = headers
+        .get("retry-after")
+        .and_then(|value| value.to_str().ok());
+    let Some(text) = named.map(str::trim) else {
         return Some(reset(headers, now)?.min(MOST_WAIT));
     };
     let wait = match text.parse::<u64>() {
@@ -394,22 +390,16 @@ fn document_entries(document: Document, secrets: &Secrets) -> Vec<Entry> {
 }
 
 fn spec_entry(value: &serde_json::Value, secrets: &Secrets) -> Entry {
-    let text = |key: &str| {
-        value
-            .get(key)
-            .filter(|value| !value.is_null())
-            .map(text_of)
-            .unwrap_or_default()
-    };
     Entry {
-        code: secrets.scrub(&text("code")).to_ascii_uppercase(),
-        message: text("message"),
-        detail: text("detail"),
+        code: secrets.scrub(&text_of(&value["code"])).to_ascii_uppercase(),
+        message: text_of(&value["message"]),
+        detail: text_of(&value["detail"]),
     }
 }
 
 fn text_of(value: &serde_json::Value) -> String {
     match value {
+        serde_json::Value::Null => String::new(),
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),
     }

@@ -6,12 +6,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    core::Collector,
-};
+use prometheus::core::{MetricVec, MetricVecBuilder};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::metrics::{LabelNames, forget_series};
+use crate::metrics::{LabelNames, forget_series, options, registered};
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,42 +131,35 @@ impl Metrics {
     /// # Errors
     /// When instruments of these names are registered already.
     pub fn new(registry: &prometheus::Registry) -> Result<Metrics, prometheus::Error> {
-        let opts = |name: &str, help: &str| Opts::new(name, help).namespace("blobferry");
         let durations = HistogramOpts::new(
             "http_request_duration_seconds",
             "Time from sending a request to the head of its answer.",
         )
         .namespace("blobferry")
         .buckets(REQUEST_SECONDS.to_vec());
-        let requests = opts(
+        let requests = options(
             "http_requests_total",
             "Requests to registries by operation and class of status.",
         );
-        let bytes = opts(
+        let bytes = options(
             "transfer_bytes_total",
             "Blob bytes read from and sent to registries.",
         );
-        let expiry = opts(
+        let expiry = options(
             "credential_expiry_timestamp_seconds",
             "When the credentials in use end, in seconds since the epoch.",
         );
-        let metrics = Metrics {
-            requests: IntCounterVec::new(requests, &["registry", "operation", "status"])?,
-            durations: HistogramVec::new(durations, &["registry", "operation"])?,
-            bytes: IntCounterVec::new(bytes, &["registry", "direction"])?,
-            expiry: IntGaugeVec::new(expiry, &["registry"])?,
+        let requests = IntCounterVec::new(requests, &["registry", "operation", "status"])?;
+        let durations = HistogramVec::new(durations, &["registry", "operation"])?;
+        let bytes = IntCounterVec::new(bytes, &["registry", "direction"])?;
+        let expiry = IntGaugeVec::new(expiry, &["registry"])?;
+        Ok(Metrics {
+            requests: registered(registry, requests)?,
+            durations: registered(registry, durations)?,
+            bytes: registered(registry, bytes)?,
+            expiry: registered(registry, expiry)?,
             names: LabelNames::default(),
-        };
-        let collectors: [Box<dyn Collector>; 4] = [
-            Box::new(metrics.requests.clone()),
-            Box::new(metrics.durations.clone()),
-            Box::new(metrics.bytes.clone()),
-            Box::new(metrics.expiry.clone()),
-        ];
-        collectors
-            .into_iter()
-            .try_for_each(|collector| registry.register(collector))?;
-        Ok(metrics)
+        })
     }
 
     /// Creates the counters of the registry called `name` at 0, so that the first failure is
@@ -211,12 +202,10 @@ impl Metrics {
     /// back.
     pub fn retain(&self, known: &HashSet<&str>) {
         self.names.retain(known);
-        let gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("registry"));
-        [&self.requests, &self.bytes]
-            .into_iter()
-            .for_each(|vec| forget_series(vec, gone));
-        forget_series(&self.durations, gone);
-        forget_series(&self.expiry, gone);
+        forget_registries(&self.requests, known);
+        forget_registries(&self.bytes, known);
+        forget_registries(&self.durations, known);
+        forget_registries(&self.expiry, known);
     }
 
     /// The instruments of one registry.
@@ -228,6 +217,10 @@ impl Metrics {
             metrics: self.clone(),
         }
     }
+}
+
+fn forget_registries<T: MetricVecBuilder>(vec: &MetricVec<T>, known: &HashSet<&str>) {
+    forget_series(vec, |label| !known.contains(&*label("registry")));
 }
 
 /// The instruments of one registry.

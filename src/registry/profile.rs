@@ -92,12 +92,6 @@ impl Kind {
     /// `generic`.
     pub fn recognise(host: &str) -> Kind {
         let host = host.to_ascii_lowercase();
-        let under = |domain: &str| {
-            host == domain
-                || host
-                    .strip_suffix(domain)
-                    .is_some_and(|rest| rest.ends_with('.'))
-        };
         match host.as_str() {
             _ if is_ecr(&host) => Kind::Ecr,
             "public.ecr.aws" | "ecr-public.aws.com" => Kind::EcrPublic,
@@ -105,9 +99,14 @@ impl Kind {
             "ghcr.io" => Kind::Ghcr,
             "quay.io" => Kind::Quay,
             "registry.gitlab.com" => Kind::Gitlab,
-            _ if under("pkg.dev") || under("gcr.io") => Kind::Gar,
-            _ if under("azurecr.io") || under("azurecr.cn") || under("azurecr.us") => Kind::Acr,
-            _ if under("jfrog.io") => Kind::Artifactory,
+            _ if is_under(&host, "pkg.dev") || is_under(&host, "gcr.io") => Kind::Gar,
+            _ if is_under(&host, "azurecr.io")
+                || is_under(&host, "azurecr.cn")
+                || is_under(&host, "azurecr.us") =>
+            {
+                Kind::Acr
+            }
+            _ if is_under(&host, "jfrog.io") => Kind::Artifactory,
             _ => Kind::Generic,
         }
     }
@@ -200,6 +199,11 @@ impl Kind {
     }
 }
 
+fn is_under(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
 /// The private registries of Amazon: twelve digits, `.dkr.ecr` or `.dkr-ecr`, with or without
 /// `-fips`, a region and one of Amazon's domains.
 fn is_ecr(host: &str) -> bool {
@@ -242,11 +246,10 @@ impl FromStr for Kind {
     type Err = UnknownKind;
 
     fn from_str(text: &str) -> Result<Kind, UnknownKind> {
-        let unknown = || UnknownKind(crate::fault::clip(text, 60));
         Kind::ALL
             .into_iter()
             .find(|kind| kind.name() == text)
-            .ok_or_else(unknown)
+            .ok_or_else(|| UnknownKind(crate::fault::clip(text, 60)))
     }
 }
 

@@ -15,10 +15,11 @@ use crate::endpoint::rate_limit::{RateLimitHeader, RequestClass};
 /// What an answer says; `None`: nothing that could be understood.
 pub(super) fn rate_limit_header(headers: &HeaderMap, now: Timestamp) -> Option<RateLimitHeader> {
     ["ratelimit", "x-ratelimit"].into_iter().find_map(|prefix| {
-        let text = |suffix: &str| headers.get(format!("{prefix}-{suffix}"))?.to_str().ok();
-        let (remaining, window) = amount(text("remaining")?)?;
-        let window = window.or_else(|| amount(text("limit")?)?.1);
-        let reset = text("reset").and_then(|reset| until(reset, now));
+        let (remaining, window) = amount(text(headers, &format!("{prefix}-remaining"))?)?;
+        let limit = text(headers, &format!("{prefix}-limit")).and_then(amount);
+        let window = window.or(limit.and_then(|(_, window)| window));
+        let reset = text(headers, &format!("{prefix}-reset"));
+        let reset = reset.and_then(|reset| until(reset, now));
         Some(RateLimitHeader {
             remaining,
             reset,
@@ -27,12 +28,15 @@ pub(super) fn rate_limit_header(headers: &HeaderMap, now: Timestamp) -> Option<R
     })
 }
 
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
 /// The time until the reset that an answer names.
 pub(super) fn reset(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = |name| headers.get(name)?.to_str().ok();
     ["ratelimit-reset", "x-ratelimit-reset"]
         .into_iter()
-        .find_map(|name| until(text(name)?, now))
+        .find_map(|name| until(text(headers, name)?, now))
 }
 
 /// The time at which an answer was made: RFC 9110, section 6.6.1.

@@ -115,13 +115,17 @@ fn is_special([first, second, third, _]: [u8; 4]) -> bool {
 /// 6052, RFC 8215), or of 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = address.segments();
-    let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
-    match segments {
-        [0, 0, 0, 0, 0, 0xffff | 0, high, low] => Some(of(high, low)),
-        [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => Some(of(high, low)),
-        [0x2002, high, low, ..] => Some(of(high, low)),
-        _ => None,
-    }
+    let (high, low) = match segments {
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low]
+        | [0x64, 0xff9b, 0 | 1, _, _, _, high, low]
+        | [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
+}
+
+fn host(url: &Url) -> String {
+    url.host_str().unwrap_or_default().to_owned()
 }
 
 /// Whether clouds answer there with what only the machine itself may know: its credentials, its
@@ -231,16 +235,18 @@ impl AddressGuard {
 
     /// The same with token servers that the config lists (`host` or `host:port`).
     pub(super) fn with_listed(self, realms: &[String]) -> AddressGuard {
-        let name = |realm: &String| {
-            realm
-                .split(':')
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_ascii_lowercase()
-        };
         AddressGuard {
-            listed: realms.iter().map(name).collect(),
+            listed: realms
+                .iter()
+                .map(|realm| {
+                    realm
+                        .split(':')
+                        .next()
+                        .unwrap_or_default()
+                        .trim()
+                        .to_ascii_lowercase()
+                })
+                .collect(),
             ..self
         }
     }
@@ -265,18 +271,17 @@ impl AddressGuard {
         if !to.username().is_empty() || to.password().is_some() {
             return Err(Refused::Userinfo);
         }
-        let host = || to.host_str().unwrap_or_default().to_string();
         if from.scheme() == "https" && to.scheme() == "http" {
-            return Err(Refused::Downgrade(host()));
+            return Err(Refused::Downgrade(host(to)));
         }
         if is_metadata_literal(to) {
-            return Err(Refused::Metadata(host()));
+            return Err(Refused::Metadata(host(to)));
         }
         if to.origin() == self.base.origin() {
             return Ok(HostKind::Own);
         }
         if to.host() != self.base.host() && !reach.may_lead_to(Reach::of_literal(to)) {
-            return Err(Refused::Inside(host()));
+            return Err(Refused::Inside(host(to)));
         }
         Ok(HostKind::Foreign)
     }
@@ -327,8 +332,10 @@ impl AddressGuard {
     /// Judges what a name has resolved to: every address must be one that may be gone to.
     fn resolved(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
         self.without_metadata(name, addresses)?;
-        let is_inside = |address: &SocketAddr| !self.reach().may_lead_to(Reach::of(address.ip()));
-        if addresses.iter().any(is_inside) {
+        if addresses
+            .iter()
+            .any(|address| !self.reach().may_lead_to(Reach::of(address.ip())))
+        {
             Err(Refused::Inside(name.to_string()))
         } else {
             Ok(())

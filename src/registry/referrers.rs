@@ -174,14 +174,16 @@ fn entries(
     }
     let listed = Bounded::within(parse::<Index>(bytes, about)?.manifests, "referrers", about)?;
     let total = listed.len();
-    let descriptor = |entry: Entry| {
-        Some(Descriptor::new(
-            MediaType::new(&entry.media_type),
-            entry.digest.parse().ok()?,
-            entry.size,
-        ))
-    };
-    let entries: Vec<Descriptor> = listed.into_iter().filter_map(descriptor).collect();
+    let entries: Vec<Descriptor> = listed
+        .into_iter()
+        .filter_map(|entry| {
+            Some(Descriptor::new(
+                MediaType::new(&entry.media_type),
+                entry.digest.parse().ok()?,
+                entry.size,
+            ))
+        })
+        .collect();
     Ok(Page {
         invalid: total - entries.len(),
         entries,

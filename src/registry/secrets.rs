@@ -72,11 +72,6 @@ impl Secrets {
 
     /// A request is about to go to an address from an answer. The address itself may grant access.
     pub(in crate::registry) fn sent_to(&self, url: &Url) {
-        let is_secret = |text: &str| {
-            text.len() >= SHORTEST_OF_ADDRESS
-                && !text.starts_with("sha256:")
-                && !text.starts_with("sha512:")
-        };
         let parameters = url
             .query_pairs()
             .filter(|(name, _)| !KNOWN_PARAMETERS.contains(&&**name))
@@ -88,7 +83,8 @@ impl Secrets {
             .and_then(|mut parts| parts.next_back());
         let found: Vec<Cow<'_, str>> = parameters
             .chain(session.map(Cow::Borrowed))
-            .filter(|text| is_secret(text))
+            .filter(|text| text.len() >= SHORTEST_OF_ADDRESS)
+            .filter(|text| !text.starts_with("sha256:") && !text.starts_with("sha512:"))
             .collect();
         if !found.is_empty() {
             let mut sent = self.lock();
@@ -231,15 +227,12 @@ fn encodings(secret: &str) -> Vec<String> {
 }
 
 fn strictly_percent_encoded(secret: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     secret
         .bytes()
-        .map(|byte| {
-            if is_plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
+        .map(|byte| match byte {
+            b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
         })
         .collect()
 }

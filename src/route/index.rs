@@ -73,11 +73,10 @@ impl Index {
             if found.is_some_and(|found| found < group.first) {
                 break;
             }
-            let earlier = |position: &&usize| found.is_none_or(|found| **position < found);
             let candidates = group
                 .candidates(repository.as_str(), &mut key)
                 .iter()
-                .take_while(earlier);
+                .take_while(|position| found.is_none_or(|found| **position < found));
             found = candidates
                 .copied()
                 .find(|position| routes[*position].from.matches(repository))

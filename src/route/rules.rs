@@ -113,22 +113,23 @@ impl FromStr for TagRule {
 }
 
 fn between_slashes(text: &str) -> Result<Regex, ParseError> {
-    let wrong = |reason: String| ParseError::Regex {
+    parse_between_slashes(text).map_err(|reason| ParseError::Regex {
         text: clip(text),
         reason,
-    };
+    })
+}
+
+fn parse_between_slashes(text: &str) -> Result<Regex, String> {
     let body = text[1..]
         .strip_suffix('/')
-        .ok_or_else(|| wrong("the closing / is missing".into()))?;
+        .ok_or("the closing / is missing")?;
     if body.is_empty() {
-        return Err(wrong(
-            "it is empty and would match every tag; write \"*\" for that".into(),
-        ));
+        return Err("it is empty and would match every tag; write \"*\" for that".into());
     }
     RegexBuilder::new(body)
         .size_limit(REGEX_SIZE)
         .build()
-        .map_err(|error| wrong(one_line(&error)))
+        .map_err(|error| one_line(&error))
 }
 
 fn one_line(error: &regex::Error) -> String {
@@ -227,13 +228,12 @@ impl Selection {
                 idle.push(format!("{key}: {rule} can never match: such a tag travels with its image, never by a rule"));
             }
         }
-        let excluding = |tag: &Tag| self.exclude.iter().find(|rule| rule.matches(tag));
         for (rule, tag) in self
             .include
             .iter()
             .filter_map(|rule| Some((rule, rule.literal()?)))
         {
-            if let Some(other) = excluding(&tag) {
+            if let Some(other) = first_match(&self.exclude, &tag) {
                 idle.push(format!(
                     "include: {rule} can never match: exclude has {other}, which always wins"
                 ));
@@ -245,9 +245,7 @@ impl Selection {
             .iter()
             .filter_map(|rule| Some((rule, rule.literal()?)))
         {
-            let is_taken =
-                self.include.iter().any(|rule| rule.matches(&tag)) && excluding(&tag).is_none();
-            if !is_taken && tag.as_str() != "latest" {
+            if !self.passes(&tag) && tag.as_str() != "latest" {
                 idle.push(format!(
                     "moving: {rule} can never match: include and exclude do not take that tag"
                 ));
@@ -288,14 +286,21 @@ impl Selection {
 
     /// Whether the tag passes by its name. `newest`, which needs the other tags, is not checked.
     pub fn allows(&self, tag: &Tag) -> bool {
-        let any = |rules: &[TagRule]| rules.iter().any(|rule| rule.matches(tag));
-        !tag.travels_with_subject() && any(&self.include) && !any(&self.exclude)
+        !tag.travels_with_subject() && self.passes(tag)
+    }
+
+    fn passes(&self, tag: &Tag) -> bool {
+        first_match(&self.include, tag).is_some() && first_match(&self.exclude, tag).is_none()
     }
 
     /// Whether the tag may name another digest later.
     pub fn is_moving(&self, tag: &Tag) -> bool {
-        self.moving.iter().any(|rule| rule.matches(tag))
+        first_match(&self.moving, tag).is_some()
     }
+}
+
+fn first_match<'r>(rules: &'r [TagRule], tag: &Tag) -> Option<&'r TagRule> {
+    rules.iter().find(|rule| rule.matches(tag))
 }
 
 /// The versions among `tags` below the `newest` highest. Two spellings of one version count as two,

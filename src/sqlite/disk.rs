@@ -54,13 +54,16 @@ pub enum QueueKind {
 impl Disk {
     /// An empty disk.
     pub fn new(behaviour: impl Behaviour) -> Disk {
-        let empty = || Connection::open_in_memory().expect("a database in memory opens");
         Disk(Arc::new(Inner {
-            live: Arc::new(Mutex::new(empty())),
-            synced: Mutex::new(empty()),
+            live: Arc::new(Mutex::new(Disk::empty())),
+            synced: Mutex::new(Disk::empty()),
             durable: AtomicBool::new(false),
             behaviour: Box::new(behaviour),
         }))
+    }
+
+    fn empty() -> Connection {
+        Connection::open_in_memory().expect("a database in memory opens")
     }
 
     /// Takes back what a power cut takes back. The process that had the store open must be dead.

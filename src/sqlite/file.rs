@@ -67,25 +67,24 @@ pub enum OpenError {
 pub(super) fn open(path: &Path, schema: &Schema) -> Result<(Connection, Connection), OpenError> {
     create(path)?;
     let real = real(path)?;
-    let sorted = |error| classify(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let writing = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)
-        .map_err(sorted)?;
-    prepare(&writing, schema).map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
+    prepare(&writing, schema).map_err(|error| classify(path, &error))?;
     recognise(&writing, path, schema)?;
     let journal = writing
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0))
-        .map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
     if journal != "wal" {
         return Err(unavailable(
             path,
             "its file system cannot hold a write-ahead log",
         ));
     }
-    migrate(&writing, schema).map_err(sorted)?;
+    migrate(&writing, schema).map_err(|error| classify(path, &error))?;
     let reading = Connection::open_with_flags(&real, flags | OpenFlags::SQLITE_OPEN_READ_ONLY)
-        .map_err(sorted)?;
-    prepare(&reading, schema).map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
+    prepare(&reading, schema).map_err(|error| classify(path, &error))?;
     Ok((writing, reading))
 }
 
@@ -101,7 +100,6 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
         }
         Ok(_) => {}
     }
-    let sorted = |error| classify(path, &error);
     // Without a log no process has it open, and reading it as unchangeable leaves no files of a log
     // behind.
     let immutable = if with_suffix(path, "-wal").exists() {
@@ -114,21 +112,21 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Option<Connec
         | OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_URI;
     let file = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)
-        .map_err(sorted)?;
-    prepare(&file, schema).map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
+    prepare(&file, schema).map_err(|error| classify(path, &error))?;
     recognise(&file, path, schema)?;
     let version: i64 = file
         .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
     if version == schema.migrations.len() as i64 {
         return Ok(Some(file));
     }
-    let mut copy = Connection::open_in_memory().map_err(sorted)?;
+    let mut copy = Connection::open_in_memory().map_err(|error| classify(path, &error))?;
     Backup::new(&file, &mut copy)
         .and_then(|backup| backup.run_to_completion(1024, Duration::ZERO, None))
-        .map_err(sorted)?;
-    prepare(&copy, schema).map_err(sorted)?;
-    migrate(&copy, schema).map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
+    prepare(&copy, schema).map_err(|error| classify(path, &error))?;
+    migrate(&copy, schema).map_err(|error| classify(path, &error))?;
     Ok(Some(copy))
 }
 
@@ -151,22 +149,15 @@ fn real(path: &Path) -> Result<PathBuf, OpenError> {
 
 /// A path as SQLite's URI: <https://sqlite.org/uri.html>.
 fn uri(path: &Path) -> String {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._".contains(byte);
-    let escaped = |byte: u8| {
-        if is_plain(&byte) {
-            char::from(byte).to_string()
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._".contains(byte) {
+            uri.push(char::from(*byte));
         } else {
-            format!("%{byte:02x}")
+            uri += &format!("%{byte:02x}");
         }
-    };
-    format!(
-        "file:{}",
-        path.as_os_str()
-            .as_bytes()
-            .iter()
-            .map(|byte| escaped(*byte))
-            .collect::<String>()
-    )
+    }
+    uri
 }
 
 /// A database in memory, at the newest version.
@@ -215,16 +206,15 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// SQLite gives the log and its index the mode of the database, so the database must be private
 /// before it is opened.
 fn create(path: &Path) -> Result<(), OpenError> {
-    let unusable = |error| unavailable(path, error);
     if let Some(folder) = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
     {
-        state::create_folder(folder).map_err(unusable)?;
+        state::create_folder(folder).map_err(|error| unavailable(path, error))?;
         state::check_folder(folder).map_err(|error| OpenError::Exposed(Box::new(error)))?;
     }
-    state::create_file(path).map_err(unusable)?;
-    make_private(path).map_err(unusable)
+    state::create_file(path).map_err(|error| unavailable(path, error))?;
+    make_private(path).map_err(|error| unavailable(path, error))
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
@@ -250,24 +240,14 @@ fn prepare(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
 
 /// Sees that the database is new or ours, not newer than us, and whole.
 fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<(), OpenError> {
-    let sorted = |error| classify(path, &error);
-    let damaged = |reason: String| OpenError::Damaged {
-        path: path.into(),
-        reason,
-    };
-    let number = |sql| {
-        connection
-            .query_row(sql, [], |row| row.get::<_, i64>(0))
-            .map_err(sorted)
-    };
-    let found = number("PRAGMA user_version")?;
+    let found = number(connection, path, "PRAGMA user_version")?;
     let known = schema.migrations.len() as i64;
-    let empty = number("SELECT count(*) FROM sqlite_schema")? == 0;
+    let empty = number(connection, path, "SELECT count(*) FROM sqlite_schema")? == 0;
     if found == 0 && empty {
         return Ok(());
     }
-    if number("PRAGMA application_id")? != i64::from(schema.application) {
-        return Err(damaged("another program's database".into()));
+    if number(connection, path, "PRAGMA application_id")? != i64::from(schema.application) {
+        return Err(damaged(path, "another program's database"));
     }
     if found > known {
         return Err(OpenError::Newer {
@@ -278,11 +258,11 @@ fn recognise(connection: &Connection, path: &Path, schema: &Schema) -> Result<()
     }
     let check = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
-        .map_err(sorted)?;
+        .map_err(|error| classify(path, &error))?;
     if check == "ok" {
         Ok(())
     } else {
-        Err(damaged(check))
+        Err(damaged(path, &check))
     }
 }
 
@@ -302,12 +282,24 @@ fn migrate(connection: &Connection, schema: &Schema) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+fn number(connection: &Connection, path: &Path, sql: &str) -> Result<i64, OpenError> {
+    connection
+        .query_row(sql, [], |row| row.get(0))
+        .map_err(|error| classify(path, &error))
+}
+
+fn damaged(path: &Path, reason: &str) -> OpenError {
+    OpenError::Damaged {
+        path: path.into(),
+        reason: reason.into(),
+    }
+}
+
 fn classify(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
-            path: path.into(),
-            reason: error.to_string(),
-        },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            damaged(path, &error.to_string())
+        }
         _ => unavailable(path, describe(error)),
     }
 }

@@ -79,12 +79,12 @@ impl Store {
     pub fn open(path: &Path, schema: &Schema) -> Result<Store, OpenError> {
         let (writing, reading) = file::open(path, schema)?;
         let file: Arc<str> = path.display().to_string().into();
-        let unavailable = |error| OpenError::Unavailable {
-            path: path.into(),
-            reason: format!("no thread for it: {error}"),
-        };
-        let queues =
-            Queues::on_threads(&file, schema.name, writing, reading).map_err(unavailable)?;
+        let queues = Queues::on_threads(&file, schema.name, writing, reading).map_err(|error| {
+            OpenError::Unavailable {
+                path: path.into(),
+                reason: format!("no thread for it: {error}"),
+            }
+        })?;
         Ok(Store {
             file,
             storage: Storage::Queues(queues),

@@ -195,14 +195,13 @@ impl Board {
     /// Changes a route's entry.
     pub fn update_route(&self, route: &str, change: impl FnOnce(&mut RouteStatus)) {
         let state = &mut *self.lock();
-        let is_there = |at: &usize| {
+        let known = state.positions.get(route).copied().filter(|at| {
             state
                 .status
                 .routes
                 .get(*at)
                 .is_some_and(|entry| entry.name == route)
-        };
-        let known = state.positions.get(route).copied().filter(is_there);
+        });
         let Some(at) = known.or_else(|| {
             state
                 .status

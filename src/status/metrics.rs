@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus::core::{MetricVec, MetricVecBuilder};
 use prometheus::{
-    Error, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    Error, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use self::queues::QueueMetrics;
 use crate::clock;
 use crate::fault::Class;
 use crate::job::{Cause, Outcome, Totals, Trouble};
-use crate::metrics::forget_series;
+use crate::metrics::{forget_series, options, registered};
 use crate::oci::{RepositoryName, Tag};
 use crate::route::{Route, Routes};
 use crate::transfer::metrics::TO_PRODUCTION_SECONDS;
@@ -82,24 +82,34 @@ pub struct DestinationLabels<'a> {
 /// A source repository and an entry of the route's `to`.
 type RepositoryKey = (RepositoryName, Arc<str>);
 
+fn forget_destinations<T: MetricVecBuilder>(
+    vec: &MetricVec<T>,
+    pairs: &HashSet<(Arc<str>, Arc<str>)>,
+) {
+    forget_series(vec, |label| {
+        !pairs.contains(&(label("route").into(), label("destination").into()))
+    });
+}
+
+fn forget_routes<T: MetricVecBuilder>(vec: &MetricVec<T>, routes: &Routes) {
+    forget_series(vec, |label| {
+        !routes.0.iter().any(|route| *route.name == *label("route"))
+    });
+}
+
 impl Metrics {
     /// Registers the instruments.
     ///
     /// # Errors
     /// When they are registered already.
     pub fn new(registry: &Registry) -> Result<Metrics, Error> {
-        let options = |name: &str, help: &str| Opts::new(format!("blobferry_{name}"), help);
         macro_rules! register {
-            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
-                let vec = $kind::new(options($name, $help), $labels)?;
-                registry.register(Box::new(vec.clone()))?;
-                vec
-            }};
-            ($kind:ident, $name:literal, $help:literal) => {{
-                let one = $kind::with_opts(options($name, $help))?;
-                registry.register(Box::new(one.clone()))?;
-                one
-            }};
+            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {
+                registered(registry, $kind::new(options($name, $help), $labels)?)?
+            };
+            ($kind:ident, $name:literal, $help:literal) => {
+                registered(registry, $kind::with_opts(options($name, $help))?)?
+            };
         }
         Ok(Metrics {
             tags: register!(
@@ -232,19 +242,13 @@ impl Metrics {
             self.show([name, registry], place);
         }
         state.pending = state.destinations.values().map(|place| place.pending).sum();
-        let no_place = |label: &dyn Fn(&str) -> String| {
-            !pairs.contains(&(label("route").into(), label("destination").into()))
-        };
-        let no_route = |label: &dyn Fn(&str) -> String| {
-            !routes.0.iter().any(|route| *route.name == *label("route"))
-        };
-        forget_series(&self.tags, no_place);
-        forget_series(&self.last_look, no_place);
-        forget_series(&self.last_success, no_place);
-        forget_series(&self.route_up, no_place);
-        forget_series(&self.seen_to_production, no_route);
-        forget_series(&self.looks, no_route);
-        forget_series(&self.oldest_pending, no_route);
+        forget_destinations(&self.tags, &pairs);
+        forget_destinations(&self.last_look, &pairs);
+        forget_destinations(&self.last_success, &pairs);
+        forget_destinations(&self.route_up, &pairs);
+        forget_routes(&self.seen_to_production, routes);
+        forget_routes(&self.looks, routes);
+        forget_routes(&self.oldest_pending, routes);
     }
 
     /// Records a discovery of the route: its other repositories are removed, and new ones count as

@@ -83,15 +83,14 @@ impl RepositoryTags {
 
     /// The list, if it is still valid.
     fn current_list(&self, fresh: Duration) -> Option<&TagList> {
-        let lasts = |list: &&TagList| {
+        self.list.as_ref().filter(|list| {
             list.at.elapsed()
                 <= if matches!(list.tags, Listed::Useless) {
                     LONG
                 } else {
                     fresh
                 }
-        };
-        self.list.as_ref().filter(lasts)
+        })
     }
 }
 

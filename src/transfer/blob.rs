@@ -45,15 +45,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.destination.repository().clone(),
         );
         let content = Subject::Content(origin.clone(), repository, blob.digest);
-        let (claimant, stall) = (self.claimant(&blob.digest), &self.engine.settings.stall);
-        let take = |subject| {
-            self.engine
-                .claims
-                .take_unless_slow(subject, &claimant, stall)
-        };
+        let claimant = self.claimant(&blob.digest);
+        let claims = &self.engine.claims;
+        let stall = &self.engine.settings.stall;
         let mut near = Instant::now() + NEAR;
         loop {
-            let one = stoppable(&self.stop.drain, take(content.clone())).await?;
+            let claim = claims.take_unless_slow(content.clone(), &claimant, stall);
+            let one = stoppable(&self.stop.drain, claim).await?;
             let stored = self.stored_upload(blob).await;
             if self.is_held(blob).await? {
                 self.forget_upload(blob, stored).await;
@@ -64,11 +62,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if offers.is_empty() && self.destination.abilities().mount == Mount::Held {
                 // No repository holds it: the first job that claims the upload sends it, the others
                 // wait here and mount.
-                turn = stoppable(
-                    &self.stop.drain,
-                    take(Subject::Upload(origin.clone(), blob.digest)),
-                )
-                .await?;
+                let upload = Subject::Upload(origin.clone(), blob.digest);
+                let claim = claims.take_unless_slow(upload, &claimant, stall);
+                turn = stoppable(&self.stop.drain, claim).await?;
                 offers = self.offers(blob).await;
             }
             if let Some(from) = offers.first() {
@@ -137,12 +133,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Fails where moving the blob has been refused for good and nothing has changed since.
     fn is_not_refused(&self, blob: &Descriptor) -> Result<(), Fault> {
         let refusals = &self.engine.refusals;
-        let held = |subject| refusals.held(&subject, self.job.cause, self.job.look_began);
-        match held(self.refusal_of(&blob.digest)).or_else(|| held(self.corruption_of(&blob.digest)))
-        {
-            Some(fault) => Err(fault),
-            None => Ok(()),
-        }
+        [
+            self.refusal_of(&blob.digest),
+            self.corruption_of(&blob.digest),
+        ]
+        .iter()
+        .find_map(|subject| refusals.held(subject, self.job.cause, self.job.look_began))
+        .map_or(Ok(()), Err)
     }
 
     /// Remembers a refusal that moving the bytes again would not change.

@@ -23,19 +23,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut left: Vec<Manifest> = image.levels.iter().flatten().cloned().collect();
         while !left.is_empty() {
             let waiting: HashSet<Digest> = left.iter().map(|manifest| manifest.digest).collect();
-            let is_ready = |manifest: &Manifest| {
+            let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|manifest| {
                 !manifest
                     .children
                     .iter()
                     .any(|child| waiting.contains(&child.digest))
-            };
-            let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
+            });
             let digests = ready.iter().map(|manifest| manifest.digest).collect();
-            let write = |manifest: Manifest| {
-                async move { self.put_by_digest(image, &manifest).await }.boxed()
-            };
             stream::iter(ready)
-                .map(write)
+                .map(|manifest| async move { self.put_by_digest(image, &manifest).await }.boxed())
                 .buffer_unordered(self.engine.settings.bounds.manifests)
                 .try_collect::<Vec<()>>()
                 .await?;
@@ -49,20 +45,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// their bytes are not sent again, and other jobs may wait for them.
     async fn carry_blobs(&self, blobs: &[Descriptor]) -> Result<(), Fault> {
         let failed = AtomicBool::new(false);
-        let bring = |blob: Descriptor| {
-            let failed = &failed;
-            async move {
-                if failed.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                self.blob(&blob)
-                    .await
-                    .inspect_err(|_| failed.store(true, Ordering::Relaxed))
-            }
-            .boxed()
-        };
         let brought: Vec<Result<(), Fault>> = stream::iter(blobs.to_vec())
-            .map(bring)
+            .map(|blob| {
+                let failed = &failed;
+                async move {
+                    if failed.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    self.blob(&blob)
+                        .await
+                        .inspect_err(|_| failed.store(true, Ordering::Relaxed))
+                }
+                .boxed()
+            })
             .buffer_unordered(self.engine.settings.bounds.blobs)
             .collect()
             .await;
@@ -169,8 +164,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         manifest: &Manifest,
         named: &[Digest],
     ) -> Result<(), Fault> {
-        let is_meant = |digest: &Digest| named.is_empty() || named.contains(digest);
-        let own = manifest.blobs.iter().filter(|blob| is_meant(&blob.digest));
+        let own = manifest
+            .blobs
+            .iter()
+            .filter(|blob| is_meant(&blob.digest, named));
         let blobs: Vec<Descriptor> = own.cloned().collect();
         let origin = self.destination.origin();
         let repository = self.destination.repository();
@@ -186,7 +183,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         for child in manifest
             .children
             .iter()
-            .filter(|child| is_meant(&child.digest))
+            .filter(|child| is_meant(&child.digest, named))
         {
             self.engine
                 .index
@@ -244,4 +241,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             manifest.digest
         ))
     }
+}
+
+/// Whether a registry that misses `named` may miss this: one that names nothing may miss all.
+fn is_meant(digest: &Digest, named: &[Digest]) -> bool {
+    named.is_empty() || named.contains(digest)
 }

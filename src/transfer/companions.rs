@@ -148,15 +148,15 @@ impl Engine {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let is_there = |key: &Key| {
-            key.source == *source
-                && key.destination.origin == *destination.0
-                && key.destination.repository == *destination.1
-        };
         kept.range((route.clone(), String::new())..)
             .take_while(|((of, _), _)| of == route)
-            .filter(|(_, kept)| is_there(&kept.key))
-            .map(|(_, kept)| (kept.key.tag.clone(), kept.settled.clone()))
+            .map(|(_, kept)| kept)
+            .filter(|kept| kept.key.source == *source)
+            .filter(|kept| {
+                let there = &kept.key.destination;
+                there.origin == *destination.0 && there.repository == *destination.1
+            })
+            .map(|kept| (kept.key.tag.clone(), kept.settled.clone()))
             .collect()
     }
 }

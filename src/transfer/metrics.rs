@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus::{
-    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry,
+    CounterVec, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, Registry,
 };
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use self::throughput::Rate;
 use super::health::Health;
 use crate::fault::Class;
 use crate::job::{BlobOutcome, GateKind, Outcome, ReferrerOutcome, Verdict};
-use crate::metrics::{LabelNames, forget_series};
+use crate::metrics::{LabelNames, forget_series, options, registered};
 
 /// Most destination repositories with series of their own; further ones count as `other`.
 const REPOSITORIES: usize = 1000;
@@ -50,7 +50,7 @@ pub struct Metrics {
     digest_mismatches: IntCounterVec,
     retries: IntCounterVec,
     stalls: IntCounterVec,
-    rate_limited_seconds: prometheus::CounterVec,
+    rate_limited_seconds: CounterVec,
     /// Waiting times for permits.
     pub waited: Waited,
     /// The health of the registries.
@@ -62,106 +62,129 @@ pub struct Metrics {
     rates: Arc<Mutex<Vec<Rate>>>,
 }
 
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, Error> {
+    registered(registry, IntCounterVec::new(options(name, help), labels)?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    bounds: &[f64],
+) -> Result<HistogramVec, Error> {
+    let options = HistogramOpts::from(options(name, help)).buckets(bounds.to_vec());
+    registered(registry, HistogramVec::new(options, &["route"])?)
+}
+
 impl Metrics {
     /// Registers the instruments.
     ///
     /// # Errors
     /// When they are registered already.
     pub fn new(registry: &Registry) -> Result<Metrics, Error> {
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntCounterVec::new(Opts::new(format!("blobferry_{name}"), help), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, Error>(vec)
-        };
-        let histograms = |name: &str, help: &str, bounds: &[f64]| {
-            let options =
-                HistogramOpts::new(format!("blobferry_{name}"), help).buckets(bounds.to_vec());
-            let vec = HistogramVec::new(options, &["route"])?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, Error>(vec)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let vec = GaugeVec::new(Opts::new(format!("blobferry_{name}"), help), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, Error>(vec)
-        };
-        let jobs_in_flight = IntGauge::new("blobferry_jobs_in_flight", "Jobs that are running.")?;
-        registry.register(Box::new(jobs_in_flight.clone()))?;
-        let resumes = IntCounter::new(
-            "blobferry_resumes_total",
-            "Uploads that went on from a checkpoint.",
-        )?;
-        registry.register(Box::new(resumes.clone()))?;
-        let rate_limited = Opts::new(
-            "blobferry_rate_limited_seconds_total",
-            "Seconds for which a registry asked us to send no requests of some kind.",
-        );
-        let rate_limited_seconds = prometheus::CounterVec::new(rate_limited, &["registry"])?;
-        registry.register(Box::new(rate_limited_seconds.clone()))?;
         Ok(Metrics {
             promotions: counters(
+                registry,
                 "promotions_total",
                 "Production tags that were moved.",
                 &["route", "destination", "repository"],
             )?,
             outcomes: counters(
+                registry,
                 "outcomes_total",
                 "Settled jobs by what came of them.",
                 &["route", "destination", "result"],
             )?,
             gates: counters(
+                registry,
                 "gates_total",
                 "Settled jobs by the verdict of each gate that was judged.",
                 &["route", "gate", "verdict"],
             )?,
             promotion_seconds: histograms(
+                registry,
                 "promotion_duration_seconds",
                 "From the start of a promotion to its tag in production.",
                 &PROMOTION_SECONDS,
             )?,
             push_to_production_seconds: histograms(
+                registry,
                 "push_to_production_seconds",
                 "From the push in staging, where its time is known, to the tag readable in production.",
                 &TO_PRODUCTION_SECONDS,
             )?,
-            jobs_in_flight,
+            jobs_in_flight: registered(
+                registry,
+                IntGauge::new("blobferry_jobs_in_flight", "Jobs that are running.")?,
+            )?,
             blobs: counters(
+                registry,
                 "blobs_total",
                 "Blobs by how they came to be in the destination.",
                 &["route", "destination", "how"],
             )?,
             referrers: counters(
+                registry,
                 "referrers_total",
                 "Referrers and companion tags of images by what happened to them.",
                 &["route", "destination", "how"],
             )?,
-            resumes,
+            resumes: registered(
+                registry,
+                IntCounter::new(
+                    "blobferry_resumes_total",
+                    "Uploads that went on from a checkpoint.",
+                )?,
+            )?,
             spared_bytes: counters(
+                registry,
                 "spared_bytes_total",
                 "Bytes that did not have to be sent.",
                 &["how"],
             )?,
-            throughput: gauges(
-                "transfer_throughput_bytes_per_second",
-                "Blob bytes per second over the last 10 seconds.",
-                &["registry", "direction"],
+            throughput: registered(
+                registry,
+                GaugeVec::new(
+                    options(
+                        "transfer_throughput_bytes_per_second",
+                        "Blob bytes per second over the last 10 seconds.",
+                    ),
+                    &["registry", "direction"],
+                )?,
             )?,
             digest_mismatches: counters(
+                registry,
                 "digest_mismatches_total",
                 "Content that did not have the digest or size it promised.",
                 &["registry"],
             )?,
             stalls: counters(
+                registry,
                 "stalls_total",
                 "Transfers that were cut because too little moved.",
                 &["registry", "direction"],
             )?,
             retries: counters(
+                registry,
                 "retries_total",
                 "Tries after a failure.",
                 &["registry", "class"],
             )?,
-            rate_limited_seconds,
+            rate_limited_seconds: registered(
+                registry,
+                CounterVec::new(
+                    options(
+                        "rate_limited_seconds_total",
+                        "Seconds for which a registry asked us to send no requests of some kind.",
+                    ),
+                    &["registry"],
+                )?,
+            )?,
             waited: Waited::new(registry)?,
             health: Health::new(registry)?,
             places: Arc::default(),
@@ -237,12 +260,6 @@ impl Metrics {
         self.places()
             .retain(|(route, destination)| places.contains(&(route, destination)));
         self.registries.retain(registries);
-        let no_place = |label: &dyn Fn(&str) -> String| {
-            !places.contains(&(&label("route"), &label("destination")))
-        };
-        let no_route = |label: &dyn Fn(&str) -> String| {
-            !places.iter().any(|(route, _)| *route == label("route"))
-        };
         let no_registry =
             |label: &dyn Fn(&str) -> String| !registries.contains(&*label("registry"));
         [
@@ -252,11 +269,21 @@ impl Metrics {
             &self.referrers,
         ]
         .into_iter()
-        .for_each(|vec| forget_series(vec, no_place));
-        forget_series(&self.gates, no_route);
+        .for_each(|vec| {
+            forget_series(vec, |label| {
+                !places.contains(&(&label("route"), &label("destination")))
+            })
+        });
+        forget_series(&self.gates, |label| {
+            !places.iter().any(|(route, _)| *route == label("route"))
+        });
         [&self.promotion_seconds, &self.push_to_production_seconds]
             .into_iter()
-            .for_each(|vec| forget_series(vec, no_route));
+            .for_each(|vec| {
+                forget_series(vec, |label| {
+                    !places.iter().any(|(route, _)| *route == label("route"))
+                })
+            });
         [&self.digest_mismatches, &self.retries, &self.stalls]
             .into_iter()
             .for_each(|vec| forget_series(vec, no_registry));

@@ -120,9 +120,13 @@ impl Engine {
             registry,
             stop,
         };
-        let read = |cursor: Option<Cursor>| async move { repository.tags(cursor.as_ref()).await };
         let exists = self
-            .pages_read(reading, list, read, |tag| note(&mut tags, tag))
+            .pages_read(
+                reading,
+                list,
+                |cursor| async move { repository.tags(cursor.as_ref()).await },
+                |tag| note(&mut tags, tag),
+            )
             .await?;
         Ok(exists.then_some(tags))
     }
@@ -146,13 +150,14 @@ impl Engine {
             registry,
             stop,
         };
-        let read = |cursor: Option<Cursor>| async move {
-            repository.listed_manifests(cursor.as_ref()).await
-        };
-        let take = |listed: endpoint::ListedManifest| {
-            manifests.insert(listed.digest, listed.subject).is_none()
-        };
-        let exists = self.pages_read(reading, list, read, take).await?;
+        let exists = self
+            .pages_read(
+                reading,
+                list,
+                |cursor| async move { repository.listed_manifests(cursor.as_ref()).await },
+                |listed| manifests.insert(listed.digest, listed.subject).is_none(),
+            )
+            .await?;
         Ok(exists.then_some(manifests))
     }
 

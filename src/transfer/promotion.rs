@@ -340,22 +340,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     fn cost(&self, requests: u64) -> Cost {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let blobs = BlobCounts {
-            present: count(&self.counts.present),
-            mounted: count(&self.counts.mounted),
-            copied: count(&self.counts.copied),
-            resumed: count(&self.counts.resumed),
+            present: read(&self.counts.present),
+            mounted: read(&self.counts.mounted),
+            copied: read(&self.counts.copied),
+            resumed: read(&self.counts.resumed),
         };
         let referrers = ReferrerCounts {
-            copied: count(&self.counts.referrers_copied),
-            present: count(&self.counts.referrers_present),
+            copied: read(&self.counts.referrers_copied),
+            present: read(&self.counts.referrers_present),
         };
         Cost {
             blobs,
             referrers,
-            bytes_sent: count(&self.sent),
-            bytes_spared: count(&self.spared),
+            bytes_sent: read(&self.sent),
+            bytes_spared: read(&self.spared),
             requests,
         }
     }
@@ -454,7 +453,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) fn count_blob(&self, outcome: BlobOutcome, size: u64) {
-        let add = |counter: &AtomicU64, by| counter.fetch_add(by, Ordering::Relaxed);
         match outcome {
             BlobOutcome::Present => add(&self.counts.present, 1),
             BlobOutcome::Mounted => add(&self.counts.mounted, 1),
@@ -476,4 +474,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             size,
         );
     }
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
 }

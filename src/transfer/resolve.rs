@@ -66,9 +66,10 @@ impl Engine {
     ) -> Result<(Option<Digest>, Instant), Fault> {
         let target = Target::Tag(tag.clone());
         if repository.tells_digests() {
-            let resolve = || repository.resolve(&target);
             let resolved = self
-                .attempt(attempts, repository, priority, stop, resolve)
+                .attempt(attempts, repository, priority, stop, || {
+                    repository.resolve(&target)
+                })
                 .await?;
             match resolved {
                 None => return Ok((None, Instant::now())),
@@ -85,9 +86,10 @@ impl Engine {
         } else {
             Attempts::Retried
         };
-        let read = || repository.manifest(&target);
         let read = self
-            .attempt(attempts, repository, priority, stop, read)
+            .attempt(attempts, repository, priority, stop, || {
+                repository.manifest(&target)
+            })
             .await?;
         let at = Instant::now();
         let pushed = self.as_pushed(repository, tag, read, priority, stop);

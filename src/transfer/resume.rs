@@ -83,17 +83,15 @@ impl UploadState {
 
     /// The checkpoint that leaves the fewest bytes to hash again.
     pub(super) fn greatest_checkpoint(&self, blob: &Descriptor) -> Checkpoint {
-        let fits = |checkpoint: &&Checkpoint| checkpoint.offset <= self.held;
-        let start = || Checkpoint {
-            offset: 0,
-            hasher: Hasher::new(blob.digest.algorithm()),
-        };
         self.checkpoints
             .iter()
-            .filter(fits)
+            .filter(|checkpoint| checkpoint.offset <= self.held)
             .max_by_key(|checkpoint| checkpoint.offset)
             .cloned()
-            .unwrap_or_else(start)
+            .unwrap_or_else(|| Checkpoint {
+                offset: 0,
+                hasher: Hasher::new(blob.digest.algorithm()),
+            })
     }
 
     /// The same session with `held` bytes; later checkpoints are dropped.
@@ -296,16 +294,17 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn read_offset(&self, upload: &mut Upload) -> Result<Offset, Fault> {
-        let read = |destination: D| {
-            let mut upload = upload.clone();
-            async move {
-                destination
-                    .upload_offset(&mut upload)
-                    .await
-                    .map(|offset| (offset, upload))
-            }
-        };
-        let (offset, newer) = self.ask_destination(RequestClass::Uploads, read).await?;
+        let (offset, newer) = self
+            .ask_destination(RequestClass::Uploads, |destination| {
+                let mut upload = upload.clone();
+                async move {
+                    destination
+                        .upload_offset(&mut upload)
+                        .await
+                        .map(|offset| (offset, upload))
+                }
+            })
+            .await?;
         *upload = newer;
         Ok(offset)
     }

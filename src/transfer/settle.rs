@@ -98,14 +98,13 @@ impl Engine {
         repository: &RepositoryName,
     ) -> HashSet<Tag> {
         let troubled = self.troubled.lock().expect("nothing panics while it notes");
-        let is_there = |key: &&Key| {
-            &*key.route == route
-                && key.destination.repository == *repository
-                && key.destination.origin == *origin
-        };
         troubled
             .iter()
-            .filter(is_there)
+            .filter(|key| {
+                &*key.route == route
+                    && key.destination.repository == *repository
+                    && key.destination.origin == *origin
+            })
             .map(|key| key.destination.tag.clone())
             .collect()
     }

@@ -79,17 +79,13 @@ impl Clock {
 
     /// Time spent waiting for the source and for the destination.
     pub(super) fn spent(&self) -> (Duration, Duration) {
-        let running = |wait| {
-            if wait == self.wait {
-                self.since.elapsed()
-            } else {
-                Duration::ZERO
-            }
-        };
-        (
-            self.source + running(Wait::Source),
-            self.destination + running(Wait::Destination),
-        )
+        let mut spent = (self.source, self.destination);
+        match self.wait {
+            Wait::Source => spent.0 += self.since.elapsed(),
+            Wait::Destination => spent.1 += self.since.elapsed(),
+            Wait::Else => {}
+        }
+        spent
     }
 }
 

@@ -206,11 +206,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.member.settled(&blob.digest);
         }
         loop {
-            let reader = || {
-                self.member
-                    .reader(&blob.digest, blob.size, || self.opener(blob.clone(), None))
+            let reader = if from_start {
+                let opener = || self.opener(blob.clone(), None);
+                self.member.reader(&blob.digest, blob.size, opener)
+            } else {
+                None
             };
-            let reader = if from_start { reader() } else { None };
             let permit = self.permit(blob.size, reader.as_ref()).await?;
             if !reader.as_ref().is_some_and(Reader::is_lost) {
                 return Ok((reader, permit));
@@ -272,13 +273,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         sender: mpsc::UnboundedSender<Checkpoint>,
         progress: Arc<ActiveBlob>,
     ) -> VerifiedBlob {
-        let limiter = |origin| Some(self.engine.limits.of(origin));
+        let (source, destination) = (self.source.origin(), self.destination.origin());
         // What is read once is counted and paid for once.
         let reads = reader.as_ref().is_none_or(|reader| reader.is_first);
+        let limits = &self.engine.limits;
         let limiters = [
-            limiter(self.source.origin()).filter(|_| reads),
-            limiter(self.destination.origin())
-                .filter(|_| self.source.origin() != self.destination.origin()),
+            reads.then(|| limits.of(source)),
+            (source != destination).then(|| limits.of(destination)),
         ];
         let read = reads.then(|| self.engine.metrics.meter(self.source.registry(), "read"));
         let watchers = Watchers {

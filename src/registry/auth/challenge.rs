@@ -44,25 +44,24 @@ fn in_line(line: &str) -> impl Iterator<Item = Challenge> {
         .filter_map(|challenge| known(&challenge))
 }
 
+fn parameter(challenge: &ChallengeRef<'_>, name: &str) -> Option<String> {
+    let (_, value) = challenge
+        .params
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    Some(value.to_unescaped()).filter(|value| !value.is_empty())
+}
+
 fn known(challenge: &ChallengeRef<'_>) -> Option<Challenge> {
-    let parameter = |name: &str| {
-        let found = challenge
-            .params
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found
-            .map(|(_, value)| value.to_unescaped())
-            .filter(|value| !value.is_empty())
-    };
     if challenge.scheme.eq_ignore_ascii_case("Basic") {
         return Some(Challenge::Basic);
     }
     let bearer = challenge.scheme.eq_ignore_ascii_case("Bearer");
-    let realm = parameter("realm").filter(|_| bearer)?;
+    let realm = parameter(challenge, "realm").filter(|_| bearer)?;
     Some(Challenge::Bearer {
         realm,
-        service: parameter("service"),
-        scope: parameter("scope").unwrap_or_default(),
+        service: parameter(challenge, "service"),
+        scope: parameter(challenge, "scope").unwrap_or_default(),
     })
 }
 

@@ -274,14 +274,15 @@ impl File {
     }
 }
 
+fn filled(secret: &Option<SecretString>) -> Option<SecretString> {
+    secret
+        .clone()
+        .filter(|secret| !secret.expose_secret().is_empty())
+}
+
 impl Auth {
     /// `None`: the entry only marks a login; a credential helper holds the secret.
     fn login(&self) -> Result<Option<Login>, &'static str> {
-        let filled = |secret: &Option<SecretString>| {
-            secret
-                .clone()
-                .filter(|secret| !secret.expose_secret().is_empty())
-        };
         let mut username = self.username.clone().filter(|name| !name.is_empty());
         let mut password = filled(&self.password);
         if let Some(auth) = filled(&self.auth) {

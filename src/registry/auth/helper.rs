@@ -74,12 +74,14 @@ impl Helpers {
         let name = name.to_owned();
         let deadline = self.deadline;
         let kept = Arc::clone(&cached);
-        let run = || async move {
-            let result = ask(&name, program, &server, deadline).await;
-            kept.keep(&result);
-            result
-        };
-        cached.run_once.join(run).await
+        cached
+            .run_once
+            .join(|| async move {
+                let result = ask(&name, program, &server, deadline).await;
+                kept.keep(&result);
+                result
+            })
+            .await
     }
 
     fn cached(&self, name: &str, server: &str) -> Arc<CachedHelper> {
@@ -93,8 +95,12 @@ impl Helpers {
 
     /// The program of a helper. Its name comes from a file and must not lead anywhere else.
     async fn program(&self, name: &str) -> Result<PathBuf, Fault> {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        if name.is_empty()
+            || name.len() > 64
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        {
             return Err(Fault::new(
                 Class::Auth,
                 format!("\"{}\" is no name of a credential helper", clip(name, 64)),
@@ -153,27 +159,23 @@ async fn ask(
     server: &str,
     deadline: Duration,
 ) -> Result<Option<Login>, Fault> {
-    let late = || {
+    let run = run(name, program, server);
+    let (status, said) = tokio::time::timeout(deadline, run).await.map_err(|_| {
         Fault::retryable(format!(
             "credential helper {name} did not answer within {} s",
             deadline.as_secs_f32()
         ))
-    };
-    let (status, said) = tokio::time::timeout(deadline, run(name, program, server))
-        .await
-        .map_err(|_| late())??;
+    })??;
     read(name, status, &said)
+}
+
+fn broken(name: &str, error: std::io::Error) -> Fault {
+    let text = format!("credential helper {name} cannot be run");
+    Fault::new(Class::Auth, text).because(error)
 }
 
 /// Runs the helper. Dropping the future kills the process.
 async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, Vec<u8>), Fault> {
-    let broken = |error: std::io::Error| {
-        Fault::new(
-            Class::Auth,
-            format!("credential helper {name} cannot be run"),
-        )
-        .because(error)
-    };
     let mut command = Command::new(program);
     command
         .arg("get")
@@ -183,7 +185,7 @@ async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, 
         .kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => missing(name),
-        _ => broken(error),
+        _ => broken(name, error),
     })?;
     let mut input = child.stdin.take().expect("stdin was asked for");
     let output = child.stdout.take().expect("stdout was asked for");
@@ -195,14 +197,17 @@ async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, 
         .take(MOST_BYTES + 1)
         .read_to_end(&mut said)
         .await
-        .map_err(broken)?;
+        .map_err(|error| broken(name, error))?;
     if said.len() as u64 > MOST_BYTES {
         return Err(Fault::new(
             Class::Auth,
             format!("credential helper {name} answers more than 64 KiB"),
         ));
     }
-    Ok((child.wait().await.map_err(broken)?, said))
+    Ok((
+        child.wait().await.map_err(|error| broken(name, error))?,
+        said,
+    ))
 }
 
 fn read(name: &str, status: ExitStatus, said: &[u8]) -> Result<Option<Login>, Fault> {

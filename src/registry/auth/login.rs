@@ -136,13 +136,12 @@ pub(super) fn bearer(token: &SecretString) -> Result<HeaderValue, Fault> {
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
-    let unfit = |_| {
+    let mut header = HeaderValue::from_str(text).map_err(|_| {
         Fault::new(
             Class::Auth,
             "a token holds characters that no header can carry",
         )
-    };
-    let mut header = HeaderValue::from_str(text).map_err(unfit)?;
+    })?;
     header.set_sensitive(true);
     Ok(header)
 }

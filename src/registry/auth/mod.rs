@@ -431,22 +431,20 @@ impl Inner {
     /// that waited for an inconclusive trial get its failure instead of trying again.
     async fn trial(&self, login: &Login) -> Result<Option<Trial<'_>>, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
-        let needless = || login.is_anonymous() || self.state().backoff.is_proven(fingerprint);
-        if needless() {
+        if login.is_anonymous() || self.state().backoff.is_proven(fingerprint) {
             return Ok(None);
         }
         let arrived = Instant::now();
-        let busy = |_| {
-            Fault::retryable(format!(
-                "the credentials of {} are still being tried",
-                self.settings.registry
-            ))
-        };
         let trial = tokio::time::timeout(self.settings.deadline * 3, self.trial.lock())
             .await
-            .map_err(busy)?;
+            .map_err(|_| {
+                Fault::retryable(format!(
+                    "the credentials of {} are still being tried",
+                    self.settings.registry
+                ))
+            })?;
         match trial.as_ref().filter(|(when, _)| *when >= arrived) {
-            _ if needless() => Ok(None),
+            _ if self.state().backoff.is_proven(fingerprint) => Ok(None),
             Some((_, fault)) => Err(fault.duplicate()),
             None => Ok(Some(Trial(trial))),
         }
@@ -462,19 +460,17 @@ impl Inner {
         }
         let registry = &self.settings.registry;
         let seconds = self.settings.deadline.as_secs_f32();
-        let late = |_| {
-            Fault::retryable(format!(
-                "registry {registry} did not answer GET /v2/ within {seconds} s"
-            ))
-        };
-        let lost = |error: reqwest::Error| {
-            Fault::retryable(format!("registry {registry} cannot be reached"))
-                .because(error.without_url())
-        };
         let response = tokio::time::timeout(self.settings.deadline, request.send())
             .await
-            .map_err(late)?
-            .map_err(lost)?;
+            .map_err(|_| {
+                Fault::retryable(format!(
+                    "registry {registry} did not answer GET /v2/ within {seconds} s"
+                ))
+            })?
+            .map_err(|error| {
+                Fault::retryable(format!("registry {registry} cannot be reached"))
+                    .because(error.without_url())
+            })?;
         Ok((response.status(), response.headers().clone()))
     }
 }

@@ -48,25 +48,25 @@ pub(super) fn accept(
     origin: &Url,
     listed: &[String],
 ) -> Result<Url, Fault> {
-    let refuse = |reason: String| {
-        Fault::new(
-            Class::Auth,
-            format!(
-                "registry {registry} sends us to the token realm \"{}\", {reason}",
-                shown(realm)
-            ),
-        )
-    };
-    let url = Url::parse(realm).map_err(|error| refuse(format!("which is no URL ({error})")))?;
+    judge(registry, realm, origin, listed).map_err(|reason| {
+        let realm = shown(realm);
+        let text = format!("registry {registry} sends us to the token realm \"{realm}\", {reason}");
+        Fault::new(Class::Auth, text)
+    })
+}
+
+/// The realm as an address, or why it is not used.
+fn judge(registry: &str, realm: &str, origin: &Url, listed: &[String]) -> Result<Url, String> {
+    let url = Url::parse(realm).map_err(|error| format!("which is no URL ({error})"))?;
     let downgrade = url.scheme() == "http" && origin.scheme() != "http";
     if downgrade || !matches!(url.scheme(), "http" | "https") {
-        return Err(refuse("which is not https".to_owned()));
+        return Err("which is not https".into());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(refuse("which holds a user name".to_owned()));
+        return Err("which holds a user name".into());
     }
     let (Some(host), Some(own)) = (url.host(), origin.host()) else {
-        return Err(refuse("which has no host".to_owned()));
+        return Err("which has no host".into());
     };
     let host = host.to_owned();
     if same(&host, &own.to_owned())
@@ -77,9 +77,9 @@ pub(super) fn accept(
         url.set_fragment(None);
         return Ok(url);
     }
-    Err(refuse(format!(
+    Err(format!(
         "which is not of its domain; if it is right, add \"{host}\" to token_realms of {registry}"
-    )))
+    ))
 }
 
 /// A realm as messages show it: a query may hold anything.
@@ -131,11 +131,11 @@ fn related(host: &Host, own: &Host) -> bool {
 /// The part of a name that one owner holds, by the public suffix list. `None` where nothing but the
 /// name itself is sure.
 fn registrable(host: &str) -> Option<&str> {
-    let below = |domain: &&str| {
+    if SHARED.iter().any(|domain| {
         host.strip_suffix(*domain)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    if SHARED.iter().any(below) || host.split('.').any(str::is_empty) {
+    }) || host.split('.').any(str::is_empty)
+    {
         return None;
     }
     // One service's hosts differ in the label before the region there, and strangers' buckets live

@@ -118,16 +118,15 @@ impl Request<'_> {
         http: &reqwest::Client,
         deadline: Duration,
     ) -> Result<Answer, Fault> {
-        let late = || {
-            Fault::retryable(format!(
-                "{} did not answer within {} s",
-                self.server(),
-                deadline.as_secs_f32()
-            ))
-        };
         tokio::time::timeout(deadline, self.ask(http))
             .await
-            .map_err(|_| late())?
+            .map_err(|_| {
+                Fault::retryable(format!(
+                    "{} did not answer within {} s",
+                    self.server(),
+                    deadline.as_secs_f32()
+                ))
+            })?
     }
 
     async fn ask(&self, http: &reqwest::Client) -> Result<Answer, Fault> {
@@ -189,16 +188,11 @@ impl Request<'_> {
     }
 
     async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Reply, Fault> {
-        let lost = |error: reqwest::Error| match cause::<Refused>(&error) {
-            Some(refused) => inside(self.registry, self.realm, refused),
-            None => Fault::retryable(format!("{} cannot be reached", self.server()))
-                .because(error.without_url()),
-        };
-        let mut response = request.send().await.map_err(lost)?;
+        let mut response = request.send().await.map_err(|error| self.lost(error))?;
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(lost)? {
+        while let Some(bytes) = response.chunk().await.map_err(|error| self.lost(error))? {
             if body.len() + bytes.len() > MOST_BYTES {
                 return Err(Fault::new(
                     Class::Auth,
@@ -254,20 +248,31 @@ impl Request<'_> {
         }
     }
 
+    fn lost(&self, error: reqwest::Error) -> Fault {
+        match cause::<Refused>(&error) {
+            Some(refused) => inside(self.registry, self.realm, refused),
+            None => Fault::retryable(format!("{} cannot be reached", self.server()))
+                .because(error.without_url()),
+        }
+    }
+
+    fn unusable(&self, what: &str) -> Fault {
+        Fault::new(Class::Auth, format!("{} {what}", self.server()))
+    }
+
     fn grant(&self, reply: &Reply) -> Result<Answer, Fault> {
-        let unusable = |what: &str| Fault::new(Class::Auth, format!("{} {what}", self.server()));
         let given: TokenResponse = TokenResponse::deserialize(&reply.body).map_err(|_| {
-            unusable(&format!(
+            self.unusable(&format!(
                 "answers {} without a token{}",
                 reply.status.as_u16(),
                 reply.kind(self.secrets)
             ))
         })?;
-        let filled = |token: Option<SecretString>| {
-            token.filter(|token| !token.expose_secret().trim().is_empty())
-        };
-        let token = filled(given.token).or_else(|| filled(given.access_token));
-        let token = token.ok_or_else(|| unusable("gives an empty token"))?;
+        let token = [given.token, given.access_token]
+            .into_iter()
+            .flatten()
+            .find(|token| !token.expose_secret().trim().is_empty())
+            .ok_or_else(|| self.unusable("gives an empty token"))?;
         Ok(Answer::Granted(token, life(&given.expires_in)))
     }
 
@@ -326,12 +331,6 @@ impl Reply {
     /// The peer's own reason, as `": reason"`, fit for a message. Nothing else of a body is ever
     /// quoted.
     fn said(&self, secrets: &Secrets) -> String {
-        let text = |value: &Value| {
-            value
-                .as_str()
-                .filter(|text| !text.is_empty())
-                .map(|text| clip(&secrets.scrub(text), 200))
-        };
         let errors = self
             .body
             .get("errors")
@@ -341,11 +340,16 @@ impl Reply {
         let messages = errors
             .iter()
             .take(3)
-            .filter_map(|error| text(error.get("message")?));
+            .filter_map(|error| error.get("message"));
         let others = ["details", "error_description", "message"]
             .iter()
-            .filter_map(|name| text(self.body.get(name)?));
-        let all: Vec<String> = messages.chain(others).collect();
+            .filter_map(|name| self.body.get(name));
+        let all: Vec<String> = messages
+            .chain(others)
+            .filter_map(Value::as_str)
+            .filter(|text| !text.is_empty())
+            .map(|text| clip(&secrets.scrub(text), 200))
+            .collect();
         if all.is_empty() {
             String::new()
         } else {

@@ -171,11 +171,14 @@ pub(super) fn filled<'a>(
     pieces: &'a [Piece],
     capture: impl Fn(usize) -> &'a str,
 ) -> Result<RepositoryName, NameError> {
-    let text = |piece: &'a Piece| match piece {
-        Piece::Text(text) => text.as_str(),
-        Piece::Capture(number) => capture(*number),
-    };
-    pieces.iter().map(text).collect::<String>().parse()
+    pieces
+        .iter()
+        .map(|piece| match piece {
+            Piece::Text(text) => text.as_str(),
+            Piece::Capture(number) => capture(*number),
+        })
+        .collect::<String>()
+        .parse()
 }
 
 pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Error> {
@@ -190,16 +193,12 @@ pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Er
             Piece::Capture(_) => "[^/]+".to_owned(),
         })
         .collect();
-    let typical = |deep| {
-        filled(
-            pieces,
-            move |number| if from.is_deep(number) { deep } else { "x" },
-        )
-        .ok()
-    };
     let typical = ["x", "x/x", "x/x/x"]
         .into_iter()
-        .filter_map(typical)
+        .filter_map(|deep| {
+            let capture = |number| if from.is_deep(number) { deep } else { "x" };
+            filled(pieces, capture).ok()
+        })
         .collect();
     Ok(Reach::Many {
         regex: Regex::new(&format!(r"\A{expression}\z"))?,

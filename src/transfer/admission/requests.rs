@@ -131,14 +131,13 @@ pub(in crate::transfer) struct Requests {
 
 impl Requests {
     pub(in crate::transfer) fn new(limiters: [ClassLimiter; 5], shared: SharedLimiter) -> Requests {
-        let class = |limiter| Class {
-            limiter,
-            lines: BTreeMap::new(),
-            probes: BTreeSet::new(),
-            order: FairOrder::default(),
-        };
         Requests {
-            classes: limiters.map(class),
+            classes: limiters.map(|limiter| Class {
+                limiter,
+                lines: BTreeMap::new(),
+                probes: BTreeSet::new(),
+                order: FairOrder::default(),
+            }),
             shared,
             order: FairOrder::default(),
             asks: BTreeMap::new(),
@@ -237,10 +236,9 @@ impl Requests {
     }
 
     fn grant_probe(&mut self, now: Instant) -> Option<(u64, Ask)> {
-        let ready = |class: &&Class| class.limiter.ready_in(false, now).is_zero();
         let waiting = self.classes.iter().filter(|class| !class.probes.is_empty());
         let id = waiting
-            .filter(ready)
+            .filter(|class| class.limiter.ready_in(false, now).is_zero())
             .find_map(|class| class.probes.first().copied())?;
         let ask = self.asks.remove(&id)?;
         self.leave(id, &ask);
@@ -252,11 +250,10 @@ impl Requests {
             return None;
         }
         let heads = self.classes.iter().filter_map(|class| class.first(now));
-        let order = |(key, id): &(&LineKey, u64)| match key.tier {
+        let (_, id) = heads.min_by_key(|(key, id)| match key.tier {
             Tier::Naming => (key.tier, 0, *id),
             Tier::Named | Tier::Shared => (key.tier, self.order.used(&key.queue), *id),
-        };
-        let (_, id) = heads.min_by_key(order)?;
+        })?;
         let ask = self.asks.remove(&id)?;
         self.leave(id, &ask);
         let class = &mut self.classes[ask.class as usize];
@@ -299,9 +296,11 @@ impl Requests {
     /// Requests that wait for less time than their class is closed now.
     pub(in crate::transfer) fn overdue(&self, class: RequestClass, now: Instant) -> Vec<u64> {
         let closed_for = self.class(class).closed_for(now);
-        let is_overdue = |ask: &Ask| ask.class == class && ask.max_wait < closed_for;
-        let overdue = self.asks.iter().filter(|(_, ask)| is_overdue(ask));
-        overdue.map(|(id, _)| *id).collect()
+        self.asks
+            .iter()
+            .filter(|(_, ask)| ask.class == class && ask.max_wait < closed_for)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// When time alone lets the next request go.
@@ -325,11 +324,13 @@ impl Requests {
 
     /// How many requests wait although their time has come: for others to be answered.
     pub(in crate::transfer) fn runnable(&self, now: Instant) -> usize {
-        let is_ready = |ask: &&Ask| {
-            let class_ready_in = self.class(ask.class).ready_in(ask.is_look, now);
-            class_ready_in.max(self.shared.ready_in(now)).is_zero()
-        };
-        self.asks.values().filter(is_ready).count()
+        self.asks
+            .values()
+            .filter(|ask| {
+                let class_ready_in = self.class(ask.class).ready_in(ask.is_look, now);
+                class_ready_in.max(self.shared.ready_in(now)).is_zero()
+            })
+            .count()
     }
 }
 

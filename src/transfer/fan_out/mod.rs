@@ -243,13 +243,13 @@ impl GroupMember {
             return BTreeSet::new();
         }
         state.settled.insert((self.destination.clone(), *digest));
-        let waits = |origin: &&Origin| {
-            !state.slow.contains(*origin) && !state.settled.contains(&((*origin).clone(), *digest))
-        };
         state
             .members
             .values()
-            .filter(waits)
+            .filter(|origin| {
+                !state.slow.contains(*origin)
+                    && !state.settled.contains(&((*origin).clone(), *digest))
+            })
             .cloned()
             .map(Expected::Registry)
             .collect()

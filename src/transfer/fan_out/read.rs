@@ -296,11 +296,10 @@ impl State {
     /// ahead may hold.
     pub(super) fn drop_queued_readers(&mut self, destination: &Origin) {
         let first = self.first;
-        let is_awaited = |place: &ReaderState| {
-            !place.slow && (place.is_admitted || place.destination != *destination)
-        };
-        self.readers
-            .retain(|_, place| place.next > first || is_awaited(place));
+        self.readers.retain(|_, reader| {
+            let may_progress = reader.is_admitted || reader.destination != *destination;
+            reader.next > first || (!reader.slow && may_progress)
+        });
         self.trim();
     }
 

@@ -98,16 +98,15 @@ impl Limits {
 
     /// The limits of a registry.
     pub fn of(&self, origin: &Origin) -> Arc<RegistryLimiter> {
-        let new = || {
-            Arc::new(RegistryLimiter::new(
-                origin,
-                Settings::default(),
-                &self.admission,
-            ))
-        };
         self.lock()
             .entry(origin.clone())
-            .or_insert_with(new)
+            .or_insert_with(|| {
+                Arc::new(RegistryLimiter::new(
+                    origin,
+                    Settings::default(),
+                    &self.admission,
+                ))
+            })
             .clone()
     }
 

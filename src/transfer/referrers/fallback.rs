@@ -24,11 +24,11 @@ pub(super) const WRITES: usize = 4;
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) async fn fallback_there(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
         let target = Target::Tag(tag.clone());
-        let read = |destination: D| {
+        self.ask_destination(RequestClass::Manifests, |destination| {
             let target = target.clone();
             async move { destination.manifest(&target).await }
-        };
-        self.ask_destination(RequestClass::Manifests, read).await
+        })
+        .await
     }
 
     pub(super) async fn list_fallback(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
@@ -117,15 +117,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
 /// Whether two lists name the same manifests and may stand for each other.
 pub(super) fn lists_the_same(one: &Manifest, other: &Manifest) -> bool {
-    let named = |list: &Manifest| -> HashSet<(Digest, u64)> {
-        list.children
-            .iter()
-            .map(|child| (child.digest, child.size))
-            .collect()
-    };
     one.media_type.as_str() == OCI_INDEX
         && one.children.len() == other.children.len()
-        && named(one) == named(other)
+        && listed(one) == listed(other)
+}
+
+fn listed(list: &Manifest) -> HashSet<(Digest, u64)> {
+    list.children
+        .iter()
+        .map(|child| (child.digest, child.size))
+        .collect()
 }
 
 /// The list with the referrers added. `None`: it has them all.
@@ -133,11 +134,10 @@ pub(super) fn merged(
     current: Option<&Manifest>,
     referrers: &[Manifest],
 ) -> Result<Option<Manifest>, Fault> {
-    let malformed = |error: serde_json::Error| {
-        Fault::rejected("the referrers list at the destination is not an index").because(error)
-    };
     let mut index = match current {
-        Some(current) => serde_json::from_slice(&current.bytes).map_err(malformed)?,
+        Some(current) => serde_json::from_slice(&current.bytes).map_err(|error| {
+            Fault::rejected("the referrers list at the destination is not an index").because(error)
+        })?,
         None => json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
     };
     let listed: HashSet<Digest> = current

@@ -102,18 +102,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             registry: destination.registry(),
             stop: self.stop,
         };
-        let read = |cursor| {
-            let destination = destination.clone();
-            async move {
-                destination
-                    .referrers(subject, Option::as_ref(&cursor))
-                    .await
-            }
-        };
-        let take = |entry: Descriptor| there.insert(entry.digest);
         let has_list = self
             .engine
-            .pages_read(self.reading(MOST_THERE), list, read, take)
+            .pages_read(
+                self.reading(MOST_THERE),
+                list,
+                |cursor| {
+                    let destination = destination.clone();
+                    async move {
+                        destination
+                            .referrers(subject, Option::as_ref(&cursor))
+                            .await
+                    }
+                },
+                |entry| there.insert(entry.digest),
+            )
             .await?;
         Ok(match (has_list, destination.lists_referrers()) {
             (true, _) | (false, Some(true)) => ListedThere::Kept(there),
@@ -158,17 +161,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             registry: source.registry(),
             stop: self.stop,
         };
-        let read = |cursor| async move { source.referrers(subject, Option::as_ref(&cursor)).await };
-        let take = |entry: Descriptor| {
-            let is_new = digests.insert(entry.digest);
-            if is_new {
-                listed.push(entry);
-            }
-            is_new
-        };
         let has_list = self
             .engine
-            .pages_read(self.reading(MOST), list, read, take)
+            .pages_read(
+                self.reading(MOST),
+                list,
+                |cursor| async move { source.referrers(subject, Option::as_ref(&cursor)).await },
+                |entry| {
+                    let is_new = digests.insert(entry.digest);
+                    if is_new {
+                        listed.push(entry);
+                    }
+                    is_new
+                },
+            )
             .await?;
         drop(asking);
         if has_list {

@@ -127,14 +127,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 /// journalled, so the greatest one is the acknowledged length.
 pub(super) fn restored(blob: &Descriptor, stored: StoredUpload) -> UploadState {
     let algorithm = blob.digest.algorithm();
-    let restore = |checkpoint: crate::index::Checkpoint| {
-        Some(Checkpoint {
-            offset: checkpoint.offset,
-            hasher: Hasher::restore(algorithm, &checkpoint.state)?,
+    let checkpoints: VecDeque<Checkpoint> = stored
+        .checkpoints
+        .into_iter()
+        .filter_map(|checkpoint| {
+            Some(Checkpoint {
+                offset: checkpoint.offset,
+                hasher: Hasher::restore(algorithm, &checkpoint.state)?,
+            })
         })
-    };
-    let checkpoints: VecDeque<Checkpoint> =
-        stored.checkpoints.into_iter().filter_map(restore).collect();
+        .collect();
     let held = checkpoints
         .iter()
         .map(|checkpoint| checkpoint.offset)
