@@ -1,44 +1,21 @@
 //! `promote`: the step of a release pipeline that takes images from staging to production, without
 //! a config file.
 //!
-//! An explicit act of a person or a build, like `copy`: a moving tag (`latest`) moves, any other
-//! tag that names another digest is a conflict unless the act names what it replaces. Fixed tags go
-//! before moving ones; a digest in conflict is refused under the moving tags of that repository.
-//! Every tag: both sides are listed, and what the listings show to be equal costs no request of its
-//! own. One tag: it and what belongs to its image are asked for by name, and nothing is listed.
+//! The act itself is an [`order`](super::order).
 
-use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::FutureExt as _;
-use futures::stream::{self, StreamExt as _};
-use jiff::Timestamp;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
-use super::copy::{gone, names_another};
-use super::directory::Side;
-use super::reference::{Env, Known, Named, known_by};
-use super::{Error, Observer, caller, stop_of};
-use crate::backend::Repository;
-use crate::clock;
+use super::order::{Order, Pair};
+use super::reference::{Env, Named};
+use super::{Error, Observer};
 use crate::config::Config;
-use crate::ecr;
-use crate::endpoint::{Destination as _, Source as _};
-use crate::fault::{Fault, shown};
-use crate::job::{
-    Actor, Cause, Companions, Gates, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks,
-    Report, Settled, TagId, TagRules, TagState, Trouble,
-};
-use crate::oci::{Digest, Host, Tag};
-use crate::parts::Parts;
-use crate::registry::profile::Kind;
-use crate::transfer::companions::Addresses;
-use crate::transfer::pages::{ListedTags, Reading};
-use crate::transfer::settle::Names;
-use crate::transfer::{Completion, Settle, Stop, limits};
+use crate::fault::shown;
+use crate::job::{Actor, Remarks, Report};
+use crate::oci::{Digest, Tag};
+use crate::transfer::Stop;
 
 /// What is to be promoted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,16 +92,15 @@ impl Promote {
         Ok(self)
     }
 
-    /// The ways, as they can be gone.
-    fn ways(&self) -> Result<Vec<Way>, Error> {
-        let ways: Vec<Way> = self
+    fn order(self) -> Result<Order, Error> {
+        let pairs: Vec<Pair> = self
             .images
             .iter()
-            .map(|(source, destination)| self.way(source, destination))
+            .map(|(source, destination)| self.pair(source, destination))
             .collect::<Result<_, _>>()?;
-        let one = ways.len() == 1 && !self.all_tags;
+        let one = pairs.len() == 1 && !self.all_tags;
         match self {
-            _ if ways.is_empty() => Err(Error::Usage("nothing is named: give SRC and DST".into())),
+            _ if pairs.is_empty() => Err(Error::Usage("nothing is named: give SRC and DST".into())),
             Promote {
                 expect: Some(_), ..
             } if !one => Err(Error::Usage(
@@ -135,11 +111,23 @@ impl Promote {
             } if !one => Err(Error::Usage(
                 "--replace names one image: give one SRC and DST, and one tag".into(),
             )),
-            _ => Ok(ways),
+            Promote {
+                replace,
+                dry_run,
+                state,
+                remarks,
+                ..
+            } => Ok(Order {
+                pairs,
+                replace,
+                dry_run,
+                state,
+                remarks,
+            }),
         }
     }
 
-    fn way(&self, source: &str, destination: &str) -> Result<Way, Error> {
+    fn pair(&self, source: &str, destination: &str) -> Result<Pair, Error> {
         let (from, to): (Named, Named) = (
             source.parse().map_err(Error::Usage)?,
             destination.parse().map_err(Error::Usage)?,
@@ -161,7 +149,7 @@ impl Promote {
             .cloned()
             .unwrap_or_else(|| "latest".parse::<Tag>().expect("a constant tag"));
         let tags = (!self.all_tags).then(|| (tag.clone(), to.tag().cloned().unwrap_or(tag)));
-        Ok(Way {
+        Ok(Pair {
             pinned: from.digest(),
             expect: self.expect.or(to.digest()),
             from,
@@ -181,7 +169,6 @@ fn expected(text: &str) -> Result<Digest, Error> {
         .map_err(|error| Error::Usage(format!("IMAGE_DIGEST: {error}")))
 }
 
-/// Two comma-separated lists of one length.
 /// A variable of the environment that is set and not blank.
 fn value(env: Env<'_>, name: &str) -> Option<String> {
     let text = env(name)?;
@@ -189,6 +176,7 @@ fn value(env: Env<'_>, name: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// Two comma-separated lists of one length.
 fn pairs<'a>(
     from: &'a str,
     to: &'a str,
@@ -216,16 +204,6 @@ fn pairs<'a>(
     Ok(from.into_iter().zip(to))
 }
 
-/// From one repository to another.
-struct Way {
-    from: Named,
-    to: Named,
-    /// The tag there and here; `None`: every tag keeps its name.
-    tags: Option<(Tag, Tag)>,
-    pinned: Option<Digest>,
-    expect: Option<Digest>,
-}
-
 /// Promotes.
 ///
 /// # Errors
@@ -238,26 +216,7 @@ pub async fn promote(
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<Report, Error> {
-    let ways = request.ways()?;
-    let context = Context::open(
-        request.state.as_deref(),
-        request.dry_run,
-        config,
-        ways.iter().map(|way| &way.to),
-    )?;
-    let settle = context.settle(observer.progress, Some(observer.settled));
-    let report = promoted(
-        &context,
-        &request,
-        &ways,
-        &settle,
-        &caller(request.remarks.clone()),
-        env,
-        &stop_of(stop),
-    )
-    .await;
-    context.close().await;
-    report
+    request.order()?.run(config, env, observer, stop).await
 }
 
 /// Promotes as the daemon. `None`: no route of its config leads to any of the destinations.
@@ -267,452 +226,13 @@ pub(crate) async fn promote_as_daemon(
     actor: Actor,
     stop: &Stop,
 ) -> Result<Option<Report>, Error> {
-    let ways = request.ways()?;
-    if !ways.iter().any(|way| context.is_routed(&way.to)) {
-        return Ok(None);
-    }
-    let settle = context.settle(Arc::default(), None);
-    promoted(context, &request, &ways, &settle, &actor, &|_| None, stop)
-        .await
-        .map(Some)
-}
-
-async fn promoted(
-    context: &Context,
-    request: &Promote,
-    ways: &[Way],
-    settle: &Settle,
-    actor: &Actor,
-    env: Env<'_>,
-    stop: &Stop,
-) -> Result<Report, Error> {
-    let parts = &context.parts;
-    let hosts = Hosts {
-        env,
-        endpoint: env("AWS_ENDPOINT_URL_ECR").filter(|text| !text.trim().is_empty()),
-        logins: Mutex::default(),
-    };
-    let mut open = Vec::new();
-    for way in ways {
-        let from = context.repository(&way.from, Side::Source, |parts| {
-            way.from
-                .open_with("source", parts, |host| hosts.known(host))
-        })?;
-        let to = context.repository(&way.to, Side::Destination, |parts| {
-            way.to
-                .open_with("destination", parts, |host| hosts.known(host))
-        })?;
-        open.push((way, from, to));
-    }
-    let started = clock::now();
-    let clock = Instant::now();
-    let steps = open.iter().map(|(way, from, to)| {
-        let step = Step {
-            parts,
-            request,
-            way,
-            from,
-            to,
-            settle,
-            stop,
-            actor,
-            routes: context.routes_to(&way.to),
-            began: started,
-            kept: Mutex::default(),
-            gates: context.gates(&way.to),
-        };
-        let unguarded = step.routes.is_empty();
-        async move {
-            let mut look = step.take().await;
-            look.jobs
-                .iter_mut()
-                .for_each(|job| job.unguarded = unguarded);
-            look
-        }
-        .boxed()
-    });
-    let looks = futures::future::join_all(steps).await;
-    Ok(Report::new(
-        &settle.facts.run_id,
-        started,
-        clock.elapsed(),
-        looks,
-    ))
-}
-
-/// The credentials at the hosts of one run: one login for each host, on either side.
-struct Hosts<'a> {
-    env: Env<'a>,
-    /// Where ECR's control plane is, if not where the region says: a private endpoint, or an
-    /// emulator.
-    endpoint: Option<String>,
-    logins: Mutex<BTreeMap<String, ecr::Login>>,
-}
-
-impl Hosts<'_> {
-    fn known(&self, host: &Host) -> Known {
-        let is_emulated = self
-            .endpoint
-            .as_ref()
-            .is_some_and(|endpoint| ecr::host::is_emulated(host, endpoint));
-        let is_assumed = match ecr::host::recognise(host.name()) {
-            // Reads are anonymous there; writes need a login as at any other registry.
-            Some(ecr) if ecr.public => return known_by(host, self.env),
-            Some(_) => false,
-            None if is_emulated => true,
-            None => return known_by(host, self.env),
-        };
-        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        let login = logins.entry(host.to_string()).or_insert_with(|| {
-            let settings = ecr::Settings {
-                endpoint: self.endpoint.clone(),
-                is_assumed,
-                ..ecr::Settings::default()
-            };
-            ecr::Login::new(settings, host.as_ref())
-        });
-        Known {
-            credentials: login.clone().into(),
-            kind: Some(Kind::Ecr),
-        }
-    }
-}
-
-/// One way on its way.
-struct Step<'a> {
-    parts: &'a Parts,
-    request: &'a Promote,
-    way: &'a Way,
-    from: &'a Repository,
-    to: &'a Repository,
-    settle: &'a Settle,
-    stop: &'a Stop,
-    actor: &'a Actor,
-    /// The routes that lead to the destination.
-    routes: Arc<[Arc<str>]>,
-    began: Timestamp,
-    /// Companion tags that stay as they are.
-    kept: Mutex<Vec<Settled>>,
-    /// Of the route that leads there.
-    gates: Arc<Gates>,
-}
-
-/// What the listings show.
-struct Listed {
-    source: ListedTags,
-    /// `None`: not listed.
-    destination: Option<ListedTags>,
-    destination_via: ObservedVia,
-    companions: Companions,
-    at: Instant,
-}
-
-impl Step<'_> {
-    async fn take(&self) -> Look {
-        match &self.way.tags {
-            Some((tag, there)) => self.one(tag, there).await,
-            None => self.every().await,
-        }
-    }
-
-    async fn list(&self, repository: &Repository) -> Result<Option<ListedTags>, Fault> {
-        self.parts
-            .engine()
-            .tags(repository, Reading::by_name(), self.stop)
-            .await
-    }
-
-    /// One tag, by name.
-    async fn one(&self, tag: &Tag, there: &Tag) -> Look {
-        let listed = Listed::of(
-            ListedTags::new(),
-            None,
-            ObservedVia::Tag,
-            Companions::Unlisted,
-        );
-        let elsewhere = match names_another(self.parts, &self.way.from, self.from, self.stop).await
-        {
-            Ok(None) => {
-                return self.named(
-                    tag,
-                    [self.carry(tag, there, &listed, &Arc::default()).await],
-                );
-            }
-            Ok(Some(reason)) => gone(reason),
-            Err(fault) => Completion::failed(fault, 0),
-        };
-        let job = self.job(tag, there, &listed, &Arc::default());
-        self.named(tag, [self.settled(&job, tag, there, elsewhere).await])
-    }
-
-    /// Every tag, fixed ones first.
-    async fn every(&self) -> Look {
-        let (source, destination) = futures::join!(self.list(self.from), self.list(self.to));
-        let (source, destination) = match (source, destination) {
-            (Ok(Some(source)), Ok(destination)) => (source, destination),
-            (Ok(None), _) => {
-                return Look::failed(&Fault::not_found(format!(
-                    "{} does not exist",
-                    self.from.address()
-                )));
-            }
-            (Err(fault), _) | (_, Err(fault)) => return Look::failed(&fault),
-        };
-        let companions = companions(&source);
-        let destination_via = if destination.is_some() {
-            ObservedVia::List
-        } else {
-            ObservedVia::MissingList
-        };
-        let listed = Listed::of(
-            source,
-            Some(destination.unwrap_or_default()),
-            destination_via,
-            companions,
-        );
-        let tags = listed
-            .source
-            .keys()
-            .filter(|tag| !tag.travels_with_subject())
-            .cloned();
-        let (moving, fixed): (Vec<Tag>, Vec<Tag>) = tags.partition(is_moving);
-        let mut settled = self.carry_all(fixed, &listed, HashSet::new()).await;
-        let conflicts = settled
-            .iter()
-            .filter(|job| job.result == Outcome::Conflict)
-            .filter_map(|job| job.digest)
-            .collect();
-        settled.extend(self.carry_all(moving, &listed, conflicts).await);
-        let mut look = self.look(settled);
-        look.found = listed.source.keys().any(|tag| !tag.travels_with_subject());
-        if !look.found {
-            let text = format!("{} has no tags", self.from.address());
-            look.trouble.push(Trouble::not_found(text));
-        }
-        look.totals.only_in_destination = listed
-            .destination
-            .iter()
-            .flat_map(ListedTags::keys)
-            .filter(|tag| !listed.source.contains_key(*tag) && !tag.travels_with_subject())
-            .count() as u64;
-        look.jobs.retain(|job| job.result != Outcome::UpToDate);
-        look
-    }
-
-    async fn carry_all(
-        &self,
-        tags: Vec<Tag>,
-        listed: &Listed,
-        refused: HashSet<Digest>,
-    ) -> Vec<Settled> {
-        let refused = Arc::new(refused);
-        stream::iter(tags)
-            .map(|tag| {
-                let refused = refused.clone();
-                async move { self.carry(&tag, &tag, listed, &refused).await }.boxed()
-            })
-            .buffered(limits::JOBS)
-            .collect()
-            .await
-    }
-
-    async fn carry(
-        &self,
-        tag: &Tag,
-        there: &Tag,
-        listed: &Listed,
-        refused: &Arc<HashSet<Digest>>,
-    ) -> Settled {
-        let mut job = self.job(tag, there, listed, refused);
-        let engine = self.parts.engine();
-        self.settle
-            .progress
-            .jobs_planned
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut completion = match self.equal_by_lists(&mut job, listed).await {
-            Ok(Some(digest)) => Completion::equal(digest, 0),
-            Ok(None) => {
-                engine
-                    .run(&job, self.from, self.to, &self.settle.progress, self.stop)
-                    .await
-            }
-            Err(fault) => Completion::failed(fault, 0),
-        };
-        let addresses = Addresses {
-            source: &self.from.address(),
-            destination: &self.to.address(),
-            registry: "destination",
-        };
-        let companions = std::mem::take(&mut completion.companions);
-        let kept = engine
-            .settle_companions(self.settle, &job, addresses, companions)
-            .await;
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(kept);
-        self.settled(&job, tag, there, completion).await
-    }
-
-    async fn settled(&self, job: &Job, tag: &Tag, there: &Tag, completion: Completion) -> Settled {
-        let source = match self.way.pinned {
-            Some(digest) => format!("{}@{digest}", self.from.address()),
-            None => format!("{}:{tag}", self.from.address()),
-        };
-        let names = Names {
-            source,
-            destination: format!("{}:{there}", self.to.address()),
-            registry: "destination".into(),
-        };
-        self.parts
-            .engine()
-            .settle(self.settle, job, &names, completion)
-            .await
-    }
-
-    /// What both listings name, if nothing travels with it. A listing that may be behind our own
-    /// write says nothing.
-    async fn equal_by_lists(
-        &self,
-        job: &mut Job,
-        listed: &Listed,
-    ) -> Result<Option<Digest>, Fault> {
-        let (TagState::At(source), TagState::At(there)) = (job.source, job.destination) else {
-            return Ok(None);
-        };
-        if !self.to.abilities().current_lists {
-            let known = self
-                .parts
-                .engine()
-                .ledger
-                .written(&job.key.destination)
-                .await?;
-            if known.may_be_behind(Some(there), clock::now()) {
-                job.destination = TagState::Unknown;
-                return Ok(None);
-            }
-        }
-        Ok(Some(source).filter(|source| *source == there && !listed.has_companions(source)))
-    }
-
-    fn job(&self, tag: &Tag, there: &Tag, listed: &Listed, refused: &Arc<HashSet<Digest>>) -> Job {
-        let place = TagId {
-            origin: self.to.origin().clone(),
-            repository: self.to.repository().clone(),
-            tag: there.clone(),
-        };
-        let source = listed.source.get(tag);
-        Job {
-            key: Key {
-                route: "".into(),
-                source: self.from.repository().clone(),
-                tag: tag.clone(),
-                destination: place,
-            },
-            routes: self.routes.clone(),
-            rules: TagRules {
-                moving: is_moving(there),
-                ..TagRules::default()
-            },
-            gates: self.gates.clone(),
-            source: source
-                .and_then(|tag| tag.digest)
-                .map_or(TagState::Unknown, TagState::At),
-            destination: listed.seen_there(there),
-            destination_via: listed.destination_via,
-            source_at: self.from.abilities().current_lists.then_some(listed.at),
-            destination_at: listed.at,
-            look_began: self.began,
-            fresh: listed
-                .destination
-                .as_ref()
-                .is_some_and(ListedTags::is_empty),
-            cause: Cause::Cli,
-            actor: self.actor.clone(),
-            explicit: true,
-            pinned: self.way.pinned,
-            expect: self.way.expect,
-            replace: self.request.replace,
-            dry_run: self.request.dry_run,
-            refused: refused.clone(),
-            pushed: source.and_then(|tag| tag.pushed),
-            companions: listed.companions.clone(),
-            rank: crate::job::Rank::Named,
-            max_wait: crate::job::LONG_WAIT,
-        }
-    }
-
-    /// A look at a tag that was asked for by its name.
-    fn named(&self, tag: &Tag, settled: [Settled; 1]) -> Look {
-        let named = NamedTag {
-            name: tag.clone(),
-            missing: None,
-        };
-        Look {
-            named: vec![named],
-            ..self.look(settled)
-        }
-    }
-
-    fn look(&self, settled: impl IntoIterator<Item = Settled>) -> Look {
-        let mut kept =
-            std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
-        // Several tags may name one image.
-        kept.sort_by(|one, other| one.destination.cmp(&other.destination));
-        kept.dedup_by(|one, other| one.destination == other.destination);
-        let mut look = Look {
-            jobs: settled.into_iter().chain(kept).collect(),
-            ..Look::default()
-        };
-        look.jobs.iter().for_each(|job| look.totals.add(job.result));
-        look.found = look.totals.gone == 0;
-        look
-    }
-}
-
-impl Listed {
-    fn of(
-        source: ListedTags,
-        destination: Option<ListedTags>,
-        destination_via: ObservedVia,
-        companions: Companions,
-    ) -> Listed {
-        Listed {
-            source,
-            destination,
-            destination_via,
-            companions,
-            at: Instant::now(),
-        }
-    }
-
-    fn seen_there(&self, tag: &Tag) -> TagState {
-        match self.destination.as_ref().map(|tags| tags.get(tag)) {
-            None => TagState::Unknown,
-            Some(None) => TagState::Absent,
-            Some(Some(tag)) => tag.digest.map_or(TagState::Unknown, TagState::At),
-        }
-    }
-
-    fn has_companions(&self, digest: &Digest) -> bool {
-        !self.companions.of(digest).is_empty()
-    }
-}
-
-fn companions(tags: &ListedTags) -> Companions {
-    let companions = tags
-        .iter()
-        .filter(|(tag, _)| tag.travels_with_subject())
-        .map(|(tag, listed)| (tag.clone(), listed.digest));
-    Companions::Listed(Arc::new(companions.collect()))
-}
-
-fn is_moving(tag: &Tag) -> bool {
-    tag.as_str() == "latest"
+    request.order()?.run_as_daemon(context, actor, stop).await
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn of(variables: &[(&str, &str)]) -> Result<Promote, String> {
@@ -723,35 +243,6 @@ mod tests {
         Promote::default()
             .of_environment(&|name| variables.get(name).cloned())
             .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_password_of_ecr_is_for_ecr_and_emulators_alone() {
-        let kind = |host: &str, endpoint: Option<&str>| {
-            let hosts = Hosts {
-                env: &|_| None,
-                endpoint: endpoint.map(str::to_owned),
-                logins: Mutex::default(),
-            };
-            let known = hosts.known(&host.parse().unwrap());
-            match ecr::Login::of(&known.credentials) {
-                Some(login) if login.is_assumed() => "assumed",
-                Some(_) => "ecr",
-                None => "other",
-            }
-        };
-        let vpc = Some("https://vpce-0a1b.api.ecr.eu-west-1.vpce.amazonaws.com");
-        let emulator = Some("http://127.0.0.1:4566");
-        let private = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
-        for endpoint in [None, vpc, emulator] {
-            assert_eq!(kind("ghcr.io", endpoint), "other");
-            assert_eq!(kind("registry.example", endpoint), "other");
-            assert_eq!(kind("public.ecr.aws", endpoint), "other");
-            assert_eq!(kind(private, endpoint), "ecr");
-        }
-        assert_eq!(kind("localhost:5000", None), "other");
-        assert_eq!(kind("localhost:5000", vpc), "other");
-        assert_eq!(kind("localhost:5000", emulator), "assumed");
     }
 
     const USUAL: [(&str, &str); 3] = [
@@ -794,7 +285,7 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(several.images.len(), 2);
-        assert!(several.ways().is_ok());
+        assert!(several.order().is_ok());
     }
 
     #[test]
@@ -824,14 +315,14 @@ mod tests {
             expect: Some(digest),
             ..Promote::default()
         };
-        assert!(request(1, false).ways().is_ok());
-        assert!(request(2, false).ways().is_err());
-        assert!(request(1, true).ways().is_err());
+        assert!(request(1, false).order().is_ok());
+        assert!(request(2, false).order().is_err());
+        assert!(request(1, true).order().is_err());
         let tagged = Promote {
             images: vec![("reg.example/a:v1".into(), "reg.example/b".into())],
             all_tags: true,
             ..Promote::default()
         };
-        assert!(tagged.ways().is_err());
+        assert!(tagged.order().is_err());
     }
 }
