@@ -10,7 +10,7 @@
 //! | 7 | [`admin`], [`config`], [`parts`] | HTTP; the file and its typed settings; builds every part |
 //! | 6 | [`watch`] | poll, ping, receivers, queues, signal → event → queue → scheduling |
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
-//! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → outcome; the judgements before a name |
+//! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → settle; the judgements before a name |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
 //! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
