@@ -104,7 +104,7 @@ impl Drop for Registry {
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum Resource {
     Base,
     Catalog,
     Blob(RepositoryName, Digest),
@@ -140,35 +140,35 @@ async fn respond(store: &Store, request: Request) -> Answer {
         .collect();
     let headers = &head.headers;
     match (place(&head.uri)?, head.method) {
-        (Place::Base, Method::GET | Method::HEAD) => {
+        (Resource::Base, Method::GET | Method::HEAD) => {
             Ok(json_answer(StatusCode::OK, "application/json", &json!({})))
         }
-        (Place::Catalog, Method::GET) => Ok(catalog(store, &query)),
-        (Place::Blob(name, digest), Method::GET | Method::HEAD) => {
+        (Resource::Catalog, Method::GET) => Ok(catalog(store, &query)),
+        (Resource::Blob(name, digest), Method::GET | Method::HEAD) => {
             blob(store, &name, &digest, headers)
         }
-        (Place::Uploads(name), Method::POST) => begin(store, &name, &query, body).await,
-        (Place::Upload(name, id), Method::PATCH) => patch(store, &name, id, headers, body).await,
-        (Place::Upload(name, id), Method::PUT) => {
+        (Resource::Uploads(name), Method::POST) => begin(store, &name, &query, body).await,
+        (Resource::Upload(name, id), Method::PATCH) => patch(store, &name, id, headers, body).await,
+        (Resource::Upload(name, id), Method::PUT) => {
             finish(store, &name, id, &query, headers, body).await
         }
-        (Place::Upload(name, id), Method::GET) => Ok(session(
+        (Resource::Upload(name, id), Method::GET) => Ok(session(
             StatusCode::NO_CONTENT,
             &name,
             id,
             store.received(&name, id)?,
         )),
-        (Place::Upload(name, id), Method::DELETE) => Ok(store
+        (Resource::Upload(name, id), Method::DELETE) => Ok(store
             .cancel(&name, id)
             .map(|()| empty(StatusCode::NO_CONTENT, &[]))?),
-        (Place::Manifest(name, target), Method::GET | Method::HEAD) => {
+        (Resource::Manifest(name, target), Method::GET | Method::HEAD) => {
             manifest(store, &name, &target, headers)
         }
-        (Place::Manifest(name, target), Method::PUT) => {
+        (Resource::Manifest(name, target), Method::PUT) => {
             put_manifest(store, &name, &target, headers, body).await
         }
-        (Place::Tags(name), Method::GET) => tags(store, &name, &query),
-        (Place::Referrers(name, digest), Method::GET) => {
+        (Resource::Tags(name), Method::GET) => tags(store, &name, &query),
+        (Resource::Referrers(name, digest), Method::GET) => {
             Ok(referrers(store, &name, &digest, &query))
         }
         _ => Err(Failure::new(
@@ -179,7 +179,7 @@ async fn respond(store: &Store, request: Request) -> Answer {
     }
 }
 
-fn place(uri: &Uri) -> Result<Place, Failure> {
+fn place(uri: &Uri) -> Result<Resource, Failure> {
     // Some clients write the colon of a digest as %3A.
     let path = uri.path().replace("%3A", ":").replace("%3a", ":");
     let path = path
@@ -188,18 +188,20 @@ fn place(uri: &Uri) -> Result<Place, Failure> {
         .trim_matches('/');
     let parts: Vec<&str> = path.split('/').collect();
     match parts.as_slice() {
-        [""] => Ok(Place::Base),
-        ["_catalog"] => Ok(Place::Catalog),
-        [rest @ .., "tags", "list"] => Ok(Place::Tags(name(rest)?)),
-        [rest @ .., "blobs", "uploads"] => Ok(Place::Uploads(name(rest)?)),
+        [""] => Ok(Resource::Base),
+        ["_catalog"] => Ok(Resource::Catalog),
+        [rest @ .., "tags", "list"] => Ok(Resource::Tags(name(rest)?)),
+        [rest @ .., "blobs", "uploads"] => Ok(Resource::Uploads(name(rest)?)),
         [rest @ .., "blobs", "uploads", id] => u64::from_str_radix(id, 16)
             .map_or(Err(Refusal::UploadUnknown.into()), |id| {
-                Ok(Place::Upload(name(rest)?, id))
+                Ok(Resource::Upload(name(rest)?, id))
             }),
-        [rest @ .., "blobs", digest] => Ok(Place::Blob(name(rest)?, parse_digest(digest)?)),
-        [rest @ .., "manifests", reference] => Ok(Place::Manifest(name(rest)?, target(reference)?)),
+        [rest @ .., "blobs", digest] => Ok(Resource::Blob(name(rest)?, parse_digest(digest)?)),
+        [rest @ .., "manifests", reference] => {
+            Ok(Resource::Manifest(name(rest)?, target(reference)?))
+        }
         [rest @ .., "referrers", digest] => {
-            Ok(Place::Referrers(name(rest)?, parse_digest(digest)?))
+            Ok(Resource::Referrers(name(rest)?, parse_digest(digest)?))
         }
         _ => Err(no_endpoint()),
     }

@@ -137,15 +137,12 @@ pub struct Upload {
     /// Where the next request of the session goes. It may work like a password: it is never shown
     /// or logged.
     pub location: String,
-    /// Every chunk but the last must be at least this long, in bytes, where the registry said so.
-    pub chunk_min: Option<u64>,
 }
 
 impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upload")
             .field("location", &"[hidden]")
-            .field("chunk_min", &self.chunk_min)
             .finish()
     }
 }
@@ -204,8 +201,6 @@ pub struct Abilities {
     /// Whether a mount from the repository itself asks and opens in one request: 201 when the blob
     /// is there, else a session.
     pub mount_asks: bool,
-    /// Whether the length reported after a chunk is the truth.
-    pub reports_offset: bool,
     /// Whether a list of tags shows what is there at that moment, and not what was there a while
     /// ago.
     pub current_lists: bool,
@@ -221,15 +216,6 @@ pub enum UploadStyle {
     Whole,
     /// One PATCH carries the whole blob, an empty PUT closes.
     Stream,
-    /// Chunks of a bounded size in bytes.
-    Chunked {
-        /// Smallest chunk but the last.
-        least: u64,
-        /// Largest chunk.
-        most: u64,
-        /// Whether the last chunk travels in the closing PUT.
-        last_in_put: bool,
-    },
 }
 
 /// What a cut upload can go on from.
@@ -237,8 +223,6 @@ pub enum UploadStyle {
 pub enum Resume {
     /// The session's status tells the true offset.
     Status,
-    /// Only our own journal and the text of a refusal tell it.
-    Journal,
     /// Nothing: start over.
     Never,
 }

@@ -85,24 +85,8 @@ impl Index {
         .await;
     }
 
-    /// The next request of the session goes elsewhere.
-    pub async fn update_location(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-        location: &str,
-    ) {
-        let digest = *digest;
-        let location = location.to_owned();
-        self.queue_in(origin, repository, move |db, repository| {
-            relocate(db, repository, &digest, &location)
-        })
-        .await;
-    }
-
-    /// The upload can go on after `offset` bytes with the hasher in `state`; the session may have
-    /// moved to another location with it. Nothing is kept for an upload that is not open.
+    /// The upload can go on after `offset` bytes with the hasher in `state`. Nothing is kept for an
+    /// upload that is not open.
     pub async fn checkpoint(
         &self,
         origin: &Origin,
@@ -110,13 +94,9 @@ impl Index {
         digest: &Digest,
         offset: u64,
         state: Vec<u8>,
-        location: Option<String>,
     ) {
         let digest = *digest;
         self.queue_in(origin, repository, move |db, repository| {
-            if let Some(location) = location {
-                relocate(db, repository, &digest, &location)?;
-            }
             let Some(upload) = number(db, repository, &digest)? else {
                 return Ok(());
             };
@@ -209,17 +189,6 @@ fn checkpoints(db: &Connection, upload: i64) -> rusqlite::Result<Vec<Checkpoint>
             })
         })?
         .collect()
-}
-
-fn relocate(
-    db: &Connection,
-    repository: i64,
-    digest: &Digest,
-    location: &str,
-) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE uploads SET location = ?3 WHERE repository = ?1 AND digest = ?2")?
-        .execute(params![repository, StoredDigest(*digest), location])
-        .map(drop)
 }
 
 fn close(db: &Connection, repository: i64, digest: &Digest) -> rusqlite::Result<()> {

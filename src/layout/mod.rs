@@ -353,7 +353,6 @@ impl Destination for Repository {
             resume: Resume::Status,
             mount: Mount::Held,
             mount_asks: true,
-            reports_offset: true,
             current_lists: true,
             needs_fallback_lists: true,
         }
@@ -385,10 +384,7 @@ impl Destination for Repository {
             }
         });
         match begun.await? {
-            Some(location) => Ok(Begin::Session(Upload {
-                location,
-                chunk_min: None,
-            })),
+            Some(location) => Ok(Begin::Session(Upload { location })),
             None => self.establish().await.map(|()| Begin::Mounted),
         }
     }

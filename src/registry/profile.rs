@@ -152,8 +152,6 @@ impl Kind {
                 self,
                 Kind::Distribution2 | Kind::Distribution3 | Kind::Zot | Kind::Olareg
             ),
-            // ECR repeats the end of the first chunk for ever.
-            reports_offset: !matches!(self, Kind::Ecr | Kind::EcrPublic),
             current_lists: self.lists_what_is_there(),
             needs_fallback_lists: false,
         }
@@ -179,7 +177,9 @@ impl Kind {
 
     fn resume(self) -> Resume {
         match self {
-            Kind::Ecr | Kind::EcrPublic => Resume::Journal,
+            // No status of a session is answered (the control plane of private ECR has another
+            // way).
+            Kind::Ecr | Kind::EcrPublic => Resume::Never,
             // distribution 2 and its descendants destroy a session when it is asked about after a
             // cut; GHCR overwrites earlier chunks; Azure, Google, Artifactory and Nexus do not take
             // a second piece.
@@ -355,12 +355,8 @@ mod tests {
             (UploadStyle::Whole, Resume::Status)
         );
         assert_eq!(
-            (
-                abilities.mount,
-                abilities.mount_asks,
-                abilities.reports_offset
-            ),
-            (Mount::Held, false, true)
+            (abilities.mount, abilities.mount_asks),
+            (Mount::Held, false)
         );
     }
 
@@ -377,6 +373,5 @@ mod tests {
                 "{kind}"
             );
         }
-        assert!(!Kind::Ecr.profile().abilities.reports_offset);
     }
 }

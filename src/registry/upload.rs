@@ -5,7 +5,7 @@
 //! is judged again before each use, since it may have been written down by another process.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderValue, Method, header};
 use url::Url;
 
 use super::Repository;
@@ -21,9 +21,6 @@ use crate::fault::{Class, Fault};
 use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::{Algorithm, Digest, RepositoryName};
 
-const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
-/// Largest minimum that a registry may ask for: a greater one would be an attack on memory.
-const MOST_CHUNK_MIN: u64 = 1 << 30;
 /// Registries bound the length of an address far below this; some of Google's are several
 /// kilobytes.
 const MOST_LOCATION: usize = 32 * 1024;
@@ -320,7 +317,6 @@ impl Repository {
 fn session(answer: &Answer, about: &ErrorContext) -> Result<Upload, Fault> {
     let mut upload = Upload {
         location: String::new(),
-        chunk_min: chunk_min(answer, about)?,
     };
     relocate(&mut upload, answer, about)?;
     if upload.location.is_empty() {
@@ -330,15 +326,6 @@ fn session(answer: &Answer, about: &ErrorContext) -> Result<Upload, Fault> {
         )));
     }
     Ok(upload)
-}
-
-fn chunk_min(answer: &Answer, about: &ErrorContext) -> Result<Option<u64>, Fault> {
-    match answer.header(CHUNK_MIN_LENGTH).and_then(number) {
-        Some(least) if least > MOST_CHUNK_MIN => {
-            Err(about.rejected(format!("it wants chunks of at least {least} bytes")))
-        }
-        least => Ok(least.filter(|least| *least > 0)),
-    }
 }
 
 /// Takes the location of an answer over, if it has one.

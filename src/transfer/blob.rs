@@ -13,7 +13,7 @@ use super::Promotion;
 use super::claims::{Following, Leading, Subject};
 use super::limits::RequestClass;
 use super::refusals;
-use super::resume::UploadState;
+use super::resume::{Cut, UploadState};
 use super::retry::stoppable;
 use crate::endpoint::{Begin, Destination, Mount, Presence, Resume, Source};
 use crate::fault::{Class, Fault};
@@ -143,21 +143,16 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// Remembers a refusal that moving the bytes again would not change.
-    pub(super) fn note_refusal(&self, blob: &Descriptor, state: &UploadState, fault: &Fault) {
-        let (refusals, class) = (&self.engine.refusals, fault.class());
-        match class {
-            Class::Corrupt if state.source_failed => {
-                refusals.note(self.corruption_of(&blob.digest), fault)
-            }
-            Class::Corrupt | Class::Rejected if !state.source_failed => {
-                refusals.note(self.refusal_of(&blob.digest), fault)
-            }
+    /// `passed`: bytes that were sent.
+    pub(super) fn note_refusal(&self, blob: &Descriptor, cut: &Cut, passed: u64) {
+        let subject = match (cut.fault().class(), cut.is_by_source()) {
+            (Class::Corrupt, true) => self.corruption_of(&blob.digest),
+            (Class::Corrupt | Class::Rejected, false) => self.refusal_of(&blob.digest),
             // Some word a quota so. A right that is missing shows before the bytes are sent.
-            Class::Auth if !state.source_failed && state.passed > 0 => {
-                refusals.note(self.refusal_of(&blob.digest), fault);
-            }
-            _ => {}
-        }
+            (Class::Auth, false) if passed > 0 => self.refusal_of(&blob.digest),
+            _ => return,
+        };
+        self.engine.refusals.note(subject, cut.fault());
     }
 
     /// The job to wait for, since its manifest lets the blob be mounted. Without one, other jobs

@@ -207,7 +207,7 @@ impl Claims {
     /// as what waits for it.
     pub async fn take(&self, subject: Subject, claimant: &Claimant) -> Claim {
         let number = self.ask(&subject, claimant);
-        Waiting {
+        ClaimWait {
             claims: self,
             claim: Some((subject, number)),
         }
@@ -223,7 +223,7 @@ impl Claims {
         stall: &stall::Settings,
     ) -> Option<Claim> {
         let number = self.ask(&subject, claimant);
-        let mut waiting = Waiting {
+        let mut waiting = ClaimWait {
             claims: self,
             claim: Some((subject.clone(), number)),
         };
@@ -371,13 +371,13 @@ impl Drop for Claim {
 }
 
 /// A place in the line for a claim, or the claim that nothing has taken yet.
-struct Waiting<'a> {
+struct ClaimWait<'a> {
     claims: &'a Claims,
     /// Taken when the claim is.
     claim: Option<(Subject, u64)>,
 }
 
-impl Future for Waiting<'_> {
+impl Future for ClaimWait<'_> {
     type Output = Claim;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Claim> {
@@ -402,7 +402,7 @@ impl Future for Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for ClaimWait<'_> {
     fn drop(&mut self) {
         let Some((subject, number)) = self.claim.take() else {
             return;

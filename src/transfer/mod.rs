@@ -1,4 +1,4 @@
-//! The engine: job → survey → plan → carry → verdict → name → outcome.
+//! The engine: job → survey → plan → carry → name → settle.
 //!
 //! - [`survey`](self) gathers facts; [`plan`] decides without side effects; carrying copies blobs,
 //!   child manifests and referrers by digest and moves no tag; naming moves the tag with the last
@@ -13,7 +13,6 @@ pub mod bandwidth;
 mod blob;
 mod bounds;
 mod carry;
-mod chunk;
 mod claims;
 pub mod companions;
 mod completion;

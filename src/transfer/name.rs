@@ -51,7 +51,7 @@ const ROUNDS: u32 = 10;
 const SOON: Duration = Duration::from_millis(500);
 
 /// A tag and its new manifest.
-pub(super) struct Naming<'a> {
+pub(super) struct TagMove<'a> {
     /// The tag.
     pub(super) place: &'a TagId,
     /// What must not change at staging meanwhile.
@@ -112,8 +112,8 @@ enum Step {
 
 /// The state of one naming.
 struct Namer<'a, S, D> {
-    trip: &'a Promotion<'a, S, D>,
-    naming: Naming<'a>,
+    promotion: &'a Promotion<'a, S, D>,
+    naming: TagMove<'a>,
     /// The newest answers of both sides.
     facts: TagFacts,
     rounds: Rounds,
@@ -127,9 +127,9 @@ struct Namer<'a, S, D> {
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Moves a tag to carried content, unless a side or the rules changed meanwhile.
-    pub(super) async fn move_tag(&self, naming: Naming<'_>) -> Result<Named, Fault> {
+    pub(super) async fn move_tag(&self, naming: TagMove<'_>) -> Result<Named, Fault> {
         let mut namer = Namer {
-            trip: self,
+            promotion: self,
             facts: naming.planned.clone(),
             rounds: self.engine.suspended.resume(naming.place),
             naming,
@@ -223,21 +223,21 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let tag = Some(self.naming.place.tag.clone());
         refusals::Subject {
             tag,
-            ..self.trip.refusal_of(&self.digest())
+            ..self.promotion.refusal_of(&self.digest())
         }
     }
 
     async fn prepare(&mut self) -> Result<Step, Fault> {
-        let trip = self.trip;
-        if let Some(fault) =
-            trip.engine
-                .refusals
-                .held(&self.refusal(), trip.job.cause, trip.job.look_began)
-        {
+        let promotion = self.promotion;
+        if let Some(fault) = promotion.engine.refusals.held(
+            &self.refusal(),
+            promotion.job.cause,
+            promotion.job.look_began,
+        ) {
             return Err(fault);
         }
         let replaces = self.naming.planned.destination;
-        match trip
+        match promotion
             .engine
             .ledger
             .intend(self.candidate(), replaces)
@@ -247,7 +247,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             Intended::Stopped(verdict) => return Ok(self.stopped(verdict)),
         }
         // Without one the PUT itself asks for it.
-        stoppable(&self.trip.stop.abort, self.trip.destination.prepare_push()).await?;
+        stoppable(
+            &self.promotion.stop.abort,
+            self.promotion.destination.prepare_push(),
+        )
+        .await?;
         Ok(Step::Judge)
     }
 
@@ -273,15 +277,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     }
 
     fn candidate(&self) -> Candidate {
-        let Naming {
+        let TagMove {
             place, contents, ..
         } = &self.naming;
-        self.trip.candidate(place, self.digest(), contents.clone())
+        self.promotion
+            .candidate(place, self.digest(), contents.clone())
     }
 
     /// Whether the decisions in force clear the tag, by memory.
     fn verdict(&self) -> Verdict {
-        let in_force = self.trip.engine.ledger.known_decisions();
+        let in_force = self.promotion.engine.ledger.known_decisions();
         in_force.judge(&self.candidate(), clock::now())
     }
 
@@ -305,15 +310,16 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// Whether the rules in force are still those of the plan. Companions and lists only need the
     /// job to be allowed.
     fn rules_hold(&self) -> Result<bool, Fault> {
-        let rules = self.trip.rules_in_force()?;
-        Ok(!matches!(self.naming.origin, NameOrigin::Job) || rules == self.trip.planned_rules())
+        let rules = self.promotion.rules_in_force()?;
+        Ok(!matches!(self.naming.origin, NameOrigin::Job)
+            || rules == self.promotion.planned_rules())
     }
 
     /// Waits until the limiters admit all requests of this round, with only the job permit held.
     async fn admit(&mut self) -> Result<Step, Fault> {
-        let trip = self.trip;
-        let target = trip.engine.limits.of(trip.destination.origin());
-        let source = trip.engine.limits.of(trip.source.origin());
+        let promotion = self.promotion;
+        let target = promotion.engine.limits.of(promotion.destination.origin());
+        let source = promotion.engine.limits.of(promotion.source.origin());
         let mut waits = vec![(Side::Destination, &target, RequestClass::Writes)];
         if self.asks_source() {
             waits.push((Side::Source, &source, RequestClass::Manifests));
@@ -324,17 +330,17 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         for (side, limiter, class) in waits {
             while !limiter.admitted_in(class).is_zero() {
                 let wait = limiter.admitted_in(class);
-                if wait > trip.engine.settings.retry.hold || wait >= self.rounds.time_left() {
+                if wait > promotion.engine.settings.retry.hold || wait >= self.rounds.time_left() {
                     let fault = self.closed(side, wait);
                     return self.wait_or_suspend(side, fault, wait).await;
                 }
                 let stop = if wait > SOON {
-                    &trip.stop.drain
+                    &promotion.stop.drain
                 } else {
-                    &trip.stop.abort
+                    &promotion.stop.abort
                 };
                 // The class may be closed for longer meanwhile.
-                let hold = trip.engine.settings.retry.hold;
+                let hold = promotion.engine.settings.retry.hold;
                 let admitted = timeout(hold, limiter.until_admitted(class));
                 if stoppable(stop, admitted).await?.is_ok() {
                     break;
@@ -350,7 +356,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let text = match side {
             Side::Source => format!(
                 "{}:{} may not be read in the next {seconds} s",
-                self.trip.source.address(),
+                self.promotion.source.address(),
                 self.source_tag()
             ),
             Side::Destination => {
@@ -367,21 +373,21 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// The registry of a side, as metrics and logs name it.
     fn registry(&self, side: Side) -> &str {
         match side {
-            Side::Source => self.trip.source.registry(),
-            Side::Destination => self.trip.destination.registry(),
+            Side::Source => self.promotion.source.registry(),
+            Side::Destination => self.promotion.destination.registry(),
         }
     }
 
     /// Resolves the tag at each side whose answer is too old.
     async fn ask(&mut self) -> Result<Step, Fault> {
-        let trip = self.trip;
-        let target = trip.engine.limits.of(trip.destination.origin());
+        let promotion = self.promotion;
+        let target = promotion.engine.limits.of(promotion.destination.origin());
         let permit = stoppable(
-            &trip.stop.abort,
-            target.naming(trip.ticket.rank(), trip.started),
+            &promotion.stop.abort,
+            target.naming(promotion.ticket.rank(), promotion.started),
         )
         .await?;
-        let source = trip.engine.limits.of(trip.source.origin());
+        let source = promotion.engine.limits.of(promotion.source.origin());
         let asks_source = self.asks_source();
         let asks_destination = self.asks_destination();
         if asks_source && source.closed_for(RequestClass::Manifests) > SOON {
@@ -440,11 +446,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// Sends the PUT. Between production's answer and it only memory is read.
     async fn send(&mut self, permit: NamingPermit) -> Result<Step, Fault> {
-        let trip = self.trip;
+        let promotion = self.promotion;
         let until = self.fresh_until();
         loop {
             let Ok(request) =
-                timeout_at(until, stoppable(&trip.stop.abort, permit.request())).await
+                timeout_at(until, stoppable(&promotion.stop.abort, permit.request())).await
             else {
                 return Ok(self.late(Side::Destination, "the turn to write came late"));
             };
@@ -462,29 +468,32 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                 return Ok(self.late(Side::Destination, "another job has a newer answer"));
             }
             // The last look at the decisions: one that comes later waits for this request's answer.
-            let sending = match trip.engine.ledger.begin_send(&self.candidate()) {
+            let sending = match promotion.engine.ledger.begin_send(&self.candidate()) {
                 Ok(sending) => sending,
                 Err(verdict) => return Ok(self.stopped(verdict)),
             };
             let earlier = std::mem::replace(&mut self.may_have_arrived, true);
             let target = Target::Tag(self.naming.place.tag.clone());
             let put = stoppable(
-                &trip.stop.abort,
-                trip.destination
+                &promotion.stop.abort,
+                promotion
+                    .destination
                     .put_manifest(&target, &self.naming.image.top),
             )
             .await?;
             drop(sending);
-            trip.engine
+            promotion
+                .engine
                 .metrics
-                .rate_limited(trip.destination.registry(), request.record(&put));
+                .rate_limited(promotion.destination.registry(), request.record(&put));
             drop(request);
             let fault = match put {
                 Ok(Put::Accepted { .. }) => {
-                    trip.engine
+                    promotion
+                        .engine
                         .metrics
                         .health
-                        .heard(trip.destination.registry(), None);
+                        .heard(promotion.destination.registry(), None);
                     return Ok(self.moved().await);
                 }
                 Ok(Put::Immutable) => {
@@ -506,36 +515,38 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             };
             self.may_have_arrived = earlier || !is_refusal;
             if fault.class() == Class::Rejected {
-                trip.engine.refusals.note(self.refusal(), &fault);
+                promotion.engine.refusals.note(self.refusal(), &fault);
             }
             if !matches!(fault.class(), Class::Retryable { .. }) {
-                trip.engine
+                promotion
+                    .engine
                     .metrics
                     .health
-                    .heard(trip.destination.registry(), Some(&fault));
+                    .heard(promotion.destination.registry(), Some(&fault));
                 return Err(fault);
             }
             if !is_refusal || Instant::now() + permit.admitted_in() > until {
                 return Ok(Step::Pause(Side::Destination, fault));
             }
-            trip.engine
+            promotion
+                .engine
                 .metrics
-                .retried(trip.destination.registry(), fault.class());
+                .retried(promotion.destination.registry(), fault.class());
         }
     }
 
     async fn repair(&mut self, missing: &[Digest]) -> Result<Step, Fault> {
         let image = self.naming.image;
-        let trip = self.trip;
-        if self.repairs == trip.engine.settings.bounds.repairs {
-            return Err(trip.misses(&image.top, missing));
+        let promotion = self.promotion;
+        if self.repairs == promotion.engine.settings.bounds.repairs {
+            return Err(promotion.misses(&image.top, missing));
         }
         self.repairs += 1;
         // Nothing is repaired for a name that is not cleared any more.
         if let verdict @ (Verdict::Blocked(_) | Verdict::Unknown) = self.verdict() {
             return Ok(self.stopped(verdict));
         }
-        trip.repair(image, &image.top, missing).await?;
+        promotion.repair(image, &image.top, missing).await?;
         Ok(Step::Judge)
     }
 
@@ -545,7 +556,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             return Err(self.gives_up(side, fault));
         };
         let registry = self.registry(side);
-        self.trip.engine.metrics.retried(registry, fault.class());
+        self.promotion
+            .engine
+            .metrics
+            .retried(registry, fault.class());
         tracing::debug!(registry, tag = %self.naming.place.tag, error = %fault.chain(), "the tag is asked about and written again");
         self.wait_or_suspend(side, fault, wait).await
     }
@@ -559,26 +573,27 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         fault: Fault,
         wait: Duration,
     ) -> Result<Step, Fault> {
-        let trip = self.trip;
+        let promotion = self.promotion;
         if self.rounds.count >= ROUNDS || wait >= self.rounds.time_left() {
             return Err(self.gives_up(side, fault));
         }
-        if wait > trip.engine.settings.retry.hold {
-            trip.engine
+        if wait > promotion.engine.settings.retry.hold {
+            promotion
+                .engine
                 .suspended
                 .suspend(self.naming.place, self.rounds);
             let after = Some(wait);
             return Err(Fault::new(Class::Retryable { after }, fault.chain()));
         }
-        stoppable(&trip.stop.drain, tokio::time::sleep(wait)).await?;
+        stoppable(&promotion.stop.drain, tokio::time::sleep(wait)).await?;
         Ok(Step::Judge)
     }
 
     /// As often and as long as one job may: the queue looks again later, and counts anew.
     fn gives_up(&self, side: Side, fault: Fault) -> Fault {
-        self.trip.gave_up.store(true, Ordering::Relaxed);
+        self.promotion.gave_up.store(true, Ordering::Relaxed);
         let registry = self.registry(side);
-        self.trip
+        self.promotion
             .engine
             .metrics
             .health
@@ -588,22 +603,29 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// The manifest is there under its tag.
     async fn moved(&self) -> Step {
-        let trip = self.trip;
+        let promotion = self.promotion;
         let image = self.naming.image;
         let place = self.naming.place;
         let digest = Some(image.top.digest);
-        trip.engine
+        promotion
+            .engine
             .newest
-            .note(&trip.destination, &place.tag, digest, Instant::now());
-        trip.committed(&image.top, Put::Accepted { subject: false })
+            .note(&promotion.destination, &place.tag, digest, Instant::now());
+        promotion
+            .committed(&image.top, Put::Accepted { subject: false })
             .await;
         match self.naming.origin {
             NameOrigin::Job => {
-                trip.remember_manifests(image.subjects.clone()).await;
-                trip.remember_tag(Some(image.top.digest)).await;
+                promotion.remember_manifests(image.subjects.clone()).await;
+                promotion.remember_tag(Some(image.top.digest)).await;
             }
             NameOrigin::Companion(_) | NameOrigin::List => {
-                if let Err(fault) = trip.engine.ledger.found(place, &image.top.digest).await {
+                if let Err(fault) = promotion
+                    .engine
+                    .ledger
+                    .found(place, &image.top.digest)
+                    .await
+                {
                     // The intent says it as well.
                     tracing::warn!(tag = %place.tag, error = %fault.chain(), "the ledger could not be written");
                 }
@@ -644,20 +666,20 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     fn reference(&self) -> String {
         format!(
             "{}:{}",
-            self.trip.destination.address(),
+            self.promotion.destination.address(),
             self.naming.place.tag
         )
     }
 
     /// How long staging's answer lasts, and the longest time an answer may take.
     fn lasting(&self) -> Duration {
-        self.trip.engine.settings.fresh * 5
+        self.promotion.engine.settings.fresh * 5
     }
 
     /// Whether staging must still name what the plan goes by.
     fn needs_source(&self) -> bool {
         match self.naming.origin {
-            NameOrigin::Job => self.trip.job.pinned.is_none(),
+            NameOrigin::Job => self.promotion.job.pinned.is_none(),
             NameOrigin::Companion(_) => true,
             NameOrigin::List => false,
         }
@@ -665,22 +687,22 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// Whether another look or job of this process has a newer answer of staging that differs.
     fn is_source_overtaken(&self) -> bool {
-        let trip = self.trip;
+        let promotion = self.promotion;
         let source = self.facts.source;
-        let newest = &trip.engine.newest;
+        let newest = &promotion.engine.newest;
         let at = self.facts.source_at.filter(|_| self.needs_source());
-        at.is_some_and(|at| newest.differs(&trip.source, self.source_tag(), source, at))
+        at.is_some_and(|at| newest.differs(&promotion.source, self.source_tag(), source, at))
     }
 
     /// Whether another look or job of this process has a newer answer of production that differs:
     /// it may have written the tag itself.
     fn is_destination_overtaken(&self) -> bool {
-        let trip = self.trip;
+        let promotion = self.promotion;
         let facts = &self.facts;
-        let newest = &trip.engine.newest;
+        let newest = &promotion.engine.newest;
         let tag = &self.naming.place.tag;
         newest.differs(
-            &trip.destination,
+            &promotion.destination,
             tag,
             facts.destination,
             facts.destination_at,
@@ -690,7 +712,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     fn source_tag(&self) -> &Tag {
         match self.naming.origin {
             NameOrigin::Companion(tag) => tag,
-            NameOrigin::Job | NameOrigin::List => &self.trip.job.key.tag,
+            NameOrigin::Job | NameOrigin::List => &self.promotion.job.key.tag,
         }
     }
 
@@ -702,7 +724,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
 
     /// When the first of the answers that the name goes by is too old.
     fn fresh_until(&self) -> Instant {
-        let production = self.facts.destination_at + self.trip.engine.settings.fresh;
+        let production = self.facts.destination_at + self.promotion.engine.settings.fresh;
         let staging = self.facts.source_at.filter(|_| self.needs_source());
         staging.map_or(production, |at| production.min(at + self.lasting()))
     }
@@ -711,11 +733,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         let is_answer = self
             .facts
             .destination_via
-            .is_answer(self.trip.destination.abilities());
+            .is_answer(self.promotion.destination.abilities());
         !is_answer
             || self.may_have_arrived
             || self.is_destination_overtaken()
-            || self.facts.destination_at.elapsed() > self.trip.engine.settings.fresh / 2
+            || self.facts.destination_at.elapsed() > self.promotion.engine.settings.fresh / 2
     }
 
     /// The answer of one side. One that takes longer than it would last is not waited for.
@@ -724,17 +746,27 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         question: impl Future<Output = Result<T, Fault>>,
         side: &str,
     ) -> Result<T, Fault> {
-        stoppable(&self.trip.stop.abort, timeout(self.lasting(), question))
-            .await?
-            .unwrap_or_else(|_| Err(self.lateness(&format!("{side} answered late"))))
+        stoppable(
+            &self.promotion.stop.abort,
+            timeout(self.lasting(), question),
+        )
+        .await?
+        .unwrap_or_else(|_| Err(self.lateness(&format!("{side} answered late"))))
     }
 
     async fn source_digest(&self) -> Result<(Option<Digest>, Instant), Fault> {
-        let trip = self.trip;
+        let promotion = self.promotion;
         let tag = self.source_tag();
-        let priority = trip.naming_priority(RequestClass::Manifests);
-        trip.engine
-            .resolve_tag_at(&trip.source, tag, priority, Attempts::Once, trip.stop)
+        let priority = promotion.naming_priority(RequestClass::Manifests);
+        promotion
+            .engine
+            .resolve_tag_at(
+                &promotion.source,
+                tag,
+                priority,
+                Attempts::Once,
+                promotion.stop,
+            )
             .await
     }
 
@@ -743,14 +775,21 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
         if self.naming.planned.destination.is_none()
             && !self.may_have_arrived
             && !self.is_destination_overtaken()
-            && let Some(at) = self.trip.listed_absent(tag).await
+            && let Some(at) = self.promotion.listed_absent(tag).await
         {
             return Ok((None, at));
         }
-        let trip = self.trip;
-        let priority = trip.naming_priority(RequestClass::Manifests);
-        trip.engine
-            .resolve_tag_at(&trip.destination, tag, priority, Attempts::Once, trip.stop)
+        let promotion = self.promotion;
+        let priority = promotion.naming_priority(RequestClass::Manifests);
+        promotion
+            .engine
+            .resolve_tag_at(
+                &promotion.destination,
+                tag,
+                priority,
+                Attempts::Once,
+                promotion.stop,
+            )
             .await
     }
 }

@@ -19,10 +19,10 @@ const COUNTS: Duration = Duration::from_secs(10);
 
 /// The newest answer about each tag. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct NewestAnswers(Arc<Mutex<BTreeMap<TagId, Answer>>>);
+pub(super) struct NewestAnswers(Arc<Mutex<BTreeMap<TagId, NewestAnswer>>>);
 
 #[derive(Clone, Copy)]
-struct Answer {
+struct NewestAnswer {
     digest: Option<Digest>,
     at: Instant,
 }
@@ -40,7 +40,7 @@ impl NewestAnswers {
         let mut answers = self.lock();
         if let Some(answer) = answers.get_mut(&key) {
             if answer.at <= at {
-                *answer = Answer { digest, at };
+                *answer = NewestAnswer { digest, at };
             }
             return;
         }
@@ -48,7 +48,7 @@ impl NewestAnswers {
             answers.retain(|_, answer| answer.at + COUNTS > at);
         }
         if answers.len() < KEPT {
-            answers.insert(key, Answer { digest, at });
+            answers.insert(key, NewestAnswer { digest, at });
         }
     }
 
@@ -65,7 +65,7 @@ impl NewestAnswers {
             .is_some_and(|newest| newest.at > at && newest.digest != digest)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<TagId, Answer>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TagId, NewestAnswer>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,7 +25,7 @@ use crate::transfer::companions::CompanionOutcome;
 use crate::transfer::fan_out::GroupMember;
 use crate::transfer::gates::{Evidence, Judged, Permission};
 use crate::transfer::limits::{RequestClass, RequestPriority};
-use crate::transfer::name::{NameOrigin, Named, Naming};
+use crate::transfer::name::{NameOrigin, Named, TagMove};
 use crate::transfer::plan::Decision;
 use crate::transfer::retry::Stop;
 use crate::transfer::retry::stoppable;
@@ -188,7 +188,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Ok(Round::complete(self.gated(&facts)));
         }
         self.copy_referrers(&image.subjects).await?;
-        let naming = Naming {
+        let naming = TagMove {
             place: &self.job.key.destination,
             origin: NameOrigin::Job,
             image: &image,

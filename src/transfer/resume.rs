@@ -1,8 +1,7 @@
 //! Resumption: finds out how much of an upload the registry holds, and continues from there.
 //!
 //! A registry's offset counts only if two readings apart in time agree (bytes of a dead connection
-//! may still arrive) and if it is not beyond the bytes sent. Without an offset, the acknowledged
-//! chunks count, corrected by what a refusal reports. The greatest checkpoint at or below the
+//! may still arrive) and if it is not beyond the bytes sent. The greatest checkpoint at or below the
 //! offset gives the hasher; the bytes between are read and hashed but not sent. In all other cases
 //! a new session starts.
 //!
@@ -31,28 +30,56 @@ const APART: Duration = Duration::from_millis(300);
 /// Readings that may differ before a session is given up.
 const READINGS: usize = 20;
 
+/// Why an attempt to send the rest of a blob ended.
+pub(super) enum Cut {
+    /// The source ended it.
+    Source(Fault),
+    /// The registry asks for time. The session stands as it was.
+    Paused(Fault),
+    /// The registry reported the session gone.
+    Gone(Fault),
+    /// A request failed; the session may hold some of its bytes.
+    Lost(Fault),
+}
+
+impl Cut {
+    pub(super) fn fault(&self) -> &Fault {
+        match self {
+            Cut::Source(fault) | Cut::Paused(fault) | Cut::Gone(fault) | Cut::Lost(fault) => fault,
+        }
+    }
+
+    pub(super) fn into_fault(self) -> Fault {
+        match self {
+            Cut::Source(fault) | Cut::Paused(fault) | Cut::Gone(fault) | Cut::Lost(fault) => fault,
+        }
+    }
+
+    pub(super) fn is_by_source(&self) -> bool {
+        matches!(self, Cut::Source(_))
+    }
+}
+
+impl From<Fault> for Cut {
+    fn from(fault: Fault) -> Cut {
+        Cut::Lost(fault)
+    }
+}
+
 /// The state of an upload.
 pub(super) struct UploadState {
     /// The session.
     pub(super) upload: Upload,
     /// Bytes that the registry has acknowledged.
     pub(super) held: u64,
-    /// The length that a refusal reported.
-    pub(super) reported_length: Option<u64>,
     /// Points from which hashing can continue, in rising order.
     pub(super) checkpoints: VecDeque<Checkpoint>,
     /// Bytes handed to the last request, from the start of the blob.
     pub(super) passed: u64,
-    /// Whether the source ended the last attempt.
-    pub(super) source_failed: bool,
-    /// Whether the last attempt ended only because the registry asks for time.
-    pub(super) paused: bool,
     /// Whether bytes of an earlier attempt are kept.
     pub(super) resumed: bool,
     /// Whether another process has sent an unknown number of bytes to the session.
     taken_up: bool,
-    /// Whether the registry reported the session gone.
-    pub(super) gone: bool,
     /// Bytes that the session held when the last attempt began.
     pub(super) held_before: u64,
     /// Attempts in a row without a further byte.
@@ -68,14 +95,10 @@ impl UploadState {
         UploadState {
             upload,
             held: 0,
-            reported_length: None,
             checkpoints: VecDeque::new(),
             passed: 0,
-            source_failed: false,
-            paused: false,
             resumed: false,
             taken_up: false,
-            gone: false,
             held_before: 0,
             fruitless: 0,
         }
@@ -107,7 +130,6 @@ impl UploadState {
             held,
             fruitless,
             resumed: held > 0,
-            source_failed: false,
             ..self
         }
     }
@@ -120,6 +142,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         blob: &Descriptor,
         mut state: UploadState,
+        is_gone: bool,
     ) -> Result<Option<UploadState>, Fault> {
         if state.passed >= blob.size && self.is_there(blob).await? {
             return Ok(None);
@@ -129,10 +152,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         } else {
             state.passed
         };
-        let offset = if state.gone {
+        let offset = if is_gone {
             None
         } else {
-            self.offset_to_go_on(&mut state).await?
+            self.offset_to_go_on(&mut state.upload).await?
         };
         state.fruitless += 1;
         match offset {
@@ -150,8 +173,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The offset of the session. `None` also if it answers with an error, as a broken session
     /// does: opening a new one shows whether the whole registry is down.
-    async fn offset_to_go_on(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
-        match self.true_offset(state).await {
+    async fn offset_to_go_on(&self, upload: &mut Upload) -> Result<Option<u64>, Fault> {
+        if self.destination.abilities().resume == Resume::Never {
+            return Ok(None);
+        }
+        match self.settled_offset(upload).await {
             Err(fault)
                 if matches!(
                     fault.class(),
@@ -205,10 +231,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Drops an upload that is not needed: the blob is there already.
     pub(super) async fn forget_upload(&self, blob: &Descriptor, stored: Option<StoredUpload>) {
         let Some(stored) = stored else { return };
-        let upload = Upload {
-            location: stored.location,
-            chunk_min: None,
-        };
+        let location = stored.location;
         if stored.finishing {
             // Its closing request may have created the blob.
             self.engine
@@ -220,7 +243,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 )
                 .await;
         } else {
-            self.drop_upload(blob, upload).await;
+            self.drop_upload(blob, Upload { location }).await;
         }
     }
 
@@ -244,7 +267,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let size = stored.size;
         let mut state = restored(blob, stored);
-        let state = match self.offset_to_go_on(&mut state).await? {
+        let state = match self.offset_to_go_on(&mut state.upload).await? {
             Some(held) if held > 0 && held <= blob.size && size == blob.size => {
                 self.engine.metrics.resumed(held);
                 tracing::info!(destination = %self.destination.address(), blob = %blob.digest, held, size = blob.size, "going on with an upload of before");
@@ -267,16 +290,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.remember_blob(blob).await;
         }
         Ok(there)
-    }
-
-    /// The offset to continue from, as far as this kind of registry tells. `None`: none.
-    async fn true_offset(&self, state: &mut UploadState) -> Result<Option<u64>, Fault> {
-        match self.destination.abilities().resume {
-            Resume::Status => self.settled_offset(&mut state.upload).await,
-            // The acknowledged bytes, unless a refusal reported others.
-            Resume::Journal => Ok(Some(state.reported_length.unwrap_or(state.held))),
-            Resume::Never => Ok(None),
-        }
     }
 
     /// The offset on which two readings apart in time agree. `None`: there is none.

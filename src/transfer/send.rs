@@ -1,19 +1,16 @@
-//! The requests that send a blob through an open session: one, two, or one for each chunk, by the
-//! registry's kind.
+//! The requests that send a blob through an open session: one or two, by the registry's kind.
 //!
-//! Acknowledged bytes are recorded as they come, and journalled for large blobs, so that a
-//! resumption knows the offset.
+//! Checkpoints are recorded as bytes pass, and journalled for large blobs, so that a resumption can
+//! go on hashing from there.
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::Promotion;
-use super::chunk::Chunks;
 use super::limits::RequestClass;
-use super::resume::UploadState;
+use super::resume::{Cut, UploadState};
 use super::stall::{self, Wait, Watch};
 use super::verify::{Checkpoint, VerifiedBlob};
 use crate::endpoint::{Destination, Offset, Sent, Source, Upload, UploadStyle};
@@ -26,13 +23,6 @@ struct Request<'a> {
     upload: &'a mut Upload,
     /// Bytes that the registry has acknowledged.
     held: &'a mut u64,
-    /// The length that a refusal reported.
-    reported_length: &'a mut Option<u64>,
-    /// Whether the registry reported the session gone.
-    gone: &'a mut bool,
-    /// Whether the attempt ends only because the registry asks for time.
-    paused: &'a mut bool,
-    acknowledged: mpsc::UnboundedSender<Checkpoint>,
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -42,36 +32,22 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         blob: &Descriptor,
         state: &mut UploadState,
         verified: &VerifiedBlob,
-        acknowledged: mpsc::UnboundedSender<Checkpoint>,
         checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
-    ) -> Result<(), Fault> {
-        let UploadState {
-            upload,
-            held,
-            reported_length,
-            gone,
-            paused,
-            checkpoints: kept,
-            ..
-        } = state;
-        *reported_length = None;
+    ) -> Result<(), Cut> {
         let request = Request {
             verified,
-            upload,
-            held,
-            reported_length,
-            gone,
-            paused,
-            acknowledged,
+            upload: &mut state.upload,
+            held: &mut state.held,
         };
         let requests = pin!(async {
             tokio::select! {
                 biased;
                 ended = self.requests(blob, request) => ended,
-                wait = self.stalled(blob, verified) => Err(self.stall(wait)),
+                wait = self.stalled(blob, verified) => Err(self.stall(wait).into()),
             }
         });
-        self.journalled(blob, requests, checkpoints, kept).await
+        self.journalled(blob, requests, checkpoints, &mut state.checkpoints)
+            .await
     }
 
     /// Ends when too few bytes move, with the side that causes the wait.
@@ -127,133 +103,79 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         ))
     }
 
-    async fn requests(&self, blob: &Descriptor, mut request: Request<'_>) -> Result<(), Fault> {
+    async fn requests(&self, blob: &Descriptor, mut request: Request<'_>) -> Result<(), Cut> {
         match self.destination.abilities().upload {
             UploadStyle::Whole => {}
-            UploadStyle::Stream => self.chunk(blob, &mut request, blob.size).await?,
-            UploadStyle::Chunked {
-                least,
-                most,
-                last_in_put,
-            } => {
-                let mut chunks = Chunks::new(least, most, request.upload.chunk_min);
-                while blob.size - *request.held > if last_in_put { chunks.size() } else { 0 } {
-                    if self.stop.drain.is_cancelled() && self.can_be_taken_up(blob) {
-                        return Err(Fault::cancelled());
-                    }
-                    let (began, before, held) =
-                        (Instant::now(), request.verified.sample(), *request.held);
-                    self.chunk(blob, &mut request, chunks.size()).await?;
-                    let took = began.elapsed();
-                    let after = request.verified.sample();
-                    let moving = (after.source + after.destination)
-                        .saturating_sub(before.source + before.destination);
-                    chunks.acknowledged(*request.held - held, took, took.saturating_sub(moving));
-                }
-            }
+            UploadStyle::Stream => self.stream(blob, &mut request).await?,
         }
         self.close(blob, &mut request).await
     }
 
-    /// Sends the next bytes, at most so many.
-    async fn chunk(
-        &self,
-        blob: &Descriptor,
-        request: &mut Request<'_>,
-        most: u64,
-    ) -> Result<(), Fault> {
-        self.pause_if_closed(request.paused)?;
-        let Request {
-            verified,
-            upload,
-            held,
-            ..
-        } = request;
-        let length = most.min(blob.size - **held);
+    /// Sends the rest in one PATCH.
+    async fn stream(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Cut> {
+        self.pause_if_closed()?;
+        let verified = request.verified;
+        let offset = *request.held;
+        let length = blob.size - offset;
         if length == 0 {
             return Ok(());
         }
-        let end = **held + length;
-        verified.mark(end);
-        match self
-            .body(
-                verified,
-                self.destination
-                    .send_chunk(upload, **held, length, verified.segment(length)),
-            )
-            .await?
-        {
+        let body = verified.segment(length);
+        let chunk = self
+            .destination
+            .send_chunk(request.upload, offset, length, body);
+        match self.body(verified, chunk).await? {
             Sent::Accepted {
                 reported: Some(reported),
-            } if self.destination.abilities().reports_offset && reported != end => {
-                Err(Fault::retryable(format!(
-                    "{} reports {reported} bytes of an upload that holds {end}",
-                    self.destination.registry()
-                )))
-            }
+            } if reported != blob.size => Err(Fault::retryable(format!(
+                "{} reports {reported} bytes of an upload that holds {}",
+                self.destination.registry(),
+                blob.size
+            ))
+            .into()),
             Sent::Accepted { .. } => {
-                **held = end;
-                self.journal_chunk(blob, upload, verified.marked().as_ref())
-                    .await;
-                if let Some(checkpoint) = verified.marked() {
-                    // The receiver lives as long as this request.
-                    let _ = request.acknowledged.send(checkpoint);
-                }
+                *request.held = blob.size;
                 Ok(())
             }
-            other => Err(self.lost(other, request.reported_length, request.gone)),
+            other => Err(self.lost(other)),
         }
     }
 
-    async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Fault> {
-        let Request {
-            verified,
-            upload,
-            held,
-            ..
-        } = request;
-        let length = blob.size - **held;
+    async fn close(&self, blob: &Descriptor, request: &mut Request<'_>) -> Result<(), Cut> {
+        let verified = request.verified;
+        let offset = *request.held;
+        let length = blob.size - offset;
         if length == 0 && !verified.is_verified() {
             self.verify_rest(blob, verified).await?;
         }
-        self.pause_if_closed(request.paused)?;
+        self.pause_if_closed()?;
         self.journal_finishing(blob).await;
-        match self
-            .body(
-                verified,
-                self.destination.finish_upload(
-                    upload,
-                    &blob.digest,
-                    **held,
-                    length,
-                    verified.segment(length),
-                ),
-            )
-            .await?
-        {
+        let body = verified.segment(length);
+        let closing =
+            self.destination
+                .finish_upload(request.upload, &blob.digest, offset, length, body);
+        match self.body(verified, closing).await? {
             Sent::Accepted { .. } => Ok(()),
-            other => Err(self.lost(other, request.reported_length, request.gone)),
+            other => Err(self.lost(other)),
         }
     }
 
     /// Ends the attempt if the registry asks for time: no permit is held during that wait, and a
     /// resumption follows.
-    fn pause_if_closed(&self, paused: &mut bool) -> Result<(), Fault> {
+    fn pause_if_closed(&self) -> Result<(), Cut> {
         let closed_for = self
             .engine
             .limits
             .of(self.destination.origin())
             .closed_for(RequestClass::Uploads);
-        *paused = !closed_for.is_zero();
-        match *paused {
-            true => Err(Fault::new(
-                Class::Retryable {
-                    after: Some(closed_for),
-                },
-                "the registry asks for time",
-            )),
-            false => Ok(()),
+        if closed_for.is_zero() {
+            return Ok(());
         }
+        let after = Some(closed_for);
+        Err(Cut::Paused(Fault::new(
+            Class::Retryable { after },
+            "the registry asks for time",
+        )))
     }
 
     /// Sends an upload request once the limiter allows it, and records its result there.
@@ -287,20 +209,18 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    fn lost(&self, sent: Sent, reported_length: &mut Option<u64>, gone: &mut bool) -> Fault {
+    fn lost(&self, sent: Sent) -> Cut {
         let registry = self.destination.registry();
-        *gone = matches!(sent, Sent::Gone | Sent::Misplaced(Offset::Gone));
-        match sent {
-            Sent::Misplaced(offset) => {
-                *reported_length = match offset {
-                    Offset::At(offset) => Some(offset),
-                    Offset::Gone | Offset::Unknown => None,
-                };
-                Fault::retryable(format!(
-                    "{registry} holds another length of the upload than was sent"
-                ))
+        let text = match sent {
+            Sent::Misplaced(_) => {
+                format!("{registry} holds another length of the upload than was sent")
             }
-            _ => Fault::retryable(format!("{registry} has lost the upload session")),
+            _ => format!("{registry} has lost the upload session"),
+        };
+        let fault = Fault::retryable(text);
+        match sent {
+            Sent::Gone | Sent::Misplaced(Offset::Gone) => Cut::Gone(fault),
+            _ => Cut::Lost(fault),
         }
     }
 
@@ -310,26 +230,22 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn journalled(
         &self,
         blob: &Descriptor,
-        mut requests: Pin<&mut impl Future<Output = Result<(), Fault>>>,
+        mut requests: Pin<&mut impl Future<Output = Result<(), Cut>>>,
         mut checkpoints: mpsc::UnboundedReceiver<Checkpoint>,
         kept: &mut VecDeque<Checkpoint>,
-    ) -> Result<(), Fault> {
-        let in_chunks = matches!(
-            self.destination.abilities().upload,
-            UploadStyle::Chunked { .. }
-        );
-        let may_leave = self.can_be_taken_up(blob) && !in_chunks;
+    ) -> Result<(), Cut> {
+        let may_leave = self.can_be_taken_up(blob);
         let ended = async {
             loop {
                 tokio::select! {
                     biased;
                     ended = &mut requests => return ended,
-                    () = self.stop.abort.cancelled() => return Err(Fault::cancelled()),
-                    () = self.stop.drain.cancelled(), if may_leave => return Err(Fault::cancelled()),
+                    () = self.stop.abort.cancelled() => return Err(Fault::cancelled().into()),
+                    () = self.stop.drain.cancelled(), if may_leave => {
+                        return Err(Fault::cancelled().into());
+                    }
                     Some(checkpoint) = checkpoints.recv() => {
-                        if !in_chunks {
-                            self.journal_checkpoint(blob, &checkpoint).await;
-                        }
+                        self.journal_checkpoint(blob, &checkpoint).await;
                         kept.push_back(checkpoint);
                     }
                 }
@@ -337,9 +253,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         .await;
         while let Ok(checkpoint) = checkpoints.try_recv() {
-            if !in_chunks {
-                self.journal_checkpoint(blob, &checkpoint).await;
-            }
+            self.journal_checkpoint(blob, &checkpoint).await;
             kept.push_back(checkpoint);
         }
         ended

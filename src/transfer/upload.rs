@@ -15,7 +15,7 @@ use super::Promotion;
 use super::admission::BodyPermit;
 use super::fan_out::Reader;
 use super::limits::{self, RegistryLimiter, RequestClass, RequestPriority};
-use super::resume::UploadState;
+use super::resume::{Cut, UploadState};
 use super::retry::{Retry, RetryState, stoppable};
 use super::verify::{Checkpoint, Opening, VerifiedBlob, Watchers};
 use crate::endpoint::{BlobBody, Destination, Source};
@@ -23,9 +23,22 @@ use crate::fault::{Class, Fault};
 use crate::job::{ActiveBlob, BlobOutcome};
 use crate::oci::Descriptor;
 
-/// What has been tried with one blob.
-struct Attempts {
-    state: RetryState,
+/// An upload between its open session and the committed blob. Each step returns the next stage.
+enum Stage {
+    /// The next attempt sends what the session does not hold.
+    Open(UploadState),
+    /// The last attempt was cut.
+    Broken(UploadState, Cut),
+    /// The registry has committed the blob.
+    Committed {
+        /// Whether bytes of an earlier attempt were kept.
+        resumed: bool,
+    },
+}
+
+/// How often the upload of one blob may fail.
+struct Budget {
+    retries: RetryState,
     /// What the registry held of it at first, and the most that it has ever held.
     first: u64,
     best: u64,
@@ -39,26 +52,23 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) async fn send(
         &self,
         blob: &Descriptor,
-        mut upload: UploadState,
+        upload: UploadState,
     ) -> Result<BlobOutcome, Fault> {
         self.journal_opening(blob, &upload).await;
-        let mut attempts = Attempts {
-            state: RetryState::new(self.engine.settings.retry.holding()),
+        let mut budget = Budget {
+            retries: RetryState::new(self.engine.settings.retry.holding()),
             first: upload.held,
             best: upload.held,
             is_afresh: false,
         };
         let mut shown = None;
+        let mut stage = Stage::Open(upload);
         let resumed = loop {
-            let resumed = upload.resumed;
-            match self.send_once(blob, &mut upload, &mut shown).await {
-                Ok(()) => break resumed,
-                Err(fault) => match self.recover(blob, upload, fault, &mut attempts).await? {
-                    Some(next) => upload = next,
-                    // The cut came after the registry had closed the session.
-                    None => break resumed,
-                },
-            }
+            stage = match stage {
+                Stage::Open(upload) => self.send_once(blob, upload, &mut shown).await,
+                Stage::Broken(upload, cut) => self.recover(blob, upload, cut, &mut budget).await?,
+                Stage::Committed { resumed } => break resumed,
+            };
         };
         self.engine
             .index
@@ -87,44 +97,45 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
     }
 
-    /// What to do after an attempt that failed: go on, start over, or give up. `None`: the blob is
-    /// there all the same.
+    /// The stage after an attempt that was cut: goes on, starts over, or gives up.
     async fn recover(
         &self,
         blob: &Descriptor,
-        mut upload: UploadState,
-        fault: Fault,
-        attempts: &mut Attempts,
-    ) -> Result<Option<UploadState>, Fault> {
-        if fault.class() == Class::Corrupt && !attempts.is_afresh {
-            attempts.is_afresh = true;
-            return self.start_over(blob, upload).await.map(Some);
-        }
-        if upload.source_failed {
-            return self.give_up(blob, upload, fault, attempts).await;
+        upload: UploadState,
+        cut: Cut,
+        budget: &mut Budget,
+    ) -> Result<Stage, Fault> {
+        if cut.fault().class() == Class::Corrupt && !budget.is_afresh {
+            budget.is_afresh = true;
+            return self.start_over(blob, upload).await.map(Stage::Open);
         }
         let limiter = self.engine.limits.of(self.destination.origin());
         let uploads = self.uploads(&limiter);
-        if upload.paused {
-            // Nothing was lost: the attempt goes on from where it stands.
-            return match uploads.opened(&mut attempts.state).await {
-                Ok(()) => {
-                    upload.paused = false;
-                    Ok(Some(upload))
-                }
-                Err(cancelled) if cancelled.class() == Class::Cancelled => Err(cancelled),
-                Err(_) => self.give_up(blob, upload, fault, attempts).await,
-            };
+        let may_go_on = match &cut {
+            Cut::Source(_) => false,
+            Cut::Paused(_) => match uploads.opened(&mut budget.retries).await {
+                Ok(()) => return Ok(Stage::Open(upload)),
+                Err(cancelled) if cancelled.class() == Class::Cancelled => return Err(cancelled),
+                Err(_) => false,
+            },
+            Cut::Gone(fault) | Cut::Lost(fault) => {
+                uploads.wait_after(&mut budget.retries, fault).await?
+            }
+        };
+        if !may_go_on {
+            return Err(self.give_up(blob, upload, cut, budget).await);
         }
-        if !uploads.wait_after(&mut attempts.state, &fault).await? {
-            return self.give_up(blob, upload, fault, attempts).await;
+        let resumed = upload.resumed;
+        let is_gone = matches!(cut, Cut::Gone(_));
+        let Some(next) = self.go_on(blob, upload, is_gone).await? else {
+            // The cut came after the registry had committed the blob.
+            return Ok(Stage::Committed { resumed });
+        };
+        if next.held > budget.best {
+            budget.best = next.held;
+            budget.retries.progress();
         }
-        let next = self.go_on(blob, upload).await?;
-        if let Some(next) = next.as_ref().filter(|next| next.held > attempts.best) {
-            attempts.best = next.held;
-            attempts.state.progress();
-        }
-        Ok(next)
+        Ok(Stage::Open(next))
     }
 
     /// Leaves behind what another try, maybe of another process, can go on with, and nothing else.
@@ -132,19 +143,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         &self,
         blob: &Descriptor,
         upload: UploadState,
-        fault: Fault,
-        attempts: &Attempts,
-    ) -> Result<Option<UploadState>, Fault> {
-        if upload.held > attempts.first && self.can_be_taken_up(blob) {
+        cut: Cut,
+        budget: &Budget,
+    ) -> Fault {
+        if upload.held > budget.first && self.can_be_taken_up(blob) {
             self.has_progressed.store(true, Ordering::Relaxed);
         }
-        let blamed = if upload.source_failed {
+        let blamed = if cut.is_by_source() {
             self.source.registry()
         } else {
             self.destination.registry()
         };
+        self.note_refusal(blob, &cut, upload.passed);
+        let fault = cut.into_fault();
         self.engine.metrics.health.heard(blamed, Some(&fault));
-        self.note_refusal(blob, &upload, &fault);
         let wrong = matches!(
             fault.class(),
             Class::Corrupt | Class::Rejected | Class::NotFound
@@ -152,7 +164,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if wrong || !self.can_be_taken_up(blob) && fault.class() != Class::Cancelled {
             self.drop_upload(blob, upload.upload).await;
         }
-        Err(fault)
+        fault
     }
 
     fn reads<'a>(&'a self, limiter: &'a RegistryLimiter) -> Retry<'a> {
@@ -224,27 +236,31 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn send_once(
         &self,
         blob: &Descriptor,
-        upload: &mut UploadState,
+        mut upload: UploadState,
         shown: &mut Option<Arc<ActiveBlob>>,
-    ) -> Result<(), Fault> {
+    ) -> Stage {
         let from_start = upload.held == 0 && upload.checkpoints.is_empty();
-        let (reader, _permit) = self.admitted(blob, from_start).await?;
+        let (reader, _permit) = match self.admitted(blob, from_start).await {
+            Ok(admitted) => admitted,
+            Err(fault) => return Stage::Broken(upload, Cut::Lost(fault)),
+        };
         let (sender, checkpoints) = mpsc::unbounded_channel();
         let progress = shown.get_or_insert_with(|| self.show(blob)).clone();
-        let verified = self.verified(blob, upload, reader, sender.clone(), progress);
+        let verified = self.verified(blob, &upload, reader, sender, progress);
         let start = upload.held;
         upload.held_before = start;
         let sent = self
-            .send_body(blob, upload, &verified, sender, checkpoints)
+            .send_body(blob, &mut upload, &verified, checkpoints)
             .await;
-        self.sent
-            .fetch_add(verified.passed().saturating_sub(start), Ordering::Relaxed);
         upload.passed = verified.passed();
-        upload.source_failed = verified.source_fault().is_some();
+        let passed = upload.passed.saturating_sub(start);
+        self.sent.fetch_add(passed, Ordering::Relaxed);
         match (sent, verified.source_fault()) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(fault)) => Err(self.blame_source(fault)),
-            (Err(fault), None) => Err(fault),
+            (Ok(()), _) => Stage::Committed {
+                resumed: upload.resumed,
+            },
+            (Err(_), Some(fault)) => Stage::Broken(upload, Cut::Source(self.blame_source(fault))),
+            (Err(cut), None) => Stage::Broken(upload, cut),
         }
     }
 

@@ -4,8 +4,8 @@
 //!   digest: a destination cannot finish a corrupt blob.
 //! - A source that breaks off is opened again at the same offset, within its retry budget. The
 //!   destination sees only a pause.
-//! - A verified blob outlives its requests: chunks are segments of one blob. A checkpoint (offset
-//!   and hasher state) is taken about every 8 MiB, so that an upload can resume.
+//! - A verified blob outlives its requests. A checkpoint (offset and hasher state) is taken about
+//!   every 8 MiB, so that an upload can resume.
 //!
 //! No byte is copied and nothing is allocated per frame.
 
@@ -72,9 +72,6 @@ struct State {
     /// Hashed bytes that wait to be passed on.
     ready: VecDeque<Bytes>,
     checkpointed: u64,
-    /// The offset of the requested checkpoint, and the checkpoint once it is reached.
-    mark: u64,
-    marked: Option<Checkpoint>,
     limiters: [Option<Arc<RegistryLimiter>>; 2],
     pause: Option<Pin<Box<Sleep>>>,
     watchers: Watchers,
@@ -107,8 +104,6 @@ impl VerifiedBlob {
             hashed: from.offset,
             passed: skip_to,
             checkpointed: from.offset,
-            mark: 0,
-            marked: None,
             hasher: Some(from.hasher),
             ready: VecDeque::new(),
             limiters,
@@ -130,23 +125,6 @@ impl VerifiedBlob {
             verified: self.clone(),
             left: length,
         })
-    }
-
-    /// Requests a checkpoint at exactly `offset`, which has not been passed on yet. It replaces an
-    /// earlier request.
-    pub fn mark(&self, offset: u64) {
-        let mut state = self.lock();
-        state.mark = offset;
-        state.marked = None;
-        if state.hashed == offset {
-            state.keep_mark();
-        }
-    }
-
-    /// The requested checkpoint, once its bytes are hashed. None at the end of the blob: nothing
-    /// follows there.
-    pub fn marked(&self) -> Option<Checkpoint> {
-        self.lock().marked.clone()
     }
 
     /// Bytes passed on, from the start of the blob.
@@ -263,23 +241,12 @@ impl State {
                 self.blob.size
             )));
         }
-        let until_mark = self.mark.saturating_sub(self.hashed).min(length) as usize;
-        let (before, after) = bytes.split_at(until_mark);
         let hasher = self
             .hasher
             .as_mut()
             .expect("the hasher is taken at the end only");
-        hasher.update(before);
-        self.hashed += before.len() as u64;
-        if !before.is_empty() && self.hashed == self.mark {
-            self.keep_mark();
-        }
-        let hasher = self
-            .hasher
-            .as_mut()
-            .expect("the hasher is taken at the end only");
-        hasher.update(after);
-        self.hashed += after.len() as u64;
+        hasher.update(&bytes);
+        self.hashed += length;
         self.pay(length);
         self.checkpoint();
         let known = self.passed_in(&bytes);
@@ -312,13 +279,6 @@ impl State {
         if !wait.is_zero() {
             self.pause = Some(Box::pin(tokio::time::sleep(wait)));
         }
-    }
-
-    fn keep_mark(&mut self) {
-        self.marked = self.hasher.clone().map(|hasher| Checkpoint {
-            offset: self.hashed,
-            hasher,
-        });
     }
 
     fn checkpoint(&mut self) {

@@ -152,7 +152,7 @@ async fn a_blob_that_is_there_may_come_again<D: Destination>(repository: &D) {
 
 async fn chunks_add_up<D: Destination>(repository: &D) {
     let mut session = begin(repository, &Digest::sha256(b"chunks")).await;
-    let chunk = chunk_size(repository, &session);
+    let chunk = CHUNK;
     let bytes = content("chunks", 2 * chunk + 7);
     let blob = layer(Digest::sha256(&bytes), bytes.len() as u64);
     for number in 0..2 {
@@ -166,12 +166,10 @@ async fn chunks_add_up<D: Destination>(repository: &D) {
             panic!("chunk {number}: {sent:?}")
         };
         let held = at + chunk as u64;
-        if repository.abilities().reports_offset {
-            assert!(
-                reported.is_none_or(|reported| reported == held),
-                "chunk {number}: {reported:?}"
-            );
-        }
+        assert!(
+            reported.is_none_or(|reported| reported == held),
+            "chunk {number}: {reported:?}"
+        );
         if repository.abilities().resume == Resume::Status {
             assert_eq!(
                 repository.upload_offset(&mut session).await.unwrap(),
@@ -217,7 +215,7 @@ async fn a_misplaced_chunk_tells_the_true_offset<D: Destination>(repository: &D)
         return;
     }
     let mut session = begin(repository, &Digest::sha256(b"misplaced")).await;
-    let chunk = chunk_size(repository, &session);
+    let chunk = CHUNK;
     let bytes = content("misplaced", 2 * chunk);
     let part = |from: usize| BlobBody::full(bytes.slice(from..from + chunk));
     for (offset, held) in [(chunk, 0), (0, 0), (0, chunk)] {
@@ -293,7 +291,7 @@ async fn a_cut_upload_goes_on<D: Destination>(repository: &D) {
 async fn wrong_bytes_never_become_a_blob<D: Destination>(repository: &D) {
     let promised = Digest::sha256(b"promised");
     let mut session = begin(repository, &promised).await;
-    let chunk = chunk_size(repository, &session);
+    let chunk = CHUNK;
     let bytes = content("wrong", chunk);
     repository
         .send_chunk(&mut session, 0, chunk as u64, BlobBody::full(bytes.clone()))
@@ -667,15 +665,10 @@ async fn memory_keeps_the_contract() {
 async fn memory_keeps_the_contract_at_its_oddest() {
     let registry = memory::Registry::new("odd");
     registry.set(|settings| {
-        settings.abilities.upload = UploadStyle::Chunked {
-            least: 1000,
-            most: 5000,
-            last_in_put: false,
-        };
-        settings.abilities.resume = Resume::Journal;
+        settings.abilities.upload = UploadStyle::Stream;
+        settings.abilities.resume = Resume::Never;
         settings.abilities.mount = Mount::Off;
         settings.abilities.mount_asks = false;
-        settings.abilities.reports_offset = false;
         settings.referrers = false;
         settings.claims_digests = false;
         settings.tells_offset = false;

@@ -240,12 +240,6 @@ pub fn assert_failed(completion: &Completion, class: Class) {
     assert_eq!(fault.class().name(), class.name(), "{}", fault.chain());
 }
 
-const CHUNKS: UploadStyle = UploadStyle::Chunked {
-    least: 5 * MIB as u64,
-    most: 5 * MIB as u64,
-    last_in_put: true,
-};
-
 #[tokio::test(start_paused = true)]
 async fn every_byte_crosses_once_and_the_tag_is_the_last_request() {
     let world = World::new();
@@ -284,17 +278,7 @@ async fn every_byte_crosses_once_and_the_tag_is_the_last_request() {
 
 #[tokio::test(start_paused = true)]
 async fn all_ways_of_uploading_carry_the_same_bytes() {
-    let chunked = |last_in_put| UploadStyle::Chunked {
-        least: 1,
-        most: 30_000,
-        last_in_put,
-    };
-    for style in [
-        UploadStyle::Whole,
-        UploadStyle::Stream,
-        chunked(true),
-        chunked(false),
-    ] {
+    for style in [UploadStyle::Whole, UploadStyle::Stream] {
         let world = World::new();
         world
             .production
@@ -410,44 +394,6 @@ async fn where_nothing_is_kept_a_new_session_gets_the_whole_blob() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_status_acknowledged_chunks_are_gone_on_from() {
-    for tells in [true, false] {
-        let world = World::new();
-        world.production.set(|settings| {
-            settings.abilities = blobferry::endpoint::Abilities {
-                upload: CHUNKS,
-                resume: Resume::Journal,
-                mount: Mount::Committed,
-                mount_asks: false,
-                reports_offset: false,
-                current_lists: true,
-                needs_fallback_lists: false,
-            };
-            settings.tells_offset = tells;
-        });
-        let layer = world.layer("app", 1, 24 * MIB);
-        let image = world.image("app", "v1", std::slice::from_ref(&layer));
-        for after in [0, 5 * MIB, 2 * MIB] {
-            // The first cut meets the config, the second the first chunk after it was complete.
-            world.production.cut_next_upload(after as u64);
-        }
-        let completion = world.promote("app", "v1").await;
-        assert_promoted(&completion);
-        world.assert_arrived("app", "v1", &image);
-        assert_eq!(
-            world.production.count(Operation::UploadOffset),
-            0,
-            "there is no status to ask"
-        );
-        let again = completion.cost.bytes_sent - layer.size;
-        assert!(
-            again < if tells { 11 } else { 16 } * MIB as u64,
-            "{again} bytes were sent again"
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_killed_process_goes_on_where_the_registry_stands() {
     let world = World::new().slowly(MIB);
     let layer = world.layer("app", 1, 40 * MIB);
@@ -472,32 +418,6 @@ async fn a_killed_process_goes_on_where_the_registry_stands() {
         next.calls(Operation::ReadBlob),
         [16 * MIB as u64],
         "from the last checkpoint on"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_killed_process_goes_on_after_its_last_acknowledged_chunk() {
-    let world = World::new().slowly(MIB);
-    world.production.set(|settings| {
-        settings.abilities.upload = CHUNKS;
-        settings.abilities.resume = Resume::Journal;
-        settings.abilities.reports_offset = false;
-    });
-    let layer = world.layer("app", 1, 40 * MIB);
-    let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    world
-        .killed_after("app", "v1", Duration::from_secs(23))
-        .await;
-    world.staging.clear_calls();
-    let next = world.restarted();
-    let completion = next.promote("app", "v1").await;
-    assert_promoted(&completion);
-    next.assert_arrived("app", "v1", &image);
-    assert_eq!(completion.cost.blobs.resumed, 1);
-    let sent = completion.cost.bytes_sent as usize / MIB;
-    assert!(
-        (16..=20).contains(&sent),
-        "{sent} MiB were sent after a kill at 23 of 40, with 20 acknowledged"
     );
 }
 
@@ -1049,35 +969,6 @@ async fn a_drain_leaves_what_the_registry_keeps_and_goes_on_later() {
         completion.cost.bytes_sent <= 16 * MIB as u64,
         "{} bytes were sent after a drain at 25 of 40 MiB",
         completion.cost.bytes_sent
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_drain_ends_at_a_chunk_where_only_chunks_are_kept() {
-    let world = World::new().slowly(MIB);
-    world.production.set(|settings| {
-        settings.abilities.upload = CHUNKS;
-        settings.abilities.resume = Resume::Journal;
-        settings.abilities.reports_offset = false;
-    });
-    let layer = world.layer("app", 1, 40 * MIB);
-    let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let drain = world.stop.drain.clone();
-    let stop = async {
-        tokio::time::sleep(Duration::from_secs(23)).await;
-        drain.cancel();
-    };
-    let (completion, ()) = tokio::join!(world.promote("app", "v1"), stop);
-    assert_eq!(completion.outcome, Outcome::Interrupted);
-    let sent = completion.cost.bytes_sent;
-    let next = world.restarted();
-    let completion = next.promote("app", "v1").await;
-    assert_promoted(&completion);
-    next.assert_arrived("app", "v1", &image);
-    assert_eq!(
-        completion.cost.bytes_sent + sent,
-        image.blobs.iter().map(|blob| blob.size).sum::<u64>(),
-        "no byte was sent twice"
     );
 }
 

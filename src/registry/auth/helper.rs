@@ -147,7 +147,7 @@ impl CachedHelper {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct HelperAnswer {
     #[serde(default)]
     username: String,
     secret: SecretString,
@@ -227,7 +227,7 @@ fn read(name: &str, status: ExitStatus, said: &[u8]) -> Result<Option<Login>, Fa
             format!("credential helper {name} failed ({status}){reason}"),
         ));
     }
-    let answer: Answer = serde_json::from_str(text.trim()).map_err(|_| {
+    let answer: HelperAnswer = serde_json::from_str(text.trim()).map_err(|_| {
         Fault::new(
             Class::Auth,
             format!("credential helper {name} did not answer with the JSON of the helper protocol"),

@@ -163,7 +163,6 @@ impl Server {
     fn upload(&self, path: &str) -> Upload {
         Upload {
             location: self.url(path),
-            chunk_min: None,
         }
     }
 }

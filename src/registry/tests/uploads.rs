@@ -102,11 +102,7 @@ async fn an_upload_goes_its_way() {
     let server = Server::start(|asked| match asked.line.split_once(' ').unwrap().0 {
         "POST" => answer(
             202,
-            &[
-                ("location", "/u/1?_state=a%3D"),
-                ("range", "0-0"),
-                ("oci-chunk-min-length", "4"),
-            ],
+            &[("location", "/u/1?_state=a%3D"), ("range", "0-0")],
             "",
         ),
         "PATCH" => answer(202, &[("location", "/u/2?_state=b"), ("range", "0-3")], ""),
@@ -119,7 +115,6 @@ async fn an_upload_goes_its_way() {
     let Begin::Session(mut upload) = repository.begin_upload(&digest(), None).await.unwrap() else {
         panic!("not mounted")
     };
-    assert_eq!(upload.chunk_min, Some(4));
     let first = repository
         .send_chunk(
             &mut upload,
@@ -366,7 +361,6 @@ async fn a_session_elsewhere_gets_no_credentials() {
     assert!(!elsewhere.asked()[0].has(header::AUTHORIZATION));
     let mut stored = Upload {
         location: "http://169.254.169.254/u".into(),
-        chunk_min: None,
     };
     assert_eq!(
         repository

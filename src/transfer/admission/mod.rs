@@ -203,11 +203,11 @@ impl Ticket {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ask(&self, want: Want) -> Waiting {
+    fn ask(&self, want: Want) -> AdmissionWait {
         let mut state = self.admission.lock();
         let id = state.pools.ask(self.id, want, Instant::now());
         state.pump();
-        Waiting {
+        AdmissionWait {
             admission: self.admission.clone(),
             id: Some(id),
             timer: None,
@@ -311,14 +311,14 @@ impl Drop for Share {
 }
 
 /// A place in a line.
-struct Waiting {
+struct AdmissionWait {
     admission: Admission,
     /// Taken when the grant is.
     id: Option<u64>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for Waiting {
+impl Future for AdmissionWait {
     type Output = Grant;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Grant> {
@@ -349,7 +349,7 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for AdmissionWait {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let mut state = self.admission.lock();

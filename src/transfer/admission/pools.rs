@@ -144,7 +144,7 @@ struct Line {
 
 /// How a shared read stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
+enum ShareState {
     /// A body has the right to read for all.
     Held,
     /// The source has been read to its end: none is needed any more.
@@ -184,7 +184,7 @@ pub(super) struct Pools {
     /// Moving bodies by the side of a registry.
     moving: BTreeMap<(Origin, Side), usize>,
     rooms: BTreeMap<(Origin, Side), Room>,
-    shares: BTreeMap<u64, Share>,
+    shares: BTreeMap<u64, ShareState>,
     /// Asks by their pool and queue.
     asks: BTreeMap<u64, (bool, Queue)>,
     kept: Option<Kept>,
@@ -429,7 +429,7 @@ impl Pools {
                 self.bodies.out -= usize::from(slot);
                 count_down(&mut self.moving, &(source, Side::Source));
                 if let Some(share) = share
-                    && self.shares.get(&share) == Some(&Share::Held)
+                    && self.shares.get(&share) == Some(&ShareState::Held)
                 {
                     self.shares.remove(&share);
                 }
@@ -464,7 +464,7 @@ impl Pools {
 
     /// The source of a shared read has been read to its end.
     pub(super) fn free_share(&mut self, share: u64) {
-        self.shares.insert(share, Share::Free);
+        self.shares.insert(share, ShareState::Free);
     }
 
     /// A shared read is over.
@@ -566,7 +566,7 @@ impl Pools {
             let slot = slot && above == Above::No;
             self.bodies.out += usize::from(slot);
             if let Some(share) = share {
-                self.shares.insert(share, Share::Held);
+                self.shares.insert(share, ShareState::Held);
             }
             Held::Reading {
                 source: flow.source.clone(),

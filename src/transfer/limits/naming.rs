@@ -61,7 +61,7 @@ impl RegistryLimiter {
             state.pump(self.names_at_once());
             id
         };
-        Waiting {
+        NamingWait {
             limiter: Some(self.clone()),
             rank,
             since,
@@ -83,7 +83,7 @@ impl RegistryLimiter {
     }
 }
 
-struct Waiting {
+struct NamingWait {
     /// Taken when the permit is.
     limiter: Option<Arc<RegistryLimiter>>,
     rank: Rank,
@@ -91,7 +91,7 @@ struct Waiting {
     id: u64,
 }
 
-impl Future for Waiting {
+impl Future for NamingWait {
     type Output = NamingPermit;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NamingPermit> {
@@ -110,7 +110,7 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for NamingWait {
     fn drop(&mut self) {
         let Some(limiter) = self.limiter.take() else {
             return;

@@ -10,14 +10,14 @@ use crate::transfer::admission::Wakers;
 
 /// The pure core: which requests for a naming permit are granted.
 #[derive(Debug, Default)]
-pub(super) struct Naming {
+pub(super) struct NamingCore {
     pub(super) held: usize,
     /// Granted, not yet taken.
     pub(super) granted: BTreeSet<u64>,
     pub(super) waiting: BTreeSet<(Rank, Instant, u64)>,
 }
 
-impl Naming {
+impl NamingCore {
     pub(super) fn ask(&mut self, rank: Rank, since: Instant, id: u64) {
         self.waiting.insert((rank, since, id));
     }
@@ -47,7 +47,7 @@ pub(in crate::transfer) struct NamingQueue(Mutex<State>);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub(super) core: Naming,
+    pub(super) core: NamingCore,
     pub(super) wakers: Wakers,
     pub(super) next: u64,
 }

@@ -244,7 +244,12 @@ impl RegistryLimiter {
         while self.wait(priority, Duration::MAX, false).await.is_err() {}
     }
 
-    fn wait(&self, priority: RequestPriority, max_wait: Duration, is_sent: bool) -> Waiting<'_> {
+    fn wait(
+        &self,
+        priority: RequestPriority,
+        max_wait: Duration,
+        is_sent: bool,
+    ) -> RequestWait<'_> {
         let queue = priority
             .ticket
             .and_then(|ticket| self.admission.queue_of(ticket));
@@ -261,18 +266,13 @@ impl RegistryLimiter {
         let mut state = self.lock();
         let id = state.requests.ask(ask);
         state.pump(&self.admission, now);
-        Waiting {
+        RequestWait {
             limiter: self,
             id: Some(id),
             class: priority.class,
             max_wait,
             timer: None,
         }
-    }
-
-    /// Whether the right to write has to be waited for by rule.
-    pub fn is_slow_to_write(&self) -> bool {
-        names_in_time(&self.lock().settings) < JOBS
     }
 
     /// How long the limits of this registry hold up such a request: its quota, the pace, a time
@@ -401,7 +401,7 @@ impl Drop for RequestPermit<'_> {
 }
 
 /// A place in the line.
-struct Waiting<'a> {
+struct RequestWait<'a> {
     limiter: &'a RegistryLimiter,
     /// Taken when the grant is.
     id: Option<u64>,
@@ -410,7 +410,7 @@ struct Waiting<'a> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for Waiting<'_> {
+impl Future for RequestWait<'_> {
     type Output = Result<Epoch, Duration>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -454,7 +454,7 @@ impl Future for Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for RequestWait<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let now = Instant::now();

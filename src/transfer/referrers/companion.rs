@@ -10,7 +10,7 @@ use crate::oci::{Digest, Tag};
 use crate::transfer::Promotion;
 use crate::transfer::claims::{Claim, Subject};
 use crate::transfer::companions::CompanionOutcome;
-use crate::transfer::name::{NameOrigin, Named, Naming};
+use crate::transfer::name::{NameOrigin, Named, TagMove};
 use crate::transfer::plan::{self, Decision, Facts, Order};
 use crate::transfer::retry::stoppable;
 use crate::transfer::survey::TagFacts;
@@ -72,7 +72,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let named = match self.carry_content(&image).await {
                 Ok(()) => {
                     let origin = NameOrigin::Companion(tag);
-                    self.move_tag(Naming {
+                    self.move_tag(TagMove {
                         place: &place,
                         origin,
                         image: &image,

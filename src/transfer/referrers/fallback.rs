@@ -15,7 +15,7 @@ use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Tag, Target};
 use crate::transfer::Promotion;
 use crate::transfer::limits::RequestClass;
-use crate::transfer::name::{NameOrigin, Named, Naming};
+use crate::transfer::name::{NameOrigin, Named, TagMove};
 use crate::transfer::survey::{Image, TagFacts};
 
 /// Writes of one list before the job yields to another writer.
@@ -85,7 +85,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 .filter(|staged| lists_the_same(staged, &index))
                 .unwrap_or(index);
             let image = Image::alone(index);
-            let naming = Naming {
+            let naming = TagMove {
                 place: &place,
                 origin: NameOrigin::List,
                 image: &image,

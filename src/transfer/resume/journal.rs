@@ -1,7 +1,5 @@
 //! The journal of an upload in the index.
 
-use std::collections::VecDeque;
-
 use super::UploadState;
 use crate::endpoint::{Destination, Source, Upload};
 use crate::index::StoredUpload;
@@ -65,45 +63,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     &blob.digest,
                     checkpoint.offset,
                     checkpoint.hasher.save(),
-                    None,
                 )
                 .await;
-        }
-    }
-
-    /// Records an acknowledged chunk: the session's new location, and the hasher's state at its
-    /// end.
-    pub(in crate::transfer) async fn journal_chunk(
-        &self,
-        blob: &Descriptor,
-        upload: &Upload,
-        end: Option<&Checkpoint>,
-    ) {
-        if !self.is_journalled(blob) {
-            return;
-        }
-        let index = &self.engine.index;
-        let location = upload.location.clone();
-        let origin = self.destination.origin();
-        let repository = self.destination.repository();
-        match end {
-            Some(end) => {
-                index
-                    .checkpoint(
-                        origin,
-                        repository,
-                        &blob.digest,
-                        end.offset,
-                        end.hasher.save(),
-                        Some(location),
-                    )
-                    .await
-            }
-            None => {
-                index
-                    .update_location(origin, repository, &blob.digest, &location)
-                    .await
-            }
         }
     }
 
@@ -123,32 +84,20 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
-/// The upload by its journal. Where only acknowledged chunks count, no other checkpoint is
-/// journalled, so the greatest one is the acknowledged length.
+/// The upload by its journal. How many bytes it holds is the registry's to say.
 pub(super) fn restored(blob: &Descriptor, stored: StoredUpload) -> UploadState {
     let algorithm = blob.digest.algorithm();
-    let checkpoints: VecDeque<Checkpoint> = stored
-        .checkpoints
-        .into_iter()
-        .filter_map(|checkpoint| {
-            Some(Checkpoint {
-                offset: checkpoint.offset,
-                hasher: Hasher::restore(algorithm, &checkpoint.state)?,
-            })
+    let checkpoints = stored.checkpoints.into_iter().filter_map(|checkpoint| {
+        Some(Checkpoint {
+            offset: checkpoint.offset,
+            hasher: Hasher::restore(algorithm, &checkpoint.state)?,
         })
-        .collect();
-    let held = checkpoints
-        .iter()
-        .map(|checkpoint| checkpoint.offset)
-        .max()
-        .unwrap_or(0);
+    });
     UploadState {
-        held,
-        checkpoints,
+        checkpoints: checkpoints.collect(),
         taken_up: true,
         ..UploadState::fresh(Upload {
             location: stored.location,
-            chunk_min: None,
         })
     }
 }

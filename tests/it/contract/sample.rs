@@ -149,19 +149,13 @@ pub async fn true_offset<D: Destination>(repository: &D, session: &mut Upload) -
     }
 }
 
-pub fn chunk_size<D: Destination>(repository: &D, session: &Upload) -> usize {
-    let least = match repository.abilities().upload {
-        UploadStyle::Chunked { least, .. } => least,
-        UploadStyle::Whole | UploadStyle::Stream => 0,
-    };
-    least.max(session.chunk_min.unwrap_or(0)).max(1000) as usize
-}
+/// Bytes of a chunk.
+pub const CHUNK: usize = 1000;
 
 pub fn last_travels_in_put<D: Destination>(repository: &D) -> bool {
     match repository.abilities().upload {
         UploadStyle::Whole => true,
         UploadStyle::Stream => false,
-        UploadStyle::Chunked { last_in_put, .. } => last_in_put,
     }
 }
 

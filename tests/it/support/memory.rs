@@ -87,7 +87,6 @@ impl Default for Settings {
                 resume: Resume::Status,
                 mount: Mount::Held,
                 mount_asks: true,
-                reports_offset: true,
                 current_lists: true,
                 needs_fallback_lists: false,
             },

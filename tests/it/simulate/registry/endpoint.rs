@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blobferry::endpoint::{
     self, Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put,
-    Resolved, Resume, Sent, Source, Tally, Upload, UploadStyle,
+    Resolved, Resume, Sent, Source, Tally, Upload,
 };
 use blobferry::fault::{Class, Fault};
 use blobferry::oci::{
@@ -574,14 +574,7 @@ impl Destination for Repository {
                 spoiled: false,
             };
             act.state.sessions.insert(location.clone(), session);
-            let chunk_min = match act.state.settings.abilities.upload {
-                UploadStyle::Chunked { least, .. } => Some(least),
-                _ => None,
-            };
-            Ok(Begin::Session(Upload {
-                location,
-                chunk_min,
-            }))
+            Ok(Begin::Session(Upload { location }))
         };
         let answer = |_: &Begin| Answer::Done { bytes: 0 };
         let begun = self
@@ -614,12 +607,9 @@ impl Destination for Repository {
             .await
         {
             Ok(Some(refused)) => Ok(refused),
-            Ok(None) => {
-                let tells = self.registry.state().settings.abilities.reports_offset;
-                Ok(Sent::Accepted {
-                    reported: Some(if tells { offset + length } else { offset }),
-                })
-            }
+            Ok(None) => Ok(Sent::Accepted {
+                reported: Some(offset + length),
+            }),
             Err(fault) => Err(fault),
         };
         sleep(fate.back).await;
@@ -660,7 +650,7 @@ impl Destination for Repository {
             Some(open) if open.spoiled => Err(Fault::retryable("internal server error")),
             Some(open) => Ok(match act.state.settings.abilities.resume {
                 Resume::Status => Offset::At(open.bytes.len() as u64),
-                Resume::Journal | Resume::Never => Offset::Unknown,
+                Resume::Never => Offset::Unknown,
             }),
         };
         self.ask(

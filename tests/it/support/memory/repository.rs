@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blobferry::endpoint::{
     Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
-    Resume, Sent, Source, Tag, Tally, Upload, UploadStyle,
+    Resume, Sent, Source, Tag, Tally, Upload,
 };
 use blobferry::fault::Fault;
 use blobferry::oci::media_type::OCI_MANIFEST;
@@ -168,15 +168,6 @@ impl Repository {
         if state.settings.abilities.resume == Resume::Never {
             state.sessions.remove(session);
         }
-    }
-
-    fn reported(&self, before: u64, after: u64) -> Option<u64> {
-        // A registry that does not tell the truth tells what it held before.
-        Some(if self.registry.state().settings.abilities.reports_offset {
-            after
-        } else {
-            before
-        })
     }
 }
 
@@ -403,14 +394,7 @@ impl Destination for Repository {
             state.sessions_opened += 1;
             let location = format!("session-{}", state.sessions_opened);
             state.sessions.insert(location.clone(), Vec::new());
-            let chunk_min = match state.settings.abilities.upload {
-                UploadStyle::Chunked { least, .. } => Some(least),
-                _ => None,
-            };
-            Begin::Session(Upload {
-                location,
-                chunk_min,
-            })
+            Begin::Session(Upload { location })
         })
         .await
     }
@@ -427,7 +411,7 @@ impl Destination for Repository {
             .await?;
         let refused = self.receive(&upload.location, offset, length, body).await?;
         let sent = refused.unwrap_or_else(|| Sent::Accepted {
-            reported: self.reported(offset, offset + length),
+            reported: Some(offset + length),
         });
         lost.map_or(Ok(sent), Err)
     }
@@ -458,7 +442,7 @@ impl Destination for Repository {
         }
         lost.map_or(
             Ok(Sent::Accepted {
-                reported: self.reported(offset, offset + length),
+                reported: Some(offset + length),
             }),
             Err,
         )
@@ -473,7 +457,7 @@ impl Destination for Repository {
             match (held, state.settings.abilities.resume) {
                 (None, _) => Offset::Gone,
                 (Some(held), Resume::Status) => Offset::At(held),
-                (Some(_), Resume::Journal | Resume::Never) => Offset::Unknown,
+                (Some(_), Resume::Never) => Offset::Unknown,
             }
         })
         .await
