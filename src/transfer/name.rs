@@ -266,8 +266,10 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             return Ok(self.stopped(verdict));
         }
         let may_move = match self.naming.origin {
-            NameOrigin::Job => self.trip.judge(&self.facts, Phase::Name).await? == Permission::Name,
-            NameOrigin::Companion(_) | NameOrigin::List => self.trip.companions_may_move(),
+            NameOrigin::Job => {
+                self.promotion.judge(&self.facts, Phase::Name).await? == Permission::Name
+            }
+            NameOrigin::Companion(_) | NameOrigin::List => self.promotion.companions_may_move(),
         };
         Ok(if may_move {
             Step::Admit
@@ -302,7 +304,7 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
     /// Whether the verdicts of the gates that let the name begin still hold.
     fn verdicts_hold(&self) -> Result<bool, Fault> {
         match self.naming.origin {
-            NameOrigin::Job => self.trip.verdicts_hold(),
+            NameOrigin::Job => self.promotion.verdicts_hold(),
             NameOrigin::Companion(_) | NameOrigin::List => Ok(true),
         }
     }
