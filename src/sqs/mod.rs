@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_sqs::config::StalledStreamProtectionConfig;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
@@ -114,7 +115,10 @@ impl Queue {
         let timeouts = aws_config::timeout::TimeoutConfig::builder()
             .operation_timeout(wait + CALL)
             .build();
-        let patient = aws_sdk_sqs::Config::builder().timeout_config(timeouts);
+        // Nothing moves while the queue is empty: that is no stall.
+        let patient = aws_sdk_sqs::Config::builder()
+            .timeout_config(timeouts)
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         let answer = self
             .client()
             .await?
