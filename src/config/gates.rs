@@ -10,7 +10,11 @@ use url::Url;
 use super::section::{Item, Section, optional};
 use super::units;
 use crate::fault::clip;
-use crate::job::gates::{Command, Dates, GateKind, Gates, Http, Override, Token, Window};
+use crate::gate::sigstore;
+use crate::job::gates::{
+    Attestation, Command, Dates, GateKind, Gates, Http, Identity, Key, Override, Root, Signer,
+    Subject, Token, Trusted, Window,
+};
 use crate::week::Hours;
 
 /// Longest `min_age`.
@@ -24,6 +28,8 @@ pub(super) struct Written {
     referrers: Option<Option<Vec<String>>>,
     min_age: Option<Option<Duration>>,
     window: Option<Option<Window>>,
+    signature: Option<Option<Vec<Trusted>>>,
+    attestation: Option<Option<Vec<Attestation>>>,
     command: Option<Option<Command>>,
     http: Option<Option<Http>>,
 }
@@ -37,6 +43,8 @@ pub(super) fn read(item: &Item<'_>) -> Written {
         referrers: gate(&mut keys, "referrers", referrers),
         min_age: gate(&mut keys, "min_age", min_age),
         window: gate(&mut keys, "window", window),
+        signature: gate(&mut keys, "signature", signature),
+        attestation: gate(&mut keys, "attestation", attestation),
         command: gate(&mut keys, "command", command),
         http: gate(&mut keys, "http", http),
     };
@@ -85,7 +93,21 @@ pub(super) fn merged(own: Written, defaults: &Written) -> Arc<Gates> {
         &mut overrides,
     );
     let http = pick(GateKind::Http, own.http, &defaults.http, &mut overrides);
+    let signature = pick(
+        GateKind::Signature,
+        own.signature,
+        &defaults.signature,
+        &mut overrides,
+    );
+    let attestation = pick(
+        GateKind::Attestation,
+        own.attestation,
+        &defaults.attestation,
+        &mut overrides,
+    );
     Arc::new(Gates {
+        signature: signature.unwrap_or_default(),
+        attestation: attestation.unwrap_or_default(),
         command,
         http,
         referrers: referrers.unwrap_or_default(),
@@ -178,6 +200,116 @@ fn window(item: &Item<'_>) -> Option<Window> {
         open: open.unwrap_or_else(|| Some(Vec::new()))?,
         closed: closed.unwrap_or_else(|| Some(Vec::new()))?,
     })
+}
+
+fn signature(item: &Item<'_>) -> Option<Vec<Trusted>> {
+    let signers = entries(item)?.into_iter().map(|item| {
+        let mut keys = item.section()?;
+        let cosign = keys.required("cosign", "a key, or an issuer with an identity");
+        keys.finish(|_| false);
+        let item = cosign?;
+        let mut keys = item.section()?;
+        let trusted = trusted(&item, &mut keys);
+        keys.finish(|_| false);
+        trusted
+    });
+    let signers: Vec<Option<Trusted>> = signers.collect();
+    signers.into_iter().collect()
+}
+
+fn attestation(item: &Item<'_>) -> Option<Vec<Attestation>> {
+    let attestations = entries(item)?.into_iter().map(|item| {
+        let mut keys = item.section()?;
+        let predicate = keys
+            .required("predicate", "the type of the statement's predicate")
+            .and_then(|item| item.word());
+        let trusted = trusted(&item, &mut keys);
+        keys.finish(|_| false);
+        Some(Attestation {
+            predicate: predicate?,
+            trusted: trusted?,
+        })
+    });
+    let attestations: Vec<Option<Attestation>> = attestations.collect();
+    attestations.into_iter().collect()
+}
+
+/// A signer: `key_file`, or `issuer` with `identity` and `root`.
+fn trusted(item: &Item<'_>, keys: &mut Section<'_>) -> Option<Trusted> {
+    let key = keys.item("key_file");
+    let issuer = keys.item("issuer");
+    let identity = keys.item("identity");
+    let root_item = keys.item("root");
+    let on = optional(&keys.item("on"), |item| {
+        item.one_of([("image", Subject::Image), ("platforms", Subject::Platforms)])
+    });
+    let signer = match (&key, &issuer, &identity) {
+        (Some(key), None, None) if root_item.is_none() => public_key(key).map(Signer::Key),
+        (None, Some(issuer), Some(identity)) => {
+            let issuer = issuer.word();
+            let pattern = identity.parse(str::parse);
+            let root = optional(&root_item, root);
+            issuer
+                .zip(pattern)
+                .zip(root)
+                .map(|((issuer, pattern), root)| {
+                    Signer::Identity(Identity {
+                        issuer,
+                        pattern,
+                        root: root.unwrap_or(Root::Sigstore),
+                    })
+                })
+        }
+        _ => {
+            item.wrong(
+                "needs either `key_file`, or `issuer` and `identity` (with an optional `root`)",
+            );
+            None
+        }
+    };
+    Some(Trusted {
+        signer: signer?,
+        on: on?.unwrap_or_default(),
+    })
+}
+
+fn public_key(item: &Item<'_>) -> Option<Key> {
+    let name = item.path()?.file_name()?.to_string_lossy().into_owned();
+    let pem = file_text(item)?;
+    match sigstore::check_key(&pem) {
+        Ok(()) => Some(Key { name, pem }),
+        Err(reason) => {
+            item.wrong(format!(
+                "the file holds no public key that can verify: {reason}"
+            ));
+            None
+        }
+    }
+}
+
+fn root(item: &Item<'_>) -> Option<Root> {
+    let built_in = [("sigstore", Root::Sigstore), ("github", Root::Github)];
+    if let Some((_, root)) = built_in.into_iter().find(|(word, _)| item.is_word(word)) {
+        return Some(root);
+    }
+    let root = Root::File(file_text(item)?.into());
+    match sigstore::check_root(&root) {
+        Ok(()) => Some(root),
+        Err(reason) => {
+            item.wrong(format!(
+                "the file holds no trusted root (`sigstore` and `github` are built in): {reason}"
+            ));
+            None
+        }
+    }
+}
+
+fn file_text(item: &Item<'_>) -> Option<String> {
+    let text = String::from_utf8(item.file()?).ok();
+    if text.is_none() {
+        item.wrong("the file holds no text");
+    }
+    text
 }
 
 /// The variables that a command sees.

@@ -322,10 +322,75 @@ struct Gates {
     min_age: Option<String>,
     /// When tags move.
     window: Option<OrOff<OpenWindow>>,
+    /// Signers of whom one must have signed the image.
+    signature: Option<OrOff<Signatures>>,
+    /// Statements that must be attached to the image and verify.
+    attestation: Option<OrOff<Attestations>>,
     /// A program that judges: exit code 0 pass, 75 wait, any other refuse.
     command: Option<OrOff<Program>>,
     /// A service that judges: 200 with `{"verdict":"pass|wait|refuse","reason":"…"}`.
     http: Option<OrOff<Service>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Signatures {
+    One(Signature),
+    Many(Vec<Signature>),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Signature {
+    /// A signer of cosign: `key_file`, or `issuer` and `identity`.
+    cosign: Signer,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Signer {
+    /// File with the public key, PEM.
+    key_file: Option<String>,
+    /// The issuer of the identity, exactly.
+    issuer: Option<String>,
+    /// The identity in the certificate. `*` stands for a part of a path, `**` for several.
+    identity: Option<String>,
+    /// What certificates are verified by: `sigstore`, `github`, or a trusted-root file. Default:
+    /// sigstore.
+    root: Option<String>,
+    /// What must be signed. Default: image.
+    on: Option<Signed>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Signed {
+    Image,
+    Platforms,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Attestations {
+    One(Attestation),
+    Many(Vec<Attestation>),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Attestation {
+    /// The type of its predicate, exactly.
+    predicate: String,
+    /// File with the public key of its signer, PEM.
+    key_file: Option<String>,
+    /// The issuer of its signer's identity, exactly.
+    issuer: Option<String>,
+    /// Its signer's identity, as in `signature`.
+    identity: Option<String>,
+    /// As in `signature`.
+    root: Option<String>,
+    /// What the statement must be about. Default: image.
+    on: Option<Signed>,
 }
 
 #[derive(JsonSchema)]

@@ -2,6 +2,7 @@
 //!
 //! | gate | judges | kind |
 //! |---|---|---|
+//! | [`signature`] | signatures and attestations of trusted signers | evidence |
 //! | [`command`] | what a program says | evidence |
 //! | [`http`] | what a service says | evidence |
 //! | [`referrers`] | artifact types that are attached to the image | evidence |
@@ -17,6 +18,8 @@ pub mod http;
 pub mod min_age;
 pub mod question;
 pub mod referrers;
+pub mod signature;
+pub mod sigstore;
 pub mod window;
 
 use jiff::{SignedDuration, Timestamp};

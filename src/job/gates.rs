@@ -1,11 +1,14 @@
 //! The gates of a route, as the config says them.
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
+use regex::Regex;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -22,6 +25,10 @@ pub enum GateKind {
     MinAge,
     /// The hours of the week in which tags move.
     Window,
+    /// Signatures of trusted signers.
+    Signature,
+    /// Statements of trusted signers.
+    Attestation,
     /// A program that judges.
     Command,
     /// A service that judges.
@@ -30,10 +37,12 @@ pub enum GateKind {
 
 impl GateKind {
     /// All of them.
-    pub const ALL: [GateKind; 5] = [
+    pub const ALL: [GateKind; 7] = [
         GateKind::MinAge,
         GateKind::Window,
         GateKind::Referrers,
+        GateKind::Signature,
+        GateKind::Attestation,
         GateKind::Command,
         GateKind::Http,
     ];
@@ -44,6 +53,8 @@ impl GateKind {
             GateKind::Referrers => "referrers",
             GateKind::MinAge => "min_age",
             GateKind::Window => "window",
+            GateKind::Signature => "signature",
+            GateKind::Attestation => "attestation",
             GateKind::Command => "command",
             GateKind::Http => "http",
         }
@@ -54,7 +65,11 @@ impl GateKind {
     /// Whether it judges evidence, without which nothing is carried. The others judge the time.
     pub fn is_evidence(self) -> bool {
         match self {
-            GateKind::Referrers | GateKind::Command | GateKind::Http => true,
+            GateKind::Referrers
+            | GateKind::Signature
+            | GateKind::Attestation
+            | GateKind::Command
+            | GateKind::Http => true,
             GateKind::MinAge | GateKind::Window => false,
         }
     }
@@ -75,6 +90,10 @@ pub struct Gates {
     pub min_age: Option<Duration>,
     /// When tags move.
     pub window: Option<Window>,
+    /// Signers of whom one must have signed.
+    pub signature: Vec<Trusted>,
+    /// Statements that must be there.
+    pub attestation: Vec<Attestation>,
     /// A program that judges.
     pub command: Option<Command>,
     /// A service that judges.
@@ -101,6 +120,130 @@ pub struct Dates {
     pub first: Date,
     /// The last.
     pub last: Date,
+}
+
+/// A signer, and what it must have signed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trusted {
+    /// The signer.
+    pub signer: Signer,
+    /// What must be signed.
+    pub on: Subject,
+}
+
+/// A statement that must be there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attestation {
+    /// The type of its predicate.
+    pub predicate: String,
+    /// Its signer.
+    pub trusted: Trusted,
+}
+
+/// What must be signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// The manifest or index that the tag names.
+    #[default]
+    Image,
+    /// Each manifest of the index.
+    Platforms,
+}
+
+/// A signer that is trusted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Signer {
+    /// A public key.
+    Key(Key),
+    /// An identity in a certificate.
+    Identity(Identity),
+}
+
+impl fmt::Display for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Signer::Key(key) => write!(f, "the key {}", key.name),
+            Signer::Identity(identity) => f.write_str(identity.pattern.as_str()),
+        }
+    }
+}
+
+/// A public key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The name of its file.
+    pub name: String,
+    /// The key in PEM.
+    pub pem: String,
+}
+
+/// An identity in a certificate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// The issuer of the identity, exactly.
+    pub issuer: String,
+    /// The identity.
+    pub pattern: IdentityPattern,
+    /// What its certificate is verified by.
+    pub root: Root,
+}
+
+/// What certificates are verified by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The public instance of Sigstore.
+    Sigstore,
+    /// GitHub's own.
+    Github,
+    /// The content of a trusted-root file.
+    File(Arc<str>),
+}
+
+/// An identity with wildcards: `*` within a part of a path, `**` across parts.
+#[derive(Clone, Debug)]
+pub struct IdentityPattern {
+    text: String,
+    regex: Regex,
+}
+
+impl IdentityPattern {
+    /// Whether an identity matches as a whole.
+    pub fn matches(&self, identity: &str) -> bool {
+        self.regex.is_match(identity)
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for IdentityPattern {
+    fn eq(&self, other: &IdentityPattern) -> bool {
+        self.text == other.text
+    }
+}
+
+impl FromStr for IdentityPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IdentityPattern, String> {
+        let text = text.trim();
+        if text.chars().all(|character| character == '*') {
+            return Err("names no identity: every user of the issuer could sign".into());
+        }
+        let parts: Vec<String> = text
+            .split("**")
+            .map(|part| regex::escape(part).replace(r"\*", "[^/]*"))
+            .collect();
+        let pattern = format!(r"\A(?s:{})\z", parts.join(".*"));
+        let too_long = || "is too long".to_owned();
+        let regex = (text.len() <= 1000).then(|| Regex::new(&pattern).ok());
+        Ok(IdentityPattern {
+            regex: regex.flatten().ok_or_else(too_long)?,
+            text: text.to_owned(),
+        })
+    }
 }
 
 /// A program that judges.
@@ -163,6 +306,8 @@ impl Gates {
             GateKind::Referrers => !self.referrers.is_empty(),
             GateKind::MinAge => self.min_age.is_some(),
             GateKind::Window => self.window.is_some(),
+            GateKind::Signature => !self.signature.is_empty(),
+            GateKind::Attestation => !self.attestation.is_empty(),
             GateKind::Command => self.command.is_some(),
             GateKind::Http => self.http.is_some(),
         };
@@ -193,5 +338,42 @@ impl Dates {
     /// Whether a day is one of them.
     pub fn contains(&self, day: Date) -> bool {
         (self.first..=self.last).contains(&day)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asterisk_of_an_identity_ends_at_a_slash_and_two_do_not() {
+        let release = "https://github.com/acme/*/.github/workflows/release.yml@refs/tags/**";
+        let pattern: IdentityPattern = release.parse().unwrap();
+        let of = |repository: &str, file: &str, reference: &str| {
+            format!("https://github.com/{repository}/.github/workflows/{file}@{reference}")
+        };
+        for (identity, expected) in [
+            (of("acme/app", "release.yml", "refs/tags/v1"), true),
+            (of("acme/app", "release.yml", "refs/tags/a/b"), true),
+            (of("acme/app/x", "release.yml", "refs/tags/v1"), false),
+            (of("evil/acme/app", "release.yml", "refs/tags/v1"), false),
+            (of("acme/app", "releaseXyml", "refs/tags/v1"), false),
+            (of("acme/app", "release.yml", "refs/heads/v1"), false),
+            (
+                format!("x{}", of("acme/app", "release.yml", "refs/tags/v1")),
+                false,
+            ),
+        ] {
+            assert_eq!(pattern.matches(&identity), expected, "{identity}");
+        }
+        assert!(
+            "ci@acme.example"
+                .parse::<IdentityPattern>()
+                .unwrap()
+                .matches("ci@acme.example")
+        );
+        for bad in ["", "*", " ** ", "***"] {
+            assert!(bad.parse::<IdentityPattern>().is_err(), "{bad}");
+        }
     }
 }

@@ -21,7 +21,9 @@ use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::question::{self, Phase, Question};
 use crate::gate::referrers::Attached;
+use crate::gate::signature;
 use crate::gate::{self, TimeFacts};
+use crate::job::gates::Subject;
 use crate::job::{GateKind, Gates, Judgement, Outcome, Verdict};
 use crate::oci::{Digest, Manifest, MediaType};
 
@@ -35,6 +37,8 @@ pub(super) struct Evidence {
     referrers: BTreeMap<Digest, Option<Attached>>,
     /// The media types of images.
     media_types: BTreeMap<Digest, MediaType>,
+    /// Statements that verified, with the gates that they verified by.
+    verified: BTreeMap<(Digest, GateKind), (Arc<Gates>, Judgement)>,
     /// Verdicts of programs and services, with the time at which they were asked for.
     asked: BTreeMap<(Digest, GateKind, Phase), (Judgement, Instant)>,
 }
@@ -152,6 +156,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 return Ok(());
             }
         }
+        for judgement in self.judge_statements(&gates, digest).await? {
+            if !judged.add(judgement) {
+                return Ok(());
+            }
+        }
         let asks = [GateKind::Command, GateKind::Http].map(|gate| gates.has(gate));
         if asks == [false; 2] {
             return Ok(());
@@ -195,6 +204,53 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             judged.add_asked(verdict.await?);
         }
         Ok(())
+    }
+
+    /// The verdicts on signatures and attestations. What verified holds while the digest and the
+    /// gates are the same.
+    async fn judge_statements(
+        &self,
+        gates: &Arc<Gates>,
+        digest: Digest,
+    ) -> Result<Vec<Judgement>, Fault> {
+        let asked = [GateKind::Signature, GateKind::Attestation]
+            .into_iter()
+            .filter(|gate| gates.has(*gate));
+        let known = |gate| self.verified_before(gates, digest, gate);
+        let known: Vec<Option<Judgement>> = asked.clone().map(known).collect();
+        if let Some(known) = known.into_iter().collect() {
+            return Ok(known);
+        }
+        let trusted = gates.signature.iter();
+        let trusted = trusted.chain(gates.attestation.iter().map(|one| &one.trusted));
+        let platforms = trusted
+            .map(|trusted| trusted.on)
+            .any(|on| on == Subject::Platforms);
+        let signed = self.signed_image(digest, platforms).await?;
+        let judgements: Vec<Judgement> = asked
+            .map(|gate| match gate {
+                GateKind::Signature => signature::judge_signature(&gates.signature, &signed),
+                _ => signature::judge_attestation(&gates.attestation, &signed),
+            })
+            .collect();
+        let mut evidence = self.lock_evidence();
+        for judgement in judgements.iter().filter(|judged| judged.is_pass()) {
+            let key = (digest, judgement.gate);
+            let verified = (gates.clone(), judgement.clone());
+            evidence.verified.insert(key, verified);
+        }
+        Ok(judgements)
+    }
+
+    fn verified_before(
+        &self,
+        gates: &Arc<Gates>,
+        digest: Digest,
+        gate: GateKind,
+    ) -> Option<Judgement> {
+        let evidence = self.lock_evidence();
+        let (by, judgement) = evidence.verified.get(&(digest, gate))?;
+        (by == gates).then(|| judgement.clone())
     }
 
     /// The verdict of a program or a service. One that lets the tag move holds for a while.

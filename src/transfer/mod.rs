@@ -34,6 +34,7 @@ mod resume;
 pub mod retry;
 mod send;
 pub mod settle;
+mod signed;
 pub mod stall;
 mod survey;
 mod suspended;

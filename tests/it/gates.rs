@@ -2,6 +2,7 @@
 
 mod asked;
 mod naming;
+mod signed;
 mod times;
 mod wrong;
 

@@ -267,7 +267,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     /// The manifest of a tag at the source, as it was pushed.
-    pub(super) async fn tagged_manifest(&self, tag: &Tag) -> Result<Option<Manifest>, Fault> {
+    pub(in crate::transfer) async fn tagged_manifest(
+        &self,
+        tag: &Tag,
+    ) -> Result<Option<Manifest>, Fault> {
         let Some(manifest) = self.source_manifest(tag.clone().into()).await? else {
             return Ok(None);
         };

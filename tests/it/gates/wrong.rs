@@ -77,6 +77,36 @@ async fn a_wrong_gate_is_named_with_its_key() {
             "gates.window.opens",
             "did you mean \"open\"",
         ),
+        (
+            json!({"signature": [{"cosign": {"issuer": "https://i.example"}}]}),
+            "gates.signature[0].cosign",
+            "needs either `key_file`, or `issuer` and `identity`",
+        ),
+        (
+            json!({"signature": [{"cosign": {"key_file": "/dev/null"}}]}),
+            "gates.signature[0].cosign.key_file",
+            "not a regular file",
+        ),
+        (
+            json!({"signature": [{"notation": {}}]}),
+            "gates.signature[0].notation",
+            "unknown key",
+        ),
+        (
+            json!({"attestation": {"predicate": "p", "issuer": "i", "identity": "**"}}),
+            "gates.attestation.identity",
+            "every user of the issuer could sign",
+        ),
+        (
+            json!({"attestation": {"issuer": "i", "identity": "a"}}),
+            "gates.attestation.predicate",
+            "is missing",
+        ),
+        (
+            json!({"attestation": {"predicate": "p", "issuer": "i", "identity": "a", "root": "/nowhere"}}),
+            "gates.attestation.root",
+            "cannot read",
+        ),
         (json!("off"), "gates", "expected a mapping"),
     ] {
         let ferry = Ferry::new(&config(json!({}), gates.clone()));

@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod ecr;
 pub mod image;
+pub mod keyless;
 pub mod layout;
 pub mod memory;
 pub mod moto;

@@ -1,0 +1,167 @@
+//! `signature` and `attestation`: statements of signers that the config trusts, about this very
+//! image.
+//!
+//! A signature is a statement with cosign's predicate, or a signature over the image itself; any
+//! other predicate is none. An attestation has the predicate that the gate names. What does not
+//! verify is as if it were not there.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::sigstore::{COSIGN_SIGN, SimpleSignature, Verified, verify_bundle, verify_simple};
+use crate::job::gates::{Attestation, Signer, Subject, Trusted};
+use crate::job::{GateKind, Judgement, NextJudgement};
+use crate::oci::Digest;
+
+/// Most rejected statements that are named as evidence.
+const MOST_NAMED: usize = 5;
+
+/// What is attached to one manifest.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// The manifest.
+    pub subject: Digest,
+    /// Sigstore bundles, each with the digest of the referrer that holds it.
+    pub bundles: Vec<(Digest, Bytes)>,
+    /// Older signatures of cosign, each with the digest of its payload.
+    pub simple: Vec<(Digest, SimpleSignature)>,
+}
+
+/// What is attached to an image and to its platforms.
+#[derive(Clone, Debug)]
+pub struct SignedImage {
+    /// To the image.
+    pub image: Signed,
+    /// To the manifest of each platform; of an image that is no index, to that.
+    pub platforms: Vec<Signed>,
+}
+
+impl SignedImage {
+    /// What must be signed.
+    fn subjects(&self, on: Subject) -> &[Signed] {
+        match on {
+            Subject::Image => std::slice::from_ref(&self.image),
+            Subject::Platforms => &self.platforms,
+        }
+    }
+}
+
+/// Statements that did not count, for people.
+#[derive(Default)]
+struct Rejected(Vec<Value>);
+
+impl Rejected {
+    fn add(&mut self, statement: &Digest, reason: String) {
+        let rejected = json!({"statement": statement, "reason": reason});
+        if self.0.len() < MOST_NAMED && !self.0.contains(&rejected) {
+            self.0.push(rejected);
+        }
+    }
+}
+
+/// The verdict on signatures: one of the signers has signed.
+pub fn judge_signature(trusted: &[Trusted], signed: &SignedImage) -> Judgement {
+    let gate = GateKind::Signature;
+    let mut rejected = Rejected::default();
+    for trusted in trusted {
+        let subjects = signed.subjects(trusted.on);
+        let signatures: Option<Vec<Value>> = subjects
+            .iter()
+            .map(|subject| signature_of(subject, &trusted.signer, &mut rejected))
+            .collect();
+        if let Some(signatures) = signatures.filter(|signatures| !signatures.is_empty()) {
+            let reason = format!("signed by {}", trusted.signer);
+            return Judgement::pass(gate, reason, json!({"signatures": signatures}));
+        }
+    }
+    let signers: Vec<String> = trusted
+        .iter()
+        .map(|trusted| trusted.signer.to_string())
+        .collect();
+    let reason = format!("no signature by {}", signers.join(" or "));
+    let evidence = json!({"rejected": rejected.0});
+    Judgement::wait(gate, reason, evidence, NextJudgement::Poll)
+}
+
+/// The verdict on attestations: all of them are there.
+pub fn judge_attestation(required: &[Attestation], signed: &SignedImage) -> Judgement {
+    let gate = GateKind::Attestation;
+    let mut rejected = Rejected::default();
+    let mut found = Vec::new();
+    for attestation in required {
+        let Attestation { predicate, trusted } = attestation;
+        let subjects = signed.subjects(trusted.on);
+        let statements: Option<Vec<Value>> = subjects
+            .iter()
+            .map(|subject| statement_of(subject, &trusted.signer, predicate, &mut rejected))
+            .collect();
+        match statements.filter(|statements| !statements.is_empty()) {
+            Some(statements) => found.extend(statements),
+            None => {
+                let reason = format!("no attestation of {predicate} by {}", trusted.signer);
+                let evidence = json!({"attestations": found, "rejected": rejected.0});
+                return Judgement::wait(gate, reason, evidence, NextJudgement::Poll);
+            }
+        }
+    }
+    let predicates: Vec<&str> = required
+        .iter()
+        .map(|attestation| attestation.predicate.as_str())
+        .collect();
+    let reason = format!("attested: {}", predicates.join(", "));
+    Judgement::pass(gate, reason, json!({"attestations": found}))
+}
+
+/// The first signature of a signer.
+fn signature_of(signed: &Signed, signer: &Signer, rejected: &mut Rejected) -> Option<Value> {
+    for (referrer, bundle) in &signed.bundles {
+        match verify_bundle(bundle, &signed.subject, signer) {
+            Ok(verified) if is_signature(&verified) => {
+                return Some(evidence(signed, referrer, &verified));
+            }
+            Ok(verified) => {
+                let predicate = verified.predicate.unwrap_or_default();
+                rejected.add(referrer, format!("its predicate is {predicate}"));
+            }
+            Err(reason) => rejected.add(referrer, reason),
+        }
+    }
+    for (payload, signature) in &signed.simple {
+        match verify_simple(signature, &signed.subject, signer) {
+            Ok(verified) => return Some(evidence(signed, payload, &verified)),
+            Err(reason) => rejected.add(payload, reason),
+        }
+    }
+    None
+}
+
+fn is_signature(verified: &Verified) -> bool {
+    let predicate = verified.predicate.as_deref();
+    predicate.is_none_or(|predicate| predicate == COSIGN_SIGN)
+}
+
+/// The first statement of a signer with this predicate.
+fn statement_of(
+    signed: &Signed,
+    signer: &Signer,
+    predicate: &str,
+    rejected: &mut Rejected,
+) -> Option<Value> {
+    for (referrer, bundle) in &signed.bundles {
+        match verify_bundle(bundle, &signed.subject, signer) {
+            Ok(verified) if verified.predicate.as_deref() == Some(predicate) => {
+                return Some(evidence(signed, referrer, &verified));
+            }
+            Ok(_) => {}
+            Err(reason) => rejected.add(referrer, reason),
+        }
+    }
+    None
+}
+
+fn evidence(signed: &Signed, statement: &Digest, verified: &Verified) -> Value {
+    let mut evidence = verified.evidence();
+    evidence["subject"] = json!(signed.subject);
+    evidence["statement"] = json!(statement);
+    evidence
+}

@@ -1,0 +1,197 @@
+//! What is attached to an image in staging and may be signed: Sigstore bundles among its referrers,
+//! and the tag `sha256-<hex>.sig`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::Promotion;
+use super::limits::RequestClass;
+use crate::endpoint::{Destination, Source};
+use crate::fault::Fault;
+use crate::gate::signature::{Signed, SignedImage};
+use crate::gate::sigstore::{BUNDLE, SIMPLE_SIGNING, SimpleSignature};
+use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType, Tag};
+
+/// Most statements about one manifest.
+const MOST: usize = 100;
+/// Largest statement, in bytes: an SBOM may be the predicate.
+const MOST_BYTES: u64 = 16 * 1024 * 1024;
+/// Longest time for one of them.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The layers of a manifest, with their annotations.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Layers {
+    layers: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Layer {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+impl Layer {
+    fn descriptor(&self) -> Descriptor {
+        let media_type = MediaType::new(&self.media_type);
+        Descriptor::new(media_type, self.digest, self.size)
+    }
+
+    fn simple_signature(&self, payload: &Bytes) -> Option<SimpleSignature> {
+        let text = |name: &str| self.annotations.get(name).cloned();
+        Some(SimpleSignature {
+            payload: payload.to_vec(),
+            signature: text("dev.cosignproject.cosign/signature")?,
+            certificate: text("dev.sigstore.cosign/certificate"),
+            chain: text("dev.sigstore.cosign/chain"),
+            log_entry: text("dev.sigstore.cosign/bundle"),
+        })
+    }
+}
+
+fn layers(manifest: &Manifest) -> Vec<Layer> {
+    let document: Layers = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
+    document.layers
+}
+
+impl<S: Source, D: Destination> Promotion<'_, S, D> {
+    /// What is attached to an image, and with `platforms` to the manifests of an index.
+    pub(super) async fn signed_image(
+        &self,
+        digest: Digest,
+        platforms: bool,
+    ) -> Result<SignedImage, Fault> {
+        let image = self.signed(digest).boxed().await?;
+        let mut attached = Vec::new();
+        if platforms {
+            for platform in self.platforms(digest).await? {
+                attached.push(self.signed(platform).boxed().await?);
+            }
+        }
+        Ok(SignedImage {
+            image,
+            platforms: attached,
+        })
+    }
+
+    /// The manifests of an index that are platforms; of an image, itself.
+    async fn platforms(&self, digest: Digest) -> Result<Vec<Digest>, Fault> {
+        let Some(manifest) = self.source_manifest(digest.into()).await? else {
+            return Ok(Vec::new());
+        };
+        if manifest.kind != Kind::Index {
+            return Ok(vec![digest]);
+        }
+        // BuildKit puts its attestations beside the platforms, as one that is unknown.
+        let is_platform =
+            |child: &&Descriptor| child.platform.as_deref() != Some("unknown/unknown");
+        let children = manifest.children.iter().filter(is_platform);
+        Ok(children.map(|child| child.digest).collect())
+    }
+
+    /// What is attached to a manifest. Each referrer is read, whatever its list calls it: lists have
+    /// named wrong artifact types (<https://github.com/sigstore/cosign/issues/4641>).
+    async fn signed(&self, subject: Digest) -> Result<Signed, Fault> {
+        let mut bundles = Vec::new();
+        for referrer in self.list_referrers(&subject).await?.into_iter().take(MOST) {
+            let Some(manifest) = self.source_manifest(referrer.digest.into()).await? else {
+                continue;
+            };
+            let named = manifest.subject.as_ref().map(|named| named.digest);
+            if let [layer] = &layers(&manifest)[..]
+                && named == Some(subject)
+                && layer.media_type.starts_with(BUNDLE)
+                && let Some(bundle) = self.statement(&layer.descriptor()).await?
+            {
+                bundles.push((manifest.digest, bundle));
+            }
+        }
+        Ok(Signed {
+            subject,
+            bundles,
+            simple: self.simple_signatures(&subject).await?,
+        })
+    }
+
+    /// The signatures under the tag `sha256-<hex>.sig`.
+    async fn simple_signatures(
+        &self,
+        subject: &Digest,
+    ) -> Result<Vec<(Digest, SimpleSignature)>, Fault> {
+        let is_signature = |tag: &Tag| tag.as_str().ends_with(".sig");
+        let Some(tag) = self
+            .job
+            .companions
+            .of(subject)
+            .into_iter()
+            .find(is_signature)
+        else {
+            return Ok(Vec::new());
+        };
+        let Some(manifest) = self.tagged_manifest(&tag).await? else {
+            return Ok(Vec::new());
+        };
+        let mut signatures = Vec::new();
+        for layer in layers(&manifest).into_iter().take(MOST) {
+            if layer.media_type != SIMPLE_SIGNING {
+                continue;
+            }
+            let payload = self.statement(&layer.descriptor()).await?;
+            let signature = payload.and_then(|payload| layer.simple_signature(&payload));
+            signatures.extend(signature.map(|signature| (layer.digest, signature)));
+        }
+        Ok(signatures)
+    }
+
+    /// A small blob of staging, with its digest. `None`: it is not there, or too large.
+    async fn statement(&self, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
+        if blob.size > MOST_BYTES {
+            return Ok(None);
+        }
+        self.ask_source(RequestClass::Blobs, |source| {
+            let blob = blob.clone();
+            async move {
+                let late = || Fault::retryable(format!("blob {} came too slowly", blob.digest));
+                timeout(LONGEST, read(&source, &blob))
+                    .await
+                    .unwrap_or_else(|_| Err(late()))
+            }
+        })
+        .await
+    }
+}
+
+async fn read<S: Source>(source: &S, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
+    let Some(mut body) = source.read_blob(blob, 0).await? else {
+        return Ok(None);
+    };
+    let wrong = || {
+        let address = source.address();
+        Fault::corrupt(format!("{address} sends another blob than {}", blob.digest))
+    };
+    let mut bytes = Vec::new();
+    let mut hasher = Hasher::new(blob.digest.algorithm());
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        if (bytes.len() + frame.len()) as u64 > blob.size {
+            return Err(wrong());
+        }
+        hasher.update(&frame);
+        bytes.extend_from_slice(&frame);
+    }
+    if hasher.finish() == blob.digest {
+        Ok(Some(bytes.into()))
+    } else {
+        Err(wrong())
+    }
+}
