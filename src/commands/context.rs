@@ -123,6 +123,17 @@ impl Context {
         route.map(|route| route.gates.clone()).unwrap_or_default()
     }
 
+    /// Compares the ledger with what the index knows of it, unless nothing is to be written.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub(super) async fn check_ledger(&self, dry_run: bool) -> Result<(), Error> {
+        if dry_run {
+            return Ok(());
+        }
+        self.parts.check_ledger(None).await.map_err(Error::Ledger)
+    }
+
     /// How what comes of an act is recorded and shown.
     pub(super) fn settle(
         &self,

@@ -29,6 +29,7 @@ pub use self::probe::probe;
 pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};
 pub use self::sync::sync;
+use crate::fault::Fault;
 use crate::job::{Actor, Progress, Remarks, Settled};
 use crate::parts;
 use crate::state;
@@ -47,6 +48,9 @@ pub enum Error {
     /// The parts cannot be built.
     #[error(transparent)]
     Parts(#[from] parts::Error),
+    /// The ledger cannot be read.
+    #[error("{0}")]
+    Ledger(Fault),
 }
 
 impl Error {
@@ -55,6 +59,7 @@ impl Error {
         match self {
             Error::Parts(error) => error.exit_code(),
             Error::Usage(_) | Error::State(_) => 2,
+            Error::Ledger(_) => 1,
         }
     }
 }

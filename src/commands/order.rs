@@ -76,6 +76,7 @@ impl Order {
             config,
             self.pairs.iter().map(|pair| &pair.to),
         )?;
+        context.check_ledger(self.dry_run).await?;
         let settle = context.settle(observer.progress, Some(observer.settled));
         let actor = caller(self.remarks.clone());
         let stop = stop_of(stop);

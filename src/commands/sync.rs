@@ -26,6 +26,9 @@ pub async fn sync(
     stop: CancellationToken,
 ) -> Result<Report, Error> {
     let (_lock, parts) = stores(Some(&config.daemon.state), options.dry_run)?;
+    if !options.dry_run {
+        parts.check_ledger(None).await.map_err(Error::Ledger)?;
+    }
     let topology = parts.topology(config, None)?;
     let facts = ledger::RunFacts {
         run_id: watch::run_id(),

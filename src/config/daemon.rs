@@ -31,6 +31,8 @@ pub struct Daemon {
     pub grace: Duration,
     /// How long the ledger keeps the texts of rows that are no promotions.
     pub retention: Duration,
+    /// Where each row of the ledger becomes a line.
+    pub audit_file: Option<PathBuf>,
     /// Bearer tokens of the HTTP API.
     pub tokens: Vec<Token>,
 }
@@ -52,6 +54,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let verify = key("verify").map_or(Some(Duration::from_secs(3600)), |item| item.parse(interval));
     let grace = key("grace").map_or(Some(Duration::from_secs(30)), |item| item.parse(grace));
     let retention = key("retention").map_or(Some(YEAR), |item| item.parse(retention));
+    let audit_file = key("audit_file").map_or(Some(None), |item| item.path().map(Some));
     let secret = key("secret_file").map_or(Some(None), |item| item.secret().map(Some));
     let named = key("tokens").map_or(Some(Vec::new()), |item| tokens::read(&item));
     if let Some(keys) = keys {
@@ -64,6 +67,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
         verify: verify?,
         grace: grace?,
         retention: retention?,
+        audit_file: audit_file?,
         tokens: secret?
             .map(Token::of_secret_file)
             .into_iter()

@@ -57,6 +57,8 @@ struct Daemon {
     grace: Option<String>,
     /// How long the ledger keeps the texts of rows that are no promotions. Default: 8760h.
     retention: Option<String>,
+    /// File to which each row of the ledger is written as a line of JSON. Default: none.
+    audit_file: Option<String>,
     /// File with a bearer token of the HTTP API that may look. Short for a token "secret".
     secret_file: Option<String>,
     /// Bearer tokens of the HTTP API, by names of your own: the name is the actor in the ledger.

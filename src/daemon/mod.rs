@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::job::Actor;
-use crate::ledger::Reload;
+use crate::ledger::{AuditFile, Reload};
 use crate::look::topology::Topology;
 use crate::parts::{self, Parts};
 use crate::state::{self, FolderCheck, StateLock};
@@ -58,9 +58,17 @@ pub enum Error {
     /// The state folder was removed or replaced while the daemon ran, and did not come back.
     #[error(transparent)]
     StateLost(#[from] state::FolderReplaced),
-    /// The decisions in force cannot be read.
+    /// The ledger cannot be read.
     #[error("{0}")]
-    Decisions(Fault),
+    Ledger(Fault),
+    /// The audit file cannot be used.
+    #[error("the audit file {} cannot be used: {reason} (daemon.audit_file)", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
     /// The kernel refuses a signal handler.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -73,10 +81,10 @@ impl Error {
             Error::Parts(error) => error.exit_code(),
             // The port may be free at the next start.
             Error::Signals(_) | Error::Admin(admin::Error::Listen { .. }) => 1,
-            Error::Decisions(_) => 1,
+            Error::Ledger(_) => 1,
             // The next start begins with the folder that is there then.
             Error::StateLost(_) => 1,
-            Error::Config(_) | Error::State(_) | Error::Admin(_) => 2,
+            Error::Config(_) | Error::State(_) | Error::Admin(_) | Error::Audit { .. } => 2,
         }
     }
 }
@@ -98,12 +106,17 @@ pub async fn run(
     let config = load()?;
     let lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&lock)?;
-    parts.ledger.in_force().await.map_err(Error::Decisions)?;
+    parts.ledger.in_force().await.map_err(Error::Ledger)?;
+    let audit = open_audit(&config, &parts).await?;
     let settings = admin_settings(&config, Some(lock.check()));
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
-    let running = Running::start(parts, config, topology, bound, settings, look_signals);
+    let mut running = Running::start(parts, config, topology, bound, settings, look_signals);
+    if let Some(audit) = audit {
+        let ledger = running.parts.ledger.clone();
+        running.helpers.spawn(ledger.keep_audit(audit));
+    }
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -125,6 +138,33 @@ pub async fn run(
         let _ = ready.send(address);
     }
     running.serve(signals, load, stop).await
+}
+
+/// Opens the audit file, and compares the ledger with what it and the index know.
+async fn open_audit(config: &Config, parts: &Parts) -> Result<Option<AuditFile>, Error> {
+    let Some(path) = &config.daemon.audit_file else {
+        parts.check_ledger(None).await.map_err(Error::Ledger)?;
+        return Ok(None);
+    };
+    let opened = AuditFile::open(path).map_err(|reason| Error::Audit {
+        path: path.clone(),
+        reason,
+    });
+    let (mut audit, known) = opened?;
+    let is_other = match &known {
+        Some(known) => parts.ledger.contradicted_by(known).await,
+        None => Ok(None),
+    };
+    let is_other = is_other.map_err(Error::Ledger)?.is_some();
+    parts
+        .check_ledger(known.as_ref())
+        .await
+        .map_err(Error::Ledger)?;
+    if is_other {
+        // Its rows are those of another ledger: all of this one follow them.
+        audit.continue_after(0);
+    }
+    Ok(Some(audit))
 }
 
 fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settings {
@@ -385,7 +425,12 @@ impl Running {
     }
 
     fn adopt(&mut self, config: Config, topology: Topology, before: &Topology) {
-        for what in needs_restart(&config, &self.served) {
+        let audits_elsewhere = config.daemon.audit_file != self.config.daemon.audit_file;
+        let audit = audits_elsewhere.then_some("audit_file");
+        for what in needs_restart(&config, &self.served)
+            .into_iter()
+            .chain(audit)
+        {
             tracing::warn!(
                 setting = what,
                 "the config asks for another value than the running one; that takes a restart"

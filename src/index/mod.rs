@@ -30,11 +30,13 @@ use crate::sqlite::{self, Disk, OpenError, Store};
 
 mod health;
 mod hints;
+mod ledger;
 mod prune;
 mod schema;
 mod unfinished;
 mod uploads;
 
+pub use self::ledger::KnownLedger;
 pub use hints::{BlobHint, BlobHolder, ManifestHint, TagHint};
 pub use prune::Statistics;
 pub use uploads::{Checkpoint, StoredUpload};

@@ -14,7 +14,7 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "index",
     durable: false,
     application: 0x62_66_69_78,
-    migrations: &[VERSION_1, VERSION_2],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3],
     fill: |_| Ok(()),
 };
 
@@ -102,6 +102,11 @@ const VERSION_2: &str = "
         repository INTEGER PRIMARY KEY REFERENCES repositories (id),
         since INTEGER NOT NULL
     ) STRICT;
+";
+
+const VERSION_3: &str = "
+    -- the ledger beside this index and its last row, as of some time; at most one row
+    CREATE TABLE ledger (id TEXT NOT NULL, last_row INTEGER NOT NULL) STRICT;
 ";
 
 /// A digest as the tables hold it.

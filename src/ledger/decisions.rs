@@ -189,7 +189,9 @@ impl Ledger {
             let content = Content::RefusedDecision(Box::new(refused));
             rows::append(db, &content, None, &facts).map(drop)
         };
-        self.store.write(act).await.map_err(unwritable)
+        self.store.write(act).await.map_err(unwritable)?;
+        self.audit.appended.notify_one();
+        Ok(())
     }
 
     /// Runs a change and has memory follow once it is on disk, whether the caller waits or not.
@@ -211,6 +213,7 @@ impl Ledger {
         self.store.queue(act, settle).await;
         let gone = |_| Fault::retryable("the ledger was closed");
         let changed = answer.await.map_err(gone)??;
+        self.audit.appended.notify_one();
         self.check_folder()
             .map_err(|gone| Fault::retryable(gone.to_string()))?;
         Ok(changed)

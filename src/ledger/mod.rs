@@ -31,6 +31,7 @@ use crate::oci::{Digest, RepositoryName, Tag};
 use crate::sqlite::{Disk, Failure, OpenError, Store};
 use crate::state::{FolderCheck, FolderReplaced, StateLock};
 
+mod audit;
 mod chain;
 mod decisions;
 mod first_seen;
@@ -40,6 +41,7 @@ mod rows;
 mod schema;
 mod tag_records;
 
+pub use audit::{AuditFile, KnownEnd};
 pub use chain::Verified;
 pub use decisions::{DeniedTag, Recorded, Sending};
 pub use retention::Step;
@@ -209,6 +211,7 @@ pub struct Ledger {
     store: Store,
     folder: Option<FolderCheck>,
     decisions: Arc<decisions::Memory>,
+    audit: Arc<audit::AuditState>,
 }
 
 /// What came of announcing a name.
@@ -278,6 +281,7 @@ impl Ledger {
             store,
             folder: None,
             decisions: Arc::default(),
+            audit: Arc::default(),
         }
     }
 
@@ -355,6 +359,9 @@ impl Ledger {
         candidate: Candidate,
         replaces: Option<Digest>,
     ) -> Result<Intended, Fault> {
+        if let Some(trouble) = self.audit.trouble() {
+            return Err(trouble);
+        }
         let known = self.in_force().await?;
         let act = move |db: &Connection| match decisions::judge(db, &known, &candidate)? {
             Verdict::Clear => {
@@ -410,14 +417,18 @@ impl Ledger {
             }
             Ok(news)
         };
-        self.store.write(act).await.map_err(unwritable)
+        let is_added = self.store.write(act).await.map_err(unwritable)?;
+        self.audit.appended.notify_one();
+        Ok(is_added)
     }
 
     /// Adds a row for a reading of the config.
     pub async fn reloaded(&self, reload: Reload, facts: RunFacts) -> Result<(), Fault> {
         let content = Content::Reload(Box::new(reload));
         let act = move |db: &Connection| rows::append(db, &content, None, &facts).map(drop);
-        self.store.write(act).await.map_err(unwritable)
+        self.store.write(act).await.map_err(unwritable)?;
+        self.audit.appended.notify_one();
+        Ok(())
     }
 
     /// The newest row of a key.

@@ -15,12 +15,14 @@ use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
+use crate::decision::{Decision, Kind, Target};
 use crate::ecr;
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
-use crate::index::{self, Index};
+use crate::index::{self, Index, KnownLedger};
+use crate::job::{Actor, Remarks};
 use crate::layout;
-use crate::ledger::{self, Ledger, RunFacts};
+use crate::ledger::{self, KnownEnd, Ledger, RunFacts};
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
@@ -350,6 +352,7 @@ impl Parts {
         loop {
             let statistics = self.index.statistics().await;
             self.store.show_index(&statistics);
+            self.remember_ledger().await;
             tokio::time::sleep(Duration::from_secs(15)).await;
         }
     }
@@ -396,8 +399,60 @@ impl Parts {
         }
     }
 
+    /// Compares the ledger with what the index and the audit file know of it. One that they
+    /// contradict is another one than before, or a copy: decisions may be missing, so everything is
+    /// held.
+    pub(crate) async fn check_ledger(&self, audit: Option<&KnownEnd>) -> Result<(), Fault> {
+        let indexed = self.index.ledger().await.map(|known| KnownEnd {
+            ledger: known.id,
+            id: known.last_row,
+            hash: None,
+        });
+        let beside = [("index.db", indexed.as_ref()), ("the audit file", audit)];
+        for (what, known) in beside {
+            let Some(known) = known else { continue };
+            let Some(contradiction) = self.ledger.contradicted_by(known).await? else {
+                continue;
+            };
+            self.hold_everything(&format!("{what} contradicts the ledger: {contradiction}"))
+                .await?;
+            break;
+        }
+        self.remember_ledger().await;
+        Ok(())
+    }
+
+    async fn hold_everything(&self, why: &str) -> Result<(), Fault> {
+        tracing::error!(
+            why,
+            "the ledger is not the one that was here before; everything is held until `blobferry release`"
+        );
+        let remarks = Remarks {
+            reason: why.parse().ok(),
+            claimed_actor: None,
+        };
+        let actor = Actor::daemon().saying(remarks);
+        let hold = Decision::about(&Target::Everything, actor);
+        self.ledger
+            .decide(Kind::Hold, hold, facts(""))
+            .await
+            .map(drop)
+    }
+
+    /// Has the index know the ledger and its last row.
+    async fn remember_ledger(&self) {
+        if let Ok(end) = self.ledger.end().await {
+            let known = KnownLedger {
+                id: end.ledger,
+                last_row: end.id,
+            };
+            self.index.remember_ledger(known).await;
+        }
+    }
+
     /// Closes the stores after their last writer.
     pub(crate) async fn close(self) {
+        self.remember_ledger().await;
         let Parts {
             index,
             ledger,

@@ -1,5 +1,7 @@
 //! The ledger tells whether it is as it was recorded.
 
+use serde_json::{Value, json};
+
 use crate::support::*;
 
 #[tokio::test]
@@ -50,7 +52,7 @@ async fn a_changed_row_is_named_and_ends_with_1() {
         .run(&["history", "--verify", "--state", &state])
         .await
         .expect(0);
-    drop(daemon);
+    daemon.killed().await;
 
     let ledger = rusqlite::Connection::open(stage.ferry.path("state").join("ledger.db"))
         .expect("the ledger opens");
@@ -71,4 +73,149 @@ async fn a_changed_row_is_named_and_ends_with_1() {
         "{}",
         bad.stderr
     );
+}
+
+/// The lines of the audit file.
+fn lines(ferry: &Ferry) -> Vec<Value> {
+    let text = std::fs::read_to_string(ferry.path("audit.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a line is JSON"))
+        .collect()
+}
+
+fn numbers(ferry: &Ferry) -> Vec<u64> {
+    let lines = lines(ferry);
+    lines
+        .iter()
+        .map(|line| line["id"].as_u64().unwrap())
+        .collect()
+}
+
+async fn written(ferry: &Ferry, rows: u64) {
+    eventually("the rows are in the audit file", async || {
+        (numbers(ferry).last() == Some(&rows)).then_some(())
+    })
+    .await;
+    assert_eq!(numbers(ferry), (1..=rows).collect::<Vec<_>>());
+}
+
+fn audited() -> (Scripted, Scripted, Ferry) {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let config = Config::pair(&staging.url(), &production.url());
+    let ferry = Ferry::new(&config);
+    let path = ferry.path("audit.jsonl").display().to_string();
+    ferry.write_config(&config.daemon("audit_file", json!(path)));
+    (staging, production, ferry)
+}
+
+#[tokio::test]
+async fn every_row_is_one_line_of_the_audit_file_whatever_ends_the_process() {
+    let (staging, _production, ferry) = audited();
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    ferry.sync(&[]).await.expect(0);
+    let daemon = ferry.start_ready().await;
+    written(&ferry, 1).await;
+    ferry.run(&["hold", "--reason", "CHG-17"]).await.expect(0);
+    written(&ferry, 2).await;
+    daemon.killed().await;
+    // A crash has torn a line, and a row was recorded without the daemon.
+    ferry.run(&["release"]).await.expect(0);
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(ferry.path("audit.jsonl"))
+        .expect("the audit file");
+    std::io::Write::write_all(&mut file, b"{\"ledger\":\"ab").expect("the audit file is written");
+    let _daemon = ferry.start_ready().await;
+    written(&ferry, 3).await;
+    let lines = lines(&ferry);
+    let facts = |at: usize| {
+        (
+            &lines[at]["kind"],
+            lines[at]["ledger"] == lines[0]["ledger"],
+        )
+    };
+    assert_eq!(facts(0), (&json!("outcome"), true));
+    assert_eq!(facts(1), (&json!("hold"), true));
+    assert_eq!(
+        (facts(2), &lines[1]["reason"]),
+        ((&json!("release"), true), &json!("CHG-17"))
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_named_while_the_audit_file_cannot_be_written() {
+    let (staging, production, ferry) = audited();
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    let daemon = ferry.start_ready().await;
+    written(&ferry, 1).await;
+    // A folder stands where the file was.
+    let (path, aside) = (ferry.path("audit.jsonl"), ferry.path("aside"));
+    std::fs::rename(&path, &aside).expect("the audit file is there");
+    std::fs::create_dir(&path).expect("nothing is in its place");
+    ferry.run(&["hold", "route:app"]).await.expect(0);
+    eventually("it is told", async || {
+        daemon
+            .log()
+            .contains("nothing is named until the audit file can be written")
+            .then_some(())
+    })
+    .await;
+    ferry.run(&["release", "route:app"]).await.expect(0);
+    staging.push("app", "v2", &Image::oci(2, &[100]));
+    let failed = ferry.sync(&["--tag", "v2"]).await;
+    assert_eq!(failed.code, 1, "{}", failed.said());
+    assert!(failed.stdout.contains("audit file"), "{}", failed.stdout);
+    assert_eq!(production.tagged("app", "v2"), None);
+    std::fs::remove_dir(&path).expect("the folder is empty");
+    std::fs::rename(&aside, &path).expect("nothing is in its place");
+    production
+        .until("it is named then", |_| {
+            production.tagged("app", "v2").is_some()
+        })
+        .await;
+    eventually("no row is missing", async || {
+        let numbers = numbers(&ferry);
+        let is_whole = numbers == (1..=numbers.len() as u64).collect::<Vec<_>>();
+        (is_whole && numbers.len() >= 5).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restored_ledger_holds_everything_until_it_is_released() {
+    let (staging, production, ferry) = audited();
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    ferry.sync(&[]).await.expect(0);
+    let (ledger, copy) = (ferry.path("state/ledger.db"), ferry.path("copy.db"));
+    std::fs::copy(&ledger, &copy).expect("a backup");
+    ferry.run(&["hold", "--reason", "freeze"]).await.expect(0);
+    staging.push("app", "v2", &Image::oci(2, &[100]));
+    let held = ferry.sync(&["--tag", "v2"]).await.expect(4);
+    assert!(held.stdout.contains("freeze"), "{}", held.stdout);
+
+    // The copy knows of no freeze; the index knows that the ledger was further.
+    std::fs::copy(&copy, &ledger).expect("the backup is restored");
+    let daemon = ferry.start_ready().await;
+    let held = ferry.sync(&["--tag", "v2"]).await.expect(4);
+    assert!(
+        held.stdout.contains("contradicts the ledger"),
+        "{}",
+        held.stdout
+    );
+    assert_eq!(production.tagged("app", "v2"), None);
+    assert!(
+        daemon.log().contains("blobferry release"),
+        "{}",
+        daemon.log()
+    );
+    daemon.killed().await;
+    // It is told once, and the hold lasts.
+    let _daemon = ferry.start_ready().await;
+    let status = ferry.run(&["status", "--json"]).await;
+    let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
+    assert_eq!(status["decisions"].as_array().map(Vec::len), Some(1));
+    ferry.run(&["release"]).await.expect(0);
+    production
+        .until("it goes on", |_| production.tagged("app", "v2").is_some())
+        .await;
 }

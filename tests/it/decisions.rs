@@ -109,8 +109,8 @@ async fn a_hold_of_everything_keeps_all_names_and_no_content() {
     assert_eq!(daemon.metric("blobferry_tags", &labels).await, Some(1.0));
 
     // It holds after a restart, and shows.
-    drop(daemon);
-    let daemon = scene.ferry.start_ready().await;
+    daemon.killed().await;
+    let _daemon = scene.ferry.start_ready().await;
     scene.ferry.sync(&["--tag", "v1"]).await.expect(4);
     let status = scene.run(&["status"]).await.expect(0);
     assert!(status.stdout.contains("CHG-17"), "{}", status.stdout);
@@ -125,7 +125,6 @@ async fn a_hold_of_everything_keeps_all_names_and_no_content() {
         assert!(history.stdout.contains(said), "{said}: {}", history.stdout);
     }
     scene.run(&["history", "--verify"]).await.expect(0);
-    drop(daemon);
 }
 
 #[tokio::test]

@@ -362,7 +362,14 @@ impl Cell {
         match loss {
             Loss::Nothing => {}
             Loss::Index => ferry.delete_index(),
-            Loss::Ledger => ferry.delete_ledger(),
+            // The index knows the ledger that is gone: everything is held until a person says that
+            // this is right.
+            Loss::Ledger => {
+                ferry.delete_ledger();
+                let held = ferry.sync(&[]).await;
+                assert_eq!(held.total("promoted"), 0, "{}", held.said());
+                ferry.run(&["release"]).await.expect(0);
+            }
         }
         let before = production.client().digest(repository, self.tag).await;
         let expected = self

@@ -92,8 +92,10 @@ fn what_is_not_said_has_the_documented_default() {
         verify,
         grace,
         retention,
+        audit_file,
         tokens,
     } = config.daemon;
+    assert_eq!(audit_file, None);
     assert_eq!(retention, Duration::from_secs(8760 * 3600));
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(state, Path::new("/state"));

@@ -483,6 +483,12 @@ impl Daemon {
         status.expect("waiting for a child").code().unwrap_or(-1)
     }
 
+    /// Kills it and waits for its end.
+    pub async fn killed(mut self) {
+        self.signal("KILL").await;
+        self.ended().await;
+    }
+
     /// The most memory it ever had resident, in bytes.
     pub fn peak_memory(&self) -> u64 {
         peak_memory(self.pid).expect("the daemon runs")

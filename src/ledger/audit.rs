@@ -1,0 +1,289 @@
+//! The audit file: one line of JSON for each row, each batch on disk before the next name.
+//!
+//! The file follows the ledger: it starts again after its last line, whatever ended the process. A
+//! line that a crash has torn is cut off and written again. While a row cannot be written, no name
+//! is announced. A file that was moved away is made again, without the rows that went with it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::rows::Row;
+use super::{Ledger, Query, chain, unreadable};
+use crate::fault::Fault;
+use crate::oci::Digest;
+
+/// Rows that are written together.
+const BATCH: u32 = 500;
+/// Bytes of the last line at most.
+const MOST_LINE: u64 = 4 << 20;
+/// How often a file that cannot be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked for rows whose caller is gone.
+const LOST: Duration = Duration::from_secs(5);
+
+/// A ledger and its last row, as something beside it knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct KnownEnd {
+    /// The ledger's identity.
+    pub ledger: String,
+    /// The number of the row.
+    pub id: u64,
+    /// The hash of the row, where that is known.
+    #[serde(default)]
+    pub hash: Option<Digest>,
+}
+
+/// The audit file.
+#[derive(Debug)]
+pub struct AuditFile {
+    path: PathBuf,
+    file: File,
+    /// The last row that it has.
+    last: u64,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    ledger: &'a str,
+    #[serde(flatten)]
+    row: &'a Row,
+}
+
+impl AuditFile {
+    /// Opens the file, created when it is missing, and reads its last line. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be read and written.
+    pub fn open(path: &Path) -> io::Result<(AuditFile, Option<KnownEnd>)> {
+        let mut file = open(path)?;
+        let end = last_line(&mut file)?;
+        let known = match end {
+            Some(line) => Some(serde_json::from_slice::<KnownEnd>(&line).map_err(|error| {
+                io::Error::other(format!("its last line is no row of a ledger: {error}"))
+            })?),
+            None => None,
+        };
+        let last = known.as_ref().map_or(0, |known| known.id);
+        let path = path.to_owned();
+        Ok((AuditFile { path, file, last }, known))
+    }
+
+    /// Continues after the last row of a ledger that the file does not know.
+    pub fn continue_after(&mut self, last: u64) {
+        self.last = last;
+    }
+
+    fn append(&mut self, text: &str) -> io::Result<()> {
+        if !self.is_in_place()? {
+            self.file = open(&self.path)?;
+        }
+        let end = self.file.seek(SeekFrom::End(0))?;
+        let written = self
+            .file
+            .write_all(text.as_bytes())
+            .and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            // A part of a line must not stay in front of the next try.
+            let _ = self.file.set_len(end);
+        }
+        written
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        let there = std::fs::symlink_metadata(&self.path);
+        Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(
+            (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK)
+                .bits()
+                .cast_signed(),
+        )
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// The last whole line; what follows it is cut off.
+fn last_line(file: &mut File) -> io::Result<Option<Vec<u8>>> {
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(MOST_LINE);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    Read::by_ref(file).take(MOST_LINE).read_to_end(&mut tail)?;
+    let Some(end) = tail.iter().rposition(|byte| *byte == b'\n') else {
+        if start > 0 {
+            return Err(io::Error::other("its last line is too long"));
+        }
+        file.set_len(0)?;
+        return Ok(None);
+    };
+    if end + 1 < tail.len() {
+        file.set_len(start + end as u64 + 1)?;
+    }
+    let begin = tail[..end].iter().rposition(|byte| *byte == b'\n');
+    Ok(Some(tail[begin.map_or(0, |at| at + 1)..end].to_vec()))
+}
+
+/// Lines that are to be written.
+struct Batch {
+    lines: String,
+    last: u64,
+}
+
+/// Whether the audit file follows.
+#[derive(Debug, Default)]
+pub(super) struct AuditState {
+    pub(super) appended: Notify,
+    trouble: Mutex<Option<Arc<str>>>,
+}
+
+impl AuditState {
+    /// Why nothing may be named, if so.
+    pub(super) fn trouble(&self) -> Option<Fault> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_deref().map(Fault::retryable)
+    }
+
+    fn set(&self, trouble: Option<String>) {
+        let mut current = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&trouble, &*current) {
+            (Some(text), None) => tracing::error!(
+                error = text,
+                "nothing is named until the audit file can be written"
+            ),
+            (None, Some(_)) => tracing::info!("the audit file is written again; promotion goes on"),
+            _ => {}
+        }
+        *current = trouble.map(Into::into);
+    }
+}
+
+impl Ledger {
+    /// The ledger's identity and its last row.
+    pub async fn end(&self) -> Result<KnownEnd, Fault> {
+        let read = |db: &Connection| {
+            let id: i64 = db
+                .prepare_cached("SELECT coalesce(max(id), 0) FROM rows")?
+                .query_row([], |row| row.get(0))?;
+            Ok(KnownEnd {
+                ledger: chain::identity(db)?,
+                id: id.unsigned_abs(),
+                hash: None,
+            })
+        };
+        self.store.read(read).await.map_err(unreadable)
+    }
+
+    /// What contradicts this ledger in what something beside it knows: another ledger, a row that
+    /// is not here, or another row of that number. Knowing less is normal.
+    pub async fn contradicted_by(&self, known: &KnownEnd) -> Result<Option<String>, Fault> {
+        let end = self.end().await?;
+        if known.ledger != end.ledger {
+            return Ok(Some(format!(
+                "it knows the ledger {}, and this one is {}",
+                known.ledger, end.ledger
+            )));
+        }
+        if known.id > end.id {
+            return Ok(Some(format!(
+                "it knows row {}, and the last one here is {}",
+                known.id, end.id
+            )));
+        }
+        let query = Query {
+            after: known.id.saturating_sub(1),
+            limit: 1,
+            ..Query::default()
+        };
+        let row = self.page(query).await?.pop();
+        let is_other = |row: Row| {
+            known
+                .hash
+                .is_some_and(|hash| row.id == known.id && row.hash != hash)
+        };
+        Ok(row
+            .is_some_and(is_other)
+            .then(|| format!("it knows another row {}", known.id)))
+    }
+
+    /// Writes each row to the audit file, until dropped.
+    pub async fn keep_audit(self, audit: AuditFile) {
+        let audit = Arc::new(Mutex::new(audit));
+        loop {
+            let appended = self.audit.appended.notified();
+            let trouble = self.follow(&audit).await.err();
+            let wait = if trouble.is_some() { RETRY } else { LOST };
+            self.audit.set(trouble.map(|fault| fault.chain()));
+            // Rows of a caller that went away are found by the clock.
+            let _ = timeout(wait, appended).await;
+        }
+    }
+
+    /// Writes the rows that the file lacks.
+    async fn follow(&self, audit: &Arc<Mutex<AuditFile>>) -> Result<(), Fault> {
+        loop {
+            let last = audit.lock().unwrap_or_else(PoisonError::into_inner).last;
+            let Some(batch) = self.lines_after(last).await? else {
+                return Ok(());
+            };
+            let audit = audit.clone();
+            let append = move || {
+                let mut audit = audit.lock().unwrap_or_else(PoisonError::into_inner);
+                let written = audit.append(&batch.lines);
+                if written.is_ok() {
+                    audit.last = batch.last;
+                }
+                let path = audit.path.display();
+                written.map_err(|error| format!("the audit file {path} cannot be written: {error}"))
+            };
+            let appended = tokio::task::spawn_blocking(append).await;
+            appended
+                .unwrap_or_else(|error| Err(error.to_string()))
+                .map_err(Fault::retryable)?;
+        }
+    }
+
+    async fn lines_after(&self, last: u64) -> Result<Option<Batch>, Fault> {
+        let query = Query {
+            after: last,
+            limit: BATCH,
+            ..Query::default()
+        };
+        let rows = self.page(query).await?;
+        let Some(last) = rows.last().map(|row| row.id) else {
+            return Ok(None);
+        };
+        let ledger = self.end().await?.ledger;
+        let mut lines = String::new();
+        for row in &rows {
+            let line = Line {
+                ledger: &ledger,
+                row,
+            };
+            let line = serde_json::to_string(&line);
+            lines += &line.map_err(|error| Fault::retryable(error.to_string()))?;
+            lines.push('\n');
+        }
+        Ok(Some(Batch { lines, last }))
+    }
+}
