@@ -5,7 +5,6 @@ use super::receivers::notifier_for;
 use super::registries::{Read, RegistryKind, is_name};
 use super::section::{Item, optional};
 use crate::sqs;
-use crate::status::metrics::queues::LOOKS;
 use crate::watch::queue_consumer::Settings;
 
 /// `None` after a complaint.
@@ -17,11 +16,9 @@ pub(super) fn read(item: Option<Item<'_>>, registries: &Read) -> Option<Vec<Sett
     let mut queues: Vec<Settings> = Vec::new();
     let mut is_right = true;
     for (name, item) in section.entries() {
-        if !is_name(name) || name == LOOKS {
-            let text = format!(
-                "is not a name for a queue (1 to 64 letters, digits, _ . -, starting with a letter or digit; not {LOOKS})"
-            );
-            section.wrong_key(name, &text);
+        if !is_name(name) {
+            let text = "is not a name for a queue (1 to 64 letters, digits, _ . -, starting with a letter or digit)";
+            section.wrong_key(name, text);
             is_right = false;
         }
         match queue(name, &item, registries) {

@@ -470,8 +470,8 @@ const QUEUES: &[(&str, &str)] = &[
         "10:5: queues.r.sqs: is the URL of the queue q, too",
     ),
     (
-        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n  looks:\n    sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/r\n    registry: p\n",
-        "9:3: queues.looks: is not a name for a queue (1 to 64 letters, digits, _ . -, starting with a letter or digit; not looks)",
+        "sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/q\n    registry: s\n  a b:\n    sqs: https://sqs.eu-west-1.amazonaws.com/123456789012/r\n    registry: p\n",
+        "9:3: queues.a b: is not a name for a queue (1 to 64 letters, digits, _ . -, starting with a letter or digit)",
     ),
 ];
 

@@ -4,13 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
-use prometheus::{Error, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::clock;
 use crate::metrics::{LabelNames, forget_series};
-
-/// The label of the queue of looks.
-pub const LOOKS: &str = "looks";
 
 /// What came of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +53,10 @@ impl MessageResult {
 /// The instruments. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct QueueMetrics {
-    depth: IntGaugeVec,
-    oldest: GaugeVec,
+    looks: IntGauge,
+    oldest_look: Gauge,
+    waiting: IntGaugeVec,
+    oldest_message: GaugeVec,
     messages: IntCounterVec,
     in_hand: Arc<Mutex<InHand>>,
     names: LabelNames,
@@ -84,44 +83,50 @@ impl QueueMetrics {
     /// # Errors
     /// When they are registered already.
     pub(super) fn new(registry: &Registry) -> Result<QueueMetrics, Error> {
-        let depth = Opts::new(
-            "blobferry_queue_depth",
-            "What waits: looks for their turn (looks), messages in a queue of push events.",
-        );
-        let oldest = Opts::new(
+        let looks = IntGauge::new("blobferry_queue_depth", "Looks that wait for their turn.")?;
+        let oldest_look = Gauge::new(
             "blobferry_queue_oldest_age_seconds",
-            "Age of the oldest: look that waits, message that is being worked on.",
+            "How long the oldest look that waits has waited.",
+        )?;
+        let waiting = Opts::new(
+            "blobferry_queue_messages_waiting",
+            "Messages that wait in a queue of push events.",
+        );
+        let oldest_message = Opts::new(
+            "blobferry_queue_message_age_seconds",
+            "Age of the oldest message that is being worked on.",
         );
         let messages = Opts::new(
             "blobferry_queue_messages_total",
             "Messages of queues of push events by what came of them.",
         );
         let metrics = QueueMetrics {
-            depth: IntGaugeVec::new(depth, &["queue"])?,
-            oldest: GaugeVec::new(oldest, &["queue"])?,
+            looks,
+            oldest_look,
+            waiting: IntGaugeVec::new(waiting, &["queue"])?,
+            oldest_message: GaugeVec::new(oldest_message, &["queue"])?,
             messages: IntCounterVec::new(messages, &["queue", "result"])?,
             in_hand: Arc::default(),
             names: LabelNames::default(),
         };
-        registry.register(Box::new(metrics.depth.clone()))?;
-        registry.register(Box::new(metrics.oldest.clone()))?;
+        registry.register(Box::new(metrics.looks.clone()))?;
+        registry.register(Box::new(metrics.oldest_look.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.oldest_message.clone()))?;
         registry.register(Box::new(metrics.messages.clone()))?;
-        metrics.looks(0, 0.0);
         Ok(metrics)
     }
 
     /// Shows the looks that wait.
     pub(super) fn looks(&self, depth: usize, oldest_seconds: f64) {
-        self.depth
-            .with_label_values(&[LOOKS])
-            .set(i64::try_from(depth).unwrap_or(i64::MAX));
-        self.oldest.with_label_values(&[LOOKS]).set(oldest_seconds);
+        self.looks.set(i64::try_from(depth).unwrap_or(i64::MAX));
+        self.oldest_look.set(oldest_seconds);
     }
 
     /// Makes all series of a queue exist, at 0, but its depth, which SQS knows.
     pub fn prepare(&self, queue: &str) {
         self.names.take_up(queue);
-        self.oldest.with_label_values(&[queue]);
+        self.oldest_message.with_label_values(&[queue]);
         for result in MessageResult::ALL {
             self.messages.with_label_values(&[queue, result.name()]);
         }
@@ -129,16 +134,13 @@ impl QueueMetrics {
 
     /// Forgets the queues that the config no longer has.
     pub fn retain(&self, known: &HashSet<&str>) {
-        let is_gone = |label: &dyn Fn(&str) -> String| {
-            let queue = label("queue");
-            queue != LOOKS && !known.contains(&*queue)
-        };
+        let is_gone = |label: &dyn Fn(&str) -> String| !known.contains(&*label("queue"));
         self.names.retain(known);
         lock(&self.in_hand)
             .queues
             .retain(|queue, _| known.contains(&**queue));
-        forget_series(&self.depth, is_gone);
-        forget_series(&self.oldest, is_gone);
+        forget_series(&self.waiting, is_gone);
+        forget_series(&self.oldest_message, is_gone);
         forget_series(&self.messages, is_gone);
     }
 
@@ -154,11 +156,11 @@ impl QueueMetrics {
     pub fn show_depth(&self, queue: &str, depth: Option<u64>) {
         match depth.filter(|_| !self.names.is_gone(queue)) {
             Some(depth) => self
-                .depth
+                .waiting
                 .with_label_values(&[queue])
                 .set(i64::try_from(depth).unwrap_or(i64::MAX)),
             // It may never have been there.
-            None => drop(self.depth.remove_label_values(&[queue])),
+            None => drop(self.waiting.remove_label_values(&[queue])),
         }
     }
 
@@ -184,7 +186,7 @@ impl QueueMetrics {
         for (queue, sent) in &lock(&self.in_hand).queues {
             let age = sent.first().map(|(sent, _)| now.duration_since(*sent));
             let seconds = age.map_or(0.0, |age| age.as_secs_f64().max(0.0));
-            self.oldest.with_label_values(&[queue]).set(seconds);
+            self.oldest_message.with_label_values(&[queue]).set(seconds);
         }
     }
 }
@@ -216,7 +218,11 @@ mod tests {
         let ago = |seconds| clock::now() - Duration::from_secs(seconds);
         let age = || {
             metrics.refresh();
-            metrics.oldest.with_label_values(&["q"]).get().round()
+            metrics
+                .oldest_message
+                .with_label_values(&["q"])
+                .get()
+                .round()
         };
         assert_eq!(age(), 0.0);
         let old = metrics.hold(&queue, ago(100));
@@ -243,8 +249,9 @@ mod tests {
         let labels: Vec<&str> = families
             .iter()
             .flat_map(|family| family.get_metric())
-            .map(|metric| metric.get_label()[0].value())
+            .flat_map(|metric| metric.get_label())
+            .map(|label| label.value())
             .collect();
-        assert_eq!(labels, [LOOKS, LOOKS]);
+        assert_eq!(labels, [""; 0]);
     }
 }
