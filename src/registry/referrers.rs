@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Repository;
 use super::error::{ErrorContext, Refusal, looks_like_html};
 use super::metrics::Operation;
-use super::tags::{Bounded, page_url, parse, read_page};
+use super::tags::{Bounded, Listed, listed, page_url, parse, read_page};
 use super::transport::{Answer, Call};
 use crate::endpoint::{Cursor, Page};
 use crate::fault::Fault;
@@ -47,8 +47,8 @@ impl ReferrersSupport {
 
 #[derive(Deserialize)]
 struct Index {
-    #[serde(default)]
-    manifests: Option<Bounded<Entry, MAX_ENTRIES>>,
+    #[serde(default, deserialize_with = "listed")]
+    manifests: Listed<Entry, MAX_ENTRIES>,
 }
 
 #[derive(Deserialize)]
@@ -172,7 +172,10 @@ fn entries(
             "the answer is of the type {served}, not an image index"
         )));
     }
-    let listed = Bounded::within(parse::<Index>(bytes, about)?.manifests, "referrers", about)?;
+    let Some(manifests) = parse::<Index>(bytes, about)?.manifests else {
+        return Err(about.rejected("the answer is not a list of referrers"));
+    };
+    let listed = Bounded::within(manifests, "referrers", about)?;
     let total = listed.len();
     let entries: Vec<Descriptor> = listed
         .into_iter()
@@ -253,16 +256,17 @@ mod tests {
             (digest, 9, 1)
         );
         assert!(entries(&body, &MediaType::new("text/html"), None, &about).is_err());
-        assert_eq!(
+        let plain = |text: &'static str| {
             entries(
-                &Bytes::from_static(b"{}"),
+                &Bytes::from_static(text.as_bytes()),
                 &MediaType::default(),
                 None,
-                &about
+                &about,
             )
-            .unwrap()
-            .entries,
-            []
-        );
+        };
+        assert_eq!(plain(r#"{"manifests":null}"#).unwrap().entries, []);
+        for other in ["{}", r#"{"errors":[{"code":"DENIED"}]}"#] {
+            assert!(plain(other).is_err(), "{other}");
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! Listings: tags, repositories, and the pages both come in (end-8 and `_catalog`).
 //!
 //! The next page is where `Link` says, to the letter; its absence is the only end. A link to
-//! another host is refused, and so is one to the page just read. How many pages are read is bounded
-//! by the caller. Entries are bounded while they are decoded: what a page has beyond the bound is
-//! skipped, never held, and the page is refused.
+//! another host or another list is refused, and so is one to the page just read and one that cannot
+//! be read. How many pages are read is bounded by the caller. Entries are bounded while they are
+//! decoded: what a page has beyond the bound is skipped, never held, and the page is refused.
+//!
+//! An answer with status 200 is a list only if it says so: an error document, `{}` or the list of
+//! another repository is a failure, never an empty list. Some registries leave out `name`, and some
+//! leave out `tags` where there are none; a kind whose lists prove that a tag is absent does neither.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,7 +25,7 @@ use super::redirect::HostKind;
 use super::transport::{Answer, Call};
 use super::{Registry, Repository};
 use crate::endpoint::{Cursor, Page, Tag};
-use crate::fault::Fault;
+use crate::fault::{Fault, clip};
 use crate::oci::{self, RepositoryName};
 
 /// Most pages that a caller should read of one listing: a million entries of a registry that sends
@@ -37,13 +41,66 @@ const MOST_NAMES: usize = 200_000;
 #[derive(serde::Deserialize)]
 struct TagList {
     #[serde(default)]
-    tags: Option<Bounded<Name<oci::Tag>, MOST_NAMES>>,
+    name: Option<String>,
+    #[serde(default, deserialize_with = "listed")]
+    tags: Listed<Name<oci::Tag>, MOST_NAMES>,
+}
+
+impl TagList {
+    /// The names, if this is the list of `repository`. `is_proof`: that a tag is not listed shows
+    /// that it is absent, so the list must name itself to the letter.
+    fn of(
+        self,
+        repository: &RepositoryName,
+        is_proof: bool,
+        about: &ErrorContext,
+    ) -> Result<Vec<Name<oci::Tag>>, Fault> {
+        let named = self.name.as_deref();
+        if let Some(other) = named.filter(|name| !is_named(repository, name, is_proof)) {
+            let other = clip(other, 100);
+            return Err(about.rejected(format!("the answer lists the tags of \"{other}\"")));
+        }
+        let is_list = match is_proof {
+            true => named.is_some() && self.tags.is_some(),
+            false => named.is_some() || self.tags.is_some(),
+        };
+        if !is_list {
+            return Err(about.rejected("the answer is not a list of the repository's tags"));
+        }
+        Bounded::within(self.tags.flatten(), "tags", about)
+    }
+}
+
+/// Whether a list's `name` is that of the repository. Registries behind a path of their own know it
+/// by a longer or a shorter name.
+fn is_named(repository: &RepositoryName, name: &str, is_proof: bool) -> bool {
+    let repository = repository.as_str();
+    repository == name || !is_proof && ends_alike(repository, name)
+}
+
+/// Whether one path is the other one's end.
+fn ends_alike(one: &str, other: &str) -> bool {
+    let is_end_of = |end: &str, path: &str| {
+        path.strip_suffix(end)
+            .is_some_and(|start| start.is_empty() || start.ends_with('/'))
+    };
+    is_end_of(one, other) || is_end_of(other, one)
 }
 
 #[derive(serde::Deserialize)]
 struct Catalog {
-    #[serde(default)]
-    repositories: Option<Bounded<Name<RepositoryName>, MOST_NAMES>>,
+    #[serde(default, deserialize_with = "listed")]
+    repositories: Listed<Name<RepositoryName>, MOST_NAMES>,
+}
+
+/// A key of a page. `None`: the page lacks it. `Some(None)`: it is null, an empty list.
+pub(super) type Listed<T, const MOST: usize> = Option<Option<Bounded<T, MOST>>>;
+
+/// Reads a key that is there, maybe as null.
+pub(super) fn listed<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(
+    deserializer: D,
+) -> Result<Listed<T, MOST>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// A list of at most so many entries; what comes after them is skipped while it is read.
@@ -148,7 +205,8 @@ impl Repository {
             return Ok(None);
         };
         let list: TagList = parse(&bytes, &about)?;
-        let names = Bounded::within(list.tags, "tags", &about)?;
+        let is_proof = self.registry.profile().abilities.current_lists;
+        let names = list.of(&self.name, is_proof, &about)?;
         Ok(Some(read_entries(names, next, |name| Tag {
             name,
             digest: None,
@@ -183,7 +241,10 @@ impl Registry {
             return Ok(None);
         };
         let catalog: Catalog = parse(&bytes, &about)?;
-        let names = Bounded::within(catalog.repositories, "repositories", &about)?;
+        let Some(repositories) = catalog.repositories else {
+            return Err(about.rejected("the answer is not a list of repositories"));
+        };
+        let names = Bounded::within(repositories, "repositories", &about)?;
         Ok(Some(read_entries(names, next, |name| name)))
     }
 }
@@ -230,12 +291,28 @@ async fn page(
 ) -> Result<Option<(Bytes, Option<Cursor>)>, Fault> {
     let answer = registry.transport().call(call).await?;
     match answer.status.as_u16() {
-        200..=299 => read_page(registry, call.url(), answer, about)
-            .await
-            .map(Some),
+        200..=299 => {
+            is_of_a_list(&answer, about)?;
+            read_page(registry, call.url(), answer, about)
+                .await
+                .map(Some)
+        }
         404 => Ok(None),
         _ => Err(registry.transport().refusal(answer).await.fault(about)),
     }
+}
+
+/// Refuses a page for people. Otherwise the type says little: ECR has sent lists as plain text.
+fn is_of_a_list(answer: &Answer, about: &ErrorContext) -> Result<(), Fault> {
+    let served = answer.header(header::CONTENT_TYPE).unwrap_or_default();
+    let served = served.to_ascii_lowercase();
+    if !served.contains("html") && !served.contains("xml") {
+        return Ok(());
+    }
+    let served = clip(&served, 60);
+    Err(about.rejected(format!(
+        "an answer of the type {served} came instead of JSON; check the registry's `url`"
+    )))
 }
 
 /// The bytes of a page that was asked for at `asked`, and where the next one is.
@@ -256,12 +333,13 @@ fn next_page(
     answer: &Answer,
     about: &ErrorContext,
 ) -> Result<Option<Url>, Fault> {
-    let links = answer
-        .headers
-        .get_all(header::LINK)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let Some(link) = links.filter_map(next_link).next() else {
+    let mut next = None;
+    for value in answer.headers.get_all(header::LINK) {
+        let link = value.to_str().map_err(|_| Unreadable).and_then(next_link);
+        let link = link.map_err(|Unreadable| about.rejected("its Link header cannot be read"))?;
+        next = next.or(link);
+    }
+    let Some(link) = next else {
         return Ok(None);
     };
     let url = answer
@@ -271,7 +349,24 @@ fn next_page(
     if url == *asked || url == answer.url {
         return Err(about.rejected("the page names itself as the next one"));
     }
+    let is_proof = registry.profile().abilities.current_lists;
+    let belongs = |page: &Url| is_of_same_list(page, &url, is_proof);
+    if !belongs(asked) && !belongs(&answer.url) {
+        return Err(about.rejected("the next page is that of another list"));
+    }
     at_home(registry, url, about).map(Some)
+}
+
+/// Whether two pages are of one list, by their paths. Registries behind a path of their own may show
+/// a longer or a shorter one.
+fn is_of_same_list(one: &Url, other: &Url, is_proof: bool) -> bool {
+    let path = |url: &Url| {
+        let path = url.path().replace("%3A", ":").replace("%3a", ":");
+        path.rsplit_once("/v2/")
+            .map_or(path.clone(), |(_, list)| list.to_owned())
+    };
+    let (one, other) = (path(one), path(other));
+    one == other || !is_proof && ends_alike(&one, &other)
 }
 
 fn at_home(registry: &Registry, url: Url, about: &ErrorContext) -> Result<Url, Fault> {
@@ -296,18 +391,25 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(
     })
 }
 
+/// A `Link` that may name a next page, in a form that is not understood.
+#[derive(Debug, PartialEq)]
+struct Unreadable;
+
 /// The target of the link with the relation `next` (RFC 8288), if the header has one.
-fn next_link(header: &str) -> Option<&str> {
-    let mut rest = header;
-    while let Some((_, after)) = rest.split_once('<') {
-        let (target, parameters) = after.split_once('>')?;
+fn next_link(header: &str) -> Result<Option<&str>, Unreadable> {
+    let mut rest = header.trim();
+    while let Some(start) = rest.strip_prefix('<') {
+        let (target, parameters) = start.split_once('>').ok_or(Unreadable)?;
         let (parameters, following) = until_comma(parameters);
-        if is_next(parameters) {
-            return Some(target.trim());
+        if is_next(relations(parameters).ok_or(Unreadable)?) {
+            return Ok(Some(target.trim()));
         }
-        rest = following;
+        rest = following.trim_start_matches([',', ' ', '\t']);
     }
-    None
+    match rest.to_ascii_lowercase().contains("next") {
+        true => Err(Unreadable),
+        false => Ok(None),
+    }
 }
 
 /// Splits at the first comma outside quotes: a new link starts there.
@@ -320,15 +422,19 @@ fn until_comma(text: &str) -> (&str, &str) {
     end.map_or((text, ""), |end| text.split_at(end))
 }
 
-fn is_next(parameters: &str) -> bool {
-    parameters
+/// The relations of a link. `None`: it has none.
+fn relations(parameters: &str) -> Option<&str> {
+    let mut named = parameters
         .split(';')
-        .filter_map(|parameter| parameter.split_once('='))
-        .any(|(name, value)| {
-            let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
-            name.trim().eq_ignore_ascii_case("rel")
-                && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
-        })
+        .filter_map(|parameter| parameter.split_once('='));
+    named
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("rel"))
+        .map(|(_, value)| value.trim().trim_matches(['"', '\'']))
+}
+
+fn is_next(relations: &str) -> bool {
+    let mut relations = relations.split_ascii_whitespace();
+    relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 #[cfg(test)]
@@ -351,15 +457,49 @@ mod tests {
                 r#"</a>; rel="prev", </b>; title="x, <y>"; REL="last Next""#,
                 Some("/b"),
             ),
+            ("</b>; rel='next'", Some("/b")),
             (r#"</a>; rel="prev""#, None),
             (r#"</a>; rel="nextish""#, None),
-            (r#"/a; rel="next""#, None),
-            ("</a", None),
+            ("something else", None),
             ("", None),
         ];
         for (header, expected) in table {
-            assert_eq!(next_link(header), expected, "{header}");
+            assert_eq!(next_link(header), Ok(expected), "{header}");
         }
+        for unreadable in [
+            r#"/a; rel="next""#,
+            "</a",
+            "</a>",
+            r#"</a>; title="next""#,
+            r#"</a>; rel="prev", /b; rel="next""#,
+        ] {
+            assert_eq!(next_link(unreadable), Err(Unreadable), "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn a_next_page_belongs_to_the_same_list() {
+        let page = |path: &str| Url::parse(&format!("https://host.example{path}")).unwrap();
+        let asked = page("/v2/p/app/tags/list?n=1000");
+        let table = [
+            ("/v2/p/app/tags/list?last=b", true, true),
+            ("/v2/app/tags/list?last=b", true, false),
+            ("/api/docker/local/v2/p/app/tags/list?last=b", true, true),
+            ("/v2/local/p/app/tags/list?last=b", true, false),
+            ("/v2/zz/tags/list?last=b", false, false),
+            ("/v2/pp/app/tags/list?last=b", false, false),
+            ("/v2/_catalog?last=b", false, false),
+        ];
+        for (next, loose, strict) in table {
+            let same = [false, true].map(|is_proof| is_of_same_list(&asked, &page(next), is_proof));
+            assert_eq!(same, [loose, strict], "{next}");
+        }
+        let referrers = page("/v2/app/referrers/sha256:00");
+        assert!(is_of_same_list(
+            &referrers,
+            &page("/v2/app/referrers/sha256%3A00?page=2"),
+            true
+        ));
     }
 
     #[test]
@@ -369,13 +509,28 @@ mod tests {
             &"staging".into(),
             "host.example/app".into(),
         );
-        let read = |text: &str| {
+        let repository: RepositoryName = "p/app".parse().unwrap();
+        let read_as = |text: &str, is_proof: bool| {
             let list: TagList = parse(text.as_bytes(), &about)?;
-            let names = Bounded::within(list.tags, "tags", &about)?;
+            let names = list.of(&repository, is_proof, &about)?;
             Ok::<Page<oci::Tag>, Fault>(read_entries(names, None, |name| name))
         };
-        for empty in [r#"{"name":"app"}"#, r#"{"tags":null}"#, r#"{"tags":[]}"#] {
+        let read = |text: &str| read_as(text, false);
+        for empty in [
+            r#"{"name":"p/app","tags":null}"#,
+            r#"{"name":"p/app","tags":[]}"#,
+        ] {
             assert_eq!(read(empty).unwrap().entries.len(), 0, "{empty}");
+            assert_eq!(read_as(empty, true).unwrap().entries.len(), 0, "{empty}");
+        }
+        for incomplete in [
+            r#"{"name":"p/app"}"#,
+            r#"{"name":"app","tags":null}"#,
+            r#"{"tags":null}"#,
+            r#"{"tags":[]}"#,
+        ] {
+            assert_eq!(read(incomplete).unwrap().entries.len(), 0, "{incomplete}");
+            assert!(read_as(incomplete, true).is_err(), "{incomplete}");
         }
         assert!(
             read("<html>")
@@ -387,6 +542,10 @@ mod tests {
             r#"{"tags":7}"#,
             r#"{"tags":[7]}"#,
             r#"{"tags":["a"],"tags":["b"]}"#,
+            r#"{}"#,
+            r#"{"errors":[{"code":"DENIED"}]}"#,
+            r#"{"name":"other","tags":["a"]}"#,
+            r#"{"name":"pp","tags":["a"]}"#,
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
@@ -420,7 +579,7 @@ mod tests {
         #[test]
         fn links_come_back(path in "/[a-z0-9/?=&%._-]{0,40}", title in "[a-z, ;<>]{0,10}") {
             let header = format!(r#"</first>; rel="prev"; title="{title}", <{path}>; rel="next""#);
-            prop_assert_eq!(next_link(&header), Some(path.as_str()));
+            prop_assert_eq!(next_link(&header), Ok(Some(path.as_str())));
         }
 
         #[test]

@@ -142,3 +142,129 @@ async fn a_page_of_too_many_referrers_is_refused_by_name() {
     );
     assert_eq!(production.tagged("app", "v1"), None);
 }
+
+/// Answers with status 200 that are no list of the repository's tags, or not all of it.
+fn no_lists() -> Vec<(&'static str, Reply)> {
+    let json = |body: &'static str| Reply::status(200).body("application/json", body);
+    let list = || json(r#"{"name":"app","tags":["a"]}"#);
+    vec![
+        (
+            "an error document",
+            json(r#"{"errors":[{"code":"DENIED","message":"no"}]}"#),
+        ),
+        ("an empty object", json("{}")),
+        (
+            "the list of another repository",
+            json(r#"{"name":"other","tags":["a"]}"#),
+        ),
+        (
+            "a link without brackets",
+            list().header("link", r#"/v2/app/tags/list?last=a&n=1; rel="next""#),
+        ),
+        (
+            "a link without a relation",
+            list().header("link", "</v2/app/tags/list?last=a&n=1>"),
+        ),
+        (
+            "a next page in another repository",
+            list().header("link", r#"</v2/zz/tags/list?last=a>; rel="next""#),
+        ),
+        (
+            "a page for people",
+            Reply::status(200).body("text/html", r#"{"name":"app","tags":["a"]}"#),
+        ),
+    ]
+}
+
+/// They counted as an empty list, and what came before as all of it.
+#[tokio::test]
+async fn an_answer_of_staging_that_is_no_list_is_a_failed_listing() {
+    for (what, reply) in no_lists() {
+        let (staging, production) = (Scripted::start(), Scripted::start());
+        staging.push("app", "a", &Image::oci(1, &[10]));
+        staging.push("app", "b", &Image::oci(2, &[10]));
+        staging.on(move |asked| match asked.kind {
+            Kind::Tags => Answer::Reply(reply.clone()),
+            _ => Answer::Pass,
+        });
+        let run = pair(&staging, &production).sync(&[]).await.expect(1);
+        assert_eq!(
+            run.report()["trouble"].as_array().map(Vec::len),
+            Some(1),
+            "{what}"
+        );
+        assert!(production.tags("app").is_empty(), "{what}");
+    }
+}
+
+/// A fixed tag was overwritten without one question about it.
+#[tokio::test]
+async fn an_answer_of_production_that_is_no_list_overwrites_no_tag() {
+    for kind in ["distribution3", "zot", "generic"] {
+        let mut answers = no_lists();
+        let nameless = Reply::status(200).body("application/json", r#"{"tags":["a"]}"#);
+        answers.push(("a list without a name", nameless));
+        for (what, reply) in answers {
+            let (staging, production) = (Scripted::start(), Scripted::start());
+            let theirs = Image::oci(1, &[10]);
+            production.push("app", "v1", &theirs);
+            staging.push("app", "v1", &Image::oci(2, &[10]));
+            production.on(move |asked| match asked.kind {
+                Kind::Tags => Answer::Reply(reply.clone()),
+                _ => Answer::Pass,
+            });
+            let config = Config::new()
+                .registry("staging", &staging.url())
+                .registry_with("production", &production.url(), json!({"kind": kind}))
+                .route("app", json!({}));
+            Ferry::new(&config).sync(&[]).await;
+            assert_eq!(
+                production.tagged("app", "v1").as_deref(),
+                Some(theirs.digest()),
+                "{kind}, {what}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_repository_may_list_its_tags_as_null() {
+    for kind in ["distribution3", "generic"] {
+        let (staging, production) = (Scripted::start(), Scripted::start());
+        let image = Image::oci(1, &[10]);
+        staging.push("app", "v1", &image);
+        production.on(|asked| match asked.kind {
+            Kind::Tags => Answer::Reply(
+                Reply::status(200).body("application/json", r#"{"name":"app","tags":null}"#),
+            ),
+            _ => Answer::Pass,
+        });
+        let config = Config::new()
+            .registry("staging", &staging.url())
+            .registry_with("production", &production.url(), json!({"kind": kind}))
+            .route("app", json!({}));
+        Ferry::new(&config).sync(&[]).await.expect(0);
+        assert_eq!(
+            production.tagged("app", "v1").as_deref(),
+            Some(image.digest()),
+            "{kind}"
+        );
+    }
+}
+
+/// An error document with status 200 was a list without entries: the signature stayed behind.
+#[tokio::test]
+async fn an_answer_that_is_no_list_of_referrers_is_a_failure() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    staging.push("app", "v1", &Image::oci(1, &[10]));
+    staging.on(|asked| match asked.kind {
+        Kind::Referrers => Answer::Reply(
+            Reply::status(200).body("application/json", r#"{"errors":[{"code":"DENIED"}]}"#),
+        ),
+        _ => Answer::Pass,
+    });
+    let run = pair(&staging, &production).sync(&[]).await.expect(1);
+    let error = run.job("v1")["error"].to_string();
+    assert!(error.contains("not a list of referrers"), "{error}");
+    assert_eq!(production.tagged("app", "v1"), None);
+}

@@ -87,6 +87,8 @@ pub enum Answer {
     Pass,
     /// This answer; the registry does nothing. The request's body is read to its end.
     Reply(Reply),
+    /// This answer, before a byte of the request's body is read; the registry does nothing.
+    Early(Reply),
     /// The registry does it, and this is what it says.
     ActThen(Reply),
     /// The registry does it, and the connection breaks before a byte of the answer.
@@ -444,6 +446,7 @@ async fn serve(
             reading.drain().await?;
             return Ok(shared.replied(number, reply));
         }
+        Answer::Early(reply) => return Ok(shared.replied(number, reply)),
         Answer::Hold(ref gate) => gate.pass().await,
         Answer::CutRequest(at) => reading.left = at,
         Answer::HangRequest(at) => (reading.left, reading.hangs) = (at, true),
@@ -821,7 +824,11 @@ impl State {
         let last = query.get("last").cloned().unwrap_or_default();
         let left: Vec<String> = names.into_iter().filter(|name| *name > last).collect();
         let shown = &left[..size.min(left.len())];
-        let reply = Reply::status(200).body("application/json", json!({ key: shown }).to_string());
+        let mut list = json!({ key: shown });
+        if let Some(name) = path.strip_suffix("/tags/list") {
+            list["name"] = name.trim_start_matches("/v2/").into();
+        }
+        let reply = Reply::status(200).body("application/json", list.to_string());
         match shown.last().filter(|_| shown.len() < left.len()) {
             Some(last) => reply.header(
                 "link",
