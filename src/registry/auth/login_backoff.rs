@@ -37,21 +37,29 @@ impl LoginBackoff {
         self.proven.contains(&login)
     }
 
+    /// Whether the login was refused altogether and has not been accepted since.
+    pub(super) fn is_refused(&self, login: u64) -> bool {
+        self.refused.contains_key(&(login, None))
+    }
+
     /// Leave to show the login for `scopes`.
     ///
     /// # Errors
     /// `Auth` with the words of the refusal, while it rests. When the rest is over, one caller may
     /// try; the others are still refused.
     pub(super) fn check(&mut self, login: u64, scopes: &Scopes) -> Result<(), Fault> {
-        for key in [(login, None), (login, Some(scopes.clone()))] {
-            let Some(refusal) = self.refused.get_mut(&key) else {
-                continue;
-            };
-            let now = Instant::now();
-            if now < refusal.until {
+        let now = Instant::now();
+        let keys = [(login, None), (login, Some(scopes.clone()))];
+        for key in &keys {
+            if let Some(refusal) = self.refused.get(key).filter(|refusal| now < refusal.until) {
                 return Err(refusal.fault(now));
             }
-            refusal.until = now + TRIAL;
+        }
+        // A rest of the scopes does not use up the one try of the login.
+        for key in &keys {
+            if let Some(refusal) = self.refused.get_mut(key) {
+                refusal.until = now + TRIAL;
+            }
         }
         Ok(())
     }

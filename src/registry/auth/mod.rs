@@ -7,7 +7,9 @@
 //! for each set of scopes, and renewed before they end.
 //!
 //! A refused user password is not sent again for a while (see `login_backoff`); requests get the
-//! remembered refusal meanwhile. An unproven password is sent by one request at a time.
+//! remembered refusal meanwhile. An unproven password is sent by one request at a time. A token
+//! server that refuses it with scopes is asked once without any: if it accepts it then, only those
+//! scopes are refused.
 //!
 //! | known so far | credentials | sent ahead | after a 401 |
 //! |---|---|---|---|
@@ -611,36 +613,33 @@ impl Inner {
         login: &Login,
     ) -> Result<Answer, Fault> {
         let fingerprint = login.fingerprint(&self.hashing);
-        let wanted = {
+        let (wanted, is_doubted) = {
             let mut state = self.state();
             state.backoff.check(fingerprint, scopes)?;
             let challenge = state
                 .cache
                 .known(scopes)
                 .and_then(|slot| slot.challenge.as_ref());
-            challenge.map_or_else(
+            let wanted: Arc<[String]> = challenge.map_or_else(
                 || scopes.with_demanded("").into(),
                 |(_, wanted)| Arc::clone(wanted),
-            )
+            );
+            (wanted, state.backoff.is_refused(fingerprint))
         };
-        let registry = self.settings.registry.as_str();
-        let realm = &server.realm;
-        let service = server.service.as_deref();
-        if let Some(guard) = &self.guard {
-            guard
-                .admit(realm)
-                .await
-                .map_err(|refused| token::inside(registry, realm, &refused))?;
+        let mut answer = match is_doubted {
+            true => self.ask_for(&[], server, login).await?,
+            false => self.ask_for(&wanted, server, login).await?,
+        };
+        if is_doubted && matches!(answer, Answer::Granted(..)) {
+            self.state().backoff.accept(fingerprint, &Scopes::none());
+            answer = self.ask_for(&wanted, server, login).await?;
+        } else if let Answer::Refused(text) = &answer
+            && !is_doubted
+            && !wanted.is_empty()
+            && self.is_accepted(server, login).await
+        {
+            answer = Answer::Denied(text.clone());
         }
-        let request = token::Request {
-            registry,
-            realm,
-            service,
-            scopes: &wanted,
-            login,
-            secrets: &self.secrets,
-        };
-        let answer = request.send(&self.http, self.settings.deadline).await?;
         let backoff = &mut self.state().backoff;
         Ok(match answer {
             Answer::Granted(..) => {
@@ -654,5 +653,45 @@ impl Inner {
                 Answer::Denied(backoff.refuse(fingerprint, Some(scopes), &text).to_string())
             }
         })
+    }
+
+    /// Whether the token server accepts the login where no scope is asked for, as `docker login`
+    /// asks. Azure's answers 401, not 403, to a login that lacks a right to the scope.
+    async fn is_accepted(&self, server: &TokenServer, login: &Login) -> bool {
+        let answer = self.ask_for(&[], server, login).await;
+        let is_accepted = matches!(answer, Ok(Answer::Granted(..)));
+        if is_accepted {
+            let fingerprint = login.fingerprint(&self.hashing);
+            let backoff = &mut self.state().backoff;
+            backoff.accept(fingerprint, &Scopes::none());
+        }
+        is_accepted
+    }
+
+    /// One request to the token server.
+    async fn ask_for(
+        &self,
+        wanted: &[String],
+        server: &TokenServer,
+        login: &Login,
+    ) -> Result<Answer, Fault> {
+        let registry = self.settings.registry.as_str();
+        let realm = &server.realm;
+        let service = server.service.as_deref();
+        if let Some(guard) = &self.guard {
+            guard
+                .admit(realm)
+                .await
+                .map_err(|refused| token::inside(registry, realm, &refused))?;
+        }
+        let request = token::Request {
+            registry,
+            realm,
+            service,
+            scopes: wanted,
+            login,
+            secrets: &self.secrets,
+        };
+        request.send(&self.http, self.settings.deadline).await
     }
 }

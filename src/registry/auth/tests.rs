@@ -531,7 +531,7 @@ async fn answers_that_are_no_tokens_are_faults() {
 }
 
 #[tokio::test]
-async fn a_refused_password_is_shown_once_however_many_ask() {
+async fn a_refused_password_is_shown_twice_however_many_ask() {
     let server =
         Server::start(|_, _| json(401, r#"{"details":"incorrect username or password"}"#)).await;
     let authorizer = authorizer(joe());
@@ -548,12 +548,55 @@ async fn a_refused_password_is_shown_once_however_many_ask() {
             "{fault}"
         );
     }
-    assert_eq!(server.count(), 1);
+    let scopes_shown = |server: &Server| -> Vec<usize> {
+        server
+            .seen()
+            .iter()
+            .map(|seen| seen.scopes().len())
+            .collect()
+    };
+    assert_eq!(
+        scopes_shown(&server),
+        [1, 0],
+        "for the scopes, then for none"
+    );
     later(61).await;
     for scopes in &scopes {
         authorizer.answer(scopes, &headers, None).await.unwrap_err();
     }
-    assert_eq!(server.count(), 2, "one more try after the rest");
+    assert_eq!(
+        scopes_shown(&server),
+        [1, 0, 0],
+        "one more try after the rest"
+    );
+}
+
+/// <https://learn.microsoft.com/azure/container-registry/container-registry-repository-scoped-permissions>
+#[tokio::test]
+async fn a_401_for_one_scope_is_no_refusal_of_the_password() {
+    let server = Server::start(|_, seen| match seen.scopes().first() {
+        Some(&"repository:open:pull") | None => json(200, r#"{"token":"t"}"#),
+        Some(_) => json(
+            401,
+            r#"{"errors":[{"code":"UNAUTHORIZED","message":"no access"}]}"#,
+        ),
+    })
+    .await;
+    let authorizer = authorizer(joe());
+    let headers = bearer_challenge(&server.url);
+    for repository in ["a", "b", "a", "b"] {
+        let answer = authorizer.answer(&pull(repository), &headers, None).await;
+        let fault = answer.unwrap_err();
+        assert!(
+            fault.class() == Class::Auth && fault.to_string().contains("no access"),
+            "{fault}"
+        );
+    }
+    assert_eq!(server.count(), 4, "each scope once, and each time for none");
+    assert_eq!(
+        text(authorizer.header(&pull("open")).await.unwrap()),
+        "Bearer t"
+    );
 }
 
 #[tokio::test]
