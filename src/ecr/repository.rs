@@ -427,7 +427,7 @@ impl Repository {
             Ok(Sent::Misplaced(offset)) => Ok(offset),
             Ok(Sent::Gone) => Ok(Offset::Gone),
             // A registry that takes such a chunk has spoilt the session.
-            Ok(Sent::Accepted { .. }) => Ok(Offset::Unknown),
+            Ok(Sent::Accepted { .. } | Sent::Early) => Ok(Offset::Unknown),
             Err(fault) if fault.class() == Class::Rejected => Ok(Offset::Unknown),
             Err(fault) => Err(fault),
         }

@@ -166,6 +166,9 @@ pub enum Sent {
         /// Bytes held, as reported.
         reported: Option<u64>,
     },
+    /// The closing request was accepted before all of its body was sent: the registry has the blob
+    /// from elsewhere, or has not looked at it.
+    Early,
     /// Refused because it does not start where the session ends (416); the true offset where it is
     /// known.
     Misplaced(Offset),

@@ -148,11 +148,12 @@ impl Repository {
         }
         // A registry that got the blob on another way may say so before it has taken all of this
         // one.
-        let (answer, _) = self.send_body(call, length, body).await?;
+        let (answer, whole) = self.send_body(call, length, body).await?;
         match answer.status.as_u16() {
-            200 | 201 | 204 => {
-                agrees(&answer, digest, &about).map(|()| Sent::Accepted { reported: None })
-            }
+            200 | 201 | 204 => agrees(&answer, digest, &about).map(|()| match whole {
+                true => Sent::Accepted { reported: None },
+                false => Sent::Early,
+            }),
             200..=299 => Err(about.rejected(format!(
                 "{}: it is neither created nor refused",
                 answer.status.as_u16()

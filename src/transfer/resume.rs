@@ -80,6 +80,9 @@ pub(super) struct UploadState {
     pub(super) resumed: bool,
     /// Whether another process has sent an unknown number of bytes to the session.
     taken_up: bool,
+    /// Whether the registry has accepted the blob before it was sent: its word for that counts no
+    /// more.
+    pub(super) early: bool,
     /// Bytes that the session held when the last attempt began.
     pub(super) held_before: u64,
     /// Attempts in a row without a further byte.
@@ -99,9 +102,15 @@ impl UploadState {
             passed: 0,
             resumed: false,
             taken_up: false,
+            early: false,
             held_before: 0,
             fruitless: 0,
         }
+    }
+
+    /// Bytes that the last attempt handed on.
+    pub(super) fn sent(&self) -> u64 {
+        self.passed.saturating_sub(self.held_before)
     }
 
     /// The checkpoint that leaves the fewest bytes to hash again.
@@ -200,7 +209,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         match self.open_upload(blob, None).await? {
             Begin::Session(upload) => {
                 self.drop_upload(blob, state.upload).await;
-                let fresh = UploadState::fresh(upload);
+                let fresh = UploadState {
+                    early: state.early,
+                    ..UploadState::fresh(upload)
+                };
                 self.journal_opening(blob, &fresh).await;
                 Ok(fresh)
             }
@@ -278,7 +290,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         self.send(blob, state).await
     }
 
-    async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
+    pub(super) async fn is_there(&self, blob: &Descriptor) -> Result<bool, Fault> {
         let digest = blob.digest;
         let presence = self
             .ask_destination(RequestClass::Blobs, |destination| async move {

@@ -23,6 +23,8 @@ struct Request<'a> {
     upload: &'a mut Upload,
     /// Bytes that the registry has acknowledged.
     held: &'a mut u64,
+    /// Whether the registry accepted the blob before it was sent, now or in an earlier attempt.
+    early: &'a mut bool,
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -38,6 +40,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             verified,
             upload: &mut state.upload,
             held: &mut state.held,
+            early: &mut state.early,
         };
         let requests = pin!(async {
             tokio::select! {
@@ -155,7 +158,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.destination
                 .finish_upload(request.upload, &blob.digest, offset, length, body);
         match self.body(verified, closing).await? {
-            Sent::Accepted { .. } => Ok(()),
+            Sent::Accepted { .. } if !*request.early => Ok(()),
+            // Only the registry's word for the blob itself counts then.
+            Sent::Accepted { .. } | Sent::Early => {
+                *request.early = true;
+                match self.is_there(blob).await? {
+                    true => Ok(()),
+                    false => Err(self.lost(Sent::Early)),
+                }
+            }
             other => Err(self.lost(other)),
         }
     }
@@ -215,11 +226,14 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Sent::Misplaced(_) => {
                 format!("{registry} holds another length of the upload than was sent")
             }
+            Sent::Early => {
+                format!("{registry} accepted the blob before it was sent, and does not have it")
+            }
             _ => format!("{registry} has lost the upload session"),
         };
         let fault = Fault::retryable(text);
         match sent {
-            Sent::Gone | Sent::Misplaced(Offset::Gone) => Cut::Gone(fault),
+            Sent::Gone | Sent::Early | Sent::Misplaced(Offset::Gone) => Cut::Gone(fault),
             _ => Cut::Lost(fault),
         }
     }

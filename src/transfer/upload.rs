@@ -17,6 +17,7 @@ use super::fan_out::Reader;
 use super::limits::{self, RegistryLimiter, RequestClass, RequestPriority};
 use super::resume::{Cut, UploadState};
 use super::retry::{Retry, RetryState, stoppable};
+use super::stall;
 use super::verify::{Checkpoint, Opening, VerifiedBlob, Watchers};
 use crate::endpoint::{BlobBody, Destination, Source};
 use crate::fault::{Class, Fault};
@@ -39,11 +40,28 @@ enum Stage {
 /// How often the upload of one blob may fail.
 struct Budget {
     retries: RetryState,
-    /// What the registry held of it at first, and the most that it has ever held.
+    /// What the registry held of it at first, and when it last held so much more that this counts
+    /// as progress.
     first: u64,
     best: u64,
+    since: Instant,
     /// Whether it has been fetched afresh because it came corrupt.
     is_afresh: bool,
+}
+
+/// The part of what an attempt sends that must be kept for it to count as progress.
+const KEPT_PART: u64 = 16;
+
+impl Budget {
+    /// Whether the registry holds so much more that the attempt was progress: what the floor asks
+    /// for in the time since the last progress, and a part of what was sent. A session that gains a
+    /// byte with every attempt would go on without end.
+    fn is_progress(&self, held: u64, sent: u64, stall: &stall::Settings) -> bool {
+        let time = self.since.elapsed().min(stall.window);
+        let floor = (time.as_secs_f64() * stall.floor as f64) as u64;
+        let gained = held.saturating_sub(self.best);
+        gained > 0 && gained >= floor.max(sent / KEPT_PART)
+    }
 }
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
@@ -59,6 +77,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             retries: RetryState::new(self.engine.settings.retry.holding()),
             first: upload.held,
             best: upload.held,
+            since: Instant::now(),
             is_afresh: false,
         };
         let mut shown = None;
@@ -126,13 +145,15 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             return Err(self.give_up(blob, upload, cut, budget).await);
         }
         let resumed = upload.resumed;
+        let sent = upload.sent();
         let is_gone = matches!(cut, Cut::Gone(_));
         let Some(next) = self.go_on(blob, upload, is_gone).await? else {
             // The cut came after the registry had committed the blob.
             return Ok(Stage::Committed { resumed });
         };
-        if next.held > budget.best {
+        if budget.is_progress(next.held, sent, &self.engine.settings.stall) {
             budget.best = next.held;
+            budget.since = Instant::now();
             budget.retries.progress();
         }
         Ok(Stage::Open(next))
@@ -146,7 +167,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         cut: Cut,
         budget: &Budget,
     ) -> Fault {
-        if upload.held > budget.first && self.can_be_taken_up(blob) {
+        let stall = &self.engine.settings.stall;
+        let has_progressed = budget.best > budget.first
+            || budget.is_progress(upload.held, upload.sent(), stall);
+        if has_progressed && self.can_be_taken_up(blob) {
             self.has_progressed.store(true, Ordering::Relaxed);
         }
         let blamed = if cut.is_by_source() {

@@ -159,3 +159,76 @@ async fn a_session_is_kept_while_the_whole_registry_fails_and_gone_on_with_after
         "{sent} bytes were sent for the 4 MiB that were missing"
     );
 }
+
+/// The closing request was answered before its body was read, and the tag then named an image
+/// without its layer.
+#[tokio::test]
+async fn a_closing_request_that_is_answered_early_counts_only_if_the_blob_is_there() {
+    for is_there in [false, true] {
+        let (staging, production) = (Scripted::start(), Scripted::start());
+        let image = Image::oci(1, &[8 * MIB]);
+        staging.push("app", "v1", &image);
+        // Another tag: the repository is not taken for an empty one.
+        production.push("app", "v0", &Image::oci(2, &[10]));
+        let layer = image.blobs[1].clone();
+        let registry = production.clone();
+        let is_answered = std::sync::atomic::AtomicBool::new(false);
+        production.on(move |asked| {
+            let closes_layer =
+                asked.kind == Kind::UploadPut && asked.query.contains(&layer.digest[7..]);
+            if !closes_layer || is_answered.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                return Answer::Pass;
+            }
+            if is_there {
+                registry.put_blob("app", &layer.digest, layer.bytes.clone());
+            }
+            let mut created = Reply::status(201);
+            created.close = true;
+            Answer::Early(created)
+        });
+        let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+        ferry.sync(&[]).await.expect(0);
+        Client::new(&production.url())
+            .assert_holds("app", "v1", &image)
+            .await;
+        let puts = production.of(Kind::UploadPut);
+        let of_layer = puts
+            .iter()
+            .filter(|put| put.query.contains(&image.blobs[1].digest[7..]));
+        assert_eq!(of_layer.count(), if is_there { 1 } else { 2 });
+    }
+}
+
+/// Every attempt counted as progress: a layer of 3 MB was sent hundreds of times.
+#[tokio::test]
+async fn a_session_that_gains_a_byte_with_every_attempt_is_given_up() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let image = Image::oci(1, &[3_000_000]);
+    staging.push("app", "v1", &image);
+    let registry = production.clone();
+    production.on(move |asked| {
+        let length = asked.headers.get("content-length");
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        match asked.kind {
+            Kind::UploadPut if length > Some(100_000) => Answer::CutRequest(500_000),
+            Kind::UploadStatus => {
+                let held = 1000 + registry.count(Kind::UploadPut);
+                let status = Reply::status(204).header("location", &asked.path);
+                Answer::Reply(status.header("range", &format!("0-{held}")))
+            }
+            _ => Answer::Pass,
+        }
+    });
+    let config = Config::new()
+        .registry("staging", &staging.url())
+        .registry_with(
+            "production",
+            &production.url(),
+            json!({"kind": "distribution3"}),
+        )
+        .route("app", json!({}));
+    let run = Ferry::new(&config).sync(&[]).await.expect(1);
+    assert_eq!(run.job("v1")["error"]["class"], "retryable");
+    let puts = production.count(Kind::UploadPut);
+    assert!(puts < 12, "{puts} bodies");
+}

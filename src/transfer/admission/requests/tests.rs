@@ -188,7 +188,8 @@ async fn a_class_that_waits_for_its_time_holds_up_no_other() {
     );
     assert_eq!(
         requests.next_time(now),
-        Some(now + Duration::from_secs(700))
+        Some(now + crate::transfer::pace::CLOSED_AT_MOST),
+        "one answer closes a class for no longer"
     );
     assert_eq!(requests.runnable(now), 0, "none of them could go");
 }
