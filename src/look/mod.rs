@@ -26,7 +26,7 @@ use self::topology::{Side, Topology};
 use crate::clock;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
-use crate::job::{Look, NamedTag, Settled, Sight, Totals, Trouble};
+use crate::job::{Look, NamedTag, SHORT_WAIT, Settled, Sight, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
@@ -95,6 +95,15 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             Ok(sides) => sides,
             Err(fault) => return self.fruitless(fault),
         };
+        let limits = &self.topology.engine.limits;
+        let origins = sides.iter().map(|side| side.repository.origin());
+        let limiters: Vec<_> = origins
+            .chain([source.origin()])
+            .map(|origin| limits.of(origin))
+            .collect();
+        if self.request.is_asked_for() {
+            limiters.iter().for_each(|limiter| limiter.probe());
+        }
         let health = &self.topology.engine.metrics.health;
         let registries = sides
             .iter()
@@ -155,7 +164,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 .as_ref()
                 .is_some_and(|error| error.class == Class::Auth.name())
         };
-        if look.trouble.is_empty() && !look.jobs.iter().any(is_refused) {
+        let takes_requests = limiters
+            .iter()
+            .all(|limiter| limiter.longest_closed() <= SHORT_WAIT);
+        if look.trouble.is_empty() && !look.jobs.iter().any(is_refused) && takes_requests {
             health.clear(&mark);
         }
         look

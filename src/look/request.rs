@@ -59,6 +59,14 @@ impl LookRequest {
         Reading::of(self.priority(RequestClass::Listing))
     }
 
+    /// Whether a person asks, or the config is new.
+    pub fn is_asked_for(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::Ping | Cause::Signal | Cause::Cli | Cause::Start
+        )
+    }
+
     /// Whether a registry told of a push.
     pub fn is_notified(&self) -> bool {
         matches!(self.cause, Cause::Webhook | Cause::Queue)

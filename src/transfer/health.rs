@@ -1,7 +1,8 @@
 //! Health: which registries answer and accept the credentials.
 //!
-//! The result of every request counts, after its retries. A refusal of credentials stays until a
-//! look ends without another one: reads may succeed where writes are refused.
+//! The result of every request counts, after its retries. A refusal of credentials, or a wait that
+//! the registry asks for and that jobs do not sit out, stays until a look ends without another one:
+//! reads may succeed where writes are refused.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use prometheus::{Error, GaugeVec, Opts, Registry};
 
 use crate::fault::{Class, Fault};
+use crate::job::SHORT_WAIT;
 
 const HELP: &str =
     "Whether the registry answers and accepts us: 1, else 0; 0 also until it has first been asked.";
@@ -27,7 +29,7 @@ pub struct Heard {
     pub up: Option<bool>,
     /// The failure, if it does not.
     pub trouble: Option<String>,
-    /// How often it has refused the credentials.
+    /// How often it has refused the credentials, or asked for long.
     refusals: u64,
     /// Whether a refusal stands.
     refused: bool,
@@ -82,8 +84,8 @@ impl Health {
             None => (heard.up, heard.trouble) = (Some(true), None),
             Some(class @ (Class::Auth | Class::Retryable { .. })) => {
                 (heard.up, heard.trouble) = (Some(false), fault.map(Fault::chain));
-                heard.refused |= class == Class::Auth;
-                heard.refusals += u64::from(class == Class::Auth);
+                heard.refused |= stands(class);
+                heard.refusals += u64::from(stands(class));
             }
             Some(_) => {}
         });
@@ -128,6 +130,14 @@ impl Health {
         self.registries
             .lock()
             .expect("nothing panics while it notes")
+    }
+}
+
+/// Whether a failure stays although other requests succeed.
+fn stands(class: Class) -> bool {
+    match class {
+        Class::Retryable { after } => after.is_some_and(|after| after > SHORT_WAIT),
+        class => class == Class::Auth,
     }
 }
 

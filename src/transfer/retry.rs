@@ -345,7 +345,9 @@ impl Retry<'_> {
                 closed_for.as_secs()
             );
             let after = Some(closed_for);
-            return Err(Fault::new(Class::Retryable { after }, text));
+            let fault = Fault::new(Class::Retryable { after }, text);
+            self.metrics.health.heard(self.registry, Some(&fault));
+            return Err(fault);
         }
         let start = Instant::now();
         stoppable(&self.stop.drain, self.limiter.opens(class)).await?;
@@ -524,7 +526,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_is_too_long_is_said_at_once() {
-        let (engine, limiter) = idle_engine();
+        let (mut engine, limiter) = idle_engine();
+        engine.settings.retry.max_server_delay = Duration::from_secs(30);
         limiter
             .acquire(RequestClass::Manifests)
             .await

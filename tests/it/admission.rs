@@ -234,12 +234,22 @@ async fn jobs_of_a_registry_that_asks_for_a_long_time_end_at_once_and_say_when()
         )));
     }
     let start = Instant::now();
+    let mut told = 0;
     for completion in futures::future::join_all(running).await {
         let completion = completion.unwrap();
         assert_eq!(completion.outcome, Outcome::Failed);
-        let after = completion.retry_after().expect("it says when");
-        assert!((690..=700).contains(&after.as_secs()), "{after:?}");
+        let after = completion.retry_after().expect("it says when").as_secs();
+        told += u32::from((690..=700).contains(&after));
+        // One answer stops the others for a minute.
+        assert!(
+            (50..=60).contains(&after) || (690..=700).contains(&after),
+            "{after} s"
+        );
     }
+    assert!(
+        told > 0,
+        "what was answered rests for as long as it was told"
+    );
     assert!(
         start.elapsed() < Duration::from_secs(10),
         "{:?}",

@@ -145,6 +145,7 @@ impl RegistryLimiter {
         state.reconfigure(settings, now);
         state.pump(&self.admission, now);
         drop(state);
+        self.probe();
         self.make_room(RequestClass::Blobs);
         self.make_room(RequestClass::Uploads);
         self.grant_names();
@@ -195,6 +196,24 @@ impl RegistryLimiter {
     /// How long no such request may be sent, because the registry asked for it.
     pub fn closed_for(&self, class: RequestClass) -> Duration {
         self.lock().requests.class(class).closed_for(Instant::now())
+    }
+
+    /// For how long any class is closed.
+    pub fn longest_closed(&self) -> Duration {
+        let now = Instant::now();
+        let state = self.lock();
+        let closed = RequestClass::ALL.map(|class| state.requests.class(class).closed_for(now));
+        closed.into_iter().max().unwrap_or_default()
+    }
+
+    /// A person asks, or the config is new: a class that is closed for long is tried again.
+    pub fn probe(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for class in RequestClass::ALL {
+            state.requests.class_mut(class).probe(now);
+        }
+        state.pump(&self.admission, now);
     }
 
     /// Ends when the registry takes such requests again.

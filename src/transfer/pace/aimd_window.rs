@@ -49,6 +49,12 @@ impl AimdWindow {
         self.helped = 0;
     }
 
+    /// One at a time from now on.
+    pub(super) fn narrow(&mut self) {
+        self.width = 1;
+        self.helped = 0;
+    }
+
     /// One more after as many answers as there may be requests at once: by one for each round trip.
     pub(super) fn widen(&mut self) {
         self.helped += 1;

@@ -20,8 +20,15 @@ pub(super) use self::aimd_window::AimdWindow;
 use crate::backoff::Backoff;
 use crate::token_bucket::TokenBucket;
 
-/// The waits where a registry says "too much" and names no time.
-const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+/// The waits of a whole class where a registry says "too much" and names no time. They stay short:
+/// one tag that is always refused so must not hold up the others. What is refused waits longer by
+/// itself.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+/// Longest time for which one answer closes a class. Then one request asks again, whatever the
+/// registry said: an answer about one repository must not stop all others for an hour.
+pub(in crate::transfer) const CLOSED_AT_MOST: Duration = Duration::from_secs(60);
+/// How long a class stays closed at least before what a person asks for may try it again.
+const PROBED_AFTER: Duration = Duration::from_secs(1);
 /// The part of a quota that looks may use up: the rest is left to jobs, here and elsewhere.
 const LOOKS: f64 = 0.25;
 /// The part of a quota that comes by in a second: with [`AT_ONCE`] it stays below the quota by a
@@ -41,6 +48,8 @@ pub(super) struct ClassLimiter {
     epoch: u64,
     /// No request is admitted before.
     closed_until: Instant,
+    /// Since when the class is closed for longer than one answer may close it.
+    long_since: Option<Instant>,
     /// Refusals without a time since the last answer that helped.
     refusals: u32,
     /// Answers that helped.
@@ -56,6 +65,7 @@ impl ClassLimiter {
         ClassLimiter {
             epoch: 0,
             closed_until: now,
+            long_since: None,
             refusals: 0,
             helped: 0,
             window: AimdWindow::new(most),
@@ -173,12 +183,31 @@ impl ClassLimiter {
         self.close(wait, now)
     }
 
-    /// No request is admitted for so long. Returns by how much longer that is than before.
+    /// No request is admitted for so long, but for at most [`CLOSED_AT_MOST`]: after a longer time
+    /// one request goes first. Returns by how much longer that is than before.
     pub(super) fn close(&mut self, wait: Duration, now: Instant) -> Duration {
+        if wait > CLOSED_AT_MOST {
+            self.long_since = Some(now);
+            self.window.narrow();
+        } else if self.closed_for(now).is_zero() {
+            self.long_since = None;
+        }
         let before = self.closed_until.max(now);
-        let until = now + wait;
+        let until = now + wait.min(CLOSED_AT_MOST);
         self.closed_until = self.closed_until.max(until);
         until.saturating_duration_since(before)
+    }
+}
+
+impl ClassLimiter {
+    /// Opens a class that is closed for longer than one answer may close it: one request shows
+    /// whether the registry still asks for time.
+    pub(super) fn probe(&mut self, now: Instant) {
+        let is_due = |since: &Instant| now.saturating_duration_since(*since) >= PROBED_AFTER;
+        if self.long_since.filter(is_due).is_some() {
+            self.long_since = None;
+            self.closed_until = now;
+        }
     }
 }
 
@@ -266,6 +295,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_answer_closes_a_class_for_a_minute_and_then_one_request_asks() {
+        let now = Instant::now();
+        let hour = Some(TEN * 360);
+        let mut limiter = ClassLimiter::new(16, None, now);
+        assert_eq!(
+            limiter.congested(limiter.epoch(), hour, now),
+            CLOSED_AT_MOST
+        );
+        assert_eq!(
+            (limiter.closed_for(now), limiter.width()),
+            (CLOSED_AT_MOST, 1)
+        );
+        limiter.probe(now);
+        assert_eq!(
+            limiter.closed_for(now),
+            CLOSED_AT_MOST,
+            "it has just been told"
+        );
+        limiter.probe(now + TEN);
+        assert!(limiter.closed_for(now + TEN).is_zero());
+        limiter.congested(limiter.epoch(), hour, now);
+        let now = now + CLOSED_AT_MOST;
+        limiter.congested(limiter.epoch(), Some(CLOSED_AT_MOST), now);
+        limiter.probe(now + TEN);
+        assert_eq!(
+            limiter.closed_for(now + TEN),
+            CLOSED_AT_MOST - TEN,
+            "a time that is waited for is kept by all"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn congestion_halves_once_for_each_epoch_and_answers_widen() {
         let now = Instant::now();
         let mut limiter = ClassLimiter::new(16, None, now);
@@ -309,6 +370,18 @@ mod tests {
         limiter.helped(limiter.epoch());
         let wait = limiter.congested(limiter.epoch(), Some(Duration::ZERO), now);
         assert_eq!(wait, BACKOFF.wait(1));
+    }
+
+    /// One tag that is always refused so held up the others for up to 30 s.
+    #[tokio::test(start_paused = true)]
+    async fn refusals_that_name_no_time_close_a_class_for_moments_only() {
+        let mut now = Instant::now();
+        let mut limiter = ClassLimiter::new(4, None, now);
+        for _ in 0..20 {
+            limiter.congested(limiter.epoch(), Some(Duration::ZERO), now);
+            assert!(limiter.closed_for(now) <= Duration::from_secs(2));
+            now = limiter.closed_until();
+        }
     }
 
     #[tokio::test(start_paused = true)]
