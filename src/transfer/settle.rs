@@ -177,6 +177,14 @@ impl Engine {
         if job.dry_run {
             return;
         }
+        // A digest from outside is only compared: that it is another one says nothing of the tag.
+        let is_other = job.expect.is_some() && job.expect != settled.digest;
+        if settled.result == Outcome::Refused && is_other && !job.explicit {
+            if settle.listener.is_none() {
+                log_settled(settled);
+            }
+            return;
+        }
         let was_in_trouble = self.note_trouble(job, settled.result);
         let lasting = match settled.result {
             Outcome::Planned | Outcome::Interrupted => false,

@@ -84,3 +84,30 @@ async fn a_tag_that_two_looks_are_about_is_named_once() {
     );
     assert_eq!(puts(&production, "v3"), 1);
 }
+
+/// Each call with another digest was a row of the ledger, and the next look another.
+#[tokio::test]
+async fn a_digest_that_a_request_makes_up_leaves_no_row() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    staging.push("app", "v1", &Image::oci(1, &[10]));
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    ferry.sync(&[]).await.expect(0);
+    let rows = async || {
+        ferry
+            .run(&["history", "--json"])
+            .await
+            .stdout
+            .lines()
+            .count()
+    };
+    let before = rows().await;
+    let daemon = ferry.start_ready().await;
+    for number in 0..3 {
+        let digest = image::sha256(format!("{number}").as_bytes());
+        let asked = json!({"tag": "v1", "digest": digest, "wait": true});
+        let (status, report) = daemon.ping(asked).await;
+        assert_eq!((status, &report["totals"]["refused"]), (409, &json!(1)));
+        daemon.ping(json!({"tag": "v1", "wait": true})).await;
+    }
+    assert_eq!(rows().await, before);
+}
