@@ -142,8 +142,9 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                     if stays_pending(settled.result) {
                         found.pending.push(tag);
                     }
-                    let is_news =
-                        settled.result != Outcome::UpToDate || settled.referrers.copied > 0;
+                    let is_news = settled.result != Outcome::UpToDate
+                        || settled.referrers.copied > 0
+                        || !settled.reasons.is_empty();
                     if self.look.request.options.all || is_news {
                         found.jobs.push(*settled);
                     }

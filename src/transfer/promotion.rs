@@ -93,6 +93,8 @@ pub(super) struct Counts {
     pub(super) referrers_present: AtomicU64,
     pub(super) referrers_copied: AtomicU64,
     pub(super) referrers_refused: AtomicU64,
+    /// Listed by staging, and not there.
+    pub(super) referrers_missing: AtomicU64,
     /// Referrers and companions already counted: a job may meet one twice.
     pub(super) referrers: Mutex<HashSet<Digest>>,
 }

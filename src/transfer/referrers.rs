@@ -172,11 +172,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut brought = Vec::new();
         let mut unlisted = Vec::new();
         for descriptor in unknown {
-            if there.has(&descriptor.digest) {
+            // The list says where to look; the manifest itself is asked for, once.
+            if there.has(&descriptor.digest) && self.destination_has(&descriptor.digest).await? {
                 self.count_referrer(&descriptor.digest, ReferrerOutcome::Present);
                 continue;
             }
             let Some(manifest) = self.source_manifest(descriptor.digest.into()).await? else {
+                self.is_missing(&format!("the referrer {}", descriptor.digest));
                 continue;
             };
             if manifest
@@ -239,6 +241,22 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .reasons
             .into_iter()
             .for_each(|reason| self.note_reason(reason));
+    }
+
+    /// Reports a referrer or a companion tag that staging lists and does not have. The image is
+    /// promoted all the same.
+    fn is_missing(&self, what: &str) {
+        let address = self.source.address();
+        let told = self
+            .counts
+            .referrers_missing
+            .fetch_add(1, Ordering::Relaxed);
+        if told < REFUSALS_TOLD {
+            self.note_reason(format!(
+                "{address} lists {what} but does not have it: it is not carried; push it again"
+            ));
+        }
+        tracing::warn!(source = self.source_reference(), %what, "staging lists it but does not have it; it is not carried");
     }
 
     fn count_referrer(&self, referrer: &Digest, outcome: ReferrerOutcome) {

@@ -355,3 +355,35 @@ async fn a_referrer_that_cannot_be_read_at_staging_still_holds_up_its_image() {
     pair(&staging, &production).sync(&[]).await.expect(3);
     assert_eq!(production.tagged("app", "v1"), None);
 }
+
+/// A list that lags, or a signature that was deleted there, decided that nothing was missing.
+#[tokio::test]
+async fn a_signature_that_production_lists_and_does_not_have_is_carried() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let image = Image::oci(1, &[1000]);
+    staging.push("app", "v1", &image);
+    let ferry = pair(&staging, &production);
+    ferry.sync(&[]).await.expect(0);
+    let signature = Image::referrer(10, &image, SIGNATURE);
+    staging.push_untagged("app", &signature);
+    let list = json!({"schemaVersion": 2, "mediaType": image::OCI_INDEX,
+        "manifests": [signature.root().descriptor()]});
+    production.on(move |asked| match asked.kind {
+        Kind::Referrers => {
+            Answer::Reply(Reply::status(200).body(image::OCI_INDEX, list.to_string()))
+        }
+        _ => Answer::Pass,
+    });
+    ferry.sync(&[]).await.expect(0);
+    assert!(production.holds("app", signature.digest()));
+
+    production.forget_requests();
+    ferry.sync(&[]).await.expect(0);
+    let asked = production.log();
+    assert!(
+        asked
+            .iter()
+            .all(|record| !record.path.ends_with(signature.digest())),
+        "what was brought is not asked for again: {asked:#?}"
+    );
+}

@@ -183,3 +183,96 @@ async fn a_signature_that_comes_later_is_told_by_sync() {
         "{job:#}"
     );
 }
+
+/// They replaced it, and named the lost digest nowhere.
+#[tokio::test]
+async fn copy_and_promote_of_an_image_leave_productions_own_signature() {
+    for command in ["copy", "promote", "promote --all-tags", "copy -c"] {
+        let signed = Signed::new();
+        let theirs = signed.sign(10);
+        let own = Image::oci(11, &[11]);
+        signed.production.push("app", "v1", &signed.image);
+        signed.production.push("app", &signed.tag, &own);
+        let tag = if command.ends_with("--all-tags") {
+            ""
+        } else {
+            ":v1"
+        };
+        let source = format!("http://{}/app{tag}", signed.staging.host());
+        let target = format!("http://{}/app{tag}", signed.production.host());
+        let ferry = match command {
+            "copy -c" => Ferry::new(&signed.config()),
+            _ => Ferry::bare(),
+        };
+        let words: Vec<&str> = command.split(' ').filter(|word| *word != "-c").collect();
+        let arguments = [&words[..], &[&source, &target, "--json"]].concat();
+        let run = ferry.run(&arguments).await.expect(0);
+        assert_eq!(
+            signed.signature_there().as_deref(),
+            Some(own.digest()),
+            "{command}"
+        );
+        let job = run.job(&signed.tag);
+        assert_eq!(job["result"], "existing", "{command}: {job:#}");
+        assert!(
+            job["reasons"]
+                .to_string()
+                .contains(&format!("--replace {}", own.digest())),
+            "{command}: {job:#}"
+        );
+
+        // The way that the reason names.
+        let source = format!("http://{}/app:{}", signed.staging.host(), signed.tag);
+        let target = format!("http://{}/app:{}", signed.production.host(), signed.tag);
+        let replace = ["copy", &source, &target, "--replace", own.digest()];
+        Ferry::bare().run(&replace).await.expect(0);
+        assert_eq!(
+            signed.signature_there().as_deref(),
+            Some(theirs.digest()),
+            "{command}"
+        );
+    }
+}
+
+/// It was left behind without a word.
+#[tokio::test]
+async fn a_signature_that_staging_lists_and_does_not_have_is_told() {
+    for is_tag in [true, false] {
+        for is_late in [false, true] {
+            let signed = Signed::new();
+            let ferry = Ferry::new(&signed.config());
+            if is_late {
+                ferry.sync(&[]).await.expect(0);
+            }
+            let signature = match is_tag {
+                true => signed.sign(10),
+                false => {
+                    let signature =
+                        Image::referrer(10, &signed.image, "application/vnd.example.signature");
+                    signed.staging.push_untagged("app", &signature);
+                    signature
+                }
+            };
+            let gone = [signed.tag.clone(), signature.digest().to_owned()];
+            signed.staging.on(move |asked| match asked.kind {
+                Kind::ManifestHead | Kind::ManifestGet
+                    if gone.iter().any(|gone| gone == asked.reference()) =>
+                {
+                    Answer::Reply(Reply::status(404))
+                }
+                _ => Answer::Pass,
+            });
+            let run = ferry.sync(&[]).await.expect(0);
+            let job = run.job("v1");
+            assert!(
+                job["reasons"].to_string().contains("does not have it"),
+                "tag {is_tag}, late {is_late}: {job:#}"
+            );
+            assert!(
+                run.stderr.contains("does not have it"),
+                "tag {is_tag}, late {is_late}: {}",
+                run.stderr
+            );
+        }
+    }
+}

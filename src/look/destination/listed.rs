@@ -14,15 +14,17 @@ impl<B: Repositories> DestinationLook<'_, B> {
         is_current.then_some(self.listing.at)
     }
 
-    /// Whether production's list shows the tag, where lists are made from what the registry holds
-    /// at that moment.
+    /// Whether production's list shows the tag, so that an answer that it is not there is no proof:
+    /// where lists are made from what the registry holds at that moment, and for a tag that the
+    /// ledger knows. A list that lags then costs a delay; one wrong 404 would move a fixed tag.
     pub(super) fn is_listed_now(&self, tag: &Tag) -> bool {
         let is_current = self.side.repository.abilities().current_lists;
-        is_current
-            && self
-                .list
-                .as_ref()
-                .is_some_and(|list| list.contains_key(tag))
+        let is_listed = self
+            .list
+            .as_ref()
+            .is_some_and(|list| list.contains_key(tag));
+        let known = self.known.get(tag);
+        is_listed && (is_current || known.is_some_and(|known| known.digest.is_some()))
     }
 
     /// The list shows the tag, and its manifest is answered with 404: it was deleted between the

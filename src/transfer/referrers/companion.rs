@@ -19,8 +19,9 @@ use crate::transfer::survey::TagFacts;
 pub(super) const ROUNDS: usize = 5;
 
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
-    /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; a
-    /// change made in production stays.
+    /// Copies a companion tag. Returns its digest at the source. It moves like a moving tag; what
+    /// production has of its own stays, also under `copy` and `promote`: the act names the image's
+    /// tag, not this one.
     pub(super) async fn copy_companion(&self, tag: &Tag) -> Result<Option<Digest>, Fault> {
         // Several tags may name the subject: without a claim their jobs write the same tag.
         let _alone = match tag.subject() {
@@ -38,6 +39,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 None => return Ok(None),
             },
         };
+        if source.is_none() {
+            self.is_missing_tag(tag);
+        }
         let place = self.place_beside(tag);
         let mut facts = TagFacts::asked_at(asked, source, destination);
         for _ in 0..ROUNDS {
@@ -61,6 +65,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 }
             }
             let Some(manifest) = self.source_manifest(digest.into()).await? else {
+                self.is_missing_tag(tag);
                 return Ok(None);
             };
             let image = self.walk(manifest).await?;
@@ -110,6 +115,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             "{tag} of {} moved {ROUNDS} times while it was carried",
             self.source.address()
         )))
+    }
+
+    /// Reports a tag that staging lists and does not have.
+    pub(super) fn is_missing_tag(&self, tag: &Tag) {
+        if matches!(self.job.companions, Companions::Listed(_)) {
+            self.is_missing(&format!("the tag {tag}"));
+        }
     }
 
     /// One job at a time looks at a tag beside `subject` and moves it.
@@ -187,10 +199,26 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             moving: true,
             ..TagRules::default()
         };
-        let order = Order {
-            explicit: self.job.explicit,
-            ..Order::default()
-        };
-        Ok(plan::decide(rules, &facts, &order))
+        let decision = plan::decide(rules, &facts, &Order::default());
+        Ok(with_companion_advice(decision, &facts))
+    }
+}
+
+/// The decision with a reason that fits a companion: the settings of a route do not concern it.
+fn with_companion_advice(decision: Decision, facts: &Facts) -> Decision {
+    let (Some(source), Some(production)) = (facts.source, facts.destination) else {
+        return decision;
+    };
+    let advice = format!(
+        "it stays. To put {source} there, copy this tag by its name with --replace {production}"
+    );
+    match decision {
+        Decision::Drift(_) => Decision::Drift(format!(
+            "the production tag was changed to {production}; {advice}"
+        )),
+        Decision::Existing(_) => Decision::Existing(format!(
+            "production names {production}, which is not in the ledger; {advice}"
+        )),
+        other => other,
     }
 }

@@ -36,11 +36,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if !self.job.companions.of(subject).contains(&tag) {
             return Ok(Vec::new());
         }
-        let listed = self
-            .source_manifest(tag.into())
-            .await?
-            .map(|index| index.children)
-            .unwrap_or_default();
+        let Some(list) = self.source_manifest(tag.clone().into()).await? else {
+            self.is_missing_tag(&tag);
+            return Ok(Vec::new());
+        };
+        let listed = list.children;
         if listed.len() > MOST {
             let address = self.source.address();
             return Err(Fault::rejected(format!(

@@ -15,7 +15,8 @@ use crate::transfer::retry::stoppable;
 /// Most referrers of one subject at the destination, where others may have put more.
 pub(super) const MOST_THERE: usize = 10_000;
 
-/// The referrers that the destination lists under a subject.
+/// The referrers that the destination lists under a subject. Whether it has them is another
+/// question.
 pub(super) enum ListedThere {
     /// Its list of referrers.
     Kept(HashSet<Digest>),
@@ -62,7 +63,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         })
     }
 
-    /// The referrers that the destination holds and lists under the subject.
+    /// The referrers that the destination lists under the subject.
     pub(super) async fn listed_there(
         &self,
         subject: &Digest,
@@ -76,15 +77,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let named: HashSet<Digest> = list
             .map(|list| list.children.iter().map(|child| child.digest).collect())
             .unwrap_or_default();
-        let mut there = HashSet::new();
-        for descriptor in referrers
-            .iter()
-            .filter(|descriptor| named.contains(&descriptor.digest))
-        {
-            if self.destination_has(&descriptor.digest).await? {
-                there.insert(descriptor.digest);
-            }
-        }
+        let listed = referrers.iter().map(|descriptor| descriptor.digest);
+        let there = listed.filter(|digest| named.contains(digest)).collect();
         Ok(ListedThere::UnderFallback(there))
     }
 
