@@ -168,8 +168,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         budget: &Budget,
     ) -> Fault {
         let stall = &self.engine.settings.stall;
-        let has_progressed = budget.best > budget.first
-            || budget.is_progress(upload.held, upload.sent(), stall);
+        let has_progressed =
+            budget.best > budget.first || budget.is_progress(upload.held, upload.sent(), stall);
         if has_progressed && self.can_be_taken_up(blob) {
             self.has_progressed.store(true, Ordering::Relaxed);
         }

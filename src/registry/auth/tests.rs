@@ -779,8 +779,8 @@ async fn an_identity_token_is_a_password_where_the_form_is_unknown() {
         .await
         .unwrap_err();
     assert!(
-        fault.class() == Class::Auth && server.count() == 1,
-        "{fault}"
+        fault.class() == Class::Auth && server.count() == 2,
+        "{fault}: for the scope, then for none"
     );
 }
 
