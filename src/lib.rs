@@ -12,15 +12,15 @@
 //! | 5 | [`look`], [`status`] | listings → rules → comparison → jobs; a snapshot for others |
 //! | 4 | [`transfer`], [`gate`] | job → survey → plan → carry → verdict → name → settle; the judgements before a name |
 //! | 3 | [`index`], [`ledger`] | SQLite: hints and open uploads; outcomes and decisions |
-//! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend |
+//! | 2 | [`registry`], [`layout`], [`ecr`], [`sqs`], [`aws`], [`backend`], [`oidc`] | distribution client, image-layout directory, AWS control plane, its queues, its credentials, any backend; tokens of others |
 //! | 1 | [`endpoint`], [`route`], [`job`], [`decision`] | source and destination; rules and patterns, pure; plain data; what people ordered, pure |
 //! | 0 | [`oci`], [`fault`] | the types of the specifications; classes of failure |
 //!
 //! Small shared modules stand beside layers 0 to 3: [`sqlite`] (connections and their threads),
 //! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
-//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`week`] (hours of the
-//! week) and [`user`] (the names of users).
+//! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`tls`] (of the
+//! listener), [`week`] (hours of the week) and [`user`] (the names of users).
 
 pub mod admin;
 pub mod aws;
@@ -44,6 +44,7 @@ pub mod ledger;
 pub mod look;
 pub mod metrics;
 pub mod oci;
+pub mod oidc;
 pub mod parts;
 pub mod random;
 pub mod registry;
@@ -54,6 +55,7 @@ pub mod sqs;
 pub mod state;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod token_bucket;
 pub mod transfer;
 pub mod user;

@@ -9,7 +9,7 @@
 //! | 404 | no receiver of that name |
 //! | 408, 413 | the body takes too long or is too large |
 //! | 429 | more deliveries in a second than the receiver takes |
-//! | 503 | the daemon drains, or too much waits |
+//! | 503 | the daemon drains, too much waits, or the keys of the sender's issuer cannot be read |
 //!
 //! A proof that does not cover the body is checked before the body is read. Only authenticated
 //! deliveries count towards the limit, so a stranger uses up nothing of it. No text of a delivery
@@ -36,7 +36,8 @@ use super::answer::Refusal;
 use super::receivers::Receiver;
 use crate::clock;
 use crate::job::Cause;
-use crate::watch::receiver::secret::{Refused, Unverified};
+use crate::watch::receiver::secret::Unverified;
+use crate::watch::receiver::settings::Refused;
 use crate::watch::receiver::{Delivery, Handshake, Push};
 
 /// Bytes of a delivery at most.
@@ -48,6 +49,9 @@ pub(super) const LARGE_BODIES: usize = 32;
 /// What a CloudEvents sender asks permission for.
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md#4-abuse-protection>
 const REQUEST_ORIGIN: &str = "webhook-request-origin";
+
+/// The keys of the sender's issuer cannot be read.
+const UNVERIFIABLE: &str = "unverifiable";
 
 /// `POST /v1/events/NAME`.
 pub(super) async fn receive(
@@ -115,7 +119,7 @@ async fn deliver(
 ) -> Result<Delivery, Refusal> {
     let settings = &receiver.settings;
     if !settings.signs_body() {
-        settings.authenticate(unverified(head, b""))?;
+        settings.authenticate(unverified(head, b"")).await?;
     }
     let body = timeout(app.deadlines.body, collected(&app.large_bodies, body))
         .await
@@ -124,7 +128,7 @@ async fn deliver(
             Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
         })??;
     if settings.signs_body() {
-        settings.authenticate(unverified(head, &body))?;
+        settings.authenticate(unverified(head, &body)).await?;
     }
     if !receiver.admits() {
         let text = format!(
@@ -151,17 +155,18 @@ fn unverified<'a>(head: &'a Parts, body: &'a [u8]) -> Unverified<'a> {
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Refusal {
-        Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthenticated",
-            refused.to_string(),
-        )
+        let (status, code) = match refused.may_pass() {
+            true => (StatusCode::SERVICE_UNAVAILABLE, UNVERIFIABLE),
+            false => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+        };
+        Refusal::new(status, code, refused.to_string())
     }
 }
 
 /// Counts a delivery that was refused. The watch counts those that it refuses itself.
 fn count(app: &App, refusal: &Refusal) {
     let result = match refusal.status {
+        StatusCode::SERVICE_UNAVAILABLE if refusal.code == UNVERIFIABLE => UNVERIFIABLE,
         StatusCode::UNAUTHORIZED => "unauthenticated",
         StatusCode::PAYLOAD_TOO_LARGE => "too_large",
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => "limited",

@@ -49,6 +49,7 @@ pub use tokens::{Token, Tokens};
 use crate::ledger::Ledger;
 use crate::state::FolderCheck;
 use crate::telemetry::Changes;
+use crate::tls::ServerTls;
 use crate::watch;
 
 /// Where to listen, and the secret of the API.
@@ -65,6 +66,8 @@ pub struct Settings {
     pub tokens: Tokens,
     /// Which registries may notify us.
     pub receivers: Receivers,
+    /// TLS of the TCP listener, or none.
+    pub tls: ServerTls,
     /// How long clients may take.
     pub deadlines: Deadlines,
 }

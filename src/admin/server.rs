@@ -24,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Refusal;
@@ -32,6 +34,7 @@ use super::routes::Guard;
 use super::write_timeout::WriteTimeout;
 use super::{Deadlines, Peer, Services, Settings, router};
 use crate::state::FolderCheck;
+use crate::tls::ServerTls;
 use crate::user;
 
 /// Connections over TCP.
@@ -146,12 +149,14 @@ impl Bound {
         let deadlines = self.settings.deadlines;
         let tcp = async {
             if let Some((listener, _)) = self.tcp {
-                accept(listener, router.clone(), TCP, deadlines, &stop).await;
+                let tls = self.settings.tls.clone();
+                accept(listener, router.clone(), TCP, deadlines, tls, &stop).await;
             }
         };
         let socket = async {
             if let Some(socket) = self.socket {
-                accept(socket, router.clone(), SOCKET, deadlines, &stop).await;
+                let plain = ServerTls::default();
+                accept(socket, router.clone(), SOCKET, deadlines, plain, &stop).await;
             }
         };
         tokio::join!(tcp, socket);
@@ -326,6 +331,7 @@ async fn accept<L: Listener>(
     router: Router,
     limits: ConnectionLimits,
     deadlines: Deadlines,
+    tls: ServerTls,
     stop: &CancellationToken,
 ) {
     let connections = Connections::new(limits);
@@ -340,14 +346,21 @@ async fn accept<L: Listener>(
                 let Some(slot) = connections.admit(peer.client_key()) else {
                     continue;
                 };
-                open.spawn(serve(
-                    stream,
-                    peer,
-                    slot,
-                    router.clone(),
-                    deadlines,
-                    stop.clone(),
-                ));
+                let router = router.clone();
+                let stop = stop.clone();
+                match tls.acceptor() {
+                    Some(acceptor) => {
+                        let secured = secure(acceptor, stream, deadlines.header, peer, slot);
+                        open.spawn(async move {
+                            if let Some((stream, slot)) = secured.await {
+                                serve(stream, peer, slot, router, deadlines, stop).await;
+                            }
+                        });
+                    }
+                    None => {
+                        open.spawn(serve(stream, peer, slot, router, deadlines, stop));
+                    }
+                }
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
@@ -358,6 +371,29 @@ async fn accept<L: Listener>(
     }
     drop(listener);
     while open.join_next().await.is_some() {}
+}
+
+/// The TLS handshake. It takes no longer than a request's head may, and ends when the slot goes to
+/// another connection.
+async fn secure<S>(
+    acceptor: TlsAcceptor,
+    stream: S,
+    deadline: Duration,
+    peer: Peer,
+    slot: ConnectionSlot,
+) -> Option<(TlsStream<S>, ConnectionSlot)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = timeout(deadline, acceptor.accept(stream));
+    match slot.closed.run_until_cancelled(handshake).await? {
+        Ok(Ok(stream)) => Some((stream, slot)),
+        Ok(Err(error)) => {
+            tracing::debug!(?peer, %error, "the TLS handshake failed");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// The next connection, once a slot can be had for it.

@@ -21,7 +21,8 @@ use crate::route::{Route, Routes};
 Ends with 0 when all is right, 2 when the config is not, 3 when a registry does
 not accept us, 1 when anything else fails.")]
 pub(super) struct Check {
-    /// Ask every registry: who are we there, may we read, may we write; and every queue: may we read
+    /// Ask every registry: who are we there, may we read, may we write; every queue: may we read
+    /// it; and whether receivers of notifications are reachable from here
     #[arg(long)]
     online: bool,
     /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing
@@ -73,6 +74,7 @@ impl Check {
             return Ok(0);
         }
         let mut findings = commands::check_online(&config).await;
+        findings.extend(commands::check_receivers(&config).await);
         if let Some(place) = &self.probe_repository {
             findings.extend(commands::probe(&config, place).await);
         }

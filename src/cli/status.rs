@@ -9,7 +9,9 @@ use super::socket::{Socket, not_running};
 use super::{Arguments, Failure};
 use crate::clock;
 use crate::decision::Numbered;
-use crate::status::board::{MessageQueueStatus, RegistryStatus, RouteStatus, Status as Board};
+use crate::status::board::{
+    EventStatus, MessageQueueStatus, RegistryStatus, RouteStatus, Status as Board,
+};
 
 /// Show what the daemon is doing, each route's state, and what it will do next and when
 #[derive(Debug, Args)]
@@ -121,6 +123,9 @@ fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Times
         rows,
     );
     for route in routes {
+        if let Some(event) = route.events.first() {
+            text.push_str(&last_event(&route.name, event, now));
+        }
         for trouble in &route.trouble {
             let line = format!(
                 "\n{}: {}: {}",
@@ -130,6 +135,29 @@ fn routes(routes: &[RouteStatus], style: Style, width: Option<usize>, now: Times
             );
             text.push_str(&style.escape(31, &line));
         }
+    }
+    text
+}
+
+/// `app: last event 3 s ago: webhook by receiver:harbor, app:v1, pushed 4 s ago, says alice`
+fn last_event(route: &str, event: &EventStatus, now: Timestamp) -> String {
+    let mut what = event.repository.clone();
+    if !event.tags.is_empty() {
+        what = format!("{what}:{}", event.tags.join(", "));
+    }
+    let mut text = format!(
+        "\n{}: last event {}: {} by {}, {}",
+        clean(route),
+        relative(Some(event.at), now),
+        event.cause,
+        clean(&event.actor),
+        clean(&what)
+    );
+    if let Some(pushed) = event.pushed {
+        text.push_str(&format!(", pushed {}", relative(Some(pushed), now)));
+    }
+    if let Some(claimed) = &event.claimed_actor {
+        text.push_str(&format!(", says {}", clean(claimed)));
     }
     text
 }

@@ -449,6 +449,7 @@ impl PairPromotion<'_> {
         let named = NamedTag {
             name: tag.clone(),
             missing: None,
+            is_absent: false,
         };
         Look {
             named: vec![named],

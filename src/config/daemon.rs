@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Env;
-use super::section::{Item, Section};
+use super::section::{Item, Section, optional};
 use super::tokens::{self, Token};
 use super::units::duration_within;
+use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -35,6 +36,8 @@ pub struct Daemon {
     pub audit_file: Option<PathBuf>,
     /// Bearer tokens of the HTTP API.
     pub tokens: Vec<Token>,
+    /// The certificate of the TCP listener; `None`: plain HTTP.
+    pub tls: Option<Identity>,
 }
 
 /// `None` after a complaint.
@@ -55,6 +58,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
     let grace = key("grace").map_or(Some(Duration::from_secs(30)), |item| item.parse(grace));
     let retention = key("retention").map_or(Some(YEAR), |item| item.parse(retention));
     let audit_file = key("audit_file").map_or(Some(None), |item| item.path().map(Some));
+    let tls = optional(&key("tls"), tls);
     let secret = key("secret_file").map_or(Some(None), |item| item.secret().map(Some));
     let named = key("tokens").map_or(Some(Vec::new()), |item| tokens::read(&item));
     if let Some(keys) = keys {
@@ -73,7 +77,26 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
             .into_iter()
             .chain(named?)
             .collect(),
+        tls: tls?,
     })
+}
+
+fn tls(item: &Item<'_>) -> Option<Identity> {
+    let mut keys = item.section()?;
+    let certificate = keys
+        .required("cert_file", "the certificate with its chain, in PEM")
+        .and_then(|item| item.path());
+    let key = keys
+        .required("key_file", "its private key, in PEM")
+        .and_then(|item| item.path());
+    keys.finish(|_| false);
+    let files = TlsFiles {
+        certificate: certificate?,
+        key: key?,
+    };
+    Identity::load(&files)
+        .map_err(|error| item.wrong(error.to_string()))
+        .ok()
 }
 
 fn listen(text: &str) -> Result<Option<SocketAddr>, String> {

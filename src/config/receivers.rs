@@ -7,6 +7,7 @@ use super::section::{Item, Section, optional};
 use crate::ecr;
 use crate::fault::clip;
 use crate::oci::RepositoryName;
+use crate::oidc::{self, ClaimPattern, Issuer, Verifier};
 use crate::watch::receiver::secret::Secrets;
 use crate::watch::receiver::settings::{Authentication, Settings};
 use crate::watch::receiver::{Kind, Notifier};
@@ -121,24 +122,66 @@ fn limit(text: &str) -> Result<u32, String> {
 /// Exactly one way: a receiver without a secret is one on purpose.
 fn authentication(keys: &mut Section<'_>) -> Option<Authentication> {
     let secret_file = keys.item("secret_file");
+    let oidc_item = keys.item("oidc");
     let unauthenticated = keys.item("unauthenticated");
     let secrets = optional(&secret_file, secrets);
+    let verifier = optional(&oidc_item, oidc);
     let is_open = optional(&unauthenticated, Item::truth).map(Option::unwrap_or_default);
-    match (secrets?, is_open?) {
-        (Some(secrets), false) => Some(Authentication::Secrets(secrets)),
-        (None, true) => Some(Authentication::Nothing),
-        (Some(_), true) => {
-            let text = "contradicts secret_file: keep one of the two";
-            unauthenticated.as_ref()?.wrong(text);
-            None
-        }
-        (None, false) => {
-            let text =
-                "is missing: without it anyone may ask for looks (or say unauthenticated: true)";
+    let ways: Vec<(&Option<Item<'_>>, Authentication)> = [
+        secrets?.map(|secrets| (&secret_file, Authentication::Secrets(secrets))),
+        verifier?.map(|verifier| (&oidc_item, Authentication::Oidc(verifier))),
+        is_open?.then_some((&unauthenticated, Authentication::Nothing)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    match &ways[..] {
+        [(_, only)] => Some(only.clone()),
+        [] => {
+            let text = "is missing: without it anyone may ask for looks (or say oidc, or unauthenticated: true)";
             keys.itself().missing("secret_file", text);
             None
         }
+        [_, (second, _), ..] => {
+            let text = "is a second way: keep one of secret_file, oidc and unauthenticated";
+            second.as_ref()?.wrong(text);
+            None
+        }
     }
+}
+
+/// `oidc: {issuer, audience, claims}`.
+pub(super) fn oidc(item: &Item<'_>) -> Option<Verifier> {
+    let mut keys = item.section()?;
+    let issuer = keys
+        .required("issuer", "the URL of the identity provider")
+        .and_then(|item| item.parse(Issuer::parse));
+    let audience = keys
+        .required("audience", "what the tokens are for")
+        .and_then(|item| item.word());
+    let why = "at least one: every account of a public issuer gets tokens for every audience";
+    let claims = keys
+        .required("claims", why)
+        .and_then(|item| claims(&item, why));
+    keys.finish(|_| false);
+    Some(Verifier::new(oidc::Settings {
+        issuer: issuer?,
+        audience: audience?,
+        claims: claims?,
+    }))
+}
+
+fn claims(item: &Item<'_>, why: &str) -> Option<BTreeMap<String, ClaimPattern>> {
+    let section = item.section()?;
+    let mut claims = BTreeMap::new();
+    for (name, item) in section.entries() {
+        claims.insert(name.to_owned(), ClaimPattern::new(&item.word()?));
+    }
+    if claims.is_empty() {
+        item.wrong(format!("is empty: {why}"));
+        return None;
+    }
+    Some(claims)
 }
 
 fn secrets(item: &Item<'_>) -> Option<Secrets> {

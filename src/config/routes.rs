@@ -1,7 +1,7 @@
 //! `routes` and their `defaults`: what goes where, under which rules; and what cannot be right
 //! between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -495,25 +495,70 @@ fn check_meetings(routes: &[Written<'_>], origins: &Origins) {
     }
 }
 
+/// A route may read what another one writes (dev → staging → production), but no chain may lead
+/// back to one of its routes.
 fn check_circles(routes: &[Written<'_>], origins: &Origins) {
-    for written in routes {
-        for (template, item) in written.route.to.iter().zip(&written.to) {
-            let here = place(template.registry(), origins);
-            let reads = |other: &&Written<'_>| {
-                place(other.route.from.registry(), origins) == here
-                    && template.may_feed(&other.route.from)
-            };
-            // Under other names the copies of a repository may lie in it: they are never sources of
-            // their own route.
-            let itself =
-                |other: &&Written<'_>| !template.naming().keeps() && other.number == written.number;
-            if let Some(reader) = routes.iter().filter(|other| !itself(other)).find(reads) {
-                let number = reader.number;
-                let name = &reader.route.name;
+    let feeds: Vec<Vec<Feed>> = routes
+        .iter()
+        .map(|written| feeds(written, routes, origins))
+        .collect();
+    for (position, written) in routes.iter().enumerate() {
+        for (number, item) in written.to.iter().enumerate() {
+            let of_template = feeds[position].iter().filter(|feed| feed.to == number);
+            let back = of_template
+                .map(|feed| feed.reader)
+                .find(|reader| leads_to(&feeds, *reader, position));
+            if let Some(reader) = back {
+                let Written { number, route, .. } = &routes[reader];
+                let name = &route.name;
                 item.wrong(format!(
-                    "is read by routes[{number}] (\"{name}\"): copies would be copied again"
+                    "is read by routes[{number}] (\"{name}\"), which leads back to this route: copies would be copied again"
                 ));
             }
         }
     }
+}
+
+/// A destination of a route that another route may read.
+struct Feed {
+    /// The position in the route's `to`.
+    to: usize,
+    /// The position of the route that reads it.
+    reader: usize,
+}
+
+fn feeds(written: &Written<'_>, routes: &[Written<'_>], origins: &Origins) -> Vec<Feed> {
+    let mut feeds = Vec::new();
+    for (to, template) in written.route.to.iter().enumerate() {
+        let here = place(template.registry(), origins);
+        let reads = |other: &Written<'_>| {
+            place(other.route.from.registry(), origins) == here
+                && template.may_feed(&other.route.from)
+        };
+        // Under other names the copies of a repository may lie in it: they are never sources of
+        // their own route.
+        let itself =
+            |other: &Written<'_>| !template.naming().keeps() && other.number == written.number;
+        for (reader, other) in routes.iter().enumerate() {
+            if !itself(other) && reads(other) {
+                feeds.push(Feed { to, reader });
+            }
+        }
+    }
+    feeds
+}
+
+/// Whether a chain of routes leads from one position to another.
+fn leads_to(feeds: &[Vec<Feed>], from: usize, to: usize) -> bool {
+    let mut reached = BTreeSet::new();
+    let mut open = vec![from];
+    while let Some(position) = open.pop() {
+        if position == to {
+            return true;
+        }
+        if reached.insert(position) {
+            open.extend(feeds[position].iter().map(|feed| feed.reader));
+        }
+    }
+    false
 }

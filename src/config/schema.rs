@@ -63,6 +63,8 @@ struct Daemon {
     secret_file: Option<String>,
     /// Bearer tokens of the HTTP API, by names of your own: the name is the actor in the ledger.
     tokens: Option<BTreeMap<String, Token>>,
+    /// TLS of the TCP listener. Its files are read again when they change.
+    tls: Option<ServerTls>,
 }
 
 #[derive(JsonSchema)]
@@ -98,6 +100,15 @@ enum Right {
     Override,
     /// Hold, approve, deny, accept and rollback.
     Decide,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct ServerTls {
+    /// File with the certificate and its chain, in PEM.
+    cert_file: String,
+    /// File with its private key, in PEM.
+    key_file: String,
 }
 
 #[derive(JsonSchema)]
@@ -169,6 +180,8 @@ struct Receiver {
     registry: String,
     /// File with the secret of the sender; with two lines, both are valid.
     secret_file: Option<String>,
+    /// Instead of a secret: tokens of an identity provider in `Authorization`.
+    oidc: Option<Oidc>,
     /// Whether every client that reaches the listener may send. Default: false.
     unauthenticated: Option<bool>,
     /// Replaces the first part of a repository's name: `{docker-local: docker}`.
@@ -197,6 +210,17 @@ struct Queue {
     region: Option<String>,
     /// Address of SQS, for emulators and private endpoints. Default: the host of the URL.
     endpoint: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Oidc {
+    /// The URL of the identity provider, as its tokens name it.
+    issuer: String,
+    /// What the tokens are for.
+    audience: String,
+    /// Claims that a token must have; `*` stands for any characters but `/`, `**` for any.
+    claims: BTreeMap<String, String>,
 }
 
 /// One rate, or rates by day and time.

@@ -34,6 +34,7 @@ use crate::parts::{self, Parts};
 use crate::state::{self, FolderCheck, StateLock};
 use crate::status::Board;
 use crate::status::board::{ConfigStatus, RegistryStatus};
+use crate::tls::ServerTls;
 use crate::transfer::Stop;
 use crate::watch::{Handle, Watch};
 
@@ -174,6 +175,7 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
         folder,
         tokens: admin::Tokens::new(tokens(config)),
         receivers: admin::Receivers::new(config.receivers.clone()),
+        tls: ServerTls::new(config.daemon.tls.clone()),
         deadlines: admin::Deadlines::default(),
     }
 }
@@ -278,6 +280,7 @@ impl Running {
         ));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
+        helpers.spawn(served.tls.clone().follow_files());
         let retention = channel::Sender::new(config.daemon.retention);
         helpers.spawn(parts.ledger.clone().drop_old_texts(retention.subscribe()));
         let lost = CancellationToken::new();
@@ -442,6 +445,7 @@ impl Running {
             );
         }
         self.served.receivers.replace(config.receivers.clone());
+        self.served.tls.replace(config.daemon.tls.clone());
         self.parts.withdraw(before, &topology);
         tracing::info!(
             routes = config.routes.len(),

@@ -63,6 +63,8 @@ pub enum Cause {
     Webhook,
     /// A message of a queue.
     Queue,
+    /// A promotion into the source of another route.
+    Chain,
     /// SIGUSR1.
     Signal,
     /// A command line.
@@ -75,12 +77,13 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, for series that exist from the start.
-    pub const ALL: [Cause; 9] = [
+    pub const ALL: [Cause; 10] = [
         Cause::Poll,
         Cause::Verify,
         Cause::Ping,
         Cause::Webhook,
         Cause::Queue,
+        Cause::Chain,
         Cause::Signal,
         Cause::Cli,
         Cause::Start,
@@ -95,11 +98,17 @@ impl Cause {
             Cause::Ping => "ping",
             Cause::Webhook => "webhook",
             Cause::Queue => "queue",
+            Cause::Chain => "chain",
             Cause::Signal => "signal",
             Cause::Cli => "cli",
             Cause::Start => "start",
             Cause::Decision => "decision",
         }
+    }
+
+    /// Whether something outside of the daemon asked, or another route.
+    pub fn is_event(self) -> bool {
+        !matches!(self, Cause::Poll | Cause::Verify | Cause::Start)
     }
 
     /// Whether a fresh hint about production is good enough: for the routine poll only.
@@ -154,7 +163,7 @@ impl Rank {
         match cause {
             Cause::Cli | Cause::Ping | Cause::Signal if is_named => Rank::Named,
             Cause::Cli | Cause::Ping | Cause::Signal => Rank::Request,
-            Cause::Webhook | Cause::Queue | Cause::Decision => Rank::Event,
+            Cause::Webhook | Cause::Queue | Cause::Chain | Cause::Decision => Rank::Event,
             Cause::Poll => Rank::New,
             Cause::Verify | Cause::Start => Rank::Backfill,
         }

@@ -167,6 +167,8 @@ pub struct NamedTag {
     pub name: Tag,
     /// Why it is not looked at here: the repository lacks it, or the rules leave it out.
     pub missing: Option<String>,
+    /// Whether the source has no such tag.
+    pub is_absent: bool,
 }
 
 /// Missing tags that a report lists at most.
@@ -481,6 +483,7 @@ mod tests {
             let tag = NamedTag {
                 name: "v1".parse().unwrap(),
                 missing: None,
+                is_absent: false,
             };
             let look = Look {
                 totals,
@@ -506,6 +509,7 @@ mod tests {
             let named = |(name, missing): &(&str, Option<&str>)| NamedTag {
                 name: name.parse().unwrap(),
                 missing: missing.map(str::to_owned),
+                is_absent: false,
             };
             Look {
                 found: true,

@@ -2,8 +2,8 @@
 //! route come from the registry's catalog or the layout's folders, page by page. A catalog is read
 //! once for all routes of its registry, and each name is matched once.
 //!
-//! Two sources with one destination would overwrite each other, and a destination that is also a
-//! source would make a circle: both are refused. The first source by the routes' order in the
+//! Two sources with one destination would overwrite each other, and a chain of routes that comes back
+//! to one of them would go round: both are refused. The first source by the routes' order in the
 //! config, then by name, keeps the destination, whichever was found first.
 
 mod catalog;
@@ -52,6 +52,9 @@ impl Discovered {
     }
 }
 
+/// Steps of a walk along chains of routes at most.
+const MOST_STEPS: usize = 100;
+
 /// Where a source is promoted to.
 #[derive(Debug)]
 pub struct Destinations {
@@ -67,7 +70,7 @@ struct DestinationRepository {
     destination: DestinationKey,
     /// The registry's name in the config.
     registry: Arc<str>,
-    /// The route that reads it as a source, unless that does no harm.
+    /// The route that reads it as a source and leads back, unless that does no harm.
     reader: Option<Arc<str>>,
 }
 
@@ -93,7 +96,7 @@ impl Destinations {
                 side.repository.origin().clone(),
                 side.repository.repository().clone(),
             );
-            let reader = reader(topology, &destination);
+            let reader = circle(topology, route, &destination);
             may_claim &= reader.is_none();
             let reader = reader
                 .filter(|reader| {
@@ -129,15 +132,52 @@ fn names_anew(route: &Route, (_, repository): &DestinationKey, source: &Reposito
             .all(|to| !to.naming().keeps())
 }
 
-/// The route that reads a destination as its source, by any of the registry's names in the config.
-fn reader<'a, B: Repositories>(
+/// The route that reads a destination and from which a chain leads to a route a second time:
+/// promotions could go round. A chain such as dev → staging → production ends.
+fn circle<'a, B: Repositories>(
     topology: &'a Topology<B>,
+    route: &'a Route,
     (origin, repository): &DestinationKey,
 ) -> Option<&'a Arc<str>> {
-    let mut same = topology
-        .backends
-        .iter()
-        .filter(|(_, backend)| backend.origin() == origin);
-    same.find_map(|(registry, _)| topology.routes.of(registry, repository))
-        .map(|route| &route.name)
+    let mut chain = Chain {
+        topology,
+        path: vec![&route.name],
+        steps: 0,
+    };
+    topology
+        .routes_reading(origin, repository)
+        .find(|reader| chain.comes_back(reader, repository))
+        .map(|reader| &reader.name)
+}
+
+/// A walk along the routes that read what the route before has written.
+struct Chain<'a, B: Repositories> {
+    topology: &'a Topology<B>,
+    path: Vec<&'a Arc<str>>,
+    steps: usize,
+}
+
+impl<'a, B: Repositories> Chain<'a, B> {
+    /// Whether the repository that `reader` reads leads to a route of the path or to `reader`
+    /// itself. A walk that is very long counts as one that does.
+    fn comes_back(&mut self, reader: &'a Route, repository: &RepositoryName) -> bool {
+        self.steps += 1;
+        if self.path.contains(&&reader.name) || self.steps > MOST_STEPS {
+            return true;
+        }
+        self.path.push(&reader.name);
+        let topology = self.topology;
+        // A name that yields no destination ends the chain.
+        let sides = topology
+            .destinations(reader, repository)
+            .unwrap_or_default();
+        let leads_back = sides.iter().any(|side| {
+            let there = side.repository.repository();
+            topology
+                .routes_reading(side.repository.origin(), there)
+                .any(|next| self.comes_back(next, there))
+        });
+        self.path.pop();
+        leads_back
+    }
 }

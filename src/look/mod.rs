@@ -211,6 +211,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         NamedTag {
             name: tag.clone(),
             missing,
+            is_absent: !listing.tags.contains_key(tag),
         }
     }
 

@@ -41,6 +41,10 @@ pub struct LookRequest {
     pub trusts_hints: bool,
     /// When tags were pushed, where a registry told.
     pub pushed: BTreeMap<Tag, Timestamp>,
+    /// Whether a registry may tell before its tags name what was pushed.
+    pub may_precede: bool,
+    /// Looks before this one that did not see what was pushed.
+    pub attempt: u8,
 }
 
 impl LookRequest {
@@ -67,9 +71,9 @@ impl LookRequest {
         )
     }
 
-    /// Whether a registry told of a push.
+    /// Whether a registry, or another route, told of a push.
     pub fn is_notified(&self) -> bool {
-        matches!(self.cause, Cause::Webhook | Cause::Queue)
+        matches!(self.cause, Cause::Webhook | Cause::Queue | Cause::Chain)
     }
 
     /// The longest wait of a job for a registry's `Retry-After`.

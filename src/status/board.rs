@@ -7,8 +7,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Numbered;
-use crate::job::{Totals, Trouble};
+use crate::job::{Cause, Totals, Trouble};
 use crate::transfer::Health;
+
+/// Repositories of a route whose last event is shown.
+const EVENTS: usize = 10;
+/// Tags of an event that are shown.
+pub const EVENT_TAGS: usize = 10;
 
 /// A snapshot of everything on the board: the body of `GET /v1/status`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -85,6 +90,30 @@ pub struct RouteStatus {
     pub pending_since: Option<Timestamp>,
     /// What is wrong now.
     pub trouble: Vec<Trouble>,
+    /// The last event of each repository that had one lately, the newest first.
+    #[serde(default)]
+    pub events: Vec<EventStatus>,
+}
+
+/// The last event of a repository: a ping, a signal, or what a registry told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventStatus {
+    /// The source repository.
+    pub repository: String,
+    /// Where it came from.
+    pub cause: Cause,
+    /// The principal.
+    pub actor: String,
+    /// The account that pushed, as the registry calls it, or what the caller calls itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_actor: Option<String>,
+    /// When it arrived.
+    pub at: Timestamp,
+    /// When the push was, as the registry says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<Timestamp>,
+    /// The tags that it named; none: all, or a push without a tag.
+    pub tags: Vec<String>,
 }
 
 /// A registry, as far as it is known.
@@ -159,6 +188,17 @@ struct State {
     positions: HashMap<String, usize>,
     jobs: BTreeMap<u64, JobStatus>,
     next_job: u64,
+}
+
+impl RouteStatus {
+    /// Notes an event in place of an earlier one of its repository. The oldest goes where there are
+    /// too many.
+    pub fn note_event(&mut self, event: EventStatus) {
+        self.events
+            .retain(|earlier| earlier.repository != event.repository);
+        self.events.insert(0, event);
+        self.events.truncate(EVENTS);
+    }
 }
 
 impl Board {

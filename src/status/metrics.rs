@@ -211,6 +211,7 @@ impl Metrics {
                 "queued",
                 "ignored",
                 "unauthenticated",
+                "unverifiable",
                 "malformed",
                 "too_large",
                 "limited",

@@ -33,6 +33,8 @@ pub struct PushedTo {
     pub repositories: Vec<RepositoryName>,
     /// When it was pushed.
     pub at: Option<Timestamp>,
+    /// Whether the registry may tell before its tags name what was pushed.
+    pub may_precede: bool,
 }
 
 /// A reason to look.

@@ -168,6 +168,7 @@ impl Handle {
                 registry: notifier.registry.clone(),
                 repositories: repositories.map(|name| notifier.rewritten(name)).collect(),
                 at: push.pushed,
+                may_precede: push.may_precede,
             }),
             cause,
             actor: Actor::named(principal).saying(remarks),

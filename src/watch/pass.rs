@@ -45,6 +45,8 @@ pub async fn pass<B: Repositories>(
         run_id: settle.facts.run_id.clone(),
         trusts_hints: false,
         pushed: BTreeMap::new(),
+        may_precede: false,
+        attempt: 0,
     };
     let asked = topology.matching(&scope.routes, scope.repository.as_ref());
     discover_all(topology, &asked, &mut owners, stop, &mut looks)

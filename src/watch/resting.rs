@@ -248,6 +248,8 @@ mod tests {
             run_id: String::new(),
             trusts_hints: true,
             pushed: BTreeMap::new(),
+            may_precede: false,
+            attempt: 0,
         }
     }
 

@@ -4,11 +4,13 @@
 //! Some capacity is reserved for looks that name their tags, so a long backfill does not delay
 //! them.
 
+mod chain;
 mod follow_up;
 mod gone;
 mod pushed;
 mod query;
 mod show;
+mod unseen;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tokio::time::Instant;
 
 use self::follow_up::{again, pace};
 use self::query::{Pending, RouteQuery};
+use self::unseen::unseen;
 use super::event::{Event, Scope};
 use super::handle::run_id;
 use super::pending::PendingEvents;
@@ -394,6 +397,9 @@ impl<B: Repositories> Watch<B> {
                 self.queue
                     .add_later(key.clone(), again(&request), pace, now);
             }
+            if let Some((next, delay)) = unseen(&request, &look) {
+                self.queue.add_at(key.clone(), next, None, now + delay, now);
+            }
         }
         self.queue.settled(&key, is_beside, pace.is_none(), now);
         self.topology()
@@ -401,6 +407,9 @@ impl<B: Repositories> Watch<B> {
             .look_ended(&key.route, request.cause, &look.trouble);
         self.log_trouble(&key, &look);
         self.note_looked(&key, request.tags.is_empty(), &look.trouble);
+        if !self.stop.drain.is_cancelled() {
+            self.follow_chains(&key, &look);
+        }
         let look = Arc::new(look);
         for asker in senders {
             // The caller may be gone.

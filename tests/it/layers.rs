@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// The modules that stand beside the layers, each with the layer that it may use.
-const BESIDE: [(&str, u8); 11] = [
+const BESIDE: [(&str, u8); 12] = [
     ("backoff", 0),
     ("clock", 0),
     ("metrics", 0),
@@ -17,6 +17,7 @@ const BESIDE: [(&str, u8); 11] = [
     ("sqlite", 0),
     ("state", 0),
     ("telemetry", 0),
+    ("tls", 0),
     ("token_bucket", 0),
     ("user", 0),
     ("week", 0),

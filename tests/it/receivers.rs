@@ -480,3 +480,24 @@ async fn the_line_to_try_each_receiver_leads_to_a_look() {
         scene.looked(done as f64 + 1.0).await;
     }
 }
+
+#[tokio::test]
+async fn check_online_tries_each_receiver_from_here() {
+    let scene = Scene::of_kinds(&["harbor"]).await;
+    scene.staging.push("app", "v1", &Image::oci(1, &[1000]));
+    scene.production.push("app", "v1", &Image::oci(1, &[1000]));
+    let run = scene.ferry.run(&["check", "--online"]).await.expect(0);
+    let reachable = format!(
+        "receiver harbor: reachable at {}/v1/events/harbor",
+        scene.daemon.url()
+    );
+    assert!(run.stdout.contains(&reachable), "{}", run.stdout);
+    let Scene { ferry, daemon, .. } = scene;
+    drop(daemon);
+    let run = ferry.run(&["check", "--online"]).await;
+    assert!(
+        run.stdout.contains("no daemon answers at"),
+        "{}",
+        run.stdout
+    );
+}

@@ -26,6 +26,7 @@ async fn running(deadlines: Deadlines) -> (Running, mpsc::Receiver<Event>) {
     let listen = Some("127.0.0.1:0".parse().unwrap());
     let settings = Settings {
         receivers: Receivers::default(),
+        tls: Default::default(),
         listen,
         socket: Some(socket.clone()),
         folder: None,

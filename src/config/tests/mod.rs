@@ -94,8 +94,10 @@ fn what_is_not_said_has_the_documented_default() {
         retention,
         audit_file,
         tokens,
+        tls,
     } = config.daemon;
     assert_eq!(audit_file, None);
+    assert!(tls.is_none());
     assert_eq!(retention, Duration::from_secs(8760 * 3600));
     assert_eq!(listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(state, Path::new("/state"));
@@ -422,12 +424,18 @@ fn properties<'a>(schema: &'a Value, definition: &str) -> Vec<&'a str> {
 fn the_schema_names_the_very_keys_that_are_read() {
     let schema = schema();
     type Place = (&'static str, fn(&str) -> String);
-    let places: [Place; 9] = [
+    let places: [Place; 11] = [
         ("File", |key| format!("{key}\n")),
         ("Daemon", |key| format!("daemon: {{{key}}}\n")),
         ("Registry", |key| format!("registries: {{s: {{{key}}}}}\n")),
         ("Receiver", |key| {
             format!("registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{{key}}}}}\n")
+        }),
+        ("ServerTls", |key| format!("daemon: {{tls: {{{key}}}}}\n")),
+        ("Oidc", |key| {
+            format!(
+                "registries: {{s: {{url: s.example}}}}\nreceivers: {{r: {{oidc: {{{key}}}}}}}\n"
+            )
         }),
         ("Window", |key| {
             format!("registries: {{s: {{bandwidth: [{{{key}}}]}}}}\n")
@@ -539,6 +547,16 @@ proptest! {
         let damaged: String = text[..from].iter().copied().chain(typed.chars()).chain(text[to..].iter().copied()).collect();
         let _ = Config::parse(&damaged, &example, &|_| None);
     }
+}
+
+#[test]
+fn a_chain_of_routes_is_right() {
+    let config = parse(
+        "registries: {d: {url: \"https://d.example\"}, s: {url: \"https://s.example\"}, p: {url: \"https://p.example\"}}\n\
+         routes:\n  - {name: first, from: d/**, to: \"s/{1}\", tags: {include: x}}\n  \
+         - {name: second, from: s/**, to: \"p/{1}\", tags: {include: x}}\n",
+    );
+    assert_eq!(config.routes.len(), 2);
 }
 
 #[test]

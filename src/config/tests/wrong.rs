@@ -94,6 +94,18 @@ const DAEMON: &[(&str, &str)] = &[
         "2:16: daemon.secret_file: cannot read /nowhere/absent: No such file or directory (os error 2)",
     ),
     (
+        "daemon:\n  tls: {cert_file: absent, key_file: absent}\n",
+        "2:8: daemon.tls: cannot read /nowhere/absent: No such file or directory (os error 2)",
+    ),
+    (
+        "daemon:\n  tls: {cert_file: \"${SECRETS}/password\", key_file: \"${SECRETS}/key.pem\"}\n",
+        "2:8: daemon.tls: SECRETS/password holds no certificate in PEM",
+    ),
+    (
+        "daemon:\n  tls: {cert_file: a}\n",
+        "2:8: daemon.tls.key_file: is missing: its private key, in PEM",
+    ),
+    (
         "daemon:\n  poll: 1s\n  poll: 2s\n",
         "3:3: daemon.poll: is written twice; the first is at 2:3",
     ),
@@ -280,7 +292,7 @@ const RECEIVER: &[(&str, &str)] = &[
     ),
     (
         "kind: harbor, registry: s",
-        "2:6: receivers.r.secret_file: is missing: without it anyone may ask for looks (or say unauthenticated: true)",
+        "2:6: receivers.r.secret_file: is missing: without it anyone may ask for looks (or say oidc, or unauthenticated: true)",
     ),
     (
         "kind: harbor, registry: s, secret_file: absent",
@@ -296,7 +308,11 @@ const RECEIVER: &[(&str, &str)] = &[
     ),
     (
         "kind: harbor, registry: s, secret_file: \"${SECRETS}/lines\", unauthenticated: true",
-        "2:84: receivers.r.unauthenticated: contradicts secret_file: keep one of the two",
+        "2:84: receivers.r.unauthenticated: is a second way: keep one of secret_file, oidc and unauthenticated",
+    ),
+    (
+        "kind: gar, registry: s, oidc: {issuer: \"http://i.example\", audience: a, claims: {}}",
+        "2:46: receivers.r.oidc.issuer: is not https://host[/path] (http only for this machine)\n2:87: receivers.r.oidc.claims: is empty: at least one: every account of a public issuer gets tokens for every audience",
     ),
     (
         "kind: harbor, registry: s, unauthenticated: true, limit: 0",
@@ -308,7 +324,7 @@ const RECEIVER: &[(&str, &str)] = &[
     ),
     (
         "registry: s, unauthenticated: true, rate: 1",
-        "2:6: receivers.r.kind: is missing: say what sends: distribution, harbor, ecr, …\n2:43: receivers.r.rate: unknown key; known here: kind, registry, rewrite, limit, secret_file, unauthenticated",
+        "2:6: receivers.r.kind: is missing: say what sends: distribution, harbor, ecr, …\n2:43: receivers.r.rate: unknown key; known here: kind, registry, rewrite, limit, secret_file, oidc, unauthenticated",
     ),
 ];
 
@@ -382,8 +398,8 @@ const ROUTES: &[(&str, &str)] = &[
         "8:12: routes[1].name: \"one\" already is the name of routes[0]",
     ),
     (
-        "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: p/a, to: r/a, tags: {include: x}}\n",
-        "7:21: routes[0].to: is read by routes[1] (\"a\"): copies would be copied again\n8:12: routes[1].from: \"a\" already is the name of routes[0]",
+        "  - {name: one, from: s/a, to: p/a, tags: {include: x}}\n  - {name: two, from: p/a, to: s/a, tags: {include: x}}\n",
+        "7:32: routes[0].to: is read by routes[1] (\"two\"), which leads back to this route: copies would be copied again\n8:32: routes[1].to: is read by routes[0] (\"one\"), which leads back to this route: copies would be copied again",
     ),
     (
         "  - {from: s/a, to: p/a, tags: {include: x}}\n  - {from: s/b, to: p/a, tags: {include: x}}\n",
@@ -399,11 +415,11 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - {from: s/**, to: \"s/mirror/{1}\", tags: {include: x}}\n",
-        "7:22: routes[0].to: is read by routes[0] (\"**\"): copies would be copied again",
+        "7:22: routes[0].to: is read by routes[0] (\"**\"), which leads back to this route: copies would be copied again",
     ),
     (
-        "  - {from: s/dev-*, to: \"s/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/web, tags: {include: x}}\n",
-        "7:25: routes[0].to: is read by routes[1] (\"web\"): copies would be copied again",
+        "  - {name: one, from: s/a, to: p/a, tags: {include: x}}\n  - {name: two, from: p/a, to: same/b, tags: {include: x}}\n  - {name: three, from: same/b, to: s/a, tags: {include: x}}\n",
+        "7:32: routes[0].to: is read by routes[1] (\"two\"), which leads back to this route: copies would be copied again\n8:32: routes[1].to: is read by routes[2] (\"three\"), which leads back to this route: copies would be copied again\n9:39: routes[2].to: is read by routes[0] (\"one\"), which leads back to this route: copies would be copied again",
     ),
     (
         "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/x/web, tags: {include: x}}\n",

@@ -85,10 +85,13 @@ impl Entry {
         let is_named = rank == Rank::Named;
         let is_wide = request.tags.is_empty();
         let is_later = not_before > now;
-        // Neither makes the other early or wide: a look at tags that is due, and a look at
-        // everything that is due later.
+        let is_notified = request.is_notified();
+        // A look at pushed tags and a look at everything, one of them due later: neither makes the
+        // other early or wide.
         let is_apart = |waiting: &Waiting| {
-            waiting.request.tags.is_empty() != is_wide && (waiting.not_before > now) != is_later
+            waiting.request.tags.is_empty() != is_wide
+                && (waiting.not_before > now || is_later)
+                && (waiting.request.is_notified() || is_notified)
         };
         let fits = |waiting: &&mut Waiting| {
             waiting.request.digest == request.digest
@@ -228,6 +231,8 @@ impl Waiting {
                 (request.cause, request.actor, request.run_id);
         }
         self.request.trusts_hints &= request.trusts_hints;
+        self.request.may_precede |= request.may_precede;
+        self.request.attempt = self.request.attempt.min(request.attempt);
         self.rank = self.rank.min(rank);
         self.merge_push_times(request.pushed);
     }

@@ -1,7 +1,7 @@
 //! distribution's notifications, which GitLab's registry sends as well.
 //! <https://distribution.github.io/distribution/about/notifications/>
 //!
-//! One envelope may hold unrelated events. Blobs raise `push` events, too; our own pulls raise
+//! The event of a manifest is sent before its tag is written. One envelope may hold unrelated events. Blobs raise `push` events, too; our own pulls raise
 //! `pull`.
 
 use serde::Deserialize;
@@ -63,5 +63,8 @@ fn push(event: Event) -> Result<Option<Push>, Malformed> {
         .with_tag(tag)
         .at(time(event.timestamp.as_deref()))
         .by(event.actor.and_then(|actor| actor.name));
-    Ok(Some(push))
+    Ok(Some(Push {
+        may_precede: true,
+        ..push
+    }))
 }

@@ -228,6 +228,8 @@ pub struct Push {
     pub pusher: Option<String>,
     /// The AWS account and region, where the event names them.
     pub aws: Option<AwsOrigin>,
+    /// Whether the sender may tell before its tags name what was pushed.
+    pub may_precede: bool,
 }
 
 impl Push {
@@ -239,6 +241,7 @@ impl Push {
             pushed: None,
             pusher: None,
             aws: None,
+            may_precede: false,
         }
     }
 

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::secret::{Refused, Secrets, Unverified};
+use http::header::AUTHORIZATION;
+
+use super::secret::{self, Secrets, Unverified};
 use super::{Kind, Notifier};
+use crate::oidc::{self, Verifier};
 
 /// A receiver.
 #[derive(Clone, Debug)]
@@ -25,8 +28,36 @@ pub struct Settings {
 pub enum Authentication {
     /// By a secret that both know.
     Secrets(Secrets),
+    /// By a token of an identity provider in `Authorization`.
+    Oidc(Verifier),
     /// Not at all: every client that reaches the listener may ask for looks.
     Nothing,
+}
+
+/// Why a delivery is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// For its signature or secret.
+    #[error(transparent)]
+    Secret(#[from] secret::Refused),
+    /// For its token.
+    #[error(transparent)]
+    Token(#[from] oidc::Refused),
+}
+
+impl Refused {
+    /// Whether it may be accepted later.
+    pub fn may_pass(&self) -> bool {
+        *self == Refused::Token(oidc::Refused::Unreachable)
+    }
+}
+
+fn bearer<'a>(delivery: &Unverified<'a>) -> Option<&'a str> {
+    let value = delivery.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 impl Settings {
@@ -37,7 +68,7 @@ impl Settings {
     pub fn signs_body(&self) -> bool {
         match self.authentication {
             Authentication::Secrets(_) => self.kind.signs_body(),
-            Authentication::Nothing => false,
+            Authentication::Oidc(_) | Authentication::Nothing => false,
         }
     }
 
@@ -45,9 +76,14 @@ impl Settings {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn authenticate(&self, delivery: Unverified<'_>) -> Result<(), Refused> {
+    pub async fn authenticate(&self, delivery: Unverified<'_>) -> Result<(), Refused> {
         match &self.authentication {
-            Authentication::Secrets(secrets) => secrets.check(self.kind, delivery),
+            Authentication::Secrets(secrets) => Ok(secrets.check(self.kind, delivery)?),
+            Authentication::Oidc(verifier) => {
+                let token = bearer(&delivery).ok_or(oidc::Refused::Missing)?;
+                verifier.verify(token).await?;
+                Ok(())
+            }
             Authentication::Nothing => Ok(()),
         }
     }

@@ -62,6 +62,7 @@ pub(super) fn again(request: &LookRequest) -> LookRequest {
         actor: Actor::daemon(),
         options: PassOptions::default(),
         run_id: run_id(),
+        may_precede: false,
         ..request.clone()
     }
 }

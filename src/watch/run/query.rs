@@ -59,6 +59,12 @@ fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
             Some(_) => BTreeMap::new(),
             None => at.into_iter().flat_map(times).collect(),
         },
+        may_precede: tags.is_none()
+            && event
+                .pushed
+                .as_ref()
+                .is_some_and(|pushed| pushed.may_precede),
+        attempt: 0,
     }
 }
 
@@ -417,6 +423,7 @@ impl<B: Repositories> Watch<B> {
                 trusts_hints: cause.trusts_hints() || is_untagged,
                 ..request.clone()
             };
+            self.show_event(&key, &request);
             if is_untagged {
                 let due = received + UNTAGGED_DELAY;
                 self.queue

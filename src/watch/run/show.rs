@@ -9,8 +9,9 @@ use super::{SHOWN_EVERY, Watch};
 use crate::clock;
 use crate::endpoint::Repositories;
 use crate::job::{Look, Totals, Trouble};
+use crate::look::LookRequest;
 use crate::look::topology::Topology;
-use crate::status::board::RouteStatus;
+use crate::status::board::{EVENT_TAGS, EventStatus, RouteStatus};
 use crate::watch::polls::PollKey;
 use crate::watch::queue::LookKey;
 
@@ -43,6 +44,30 @@ impl<B: Repositories> Watch<B> {
                 .collect();
         });
         self.show_ready();
+    }
+
+    /// Shows the event that a look is queued for.
+    pub(super) fn show_event(&self, key: &LookKey, request: &LookRequest) {
+        if key.dry_run || !request.cause.is_event() {
+            return;
+        }
+        let remarks = &request.actor.remarks;
+        let event = EventStatus {
+            repository: key.repository.to_string(),
+            cause: request.cause,
+            actor: request.actor.to_string(),
+            claimed_actor: remarks.claimed_actor.as_ref().map(ToString::to_string),
+            at: clock::now(),
+            pushed: request.pushed.values().max().copied(),
+            tags: request
+                .tags
+                .iter()
+                .take(EVENT_TAGS)
+                .map(ToString::to_string)
+                .collect(),
+        };
+        self.board
+            .update_route(&key.route, |route| route.note_event(event));
     }
 
     pub(super) fn show_ready(&self) {

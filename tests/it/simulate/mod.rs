@@ -14,6 +14,7 @@
 
 mod chance;
 mod found;
+mod notices;
 mod oracle;
 mod people;
 mod process;

@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::chance::{Chance, Draw};
+use super::notices::Notice;
 use super::registry::{Registry, Repository};
 use super::trace::{Event, Place, Rules, Trace};
 
@@ -367,6 +368,22 @@ impl Process {
             // then.
             let _ = handle
                 .ask(scope, cause, Actor::daemon(), PassOptions::default())
+                .await;
+        });
+    }
+
+    /// Tells it of a push, after a while. A notification that nothing takes is lost.
+    pub fn notify(&self, notice: Notice) {
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(notice.delay).await;
+            let _ = handle
+                .notify(
+                    &notice.notifier,
+                    Cause::Webhook,
+                    "receiver:sim",
+                    notice.push,
+                )
                 .await;
         });
     }

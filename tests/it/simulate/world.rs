@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry::job::{Cause, Drift, Existing};
-use blobferry::oci::Digest;
+use blobferry::oci::{Digest, RepositoryName};
 use blobferry::registry::profile::Kind;
 use blobferry::watch::Scope;
 use blobferry::{clock, random};
 use jiff::{SignedDuration, Timestamp};
 
 use super::chance::{Chance, Draw};
+use super::notices::Named;
 use super::oracle::{self, Finding};
 use super::people::{self, Deed, Library, People};
 use super::process::{Nature, Process, Setting, Stores};
@@ -270,9 +271,11 @@ impl World {
             let mut draw = chance.of(("happening", nth));
             match happening {
                 Happening::Deed => {
+                    let before = named(&registries, &routes);
                     people.act(draw.pick(&deeds), &mut draw);
-                    for _ in 0..draw.pick(&notices) {
-                        process.ask(Scope::default(), Cause::Webhook);
+                    let changes = named(&registries, &routes);
+                    for notice in changes.notices(&before, &notices, &mut draw) {
+                        process.notify(notice);
                     }
                 }
                 Happening::Ask => {
@@ -615,6 +618,21 @@ fn varied_routes(mut draw: Draw, routes: Vec<Rules>, registries: &[Registry]) ->
         varied.extend(second);
     }
     varied
+}
+
+/// What the tags of all sources and destinations name.
+fn named(registries: &[Registry], routes: &[Rules]) -> Named {
+    let sides = routes
+        .iter()
+        .flat_map(|rules| [&rules.source, &rules.destination]);
+    let places: Vec<(&Registry, RepositoryName)> = sides
+        .filter_map(|(registry, repository)| {
+            let registry = registries.iter().find(|known| known.name() == registry)?;
+            Some((registry, repository.parse().ok()?))
+        })
+        .collect();
+    let places = places.iter().map(|(registry, name)| (*registry, name));
+    Named::of(places)
 }
 
 /// The deeds that may happen in a world; some often, and not all in each.

@@ -64,6 +64,11 @@ impl Ferry {
         self
     }
 
+    /// The port of the daemon.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A path in the scratch folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
@@ -174,7 +179,29 @@ impl Ferry {
         self.spawn(&[], stderr).await
     }
 
+    /// Starts `blobferry run` with TLS, which this client trusts.
+    pub async fn start_tls(&self, client: &reqwest::Client) -> Daemon {
+        let base = format!("https://127.0.0.1:{}", self.port);
+        self.spawn_at(base, client.clone(), &[], Stdio::piped())
+            .await
+    }
+
     async fn spawn(&self, variables: &[(&str, &str)], stderr: Stdio) -> Daemon {
+        let base = format!("http://127.0.0.1:{}", self.port);
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client without options");
+        self.spawn_at(base, http, variables, stderr).await
+    }
+
+    async fn spawn_at(
+        &self,
+        base: String,
+        http: reqwest::Client,
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Daemon {
         let mut command = self.command(&["run"]);
         command.envs(variables.iter().copied());
         let mut child = command
@@ -189,11 +216,6 @@ impl Ferry {
         let pid = child
             .id()
             .expect("a child that was not waited for has an id");
-        let base = format!("http://127.0.0.1:{}", self.port);
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .expect("a client without options");
         let mut daemon = Daemon {
             child,
             pid,

@@ -40,6 +40,7 @@ impl Program {
             read_only: false,
             lenient: false,
             auth: String::new(),
+            notifications: String::new(),
         }
     }
 
@@ -64,6 +65,7 @@ pub struct Setup {
     read_only: bool,
     lenient: bool,
     auth: String,
+    notifications: String,
 }
 
 impl Setup {
@@ -88,6 +90,14 @@ impl Setup {
     /// Only this user may come in, with Basic authentication.
     pub fn basic(mut self, user: &str, password: &str) -> Setup {
         self.auth = format!("htpasswd:{user}:{password}");
+        self
+    }
+
+    /// It notifies this URL of pushes, with a bearer secret.
+    pub fn notifying(mut self, url: &str, secret: &str) -> Setup {
+        self.notifications = format!(
+            "notifications:\n  endpoints:\n    - name: blobferry\n      url: {url}\n      headers:\n        Authorization: [Bearer {secret}]\n      timeout: 5s\n      threshold: 5\n      backoff: 1s\n"
+        );
         self
     }
 
@@ -134,6 +144,7 @@ impl Setup {
             Some(login) => text.push_str(&htpasswd(scratch, login)),
             None => text.push_str(&self.auth),
         }
+        text.push_str(&self.notifications);
         text
     }
 }

@@ -211,7 +211,8 @@ impl Issue {
     }
 }
 
-fn part(value: &Value) -> String {
+/// A part of a JWT.
+pub fn part(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
@@ -223,7 +224,7 @@ fn access(scope: &str) -> Option<Value> {
 
 /// A JWT wants both numbers of the signature side by side, 32 bytes each; the key gives them in
 /// ASN.1.
-fn fixed_width(asn1: &[u8]) -> Vec<u8> {
+pub fn fixed_width(asn1: &[u8]) -> Vec<u8> {
     let mut rest = &asn1[2..];
     let mut both = Vec::with_capacity(64);
     for _ in 0..2 {

@@ -1,0 +1,228 @@
+//! OIDC tokens that others show us: signed by a key of their issuer, for our audience, in time, and
+//! with the claims that the config asks for.
+//!
+//! The keys come from the issuer's discovery document ([`keys`]). Only asymmetric algorithms are
+//! taken: a token that is signed with `none`, or with a public key as a shared secret, is refused.
+
+mod keys;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use self::keys::KeySource;
+pub use self::keys::{Issuer, IssuerError};
+use crate::clock;
+
+/// How far the issuer's clock may be off, in seconds.
+const LEEWAY: i64 = 60;
+/// The algorithms that are taken.
+const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// Which tokens are accepted.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The issuer.
+    pub issuer: Issuer,
+    /// What the token must be for.
+    pub audience: String,
+    /// Claims that the token must have. Every account of a public issuer gets tokens for every
+    /// audience, so there is at least one.
+    pub claims: BTreeMap<String, ClaimPattern>,
+}
+
+/// A pattern for a claim: `*` stands for any characters but `/`, `**` for any.
+#[derive(Clone)]
+pub struct ClaimPattern(Regex);
+
+impl ClaimPattern {
+    /// The pattern `text`.
+    pub fn new(text: &str) -> ClaimPattern {
+        let escaped = regex::escape(text)
+            .replace(r"\*\*", ".*")
+            .replace(r"\*", "[^/]*");
+        let whole = format!(r"\A(?s:{escaped})\z");
+        ClaimPattern(Regex::new(&whole).expect("an escaped text is a pattern"))
+    }
+
+    fn matches(&self, value: &Value) -> bool {
+        match value {
+            Value::String(text) => self.0.is_match(text),
+            Value::Bool(_) | Value::Number(_) => self.0.is_match(&value.to_string()),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for ClaimPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_str().fmt(f)
+    }
+}
+
+/// Why a token is refused. No text of the token is repeated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No token where one belongs.
+    #[error("send a token of the issuer as `Authorization: Bearer …`")]
+    Missing,
+    /// Not a signed token, or signed in a way that proves nothing.
+    #[error("this is not a token that is signed with an algorithm for public keys")]
+    NotAToken,
+    /// The issuer has no such key.
+    #[error("the issuer has no key with the token's key id")]
+    UnknownKey,
+    /// The signature does not fit.
+    #[error("the token's signature is not the issuer's")]
+    Signature,
+    /// Of another issuer.
+    #[error("the token is of another issuer")]
+    Issuer,
+    /// For another audience.
+    #[error("the token is for another audience")]
+    Audience,
+    /// Too old, or not valid yet.
+    #[error("the token has expired or is not valid yet")]
+    Expired,
+    /// A claim is missing or another one.
+    #[error("the token's claim `{0}` is not what the config asks for")]
+    Claim(String),
+    /// The issuer's keys cannot be read now.
+    #[error("the issuer's keys cannot be read now; send it again later")]
+    Unreachable,
+}
+
+/// Checks tokens. Clones share the issuer's keys.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    settings: Settings,
+    keys: Arc<KeySource>,
+}
+
+impl Verifier {
+    /// A verifier that has no keys yet: the first token fetches them.
+    pub fn new(settings: Settings) -> Verifier {
+        Verifier {
+            keys: Arc::new(KeySource::new(settings.issuer.clone())),
+            settings,
+        }
+    }
+
+    /// The subject of a token that is accepted.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn verify(&self, token: &str) -> Result<String, Refused> {
+        let header = decode_header(token).map_err(|_| Refused::NotAToken)?;
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err(Refused::NotAToken);
+        }
+        let key = self.keys.key(header.kid.as_deref()).await?;
+        let is_for_it = key
+            .common
+            .key_algorithm
+            .is_none_or(|algorithm| algorithm.to_string() == format!("{:?}", header.alg));
+        if !is_for_it {
+            return Err(Refused::Signature);
+        }
+        let key = DecodingKey::from_jwk(&key).map_err(|_| Refused::UnknownKey)?;
+        let signed = decode::<Map<String, Value>>(token, &key, &signature_alone(header.alg));
+        let claims = signed.map_err(|_| Refused::Signature)?.claims;
+        self.check(&claims)?;
+        let subject = claims.get("sub").and_then(Value::as_str);
+        Ok(subject.unwrap_or_default().to_owned())
+    }
+
+    fn check(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
+        let settings = &self.settings;
+        if claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+            return Err(Refused::Issuer);
+        }
+        let is_ours = |audience: &Value| audience.as_str() == Some(&settings.audience);
+        let is_for_us = match claims.get("aud") {
+            Some(Value::Array(audiences)) => audiences.iter().any(is_ours),
+            Some(audience) => is_ours(audience),
+            None => false,
+        };
+        if !is_for_us {
+            return Err(Refused::Audience);
+        }
+        if !is_in_time(claims) {
+            return Err(Refused::Expired);
+        }
+        let differs = settings.claims.iter().find(|(name, pattern)| {
+            !claims
+                .get(*name)
+                .is_some_and(|value| pattern.matches(value))
+        });
+        match differs {
+            Some((name, _)) => Err(Refused::Claim(name.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Validation of the signature: the claims are checked here, against the program's own clock.
+fn signature_alone(algorithm: Algorithm) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.required_spec_claims.clear();
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    validation
+}
+
+/// A token without an end is refused.
+fn is_in_time(claims: &Map<String, Value>) -> bool {
+    let now = clock::now().as_second();
+    let time = |name: &str| {
+        let value = claims.get(name)?;
+        value
+            .as_i64()
+            .or_else(|| value.as_f64().map(|time| time as i64))
+    };
+    let has_begun = match claims.contains_key("nbf") {
+        true => time("nbf").is_some_and(|begin| begin <= now.saturating_add(LEEWAY)),
+        false => true,
+    };
+    has_begun && time("exp").is_some_and(|end| end > now.saturating_sub(LEEWAY))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_is_compared_as_a_whole() {
+        for (pattern, value, expected) in [
+            ("acme/*", json!("acme/app"), true),
+            ("acme/*", json!("acme/app/x"), false),
+            ("acme/**", json!("acme/app/x"), true),
+            ("acme/*", json!("not-acme/app"), false),
+            ("acme/app", json!("acme/app\n"), false),
+            ("acme.example", json!("acmexexample"), false),
+            ("true", json!(true), true),
+            ("17", json!(17), true),
+            ("*", json!(["a"]), false),
+            ("*", json!(null), false),
+        ] {
+            let matches = ClaimPattern::new(pattern).matches(&value);
+            assert_eq!(matches, expected, "{pattern} {value}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Real registries that notify the daemon of pushes by other programs.
+
+use serde_json::json;
+
+use crate::support::*;
+
+const SECRET: &str = "a-long-random-word";
+
+/// A registry that notifies, a production registry, and a daemon that no poll wakes.
+async fn notified(program: Program) -> (Registry, Registry, Ferry, Daemon) {
+    let production = program.setup().start();
+    let ferry = Ferry::new(&Config::new());
+    let events = format!("http://127.0.0.1:{}/v1/events/staging", ferry.port());
+    let staging = program.setup().notifying(&events, SECRET).start();
+    let secret = ferry.file("secret", SECRET);
+    let config = Config::pair(&staging.url(), &production.url()).receiver(
+        "staging",
+        json!({"kind": "distribution", "secret_file": secret}),
+    );
+    ferry.write_config(&config);
+    let daemon = ferry.start_ready().await;
+    (staging, production, ferry, daemon)
+}
+
+/// `127.0.0.1:PORT`.
+fn host(registry: &Registry) -> String {
+    registry.url().trim_start_matches("http://").to_owned()
+}
+
+async fn pushes_arrive(program: Program) {
+    let (staging, production, ferry, daemon) = notified(program).await;
+    let elsewhere = Program::Distribution3.start();
+    let image = Image::index(&[Image::oci(1, &[1000]), Image::oci(2, &[1000])]);
+    elsewhere.client().push("app", "v1", &image).await;
+    skopeo::copy(
+        &format!("docker://{}/app:v1", host(&elsewhere)),
+        &format!("docker://{}/app:v1", host(&staging)),
+    )
+    .await;
+    eventually("the push has arrived", async || {
+        production.client().digest("app", "v1").await
+    })
+    .await;
+    production.client().assert_holds("app", "v1", &image).await;
+    let single = Image::oci(3, &[1000]);
+    staging.client().push("app", "v2", &single).await;
+    eventually("the second push has arrived", async || {
+        production.client().digest("app", "v2").await
+    })
+    .await;
+    let counted = "blobferry_push_to_production_seconds_count";
+    eventually("both are timed by the sender's clock", async || {
+        (daemon.metric(counted, &[]).await == Some(2.0)).then_some(())
+    })
+    .await;
+    let status = ferry.run(&["status", "--json"]).await.expect(0);
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).expect("JSON");
+    let event = &status["routes"][0]["events"][0];
+    assert_eq!(
+        (&event["repository"], &event["cause"], &event["actor"]),
+        (&json!("app"), &json!("webhook"), &json!("receiver:staging")),
+        "{status:#}"
+    );
+    let shown = ferry.run(&["status"]).await.expect(0).stdout;
+    assert!(shown.contains("app: last event "), "{shown}");
+}
+
+#[tokio::test]
+async fn pushes_to_distribution_2_arrive_by_its_notifications() {
+    pushes_arrive(Program::Distribution2).await;
+}
+
+#[tokio::test]
+async fn pushes_to_distribution_3_arrive_by_its_notifications() {
+    pushes_arrive(Program::Distribution3).await;
+}
