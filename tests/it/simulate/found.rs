@@ -837,7 +837,9 @@ fn what_a_quota_refuses_is_not_sent_again_at_every_look() {
             .iter()
             .map(|(_, bytes)| bytes.len() as u64)
             .sum();
-        stage.push(&large, &["v1", "v2", "v3", "v4", "v5", "v6"]);
+        let tags: Vec<String> = (1..=12).map(|number| format!("v{number}")).collect();
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        stage.push(&large, &tags);
         stage.start();
         stage.pass(120).await;
         let sent: u64 = stage
