@@ -854,12 +854,12 @@ impl Oracle {
             repository: rules.source.1.clone(),
             tag: place.tag.clone(),
         };
-        let Some(pushed) = self.truth.get(&source).and_then(|changes| {
-            changes
-                .iter()
-                .rev()
-                .find(|change| change.to == Some(digest))
-        }) else {
+        // The tag may have named it before and come back: what was attached in between follows.
+        let Some(pushed) = self
+            .truth
+            .get(&source)
+            .and_then(|changes| changes.iter().find(|change| change.to == Some(digest)))
+        else {
             return;
         };
         let pushed = pushed.at;
