@@ -1,9 +1,11 @@
 //! Many notifications: none is lost, and what they cost is bounded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::support::*;
@@ -100,13 +102,19 @@ async fn a_thousand_notifications_a_second_for_a_minute() {
     let before = daemon.peak_memory();
     let mut ticks = interval(Duration::from_millis(10));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let daemon = std::sync::Arc::new(daemon);
+    let daemon = Arc::new(daemon);
+    // As many connections as a proxy may keep.
+    let connections = Arc::new(Semaphore::new(100));
     let mut running = tokio::task::JoinSet::new();
     for batch in 0..SECONDS * 100 {
         ticks.tick().await;
         for number in 0..10 {
             let daemon = daemon.clone();
-            running.spawn(async move { send(&daemon, batch * 10 + number, SECRET).await });
+            let connections = connections.clone();
+            running.spawn(async move {
+                let _permit = connections.acquire().await.expect("it is never closed");
+                send(&daemon, batch * 10 + number, SECRET).await
+            });
         }
     }
     let mut times = Vec::new();
