@@ -419,7 +419,7 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - {name: one, from: s/a, to: p/a, tags: {include: x}}\n  - {name: two, from: p/a, to: same/b, tags: {include: x}}\n  - {name: three, from: same/b, to: s/a, tags: {include: x}}\n",
-        "7:32: routes[0].to: is read by routes[1] (\"two\"), which leads back to this route: copies would be copied again\n8:32: routes[1].to: is read by routes[2] (\"three\"), which leads back to this route: copies would be copied again\n9:39: routes[2].to: is read by routes[0] (\"one\"), which leads back to this route: copies would be copied again",
+        "7:32: routes[0].to: is read by routes[1] (\"two\"), which leads back to this route: copies would be copied again\n8:32: routes[1].to: is read by routes[2] (\"three\"), which leads back to this route: copies would be copied again\n9:37: routes[2].to: is read by routes[0] (\"one\"), which leads back to this route: copies would be copied again",
     ),
     (
         "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/x/web, tags: {include: x}}\n",
