@@ -23,7 +23,7 @@ use crate::token_bucket::TokenBucket;
 /// The waits of a whole class where a registry says "too much" and names no time. They stay short:
 /// one tag that is always refused so must not hold up the others. What is refused waits longer by
 /// itself.
-const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 /// Longest time for which one answer closes a class. Then one request asks again, whatever the
 /// registry said: an answer about one repository must not stop all others for an hour.
 pub(in crate::transfer) const CLOSED_AT_MOST: Duration = Duration::from_secs(60);
@@ -379,7 +379,7 @@ mod tests {
         let mut limiter = ClassLimiter::new(4, None, now);
         for _ in 0..20 {
             limiter.congested(limiter.epoch(), Some(Duration::ZERO), now);
-            assert!(limiter.closed_for(now) <= Duration::from_secs(2));
+            assert!(limiter.closed_for(now) <= Duration::from_secs(1));
             now = limiter.closed_until();
         }
     }
