@@ -14,7 +14,7 @@ async fn a_look_at_ten_thousand_tags_stays_under_64_mib() {
         registry.client().push("app", "t0", &image).await;
         registry.copy_tag("app", "t0", (1..10_000).map(|number| format!("t{number}")));
     }
-    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url())).released();
     let run = ferry
         .run_within(std::time::Duration::from_secs(300), &["sync", "--json"])
         .await

@@ -111,7 +111,7 @@ async fn a_daemon_whose_folder_is_anothers_leaves_the_folder_alone() {
         remade.ino()
     );
 
-    let run = stage.ferry.sync(&[]).await.expect(0);
+    let run = other.sync(&[]).await.expect(0);
     assert_eq!(run.total("promoted"), 1, "the second daemon answers");
     second.signal("TERM").await;
     assert_eq!(second.ended().await, 0);
