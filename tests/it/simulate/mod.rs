@@ -60,6 +60,7 @@ const ONCE_FAILED: &[u64] = &[
     179601665319404, // The oracle took a row of a killed process for one of the next.
     700371,          // The oracle did not count what a list showed to be equal.
     700355, // A conflict that began after the look did counted as one that it could have noticed.
+    179603070386699, // The oracle took what a moving tag was said to name for proven.
     801165, // A tag came back to an image that had been signed again meanwhile.
 ];
 /// The seeds of a usual run.

@@ -129,16 +129,16 @@ struct Known {
     maybe: BTreeSet<Digest>,
     /// Production's digest that was reported as drift or existing.
     reported: Option<Digest>,
-    /// What a list of production showed while staging named the same: agreed, if the process went
-    /// by that list.
-    listed: BTreeSet<Digest>,
+    /// What both sides named by a list of production, or before the manifest was read: agreed, if
+    /// the process went by that.
+    uncertain: BTreeSet<Digest>,
     changed: Duration,
     before: Option<(Option<Digest>, Intents)>,
 }
 
 impl Known {
     fn is_ours(&self, digest: &Digest) -> bool {
-        let may_be = self.maybe.contains(digest) || self.listed.contains(digest);
+        let may_be = self.maybe.contains(digest) || self.uncertain.contains(digest);
         self.written == Some(*digest) || self.is_intended(digest) || may_be
     }
 
@@ -162,7 +162,7 @@ impl Known {
         self.changed = at;
         self.written = Some(digest);
         self.maybe.clear();
-        self.listed.clear();
+        self.uncertain.clear();
         self.reported = None;
     }
 }
@@ -631,7 +631,7 @@ impl Oracle {
                         arrived: at,
                     },
                 );
-                self.compare(call.process, &place);
+                self.compare(call.process, &place, call.operation == Operation::Manifest);
             }
             (Operation::PutManifest, About::Tag(tag), Answer::Accepted) => {
                 let place = Place {
@@ -709,17 +709,24 @@ impl Oracle {
 
     /// A process sees both sides of a tag: an intent that is found there was ours, and what is
     /// equal is agreed.
-    fn compare(&mut self, process: u32, place: &Place) {
+    ///
+    /// `by_bytes`: the answer was a manifest. Only that proves what a moving tag of staging names.
+    fn compare(&mut self, process: u32, place: &Place, by_bytes: bool) {
         let at = self.at;
-        let pairs: Vec<(Place, Place)> = self
+        let pairs: Vec<(Place, Place, bool)> = self
             .rules
             .get(&process)
             .into_iter()
             .flatten()
-            .filter_map(|rules| pair(rules, place))
+            .filter_map(|rules| {
+                let (source, destination) = pair(rules, place)?;
+                let moves = rules.is_moving(&place.tag) || is_companion(&place.tag);
+                let is_proven = !moves || (by_bytes && source == *place);
+                Some((source, destination, is_proven))
+            })
             .collect();
         self.compare_lists(process, place);
-        for (source, destination) in pairs {
+        for (source, destination, is_proven) in pairs {
             let Some(there) = self
                 .views
                 .get(&(process, destination.clone()))
@@ -739,8 +746,10 @@ impl Oracle {
             let is_agreed = staging == Some(there)
                 && known.reported != Some(there)
                 && known.written != Some(there);
-            if is_intent || is_agreed {
+            if is_intent || (is_agreed && is_proven) {
                 known.wrote(at, there);
+            } else if is_agreed {
+                known.uncertain.insert(there);
             }
         }
     }
@@ -762,7 +771,7 @@ impl Oracle {
             let told = told.and_then(|view| view.digest);
             if told == Some(there) || self.listed(process, &source) == Some(there) {
                 let known = self.ledger.entry(destination).or_default();
-                known.listed.insert(there);
+                known.uncertain.insert(there);
             }
         }
     }
@@ -975,16 +984,24 @@ impl Oracle {
         let surely_ours = production.is_some_and(|production| known.written == Some(production))
             && known.maybe.is_empty();
         let moving = rules.is_moving(&source.tag);
-        let cell = cell(
-            moving,
-            rules.existing,
-            rules.drift,
-            staging,
-            production,
-            surely_ours,
-            known.may_be_known(),
-        );
-        if cell == Cell::Promote {
+        let may_be_known = if known.uncertain.is_empty() {
+            vec![known.may_be_known()]
+        } else {
+            vec![true, false]
+        };
+        let is_to_be_promoted = may_be_known.into_iter().all(|is_known| {
+            let cell = cell(
+                moving,
+                rules.existing,
+                rules.drift,
+                staging,
+                production,
+                surely_ours,
+                is_known,
+            );
+            cell == Cell::Promote
+        });
+        if is_to_be_promoted {
             let text = format!(
                 "staging and production still differ (L is known: {})",
                 known.may_be_known()
