@@ -1,7 +1,7 @@
 //! `promote`: the step of a release pipeline that takes images from staging to production, without
 //! a config file.
 //!
-//! The act itself is an [`order`](super::order).
+//! The act itself is an `order`.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! OIDC tokens that others show us: signed by a key of their issuer, for our audience, in time, and
 //! with the claims that the config asks for.
 //!
-//! The keys come from the issuer's discovery document ([`keys`]). Only asymmetric algorithms are
+//! The keys come from the issuer's discovery document (`keys`). Only asymmetric algorithms are
 //! taken: a token that is signed with `none`, or with a public key as a shared secret, is refused.
 
 mod keys;
