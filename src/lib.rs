@@ -20,12 +20,14 @@
 //! [`state`] (the state folder), [`single_flight`] (one run of a piece of work for all its
 //! callers), [`telemetry`] (logs), [`metrics`] (series that end), [`clock`] (the time of day),
 //! [`random`], [`backoff`] (waits that double), [`token_bucket`] (a rate), [`tls`] (of the
-//! listener), [`week`] (hours of the week) and [`user`] (the names of users).
+//! listener), [`week`] (hours of the week), [`user`] (the names of users), [`glob`] (patterns of
+//! identities) and [`body`] (bounded answers).
 
 pub mod admin;
 pub mod aws;
 pub mod backend;
 pub mod backoff;
+pub mod body;
 pub mod cli;
 pub mod clock;
 pub mod commands;
@@ -37,6 +39,7 @@ pub mod ecr;
 pub mod endpoint;
 pub mod fault;
 pub mod gate;
+pub mod glob;
 pub mod index;
 pub mod job;
 pub mod layout;

@@ -49,6 +49,15 @@ impl TokenBucket {
         self.tokens -= 1.0;
     }
 
+    /// Takes a token if a whole one is there.
+    pub fn try_take(&mut self, now: Instant) -> bool {
+        let is_ready = self.ready_in(now).is_zero();
+        if is_ready {
+            self.take(now);
+        }
+        is_ready
+    }
+
     /// A token was taken for a request that was not sent.
     pub fn give_back(&mut self, now: Instant) {
         self.fill(now);

@@ -57,12 +57,7 @@ impl Receiver {
 
     /// Whether one more delivery is within the limit.
     pub(super) fn admits(&self) -> bool {
-        let now = Instant::now();
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_ready = bucket.ready_in(now).is_zero();
-        if is_ready {
-            bucket.take(now);
-        }
-        is_ready
+        bucket.try_take(Instant::now())
     }
 }

@@ -11,6 +11,7 @@ use super::section::{Item, Section, optional};
 use super::units;
 use crate::fault::clip;
 use crate::gate::sigstore;
+use crate::glob::{Glob, TooLong};
 use crate::job::gates::{
     Attestation, Command, Dates, GateKind, Gates, Http, Identity, Key, Override, Root, Signer,
     Subject, Token, Trusted, Window,
@@ -247,7 +248,7 @@ fn trusted(item: &Item<'_>, keys: &mut Section<'_>) -> Option<Trusted> {
         (Some(key), None, None) if root_item.is_none() => public_key(key).map(Signer::Key),
         (None, Some(issuer), Some(identity)) => {
             let issuer = issuer.word();
-            let pattern = identity.parse(str::parse);
+            let pattern = identity.parse(identity_glob);
             let root = optional(&root_item, root);
             issuer
                 .zip(pattern)
@@ -408,4 +409,28 @@ fn dates(text: &str) -> Result<Dates, String> {
             clip(text, 100)
         )
     })
+}
+
+/// The glob of a signer's identity.
+fn identity_glob(text: &str) -> Result<Glob, String> {
+    let text = text.trim();
+    if text.chars().all(|character| character == '*') {
+        return Err("names no identity: every user of the issuer could sign".into());
+    }
+    text.parse().map_err(|error: TooLong| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asterisks_alone_name_no_identity() {
+        for bad in ["", "*", " ** ", "***"] {
+            assert!(identity_glob(bad).is_err(), "{bad}");
+        }
+        assert!(
+            identity_glob(" ci@acme.example ").is_ok_and(|glob| glob.matches("ci@acme.example"))
+        );
+    }
 }

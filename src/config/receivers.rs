@@ -6,8 +6,9 @@ use super::registries::{self, Registry, RegistryKind, is_name};
 use super::section::{Item, Section, optional};
 use crate::ecr;
 use crate::fault::clip;
+use crate::glob::Glob;
 use crate::oci::RepositoryName;
-use crate::oidc::{self, ClaimPattern, Issuer, Verifier};
+use crate::oidc::{self, Issuer, Verifier};
 use crate::watch::receiver::secret::Secrets;
 use crate::watch::receiver::settings::{Authentication, Settings};
 use crate::watch::receiver::{Kind, Notifier};
@@ -171,11 +172,11 @@ pub(super) fn oidc(item: &Item<'_>) -> Option<Verifier> {
     }))
 }
 
-fn claims(item: &Item<'_>, why: &str) -> Option<BTreeMap<String, ClaimPattern>> {
+fn claims(item: &Item<'_>, why: &str) -> Option<BTreeMap<String, Glob>> {
     let section = item.section()?;
     let mut claims = BTreeMap::new();
     for (name, item) in section.entries() {
-        claims.insert(name.to_owned(), ClaimPattern::new(&item.word()?));
+        claims.insert(name.to_owned(), item.parse(str::parse)?);
     }
     if claims.is_empty() {
         item.wrong(format!("is empty: {why}"));

@@ -17,15 +17,14 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::fault::clip;
+use crate::gate::question::LONGEST_REASON;
 use crate::job::gates::Command;
-use crate::job::{GateKind, Judgement, NextJudgement, Verdict};
+use crate::job::{GateKind, Judgement, Verdict};
 
 /// The exit code of a program that cannot say yet.
 const WAIT: i32 = 75;
 /// Most that is kept of each of its outputs, in bytes; more is read and dropped.
 const MOST_KEPT: usize = 4096;
-/// Longest reason, in characters.
-const LONGEST_REASON: usize = 300;
 /// How long the outputs of a program that has ended may stay open: a child of its own that left
 /// the group holds them.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
@@ -180,17 +179,7 @@ pub fn judge(command: &Command, run: &Run) -> Judgement {
         }
         Ended::NotRun(error) => format!("{program} cannot be run: {error}"),
     };
-    let next = match verdict {
-        Verdict::Wait => NextJudgement::Soon,
-        Verdict::Pass | Verdict::Refuse => NextJudgement::Verify,
-    };
-    Judgement {
-        gate: GateKind::Command,
-        verdict,
-        reason,
-        evidence,
-        next,
-    }
+    Judgement::answered(GateKind::Command, verdict, reason, evidence)
 }
 
 #[cfg(test)]
@@ -292,10 +281,20 @@ mod tests {
         );
         assert_eq!(verdict(&forking).await.0, Verdict::Wait);
         for pid in std::fs::read_to_string(&pids).unwrap().lines() {
-            // A killed process stays as a zombie until its parent has noticed.
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-            let lives = status.is_ok_and(|status| !status.contains("State:\tZ"));
-            assert!(!lives, "{pid} lives");
+            gone(pid).await;
         }
+    }
+
+    /// Waits until a killed process is gone; it stays as a zombie until its parent has noticed.
+    async fn gone(pid: &str) {
+        for _ in 0..600 {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+            if status.is_ok_and(|status| !status.contains("State:\tZ")) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            } else {
+                return;
+            }
+        }
+        panic!("{pid} lives");
     }
 }

@@ -6,19 +6,19 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::{Client, Response, StatusCode, header, redirect};
+use reqwest::{Client, StatusCode, header, redirect};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::body;
 use crate::fault::clip;
+use crate::gate::question::LONGEST_REASON;
 use crate::job::gates::Http;
-use crate::job::{GateKind, Judgement, NextJudgement, Verdict};
+use crate::job::{GateKind, Judgement, Verdict};
 
 /// Largest answer, in bytes.
 const MOST: usize = 64 * 1024;
-/// Longest reason, in characters.
-const LONGEST_REASON: usize = 300;
 
 /// The client of all such gates; built when the first is asked.
 #[derive(Debug, Default)]
@@ -80,28 +80,16 @@ async fn answered(client: &Client, http: &Http, question: Vec<u8>) -> reqwest::R
     if let Some(token) = &http.token {
         request = request.bearer_auth(token.expose());
     }
-    let response = request.send().await?;
+    let mut response = request.send().await?;
     let status = response.status();
     if status != StatusCode::OK {
         let text = format!("it answered {} instead of 200", status.as_u16());
         return Ok(Reply::Unusable(text));
     }
-    Ok(match body(response).await? {
+    Ok(match body::read(&mut response, MOST).await? {
         Some(body) => read(&body),
         None => Reply::Unusable(format!("its answer is longer than {} KiB", MOST / 1024)),
     })
-}
-
-/// The body of an answer; `None`: it is too long.
-async fn body(mut response: Response) -> reqwest::Result<Option<Vec<u8>>> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MOST {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body))
 }
 
 fn read(body: &[u8]) -> Reply {
@@ -143,17 +131,7 @@ pub fn judge(http: &Http, reply: Reply) -> Judgement {
         Reply::Verdict { verdict, reason } => (verdict, reason, json!({"host": host})),
         Reply::Unusable(text) => (Verdict::Wait, format!("{host}: {text}"), Value::Null),
     };
-    let next = match verdict {
-        Verdict::Wait => NextJudgement::Soon,
-        Verdict::Pass | Verdict::Refuse => NextJudgement::Verify,
-    };
-    Judgement {
-        gate: GateKind::Http,
-        verdict,
-        reason,
-        evidence,
-        next,
-    }
+    Judgement::answered(GateKind::Http, verdict, reason, evidence)
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use crate::oci::Digest;
 /// The version of the shape.
 pub const SCHEMA: u32 = 1;
 
+/// Longest reason of an answer, in characters.
+pub(super) const LONGEST_REASON: usize = 300;
+
 /// When a gate is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,21 +1,19 @@
 //! The gates of a route, as the config says them.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-
-use regex::Regex;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::glob::Glob;
 use crate::week::Hours;
 
-/// The gates of a route.
+/// A kind of gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateKind {
@@ -59,9 +57,7 @@ impl GateKind {
             GateKind::Http => "http",
         }
     }
-}
 
-impl GateKind {
     /// Whether it judges evidence, without which nothing is carried. The others judge the time.
     pub fn is_evidence(self) -> bool {
         match self {
@@ -90,7 +86,7 @@ pub struct Gates {
     pub min_age: Option<Duration>,
     /// When tags move.
     pub window: Option<Window>,
-    /// Signers of whom one must have signed.
+    /// Signers. One signature by any of them is enough.
     pub signature: Vec<Trusted>,
     /// Statements that must be there.
     pub attestation: Vec<Attestation>,
@@ -183,7 +179,7 @@ pub struct Identity {
     /// The issuer of the identity, exactly.
     pub issuer: String,
     /// The identity.
-    pub pattern: IdentityPattern,
+    pub pattern: Glob,
     /// What its certificate is verified by.
     pub root: Root,
 }
@@ -197,53 +193,6 @@ pub enum Root {
     Github,
     /// The content of a trusted-root file.
     File(Arc<str>),
-}
-
-/// An identity with wildcards: `*` within a part of a path, `**` across parts.
-#[derive(Clone, Debug)]
-pub struct IdentityPattern {
-    text: String,
-    regex: Regex,
-}
-
-impl IdentityPattern {
-    /// Whether an identity matches as a whole.
-    pub fn matches(&self, identity: &str) -> bool {
-        self.regex.is_match(identity)
-    }
-
-    /// The pattern as it was written.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
-impl PartialEq for IdentityPattern {
-    fn eq(&self, other: &IdentityPattern) -> bool {
-        self.text == other.text
-    }
-}
-
-impl FromStr for IdentityPattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<IdentityPattern, String> {
-        let text = text.trim();
-        if text.chars().all(|character| character == '*') {
-            return Err("names no identity: every user of the issuer could sign".into());
-        }
-        let parts: Vec<String> = text
-            .split("**")
-            .map(|part| regex::escape(part).replace(r"\*", "[^/]*"))
-            .collect();
-        let pattern = format!(r"\A(?s:{})\z", parts.join(".*"));
-        let too_long = || "is too long".to_owned();
-        let regex = (text.len() <= 1000).then(|| Regex::new(&pattern).ok());
-        Ok(IdentityPattern {
-            regex: regex.flatten().ok_or_else(too_long)?,
-            text: text.to_owned(),
-        })
-    }
 }
 
 /// A program that judges.
@@ -338,42 +287,5 @@ impl Dates {
     /// Whether a day is one of them.
     pub fn contains(&self, day: Date) -> bool {
         (self.first..=self.last).contains(&day)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_asterisk_of_an_identity_ends_at_a_slash_and_two_do_not() {
-        let release = "https://github.com/acme/*/.github/workflows/release.yml@refs/tags/**";
-        let pattern: IdentityPattern = release.parse().unwrap();
-        let of = |repository: &str, file: &str, reference: &str| {
-            format!("https://github.com/{repository}/.github/workflows/{file}@{reference}")
-        };
-        for (identity, expected) in [
-            (of("acme/app", "release.yml", "refs/tags/v1"), true),
-            (of("acme/app", "release.yml", "refs/tags/a/b"), true),
-            (of("acme/app/x", "release.yml", "refs/tags/v1"), false),
-            (of("evil/acme/app", "release.yml", "refs/tags/v1"), false),
-            (of("acme/app", "releaseXyml", "refs/tags/v1"), false),
-            (of("acme/app", "release.yml", "refs/heads/v1"), false),
-            (
-                format!("x{}", of("acme/app", "release.yml", "refs/tags/v1")),
-                false,
-            ),
-        ] {
-            assert_eq!(pattern.matches(&identity), expected, "{identity}");
-        }
-        assert!(
-            "ci@acme.example"
-                .parse::<IdentityPattern>()
-                .unwrap()
-                .matches("ci@acme.example")
-        );
-        for bad in ["", "*", " ** ", "***"] {
-            assert!(bad.parse::<IdentityPattern>().is_err(), "{bad}");
-        }
     }
 }

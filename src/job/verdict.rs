@@ -99,6 +99,26 @@ impl Judgement {
         }
     }
 
+    /// A gate that a program or a service has answered for. One that waits is asked again soon.
+    pub fn answered(
+        gate: GateKind,
+        verdict: Verdict,
+        reason: String,
+        evidence: Value,
+    ) -> Judgement {
+        let next = match verdict {
+            Verdict::Wait => NextJudgement::Soon,
+            Verdict::Pass | Verdict::Refuse => NextJudgement::Verify,
+        };
+        Judgement {
+            gate,
+            verdict,
+            reason,
+            evidence,
+            next,
+        }
+    }
+
     /// Whether the tag may move by this gate.
     pub fn is_pass(&self) -> bool {
         self.verdict == Verdict::Pass

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::Refused;
+use crate::body;
 use crate::fault::Fault;
 use crate::single_flight::SingleFlight;
 use crate::token_bucket::TokenBucket;
@@ -153,13 +154,7 @@ impl KeySource {
     }
 
     fn may_fetch(&self) -> bool {
-        let now = Instant::now();
-        let mut known = self.lock();
-        let is_ready = known.fetches.ready_in(now).is_zero();
-        if is_ready {
-            known.fetches.take(now);
-        }
-        is_ready
+        self.lock().fetches.try_take(Instant::now())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -202,14 +197,10 @@ async fn document<T: DeserializeOwned>(client: &Client, url: &str) -> Result<T, 
         let text = format!("{url} answered {}", answer.status());
         return Err(Fault::retryable(text));
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > LONGEST {
-            let text = format!("{url} has more than {LONGEST} bytes");
-            return Err(Fault::rejected(text));
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let Some(body) = body::read(&mut answer, LONGEST).await.map_err(failed)? else {
+        let text = format!("{url} has more than {LONGEST} bytes");
+        return Err(Fault::rejected(text));
+    };
     serde_json::from_slice(&body)
         .map_err(|error| Fault::rejected(format!("{url} is not what it should be: {error}")))
 }

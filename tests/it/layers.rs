@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// The modules that stand beside the layers, each with the layer that it may use.
-const BESIDE: [(&str, u8); 12] = [
+const BESIDE: [(&str, u8); 14] = [
     ("backoff", 0),
+    ("body", 0),
     ("clock", 0),
+    ("glob", 0),
     ("metrics", 0),
     ("random", 0),
     ("single_flight", 0),

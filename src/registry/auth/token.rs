@@ -18,6 +18,7 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::login::{self, Login};
+use crate::body;
 use crate::clock;
 use crate::fault::{Class, Fault, clip};
 use crate::registry::error::cause;
@@ -191,16 +192,13 @@ impl Request<'_> {
         let mut response = request.send().await.map_err(|error| self.lost(error))?;
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
-        let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(|error| self.lost(error))? {
-            if body.len() + bytes.len() > MOST_BYTES {
-                return Err(Fault::new(
-                    Class::Auth,
-                    format!("{} answers more than 64 KiB", self.server()),
-                ));
-            }
-            body.extend_from_slice(&bytes);
-        }
+        let body = body::read(&mut response, MOST_BYTES)
+            .await
+            .map_err(|error| self.lost(error))?;
+        let Some(body) = body else {
+            let text = format!("{} answers more than 64 KiB", self.server());
+            return Err(Fault::new(Class::Auth, text));
+        };
         Ok(Reply {
             status,
             headers,
