@@ -10,12 +10,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
 
 use super::App;
 use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
-use super::sync::{acquire_wait_permit, collected};
+use super::request_body;
+use super::sync::acquire_wait_permit;
 use crate::job::{Actor, Remarks, Report};
 use crate::oci::Digest;
 
@@ -55,18 +55,8 @@ pub(super) async fn copies(
         return Err(Refusal::new(StatusCode::FORBIDDEN, "socket_only", text));
     };
     let _permit = acquire_wait_permit(&app, context.peer)?;
-    let late = |_| {
-        Refusal::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            "the body took too long",
-        )
-    };
-    let body = timeout(app.deadlines.body, collected(request.into_body()))
-        .await
-        .map_err(late)??;
-    let request: CopyRequest = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let body = request_body::collected(&app, request.into_body()).await?;
+    let request: CopyRequest = request_body::json(&body)?;
     let actor = actor.saying(request.remarks.clone());
     let report = (app.services.copies)(request, actor).await?;
     Ok(Json(report).into_response())

@@ -9,11 +9,10 @@ use axum::{Extension, Json};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::timeout;
 
 use super::App;
 use super::answer::Refusal;
-use super::sync::{collected, is_json};
+use super::request_body;
 use crate::clock;
 use crate::decision::{Kind, Numbered, Principal};
 use crate::job::Remark;
@@ -51,7 +50,7 @@ pub struct DecisionAnswer {
     /// The decision.
     #[serde(flatten)]
     pub decision: Numbered,
-    /// Tags whose name was sent before and not answered since.
+    /// Tag writes that were sent earlier and have no answer yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_their_way: Vec<String>,
 }
@@ -70,30 +69,8 @@ pub(super) async fn decide(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
-    let late = |_| {
-        Refusal::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            "the body took too long",
-        )
-    };
-    let body = timeout(app.deadlines.body, collected(body))
-        .await
-        .map_err(late)??;
-    if !is_json(&head.headers) {
-        let text = "a decision needs `content-type: application/json`";
-        return Err(Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            text,
-        ));
-    }
-    // Serde would take a list of the fields' values as well.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Refusal::bad_request("the body is not a JSON object"));
-    }
-    let request: DecisionRequest = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let body = request_body::collected(&app, body).await?;
+    let request: DecisionRequest = request_body::json_object(&head.headers, &body)?;
     let answer = (app.services.decisions)(request, principal).await?;
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }

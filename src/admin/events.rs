@@ -29,11 +29,11 @@ use futures::StreamExt as _;
 use http_body::Body as _;
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 
 use super::App;
 use super::answer::Refusal;
 use super::receivers::Receiver;
+use super::request_body;
 use crate::clock;
 use crate::job::Cause;
 use crate::watch::receiver::secret::Unverified;
@@ -121,12 +121,7 @@ async fn deliver(
     if !settings.signs_body() {
         settings.authenticate(unverified(head, b"")).await?;
     }
-    let body = timeout(app.deadlines.body, collected(&app.large_bodies, body))
-        .await
-        .map_err(|_| {
-            let text = "the body took too long";
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
-        })??;
+    let body = request_body::in_time(app, collected(&app.large_bodies, body)).await?;
     if settings.signs_body() {
         settings.authenticate(unverified(head, &body)).await?;
     }

@@ -19,6 +19,7 @@ mod decisions;
 mod events;
 mod health;
 mod receivers;
+mod request_body;
 mod routes;
 mod server;
 mod status;
@@ -44,7 +45,7 @@ pub use receivers::Receivers;
 use routes::Endpoint;
 pub use routes::{Guard, ROUTES, Route};
 pub use server::{Bound, Error, bind};
-pub use tokens::{Token, Tokens};
+pub use tokens::Tokens;
 
 use crate::ledger::Ledger;
 use crate::state::FolderCheck;

@@ -4,31 +4,25 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use bytes::Bytes;
 use http_body::Body as _;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
 
 use super::App;
 use super::access::{AuthContext, Peer};
 use super::answer::Refusal;
+use super::request_body;
 use crate::fault::clip;
 use crate::job::{Actor, Cause, Remark, Remarks, Report, Trouble};
 use crate::look::PassOptions;
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::watch::{Busy, Run, Scope};
-
-/// Bytes of a request's body at most.
-const MOST_BODY: usize = 64 << 10;
 
 /// Names in one list at most.
 const MOST_NAMES: usize = 256;
@@ -232,69 +226,17 @@ async fn read(app: &App, request: Request) -> Result<SyncRequest, Refusal> {
     if body.is_end_stream() {
         return Ok(SyncRequest::default());
     }
-    let body = timeout(app.deadlines.body, collected(body))
-        .await
-        .map_err(|_| {
-            let text = format!(
-                "the body took longer than {} s",
-                app.deadlines.body.as_secs_f64()
-            );
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", text)
-        })??;
+    let body = request_body::collected(app, body).await?;
     if body.is_empty() {
         return Ok(SyncRequest::default());
     }
-    if !is_json(&head.headers) {
-        let text = "a body needs `content-type: application/json`";
-        return Err(Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            text,
-        ));
-    }
-    // Serde would take a list of the fields' values as well.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Refusal::bad_request("the body is not a JSON object"));
-    }
-    let body: SyncRequest = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_request(format!("the body is not right: {error}")))?;
+    let body: SyncRequest = request_body::json_object(&head.headers, &body)?;
     if body.digest.is_some() && body.tag.len() != 1 {
         return Err(Refusal::bad_request(
             "`digest` says what one tag should name: give one `tag` with it",
         ));
     }
     Ok(body)
-}
-
-pub(super) async fn collected(body: Body) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            format!("a body has at most {MOST_BODY} bytes"),
-        )
-    };
-    if body.size_hint().lower() > MOST_BODY as u64 {
-        return Err(too_large());
-    }
-    match Limited::new(body, MOST_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Refusal::bad_request("the body broke off")),
-    }
-}
-
-pub(super) fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .eq_ignore_ascii_case("application/json")
 }
 
 fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>

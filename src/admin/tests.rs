@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::decision::{Principal, Rights};
+use crate::decision::{Principal, Rights, Token};
 use crate::job::{Cause, Look, Totals, Trouble};
 use crate::status::Board;
 use crate::status::board::RouteStatus;

@@ -2,29 +2,10 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 
-use crate::decision::Principal;
+use crate::decision::{Principal, Token};
 use crate::watch::receiver::secret::is_equal;
-
-/// A bearer token.
-#[derive(Clone, Debug)]
-pub struct Token {
-    /// Its name in the config.
-    pub name: Arc<str>,
-    /// What a request shows.
-    pub secret: SecretString,
-    /// What it stands for.
-    pub principal: Principal,
-}
-
-impl Token {
-    fn is_same(&self, other: &Token) -> bool {
-        self.name == other.name
-            && self.principal == other.principal
-            && self.secret.expose_secret() == other.secret.expose_secret()
-    }
-}
 
 /// The tokens, or that there are none. Clones share them: what is put in place holds from the next
 /// request on.

@@ -3,14 +3,13 @@
 
 use clap::Args;
 use http::StatusCode;
-use serde_json::json;
 
 use super::lines::Lines;
 use super::output::clean;
 use super::remarks::Said;
 use super::socket::{Socket, refusal};
 use super::{Arguments, Failure};
-use crate::admin::DecisionAnswer;
+use crate::admin::{DecisionAnswer, DecisionRequest};
 use crate::commands::{Decide, decide};
 use crate::decision::Kind;
 use crate::job::Remarks;
@@ -183,9 +182,15 @@ fn body(request: &Decide) -> serde_json::Value {
         reason,
         claimed_actor,
     } = &request.remarks;
-    let target = Some(&request.target).filter(|target| !target.is_empty());
-    json!({"kind": request.kind, "target": target, "id": request.id, "until": request.until,
-        "reason": reason, "actor": claimed_actor})
+    let body = DecisionRequest {
+        kind: request.kind,
+        target: Some(request.target.clone()).filter(|target| !target.is_empty()),
+        id: request.id,
+        until: request.until.clone(),
+        reason: reason.clone(),
+        actor: claimed_actor.clone(),
+    };
+    serde_json::to_value(body).expect("plain data is JSON")
 }
 
 /// The daemon's refusal, with the exit code of a decision.

@@ -16,6 +16,7 @@ use crate::job::{Gates, Progress, Settled};
 use crate::ledger::RunFacts;
 use crate::look::topology::Topology;
 use crate::parts::{Parts, facts};
+use crate::route::Route;
 use crate::state::{self, StateLock};
 use crate::transfer::Settle;
 
@@ -27,6 +28,15 @@ pub(crate) struct Context {
     /// The daemon acts: of hosts that its config does not know it has no credentials.
     knows_config_only: bool,
     _lock: Option<StateLock>,
+}
+
+/// What a config lets stand between an act and its destination.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Guards {
+    /// The routes that lead to the destination.
+    pub(super) routes: Arc<[Arc<str>]>,
+    /// The gates of the first of them.
+    pub(super) gates: Arc<Gates>,
 }
 
 impl Context {
@@ -109,18 +119,19 @@ impl Context {
             .is_some_and(|topology| Directory::of_world(topology).is_routed(named))
     }
 
-    /// The routes of the config that lead there.
-    pub(super) fn routes_to(&self, named: &Named) -> Arc<[Arc<str>]> {
-        let topology = self.topology.as_deref();
-        let routes = topology.map(|topology| Directory::of_world(topology).routes_to(named));
-        routes.unwrap_or_default().into()
-    }
-
-    /// The gates of the route that leads there; none where no route does.
-    pub(super) fn gates(&self, named: &Named) -> Arc<Gates> {
-        let topology = self.topology.as_deref();
-        let route = topology.and_then(|topology| Directory::of_world(topology).route_to(named));
-        route.map(|route| route.gates.clone()).unwrap_or_default()
+    /// The routes of the config that lead there, with the gates of the first.
+    pub(super) fn guards(&self, named: &Named) -> Guards {
+        let Some(topology) = self.topology.as_deref() else {
+            return Guards::default();
+        };
+        let routes: Vec<&Route> = Directory::of_world(topology).routes_to(named).collect();
+        Guards {
+            gates: routes
+                .first()
+                .map(|route| route.gates.clone())
+                .unwrap_or_default(),
+            routes: routes.iter().map(|route| route.name.clone()).collect(),
+        }
     }
 
     /// Compares the ledger with what the index knows of it, unless nothing is to be written.
@@ -131,7 +142,8 @@ impl Context {
         if dry_run {
             return Ok(());
         }
-        self.parts.check_ledger(None).await.map_err(Error::Ledger)
+        let checked = self.parts.check_ledger(None).await;
+        checked.map(drop).map_err(Error::Ledger)
     }
 
     /// How what comes of an act is recorded and shown.

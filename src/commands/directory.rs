@@ -2,7 +2,6 @@
 //! whether a route leads there.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use regex::Regex;
 use url::Url;
@@ -98,28 +97,21 @@ impl<'a> Directory<'a> {
 
     /// Whether a route writes to the repository.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
-        !self.routes_to(named).is_empty()
+        self.routes_to(named).next().is_some()
     }
 
-    /// The routes that write to the repository.
-    pub(super) fn routes_to(&self, named: &Named) -> Vec<Arc<str>> {
+    /// The routes that write to the repository, in the order of the config.
+    pub(super) fn routes_to(&self, named: &Named) -> impl Iterator<Item = &'a Route> {
         let places: Vec<(&str, RepositoryName)> = self
             .registries
             .iter()
             .filter_map(|(name, address)| Some((*name, repository_at(named, address)?)))
             .collect();
-        let leading = self.routes.iter().filter(|route| {
+        self.routes.iter().filter(move |route| {
             places
                 .iter()
                 .any(|(registry, repository)| leads_to(route, registry, repository))
-        });
-        leading.map(|route| route.name.clone()).collect()
-    }
-
-    /// The first route that writes to the repository.
-    pub(super) fn route_to(&self, named: &Named) -> Option<&'a Route> {
-        let first = self.routes_to(named).into_iter().next()?;
-        self.routes.iter().find(|route| route.name == first)
+        })
     }
 
     fn is_used(&self, registry: &str, repository: &RepositoryName, side: Side) -> bool {

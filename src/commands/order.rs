@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::Context;
+use super::context::{Context, Guards};
 use super::directory::Side;
 use super::hosts::Hosts;
 use super::listed::{Listed, companions};
@@ -29,8 +29,8 @@ use crate::config::Config;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::Fault;
 use crate::job::{
-    Actor, Cause, Companions, Gates, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks,
-    Report, Settled, TagId, TagRules, TagState, Trouble,
+    Actor, Cause, Companions, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks, Report,
+    Settled, TagId, TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
@@ -135,12 +135,11 @@ impl Order {
                 settle,
                 stop,
                 actor,
-                routes: context.routes_to(&pair.to),
-                gates: context.gates(&pair.to),
+                guards: context.guards(&pair.to),
                 began: started,
                 kept: Mutex::default(),
             };
-            let unguarded = promotion.routes.is_empty();
+            let unguarded = promotion.guards.routes.is_empty();
             async move {
                 let mut look = promotion.take().await;
                 look.jobs
@@ -170,10 +169,8 @@ struct PairPromotion<'a> {
     settle: &'a Settle,
     stop: &'a Stop,
     actor: &'a Actor,
-    /// The routes that lead to the destination.
-    routes: Arc<[Arc<str>]>,
-    /// Of the route that leads there.
-    gates: Arc<Gates>,
+    /// What guards the destination.
+    guards: Guards,
     began: Timestamp,
     /// Companion tags that stay as they are.
     kept: Mutex<Vec<Settled>>,
@@ -411,8 +408,8 @@ impl PairPromotion<'_> {
                 tag: tag.clone(),
                 destination: place,
             },
-            routes: self.routes.clone(),
-            gates: self.gates.clone(),
+            routes: self.guards.routes.clone(),
+            gates: self.guards.gates.clone(),
             rules: TagRules {
                 moving: is_moving(there),
                 ..TagRules::default()

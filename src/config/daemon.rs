@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::Env;
 use super::section::{Item, Section, optional};
-use super::tokens::{self, Token};
+use super::tokens::{self, of_secret_file};
 use super::units::duration_within;
+use crate::decision::Token;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
@@ -73,7 +74,7 @@ pub(super) fn read(item: Option<Item<'_>>, root: &Item<'_>) -> Option<Daemon> {
         retention: retention?,
         audit_file: audit_file?,
         tokens: secret?
-            .map(Token::of_secret_file)
+            .map(of_secret_file)
             .into_iter()
             .chain(named?)
             .collect(),

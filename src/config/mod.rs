@@ -47,7 +47,6 @@ pub use problem::{Error, Position, Problem};
 pub use registries::{Registry, RegistryKind};
 pub use schema::schema;
 pub use state_path::{StatePath, state_path};
-pub use tokens::Token;
 
 use crate::oci::Digest;
 use crate::route::Route;

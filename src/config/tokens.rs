@@ -5,32 +5,19 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::section::{Item, Section};
-use crate::decision::{NamePattern, Principal, Right, Rights};
+use crate::decision::{NamePattern, Principal, Right, Rights, Token};
 
 /// Characters of a token's or a user's name at most.
 const LONGEST_NAME: usize = 64;
 /// Names that stand for something else in the ledger.
 const RESERVED: [&str; 2] = ["daemon", "secret"];
 
-/// A bearer token.
-#[derive(Clone, Debug)]
-pub struct Token {
-    /// Its name.
-    pub name: Arc<str>,
-    /// What a request shows.
-    pub secret: SecretString,
-    /// What it stands for.
-    pub principal: Principal,
-}
-
-impl Token {
-    /// That of `secret_file`: it may look.
-    pub(super) fn of_secret_file(secret: SecretString) -> Token {
-        Token {
-            name: "secret".into(),
-            secret,
-            principal: Principal::new("secret", Rights::look()),
-        }
+/// The token of `secret_file`: it may look.
+pub(super) fn of_secret_file(secret: SecretString) -> Token {
+    Token {
+        name: "secret".into(),
+        secret,
+        principal: Principal::new("secret", Rights::look()),
     }
 }
 

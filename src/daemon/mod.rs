@@ -152,18 +152,12 @@ async fn open_audit(config: &Config, parts: &Parts) -> Result<Option<AuditFile>,
         reason,
     });
     let (mut audit, known) = opened?;
-    let is_other = match &known {
-        Some(known) => parts.ledger.contradicted_by(known).await,
-        None => Ok(None),
-    };
-    let is_other = is_other.map_err(Error::Ledger)?.is_some();
-    parts
+    let is_other = parts
         .check_ledger(known.as_ref())
         .await
         .map_err(Error::Ledger)?;
     if is_other {
-        // Its rows are those of another ledger: all of this one follow them.
-        audit.continue_after(0);
+        audit.start_over();
     }
     Ok(Some(audit))
 }
@@ -173,21 +167,11 @@ fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settin
         listen: config.daemon.listen,
         socket: Some(control_socket(config)),
         folder,
-        tokens: admin::Tokens::new(tokens(config)),
+        tokens: admin::Tokens::new(config.daemon.tokens.clone()),
         receivers: admin::Receivers::new(config.receivers.clone()),
         tls: ServerTls::new(config.daemon.tls.clone()),
         deadlines: admin::Deadlines::default(),
     }
-}
-
-/// The bearer tokens of a config.
-fn tokens(config: &Config) -> Vec<admin::Token> {
-    let token = |token: &config::Token| admin::Token {
-        name: token.name.clone(),
-        secret: token.secret.clone(),
-        principal: token.principal.clone(),
-    };
-    config.daemon.tokens.iter().map(token).collect()
 }
 
 /// The settings that differ from those that the daemon was started with, and that only a restart
@@ -439,7 +423,7 @@ impl Running {
                 "the config asks for another value than the running one; that takes a restart"
             );
         }
-        if self.served.tokens.replace(tokens(&config)) {
+        if self.served.tokens.replace(config.daemon.tokens.clone()) {
             tracing::info!(
                 "the bearer tokens have changed; only those of the config open the HTTP API"
             );

@@ -11,6 +11,7 @@
 mod in_force;
 mod right;
 mod target;
+mod token;
 mod until;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::in_force::{Block, Candidate, InForce, Numbered, Verdict};
 pub use self::right::{NamePattern, Principal, Right, Rights};
 pub use self::target::{Destination, NotATarget, Target};
+pub use self::token::Token;
 pub use self::until::{NotAnEnd, until};
 use crate::job::Actor;
 use crate::oci::{Digest, RepositoryName, Tag};

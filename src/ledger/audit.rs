@@ -27,7 +27,7 @@ const BATCH: u32 = 500;
 const MOST_LINE: u64 = 4 << 20;
 /// How often a file that cannot be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often it is looked for rows whose caller is gone.
+/// How often rows without a waiting caller are looked for.
 const LOST: Duration = Duration::from_secs(5);
 
 /// A ledger and its last row, as something beside it knows them.
@@ -77,9 +77,9 @@ impl AuditFile {
         Ok((AuditFile { path, file, last }, known))
     }
 
-    /// Continues after the last row of a ledger that the file does not know.
-    pub fn continue_after(&mut self, last: u64) {
-        self.last = last;
+    /// All rows of the ledger follow: those in the file are of another one.
+    pub fn start_over(&mut self) {
+        self.last = 0;
     }
 
     fn append(&mut self, text: &str) -> io::Result<()> {

@@ -401,25 +401,30 @@ impl Parts {
 
     /// Compares the ledger with what the index and the audit file know of it. One that they
     /// contradict is another one than before, or a copy: decisions may be missing, so everything is
-    /// held.
-    pub(crate) async fn check_ledger(&self, audit: Option<&KnownEnd>) -> Result<(), Fault> {
+    /// held. Returns whether the audit file contradicts it.
+    pub(crate) async fn check_ledger(&self, audit: Option<&KnownEnd>) -> Result<bool, Fault> {
         let indexed = self.index.ledger().await.map(|known| KnownEnd {
             ledger: known.id,
             id: known.last_row,
             hash: None,
         });
-        let beside = [("index.db", indexed.as_ref()), ("the audit file", audit)];
-        for (what, known) in beside {
-            let Some(known) = known else { continue };
-            let Some(contradiction) = self.ledger.contradicted_by(known).await? else {
-                continue;
-            };
-            self.hold_everything(&format!("{what} contradicts the ledger: {contradiction}"))
-                .await?;
-            break;
+        let by_index = self.contradiction(indexed.as_ref()).await?;
+        let by_audit = self.contradiction(audit).await?;
+        let contradicts =
+            |what| move |text: &String| format!("{what} contradicts the ledger: {text}");
+        let why = by_index.as_ref().map(contradicts("index.db"));
+        if let Some(why) = why.or(by_audit.as_ref().map(contradicts("the audit file"))) {
+            self.hold_everything(&why).await?;
         }
         self.remember_ledger().await;
-        Ok(())
+        Ok(by_audit.is_some())
+    }
+
+    async fn contradiction(&self, known: Option<&KnownEnd>) -> Result<Option<String>, Fault> {
+        match known {
+            Some(known) => self.ledger.contradicted_by(known).await,
+            None => Ok(None),
+        }
     }
 
     async fn hold_everything(&self, why: &str) -> Result<(), Fault> {
