@@ -21,6 +21,9 @@ use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType, Tag};
 const MOST: usize = 100;
 /// Largest statement, in bytes: an SBOM may be the predicate.
 const MOST_BYTES: u64 = 16 * 1024 * 1024;
+/// Bytes of all statements about an image and its platforms that are in memory at once. What comes
+/// beyond is left out.
+const MOST_TOGETHER: u64 = 32 * 1024 * 1024;
 /// Longest time for one of them.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -71,11 +74,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         digest: Digest,
         platforms: bool,
     ) -> Result<SignedImage, Fault> {
-        let image = self.signed(digest).boxed().await?;
+        let mut room = MOST_TOGETHER;
+        let image = self.signed(digest, &mut room).boxed().await?;
         let mut attached = Vec::new();
         if platforms {
             for platform in self.platforms(digest).await? {
-                attached.push(self.signed(platform).boxed().await?);
+                attached.push(self.signed(platform, &mut room).boxed().await?);
             }
         }
         Ok(SignedImage {
@@ -101,7 +105,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// What is attached to a manifest. Each referrer is read, whatever its list calls it: lists have
     /// named wrong artifact types (<https://github.com/sigstore/cosign/issues/4641>).
-    async fn signed(&self, subject: Digest) -> Result<Signed, Fault> {
+    async fn signed(&self, subject: Digest, room: &mut u64) -> Result<Signed, Fault> {
         let mut bundles = Vec::new();
         for referrer in self.list_referrers(&subject).await?.into_iter().take(MOST) {
             let Some(manifest) = self.source_manifest(referrer.digest.into()).await? else {
@@ -111,7 +115,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if let [layer] = &layers(&manifest)[..]
                 && named == Some(subject)
                 && layer.media_type.starts_with(BUNDLE)
-                && let Some(bundle) = self.statement(&layer.descriptor()).await?
+                && let Some(bundle) = self.statement(&layer.descriptor(), room).await?
             {
                 bundles.push((manifest.digest, bundle));
             }
@@ -119,7 +123,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         Ok(Signed {
             subject,
             bundles,
-            simple: self.simple_signatures(&subject).await?,
+            simple: self.simple_signatures(&subject, room).await?,
         })
     }
 
@@ -127,6 +131,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     async fn simple_signatures(
         &self,
         subject: &Digest,
+        room: &mut u64,
     ) -> Result<Vec<(Digest, SimpleSignature)>, Fault> {
         let is_signature = |tag: &Tag| tag.as_str().ends_with(".sig");
         let Some(tag) = self
@@ -146,18 +151,19 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if layer.media_type != SIMPLE_SIGNING {
                 continue;
             }
-            let payload = self.statement(&layer.descriptor()).await?;
+            let payload = self.statement(&layer.descriptor(), room).await?;
             let signature = payload.and_then(|payload| layer.simple_signature(&payload));
             signatures.extend(signature.map(|signature| (layer.digest, signature)));
         }
         Ok(signatures)
     }
 
-    /// A small blob of staging, with its digest. `None`: it is not there, or too large.
-    async fn statement(&self, blob: &Descriptor) -> Result<Option<Bytes>, Fault> {
-        if blob.size > MOST_BYTES {
+    /// A small blob of staging. `None`: it is not there, or there is no room for it.
+    async fn statement(&self, blob: &Descriptor, room: &mut u64) -> Result<Option<Bytes>, Fault> {
+        if blob.size > MOST_BYTES.min(*room) {
             return Ok(None);
         }
+        *room -= blob.size;
         self.ask_source(RequestClass::Blobs, |source| {
             let blob = blob.clone();
             async move {
