@@ -151,7 +151,8 @@ impl ServerTls {
 
     /// What makes a connection a TLS connection. `None`: plain HTTP.
     pub fn acceptor(&self) -> Option<TlsAcceptor> {
-        let config = self.current()?.config;
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let config = current.as_ref()?.config.clone();
         Some(TlsAcceptor::from(config))
     }
 

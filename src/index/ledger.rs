@@ -34,6 +34,14 @@ impl Index {
     pub async fn remember_ledger(&self, known: KnownLedger) {
         self.queue(move |db| {
             let last = i64::try_from(known.last_row).unwrap_or(i64::MAX);
+            let is_known: bool = db
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM ledger WHERE id = ?1 AND last_row = ?2)",
+                )?
+                .query_row(params![known.id, last], |row| row.get(0))?;
+            if is_known {
+                return Ok(());
+            }
             db.execute("DELETE FROM ledger", [])?;
             db.execute(
                 "INSERT INTO ledger (id, last_row) VALUES (?1, ?2)",

@@ -1,9 +1,10 @@
 //! What is shown of decisions.
 
-use prometheus::{IntGauge, IntGaugeVec, Opts};
+use prometheus::{IntGauge, IntGaugeVec};
 
 use crate::clock;
 use crate::decision::{InForce, Kind};
+use crate::metrics::{options, registered};
 
 /// The instruments of decisions.
 #[derive(Clone)]
@@ -16,18 +17,15 @@ impl DecisionMetrics {
     pub(super) fn new(
         registry: &prometheus::Registry,
     ) -> Result<DecisionMetrics, prometheus::Error> {
-        let in_force = IntGaugeVec::new(
-            Opts::new(
-                "blobferry_decisions_in_force",
-                "Decisions in force by kind.",
-            ),
-            &["kind"],
-        )?;
-        let help = "Production tags that are known to name a denied digest.";
-        let denied = IntGauge::new("blobferry_denied_in_production", help)?;
-        registry.register(Box::new(in_force.clone()))?;
-        registry.register(Box::new(denied.clone()))?;
-        let metrics = DecisionMetrics { in_force, denied };
+        let in_force = options("decisions_in_force", "Decisions in force by kind.");
+        let denied = options(
+            "denied_in_production",
+            "Production tags that are known to name a denied digest.",
+        );
+        let metrics = DecisionMetrics {
+            in_force: registered(registry, IntGaugeVec::new(in_force, &["kind"])?)?,
+            denied: registered(registry, IntGauge::with_opts(denied)?)?,
+        };
         metrics.show(&InForce::default());
         Ok(metrics)
     }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
-use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Error, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use crate::clock;
-use crate::metrics::{LabelNames, forget_series};
+use crate::metrics::{LabelNames, forget_series, options, registered};
 
 /// What came of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,38 +83,35 @@ impl QueueMetrics {
     /// # Errors
     /// When they are registered already.
     pub(super) fn new(registry: &Registry) -> Result<QueueMetrics, Error> {
-        let looks = IntGauge::new("blobferry_queue_depth", "Looks that wait for their turn.")?;
-        let oldest_look = Gauge::new(
-            "blobferry_queue_oldest_age_seconds",
+        let looks = options("queue_depth", "Looks that wait for their turn.");
+        let oldest_look = options(
+            "queue_oldest_age_seconds",
             "How long the oldest look that waits has waited.",
-        )?;
-        let waiting = Opts::new(
-            "blobferry_queue_messages_waiting",
+        );
+        let waiting = options(
+            "queue_messages_waiting",
             "Messages that wait in a queue of push events.",
         );
-        let oldest_message = Opts::new(
-            "blobferry_queue_message_age_seconds",
+        let oldest_message = options(
+            "queue_message_age_seconds",
             "Age of the oldest message that is being worked on.",
         );
-        let messages = Opts::new(
-            "blobferry_queue_messages_total",
+        let messages = options(
+            "queue_messages_total",
             "Messages of queues of push events by what came of them.",
         );
-        let metrics = QueueMetrics {
-            looks,
-            oldest_look,
-            waiting: IntGaugeVec::new(waiting, &["queue"])?,
-            oldest_message: GaugeVec::new(oldest_message, &["queue"])?,
-            messages: IntCounterVec::new(messages, &["queue", "result"])?,
+        Ok(QueueMetrics {
+            looks: registered(registry, IntGauge::with_opts(looks)?)?,
+            oldest_look: registered(registry, Gauge::with_opts(oldest_look)?)?,
+            waiting: registered(registry, IntGaugeVec::new(waiting, &["queue"])?)?,
+            oldest_message: registered(registry, GaugeVec::new(oldest_message, &["queue"])?)?,
+            messages: registered(
+                registry,
+                IntCounterVec::new(messages, &["queue", "result"])?,
+            )?,
             in_hand: Arc::default(),
             names: LabelNames::default(),
-        };
-        registry.register(Box::new(metrics.looks.clone()))?;
-        registry.register(Box::new(metrics.oldest_look.clone()))?;
-        registry.register(Box::new(metrics.waiting.clone()))?;
-        registry.register(Box::new(metrics.oldest_message.clone()))?;
-        registry.register(Box::new(metrics.messages.clone()))?;
-        Ok(metrics)
+        })
     }
 
     /// Shows the looks that wait.
