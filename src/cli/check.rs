@@ -21,8 +21,8 @@ use crate::route::{Route, Routes};
 Ends with 0 when all is right, 2 when the config is not, 3 when a registry does
 not accept us, 1 when anything else fails.")]
 pub(super) struct Check {
-    /// Ask every registry: who are we there, may we read, may we write; every queue: may we read
-    /// it; and whether receivers of notifications are reachable from here
+    /// Ask every registry for our identity and our rights to read and write, and every queue for the
+    /// right to read it; see whether receivers of notifications are reachable from here
     #[arg(long)]
     online: bool,
     /// Try in this throw-away repository, REGISTRY/REPOSITORY, what the registry does where nothing

@@ -396,28 +396,19 @@ pub(super) mod tests {
             source: "staging.example/staging-demo-app:v7".into(),
             destination: "prod.example/prod-demo-app:v7".into(),
             digest: Some(Digest::Sha256([0x12; 32])),
-            previous_digest: None,
             cause: Cause::Cli,
             actor: Actor::named("user:alice"),
-            result,
-            reasons: Vec::new(),
-            error: None,
-            failure: None,
             blobs: BlobCounts {
                 present: 3,
                 mounted: 1,
                 copied: 2,
                 resumed: 0,
             },
-            referrers: Default::default(),
             bytes_sent: 9_437_184,
             bytes_spared: 73_400_320,
             requests: 11,
             duration_seconds: 0.84,
-            unguarded: false,
-            expired: false,
-            gates: Vec::new(),
-            gated: None,
+            ..Settled::sample(result)
         }
     }
 

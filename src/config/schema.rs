@@ -77,7 +77,7 @@ struct Token {
     /// Routes that its decisions may be about; `*` stands for any characters. Default: all, and
     /// what is about no route.
     routes: Option<OneOrMany>,
-    /// The user of this machine whose token it is: in the ledger both are one person.
+    /// The user of this machine that owns the token: the ledger counts both as one person.
     user: Option<String>,
 }
 
@@ -348,7 +348,7 @@ struct Gates {
     min_age: Option<String>,
     /// When tags move.
     window: Option<OrOff<OpenWindow>>,
-    /// Signers of whom one must have signed the image.
+    /// Signers. One signature by any of them is enough.
     signature: Option<OrOff<Signatures>>,
     /// Statements that must be attached to the image and verify.
     attestation: Option<OrOff<Attestations>>,

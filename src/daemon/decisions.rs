@@ -1,4 +1,4 @@
-//! Decisions that the daemon is asked for: who may order them, what they are about, and the looks
+//! Decisions that the daemon is asked for: the rights that they need, their targets, and the looks
 //! that they wake.
 
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl Decider {
         let ended = in_force.ended_by(request.id, &target);
         let mut routes = Vec::new();
         for numbered in &ended {
-            // What a route that is no more was about is released by whoever may release everything.
+            // A decision about a removed route needs the right to release everything.
             let covered = resolve(numbered.target.clone(), topology);
             let covered = covered.map(|resolved| resolved.routes).unwrap_or_default();
             may(principal, numbered.kind.right(), &covered)?;

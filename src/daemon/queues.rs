@@ -52,8 +52,8 @@ impl Consumers {
         }
     }
 
-    /// From now on these queues are consumed. What a consumer has in hand whose queue is gone or is
-    /// read otherwise still settles.
+    /// From now on these queues are consumed. Messages in hand still settle where their queue is gone
+    /// or its settings have changed.
     pub(super) fn adopt(&mut self, queues: &[Settings]) {
         while self.tasks.try_join_next().is_some() {}
         self.running.retain(|_, running| {

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::client;
 use crate::config::Config;
 use crate::daemon;
-use crate::job::{Outcome, Settled};
+use crate::job::{Outcome, Settled, tag_of};
 use crate::ledger::Content;
 use crate::oci::{Digest, RepositoryName, Tag};
 use image::Sample;
@@ -341,7 +341,7 @@ impl<'a> Stage<'a> {
     }
 
     fn lag(&self, job: &Settled) -> Option<Duration> {
-        let tag: Tag = job.destination.rsplit_once(':')?.1.parse().ok()?;
+        let tag: Tag = tag_of(&job.destination)?.parse().ok()?;
         let pushed = self.staging.store().tagged(&self.from, &tag)?;
         let arrived = self.production.store().tagged(&self.to, &tag)?;
         let same = job.result == Outcome::Promoted

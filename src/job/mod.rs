@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::actor::{Actor, NotARemark, Remark, Remarks};
 pub use self::gates::{GateKind, Gates};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
-pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble};
+pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, tag_of};
 pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
 use crate::endpoint::{Abilities, Origin};
 use crate::oci::{Digest, RepositoryName, Tag};

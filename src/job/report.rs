@@ -104,6 +104,41 @@ pub struct Settled {
     pub expired: bool,
 }
 
+/// The tag of a `host/repository:tag`.
+pub fn tag_of(reference: &str) -> Option<&str> {
+    reference.rsplit_once(':').map(|(_, tag)| tag)
+}
+
+#[cfg(test)]
+impl Settled {
+    /// A job of the tag `v1` that came to `result`, for unit tests.
+    pub(crate) fn sample(result: Outcome) -> Settled {
+        Settled {
+            route: "app".into(),
+            source: "s/app:v1".into(),
+            destination: "p/app:v1".into(),
+            digest: None,
+            previous_digest: None,
+            cause: Cause::Poll,
+            actor: Actor::daemon(),
+            result,
+            reasons: Vec::new(),
+            error: None,
+            failure: None,
+            gates: Vec::new(),
+            gated: None,
+            blobs: BlobCounts::default(),
+            referrers: ReferrerCounts::default(),
+            bytes_sent: 0,
+            bytes_spared: 0,
+            requests: 0,
+            duration_seconds: 0.0,
+            unguarded: false,
+            expired: false,
+        }
+    }
+}
+
 /// How much a look saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sight {

@@ -29,7 +29,7 @@ const SENDS_SETTLE: Duration = Duration::from_secs(10);
 pub struct Recorded {
     /// The decision.
     pub decision: Numbered,
-    /// Tags whose name was sent before and not answered since: they may still move.
+    /// Tag writes that were sent earlier and have no answer yet: these tags may still move.
     pub on_their_way: Vec<TagId>,
 }
 

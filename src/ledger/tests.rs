@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::endpoint::Origin;
 use crate::fault::Class;
-use crate::job::{Actor, BlobCounts, Cause, Trouble};
+use crate::job::{Actor, Cause, Trouble};
 
 mod chain;
 mod retention;
@@ -45,27 +45,14 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
 
 fn settled(result: Outcome, n: u8) -> Settled {
     Settled {
-        route: "app".into(),
         source: "staging.example/staging-app:v1".into(),
         destination: "prod.example/prod-app:v1".into(),
         digest: Some(digest(n)),
-        previous_digest: None,
-        cause: Cause::Poll,
-        actor: Actor::daemon(),
-        result,
-        reasons: Vec::new(),
-        error: None,
-        failure: None,
-        blobs: BlobCounts::default(),
-        referrers: Default::default(),
         bytes_sent: 5,
         bytes_spared: 7,
         requests: 3,
         duration_seconds: 0.25,
-        unguarded: false,
-        expired: false,
-        gates: Vec::new(),
-        gated: None,
+        ..Settled::sample(result)
     }
 }
 

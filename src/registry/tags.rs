@@ -7,7 +7,7 @@
 //!
 //! An answer with status 200 is a list only if it says so: an error document, `{}` or the list of
 //! another repository is a failure, never an empty list. Some registries leave out `name`, and some
-//! leave out `tags` where there are none; a kind whose lists prove that a tag is absent does neither.
+//! leave out `tags` where there are none; a kind with lists that prove absence does neither.
 
 use std::fmt;
 use std::marker::PhantomData;

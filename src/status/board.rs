@@ -10,7 +10,7 @@ use crate::decision::Numbered;
 use crate::job::{Cause, Totals, Trouble};
 use crate::transfer::Health;
 
-/// Repositories of a route whose last event is shown.
+/// Repositories of a route that are shown with their last event.
 const EVENTS: usize = 10;
 /// Tags of an event that are shown.
 pub const EVENT_TAGS: usize = 10;

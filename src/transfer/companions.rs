@@ -164,7 +164,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Actor, Cause};
 
     fn key(tag: &str) -> Key {
         let tag: Tag = tag.parse().unwrap();
@@ -184,27 +183,9 @@ mod tests {
 
     fn settled(tag: &str, result: Outcome) -> Settled {
         Settled {
-            route: "app".into(),
             source: format!("s/app:{tag}"),
             destination: format!("p/app:{tag}"),
-            digest: None,
-            previous_digest: None,
-            cause: Cause::Poll,
-            actor: Actor::daemon(),
-            result,
-            reasons: Vec::new(),
-            error: None,
-            failure: None,
-            gates: Vec::new(),
-            gated: None,
-            blobs: Default::default(),
-            referrers: Default::default(),
-            bytes_sent: 0,
-            bytes_spared: 0,
-            requests: 0,
-            duration_seconds: 0.0,
-            unguarded: false,
-            expired: false,
+            ..Settled::sample(result)
         }
     }
 

@@ -92,7 +92,7 @@ impl Judged {
         permission
     }
 
-    /// What a job comes to whose tag may not move.
+    /// The outcome of a job that may not move its tag.
     pub(super) fn outcome(&self) -> Outcome {
         let verdicts = self.judgements.iter().map(|judged| judged.verdict);
         match verdicts.max() {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::job::{Actor, Cause, Look};
 use crate::look::PassOptions;
 use crate::oci::{Digest, RepositoryName, Tag};
+use crate::random;
 
 /// Which part of the topology to look at; empty means everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,22 @@ pub struct Event {
     pub reply: Option<Reply>,
 }
 
+impl Event {
+    /// A reason of the daemon's own.
+    pub fn of_daemon(scope: Scope, cause: Cause) -> Event {
+        Event {
+            scope,
+            pushed: None,
+            cause,
+            actor: Actor::daemon(),
+            run_id: random::name(),
+            received: Instant::now(),
+            options: PassOptions::default(),
+            reply: None,
+        }
+    }
+}
+
 /// Where the answer to an event goes.
 #[derive(Debug)]
 pub struct Reply {
@@ -67,4 +84,26 @@ pub struct Reply {
     /// One message for each look that started after the event arrived and has settled. Fewer than
     /// queued: the pass was given up.
     pub looks: mpsc::UnboundedSender<Arc<Look>>,
+}
+
+/// Receives the answer to an event.
+#[derive(Debug)]
+pub struct ReplyReceiver {
+    /// As [`Reply::queued`].
+    pub queued: oneshot::Receiver<usize>,
+    /// As [`Reply::looks`].
+    pub looks: mpsc::UnboundedReceiver<Arc<Look>>,
+}
+
+impl Reply {
+    /// A reply with its receiver.
+    pub fn new() -> (Reply, ReplyReceiver) {
+        let (queued, queued_count) = oneshot::channel();
+        let (looks, settled) = mpsc::unbounded_channel();
+        let receiver = ReplyReceiver {
+            queued: queued_count,
+            looks: settled,
+        };
+        (Reply { queued, looks }, receiver)
+    }
 }

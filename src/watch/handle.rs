@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::passed::{Passed, weight};
@@ -137,8 +137,7 @@ impl Handle {
         actor: Actor,
         options: PassOptions,
     ) -> Result<Ticket, Busy> {
-        let (queued, queued_count) = oneshot::channel();
-        let (looks, settled) = mpsc::unbounded_channel();
+        let (reply, answer) = Reply::new();
         let started = clock::now();
         let id = run_id();
         let received = Instant::now();
@@ -150,10 +149,10 @@ impl Handle {
             run_id: id.clone(),
             received,
             options,
-            reply: Some(Reply { queued, looks }),
+            reply: Some(reply),
         };
         self.send_event(event)?;
-        let queued = queued_count.await.map_err(|_| Busy::Draining)?;
+        let queued = answer.queued.await.map_err(|_| Busy::Draining)?;
         let (passed, receiver) = watch::channel(None);
         let run = Run {
             id,
@@ -168,7 +167,7 @@ impl Handle {
             // The pass is no longer kept, and its ticket is dropped.
             tokio::select! {
                 biased;
-                done = blank.follow(settled, queued, received) => {
+                done = blank.follow(answer.looks, queued, received) => {
                     passed.send_replace(Some(done));
                     handle.make_room();
                 }

@@ -5,17 +5,15 @@
 //! source, so that drift is seen at once. Nothing is remembered of a sender: a repeated
 //! notification is one more look at most, since the queue merges what waits.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::event::{Event, PushedTo, Reply, Scope};
+use super::event::{Event, PushedTo, Reply, ReplyReceiver, Scope};
 use super::handle::{Busy, Handle, run_id};
 use super::receiver::{Notifier, Push};
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Remarks, Settled};
+use crate::job::{Actor, Cause, Look, Outcome, Remarks, Settled, tag_of};
 use crate::look::PassOptions;
 use crate::oci::Tag;
 
@@ -28,8 +26,7 @@ const ROOM: Duration = Duration::from_secs(1);
 pub struct Followed {
     /// The tags that were pushed; empty: none was named.
     tags: Vec<Tag>,
-    queued: oneshot::Receiver<usize>,
-    looks: mpsc::UnboundedReceiver<Arc<Look>>,
+    answer: ReplyReceiver,
 }
 
 /// What the looks of a notification came to.
@@ -48,7 +45,7 @@ pub enum Settlement {
 impl Followed {
     /// Waits until every look has ended that started after the notification arrived.
     pub async fn settled(mut self) -> Settlement {
-        let Ok(queued) = self.queued.await else {
+        let Ok(queued) = self.answer.queued.await else {
             return Settlement::Interrupted;
         };
         let mut settlement = match queued {
@@ -56,7 +53,7 @@ impl Followed {
             _ => Settlement::Settled,
         };
         for _ in 0..queued {
-            let Some(look) = self.looks.recv().await else {
+            let Some(look) = self.answer.looks.recv().await else {
                 return Settlement::Interrupted;
             };
             settlement = settlement.worse(&look, &self.tags);
@@ -67,7 +64,7 @@ impl Followed {
 
 impl Settlement {
     /// This, or what the look came to for these tags if that is worse. A look may be shared with
-    /// other notifications, whose tags do not count.
+    /// other notifications; the tags of those do not count.
     fn worse(self, look: &Look, tags: &[Tag]) -> Settlement {
         let is_cancelled = |class: &str| class == Class::Cancelled.name();
         let is_interrupted = look.totals.interrupted > 0
@@ -88,13 +85,8 @@ impl Settlement {
 
 /// Whether a job is about one of these tags, on either side.
 fn is_about(job: &Settled, tags: &[Tag]) -> bool {
-    let names = |address: &str, tag: &Tag| {
-        address
-            .strip_suffix(tag.as_str())
-            .is_some_and(|rest| rest.ends_with(':'))
-    };
-    let is_of = |tag: &Tag| names(&job.source, tag) || names(&job.destination, tag);
-    tags.is_empty() || tags.iter().any(is_of)
+    let names = [&job.source, &job.destination].map(|reference| tag_of(reference));
+    tags.is_empty() || tags.iter().any(|tag| names.contains(&Some(tag.as_str())))
 }
 
 impl Handle {
@@ -123,17 +115,11 @@ impl Handle {
         principal: &str,
         push: Push,
     ) -> Result<Followed, Busy> {
-        let (queued, queued_count) = oneshot::channel();
-        let (looks, settled) = mpsc::unbounded_channel();
-        let reply = Some(Reply { queued, looks });
+        let (reply, answer) = Reply::new();
         let tags = push.tags.clone();
-        self.send_push(notifier, cause, principal, push, reply)
+        self.send_push(notifier, cause, principal, push, Some(reply))
             .await?;
-        Ok(Followed {
-            tags,
-            queued: queued_count,
-            looks: settled,
-        })
+        Ok(Followed { tags, answer })
     }
 
     async fn send_push(
@@ -160,7 +146,7 @@ impl Handle {
         };
         let event = Event {
             scope: Scope {
-                // A signature is pushed under a tag of its own: the listing shows whose it is.
+                // A signature is pushed under a tag of its own: the listing shows its subject.
                 tags: tags.filter(|tag| !tag.travels_with_subject()).collect(),
                 ..Scope::default()
             },
@@ -190,27 +176,9 @@ mod tests {
 
     fn job(tag: &str, result: Outcome) -> Settled {
         Settled {
-            route: "app".into(),
             source: format!("s.example:5000/app:{tag}"),
             destination: format!("p.example:5000/app:prod-{tag}"),
-            digest: None,
-            previous_digest: None,
-            cause: Cause::Queue,
-            actor: Actor::daemon(),
-            result,
-            reasons: Vec::new(),
-            error: None,
-            failure: None,
-            unguarded: false,
-            expired: false,
-            gates: Vec::new(),
-            gated: None,
-            blobs: Default::default(),
-            referrers: Default::default(),
-            bytes_sent: 0,
-            bytes_spared: 0,
-            requests: 0,
-            duration_seconds: 0.0,
+            ..Settled::sample(result)
         }
     }
 

@@ -260,35 +260,8 @@ mod tests {
         };
         Settled {
             destination: format!("p/app:{tag}"),
-            result: Outcome::Failed,
             failure: Some(failure),
-            ..settled()
-        }
-    }
-
-    fn settled() -> Settled {
-        Settled {
-            route: "app".into(),
-            source: "s/app:v1".into(),
-            destination: "p/app:v1".into(),
-            digest: None,
-            previous_digest: None,
-            cause: Cause::Poll,
-            actor: Actor::daemon(),
-            result: Outcome::Failed,
-            reasons: Vec::new(),
-            error: None,
-            failure: None,
-            unguarded: false,
-            expired: false,
-            gates: Vec::new(),
-            gated: None,
-            blobs: Default::default(),
-            referrers: Default::default(),
-            bytes_sent: 0,
-            bytes_spared: 0,
-            requests: 0,
-            duration_seconds: 0.0,
+            ..Settled::sample(Outcome::Failed)
         }
     }
 
@@ -418,7 +391,7 @@ mod tests {
                 tag: tag.parse().unwrap(),
                 next: next.to_vec(),
             }),
-            ..settled()
+            ..Settled::sample(Outcome::Failed)
         }
     }
 

@@ -24,7 +24,6 @@ use self::follow_up::{again, pace};
 use self::query::{Pending, RouteQuery};
 use self::unseen::unseen;
 use super::event::{Event, Scope};
-use super::handle::run_id;
 use super::pending::PendingEvents;
 use super::polls::{PollKey, Polls};
 use super::queue::{Capacity, LookKey, LookSender, Queue, RetryDelays, Waiting};
@@ -33,9 +32,8 @@ use super::route_health::RouteHealth;
 use crate::backend::Backend;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
-use crate::job::{Actor, Cause, Look, Progress};
+use crate::job::{Cause, Look, Progress};
 use crate::ledger::RunFacts;
-use crate::look::PassOptions;
 use crate::look::discover::{Discovered, Owners, Reading};
 use crate::look::topology::{Settings, Topology};
 use crate::look::{LookRequest, RepositoryLook};
@@ -75,7 +73,7 @@ pub struct Watch<B: Repositories = Backend> {
     running: HashMap<Id, Task<B>>,
     /// Repositories with tags that failed.
     resting: HashMap<LookKey, RestingTags>,
-    /// Repositories whose source was not there at their last look.
+    /// Repositories that had no source at their last look.
     gone: BTreeSet<LookKey>,
     shown: (usize, usize, Instant),
     changes: Changes,
@@ -233,14 +231,8 @@ impl<B: Repositories> Watch<B> {
                 ..Scope::default()
             };
             self.take(Event {
-                scope,
-                pushed: None,
-                cause,
-                actor: Actor::daemon(),
-                run_id: run_id(),
                 received: now,
-                options: PassOptions::default(),
-                reply: None,
+                ..Event::of_daemon(scope, cause)
             });
         }
     }

@@ -4,6 +4,7 @@ mod rights;
 
 use serde_json::{Value, json};
 
+use crate::support::daemon::end_of;
 use crate::support::rules::Gate;
 use crate::support::scripted::Answer;
 use crate::support::*;
@@ -271,15 +272,11 @@ async fn a_decision_waits_for_names_that_were_sent_before_it() {
         "a name is on its way"
     );
     gate.open();
-    assert_eq!(support_end(&mut hold).await, 0);
+    assert_eq!(end_of(&mut hold).await, 0);
     assert_eq!(scene.there("v1").as_deref(), Some(image.digest()));
     scene.staging.push("app", "v2", &Image::oci(2, &[100]));
     scene.ferry.sync(&["--tag", "v2"]).await.expect(4);
     assert_eq!(scene.there("v2"), None);
-}
-
-async fn support_end(child: &mut tokio::process::Child) -> i32 {
-    crate::support::daemon::end_of(child).await
 }
 
 #[tokio::test]

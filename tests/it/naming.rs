@@ -93,6 +93,20 @@ impl World {
     }
 }
 
+/// The next tag PUT is applied and its answer lost, and production does not answer for the tag
+/// after that.
+fn lose_the_next_write(world: &World) {
+    world
+        .production
+        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
+    world.production.pass_next(Operation::Resolve);
+    (0..20).for_each(|_| {
+        world
+            .production
+            .fail_next(Operation::Resolve, Class::RETRYABLE)
+    });
+}
+
 /// 1. `latest` is promoted at D1. 2. Staging moves to D2; the PUT is applied, and no answer comes
 ///    back, neither to it nor to any question after it. 3. A later pass finds both sides equal. 4.
 ///    A person goes back to D1 by hand. That was taken for what we wrote last, and moved to D2
@@ -106,15 +120,7 @@ async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
         Outcome::Promoted
     );
     let second = world.image("app", "latest", &[world.layer("app", 2, 10)]);
-    world
-        .production
-        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
-    world.production.pass_next(Operation::Resolve);
-    (0..20).for_each(|_| {
-        world
-            .production
-            .fail_next(Operation::Resolve, Class::RETRYABLE)
-    });
+    lose_the_next_write(&world);
     let late = Job {
         look_began: blobferry::clock::now(),
         ..world.job("app", "latest")
@@ -167,15 +173,7 @@ async fn a_rollback_by_hand_stays_after_an_answer_was_lost() {
 async fn a_write_found_before_a_long_wait_is_in_the_history() {
     let world = World::new();
     let second = world.image("app", "latest", &[world.layer("app", 2, 10)]);
-    world
-        .production
-        .lose_next_answer(Operation::PutManifest, Class::RETRYABLE);
-    world.production.pass_next(Operation::Resolve);
-    (0..20).for_each(|_| {
-        world
-            .production
-            .fail_next(Operation::Resolve, Class::RETRYABLE)
-    });
+    lose_the_next_write(&world);
     let lost = world.settled(&world.job("app", "latest")).await;
     assert_eq!(lost.result, Outcome::Failed);
 

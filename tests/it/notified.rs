@@ -22,19 +22,14 @@ async fn notified(program: Program) -> (Registry, Registry, Ferry, Daemon) {
     (staging, production, ferry, daemon)
 }
 
-/// `127.0.0.1:PORT`.
-fn host(registry: &Registry) -> String {
-    registry.url().trim_start_matches("http://").to_owned()
-}
-
 async fn pushes_arrive(program: Program) {
     let (staging, production, ferry, daemon) = notified(program).await;
     let elsewhere = Program::Distribution3.start();
     let image = Image::index(&[Image::oci(1, &[1000]), Image::oci(2, &[1000])]);
     elsewhere.client().push("app", "v1", &image).await;
     skopeo::copy(
-        &format!("docker://{}/app:v1", host(&elsewhere)),
-        &format!("docker://{}/app:v1", host(&staging)),
+        &format!("docker://{}/app:v1", elsewhere.address()),
+        &format!("docker://{}/app:v1", staging.address()),
     )
     .await;
     eventually("the push has arrived", async || {

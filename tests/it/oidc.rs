@@ -97,7 +97,7 @@ fn with(claims: &Value, name: &str, value: Value) -> Value {
     claims
 }
 
-/// A daemon whose receiver takes tokens of `provider`.
+/// A daemon with a receiver that takes tokens of `provider`.
 async fn daemon(provider: &Provider, staging: &Scripted, production: &Scripted) -> (Ferry, Daemon) {
     let oidc = json!({"issuer": provider.issuer(), "audience": AUDIENCE,
         "claims": {"repository": "acme/*"}});

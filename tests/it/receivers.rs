@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
+use crate::docs;
 use crate::support::scripted::Scripted;
 use crate::support::*;
 
@@ -442,14 +443,10 @@ async fn a_receiver_is_reached_by_any_name_and_without_the_daemons_token() {
 
 /// The lines of docs/events.md that try a receiver, by kind.
 fn lines_to_try() -> BTreeMap<String, String> {
-    let page = include_str!("../../docs/events.md");
-    let mut blocks = BTreeMap::new();
-    for (position, _) in page.match_indices("```sh ") {
-        let (kind, rest) = page[position + 6..].split_once('\n').expect("lines follow");
-        let (text, _) = rest.split_once("```").expect("the fence is closed");
-        blocks.insert(kind.to_owned(), text.to_owned());
-    }
+    let blocks = docs::blocks(&docs::read("docs/events.md")).into_iter();
     blocks
+        .filter_map(|block| Some((block.info.strip_prefix("sh ")?.to_owned(), block.text)))
+        .collect()
 }
 
 #[tokio::test]

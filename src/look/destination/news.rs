@@ -48,7 +48,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             return true;
         }
         let at_once = look.request.cause == Cause::Cli || !look.request.tags.is_empty();
-        // A push without a tag may be a referrer: only the manifest lists tell whose, at a bounded
+        // A push without a tag may be a referrer: the manifest lists name its subject, at a bounded
         // cost.
         let is_told = look.request.is_notified();
         let may_ask = at_once || is_told || look.request.cause == Cause::Verify;

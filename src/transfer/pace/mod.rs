@@ -197,9 +197,7 @@ impl ClassLimiter {
         self.closed_until = self.closed_until.max(until);
         until.saturating_duration_since(before)
     }
-}
 
-impl ClassLimiter {
     /// Opens a class that is closed for longer than one answer may close it: one request shows
     /// whether the registry still asks for time.
     pub(super) fn probe(&mut self, now: Instant) {

@@ -3,27 +3,8 @@ use crate::job::{Look, Outcome, Settled, Totals};
 
 fn job(result: Outcome, text: usize) -> Settled {
     Settled {
-        route: "app".into(),
-        source: "s/app:v1".into(),
-        destination: "p/app:v1".into(),
-        digest: None,
-        previous_digest: None,
-        cause: Cause::Ping,
-        actor: Actor::daemon(),
-        result,
         reasons: vec!["x".repeat(text)],
-        error: None,
-        failure: None,
-        blobs: Default::default(),
-        referrers: Default::default(),
-        bytes_sent: 0,
-        bytes_spared: 0,
-        requests: 0,
-        duration_seconds: 0.0,
-        unguarded: false,
-        expired: false,
-        gates: Vec::new(),
-        gated: None,
+        ..Settled::sample(result)
     }
 }
 
@@ -59,7 +40,7 @@ async fn asked(
     (
         ticket.unwrap(),
         Reply {
-            queued: oneshot::channel().0,
+            queued: tokio::sync::oneshot::channel().0,
             looks,
         },
     )

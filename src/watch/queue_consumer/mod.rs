@@ -2,11 +2,11 @@
 //!
 //! | a message | ends so |
 //! |---|---|
-//! | whose looks have settled | deleted |
-//! | that is about nothing which a route has | deleted |
-//! | whose look failed, or which is no event | comes back after 10 s, doubling to 15 min by its count of receives, so that the queue's redrive policy applies |
-//! | whose look did not settle before the drain | comes back at once |
-//! | whose look runs for 11 h | deleted; the look goes on |
+//! | its looks have settled | deleted |
+//! | no route has its repository | deleted |
+//! | its look failed, or it is no event | comes back after 10 s, doubling to 15 min by its count of receives, so that the queue's redrive policy applies |
+//! | its look did not settle before the drain | comes back at once |
+//! | its look runs for 11 h | deleted; the look goes on |
 //!
 //! A message is received with a visibility of 30 s, which is renewed every 10 s while its look runs:
 //! a consumer that dies gives its messages back within 30 s. Several consumers share a queue.

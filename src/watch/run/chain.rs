@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::Watch;
 use crate::endpoint::{Repositories, Source as _};
-use crate::job::{Actor, Cause, Look, Outcome, Settled};
-use crate::look::PassOptions;
+use crate::job::{Cause, Look, Outcome, Settled};
 use crate::look::topology::Side;
 use crate::oci::{RepositoryName, Tag};
 use crate::watch::event::{Event, Scope};
-use crate::watch::handle::run_id;
 use crate::watch::queue::LookKey;
 
 /// The tags that a look has promoted, by the route that reads them next and its repository.
@@ -22,21 +18,13 @@ impl<B: Repositories> Watch<B> {
     /// Looks at what other routes read of the promotions of a look.
     pub(super) fn follow_chains(&mut self, key: &LookKey, look: &Look) {
         for ((route, repository), tags) in self.next_in_chains(key, look) {
-            self.take(Event {
-                scope: Scope {
-                    routes: vec![route.to_string()],
-                    repository: Some(repository),
-                    tags,
-                    digest: None,
-                },
-                pushed: None,
-                cause: Cause::Chain,
-                actor: Actor::daemon(),
-                run_id: run_id(),
-                received: Instant::now(),
-                options: PassOptions::default(),
-                reply: None,
-            });
+            let scope = Scope {
+                routes: vec![route.to_string()],
+                repository: Some(repository),
+                tags,
+                digest: None,
+            };
+            self.take(Event::of_daemon(scope, Cause::Chain));
         }
     }
 

@@ -50,7 +50,7 @@ impl<B: Repositories> Watch<B> {
         };
         let origin = backend.origin();
         let looks = |repository: &RepositoryName| {
-            let read = self.read_from(topology, origin, repository);
+            let read = read_from(topology, origin, repository);
             let written = self.written_to(topology, origin, repository, tags);
             read.into_iter().chain(written).collect::<Vec<_>>()
         };
@@ -60,23 +60,6 @@ impl<B: Repositories> Watch<B> {
             .map(looks)
             .find(|looks| !looks.is_empty())
             .unwrap_or_default()
-    }
-
-    /// The looks of the routes that read a repository.
-    fn read_from(
-        &self,
-        topology: &Topology<B>,
-        origin: &Origin,
-        repository: &RepositoryName,
-    ) -> Vec<PushedLook> {
-        topology
-            .routes_reading(origin, repository)
-            .map(|route| PushedLook {
-                route: route.name.clone(),
-                repository: repository.clone(),
-                source_tags: None,
-            })
-            .collect()
     }
 
     /// The look at the source that is promoted to a repository. A push without a tag changes
@@ -115,5 +98,21 @@ fn originals<B: Repositories>(
     let namings = sides.iter().filter(|side| is_there(side));
     namings
         .flat_map(|side| tags.iter().filter_map(|tag| side.naming.original(tag)))
+        .collect()
+}
+
+/// The looks of the routes that read a repository.
+fn read_from<B: Repositories>(
+    topology: &Topology<B>,
+    origin: &Origin,
+    repository: &RepositoryName,
+) -> Vec<PushedLook> {
+    topology
+        .routes_reading(origin, repository)
+        .map(|route| PushedLook {
+            route: route.name.clone(),
+            repository: repository.clone(),
+            source_tags: None,
+        })
         .collect()
 }

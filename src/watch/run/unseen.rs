@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::fault::Class;
-use crate::job::{Look, Outcome, Settled};
+use crate::job::{Look, Outcome, Settled, tag_of};
 use crate::look::LookRequest;
 use crate::oci::Tag;
 
@@ -49,10 +49,7 @@ fn is_unseen(request: &LookRequest, look: &Look, tag: &Tag) -> bool {
     {
         return named.is_absent;
     }
-    let of_tag = |job: &&Settled| {
-        let name = job.source.rsplit_once(':').map(|(_, name)| name);
-        name == Some(tag.as_str())
-    };
+    let of_tag = |job: &&Settled| tag_of(&job.source) == Some(tag.as_str());
     let results = look.jobs.iter().filter(of_tag).map(|job| job.result);
     let mut is_listed = false;
     for result in results {

@@ -1,4 +1,4 @@
-//! Who may decide what, and who is who.
+//! Rights of principals, and how a principal is established.
 
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::verdicts;
+use super::{stage, verdicts};
 use crate::support::image::sha256;
 use crate::support::keyless::{Sigstore, statement};
 use crate::support::registry::installed;
@@ -86,10 +86,6 @@ fn by_key(key: &Path) -> Value {
     json!({"signature": [{"cosign": {"key_file": key}}]})
 }
 
-async fn stage(gates: Value) -> Stage {
-    Stage::with_route(Program::Distribution3, json!({"gates": gates})).await
-}
-
 /// Where an image of staging is, past the proxy.
 fn place(stage: &Stage, image: &Image) -> String {
     format!("{}/app@{}", stage.staging.address(), image.digest())
@@ -152,15 +148,21 @@ async fn an_image_waits_for_the_signature_of_the_right_key() {
     assert_eq!(there.as_deref(), Some(referrer), "the signature came along");
 }
 
+/// A stage that wants a signature by this key, with the image `v1` and another one.
+async fn stage_with_two_images(key: &Path) -> (Stage, Image, Image) {
+    let stage = stage(by_key(key)).await;
+    let image = Image::oci(1, &[1000]);
+    let other = Image::oci(2, &[1000]);
+    stage.push().push("app", "v1", &image).await;
+    stage.push().push("app", "other", &other).await;
+    (stage, image, other)
+}
+
 #[tokio::test]
 async fn a_signature_of_the_older_form_counts_for_its_own_image_alone() {
     let cosign = Cosign::new();
     let key = cosign.key("ours").await;
-    let stage = stage(by_key(&key)).await;
-    let other = Image::oci(2, &[1000]);
-    let image = Image::oci(1, &[1000]);
-    stage.push().push("app", "v1", &image).await;
-    stage.push().push("app", "other", &other).await;
+    let (stage, image, other) = stage_with_two_images(&key).await;
     cosign.sign_as_before("ours", &place(&stage, &other)).await;
 
     // The right key over another image.
@@ -221,11 +223,7 @@ async fn bundles(stage: &Stage, image: &Image) -> Vec<Vec<u8>> {
 async fn a_statement_counts_for_its_own_image_and_its_own_predicate() {
     let cosign = Cosign::new();
     let key = cosign.key("ours").await;
-    let stage = stage(by_key(&key)).await;
-    let other = Image::oci(2, &[1000]);
-    let image = Image::oci(1, &[1000]);
-    stage.push().push("app", "v1", &image).await;
-    stage.push().push("app", "other", &other).await;
+    let (stage, image, other) = stage_with_two_images(&key).await;
     cosign.sign("ours", &place(&stage, &other)).await;
 
     // The right key over another image.
