@@ -154,7 +154,9 @@ impl Common {
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
         let socket = Socket::in_state(&state.folder);
-        let answer = match socket.act("/v1/decisions", body(&request)).await? {
+        let answered = socket.act("/v1/decisions", body(&request)).await?;
+        let by_daemon = answered.is_some();
+        let answer = match answered {
             Some((StatusCode::CREATED, body)) => serde_json::from_value(body).map_err(|error| {
                 Failure::said(1, format_args!("the daemon is of another version: {error}"))
             })?,
@@ -170,8 +172,14 @@ impl Common {
         };
         if self.json {
             lines.json_line(&answer);
-        } else {
-            lines.line(shown(&answer));
+            return Ok(0);
+        }
+        lines.line(shown(&answer));
+        if !by_daemon {
+            lines.line(format!(
+                "no daemon runs on {}: the next one there goes by it",
+                state.folder.display()
+            ));
         }
         Ok(0)
     }

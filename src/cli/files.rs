@@ -3,17 +3,23 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 
 use super::Failure;
 
 /// Writes `content` to `path`. A regular file is replaced as a whole, so that a reader sees all of
-/// it or the one before; its mode stays. A link is followed. A device or a pipe is written to.
+/// it or the one before; its mode stays. A link is followed. A device or a pipe is written to, and
+/// the file to which our own output goes (`/dev/stdout`) is continued.
 pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let written = match fs::metadata(path) {
+        Ok(there) if is_our_output(&there) => OpenOptions::new()
+            .append(true)
+            .open(path)
+            .and_then(|mut output| output.write_all(content)),
         Ok(there) if there.is_file() => path
             .canonicalize()
             .and_then(|file| replace(&file, content, Some(there.permissions()))),
@@ -30,6 +36,14 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
         let text = format!("{} cannot be written", path.display());
         Failure::new(1, anyhow::Error::new(error).context(text))
     })
+}
+
+/// Whether it is what our standard output or error goes to.
+fn is_our_output(file: &fs::Metadata) -> bool {
+    let is_same = |output: BorrowedFd<'_>| {
+        fstat(output).is_ok_and(|output| (output.st_dev, output.st_ino) == (file.dev(), file.ino()))
+    };
+    is_same(io::stdout().as_fd()) || is_same(io::stderr().as_fd())
 }
 
 fn replace(path: &Path, content: &[u8], mode: Option<fs::Permissions>) -> io::Result<()> {

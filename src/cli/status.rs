@@ -213,13 +213,16 @@ fn decisions(decisions: &[Numbered], width: Option<usize>, now: Timestamp) -> St
             numbered.kind.to_string(),
             decision.shown_target().to_owned(),
             decision.actor.to_string(),
-            until.map_or_else(|| "released".into(), |until| relative(Some(until), now)),
+            until.map_or_else(
+                || "until released".into(),
+                |until| relative(Some(until), now),
+            ),
             reason.map(ToString::to_string).unwrap_or_default(),
         ]
     });
     table(
         width,
-        ["DECISION", "KIND", "TARGET", "BY", "UNTIL", "REASON"],
+        ["DECISION", "KIND", "TARGET", "BY", "ENDS", "REASON"],
         rows,
     )
 }

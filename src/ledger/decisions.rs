@@ -161,12 +161,13 @@ impl Ledger {
         facts: RunFacts,
     ) -> Result<Option<Numbered>, Fault> {
         self.change_decisions(move |db| {
-            let mut ends = Vec::new();
-            for id in ids {
-                if is_in_force(db, id)? {
-                    ends.push(id);
-                }
-            }
+            let in_force = in_force(db)?;
+            let now = clock::now();
+            let ends: Vec<u64> = in_force
+                .now(now)
+                .map(|decision| decision.id)
+                .filter(|id| ids.contains(id))
+                .collect();
             if ends.is_empty() {
                 return Ok(None);
             }
@@ -280,14 +281,6 @@ fn numbered(row: &rusqlite::Row<'_>) -> rusqlite::Result<Numbered> {
         kind,
         decision,
     ))
-}
-
-fn is_in_force(db: &Connection, id: u64) -> rusqlite::Result<bool> {
-    let id = i64::try_from(id).unwrap_or(i64::MAX);
-    db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM decisions WHERE row = ?1 AND ended_by IS NULL)",
-    )?
-    .query_row([id], |row| row.get(0))
 }
 
 fn add(

@@ -471,7 +471,9 @@ impl Ledger {
 pub fn is_news(last: Option<&Settled>, settled: &Settled) -> bool {
     let class = |settled: &Settled| settled.error.as_ref().map(|trouble| trouble.class.clone());
     let Some(last) = last else {
-        return settled.result != Outcome::Planned;
+        // A tag that was never seen and is not there is no news: a registry may tell of a push before
+        // the tag can be read.
+        return !matches!(settled.result, Outcome::Planned | Outcome::Gone);
     };
     match (settled.result, last.result) {
         (Outcome::Promoted, _) => true,

@@ -27,6 +27,9 @@ const MOST_TOGETHER: u64 = 32 * 1024 * 1024;
 /// Longest time for one of them.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// The media type of a layer that holds a statement, unsigned or within an envelope.
+const IN_TOTO: &str = "application/vnd.in-toto+json";
+
 /// The layers of a manifest, with their annotations.
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -96,11 +99,24 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if manifest.kind != Kind::Index {
             return Ok(vec![digest]);
         }
-        // BuildKit puts its attestations beside the platforms, as one that is unknown.
-        let is_platform =
-            |child: &&Descriptor| child.platform.as_deref() != Some("unknown/unknown");
-        let children = manifest.children.iter().filter(is_platform);
-        Ok(children.map(|child| child.digest).collect())
+        let mut platforms = Vec::new();
+        for child in &manifest.children {
+            let is_unknown = child.platform.as_deref() == Some("unknown/unknown");
+            if !is_unknown || !self.holds_statements_alone(child.digest).await? {
+                platforms.push(child.digest);
+            }
+        }
+        Ok(platforms)
+    }
+
+    /// Whether nothing of a manifest can be run. BuildKit puts its attestations beside the platforms
+    /// as such a manifest of an unknown platform; any image may be called that.
+    async fn holds_statements_alone(&self, digest: Digest) -> Result<bool, Fault> {
+        let Some(manifest) = self.source_manifest(digest.into()).await? else {
+            return Ok(false);
+        };
+        let layers = layers(&manifest);
+        Ok(!layers.is_empty() && layers.iter().all(|layer| layer.media_type == IN_TOTO))
     }
 
     /// What is attached to a manifest. Each referrer is read, whatever its list calls it: lists have

@@ -290,6 +290,37 @@ async fn the_index_or_each_of_its_platforms_must_be_signed() {
     assert_eq!(subjects, [platforms[0].digest(), platforms[1].digest()]);
 }
 
+/// An index of an image and of a child whose platform nothing tells.
+fn with_unknown_child(image: &Image, child: &Image) -> Image {
+    let mut index = Image::index(&[image.clone(), child.clone()]);
+    let root = index.documents.pop().expect("an index has a manifest");
+    let mut document: Value = serde_json::from_slice(&root.bytes).unwrap();
+    document["manifests"][1]["platform"] = json!({"os": "unknown", "architecture": "unknown"});
+    index
+        .documents
+        .push(Document::raw(&root.media_type, document.to_string()));
+    index
+}
+
+/// An image of an unknown platform was taken for an attestation, and needed no signature.
+#[tokio::test]
+async fn a_child_of_an_unknown_platform_needs_a_signature_unless_nothing_in_it_can_be_run() {
+    let cosign = Cosign::new();
+    let key = cosign.key("ours").await;
+    let on_platforms = json!({"signature": [{"cosign": {"key_file": key, "on": "platforms"}}]});
+    let stage = stage(on_platforms).await;
+    let signed = Image::oci(1, &[1000]);
+    let image = with_unknown_child(&signed, &Image::oci(2, &[1000]));
+    stage.push().push("app", "v1", &image).await;
+    cosign.sign("ours", &place(&stage, &signed)).await;
+    assert_waits(&stage, &image, "signature").await;
+
+    let statements = Image::statements(3);
+    let image = with_unknown_child(&signed, &statements);
+    stage.push().push("app", "v1", &image).await;
+    assert_promoted(&stage, &image).await;
+}
+
 fn keyless(identity: &str, root: &str) -> Value {
     let cosign = json!({"issuer": GITHUB, "identity": identity, "root": root});
     json!({"gates": {"signature": [{"cosign": cosign}]}})

@@ -205,6 +205,16 @@ impl Image {
         )
     }
 
+    /// What BuildKit puts beside the platforms of an image: statements, and nothing to run.
+    pub fn statements(seed: u64) -> Image {
+        Image::build(
+            OCI_MANIFEST,
+            Blob::new(OCI_CONFIG, config_json(seed)),
+            vec![Blob::new("application/vnd.in-toto+json", noise(seed, 300))],
+            json!({}),
+        )
+    }
+
     /// The artifact manifest of the release candidates: `blobs` in place of config and layers.
     pub fn artifact(seed: u64, size: usize) -> Image {
         let blob = Blob::new("application/octet-stream", noise(seed, size));
