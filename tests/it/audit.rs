@@ -150,13 +150,9 @@ async fn nothing_is_named_while_the_audit_file_cannot_be_written() {
     std::fs::rename(&path, &aside).expect("the audit file is there");
     std::fs::create_dir(&path).expect("nothing is in its place");
     ferry.run(&["hold", "route:app"]).await.expect(0);
-    eventually("it is told", async || {
-        daemon
-            .log()
-            .contains("nothing is named until the audit file can be written")
-            .then_some(())
-    })
-    .await;
+    daemon
+        .says("nothing is named until the audit file can be written")
+        .await;
     ferry.run(&["release", "route:app"]).await.expect(0);
     staging.push("app", "v2", &Image::oci(2, &[100]));
     let failed = ferry.sync(&["--tag", "v2"]).await;
@@ -200,11 +196,7 @@ async fn a_restored_ledger_holds_everything_until_it_is_released() {
         held.stdout
     );
     assert_eq!(production.tagged("app", "v2"), None);
-    assert!(
-        daemon.log().contains("blobferry release"),
-        "{}",
-        daemon.log()
-    );
+    daemon.says("blobferry release").await;
     daemon.killed().await;
     // It is told once, and the hold lasts.
     let _daemon = ferry.start_ready().await;

@@ -110,11 +110,7 @@ async fn a_daemon_brings_a_late_signature_at_once_when_its_tag_is_named_and_coun
     );
     assert!(production.holds("app", late.digest()));
     assert_eq!(copied().await, Some(2.0));
-    assert!(
-        daemon.log().contains("referrers brought later"),
-        "{}",
-        daemon.log()
-    );
+    daemon.says("referrers brought later").await;
 }
 
 #[tokio::test]

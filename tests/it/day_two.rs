@@ -330,11 +330,7 @@ async fn a_daemon_whose_socket_is_gone_is_not_taken_for_none() {
         (stage.ferry.run(&["status"]).await.code == 0).then_some(())
     })
     .await;
-    assert!(
-        daemon.log().contains("the control socket was deleted"),
-        "{}",
-        daemon.log()
-    );
+    daemon.says("the control socket was deleted").await;
 }
 
 #[tokio::test]

@@ -233,11 +233,7 @@ async fn a_denied_digest_that_production_names_is_counted_and_stays() {
         (counted == Some(1.0)).then_some(())
     })
     .await;
-    assert!(
-        daemon.log().contains("production names a denied digest"),
-        "{}",
-        daemon.log()
-    );
+    daemon.says("production names a denied digest").await;
     scene.ferry.sync(&[]).await.expect(0);
     assert_eq!(scene.there("v1").as_deref(), Some(image.digest()));
     // Once it is gone it does not come back.

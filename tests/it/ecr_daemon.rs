@@ -214,6 +214,7 @@ async fn trouble_is_told_once_and_the_other_routes_go_on() {
             assert!(!is_up(&daemon, "ecr").await && is_up(&daemon, "plain").await);
         }
         pair.goes_well(&daemon).await;
+        daemon.says(says[0]).await;
         let said = lines(&daemon, since);
         assert!(
             said.len() == 1 && says.iter().all(|words| said[0].contains(words)),

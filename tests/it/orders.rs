@@ -102,10 +102,7 @@ async fn the_way_out_of_a_conflict_works_as_printed_and_is_known_beside_a_daemon
     let (_, new) = conflict(&stage).await;
     let daemon = stage.ferry.start_ready().await;
     the_printed_command_works(&stage, &new, &[]).await;
-    assert!(
-        daemon.log().contains("promoted"),
-        "the daemon did it and says so"
-    );
+    daemon.says("promoted").await;
 }
 
 #[tokio::test]

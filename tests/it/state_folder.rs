@@ -58,16 +58,12 @@ async fn without_its_state_folder_the_daemon_names_nothing_and_says_so() {
         200,
         "it gives the folder some time to come back"
     );
-    assert!(
-        daemon
-            .log()
-            .contains("ERROR the state folder is not ours any more"),
-        "{}",
-        daemon.log()
-    );
+    daemon
+        .says("ERROR the state folder is not ours any more")
+        .await;
 
     assert_eq!(daemon.ended().await, 1, "systemd starts it again");
-    assert!(daemon.log().contains("was removed or replaced"));
+    daemon.says("was removed or replaced").await;
     assert_eq!(stage.there().digest("app", "v2").await, None);
     assert!(
         !stage.ferry.path("state").exists(),

@@ -417,8 +417,17 @@ impl Daemon {
         &self.base
     }
 
+    /// What was read of its log until now. A line that was written is not always read at once:
+    /// a test that wants to see one waits for it with [`Daemon::says`].
     pub fn log(&self) -> String {
         self.log.text()
+    }
+
+    pub async fn says(&self, words: &str) {
+        eventually(&format!("the log says {words:?}"), async || {
+            self.log().contains(words).then_some(())
+        })
+        .await;
     }
 
     pub async fn ready(&self) {
