@@ -63,7 +63,8 @@ fn next_opening(window: &Window, now: Timestamp) -> Option<Timestamp> {
 }
 
 /// The times of a day at which the window may open: its hours begin, a closed day is over, or the
-/// clocks change.
+/// clocks change. No time of another day is among them: the first opening of a day would hide an
+/// earlier one.
 fn edges(window: &Window, day: Date) -> Vec<Timestamp> {
     let minutes = window.open.iter().map(|hours| hours.from).chain([0]);
     let mut edges = Vec::new();
@@ -83,7 +84,8 @@ fn edges(window: &Window, day: Date) -> Vec<Timestamp> {
     };
     let changes = window.zone.following(begin);
     let changes = changes.map(|change| change.timestamp());
-    edges.extend(changes.take_while(|change| *change < end));
+    let changes = changes.take_while(|change| *change < end);
+    edges.extend(changes.filter(|change| change.to_zoned(window.zone.clone()).date() == day));
     edges
 }
 
@@ -180,6 +182,13 @@ mod tests {
         let skipped = zurich(&["sun 02:00-03:00"], &[]);
         let next = opens(&skipped, "2026-03-29T00:30:00Z");
         assert_eq!(next, Some(at("2026-04-05T00:00:00Z")), "a week later");
+    }
+
+    #[test]
+    fn hours_before_the_clocks_change_are_not_passed_over() {
+        let window = zurich(&["sun 00:30-04:00"], &[]);
+        let next = opens(&window, "2026-03-22T05:00:00Z");
+        assert_eq!(next, Some(at("2026-03-28T23:30:00Z")));
     }
 
     #[test]
