@@ -5,13 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::http::{Method, Request, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::fault::clip;
@@ -59,79 +56,58 @@ pub async fn request(
     body: Option<Value>,
     deadline: Option<Duration>,
 ) -> Result<(StatusCode, Value), Error> {
-    let broken = |text: String| Error::Broken {
-        socket: socket.into(),
-        text,
+    let exchange = exchange(socket, method, path_and_query, body);
+    let (status, answer) = match deadline {
+        None => exchange.await?,
+        Some(deadline) => timeout(deadline, exchange).await.map_err(|_| {
+            let text = format!("no answer within {} s", deadline.as_secs_f64());
+            broken(socket, text)
+        })??,
     };
-    let exchange = async {
-        let stream = UnixStream::connect(socket)
-            .await
-            .map_err(|error| unreachable(socket, &error))?;
-        let request =
-            written(method, path_and_query, body).map_err(|error| broken(error.to_string()))?;
-        let (status, answer) = exchange(stream, request).await.map_err(broken)?;
-        let answer = read(&answer).map_err(|error| {
-            broken(format!(
-                "{status}, and not JSON ({error}): {}",
-                clip(&String::from_utf8_lossy(&answer), 200)
-            ))
-        })?;
-        Ok((status, answer))
-    };
-    match deadline {
-        None => exchange.await,
-        Some(deadline) => {
-            let late = |_| broken(format!("no answer within {} s", deadline.as_secs_f64()));
-            timeout(deadline, exchange).await.map_err(late)?
-        }
-    }
-}
-
-fn written(
-    method: Method,
-    path_and_query: &str,
-    body: Option<Value>,
-) -> Result<Request<Full<Bytes>>, axum::http::Error> {
-    let request = Request::builder()
-        .method(method)
-        .uri(path_and_query)
-        .header(header::HOST, "localhost");
-    match body {
-        Some(body) => request
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.to_string()))),
-        None => request.body(Full::default()),
-    }
+    let answer = read(&answer).map_err(|error| {
+        let answer = String::from_utf8_lossy(&answer);
+        let text = format!("{status}, and not JSON ({error}): {}", clip(&answer, 200));
+        broken(socket, text)
+    })?;
+    Ok((status, answer))
 }
 
 async fn exchange(
-    stream: UnixStream,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+    socket: &Path,
+    method: Method,
+    path_and_query: &str,
+    body: Option<Value>,
+) -> Result<(StatusCode, Bytes), Error> {
+    // No certificate is needed, and reading the system's takes a while.
+    let client = reqwest::Client::builder()
+        .unix_socket(socket)
+        .no_proxy()
+        .tls_certs_only([])
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| broken(socket, said(&error)))?;
+    let mut request = client.request(method, format!("http://localhost{path_and_query}"));
+    if let Some(body) = body {
+        request = request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.to_string());
+    }
+    let response = request
+        .send()
         .await
-        .map_err(|error| said(&error))?;
-    let answer = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| said(&error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_ANSWER)
-            .collect()
-            .await
-            .map_err(|error| said(&*error))?;
-        Ok((status, body.to_bytes()))
-    };
-    // The connection moves the bytes; its own end, good or bad, shows in the answer.
-    let moving = async {
-        let _ = connection.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        biased;
-        answer = answer => answer,
-        () = moving => Err("the connection ended".into()),
+        .map_err(|error| unreachable(socket, &error.without_url()))?;
+    let status = response.status();
+    let body = Limited::new(reqwest::Body::from(response), MOST_ANSWER)
+        .collect()
+        .await
+        .map_err(|error| broken(socket, said(&*error)))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn broken(socket: &Path, text: String) -> Error {
+    Error::Broken {
+        socket: socket.into(),
+        text,
     }
 }
 
@@ -143,7 +119,7 @@ fn read(answer: &[u8]) -> serde_json::Result<Value> {
     }
 }
 
-/// An error of hyper and what is behind it, in one line.
+/// An error and what is behind it, in one line.
 fn said(error: &(dyn std::error::Error + 'static)) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
@@ -151,11 +127,17 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-fn unreachable(socket: &Path, error: &io::Error) -> Error {
+fn unreachable(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Error {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let system = chain
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .last();
     let socket = socket.to_path_buf();
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning { socket },
-        io::ErrorKind::PermissionDenied => {
+    match system.map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Error::NotRunning { socket }
+        }
+        Some(io::ErrorKind::PermissionDenied) => {
             let owner = socket
                 .ancestors()
                 .find_map(|path| path.symlink_metadata().ok())
@@ -164,7 +146,7 @@ fn unreachable(socket: &Path, error: &io::Error) -> Error {
         }
         _ => Error::Broken {
             socket,
-            text: format!("cannot connect: {error}"),
+            text: said(error),
         },
     }
 }
@@ -188,7 +170,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let owner = folder.path().metadata().unwrap().uid();
         let hidden = folder.path().join("state/control.sock");
-        let error = unreachable(&hidden, &io::ErrorKind::PermissionDenied.into());
+        let error = unreachable(&hidden, &io::Error::from(io::ErrorKind::PermissionDenied));
         assert!(matches!(error, Error::Denied { owner: Some(uid), .. } if uid == owner));
         let text = Error::Denied {
             socket: "/state/control.sock".into(),
