@@ -10,11 +10,11 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-use blobferry::endpoint::{BlobBody, Origin};
+use blobferry::endpoint::{BlobBody, Origin, RepositoryId};
 use blobferry::fault::Fault;
 use blobferry::index::Index;
 use blobferry::job::TagRules;
-use blobferry::oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, RepositoryName};
+use blobferry::oci::{Algorithm, Descriptor, Digest, Hasher, MediaType};
 use blobferry::transfer::plan::{Facts, Order, decide};
 use blobferry::transfer::verify::{Checkpoint, VerifiedBlob, Watchers};
 use bytes::Bytes;
@@ -257,10 +257,12 @@ fn digest(number: u64) -> Digest {
     Digest::sha256(&number.to_le_bytes())
 }
 
-fn repository(number: u64) -> RepositoryName {
-    format!("team/app-{}", number % REPOSITORIES)
-        .parse()
-        .expect("a repository name")
+fn repository(origin: &Origin, number: u64) -> RepositoryId {
+    let name = format!("team/app-{}", number % REPOSITORIES);
+    RepositoryId {
+        origin: origin.clone(),
+        repository: name.parse().expect("a repository name"),
+    }
 }
 
 /// An index with a million hints.
@@ -285,14 +287,13 @@ static FULL: LazyLock<Full> = LazyLock::new(|| {
                 .map(|number| (digest(number), 1 << 20))
                 .collect();
             index
-                .remember_blobs(&origin, &repository(first / AT_ONCE), blobs, true)
+                .remember_blobs(&repository(&origin, first / AT_ONCE), blobs, true)
                 .await;
         }
         // A read sees every write before it.
         let last = index
             .blob(
-                &origin,
-                &repository(HINTS / AT_ONCE - 1),
+                &repository(&origin, HINTS / AT_ONCE - 1),
                 &digest(HINTS - 1),
             )
             .await;
@@ -330,11 +331,10 @@ fn index_point_read(bencher: Bencher<'_, '_>) {
         .with_inputs(|| numbers.next().expect("it never ends"))
         .counter(ItemsCount::new(1_u64))
         .bench_local_values(|number| {
-            let hint = full.runtime.block_on(full.index.blob(
-                &full.origin,
-                &repository(number / AT_ONCE),
-                &digest(number),
-            ));
+            let hint = full.runtime.block_on(
+                full.index
+                    .blob(&repository(&full.origin, number / AT_ONCE), &digest(number)),
+            );
             assert!(hint.is_some());
         });
 }
@@ -349,7 +349,7 @@ fn index_64_point_reads_at_once(bencher: Bencher<'_, '_>) {
         .bench_local_values(|wanted| {
             let read = |number| async move {
                 full.index
-                    .blob(&full.origin, &repository(number / AT_ONCE), &digest(number))
+                    .blob(&repository(&full.origin, number / AT_ONCE), &digest(number))
                     .await
             };
             let hints = full

@@ -25,13 +25,13 @@ impl Creation {
     /// Creates the repository if it is missing; whether we did, now or in an earlier attempt that
     /// left something to do.
     pub(super) async fn ensure(&self, repository: &RepositoryHandle) -> Result<bool, Fault> {
-        let origin = repository.origin();
+        let id = repository.id();
         let name = repository.name();
         if let Some(text) = repository.shared().refused_creation(name) {
             return Err(Fault::rejected(text));
         }
         let unfinished = &repository.shared().unfinished;
-        let is_noted = unfinished.is_noted(origin, name).await;
+        let is_noted = unfinished.is_noted(id).await;
         let is_there = match repository
             .control()
             .repository(name, repository.tally())
@@ -48,7 +48,7 @@ impl Creation {
         };
         let mut is_new = false;
         if !is_there {
-            unfinished.note(origin, name).await;
+            unfinished.note(id).await;
             is_new = match repository
                 .control()
                 .create(
@@ -64,7 +64,7 @@ impl Creation {
                     return Err(creating(repository, fault));
                 }
                 Err(fault) => {
-                    unfinished.clear(origin, name).await;
+                    unfinished.clear(id).await;
                     let fault = creating(repository, fault);
                     if fault.class() == Class::Rejected {
                         repository.shared().note_refused_creation(name, &fault);
@@ -73,12 +73,12 @@ impl Creation {
                 }
             };
             if !is_new && !is_noted {
-                unfinished.clear(origin, name).await;
+                unfinished.clear(id).await;
                 return Ok(false);
             }
         }
         apply_policies(repository, &template, is_new).await?;
-        unfinished.clear(origin, name).await;
+        unfinished.clear(id).await;
         tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
         Ok(true)
     }

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use super::control::Control;
 use super::shared::Shared;
-use crate::endpoint::{Origin, Tally};
+use crate::endpoint::{RepositoryId, Tally};
 use crate::oci::RepositoryName;
 
 /// One repository of an ECR registry, without the distribution client. Cheap to clone.
 #[derive(Clone)]
 pub struct RepositoryHandle {
     pub(super) shared: Arc<Shared>,
-    pub(super) origin: Origin,
-    pub(super) name: RepositoryName,
+    pub(super) id: RepositoryId,
     pub(super) address: String,
     pub(super) tally: Option<Arc<Tally>>,
 }
@@ -26,12 +25,12 @@ impl RepositoryHandle {
         &self.shared.control
     }
 
-    pub(super) fn origin(&self) -> &Origin {
-        &self.origin
+    pub(super) fn id(&self) -> &RepositoryId {
+        &self.id
     }
 
     pub(super) fn name(&self) -> &RepositoryName {
-        &self.name
+        &self.id.repository
     }
 
     pub(super) fn address(&self) -> &str {

@@ -175,8 +175,7 @@ impl Repository {
     pub fn handle(&self) -> RepositoryHandle {
         RepositoryHandle {
             shared: self.registry.shared.clone(),
-            origin: self.inner.origin().clone(),
-            name: self.inner.repository().clone(),
+            id: self.inner.id(),
             address: self.inner.address(),
             tally: self.tally.clone(),
         }

@@ -2,22 +2,16 @@
 
 use futures::future::BoxFuture;
 
-use crate::endpoint::Origin;
-use crate::oci::RepositoryName;
+use crate::endpoint::RepositoryId;
 
 /// Remembers, across restarts, which repositories were created and are not set up yet.
 pub trait Unfinished: Send + Sync {
     /// The repository is about to be created.
-    fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()>;
+    fn note<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, ()>;
 
     /// Whether it was noted and not cleared since.
-    fn is_noted<'a>(
-        &'a self,
-        origin: &'a Origin,
-        repository: &'a RepositoryName,
-    ) -> BoxFuture<'a, bool>;
+    fn is_noted<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, bool>;
 
     /// It is set up, or not ours.
-    fn clear<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName)
-    -> BoxFuture<'a, ()>;
+    fn clear<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, ()>;
 }

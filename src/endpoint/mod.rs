@@ -54,6 +54,15 @@ impl fmt::Debug for Origin {
     }
 }
 
+/// One repository: the key of hints, claims and refusals. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepositoryId {
+    /// Where it lies.
+    pub origin: Origin,
+    /// Its name there.
+    pub repository: RepositoryName,
+}
+
 /// Requests made on behalf of one job or one look.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -314,6 +323,14 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The repository's path.
     fn repository(&self) -> &RepositoryName;
+
+    /// The repository as a key.
+    fn id(&self) -> RepositoryId {
+        RepositoryId {
+            origin: self.origin().clone(),
+            repository: self.repository().clone(),
+        }
+    }
 
     /// `host/repository` (or `layout:/path/repository`): how people write it.
     fn address(&self) -> String;

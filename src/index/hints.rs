@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::schema::{StoredDigest, stored_length};
 use super::{Index, now, seen};
-use crate::endpoint::Origin;
+use crate::endpoint::{Origin, RepositoryId};
 use crate::job::TagId;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -50,14 +50,9 @@ pub struct TagHint {
 /// Blobs.
 impl Index {
     /// What is known of a blob in a repository.
-    pub async fn blob(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Option<BlobHint> {
+    pub async fn blob(&self, repository: &RepositoryId, digest: &Digest) -> Option<BlobHint> {
         let digest = *digest;
-        self.read_in(origin, repository, move |db, repository| {
+        self.read_in(repository, move |db, repository| {
             blob(db, repository, &digest)
         })
         .await
@@ -66,12 +61,11 @@ impl Index {
     /// Hints for many blobs of a repository. Blobs without a hint are left out.
     pub async fn blobs(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         digests: &[Digest],
     ) -> HashMap<Digest, BlobHint> {
         let digests = digests.to_vec();
-        self.read_in(origin, repository, move |db, repository| {
+        self.read_in(repository, move |db, repository| {
             digests
                 .into_iter()
                 .map(|digest| Ok(blob(db, repository, &digest)?.map(|hint| (digest, hint))))
@@ -121,12 +115,11 @@ impl Index {
     /// refers to them.
     pub async fn remember_blobs(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         blobs: Vec<(Digest, u64)>,
         committed: bool,
     ) {
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             let mut remember = db.prepare_cached(
                 "INSERT INTO blobs (digest, repository, size, seen, committed) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT DO UPDATE SET size = ?3, seen = ?4, committed = max(committed, ?5)",
@@ -141,13 +134,8 @@ impl Index {
     }
 
     /// Blobs are not in a repository, whatever was believed.
-    pub async fn forget_blobs(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digests: Vec<Digest>,
-    ) {
-        self.queue_in(origin, repository, move |db, repository| {
+    pub async fn forget_blobs(&self, repository: &RepositoryId, digests: Vec<Digest>) {
+        self.queue_in(repository, move |db, repository| {
             let mut forget =
                 db.prepare_cached("DELETE FROM blobs WHERE digest = ?1 AND repository = ?2")?;
             digests.into_iter().try_for_each(|digest| {
@@ -165,12 +153,11 @@ impl Index {
     /// What is known of a manifest in a repository.
     pub async fn manifest(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         digest: &Digest,
     ) -> Option<ManifestHint> {
         let digest = *digest;
-        self.read_in(origin, repository, move |db, repository| {
+        self.read_in(repository, move |db, repository| {
             let row = db
                 .prepare_cached(
                     "SELECT seen, complete FROM manifests WHERE digest = ?1 AND repository = ?2",
@@ -193,12 +180,11 @@ impl Index {
     /// complete stays so.
     pub async fn remember_manifests(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         digests: Vec<Digest>,
         complete: bool,
     ) {
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             let mut remember = db.prepare_cached(
                 "INSERT INTO manifests (digest, repository, seen, complete) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT DO UPDATE SET seen = ?3, complete = max(complete, ?4)",
@@ -214,14 +200,9 @@ impl Index {
     }
 
     /// A manifest is not in a repository, or not with all its content, whatever was believed.
-    pub async fn forget_manifest(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) {
+    pub async fn forget_manifest(&self, repository: &RepositoryId, digest: &Digest) {
         let digest = *digest;
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             db.prepare_cached("DELETE FROM manifests WHERE digest = ?1 AND repository = ?2")?
                 .execute(params![StoredDigest(digest), repository])
                 .map(drop)
@@ -230,14 +211,9 @@ impl Index {
     }
 
     /// When the referrers of a subject were last looked for in a repository.
-    pub async fn checked(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Option<Timestamp> {
+    pub async fn checked(&self, repository: &RepositoryId, digest: &Digest) -> Option<Timestamp> {
         let digest = *digest;
-        self.read_in(origin, repository, move |db, repository| {
+        self.read_in(repository, move |db, repository| {
             let at = db
                 .prepare_cached(
                     "SELECT seen FROM referrers_checked WHERE digest = ?1 AND repository = ?2",
@@ -250,14 +226,9 @@ impl Index {
     }
 
     /// The referrers of a subject have been looked for in a repository now.
-    pub async fn mark_checked(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) {
+    pub async fn mark_checked(&self, repository: &RepositoryId, digest: &Digest) {
         let digest = *digest;
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             db.prepare_cached("INSERT OR REPLACE INTO referrers_checked (digest, repository, seen) VALUES (?1, ?2, ?3)")?
                 .execute(params![StoredDigest(digest), repository, now()])
                 .map(drop)
@@ -271,7 +242,7 @@ impl Index {
     /// What a tag was last seen to name.
     pub async fn tag(&self, place: &TagId) -> Option<TagHint> {
         let tag = place.tag.clone();
-        self.read_in(&place.origin, &place.repository, move |db, repository| {
+        self.read_in(&place.repository_id(), move |db, repository| {
             let row = db
                 .prepare_cached("SELECT digest, seen FROM tags WHERE repository = ?1 AND tag = ?2")?
                 .query_row(params![repository, tag.as_str()], |row| {
@@ -289,12 +260,8 @@ impl Index {
     }
 
     /// What every tag of a repository was last seen to name.
-    pub async fn tags(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-    ) -> HashMap<Tag, TagHint> {
-        self.read_in(origin, repository, |db, repository| {
+    pub async fn tags(&self, repository: &RepositoryId) -> HashMap<Tag, TagHint> {
+        self.read_in(repository, |db, repository| {
             let mut tags =
                 db.prepare_cached("SELECT tag, digest, seen FROM tags WHERE repository = ?1")?;
             tags.query_map([repository], |row| {
@@ -311,13 +278,8 @@ impl Index {
     }
 
     /// What tags of a repository name now; `None`: there is no such tag.
-    pub async fn remember_tags(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        tags: Vec<(Tag, Option<Digest>)>,
-    ) {
-        self.queue_in(origin, repository, move |db, repository| {
+    pub async fn remember_tags(&self, repository: &RepositoryId, tags: Vec<(Tag, Option<Digest>)>) {
+        self.queue_in(repository, move |db, repository| {
             let mut remember =
                 db.prepare_cached("INSERT OR REPLACE INTO tags (repository, tag, digest, seen) VALUES (?1, ?2, ?3, ?4)")?;
             let now = now();
@@ -335,7 +297,7 @@ impl Index {
     /// Forgets what a tag names.
     pub async fn forget_tag(&self, place: &TagId) {
         let tag = place.tag.clone();
-        self.queue_in(&place.origin, &place.repository, move |db, repository| {
+        self.queue_in(&place.repository_id(), move |db, repository| {
             forget_tag(db, repository, &tag)
         })
         .await;

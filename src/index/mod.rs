@@ -24,8 +24,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::clock;
-use crate::endpoint::Origin;
-use crate::oci::RepositoryName;
+use crate::endpoint::RepositoryId;
 use crate::sqlite::{self, Disk, OpenError, Store};
 
 mod health;
@@ -158,13 +157,11 @@ impl Index {
     /// Queues a write for a repository; `act` gets the repository's row id.
     async fn queue_in(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         act: impl FnOnce(&Connection, i64) -> rusqlite::Result<()> + Send + 'static,
     ) {
-        let origin = origin.clone();
         let repository = repository.clone();
-        self.queue(move |db| act(db, number(db, &origin, &repository)?))
+        self.queue(move |db| act(db, number(db, &repository)?))
             .await;
     }
 
@@ -181,13 +178,11 @@ impl Index {
     /// Reads what belongs to a repository; "don't know" of one that was never heard of.
     async fn read_in<T: Default + Send + 'static>(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         act: impl FnOnce(&Connection, i64) -> rusqlite::Result<T> + Send + 'static,
     ) -> T {
-        let origin = origin.clone();
         let repository = repository.clone();
-        self.read(move |db| match known_number(db, &origin, &repository)? {
+        self.read(move |db| match known_number(db, &repository)? {
             Some(number) => act(db, number),
             None => Ok(T::default()),
         })
@@ -195,22 +190,20 @@ impl Index {
     }
 }
 
-fn known_number(
-    db: &Connection,
-    origin: &Origin,
-    repository: &RepositoryName,
-) -> rusqlite::Result<Option<i64>> {
+fn known_number(db: &Connection, id: &RepositoryId) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM repositories WHERE origin = ?1 AND name = ?2")?
-        .query_row([origin.as_str(), repository.as_str()], |row| row.get(0))
+        .query_row([id.origin.as_str(), id.repository.as_str()], |row| {
+            row.get(0)
+        })
         .optional()
 }
 
-fn number(db: &Connection, origin: &Origin, repository: &RepositoryName) -> rusqlite::Result<i64> {
-    if let Some(number) = known_number(db, origin, repository)? {
+fn number(db: &Connection, id: &RepositoryId) -> rusqlite::Result<i64> {
+    if let Some(number) = known_number(db, id)? {
         return Ok(number);
     }
     db.prepare_cached("INSERT INTO repositories (origin, name) VALUES (?1, ?2)")?
-        .insert([origin.as_str(), repository.as_str()])
+        .insert([id.origin.as_str(), id.repository.as_str()])
 }
 
 fn now() -> i64 {

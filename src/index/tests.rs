@@ -4,15 +4,23 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock;
+use crate::endpoint::Origin;
 use crate::job::TagId;
-use crate::oci::{Digest, Tag};
+use crate::oci::{Digest, RepositoryName, Tag};
 
 fn origin() -> Origin {
     Origin::new("https://prod.example")
 }
 
-fn repository(name: &str) -> RepositoryName {
-    name.parse().unwrap()
+fn name(text: &str) -> RepositoryName {
+    text.parse().unwrap()
+}
+
+fn repository(text: &str) -> RepositoryId {
+    RepositoryId {
+        origin: origin(),
+        repository: name(text),
+    }
 }
 
 fn tag(name: &str) -> Tag {
@@ -35,41 +43,23 @@ async fn tick() {
 async fn a_blob_is_known_where_it_was_seen_and_nowhere_else() {
     let index = Index::in_memory();
     let app = repository("app");
-    assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
+    assert_eq!(index.blob(&app, &digest(1)).await, None);
     index
-        .remember_blobs(
-            &origin(),
-            &app,
-            vec![(digest(1), 10), (digest(2), 20)],
-            false,
-        )
+        .remember_blobs(&app, vec![(digest(1), 10), (digest(2), 20)], false)
         .await;
-    assert_eq!(
-        index.blob(&origin(), &app, &digest(1)).await.unwrap().size,
-        10
-    );
-    assert_eq!(
-        index
-            .blob(&origin(), &repository("other"), &digest(1))
-            .await,
-        None
-    );
-    assert_eq!(
-        index
-            .blob(&Origin::new("https://staging.example"), &app, &digest(1))
-            .await,
-        None
-    );
-    let known = index
-        .blobs(&origin(), &app, &[digest(1), digest(2), digest(3)])
-        .await;
+    assert_eq!(index.blob(&app, &digest(1)).await.unwrap().size, 10);
+    assert_eq!(index.blob(&repository("other"), &digest(1)).await, None);
+    let elsewhere = RepositoryId {
+        origin: Origin::new("https://staging.example"),
+        ..app.clone()
+    };
+    assert_eq!(index.blob(&elsewhere, &digest(1)).await, None);
+    let known = index.blobs(&app, &[digest(1), digest(2), digest(3)]).await;
     assert_eq!((known.len(), known[&digest(2)].size), (2, 20));
-    index
-        .forget_blobs(&origin(), &app, vec![digest(1), digest(3)])
-        .await;
+    index.forget_blobs(&app, vec![digest(1), digest(3)]).await;
     assert_eq!(
         index
-            .blobs(&origin(), &app, &[digest(1), digest(2), digest(3)])
+            .blobs(&app, &[digest(1), digest(2), digest(3)])
             .await
             .len(),
         1
@@ -86,29 +76,23 @@ async fn holders_come_newest_first_and_stay_committed() {
         ("one", false),
     ] {
         index
-            .remember_blobs(
-                &origin(),
-                &repository(name),
-                vec![(digest(1), 10)],
-                committed,
-            )
+            .remember_blobs(&repository(name), vec![(digest(1), 10)], committed)
             .await;
-        index
-            .blob(&origin(), &repository(name), &digest(1))
-            .await
-            .unwrap();
+        index.blob(&repository(name), &digest(1)).await.unwrap();
         tick().await;
     }
     index
         .remember_blobs(
-            &Origin::new("https://staging.example"),
-            &repository("else"),
+            &RepositoryId {
+                origin: Origin::new("https://staging.example"),
+                repository: name("else"),
+            },
             vec![(digest(1), 10)],
             true,
         )
         .await;
-    let holder = |name, committed| BlobHolder {
-        repository: repository(name),
+    let holder = |text, committed| BlobHolder {
+        repository: name(text),
         committed,
     };
     assert_eq!(
@@ -123,65 +107,45 @@ async fn holders_come_newest_first_and_stay_committed() {
 async fn manifests_tags_and_checks_are_remembered_and_forgotten() {
     let index = Index::in_memory();
     let app = repository("app");
+    index.remember_manifests(&app, vec![digest(1)], true).await;
     index
-        .remember_manifests(&origin(), &app, vec![digest(1)], true)
-        .await;
-    index
-        .remember_manifests(&origin(), &app, vec![digest(1), digest(2)], false)
+        .remember_manifests(&app, vec![digest(1), digest(2)], false)
         .await;
     assert!(
-        index
-            .manifest(&origin(), &app, &digest(1))
-            .await
-            .unwrap()
-            .complete,
+        index.manifest(&app, &digest(1)).await.unwrap().complete,
         "it was complete before"
     );
-    assert!(
-        !index
-            .manifest(&origin(), &app, &digest(2))
-            .await
-            .unwrap()
-            .complete
-    );
-    index.forget_manifest(&origin(), &app, &digest(1)).await;
-    assert_eq!(index.manifest(&origin(), &app, &digest(1)).await, None);
+    assert!(!index.manifest(&app, &digest(2)).await.unwrap().complete);
+    index.forget_manifest(&app, &digest(1)).await;
+    assert_eq!(index.manifest(&app, &digest(1)).await, None);
 
     let tags = vec![
         (tag("v1"), Some(digest(1))),
         (tag("v2"), Some(digest(2))),
         (tag("v3"), Some(digest(3))),
     ];
-    index.remember_tags(&origin(), &app, tags).await;
+    index.remember_tags(&app, tags).await;
     index
-        .remember_tags(
-            &origin(),
-            &app,
-            vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)],
-        )
+        .remember_tags(&app, vec![(tag("v1"), Some(digest(9))), (tag("v2"), None)])
         .await;
     let place = |name| TagId {
         origin: origin(),
-        repository: app.clone(),
+        repository: app.repository.clone(),
         tag: tag(name),
     };
     assert_eq!(index.tag(&place("v1")).await.unwrap().digest, digest(9));
     assert_eq!(index.tag(&place("v2")).await, None);
     index.forget_tag(&place("v3")).await;
     assert_eq!(
-        index
-            .tags(&origin(), &app)
-            .await
-            .into_keys()
-            .collect::<Vec<_>>(),
+        index.tags(&app).await.into_keys().collect::<Vec<_>>(),
         [tag("v1")]
     );
 
-    assert_eq!(index.checked(&origin(), &app, &digest(1)).await, None);
-    index.mark_checked(&origin(), &app, &digest(1)).await;
+    assert_eq!(index.checked(&app, &digest(1)).await, None);
+    index.mark_checked(&app, &digest(1)).await;
     assert!(
         index
-            .checked(&origin(), &app, &digest(1))
+            .checked(&app, &digest(1))
             .await
             .is_some_and(|at| at <= clock::now())
     );
@@ -192,7 +156,7 @@ async fn a_hint_from_the_future_is_none() {
     let index = Index::in_memory();
     let app = repository("app");
     index
-        .remember_blobs(&origin(), &app, vec![(digest(1), 10)], false)
+        .remember_blobs(&app, vec![(digest(1), 10)], false)
         .await;
     index
         .queue(|db| {
@@ -200,11 +164,11 @@ async fn a_hint_from_the_future_is_none() {
                 .map(drop)
         })
         .await;
-    assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
+    assert_eq!(index.blob(&app, &digest(1)).await, None);
     index
-        .remember_blobs(&origin(), &app, vec![(digest(1), 10)], false)
+        .remember_blobs(&app, vec![(digest(1), 10)], false)
         .await;
-    assert!(index.blob(&origin(), &app, &digest(1)).await.is_some());
+    assert!(index.blob(&app, &digest(1)).await.is_some());
 }
 
 #[tokio::test]
@@ -214,24 +178,16 @@ async fn an_upload_is_found_again_by_the_next_process() {
     let blob = digest(1);
     let index = Index::open(folder.path()).unwrap().index;
     index
-        .open_upload(
-            &origin(),
-            &app,
-            &blob,
-            100,
-            "https://prod.example/upload?secret=a",
-        )
+        .open_upload(&app, &blob, 100, "https://prod.example/upload?secret=a")
         .await;
-    index.checkpoint(&origin(), &app, &blob, 40, vec![4]).await;
-    index.checkpoint(&origin(), &app, &blob, 8, vec![1]).await;
-    index
-        .checkpoint(&origin(), &app, &digest(2), 8, vec![1])
-        .await;
-    index.finishing(&origin(), &app, &blob).await;
+    index.checkpoint(&app, &blob, 40, vec![4]).await;
+    index.checkpoint(&app, &blob, 8, vec![1]).await;
+    index.checkpoint(&app, &digest(2), 8, vec![1]).await;
+    index.finishing(&app, &blob).await;
     drop(index);
 
     let index = Index::open(folder.path()).unwrap().index;
-    let upload = index.upload(&origin(), &app, &blob).await.unwrap();
+    let upload = index.upload(&app, &blob).await.unwrap();
     assert_eq!((upload.size, upload.finishing), (100, true));
     assert_eq!(upload.location, "https://prod.example/upload?secret=a");
     let offsets: Vec<_> = upload
@@ -242,20 +198,20 @@ async fn an_upload_is_found_again_by_the_next_process() {
     assert_eq!(offsets, [(8, &[1][..]), (40, &[4][..])]);
     assert!(!format!("{upload:?}").contains("secret"));
     assert_eq!(
-        index.upload(&origin(), &app, &digest(2)).await,
+        index.upload(&app, &digest(2)).await,
         None,
         "a checkpoint opens nothing"
     );
 
-    index.open_upload(&origin(), &app, &blob, 100, "anew").await;
-    let upload = index.upload(&origin(), &app, &blob).await.unwrap();
+    index.open_upload(&app, &blob, 100, "anew").await;
+    let upload = index.upload(&app, &blob).await.unwrap();
     assert_eq!(
         (upload.finishing, upload.checkpoints.len()),
         (false, 0),
         "another session starts over"
     );
-    index.close_upload(&origin(), &app, &blob).await;
-    assert_eq!(index.upload(&origin(), &app, &blob).await, None);
+    index.close_upload(&app, &blob).await;
+    assert_eq!(index.upload(&app, &blob).await, None);
 }
 
 #[tokio::test]
@@ -263,18 +219,14 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
     let index = Index::in_memory();
     let app = repository("app");
     let hints = || (0..25_000).map(|n| (digest(n), n)).collect();
-    index.remember_blobs(&origin(), &app, hints(), false).await;
-    index.remember_blobs(&origin(), &app, hints(), true).await;
+    index.remember_blobs(&app, hints(), false).await;
+    index.remember_blobs(&app, hints(), true).await;
+    index.remember_manifests(&app, vec![digest(1)], true).await;
     index
-        .remember_manifests(&origin(), &app, vec![digest(1)], true)
+        .remember_tags(&app, vec![(tag("v1"), Some(digest(1)))])
         .await;
-    index
-        .remember_tags(&origin(), &app, vec![(tag("v1"), Some(digest(1)))])
-        .await;
-    index.mark_checked(&origin(), &app, &digest(1)).await;
-    index
-        .open_upload(&origin(), &app, &digest(2), 5, "here")
-        .await;
+    index.mark_checked(&app, &digest(1)).await;
+    index.open_upload(&app, &digest(2), 5, "here").await;
     let full = index.statistics().await;
     assert!(full.bytes > 25_000 * 33);
     assert_eq!(
@@ -307,7 +259,7 @@ async fn the_old_is_forgotten_and_the_rest_counted() {
         },
         Statistics::default()
     );
-    assert_eq!(index.checked(&origin(), &app, &digest(1)).await, None);
+    assert_eq!(index.checked(&app, &digest(1)).await, None);
 }
 
 #[tokio::test]
@@ -343,7 +295,7 @@ async fn what_cannot_be_used_is_set_aside() {
         );
         opened
             .index
-            .remember_blobs(&origin(), &repository("app"), vec![(digest(1), 1)], false)
+            .remember_blobs(&repository("app"), vec![(digest(1), 1)], false)
             .await;
         assert_eq!(opened.index.statistics().await.blobs, 1);
         for name in ["index.db", "index.db-wal", "index.db-shm"] {
@@ -365,22 +317,22 @@ async fn a_database_that_fails_is_an_index_that_does_not_know() {
     let index = Index::in_memory();
     let app = repository("app");
     index
-        .remember_blobs(&origin(), &app, vec![(digest(1), 1)], false)
+        .remember_blobs(&app, vec![(digest(1), 1)], false)
         .await;
     index
         .queue(|db| db.execute_batch("PRAGMA foreign_keys = OFF; DROP TABLE blobs"))
         .await;
     assert_eq!(index.errors(), 0);
     index
-        .remember_blobs(&origin(), &app, vec![(digest(1), 1)], false)
+        .remember_blobs(&app, vec![(digest(1), 1)], false)
         .await;
-    assert_eq!(index.blob(&origin(), &app, &digest(1)).await, None);
+    assert_eq!(index.blob(&app, &digest(1)).await, None);
     assert_eq!(index.errors(), 2);
-    index.mark_checked(&origin(), &app, &digest(1)).await;
-    assert!(index.checked(&origin(), &app, &digest(1)).await.is_some());
+    index.mark_checked(&app, &digest(1)).await;
+    assert!(index.checked(&app, &digest(1)).await.is_some());
     let other = index.clone();
     index.close().await;
-    assert_eq!(other.checked(&origin(), &app, &digest(1)).await, None);
+    assert_eq!(other.checked(&app, &digest(1)).await, None);
     assert_eq!(other.errors(), 2, "to be closed is no trouble");
 }
 
@@ -391,12 +343,7 @@ async fn fifty_thousand_hints_in_many_requests_are_all_there() {
     for batch in 0..2_500u64 {
         let blobs = (0..20).map(|n| (digest(batch * 20 + n), n)).collect();
         index
-            .remember_blobs(
-                &origin(),
-                &repository(&format!("app-{}", batch % 50)),
-                blobs,
-                true,
-            )
+            .remember_blobs(&repository(&format!("app-{}", batch % 50)), blobs, true)
             .await;
     }
     assert_eq!(index.statistics().await.blobs, 50_000);
@@ -405,7 +352,7 @@ async fn fifty_thousand_hints_in_many_requests_are_all_there() {
     assert_eq!(index.statistics().await.blobs, 50_000);
     assert_eq!(
         index.holders(&origin(), &digest(49_999), 5).await[0].repository,
-        repository("app-49")
+        name("app-49")
     );
 }
 
@@ -416,9 +363,9 @@ async fn a_repository_that_is_not_set_up_is_known_to_the_next_process() {
     let made = repository("made");
     let other = repository("other");
     let index = Index::open(folder.path()).unwrap().index;
-    assert!(!index.is_noted(&origin(), &made).await);
-    index.note(&origin(), &made).await;
-    index.note(&origin(), &made).await;
+    assert!(!index.is_noted(&made).await);
+    index.note(&made).await;
+    index.note(&made).await;
     // Killed: nothing is closed.
     let copy = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(folder.path()).unwrap() {
@@ -426,7 +373,7 @@ async fn a_repository_that_is_not_set_up_is_known_to_the_next_process() {
         fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
     }
     let next = Index::open(copy.path()).unwrap().index;
-    assert!(next.is_noted(&origin(), &made).await && !next.is_noted(&origin(), &other).await);
-    next.clear(&origin(), &made).await;
-    assert!(!next.is_noted(&origin(), &made).await);
+    assert!(next.is_noted(&made).await && !next.is_noted(&other).await);
+    next.clear(&made).await;
+    assert!(!next.is_noted(&made).await);
 }

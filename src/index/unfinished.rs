@@ -10,17 +10,15 @@ use rusqlite::OptionalExtension as _;
 
 use super::{Index, known_number, now, number};
 use crate::ecr;
-use crate::endpoint::Origin;
-use crate::oci::RepositoryName;
+use crate::endpoint::RepositoryId;
 
 impl ecr::Unfinished for Index {
     /// Waited for: the repository is created right after it.
-    fn note<'a>(&'a self, origin: &'a Origin, repository: &'a RepositoryName) -> BoxFuture<'a, ()> {
-        let origin = origin.clone();
+    fn note<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, ()> {
         let repository = repository.clone();
         async move {
             let noted = self.store.write(move |db| {
-                let repository = number(db, &origin, &repository)?;
+                let repository = number(db, &repository)?;
                 db.prepare_cached(
                     "INSERT OR IGNORE INTO unfinished (repository, since) VALUES (?1, ?2)",
                 )?
@@ -32,12 +30,8 @@ impl ecr::Unfinished for Index {
         .boxed()
     }
 
-    fn is_noted<'a>(
-        &'a self,
-        origin: &'a Origin,
-        repository: &'a RepositoryName,
-    ) -> BoxFuture<'a, bool> {
-        self.read_in(origin, repository, |db, repository| {
+    fn is_noted<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, bool> {
+        self.read_in(repository, |db, repository| {
             let since: Option<i64> = db
                 .prepare_cached("SELECT since FROM unfinished WHERE repository = ?1")?
                 .query_row([repository], |row| row.get(0))
@@ -47,16 +41,11 @@ impl ecr::Unfinished for Index {
         .boxed()
     }
 
-    fn clear<'a>(
-        &'a self,
-        origin: &'a Origin,
-        repository: &'a RepositoryName,
-    ) -> BoxFuture<'a, ()> {
-        let origin = origin.clone();
+    fn clear<'a>(&'a self, repository: &'a RepositoryId) -> BoxFuture<'a, ()> {
         let repository = repository.clone();
         async move {
             let cleared = self.store.write(move |db| {
-                let Some(repository) = known_number(db, &origin, &repository)? else {
+                let Some(repository) = known_number(db, &repository)? else {
                     return Ok(());
                 };
                 db.prepare_cached("DELETE FROM unfinished WHERE repository = ?1")?

@@ -13,8 +13,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::schema::{StoredDigest, stored_length};
 use super::{Index, now};
-use crate::endpoint::Origin;
-use crate::oci::{Digest, RepositoryName};
+use crate::endpoint::RepositoryId;
+use crate::oci::Digest;
 
 /// Checkpoints of one upload, at most: enough for 64 GiB without a gap. Beyond it the older half is
 /// thinned out, since an upload goes on near its end.
@@ -68,15 +68,14 @@ impl Index {
     /// dropped.
     pub async fn open_upload(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         digest: &Digest,
         size: u64,
         location: &str,
     ) {
         let digest = *digest;
         let location = location.to_owned();
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             close(db, repository, &digest)?;
             db.prepare_cached("INSERT INTO uploads (repository, digest, size, location, opened) VALUES (?1, ?2, ?3, ?4, ?5)")?
                 .execute(params![repository, StoredDigest(digest), stored_length(size), location, now()])
@@ -89,14 +88,13 @@ impl Index {
     /// upload that is not open.
     pub async fn checkpoint(
         &self,
-        origin: &Origin,
-        repository: &RepositoryName,
+        repository: &RepositoryId,
         digest: &Digest,
         offset: u64,
         state: Vec<u8>,
     ) {
         let digest = *digest;
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             let Some(upload) = number(db, repository, &digest)? else {
                 return Ok(());
             };
@@ -111,12 +109,11 @@ impl Index {
 
     /// The closing request is about to be sent. Returns when that is on the disk (or the disk has
     /// failed).
-    pub async fn finishing(&self, origin: &Origin, repository: &RepositoryName, digest: &Digest) {
-        let origin = origin.clone();
+    pub async fn finishing(&self, repository: &RepositoryId, digest: &Digest) {
         let repository = repository.clone();
         let digest = *digest;
         let noted = self.store.write(move |db| {
-            let Some(repository) = super::known_number(db, &origin, &repository)? else {
+            let Some(repository) = super::known_number(db, &repository)? else {
                 return Ok(());
             };
             db.prepare_cached(
@@ -129,14 +126,9 @@ impl Index {
     }
 
     /// The upload of a blob that was left open, if there is one.
-    pub async fn upload(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Option<StoredUpload> {
+    pub async fn upload(&self, repository: &RepositoryId, digest: &Digest) -> Option<StoredUpload> {
         let digest = *digest;
-        self.read_in(origin, repository, move |db, repository| {
+        self.read_in(repository, move |db, repository| {
             let Some(upload) = number(db, repository, &digest)? else {
                 return Ok(None);
             };
@@ -160,14 +152,9 @@ impl Index {
     }
 
     /// The upload has ended, well or not: nothing is left to go on from.
-    pub async fn close_upload(
-        &self,
-        origin: &Origin,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) {
+    pub async fn close_upload(&self, repository: &RepositoryId, digest: &Digest) {
         let digest = *digest;
-        self.queue_in(origin, repository, move |db, repository| {
+        self.queue_in(repository, move |db, repository| {
             close(db, repository, &digest)
         })
         .await;

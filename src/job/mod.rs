@@ -21,7 +21,7 @@ pub use self::gates::{GateKind, Gates};
 pub use self::progress::{ActiveBlob, BlobProgress, Progress};
 pub use self::report::{Failure, Look, NamedTag, Report, Settled, Sight, Totals, Trouble, tag_of};
 pub use self::verdict::{Gated, Judgement, NextJudgement, Verdict};
-use crate::endpoint::{Abilities, Origin};
+use crate::endpoint::{Abilities, Origin, RepositoryId};
 use crate::oci::{Digest, RepositoryName, Tag};
 
 /// Names a job: one source tag to one destination under one route.
@@ -47,6 +47,16 @@ pub struct TagId {
     pub repository: RepositoryName,
     /// The tag.
     pub tag: Tag,
+}
+
+impl TagId {
+    /// The repository as a key.
+    pub fn repository_id(&self) -> RepositoryId {
+        RepositoryId {
+            origin: self.origin.clone(),
+            repository: self.repository.clone(),
+        }
+    }
 }
 
 /// What caused a look.

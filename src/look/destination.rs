@@ -154,13 +154,11 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         self.record_agreements(1).await;
         self.report_companions(found);
         if !equal.is_empty() && !self.look.request.options.dry_run {
-            let origin = self.side.repository.origin();
-            let repository = self.side.repository.repository();
             self.look
                 .topology
                 .engine
                 .index
-                .remember_tags(origin, repository, equal)
+                .remember_tags(&self.side.repository.id(), equal)
                 .await;
         }
         conflicts

@@ -156,7 +156,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let origin = side.repository.origin();
         let repository = side.repository.repository();
         let troubled = engine.troubled_tags(&self.route.name, origin, repository);
-        let mut hints = engine.index.tags(origin, repository).await;
+        let mut hints = engine.index.tags(&side.repository.id()).await;
         hints.retain(|tag, _| !troubled.contains(tag));
         hints
     }

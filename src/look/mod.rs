@@ -277,12 +277,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let (list, known) = match (list.await, known.await) {
             (Ok(list), Ok(known)) => (list, known),
             (Err(fault), _) | (_, Err(fault)) => {
-                let hints = self
-                    .topology
-                    .engine
-                    .index
-                    .tags(side.repository.origin(), side.repository.repository())
-                    .await;
+                let hints = self.topology.engine.index.tags(&side.repository.id()).await;
                 let view = DestinationLook {
                     hints,
                     ..DestinationLook::of(self, source, side, listing, shared, began)

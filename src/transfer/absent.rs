@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::Promotion;
 use super::limits::RequestClass;
-use crate::endpoint::{Destination, Origin, Source};
-use crate::oci::{RepositoryName, Tag};
+use crate::endpoint::{Destination, RepositoryId, Source};
+use crate::oci::Tag;
 
 /// Jobs within that time that resolve their tag alone before a list is worth its request.
 const ALONE: usize = 4;
@@ -27,9 +27,7 @@ const KEPT: usize = 64;
 
 /// The newest lists. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Absent(Arc<Mutex<HashMap<RepositoryKey, Arc<Slot>>>>);
-
-type RepositoryKey = (Origin, RepositoryName);
+pub(super) struct Absent(Arc<Mutex<HashMap<RepositoryId, Arc<Slot>>>>);
 
 /// One repository. The lock is held during a listing, so that the other jobs wait for its result.
 #[derive(Default)]
@@ -57,7 +55,7 @@ enum Listed {
 }
 
 impl Absent {
-    fn slot(&self, repository: RepositoryKey) -> Arc<Slot> {
+    fn slot(&self, repository: RepositoryId) -> Arc<Slot> {
         let mut slots = self
             .0
             .lock()
@@ -104,10 +102,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         // Half of the time is left for the wait for the PUT.
         let fresh = self.engine.settings.fresh / 2;
-        let slot = self.engine.absent.slot((
-            destination.origin().clone(),
-            destination.repository().clone(),
-        ));
+        let slot = self.engine.absent.slot(destination.id());
         let mut known = slot.0.lock().await;
         if known.current_list(fresh).is_none() {
             if !known.is_worth_a_list(fresh) {

@@ -15,7 +15,7 @@ use super::limits::RequestClass;
 use super::refusals;
 use super::resume::{Cut, UploadState};
 use super::retry::stoppable;
-use crate::endpoint::{Begin, Destination, Mount, Presence, Resume, Source};
+use crate::endpoint::{Begin, Destination, Mount, Presence, RepositoryId, Resume, Source};
 use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
 use crate::job::BlobOutcome;
@@ -40,11 +40,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn ensure_blob(&self, blob: &Descriptor) -> Result<BlobOutcome, Fault> {
-        let (origin, repository) = (
-            self.destination.origin().clone(),
-            self.destination.repository().clone(),
-        );
-        let content = Subject::Content(origin.clone(), repository, blob.digest);
+        let origin = self.destination.origin();
+        let content = Subject::Content(self.destination.id(), blob.digest);
         let claimant = self.claimant(&blob.digest);
         let claims = &self.engine.claims;
         let stall = &self.engine.settings.stall;
@@ -120,12 +117,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// The same of content that came corrupt from our source.
     pub(super) fn corruption_of(&self, digest: &Digest) -> refusals::Subject {
-        let source = Some((
-            self.source.origin().clone(),
-            self.source.repository().clone(),
-        ));
         refusals::Subject {
-            source,
+            source: Some(self.source.id()),
             ..self.refusal_of(digest)
         }
     }
@@ -188,11 +181,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Sends a blob that the destination repository, or a hint, claimed to be there and that a
     /// manifest then missed. Neither hint nor HEAD is trusted any more.
     pub(super) async fn resend_blob(&self, blob: &Descriptor) -> Result<(), Fault> {
-        let content = Subject::Content(
-            self.destination.origin().clone(),
-            self.destination.repository().clone(),
-            blob.digest,
-        );
+        let content = Subject::Content(self.destination.id(), blob.digest);
         let _one = stoppable(
             &self.stop.drain,
             self.engine
@@ -218,11 +207,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let hint = self
             .engine
             .index
-            .blob(
-                self.destination.origin(),
-                self.destination.repository(),
-                &blob.digest,
-            )
+            .blob(&self.destination.id(), &blob.digest)
             .await;
         if let Some(hint) = &hint
             && self.trusts(hint.seen)
@@ -252,11 +237,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Presence::Absent => {
                 self.engine
                     .index
-                    .forget_blobs(
-                        self.destination.origin(),
-                        self.destination.repository(),
-                        vec![digest],
-                    )
+                    .forget_blobs(&self.destination.id(), vec![digest])
                     .await;
                 Ok(false)
             }
@@ -336,11 +317,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         blob: &Descriptor,
         from: &RepositoryName,
     ) -> Result<BlobOutcome, Fault> {
-        let known = self
-            .engine
-            .index
-            .blob(self.destination.origin(), from, &blob.digest)
-            .await;
+        let from = RepositoryId {
+            repository: from.clone(),
+            ..self.destination.id()
+        };
+        let known = self.engine.index.blob(&from, &blob.digest).await;
         if known.is_some_and(|known| known.size != blob.size)
             && !self.ask_whether_held(blob).await?
         {
@@ -388,10 +369,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) async fn remember_blob(&self, blob: &Descriptor) {
-        let (origin, repository) = (self.destination.origin(), self.destination.repository());
         self.engine
             .index
-            .remember_blobs(origin, repository, vec![(blob.digest, blob.size)], false)
+            .remember_blobs(
+                &self.destination.id(),
+                vec![(blob.digest, blob.size)],
+                false,
+            )
             .await;
     }
 

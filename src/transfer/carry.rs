@@ -135,12 +135,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             if !blobs.is_empty() {
                 self.engine
                     .index
-                    .remember_blobs(
-                        self.destination.origin(),
-                        self.destination.repository(),
-                        blobs,
-                        true,
-                    )
+                    .remember_blobs(&self.destination.id(), blobs, true)
                     .await;
             }
             let mut leads = self
@@ -169,16 +164,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .iter()
             .filter(|blob| is_meant(&blob.digest, named));
         let blobs: Vec<Descriptor> = own.cloned().collect();
-        let origin = self.destination.origin();
-        let repository = self.destination.repository();
+        let there = self.destination.id();
         tracing::debug!(destination = %self.destination.address(), manifest = %manifest.digest, blobs = blobs.len(), "the registry misses content; bringing it again");
         self.engine
             .index
-            .forget_blobs(
-                origin,
-                repository,
-                blobs.iter().map(|blob| blob.digest).collect(),
-            )
+            .forget_blobs(&there, blobs.iter().map(|blob| blob.digest).collect())
             .await;
         for child in manifest
             .children
@@ -187,7 +177,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         {
             self.engine
                 .index
-                .forget_manifest(origin, repository, &child.digest)
+                .forget_manifest(&there, &child.digest)
                 .await;
             self.copy_child(image, child).await?;
         }

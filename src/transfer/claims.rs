@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Ticket, Wakers};
 use super::stall;
-use crate::endpoint::Origin;
+use crate::endpoint::{Origin, RepositoryId};
 use crate::job::Rank;
 use crate::oci::{Digest, RepositoryName, Tag};
 
@@ -30,13 +30,13 @@ use crate::oci::{Digest, RepositoryName, Tag};
 pub enum Subject {
     /// A blob or manifest of one repository: no other job asks for it, mounts it or uploads it
     /// there meanwhile.
-    Content(Origin, RepositoryName, Digest),
+    Content(RepositoryId, Digest),
     /// The first upload of a blob to a registry: the others wait, and mount it.
     Upload(Origin, Digest),
     /// The question whether a registry lists referrers.
     Referrers(Origin),
     /// A tag that is read, changed and written.
-    Tag(Origin, RepositoryName, Tag),
+    Tag(RepositoryId, Tag),
 }
 
 /// All claims. Cheap to clone.

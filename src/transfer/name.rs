@@ -188,11 +188,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let place = &self.job.key.destination;
         self.engine
             .index
-            .remember_tags(
-                &place.origin,
-                &place.repository,
-                vec![(place.tag.clone(), digest)],
-            )
+            .remember_tags(&self.destination.id(), vec![(place.tag.clone(), digest)])
             .await;
     }
 }

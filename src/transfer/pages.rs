@@ -62,11 +62,6 @@ impl Reading {
         let priority = RequestClass::Listing.of_look();
         Reading::of(priority.ranked(Rank::Named).within(LONG_WAIT))
     }
-
-    /// A list of at most so many entries.
-    pub fn at_most(self, most: usize) -> Reading {
-        Reading { most, ..self }
-    }
 }
 
 /// A tag as a whole list shows it.

@@ -105,11 +105,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// discarded if another job held the tag meanwhile.
     async fn claim_tag(&self) -> Result<(Claim, Observation), Fault> {
         let place = &self.job.key.destination;
-        let subject = Subject::Tag(
-            place.origin.clone(),
-            place.repository.clone(),
-            place.tag.clone(),
-        );
+        let subject = Subject::Tag(place.repository_id(), place.tag.clone());
         let motion = Arc::default();
         let claimant = Claimant {
             ticket: self.ticket.clone(),

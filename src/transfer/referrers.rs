@@ -109,11 +109,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     async fn mark_checked(&self, subject: &Digest) {
-        let origin = self.destination.origin();
-        let repository = self.destination.repository();
         self.engine
             .index
-            .mark_checked(origin, repository, subject)
+            .mark_checked(&self.destination.id(), subject)
             .await;
     }
 

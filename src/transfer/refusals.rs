@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::endpoint::Origin;
+use crate::endpoint::{Origin, RepositoryId};
 use crate::fault::{Class, Fault, clip};
 use crate::job::Cause;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -36,7 +36,7 @@ pub(super) struct Subject {
     /// The tag under which a manifest was to be written.
     pub(super) tag: Option<Tag>,
     /// The source of corrupt content: another source may be intact.
-    pub(super) source: Option<(Origin, RepositoryName)>,
+    pub(super) source: Option<RepositoryId>,
 }
 
 /// All refusals. Cheap to clone.

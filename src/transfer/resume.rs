@@ -224,11 +224,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     pub(super) async fn drop_upload(&self, blob: &Descriptor, upload: Upload) {
         self.engine
             .index
-            .close_upload(
-                self.destination.origin(),
-                self.destination.repository(),
-                &blob.digest,
-            )
+            .close_upload(&self.destination.id(), &blob.digest)
             .await;
         self.cancel(upload).await;
     }
@@ -248,11 +244,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             // Its closing request may have created the blob.
             self.engine
                 .index
-                .close_upload(
-                    self.destination.origin(),
-                    self.destination.repository(),
-                    &blob.digest,
-                )
+                .close_upload(&self.destination.id(), &blob.digest)
                 .await;
         } else {
             self.drop_upload(blob, Upload { location }).await;
@@ -269,11 +261,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if stored.finishing && self.is_there(blob).await? {
             self.engine
                 .index
-                .close_upload(
-                    self.destination.origin(),
-                    self.destination.repository(),
-                    &blob.digest,
-                )
+                .close_upload(&self.destination.id(), &blob.digest)
                 .await;
             return Ok(BlobOutcome::Copied { resumed: true });
         }

@@ -157,11 +157,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let hint = self
             .engine
             .index
-            .manifest(
-                self.destination.origin(),
-                self.destination.repository(),
-                digest,
-            )
+            .manifest(&self.destination.id(), digest)
             .await;
         hint.is_some_and(|hint| hint.complete && self.trusts(hint.seen))
     }
@@ -187,11 +183,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 
     pub(super) async fn remember_manifests(&self, digests: Vec<Digest>) {
-        let origin = self.destination.origin();
-        let repository = self.destination.repository();
         self.engine
             .index
-            .remember_manifests(origin, repository, digests, true)
+            .remember_manifests(&self.destination.id(), digests, true)
             .await;
     }
 

@@ -91,11 +91,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         };
         self.engine
             .index
-            .close_upload(
-                self.destination.origin(),
-                self.destination.repository(),
-                &blob.digest,
-            )
+            .close_upload(&self.destination.id(), &blob.digest)
             .await;
         self.engine.refusals.forget(&self.refusal_of(&blob.digest));
         self.engine

@@ -71,7 +71,7 @@ async fn assert_all_finish(concurrency: usize, tags: usize) {
         world
             .engine
             .index
-            .remember_blobs(believed.origin(), believed.repository(), held, true)
+            .remember_blobs(&believed.id(), held, true)
             .await;
         world.image("app", &format!("v{number}"), &[base.clone(), own]);
     }

@@ -428,29 +428,26 @@ async fn a_process_killed_while_it_closed_an_upload_asks_for_the_blob_first() {
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
     assert_promoted(&world.promote("app", "v1").await);
     // What the process knew when it was killed: that it was about to close the upload.
-    let (origin, repository) = (
-        world.production.repository("app").origin().clone(),
-        "app".parse().unwrap(),
-    );
+    let repository = world.production.repository("app").id();
     world
         .engine
         .index
-        .forget_blobs(&origin, &repository, vec![layer.digest])
+        .forget_blobs(&repository, vec![layer.digest])
         .await;
     world
         .engine
         .index
-        .forget_manifest(&origin, &repository, &image.digest)
+        .forget_manifest(&repository, &image.digest)
         .await;
     world
         .engine
         .index
-        .open_upload(&origin, &repository, &layer.digest, layer.size, "session-1")
+        .open_upload(&repository, &layer.digest, layer.size, "session-1")
         .await;
     world
         .engine
         .index
-        .finishing(&origin, &repository, &layer.digest)
+        .finishing(&repository, &layer.digest)
         .await;
     world.production.untag("app", "v1");
     world.production.remove("app", &image.digest);
@@ -462,7 +459,7 @@ async fn a_process_killed_while_it_closed_an_upload_asks_for_the_blob_first() {
         world
             .engine
             .index
-            .upload(&origin, &repository, &layer.digest)
+            .upload(&repository, &layer.digest)
             .await
             .is_none(),
         "nothing is left to go on from"
@@ -509,15 +506,11 @@ async fn an_upload_that_reached_more_than_was_sent_is_given_up() {
     let world = World::new();
     let layer = world.layer("app", 1, 20 * MIB);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (
-        world.production.repository("app").origin().clone(),
-        "app".parse().unwrap(),
-    );
+    let repository = world.production.repository("app").id();
     world
         .engine
         .index
         .open_upload(
-            &origin,
             &repository,
             &layer.digest,
             layer.size + 1,
@@ -589,15 +582,12 @@ async fn a_hint_with_another_length_is_not_believed() {
     let world = World::new();
     let layer = world.layer("app", 1, 1000);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (
-        world.production.repository("app").origin().clone(),
-        "app".parse().unwrap(),
-    );
+    let repository = world.production.repository("app").id();
     world.production.store_blob("app", noise(1, 1000));
     world
         .engine
         .index
-        .remember_blobs(&origin, &repository, vec![(layer.digest, 7)], false)
+        .remember_blobs(&repository, vec![(layer.digest, 7)], false)
         .await;
     assert_promoted(&world.promote("app", "v1").await);
     world.assert_arrived("app", "v1", &image);
@@ -635,19 +625,11 @@ async fn a_hint_that_lies_is_corrected_by_the_registry() {
     let world = World::new();
     let layer = world.layer("app", 1, 1000);
     let image = world.image("app", "v1", std::slice::from_ref(&layer));
-    let (origin, repository) = (
-        world.production.repository("app").origin().clone(),
-        "app".parse().unwrap(),
-    );
+    let repository = world.production.repository("app").id();
     world
         .engine
         .index
-        .remember_blobs(
-            &origin,
-            &repository,
-            vec![(layer.digest, layer.size)],
-            false,
-        )
+        .remember_blobs(&repository, vec![(layer.digest, layer.size)], false)
         .await;
     let job = Job {
         cause: Cause::Poll,

@@ -57,7 +57,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
         if !may_ask || has_none {
             return false;
         }
-        let checked = engine.index.checked(origin, repository, digest).await;
+        let checked = engine
+            .index
+            .checked(&self.side.repository.id(), digest)
+            .await;
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
         let is_due = |at: Timestamp| {
             if at_once || is_told {

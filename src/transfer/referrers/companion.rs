@@ -126,10 +126,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
 
     /// One job at a time looks at a tag beside `subject` and moves it.
     pub(super) async fn claim_beside(&self, tag: &Tag, subject: &Digest) -> Result<Claim, Fault> {
-        let TagId {
-            origin, repository, ..
-        } = self.place_beside(tag);
-        let claimed = Subject::Tag(origin, repository, tag.clone());
+        let claimed = Subject::Tag(self.place_beside(tag).repository_id(), tag.clone());
         let claimant = self.claimant(subject);
         let claim = self.engine.claims.take(claimed, &claimant);
         stoppable(&self.stop.drain, claim).await

@@ -18,11 +18,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         self.engine
             .index
-            .upload(
-                self.destination.origin(),
-                self.destination.repository(),
-                &blob.digest,
-            )
+            .upload(&self.destination.id(), &blob.digest)
             .await
     }
 
@@ -32,13 +28,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         state: &UploadState,
     ) {
         if self.is_journalled(blob) && state.checkpoints.is_empty() {
-            let origin = self.destination.origin();
-            let repository = self.destination.repository();
             self.engine
                 .index
                 .open_upload(
-                    origin,
-                    repository,
+                    &self.destination.id(),
                     &blob.digest,
                     blob.size,
                     &state.upload.location,
@@ -53,13 +46,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         checkpoint: &Checkpoint,
     ) {
         if self.is_journalled(blob) {
-            let origin = self.destination.origin();
-            let repository = self.destination.repository();
             self.engine
                 .index
                 .checkpoint(
-                    origin,
-                    repository,
+                    &self.destination.id(),
                     &blob.digest,
                     checkpoint.offset,
                     checkpoint.hasher.save(),
@@ -74,11 +64,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if self.is_journalled(blob) {
             self.engine
                 .index
-                .finishing(
-                    self.destination.origin(),
-                    self.destination.repository(),
-                    &blob.digest,
-                )
+                .finishing(&self.destination.id(), &blob.digest)
                 .await;
         }
     }
