@@ -1,9 +1,11 @@
 //! The ledger beside the index, as the index knows it: one that is restored from a copy, or lost, is
 //! noticed.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Index;
+use super::schema::{StoredDigest, stored_length};
+use crate::oci::Digest;
 
 /// A ledger and its last row at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,43 +14,44 @@ pub struct KnownLedger {
     pub id: String,
     /// The number of its last row then.
     pub last_row: u64,
+    /// The hash of that row; unknown where an older version wrote it, and where there was no row.
+    pub hash: Option<Digest>,
 }
 
 impl Index {
     /// The ledger that was beside this index last.
     pub async fn ledger(&self) -> Option<KnownLedger> {
-        self.read(|db| {
-            db.prepare_cached("SELECT id, last_row FROM ledger")?
-                .query_row([], |row| {
-                    Ok(KnownLedger {
-                        id: row.get(0)?,
-                        last_row: row.get::<_, i64>(1)?.unsigned_abs(),
-                    })
-                })
-                .optional()
-        })
-        .await
+        self.read(known).await
     }
 
     /// Remembers the ledger beside this index.
-    pub async fn remember_ledger(&self, known: KnownLedger) {
+    pub async fn remember_ledger(&self, ledger: KnownLedger) {
         self.queue(move |db| {
-            let last = i64::try_from(known.last_row).unwrap_or(i64::MAX);
-            let is_known: bool = db
-                .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM ledger WHERE id = ?1 AND last_row = ?2)",
-                )?
-                .query_row(params![known.id, last], |row| row.get(0))?;
-            if is_known {
+            if known(db)?.as_ref() == Some(&ledger) {
                 return Ok(());
             }
+            let last = stored_length(ledger.last_row);
+            let hash = ledger.hash.map(StoredDigest);
             db.execute("DELETE FROM ledger", [])?;
             db.execute(
-                "INSERT INTO ledger (id, last_row) VALUES (?1, ?2)",
-                params![known.id, last],
+                "INSERT INTO ledger (id, last_row, hash) VALUES (?1, ?2, ?3)",
+                params![ledger.id, last, hash],
             )
             .map(drop)
         })
         .await;
     }
+}
+
+fn known(db: &Connection) -> rusqlite::Result<Option<KnownLedger>> {
+    db.prepare_cached("SELECT id, last_row, hash FROM ledger")?
+        .query_row([], |row| {
+            let hash: Option<StoredDigest> = row.get(2)?;
+            Ok(KnownLedger {
+                id: row.get(0)?,
+                last_row: row.get::<_, i64>(1)?.unsigned_abs(),
+                hash: hash.map(|hash| hash.0),
+            })
+        })
+        .optional()
 }

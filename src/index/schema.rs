@@ -14,7 +14,7 @@ pub(super) const SCHEMA: Schema = Schema {
     name: "index",
     durable: false,
     application: 0x62_66_69_78,
-    migrations: &[VERSION_1, VERSION_2, VERSION_3],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4],
     fill: |_| Ok(()),
 };
 
@@ -107,6 +107,11 @@ const VERSION_2: &str = "
 const VERSION_3: &str = "
     -- the ledger beside this index and its last row, as of some time; at most one row
     CREATE TABLE ledger (id TEXT NOT NULL, last_row INTEGER NOT NULL) STRICT;
+";
+
+const VERSION_4: &str = "
+    -- the hash of that row: another row may have its number
+    ALTER TABLE ledger ADD COLUMN hash BLOB;
 ";
 
 /// A digest as the tables hold it.

@@ -182,13 +182,11 @@ impl Ledger {
     /// The ledger's identity and its last row.
     pub async fn end(&self) -> Result<KnownEnd, Fault> {
         let read = |db: &Connection| {
-            let id: i64 = db
-                .prepare_cached("SELECT coalesce(max(id), 0) FROM rows")?
-                .query_row([], |row| row.get(0))?;
+            let last = chain::last_row(db)?;
             Ok(KnownEnd {
                 ledger: chain::identity(db)?,
-                id: id.unsigned_abs(),
-                hash: None,
+                id: last.map_or(0, |(id, _)| id),
+                hash: last.map(|(_, hash)| hash),
             })
         };
         self.store.read(read).await.map_err(unreadable)

@@ -4,11 +4,11 @@
 //! and as it is once its texts are dropped. So dropping texts leaves every hash as it is, and what
 //! stays of the row is still covered. Promotions, decisions and evidence have one form alone.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 use serde_json::{Value, json};
 
 use super::raw::RawRow;
-use super::{Ledger, unreadable};
+use super::{Ledger, rows, unreadable};
 use crate::fault::Fault;
 use crate::job::Outcome;
 use crate::oci::Digest;
@@ -143,6 +143,15 @@ pub(super) fn end(db: &Connection) -> rusqlite::Result<String> {
         "SELECT coalesce((SELECT hash FROM rows ORDER BY id DESC LIMIT 1), id) FROM identity",
     )?
     .query_row([], |row| row.get(0))
+}
+
+/// The number and the hash of the last row.
+pub(super) fn last_row(db: &Connection) -> rusqlite::Result<Option<(u64, Digest)>> {
+    db.prepare_cached("SELECT id, hash FROM rows ORDER BY id DESC LIMIT 1")?
+        .query_row([], |row| {
+            Ok((row.get::<_, i64>(0)?.unsigned_abs(), rows::parsed(row, 1)?))
+        })
+        .optional()
 }
 
 /// What a verification found.

@@ -406,7 +406,7 @@ impl Parts {
         let indexed = self.index.ledger().await.map(|known| KnownEnd {
             ledger: known.id,
             id: known.last_row,
-            hash: None,
+            hash: known.hash,
         });
         let by_index = self.contradiction(indexed.as_ref()).await?;
         let by_audit = self.contradiction(audit).await?;
@@ -450,6 +450,7 @@ impl Parts {
             let known = KnownLedger {
                 id: end.ledger,
                 last_row: end.id,
+                hash: end.hash,
             };
             self.index.remember_ledger(known).await;
         }

@@ -208,3 +208,31 @@ async fn a_restored_ledger_holds_everything_until_it_is_released() {
         .until("it goes on", |_| production.tagged("app", "v2").is_some())
         .await;
 }
+
+/// Decisions without a daemon bring a restored ledger to the length of the lost one.
+#[tokio::test]
+async fn a_restored_ledger_that_has_grown_to_the_old_length_holds_everything() {
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    ferry.sync(&[]).await.expect(0);
+    let (ledger, copy) = (ferry.path("state/ledger.db"), ferry.path("copy.db"));
+    std::fs::copy(&ledger, &copy).expect("a backup");
+    ferry.run(&["hold", "--reason", "freeze"]).await.expect(0);
+    ferry.sync(&[]).await.expect(0);
+
+    std::fs::copy(&copy, &ledger).expect("the backup is restored");
+    ferry.run(&["hold", "other:tag"]).await.expect(0);
+    ferry.run(&["hold", "other:more"]).await.expect(0);
+    staging.push("app", "v2", &Image::oci(2, &[100]));
+    let held = ferry.sync(&["--tag", "v2"]).await.expect(4);
+    assert!(
+        held.stdout.contains("it knows another row 2"),
+        "{}",
+        held.stdout
+    );
+    assert_eq!(production.tagged("app", "v2"), None);
+    ferry.run(&["history", "--verify"]).await.expect(0);
+    ferry.run(&["release"]).await.expect(0);
+    ferry.sync(&["--tag", "v2"]).await.expect(0);
+}
