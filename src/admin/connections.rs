@@ -1,12 +1,13 @@
 //! The connections of a listener: how many there are, of which client, and which one goes when
 //! there are too many.
 //!
-//! A connection is *open* while no head of a request is complete on it: just made, silent, or idle
-//! between two requests. One that is open can be closed at any time without harm; one that is
-//! *busy* cannot. So a new connection is always taken: in the place of the oldest open one of its
-//! own client when that has too many of them, or of the oldest open one at all when every place is
-//! taken. Connections on which no request was ever answered go first. A client never has all
-//! limits, and only requests for health and metrics may take the last ones.
+//! A connection is *open* while no whole request has arrived on it: just made, silent, idle between
+//! two requests, or with a body that is still arriving. One that is open can be closed at any time
+//! without harm, since nothing was done for it; one that is *busy* cannot. So a new connection is
+//! always taken: in the place of the oldest open one of its own client when that has too many of
+//! them, or of the oldest open one at all when every place is taken. Connections on which no
+//! request was ever answered go first. A client never has all places, only requests for health and
+//! metrics may take the last ones, and stalled bodies keep no other request out.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -52,13 +53,22 @@ struct Table {
     next: u64,
     /// By number, hence by age.
     entries: BTreeMap<u64, Entry>,
-    /// Requests that are answered and are not for health or metrics.
-    requests: usize,
+}
+
+/// How far the newest request on a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Its head has not arrived.
+    Idle,
+    /// Its body has not arrived in full.
+    Arriving { is_probe: bool },
+    /// It is being answered.
+    Busy { is_probe: bool },
 }
 
 struct Entry {
     client: ClientKey,
-    is_idle: bool,
+    phase: Phase,
     /// Whether a request on it has been answered: a client that keeps it may send the next one now.
     has_answered: bool,
     /// Since when it has been open, in the order of all connections.
@@ -105,7 +115,7 @@ impl Connections {
             .values()
             .filter(|entry| entry.client == client);
         let (count, open) = of_client.fold((0, 0), |(count, open), entry| {
-            (count + 1, open + usize::from(entry.is_idle))
+            (count + 1, open + usize::from(entry.is_open()))
         });
         if count >= per_client || open >= idle_per_client {
             let oldest = table.oldest_idle(|entry| entry.client == client)?;
@@ -119,7 +129,7 @@ impl Connections {
             (table.number(), table.number(), CancellationToken::new());
         let entry = Entry {
             client,
-            is_idle: true,
+            phase: Phase::Idle,
             has_answered: false,
             idle_since,
             closed: closed.clone(),
@@ -130,6 +140,20 @@ impl Connections {
             number,
             closed,
         })
+    }
+}
+
+impl Entry {
+    fn is_open(&self) -> bool {
+        !matches!(self.phase, Phase::Busy { .. })
+    }
+
+    /// Whether it has a request, arriving or being answered, that is not for health or metrics.
+    fn has_request(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Arriving { is_probe: false } | Phase::Busy { is_probe: false }
+        )
     }
 }
 
@@ -149,9 +173,14 @@ impl Table {
         let open = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.is_idle && wanted(entry));
+            .filter(|(_, entry)| entry.is_open() && wanted(entry));
         open.min_by_key(|(_, entry)| (entry.has_answered, entry.idle_since))
             .map(|(number, _)| *number)
+    }
+
+    fn requests(&self) -> usize {
+        let entries = self.entries.values();
+        entries.filter(|entry| entry.has_request()).count()
     }
 
     fn close(&mut self, number: u64) {
@@ -170,22 +199,24 @@ pub(super) struct ConnectionSlot {
 }
 
 impl ConnectionSlot {
-    /// The head of a request is complete. `None`: every place that is not kept for probes is taken,
-    /// and it is no probe.
+    /// The head of a request is complete. When every place that is not kept for probes is taken, the
+    /// oldest request with a body that is still arriving makes room; `None`: there is none, and this
+    /// is no probe.
     pub(super) fn start_request(&self, is_probe: bool) -> Option<ActiveRequest> {
         let mut table = self.shared.lock();
         let most = self.shared.limits.total - self.shared.limits.reserved_for_probes;
-        if !is_probe && table.requests >= most {
-            return None;
+        if !is_probe && table.requests() >= most {
+            let arriving = table.oldest_idle(Entry::has_request)?;
+            table.close(arriving);
         }
-        table.requests += usize::from(!is_probe);
+        let idle_since = table.number();
         if let Some(entry) = table.entries.get_mut(&self.number) {
-            entry.is_idle = false;
+            entry.phase = Phase::Arriving { is_probe };
+            entry.idle_since = idle_since;
         }
         Some(ActiveRequest {
             shared: self.shared.clone(),
             number: self.number,
-            is_probe,
         })
     }
 }
@@ -197,24 +228,50 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// A request that is being answered: its connection is open again when this is dropped.
+/// A request that arrives and is answered: its connection is idle again when this is dropped.
 pub(super) struct ActiveRequest {
     shared: Arc<Shared>,
     number: u64,
-    is_probe: bool,
+}
+
+impl ActiveRequest {
+    /// Tells when the request has arrived in full.
+    pub(super) fn arrival(&self) -> Arrival {
+        Arrival {
+            shared: self.shared.clone(),
+            number: self.number,
+        }
+    }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut table = self.shared.lock();
         let idle_since = table.number();
-        table.requests -= usize::from(!self.is_probe);
         if let Some(entry) = table.entries.get_mut(&self.number) {
-            entry.is_idle = true;
+            entry.phase = Phase::Idle;
             entry.has_answered = true;
             entry.idle_since = idle_since;
         }
         self.shared.changed.notify_one();
+    }
+}
+
+/// The arrival of a request.
+pub(super) struct Arrival {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Arrival {
+    /// The request is there, with its body.
+    pub(super) fn complete(&self) {
+        let mut table = self.shared.lock();
+        if let Some(entry) = table.entries.get_mut(&self.number)
+            && let Phase::Arriving { is_probe } = entry.phase
+        {
+            entry.phase = Phase::Busy { is_probe };
+        }
     }
 }
 
@@ -235,6 +292,13 @@ mod tests {
             per_client: 4,
             idle_per_client: 3,
         })
+    }
+
+    /// A request that has arrived in full.
+    fn whole(slot: &ConnectionSlot, is_probe: bool) -> Option<ActiveRequest> {
+        let request = slot.start_request(is_probe)?;
+        request.arrival().complete();
+        Some(request)
     }
 
     fn taken(connections: &Connections, last: u8, count: usize) -> Vec<ConnectionSlot> {
@@ -265,7 +329,7 @@ mod tests {
         let mine = taken(&connections, 1, 3);
         let _busy: Vec<ActiveRequest> = mine
             .iter()
-            .map(|connection| connection.start_request(true).unwrap())
+            .map(|connection| whole(connection, true).unwrap())
             .collect();
         let fourth = connections.admit(client(1)).unwrap();
         let _fifth = connections.admit(client(1)).unwrap();
@@ -275,7 +339,7 @@ mod tests {
                     .iter()
                     .all(|connection| !connection.closed.is_cancelled())
         );
-        let _all = _fifth.start_request(true);
+        let _all = whole(&_fifth, true);
         assert!(
             connections.admit(client(1)).is_none(),
             "a client with all its connections busy gets no more"
@@ -287,7 +351,7 @@ mod tests {
     fn an_answered_request_leaves_its_connection_open_again() {
         let connections = connections();
         let mine = taken(&connections, 1, 3);
-        drop(mine[0].start_request(false));
+        drop(whole(&mine[0], false));
         let _fourth = connections.admit(client(1)).unwrap();
         assert!(
             mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled(),
@@ -299,7 +363,7 @@ mod tests {
     fn silent_connections_go_before_those_that_were_used() {
         let connections = connections();
         let mine = taken(&connections, 1, 2);
-        drop(mine[0].start_request(false));
+        drop(whole(&mine[0], false));
         let _more = taken(&connections, 1, 5);
         assert!(mine[1].closed.is_cancelled() && !mine[0].closed.is_cancelled());
     }
@@ -314,12 +378,12 @@ mod tests {
         let busy: Vec<ActiveRequest> = all
             .iter()
             .take(4)
-            .map(|connection| connection.start_request(false).expect("a place"))
+            .map(|connection| whole(connection, false).expect("a place"))
             .collect();
-        assert!(all[4].start_request(false).is_none());
-        assert!(all[4].start_request(true).is_some() && all[5].start_request(true).is_some());
+        assert!(whole(&all[4], false).is_none());
+        assert!(whole(&all[4], true).is_some() && whole(&all[5], true).is_some());
         drop(busy);
-        assert!(all[4].start_request(false).is_some());
+        assert!(whole(&all[4], false).is_some());
     }
 
     #[test]
@@ -331,12 +395,47 @@ mod tests {
             .collect();
         let mut busy: Vec<ActiveRequest> = all
             .iter()
-            .map(|connection| connection.start_request(true).unwrap())
+            .map(|connection| whole(connection, true).unwrap())
             .collect();
         assert!(connections.wait_for_capacity().now_or_never().is_none());
         busy.pop();
         assert!(connections.wait_for_capacity().now_or_never().is_some());
         let _seventh = connections.admit(client(4)).unwrap();
         assert!(all[5].closed.is_cancelled());
+    }
+
+    #[test]
+    fn a_body_that_stalls_makes_room_for_the_next_connection_of_its_client() {
+        let connections = connections();
+        let stalled = taken(&connections, 1, 3);
+        let requests: Vec<ActiveRequest> = stalled
+            .iter()
+            .map(|connection| connection.start_request(false).unwrap())
+            .collect();
+        let next = connections.admit(client(1)).unwrap();
+        assert!(stalled[0].closed.is_cancelled() && !stalled[1].closed.is_cancelled());
+        requests[1].arrival().complete();
+        let _probe = whole(&next, true).unwrap();
+        let _more = taken(&connections, 1, 3);
+        assert!(
+            stalled[2].closed.is_cancelled() && !stalled[1].closed.is_cancelled(),
+            "a request that has arrived stays"
+        );
+    }
+
+    #[test]
+    fn bodies_that_stall_keep_no_request_out() {
+        let connections = connections();
+        let all: Vec<ConnectionSlot> = [1, 2, 3]
+            .into_iter()
+            .flat_map(|last| taken(&connections, last, 2))
+            .collect();
+        let _stalled: Vec<ActiveRequest> = all
+            .iter()
+            .take(4)
+            .map(|connection| connection.start_request(false).unwrap())
+            .collect();
+        assert!(whole(&all[4], false).is_some());
+        assert!(all[0].closed.is_cancelled() && !all[1].closed.is_cancelled());
     }
 }

@@ -44,8 +44,6 @@ use crate::watch::receiver::{Delivery, Handshake, Push};
 const MOST_BODY: usize = 1 << 20;
 /// Bytes of a body that need no permit.
 const SMALL_BODY: usize = 64 << 10;
-/// Bodies at once that are larger.
-pub(super) const LARGE_BODIES: usize = 32;
 /// What a CloudEvents sender asks permission for.
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md#4-abuse-protection>
 const REQUEST_ORIGIN: &str = "webhook-request-origin";
@@ -121,7 +119,7 @@ async fn deliver(
     if !settings.signs_body() {
         settings.authenticate(unverified(head, b"")).await?;
     }
-    let body = request_body::in_time(app, collected(&app.large_bodies, body)).await?;
+    let body = request_body::in_time(app, collected(&receiver.large_bodies, body)).await?;
     if settings.signs_body() {
         settings.authenticate(unverified(head, &body)).await?;
     }

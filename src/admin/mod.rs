@@ -12,6 +12,7 @@
 
 pub mod access;
 mod answer;
+mod arriving_body;
 pub mod client;
 mod connections;
 mod copies;
@@ -126,8 +127,6 @@ struct App {
     rules: access::Rules,
     receivers: Receivers,
     deadlines: Deadlines,
-    /// Large bodies of notifications.
-    large_bodies: Semaphore,
     waiting_tcp: Arc<Semaphore>,
     waiting_socket: Arc<Semaphore>,
     reported_secrets: Changes,
@@ -139,7 +138,6 @@ impl App {
             services,
             rules: access::Rules::new(settings.tokens.clone()),
             receivers: settings.receivers.clone(),
-            large_bodies: Semaphore::new(events::LARGE_BODIES),
             deadlines: settings.deadlines,
             waiting_tcp: Arc::new(Semaphore::new(WAITING)),
             waiting_socket: Arc::new(Semaphore::new(WAITING)),

@@ -5,10 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::token_bucket::TokenBucket;
 use crate::watch::receiver::settings::Settings;
+
+/// Bodies of one receiver at once that are larger than those that need no permit.
+const LARGE_BODIES: usize = 32;
 
 /// The receivers.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +23,8 @@ pub struct Receivers(Arc<RwLock<BTreeMap<Arc<str>, Arc<Receiver>>>>);
 pub(super) struct Receiver {
     pub(super) settings: Settings,
     bucket: Mutex<TokenBucket>,
+    /// Large bodies that are read at once: strangers use up those of their receiver alone.
+    pub(super) large_bodies: Semaphore,
 }
 
 impl Receivers {
@@ -52,6 +58,7 @@ impl Receiver {
         Receiver {
             settings,
             bucket: Mutex::new(bucket),
+            large_bodies: Semaphore::new(LARGE_BODIES),
         }
     }
 

@@ -29,6 +29,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Refusal;
+use super::arriving_body::ArrivingBody;
 use super::connections::{ActiveRequest, ConnectionLimits, ConnectionSlot, Connections};
 use super::routes::Guard;
 use super::write_timeout::WriteTimeout;
@@ -441,9 +442,11 @@ async fn serve<S>(
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let is_probe = Guard::of(request.method(), request.uri().path()) == Guard::Open;
-        let answer = slot
-            .start_request(is_probe)
-            .map(|busy| (busy, app.call(request)));
+        let answer = slot.start_request(is_probe).map(|busy| {
+            let arriving = |body| ArrivingBody::new(body, busy.arrival());
+            let request = request.map(arriving);
+            (busy, app.call(request))
+        });
         async move {
             let Some((busy, answer)) = answer else {
                 return Ok(too_busy());

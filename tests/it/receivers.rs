@@ -113,6 +113,51 @@ async fn status(request: RequestBuilder) -> u16 {
     answer.status().as_u16()
 }
 
+/// Four hundred bodies that stalled at a receiver that signs kept health, metrics and the events of
+/// their peer out.
+#[tokio::test]
+async fn stalled_bodies_of_one_peer_keep_nothing_of_it_out() {
+    let scene = Scene::of_kinds(&["generic", "harbor"]).await;
+    let address = scene.daemon.url().trim_start_matches("http://");
+    let head = format!(
+        "POST /v1/events/generic HTTP/1.1\r\nhost: {address}\r\nx-signature: sha256={}\r\n\
+         content-length: 1000\r\nexpect: 100-continue\r\n\r\n",
+        "a".repeat(64)
+    );
+    let mut stalled = Vec::new();
+    for _ in 0..400 {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let mut stream = BufReader::new(stream);
+        stream
+            .write_all(head.as_bytes())
+            .await
+            .expect("a head is sent");
+        let mut line = String::new();
+        stream.read_line(&mut line).await.expect("an answer");
+        assert!(line.contains("100 Continue"), "the body is read: {line}");
+        stalled.push(stream);
+    }
+    for path in ["/healthz", "/metrics"] {
+        let answer = scene.daemon.get(path).await;
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    let body = json!({"type": "PUSH_ARTIFACT", "event_data": {
+        "resources": [{"tag": "v1"}], "repository": {"repo_full_name": "app"}}});
+    let body = body.to_string();
+    let sent = status(bearer(scene.post("harbor", body))).await;
+    assert_eq!(sent, 202);
+    let newest = stalled.last_mut().expect("the last one");
+    newest
+        .write_all(&[b'x'; 1000])
+        .await
+        .expect("it is open still");
+    let mut answer = String::new();
+    while !answer.contains("HTTP/1.1 401") {
+        let read = newest.read_line(&mut answer).await.expect("an answer");
+        assert_ne!(read, 0, "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_notification_is_only_a_hint() {
     let scene = Scene::of_kinds(&["distribution"]).await;
