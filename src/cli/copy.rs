@@ -25,9 +25,11 @@ docker://, http:// or https://, or layout:PATH:tag for an OCI image layout.
 A host that the config knows gets that registry's credentials, CA, scheme and
 pace. Of others, loopback hosts speak http unless https:// is said, the rest https
 unless http:// is, and credentials come from the Docker config and its helpers, for
-ECR from AWS. Where a route leads to DST, a running daemon makes the copy, else it
-goes into the state folder of the config: the daemon then knows what was written.
---state keeps hints, checkpoints and history in another folder.
+ECR from AWS. Where a route leads to DST, or the config has both registries, a
+running daemon makes the copy, else it goes into the state folder of the config:
+the daemon then knows what was written, and its decisions hold. --state keeps
+hints, checkpoints and history in another folder.
+Where no route leads to DST, no gates are asked, and the output says unguarded.
 An explicit act: a moving tag (latest) moves; any other tag that names another
 digest is a conflict unless --replace names that digest.")]
 pub(super) struct Copy {

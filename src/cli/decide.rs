@@ -6,11 +6,14 @@ use http::StatusCode;
 
 use super::lines::Lines;
 use super::output::clean;
+use super::progress::say;
 use super::remarks::Said;
 use super::socket::{Socket, refusal};
-use super::{Arguments, Failure};
+use super::sync::is_same_file;
+use super::{Arguments, Failure, load};
 use crate::admin::{DecisionAnswer, DecisionRequest};
 use crate::commands::{Decide, decide};
+use crate::config::{Config, StatePath};
 use crate::decision::Kind;
 use crate::job::Remarks;
 use crate::oci::Digest;
@@ -154,6 +157,7 @@ impl Common {
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
         let socket = Socket::in_state(&state.folder);
+        let is_new = !crate::ledger::exists_in(&state.folder);
         let answered = socket.act("/v1/decisions", body(&request)).await?;
         let by_daemon = answered.is_some();
         let answer = match answered {
@@ -162,7 +166,8 @@ impl Common {
             })?,
             Some((status, body)) => return Err(refused(status, &body)),
             None => {
-                let recorded = decide(&state.folder, request).await;
+                let config = config_of(arguments, &state);
+                let recorded = decide(&state.folder, config.as_ref(), request).await;
                 let decision = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
                 DecisionAnswer {
                     decision,
@@ -176,13 +181,33 @@ impl Common {
         }
         lines.line(shown(&answer));
         if !by_daemon {
-            lines.line(format!(
-                "no daemon runs on {}: the next one there goes by it",
-                state.folder.display()
-            ));
+            let folder = state.folder.display();
+            lines.line(match is_new {
+                true => format!(
+                    "no daemon has used {folder} so far: one that starts there goes by it; --state DIR or `daemon.state` names another folder"
+                ),
+                false => format!("no daemon runs on {folder}: the next one there goes by it"),
+            });
         }
         Ok(0)
     }
+}
+
+/// The config of the daemon that uses the state folder, where there is one that can be read.
+fn config_of(arguments: &Arguments, state: &StatePath) -> Option<Config> {
+    let path = arguments.config_path();
+    let unread = match load(&path) {
+        _ if !path.exists() => state.doubt.clone()?,
+        Ok(config) => {
+            return Some(config).filter(|config| is_same_file(&config.daemon.state, &state.folder));
+        }
+        Err(failure) => failure.to_string(),
+    };
+    let first = unread.lines().next().unwrap_or_default();
+    say(&format!(
+        "the target is taken as it is written, since the config is not known: {first}"
+    ));
+    None
 }
 
 fn body(request: &Decide) -> serde_json::Value {

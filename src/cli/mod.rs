@@ -350,10 +350,14 @@ async fn dispatch(
 }
 
 impl Arguments {
-    /// The config, with what the command line says of it.
+    /// The config, with what the command line says of it. The audit file is that of the ledger in
+    /// the config's own state folder.
     fn config(&self) -> Result<Config, Failure> {
         let mut config = load(&self.config_path())?;
         if let Some(state) = &self.state {
+            if !sync::is_same_file(state, &config.daemon.state) {
+                config.daemon.audit_file = None;
+            }
             config.daemon.state.clone_from(state);
         }
         Ok(config)

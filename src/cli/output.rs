@@ -87,6 +87,9 @@ pub(super) fn settled(style: Style, options: &str, job: &Settled) -> String {
     let mut text = format!("{word} {}  {}", clean(&job.destination), facts(job))
         .trim_end()
         .to_owned();
+    if job.unguarded && matches!(job.result, Outcome::Promoted | Outcome::Planned) {
+        text.push_str("  unguarded");
+    }
     for reason in job
         .reasons
         .iter()

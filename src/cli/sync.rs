@@ -26,6 +26,8 @@ use crate::oci::Tag;
 use crate::status::board::Status;
 use crate::watch::Scope;
 
+/// The exit code where what was named is not there.
+const NOT_THERE: u8 = 5;
 /// How often a daemon that makes our pass is asked what it is doing.
 const GLANCE: Duration = Duration::from_secs(1);
 
@@ -258,7 +260,7 @@ fn follows(named: &Path, daemons: &Path) -> Result<(), Failure> {
 }
 
 /// Whether two paths lead to one file, there or not.
-fn is_same_file(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     matches!((resolve(one), resolve(other)), (Ok(one), Ok(other)) if one == other)
 }
 
@@ -278,10 +280,11 @@ pub(super) fn known<'a>(
         None => Ok(()),
         Some(unknown) => {
             let routes: Vec<&str> = routes.collect();
-            Err(Failure::usage(format_args!(
+            let text = format!(
                 "there is no route \"{unknown}\" (the config has: {})",
                 routes.join(", ")
-            )))
+            );
+            Err(Failure::said(NOT_THERE, text))
         }
     }
 }
@@ -291,14 +294,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_route_is_a_usage_error_that_names_the_known_ones() {
+    fn an_unknown_route_is_not_there_and_the_known_ones_are_named() {
         let routes = ["one", "two"];
         assert!(known(&["two".into()], routes.into_iter()).is_ok());
         assert!(known(&[], [].into_iter()).is_ok());
         let failure = known(&["one".into(), "three".into()], routes.into_iter()).unwrap_err();
         assert_eq!(
             (failure.code, failure.to_string().as_str()),
-            (2, "there is no route \"three\" (the config has: one, two)")
+            (5, "there is no route \"three\" (the config has: one, two)")
         );
     }
 

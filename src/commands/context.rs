@@ -13,7 +13,7 @@ use crate::backend::Repository;
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
 use crate::job::{Gates, Progress, Settled};
-use crate::ledger::RunFacts;
+use crate::ledger::{AuditTask, RunFacts};
 use crate::look::topology::Topology;
 use crate::parts::{Parts, facts};
 use crate::route::Route;
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     topology: Option<Arc<Topology>>,
     /// The daemon acts: of hosts that its config does not know it has no credentials.
     knows_config_only: bool,
+    audit: Option<AuditTask>,
     _lock: Option<StateLock>,
 }
 
@@ -40,30 +41,27 @@ pub(super) struct Guards {
 }
 
 impl Context {
-    /// For a command that runs by itself. What is written where a route of the config leads must be
-    /// known to the daemon, so there the config's state is used, unless another one is named.
+    /// For a command that runs by itself. Where a config is read, its state is used unless another
+    /// one is named: the daemon then knows what was written, and the decisions there hold.
     ///
     /// # Errors
-    /// When a state folder that was named cannot be used, or a registry's settings do not work.
-    pub(super) fn open<'n>(
+    /// When a state folder that was named cannot be used, a route leads to a destination and the
+    /// daemon cannot be asked for it, or a registry's settings do not work.
+    pub(super) async fn open<'n>(
         state: Option<&Path>,
         dry_run: bool,
         config: Option<&Config>,
-        mut destinations: impl Iterator<Item = &'n Named>,
+        destinations: impl Iterator<Item = &'n Named>,
     ) -> Result<Context, Error> {
-        let routed = config.filter(|config| {
-            let directory = Directory::of_config(config);
-            destinations.any(|named| directory.is_routed(named))
-        });
-        let folder = state.or(routed.map(|config| config.daemon.state.as_path()));
-        let (lock, parts) = match stores(folder, dry_run) {
-            Err(
-                error @ Error::State(state::Error::Unusable { .. } | state::Error::Exposed { .. }),
-            ) if state.is_none() => {
-                tracing::warn!(error = %error, "what is written will count as changed by others: the daemon's ledger is out of reach");
-                stores(None, dry_run)?
-            }
-            opened => opened?,
+        let (lock, parts) = match (state, config) {
+            (Some(folder), _) => stores(Some(folder), dry_run)?,
+            (None, Some(config)) => stores_of(config, dry_run, destinations).await?,
+            (None, None) => stores(None, dry_run)?,
+        };
+        let audit_file = config.and_then(|config| config.daemon.audit_file.as_deref());
+        let audit = match &lock {
+            Some(_) => parts.start_audit(audit_file).await?,
+            None => None,
         };
         let topology = config
             .map(|config| parts.topology(config, None))
@@ -73,6 +71,7 @@ impl Context {
             parts,
             topology,
             knows_config_only: false,
+            audit,
             _lock: lock,
         })
     }
@@ -83,6 +82,7 @@ impl Context {
             parts,
             topology: Some(topology),
             knows_config_only: true,
+            audit: None,
             _lock: None,
         }
     }
@@ -112,6 +112,12 @@ impl Context {
         }
     }
 
+    /// Whether the config has the registry.
+    pub(super) fn knows(&self, named: &Named, side: Side) -> bool {
+        let find = |topology| Directory::of_world(topology).find(named, side).is_some();
+        self.topology.as_deref().is_some_and(find)
+    }
+
     /// Whether a route of the config leads there.
     pub(super) fn is_routed(&self, named: &Named) -> bool {
         self.topology
@@ -132,18 +138,6 @@ impl Context {
                 .unwrap_or_default(),
             routes: routes.iter().map(|route| route.name.clone()).collect(),
         }
-    }
-
-    /// Compares the ledger with what the index knows of it, unless nothing is to be written.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub(super) async fn check_ledger(&self, dry_run: bool) -> Result<(), Error> {
-        if dry_run {
-            return Ok(());
-        }
-        let checked = self.parts.check_ledger(None).await;
-        checked.map(drop).map_err(Error::Ledger)
     }
 
     /// How what comes of an act is recorded and shown.
@@ -169,10 +163,39 @@ impl Context {
 
     pub(super) async fn close(self) {
         let Context {
-            parts, topology, ..
+            parts,
+            topology,
+            audit,
+            ..
         } = self;
         drop(topology);
+        if let Some(audit) = audit {
+            audit.end().await;
+        }
         parts.close().await;
+    }
+}
+
+/// The stores of a config's state folder, as far as they can be had. Beside a daemon that cannot
+/// reach the destination, and that no route obliges to, its decisions hold, and it does not learn
+/// of the act.
+async fn stores_of<'n>(
+    config: &Config,
+    dry_run: bool,
+    mut destinations: impl Iterator<Item = &'n Named>,
+) -> Result<(Option<StateLock>, Parts), Error> {
+    let folder = &config.daemon.state;
+    let directory = Directory::of_config(config);
+    let is_routed = destinations.any(|named| directory.is_routed(named));
+    match stores(Some(folder), dry_run) {
+        Err(Error::State(state::Error::Held { .. })) if !is_routed => {
+            Ok((None, Parts::under_decisions_of(folder).await?))
+        }
+        Err(error @ Error::State(state::Error::Unusable { .. } | state::Error::Exposed { .. })) => {
+            tracing::warn!(error = %error, "what is written will count as changed by others, and decisions are not known: the daemon's ledger is out of reach");
+            stores(None, dry_run)
+        }
+        opened => opened,
     }
 }
 

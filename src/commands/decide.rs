@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::caller;
+use super::resolve::{Unresolved, resolve};
 use crate::clock;
+use crate::config::Config;
 use crate::decision::{Decision, Kind, NotATarget, NotAnEnd, Numbered, Target, until};
 use crate::fault::Fault;
 use crate::job::Remarks;
-use crate::ledger::{self, Ledger};
-use crate::parts::facts;
+use crate::ledger::{AuditTask, Ledger};
+use crate::parts::{self, Parts, facts};
 use crate::state::{self, StateLock};
 
 /// What is ordered.
@@ -44,9 +48,12 @@ pub enum DecideError {
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// The ledger cannot be used.
+    /// The target means nothing under the config, or two things.
     #[error(transparent)]
-    Ledger(#[from] ledger::Error),
+    Unresolved(#[from] Unresolved),
+    /// The stores cannot be used.
+    #[error(transparent)]
+    Parts(#[from] parts::Error),
     /// The ledger cannot be read or written.
     #[error("{0}")]
     Fault(Fault),
@@ -57,8 +64,11 @@ impl DecideError {
     pub fn exit_code(&self) -> u8 {
         match self {
             DecideError::Target(_) | DecideError::Until(_) | DecideError::NotADigest => 2,
-            DecideError::State(_) | DecideError::Ledger(_) => 2,
+            DecideError::State(_) => 2,
+            DecideError::Unresolved(Unresolved::Ambiguous { .. }) => 2,
+            DecideError::Unresolved(Unresolved::NotThere { .. }) => 5,
             DecideError::NotInForce => 5,
+            DecideError::Parts(error) => error.exit_code(),
             DecideError::Fault(_) => 1,
         }
     }
@@ -70,29 +80,79 @@ impl From<Fault> for DecideError {
     }
 }
 
-/// Records a decision in the ledger of a state folder that no process uses.
+/// Records a decision in the ledger of a state folder that no process uses. With the config of its
+/// daemon the target must mean something there, and the row goes to the audit file.
 ///
 /// # Errors
 /// [`DecideError`], and then nothing was recorded.
-pub async fn decide(state: &Path, request: Decide) -> Result<Numbered, DecideError> {
+pub async fn decide(
+    state: &Path,
+    config: Option<&Config>,
+    request: Decide,
+) -> Result<Numbered, DecideError> {
     let target: Target = request.target.parse()?;
     if request.kind == Kind::Deny && target.digest().is_none() {
         return Err(DecideError::NotADigest);
     }
     let end = request.until.as_deref();
     let end = end.map(|text| until(text, clock::now())).transpose()?;
+    let target = match config {
+        Some(config) if request.kind != Kind::Release => meant(target, config)?,
+        _ => target,
+    };
     let lock = StateLock::acquire(state)?;
-    let ledger = Ledger::open(lock.folder())?.guarded_by(&lock)?;
-    let recorded = recorded(&ledger, request, target, end).await;
-    ledger.close().await;
+    let parts = Parts::open(&lock)?;
+    let recorded = recorded(&parts, config, request, target, end).await;
+    parts.close().await;
     recorded
 }
 
 async fn recorded(
+    parts: &Parts,
+    config: Option<&Config>,
+    request: Decide,
+    target: Target,
+    until: Option<Timestamp>,
+) -> Result<Numbered, DecideError> {
+    let audit = start_audit(parts, config).await?;
+    let recorded = added(&parts.ledger, request, target, until).await;
+    if let Some(audit) = audit {
+        audit.end().await;
+    }
+    recorded
+}
+
+/// What a target means under the config.
+fn meant(target: Target, config: &Config) -> Result<Target, DecideError> {
+    match Parts::in_memory()?.topology(config, None) {
+        Ok(topology) => Ok(resolve(target, &topology)?.target),
+        Err(error) => {
+            tracing::warn!(%error, "the target is taken as it is written: the config does not work");
+            Ok(target)
+        }
+    }
+}
+
+/// A decision does not fail for want of the audit file: the next process writes its row there.
+async fn start_audit(
+    parts: &Parts,
+    config: Option<&Config>,
+) -> Result<Option<AuditTask>, DecideError> {
+    let audit_file = config.and_then(|config| config.daemon.audit_file.as_deref());
+    match parts.start_audit(audit_file).await {
+        Err(error @ parts::Error::Audit { .. }) => {
+            tracing::warn!(%error, "the decision is not in the audit file yet");
+            Ok(parts.start_audit(None).await?)
+        }
+        started => Ok(started?),
+    }
+}
+
+async fn added(
     ledger: &Ledger,
     request: Decide,
     target: Target,
-    until: Option<jiff::Timestamp>,
+    until: Option<Timestamp>,
 ) -> Result<Numbered, DecideError> {
     let actor = caller(request.remarks);
     if request.kind != Kind::Release {

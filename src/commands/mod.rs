@@ -31,7 +31,6 @@ pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};
 pub use self::reach::check_receivers;
 pub use self::sync::sync;
-use crate::fault::Fault;
 use crate::job::{Actor, Progress, Remarks, Settled};
 use crate::parts;
 use crate::state;
@@ -50,9 +49,6 @@ pub enum Error {
     /// The parts cannot be built.
     #[error(transparent)]
     Parts(#[from] parts::Error),
-    /// The ledger cannot be read.
-    #[error("{0}")]
-    Ledger(Fault),
 }
 
 impl Error {
@@ -61,7 +57,6 @@ impl Error {
         match self {
             Error::Parts(error) => error.exit_code(),
             Error::Usage(_) | Error::State(_) => 2,
-            Error::Ledger(_) => 1,
         }
     }
 }

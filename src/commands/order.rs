@@ -70,13 +70,9 @@ impl Order {
         observer: Observer,
         stop: CancellationToken,
     ) -> Result<Report, Error> {
-        let context = Context::open(
-            self.state.as_deref(),
-            self.dry_run,
-            config,
-            self.pairs.iter().map(|pair| &pair.to),
-        )?;
-        context.check_ledger(self.dry_run).await?;
+        let destinations = self.pairs.iter().map(|pair| &pair.to);
+        let state = self.state.as_deref();
+        let context = Context::open(state, self.dry_run, config, destinations).await?;
         let settle = context.settle(observer.progress, Some(observer.settled));
         let actor = caller(self.remarks.clone());
         let stop = stop_of(stop);
@@ -86,14 +82,18 @@ impl Order {
     }
 
     /// Carries the order out as the daemon. `None`: no route of its config leads to any of the
-    /// destinations.
+    /// destinations, and its config does not have all of their registries.
     pub(super) async fn run_as_daemon(
         self,
         context: &Context,
         actor: Actor,
         stop: &Stop,
     ) -> Result<Option<Report>, Error> {
-        if !self.pairs.iter().any(|pair| context.is_routed(&pair.to)) {
+        let is_routed = self.pairs.iter().any(|pair| context.is_routed(&pair.to));
+        let is_known = |pair: &Pair| {
+            context.knows(&pair.from, Side::Source) && context.knows(&pair.to, Side::Destination)
+        };
+        if !is_routed && !self.pairs.iter().all(is_known) {
             return Ok(None);
         }
         let settle = context.settle(Arc::default(), None);
@@ -139,15 +139,7 @@ impl Order {
                 began: started,
                 kept: Mutex::default(),
             };
-            let unguarded = promotion.guards.routes.is_empty();
-            async move {
-                let mut look = promotion.take().await;
-                look.jobs
-                    .iter_mut()
-                    .for_each(|job| job.unguarded = unguarded);
-                look
-            }
-            .boxed()
+            async move { promotion.take().await }.boxed()
         });
         let looks = futures::future::join_all(steps).await;
         Ok(Report::new(

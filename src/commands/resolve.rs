@@ -17,15 +17,23 @@ pub(crate) struct Resolved {
 
 /// Why a target means nothing under a config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unresolved {
+pub enum Unresolved {
     /// It can be read in two ways.
     #[error(
         "\"{target}\" is ambiguous: routes lead to {target} in some registry, and to that repository in the registry {registry}; put the registry's name in front"
     )]
-    Ambiguous { target: String, registry: String },
+    Ambiguous {
+        /// The target as it was given.
+        target: String,
+        /// The registry that its first part names.
+        registry: String,
+    },
     /// No route leads there.
     #[error("{what} (`blobferry status` lists the routes)")]
-    NotThere { what: String },
+    NotThere {
+        /// What is not there.
+        what: String,
+    },
 }
 
 /// What a target means.

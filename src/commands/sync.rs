@@ -26,9 +26,11 @@ pub async fn sync(
     stop: CancellationToken,
 ) -> Result<Report, Error> {
     let (_lock, parts) = stores(Some(&config.daemon.state), options.dry_run)?;
-    if !options.dry_run {
-        parts.check_ledger(None).await.map_err(Error::Ledger)?;
-    }
+    let audit_file = config.daemon.audit_file.as_deref();
+    let audit = match options.dry_run {
+        true => None,
+        false => parts.start_audit(audit_file).await?,
+    };
     let topology = parts.topology(config, None)?;
     let facts = ledger::RunFacts {
         run_id: watch::run_id(),
@@ -49,6 +51,9 @@ pub async fn sync(
     )
     .await;
     drop((topology, settle));
+    if let Some(audit) = audit {
+        audit.end().await;
+    }
     parts.close().await;
     Ok(report)
 }

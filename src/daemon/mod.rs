@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::job::Actor;
-use crate::ledger::{AuditFile, Reload};
+use crate::ledger::{AuditTask, Reload};
 use crate::look::topology::Topology;
 use crate::parts::{self, Parts};
 use crate::state::{self, FolderCheck, StateLock};
@@ -62,14 +62,6 @@ pub enum Error {
     /// The ledger cannot be read.
     #[error("{0}")]
     Ledger(Fault),
-    /// The audit file cannot be used.
-    #[error("the audit file {} cannot be used: {reason} (daemon.audit_file)", path.display())]
-    Audit {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: std::io::Error,
-    },
     /// The kernel refuses a signal handler.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -85,7 +77,7 @@ impl Error {
             Error::Ledger(_) => 1,
             // The next start begins with the folder that is there then.
             Error::StateLost(_) => 1,
-            Error::Config(_) | Error::State(_) | Error::Admin(_) | Error::Audit { .. } => 2,
+            Error::Config(_) | Error::State(_) | Error::Admin(_) => 2,
         }
     }
 }
@@ -108,16 +100,15 @@ pub async fn run(
     let lock = StateLock::acquire(&config.daemon.state)?;
     let parts = Parts::open(&lock)?;
     parts.ledger.in_force().await.map_err(Error::Ledger)?;
-    let audit = open_audit(&config, &parts).await?;
+    let audit = parts
+        .start_audit(config.daemon.audit_file.as_deref())
+        .await?;
     let settings = admin_settings(&config, Some(lock.check()));
     let bound = admin::bind(&settings).await?;
     let topology = Arc::new(parts.topology(&config, None)?);
     let address = bound.address();
     let mut running = Running::start(parts, config, topology, bound, settings, look_signals);
-    if let Some(audit) = audit {
-        let ledger = running.parts.ledger.clone();
-        running.helpers.spawn(ledger.keep_audit(audit));
-    }
+    running.audit = audit;
     let listen = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -139,27 +130,6 @@ pub async fn run(
         let _ = ready.send(address);
     }
     running.serve(signals, load, stop).await
-}
-
-/// Opens the audit file, and compares the ledger with what it and the index know.
-async fn open_audit(config: &Config, parts: &Parts) -> Result<Option<AuditFile>, Error> {
-    let Some(path) = &config.daemon.audit_file else {
-        parts.check_ledger(None).await.map_err(Error::Ledger)?;
-        return Ok(None);
-    };
-    let opened = AuditFile::open(path).map_err(|reason| Error::Audit {
-        path: path.clone(),
-        reason,
-    });
-    let (mut audit, known) = opened?;
-    let is_other = parts
-        .check_ledger(known.as_ref())
-        .await
-        .map_err(Error::Ledger)?;
-    if is_other {
-        audit.start_over();
-    }
-    Ok(Some(audit))
 }
 
 fn admin_settings(config: &Config, folder: Option<FolderCheck>) -> admin::Settings {
@@ -236,6 +206,7 @@ struct Running {
     served: admin::Settings,
     /// Cancelled when the state folder is gone for good.
     lost: CancellationToken,
+    audit: Option<AuditTask>,
 }
 
 impl Running {
@@ -304,6 +275,7 @@ impl Running {
             retention,
             served,
             lost,
+            audit: None,
         };
         running.show_config();
         running
@@ -475,9 +447,15 @@ impl Running {
         self.server_stop.cancel();
         joined(&mut self.server).await;
         let Running {
-            parts, topology, ..
+            parts,
+            topology,
+            audit,
+            ..
         } = self;
         drop(topology);
+        if let Some(audit) = audit {
+            audit.end().await;
+        }
         parts.close().await;
         tracing::info!("stopped");
     }

@@ -320,6 +320,13 @@ pub struct Job {
     pub max_wait: Duration,
 }
 
+impl Job {
+    /// Whether it is an act of `copy` or `promote` to a destination where no route leads.
+    pub fn is_unguarded(&self) -> bool {
+        self.explicit && self.routes.is_empty()
+    }
+}
+
 /// Tags of a source repository that travel with their subject: signatures and fallback lists.
 #[derive(Clone, Debug)]
 pub enum Companions {

@@ -1,7 +1,8 @@
 //! The audit file: one line of JSON for each row, each batch on disk before the next name.
 //!
 //! The file follows the ledger: it starts again after its last line, whatever ended the process. A
-//! line that a crash has torn is cut off and written again. While a row cannot be written, no name
+//! line that a crash has torn is cut off and written again. The daemon and each command that writes
+//! the ledger keep it by one [`AuditTask`]. While a row cannot be written, no name
 //! is announced. A file that was moved away is made again, without the rows that went with it.
 
 use std::fs::{File, OpenOptions};
@@ -14,7 +15,9 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::rows::Row;
 use super::{Ledger, Query, chain, unreadable};
@@ -49,6 +52,22 @@ pub struct AuditFile {
     file: File,
     /// The last row that it has.
     last: u64,
+}
+
+/// Keeps the audit file, until it is ended or dropped.
+#[derive(Debug)]
+pub struct AuditTask {
+    stop: CancellationToken,
+    task: JoinSet<()>,
+}
+
+impl AuditTask {
+    /// Ends it once the rows up to now are written; rows that cannot be are left to the next
+    /// process.
+    pub async fn end(mut self) {
+        self.stop.cancel();
+        while self.task.join_next().await.is_some() {}
+    }
 }
 
 #[derive(Serialize)]
@@ -224,17 +243,37 @@ impl Ledger {
             .then(|| format!("it knows another row {}", known.id)))
     }
 
-    /// Writes each row to the audit file, until dropped.
-    pub async fn keep_audit(self, audit: AuditFile) {
+    /// Writes the rows that the file lacks, and each later one until the task is ended. While that
+    /// fails, no name is announced.
+    pub async fn keep_audit(&self, audit: AuditFile) -> AuditTask {
         let audit = Arc::new(Mutex::new(audit));
+        let stop = CancellationToken::new();
+        let mut task = JoinSet::new();
+        self.follow_and_tell(&audit).await;
+        task.spawn(self.clone().keep_following(audit, stop.clone()));
+        AuditTask { stop, task }
+    }
+
+    async fn keep_following(self, audit: Arc<Mutex<AuditFile>>, stop: CancellationToken) {
         loop {
             let appended = self.audit.appended.notified();
-            let trouble = self.follow(&audit).await.err();
-            let wait = if trouble.is_some() { RETRY } else { LOST };
-            self.audit.set(trouble.map(|fault| fault.chain()));
+            let is_last = stop.is_cancelled();
+            let is_written = self.follow_and_tell(&audit).await;
+            if is_last {
+                return;
+            }
             // Rows of a caller that went away are found by the clock.
-            let _ = timeout(wait, appended).await;
+            let wait = timeout(if is_written { LOST } else { RETRY }, appended);
+            stop.run_until_cancelled(wait).await;
         }
+    }
+
+    /// Returns whether the file has every row.
+    async fn follow_and_tell(&self, audit: &Arc<Mutex<AuditFile>>) -> bool {
+        let trouble = self.follow(audit).await.err();
+        let is_written = trouble.is_none();
+        self.audit.set(trouble.map(|fault| fault.chain()));
+        is_written
     }
 
     /// Writes the rows that the file lacks.

@@ -64,7 +64,7 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn adopt(&self, in_force: InForce) {
+    pub(super) fn adopt(&self, in_force: InForce) {
         let version = in_force.version;
         let mut state = self.lock();
         let is_older = |known: &Arc<InForce>| known.version >= version;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use crate::decision::{Candidate, Verdict};
+use crate::decision::{Candidate, InForce, Numbered, Verdict};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::{Key, Outcome, Settled, TagId};
@@ -41,7 +41,7 @@ mod rows;
 mod schema;
 mod tag_records;
 
-pub use audit::{AuditFile, KnownEnd};
+pub use audit::{AuditFile, AuditTask, KnownEnd};
 pub use chain::Verified;
 pub use decisions::{DeniedTag, Recorded, Sending};
 pub use retention::Step;
@@ -52,6 +52,11 @@ const FILE: &str = "ledger.db";
 /// For so many seconds after a write a listing may show what was there before; ECR's was seen to
 /// for six.
 const LISTINGS_LAG: i64 = 60;
+
+/// Whether a state folder has a ledger.
+pub fn exists_in(folder: &Path) -> bool {
+    folder.join(FILE).exists()
+}
 
 /// Why there is no ledger. Each text says the way out.
 #[derive(Debug, thiserror::Error)]
@@ -260,13 +265,23 @@ impl Ledger {
     /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks
     /// on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {
-        let store = Store::open_to_read(&folder.join("ledger.db"), &schema::SCHEMA)?;
+        let store = Store::open_to_read(&folder.join(FILE), &schema::SCHEMA)?;
         Ok(store.map(Ledger::over))
     }
 
     /// A ledger that remembers as long as the process lives: for commands without a state folder.
     pub fn in_memory() -> Ledger {
         Ledger::over(Store::in_memory(&schema::SCHEMA))
+    }
+
+    /// The same, under the decisions that are in force in another ledger.
+    pub fn in_memory_under(decisions: Vec<Numbered>) -> Ledger {
+        let ledger = Ledger::in_memory();
+        ledger.decisions.adopt(InForce {
+            version: 0,
+            decisions,
+        });
+        ledger
     }
 
     /// The ledger on a simulator's disk, served as long as the future is polled: see

@@ -2,9 +2,10 @@
 
 mod decisions;
 mod metrics;
+mod neighbours;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +16,12 @@ use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
-use crate::decision::{Decision, Kind, Target};
 use crate::ecr;
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
-use crate::index::{self, Index, KnownLedger};
-use crate::job::{Actor, Remarks};
+use crate::index::{self, Index};
 use crate::layout;
-use crate::ledger::{self, KnownEnd, Ledger, RunFacts};
+use crate::ledger::{self, Ledger, RunFacts};
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
@@ -40,6 +39,20 @@ pub enum Error {
     /// The ledger cannot be opened.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// The ledger cannot be read or written.
+    #[error("{0}")]
+    Unreadable(Fault),
+    /// The audit file cannot be used.
+    #[error(
+        "the audit file {} cannot be used: {reason} (`daemon.audit_file` names a file in a folder that exists and in which this user may write; the unit of systemd has /var/log/blobferry for it)",
+        path.display()
+    )]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
     /// A registry's settings do not work.
     #[error("{0}")]
     Registry(Fault),
@@ -52,8 +65,8 @@ impl Error {
     /// The exit code of the process: 2, usage or configuration, for what another start cannot mend.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Metrics(_) => 1,
-            Error::Index(_) | Error::Ledger(_) | Error::Registry(_) => 2,
+            Error::Metrics(_) | Error::Unreadable(_) => 1,
+            Error::Index(_) | Error::Ledger(_) | Error::Audit { .. } | Error::Registry(_) => 2,
         }
     }
 }
@@ -100,6 +113,19 @@ impl Parts {
     /// Parts that remember nothing.
     pub(crate) fn in_memory() -> Result<Parts, Error> {
         Parts::over(Index::in_memory(), Ledger::in_memory())
+    }
+
+    /// The same, under the decisions that are in force in a state folder.
+    pub(crate) async fn under_decisions_of(state: &Path) -> Result<Parts, Error> {
+        let decisions = match Ledger::open_to_read(state)? {
+            Some(ledger) => {
+                let in_force = ledger.in_force().await.map_err(Error::Unreadable)?;
+                ledger.close().await;
+                in_force.decisions.clone()
+            }
+            None => Vec::new(),
+        };
+        Parts::over(Index::in_memory(), Ledger::in_memory_under(decisions))
     }
 
     fn over(index: Index, ledger: Ledger) -> Result<Parts, Error> {
@@ -396,63 +422,6 @@ impl Parts {
             if let Ok(limit) = crate::clock::now().checked_sub(KEPT) {
                 self.index.prune(limit).await;
             }
-        }
-    }
-
-    /// Compares the ledger with what the index and the audit file know of it. One that they
-    /// contradict is another one than before, or a copy: decisions may be missing, so everything is
-    /// held. Returns whether the audit file contradicts it.
-    pub(crate) async fn check_ledger(&self, audit: Option<&KnownEnd>) -> Result<bool, Fault> {
-        let indexed = self.index.ledger().await.map(|known| KnownEnd {
-            ledger: known.id,
-            id: known.last_row,
-            hash: known.hash,
-        });
-        let by_index = self.contradiction(indexed.as_ref()).await?;
-        let by_audit = self.contradiction(audit).await?;
-        let contradicts =
-            |what| move |text: &String| format!("{what} contradicts the ledger: {text}");
-        let why = by_index.as_ref().map(contradicts("index.db"));
-        if let Some(why) = why.or(by_audit.as_ref().map(contradicts("the audit file"))) {
-            self.hold_everything(&why).await?;
-        }
-        self.remember_ledger().await;
-        Ok(by_audit.is_some())
-    }
-
-    async fn contradiction(&self, known: Option<&KnownEnd>) -> Result<Option<String>, Fault> {
-        match known {
-            Some(known) => self.ledger.contradicted_by(known).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn hold_everything(&self, why: &str) -> Result<(), Fault> {
-        tracing::error!(
-            why,
-            "the ledger is not the one that was here before; everything is held until `blobferry release`"
-        );
-        let remarks = Remarks {
-            reason: why.parse().ok(),
-            claimed_actor: None,
-        };
-        let actor = Actor::daemon().saying(remarks);
-        let hold = Decision::about(&Target::Everything, actor);
-        self.ledger
-            .decide(Kind::Hold, hold, facts(""))
-            .await
-            .map(drop)
-    }
-
-    /// Has the index know the ledger and its last row.
-    async fn remember_ledger(&self) {
-        if let Ok(end) = self.ledger.end().await {
-            let known = KnownLedger {
-                id: end.ledger,
-                last_row: end.id,
-                hash: end.hash,
-            };
-            self.index.remember_ledger(known).await;
         }
     }
 

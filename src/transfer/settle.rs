@@ -244,7 +244,7 @@ fn report_entry(job: &Job, names: &Names, completion: &Completion) -> Settled {
         bytes_spared: completion.cost.bytes_spared,
         requests: completion.cost.requests,
         duration_seconds: (completion.took.as_secs_f64() * 1000.0).round() / 1000.0,
-        unguarded: false,
+        unguarded: job.is_unguarded(),
         expired: false,
         gated: gated(job, completion),
         gates: completion.gates.clone(),

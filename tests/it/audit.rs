@@ -209,21 +209,25 @@ async fn a_restored_ledger_holds_everything_until_it_is_released() {
         .await;
 }
 
-/// Decisions without a daemon bring a restored ledger to the length of the lost one.
+/// A copy of the ledger that went on in another folder is as long as the one that it replaces.
 #[tokio::test]
 async fn a_restored_ledger_that_has_grown_to_the_old_length_holds_everything() {
     let (staging, production) = (Scripted::start(), Scripted::start());
     let ferry = Ferry::new(&Config::pair(&staging.url(), &production.url()));
     staging.push("app", "v1", &Image::oci(1, &[100]));
     ferry.sync(&[]).await.expect(0);
-    let (ledger, copy) = (ferry.path("state/ledger.db"), ferry.path("copy.db"));
-    std::fs::copy(&ledger, &copy).expect("a backup");
+    let elsewhere = ferry.path("elsewhere");
+    blobferry::state::create_folder(&elsewhere).expect("a folder");
+    let ledger = ferry.path("state/ledger.db");
+    std::fs::copy(&ledger, elsewhere.join("ledger.db")).expect("a backup");
     ferry.run(&["hold", "--reason", "freeze"]).await.expect(0);
-    ferry.sync(&[]).await.expect(0);
 
-    std::fs::copy(&copy, &ledger).expect("the backup is restored");
-    ferry.run(&["hold", "other:tag"]).await.expect(0);
-    ferry.run(&["hold", "other:more"]).await.expect(0);
+    for tag in ["app:other", "app:more"] {
+        let state = elsewhere.display().to_string();
+        let hold = ["hold", tag, "--state", &state];
+        ferry.run(&hold).await.expect(0);
+    }
+    std::fs::copy(elsewhere.join("ledger.db"), &ledger).expect("the backup is restored");
     staging.push("app", "v2", &Image::oci(2, &[100]));
     let held = ferry.sync(&["--tag", "v2"]).await.expect(4);
     assert!(
@@ -235,4 +239,73 @@ async fn a_restored_ledger_that_has_grown_to_the_old_length_holds_everything() {
     ferry.run(&["history", "--verify"]).await.expect(0);
     ferry.run(&["release"]).await.expect(0);
     ferry.sync(&["--tag", "v2"]).await.expect(0);
+}
+
+/// `sync`, `copy` and decisions without a daemon left their rows to the next daemon.
+#[tokio::test]
+async fn commands_without_a_daemon_keep_the_audit_file() {
+    let (staging, production, ferry) = audited();
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    ferry.sync(&[]).await.expect(0);
+    written(&ferry, 1).await;
+    staging.push("app", "v2", &Image::oci(2, &[100]));
+    let from = format!("{}/app:v2", staging.url());
+    let to = |repository: &str| format!("{}/{repository}:v2", production.url());
+    ferry.run(&["copy", &from, &to("app")]).await.expect(0);
+    written(&ferry, 2).await;
+    ferry.run(&["promote", &from, &to("other")]).await.expect(0);
+    written(&ferry, 3).await;
+    ferry.run(&["hold", "app:v2"]).await.expect(0);
+    written(&ferry, 4).await;
+    let elsewhere = ferry.path("elsewhere").display().to_string();
+    let elsewhere = ["--state", &elsewhere];
+    ferry
+        .run(&[&["hold"], &elsewhere[..]].concat())
+        .await
+        .expect(0);
+    ferry.run(&["release", "app:v2"]).await.expect(0);
+    written(&ferry, 5).await;
+    let lines = lines(&ferry);
+    let kinds: Vec<&str> = lines
+        .iter()
+        .map(|line| line["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["outcome", "outcome", "outcome", "hold", "release"]);
+    assert_eq!(lines[2]["unguarded"], true);
+    ferry.run(&["history", "--verify"]).await.expect(0);
+}
+
+#[tokio::test]
+async fn commands_name_nothing_while_the_audit_file_cannot_be_written() {
+    let (staging, production, ferry) = audited();
+    staging.push("app", "v1", &Image::oci(1, &[100]));
+    let from = format!("{}/app:v1", staging.url());
+    let to = format!("{}/app:v1", production.url());
+    std::fs::create_dir(ferry.path("audit.jsonl")).expect("nothing is there");
+    for command in [
+        &["sync"][..],
+        &["copy", &from, &to],
+        &["promote", &from, &to],
+        &["run"],
+    ] {
+        let refused = ferry.run(command).await.expect(2);
+        assert!(
+            refused.stderr.contains("audit.jsonl") && refused.stderr.contains("daemon.audit_file"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert_eq!(production.tagged("app", "v1"), None);
+    // A hold names nothing, and must not fail when things go wrong.
+    let held = ferry.run(&["hold", "app:v1"]).await.expect(0);
+    assert!(
+        held.stderr.contains("not in the audit file yet"),
+        "{}",
+        held.stderr
+    );
+    std::fs::remove_dir(ferry.path("audit.jsonl")).expect("the folder is empty");
+    ferry.run(&["release", "app:v1"]).await.expect(0);
+    written(&ferry, 2).await;
+    ferry.sync(&[]).await.expect(0);
+    written(&ferry, 3).await;
 }

@@ -91,9 +91,9 @@ async fn a_broken_edit_on_disk_does_not_hide_the_daemon() {
 #[tokio::test]
 async fn an_unknown_route_is_refused_in_the_same_way_with_a_daemon_and_without() {
     let stage = Stage::new(Program::Distribution2).await;
-    let alone = stage.ferry.run(&["sync", "absent"]).await.expect(2);
+    let alone = stage.ferry.run(&["sync", "absent"]).await.expect(5);
     let _daemon = stage.ferry.start_ready().await;
-    let beside = stage.ferry.run(&["sync", "absent"]).await.expect(2);
+    let beside = stage.ferry.run(&["sync", "absent"]).await.expect(5);
     assert!(
         alone
             .stderr

@@ -347,6 +347,47 @@ async fn without_a_daemon_decisions_are_in_the_ledger_all_the_same() {
     scene.run(&["history", "--verify"]).await.expect(0);
 }
 
+/// A slip of the pen was recorded, and held nothing.
+#[tokio::test]
+async fn without_a_daemon_a_target_must_be_in_the_config_too() {
+    let scene = Scene::new();
+    let hold = async |target: &str, code: i32| {
+        let run = scene.run(&["hold", target]).await;
+        run.expect(code)
+    };
+    let typo = hold("route:typo", 5).await;
+    assert!(typo.stderr.contains("no route \"typo\""), "{}", typo.stderr);
+    hold("payments/**", 5).await;
+    let first = hold("route:app", 0).await;
+    let folder = scene.ferry.path("state").display().to_string();
+    assert!(
+        first
+            .stdout
+            .contains(&format!("no daemon has used {folder} so far")),
+        "{}",
+        first.stdout
+    );
+    let second = hold("app:v1", 0).await;
+    assert!(
+        second
+            .stdout
+            .contains(&format!("no daemon runs on {folder}")),
+        "{}",
+        second.stdout
+    );
+    // In trouble a broken config must not stand in the way.
+    let state = scene.ferry.path("state").display().to_string();
+    scene.ferry.write_config(&Config::text(&format!(
+        "daemon: {{state: {state}}}\nroutes: x\n"
+    )));
+    let blind = hold("route:typo", 0).await;
+    assert!(
+        blind.stderr.contains("taken as it is written"),
+        "{}",
+        blind.stderr
+    );
+}
+
 #[tokio::test]
 async fn what_cannot_be_decided_is_said_with_its_exit_code() {
     let digest = format!("sha256:{}", "0".repeat(64));

@@ -179,6 +179,47 @@ async fn a_promotion_where_no_route_leads_says_that_nothing_guards_it() {
     );
 }
 
+/// A copy to where no route leads went past a denial, by the daemon's side and without one.
+#[tokio::test]
+async fn a_denial_holds_where_no_route_leads() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let image = Image::oci(1, &[1000]);
+    stage.push().push("app", "v1", &image).await;
+    let from = format!("{}/app:v1", stage.source.address());
+    let other = format!("{}/other:v1", stage.target.address());
+    // The config does not know this place: the daemon leaves it to the command.
+    let layout = format!("layout:{}:v1", stage.ferry.path("there").display());
+    let deny = ["deny", image.digest(), "--reason", "CVE-2026-1"];
+    stage.ferry.run(&deny).await.expect(0);
+    let copy = async |to: &str, code: i32| {
+        let run = stage.ferry.run(&["copy", &from, to]).await;
+        run.expect(code).stdout
+    };
+    for to in [&other, &layout] {
+        let said = copy(to, 4).await;
+        assert!(said.contains("CVE-2026-1"), "{to}: {said}");
+    }
+    let daemon = stage.ferry.start_ready().await;
+    for to in [&other, &layout] {
+        let said = copy(to, 4).await;
+        assert!(said.contains("CVE-2026-1"), "{to}: {said}");
+    }
+    assert_eq!(stage.there().digest("other", "v1").await, None);
+
+    stage
+        .ferry
+        .run(&["release", image.digest()])
+        .await
+        .expect(0);
+    for to in [&other, &layout] {
+        let said = copy(to, 0).await;
+        assert!(said.contains("unguarded"), "{to}: {said}");
+    }
+    daemon.killed().await;
+    let history = stage.ferry.run(&["history", &other]).await.expect(0);
+    assert!(history.stdout.contains("promoted"), "{}", history.stdout);
+}
+
 #[tokio::test]
 async fn a_tag_that_names_another_digest_than_the_reference_is_not_there() {
     let stage = Stage::new(Program::Distribution2).await;
