@@ -1,7 +1,7 @@
 //! How metrics are registered, and series that end: of routes and registries that a config no longer has.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{Error, Opts, Registry};
@@ -66,7 +66,7 @@ impl LabelNames {
         self.lock().get(name) == Some(&false)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, bool>> {
         self.0
             .lock()
             .expect("nothing panics while it looks up a name")

@@ -14,7 +14,9 @@
 mod changes;
 mod stderr;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::panic::PanicHookInfo;
 use std::sync::{LazyLock, OnceLock};
@@ -133,7 +135,7 @@ static STDERR: LazyLock<Stderr> = LazyLock::new(|| {
             .into_bytes()
     });
     match std::io::stderr().as_fd().try_clone_to_owned() {
-        Ok(descriptor) => Stderr::start(std::fs::File::from(descriptor), DROPPED.clone(), note),
+        Ok(descriptor) => Stderr::start(File::from(descriptor), DROPPED.clone(), note),
         Err(_) => Stderr::start(std::io::sink(), DROPPED.clone(), note),
     }
 });
@@ -217,8 +219,8 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     fields
         .named
         .push(("thread", thread.name().unwrap_or("(no name)").into()));
-    let backtrace = std::backtrace::Backtrace::capture();
-    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
         fields.named.push((
             "backtrace",
             clip(&backtrace.to_string(), MOST_LINE / 2).into(),
@@ -613,7 +615,13 @@ mod tests {
                 ..Settings::default()
             },
             || {
-                tracing::warn!(target: "blobferry::transfer", level = 7, bytes = 9_437_184_u64, text = "a \"b\"\n", "copied");
+                tracing::warn!(
+                    target: "blobferry::transfer",
+                    level = 7,
+                    bytes = 9_437_184_u64,
+                    text = "a \"b\"\n",
+                    "copied"
+                );
             },
         );
         let mut object: Map<String, Value> = serde_json::from_str(&lines[0]).unwrap();

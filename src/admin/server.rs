@@ -1,14 +1,13 @@
 //! The two listeners: bound before anything is spawned, a bounded number of connections each, every
 //! connection under deadlines, all of them ended when the server stops.
 
-use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use std::{fs, io};
 
 use axum::Router;
 use axum::body::Body;
@@ -253,7 +252,11 @@ impl ControlSocket {
                 tracing::warn!(path = %self.path.display(), "the control socket was deleted; it is there again");
             }
             Err(error) => {
-                tracing::debug!(%error, path = %self.path.display(), "the control socket cannot be made again")
+                tracing::debug!(
+                    %error,
+                    path = %self.path.display(),
+                    "the control socket cannot be made again"
+                )
             }
         }
     }

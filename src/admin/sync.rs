@@ -133,7 +133,11 @@ pub(super) async fn run(
     Ok(match run.report() {
         Some(report) => Json(&*report).into_response(),
         None => {
-            let body = json!({"run_id": run.id, "queued": run.queued, "done": false});
+            let body = json!({
+                "run_id": run.id,
+                "queued": run.queued,
+                "done": false,
+            });
             (StatusCode::ACCEPTED, Json(body)).into_response()
         }
     })

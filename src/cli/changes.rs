@@ -83,7 +83,12 @@ pub(super) async fn compare(
     let trouble: Vec<&String> = reports.iter().flat_map(|report| &report.trouble).collect();
     if show.json {
         let schema = 1;
-        lines.json(&json!({"schema": schema, "exit_code": exit_code, "trouble": trouble, "changes": changes}));
+        lines.json(&json!({
+            "schema": schema,
+            "exit_code": exit_code,
+            "trouble": trouble,
+            "changes": changes,
+        }));
         return Ok(exit_code);
     }
     changes.iter().for_each(|change| lines.line(line(change)));
@@ -109,7 +114,13 @@ async fn daemons_plan(
     if asked.is_empty() && !sync.routes.is_empty() {
         return Ok(None);
     }
-    let body = json!({"route": asked, "tag": sync.tag_names(), "wait": true, "dry_run": true, "all": true});
+    let body = json!({
+        "route": asked,
+        "tag": sync.tag_names(),
+        "wait": true,
+        "dry_run": true,
+        "all": true,
+    });
     let answer = socket.act("/v1/sync", body).await?;
     let (status, body) =
         answer.ok_or_else(|| Failure::said(1, "the daemon went away before it answered"))?;

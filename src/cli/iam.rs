@@ -263,8 +263,12 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
         .map(|statement| shared(login, statement))
         .collect();
     for key in &used.keys {
-        statements
-            .push(json!({"Sid": "Encrypt", "Effect": "Allow", "Action": KEY, "Resource": key}));
+        statements.push(json!({
+            "Sid": "Encrypt",
+            "Effect": "Allow",
+            "Action": KEY,
+            "Resource": key,
+        }));
     }
     let mut policies = json!({
         "identity_policy": {"Version": "2012-10-17", "Statement": statements},
@@ -278,8 +282,12 @@ fn policy(login: &ecr::Login, used: &Use) -> Value {
 
 /// For the identity that assumes a role.
 fn assuming(role: &str) -> Value {
-    let assume =
-        json!({"Sid": "Assume", "Effect": "Allow", "Action": ["sts:AssumeRole"], "Resource": role});
+    let assume = json!({
+        "Sid": "Assume",
+        "Effect": "Allow",
+        "Action": ["sts:AssumeRole"],
+        "Resource": role,
+    });
     json!({"Version": "2012-10-17", "Statement": [assume]})
 }
 
@@ -292,7 +300,12 @@ fn shared(login: &ecr::Login, statement: &Value) -> Value {
         .flatten()
         .filter(|action| !OWN.iter().any(|own| **action == format!("ecr:{own}")))
         .collect();
-    json!({"Sid": statement["Sid"], "Effect": "Allow", "Principal": {"AWS": who}, "Action": actions})
+    json!({
+        "Sid": statement["Sid"],
+        "Effect": "Allow",
+        "Principal": {"AWS": who},
+        "Action": actions,
+    })
 }
 
 fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
@@ -300,7 +313,12 @@ fn statement(sid: &str, actions: &Actions, resource: Value) -> Value {
         .iter()
         .map(|action| format!("ecr:{action}"))
         .collect();
-    json!({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource})
+    json!({
+        "Sid": sid,
+        "Effect": "Allow",
+        "Action": actions,
+        "Resource": resource,
+    })
 }
 
 fn arn(login: &ecr::Login, repository: &str) -> String {

@@ -2,7 +2,8 @@
 //! lock, no signal, no transfer.
 
 use std::io::{self, IsTerminal as _, Write};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::Builder;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -103,12 +104,10 @@ impl Lines {
         let (end, ended) = oneshot::channel();
         let pending = Arc::new(Pending::default());
         let shared = pending.clone();
-        match std::thread::Builder::new()
-            .name("stdout".into())
-            .spawn(move || {
-                // The command may have ended without waiting for this.
-                let _ = end.send(write_all(output, &bytes, &shared));
-            }) {
+        match Builder::new().name("stdout".into()).spawn(move || {
+            // The command may have ended without waiting for this.
+            let _ = end.send(write_all(output, &bytes, &shared));
+        }) {
             Ok(_) => {
                 self.writer = Some(Writer {
                     queue,
@@ -136,7 +135,7 @@ impl Lines {
 }
 
 impl Pending {
-    fn lock(&self) -> std::sync::MutexGuard<'_, usize> {
+    fn lock(&self) -> MutexGuard<'_, usize> {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

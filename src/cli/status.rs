@@ -2,6 +2,7 @@
 
 use clap::Args;
 use jiff::Timestamp;
+use std::time::Duration;
 
 use super::lines::Lines;
 use super::output::{Style, clean, plural, relative, screen_width, seconds, table, totals};
@@ -171,7 +172,7 @@ fn tags(route: &RouteStatus, now: Timestamp) -> String {
     }
     let mut text = facts.join(", ");
     if let Some(since) = route.pending_since {
-        let waited = std::time::Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         text.push_str(&format!(
             " (the oldest to go has waited {})",
             seconds(waited.as_secs_f64())

@@ -29,8 +29,8 @@ use crate::config::Config;
 use crate::endpoint::{Destination as _, Source as _};
 use crate::fault::Fault;
 use crate::job::{
-    Actor, Cause, Companions, Job, Key, Look, NamedTag, ObservedVia, Outcome, Remarks, Report,
-    Settled, TagId, TagRules, TagState, Trouble,
+    Actor, Cause, Companions, Job, Key, LONG_WAIT, Look, NamedTag, ObservedVia, Outcome, Rank,
+    Remarks, Report, Settled, TagId, TagRules, TagState, Trouble,
 };
 use crate::oci::{Digest, Tag, Target};
 use crate::parts::Parts;
@@ -428,8 +428,8 @@ impl PairPromotion<'_> {
             refused: refused.clone(),
             pushed: source.and_then(|tag| tag.pushed),
             companions: listed.companions.clone(),
-            rank: crate::job::Rank::Named,
-            max_wait: crate::job::LONG_WAIT,
+            rank: Rank::Named,
+            max_wait: LONG_WAIT,
         }
     }
 

@@ -254,7 +254,11 @@ impl Probe {
 
     /// An image whose only layer is `layer` and whose config is too.
     fn image(&self, layer: &[u8], note: &str) -> Manifest {
-        let descriptor = serde_json::json!({"mediaType": "application/octet-stream", "digest": Digest::sha256(layer).to_string(), "size": layer.len()});
+        let descriptor = serde_json::json!({
+            "mediaType": "application/octet-stream",
+            "digest": Digest::sha256(layer).to_string(),
+            "size": layer.len(),
+        });
         let body = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor, "layers": [descriptor],
             "annotations": {"note": format!("{note} {}", self.seed)}});
         Manifest::parse(body.to_string().into(), Some(MANIFEST), Algorithm::Sha256)

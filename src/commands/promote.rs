@@ -14,7 +14,7 @@ use super::{Error, Observer};
 use crate::config::Config;
 use crate::fault::shown;
 use crate::job::{Actor, Remarks, Report};
-use crate::oci::{Digest, Tag};
+use crate::oci::{Digest, RepositoryName, Tag};
 use crate::transfer::Stop;
 
 /// What is to be promoted.
@@ -186,7 +186,7 @@ fn pairs<'a>(
     if let Some(bad) = from
         .iter()
         .chain(&to)
-        .find(|name| name.parse::<crate::oci::RepositoryName>().is_err())
+        .find(|name| name.parse::<RepositoryName>().is_err())
     {
         return Err(Error::Usage(format!(
             "\"{}\" in STAGING_IMAGE_NAME or PROD_IMAGE_NAME is no repository name",

@@ -4,6 +4,7 @@ use url::Url;
 
 use super::section::{Item, optional};
 use crate::aws::Identity;
+use crate::fault::clip;
 
 /// The keys that choose credentials.
 pub(super) struct IdentityKeys<'k, 'a> {
@@ -23,7 +24,6 @@ impl IdentityKeys<'_, '_> {
             }
         }
         let named = optional(self.role_session_name, |item| item.parse(session_name));
-        let of_the_build = || session_of_the_build(itself.reader().env);
         let role_arn = optional(self.role_arn, |item| item.parse(arn));
         let external_id = optional(self.external_id, Item::word);
         let profile = optional(self.aws_profile, Item::word);
@@ -31,7 +31,7 @@ impl IdentityKeys<'_, '_> {
             profile: profile?,
             role_arn: role_arn?,
             external_id: external_id?,
-            session_name: named?.or_else(of_the_build),
+            session_name: named?.or_else(|| session_of_the_build(itself.reader().env)),
         })
     }
 }
@@ -53,8 +53,10 @@ pub(super) fn region(text: &str) -> Result<String, String> {
 
 /// The name of a role's session, as the audit trail shows it.
 fn session_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-    let valid = (2..=64).contains(&text.len()) && text.chars().all(fits);
+    let valid = (2..=64).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c));
     let wrong = || {
         format!(
             "\"{}\" is not the name of a session (2 to 64 letters, digits and _ + = , . @ -)",
@@ -117,5 +119,5 @@ pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
 }
 
 fn shown(text: &str) -> String {
-    crate::fault::clip(text, 100)
+    clip(text, 100)
 }

@@ -10,6 +10,7 @@ use super::section::{Item, Section, optional};
 use super::tokens::{self, of_secret_file};
 use super::units::duration_within;
 use crate::decision::Token;
+use crate::fault::clip;
 use crate::tls::{Identity, TlsFiles};
 
 /// Longest time between two looks.
@@ -104,13 +105,12 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    let wrong = |_| {
+    text.parse().map(Some).map_err(|_| {
         format!(
             "\"{}\" is not an IP address with a port (127.0.0.1:9464, [::1]:9464) or off",
-            crate::fault::clip(text, 100)
+            clip(text, 100)
         )
-    };
-    text.parse().map(Some).map_err(wrong)
+    })
 }
 
 fn poll(text: &str) -> Result<Option<Duration>, String> {

@@ -145,17 +145,21 @@ fn asterisk_hint(text: &str, at: Position) -> &'static str {
     let is_rule = ["include", "exclude", "moving", "except"]
         .iter()
         .any(|key| line.contains(key));
-    let bare = |(start, _): (usize, &str)| {
-        let is_value = line[..start].trim_end().ends_with(['[', ',', ':', '-']);
-        let is_name =
-            line[start + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_');
-        is_value && (is_rule || !is_name)
-    };
-    if line.match_indices('*').any(bare) {
+    if line.match_indices('*').any(|(start, _)| {
+        begins_a_value(line, start) && (is_rule || !is_before_a_name(line, start))
+    }) {
         " (a rule that starts with an asterisk needs quotes: [\"*\"])"
     } else {
         ""
     }
+}
+
+fn begins_a_value(line: &str, at: usize) -> bool {
+    line[..at].trim_end().ends_with(['[', ',', ':', '-'])
+}
+
+fn is_before_a_name(line: &str, at: usize) -> bool {
+    line[at + 1..].starts_with(|next: char| next.is_alphanumeric() || next == '_')
 }
 
 fn read(root: &Item<'_>, path: &Path, text: &str) -> Option<Config> {

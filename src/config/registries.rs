@@ -13,6 +13,7 @@ use super::problem::hint;
 use super::section::{Item, Section, optional};
 use crate::ecr;
 use crate::endpoint::Origin;
+use crate::fault::clip;
 use crate::oci::Host;
 use crate::registry::auth::{Credentials, docker};
 use crate::registry::profile::Kind;
@@ -61,7 +62,7 @@ impl Read {
             let near = hint(name, self.names.iter().map(String::as_str));
             item.wrong(format!(
                 "there is no registry \"{}\"{near}",
-                crate::fault::clip(name, 100)
+                clip(name, 100)
             ));
         }
         is_known
@@ -116,10 +117,11 @@ pub(super) fn read(item: Item<'_>) -> Read {
 }
 
 pub(super) fn is_name(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     name.len() <= 64
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name.bytes().all(inner)
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
 /// Keys that only a registry over HTTP has.

@@ -10,6 +10,7 @@ use super::problem::hint;
 use super::section::{Item, Section};
 use crate::ecr;
 use crate::endpoint::Origin;
+use crate::fault::clip;
 use crate::job::{Drift, Existing};
 use crate::oci::Tag;
 use crate::route::rules::{Selection, TagRule};
@@ -193,12 +194,14 @@ fn template(item: &Item<'_>) -> Option<ecr::Template> {
 }
 
 fn exemption(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "._*-".contains(c);
-    let valid = (1..=128).contains(&text.len()) && text.chars().all(fits);
+    let valid = (1..=128).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._*-".contains(c));
     let wrong = || {
         format!(
             "\"{}\" is no wildcard of ECR (letters, digits and . _ * -)",
-            crate::fault::clip(text, 150)
+            clip(text, 150)
         )
     };
     if valid {
@@ -232,7 +235,7 @@ fn newest(text: &str) -> Result<NonZeroU32, String> {
     text.trim().parse().map_err(|_| {
         format!(
             "\"{}\" is not a number of versions, 1 or more",
-            crate::fault::clip(text, 100)
+            clip(text, 100)
         )
     })
 }
@@ -338,9 +341,12 @@ fn ecr_wildcard(pattern: &str, text: &str) -> bool {
     }
 }
 
+fn latest() -> Vec<TagRule> {
+    "latest".parse().map(|rule| vec![rule]).unwrap_or_default()
+}
+
 fn merged(name: &str, from: Pattern, to: Vec<Template>, own: Rules, defaults: &Rules) -> Route {
     let defaults = defaults.clone();
-    let latest = || "latest".parse().map(|rule| vec![rule]).unwrap_or_default();
     let selection = Selection {
         include: own.include.or(defaults.include).unwrap_or_default(),
         exclude: own.exclude.or(defaults.exclude).unwrap_or_default(),
@@ -375,7 +381,7 @@ fn name(text: &str) -> Result<String, String> {
     let wrong = || {
         format!(
             "\"{}\" is not a name for a route (1 to 128 characters without spaces)",
-            crate::fault::clip(text, 150)
+            clip(text, 150)
         )
     };
     if valid {
@@ -393,8 +399,8 @@ fn is_known(registry: &str, item: &Item<'_>, origins: &Origins) -> bool {
     let known: Vec<&str> = origins.keys().map(String::as_str).collect();
     item.wrong(format!(
         "there is no registry \"{}\" (`registries` has: {}){near}",
-        crate::fault::clip(registry, 100),
-        crate::fault::clip(&known.join(", "), 300)
+        clip(registry, 100),
+        clip(&known.join(", "), 300)
     ));
     false
 }
@@ -438,14 +444,8 @@ fn check_names(routes: &[Written<'_>]) {
 fn check_order(routes: &[Written<'_>]) {
     for (index, written) in routes.iter().enumerate() {
         let from = &written.route.from;
-        let takes = |other: &&Written<'_>| {
-            let literal = from
-                .literal()
-                .filter(|_| other.route.from.registry() == from.registry());
-            other.route.from == *from
-                || literal.is_some_and(|literal| other.route.from.captures(&literal).is_some())
-        };
-        if let Some(first) = routes[..index].iter().find(takes) {
+        let mut earlier = routes[..index].iter();
+        if let Some(first) = earlier.find(|other| claims(&other.route.from, from)) {
             let way_out = if first.route.from == *from {
                 "let one route have both destinations"
             } else {
@@ -454,10 +454,19 @@ fn check_order(routes: &[Written<'_>]) {
             let number = first.number;
             let name = &first.route.name;
             written.from.wrong(format!(
-                "is never asked: routes[{number}] (\"{name}\") has the repository first; {way_out}"
+                "never matches: routes[{number}] (\"{name}\") already claims this repository; {way_out}"
             ));
         }
     }
+}
+
+/// Whether a pattern matches all that another one does, as far as that is decided here: they are
+/// equal, or the other one is a literal.
+fn claims(pattern: &Pattern, other: &Pattern) -> bool {
+    let literal = other
+        .literal()
+        .filter(|_| pattern.registry() == other.registry());
+    pattern == other || literal.is_some_and(|literal| pattern.captures(&literal).is_some())
 }
 
 /// A place that a route writes to: the origin where it is known, so that two names of one registry

@@ -15,6 +15,7 @@ use super::Env;
 use super::problem::{Problems, hint};
 use super::substitute::substitute;
 use super::yaml::{Entry, Node, Position, Value};
+use crate::fault::clip;
 
 /// Longest file that a `*_file` key may name, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
@@ -133,7 +134,7 @@ impl<'a> Item<'a> {
         let near = hint(&text, words.iter().copied());
         self.wrong(format!(
             "\"{}\" is none of {}{near}",
-            crate::fault::clip(&text, 100),
+            clip(&text, 100),
             words.join(", ")
         ));
         None
@@ -350,7 +351,7 @@ impl<'a> Section<'a> {
     }
 
     fn key_of(&self, entry: &Entry) -> String {
-        let key = crate::fault::clip(&entry.key, 100);
+        let key = clip(&entry.key, 100);
         if self.item.key.is_empty() {
             key
         } else {

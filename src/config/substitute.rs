@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use super::Env;
+use crate::fault::clip;
 
 /// Deepest nesting of defaults in defaults.
 const DEEPEST: usize = 8;
@@ -77,10 +78,9 @@ fn expand(body: &str, env: &Env<'_>, depth: usize, filled: &mut String) -> Resul
     }
     let value = env(name);
     if operator.is_empty() {
-        let unset = || {
+        filled.push_str(&value.ok_or_else(|| {
             format!("{name} is not set in the environment (a default is written ${{{name}:-…}})")
-        };
-        filled.push_str(&value.ok_or_else(unset)?);
+        })?);
         return Ok(());
     }
     let value = value.filter(|value| !value.is_empty());
@@ -91,13 +91,12 @@ fn expand(body: &str, env: &Env<'_>, depth: usize, filled: &mut String) -> Resul
             None => fill(default, env, depth - 1, filled)?,
         }
     } else if let Some(message) = operator.strip_prefix(":?") {
-        let missing = || {
+        filled.push_str(&value.ok_or_else(|| {
             format!(
                 "{name} is not set in the environment: {}",
-                crate::fault::clip(message, 200)
+                clip(message, 200)
             )
-        };
-        filled.push_str(&value.ok_or_else(missing)?);
+        })?);
     } else {
         return Err(format!(
             "${{{name}…}} is none of ${{{name}}}, ${{{name}:-default}}, ${{{name}:?message}}"

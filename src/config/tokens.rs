@@ -6,6 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::section::{Item, Section};
 use crate::decision::{NamePattern, Principal, Right, Rights, Token};
+use crate::fault::clip;
 
 /// Characters of a token's or a user's name at most.
 const LONGEST_NAME: usize = 64;
@@ -51,8 +52,10 @@ pub(super) fn read(item: &Item<'_>) -> Option<Vec<Token>> {
 }
 
 fn is_name(name: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_plain)
+    (1..=LONGEST_NAME).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
 fn token(name: &str, item: &Item<'_>) -> Option<Token> {
@@ -95,7 +98,7 @@ fn rights(item: &Item<'_>) -> Option<Rights> {
     }
     Rights::of_words(texts.iter().map(String::as_str))
         .map_err(|word| {
-            let word = crate::fault::clip(&word, 100);
+            let word = clip(&word, 100);
             item.wrong(format!("\"{word}\" is no right (there are {})", words()));
         })
         .ok()
@@ -111,8 +114,12 @@ fn routes_of(item: &Item<'_>) -> Option<Arc<[NamePattern]>> {
 
 /// The principal of a user of this machine or of the directory: `user:alice`.
 fn user_name(text: &str) -> Result<Arc<str>, String> {
-    let is_plain = |c: char| !c.is_control() && !c.is_whitespace() && c != ':';
-    if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(is_plain) {
+    if text.is_empty()
+        || text.len() > LONGEST_NAME
+        || !text
+            .chars()
+            .all(|c| !c.is_control() && !c.is_whitespace() && c != ':')
+    {
         return Err("is no name of a user (1 to 64 characters without spaces and colons)".into());
     }
     Ok(format!("user:{text}").into())

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::fault::clip;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, MessageFormatter, Spanned};
 
@@ -85,7 +86,7 @@ pub(super) fn parse(text: &str) -> Result<Node, (Position, String)> {
                 .into_owned();
             Err((
                 error.location().map_or(Position::START, Position::of),
-                crate::fault::clip(&message, 300),
+                clip(&message, 300),
             ))
         }
     }

@@ -2,6 +2,7 @@
 //! that they wake.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures::FutureExt as _;
@@ -12,8 +13,10 @@ use tokio::time::sleep;
 use crate::admin::{DecisionAnswer, DecisionHandler, DecisionRequest, Refusal};
 use crate::clock;
 use crate::commands::resolve::{Resolved, Unresolved, resolve};
-use crate::decision::{Decision, Kind, Numbered, Principal, RefusedDecision, Right, Target, until};
-use crate::fault::Fault;
+use crate::decision::{
+    Decision, Kind, NotATarget, Numbered, Principal, RefusedDecision, Right, Target, until,
+};
+use crate::fault::{Fault, clip};
 use crate::job::{Actor, Cause, Remarks, TagId};
 use crate::ledger::Ledger;
 use crate::look::PassOptions;
@@ -93,9 +96,7 @@ impl Decider {
             .as_deref()
             .unwrap_or_default()
             .parse()
-            .map_err(|error: crate::decision::NotATarget| {
-                Refusal::bad_request(error.to_string())
-            })?;
+            .map_err(|error: NotATarget| Refusal::bad_request(error.to_string()))?;
         if request.kind == Kind::Release {
             return self
                 .release(topology, request, target, principal, actor)
@@ -174,10 +175,16 @@ impl Decider {
             Some(id) => format!("decision {id}"),
             None => request.target.clone().unwrap_or_default(),
         };
-        tracing::warn!(kind = %request.kind, target, %actor, reason = refusal.text, "a decision was refused");
+        tracing::warn!(
+            kind = %request.kind,
+            target,
+            %actor,
+            reason = refusal.text,
+            "a decision was refused"
+        );
         let refused = RefusedDecision {
             decision: request.kind,
-            target: crate::fault::clip(&target, 600),
+            target: clip(&target, 600),
             text: refusal.text.clone(),
             actor,
         };
@@ -252,7 +259,12 @@ impl Decider {
     async fn ended(&self, decisions: &[Numbered], end: Option<Timestamp>) {
         let topology = self.topology.borrow().clone();
         for numbered in decisions.iter().filter(|one| one.decision.until == end) {
-            tracing::info!(decision = numbered.id, kind = %numbered.kind, target = numbered.decision.shown_target(), "the decision has ended");
+            tracing::info!(
+                decision = numbered.id,
+                kind = %numbered.kind,
+                target = numbered.decision.shown_target(),
+                "the decision has ended"
+            );
             if let Ok(resolved) = resolve(numbered.target.clone(), &topology) {
                 self.wake(&topology, &resolved, &Actor::daemon()).await;
             }
@@ -345,13 +357,17 @@ pub(super) async fn watch_denied(ledger: Ledger, show: impl Fn(usize)) {
                     .filter(|tag| !told.contains(*tag))
                     .take(MOST_NAMED)
                 {
-                    tracing::warn!(tag = shown(&tag.place), digest = %tag.digest, "production names a denied digest");
+                    tracing::warn!(
+                        tag = shown(&tag.place),
+                        digest = %tag.digest,
+                        "production names a denied digest"
+                    );
                 }
                 told = denied;
             }
             Err(fault) => tracing::debug!(error = %Fault::chain(&fault), "the ledger was not read"),
         }
-        let pause = sleep(std::time::Duration::from_secs(15));
+        let pause = sleep(Duration::from_secs(15));
         tokio::select! {
             biased;
             changed = version.changed() => if changed.is_err() { return },

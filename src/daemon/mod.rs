@@ -22,8 +22,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::queues::Consumers;
-use crate::admin;
-use crate::clock;
 use crate::config::{self, Config};
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
@@ -35,8 +33,10 @@ use crate::state::{self, FolderCheck, StateLock};
 use crate::status::Board;
 use crate::status::board::{ConfigStatus, RegistryStatus};
 use crate::tls::ServerTls;
-use crate::transfer::Stop;
+use crate::transfer::{Limits, Stop};
+use crate::watch::signal::looks;
 use crate::watch::{Handle, Watch};
+use crate::{admin, clock};
 
 /// Events that may wait to be taken.
 const EVENTS: usize = 1024;
@@ -228,11 +228,7 @@ impl Running {
         let mut consumers = Consumers::new(handle.clone(), queue_metrics, stop.drain.clone());
         consumers.adopt(&config.queues);
         let mut helpers = JoinSet::new();
-        helpers.spawn(crate::watch::signal::looks(
-            look_signals,
-            handle.clone(),
-            stop.drain.clone(),
-        ));
+        helpers.spawn(looks(look_signals, handle.clone(), stop.drain.clone()));
         helpers.spawn(parts.clone().count_stores());
         helpers.spawn(parts.clone().prune_index());
         helpers.spawn(served.tls.clone().follow_files());
@@ -488,7 +484,7 @@ fn services(
 
 /// Tells systemd that we are alive, as often as it wants to hear it, unless transfers stand still
 /// that could run.
-async fn feed_watchdog(limits: crate::transfer::Limits) {
+async fn feed_watchdog(limits: Limits) {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return;
     };

@@ -71,11 +71,16 @@ impl Sample {
             blobs.extend([layer, config]);
             manifests.push(manifest);
         }
-        let index =
-            document(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}));
-        let packages = document(
-            &json!({"spdxVersion": "SPDX-2.3", "name": "demo-app", "versionInfo": format!("v{round}")}),
-        );
+        let index = document(&json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_INDEX,
+            "manifests": children,
+        }));
+        let packages = document(&json!({
+            "spdxVersion": "SPDX-2.3",
+            "name": "demo-app",
+            "versionInfo": format!("v{round}"),
+        }));
         let empty = Bytes::from_static(b"{}");
         let referrer = document(&json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": PACKAGES, "config": descriptor(EMPTY, &empty),
@@ -150,7 +155,11 @@ fn document(value: &Value) -> Bytes {
 }
 
 fn descriptor(media_type: &str, content: &Bytes) -> Value {
-    json!({"mediaType": media_type, "digest": Digest::sha256(content), "size": content.len()})
+    json!({
+        "mediaType": media_type,
+        "digest": Digest::sha256(content),
+        "size": content.len(),
+    })
 }
 
 fn image_config(architecture: &str, round: u64, layers: &[&Bytes]) -> Value {

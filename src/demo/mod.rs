@@ -25,7 +25,7 @@ use crate::admin::client;
 use crate::config::Config;
 use crate::daemon;
 use crate::job::{Outcome, Settled, tag_of};
-use crate::ledger::Content;
+use crate::ledger::{Content, Row};
 use crate::oci::{Digest, RepositoryName, Tag};
 use image::Sample;
 use registry::Registry;
@@ -232,7 +232,7 @@ struct Stage<'a> {
 /// A page of the ledger.
 #[derive(Deserialize)]
 struct Promotions {
-    promotions: Vec<crate::ledger::Row>,
+    promotions: Vec<Row>,
 }
 
 impl<'a> Stage<'a> {

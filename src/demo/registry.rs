@@ -523,7 +523,11 @@ fn referrers(store: &Store, name: &RepositoryName, subject: &Digest, query: &Que
     });
     let (manifests, next) = page(manifests, |manifest| manifest.digest.to_string(), query);
     let entries: Vec<Value> = manifests.iter().map(entry).collect();
-    let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries});
+    let body = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": entries,
+    });
     let filtered = filter
         .map(|wanted| url::form_urlencoded::byte_serialize(wanted.as_bytes()).collect::<String>());
     let next = next.map(|next| {
@@ -546,7 +550,11 @@ fn referrers(store: &Store, name: &RepositoryName, subject: &Digest, query: &Que
 /// A manifest in a list of referrers.
 fn entry(manifest: &Manifest) -> Value {
     let document: Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
-    let mut entry = json!({"mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.bytes.len()});
+    let mut entry = json!({
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": manifest.bytes.len(),
+    });
     if let Some(artifact_type) = artifact_type(manifest) {
         entry["artifactType"] = artifact_type.into();
     }

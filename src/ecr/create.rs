@@ -79,7 +79,11 @@ impl Creation {
         }
         apply_policies(repository, &template, is_new).await?;
         unfinished.clear(id).await;
-        tracing::info!(repository = %repository.address(), immutable = template.immutable, "created a repository");
+        tracing::info!(
+            repository = %repository.address(),
+            immutable = template.immutable,
+            "created a repository"
+        );
         Ok(true)
     }
 }

@@ -156,7 +156,13 @@ impl Shared {
     pub(super) fn deny(&self, action: &'static str, fault: &Fault, instead: &str) {
         let first = self.known().denied.insert(action, Instant::now()).is_none();
         if first {
-            tracing::warn!(action, registry = self.control.registry(), error = %fault.chain(), instead, "a permission of the control plane is missing");
+            tracing::warn!(
+                action,
+                registry = self.control.registry(),
+                error = %fault.chain(),
+                instead,
+                "a permission of the control plane is missing"
+            );
         }
     }
 

@@ -4,6 +4,7 @@
 //! The program leads a process group of its own, which is killed when the program has ended, at
 //! the deadline and when the caller goes away. Its environment is PATH and LANG.
 
+use std::io::ErrorKind;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -116,7 +117,7 @@ pub async fn run(command: &Command, question: &[u8]) -> Run {
 
 fn spawn(command: &Command) -> std::io::Result<Child> {
     let [program, arguments @ ..] = &command.run[..] else {
-        return Err(std::io::ErrorKind::NotFound.into());
+        return Err(ErrorKind::NotFound.into());
     };
     tokio::process::Command::new(program)
         .args(arguments)

@@ -5,6 +5,7 @@
 //! very signature. Everything is verified offline, against roots that are built in or named in the
 //! config. A key of the config needs neither a log entry nor a timestamp.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
@@ -215,15 +216,15 @@ fn is_about(statement: &[u8], image: Sha256Hash) -> Result<(), String> {
     }
     #[derive(Deserialize)]
     struct Subject {
-        digest: std::collections::BTreeMap<String, String>,
+        digest: BTreeMap<String, String>,
     }
     let statement: Statement =
         serde_json::from_slice(statement).map_err(|_| "it holds no statement".to_owned())?;
-    let is_image = |subject: &Subject| {
-        let named = subject.digest.get("sha256");
-        named.is_some_and(|named| *named == image.to_hex())
-    };
-    if statement.subject.iter().any(is_image) {
+    let mut named = statement
+        .subject
+        .iter()
+        .filter_map(|subject| subject.digest.get("sha256"));
+    if named.any(|named| *named == image.to_hex()) {
         return Ok(());
     }
     Err("it is about another image".into())

@@ -45,8 +45,11 @@ pub fn is_open(window: &Window, time: Timestamp) -> bool {
         return false;
     }
     let minute = local.hour() as u16 * 60 + local.minute() as u16;
-    let is_in = |hours: &crate::week::Hours| hours.contains(local.weekday(), minute);
-    window.open.is_empty() || window.open.iter().any(is_in)
+    window.open.is_empty()
+        || window
+            .open
+            .iter()
+            .any(|hours| hours.contains(local.weekday(), minute))
 }
 
 /// The first time after `now` at which the window is open.

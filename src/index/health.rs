@@ -74,7 +74,11 @@ impl OperationHealth {
                 .reported_at
                 .is_none_or(|reported_at| reported_at.elapsed() >= QUIET)
         {
-            tracing::warn!(doing, error = %trouble, "index fails: registries are asked instead");
+            tracing::warn!(
+                doing,
+                error = %trouble,
+                "index fails: registries are asked instead"
+            );
             self.reported_at = Some(Instant::now());
         }
         self.trouble = Some(trouble);

@@ -1,6 +1,7 @@
 //! Hints: blobs, manifests and tags that were seen in a repository, and when.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -326,9 +327,6 @@ fn forget_tag(db: &Connection, repository: i64, tag: &Tag) -> rusqlite::Result<(
 }
 
 /// A name of a column, unless the grammar has become narrower since it was stored.
-fn parsed<T: std::str::FromStr>(
-    row: &rusqlite::Row<'_>,
-    column: usize,
-) -> rusqlite::Result<Option<T>> {
+fn parsed<T: FromStr>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     Ok(row.get_ref(column)?.as_str()?.parse().ok())
 }

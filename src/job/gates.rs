@@ -251,16 +251,18 @@ pub struct Override {
 impl Gates {
     /// The gates that are set, in the order in which they are judged.
     pub fn kinds(&self) -> Vec<GateKind> {
-        let is_set = |kind: &GateKind| match kind {
-            GateKind::Referrers => !self.referrers.is_empty(),
-            GateKind::MinAge => self.min_age.is_some(),
-            GateKind::Window => self.window.is_some(),
-            GateKind::Signature => !self.signature.is_empty(),
-            GateKind::Attestation => !self.attestation.is_empty(),
-            GateKind::Command => self.command.is_some(),
-            GateKind::Http => self.http.is_some(),
-        };
-        GateKind::ALL.into_iter().filter(is_set).collect()
+        GateKind::ALL
+            .into_iter()
+            .filter(|kind| match kind {
+                GateKind::Referrers => !self.referrers.is_empty(),
+                GateKind::MinAge => self.min_age.is_some(),
+                GateKind::Window => self.window.is_some(),
+                GateKind::Signature => !self.signature.is_empty(),
+                GateKind::Attestation => !self.attestation.is_empty(),
+                GateKind::Command => self.command.is_some(),
+                GateKind::Http => self.http.is_some(),
+            })
+            .collect()
     }
 
     /// Whether a gate is set.
@@ -275,11 +277,13 @@ impl Gates {
 
     /// What the route changes of the gates of `defaults`, in words.
     pub fn warnings(&self) -> Vec<String> {
-        let text = |changed: &Override| match changed.is_dropped {
-            true => format!("gates.{}: off drops the gate of defaults", changed.gate),
-            false => format!("gates.{} replaces the gate of defaults", changed.gate),
-        };
-        self.overrides.iter().map(text).collect()
+        self.overrides
+            .iter()
+            .map(|changed| match changed.is_dropped {
+                true => format!("gates.{}: off drops the gate of defaults", changed.gate),
+                false => format!("gates.{} replaces the gate of defaults", changed.gate),
+            })
+            .collect()
     }
 }
 

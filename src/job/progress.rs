@@ -1,7 +1,7 @@
 //! How far things are: written by the engine, read by progress bars and the status.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How far things are: written by the engine, read by progress bars and the status.
@@ -29,7 +29,7 @@ pub struct BlobProgress {
     /// Bytes sent of it.
     pub done: AtomicU64,
     /// Whether the bytes are sent and the registry's word is awaited.
-    pub closing: std::sync::atomic::AtomicBool,
+    pub closing: AtomicBool,
 }
 
 impl Progress {

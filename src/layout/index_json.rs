@@ -246,7 +246,11 @@ impl Entry {
     }
 
     fn new(descriptor: &Descriptor, tag: Option<&Tag>) -> Entry {
-        let mut value = json!({"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size});
+        let mut value = json!({
+            "mediaType": descriptor.media_type,
+            "digest": descriptor.digest,
+            "size": descriptor.size,
+        });
         if let Some(tag) = tag {
             value["annotations"] = json!({ REF_NAME: tag });
         }

@@ -5,12 +5,12 @@
 //! missing or damaged content is a fault and never "absent": an absent tag may be written.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::endpoint::{Page, Resolved, Tag as Listed};
-use crate::fault::Fault;
+use crate::fault::{Class, Fault};
 use crate::oci::manifest::{Error, MAX_SIZE};
-use crate::oci::media_type::{OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST};
+use crate::oci::media_type::{OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST, ORAS_ARTIFACT};
 use crate::oci::{Descriptor, Digest, Manifest, MediaType, Tag, Target};
 
 use super::index_json::{IndexJson, Named};
@@ -304,7 +304,7 @@ impl Subjects {
         let read = match verified(store, &candidate.digest, Some(&candidate.media_type)) {
             Ok(Some(Ok(manifest))) => manifest,
             Ok(None | Some(Err(_))) => return Ok(None),
-            Err(fault) if fault.class() == crate::fault::Class::Corrupt => return Ok(None),
+            Err(fault) if fault.class() == Class::Corrupt => return Ok(None),
             Err(fault) => return Err(fault),
         };
         let subject = read.subject.map(|subject| subject.digest);
@@ -316,10 +316,8 @@ impl Subjects {
         Ok(subject)
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Option<Digest>>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn remembered(&self) -> MutexGuard<'_, HashMap<Digest, Option<Digest>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -327,7 +325,7 @@ impl Subjects {
 fn may_have_subject(media_type: &MediaType) -> bool {
     matches!(
         media_type.as_str(),
-        OCI_MANIFEST | OCI_INDEX | OCI_ARTIFACT | crate::oci::media_type::ORAS_ARTIFACT
+        OCI_MANIFEST | OCI_INDEX | OCI_ARTIFACT | ORAS_ARTIFACT
     )
 }
 

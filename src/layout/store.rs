@@ -15,7 +15,7 @@ use rustix::fs::{Access, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
-use crate::fault::{Class, Fault};
+use crate::fault::{Class, Fault, clip};
 use crate::oci::{Digest, RepositoryName};
 use crate::random;
 
@@ -157,7 +157,7 @@ impl Store {
         if mark.image_layout_version.starts_with("1.") {
             return Ok(true);
         }
-        let version = crate::fault::clip(&mark.image_layout_version, 32);
+        let version = clip(&mark.image_layout_version, 32);
         Err(Fault::rejected(format!(
             "{} is an image layout of version {version} (supported: 1)",
             self.folder.display()

@@ -18,8 +18,10 @@ use super::rows::{self, Content, parsed};
 use super::{Ledger, RunFacts, unreadable, unwritable};
 use crate::clock;
 use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};
+use crate::endpoint::Origin;
 use crate::fault::Fault;
 use crate::job::TagId;
+use crate::oci::Digest;
 
 /// How long a decision waits for names that were sent before it.
 const SENDS_SETTLE: Duration = Duration::from_secs(10);
@@ -330,7 +332,7 @@ pub struct DeniedTag {
     /// The tag.
     pub place: TagId,
     /// What it names.
-    pub digest: crate::oci::Digest,
+    pub digest: Digest,
 }
 
 impl Ledger {
@@ -362,7 +364,7 @@ impl Ledger {
             .query_map([denied], |row| {
                 Ok(DeniedTag {
                     place: TagId {
-                        origin: crate::endpoint::Origin::new(row.get_ref(0)?.as_str()?),
+                        origin: Origin::new(row.get_ref(0)?.as_str()?),
                         repository: parsed(row, 1)?,
                         tag: parsed(row, 2)?,
                     },

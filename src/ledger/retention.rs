@@ -128,7 +128,11 @@ fn drop_texts(db: &Connection, row: &RawRow) -> rusqlite::Result<()> {
             .map(drop),
         Ok(None) => Ok(()),
         Err(error) => {
-            tracing::warn!(row = row.id, %error, "a row of the ledger cannot be read; its texts stay");
+            tracing::warn!(
+                row = row.id,
+                %error,
+                "a row of the ledger cannot be read; its texts stay"
+            );
             Ok(())
         }
     }

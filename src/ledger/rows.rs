@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 use super::chain::{self, ContentHashes};
 use super::raw::{RawRow, json};
@@ -435,7 +436,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 /// A text column as the type that it was written from.
 pub(super) fn parsed<T>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
 where
-    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
     let text = row.get_ref(column)?.as_str()?;
     text.parse()

@@ -20,8 +20,8 @@ use super::topology::Topology;
 use crate::endpoint::{Repositories, Source as _};
 use crate::job::{Look, Totals, Trouble};
 use crate::oci::RepositoryName;
+use crate::route::Route;
 use crate::route::claims::{DestinationKey, DestinationKeys};
-use crate::route::{Route, Template};
 
 /// The repositories of a route, and the trouble with refused ones.
 #[derive(Clone, Debug, Default)]
@@ -123,12 +123,11 @@ impl Destinations {
 
 /// Whether a route renames tags within its source repository. Looks leave out its own names there.
 fn names_anew(route: &Route, (_, repository): &DestinationKey, source: &RepositoryName) -> bool {
-    let within = |to: &&Template| to.registry() == route.from.registry();
     repository == source
         && route
             .to
             .iter()
-            .filter(within)
+            .filter(|to| to.registry() == route.from.registry())
             .all(|to| !to.naming().keeps())
 }
 

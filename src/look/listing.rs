@@ -52,7 +52,6 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 .any(|side| side.is_itself(source) && side.naming.made(tag))
         };
         let choice = self.route.selection.choose(tags.keys().filter(own));
-        let wanted = |tag: &Tag| self.request.tags.is_empty() || self.request.tags.contains(tag);
         let named_but_left_out = self
             .request
             .tags
@@ -64,8 +63,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         } else {
             named_but_left_out
         };
-        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) =
-            choice.chosen.into_iter().partition(wanted);
+        let (mut chosen, siblings): (Vec<Tag>, Vec<Tag>) = choice
+            .chosen
+            .into_iter()
+            .partition(|tag| self.request.tags.is_empty() || self.request.tags.contains(tag));
         chosen.sort_unstable();
         let companions = tags.iter().filter(|(tag, _)| tag.travels_with_subject());
         let companions = companions

@@ -308,8 +308,10 @@ impl<B: Repositories> RepositoryLook<'_, B> {
                 .keys()
                 .filter_map(|tag| side.naming.name(tag))
                 .collect();
-            let ours = |tag: &&Tag| side.naming.made(tag) && !tag.travels_with_subject();
-            let alone = list.keys().filter(ours).filter(|tag| !named.contains(*tag));
+            let alone = list
+                .keys()
+                .filter(|tag| side.naming.made(tag) && !tag.travels_with_subject())
+                .filter(|tag| !named.contains(*tag));
             found.totals.only_in_destination = alone.count() as u64;
         }
         let nameable = |tag: &&Tag| side.naming.name(tag).is_some();

@@ -117,17 +117,16 @@ impl<B: Repositories> Topology<B> {
             return None;
         }
         let place = &key.destination;
-        let leads_there = |side: &Side<B::Repository>| {
-            let there = &side.repository;
-            let is_repository =
-                *there.origin() == place.origin && *there.repository() == place.repository;
-            is_repository && side.naming.name(&key.tag).as_ref() == Some(&place.tag)
-        };
         let is_wanted = self
             .destinations(route, &key.source)
             .ok()?
             .iter()
-            .any(leads_there);
+            .any(|side| {
+                let there = &side.repository;
+                let is_repository =
+                    *there.origin() == place.origin && *there.repository() == place.repository;
+                is_repository && side.naming.name(&key.tag).as_ref() == Some(&place.tag)
+            });
         is_wanted.then(|| RulesInForce {
             tag: route.rules_for(&key.tag),
             gates: route.gates.clone(),
@@ -204,23 +203,26 @@ impl<B: Repositories> Topology<B> {
         repository: &RepositoryName,
     ) -> Result<Vec<Side<B::Repository>>, Fault> {
         let captures = route.from.captures(repository).unwrap_or_default();
-        let fill = |template: &crate::route::Template| {
-            let name = template
-                .fill(&captures)
-                .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
-            let source = self.source(route, repository);
-            let there = self
-                .backend(template.registry())
-                .destination(name, &route.create, source);
-            let registry = template.registry().clone();
-            let to = template.to_string().into();
-            Ok(Side {
-                registry,
-                to,
-                repository: there,
-                naming: template.naming().clone(),
+        route
+            .to
+            .iter()
+            .map(|template| {
+                let name = template
+                    .fill(&captures)
+                    .map_err(|error| Fault::rejected(format!("route {}: {error}", route.name)))?;
+                let source = self.source(route, repository);
+                let there =
+                    self.backend(template.registry())
+                        .destination(name, &route.create, source);
+                let registry = template.registry().clone();
+                let to = template.to_string().into();
+                Ok(Side {
+                    registry,
+                    to,
+                    repository: there,
+                    naming: template.naming().clone(),
+                })
             })
-        };
-        route.to.iter().map(fill).collect()
+            .collect()
     }
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::fault::shown;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256, Sha512};
@@ -144,7 +145,7 @@ fn is_encoded(encoded: &str) -> bool {
 
 /// Peers write these texts: what is shown of them is bounded.
 fn clip(text: &str) -> String {
-    crate::fault::shown(text, 160)
+    shown(text, 160)
 }
 
 impl fmt::Display for Digest {

@@ -22,6 +22,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::descriptor::Descriptor;
 use super::digest::{self, Algorithm, Digest};
 use super::media_type::{Kind, MediaType, OCI_INDEX, OCI_MANIFEST};
+use crate::fault::clip;
 
 /// Largest manifest that is read, in bytes: what registries accept (distribution and ECR: 4 MiB).
 pub const MAX_SIZE: u64 = 4 * 1024 * 1024;
@@ -288,10 +289,7 @@ fn is_of_its_type(media_type: &MediaType, kind: Kind, document: &Document) -> Re
         .as_ref()
         .filter(|version| **version != serde_json::json!(2))
     {
-        return Err(Error::SchemaVersion(crate::fault::clip(
-            &version.to_string(),
-            40,
-        )));
+        return Err(Error::SchemaVersion(clip(&version.to_string(), 40)));
     }
     let lacks = match kind {
         Kind::Index if document.manifests.is_none() => Some("manifests"),
@@ -345,7 +343,7 @@ fn fields_are_clear(bytes: &[u8]) -> Result<(), Error> {
     let read = fields.deserialize(&mut serde_json::Deserializer::from_slice(bytes));
     read.map_err(|error| Error::Malformed(error.to_string()))?;
     match ambiguous {
-        Some((field, known)) => Err(Error::AmbiguousField(crate::fault::clip(&field, 60), known)),
+        Some((field, known)) => Err(Error::AmbiguousField(clip(&field, 60), known)),
         None => Ok(()),
     }
 }

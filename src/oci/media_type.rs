@@ -3,6 +3,7 @@
 //! Unknown types are carried like any other: the image specification forbids failing on them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -42,7 +43,7 @@ application/vnd.cncf.oras.artifact.manifest.v1+json, \
 
 /// A media type without its parameters, lower case.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct MediaType(std::sync::Arc<str>);
+pub struct MediaType(Arc<str>);
 
 /// What a document of a media type is to a mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,12 +5,14 @@
 //! of all clients.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::digest::{self, Digest};
+use crate::fault::shown;
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +81,7 @@ macro_rules! text_type {
 
 /// The path of a repository, without the host.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RepositoryName(std::sync::Arc<str>);
+pub struct RepositoryName(Arc<str>);
 text_type!(RepositoryName);
 
 impl FromStr for RepositoryName {
@@ -115,7 +117,7 @@ fn is_lower_alphanumeric(byte: &u8) -> bool {
 
 /// A tag: a name that may point at another digest tomorrow.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag(std::sync::Arc<str>);
+pub struct Tag(Arc<str>);
 text_type!(Tag);
 
 /// What follows `sha256-<64 hex>` in the name of a tag that travels with its subject.
@@ -187,7 +189,7 @@ impl FromStr for Tag {
 
 /// A registry as it stands in a reference: `host` or `host:port`, lower case, no scheme.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Host(std::sync::Arc<str>);
+pub struct Host(Arc<str>);
 text_type!(Host);
 
 impl Host {
@@ -241,7 +243,7 @@ impl FromStr for Host {
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
         {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
             None => name.len() <= 253 && name.split('.').all(is_label),
         };
         if is_name && is_port {
@@ -348,7 +350,7 @@ impl fmt::Display for Reference {
 }
 
 fn clip(text: &str) -> String {
-    crate::fault::shown(text, 300)
+    shown(text, 300)
 }
 
 #[cfg(test)]

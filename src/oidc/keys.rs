@@ -5,7 +5,7 @@
 //! valid for a day while the issuer does not answer.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
@@ -141,7 +141,11 @@ impl KeySource {
                 pick(&keys, id).ok_or(Refused::UnknownKey)
             }
             Err(fault) => {
-                tracing::warn!(issuer = self.issuer.0, error = %fault.chain(), "the keys of an OIDC issuer cannot be read");
+                tracing::warn!(
+                    issuer = self.issuer.0,
+                    error = %fault.chain(),
+                    "the keys of an OIDC issuer cannot be read"
+                );
                 found.ok_or(Refused::Unreachable)
             }
         }
@@ -157,7 +161,7 @@ impl KeySource {
         self.lock().fetches.try_take(Instant::now())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,6 @@
 //! What the stores hold, and which build runs.
 
+use crate::index::Statistics;
 use prometheus::{IntGauge, IntGaugeVec, Opts};
 
 /// What the stores hold.
@@ -33,7 +34,7 @@ impl StoreMetrics {
         })
     }
 
-    pub(super) fn show_index(&self, statistics: &crate::index::Statistics) {
+    pub(super) fn show_index(&self, statistics: &Statistics) {
         let counts = [
             ("blobs", statistics.blobs),
             ("manifests", statistics.manifests),

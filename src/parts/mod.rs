@@ -16,16 +16,15 @@ use self::decisions::DecisionMetrics;
 use self::metrics::{StoreMetrics, build_info};
 use crate::backend::Backend;
 use crate::config::{self, Config, RegistryKind};
-use crate::ecr;
 use crate::endpoint::Repositories as _;
 use crate::fault::Fault;
 use crate::index::{self, Index};
-use crate::layout;
 use crate::ledger::{self, Ledger, RunFacts};
 use crate::registry::{self, Registry};
 use crate::route::{Route, Routes, Template};
 use crate::state::StateLock;
 use crate::transfer::{self, Engine, Limits, limits};
+use crate::{ecr, layout};
 
 use crate::look::topology::{Intervals, Topology};
 use crate::status::{self, Board};
@@ -98,7 +97,11 @@ impl Parts {
         let state = lock.folder();
         let opened = Index::open(state)?;
         if let Some(aside) = &opened.set_aside {
-            tracing::warn!(path = %aside.path.display(), reason = aside.reason, "the index was damaged or newer: set aside and started afresh; this costs requests, nothing else");
+            tracing::warn!(
+                path = %aside.path.display(),
+                reason = aside.reason,
+                "the index was damaged or newer: set aside and started afresh; this costs requests, nothing else"
+            );
         }
         Parts::over(opened.index, Ledger::open(state)?.guarded_by(lock)?)
     }
@@ -406,7 +409,11 @@ impl Parts {
                 Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
                 Err(gone) => {
                     let ends_in_seconds = FOLDER_AWAY.as_secs();
-                    tracing::error!(error = %gone, ends_in_seconds, "the state folder is not ours any more")
+                    tracing::error!(
+                        error = %gone,
+                        ends_in_seconds,
+                        "the state folder is not ours any more"
+                    )
                 }
             }
             board

@@ -18,7 +18,7 @@ use super::metrics::Operation;
 use super::redirect::HostKind;
 use super::transport::{Answer, Call, host_of};
 use crate::endpoint::{BlobBody, Presence};
-use crate::fault::Fault;
+use crate::fault::{Fault, clip};
 use crate::oci::{Descriptor, Digest};
 
 impl Repository {
@@ -135,7 +135,7 @@ impl Repository {
                 .first()
                 .map_or("without a code", |entry| entry.code.as_str());
             let status = refusal.status();
-            let code = crate::fault::clip(code, 60);
+            let code = clip(code, 60);
             return about.retryable(format!(
                 "the storage at {host} answers {status} {code}; its signed address may have run out"
             ));
@@ -173,7 +173,7 @@ fn whole_and_plain(
         .header(header::CONTENT_ENCODING)
         .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
     {
-        let coding = crate::fault::clip(coding, 40);
+        let coding = clip(coding, 40);
         return Err(about.corrupt(format!(
             "it comes as Content-Encoding {coding}; turn that off in the proxy that does it"
         )));
@@ -189,7 +189,7 @@ fn whole_and_plain(
         if range != Some(expected) {
             let found = answer
                 .header(header::CONTENT_RANGE)
-                .map_or("none".to_string(), |text| crate::fault::clip(text, 80));
+                .map_or("none".to_string(), |text| clip(text, 80));
             return Err(about.corrupt(format!(
                 "asked for the bytes {start}-{} of {size}, got Content-Range {found}",
                 size - 1

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -111,7 +112,7 @@ impl BodyMonitor {
 /// Ends a body when the request that sends it ends, however that comes.
 pub(super) struct MonitorGuard(Arc<BodyMonitor>);
 
-impl std::ops::Deref for MonitorGuard {
+impl Deref for MonitorGuard {
     type Target = BodyMonitor;
 
     fn deref(&self) -> &BodyMonitor {

@@ -5,6 +5,7 @@
 //! it never holds the registry's client certificate. None follows redirects, keeps cookies, or
 //! decompresses.
 
+use std::fmt::Formatter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub struct Tls {
 }
 
 impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls")
             .field("ca", &self.ca_pem.is_some())
             .field("identity", &self.identity_pem.is_some())

@@ -48,14 +48,13 @@ use self::metrics::Operation;
 use self::profile::{Kind, Profile};
 use self::redirect::AddressGuard;
 use self::transport::{Call, Transport, host_of};
-use crate::endpoint::ClockSkew;
 use crate::endpoint::rate_limit::RateLimit;
 use crate::endpoint::{
-    Abilities, Begin, BlobBody, Cursor, Destination, Offset, Origin, Page, Presence, Put, Resolved,
-    Sent, Source, Tag, Tally, Upload,
+    Abilities, Begin, BlobBody, ClockSkew, Cursor, Destination, Offset, Origin, Page, Presence,
+    Put, Resolved, Sent, Source, Tag, Tally, Upload,
 };
 use crate::fault::Fault;
-use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, Target};
+use crate::oci::{Descriptor, Digest, Host, Manifest, RepositoryName, Target};
 
 pub use self::client::Tls;
 pub use self::metrics::Metrics;
@@ -311,7 +310,7 @@ fn canonical(name: &str, mut url: Url, kind: Kind) -> Result<Url, Fault> {
 /// Whether an address names this machine by its very words.
 fn is_loopback(url: &Url) -> bool {
     host_of(url)
-        .parse::<crate::oci::Host>()
+        .parse::<Host>()
         .is_ok_and(|host| host.is_loopback())
 }
 

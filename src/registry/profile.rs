@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::endpoint::{Abilities, Mount, Resume, UploadStyle};
+use crate::fault::clip;
 
 /// A kind of registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -249,7 +250,7 @@ impl FromStr for Kind {
         Kind::ALL
             .into_iter()
             .find(|kind| kind.name() == text)
-            .ok_or_else(|| UnknownKind(crate::fault::clip(text, 60)))
+            .ok_or_else(|| UnknownKind(clip(text, 60)))
     }
 }
 

@@ -1,10 +1,10 @@
 //! The file of a database: private, checked, brought to the newest schema; or set aside.
 
-use std::fs;
-use std::io;
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -304,7 +304,7 @@ fn classify(path: &Path, error: &rusqlite::Error) -> OpenError {
     }
 }
 
-fn unavailable(path: &Path, reason: impl std::fmt::Display) -> OpenError {
+fn unavailable(path: &Path, reason: impl Display) -> OpenError {
     OpenError::Unavailable {
         path: path.into(),
         reason: reason.to_string(),

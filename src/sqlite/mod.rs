@@ -20,6 +20,7 @@
 //! The threads end when the last handle is dropped or at [`Store::close`]; what was accepted is
 //! committed first.
 
+use std::fmt::Formatter;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -214,7 +215,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         write!(f, "Store({})", self.file)
     }
 }

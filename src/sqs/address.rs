@@ -132,7 +132,6 @@ fn is_account(text: &str) -> bool {
 
 fn recognise(host: &str) -> (HostKind, Option<String>) {
     let labels: Vec<&str> = host.split('.').collect();
-    let is_region = |label: &&&str| REGION.is_match(label);
     match labels[..] {
         ["queue", "amazonaws", "com"] => return (HostKind::Legacy, Some("us-east-1".to_owned())),
         [region, "queue", "amazonaws", "com", ..] if REGION.is_match(region) => {
@@ -143,7 +142,7 @@ fn recognise(host: &str) -> (HostKind, Option<String>) {
     let service = labels
         .iter()
         .position(|label| matches!(*label, "sqs" | "sqs-fips"));
-    let region = service.and_then(|at| labels.get(at + 1).filter(is_region));
+    let region = service.and_then(|at| labels.get(at + 1).filter(|label| REGION.is_match(label)));
     let kind = match (service, region) {
         (Some(0), Some(_)) if is_public_domain(&labels[2..]) => HostKind::Regional {
             fips: labels[0] == "sqs-fips",

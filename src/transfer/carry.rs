@@ -165,7 +165,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             .filter(|blob| is_meant(&blob.digest, named));
         let blobs: Vec<Descriptor> = own.cloned().collect();
         let there = self.destination.id();
-        tracing::debug!(destination = %self.destination.address(), manifest = %manifest.digest, blobs = blobs.len(), "the registry misses content; bringing it again");
+        tracing::debug!(
+            destination = %self.destination.address(),
+            manifest = %manifest.digest,
+            blobs = blobs.len(),
+            "the registry misses content; bringing it again"
+        );
         self.engine
             .index
             .forget_blobs(&there, blobs.iter().map(|blob| blob.digest).collect())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::survey::{Image, TagFacts};
 use crate::decision::Block;
 use crate::fault::{Class, Fault};
-use crate::job::{Judgement, Outcome};
+use crate::job::{BlobCounts, Judgement, Outcome, ReferrerCounts};
 use crate::oci::Digest;
 use crate::transfer::companions::CompanionOutcome;
 use crate::transfer::plan::Decision;
@@ -56,9 +56,9 @@ pub struct Found {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
     /// Blobs by outcome.
-    pub blobs: crate::job::BlobCounts,
+    pub blobs: BlobCounts,
     /// Referrers and companion tags by outcome.
-    pub referrers: crate::job::ReferrerCounts,
+    pub referrers: ReferrerCounts,
     /// Blob bytes sent to the destination.
     pub bytes_sent: u64,
     /// Sizes of present and mounted blobs.
@@ -71,14 +71,14 @@ impl Cost {
     /// The sum of two runs of one job. The second run finds present what the first one copied.
     pub(super) fn plus(self, other: &Cost) -> Cost {
         let brought = self.blobs.mounted + self.blobs.copied;
-        let referrers = crate::job::ReferrerCounts {
+        let referrers = ReferrerCounts {
             copied: self.referrers.copied + other.referrers.copied,
             present: other
                 .referrers
                 .present
                 .saturating_sub(self.referrers.copied),
         };
-        let blobs = crate::job::BlobCounts {
+        let blobs = BlobCounts {
             present: other.blobs.present.saturating_sub(brought),
             mounted: self.blobs.mounted + other.blobs.mounted,
             copied: self.blobs.copied + other.blobs.copied,

@@ -147,7 +147,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             let digest = namer.digest();
             if let Err(fault) = ledger.forget_intent(namer.naming.place, &digest).await {
                 let tag = &namer.naming.place.tag;
-                tracing::warn!(%tag, error = %fault.chain(), "an intent that was not written stays in the ledger");
+                tracing::warn!(
+                    %tag,
+                    error = %fault.chain(),
+                    "an intent that was not written stays in the ledger"
+                );
             }
         }
         named
@@ -558,7 +562,12 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
             .engine
             .metrics
             .retried(registry, fault.class());
-        tracing::debug!(registry, tag = %self.naming.place.tag, error = %fault.chain(), "the tag is asked about and written again");
+        tracing::debug!(
+            registry,
+            tag = %self.naming.place.tag,
+            error = %fault.chain(),
+            "the tag is asked about and written again"
+        );
         self.wait_or_suspend(side, fault, wait).await
     }
 
@@ -625,7 +634,11 @@ impl<S: Source, D: Destination> Namer<'_, S, D> {
                     .await
                 {
                     // The intent says it as well.
-                    tracing::warn!(tag = %place.tag, error = %fault.chain(), "the ledger could not be written");
+                    tracing::warn!(
+                        tag = %place.tag,
+                        error = %fault.chain(),
+                        "the ledger could not be written"
+                    );
                 }
             }
         }

@@ -230,7 +230,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 fault.chain()
             ));
         }
-        tracing::debug!(destination = %self.destination.address(), referrer = %referrer.digest, error = %fault.chain(), "a referrer is refused");
+        tracing::debug!(
+            destination = %self.destination.address(),
+            referrer = %referrer.digest,
+            error = %fault.chain(),
+            "a referrer is refused"
+        );
     }
 
     fn referrer_is_denied(&self, referrer: &Manifest, block: Block) {
@@ -254,7 +259,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 "{address} lists {what} but does not have it: it is not carried; push it again"
             ));
         }
-        tracing::warn!(source = self.source_reference(), %what, "staging lists it but does not have it; it is not carried");
+        tracing::warn!(
+            source = self.source_reference(),
+            %what,
+            "staging lists it but does not have it; it is not carried"
+        );
     }
 
     fn count_referrer(&self, referrer: &Digest, outcome: ReferrerOutcome) {

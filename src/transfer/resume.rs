@@ -19,7 +19,7 @@ use super::Promotion;
 use super::limits::RequestClass;
 use super::retry::stoppable;
 use super::verify::Checkpoint;
-use crate::endpoint::{Begin, Destination, Offset, Resume, Source, Upload};
+use crate::endpoint::{Begin, Destination, Offset, Presence, Resume, Source, Upload};
 use crate::fault::{Class, Fault};
 use crate::index::StoredUpload;
 use crate::job::BlobOutcome;
@@ -193,7 +193,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                     Class::Retryable { after: None } | Class::Rejected | Class::NotFound
                 ) =>
             {
-                tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session does not tell where it stands");
+                tracing::debug!(
+                    destination = %self.destination.address(),
+                    error = %fault.chain(),
+                    "an upload session does not tell where it stands"
+                );
                 Ok(None)
             }
             offset => offset,
@@ -232,7 +236,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Cancels a session. A refusal is only logged.
     pub(super) async fn cancel(&self, upload: Upload) {
         if let Err(fault) = self.destination.cancel_upload(upload).await {
-            tracing::debug!(destination = %self.destination.address(), error = %fault.chain(), "an upload session could not be cancelled");
+            tracing::debug!(
+                destination = %self.destination.address(),
+                error = %fault.chain(),
+                "an upload session could not be cancelled"
+            );
         }
     }
 
@@ -270,7 +278,13 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let state = match self.offset_to_go_on(&mut state.upload).await? {
             Some(held) if held > 0 && held <= blob.size && size == blob.size => {
                 self.engine.metrics.resumed(held);
-                tracing::info!(destination = %self.destination.address(), blob = %blob.digest, held, size = blob.size, "going on with an upload of before");
+                tracing::info!(
+                    destination = %self.destination.address(),
+                    blob = %blob.digest,
+                    held,
+                    size = blob.size,
+                    "going on with an upload of before"
+                );
                 state.at(held)
             }
             _ => self.start_over(blob, state).await?,
@@ -285,7 +299,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 destination.has_blob(&digest).await
             })
             .await?;
-        let there = matches!(presence, crate::endpoint::Presence::Present { size } if size.is_none_or(|size| size == blob.size));
+        let there = matches!(presence, Presence::Present { size } if size.is_none_or(|size| size == blob.size));
         if there {
             self.remember_blob(blob).await;
         }

@@ -203,8 +203,9 @@ impl CurrentRules {
     pub fn new<R: Into<RulesInForce>>(
         rules: impl Fn(&Key, &Origin) -> Option<R> + Send + Sync + 'static,
     ) -> CurrentRules {
-        let rules = move |key: &Key, source: &Origin| rules(key, source).map(Into::into);
-        CurrentRules(Some(Arc::new(rules)))
+        CurrentRules(Some(Arc::new(move |key, source| {
+            rules(key, source).map(Into::into)
+        })))
     }
 
     /// The rules for a job now. Where no config can change, those that it began with.
@@ -323,7 +324,12 @@ impl Retry<'_> {
         };
         self.metrics.retried(self.registry, fault.class());
         let (registry, wait_seconds) = (self.registry, wait.as_secs_f64());
-        tracing::debug!(registry, error = %fault.chain(), wait_seconds, "trying again");
+        tracing::debug!(
+            registry,
+            error = %fault.chain(),
+            wait_seconds,
+            "trying again"
+        );
         stoppable(&self.stop.drain, tokio::time::sleep(wait)).await?;
         Ok(true)
     }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -60,7 +61,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         let mut before = start;
         let motion = self.motion(&blob.digest);
         loop {
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             let now = verified.sample();
             let waits_for_source =
                 now.source - before.source > now.destination - before.destination;

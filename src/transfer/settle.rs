@@ -169,7 +169,12 @@ impl Engine {
             result,
             ..
         } = settled;
-        tracing::error!(destination, %result, error = %fault.chain(), "the ledger could not be written");
+        tracing::error!(
+            destination,
+            %result,
+            error = %fault.chain(),
+            "the ledger could not be written"
+        );
     }
 
     /// Writes the ledger row and the log line if the result changed: a quiet daemon logs nothing.
@@ -285,17 +290,54 @@ fn log_settled(settled: &Settled) {
     let referrers = settled.referrers.copied;
     match result {
         Outcome::Promoted => {
-            tracing::info!(route, source, destination, digest, %cause, %actor, bytes_sent, referrers, duration_seconds, reasons, "promoted");
+            tracing::info!(
+                route,
+                source,
+                destination,
+                digest,
+                %cause,
+                %actor,
+                bytes_sent,
+                referrers,
+                duration_seconds,
+                reasons,
+                "promoted"
+            );
         }
         Outcome::UpToDate if referrers > 0 => {
-            tracing::info!(route, source, destination, digest, %cause, %actor, referrers, "referrers brought later");
+            tracing::info!(
+                route,
+                source,
+                destination,
+                digest,
+                %cause,
+                %actor,
+                referrers,
+                "referrers brought later"
+            );
         }
         Outcome::UpToDate => tracing::info!(route, source, destination, digest, "equal again"),
         Outcome::Existing | Outcome::Gone => {
-            tracing::debug!(route, source, destination, digest, %result, reasons, "left alone")
+            tracing::debug!(
+                route,
+                source,
+                destination,
+                digest,
+                %result,
+                reasons,
+                "left alone"
+            )
         }
         Outcome::Failed => {
-            tracing::warn!(route, source, destination, digest, %cause, error, "failed")
+            tracing::warn!(
+                route,
+                source,
+                destination,
+                digest,
+                %cause,
+                error,
+                "failed"
+            )
         }
         Outcome::Conflict
         | Outcome::Drift
@@ -304,7 +346,15 @@ fn log_settled(settled: &Settled) {
         | Outcome::Held
         | Outcome::Planned
         | Outcome::Interrupted => {
-            tracing::warn!(route, source, destination, digest, %result, reasons, "not promoted")
+            tracing::warn!(
+                route,
+                source,
+                destination,
+                digest,
+                %result,
+                reasons,
+                "not promoted"
+            )
         }
     }
 }

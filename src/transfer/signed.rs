@@ -15,7 +15,7 @@ use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::gate::signature::{Signed, SignedImage};
 use crate::gate::sigstore::{BUNDLE, SIMPLE_SIGNING, SimpleSignature};
-use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType, Tag};
+use crate::oci::{Descriptor, Digest, Hasher, Kind, Manifest, MediaType};
 
 /// Most statements about one manifest.
 const MOST: usize = 100;
@@ -149,13 +149,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         subject: &Digest,
         room: &mut u64,
     ) -> Result<Vec<(Digest, SimpleSignature)>, Fault> {
-        let is_signature = |tag: &Tag| tag.as_str().ends_with(".sig");
         let Some(tag) = self
             .job
             .companions
             .of(subject)
             .into_iter()
-            .find(is_signature)
+            .find(|tag| tag.as_str().ends_with(".sig"))
         else {
             return Ok(Vec::new());
         };

@@ -6,7 +6,7 @@
 //! is cancelled.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -239,8 +239,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         loop {
             let reader = if from_start {
-                let opener = || self.opener(blob.clone(), None);
-                self.member.reader(&blob.digest, blob.size, opener)
+                self.member
+                    .reader(&blob.digest, blob.size, || self.opener(blob.clone(), None))
             } else {
                 None
             };
@@ -390,6 +390,6 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     }
 }
 
-fn lock(state: &Mutex<RetryState>) -> std::sync::MutexGuard<'_, RetryState> {
+fn lock(state: &Mutex<RetryState>) -> MutexGuard<'_, RetryState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 
 mod passed;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::{Event, Reply, Scope};
 use crate::clock;
 use crate::job::{Actor, Cause, Report};
 use crate::look::PassOptions;
+use crate::random::name;
 use crate::status::{Board, Metrics};
 
 /// Passes that are kept for `GET /v1/runs/ID`.
@@ -214,7 +215,7 @@ impl Handle {
     /// Drops the looks of older passes beyond the bound. A look shared by two passes counts once.
     fn make_room(&self) {
         let mut runs = self.runs.lock().expect("no panic while listing");
-        let mut counted = std::collections::HashSet::new();
+        let mut counted = HashSet::new();
         let mut bytes = 0;
         for run in runs.iter_mut().rev().filter(|run| !run.brief) {
             let Some(brief) = run.passed.borrow().as_ref().and_then(|passed| {
@@ -235,7 +236,7 @@ impl Handle {
 
 /// A name for a pass: 16 random hexadecimal characters.
 pub fn run_id() -> String {
-    crate::random::name()
+    name()
 }
 
 #[cfg(test)]

@@ -163,17 +163,14 @@ impl Queue {
         Some((key, waiting))
     }
 
+    fn may_start(&self, stride_key: &StrideKey, capacity: Capacity) -> bool {
+        let pairs = &self.pairs;
+        let running = pairs.running.get(stride_key.pair).copied().unwrap_or(0);
+        let has_place = pairs.count <= 1 || running < capacity.per_pair(stride_key.rank);
+        has_place && self.running < capacity.in_total(stride_key.rank)
+    }
+
     fn next_key(&self, capacity: Capacity) -> Option<StrideKey> {
-        let may_start = |stride_key: &&StrideKey| {
-            let per_pair = self
-                .pairs
-                .running
-                .get(stride_key.pair)
-                .copied()
-                .unwrap_or(0);
-            let has_place = self.pairs.count <= 1 || per_pair < capacity.per_pair(stride_key.rank);
-            has_place && self.running < capacity.in_total(stride_key.rank)
-        };
         let order = |stride_key: &&StrideKey| {
             let since = self
                 .ready
@@ -191,7 +188,7 @@ impl Queue {
         };
         self.ready
             .keys()
-            .filter(may_start)
+            .filter(|stride_key| self.may_start(stride_key, capacity))
             .min_by_key(order)
             .copied()
     }

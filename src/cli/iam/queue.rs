@@ -25,8 +25,19 @@ pub(super) fn policies(settings: &Settings) -> Value {
         .collect();
     let role = queue.identity.role_arn.as_deref();
     let principal = role.unwrap_or("arn:aws:iam::ACCOUNT:role/ROLE");
-    let own = json!({"Sid": "Queue", "Effect": "Allow", "Action": actions, "Resource": arn});
-    let across = json!({"Sid": "Consumer", "Effect": "Allow", "Principal": {"AWS": principal}, "Action": actions, "Resource": arn});
+    let own = json!({
+        "Sid": "Queue",
+        "Effect": "Allow",
+        "Action": actions,
+        "Resource": arn,
+    });
+    let across = json!({
+        "Sid": "Consumer",
+        "Effect": "Allow",
+        "Principal": {"AWS": principal},
+        "Action": actions,
+        "Resource": arn,
+    });
     let mut policies = json!({
         "identity_policy": {"Version": "2012-10-17", "Statement": [own]},
         "queue_policy": {"Version": "2012-10-17", "Statement": [across]},

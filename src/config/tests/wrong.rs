@@ -423,11 +423,11 @@ const ROUTES: &[(&str, &str)] = &[
     ),
     (
         "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {from: s/web, to: p/x/web, tags: {include: x}}\n",
-        "8:12: routes[1].from: is never asked: routes[0] (\"*\") has the repository first; put this route first",
+        "8:12: routes[1].from: never matches: routes[0] (\"*\") already claims this repository; put this route first",
     ),
     (
         "  - {from: s/*, to: \"p/{1}\", tags: {include: x}}\n  - {name: again, from: s/*, to: \"r/{1}\", tags: {include: x}}\n",
-        "8:25: routes[1].from: is never asked: routes[0] (\"*\") has the repository first; let one route have both destinations",
+        "8:25: routes[1].from: never matches: routes[0] (\"*\") already claims this repository; let one route have both destinations",
     ),
     (
         "  - just text\n",

@@ -81,7 +81,11 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 false
             }
             Err(fault) => {
-                tracing::debug!(source = self.source_name(tag), error = %fault.chain(), "the manifest of an equal tag could not be read");
+                tracing::debug!(
+                    source = self.source_name(tag),
+                    error = %fault.chain(),
+                    "the manifest of an equal tag could not be read"
+                );
                 return false;
             }
         };
@@ -120,7 +124,16 @@ impl<B: Repositories> DestinationLook<'_, B> {
 
     /// Logs a failed write. The next look tries again.
     pub(super) fn noted(&self, written: Result<(), Fault>) -> Option<()> {
-        let told = |fault: &Fault| tracing::error!(destination = %self.side.repository.address(), error = %fault.chain(), "the ledger could not be written");
-        written.inspect_err(told).ok()
+        let fault = match written {
+            Ok(()) => return Some(()),
+            Err(fault) => fault,
+        };
+        let destination = self.side.repository.address();
+        tracing::error!(
+            %destination,
+            error = %fault.chain(),
+            "the ledger could not be written"
+        );
+        None
     }
 }

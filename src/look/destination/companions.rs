@@ -1,7 +1,7 @@
 //! Companion tags: what earlier looks found of them, and what they add to a report.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use super::DestinationLook;
 use crate::endpoint::{Repositories, Source};
@@ -17,7 +17,7 @@ pub(in crate::look) struct SeenCompanions {
     /// Those that stay as they are, and are not in the report yet.
     pub(super) kept: Mutex<Vec<Settled>>,
     /// See [`DestinationLook::unread_companions`].
-    pub(super) unread: std::sync::OnceLock<HashSet<Digest>>,
+    pub(super) unread: OnceLock<HashSet<Digest>>,
 }
 
 impl<B: Repositories> DestinationLook<'_, B> {
@@ -101,8 +101,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
             self.look.repository,
             (destination.origin(), destination.repository()),
         );
-        let is_listed = |(tag, _): &(Tag, Settled)| self.listing.companions.contains_key(tag);
-        if !kept.iter().all(is_listed) {
+        let mut tags = kept.iter().map(|(tag, _)| tag);
+        if !tags.all(|tag| self.listing.companions.contains_key(tag)) {
             engine.retain_companions(|key| {
                 key.route != self.look.route.name
                     || key.source != *self.look.repository

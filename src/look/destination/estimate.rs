@@ -7,7 +7,6 @@ use super::DestinationLook;
 use crate::endpoint::{Repositories, Source};
 use crate::fault::{Class, Fault};
 use crate::job::{Outcome, TagState};
-use crate::ledger::UnsettledJob;
 use crate::look::Estimate;
 use crate::oci::Tag;
 
@@ -28,12 +27,9 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .troubled(origin, repository)
             .await
             .unwrap_or_default();
-        let of_this_route = |row: &UnsettledJob| {
-            row.key.route == look.route.name && row.key.source == *look.repository
-        };
         let troubled: BTreeMap<Tag, Outcome> = troubled
             .into_iter()
-            .filter(of_this_route)
+            .filter(|row| row.key.route == look.route.name && row.key.source == *look.repository)
             .map(|row| (row.key.tag, row.result))
             .collect();
         let mut estimate = Estimate::default();

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use futures::FutureExt as _;
-use jiff::Timestamp;
 
 use super::DestinationLook;
 use crate::endpoint::{Repositories, Source};
@@ -62,14 +61,12 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .checked(&self.side.repository.id(), digest)
             .await;
         let trust = i64::try_from(engine.settings.trust.as_secs()).unwrap_or(i64::MAX);
-        let is_due = |at: Timestamp| {
-            if at_once || is_told {
-                at < self.began
-            } else {
-                self.began.duration_since(at).as_secs() >= trust
-            }
+        let is_due = match checked {
+            None => true,
+            Some(at) if at_once || is_told => at < self.began,
+            Some(at) => self.began.duration_since(at).as_secs() >= trust,
         };
-        if !checked.is_none_or(is_due) {
+        if !is_due {
             return false;
         }
         let behind = self
@@ -125,10 +122,10 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 return None;
             }
         }
-        let missing = |(digest, subject): (&Digest, &Option<Digest>)| {
-            subject.filter(|_| !there.contains_key(digest))
-        };
-        behind.extend(here.iter().filter_map(missing));
+        behind.extend(
+            here.iter()
+                .filter_map(|(digest, subject)| subject.filter(|_| !there.contains_key(digest))),
+        );
         let mut tagged = HashSet::new();
         for digest in behind {
             let owners = std::iter::successors(Some(digest), |digest| owners.get(digest).copied());

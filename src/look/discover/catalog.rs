@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Destinations;
-use crate::endpoint::{Cursor, Repositories};
+use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::look::topology::Topology;
 use crate::oci::RepositoryName;
@@ -61,10 +61,13 @@ pub async fn read_catalog<B: Repositories>(
         registry: backend.name(),
         stop,
     };
-    let read = |cursor: Option<Cursor>| async move { backend.repositories(cursor.as_ref()).await };
     if !topology
         .engine
-        .pages(list, read, |name| names.insert(name))
+        .pages(
+            list,
+            |cursor| async move { backend.repositories(cursor.as_ref()).await },
+            |name| names.insert(name),
+        )
         .await?
     {
         let text = format!(

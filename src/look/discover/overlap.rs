@@ -25,23 +25,26 @@ pub(super) fn awaits<B: Repositories>(topology: &Topology<B>) -> Vec<BTreeSet<Ar
             )
         })
         .collect();
-    let awaited_by = |(position, (route, shapes)): (usize, &(&Route, Vec<Shape<'_>>))| {
-        let mut awaits = BTreeSet::new();
-        if may_meet_itself(route) {
-            awaits.insert(route.from.registry().clone());
-        }
-        for (earlier, theirs) in &routes[..position] {
-            let registry = earlier.from.registry();
-            if !earlier.from.is_literal()
-                && !awaits.contains(registry)
-                && Shape::any_meet(shapes, theirs)
-            {
-                awaits.insert(registry.clone());
+    routes
+        .iter()
+        .enumerate()
+        .map(|(position, (route, shapes))| {
+            let mut awaits = BTreeSet::new();
+            if may_meet_itself(route) {
+                awaits.insert(route.from.registry().clone());
             }
-        }
-        awaits
-    };
-    routes.iter().enumerate().map(awaited_by).collect()
+            for (earlier, theirs) in &routes[..position] {
+                let registry = earlier.from.registry();
+                if !earlier.from.is_literal()
+                    && !awaits.contains(registry)
+                    && Shape::any_meet(shapes, theirs)
+                {
+                    awaits.insert(registry.clone());
+                }
+            }
+            awaits
+        })
+        .collect()
 }
 
 /// Whether two sources of one route can share a destination: a template leaves a capture unused.

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -184,7 +185,7 @@ async fn run(name: &str, program: PathBuf, server: &str) -> Result<(ExitStatus, 
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => missing(name),
+        ErrorKind::NotFound => missing(name),
         _ => broken(name, error),
     })?;
     let mut input = child.stdin.take().expect("stdin was asked for");

@@ -550,7 +550,12 @@ impl Inner {
             Some(token) => {
                 let registry = &self.settings.registry;
                 let error = fault.chain();
-                tracing::debug!(%registry, %scopes, %error, "a token cannot be renewed; it is used until it ends");
+                tracing::debug!(
+                    %registry,
+                    %scopes,
+                    %error,
+                    "a token cannot be renewed; it is used until it ends"
+                );
                 Ok(token.header.clone())
             }
             None => {

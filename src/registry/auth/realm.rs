@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use url::{Host, Url};
 
 use crate::fault::{Class, Fault, clip};
+use crate::registry::redirect::is_metadata;
 
 /// Domains of clouds under which strangers have names and that the public suffix list
 /// (<https://publicsuffix.org>) does not know as such, or only in part: a host there is related to
@@ -168,7 +169,7 @@ fn is_out_of_bounds(host: &Host) -> bool {
         Host::Ipv4(address) => IpAddr::V4(*address),
         Host::Ipv6(address) => address.to_canonical(),
     };
-    crate::registry::redirect::is_metadata(address)
+    is_metadata(address)
         || match address {
             IpAddr::V4(address) => {
                 address.is_link_local() || address.is_unspecified() || address.is_multicast()

@@ -1,7 +1,7 @@
 //! Whether anything happens at all: what the watchdog is fed by.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ impl Pulse {
         let mut since = self
             .waiting_since
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         if waiting == 0 || self.under_way.load(Ordering::Relaxed) > 0 {
             *since = None;
             return false;

@@ -201,8 +201,11 @@ impl ClassLimiter {
     /// Opens a class that is closed for longer than one answer may close it: one request shows
     /// whether the registry still asks for time.
     pub(super) fn probe(&mut self, now: Instant) {
-        let is_due = |since: &Instant| now.saturating_duration_since(*since) >= PROBED_AFTER;
-        if self.long_since.filter(is_due).is_some() {
+        if self
+            .long_since
+            .filter(|since| now.saturating_duration_since(*since) >= PROBED_AFTER)
+            .is_some()
+        {
             self.long_since = None;
             self.closed_until = now;
         }

@@ -138,7 +138,11 @@ pub(super) fn merged(
         Some(current) => serde_json::from_slice(&current.bytes).map_err(|error| {
             Fault::rejected("the referrers list at the destination is not an index").because(error)
         })?,
-        None => json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
+        None => json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_INDEX,
+            "manifests": [],
+        }),
     };
     let listed: HashSet<Digest> = current
         .map(|current| current.children.iter().map(|child| child.digest).collect())
@@ -170,7 +174,11 @@ pub(super) fn entry(referrer: &Manifest) -> Value {
     let own = document
         .get("artifactType")
         .filter(|own| own.as_str().is_some_and(|own| !own.is_empty()));
-    let mut entry = json!({"mediaType": referrer.media_type, "digest": referrer.digest, "size": referrer.bytes.len()});
+    let mut entry = json!({
+        "mediaType": referrer.media_type,
+        "digest": referrer.digest,
+        "size": referrer.bytes.len(),
+    });
     if let Some(artifact_type) = own.or_else(|| document.pointer("/config/mediaType")) {
         entry["artifactType"] = artifact_type.clone();
     }

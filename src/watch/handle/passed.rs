@@ -69,20 +69,31 @@ impl Passed {
     /// The report. It lists tags that are up to date only if this pass asked for them, even if a
     /// shared look has them.
     pub(super) fn report(&self, id: &str, whole: bool) -> Report {
-        let listed = |job: &&Settled| whole && (self.all || job.result != Outcome::UpToDate);
-        let own = |look: &Arc<Look>| Look {
-            jobs: look.jobs.iter().filter(listed).cloned().collect(),
+        let looks = self
+            .looks
+            .iter()
+            .map(|look| self.listed(look, whole))
+            .chain([self.rest.clone()]);
+        let report = Report::new(id, self.started, self.duration, looks);
+        Report {
+            exit_code: self.exit_code.unwrap_or(report.exit_code),
+            ..report
+        }
+    }
+
+    /// A look with the jobs that the report lists.
+    fn listed(&self, look: &Look, whole: bool) -> Look {
+        let jobs = look
+            .jobs
+            .iter()
+            .filter(|job| whole && (self.all || job.result != Outcome::UpToDate));
+        Look {
+            jobs: jobs.cloned().collect(),
             totals: look.totals,
             trouble: look.trouble.clone(),
             sight: look.sight,
             found: look.found,
             named: look.named.clone(),
-        };
-        let looks = self.looks.iter().map(own).chain([self.rest.clone()]);
-        let report = Report::new(id, self.started, self.duration, looks);
-        Report {
-            exit_code: self.exit_code.unwrap_or(report.exit_code),
-            ..report
         }
     }
 
@@ -105,25 +116,18 @@ impl Passed {
 
 /// The approximate size of a look in bytes.
 pub(super) fn weight(look: &Look) -> usize {
-    let job = |job: &Settled| {
-        let texts = job.route.len() + job.source.len() + job.destination.len();
-        let said = job
-            .reasons
-            .iter()
-            .map(|reason| reason.len() + 24)
-            .sum::<usize>();
-        size_of::<Settled>()
-            + texts
-            + said
-            + job
-                .error
-                .as_ref()
-                .map_or(0, |error| error.text.len() + error.class.len())
-    };
     let trouble = look
         .trouble
         .iter()
         .map(|trouble| trouble.text.len() + 64)
         .sum::<usize>();
-    size_of::<Look>() + trouble + look.jobs.iter().map(job).sum::<usize>()
+    size_of::<Look>() + trouble + look.jobs.iter().map(job_weight).sum::<usize>()
+}
+
+fn job_weight(job: &Settled) -> usize {
+    let names = job.route.len() + job.source.len() + job.destination.len();
+    let reasons = job.reasons.iter().map(|reason| reason.len() + 24);
+    let error = job.error.as_ref();
+    let error = error.map_or(0, |error| error.text.len() + error.class.len());
+    size_of::<Settled>() + names + reasons.sum::<usize>() + error
 }

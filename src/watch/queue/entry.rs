@@ -93,12 +93,10 @@ impl Entry {
                 && (waiting.not_before > now || is_later)
                 && (waiting.request.is_notified() || is_notified)
         };
-        let fits = |waiting: &&mut Waiting| {
-            waiting.request.digest == request.digest
-                && waiting.is_named() == is_named
-                && !is_apart(waiting)
-        };
-        if let Some(waiting) = self.waiting.iter_mut().find(fits) {
+        let mut alike = self.waiting.iter_mut().filter(|waiting| {
+            waiting.request.digest == request.digest && waiting.is_named() == is_named
+        });
+        if let Some(waiting) = alike.find(|waiting| !is_apart(waiting)) {
             return waiting.merge(request, rank, senders, not_before);
         }
         if self.waiting.len() >= APART {

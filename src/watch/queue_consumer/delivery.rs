@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Looks, MessageQueue, Shared, VISIBILITY};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::fault::Fault;
 use crate::sqs::{Message, Receipt};
 use crate::status::metrics::queues::MessageResult;
 use crate::watch::handle::Busy;
@@ -69,7 +68,12 @@ impl<Q: MessageQueue, L: Looks> Shared<Q, L> {
             }
             Err(malformed) => {
                 let queue = &*self.consumer.name;
-                tracing::warn!(queue, message_id = id, error = %malformed, "a message is no push event");
+                tracing::warn!(
+                    queue,
+                    message_id = id,
+                    error = %malformed,
+                    "a message is no push event"
+                );
                 self.consumer.looks.count("malformed");
                 Err(MessageResult::Malformed)
             }
@@ -149,8 +153,11 @@ impl<Q: MessageQueue, L: Looks> Shared<Q, L> {
                 }
             };
             self.note(action, &ended);
-            let is_final = |fault: Fault| !fault.class().is_retryable();
-            if tries == TRIES || ended.err().is_none_or(is_final) {
+            if tries == TRIES
+                || ended
+                    .err()
+                    .is_none_or(|fault| !fault.class().is_retryable())
+            {
                 return;
             }
             sleep(TRY.wait(tries)).await;

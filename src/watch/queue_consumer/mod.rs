@@ -257,10 +257,9 @@ impl<Q: MessageQueue, L: Looks> Shared<Q, L> {
         &self,
         slots: &Arc<Semaphore>,
     ) -> Result<(Vec<Message>, Vec<OwnedSemaphorePermit>), Fault> {
-        let slot = || slots.clone().try_acquire_owned().ok();
         let first = slots.clone().acquire_owned().await;
         let mut held: Vec<_> = first.into_iter().collect();
-        held.extend(std::iter::from_fn(slot).take(BATCH - 1));
+        held.extend(std::iter::from_fn(|| slots.clone().try_acquire_owned().ok()).take(BATCH - 1));
         let queue = &self.consumer.queue;
         let messages = queue.receive(held.len(), WAIT, VISIBILITY).await?;
         Ok((messages, held))

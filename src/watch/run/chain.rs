@@ -30,8 +30,11 @@ impl<B: Repositories> Watch<B> {
 
     fn next_in_chains(&self, key: &LookKey, look: &Look) -> Next {
         let mut next = Next::new();
-        let is_promoted = |job: &&Settled| job.result == Outcome::Promoted;
-        let promoted: Vec<&Settled> = look.jobs.iter().filter(is_promoted).collect();
+        let promoted: Vec<&Settled> = look
+            .jobs
+            .iter()
+            .filter(|job| job.result == Outcome::Promoted)
+            .collect();
         let topology = self.topology();
         let Some(route) = topology.route(&key.route).filter(|_| !promoted.is_empty()) else {
             return next;

@@ -5,9 +5,8 @@ use tokio::time::Instant;
 use super::Watch;
 use crate::endpoint::Repositories;
 use crate::fault::Class;
-use crate::job::{Actor, Cause, Look, Outcome, Settled, Sight};
-use crate::look::LookRequest;
-use crate::look::PassOptions;
+use crate::job::{Actor, Cause, Look, Outcome, Sight};
+use crate::look::{LookRequest, PassOptions};
 use crate::watch::handle::run_id;
 use crate::watch::queue::{LookKey, RetryDelays};
 use crate::watch::resting::TooMany;
@@ -23,8 +22,12 @@ impl<B: Repositories> Watch<B> {
         is_well: bool,
         now: Instant,
     ) -> Result<(), TooMany> {
-        let is_kept_back = |job: &Settled| job.result == Outcome::Failed || job.gated.is_some();
-        if !look.jobs.iter().any(is_kept_back) && !self.resting.contains_key(key) {
+        if !look
+            .jobs
+            .iter()
+            .any(|job| job.result == Outcome::Failed || job.gated.is_some())
+            && !self.resting.contains_key(key)
+        {
             return Ok(());
         }
         let verify = self.topology().intervals.verify;
@@ -90,11 +93,8 @@ pub(super) fn pace(look: &Look) -> Option<RetryDelays> {
 /// Whether a registry accepts nothing: more than one tag was refused for lack of rights, and none
 /// succeeded.
 pub(super) fn is_locked_out(look: &Look) -> bool {
-    let is_refused = |job: &&Settled| {
-        job.failure
-            .as_ref()
-            .is_some_and(|failure| failure.class == Class::Auth)
-    };
     let went_well = look.totals.promoted + look.totals.up_to_date;
-    went_well == 0 && look.jobs.iter().filter(is_refused).count() > 1
+    let failures = look.jobs.iter().filter_map(|job| job.failure.as_ref());
+    let refused = failures.filter(|failure| failure.class == Class::Auth);
+    went_well == 0 && refused.count() > 1
 }

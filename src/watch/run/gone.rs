@@ -27,14 +27,16 @@ impl<B: Repositories> Watch<B> {
     /// does not list. Waiting requests for them stay.
     pub(super) fn forget_gone(&mut self, topology: &Topology<B>, registry: &Arc<str>) {
         let owners = &self.owners;
-        let is_gone = |key: &LookKey| {
-            topology
-                .routes
-                .position(&key.route)
-                .filter(|route| topology.routes.0[*route].from.registry() == registry)
-                .is_some_and(|route| !owners.knows(route, &key.repository))
-        };
-        let gone: BTreeSet<LookKey> = self.gone.extract_if(.., is_gone).collect();
+        let gone: BTreeSet<LookKey> = self
+            .gone
+            .extract_if(.., |key| {
+                topology
+                    .routes
+                    .position(&key.route)
+                    .filter(|route| topology.routes.0[*route].from.registry() == registry)
+                    .is_some_and(|route| !owners.knows(route, &key.repository))
+            })
+            .collect();
         if gone.is_empty() {
             return;
         }

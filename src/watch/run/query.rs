@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use tokio::time::Instant;
 
 use super::pushed::UNTAGGED_DELAY;
 use super::{Done, Task, Watch};
-use crate::clock;
 use crate::endpoint::Repositories;
 use crate::fault::Fault;
 use crate::job::{Cause, Trouble};
@@ -19,10 +19,10 @@ use crate::look::LookRequest;
 use crate::look::discover::{Catalog, Change, Discovered, Reading, read_catalog};
 use crate::look::topology::Topology;
 use crate::oci::{RepositoryName, Tag};
-use crate::random;
 use crate::route::Route;
 use crate::watch::event::Event;
 use crate::watch::queue::LookKey;
+use crate::{clock, random};
 
 /// Routes and repositories in one piece.
 const PIECE: usize = 500;
@@ -45,7 +45,6 @@ pub(super) struct RouteQuery {
 fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
     let of_event = &event.scope.tags;
     let at = event.pushed.as_ref().and_then(|pushed| pushed.at);
-    let times = |at| of_event.iter().map(move |tag| (tag.clone(), at));
     LookRequest {
         tags: tags.unwrap_or(of_event).to_vec(),
         digest: event.scope.digest,
@@ -57,7 +56,10 @@ fn request(event: &Event, tags: Option<&[Tag]>) -> LookRequest {
         pushed: match tags {
             // The time of a push to a destination.
             Some(_) => BTreeMap::new(),
-            None => at.into_iter().flat_map(times).collect(),
+            None => at
+                .into_iter()
+                .flat_map(|at| of_event.iter().map(move |tag| (tag.clone(), at)))
+                .collect(),
         },
         may_precede: tags.is_none()
             && event
@@ -78,7 +80,7 @@ struct Answer {
 /// A catalog that was read, with changes to apply.
 pub(super) struct Pending {
     registry: Arc<str>,
-    read: Result<(Catalog, std::vec::IntoIter<Change>), Trouble>,
+    read: Result<(Catalog, IntoIter<Change>), Trouble>,
 }
 
 impl<B: Repositories> Watch<B> {

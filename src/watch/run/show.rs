@@ -125,10 +125,19 @@ impl<B: Repositories> Watch<B> {
             .changed(&format!("{} {}", key.route, key.repository), &text);
         match (changed, text.is_empty()) {
             (true, false) => {
-                tracing::warn!(route = &*key.route, repository = %key.repository, error = text, "could not look")
+                tracing::warn!(
+                    route = &*key.route,
+                    repository = %key.repository,
+                    error = text,
+                    "could not look"
+                )
             }
             (true, true) => {
-                tracing::info!(route = &*key.route, repository = %key.repository, "looking works again")
+                tracing::info!(
+                    route = &*key.route,
+                    repository = %key.repository,
+                    "looking works again"
+                )
             }
             (false, _) => {}
         }

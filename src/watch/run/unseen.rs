@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::fault::Class;
-use crate::job::{Look, Outcome, Settled, tag_of};
+use crate::job::{Look, Outcome, tag_of};
 use crate::look::LookRequest;
 use crate::oci::Tag;
 
@@ -25,8 +25,12 @@ pub(super) fn unseen(request: &LookRequest, look: &Look) -> Option<(LookRequest,
     if !request.is_notified() {
         return None;
     }
-    let is_unseen = |tag: &&Tag| is_unseen(request, look, tag);
-    let tags: Vec<Tag> = request.tags.iter().filter(is_unseen).cloned().collect();
+    let tags: Vec<Tag> = request
+        .tags
+        .iter()
+        .filter(|tag| is_unseen(request, look, tag))
+        .cloned()
+        .collect();
     if tags.is_empty() {
         return None;
     }
@@ -49,8 +53,11 @@ fn is_unseen(request: &LookRequest, look: &Look, tag: &Tag) -> bool {
     {
         return named.is_absent;
     }
-    let of_tag = |job: &&Settled| tag_of(&job.source) == Some(tag.as_str());
-    let results = look.jobs.iter().filter(of_tag).map(|job| job.result);
+    let results = look
+        .jobs
+        .iter()
+        .filter(|job| tag_of(&job.source) == Some(tag.as_str()))
+        .map(|job| job.result);
     let mut is_listed = false;
     for result in results {
         match result {
