@@ -271,6 +271,16 @@ impl Totals {
         }
     }
 
+    /// Counts one fewer of `outcome`; what was promoted is up to date by now.
+    pub fn remove(&mut self, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::UpToDate if self.up_to_date == 0 => Outcome::Promoted,
+            other => other,
+        };
+        let count = self.of_mut(outcome);
+        *count = count.saturating_sub(1);
+    }
+
     /// Adds the counts of another look.
     pub fn merge(&mut self, other: &Totals) {
         for outcome in Outcome::ALL {

@@ -30,6 +30,7 @@ use crate::job::{Companions, Job, Key, Outcome, Settled, TagId, TagState};
 use crate::ledger::{Agreement, TagRecord};
 use crate::oci::{Digest, Tag};
 use crate::status::board::JobStatus;
+use crate::status::metrics::SeenTag;
 use crate::transfer::Completion;
 use crate::transfer::settle::Names;
 
@@ -128,14 +129,14 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         while let Some((tended, tag)) = tended.next().await {
             match tended {
                 Reconciled::Equal { digest, by_hint } => {
-                    found.totals.add(Outcome::UpToDate);
+                    self.count(Some(&tag), Outcome::UpToDate, found);
                     // A hint does not confirm itself.
                     if !by_hint {
                         equal.push((self.there(&tag), Some(digest)));
                     }
                 }
                 Reconciled::Settled(settled) => {
-                    found.totals.add(settled.result);
+                    self.count(Some(&tag), settled.result, found);
                     if settled.result == Outcome::Conflict {
                         conflicts.extend(settled.digest);
                     }
@@ -162,6 +163,23 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .await;
         }
         conflicts
+    }
+
+    /// Counts a tag. What is up to date among all tags of a repository is counted by its number
+    /// alone.
+    fn count(&self, tag: Option<&Tag>, outcome: Outcome, found: &mut DestinationResult) {
+        found.totals.add(outcome);
+        let is_equal = matches!(outcome, Outcome::UpToDate | Outcome::Promoted);
+        let Some(tag) = tag.filter(|_| !is_equal || !self.look.is_whole()) else {
+            return;
+        };
+        let known = self.known.get(&self.there(tag));
+        let is_known = |record: &TagRecord| record.digest.is_some() || record.reported.is_some();
+        found.seen.push(SeenTag {
+            tag: tag.clone(),
+            outcome,
+            is_known: known.is_some_and(is_known),
+        });
     }
 
     async fn tend_one(&self, tag: &Tag) -> Reconciled {

@@ -30,7 +30,7 @@ use crate::job::{Look, NamedTag, SHORT_WAIT, Settled, Sight, Totals, Trouble};
 use crate::oci::{Digest, RepositoryName, Tag};
 use crate::route::Route;
 use crate::status::board::Board;
-use crate::status::metrics::{Coverage, DestinationLabels};
+use crate::status::metrics::{Coverage, DestinationLabels, SeenTag, TagCounts};
 use crate::transfer::{Settle, Stop};
 
 /// Failures that a poll reports again without a new attempt, by destination address.
@@ -74,6 +74,8 @@ struct DestinationResult {
     jobs: Vec<Settled>,
     trouble: Vec<Trouble>,
     pending: Vec<Tag>,
+    /// The tags that are neither up to date nor pending; in a look at named tags all of them.
+    seen: Vec<SeenTag>,
     sight: Sight,
     /// For a destination that did not answer: the state by staging alone.
     estimate: Option<Estimate>,
@@ -84,6 +86,7 @@ struct DestinationResult {
 struct Estimate {
     totals: Totals,
     pending: Vec<Tag>,
+    seen: Vec<SeenTag>,
 }
 
 impl<B: Repositories> RepositoryLook<'_, B> {
@@ -184,15 +187,18 @@ impl<B: Repositories> RepositoryLook<'_, B> {
             .iter()
             .any(|trouble| trouble.class == Class::Cancelled.name());
         match &found.estimate {
-            _ if !self.is_whole() || interrupted => Coverage::Parts,
-            _ if found.trouble.is_empty() => Coverage::Everything {
+            _ if self.request.options.dry_run || interrupted => Coverage::Tags(&[]),
+            _ if !self.is_whole() => Coverage::Tags(&found.seen),
+            _ if found.trouble.is_empty() => Coverage::Everything(TagCounts {
                 totals: &found.totals,
+                tags: &found.seen,
                 pending: &found.pending,
-            },
-            Some(estimate) => Coverage::StagingAlone {
+            }),
+            Some(estimate) => Coverage::StagingAlone(TagCounts {
                 totals: &estimate.totals,
+                tags: &estimate.seen,
                 pending: &estimate.pending,
-            },
+            }),
             None => Coverage::Nothing,
         }
     }
@@ -238,7 +244,7 @@ impl<B: Repositories> RepositoryLook<'_, B> {
         let seen = if self.is_whole() && interrupted == 0 {
             Coverage::Nothing
         } else {
-            Coverage::Parts
+            Coverage::Tags(&[])
         };
         for template in &self.route.to {
             let labels = DestinationLabels {

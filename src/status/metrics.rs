@@ -15,6 +15,7 @@ use prometheus::{
 use tokio::time::Instant;
 
 use self::destination::DestinationState;
+pub use self::destination::SeenTag;
 use self::queues::QueueMetrics;
 use crate::clock;
 use crate::fault::Class;
@@ -430,17 +431,22 @@ impl Metrics {
         };
         self.last_look.with_label_values(&labels).set(now);
         let (everything, known) = match seen {
-            Coverage::Parts => return,
-            Coverage::Everything { totals, pending } => (true, Some((totals, pending))),
-            Coverage::StagingAlone { totals, pending } => (false, Some((totals, pending))),
+            Coverage::Tags(seen) => {
+                seen.iter().for_each(|seen| place.set_state(&key, seen));
+                self.show(labels, place);
+                return;
+            }
+            Coverage::Everything(known) => (true, Some(known)),
+            Coverage::StagingAlone(known) => (false, Some(known)),
             Coverage::Nothing => (false, None),
         };
         place.looked = true;
         place.set_seen(&key, everything);
-        if let Some((totals, waiting)) = known {
+        if let Some(known) = known {
             *pending -= place.pending;
-            place.set_totals(&key, totals);
-            place.set_pending(&key, waiting, PENDING.saturating_sub(*pending));
+            place.set_totals(&key, known.totals);
+            place.set_states(&key, known.tags);
+            place.set_pending(&key, known.pending, PENDING.saturating_sub(*pending));
             *pending += place.pending;
         }
         self.show(labels, place);
@@ -575,24 +581,25 @@ pub struct RouteState {
 /// What a look saw of one destination.
 #[derive(Clone, Copy, Debug)]
 pub enum Coverage<'a> {
-    /// Single tags only, or nothing was done: it tells nothing of the repository as a whole.
-    Parts,
+    /// These tags: of the others of the repository it tells nothing.
+    Tags(&'a [SeenTag]),
     /// Both sides: tags by state, and the pending ones.
-    Everything {
-        /// Tags by state.
-        totals: &'a Totals,
-        /// Tags that are still to go.
-        pending: &'a [Tag],
-    },
+    Everything(TagCounts<'a>),
     /// Staging alone: tags by production's last known digests.
-    StagingAlone {
-        /// Tags by state.
-        totals: &'a Totals,
-        /// Tags that are still to go.
-        pending: &'a [Tag],
-    },
+    StagingAlone(TagCounts<'a>),
     /// Nothing.
     Nothing,
+}
+
+/// The tags of a repository, as a look has seen them.
+#[derive(Clone, Copy, Debug)]
+pub struct TagCounts<'a> {
+    /// By state.
+    pub totals: &'a Totals,
+    /// Those that are neither up to date nor pending, among others.
+    pub tags: &'a [SeenTag],
+    /// Those that are still to go.
+    pub pending: &'a [Tag],
 }
 
 const DONE: &str = "done";

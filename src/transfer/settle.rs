@@ -50,8 +50,6 @@ impl Engine {
         completion: Completion,
     ) -> Settled {
         let settled = report_entry(job, names, &completion);
-        self.metrics
-            .counted(&job.key.route, &names.registry, settled.result);
         for judged in &settled.gates {
             self.metrics
                 .judged(&job.key.route, judged.gate, judged.verdict);
@@ -73,7 +71,12 @@ impl Engine {
         if let Some(found) = completion.found {
             self.record_found(settle, job, &settled, found).await;
         }
-        self.record(settle, job, &settled, &completion).await;
+        let is_news = self.record(settle, job, &settled, &completion).await;
+        // A registry may tell of a push before the tag can be read: only a known tag can be gone.
+        if settled.result != Outcome::Gone || is_news {
+            self.metrics
+                .counted(&job.key.route, &names.registry, settled.result);
+        }
         settle.progress.jobs_done.fetch_add(1, Ordering::Relaxed);
         if let Some(listener) = &settle.listener {
             // The listener may be gone.
@@ -178,9 +181,16 @@ impl Engine {
     }
 
     /// Writes the ledger row and the log line if the result changed: a quiet daemon logs nothing.
-    async fn record(&self, settle: &Settle, job: &Job, settled: &Settled, completion: &Completion) {
+    /// Returns whether a row was added.
+    async fn record(
+        &self,
+        settle: &Settle,
+        job: &Job,
+        settled: &Settled,
+        completion: &Completion,
+    ) -> bool {
         if job.dry_run {
-            return;
+            return false;
         }
         // A digest from outside is only compared: that it is another one says nothing of the tag.
         let is_other = job.expect.is_some() && job.expect != settled.digest;
@@ -188,7 +198,7 @@ impl Engine {
             if settle.listener.is_none() {
                 log_settled(settled);
             }
-            return;
+            return false;
         }
         let was_in_trouble = self.note_trouble(job, settled.result);
         let lasting = match settled.result {
@@ -205,23 +215,19 @@ impl Engine {
             | Outcome::Failed => true,
         };
         if !lasting {
-            return;
+            return false;
         }
-        match self
-            .ledger
-            .record(
-                &job.key,
-                settled,
-                (*settle.facts).clone(),
-                completion.written,
-            )
-            .await
-        {
-            // A listener reports the job itself.
-            Ok(true) if settle.listener.is_none() => log_settled(settled),
-            Ok(_) => {}
-            Err(fault) => self.unwritable(settled, &fault),
+        let facts = (*settle.facts).clone();
+        let written = completion.written;
+        let recorded = self.ledger.record(&job.key, settled, facts, written).await;
+        // A listener reports the job itself.
+        if matches!(recorded, Ok(true)) && settle.listener.is_none() {
+            log_settled(settled);
         }
+        recorded.unwrap_or_else(|fault| {
+            self.unwritable(settled, &fault);
+            false
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::docs;
-use crate::support::scripted::Scripted;
+use crate::support::scripted::{self, Answer, Scripted};
 use crate::support::*;
 
 const SECRET: &str = "a-long-random-word";
@@ -111,6 +111,99 @@ fn pushed(repository: &str, tag: Option<&str>) -> Value {
 async fn status(request: RequestBuilder) -> u16 {
     let answer = request.send().await.expect("the daemon answers");
     answer.status().as_u16()
+}
+
+/// Distribution tells of a manifest before it writes the tag, and of blobs: each was a tag that is
+/// gone.
+#[tokio::test]
+async fn a_tag_that_was_never_seen_is_not_counted_as_gone() {
+    let scene = Scene::of_kinds(&["distribution"]).await;
+    let told = async |looks: f64| {
+        let body = pushed("app", Some("v1")).to_string();
+        assert_eq!(status(bearer(scene.post("distribution", body))).await, 202);
+        scene.looked(looks).await;
+    };
+    let outcomes = async |result: &str| {
+        let labels = [("result", result)];
+        let name = "blobferry_outcomes_total";
+        scene.daemon.metric(name, &labels).await.unwrap_or_default()
+    };
+    let is_unreadable = |asked: &scripted::Asked| asked.path.ends_with("/manifests/v1");
+    let not_there = move |asked: &scripted::Asked| match is_unreadable(asked) {
+        true => Answer::Reply(Reply::status(404)),
+        false => Answer::Pass,
+    };
+    let image = Image::oci(1, &[1000]);
+    scene.staging.push("app", "v1", &image);
+    scene.staging.on(not_there);
+    told(1.0).await;
+    assert_eq!(outcomes("gone").await, 0.0);
+    scene.staging.calm();
+    scene
+        .production
+        .until("the look that follows sees it", |_| {
+            scene.production.tagged("app", "v1").is_some()
+        })
+        .await;
+    eventually("it is counted", async || {
+        (outcomes("promoted").await == 1.0).then_some(())
+    })
+    .await;
+    scene.staging.on(not_there);
+    told(3.0).await;
+    eventually("a known tag is gone", async || {
+        (outcomes("gone").await == 1.0).then_some(())
+    })
+    .await;
+}
+
+/// Drift that an event or `sync --tag` had found showed after the next look at everything.
+#[tokio::test]
+async fn a_look_at_named_tags_shows_what_it_has_found_at_once() {
+    let scene = Scene::of_kinds(&["distribution"]).await;
+    let images = [1, 2, 3, 4].map(|seed| Image::oci(seed, &[1000]));
+    scene.staging.push("app", "v1", &images[0]);
+    scene.staging.push("app", "v2", &images[1]);
+    assert_eq!(scene.daemon.ping(json!({"wait": true})).await.0, 200);
+    let told = async |tag: &str| {
+        let body = pushed("app", Some(tag)).to_string();
+        assert_eq!(status(bearer(scene.post("distribution", body))).await, 202);
+    };
+    let shown = async |up_to_date: u64, drift: u64| {
+        let what = format!("{up_to_date} up to date, {drift} in drift");
+        eventually(&what, async || {
+            let states = [("up_to_date", up_to_date), ("drift", drift)];
+            for (state, count) in states {
+                let labels = [("route", "app"), ("state", state)];
+                let metric = scene.daemon.metric("blobferry_tags", &labels).await;
+                if metric != Some(count as f64) {
+                    return None;
+                }
+            }
+            let status = scene.daemon.get("/v1/status").await;
+            let status = status.bytes().await.expect("a body");
+            let status: Value = serde_json::from_slice(&status).expect("JSON");
+            let tags = &status["routes"][0]["tags"];
+            (tags["up_to_date"] == up_to_date && tags["drift"] == drift).then_some(())
+        })
+        .await;
+    };
+    shown(2, 0).await;
+    scene.production.push("app", "v1", &images[2]);
+    told("v1").await;
+    shown(1, 1).await;
+    scene.staging.push("app", "v3", &images[3]);
+    told("v3").await;
+    shown(2, 1).await;
+    scene.production.push("app", "v1", &images[0]);
+    scene.ferry.sync(&["--tag", "v1"]).await.expect(0);
+    shown(3, 0).await;
+    scene.production.push("app", "v2", &images[2]);
+    scene.ferry.sync(&["--tag", "v2"]).await.expect(4);
+    shown(2, 1).await;
+    let looks = [("cause", "ping")];
+    let name = "blobferry_looks_total";
+    assert_eq!(scene.daemon.metric(name, &looks).await, Some(1.0));
 }
 
 /// Four hundred bodies that stalled at a receiver that signs kept health, metrics and the events of

@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::DestinationLook;
 use crate::endpoint::{Repositories, Source};
-use crate::job::{Job, Settled};
+use crate::job::{Job, Settled, tag_of};
 use crate::look::DestinationResult;
 use crate::oci::{Digest, Tag};
 use crate::transfer::companions::{Addresses, CompanionOutcome};
@@ -86,7 +86,8 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 .expect("nothing panics while it notes"),
         );
         for settled in kept {
-            found.totals.add(settled.result);
+            let tag = tag_of(&settled.destination).and_then(|tag| tag.parse().ok());
+            self.count(tag.as_ref(), settled.result, found);
             found.jobs.push(settled);
         }
     }
@@ -116,7 +117,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .expect("nothing panics while it notes");
         for (tag, settled) in kept {
             if self.listing.companions.contains_key(&tag) && !asked.contains(&tag) {
-                found.totals.add(settled.result);
+                self.count(Some(&tag), settled.result, found);
                 found.jobs.push(settled);
             }
         }

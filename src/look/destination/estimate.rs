@@ -9,6 +9,7 @@ use crate::fault::{Class, Fault};
 use crate::job::{Outcome, TagState};
 use crate::look::Estimate;
 use crate::oci::Tag;
+use crate::status::metrics::SeenTag;
 
 /// Most moving tags that staging is asked about while production does not answer.
 pub(super) const MOST_ASKED: usize = 100;
@@ -73,7 +74,14 @@ impl<B: Repositories> DestinationLook<'_, B> {
                 ) => None,
             };
             match state {
-                Some(outcome) => estimate.totals.add(outcome),
+                Some(outcome) => {
+                    estimate.totals.add(outcome);
+                    estimate.seen.push(SeenTag {
+                        tag: tag.clone(),
+                        outcome,
+                        is_known: true,
+                    });
+                }
                 None => estimate.pending.push(tag.clone()),
             }
         }

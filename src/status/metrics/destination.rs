@@ -6,8 +6,44 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{RepositoryKey, is_success};
-use crate::job::Totals;
+use crate::job::{Outcome, Totals};
 use crate::oci::{RepositoryName, Tag};
+
+/// Most tags of a destination with a stored state.
+const STATES_KEPT: usize = 100_000;
+
+/// What a look has seen of one tag.
+#[derive(Clone, Debug)]
+pub struct SeenTag {
+    /// The source tag.
+    pub tag: Tag,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Whether an earlier look has found both sides equal or production changed, so that it counts
+    /// already.
+    pub is_known: bool,
+}
+
+impl SeenTag {
+    /// Whether a later look at this tag alone must know its state. Tags that are up to date are
+    /// known by the ledger.
+    fn is_kept(&self) -> bool {
+        match self.outcome {
+            Outcome::Conflict
+            | Outcome::Drift
+            | Outcome::Existing
+            | Outcome::Refused
+            | Outcome::Waiting
+            | Outcome::Held
+            | Outcome::Failed => true,
+            Outcome::Promoted
+            | Outcome::UpToDate
+            | Outcome::Gone
+            | Outcome::Planned
+            | Outcome::Interrupted => false,
+        }
+    }
+}
 
 /// What is known of a route in one registry.
 #[derive(Debug, Default)]
@@ -29,13 +65,17 @@ pub(super) struct DestinationState {
     pub(super) looked: bool,
     /// Pending tags on all repositories.
     pub(super) pending: usize,
+    /// Tags with a stored state on all repositories.
+    states_kept: usize,
 }
 
 /// What is known of a source repository, seen from one destination.
 #[derive(Debug, Default)]
 pub(super) struct RepositoryState {
-    /// Totals of the last look that saw everything.
+    /// Totals of the last look that saw everything, and of looks at single tags since.
     pub(super) totals: Totals,
+    /// The tags among them that are neither up to date nor pending.
+    states: BTreeMap<Tag, Outcome>,
     /// The last look saw everything.
     pub(super) seen: bool,
     /// The last look could not see everything.
@@ -61,6 +101,7 @@ impl DestinationState {
             unseen,
             blind,
             pending,
+            states_kept,
             ..
         } = self;
         for (_, known) in
@@ -70,6 +111,7 @@ impl DestinationState {
             *unseen -= usize::from(!known.seen);
             *blind -= usize::from(known.blind);
             *pending -= known.pending.len();
+            *states_kept -= known.states.len();
         }
     }
 
@@ -85,6 +127,42 @@ impl DestinationState {
         let before = std::mem::replace(&mut self.known(key).totals, *totals);
         self.sum.subtract(&before);
         self.sum.merge(totals);
+    }
+
+    /// Sets the states of single tags, as far as there is room.
+    pub(super) fn set_states(&mut self, key: &RepositoryKey, seen: &[SeenTag]) {
+        let before = std::mem::take(&mut self.known(key).states);
+        self.states_kept -= before.len();
+        let room = STATES_KEPT.saturating_sub(self.states_kept);
+        let kept = seen.iter().filter(|seen| seen.is_kept()).take(room);
+        let states: BTreeMap<Tag, Outcome> =
+            kept.map(|seen| (seen.tag.clone(), seen.outcome)).collect();
+        self.states_kept += states.len();
+        self.known(key).states = states;
+    }
+
+    /// Counts a tag that was looked at alone under its new state instead of the one before.
+    pub(super) fn set_state(&mut self, key: &RepositoryKey, seen: &SeenTag) {
+        if matches!(seen.outcome, Outcome::Planned | Outcome::Interrupted) {
+            return;
+        }
+        let has_room = self.states_kept < STATES_KEPT;
+        let known = self.known(key);
+        let kept_before = known.states.len();
+        let before = known.states.remove(&seen.tag);
+        let mut totals = known.totals;
+        if let Some(before) = before.or(seen.is_known.then_some(Outcome::UpToDate)) {
+            totals.remove(before);
+        }
+        if seen.outcome != Outcome::Gone {
+            totals.add(seen.outcome);
+        }
+        if seen.is_kept() && has_room {
+            known.states.insert(seen.tag.clone(), seen.outcome);
+        }
+        let kept = known.states.len();
+        self.states_kept = self.states_kept + kept - kept_before;
+        self.set_totals(key, &totals);
     }
 
     /// Sets the pending tags, at most `room` of them. Tags that were pending keep their time.

@@ -15,9 +15,14 @@ enum Kind {
 use Kind::{Blind as BLIND, StagingAlone as STAGING_ALONE, Whole as WHOLE};
 
 fn seen<'a>(kind: Kind, totals: &'a Totals, pending: &'a [Tag]) -> Coverage<'a> {
+    let known = TagCounts {
+        totals,
+        tags: &[],
+        pending,
+    };
     match kind {
-        WHOLE => Coverage::Everything { totals, pending },
-        STAGING_ALONE => Coverage::StagingAlone { totals, pending },
+        WHOLE => Coverage::Everything(known),
+        STAGING_ALONE => Coverage::StagingAlone(known),
         BLIND => Coverage::Nothing,
     }
 }
@@ -159,6 +164,49 @@ fn success_is_that_of_all_repositories_of_the_destination() {
     assert_eq!((bench.tags("up_to_date"), bench.tags("conflict")), (3, 1));
     bench.looked("b", equal(3), WHOLE, &[]);
     assert!(bench.succeeded());
+}
+
+#[test]
+fn a_tag_that_is_looked_at_alone_changes_its_state_and_no_other() {
+    let bench = Bench::new();
+    let seen = |tag: &str, outcome: Outcome, is_known: bool| SeenTag {
+        tag: tags(&[tag]).remove(0),
+        outcome,
+        is_known,
+    };
+    let alone = |tag: &str, outcome: Outcome, is_known: bool| {
+        let coverage = [seen(tag, outcome, is_known)];
+        let repository = name("a");
+        let coverage = Coverage::Tags(&coverage);
+        bench.metrics.looked(bench.labels(), &repository, coverage);
+        let states = ["up_to_date", "conflict", "drift", "failed"];
+        states.map(|state| bench.tags(state))
+    };
+    let totals = Totals {
+        conflict: 1,
+        promoted: 2,
+        ..Totals::default()
+    };
+    let counts = TagCounts {
+        totals: &totals,
+        tags: &[seen("v3", Outcome::Conflict, true)],
+        pending: &[],
+    };
+    let whole = Coverage::Everything(counts);
+    bench.metrics.looked(bench.labels(), &name("a"), whole);
+    assert_eq!(alone("v1", Outcome::Drift, true), [1, 1, 1, 0]);
+    assert_eq!(alone("v1", Outcome::Drift, true), [1, 1, 1, 0]);
+    assert_eq!(alone("v2", Outcome::UpToDate, true), [1, 1, 1, 0]);
+    assert_eq!(alone("v4", Outcome::Failed, false), [1, 1, 1, 1]);
+    assert_eq!(alone("v4", Outcome::Promoted, false), [2, 1, 1, 0]);
+    assert_eq!(alone("v4", Outcome::UpToDate, true), [2, 1, 1, 0]);
+    assert_eq!(alone("v3", Outcome::Gone, true), [2, 0, 1, 0]);
+    assert_eq!(alone("v1", Outcome::Interrupted, true), [2, 0, 1, 0]);
+    assert!(!bench.metrics.has_success("r"));
+    assert_eq!(alone("v1", Outcome::UpToDate, true), [3, 0, 0, 0]);
+    assert!(bench.metrics.has_success("r"));
+    bench.discovered(&[], false);
+    assert_eq!(bench.tags("up_to_date"), 0);
 }
 
 #[test]
