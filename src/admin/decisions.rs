@@ -17,6 +17,7 @@ use crate::clock;
 use crate::decision::{Kind, Numbered, Principal};
 use crate::job::Remark;
 use crate::ledger;
+use crate::oci::Digest;
 
 /// Rows in one answer at most.
 const MOST_ROWS: u32 = 1000;
@@ -33,6 +34,18 @@ pub struct DecisionRequest {
     /// Of a release: the number of the decision to end, instead of a target.
     #[serde(default)]
     pub id: Option<u64>,
+    /// Of an accept: what staging names.
+    #[serde(default)]
+    pub digest: Option<Digest>,
+    /// Of an accept: what production names.
+    #[serde(default)]
+    pub replaces: Option<Digest>,
+    /// Of a rollback: the digest to go back to.
+    #[serde(default)]
+    pub to: Option<Digest>,
+    /// Of an accept: all existing tags of the route that the target names.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
     /// When it ends: a time or a duration.
     #[serde(default)]
     pub until: Option<String>,
@@ -53,6 +66,16 @@ pub struct DecisionAnswer {
     /// Tag writes that were sent earlier and have no answer yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_their_way: Vec<String>,
+}
+
+impl DecisionAnswer {
+    /// A decision that no tag is on its way against.
+    pub fn of(decision: Numbered) -> DecisionAnswer {
+        DecisionAnswer {
+            decision,
+            on_their_way: Vec::new(),
+        }
+    }
 }
 
 /// Carries decisions out.

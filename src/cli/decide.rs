@@ -1,5 +1,5 @@
 //! `hold`, `release`, `deny`: what a person decides, by the daemon while one runs, else in the
-//! ledger.
+//! ledger. What is common to all decisions is here as well.
 
 use clap::Args;
 use http::StatusCode;
@@ -81,7 +81,7 @@ pub(super) struct Release {
 }
 
 #[derive(Debug, Args)]
-struct Common {
+pub(super) struct Common {
     #[command(flatten)]
     said: Said,
     /// Print the row of the ledger as JSON
@@ -149,6 +149,49 @@ impl Release {
 }
 
 impl Common {
+    /// What the caller says of itself and of the act.
+    pub(super) fn remarks(&self) -> Remarks {
+        self.said.remarks()
+    }
+
+    /// A request that needs a reason.
+    pub(super) fn request(&self, kind: Kind, target: &str) -> Result<DecisionRequest, Failure> {
+        let remarks = self.said.remarks();
+        if remarks.reason.is_none() {
+            return Err(Failure::usage(format_args!(
+                "`{kind}` needs a reason: give --reason TEXT"
+            )));
+        }
+        Ok(request(&Decide {
+            kind,
+            target: target.into(),
+            id: None,
+            until: None,
+            remarks,
+        }))
+    }
+
+    /// The daemon's answer. `None`: no daemon runs.
+    pub(super) async fn ask_daemon(
+        &self,
+        request: &DecisionRequest,
+        arguments: &Arguments,
+    ) -> Result<Option<DecisionAnswer>, Failure> {
+        let socket = Socket::in_state(&arguments.state_path()?.folder);
+        let answered = socket.act("/v1/decisions", body(request)).await?;
+        answered
+            .map(|(status, body)| answer(status, body))
+            .transpose()
+    }
+
+    pub(super) fn show(&self, answer: &DecisionAnswer, lines: &mut Lines) {
+        if self.json {
+            lines.json_line(answer);
+        } else {
+            lines.line(shown(answer));
+        }
+    }
+
     async fn order(
         &self,
         request: Decide,
@@ -156,31 +199,20 @@ impl Common {
         lines: &mut Lines,
     ) -> Result<u8, Failure> {
         let state = arguments.state_path()?;
-        let socket = Socket::in_state(&state.folder);
         let is_new = !crate::ledger::exists_in(&state.folder);
-        let answered = socket.act("/v1/decisions", body(&request)).await?;
+        let answered = self.ask_daemon(&self::request(&request), arguments).await?;
         let by_daemon = answered.is_some();
         let answer = match answered {
-            Some((StatusCode::CREATED, body)) => serde_json::from_value(body).map_err(|error| {
-                Failure::said(1, format_args!("the daemon is of another version: {error}"))
-            })?,
-            Some((status, body)) => return Err(refused(status, &body)),
+            Some(answer) => answer,
             None => {
                 let config = config_of(arguments, &state);
                 let recorded = decide(&state.folder, config.as_ref(), request).await;
                 let decision = recorded.map_err(|error| Failure::new(error.exit_code(), error))?;
-                DecisionAnswer {
-                    decision,
-                    on_their_way: Vec::new(),
-                }
+                DecisionAnswer::of(decision)
             }
         };
-        if self.json {
-            lines.json_line(&answer);
-            return Ok(0);
-        }
-        lines.line(shown(&answer));
-        if !by_daemon {
+        self.show(&answer, lines);
+        if !by_daemon && !self.json {
             let folder = state.folder.display();
             lines.line(match is_new {
                 true => format!(
@@ -210,20 +242,32 @@ fn config_of(arguments: &Arguments, state: &StatePath) -> Option<Config> {
     None
 }
 
-fn body(request: &Decide) -> serde_json::Value {
-    let Remarks {
-        reason,
-        claimed_actor,
-    } = &request.remarks;
-    let body = DecisionRequest {
-        kind: request.kind,
-        target: Some(request.target.clone()).filter(|target| !target.is_empty()),
-        id: request.id,
-        until: request.until.clone(),
-        reason: reason.clone(),
-        actor: claimed_actor.clone(),
-    };
-    serde_json::to_value(body).expect("plain data is JSON")
+fn answer(status: StatusCode, body: serde_json::Value) -> Result<DecisionAnswer, Failure> {
+    if status != StatusCode::CREATED {
+        return Err(refused(status, &body));
+    }
+    serde_json::from_value(body).map_err(|error| {
+        Failure::said(1, format_args!("the daemon is of another version: {error}"))
+    })
+}
+
+fn request(decide: &Decide) -> DecisionRequest {
+    DecisionRequest {
+        kind: decide.kind,
+        target: Some(decide.target.clone()).filter(|target| !target.is_empty()),
+        id: decide.id,
+        digest: None,
+        replaces: None,
+        to: None,
+        all: false,
+        until: decide.until.clone(),
+        reason: decide.remarks.reason.clone(),
+        actor: decide.remarks.claimed_actor.clone(),
+    }
+}
+
+fn body(request: &DecisionRequest) -> serde_json::Value {
+    serde_json::to_value(request).expect("plain data is JSON")
 }
 
 /// The daemon's refusal, with the exit code of a decision.
@@ -248,6 +292,15 @@ fn shown(answer: &DecisionAnswer) -> String {
         numbered.kind,
         clean(decision.shown_target())
     );
+    match (decision.digest, decision.replaces) {
+        (Some(digest), Some(replaces)) if digest == replaces => {
+            text.push_str(&format!(": both sides name {digest}"));
+        }
+        (Some(digest), Some(replaces)) => {
+            text.push_str(&format!(" to {digest}, replaces {replaces}"));
+        }
+        _ => {}
+    }
     if let Some(until) = decision.until {
         text.push_str(&format!(" until {until}"));
     }

@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod copy;
 mod decide;
+mod decide_tag;
 mod delegate;
 mod demo;
 mod files;
@@ -176,6 +177,10 @@ enum Command {
     Release(decide::Release),
     /// Deny: this content is never carried, named or repaired, here or as part of anything
     Deny(decide::Deny),
+    /// Accept: staging's digest is named once, over what production names
+    Accept(decide_tag::Accept),
+    /// Roll back: move a tag to what it named before, and keep what was replaced out of it
+    Rollback(decide_tag::Rollback),
     /// See it work at once: two registries on loopback ports, a sample image, the daemon
     Demo(demo::Demo),
     /// Print the IAM policies that the config's ECR registries need
@@ -342,6 +347,8 @@ async fn dispatch(
         Command::Hold(command) => command.run(arguments, lines).boxed_local().await,
         Command::Release(command) => command.run(arguments, lines).boxed_local().await,
         Command::Deny(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Accept(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Rollback(command) => command.run(arguments, lines).boxed_local().await,
         Command::Demo(command) => command.run(lines).boxed_local().await,
         Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
@@ -534,6 +541,8 @@ mod tests {
             "history --limit 0",
             "check --probe-repository staging/x",
             "deny production/app:v1",
+            "accept",
+            "rollback app:v1 --to v0",
             "demo --for soon",
             "demo --for -3s",
             "completions cmd",

@@ -2,19 +2,23 @@
 //! same parts, act once and close them.
 
 mod check;
+mod complete;
 mod context;
 mod copy;
 mod decide;
 mod directory;
 mod hosts;
 mod listed;
+mod one_tag;
 mod order;
 mod probe;
 pub mod promote;
 mod reach;
 mod reference;
 pub(crate) mod resolve;
+mod rollback;
 mod sync;
+mod undecided;
 
 use std::sync::Arc;
 
@@ -26,11 +30,15 @@ pub(crate) use self::context::Context;
 pub(crate) use self::copy::copy_as_daemon;
 pub use self::copy::{Copy, copy};
 pub use self::decide::{Decide, DecideError, decide};
+pub(crate) use self::one_tag::OneTag;
 pub use self::probe::probe;
 pub(crate) use self::promote::promote_as_daemon;
 pub use self::promote::{Promote, promote};
 pub use self::reach::check_receivers;
+pub(crate) use self::rollback::Act;
+pub use self::rollback::{Rollback, roll_back};
 pub use self::sync::sync;
+pub use self::undecided::Undecided;
 use crate::job::{Actor, Progress, Remarks, Settled};
 use crate::parts;
 use crate::state;

@@ -421,6 +421,7 @@ impl PairPromotion<'_> {
             cause: Cause::Cli,
             actor: self.actor.clone(),
             explicit: true,
+            is_rollback: false,
             pinned: self.pair.pinned,
             expect: self.pair.expect,
             replace: self.order.replace,

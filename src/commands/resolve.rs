@@ -6,6 +6,7 @@ use super::directory::may_name;
 use crate::decision::{Destination, Target};
 use crate::endpoint::Repositories as _;
 use crate::look::topology::Topology;
+use crate::oci::RepositoryName;
 use crate::route::{Pattern, Template};
 
 /// A target, and the routes that lead to what it covers. No routes: it is about all of them.
@@ -106,6 +107,11 @@ fn leading(topology: &Topology, is_meant: impl Fn(&Template) -> bool) -> Vec<Arc
         .filter(|route| route.to.iter().any(&is_meant))
         .map(|route| route.name.clone())
         .collect()
+}
+
+/// Whether a template may yield a repository.
+pub(crate) fn may_yield(template: &Template, repository: &RepositoryName) -> bool {
+    may_name(template.repository(), repository.as_str())
 }
 
 /// Whether some repository may fit both. Of two with wildcards only the ends are compared.

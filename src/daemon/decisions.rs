@@ -1,26 +1,28 @@
 //! Decisions that the daemon is asked for: the rights that they need, their targets, and the looks
 //! that they wake.
 
+mod accept;
+mod checks;
+mod follow;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures::FutureExt as _;
-use jiff::Timestamp;
 use tokio::sync::watch as channel;
-use tokio::time::sleep;
 
+use self::checks::{check, end, fits, may, nothing_in_force};
+pub(super) use self::follow::{wake_at_ends, watch_denied};
 use crate::admin::{DecisionAnswer, DecisionHandler, DecisionRequest, Refusal};
-use crate::clock;
 use crate::commands::resolve::{Resolved, Unresolved, resolve};
-use crate::decision::{
-    Decision, Kind, NotATarget, Numbered, Principal, RefusedDecision, Right, Target, until,
-};
-use crate::fault::{Fault, clip};
+use crate::commands::{Act, Rollback, Undecided};
+use crate::decision::{Decision, Kind, NotATarget, Principal, RefusedDecision, Target};
+use crate::fault::clip;
 use crate::job::{Actor, Cause, Remarks, TagId};
 use crate::ledger::Ledger;
 use crate::look::PassOptions;
 use crate::look::topology::Topology;
+use crate::transfer::Stop;
 use crate::watch::{Handle, Scope};
 
 /// Tags that an answer or a log line names at most.
@@ -32,6 +34,7 @@ struct Decider {
     ledger: Ledger,
     topology: channel::Receiver<Arc<Topology>>,
     watch: Handle,
+    stop: Stop,
 }
 
 /// What `POST /v1/decisions` is served with.
@@ -39,15 +42,23 @@ pub(super) fn handler(
     ledger: &Ledger,
     topology: channel::Receiver<Arc<Topology>>,
     watch: Handle,
+    stop: Stop,
 ) -> DecisionHandler {
     let decider = Decider {
         ledger: ledger.clone(),
         topology,
         watch,
+        stop,
     };
     Arc::new(move |request, principal| {
         let decider = decider.clone();
-        async move { decider.decide(request, principal).await }.boxed()
+        // What has begun ends, whether its caller waits or not.
+        let decided = tokio::spawn(async move { decider.decide(request, principal).await });
+        async move {
+            let ended = decided.await;
+            ended.unwrap_or_else(|_| Err(Refusal::draining()))
+        }
+        .boxed()
     })
 }
 
@@ -97,13 +108,26 @@ impl Decider {
             .unwrap_or_default()
             .parse()
             .map_err(|error: NotATarget| Refusal::bad_request(error.to_string()))?;
-        if request.kind == Kind::Release {
-            return self
-                .release(topology, request, target, principal, actor)
-                .await;
-        }
-        if request.id.is_some() {
+        if request.kind != Kind::Release && request.id.is_some() {
             return Err(Refusal::bad_request("`id` is for a release alone"));
+        }
+        fits(request)?;
+        match request.kind {
+            Kind::Hold | Kind::Deny => {}
+            Kind::Release => {
+                return self
+                    .release(topology, request, target, principal, actor)
+                    .await;
+            }
+            Kind::Accept => {
+                let accepted = self.accept(topology, request, target, principal, actor);
+                return accepted.boxed().await;
+            }
+            Kind::Rollback => {
+                let moved = self.roll_back(topology, request, target, principal, actor);
+                // Boxed to keep the decision's future small.
+                return moved.boxed().await;
+            }
         }
         let resolved = resolve(target, topology)?;
         may(principal, request.kind.right(), &resolved.routes)?;
@@ -116,10 +140,55 @@ impl Decider {
         let recorded = self.ledger.decide(request.kind, decision, facts).await?;
         let on_their_way = recorded.on_their_way.iter().take(MOST_NAMED);
         let answer = DecisionAnswer {
-            decision: recorded.decision,
             on_their_way: on_their_way.map(shown).collect(),
+            ..DecisionAnswer::of(recorded.decision)
         };
         Ok((answer, resolved))
+    }
+
+    /// Moves a tag back.
+    async fn roll_back(
+        &self,
+        topology: &Topology,
+        request: &DecisionRequest,
+        target: Target,
+        principal: &Principal,
+        actor: Actor,
+    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
+        let resolved = resolve(target.clone(), topology)?;
+        may(principal, request.kind.right(), &resolved.routes)?;
+        check(request, &resolved.target)?;
+        let act = Act {
+            topology,
+            ledger: &self.ledger,
+            stop: &self.stop,
+            actor,
+        };
+        let rollback = Rollback {
+            target,
+            to: request.to,
+            until: end(request)?,
+            remarks: Remarks::default(),
+        };
+        let moved = act.roll_back(&resolved, &rollback).await?;
+        self.follow_chain(topology, &moved.place).await;
+        Ok((DecisionAnswer::of(moved.decision), resolved))
+    }
+
+    /// Asks for looks by the routes that read what a rollback has moved.
+    async fn follow_chain(&self, topology: &Topology, place: &TagId) {
+        let readers = topology.routes_reading(&place.origin, &place.repository);
+        let routes: Vec<String> = readers.map(|route| route.name.to_string()).collect();
+        if routes.is_empty() {
+            return;
+        }
+        let scope = Scope {
+            routes,
+            repository: Some(place.repository.clone()),
+            tags: vec![place.tag.clone()],
+            ..Scope::default()
+        };
+        self.ask(scope, Cause::Chain, &Actor::daemon()).await;
     }
 
     async fn release(
@@ -153,10 +222,7 @@ impl Decider {
         let facts = (*topology.facts).clone();
         let released = self.ledger.release(ids, decision, facts).await?;
         let released = released.ok_or_else(|| nothing_in_force(request, &target))?;
-        let answer = DecisionAnswer {
-            decision: released,
-            on_their_way: Vec::new(),
-        };
+        let answer = DecisionAnswer::of(released);
         let resolved = Resolved {
             target: about,
             routes,
@@ -196,13 +262,13 @@ impl Decider {
 
     /// Asks for a look at what a decision is about.
     async fn wake(&self, topology: &Topology, resolved: &Resolved, actor: &Actor) {
-        let scope = scope(topology, resolved);
-        let asked = self.watch.ask(
-            scope,
-            Cause::Decision,
-            actor.clone(),
-            PassOptions::default(),
-        );
+        self.ask(scope(topology, resolved), Cause::Decision, actor)
+            .await;
+    }
+
+    async fn ask(&self, scope: Scope, cause: Cause, actor: &Actor) {
+        let options = PassOptions::default();
+        let asked = self.watch.ask(scope, cause, actor.clone(), options);
         if let Err(error) = asked.await {
             tracing::warn!(%error, "a decision woke no look; the next poll sees it");
         }
@@ -224,112 +290,22 @@ fn scope(topology: &Topology, resolved: &Resolved) -> Scope {
     }
 }
 
-/// Looks at what a decision was about once that has ended by itself, until dropped.
-pub(super) async fn wake_at_ends(
-    ledger: Ledger,
-    topology: channel::Receiver<Arc<Topology>>,
-    watch: Handle,
-) {
-    let decider = Decider {
-        ledger,
-        topology,
-        watch,
-    };
-    let mut version = decider.ledger.decisions_version();
-    loop {
-        let in_force = decider.ledger.known_decisions();
-        let now = clock::now();
-        let next = in_force.next_end(now);
-        let wait = next.map(|end| end.duration_since(now).unsigned_abs());
-        let ended = async {
-            match wait {
-                Some(wait) => sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            changed = version.changed() => if changed.is_err() { return },
-            () = ended => decider.ended(&in_force.decisions, next).await,
-        }
-    }
-}
-
-impl Decider {
-    async fn ended(&self, decisions: &[Numbered], end: Option<Timestamp>) {
-        let topology = self.topology.borrow().clone();
-        for numbered in decisions.iter().filter(|one| one.decision.until == end) {
-            tracing::info!(
-                decision = numbered.id,
-                kind = %numbered.kind,
-                target = numbered.decision.shown_target(),
-                "the decision has ended"
-            );
-            if let Ok(resolved) = resolve(numbered.target.clone(), &topology) {
-                self.wake(&topology, &resolved, &Actor::daemon()).await;
-            }
-        }
-    }
-}
-
-/// Whether a principal has a right over what covers these routes.
-fn may(principal: &Principal, right: Option<Right>, routes: &[Arc<str>]) -> Result<(), Refusal> {
-    let forbidden = |text: String| Refusal::new(StatusCode::FORBIDDEN, "no_right", text);
-    if let Some(right) = right.filter(|right| !principal.rights.has(*right)) {
-        let name = &principal.name;
-        return Err(forbidden(format!("{name} has not the right `{right}`")));
-    }
-    if !principal.may_decide_on(routes) {
-        let about = if routes.is_empty() {
-            "more than the routes of its token".to_owned()
-        } else {
-            format!("routes {}", routes.join(", "))
-        };
-        let name = &principal.name;
-        return Err(forbidden(format!("{name} may not decide about {about}")));
-    }
-    Ok(())
-}
-
-/// What a kind of decision needs.
-fn check(request: &DecisionRequest, target: &Target) -> Result<(), Refusal> {
-    if request.kind == Kind::Deny && target.digest().is_none() {
-        let text = "a denial is of a digest: the `sha256:…` of a manifest, a config or a layer";
-        return Err(Refusal::bad_request(text));
-    }
-    if request.kind.needs_reason() && request.reason.is_none() {
-        let text = format!("`{}` needs a `reason`", request.kind);
-        return Err(Refusal::bad_request(text));
-    }
-    Ok(())
-}
-
-fn end(request: &DecisionRequest) -> Result<Option<Timestamp>, Refusal> {
-    let read = |text: &String| until(text, clock::now());
-    request
-        .until
-        .as_ref()
-        .map(read)
-        .transpose()
-        .map_err(|error| Refusal::bad_request(format!("`until`: {error}")))
-}
-
-fn nothing_in_force(request: &DecisionRequest, target: &Target) -> Refusal {
-    let text = match request.id {
-        Some(id) => format!("no decision {id} is in force"),
-        None if *target == Target::Everything => {
-            "no decision about everything is in force (`blobferry status` lists those that are)"
-                .into()
-        }
-        None => format!(
-            "no decision in force has exactly the target {target} (`blobferry status` lists them)"
-        ),
-    };
-    Refusal::new(StatusCode::NOT_FOUND, "not_in_force", text)
-}
-
 fn shown(place: &TagId) -> String {
     format!("{}/{}:{}", place.origin, place.repository, place.tag)
+}
+
+impl From<Undecided> for Refusal {
+    fn from(undecided: Undecided) -> Refusal {
+        let text = undecided.to_string();
+        match undecided {
+            Undecided::Target(_) => Refusal::bad_request(text),
+            Undecided::NotThere(_) => Refusal::new(StatusCode::NOT_FOUND, "not_there", text),
+            Undecided::Conflict(_) => Refusal::new(StatusCode::CONFLICT, "conflict", text),
+            Undecided::Failed(_) | Undecided::Fault(_) => {
+                Refusal::new(StatusCode::BAD_GATEWAY, "failed", text)
+            }
+        }
+    }
 }
 
 impl From<Unresolved> for Refusal {
@@ -340,38 +316,6 @@ impl From<Unresolved> for Refusal {
             Unresolved::NotThere { .. } => {
                 Refusal::new(StatusCode::NOT_FOUND, "unknown_target", text)
             }
-        }
-    }
-}
-
-/// Says in the log which production tags name a denied digest, until dropped.
-pub(super) async fn watch_denied(ledger: Ledger, show: impl Fn(usize)) {
-    let mut version = ledger.decisions_version();
-    let mut told = Vec::new();
-    loop {
-        match ledger.denied_in_production().await {
-            Ok(denied) => {
-                show(denied.len());
-                for tag in denied
-                    .iter()
-                    .filter(|tag| !told.contains(*tag))
-                    .take(MOST_NAMED)
-                {
-                    tracing::warn!(
-                        tag = shown(&tag.place),
-                        digest = %tag.digest,
-                        "production names a denied digest"
-                    );
-                }
-                told = denied;
-            }
-            Err(fault) => tracing::debug!(error = %Fault::chain(&fault), "the ledger was not read"),
-        }
-        let pause = sleep(Duration::from_secs(15));
-        tokio::select! {
-            biased;
-            changed = version.changed() => if changed.is_err() { return },
-            () = pause => {}
         }
     }
 }

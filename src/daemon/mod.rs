@@ -247,6 +247,7 @@ impl Running {
             parts.ledger.clone(),
             sender.subscribe(),
             handle.clone(),
+            stop.clone(),
         ));
         helpers.spawn(decisions::watch_denied(parts.ledger.clone(), {
             let parts = parts.clone();
@@ -254,7 +255,12 @@ impl Running {
         }));
         let mut server = JoinSet::new();
         let copies = copies::handler(&parts, sender.subscribe(), stop.clone());
-        let decisions = decisions::handler(&parts.ledger, sender.subscribe(), handle.clone());
+        let decisions = decisions::handler(
+            &parts.ledger,
+            sender.subscribe(),
+            handle.clone(),
+            stop.clone(),
+        );
         let services = services(&parts, handle, copies, decisions);
         server.spawn(bound.serve(services, server_stop.clone()));
         let running = Running {

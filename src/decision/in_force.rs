@@ -63,9 +63,20 @@ impl Numbered {
     /// Whether it keeps a tag from being named.
     pub fn stops(&self, candidate: &Candidate) -> bool {
         match self.kind {
-            Kind::Hold | Kind::Deny => candidate.is_covered(&self.target),
-            Kind::Release => false,
+            Kind::Deny => candidate.is_covered(&self.target),
+            Kind::Hold => !candidate.is_rollback && candidate.is_covered(&self.target),
+            Kind::Rollback => {
+                !candidate.is_rollback && self.keeps_out(&candidate.place, &candidate.digest)
+            }
+            Kind::Accept | Kind::Release => false,
         }
+    }
+
+    /// Whether it is a rollback of this tag that keeps the digest out.
+    fn keeps_out(&self, place: &TagId, digest: &Digest) -> bool {
+        self.kind == Kind::Rollback
+            && self.target.is_tag(place)
+            && self.decision.keeps_out.contains(digest)
     }
 
     /// `held by user:alice until …: reason (decision 12)`.
@@ -96,6 +107,8 @@ pub struct Candidate {
     pub beside: Option<TagId>,
     /// What it is about to name.
     pub digest: Digest,
+    /// Whether a rollback names it: holds do not stop that.
+    pub is_rollback: bool,
     /// The digests of all manifests, configs and layers of that. `None`: not known.
     pub contents: Option<Arc<HashSet<Digest>>>,
 }
@@ -205,10 +218,65 @@ impl InForce {
             Outcome::Refused
         };
         reasons.extend(stopping(Kind::Hold).map(|numbered| numbered.reason("held")));
+        reasons.extend(stopping(Kind::Rollback).map(|numbered| numbered.reason("rolled back")));
         if reasons.is_empty() {
             return Verdict::Clear;
         }
         Verdict::Blocked(Block { outcome, reasons })
+    }
+
+    /// Why a rollback keeps a digest out of a tag, if one does.
+    pub fn kept_out(&self, place: &TagId, digest: &Digest, now: Timestamp) -> Option<Block> {
+        let keeping = self.now(now).filter(|one| one.keeps_out(place, digest));
+        let reasons: Vec<String> = keeping.map(|one| one.reason("rolled back")).collect();
+        (!reasons.is_empty()).then_some(Block {
+            outcome: Outcome::Held,
+            reasons,
+        })
+    }
+
+    /// The rollbacks of a tag that are over, because staging names something else.
+    pub fn outlived(&self, place: &TagId, staging: &Digest) -> Vec<&Numbered> {
+        let is_over = |one: &&Numbered| {
+            one.kind == Kind::Rollback
+                && one.target.is_tag(place)
+                && !one.decision.keeps_out.contains(staging)
+        };
+        self.decisions.iter().filter(is_over).collect()
+    }
+
+    /// The rollbacks of a tag.
+    pub fn rollbacks_of(&self, place: &TagId) -> Vec<&Numbered> {
+        let is_meant = |one: &&Numbered| one.kind == Kind::Rollback && one.target.is_tag(place);
+        self.decisions.iter().filter(is_meant).collect()
+    }
+
+    /// The accepts of all existing tags of one of these routes.
+    pub fn accepts_of_all(
+        &self,
+        routes: &[Arc<str>],
+        now: Timestamp,
+    ) -> impl Iterator<Item = &Numbered> {
+        self.now(now).filter(move |one| {
+            let is_meant = |name: &Arc<str>| routes.contains(name);
+            one.decision.all && matches!(&one.target, Target::Route(name) if is_meant(name))
+        })
+    }
+
+    /// Whether it was accepted that a tag goes from production's digest to staging's.
+    pub fn accepts(
+        &self,
+        place: &TagId,
+        staging: &Digest,
+        production: &Digest,
+        now: Timestamp,
+    ) -> bool {
+        self.now(now).any(|one| {
+            one.kind == Kind::Accept
+                && one.target.is_tag(place)
+                && one.decision.digest == Some(*staging)
+                && one.decision.replaces == Some(*production)
+        })
     }
 
     /// The decisions that a release ends: that of a number, or all with exactly that target.
@@ -250,6 +318,7 @@ mod tests {
             place,
             beside: None,
             digest: digest("image"),
+            is_rollback: false,
             contents: Some(Arc::new([digest("layer")].into())),
         }
     }
@@ -336,6 +405,39 @@ mod tests {
         assert_eq!(reasons(&held, &signature, 1), 1);
         let other = in_force(&[(Kind::Hold, "production/prod-app:v2", None)]);
         assert_eq!(other.judge(&signature, at(1)), Verdict::Clear);
+    }
+
+    #[test]
+    fn a_rollback_keeps_digests_out_of_its_tag_and_passes_holds_itself() {
+        let mut rolled_back = in_force(&[
+            (Kind::Rollback, "prod-app:v1", None),
+            (Kind::Hold, "route:app", None),
+        ]);
+        rolled_back.decisions[0].decision.keeps_out = vec![digest("image")];
+        assert_eq!(reasons(&rolled_back, &candidate(), 1), 2);
+        let back = Candidate {
+            digest: digest("before"),
+            is_rollback: true,
+            ..candidate()
+        };
+        assert_eq!(reasons(&rolled_back, &back, 1), 0);
+        let other = TagId {
+            tag: "v2".parse().unwrap(),
+            ..candidate().place
+        };
+        let place = candidate().place;
+        let kept =
+            |place: &TagId, text: &str| rolled_back.kept_out(place, &digest(text), at(1)).is_some();
+        assert!(kept(&place, "image") && !kept(&place, "newer") && !kept(&other, "image"));
+        let outlived = |text: &str| rolled_back.outlived(&place, &digest(text)).len();
+        assert_eq!((outlived("image"), outlived("newer")), (0, 1));
+        let layer = digest("layer").to_string();
+        let denied = in_force(&[(Kind::Deny, &layer, None)]);
+        let bad = Candidate {
+            is_rollback: true,
+            ..candidate()
+        };
+        assert_eq!(reasons(&denied, &bad, 1), 1, "a denial stops a rollback");
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | hold | looks and carrying go on, naming waits |
 //! | deny | a manifest, config or layer is never carried, named or repaired |
+//! | accept | names staging's digest once over what production names |
+//! | rollback | moves a tag back, and keeps what was replaced and what staging names out of it |
 //! | release | ends other decisions |
 //!
-//! A denial comes before a hold; all reasons are shown, and the first decides the result.
+//! A denial comes before a hold and what is kept out; all reasons are shown, and the first decides the result.
 
 mod in_force;
 mod right;
@@ -35,19 +37,31 @@ pub enum Kind {
     Hold,
     /// Content is never carried, named or repaired.
     Deny,
+    /// Staging's digest is named once, over what production names.
+    Accept,
+    /// A tag is moved back.
+    Rollback,
     /// Ends other decisions.
     Release,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 3] = [Kind::Hold, Kind::Deny, Kind::Release];
+    pub const ALL: [Kind; 5] = [
+        Kind::Hold,
+        Kind::Deny,
+        Kind::Accept,
+        Kind::Rollback,
+        Kind::Release,
+    ];
 
     /// The name in the ledger, the HTTP API and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Hold => "hold",
             Kind::Deny => "deny",
+            Kind::Accept => "accept",
+            Kind::Rollback => "rollback",
             Kind::Release => "release",
         }
     }
@@ -62,13 +76,15 @@ impl Kind {
         match self {
             Kind::Hold => Some(Right::Hold),
             Kind::Deny => Some(Right::Deny),
+            Kind::Accept => Some(Right::Accept),
+            Kind::Rollback => Some(Right::Rollback),
             Kind::Release => None,
         }
     }
 
     /// Whether it may only be ordered with a reason.
     pub fn needs_reason(self) -> bool {
-        matches!(self, Kind::Deny)
+        matches!(self, Kind::Deny | Kind::Accept | Kind::Rollback)
     }
 }
 
@@ -93,9 +109,18 @@ pub struct Decision {
     /// The destination tag, where the target names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<Tag>,
-    /// The digest that it is about.
+    /// The digest that it is about: of an accept that of staging, of a rollback the one to go back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Of an accept and a rollback: what production named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Digest>,
+    /// Of a rollback: what the tag may not name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keeps_out: Vec<Digest>,
+    /// Of an accept: all tags of the route that were reported as existing before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
     /// Of a release: the numbers of the decisions that it ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<u64>,
@@ -116,6 +141,9 @@ impl Decision {
             repository: target.repository(),
             tag: target.tag().cloned(),
             digest: target.digest(),
+            replaces: None,
+            keeps_out: Vec::new(),
+            all: false,
             ends: Vec::new(),
             until: None,
             actor,

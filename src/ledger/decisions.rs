@@ -20,7 +20,7 @@ use crate::clock;
 use crate::decision::{Candidate, Decision, InForce, Kind, Numbered, RefusedDecision, Verdict};
 use crate::endpoint::Origin;
 use crate::fault::Fault;
-use crate::job::TagId;
+use crate::job::{Actor, Remarks, TagId};
 use crate::oci::Digest;
 
 /// How long a decision waits for names that were sent before it.
@@ -179,6 +179,29 @@ impl Ledger {
         .await
     }
 
+    /// Ends decisions that are over, in the daemon's name.
+    pub async fn end_decisions(
+        &self,
+        ids: Vec<u64>,
+        why: &str,
+        facts: RunFacts,
+    ) -> Result<(), Fault> {
+        let in_force = self.in_force().await?;
+        let mut over = in_force
+            .decisions
+            .iter()
+            .filter(|one| ids.contains(&one.id));
+        let Some(first) = over.next() else {
+            return Ok(());
+        };
+        let remarks = Remarks {
+            reason: why.parse().ok(),
+            claimed_actor: None,
+        };
+        let decision = Decision::about(&first.target, Actor::daemon().saying(remarks));
+        self.release(ids, decision, facts).await.map(drop)
+    }
+
     /// Records that a decision was refused.
     pub async fn refuse_decision(
         &self,
@@ -326,6 +349,27 @@ fn is_repeated(db: &Connection, refused: &RefusedDecision) -> rusqlite::Result<b
     Ok(last.is_some_and(|last| json(refused).is_ok_and(|now| now == last)))
 }
 
+/// Ends what was accepted of a tag: it has been named.
+pub(super) fn accepted(db: &Connection, place: &TagId, row: i64) -> rusqlite::Result<bool> {
+    let in_force = in_force(db)?;
+    let over = in_force
+        .decisions
+        .iter()
+        .filter(|one| one.kind == Kind::Accept && one.target.is_tag(place));
+    let mut is_changed = false;
+    for one in over {
+        let id = i64::try_from(one.id).unwrap_or(i64::MAX);
+        db.prepare_cached("UPDATE decisions SET ended_by = ?2 WHERE row = ?1")?
+            .execute([id, row])?;
+        is_changed = true;
+    }
+    if is_changed {
+        db.prepare_cached("UPDATE identity SET decisions = decisions + 1")?
+            .execute([])?;
+    }
+    Ok(is_changed)
+}
+
 /// A production tag that names a denied digest, as far as looks have seen it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedTag {
@@ -336,6 +380,13 @@ pub struct DeniedTag {
 }
 
 impl Ledger {
+    /// Reads the decisions in force again.
+    pub(super) async fn refresh_decisions(&self) -> Result<(), Fault> {
+        let read = self.store.read(in_force).await.map_err(unreadable)?;
+        self.decisions.adopt(read);
+        Ok(())
+    }
+
     /// The production tags that are known to name one of the denied digests.
     pub async fn denied_in_production(&self) -> Result<Vec<DeniedTag>, Fault> {
         let now = clock::now();

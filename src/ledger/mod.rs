@@ -427,12 +427,23 @@ impl Ledger {
             }
             let last = rows::last(db, &key)?;
             let news = is_news(last.as_ref().and_then(Row::settled), &settled);
-            if news {
-                rows::add(db, &key, &settled, &facts)?;
-            }
-            Ok(news)
+            let row = match news {
+                true => Some(rows::add(db, &key, &settled, &facts)?),
+                false => None,
+            };
+            let is_over = match (row, written) {
+                (Some(row), Some(_)) => {
+                    let row = i64::try_from(row).unwrap_or(i64::MAX);
+                    decisions::accepted(db, &key.destination, row)?
+                }
+                _ => false,
+            };
+            Ok((news, is_over))
         };
-        let is_added = self.store.write(act).await.map_err(unwritable)?;
+        let (is_added, is_over) = self.store.write(act).await.map_err(unwritable)?;
+        if is_over {
+            self.refresh_decisions().await?;
+        }
         self.audit.appended.notify_one();
         Ok(is_added)
     }
@@ -444,6 +455,50 @@ impl Ledger {
         self.store.write(act).await.map_err(unwritable)?;
         self.audit.appended.notify_one();
         Ok(())
+    }
+
+    /// The newest job that wrote to a place.
+    pub async fn newest_job(&self, place: &TagId) -> Result<Option<Key>, Fault> {
+        let place = place.clone();
+        self.store
+            .read(move |db| rows::newest_job(db, &place))
+            .await
+            .map_err(unreadable)
+    }
+
+    /// What promotions of a place named and what they replaced, the newest first.
+    pub async fn digests_of(&self, place: &TagId) -> Result<Vec<Digest>, Fault> {
+        let place = place.clone();
+        self.store
+            .read(move |db| rows::digests_of(db, &place))
+            .await
+            .map_err(unreadable)
+    }
+
+    /// The jobs whose promotions into the repository of a place named a digest.
+    pub async fn named_by(&self, place: &TagId, digest: &Digest) -> Result<Vec<Key>, Fault> {
+        let place = place.clone();
+        let digest = *digest;
+        self.store
+            .read(move |db| rows::named_by(db, &place, &digest))
+            .await
+            .map_err(unreadable)
+    }
+
+    /// Whether the last row of a key before the row `before` reports production's digest as existing
+    /// beside staging's, and it has not been promoted since.
+    pub async fn was_existing(
+        &self,
+        key: &Key,
+        before: u64,
+        staging: Digest,
+        production: Digest,
+    ) -> Result<bool, Fault> {
+        let key = key.clone();
+        self.store
+            .read(move |db| rows::was_existing(db, &key, before, &staging, &production))
+            .await
+            .map_err(unreadable)
     }
 
     /// The newest row of a key.

@@ -194,7 +194,7 @@ pub(super) fn add(
     key: &Key,
     settled: &Settled,
     facts: &RunFacts,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<u64> {
     let job = match job(db, key)? {
         Some(job) => job,
         None => db
@@ -204,7 +204,7 @@ pub(super) fn add(
             .insert(job_names(key))?,
     };
     let content = Content::Outcome(Box::new(settled.clone()));
-    append(db, &content, Some((job, key)), facts).map(drop)
+    append(db, &content, Some((job, key)), facts)
 }
 
 /// Adds a row at the end of the chain. Returns its number.
@@ -441,4 +441,101 @@ where
     let text = row.get_ref(column)?.as_str()?;
     text.parse()
         .map_err(|error: T::Err| FromSqlError::Other(Box::new(error)).into())
+}
+
+/// The newest job that wrote to a place.
+pub(super) fn newest_job(db: &Connection, place: &TagId) -> rusqlite::Result<Option<Key>> {
+    db.prepare_cached(
+        "SELECT route, source, jobs.tag FROM jobs WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+        ORDER BY (SELECT max(id) FROM rows WHERE job = jobs.id) DESC LIMIT 1",
+    )?
+    .query_row(names(place), |row| {
+        Ok(Key {
+            route: row.get_ref(0)?.as_str()?.into(),
+            source: parsed(row, 1)?,
+            tag: parsed(row, 2)?,
+            destination: place.clone(),
+        })
+    })
+    .optional()
+}
+
+/// What promotions of a place named, and what they replaced, the newest first.
+pub(super) fn digests_of(db: &Connection, place: &TagId) -> rusqlite::Result<Vec<Digest>> {
+    let mut read = db.prepare_cached(
+        "SELECT json_extract(content, '$.digest'), json_extract(content, '$.previous_digest')
+        FROM rows JOIN jobs ON jobs.id = rows.job
+        WHERE origin = ?1 AND repository = ?2 AND destination_tag = ?3
+            AND json_extract(content, '$.result') = 'promoted' ORDER BY rows.id DESC LIMIT 1000",
+    )?;
+    let pairs = read.query_map(names(place), |row| {
+        Ok([row.get::<_, Option<String>>(0)?, row.get(1)?])
+    })?;
+    let mut digests: Vec<Digest> = Vec::new();
+    for pair in pairs {
+        for digest in pair?
+            .into_iter()
+            .flatten()
+            .filter_map(|text| text.parse().ok())
+        {
+            if !digests.contains(&digest) {
+                digests.push(digest);
+            }
+        }
+    }
+    Ok(digests)
+}
+
+/// The jobs whose promotions into the repository of a place named a digest.
+pub(super) fn named_by(
+    db: &Connection,
+    place: &TagId,
+    digest: &Digest,
+) -> rusqlite::Result<Vec<Key>> {
+    let [origin, repository, _] = names(place);
+    let mut read = db.prepare_cached(
+        "SELECT DISTINCT route, source, jobs.tag, destination_tag FROM rows JOIN jobs ON jobs.id = rows.job
+        WHERE origin = ?1 AND repository = ?2 AND json_extract(content, '$.result') = 'promoted'
+            AND json_extract(content, '$.digest') = ?3 ORDER BY jobs.id LIMIT 1000",
+    )?;
+    read.query_map([origin, repository, &digest.to_string()], |row| {
+        Ok(Key {
+            route: row.get_ref(0)?.as_str()?.into(),
+            source: parsed(row, 1)?,
+            tag: parsed(row, 2)?,
+            destination: TagId {
+                tag: parsed(row, 3)?,
+                ..place.clone()
+            },
+        })
+    })?
+    .collect()
+}
+
+/// Whether the last row of a key before `before` reports these digests as existing, and it has not
+/// been promoted since.
+pub(super) fn was_existing(
+    db: &Connection,
+    key: &Key,
+    before: u64,
+    staging: &Digest,
+    production: &Digest,
+) -> rusqlite::Result<bool> {
+    let Some(job) = job(db, key)? else {
+        return Ok(false);
+    };
+    let before = i64::try_from(before).unwrap_or(i64::MAX);
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM rows
+            WHERE id = (SELECT max(id) FROM rows WHERE job = ?1 AND id < ?2)
+                AND json_extract(content, '$.result') = 'existing'
+                AND json_extract(content, '$.digest') = ?3
+                AND json_extract(content, '$.previous_digest') = ?4)
+        AND NOT EXISTS (SELECT 1 FROM rows WHERE job = ?1 AND id > ?2
+            AND json_extract(content, '$.result') = 'promoted')",
+    )?
+    .query_row(
+        params![job, before, staging.to_string(), production.to_string()],
+        |row| row.get(0),
+    )
 }

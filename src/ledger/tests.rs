@@ -39,6 +39,7 @@ fn candidate(place: &TagId, digest: &Digest) -> Candidate {
         place: place.clone(),
         beside: None,
         digest: *digest,
+        is_rollback: false,
         contents: None,
     }
 }

@@ -366,6 +366,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             cause: look.request.cause,
             actor: look.request.actor.clone(),
             explicit: false,
+            is_rollback: false,
             pinned: None,
             expect: look.request.digest,
             replace: None,

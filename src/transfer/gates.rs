@@ -115,6 +115,21 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// cheap. While only the time is missing evidence is judged too, so that content may be
     /// carried; directly before the tag it is not asked for in vain.
     pub(super) async fn judge(&self, facts: &TagFacts, phase: Phase) -> Result<Permission, Fault> {
+        if self.job.is_rollback {
+            return Ok(Permission::Name);
+        }
+        self.judge_gates(facts, phase).await
+    }
+
+    /// Judges the gates of a tag that a rollback has moved, for the record: they did not stop it,
+    /// and it did not wait for them.
+    pub(super) async fn record_verdicts(&self, facts: &TagFacts) {
+        if let Err(fault) = self.judge_gates(facts, Phase::Name).await {
+            self.note_reason(format!("the gates could not be judged: {}", fault.chain()));
+        }
+    }
+
+    async fn judge_gates(&self, facts: &TagFacts, phase: Phase) -> Result<Permission, Fault> {
         let gates = self.gates_in_force()?;
         let Some(digest) = facts.source.filter(|_| !gates.is_empty()) else {
             *self.lock_judged() = None;
@@ -128,7 +143,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             gates,
             asked: None,
         };
-        if phase == Phase::Carry || judged.permission() == Permission::Name {
+        let is_wanted = phase == Phase::Carry || self.job.is_rollback;
+        if is_wanted || judged.permission() == Permission::Name {
             let evidence = self.judge_evidence(facts, digest, phase, &mut judged);
             // Boxed to keep the job's future small.
             evidence.boxed().await?;
@@ -277,6 +293,9 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// Whether the last verdicts still let the tag move: by the config in force, the time of day,
     /// and their age. Without gates they do.
     pub(super) fn verdicts_hold(&self) -> Result<bool, Fault> {
+        if self.job.is_rollback {
+            return Ok(true);
+        }
         let gates = self.gates_in_force()?;
         let judged = self.lock_judged();
         let Some(judged) = judged.as_ref() else {
@@ -322,7 +341,8 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if gates.min_age.is_none() {
             return Ok(None);
         }
-        let is_recorded = !self.job.dry_run && !self.time_facts(None).is_skewed();
+        let is_seen = !self.job.dry_run && !self.job.is_rollback;
+        let is_recorded = is_seen && !self.time_facts(None).is_skewed();
         let repository = self.source.repository();
         self.engine
             .ledger

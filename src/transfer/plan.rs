@@ -134,13 +134,13 @@ fn promote_moving(rules: TagRules, conflict: String) -> Decision {
 
 fn moved_in_staging(source: Digest, production: Digest) -> String {
     format!(
-        "staging moved a fixed tag to {source}, production keeps {production}; push the content under a new tag and put staging's old tag back (or exclude it): until then it stays a conflict, and a moving tag of the same digest is refused. Or list the tag under `moving`, or copy with --replace {production}"
+        "staging moved a fixed tag to {source}, production keeps {production}; push the content under a new tag and put staging's old tag back (or exclude it): until then it stays a conflict, and a moving tag of the same digest is refused. Or list the tag under `moving`, or move it once with `blobferry accept` (without a daemon: copy with --replace {production})"
     )
 }
 
 fn changed_in_production(source: Digest, production: Digest) -> String {
     format!(
-        "the fixed tag was changed in production to {production}, and `drift: restore` moves no fixed tag; to put {source} there, copy with --replace {production}"
+        "the fixed tag was changed in production to {production}, and `drift: restore` moves no fixed tag; to put {source} there, say `blobferry accept` (without a daemon: copy with --replace {production})"
     )
 }
 
@@ -148,7 +148,7 @@ fn existing(rules: TagRules, source: Digest, production: Digest) -> Decision {
     match (rules.moving, rules.existing) {
         (true, Existing::Adopt) => Decision::Promote,
         (false, Existing::Adopt) => Decision::Conflict(format!(
-            "production names {production}, not {source}, and `existing: adopt` moves no fixed tag; to put {source} there, copy with --replace {production}"
+            "production names {production}, not {source}, and `existing: adopt` moves no fixed tag; to put {source} there, say `blobferry accept` (without a daemon: copy with --replace {production})"
         )),
         (_, Existing::Keep) => Decision::Existing(existing_text(rules, production)),
     }
@@ -163,17 +163,19 @@ fn drift_text(rules: TagRules, source: Digest, production: Digest) -> String {
         ""
     };
     format!(
-        "the production tag was changed to {production}; it stays. To put {source} there, {setting}copy it over by hand"
+        "the production tag was changed to {production}; it stays. To put {source} there, {setting}say `blobferry accept` (without a daemon: copy it over by hand)"
     )
 }
 
 fn existing_text(rules: TagRules, production: Digest) -> String {
     let setting = if rules.moving {
-        "; `existing: adopt` on the route takes it over"
+        " (or `existing: adopt` on the route)"
     } else {
         ""
     };
-    format!("production names {production}, which is not in the ledger; it stays{setting}")
+    format!(
+        "production names {production}, which is not in the ledger; it stays. `blobferry accept` takes it over{setting}"
+    )
 }
 
 #[cfg(test)]
@@ -397,7 +399,9 @@ mod tests {
         );
         assert_eq!(
             told(TagRules::default(), &facts(false, false)),
-            format!("production names {p}, which is not in the ledger; it stays")
+            format!(
+                "production names {p}, which is not in the ledger; it stays. `blobferry accept` takes it over"
+            )
         );
     }
 

@@ -157,6 +157,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// One round: decides, carries and names.
     async fn round(&self, mut facts: TagFacts) -> Result<Round, Fault> {
         let decision = self.decide(&facts).await?;
+        if decision != Decision::UpToDate
+            && let Some(block) = self.kept_out(&facts).await?
+        {
+            return Ok(Round::complete(Completion::blocked(block, &facts)));
+        }
         if decision == Decision::UpToDate && !self.job.dry_run {
             self.equal(&facts).await?;
         }
@@ -194,7 +199,12 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             planned: &facts,
         };
         Ok(match self.move_tag(naming).await? {
-            Named::Moved => Round::complete(Completion::promoted(&facts, &image)),
+            Named::Moved => {
+                if self.job.is_rollback {
+                    self.record_verdicts(&facts).await;
+                }
+                Round::complete(Completion::promoted(&facts, &image))
+            }
             Named::Immutable => Round::complete(self.refused_as_immutable(&image, &facts).await?),
             Named::Blocked(block) => Round::complete(Completion::blocked(block, &facts)),
             Named::Again(newer) => Round::Again(newer),

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Promotion;
 use super::limits::RequestClass;
-use super::survey::Image;
+use super::survey::{Image, TagFacts};
 use crate::clock;
-use crate::decision::{Block, Candidate, Verdict};
+use crate::decision::{Block, Candidate, InForce, Verdict};
 use crate::endpoint::{Destination, Source};
 use crate::fault::Fault;
 use crate::job::TagId;
+use crate::ledger::RunFacts;
 use crate::oci::{Digest, Manifest, Target};
 
 /// Most images with a stored content.
@@ -134,6 +135,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             place: place.clone(),
             beside: (place != own).then(|| own.clone()),
             digest,
+            is_rollback: self.job.is_rollback,
             contents,
         }
     }
@@ -154,5 +156,36 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Verdict::Blocked(block) => Some(block),
             Verdict::Clear | Verdict::Unknown => None,
         })
+    }
+
+    /// Why a rollback keeps staging's digest out of the job's tag, if one does. Rollbacks are over
+    /// once staging names something else.
+    pub(super) async fn kept_out(&self, facts: &TagFacts) -> Result<Option<Block>, Fault> {
+        let Some(staging) = facts.source.filter(|_| !self.job.is_rollback) else {
+            return Ok(None);
+        };
+        let place = &self.job.key.destination;
+        let in_force = self.engine.ledger.in_force().await?;
+        self.end_outlived(facts, &in_force).await?;
+        Ok(in_force.kept_out(place, &staging, clock::now()))
+    }
+
+    /// Ends the rollbacks of the tag that staging has moved on from. A list that lags and what was
+    /// seen before the decision tell nothing of that, nor does what another source names.
+    async fn end_outlived(&self, facts: &TagFacts, in_force: &InForce) -> Result<(), Fault> {
+        let job = self.job;
+        let is_told = facts.source_at.is_some() && !job.explicit && !job.dry_run;
+        let Some(staging) = facts.source.filter(|_| is_told) else {
+            return Ok(());
+        };
+        let outlived = in_force.outlived(&job.key.destination, &staging);
+        let outlived = outlived.iter().filter(|one| one.at < job.look_began);
+        let ids: Vec<u64> = outlived.map(|one| one.id).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let why = format!("staging names {staging}");
+        let facts = RunFacts::default();
+        self.engine.ledger.end_decisions(ids, &why, facts).await
     }
 }

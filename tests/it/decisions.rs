@@ -1,6 +1,8 @@
 //! Decisions, one command each: what a person holds or denies is not named, and not by any way.
 
+mod accept;
 mod rights;
+mod rollback;
 
 use serde_json::{Value, json};
 

@@ -135,6 +135,7 @@ impl World {
             cause: Cause::Cli,
             actor: Actor::daemon(),
             explicit: false,
+            is_rollback: false,
             pinned: None,
             expect: None,
             replace: None,

@@ -11,6 +11,7 @@ fn tokens(scene: &Scene) -> Value {
     json!({
         "ci": {"file": file("ci"), "may": "look"},
         "oncall": {"file": file("oncall"), "may": ["hold"], "routes": ["shop-*"]},
+        "rescue": {"file": file("rescue"), "may": ["rollback"], "routes": ["shop-*"]},
         "root-token": {"file": file("root-token"), "may": "decide", "user": user()},
     })
 }
@@ -143,6 +144,96 @@ async fn a_token_decides_what_it_may_and_a_refusal_is_a_row() {
         && row["actor"] == "oncall"
         && row["reason"] == "INC-4"
         && row["target"] == "production/shop-api:v1"));
+}
+
+#[tokio::test]
+async fn accept_and_rollback_answer_with_what_came_of_them() {
+    let (scene, daemon) = scene().await;
+    let images: Vec<Image> = (1..=3).map(|seed| Image::oci(seed, &[100])).collect();
+    for image in &images[..2] {
+        scene.staging.push("shop-api", "latest", image);
+        scene.ferry.sync(&["shop-api"]).await.expect(0);
+    }
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let back = |more: Value| {
+        let mut body = json!({"kind": "rollback", "target": "shop-api:latest", "reason": "INC-4"});
+        let more = more.as_object().expect("keys").clone();
+        body.as_object_mut().expect("an object").extend(more);
+        body
+    };
+    let accept = json!({"kind": "accept", "target": "shop-api:latest", "reason": "x"});
+    for (token, body, expected, said) in [
+        (None, back(json!({})), 401, "daemon.tokens"),
+        (
+            Some("oncall"),
+            back(json!({})),
+            403,
+            "not the right `rollback`",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"target": "app:latest"})),
+            403,
+            "routes app",
+        ),
+        (Some("rescue"), accept, 403, "not the right `accept`"),
+        (
+            Some("rescue"),
+            back(json!({"digest": zeros})),
+            400,
+            "has no `digest`",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"all": true})),
+            400,
+            "has no `all`",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"reason": null})),
+            400,
+            "needs a `reason`",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"target": "route:shop-api"})),
+            400,
+            "name one tag",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"target": "nope:v1"})),
+            404,
+            "no route leads",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"target": "shop-api:v9"})),
+            404,
+            "is not there",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"to": zeros})),
+            404,
+            "the ledger shows",
+        ),
+        (
+            Some("rescue"),
+            back(json!({"to": images[1].digest()})),
+            409,
+            "already",
+        ),
+        (Some("rescue"), back(json!({})), 201, images[0].digest()),
+    ] {
+        let (status, answer) = decide(&daemon, token, body.clone()).await;
+        assert_eq!(status, expected, "{token:?} {body}: {answer}");
+        let answer = answer.to_string();
+        assert!(answer.contains(said), "{token:?} {body}: {answer}");
+    }
+    let there = scene.production.tagged("shop-api", "latest");
+    assert_eq!(there.as_deref(), Some(images[0].digest()));
 }
 
 #[tokio::test]

@@ -1,0 +1,143 @@
+//! `accept`, `rollback`: decisions about what one tag names.
+
+use std::pin::pin;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::decide::Common;
+use super::lines::Lines;
+use super::pass::Signals;
+use super::socket::not_running;
+use super::{Arguments, Failure};
+use crate::admin::{DecisionAnswer, DecisionRequest};
+use crate::clock;
+use crate::commands;
+use crate::decision::{Kind, Numbered, until};
+use crate::oci::Digest;
+
+/// Accept: staging's digest is named once, over what production names
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry accept production/prod-demo-app:v7 --reason 'the rebuild is right'
+  blobferry accept prod-demo-app:v7 --digest sha256:… --replaces sha256:… --reason CHG-17
+  blobferry accept route:demo-app --all --reason 'first start: staging is right'
+
+For a tag in conflict, drift or existing. Both digests are those of this moment
+unless they are given, and they are printed; if either side names another one
+when the tag is to move, nothing happens. Where both sides name the same digest
+it only records that they agree. Gates, holds and denials apply. --all is about
+the tags of a route that were reported as existing by now, each with the digests
+of that report. It takes a daemon.")]
+pub(super) struct Accept {
+    /// The destination tag: [REGISTRY/]REPOSITORY:TAG; with --all route:NAME
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// All tags of the route that were reported as existing
+    #[arg(long, conflicts_with_all = ["digest", "replaces"])]
+    all: bool,
+    /// When it ends by itself: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// What staging names; another digest is refused
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<Digest>,
+    /// What production names; another digest is refused
+    #[arg(long, value_name = "DIGEST")]
+    replaces: Option<Digest>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Roll back: move a tag to what it named before, and keep what was replaced out of it
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry rollback production/prod-demo-app:latest --reason INC-4
+  blobferry rollback prod-demo-app:latest --to sha256:… --reason INC-4
+
+Ends with 0 when the tag has moved. What it named, and what staging names now,
+are kept out of it (`held`) until staging names another digest, or `release`.
+Gates and holds do not stop it; a denial does. Without a daemon it acts by
+itself, with the config.")]
+pub(super) struct Rollback {
+    /// The destination tag: [REGISTRY/]REPOSITORY:TAG
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// The digest to go back to: one that the ledger shows in this repository
+    #[arg(long, value_name = "DIGEST")]
+    to: Option<Digest>,
+    /// When what was replaced is no longer kept out: a time (RFC 3339) or a duration
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Accept {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let request = DecisionRequest {
+            digest: self.digest,
+            replaces: self.replaces,
+            all: self.all,
+            until: self.until.clone(),
+            ..self.common.request(Kind::Accept, &self.target)?
+        };
+        match self.common.ask_daemon(&request, arguments).await? {
+            Some(answer) => self.common.show(&answer, lines),
+            None => return Err(not_running(&arguments.state_path()?)),
+        }
+        Ok(0)
+    }
+}
+
+impl Rollback {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let request = DecisionRequest {
+            to: self.to,
+            until: self.until.clone(),
+            ..self.common.request(Kind::Rollback, &self.target)?
+        };
+        let answer = match self.common.ask_daemon(&request, arguments).await? {
+            Some(answer) => answer,
+            None => DecisionAnswer::of(self.act(arguments).await?),
+        };
+        self.common.show(&answer, lines);
+        Ok(0)
+    }
+
+    /// Moves the tag in this process.
+    async fn act(&self, arguments: &Arguments) -> Result<Numbered, Failure> {
+        let target = self.target.parse().map_err(Failure::usage)?;
+        let end = self.until.as_deref();
+        let end = end.map(|text| until(text, clock::now())).transpose();
+        let rollback = commands::Rollback {
+            target,
+            to: self.to,
+            until: end.map_err(|error| Failure::usage(format_args!("--until: {error}")))?,
+            remarks: self.common.remarks(),
+        };
+        let config = arguments.config()?;
+        let mut signals = Signals::listen()?;
+        let stop = CancellationToken::new();
+        let moved = commands::roll_back(&config, rollback, stop.clone());
+        let mut moved = pin!(moved);
+        let moved = tokio::select! {
+            biased;
+            moved = &mut moved => moved,
+            () = signals.next() => {
+                stop.cancel();
+                moved.await
+            }
+        };
+        let moved = moved.map_err(|error| Failure::new(error.exit_code(), error))?;
+        moved.map_err(|error| Failure::new(error.exit_code(), error))
+    }
+}

@@ -1,0 +1,100 @@
+//! Accept: a tag that differs by conflict, drift or existing is named once after a decision.
+
+use super::Decider;
+use super::checks::{check, end, may};
+use crate::admin::{DecisionAnswer, DecisionRequest, Refusal};
+use crate::commands::resolve::{Resolved, resolve};
+use crate::commands::{OneTag, Undecided};
+use crate::decision::{Decision, Kind, Principal, Target};
+use crate::job::Actor;
+use crate::ledger::Agreement;
+use crate::look::topology::Topology;
+use crate::oci::Digest;
+
+impl Decider {
+    /// Names staging's digest once, over what production names.
+    pub(super) async fn accept(
+        &self,
+        topology: &Topology,
+        request: &DecisionRequest,
+        target: Target,
+        principal: &Principal,
+        actor: Actor,
+    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
+        let resolved = resolve(target, topology)?;
+        may(principal, Kind::Accept.right(), &resolved.routes)?;
+        check(request, &resolved.target)?;
+        let decision = Decision {
+            until: end(request)?,
+            ..Decision::about(&resolved.target, actor)
+        };
+        if request.all {
+            return self.accept_all(topology, decision, resolved).await;
+        }
+        let tag = OneTag::of(&resolved, topology, &self.ledger).await?;
+        let production = tag.production(topology, &self.stop).await?;
+        let staging = tag.staging(topology, &self.stop).await?;
+        let staging = staging.ok_or_else(|| {
+            let text = format!("staging has nothing under the tag of {}", tag.shown());
+            Undecided::NotThere(text)
+        })?;
+        is_as_named("staging", request.digest, staging)?;
+        is_as_named("production", request.replaces, production)?;
+        let decision = Decision {
+            digest: Some(staging),
+            replaces: Some(production),
+            ..decision
+        };
+        let facts = (*topology.facts).clone();
+        let recorded = self
+            .ledger
+            .decide(Kind::Accept, decision, facts.clone())
+            .await?;
+        if staging == production {
+            self.agree(&tag, staging).await?;
+            let ids = vec![recorded.decision.id];
+            let why = "both sides name the digest";
+            self.ledger.end_decisions(ids, why, facts).await?;
+        }
+        Ok((DecisionAnswer::of(recorded.decision), resolved))
+    }
+
+    /// Accepts the tags of a route that the ledger shows as existing.
+    async fn accept_all(
+        &self,
+        topology: &Topology,
+        decision: Decision,
+        resolved: Resolved,
+    ) -> Result<(DecisionAnswer, Resolved), Refusal> {
+        let decision = Decision {
+            all: true,
+            ..decision
+        };
+        let facts = (*topology.facts).clone();
+        let recorded = self.ledger.decide(Kind::Accept, decision, facts).await?;
+        Ok((DecisionAnswer::of(recorded.decision), resolved))
+    }
+
+    async fn agree(&self, tag: &OneTag, digest: Digest) -> Result<(), Refusal> {
+        let place = &tag.place;
+        let agreement = Agreement {
+            tag: place.tag.clone(),
+            digest,
+            known: self.ledger.written(place).await?,
+        };
+        let agreed = self
+            .ledger
+            .agree(&place.origin, &place.repository, vec![agreement]);
+        Ok(agreed.await?)
+    }
+}
+
+/// Refuses where a side names another digest than the one that was decided about.
+fn is_as_named(side: &str, named: Option<Digest>, found: Digest) -> Result<(), Undecided> {
+    match named {
+        Some(named) if named != found => Err(Undecided::Conflict(format!(
+            "{side} names {found}, not {named}: look again"
+        ))),
+        _ => Ok(()),
+    }
+}

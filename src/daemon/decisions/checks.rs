@@ -1,0 +1,96 @@
+//! What a decision takes: the right over what it is about, and the parts that its kind has.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use jiff::Timestamp;
+
+use crate::admin::{DecisionRequest, Refusal};
+use crate::clock;
+use crate::decision::{Kind, Principal, Right, Target, until};
+
+/// Whether a principal has a right over what covers these routes.
+pub(super) fn may(
+    principal: &Principal,
+    right: Option<Right>,
+    routes: &[Arc<str>],
+) -> Result<(), Refusal> {
+    let forbidden = |text: String| Refusal::new(StatusCode::FORBIDDEN, "no_right", text);
+    if let Some(right) = right.filter(|right| !principal.rights.has(*right)) {
+        let name = &principal.name;
+        return Err(forbidden(format!("{name} has not the right `{right}`")));
+    }
+    if !principal.may_decide_on(routes) {
+        let about = if routes.is_empty() {
+            "more than the routes of its token".to_owned()
+        } else {
+            format!("routes {}", routes.join(", "))
+        };
+        let name = &principal.name;
+        return Err(forbidden(format!("{name} may not decide about {about}")));
+    }
+    Ok(())
+}
+
+/// Refuses what a kind of decision does not have.
+pub(super) fn fits(request: &DecisionRequest) -> Result<(), Refusal> {
+    let is_accept = request.kind == Kind::Accept;
+    let foreign = [
+        ("digest", request.digest.is_some() && !is_accept),
+        ("replaces", request.replaces.is_some() && !is_accept),
+        ("to", request.to.is_some() && request.kind != Kind::Rollback),
+        ("all", request.all && !is_accept),
+    ];
+    match foreign.into_iter().find(|(_, is_foreign)| *is_foreign) {
+        Some((key, _)) => {
+            let kind = request.kind;
+            Err(Refusal::bad_request(format!("`{kind}` has no `{key}`")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What a kind of decision needs.
+pub(super) fn check(request: &DecisionRequest, target: &Target) -> Result<(), Refusal> {
+    if request.kind == Kind::Deny && target.digest().is_none() {
+        let text = "a denial is of a digest: the `sha256:…` of a manifest, a config or a layer";
+        return Err(Refusal::bad_request(text));
+    }
+    if request.all {
+        let is_route = matches!(target, Target::Route(_));
+        let names_digests = request.digest.is_some() || request.replaces.is_some();
+        if !is_route || names_digests {
+            let text = "`all` is for a target `route:NAME`, without digests";
+            return Err(Refusal::bad_request(text));
+        }
+    }
+    if request.kind.needs_reason() && request.reason.is_none() {
+        let text = format!("`{}` needs a `reason`", request.kind);
+        return Err(Refusal::bad_request(text));
+    }
+    Ok(())
+}
+
+pub(super) fn end(request: &DecisionRequest) -> Result<Option<Timestamp>, Refusal> {
+    let read = |text: &String| until(text, clock::now());
+    request
+        .until
+        .as_ref()
+        .map(read)
+        .transpose()
+        .map_err(|error| Refusal::bad_request(format!("`until`: {error}")))
+}
+
+pub(super) fn nothing_in_force(request: &DecisionRequest, target: &Target) -> Refusal {
+    let text = match request.id {
+        Some(id) => format!("no decision {id} is in force"),
+        None if *target == Target::Everything => {
+            "no decision about everything is in force (`blobferry status` lists those that are)"
+                .into()
+        }
+        None => format!(
+            "no decision in force has exactly the target {target} (`blobferry status` lists them)"
+        ),
+    };
+    Refusal::new(StatusCode::NOT_FOUND, "not_in_force", text)
+}
