@@ -6,9 +6,9 @@
 //! - What is asked for by name goes first. The others share the permits by time: a queue (flow and
 //!   rank) that has had fewer permit-seconds for its weight goes first, the oldest request of a
 //!   queue before the younger ones.
-//! - Above the limits go four jobs and bodies that are asked for by name, and one for each registry
-//!   at which nothing runs; a limit that is configured, or that congestion has set, holds for these
-//!   too.
+//! - Above the limits go four jobs and bodies that are asked for by name, at each registry as far as
+//!   it has room for such, and one for each registry at which nothing runs; for that one a limit
+//!   that is configured, or that congestion has set, holds too.
 //! - A body that was passed over for long has the next free share of each of its registries kept
 //!   for it, for a short time.
 
@@ -61,7 +61,9 @@ pub(in crate::transfer) struct Flow {
 pub(in crate::transfer) struct Room {
     /// As many as may move by rule.
     pub(in crate::transfer) limit: usize,
-    /// Whether the config or congestion set the limit: then nothing goes above it.
+    /// As many as may move with those that are asked for by name.
+    pub(in crate::transfer) named: usize,
+    /// Whether the config or congestion set the limit: then nothing else goes above it.
     pub(in crate::transfer) is_firm: bool,
 }
 
@@ -585,9 +587,8 @@ impl Pools {
 
     /// The first body in the line that may move now: whether it takes the right to read, and how.
     fn first_body(&self, queue: &Queue, line: &Line) -> Option<(u64, (bool, Above))> {
-        let flow = &queue.0;
         // Most often the destination has no room at all: then no request has to be looked at.
-        self.fits(&flow.destination, Side::Destination, None)?;
+        self.fits(queue, Side::Destination, None)?;
         let above = self.may_go_above(&self.bodies, &self.moving, queue);
         line.asks.iter().find_map(|(id, ask)| {
             let Want::Body { slot, share } = ask.want else {
@@ -595,9 +596,9 @@ impl Pools {
             };
             let reads = !share.is_some_and(|share| self.is_shared(share));
             let kept = self.kept.as_ref().filter(|kept| kept.id != *id);
-            let writes_by_rule = self.fits(&flow.destination, Side::Destination, kept)?;
+            let writes_by_rule = self.fits(queue, Side::Destination, kept)?;
             let reads_by_rule = if reads {
-                self.fits(&flow.source, Side::Source, kept)?
+                self.fits(queue, Side::Source, kept)?
             } else {
                 true
             };
@@ -612,9 +613,13 @@ impl Pools {
         })
     }
 
-    /// Whether one more body fits into a side of a registry: within its limit, above it, or not at
-    /// all.
-    fn fits(&self, origin: &Origin, side: Side, kept: Option<&Kept>) -> Option<bool> {
+    /// Whether one more body of a queue fits into a side of a registry: within its limit, above it,
+    /// or not at all.
+    fn fits(&self, (flow, rank): &Queue, side: Side, kept: Option<&Kept>) -> Option<bool> {
+        let origin = match side {
+            Side::Source => &flow.source,
+            Side::Destination => &flow.destination,
+        };
         let moving = self
             .moving
             .get(&(origin.clone(), side))
@@ -626,6 +631,7 @@ impl Pools {
             .copied()
             .unwrap_or(Room {
                 limit: usize::MAX,
+                named: usize::MAX,
                 is_firm: false,
             });
         let is_kept = kept.is_some_and(|kept| match side {
@@ -636,7 +642,8 @@ impl Pools {
         if moving < limit {
             return Some(true);
         }
-        (!room.is_firm && !is_kept).then_some(false)
+        let has_room_above = !room.is_firm || (*rank == Rank::Named && moving < room.named);
+        (has_room_above && !is_kept).then_some(false)
     }
 
     /// The body that was passed over for longest has a share kept for it, for a while.

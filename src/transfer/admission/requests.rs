@@ -6,6 +6,8 @@
 //! - A PUT under a naming permit goes first, then what is asked for by name. The others share by
 //!   weight: a queue (flow and rank) that has sent less for its weight goes first, the oldest
 //!   request of a queue before the younger ones.
+//! - What is asked for by name has room in both windows that nothing else uses: requests whose
+//!   answers take long do not hold it up.
 //! - A class that waits for a time to come holds up no other class.
 //! - A probe asks when a class admits requests, and takes nothing.
 
@@ -67,6 +69,11 @@ impl LineKey {
             queue: ask.queue.clone(),
         }
     }
+
+    /// Whether it is asked for by name: then it has room beyond the others.
+    fn is_named(&self) -> bool {
+        self.queue.1 == Rank::Named
+    }
 }
 
 /// One class: its limits, and what waits.
@@ -80,17 +87,20 @@ struct Class {
 
 impl Class {
     /// The request that goes first, of those whose time has come.
-    fn first(&self, now: Instant) -> Option<(&LineKey, u64)> {
-        if self.lines.is_empty() || !self.limiter.has_room() {
+    fn first(&self, shared: &SharedLimiter, now: Instant) -> Option<(&LineKey, u64)> {
+        if self.lines.is_empty() || !self.has_room(shared, true) {
             return None;
         }
         let is_ready = [false, true].map(|is_look| self.limiter.ready_in(is_look, now).is_zero());
-        let ready = self
-            .lines
-            .iter()
-            .filter(|(key, _)| is_ready[usize::from(key.is_look)]);
+        let ready = self.lines.iter().filter(|(key, _)| {
+            is_ready[usize::from(key.is_look)] && self.has_room(shared, key.is_named())
+        });
         let heads = ready.filter_map(|(key, ids)| Some((key, *ids.first()?)));
         heads.min_by_key(|(key, id)| (key.tier, self.used(key), *id))
+    }
+
+    fn has_room(&self, shared: &SharedLimiter, is_named: bool) -> bool {
+        self.limiter.has_room(is_named) && shared.has_room(is_named)
     }
 
     /// Requests under a naming permit have had their turn: among them the oldest goes first.
@@ -106,9 +116,8 @@ impl Class {
     fn ready_in(&self, shared: &SharedLimiter, now: Instant) -> Option<Duration> {
         let waits = [false, true].map(|is_look| {
             let has_probe = !is_look && !self.probes.is_empty();
-            let waits = self.lines.keys().any(|key| key.is_look == is_look);
-            let has_room = self.limiter.has_room() && shared.has_room();
-            let is_waiting = has_probe || (waits && has_room);
+            let mut lines = self.lines.keys().filter(|key| key.is_look == is_look);
+            let is_waiting = has_probe || lines.any(|key| self.has_room(shared, key.is_named()));
             let ready_in = self
                 .limiter
                 .ready_in(is_look, now)
@@ -246,10 +255,8 @@ impl Requests {
     }
 
     fn grant_request(&mut self, now: Instant) -> Option<(u64, Ask)> {
-        if !self.shared.has_room() {
-            return None;
-        }
-        let heads = self.classes.iter().filter_map(|class| class.first(now));
+        let classes = self.classes.iter();
+        let heads = classes.filter_map(|class| class.first(&self.shared, now));
         let (_, id) = heads.min_by_key(|(key, id)| match key.tier {
             Tier::Naming => (key.tier, 0, *id),
             Tier::Named | Tier::Shared => (key.tier, self.order.used(&key.queue), *id),

@@ -162,6 +162,7 @@ impl Run {
             Step::Narrow { registry, limit } => {
                 let room = Room {
                     limit,
+                    named: limit + limit / 3,
                     is_firm: limit > 1,
                 };
                 self.pools
@@ -311,7 +312,7 @@ fn a_sick_source_that_holds_everything_leaves_one_transfer_to_each_idle_registry
 }
 
 #[test]
-fn four_by_name_go_above_the_limits_but_not_above_a_configured_concurrency() {
+fn four_by_name_go_above_the_limits_as_far_as_a_registry_has_room_for_them() {
     let now = Instant::now();
     let mut pools = Pools::new(Settings::default());
     let backfill = pools.enter(flow("r", "s", "d"), Rank::Backfill);
@@ -331,15 +332,22 @@ fn four_by_name_go_above_the_limits_but_not_above_a_configured_concurrency() {
         Side::Destination,
         Room {
             limit: 2,
+            named: 3,
             is_firm: true,
         },
     );
     let backfill = pools.enter(flow("r", "s", "d"), Rank::Backfill);
-    let named = pools.enter(flow("r", "t", "d"), Rank::Named);
-    for ticket in [backfill, backfill, named] {
+    let named = pools.enter(flow("r", "s", "d"), Rank::Named);
+    for ticket in [backfill, backfill, backfill] {
         pools.ask(ticket, SMALL, now);
     }
     assert_eq!(all_grants(&mut pools, now).len(), 2);
+    let asked = [named, named].map(|ticket| pools.ask(ticket, SMALL, now));
+    let granted = all_grants(&mut pools, now);
+    assert!(
+        granted.len() == 1 && granted[0].0 == asked[0],
+        "{granted:?}"
+    );
 }
 
 #[test]
@@ -355,6 +363,7 @@ fn a_body_between_two_busy_registries_has_its_turn() {
             Side::Source,
             Room {
                 limit: 1,
+                named: 1,
                 is_firm: true,
             },
         );
@@ -363,6 +372,7 @@ fn a_body_between_two_busy_registries_has_its_turn() {
             Side::Destination,
             Room {
                 limit: 1,
+                named: 1,
                 is_firm: true,
             },
         );
@@ -406,6 +416,7 @@ async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
     let admission = Admission::new(settings);
     let firm = Room {
         limit: 1,
+        named: 1,
         is_firm: true,
     };
     admission.set_room(&origin("dead"), Side::Source, firm);
@@ -414,6 +425,7 @@ async fn what_is_kept_for_a_body_that_cannot_move_is_kept_for_a_short_time() {
         Side::Destination,
         Room {
             limit: 2,
+            named: 2,
             is_firm: true,
         },
     );

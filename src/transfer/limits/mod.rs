@@ -23,6 +23,7 @@ use crate::endpoint::Origin;
 use crate::endpoint::rate_limit::RateLimit;
 pub use crate::endpoint::rate_limit::RequestClass;
 use crate::registry::profile::Quotas;
+use crate::transfer::pace::Concurrency;
 
 /// What the config says of one registry, and what its operator documents.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,8 +40,11 @@ pub struct Settings {
 
 impl Settings {
     /// Requests at once.
-    fn concurrency(&self) -> usize {
-        self.concurrency.unwrap_or(REQUESTS)
+    fn concurrency(&self) -> Concurrency {
+        match self.concurrency {
+            Some(most) => Concurrency::configured(most),
+            None => Concurrency::unlimited(REQUESTS),
+        }
     }
 }
 
@@ -119,6 +123,8 @@ impl Limits {
 mod tests {
     use std::time::Duration;
 
+    use futures::FutureExt as _;
+
     use super::*;
     use crate::endpoint::rate_limit::RateLimitHeader;
     use crate::fault::{Class, Fault};
@@ -195,7 +201,9 @@ mod tests {
             },
         );
         let newer = limits.of(&origin);
-        assert_eq!(newer.concurrency(), 2);
+        let one_more = || newer.acquire(RequestClass::Manifests).now_or_never();
+        let second = one_more();
+        assert!(second.is_some() && one_more().is_none(), "two at once");
         assert!(
             newer.closed_for(RequestClass::Writes).as_secs() >= 8,
             "a new config does not end what a registry asked for"

@@ -1,7 +1,8 @@
 //! Naming permits of one registry: how many jobs ask about their tag for the last time and move it
 //! at once.
 //!
-//! A permit is granted by rank, then to the job that waits for its name the longest. The wait for
+//! A permit is granted by rank, then to the job that waits for its name the longest. Jobs that are
+//! asked for by name have permits beyond the limit of the others. The wait for
 //! the rate limiters comes before, without a permit: [`RegistryLimiter::until_admitted`].
 
 use std::pin::Pin;
@@ -152,6 +153,7 @@ mod tests {
         });
         let now = Instant::now();
         let first = limiter.naming(Rank::Backfill, now).await;
+        let second = limiter.naming(Rank::Named, now).await;
         assert!(limiter.try_naming().is_none(), "a third of three is one");
         let mut late = pin!(limiter.naming(Rank::Event, now + Duration::from_secs(9)));
         let mut early = pin!(limiter.naming(Rank::Event, now + Duration::from_secs(1)));
@@ -161,14 +163,43 @@ mod tests {
                 && poll!(&mut early).is_pending()
                 && poll!(&mut named).is_pending()
         );
-        drop(first);
+        drop(second);
         drop(named);
+        assert!(poll!(&mut late).is_pending() && poll!(&mut early).is_pending());
+        drop(first);
         assert!(poll!(&mut late).is_pending());
         let Poll::Ready(early) = poll!(&mut early) else {
             panic!("a dropped grant goes to the next one")
         };
         drop(early);
         assert!(poll!(&mut late).is_ready());
+    }
+
+    /// Names that took 20 s each held all permits: a hotfix waited for them.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_by_name_has_permits_beyond_those_of_slow_names() {
+        let limiter = limiter(Settings {
+            concurrency: Some(6),
+            ..Settings::default()
+        });
+        let now = Instant::now();
+        let take = async |rank| {
+            let mut held = Vec::new();
+            loop {
+                let mut permit = Box::pin(limiter.naming(rank, now));
+                match poll!(&mut permit) {
+                    Poll::Ready(permit) => held.push(permit),
+                    Poll::Pending => return held,
+                }
+            }
+        };
+        let slow = take(Rank::Backfill).await;
+        let named = take(Rank::Named).await;
+        assert_eq!((slow.len(), named.len()), (2, 2));
+        drop(named);
+        assert!(take(Rank::New).await.is_empty(), "these are kept");
+        drop(slow);
+        assert_eq!(take(Rank::New).await.len(), 2);
     }
 
     #[test]

@@ -8,6 +8,10 @@ use tokio::time::Instant;
 use crate::job::Rank;
 use crate::transfer::admission::Wakers;
 
+/// Permits beyond the limit for jobs that are asked for by name, at most as many as the limit: a
+/// repository whose names take long does not hold them up.
+pub(super) const NAMED_ABOVE: usize = 4;
+
 /// The pure core: which requests for a naming permit are granted.
 #[derive(Debug, Default)]
 pub(super) struct NamingCore {
@@ -30,9 +34,16 @@ impl NamingCore {
         self.held -= 1;
     }
 
-    /// The next request that is granted while at most `limit` permits are out.
+    /// The next request that is granted while at most `limit` permits are out, and some more for
+    /// jobs that are asked for by name.
     fn grant(&mut self, limit: usize) -> Option<u64> {
-        if self.held >= limit {
+        let (rank, ..) = self.waiting.first()?;
+        let above = if *rank == Rank::Named {
+            NAMED_ABOVE.min(limit)
+        } else {
+            0
+        };
+        if self.held >= limit + above {
             return None;
         }
         let (_, _, id) = self.waiting.pop_first()?;

@@ -49,10 +49,10 @@ struct State {
 
 impl State {
     fn new(settings: Settings, now: Instant) -> State {
-        let most = settings.concurrency();
+        let limit = settings.concurrency();
         let limiters = RequestClass::ALL
-            .map(|class| ClassLimiter::new(most, class.quota(&settings.quotas), now));
-        let shared = SharedLimiter::new(most, settings.requests_per_second, now);
+            .map(|class| ClassLimiter::new(limit, class.quota(&settings.quotas), now));
+        let shared = SharedLimiter::new(limit, settings.requests_per_second, now);
         State {
             settings,
             requests: Requests::new(limiters, shared),
@@ -64,13 +64,15 @@ impl State {
     }
 
     fn reconfigure(&mut self, settings: Settings, now: Instant) {
-        let most = settings.concurrency();
+        let limit = settings.concurrency();
         for class in RequestClass::ALL {
             let quota = class.quota(&settings.quotas);
-            self.requests.class_mut(class).reconfigure(most, quota, now);
+            self.requests
+                .class_mut(class)
+                .reconfigure(limit, quota, now);
         }
         let rate = settings.requests_per_second;
-        self.requests.shared_mut().reconfigure(most, rate, now);
+        self.requests.shared_mut().reconfigure(limit, rate, now);
         self.settings = settings;
     }
 
@@ -163,14 +165,15 @@ impl RegistryLimiter {
             RequestClass::Uploads => Side::Destination,
             RequestClass::Listing | RequestClass::Manifests | RequestClass::Writes => return,
         };
-        let (limit, is_configured) = {
-            let state = self.lock();
-            let limit = state.requests.class(class).width();
-            (limit, state.settings.concurrency.is_some())
+        let state = self.lock();
+        let limiter = state.requests.class(class);
+        let room = Room {
+            limit: limiter.width(),
+            named: limiter.named_width(),
+            is_firm: state.settings.concurrency.is_some() || limiter.width() < REQUESTS,
         };
-        let is_firm = is_configured || limit < REQUESTS;
-        self.admission
-            .set_room(&self.origin, side, Room { limit, is_firm });
+        drop(state);
+        self.admission.set_room(&self.origin, side, room);
     }
 
     /// From now on, what the registry says that it still allows is kept to.
@@ -186,11 +189,6 @@ impl RegistryLimiter {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-
-    /// Requests that may run at once.
-    pub fn concurrency(&self) -> usize {
-        self.lock().settings.concurrency()
     }
 
     /// How long no such request may be sent, because the registry asked for it.
@@ -315,10 +313,11 @@ impl RegistryLimiter {
     }
 
     /// How many jobs may hold a naming permit at once: as many as the quota allows PUTs in half a
-    /// second, at most a third of the requests that may run at once, at least one.
+    /// second, at most a third of the requests that may run at once, at least one. Jobs that are
+    /// asked for by name have [`NAMED_ABOVE`](super::naming_queue::NAMED_ABOVE) more.
     pub fn names_at_once(&self) -> usize {
         let state = self.lock();
-        let most = state.settings.concurrency() / 3;
+        let most = state.settings.concurrency().usual / 3;
         names_in_time(&state.settings).min(most).max(1)
     }
 

@@ -1,9 +1,12 @@
 //! How many requests of one class may be under way: additive increase, multiplicative decrease.
 
-/// The window: between one and `most` requests at once.
+use super::Concurrency;
+
+/// The window: between one and as many requests at once as usual, and room above it for what is
+/// asked for by name.
 #[derive(Debug)]
 pub(in crate::transfer) struct AimdWindow {
-    most: usize,
+    limit: Concurrency,
     width: usize,
     out: usize,
     /// Answers that helped since the width last changed.
@@ -11,10 +14,10 @@ pub(in crate::transfer) struct AimdWindow {
 }
 
 impl AimdWindow {
-    pub(super) fn new(most: usize) -> AimdWindow {
+    pub(super) fn new(limit: Concurrency) -> AimdWindow {
         AimdWindow {
-            most,
-            width: most,
+            limit,
+            width: limit.usual,
             out: 0,
             helped: 0,
         }
@@ -25,8 +28,19 @@ impl AimdWindow {
         self.width
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.out < self.width
+    /// The same, with what is asked for by name.
+    pub(super) fn named_width(&self) -> usize {
+        self.limit.with_named(self.width)
+    }
+
+    /// Whether one more may be under way. `is_named`: it is asked for by name.
+    pub(super) fn has_room(&self, is_named: bool) -> bool {
+        let width = if is_named {
+            self.named_width()
+        } else {
+            self.width
+        };
+        self.out < width
     }
 
     pub(super) fn take(&mut self) {
@@ -38,9 +52,12 @@ impl AimdWindow {
     }
 
     /// The config allows so many from now on.
-    pub(super) fn resize(&mut self, most: usize) {
-        if most != self.most {
-            (self.most, self.width, self.helped) = (most, most, 0);
+    pub(super) fn resize(&mut self, limit: Concurrency) {
+        if limit != self.limit {
+            *self = AimdWindow {
+                out: self.out,
+                ..AimdWindow::new(limit)
+            };
         }
     }
 
@@ -58,7 +75,7 @@ impl AimdWindow {
     /// One more after as many answers as there may be requests at once: by one for each round trip.
     pub(super) fn widen(&mut self) {
         self.helped += 1;
-        if self.width < self.most && self.helped >= self.width {
+        if self.width < self.limit.usual && self.helped >= self.width {
             self.helped = 0;
             self.width += 1;
         }

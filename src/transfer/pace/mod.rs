@@ -11,12 +11,14 @@
 //! free.
 
 mod aimd_window;
+mod concurrency;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 pub(super) use self::aimd_window::AimdWindow;
+pub(super) use self::concurrency::Concurrency;
 use crate::backoff::Backoff;
 use crate::token_bucket::TokenBucket;
 
@@ -60,15 +62,15 @@ pub(super) struct ClassLimiter {
 }
 
 impl ClassLimiter {
-    /// A limiter for `most` requests at once and `quota` a second.
-    pub(super) fn new(most: usize, quota: Option<f64>, now: Instant) -> ClassLimiter {
+    /// A limiter for so many requests at once and `quota` a second.
+    pub(super) fn new(limit: Concurrency, quota: Option<f64>, now: Instant) -> ClassLimiter {
         ClassLimiter {
             epoch: 0,
             closed_until: now,
             long_since: None,
             refusals: 0,
             helped: 0,
-            window: AimdWindow::new(most),
+            window: AimdWindow::new(limit),
             quota: quota.map(|quota| bucket(quota, now)),
             looks: quota.map(|quota| bucket(quota * LOOKS, now)),
         }
@@ -76,8 +78,8 @@ impl ClassLimiter {
 
     /// Other limits from now on. What the registry asked for and what of the same quota was used
     /// stays.
-    pub(super) fn reconfigure(&mut self, most: usize, quota: Option<f64>, now: Instant) {
-        self.window.resize(most);
+    pub(super) fn reconfigure(&mut self, limit: Concurrency, quota: Option<f64>, now: Instant) {
+        self.window.resize(limit);
         let rate = self.quota.as_ref().map(TokenBucket::rate);
         if rate != quota.map(|quota| quota * STEADY) {
             self.quota = quota.map(|quota| bucket(quota, now));
@@ -104,9 +106,9 @@ impl ClassLimiter {
         self.closed_for(now).max(ready_in.unwrap_or_default())
     }
 
-    /// Whether one more request may be under way.
-    pub(super) fn has_room(&self) -> bool {
-        self.window.has_room()
+    /// Whether one more request may be under way. `is_named`: it is asked for by name.
+    pub(super) fn has_room(&self, is_named: bool) -> bool {
+        self.window.has_room(is_named)
     }
 
     /// A request is admitted.
@@ -138,6 +140,11 @@ impl ClassLimiter {
     /// How many requests may be under way.
     pub(super) fn width(&self) -> usize {
         self.window.width()
+    }
+
+    /// The same, with what is asked for by name.
+    pub(super) fn named_width(&self) -> usize {
+        self.window.named_width()
     }
 
     /// The epoch of a request that is sent now.
@@ -219,31 +226,37 @@ fn bucket(quota: f64, now: Instant) -> TokenBucket {
 /// The limits of all requests to one registry together.
 #[derive(Debug)]
 pub(super) struct SharedLimiter {
-    most: usize,
+    limit: Concurrency,
     out: usize,
     pace: Option<TokenBucket>,
 }
 
 impl SharedLimiter {
-    /// `most` requests at once, `rate` a second.
-    pub(super) fn new(most: usize, rate: Option<f64>, now: Instant) -> SharedLimiter {
+    /// So many requests at once, `rate` a second.
+    pub(super) fn new(limit: Concurrency, rate: Option<f64>, now: Instant) -> SharedLimiter {
         SharedLimiter {
-            most,
+            limit,
             out: 0,
             pace: rate.map(|rate| TokenBucket::new(rate, rate.max(1.0), now)),
         }
     }
 
     /// Other limits from now on.
-    pub(super) fn reconfigure(&mut self, most: usize, rate: Option<f64>, now: Instant) {
-        self.most = most;
+    pub(super) fn reconfigure(&mut self, limit: Concurrency, rate: Option<f64>, now: Instant) {
+        self.limit = limit;
         if self.pace.as_ref().map(TokenBucket::rate) != rate {
             self.pace = rate.map(|rate| TokenBucket::new(rate, rate.max(1.0), now));
         }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.out < self.most
+    /// Whether one more request may be under way. `is_named`: it is asked for by name.
+    pub(super) fn has_room(&self, is_named: bool) -> bool {
+        let most = if is_named {
+            self.limit.most
+        } else {
+            self.limit.usual
+        };
+        self.out < most
     }
 
     /// How long until the pace allows one more request.
@@ -285,10 +298,14 @@ mod tests {
 
     const TEN: Duration = Duration::from_secs(10);
 
+    fn at_once(usual: usize) -> Concurrency {
+        Concurrency { usual, most: usual }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_longest_time_that_a_registry_asked_for_stands() {
         let now = Instant::now();
-        let mut limiter = ClassLimiter::new(4, None, now);
+        let mut limiter = ClassLimiter::new(at_once(4), None, now);
         let epoch = limiter.epoch();
         assert_eq!(limiter.congested(epoch, Some(TEN), now), TEN);
         assert_eq!(limiter.congested(epoch, Some(TEN / 2), now), Duration::ZERO);
@@ -299,7 +316,7 @@ mod tests {
     async fn one_answer_closes_a_class_for_a_minute_and_then_one_request_asks() {
         let now = Instant::now();
         let hour = Some(TEN * 360);
-        let mut limiter = ClassLimiter::new(16, None, now);
+        let mut limiter = ClassLimiter::new(at_once(16), None, now);
         assert_eq!(
             limiter.congested(limiter.epoch(), hour, now),
             CLOSED_AT_MOST
@@ -330,7 +347,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn congestion_halves_once_for_each_epoch_and_answers_widen() {
         let now = Instant::now();
-        let mut limiter = ClassLimiter::new(16, None, now);
+        let mut limiter = ClassLimiter::new(at_once(16), None, now);
         let epoch = limiter.epoch();
         for _ in 0..16 {
             limiter.congested(epoch, None, now);
@@ -361,7 +378,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_registry_that_names_no_time_is_given_more_and_more() {
         let mut now = Instant::now();
-        let mut limiter = ClassLimiter::new(4, None, now);
+        let mut limiter = ClassLimiter::new(at_once(4), None, now);
         let mut waits = Vec::new();
         for _ in 0..4 {
             waits.push(limiter.congested(limiter.epoch(), Some(Duration::ZERO), now));
@@ -377,7 +394,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_that_name_no_time_close_a_class_for_moments_only() {
         let mut now = Instant::now();
-        let mut limiter = ClassLimiter::new(4, None, now);
+        let mut limiter = ClassLimiter::new(at_once(4), None, now);
         for _ in 0..20 {
             limiter.congested(limiter.epoch(), Some(Duration::ZERO), now);
             assert!(limiter.closed_for(now) <= Duration::from_secs(1));
@@ -388,13 +405,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn other_limits_keep_what_was_asked_for_and_what_was_used() {
         let now = Instant::now();
-        let mut limiter = ClassLimiter::new(8, Some(10.0), now);
+        let mut limiter = ClassLimiter::new(at_once(8), Some(10.0), now);
         limiter.take(false, now);
         limiter.close(TEN, now);
-        limiter.reconfigure(4, Some(10.0), now);
+        limiter.reconfigure(at_once(4), Some(10.0), now);
         assert_eq!((limiter.width(), limiter.closed_for(now)), (4, TEN));
         assert!(limiter.ready_in(false, now + TEN).is_zero());
-        limiter.reconfigure(4, Some(1.0), now + TEN);
+        limiter.reconfigure(at_once(4), Some(1.0), now + TEN);
         limiter.take(false, now + TEN);
         assert!(!limiter.ready_in(false, now + TEN).is_zero());
     }
