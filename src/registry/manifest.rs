@@ -72,7 +72,9 @@ impl Repository {
         verified(bytes, target, claimed, served.as_deref(), &about).map(Some)
     }
 
-    /// Writes the manifest under `target`.
+    /// Writes the manifest under `target`. The specification knows 201; 200 and 204 say of a PUT
+    /// that it was done. Any other success, such as a 202 of a proxy that queues, leaves open
+    /// whether it was: a digest is asked for at once, a tag is read back by the caller.
     pub(super) async fn write_manifest(
         &self,
         target: &Target,
@@ -89,14 +91,28 @@ impl Repository {
             .within(self.transport().deadlines.work)
             .counted(self.tally.as_deref());
         let answer = self.transport().call(&call).await?;
-        if !answer.is_success() {
-            let refusal = self.transport().refusal(answer).await;
-            return put_refused(&refusal, target, manifest).ok_or_else(|| refusal.fault(&about));
+        let subject = answer.headers.contains_key(SUBJECT);
+        match answer.status.as_u16() {
+            200 | 201 | 204 => {
+                same_bytes(claimed_digest(&answer, &about)?, &manifest.bytes, &about)?;
+                Ok(Put::Accepted { subject })
+            }
+            _ if answer.is_success() => {
+                let is_there = match target {
+                    Target::Digest(_) => self.head_manifest(target).await?.is_some(),
+                    Target::Tag(_) => false,
+                };
+                let status = answer.status.as_u16();
+                let unknown = || about.retryable(format!("{status}: it may not be written yet"));
+                is_there
+                    .then_some(Put::Accepted { subject })
+                    .ok_or_else(unknown)
+            }
+            _ => {
+                let refusal = self.transport().refusal(answer).await;
+                put_refused(&refusal, target, manifest).ok_or_else(|| refusal.fault(&about))
+            }
         }
-        same_bytes(claimed_digest(&answer, &about)?, &manifest.bytes, &about)?;
-        Ok(Put::Accepted {
-            subject: answer.headers.contains_key(SUBJECT),
-        })
     }
 
     fn about_manifest(&self, doing: &'static str, target: &Target) -> ErrorContext {

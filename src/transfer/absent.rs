@@ -4,6 +4,8 @@
 //! - A list counts as an answer for each tag only where registries build it from their present
 //!   state and where one page holds all tags.
 //! - The first few jobs resolve their tag alone, so a single promotion costs no more.
+//! - A tag that the ledger knows is looked for in the list as well: one wrong answer that it is not
+//!   there would move a fixed tag.
 //! - If the list fails, each job resolves its tag alone. Likewise if it is missing: a repository
 //!   without a list may hold tags that it does not show.
 
@@ -14,8 +16,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Promotion;
-use super::limits::RequestClass;
+use super::limits::{RequestClass, RequestPriority};
+use super::pages::Reading;
 use crate::endpoint::{Destination, RepositoryId, Source};
+use crate::fault::{Class, Fault};
 use crate::oci::Tag;
 
 /// Jobs within that time that resolve their tag alone before a list is worth its request.
@@ -92,6 +96,17 @@ impl RepositoryTags {
     }
 }
 
+/// The list shows the tag, and its manifest is answered with 404: it was deleted between the two
+/// questions, or what it names cannot be served. Nothing is written over what is not known; the next
+/// look asks both again.
+pub fn contradiction(address: &str, tag: &Tag) -> Fault {
+    Fault::retryable(format!(
+        "{address} lists the tag {tag}, but answers that its manifest does not exist: what the tag names is not known, so \
+         it is left alone. If this stays, the registry has lost the manifest or cannot serve it: repair or delete the tag \
+         there"
+    ))
+}
+
 impl<S: Source, D: Destination> Promotion<'_, S, D> {
     /// When a list showed that the destination lacks the tag, if that is at most half of
     /// [`Settings::fresh`](super::Settings::fresh) ago. `None`: no list shows it.
@@ -116,6 +131,27 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         }
         let TagList { at, tags } = known.current_list(fresh)?;
         matches!(tags, Listed::All(tags) if !tags.contains(tag)).then_some(*at)
+    }
+
+    /// The destination answered that a tag which the ledger knows is not there.
+    ///
+    /// # Errors
+    /// When its list shows the tag, or cannot be had now. A list that may not be read proves
+    /// nothing.
+    pub(super) async fn confirm_absent(&self, tag: &Tag) -> Result<(), Fault> {
+        let priority = RequestPriority::from(RequestClass::Listing).of_job(&self.ticket);
+        let engine = self.engine;
+        let listed = engine.tags(&self.destination, Reading::of(priority), self.stop);
+        match listed.await {
+            Ok(Some(tags)) if tags.contains_key(tag) => {
+                Err(contradiction(&self.destination.address(), tag))
+            }
+            Ok(_) => Ok(()),
+            Err(fault) => match fault.class() {
+                Class::Auth | Class::NotFound | Class::Rejected => Ok(()),
+                Class::Retryable { .. } | Class::Corrupt | Class::Cancelled => Err(fault),
+            },
+        }
     }
 
     /// The destination's tags, if one page holds them all.

@@ -7,7 +7,7 @@
 //!   meanwhile, nothing is named and the job plans again with the new facts.
 //! - Retry, limits and claims live here and nowhere else. Nothing here depends on HTTP.
 
-mod absent;
+pub mod absent;
 mod admission;
 pub mod bandwidth;
 mod blob;

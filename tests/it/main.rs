@@ -6,6 +6,7 @@ mod absent;
 mod admission;
 mod admission_program;
 mod advisories;
+mod answers;
 mod askers;
 mod audit;
 mod bad_input;

@@ -11,6 +11,7 @@ use crate::endpoint::{Destination, Repositories, Source, Tally};
 use crate::fault::Fault;
 use crate::job::{ObservedVia, TagState};
 use crate::oci::{Digest, Tag};
+use crate::transfer::absent::contradiction;
 use crate::transfer::limits::RequestClass;
 use crate::transfer::resolve::Attempts;
 
@@ -142,7 +143,7 @@ impl<B: Repositories> DestinationLook<'_, B> {
         let (source, destination) =
             futures::try_join!(source, self.resolve(&self.side.repository, called, tally))?;
         if destination == TagState::Absent && self.is_listed_now(called) {
-            return Err(self.contradiction(called));
+            return Err(contradiction(&self.side.repository.address(), called));
         }
         Ok(Compared {
             source,

@@ -3,8 +3,7 @@
 use tokio::time::Instant;
 
 use super::DestinationLook;
-use crate::endpoint::{Destination, Repositories, Source};
-use crate::fault::Fault;
+use crate::endpoint::{Destination, Repositories};
 use crate::oci::Tag;
 
 impl<B: Repositories> DestinationLook<'_, B> {
@@ -25,18 +24,6 @@ impl<B: Repositories> DestinationLook<'_, B> {
             .is_some_and(|list| list.contains_key(tag));
         let known = self.known.get(tag);
         is_listed && (is_current || known.is_some_and(|known| known.digest.is_some()))
-    }
-
-    /// The list shows the tag, and its manifest is answered with 404: it was deleted between the
-    /// two questions, or what it names cannot be served. Nothing is written over what is not known;
-    /// the next look asks both again.
-    pub(super) fn contradiction(&self, tag: &Tag) -> Fault {
-        let address = self.side.repository.address();
-        Fault::retryable(format!(
-            "{address} lists the tag {tag}, but answers that its manifest does not exist: what the tag names is not known, so \
-             it is left alone. If this stays, the registry has lost the manifest or cannot serve it: repair or delete the tag \
-             there"
-        ))
     }
 
     /// Whether the tag's last result was trouble at a registry whose listing may lag. A listing

@@ -159,6 +159,10 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         if found.is_some() {
             *self.found.lock().expect("nothing panics while it notes") = found;
         }
+        let is_answer = facts.destination_via == ObservedVia::Tag && !job.explicit;
+        if facts.destination.is_none() && is_answer && known.digest.is_some() {
+            self.confirm_absent(&job.key.destination.tag).await?;
+        }
         let ledger_agrees = facts
             .destination
             .is_some_and(|production| known.is_ours(&production));
