@@ -20,8 +20,9 @@ use crate::oci::Digest;
   blobferry copy docker://staging.example/app:v7 layout:/srv/images/app:v7
   blobferry copy localhost:5000/app:v7 localhost:5001/app:v7 --dry-run
 
-SRC and DST are host/repository:tag, host/repository@digest, the same after
-docker://, http:// or https://, or layout:PATH:tag for an OCI image layout.
+SRC is host/repository:tag or host/repository@digest, DST host/repository:tag or,
+for the tag of SRC, host/repository; the same after docker://, http:// or https://,
+or layout:PATH:tag for an OCI image layout.
 A host that the config knows gets that registry's credentials, CA, scheme and
 pace. Of others, loopback hosts speak http unless https:// is said, the rest https
 unless http:// is, and credentials come from the Docker config and its helpers, for

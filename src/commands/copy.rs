@@ -20,7 +20,7 @@ pub struct Copy {
     /// `host/repository:tag`, `host/repository@digest`, `docker://…`, `http://…`, or
     /// `layout:PATH:tag`.
     pub source: String,
-    /// The same; without a tag, the source's.
+    /// The same, but with a tag or nothing after the repository; without a tag, the source's.
     pub destination: String,
     /// Only this digest may be copied.
     pub expect: Option<Digest>,
@@ -38,6 +38,13 @@ impl Copy {
     fn order(self) -> Result<Order, Error> {
         let from: Named = self.source.parse().map_err(Error::Usage)?;
         let to: Named = self.destination.parse().map_err(Error::Usage)?;
+        if let (Some(digest), None) = (to.digest(), to.tag()) {
+            return Err(Error::Usage(format!(
+                "\"{}\" names no tag, and a copy moves one (write the tag instead of the digest; --expect {digest} copies \
+                 only that digest)",
+                shown(&self.destination, 300)
+            )));
+        }
         let Some(tag) = to.tag().or(from.tag()).cloned() else {
             return Err(Error::Usage(format!(
                 "\"{}\" names no tag, and neither does the source",

@@ -205,14 +205,20 @@ fn encodings(secret: &str) -> Vec<String> {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;");
-    let mut all = vec![
-        secret.to_owned(),
+    let percent = [
         form.replace('+', "%20"),
         strictly_percent_encoded(secret),
         strictly_percent_encoded(secret).to_lowercase(),
         fully_percent_encoded(secret),
         fully_percent_encoded(secret).to_lowercase(),
         form,
+    ];
+    let twice = percent.each_ref().map(|once| once.replace('%', "%25"));
+    let hex = fully_percent_encoded(secret).replace('%', "");
+    let mut all = vec![
+        secret.to_owned(),
+        hex.to_lowercase(),
+        hex,
         json.replace('/', "\\/"),
         json,
         html.replace('\'', "&#39;"),
@@ -220,6 +226,8 @@ fn encodings(secret: &str) -> Vec<String> {
         clip(secret, usize::MAX),
         URL_SAFE_NO_PAD.encode(secret),
     ];
+    all.extend(percent);
+    all.extend(twice);
     all.extend((0..3).filter_map(|offset| within_base64(secret, offset)));
     all.sort();
     all.dedup();
@@ -302,6 +310,10 @@ mod tests {
             serde_json::to_string(password).unwrap(),
             "p\\/w+ö \\\"&'x".to_owned(),
             "p/w+ö &quot;&amp;&#39;x".to_owned(),
+            percent.replace('%', "%25"),
+            fully_percent_encoded(password).replace('%', "%25"),
+            hex::encode(password),
+            hex::encode_upper(&header),
             STANDARD.encode(password),
             STANDARD.encode(format!("a{password}")),
             STANDARD.encode(format!("Authorization: Basic {header}")),

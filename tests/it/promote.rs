@@ -563,6 +563,13 @@ async fn copy_needs_no_config_and_replaces_only_what_it_is_told_to() {
         .run(&["copy", "not a reference", &destination])
         .await
         .expect(2);
+    let by_digest = format!("{}/c@{}", to.address(), new.digest());
+    let run = ferry.run(&["copy", &source, &by_digest]).await.expect(2);
+    assert!(
+        run.stderr.contains("names no tag") && run.stderr.contains("--expect sha256:"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[tokio::test]
