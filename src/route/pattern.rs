@@ -220,6 +220,8 @@ fn wildcards(pattern: &str) -> impl Iterator<Item = &str> {
         .filter(|run| !run.is_empty())
 }
 
+/// The expression of a pattern, and its captures. Names are ASCII, and what matches no other
+/// character is far cheaper to build.
 fn expression(pattern: &str) -> (String, usize) {
     let mut expression = String::from(r"\A");
     let mut captures = 0;
@@ -227,7 +229,7 @@ fn expression(pattern: &str) -> (String, usize) {
     while let Some(at) = rest.find('*') {
         expression.push_str(&regex::escape(&rest[..at]));
         let deep = rest[at..].starts_with("**");
-        expression.push_str(if deep { "(.+)" } else { "([^/]+)" });
+        expression.push_str(if deep { "([!-~]+)" } else { "([!-.0-~]+)" });
         captures += 1;
         rest = &rest[at + 1 + usize::from(deep)..];
     }

@@ -189,8 +189,8 @@ pub(super) fn reach(pieces: &[Piece], from: &Pattern) -> Result<Reach, regex::Er
         .iter()
         .map(|piece| match piece {
             Piece::Text(text) => regex::escape(text),
-            Piece::Capture(number) if from.is_deep(*number) => ".+".to_owned(),
-            Piece::Capture(_) => "[^/]+".to_owned(),
+            Piece::Capture(number) if from.is_deep(*number) => "[!-~]+".to_owned(),
+            Piece::Capture(_) => "[!-.0-~]+".to_owned(),
         })
         .collect();
     let typical = ["x", "x/x", "x/x/x"]
