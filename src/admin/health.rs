@@ -19,8 +19,8 @@ pub(super) async fn alive() -> Json<Value> {
     Json(json!({"status": "alive"}))
 }
 
-/// 200 once every route has been looked at, whatever came of it, and until the daemon drains or
-/// loses its state folder.
+/// 200 once every route has been looked at, whatever came of it, and until the daemon drains, loses
+/// its state folder, or cannot write its ledger.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
     let status = app.services.watch.board().snapshot();
     if status.draining {

@@ -235,11 +235,7 @@ impl Running {
         let retention = channel::Sender::new(config.daemon.retention);
         helpers.spawn(parts.ledger.clone().drop_old_texts(retention.subscribe()));
         let lost = CancellationToken::new();
-        helpers.spawn(
-            parts
-                .clone()
-                .watch_state_folder(board.clone(), lost.clone()),
-        );
+        helpers.spawn(parts.clone().watch_state(board.clone(), lost.clone()));
         helpers.spawn(feed_watchdog(parts.engine().limits.clone()));
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(receiver, board.clone(), stop.clone()).run(received));

@@ -262,6 +262,23 @@ impl Ledger {
         self.folder.as_ref().map_or(Ok(()), FolderCheck::check)
     }
 
+    /// Why the disk did not take the newest write. `None`: it did.
+    pub fn write_trouble(&self) -> Option<String> {
+        self.store
+            .write_trouble()
+            .map(|failure| failure.to_string())
+    }
+
+    /// Writes what is there already: shows whether the disk takes writes.
+    pub async fn try_write(&self) {
+        let rewritten = self.store.write(|db| {
+            let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            db.pragma_update(None, "user_version", version)
+        });
+        // What came of it is remembered with the store.
+        let _ = rewritten.await;
+    }
+
     /// Opens the `ledger.db` of the state folder for reading alone. `None`: there is none. Blocks
     /// on the disk.
     pub fn open_to_read(folder: &Path) -> Result<Option<Ledger>, Error> {

@@ -9,6 +9,7 @@ pub(super) struct StoreMetrics {
     entries: IntGaugeVec,
     bytes: IntGauge,
     folder_held: IntGauge,
+    ledger_writable: IntGauge,
 }
 
 impl StoreMetrics {
@@ -21,9 +22,13 @@ impl StoreMetrics {
         let help = "Whether the state folder is the one that this process locked; while it is 0, nothing is named.";
         let folder_held = IntGauge::new("blobferry_state_folder_held", help)?;
         folder_held.set(1);
+        let help = "Whether the newest write of the ledger reached the disk; while it is 0, nothing is named.";
+        let ledger_writable = IntGauge::new("blobferry_ledger_writable", help)?;
+        ledger_writable.set(1);
         registry.register(Box::new(entries.clone()))?;
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(folder_held.clone()))?;
+        registry.register(Box::new(ledger_writable.clone()))?;
         for kind in ["blobs", "manifests", "tags", "uploads"] {
             entries.with_label_values(&[kind]);
         }
@@ -31,6 +36,7 @@ impl StoreMetrics {
             entries,
             bytes,
             folder_held,
+            ledger_writable,
         })
     }
 
@@ -50,6 +56,11 @@ impl StoreMetrics {
     /// Shows whether the state folder is still the locked one.
     pub(super) fn show_folder(&self, is_held: bool) {
         self.folder_held.set(is_held.into());
+    }
+
+    /// Shows whether the ledger can be written.
+    pub(super) fn show_ledger(&self, is_writable: bool) {
+        self.ledger_writable.set(is_writable.into());
     }
 }
 

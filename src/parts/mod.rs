@@ -3,13 +3,13 @@
 mod decisions;
 mod metrics;
 mod neighbours;
+mod state_health;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::decisions::DecisionMetrics;
@@ -27,7 +27,7 @@ use crate::transfer::{self, Engine, Limits, limits};
 use crate::{ecr, layout};
 
 use crate::look::topology::{Intervals, Topology};
-use crate::status::{self, Board};
+use crate::status;
 
 /// Why the parts cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -84,12 +84,6 @@ pub struct Parts {
     decided: DecisionMetrics,
     engine: Engine,
 }
-
-/// How often a vanished state folder is looked for beside the intents, which all look themselves.
-const FOLDER_CHECKED_EVERY: Duration = Duration::from_secs(1);
-/// A daemon without its state folder ends after so long: a folder that was moved may be put back
-/// until then.
-const FOLDER_AWAY: Duration = Duration::from_secs(20);
 
 impl Parts {
     /// Opens the stores in a locked state folder.
@@ -383,41 +377,6 @@ impl Parts {
             self.store.show_index(&statistics);
             self.remember_ledger().await;
             tokio::time::sleep(Duration::from_secs(15)).await;
-        }
-    }
-
-    /// Says when the state folder vanishes or is replaced, and when it is back. Cancels `lost` when
-    /// it stays away.
-    pub(crate) async fn watch_state_folder(self, board: Board, lost: CancellationToken) {
-        let mut gone_since = None;
-        loop {
-            tokio::time::sleep(FOLDER_CHECKED_EVERY).await;
-            let checked = self.ledger.check_folder();
-            if gone_since.is_some_and(|since: Instant| since.elapsed() >= FOLDER_AWAY)
-                && checked.is_err()
-            {
-                lost.cancel();
-                return;
-            }
-            if checked.is_err() == gone_since.is_some() {
-                continue;
-            }
-            gone_since = checked.is_err().then(Instant::now);
-            self.store.show_folder(checked.is_ok());
-            self.watch.set_without_state(checked.is_err());
-            match &checked {
-                Ok(()) => tracing::info!("the state folder is back; promotion goes on"),
-                Err(gone) => {
-                    let ends_in_seconds = FOLDER_AWAY.as_secs();
-                    tracing::error!(
-                        error = %gone,
-                        ends_in_seconds,
-                        "the state folder is not ours any more"
-                    )
-                }
-            }
-            board
-                .update(|status| status.state_trouble = checked.err().map(|gone| gone.to_string()));
         }
     }
 

@@ -180,6 +180,15 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
+    /// Why the disk did not take the newest write. `None`: it did. A database in memory has no
+    /// disk.
+    pub fn write_trouble(&self) -> Option<Failure> {
+        match &self.storage {
+            Storage::Memory(_) => None,
+            Storage::Queues(queues) => queues.trouble(),
+        }
+    }
+
     /// Commits what was accepted, refuses what comes later, from this and every other handle, and
     /// waits until the file is left.
     pub async fn close(&self) {
@@ -195,7 +204,7 @@ impl Store {
         task: Box<dyn Work>,
     ) -> Result<(), Box<dyn Work>> {
         match &*lock(connection) {
-            Some(connection) => task::settle(connection, vec![task], "BEGIN", &self.file),
+            Some(connection) => drop(task::settle(connection, vec![task], "BEGIN", &self.file)),
             None => return Err(task),
         }
         Ok(())

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::disk::{Disk, QueueKind};
 use super::task::{self, Work};
-use super::{GROUP, WAITING, lock};
+use super::{Failure, GROUP, WAITING, lock};
 
 /// Where requests enter. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +23,11 @@ pub(super) struct Queues {
     /// place of a write in it.
     accepted: Arc<AtomicU64>,
     settled: Arc<Settled>,
+    trouble: Trouble,
 }
+
+/// Why the disk did not take the newest group of writes.
+type Trouble = Arc<Mutex<Option<Failure>>>;
 
 enum Request {
     Act(Box<dyn Work>),
@@ -46,6 +50,7 @@ struct Server {
     connection: Arc<Mutex<Connection>>,
     requests: mpsc::Receiver<Request>,
     settled: Arc<Settled>,
+    trouble: Trouble,
     file: Arc<str>,
     /// Where a simulator serves it.
     disk: Option<Disk>,
@@ -107,11 +112,13 @@ impl Queues {
         let (writer, writes) = mpsc::channel(WAITING);
         let (reader, reads) = mpsc::channel(WAITING);
         let settled = Arc::<Settled>::default();
+        let trouble = Trouble::default();
         let server = |queue_kind, connection, requests| Server {
             queue_kind,
             connection,
             requests,
             settled: settled.clone(),
+            trouble: trouble.clone(),
             file: file.clone(),
             disk: disk.clone(),
         };
@@ -124,6 +131,7 @@ impl Queues {
                 reader,
                 accepted: Arc::default(),
                 settled,
+                trouble,
             },
             writes,
             reads,
@@ -149,6 +157,14 @@ impl Queues {
             .send(Request::Act(task))
             .await
             .map_err(|_| Closed)
+    }
+
+    /// Why the disk did not take the newest group of writes.
+    pub(super) fn trouble(&self) -> Option<Failure> {
+        self.trouble
+            .lock()
+            .expect("nothing panics while it notes")
+            .clone()
     }
 
     /// Waits until all that was accepted is settled and the file is left.
@@ -209,8 +225,9 @@ impl Server {
                 disk.delay(self.queue_kind, number).await;
             }
             let count = group.len() as u64;
-            task::settle(&lock(&self.connection), group, begin, &self.file);
+            let trouble = task::settle(&lock(&self.connection), group, begin, &self.file);
             if self.queue_kind == QueueKind::Write {
+                *self.trouble.lock().expect("nothing panics while it notes") = trouble;
                 self.disk.iter().for_each(|disk| disk.committed(number));
                 self.settled.add(count);
             }

@@ -56,23 +56,35 @@ where
     }
 }
 
-/// Runs a group in one transaction and tells each task its fate.
+/// Runs a group in one transaction and tells each task its fate. Returns why the disk did not take
+/// it.
 pub(super) fn settle(
     connection: &Connection,
     mut group: Vec<Box<dyn Work>>,
     begin: &str,
     file: &Arc<str>,
-) {
+) -> Option<Failure> {
     let failure = |error: rusqlite::Error| Failure {
         file: file.clone(),
         text: describe(&error).into(),
         closed: false,
     };
     match together(connection, &mut group, begin) {
-        Ok(outcomes) => group
-            .into_iter()
-            .zip(outcomes)
-            .for_each(|(task, outcome)| task.settle(outcome.map_err(failure))),
+        Ok(outcomes) => {
+            let errors = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+            let trouble = errors
+                .filter(|error| is_of_the_disk(error))
+                .map(|error| describe(error).into())
+                .next_back();
+            for (task, outcome) in group.into_iter().zip(outcomes) {
+                task.settle(outcome.map_err(failure));
+            }
+            trouble.map(|text| Failure {
+                file: file.clone(),
+                text,
+                closed: false,
+            })
+        }
         Err(error) => {
             let failure = failure(error);
             if !connection.is_autocommit() {
@@ -81,8 +93,25 @@ pub(super) fn settle(
             group
                 .into_iter()
                 .for_each(|task| task.settle(Err(failure.clone())));
+            Some(failure)
         }
     }
+}
+
+/// Whether the error says that the disk takes or gives no data, and not that the request is wrong.
+fn is_of_the_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode;
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::ReadOnly
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+        )
+    )
 }
 
 /// Runs a group in one transaction. `Ok` tells the fate of each; `Err` says that nothing of the

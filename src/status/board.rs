@@ -26,7 +26,8 @@ pub struct Status {
     pub draining: bool,
     /// Whether every route has been looked at once.
     pub ready: bool,
-    /// Why nothing is named, when the state folder is not the one that was locked.
+    /// Why nothing is named: the state folder is not the one that was locked, or the ledger cannot
+    /// be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_trouble: Option<String>,
     /// The config file.

@@ -1,6 +1,8 @@
-//! The state folder vanishes under a running daemon.
+//! The state folder vanishes under a running daemon, or its disk is full.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -127,4 +129,74 @@ async fn a_state_folder_that_comes_back_is_used_again() {
     assert_eq!(daemon.ping(json!({"wait": true})).await.0, 200);
     stage.there().assert_holds("app", "v1", &image).await;
     daemon.ready().await;
+}
+
+/// A mount that the kernel makes for one process, and that is gone with it: a disk of a megabyte as
+/// the state folder.
+const SMALL_DISK: &str = "mount -t tmpfs -o size=1m,mode=0700 tmpfs \"$1\"; shift; exec \"$@\"";
+
+/// The words before a command that give it a small disk at `state`.
+fn on_a_small_disk(state: &Path) -> Vec<String> {
+    let state = state.display().to_string();
+    let is_root = rustix::process::geteuid().is_root();
+    let user: &[&str] = if is_root {
+        &[]
+    } else {
+        &["--user", "--map-root-user"]
+    };
+    let mut words = vec!["unshare", "--mount"];
+    words.extend(user);
+    words.extend(["sh", "-ec", SMALL_DISK, "sh", &state]);
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// A file that takes all that is left of its disk.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).expect("the disk has room");
+    while file.write_all(&[0; 4096]).is_ok() {}
+    while file.write_all(&[0]).is_ok() {}
+}
+
+/// Readiness was 200 while every promotion failed.
+#[tokio::test]
+async fn on_a_full_disk_the_daemon_is_not_ready_until_there_is_room() {
+    let stage = Stage::new(Program::Distribution2).await;
+    let state = stage.ferry.path("state");
+    std::fs::create_dir(&state).expect("it is not there yet");
+    let second = second_daemon(&stage).within(on_a_small_disk(&state));
+    stage
+        .push()
+        .push("app", "v1", &Image::oci(1, &[1000]))
+        .await;
+    let mut daemon = second.start_ready().await;
+    let disk = format!("/proc/{}/root{}", daemon.pid, state.display());
+    let filler = Path::new(&disk).join("filler");
+    fill(&filler);
+
+    let image = Image::oci(2, &[1000]);
+    stage.push().push("app", "v2", &image).await;
+    let (status, report) = daemon.ping(json!({"wait": true, "tag": "v2"})).await;
+    assert_eq!((status, &report["totals"]["failed"]), (502, &json!(1)));
+    let text = report["jobs"][0]["error"]["text"].to_string();
+    assert!(text.contains("the disk is full"), "{report:#}");
+    eventually("readiness and the metric say so", async || {
+        let unready = daemon.get("/readyz").await;
+        let is_503 = unready.status() == 503;
+        let text = unready.text().await.unwrap_or_default();
+        let writable = daemon.metric("blobferry_ledger_writable", &[]).await;
+        (is_503 && text.contains("the disk is full") && writable == Some(0.0)).then_some(())
+    })
+    .await;
+    daemon.says("ERROR the ledger cannot be written").await;
+    assert_eq!(stage.there().digest("app", "v2").await, None);
+
+    std::fs::remove_file(&filler).expect("it is there");
+    daemon.ready().await;
+    let writable = daemon.metric("blobferry_ledger_writable", &[]).await;
+    assert_eq!(writable, Some(1.0));
+    let (status, report) = daemon.ping(json!({"wait": true, "tag": "v2"})).await;
+    assert_eq!(status, 200, "{report:#}");
+    stage.there().assert_holds("app", "v2", &image).await;
+    daemon.signal("TERM").await;
+    assert_eq!(daemon.ended().await, 0);
 }
