@@ -422,6 +422,7 @@ impl PairPromotion<'_> {
             actor: self.actor.clone(),
             explicit: true,
             is_rollback: false,
+            ends_when_moved: false,
             pinned: self.pair.pinned,
             expect: self.pair.expect,
             replace: self.order.replace,

@@ -309,6 +309,7 @@ impl Act<'_> {
             actor: self.actor.clone(),
             explicit: true,
             is_rollback: true,
+            ends_when_moved: false,
             pinned: Some(way.to),
             expect: None,
             replace: Some(way.production),

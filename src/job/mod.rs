@@ -310,6 +310,9 @@ pub struct Job {
     pub dry_run: bool,
     /// Digests that are in conflict under a fixed tag of this repository.
     pub refused: Arc<HashSet<Digest>>,
+    /// Whether the job ends when staging moves the tag meanwhile: the caller then compares the
+    /// fixed tags again and fills [`refused`](Job::refused) anew.
+    pub ends_when_moved: bool,
     /// When the tag was pushed to staging, where that is known.
     pub pushed: Option<Timestamp>,
     /// What may travel with the image.

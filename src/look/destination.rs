@@ -60,6 +60,9 @@ pub(super) struct DestinationLook<'a, B: Repositories> {
     pub(super) companions: SeenCompanions,
 }
 
+/// A job begins anew so often when staging moves its tag.
+const MOVES: usize = 5;
+
 /// Whether a tag with this outcome is still to be promoted.
 fn stays_pending(outcome: Outcome) -> bool {
     matches!(
@@ -209,6 +212,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
         };
         let job = Job {
             refused,
+            ends_when_moved: self.has_fixed_beside(tag),
             ..self.job(tag, &compared.without_hint())
         };
         self.run(tag, &job, &tally).await
@@ -222,7 +226,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
     }
 
     /// Runs the job of a tag that differs, and settles it.
-    async fn run(&self, tag: &Tag, job: &Job, tally: &Tally) -> Reconciled {
+    async fn run(&self, tag: &Tag, job: &Job, tally: &Arc<Tally>) -> Reconciled {
         let look = self.look;
         let labels = look.labels(self.side);
         if !job.dry_run {
@@ -238,12 +242,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             .progress
             .jobs_planned
             .fetch_add(1, Ordering::Relaxed);
-        let progress = &look.settle.progress;
-        let mut completion = look
-            .topology
-            .engine
-            .run(job, self.source, &self.side.repository, progress, look.stop)
-            .await;
+        let mut completion = self.complete(job, tally).await;
         completion.cost.requests += tally.requests();
         self.settle_companions(job, std::mem::take(&mut completion.companions))
             .await;
@@ -256,6 +255,40 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
                 .waits_no_more(labels, look.repository, tag);
         }
         self.settle(job, completion).await
+    }
+
+    /// Runs a job. When staging moves its tag meanwhile, the fixed tags are compared again, and the
+    /// job begins anew.
+    async fn complete(&self, job: &Job, tally: &Arc<Tally>) -> Completion {
+        let mut completion = self.execute(job).await;
+        for _ in 0..MOVES {
+            if !completion.has_moved {
+                break;
+            }
+            let next = match self.refused_now(&job.key.tag, tally).await {
+                Ok(refused) => {
+                    let compared = Compared::nothing();
+                    let anew = Job {
+                        refused,
+                        ends_when_moved: true,
+                        ..self.job(&job.key.tag, &compared)
+                    };
+                    self.execute(&anew).await
+                }
+                Err(fault) => Completion::failed(fault, 0),
+            };
+            completion = completion.followed_by(next);
+        }
+        completion
+    }
+
+    async fn execute(&self, job: &Job) -> Completion {
+        let look = self.look;
+        let progress = &look.settle.progress;
+        let engine = &look.topology.engine;
+        engine
+            .run(job, self.source, &self.side.repository, progress, look.stop)
+            .await
     }
 
     /// Whether both sides still name what they named when the job failed, as far as they were
@@ -372,6 +405,7 @@ impl<'a, B: Repositories> DestinationLook<'a, B> {
             replace: None,
             dry_run: look.request.options.dry_run,
             refused: self.refused.clone(),
+            ends_when_moved: false,
             pushed: self.pushed(tag),
             companions: Companions::Listed(self.listing.companions.clone()),
             rank: look.request.rank(),

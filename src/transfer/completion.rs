@@ -41,6 +41,8 @@ pub struct Completion {
     pub gates: Vec<Judgement>,
     /// Whether gates kept the job from its tag.
     pub is_gated: bool,
+    /// Whether it ended because staging moved the tag meanwhile.
+    pub has_moved: bool,
 }
 
 /// An intended digest that production turned out to name.
@@ -165,6 +167,22 @@ impl Completion {
             has_progressed: false,
             gates: Vec::new(),
             is_gated: false,
+            has_moved: false,
+        }
+    }
+
+    /// The completion of a job that began anew after this one: with what this one has cost and
+    /// found.
+    pub(crate) fn followed_by(self, next: Completion) -> Completion {
+        let mut companions = self.companions;
+        companions.extend(next.companions);
+        Completion {
+            cost: self.cost.plus(&next.cost),
+            found: self.found.or(next.found),
+            took: self.took + next.took,
+            companions,
+            has_progressed: self.has_progressed || next.has_progressed,
+            ..next
         }
     }
 

@@ -140,7 +140,11 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             Err(fault) => return self.failed(fault, None),
         };
         let rounds = self.engine.settings.bounds.rounds;
+        let planned = self.job.source.digest().or(facts.source);
         for _ in 0..rounds {
+            if self.has_moved(planned, facts.source) {
+                return self.moved(&facts);
+            }
             match self.round(facts.clone()).await {
                 Ok(Round::Complete(completion)) => return *completion,
                 Ok(Round::Again(newer)) => facts = *newer,
@@ -152,6 +156,25 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
             self.source_reference()
         );
         self.failed(Fault::retryable(text), Some(&facts))
+    }
+
+    /// Whether staging names another digest than the one to which the caller compared the fixed
+    /// tags.
+    fn has_moved(&self, planned: Option<Digest>, source: Option<Digest>) -> bool {
+        let is_other = source.is_some() && planned.is_some() && source != planned;
+        self.job.ends_when_moved && self.planned_rules().moving && is_other
+    }
+
+    /// Staging moved the tag while it waited or was carried.
+    fn moved(&self, facts: &TagFacts) -> Completion {
+        let text = format!(
+            "staging moved {} while it was carried",
+            self.source_reference()
+        );
+        Completion {
+            has_moved: true,
+            ..self.failed(Fault::retryable(text), Some(facts))
+        }
     }
 
     /// One round: decides, carries and names.

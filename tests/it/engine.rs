@@ -136,6 +136,7 @@ impl World {
             actor: Actor::daemon(),
             explicit: false,
             is_rollback: false,
+            ends_when_moved: false,
             pinned: None,
             expect: None,
             replace: None,

@@ -449,6 +449,34 @@ fn a_digest_in_conflict_is_refused_by_name_as_well() {
     });
 }
 
+/// While `latest` was carried, a fixed tag came into conflict, and staging moved `latest` to the
+/// digest of that conflict: it was promoted.
+#[test]
+fn a_digest_that_comes_into_conflict_while_its_tag_is_carried_is_refused() {
+    for kind in [Kind::Distribution3, Kind::Generic, Kind::Ecr] {
+        play(move || async move {
+            let mut stage = Stage::new(kind);
+            stage.nature.poll = Duration::from_secs(600);
+            let (first, second) = (stage.image(), stage.large_image());
+            let third = stage.image();
+            stage.starts_with(&first, &["v1", "latest"]).await;
+            stage.pass(5).await;
+            stage
+                .production
+                .set(|settings| settings.rate = Some(20_000));
+            stage.push(&second, &["latest"]);
+            stage.ask("latest");
+            stage.pass(5).await;
+            stage.push(&third, &["v1", "latest"]);
+            stage.pass(500).await;
+            let uploads = stage.requests(Operation::FinishUpload, Duration::ZERO);
+            assert!(uploads > first.blobs.len(), "nothing was carried meanwhile");
+            stage.assert_named("latest", &first, "its digest is in conflict");
+            stage.assert_promises_kept();
+        });
+    }
+}
+
 /// Uploads with a shared read and without one took permits in different orders: with few permits
 /// and refused mounts everything stood still.
 #[test]
@@ -574,6 +602,35 @@ fn what_is_asked_for_by_name_overtakes_a_backfill() {
         stage.ask("hotfix");
         stage.arrives(&hotfix, "hotfix", 10).await;
     });
+}
+
+/// A repository of 80 tags whose blobs came slowly, or whose names took long, held all permits of
+/// the registries: a hotfix that was asked for by name waited for it.
+#[test]
+fn a_slow_repository_does_not_hold_up_what_is_asked_for_by_name() {
+    for operation in [Operation::ReadBlob, Operation::PutManifest] {
+        play(move || async move {
+            let mut stage = Stage::new(Kind::Distribution3);
+            stage.nature.poll = Duration::from_secs(600);
+            stage.routes.push(rules("slow", "staging", "production"));
+            for number in 0..80 {
+                let image = stage.library.signature(None);
+                stage.push_to(&stage.staging, "slow", &image, &[&format!("v{number}")]);
+            }
+            let registry = match operation {
+                Operation::ReadBlob => stage.staging.clone(),
+                _ => stage.production.clone(),
+            };
+            registry.plan(operation, TroubleKind::Slow, 80);
+            stage.start();
+            stage.pass(3).await;
+            registry.forget_plans();
+            let hotfix = stage.library.signature(None);
+            stage.push(&hotfix, &["hotfix"]);
+            stage.ask("hotfix");
+            stage.arrives(&hotfix, "hotfix", 5).await;
+        });
+    }
 }
 
 /// An upload session was gone, or answered 500: every look resumed it again, for ever.

@@ -559,10 +559,10 @@ impl Oracle {
                 tag: source.tag.clone(),
                 ..place.clone()
             };
-            let (Some(staging), Some(production)) = (
-                self.noticed(process, rules, &source),
-                self.noticed(process, rules, &there),
-            ) else {
+            let learnt = self.learnt(process, rules, place, digest);
+            let (Some(staging), Some(production)) =
+                (self.noticed(&source, learnt), self.noticed(&there, learnt))
+            else {
                 continue;
             };
             let ours = self
@@ -576,13 +576,29 @@ impl Oracle {
         }
     }
 
-    /// What a tag has named for so long that a process could have noticed: its newest look at the
-    /// source began later.
-    fn noticed(&self, process: u32, rules: &Rules, place: &Place) -> Option<Digest> {
+    /// Since when a process has to know the conflicts over the digest of a moving tag: since its
+    /// newest look at the source began, or since it saw staging move the tag during that look.
+    fn learnt(&self, process: u32, rules: &Rules, place: &Place, digest: Digest) -> Duration {
+        let look = self.lists.get(&(process, rules.source.clone()));
+        let began = look.map(|look| look.sent).unwrap_or_default();
+        let source = Place {
+            registry: rules.source.0.clone(),
+            repository: rules.source.1.clone(),
+            tag: place.tag.clone(),
+        };
+        let told = self.told.get(&(process, source)).map(Vec::as_slice);
+        let told = told.unwrap_or_default();
+        let other = told.iter().rposition(|(_, other)| *other != Some(digest));
+        let moved = other.filter(|other| told[*other].0 >= began);
+        let moved = moved.and_then(|other| told.get(other + 1));
+        moved.map_or(began, |(at, _)| *at)
+    }
+
+    /// What a tag has named for so long that a process that has learnt it then must know it.
+    fn noticed(&self, place: &Place, learnt: Duration) -> Option<Digest> {
         let change = self.truth.get(place)?.last()?;
-        let look = self.lists.get(&(process, rules.source.clone()))?;
         let is_long_ago = self.at.saturating_sub(change.at) > NOTICED;
-        change.to.filter(|_| is_long_ago && look.sent > change.at)
+        change.to.filter(|_| is_long_ago && learnt > change.at)
     }
 
     /// A tag beside an image follows the rules of a moving tag. A list of referrers is made here,
