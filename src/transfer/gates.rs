@@ -39,8 +39,17 @@ pub(super) struct Evidence {
     media_types: BTreeMap<Digest, MediaType>,
     /// Statements that verified, with the gates that they verified by.
     verified: BTreeMap<(Digest, GateKind), (Arc<Gates>, Judgement)>,
-    /// Verdicts of programs and services, with the time at which they were asked for.
-    asked: BTreeMap<(Digest, GateKind, Phase), (Judgement, Instant)>,
+    /// Verdicts of programs and services, with the gates that they were asked by.
+    asked: BTreeMap<(Digest, GateKind, Phase), Asked>,
+}
+
+/// A verdict of a program or a service.
+#[derive(Clone, Debug)]
+struct Asked {
+    by: Arc<Gates>,
+    judgement: Judgement,
+    /// When it was asked for.
+    at: Instant,
 }
 
 /// What the gates came to.
@@ -73,9 +82,9 @@ impl Judged {
     }
 
     /// Adds a verdict that was asked for at a time. Returns whether the next gate is to be judged.
-    fn add_asked(&mut self, (judgement, at): (Judgement, Instant)) -> bool {
-        self.asked = Some(self.asked.map_or(at, |asked| asked.min(at)));
-        self.add(judgement)
+    fn add_asked(&mut self, asked: Asked) -> bool {
+        self.asked = Some(self.asked.map_or(asked.at, |oldest| oldest.min(asked.at)));
+        self.add(asked.judgement)
     }
 
     /// What the verdicts allow.
@@ -206,7 +215,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 let run = gate::command::run(command, &question.to_json()).await;
                 gate::command::judge(command, &run)
             };
-            let verdict = self.ask_gate(GateKind::Command, &question, verdict);
+            let verdict = self.ask_gate(&gates, GateKind::Command, &question, verdict);
             if !judged.add_asked(verdict.await?) {
                 return Ok(());
             }
@@ -216,7 +225,7 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
                 let reply = self.engine.asker.ask(http, question.to_json()).await;
                 gate::http::judge(http, reply)
             };
-            let verdict = self.ask_gate(GateKind::Http, &question, verdict);
+            let verdict = self.ask_gate(&gates, GateKind::Http, &question, verdict);
             judged.add_asked(verdict.await?);
         }
         Ok(())
@@ -269,25 +278,32 @@ impl<S: Source, D: Destination> Promotion<'_, S, D> {
         (by == gates).then(|| judgement.clone())
     }
 
-    /// The verdict of a program or a service. One that lets the tag move holds for a while.
+    /// The verdict of a program or a service. One that lets the tag move holds for a while, as long
+    /// as the gates are the same.
     async fn ask_gate(
         &self,
+        gates: &Arc<Gates>,
         gate: GateKind,
         question: &Question<'_>,
         verdict: impl Future<Output = Judgement>,
-    ) -> Result<(Judgement, Instant), Fault> {
+    ) -> Result<Asked, Fault> {
         let key = (question.digest, gate, question.phase);
         let known = self.lock_evidence().asked.get(&key).cloned();
-        if let Some(known) = known.filter(|(_, at)| at.elapsed() < HOLDS) {
+        if let Some(known) = known.filter(|known| known.by == *gates && known.at.elapsed() < HOLDS)
+        {
             return Ok(known);
         }
         let at = Instant::now();
         let judgement = stoppable(&self.stop.drain, verdict).await?;
-        if judgement.is_pass() {
-            let known = (judgement.clone(), at);
-            self.lock_evidence().asked.insert(key, known);
+        let asked = Asked {
+            by: gates.clone(),
+            judgement,
+            at,
+        };
+        if asked.judgement.is_pass() {
+            self.lock_evidence().asked.insert(key, asked.clone());
         }
-        Ok((judgement, at))
+        Ok(asked)
     }
 
     /// Whether the last verdicts still let the tag move: by the config in force, the time of day,

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use super::{attach, verdicts};
+use crate::support::scripted::Answer;
 use crate::support::*;
 
 /// A program that notes its questions and answers by what a file says: an exit code for each phase.
@@ -220,6 +221,51 @@ async fn a_program_that_hangs_or_is_missing_keeps_its_own_tag_alone() {
     assert_eq!(run.job("bad")["result"], "waiting");
     let said = run.job("bad")["reasons"].to_string();
     assert!(said.contains("no-such-gate cannot be run"), "{said}");
+}
+
+/// Production asks for time at the first attempt to name; meanwhile the config is read with another
+/// gate of the same kind. The pass of the gate before says nothing about it.
+#[tokio::test]
+async fn a_gate_that_a_reload_replaces_is_asked_by_a_job_that_waits_for_its_write() {
+    let base = service(Asked::default()).await;
+    let judge = |verdict: &str, code: u8| {
+        let script = format!("echo policy says {verdict}; exit {code}");
+        json!({"command": {"run": ["/bin/sh", "-c", script]}})
+    };
+    let ask = |verdict: &str| json!({"http": {"url": format!("{base}/{verdict}")}});
+    for (before, after, gate) in [
+        (judge("pass", 0), judge("refuse", 1), "command"),
+        (ask("pass"), ask("refuse"), "http"),
+    ] {
+        let (staging, production) = (Scripted::start(), Scripted::start());
+        let config = |gates: Value| {
+            let pair = Config::new()
+                .registry("staging", &staging.url())
+                .registry("production", &production.url());
+            pair.route("app", json!({"gates": gates}))
+        };
+        let ferry = Ferry::new(&config(before));
+        production.on(|asked| match (asked.kind, asked.reference()) {
+            (Kind::ManifestPut, "v1") if asked.nth_here == 1 => {
+                Answer::Reply(Reply::status(429).header("retry-after", "3"))
+            }
+            _ => Answer::Pass,
+        });
+        staging.push("app", "v1", &Image::oci(1, &[100]));
+        let daemon = ferry.start().await;
+        production.seen(Kind::ManifestPut, 1).await;
+        ferry.write_config(&config(after));
+        daemon.signal("HUP").await;
+        daemon.says("the config was read again").await;
+        let refused = [("route", "app"), ("gate", gate), ("verdict", "refuse")];
+        eventually("the gate in force is asked", async || {
+            let count = daemon.metric("blobferry_gates_total", &refused).await;
+            count.filter(|count| *count > 0.0)
+        })
+        .await;
+        assert_eq!(production.tagged("app", "v1"), None, "{gate}");
+        assert_eq!(production.count(Kind::ManifestPut), 1, "{gate}");
+    }
 }
 
 /// What a service was asked, and with which token.
