@@ -93,7 +93,7 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The cells of all rows of all tables, without those of rules between head and body.
-fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+pub(crate) fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let lines = text
         .lines()
         .filter(|line| line.starts_with('|') && !line.starts_with("|---"));

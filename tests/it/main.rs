@@ -16,6 +16,7 @@ mod chains;
 mod companions;
 mod contract;
 mod cut;
+mod dashboard;
 mod day_two;
 mod decisions;
 mod docs;
