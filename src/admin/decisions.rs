@@ -117,6 +117,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
     let query = ledger::Query {
         limit: MOST_ROWS,
         newest_first: true,
+        since: None,
         only_decisions: true,
         ..ledger::Query::default()
     };

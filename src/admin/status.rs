@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use prometheus::TextEncoder;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,7 @@ struct Page {
     limit: u32,
     repository: Option<String>,
     tag: Option<String>,
+    since: Option<Timestamp>,
     newest: bool,
 }
 
@@ -66,6 +68,7 @@ impl Default for Page {
             limit: 100,
             repository: None,
             tag: None,
+            since: None,
             newest: false,
         }
     }
@@ -94,6 +97,7 @@ pub(super) async fn promotions(
         limit,
         repository,
         tag,
+        since,
         newest: newest_first,
     } = page;
     let query = ledger::Query {
@@ -101,6 +105,7 @@ pub(super) async fn promotions(
         limit,
         repository,
         tag,
+        since,
         newest_first,
         only_decisions: false,
     };

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::lines::Lines;
@@ -9,11 +10,12 @@ use super::output::{plural, screen_width, short, table};
 use super::progress::say;
 use super::socket::Socket;
 use super::{Arguments, Failure};
+use crate::clock;
 use crate::config::StatePath;
 use crate::decision::{Decision, Kind, RefusedDecision};
 use crate::job::{Actor, Outcome, Settled};
 use crate::ledger::{Content, Ledger, Query, Reload, Row, Verified};
-use crate::oci::Reference;
+use crate::oci::{Digest, Reference};
 
 /// Show what was promoted, and what was not and why
 #[derive(Debug, Args)]
@@ -21,6 +23,7 @@ use crate::oci::Reference;
   blobferry history                      the newest rows, the last one newest
   blobferry history prod-demo-app:v7     what happened to one tag
   blobferry history --json --limit 1000  a JSON object on each line, every fact
+  blobferry history --since 24h --csv    the last day, for a spreadsheet
   blobferry history --verify             is every row as it was recorded
 
 A row stands for each change of a tag's result, not for each look, and for each
@@ -34,12 +37,35 @@ pub(super) struct History {
     /// Print a JSON object on each line
     #[arg(long)]
     json: bool,
-    /// At most so many rows, the newest
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    limit: u32,
+    /// Print comma-separated values with a line of names (RFC 4180)
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+    /// Only what was recorded since then: RFC 3339 (2026-11-21T19:45:00Z), or a duration back from
+    /// now (24h, 7d)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<Timestamp>,
+    /// At most so many rows, the newest [default: 50; with --since 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: Option<u32>,
     /// Check that no row was changed or removed since it was recorded
-    #[arg(long, conflicts_with_all = ["repository", "json", "limit"])]
+    #[arg(long, conflicts_with_all = ["repository", "json", "csv", "since", "limit"])]
     verify: bool,
+}
+
+/// Rows of one answer.
+const MOST_ROWS: u32 = 1000;
+
+/// A time, or a duration back from now.
+fn since(text: &str) -> Result<Timestamp, String> {
+    let text = text.trim();
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let duration: Option<SignedDuration> = text.parse().ok();
+    duration
+        .filter(|duration| !duration.is_negative())
+        .and_then(|duration| clock::now().checked_sub(duration).ok())
+        .ok_or_else(|| "neither a time (2026-12-07T06:00:00+01:00) nor a duration (24h)".to_owned())
 }
 
 impl History {
@@ -59,6 +85,8 @@ impl History {
         rows.reverse();
         if self.json {
             rows.iter().for_each(|row| lines.json_line(row));
+        } else if self.csv {
+            lines.write(&csv(&rows)?);
         } else if rows.is_empty() {
             lines.line(match &self.repository {
                 Some(named) => format!("no history of {named}"),
@@ -86,13 +114,22 @@ impl History {
         rows
     }
 
+    fn limit(&self) -> u32 {
+        match (self.limit, self.since) {
+            (Some(limit), _) => limit,
+            (None, None) => 50,
+            (None, Some(_)) => MOST_ROWS,
+        }
+    }
+
     fn query(&self) -> Query {
         let (repository, tag) = self.parts();
         Query {
             after: 0,
-            limit: self.limit,
+            limit: self.limit(),
             repository,
             tag,
+            since: self.since,
             newest_first: true,
             only_decisions: false,
         }
@@ -102,9 +139,10 @@ impl History {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query
             .append_pair("newest", "true")
-            .append_pair("limit", &self.limit.to_string());
+            .append_pair("limit", &self.limit().to_string());
         let (repository, tag) = self.parts();
-        for (name, value) in [("repository", repository), ("tag", tag)] {
+        let since = self.since.map(|since| since.to_string());
+        for (name, value) in [("repository", repository), ("tag", tag), ("since", since)] {
             if let Some(value) = value {
                 query.append_pair(name, &value);
             }
@@ -180,12 +218,7 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
     let cells = rows.iter().map(|row| {
         let at = row.at.to_zoned(zone.clone());
         let at = at.strftime("%Y-%m-%d %H:%M:%S %Z").to_string();
-        let [result, destination, digests, cause, why] = match &row.content {
-            Content::Outcome(job) => of_job(job),
-            Content::Reload(reload) => of_reload(reload, &row.config_hash),
-            Content::Decision(kind, decision) => of_decision(row.id, *kind, decision),
-            Content::RefusedDecision(refused) => of_refused(refused),
-        };
+        let [result, destination, digests, cause, why] = cells(row);
         [at, result, destination, digests, cause, why]
     });
     table(
@@ -193,6 +226,72 @@ fn page(rows: &[Row], width: Option<usize>, zone: &TimeZone) -> String {
         ["WHEN", "RESULT", "DESTINATION", "DIGEST", "CAUSE", "WHY"],
         cells,
     )
+}
+
+/// The names of the fields, and a record for each row, as RFC 4180 describes them.
+fn csv(rows: &[Row]) -> Result<Vec<u8>, Failure> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer
+        .write_record(CSV_FIELDS)
+        .map_err(|error| Failure::new(1, error))?;
+    for row in rows {
+        writer
+            .write_record(record(row))
+            .map_err(|error| Failure::new(1, error))?;
+    }
+    writer
+        .into_inner()
+        .map_err(|error| Failure::said(1, error.error()))
+}
+
+const CSV_FIELDS: [&str; 12] = [
+    "id",
+    "at",
+    "result",
+    "route",
+    "source",
+    "destination",
+    "digest",
+    "previous_digest",
+    "cause",
+    "actor",
+    "run_id",
+    "why",
+];
+
+fn record(row: &Row) -> [String; 12] {
+    let job = row.settled();
+    let [result, destination, _, cause, why] = cells(row);
+    let digest = |digest: Option<Digest>| digest.map(|digest| digest.to_string());
+    let named = match &row.content {
+        Content::Decision(_, decision) => decision.digest,
+        _ => job.and_then(|job| job.digest),
+    };
+    let (cause, actor) = cause.split_once(" by ").unwrap_or((&cause, ""));
+    [
+        row.id.to_string(),
+        row.at.to_string(),
+        result,
+        job.map(|job| job.route.to_string()).unwrap_or_default(),
+        job.map(|job| job.source.clone()).unwrap_or_default(),
+        destination,
+        digest(named).unwrap_or_default(),
+        digest(job.and_then(|job| job.previous_digest)).unwrap_or_default(),
+        cause.to_owned(),
+        actor.to_owned(),
+        row.run_id.clone(),
+        why,
+    ]
+}
+
+/// Result, destination, digests, cause and reason of a row.
+fn cells(row: &Row) -> [String; 5] {
+    match &row.content {
+        Content::Outcome(job) => of_job(job),
+        Content::Reload(reload) => of_reload(reload, &row.config_hash),
+        Content::Decision(kind, decision) => of_decision(row.id, *kind, decision),
+        Content::RefusedDecision(refused) => of_refused(refused),
+    }
 }
 
 /// The cells behind the time, of what came of a job.
@@ -297,7 +396,9 @@ mod tests {
         History {
             repository: Some(text.into()),
             json: false,
-            limit: 7,
+            csv: false,
+            since: None,
+            limit: Some(7),
             verify: false,
         }
     }

@@ -16,8 +16,10 @@ mod demo;
 mod files;
 mod history;
 mod iam;
+mod inspect;
 mod junit;
 mod lines;
+mod man;
 mod output;
 mod pass;
 mod progress;
@@ -171,6 +173,12 @@ enum Command {
     Check(check::Check),
     /// Show what was promoted, and what was not and why
     History(history::History),
+    /// Print the repositories of a registry
+    Ls(inspect::Ls),
+    /// Print the tags of a repository, on either side
+    Tags(inspect::Tags),
+    /// Print the digest that a reference names
+    Digest(inspect::DigestOf),
     /// Hold: looks and carrying go on, no tag is named
     Hold(decide::Hold),
     /// End decisions: all with exactly this target, or the one with this number
@@ -190,6 +198,8 @@ enum Command {
     Schema,
     /// Print a completion script for a shell
     Completions(completions::Completions),
+    /// Print the manual page, or write those of all commands
+    Man(man::Man),
 }
 
 /// What ends a command early: printed once, by `main`.
@@ -344,6 +354,9 @@ async fn dispatch(
         Command::Status(command) => command.run(arguments, lines).boxed_local().await,
         Command::Check(command) => command.run(arguments, lines).boxed_local().await,
         Command::History(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Ls(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Tags(command) => command.run(arguments, lines).boxed_local().await,
+        Command::Digest(command) => command.run(arguments, lines).boxed_local().await,
         Command::Hold(command) => command.run(arguments, lines).boxed_local().await,
         Command::Release(command) => command.run(arguments, lines).boxed_local().await,
         Command::Deny(command) => command.run(arguments, lines).boxed_local().await,
@@ -353,6 +366,7 @@ async fn dispatch(
         Command::Iam(command) => command.run(arguments, lines).boxed_local().await,
         Command::Schema => Ok(schema::run(lines)),
         Command::Completions(command) => Ok(command.run(lines)),
+        Command::Man(command) => command.run(lines),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::Error;
 use super::directory::{Directory, Side};
 use super::reference::Named;
-use crate::backend::Repository;
+use crate::backend::{Backend, Repository};
 use crate::config::Config;
 use crate::endpoint::Repositories as _;
 use crate::job::{Gates, Progress, Settled};
@@ -76,6 +76,25 @@ impl Context {
         })
     }
 
+    /// For a command that only reads registries: no state is used.
+    ///
+    /// # Errors
+    /// When a registry's settings do not work.
+    pub(super) fn to_inspect(config: Option<&Config>) -> Result<Context, Error> {
+        let parts = Parts::in_memory()?;
+        let topology = config
+            .map(|config| parts.topology(config, None))
+            .transpose()?
+            .map(Arc::new);
+        Ok(Context {
+            parts,
+            topology,
+            knows_config_only: false,
+            audit: None,
+            _lock: None,
+        })
+    }
+
     /// For the daemon, with what its config says now.
     pub(crate) fn of_daemon(parts: Parts, topology: Arc<Topology>) -> Context {
         Context {
@@ -110,6 +129,18 @@ impl Context {
             ))),
             None => unknown(&self.parts),
         }
+    }
+
+    /// The registry of that name in the config.
+    pub(super) fn backend(&self, name: &str) -> Option<&Backend> {
+        self.topology.as_deref()?.backends.get(name)
+    }
+
+    /// The registry of the config that a reference names.
+    pub(super) fn backend_of(&self, named: &Named) -> Option<&Backend> {
+        let topology = self.topology.as_deref()?;
+        let (registry, _) = Directory::of_world(topology).find(named, Side::Source)?;
+        Some(topology.backend(registry))
     }
 
     /// Whether the config has the registry.

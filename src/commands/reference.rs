@@ -141,14 +141,27 @@ impl Named {
                 let name = RepositoryName::from_str("layout").expect("a constant name");
                 Ok(Backend::Layout(layout::Root::single(label, path)).repository(name))
             }
+            Named::Registry { reference, .. } => {
+                let registry = self.registry_with(label, parts, known)?;
+                Ok(registry.repository(reference.repository.clone()))
+            }
+        }
+    }
+
+    /// The registry, with what `known` says of its host.
+    pub(super) fn registry_with(
+        &self,
+        label: &str,
+        parts: &Parts,
+        known: impl FnOnce(&Host) -> Known,
+    ) -> Result<Backend, Error> {
+        match self {
+            Named::Layout { path, .. } => Ok(Backend::Layout(layout::Root::single(label, path))),
             Named::Registry {
                 scheme, reference, ..
             } => {
                 let settings = settings(label, scheme, &reference.host, known(&reference.host))?;
-                Ok(parts
-                    .remote(settings)
-                    .map_err(parts::Error::Registry)?
-                    .repository(reference.repository.clone()))
+                Ok(parts.remote(settings).map_err(parts::Error::Registry)?)
             }
         }
     }

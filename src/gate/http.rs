@@ -6,9 +6,9 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode, header, redirect};
+use reqwest::{Client, ClientBuilder, StatusCode, header, redirect};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::body;
@@ -16,13 +16,18 @@ use crate::fault::clip;
 use crate::gate::question::LONGEST_REASON;
 use crate::job::gates::Http;
 use crate::job::{GateKind, Judgement, Verdict};
+use crate::oci::Host;
 
 /// Largest answer, in bytes.
 const MOST: usize = 64 * 1024;
 
-/// The client of all such gates; built when the first is asked.
+/// The clients of all such gates, each built when it is first needed.
 #[derive(Debug, Default)]
-pub struct Asker(OnceLock<Option<Client>>);
+pub struct Asker {
+    /// Services of this machine are reached without a proxy.
+    here: OnceLock<Option<Client>>,
+    elsewhere: OnceLock<Option<Client>>,
+}
 
 /// What a service came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,17 +43,43 @@ pub enum Reply {
     Unusable(String),
 }
 
+/// An object, and nothing that could be taken for one.
 #[derive(Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 struct Answer {
     verdict: Verdict,
-    #[serde(default)]
     reason: String,
+}
+
+impl TryFrom<Map<String, Value>> for Answer {
+    type Error = &'static str;
+
+    fn try_from(answer: Map<String, Value>) -> Result<Answer, &'static str> {
+        let word = answer.get("verdict").and_then(Value::as_str);
+        let verdict = Verdict::ALL
+            .into_iter()
+            .find(|verdict| Some(verdict.name()) == word)
+            .ok_or("no verdict")?;
+        let reason = match answer.get("reason") {
+            None => "",
+            Some(reason) => reason.as_str().ok_or("a reason that is no text")?,
+        };
+        Ok(Answer {
+            verdict,
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 impl Asker {
     /// Asks the service of a gate.
     pub async fn ask(&self, http: &Http, question: Vec<u8>) -> Reply {
-        let Some(client) = self.0.get_or_init(client) else {
+        let host = http.url.host_str().and_then(|host| host.parse().ok());
+        let client = match host.is_some_and(|host: Host| host.is_loopback()) {
+            true => self.here.get_or_init(|| built(client().no_proxy())),
+            false => self.elsewhere.get_or_init(|| built(client())),
+        };
+        let Some(client) = client else {
             return Reply::Unusable("no TLS: the system has no certificates".into());
         };
         match timeout(http.timeout, answered(client, http, question)).await {
@@ -62,13 +93,15 @@ impl Asker {
     }
 }
 
-fn client() -> Option<Client> {
-    let built = Client::builder()
+fn client() -> ClientBuilder {
+    Client::builder()
         .redirect(redirect::Policy::none())
         .user_agent(concat!("blobferry/", env!("CARGO_PKG_VERSION")))
         .pool_idle_timeout(Duration::from_secs(60))
-        .build();
-    built.ok()
+}
+
+fn built(client: ClientBuilder) -> Option<Client> {
+    client.build().ok()
 }
 
 async fn answered(client: &Client, http: &Http, question: Vec<u8>) -> reqwest::Result<Reply> {
@@ -152,6 +185,9 @@ mod tests {
             ),
             (r#"{"verdict":"PASS"}"#, None),
             (r#"{"verdict":true}"#, None),
+            (r#"{"verdict":{"pass":null}}"#, None),
+            (r#"["pass","x"]"#, None),
+            (r#"{"verdict":"pass","reason":7}"#, None),
             (r#"{"reason":"pass"}"#, None),
             ("pass", None),
             ("", None),

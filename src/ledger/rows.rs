@@ -177,6 +177,8 @@ pub struct Query {
     pub repository: Option<String>,
     /// Only this tag.
     pub tag: Option<String>,
+    /// Only rows that were recorded at this time or later.
+    pub since: Option<Timestamp>,
     /// The newest first instead of the oldest.
     pub newest_first: bool,
     /// Only decisions and refused ones.
@@ -389,6 +391,10 @@ fn selection(query: &Query) -> (String, Vec<Value>) {
                 OR rows.id IN (SELECT row FROM decisions WHERE tag = ?{0} OR tag IS NULL))",
             values.len()
         );
+    }
+    if let Some(since) = query.since {
+        values.push(Value::from(since.as_millisecond()));
+        sql += &format!(" AND at >= ?{}", values.len());
     }
     if query.only_decisions {
         sql += " AND kind NOT IN ('outcome', 'reload')";

@@ -64,6 +64,11 @@ impl Issuer {
         &self.0
     }
 
+    /// Whether it is this machine, which is reached without a proxy.
+    fn is_here(&self) -> bool {
+        Url::parse(&self.0).is_ok_and(|url| is_here(&url))
+    }
+
     fn discovery(&self) -> String {
         let base = self.0.trim_end_matches('/');
         format!("{base}/.well-known/openid-configuration")
@@ -72,13 +77,17 @@ impl Issuer {
 
 /// Whether nothing on the way can change what comes from there.
 fn is_safe(url: &Url) -> bool {
-    let is_here = match url.host() {
+    let has_host = url.host().is_some();
+    (url.scheme() == "https" && has_host) || (url.scheme() == "http" && is_here(url))
+}
+
+fn is_here(url: &Url) -> bool {
+    match url.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost",
-        None => return false,
-    };
-    url.scheme() == "https" || (url.scheme() == "http" && is_here)
+        None => false,
+    }
 }
 
 #[derive(Deserialize)]
@@ -175,10 +184,14 @@ fn pick(keys: &JwkSet, id: Option<&str>) -> Option<Jwk> {
 }
 
 async fn fetch(issuer: Issuer) -> Result<Arc<JwkSet>, Fault> {
-    let client = Client::builder()
+    let mut client = Client::builder()
         .redirect(redirect::Policy::none())
         .connect_timeout(DEADLINE)
-        .timeout(DEADLINE)
+        .timeout(DEADLINE);
+    if issuer.is_here() {
+        client = client.no_proxy();
+    }
+    let client = client
         .build()
         .map_err(|error| Fault::rejected(error.to_string()))?;
     let found: Discovery = document(&client, &issuer.discovery()).await?;

@@ -107,7 +107,8 @@ impl Verifier {
     /// [`Refused`].
     pub async fn verify(&self, token: &str) -> Result<String, Refused> {
         let header = decode_header(token).map_err(|_| Refused::NotAToken)?;
-        if !ALGORITHMS.contains(&header.alg) {
+        // An extension that is critical and not known here: RFC 7515, section 4.1.11.
+        if !ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
             return Err(Refused::NotAToken);
         }
         let key = self.keys.key(header.kid.as_deref()).await?;

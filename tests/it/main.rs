@@ -33,6 +33,7 @@ mod fanout;
 mod gates;
 mod guard;
 mod health;
+mod inspect;
 mod interrupts;
 mod kill;
 mod layers;

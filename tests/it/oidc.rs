@@ -85,8 +85,15 @@ fn jwk(id: &str, key: &KeyPair) -> Value {
 }
 
 fn token(id: &str, key: &KeyPair, claims: &Value) -> String {
-    let header = json!({"typ": "JWT", "alg": "ES256", "kid": id});
-    let text = format!("{}.{}", part(&header), part(claims));
+    token_under(
+        &json!({"typ": "JWT", "alg": "ES256", "kid": id}),
+        key,
+        claims,
+    )
+}
+
+fn token_under(header: &Value, key: &KeyPair, claims: &Value) -> String {
+    let text = format!("{}.{}", part(header), part(claims));
     let signature = key.sign(text.as_bytes()).expect("signing");
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(fixed_width(&signature)))
 }
@@ -151,7 +158,12 @@ async fn a_token_is_taken_only_as_the_config_says() {
     };
     let signed = token("k1", &key, &good);
     let (head, _) = signed.rsplit_once('.').expect("three parts");
+    let critical = json!({"alg": "ES256", "kid": "k1", "crit": ["x"], "x": 1});
     let refused = [
+        (
+            "an unknown critical header",
+            token_under(&critical, &key, &good),
+        ),
         ("not a token", "a-long-random-word".to_owned()),
         ("alg none", none),
         ("a public key as a secret", hmac),

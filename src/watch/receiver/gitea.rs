@@ -29,10 +29,17 @@ struct Package {
     created_at: Option<String>,
 }
 
+/// Gitea writes both names, <https://github.com/go-gitea/gitea/blob/main/modules/structs/user.go>.
 #[derive(Deserialize)]
 struct User {
-    #[serde(alias = "username")]
     login: Option<String>,
+    username: Option<String>,
+}
+
+impl User {
+    fn name(self) -> Option<String> {
+        self.login.or(self.username)
+    }
 }
 
 /// Reads a delivery.
@@ -50,12 +57,12 @@ pub fn read(headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Malformed> {
     }
     let owner = package
         .owner
-        .and_then(|owner| owner.login)
+        .and_then(User::name)
         .ok_or(Malformed::Missing("package.owner.login"))?;
     let name = format!("{owner}/{}", package.name).to_lowercase();
     let push = Push::to(repository("package.name", &name)?)
         .with_tag(tag("package.version", package.version.as_deref())?)
         .at(time(package.created_at.as_deref()))
-        .by(notification.sender.and_then(|sender| sender.login));
+        .by(notification.sender.and_then(User::name));
     Ok(Delivery::Pushes(vec![push]))
 }

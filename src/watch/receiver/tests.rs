@@ -287,10 +287,11 @@ fn gitea_and_forgejo_name_owner_and_version() {
     let body = json!({
         "action": "created",
         "package": {
-            "type": "container", "name": "App", "version": "v1", "owner": {"login": "Team"},
+            "type": "container", "name": "App", "version": "v1",
+            "owner": {"login": "Team", "username": "Team"},
             "created_at": "2026-11-21T19:45:02Z",
         },
-        "sender": {"login": "alice"},
+        "sender": {"login": "alice", "username": "alice"},
     });
     let wanted = expected(
         "team/app",

@@ -311,6 +311,29 @@ async fn answer(path: &str) -> Response {
 }
 
 #[tokio::test]
+async fn a_service_of_this_machine_is_asked_past_the_proxy() {
+    let asked = Asked::default();
+    let base = service(asked.clone()).await;
+    let through_proxy = Asked::default();
+    let proxy = service(through_proxy.clone()).await;
+    let (staging, production) = (Scripted::start(), Scripted::start());
+    staging.push("app", "v1", &Image::oci(1, &[1000]));
+    let http = json!({"url": format!("{base}/refuse")});
+    let config = Config::new()
+        .registry("staging", &staging.url())
+        .registry("production", &production.url())
+        .route("app", json!({"gates": {"http": http}}));
+    let ferry = Ferry::new(&config)
+        .with_env("http_proxy", &format!("{proxy}/pass"))
+        .with_env("HTTP_PROXY", &format!("{proxy}/pass"));
+    let run = ferry.sync(&["--tag", "v1"]).await.expect(4);
+    assert_eq!(run.job("v1")["result"], "refused");
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    assert!(through_proxy.lock().unwrap().is_empty());
+    assert_eq!(production.tagged("app", "v1"), None);
+}
+
+#[tokio::test]
 async fn a_service_judges_and_whatever_is_no_verdict_waits() {
     let asked = Asked::default();
     let base = service(asked.clone()).await;

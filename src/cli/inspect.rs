@@ -1,0 +1,126 @@
+//! `ls`, `tags`, `digest`: what registries hold.
+
+use clap::Args;
+use serde_json::json;
+
+use super::lines::Lines;
+use super::{Arguments, Failure, delegate, environment};
+use crate::commands::{Inspect, InspectError};
+use crate::config::Config;
+
+/// Print the repositories of a registry
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry ls staging              a registry of the config
+  blobferry ls registry.example     a host, with the credentials of the Docker config
+
+Ends with 5 where the registry lists no repositories.")]
+pub(super) struct Ls {
+    /// A registry of the config, or a host
+    #[arg(value_name = "REGISTRY")]
+    registry: String,
+    /// Print a JSON object on each line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print the tags of a repository, on either side
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry tags staging/team/app              staging is a registry of the config
+  blobferry tags registry.example/app --json   with digests and times where the registry lists them
+
+Signatures and other tags that belong to an image (sha256-….sig) are shown, too.
+Ends with 5 where there is no such repository.")]
+pub(super) struct Tags {
+    /// REGISTRY/REPOSITORY with a registry of the config, host/repository, or layout:PATH
+    #[arg(value_name = "SIDE/REPO")]
+    repository: String,
+    /// Print a JSON object on each line: tag, digest, pushed
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print the digest that a reference names
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry digest production/app:v7
+  blobferry digest registry.example/app:latest
+  test \"$(blobferry digest staging/app:v7)\" = \"$(blobferry digest production/app:v7)\"
+
+Ends with 5 where there is no such tag or digest.")]
+pub(super) struct DigestOf {
+    /// REGISTRY/REPOSITORY:TAG with a registry of the config, host/repository:tag, or
+    /// layout:PATH:tag
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+impl Ls {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let config = delegate::config(arguments)?;
+        let inspect = open(config.as_ref()).await?;
+        let found = inspect.repositories(&self.registry).await;
+        inspect.close().await;
+        for name in found.map_err(failure)? {
+            if self.json {
+                lines.json_line(&json!({"repository": name}));
+            } else {
+                lines.line(name.as_str());
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl Tags {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let config = delegate::config(arguments)?;
+        let inspect = open(config.as_ref()).await?;
+        let found = inspect.tags(&self.repository).await;
+        inspect.close().await;
+        for (tag, listed) in found.map_err(failure)? {
+            if self.json {
+                lines.json_line(&json!({
+                    "tag": tag,
+                    "digest": listed.digest,
+                    "pushed": listed.pushed,
+                }));
+            } else {
+                lines.line(tag.as_str());
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl DigestOf {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        lines: &mut Lines,
+    ) -> Result<u8, Failure> {
+        let config = delegate::config(arguments)?;
+        let inspect = open(config.as_ref()).await?;
+        let found = inspect.digest(&self.reference).await;
+        inspect.close().await;
+        lines.line(found.map_err(failure)?.to_string());
+        Ok(0)
+    }
+}
+
+async fn open(config: Option<&Config>) -> Result<Inspect<'static>, Failure> {
+    Inspect::open(config, &environment).await.map_err(failure)
+}
+
+fn failure(error: InspectError) -> Failure {
+    Failure::new(error.exit_code(), error)
+}
